@@ -1,0 +1,52 @@
+"""Errors that a person can act on, each kind with the exit code that it means."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FourMError(Exception):
+    """Something a user can understand and mend; the message is one sentence for a person."""
+
+    exit_code = 1
+
+
+class UsageError(FourMError):
+    """A wrong option, schedule, config or input; found before any model is loaded."""
+
+    exit_code = 2
+
+
+class ScheduleError(UsageError):
+    """One or more mistakes in a schedule, reported together."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class CheckpointError(UsageError):
+    """A model or tokenizer file that is truncated, malformed or does not fit its configuration."""
+
+
+class SampleError(FourMError):
+    """One sample that cannot be read or decoded; the others go on."""
+
+    exit_code = 3
+
+
+class MissingError(FourMError):
+    """A model or file that is not here and cannot be fetched; the message says what fetches it."""
+
+    exit_code = 4
+
+
+class VerificationError(FourMError):
+    """A checksum or a folder that is not what its record says."""
+
+    exit_code = 5
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,96 @@
+"""Attention, MLPs, norms and position tables: what every 4M network is made of."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Softmax attention over the visible keys.
+
+    q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
+    A query that sees no key at all gets zeros, whatever the batch around it. Returns (B, H, M, d).
+    """
+    if k.shape[2] == 0:
+        return torch.zeros_like(q)
+    if visible is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # A fully hidden row would be 0/0 in the softmax: let it read key 0, then put zeros in its place.
+    seen = visible.any(dim=-1, keepdim=True)
+    first = torch.zeros_like(visible)
+    first[..., 0] = True
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | (first & ~seen))
+    return torch.where(seen, out, torch.zeros_like(out))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, H * d) -> (B, H, N, d)."""
+    batch, length, width = x.shape
+    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, N, d) -> (B, N, H * d)."""
+    batch, heads, length, width = x.shape
+    return x.transpose(1, 2).reshape(batch, length, heads * width)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis whose bias may be a constant zero buffer, as 4M checkpoints store it."""
+
+    def __init__(self, width: int, bias: bool, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(width))
+        else:
+            self.register_buffer("bias", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same shape; statistics over the last axis, biased variance."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), or fc2(act(fc1(x)) * fc3(x)) when gated (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, act: nn.Module, bias: bool, gated: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.act = act
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.fc3 = nn.Linear(width, hidden, bias=bias) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same shape."""
+        hidden = self.act(self.fc1(x))
+        if self.fc3 is not None:
+            hidden = hidden * self.fc3(x)
+        return self.fc2(hidden)
+
+
+def sincos_1d(length: int, width: int) -> Tensor:
+    """Sine-cosine positions (1, length, width) float32: [sin(p w), cos(p w)], w_j = 10000^(-2j / width)."""
+    angles = torch.arange(length).unsqueeze(1) * _frequencies(width // 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).unsqueeze(0)
+
+
+def sincos_2d(height: int, width: int, dim: int) -> Tensor:
+    """Sine-cosine positions (1, height * width, dim) float32, row-major.
+
+    [sin(row w), cos(row w), sin(col w), cos(col w)], w_j = 10000^(-4j / dim); dim is divisible by 4.
+    """
+    w = _frequencies(dim // 4)
+    rows = torch.arange(height).repeat_interleave(width).unsqueeze(1) * w
+    cols = torch.arange(width).repeat(height).unsqueeze(1) * w
+    return torch.cat([rows.sin(), rows.cos(), cols.sin(), cols.cos()], dim=1).unsqueeze(0)
+
+
+def _frequencies(count: int) -> Tensor:
+    """(count,) geometric frequencies from 1 towards 1/10000."""
+    return torch.exp(torch.arange(count) * (-math.log(10000.0) / count))
