@@ -1,0 +1,308 @@
+"""The registry: one typed row per modality, with its decoding defaults; look-up with near matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+
+from fourm.errors import UsageError, near_match
+from fourm.yamlfile import Entry, read_rows
+
+POSITIONS = ("sincos2d", "sincos1d", "learned")
+
+
+class Kind(Enum):
+    """What a modality's values are; everything that depends on the sort of data goes by this."""
+
+    PIXELS = "pixels"  # a picture cut into patches, input only
+    GRID = "grid"  # a square of tokens, row by row
+    SEQUENCE = "sequence"  # text ids, decoded one after the other
+    EMBEDDING = "embedding"  # a sequence of vectors, input only
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """How a target is decoded when nothing else is said."""
+
+    scheme: str
+    num_steps: int | None = None  # None: the scheme needs none
+    token_curve: str = "linear"
+    temperature: float = 1.0
+    temperature_curve: str = "constant"
+    guidance: float = 1.0
+    num_tokens: int | None = None  # None: as many as the modality has
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """A row of the registry."""
+
+    name: str  # "tok_rgb@224"; unique, no "-" and no ","
+    kind: Kind
+    max_tokens: int  # L
+    vocab_size: int = 0  # V; 0 for PIXELS and EMBEDDING
+    grid: tuple[int, int] | None = None  # tokens per side, for PIXELS and GRID
+    patch_size: int = 0  # pixels per token side; 0 = none
+    image_size: int = 0  # pixels per picture side; 0 = none
+    max_positions: int = 0  # SEQUENCE: the decoder reads position 0 from here on; 0 for others
+    embedding_width: int = 0  # EMBEDDING: numbers per vector
+    positions: str = "sincos2d"  # one of POSITIONS, as in the checkpoints
+    codec: str = ""  # key in the codec table
+    tokenizer: str = ""  # key among the tokenizers of a model; "" = no tokenizer
+    folder: str = ""  # where decoded values live in a dataset (token ids live under `name`)
+    suffix: str = ""  # of a decoded value's file
+    title: str = ""  # what plots print
+    rgb_defaults: Defaults | None = None  # with RGB among the conditions; None = cannot be a target
+    defaults: Defaults | None = None  # otherwise
+
+    def __post_init__(self) -> None:
+        for bad, problem in (
+            (not self.name or set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
+            (self.max_tokens < 1, "max_tokens must be at least 1"),
+            (self.positions not in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
+            (self.takes_ids and self.vocab_size < 1, "vocab_size must be at least 1"),
+            (not self.takes_ids and self.defaults is not None, f"{self.kind.value} cannot be a target"),
+            (self._grid_is_wrong(), "grid must be two sides whose product is max_tokens"),
+        ):
+            if bad:
+                raise UsageError(f"modality '{self.name}': {problem}")
+
+    @property
+    def key(self) -> str:
+        """The name up to '@': what kind of data it is, at any resolution."""
+        return self.name.partition("@")[0]
+
+    @property
+    def resolution(self) -> int | None:
+        """The number behind '@', pixels per side; None where the name has none."""
+        tail = self.name.partition("@")[2]
+        return int(tail) if tail.isdecimal() else None
+
+    @property
+    def takes_ids(self) -> bool:
+        """True where values are token ids (GRID and SEQUENCE)."""
+        return self.kind in (Kind.GRID, Kind.SEQUENCE)
+
+    def _grid_is_wrong(self) -> bool:
+        if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING):
+            return self.grid is not None
+        return self.grid is None or self.grid[0] * self.grid[1] != self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """All modalities known to one model."""
+
+    rows: Mapping[str, Modality]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of the table."""
+        return tuple(self.rows)
+
+    def get(self, name: str) -> Modality:
+        """The row of a full name."""
+        if name not in self.rows:
+            raise UsageError(f"unknown modality '{name}'{near_match(name, self.rows)}")
+        return self.rows[name]
+
+    def extended(self, rows: Iterable[Modality]) -> Registry:
+        """A registry with more rows; a row of a known name replaces it."""
+        return Registry(MappingProxyType({**self.rows, **{row.name: row for row in rows}}))
+
+    def resolve(self, name: str, available: Iterable[str]) -> str:
+        """The full name for a short one: `tok_rgb` is its lowest resolution among the available modalities.
+
+        A name that none of the available ones has is looked up in the whole table, so that the caller
+        can say that the model lacks it.
+        """
+        if name in self.rows:
+            return name
+        available = [n for n in available if n in self.rows]
+        for names in (available, self.names):
+            same_key = [n for n in names if self.rows[n].key == name]
+            if same_key:
+                return min(same_key, key=lambda n: self.rows[n].resolution or 0)
+        close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
+        raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
+
+
+_DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
+_DENSE = Defaults("roar", 8, "linear", 3.0, "onex:0.5:0.5", 2.0)
+_CLIP = Defaults("roar", 50, "linear", 5.0, "onex:0.5:0.5", 3.0)
+_RGB = Defaults("roar", 25, "linear", 3.0, "onex:0.5:0.5", 2.0)
+_FEATURES = Defaults("roar", 8, "linear", 0.01, "constant", 2.0)
+_GLOBAL = Defaults("roar", 1, "linear", 0.1, "constant", 1.0)
+_SUPER_RESOLUTION = Defaults("maskgit", 8, "cosine", 1.0, "constant", 2.0)
+
+
+def _pixels(size: int) -> Modality:
+    side = size // 16
+    return Modality(f"rgb@{size}", Kind.PIXELS, side * side, grid=(side, side), patch_size=16, image_size=size,
+                    codec="rgb", folder="rgb", suffix=".png", title="RGB")  # fmt: skip
+
+
+def _tokens(
+    stem: str, vocab_size: int, tokenizer: str, suffix: str, title: str, patch: int = 16, size: int = 224
+) -> Modality:
+    side = size // patch
+    rgb_defaults, defaults = {"rgb": (_RGB, _RGB), "clip": (_DENSE_RGB, _CLIP)}.get(
+        stem, (_DENSE_RGB, _DENSE)
+    )
+    if patch == 14:
+        defaults = _FEATURES
+    if size == 448:
+        rgb_defaults = defaults = _SUPER_RESOLUTION
+    return Modality(
+        f"tok_{stem}@{size}", Kind.GRID, side * side, vocab_size, (side, side), patch, size,
+        codec=f"tok_{stem}", tokenizer=tokenizer, folder=stem if size == 224 else f"{stem}@{size}",
+        suffix=suffix, title=title, rgb_defaults=rgb_defaults, defaults=defaults,
+    )  # fmt: skip
+
+
+def _features(stem: str, tokenizer: str, title: str) -> Modality:
+    """A picture as 16 tokens: its grid comes from the model's `image_size`, 4 x 4 at 224."""
+    return Modality(f"tok_{stem}", Kind.GRID, 16, 8192, (4, 4), 56, positions="learned", codec=f"tok_{stem}",
+                    tokenizer=tokenizer, folder=stem, suffix=".npy", title=title,
+                    rgb_defaults=_GLOBAL, defaults=_GLOBAL)  # fmt: skip
+
+
+def _sequence(
+    name: str, max_tokens: int, temperature: float, title: str, suffix: str = ".json",
+    max_positions: int = 0, tokenizer: str = "", num_tokens: int | None = None,
+) -> Modality:  # fmt: skip
+    defaults = Defaults("autoregressive", temperature=temperature, num_tokens=num_tokens)
+    return Modality(name, Kind.SEQUENCE, max_tokens, 30000, max_positions=max_positions or max_tokens,
+                    positions="sincos1d", codec=name, tokenizer=tokenizer, folder=name, suffix=suffix,
+                    title=title, rgb_defaults=defaults, defaults=defaults)  # fmt: skip
+
+
+# The table of the released models. `human_poses` holds 275 tokens, but its decoder positions end at 263.
+_ROWS = (
+    _pixels(224),
+    _sequence("caption", 256, 0.3, "Caption", suffix=".txt"),
+    _sequence("det", 256, 0.3, "Bounding boxes"),
+    _tokens("rgb", 16384, "rgb", ".png", "RGB"),
+    _tokens("depth", 8192, "depth", ".npy", "Depth"),
+    _tokens("normal", 8192, "normal", ".png", "Normals"),
+    _tokens("semseg", 4096, "semseg", ".png", "Semantic segmentation"),
+    _tokens("clip", 8192, "clip", ".npy", "CLIP-B/16"),
+    Modality("t5_caption", Kind.EMBEDDING, 77, embedding_width=4096, positions="sincos1d", codec="t5_caption",
+             folder="t5_caption", suffix=".npz", title="T5 XXL"),
+    _sequence("metadata", 40, 0.1, "Metadata"),
+    _sequence("human_poses", 275, 0.1, "Human poses", max_positions=263, tokenizer="human_poses"),
+    _sequence("color_palette", 23, 0.1, "Color palette"),
+    _sequence("sam_instance", 290, 0.01, "SAM instances", tokenizer="sam_instance", num_tokens=256),
+    _tokens("canny_edge", 8192, "edges", ".png", "Canny edges"),
+    _tokens("sam_edge", 8192, "edges", ".png", "SAM edges"),
+    _tokens("dinov2", 8192, "dinov2", ".npy", "DINOv2-B/14", patch=14),
+    _tokens("imagebind", 8192, "imagebind", ".npy", "ImageBind-H/14", patch=14),
+    _features("dinov2_global", "dinov2_glob", "DINOv2-B/14 (global)"),
+    _features("imagebind_global", "imagebind_glob", "ImageBind-H/14 (global)"),
+    _pixels(448),
+    _tokens("rgb", 16384, "rgb", ".png", "RGB", size=448),
+    _tokens("depth", 8192, "depth", ".npy", "Depth", size=448),
+    _tokens("normal", 8192, "normal", ".png", "Normals", size=448),
+    _tokens("semseg", 4096, "semseg", ".png", "Semantic segmentation", size=448),
+    _tokens("clip", 8192, "clip", ".npy", "CLIP-B/16", size=448),
+)  # fmt: skip
+RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
+
+
+def load_registry(path: Path, base: Registry = RELEASED) -> Registry:
+    """The base registry with the rows of a model's `modalities.yaml`.
+
+    A row names only what differs from the base row of the same key (`tok_rgb@64` from `tok_rgb@224`), or from
+    the row that it names as `like`.
+    """
+    return base.extended(_row(entries, base, path) for entries in read_rows(path))
+
+
+def _row(entries: tuple[Entry, ...], base: Registry, path: Path) -> Modality:
+    by_key = {entry.key: entry for entry in entries}
+    if "name" not in by_key:
+        raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
+    allowed = [field.name for field in fields(Modality)] + ["like"]
+    for entry in entries:
+        if entry.key not in allowed:
+            raise UsageError(f"{entry.where}: unknown key '{entry.key}'{near_match(entry.key, allowed)}")
+    where = by_key["name"].where
+    try:
+        given: dict[str, object] = {e.key: _field(e) for e in entries if e.key != "like"}
+        like = by_key["like"].value if "like" in by_key else _same_key(str(given["name"]), base)
+        if like is None:
+            for required in ("kind", "max_tokens"):
+                if required not in given and not (required == "max_tokens" and "grid" in given):
+                    raise UsageError(f"'{required}' is missing")
+        return _build(given, base.get(str(like)) if like is not None else None)
+    except UsageError as error:
+        text = str(error)
+        raise UsageError(text if text.startswith(str(path)) else f"{where}: {text}") from None
+
+
+def _build(given: dict[str, object], like: Modality | None) -> Modality:
+    grid = given.get("grid")
+    if isinstance(grid, tuple):
+        given.setdefault("max_tokens", grid[0] * grid[1])
+    if "max_tokens" in given and "sequence" in (
+        getattr(given.get("kind"), "value", ""),
+        like and like.kind.value,
+    ):
+        given.setdefault("max_positions", given["max_tokens"])
+    if "defaults" in given:
+        given.setdefault("rgb_defaults", given["defaults"])
+    if like is not None:
+        return replace(like, **given)  # type: ignore[arg-type]
+    key = str(given["name"]).partition("@")[0]
+    filled = {"codec": key, "folder": key.removeprefix("tok_"), "suffix": ".npy", "title": key, **given}
+    if given["kind"] in (Kind.SEQUENCE, Kind.EMBEDDING):
+        filled.setdefault("positions", "sincos1d")
+    return Modality(**filled)  # type: ignore[arg-type]
+
+
+def _same_key(name: str, base: Registry) -> str | None:
+    key = name.partition("@")[0]
+    return next((row.name for row in base.rows.values() if row.key == key), None)
+
+
+def _field(entry: Entry) -> object:
+    """The value of one field, checked against its type."""
+    value, problem = entry.value, None
+    if entry.key == "kind":
+        if value in [kind.value for kind in Kind]:
+            return Kind(value)
+        problem = f"must be one of {', '.join(kind.value for kind in Kind)}"
+    elif entry.key == "grid":
+        if isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
+            return tuple(value)
+        problem = "must be two whole numbers, for example [8, 8]"
+    elif entry.key in ("defaults", "rgb_defaults"):
+        return _defaults(entry)
+    elif entry.key in ("name", "positions", "codec", "tokenizer", "folder", "suffix", "title"):
+        problem = None if isinstance(value, str) else "must be text"
+    elif type(value) is not int or value < 0:
+        problem = "must be a whole number, 0 or more"
+    if problem:
+        raise UsageError(f"{entry.where}: '{entry.key}' {problem}, not {value!r}")
+    return value
+
+
+def _defaults(entry: Entry) -> Defaults:
+    value = entry.value
+    types: dict[str, tuple[type, ...]] = {
+        "scheme": (str,), "num_steps": (int, type(None)), "token_curve": (str,), "temperature": (int, float),
+        "temperature_curve": (str,), "guidance": (int, float), "num_tokens": (int, type(None)),
+    }  # fmt: skip
+    if not isinstance(value, dict) or "scheme" not in value:
+        raise UsageError(f"{entry.where}: '{entry.key}' must be a mapping with at least 'scheme'")
+    for key, item in value.items():
+        if key not in types:
+            raise UsageError(
+                f"{entry.where}: unknown key '{key}' in '{entry.key}'{near_match(str(key), types)}"
+            )
+        if not isinstance(item, types[key]) or isinstance(item, bool):
+            raise UsageError(f"{entry.where}: '{key}' in '{entry.key}' cannot be {item!r}")
+    return Defaults(**value)

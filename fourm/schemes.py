@@ -1,0 +1,64 @@
+"""The table of decoding schemes: which positions a step asks for, and which of its answers it keeps.
+
+Pure functions of a mask and given noise. Tensors come in from the caller, so torch is not imported here and the table can
+be read, listed and checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A row of the table."""
+
+    name: str
+    causal: bool  # True: one token after the other, each seeing the ones before it
+    ask: Callable[
+        [Tensor, int, Tensor], Tensor
+    ]  # unknown (B, L) bool, n, noise (B, L) -> positions (B, K) int64
+    keep: Callable[[Tensor, int], Tensor]  # confidence (B, K), n -> picks (B, K') int64, indices into K
+
+
+def _ask_all(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
+    """Every unknown position, ascending; all rows must have equally many."""
+    count = int(unknown[0].sum()) if unknown.shape[0] else 0
+    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _ask_lowest_noise(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
+    """The n unknown positions with the lowest noise, ascending; fewer where fewer are left."""
+    count = min(n, int(unknown[0].sum()) if unknown.shape[0] else 0)
+    order = noise.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True)
+    return order[:, :count].sort(dim=1).values
+
+
+def _ask_first(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
+    """The first unknown position of each row, (B, 1)."""
+    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :1]
+
+
+def _keep_most_confident(confidence: Tensor, n: int) -> Tensor:
+    """The n surest answers, ascending; of equal ones the lower index."""
+    order = confidence.argsort(dim=1, descending=True, stable=True)
+    return order[:, :n].sort(dim=1).values
+
+
+def _keep_all(confidence: Tensor, n: int) -> Tensor:
+    """Every answer."""
+    return confidence.argsort(dim=1).sort(dim=1).values
+
+
+SCHEMES: dict[str, Scheme] = {
+    # MaskGIT (Chang et al. 2022, arXiv:2202.04200): ask for everything, keep what the model is surest of.
+    "maskgit": Scheme("maskgit", causal=False, ask=_ask_all, keep=_keep_most_confident),
+    # Random order: ask for a few positions drawn at random, keep them all.
+    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all),
+    "autoregressive": Scheme("autoregressive", causal=True, ask=_ask_first, keep=_keep_all),
+}
