@@ -70,7 +70,12 @@ class Saved:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "saved", "key": self.key, "variation": self.variation, "files": [str(f) for f in self.files]}
+        return {
+            "event": "saved",
+            "key": self.key,
+            "variation": self.variation,
+            "files": [str(f) for f in self.files],
+        }
 
 
 @dataclass(frozen=True, slots=True)
