@@ -141,7 +141,7 @@ _SUPER_RESOLUTION = Defaults("maskgit", 8, "cosine", 1.0, "constant", 2.0)
 
 def _pixels(size: int) -> Modality:
     side = size // 16
-    return Modality(f"rgb@{size}", Kind.PIXELS, side * side, grid=(side, side), patch_size=16, image_size=size,
+    return Modality(f"rgb@{size}", Kind.PIXELS, side * side, 0, (side, side), 16, size,
                     codec="rgb", folder="rgb", suffix=".png", title="RGB")  # fmt: skip
 
 

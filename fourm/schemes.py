@@ -1,7 +1,7 @@
 """The table of decoding schemes: which positions a step asks for, and which of its answers it keeps.
 
-Pure functions of a mask and given noise. Tensors come in from the caller, so torch is not imported here and the table can
-be read, listed and checked without it.
+Pure functions of a mask and given noise. Tensors come in from the caller, so torch is not imported here and
+the table can be read, listed and checked without it.
 """
 
 from __future__ import annotations
