@@ -1,0 +1,133 @@
+"""Prompts from files, streams and tables: text in, one string for each prompt out."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fourm.errors import MissingError, UsageError, near_match
+
+COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
+PARTI_FILES = ("PartiPrompts.tsv",)
+PARTI_REPO = "nateraw/parti-prompts"  # a data set on the Hub with the table as its authors published it
+MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
+
+
+def read_prompts(path: Path, column: str | None = None) -> list[str]:
+    """Prompts of a .txt (one per line), .tsv, .csv or .jsonl file; other names are read as .txt."""
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB are too much for a prompt file")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: there is no such file or folder{_near_file(path)}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_prompts(data, str(path), path.suffix.lower(), column)
+
+
+def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | None = None) -> list[str]:
+    """Prompts in the bytes of a file; `suffix` tells the format, `where` names the source in errors."""
+    text = _text(data, where)
+    if suffix == ".jsonl":
+        prompts = _json_lines(text, where, column)
+    elif suffix in (".tsv", ".csv"):
+        prompts = _table(text, where, suffix, column)
+    elif suffix in (".json", ".yaml", ".yml", ".parquet"):
+        raise UsageError(
+            f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl files, not from {suffix}"
+        )
+    elif column is not None:
+        raise UsageError(
+            f"{where}: --column is for .tsv, .csv and .jsonl files; this one is read line by line"
+        )
+    else:
+        prompts = text.replace("\r", "\n").split("\n")
+    kept = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not kept:
+        raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
+    return kept
+
+
+def find_parti() -> Path:
+    """The Parti prompt table in the Hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache  # only who asks for it pays for its import
+
+    for name in PARTI_FILES:
+        found = try_to_load_from_cache(PARTI_REPO, name, repo_type="dataset")
+        if isinstance(found, str):
+            return Path(found)
+    raise MissingError(
+        "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
+        "or give the table itself: --data PartiPrompts.tsv"
+    )
+
+
+def _text(data: bytes, where: str) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"{where}: is UTF-16 text; save it as UTF-8")
+    if (zero := data.find(b"\0")) >= 0:
+        raise UsageError(f"{where}: is a binary file (a zero byte at position {zero}), not text with prompts")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def _json_lines(text: str, where: str, column: str | None) -> list[str]:
+    prompts: list[str] = []
+    name = column
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
+        if isinstance(record, dict):
+            name = name or _column(list(record), None, where)
+            record = record.get(name)
+        if not isinstance(record, str):
+            raise UsageError(f"{where}: line {number} has no text under '{name or COLUMNS[0]}'")
+        prompts.append(record)
+    return prompts
+
+
+def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
+    """A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table)."""
+    rows: Iterable[Sequence[str]]
+    if suffix == ".tsv":
+        rows = [line.rstrip("\r").split("\t") for line in text.split("\n")]
+    else:
+        try:
+            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error as error:
+            raise UsageError(f"{where}: is not a .csv table ({error})") from error
+    head, *body = [row for row in rows if any(cell.strip() for cell in row)] or [[]]
+    if not head:
+        return []
+    names = [cell.strip() for cell in head]
+    index = names.index(_column(names, column, where))
+    return [row[index] for row in body if index < len(row)]
+
+
+def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
+    """The column to read: the wanted one, or the first of the usual names, in any case."""
+    by_case = {name.lower(): name for name in reversed(names)}
+    for candidate in COLUMNS if wanted is None else (wanted,):
+        if candidate in names:
+            return candidate
+        if candidate.lower() in by_case:
+            return by_case[candidate.lower()]
+    listed = ", ".join(names)
+    if wanted is None:
+        raise UsageError(f"{where}: no column {', '.join(COLUMNS)} among {listed}; name it with --column")
+    raise UsageError(f"{where}: no column '{wanted}' among {listed}{near_match(wanted, names)}")
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return near_match(path.name, (p.name for p in path.parent.iterdir()))

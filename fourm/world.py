@@ -1,0 +1,55 @@
+"""Which share of the samples this process does: rank and size from torchrun, and `--shard i/n`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fourm.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One process among those that share a job; they share nothing but the output folder."""
+
+    rank: int = 0  # 0 <= rank < size
+    size: int = 1
+    local_rank: int = 0  # index of the device on this machine
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise UsageError(f"process {self.rank} of {self.size}: the number must lie in 0..{self.size - 1}")
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Every size-th item from rank on; the caller gives all processes the same sorted items."""
+        return list(items[self.rank :: self.size])
+
+
+def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
+    """The world of torchrun's variables, divided once more by `--shard i/n` (i counts from 0)."""
+    rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
+    local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
+    index, count = parse_shard(shard) if shard is not None else (0, 1)
+    return World(rank=index * size + rank, size=count * size, local_rank=local_rank)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`0/4` -> (0, 4): the first of four shards."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), flags=re.ASCII)
+    if not match:
+        raise UsageError(f"--shard: '{text}' is not i/n; the first of four shards is 0/4")
+    index, count = int(match[1]), int(match[2])
+    if index >= count:
+        raise UsageError(
+            f"--shard: {text} is out of range; shards count from 0, so i lies in 0..{max(count - 1, 0)}"
+        )
+    return index, count
+
+
+def _number(name: str, environment: Mapping[str, str], default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"environment variable {name} is '{text}', not a whole number; torchrun sets it")
+    return int(text)

@@ -1,0 +1,81 @@
+"""Prompt files of every form, and a good sentence for each that is none."""
+
+from pathlib import Path
+
+import pytest
+
+from fourm.errors import UsageError
+from fourm.prompts import parse_prompts, read_prompts
+
+
+def test_lines_are_prompts_and_blank_ones_are_skipped() -> None:
+    assert parse_prompts(b"\xef\xbb\xbfa red circle\r\n\n  a blue  square \n", "f") == [
+        "a red circle",
+        "a blue  square",
+    ]
+
+
+def test_a_line_separator_inside_a_prompt_is_text() -> None:
+    assert parse_prompts("a\u2028b".encode(), "f") == ["a\u2028b"]
+
+
+def test_tsv_keeps_quotation_marks() -> None:
+    data = b'Prompt\tCategory\tNote\na sign that says "Hi\tSigns\t\n"x"\tSigns\tn\n'
+    assert parse_prompts(data, "p.tsv", ".tsv") == ['a sign that says "Hi', '"x"']
+
+
+def test_csv_reads_quotation_marks_and_takes_the_named_column() -> None:
+    data = b'id,Caption,other\n1,"a red, round ""circle""",x\n2,b,y\n'
+    assert parse_prompts(data, "p.csv", ".csv") == ['a red, round "circle"', "b"]
+    assert parse_prompts(data, "p.csv", ".csv", column="other") == ["x", "y"]
+    assert parse_prompts(data, "p.csv", ".csv", column="OTHER") == ["x", "y"]
+
+
+def test_json_lines_hold_objects_or_strings() -> None:
+    data = b'{"id": 1, "text": "a"}\n\n{"text": "b", "id": 2}\n'
+    assert parse_prompts(data, "p.jsonl", ".jsonl") == ["a", "b"]
+    assert parse_prompts(b'"a"\n"b"\n', "p.jsonl", ".jsonl") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "column", "sentence"),
+    [
+        ("p.txt", b"", None, "holds no prompt"),
+        ("p.txt", b"\n \n", None, "holds no prompt"),
+        ("p.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None, "is a binary file"),
+        ("p.txt", "a\nb\nä".encode("latin-1"), None, "line 3 is not UTF-8"),
+        ("p.txt", "a".encode("utf-16"), None, "UTF-16"),
+        ("p.txt", b"a", "prompt", "--column is for"),
+        ("p.tsv", b"id\tname\n1\tx\n", None, "no column caption, prompt, text among id, name"),
+        ("p.tsv", b"id\tname\n1\tx\n", "nam", "no column 'nam' among id, name; did you mean 'name'"),
+        ("p.tsv", b"prompt\n", None, "holds no prompt"),
+        ("p.csv", b"", None, "holds no prompt"),
+        ("p.csv", b'prompt\n"a', None, "is not a .csv table"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt"\n', None, "line 2 is not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"x": "b"}\n', None, "line 2 has no text under 'prompt'"),
+        ("p.jsonl", b'{"prompt": 3}\n', None, "line 1 has no text"),
+        ("p.json", b"[]", None, "not from .json"),
+    ],
+)
+def test_every_wrong_file_gets_a_sentence(
+    tmp_path: Path, name: str, data: bytes, column: str | None, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=sentence) as caught:
+        read_prompts(tmp_path / name, column)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_a_missing_file_names_a_near_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a")
+    with pytest.raises(UsageError, match=r"did you mean 'prompts\.txt'"):
+        read_prompts(tmp_path / "promts.txt")
+
+
+def test_the_recorded_parti_table_is_read_whole(golden: Path) -> None:
+    tables = list((golden / "parti").glob("*.tsv"))
+    if not tables:
+        pytest.skip("no Parti table among the recorded data")
+    prompts = read_prompts(tables[0])
+    assert len(prompts) == len(tables[0].read_text(encoding="utf-8").strip().split("\n")) - 1
+    assert prompts[0] == "bond"

@@ -1,0 +1,40 @@
+"""Shares of the work: every sample to exactly one process."""
+
+import pytest
+
+from fourm.errors import UsageError
+from fourm.world import World, parse_shard, parse_world
+
+
+def test_one_process_does_everything() -> None:
+    assert parse_world(None, {}).share([1, 2, 3]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("shards", "size"), [(1, 3), (4, 1), (3, 2), (8, 4)])
+def test_shards_of_torchrun_jobs_divide_the_work_without_gap_or_overlap(shards: int, size: int) -> None:
+    items = list(range(17))
+    worlds = [
+        parse_world(f"{i}/{shards}", {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)})
+        for i in range(shards)
+        for r in range(size)
+    ]
+    assert sorted(item for world in worlds for item in world.share(items)) == items
+    assert {world.rank for world in worlds} == set(range(shards * size))
+
+
+def test_local_rank_picks_the_device() -> None:
+    world = parse_world(None, {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"})
+    assert world == World(rank=9, size=16, local_rank=1)
+
+
+@pytest.mark.parametrize("text", ["4/4", "5/4", "0/0", "1", "a/b", "-1/4", "1/4/2", "", "١/٤"])
+def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        parse_shard(text)
+
+
+def test_a_broken_environment_is_named() -> None:
+    with pytest.raises(UsageError, match="WORLD_SIZE"):
+        parse_world(None, {"RANK": "0", "WORLD_SIZE": "many"})
+    with pytest.raises(UsageError, match="process 3 of 2"):
+        parse_world(None, {"RANK": "3", "WORLD_SIZE": "2"})
