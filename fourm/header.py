@@ -1,0 +1,138 @@
+"""The header of a safetensors file, read without torch: metadata, and each tensor's dtype and shape."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from fourm.errors import CheckpointError, MissingError, UsageError
+
+_MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+_DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file, as its header describes it."""
+
+    dtype: str  # "F32", "BF16", ...
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Metadata strings and tensors of a safetensors file; anything malformed is a CheckpointError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"):
+                raise CheckpointError(
+                    f"{path}: a pickled PyTorch file under another name; only safetensors files are loaded"
+                )
+            if len(start) < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"{path}: truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
+                )
+            if length > _MAX_HEADER:
+                raise CheckpointError(
+                    f"{path}: not a safetensors file (it claims a header of {length:,} bytes)"
+                )
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return _read_table(raw, size - 8 - length, path)
+
+
+def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Header strings as values: Python or JSON literals are parsed, every other string is kept as it is."""
+    return {key: _literal(text) for key, text in metadata.items()}
+
+
+def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """The header's JSON, checked against the bytes that follow it."""
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_twins)
+    except (ValueError, UsageError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file (its header is not valid: {error})") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: not a safetensors file (its header is not an object)")
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: the header's metadata must be strings")
+    tensors, spans = {}, []
+    for name, info in table.items():
+        tensors[name], span = _read_tensor(name, info, path)
+        spans.append((*span, name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' begins at byte {start:,} of the data instead of {end:,}"
+            )
+        end = stop
+    if end != num_bytes:
+        what = "truncated" if num_bytes < end else "damaged"
+        raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
+    return metadata, tensors
+
+
+def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path}: tensor '{name}' is not described by an object")
+    dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise CheckpointError(f"{path}: tensor '{name}' has the unknown dtype {dtype!r}")
+    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
+        raise CheckpointError(f"{path}: tensor '{name}' lacks a proper shape or place in the file")
+    tensor = TensorInfo(dtype, tuple(shape))
+    if span[1] - span[0] != tensor.num_elements * _DTYPE_BYTES[dtype]:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' of shape {shape} does not fill its {span[1] - span[0]:,} bytes"
+        )
+    return tensor, (span[0], span[1])
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise UsageError("a name occurs twice")
+    return table
+
+
+# A Python literal becomes JSON: strings in single quotes, and three words outside of strings.
+_PYTHON = re.compile(r"'((?:[^'\\]|\\.)*)'|\"(?:[^\"\\]|\\.)*\"|\b(True|False|None)\b")
+_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def _literal(text: str) -> object:
+    def to_json(match: re.Match[str]) -> str:
+        if match[1] is not None:
+            return json.dumps(match[1].replace("\\'", "'").replace("\\\\", "\\"))
+        return _WORDS.get(match[2] or "", match[0])
+
+    try:
+        return json.loads(_PYTHON.sub(to_json, text), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(word: str) -> object:
+    raise ValueError(word)
