@@ -1,0 +1,112 @@
+"""Local files to networks: strict, from safetensors only, straight onto the target device."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fourm.errors import CheckpointError, near_match
+from fourm.hub import ModelFiles, load_config, parse_header_config, read_header
+from fourm.model import FourM, FourMConfig
+from fourm.modalities import Kind
+from fourm.tokenizers.vq import VQConfig, VQTokenizer, fit_state
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_model(
+    files: ModelFiles, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> FourM:
+    """The transformer of a model folder or file, ready for inference."""
+    config = FourMConfig.from_dict(files.config, files.registry)
+    with torch.device("meta"):
+        model = FourM(config)
+    state = _fit_model(model, _read_tensors(files.weights), files.weights)
+    return _filled(model, state, device, dtype)
+
+
+def load_tokenizer(
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    encoder_only: bool = False,
+) -> VQTokenizer:
+    """A discrete tokenizer from a folder (config.json, model.safetensors) or a file with its config inside."""
+    weights = path / "model.safetensors" if path.is_dir() else path
+    beside = weights.parent / "config.json"
+    in_folder = path.is_dir() and beside.exists()
+    try:
+        config = VQConfig.from_dict(load_config(beside) if in_folder else _header_config(weights))
+        state = fit_state(config, _read_tensors(weights), encoder_only)
+    except CheckpointError as error:
+        raise CheckpointError(_located(error, weights)) from None
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(config, encoder_only)
+    _filled(tokenizer, state, device, torch.float32)
+    return tokenizer if dtype == torch.float32 else tokenizer.set_network_dtype(dtype)
+
+
+def _header_config(weights: Path) -> dict[str, object]:
+    return parse_header_config(read_header(weights)[0])
+
+
+def _located(error: CheckpointError, path: Path) -> str:
+    """The sentence, with the file in front unless it is named already."""
+    return str(error) if str(path.parent) in str(error) else f"{path}: {error}"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, memory-mapped."""
+    read_header(path)  # says what is wrong with a malformed file in words
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _filled(
+    module: Network, state: dict[str, Tensor], device: str | torch.device, dtype: torch.dtype
+) -> Network:
+    """A module from the meta device with these tensors as its own, in evaluation mode."""
+    moved = {n: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for n, t in state.items()}
+    module.load_state_dict(moved, strict=True, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _fit_model(model: FourM, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors that the transformer loads: every one of them, nothing left over, all shapes right."""
+    wanted = model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name not in unused_names(model)}
+    for name in model.shared_names():
+        # The Hub stores a shared vector once, under either name.
+        pair = [f"{side}_embeddings.{name}.mod_emb" for side in ("encoder", "decoder")]
+        for one, other in (pair, reversed(pair)):
+            if one not in kept and other in kept:
+                kept[one] = kept[other]
+    problems = [
+        f"'{name}' is missing{near_match(name, kept.keys() - wanted.keys())}"
+        for name in wanted
+        if name not in kept
+    ]
+    problems += [f"'{name}' has no place in the model" for name in kept if name not in wanted]
+    problems += [
+        f"'{name}' is {tuple(kept[name].shape)}, the config asks for {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in kept and kept[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path}: tensor {'; tensor '.join(problems[:3])}{more}")
+    return kept
+
+
+def unused_names(model: FourM) -> frozenset[str]:
+    """Tensors of a checkpoint that no result depends on: image targets are decoded from the mask token alone."""
+    return frozenset(
+        f"decoder_embeddings.{m.name}.token_emb.weight"
+        for m in model.config.modalities_out
+        if m.kind is Kind.GRID
+    )

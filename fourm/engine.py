@@ -1,0 +1,214 @@
+"""Runs a chain over a batch: one loop for every scheme, a fast query and a plain one that judges it.
+
+The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress` with a new,
+independent state; the last one holds the finished batch.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fourm.blocks import DecoderCache
+from fourm.modalities import Kind, Registry
+from fourm.sampling import draw, guide
+from fourm.schedule import Chain, Step
+from fourm.schemes import SCHEMES
+from fourm.state import FIRST_SENTINEL, PAD_ID, S1_ID, Batch, Context, Slot, pending, stack
+from fourm.wordpiece import merge_spans
+
+ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
+PAD_MULTIPLE = 64  # rows are padded to this, so that a sample's sums do not depend on its batch
+RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
+
+
+class Network(Protocol):
+    """A model as the engine sees it: `FourM`, or a few lines in a test."""
+
+    def encode(self, batch: Batch, budget: int | None = None) -> Context: ...
+    def decode(
+        self,
+        target: str,
+        positions: Tensor,
+        ids: Tensor | None,
+        context: Context,
+        cache: DecoderCache | None = None,
+    ) -> Tensor: ...
+    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache: ...
+
+
+class NoiseSource(Protocol):
+    """Uniforms (B, K) in [0, 1) for positions (B, K) of a step; `fourm.sampling.Noise`, or a test's own."""
+
+    def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What one decoding step did; a sequence reports after every token."""
+
+    step: Step
+    batch: Batch  # the state after the step
+    fixed: int  # tokens fixed now, per sample
+    done: int  # tokens of the target fixed so far, per sample
+    total: int  # tokens of the target; for a sequence the limit
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A network and how to ask it."""
+
+    network: Network
+    sentinels: range = RELEASED_SENTINELS  # ids of [S_0], [S_1], ... in the model's text tokenizer
+    plain: bool = False  # True: every pass alone, nothing cached or padded; slow and easy to read
+
+    def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
+        """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
+        known = int(batch.num_known().max())  # followed on the host from here on: no wait for the device
+        done = {spec.target: 0 for spec in chain.specs}
+        totals = {spec.target: spec.num_tokens for spec in chain.specs}
+        for step in chain.steps:
+            started = time.perf_counter()
+            if batch.slots[step.target].kind is Kind.SEQUENCE:
+                for progress in self._decode_sequence(batch, step, chain, noise, known):
+                    yield progress
+                batch = progress.batch
+                known = int(batch.num_known().max())
+                continue
+            with torch.inference_mode():
+                filled = self._decode_together(batch, step, chain, noise, known)
+            fixed = int(filled.slots[step.target].known.shape[1] and step.num_tokens)
+            batch, known = filled, known + fixed
+            done[step.target] += fixed
+            seconds = time.perf_counter() - started
+            yield Progress(step, batch, fixed, done[step.target], totals[step.target], seconds)
+
+    def _decode_together(
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int
+    ) -> Batch:
+        """One step of an image target: ask some positions, draw, keep some answers."""
+        scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
+        places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
+        positions = scheme.ask(slot.wanted, step.num_tokens, noise.uniforms(step.index, ORDER, places))
+        logits = self._ask(_passes(batch, step), step, positions, known)
+        uniforms = noise.uniforms(step.index, DRAW, positions)
+        ids, confidence = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
+        picks = scheme.keep(confidence, step.num_tokens)
+        return batch.fill(step.target, positions.gather(1, picks), ids.gather(1, picks))
+
+    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: int) -> Tensor:
+        """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
+        if self.plain:
+            contexts = [self.network.encode(one) for one in passes]
+            logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
+        else:
+            context = self.network.encode(stack(passes), _padded(known + len(passes[0].slots)))
+            flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
+            logits = flat.unflatten(0, (len(passes), -1))
+        return _guide(logits, step)
+
+    def _decode_sequence(
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int
+    ) -> Iterator[Progress]:
+        """Decode a text token by token; the last report carries the text merged into the state."""
+        slot, passes = batch.slots[step.target], _passes(batch, step)
+        starts, stops, room = _places(slot, step.num_tokens)
+        limit = int(room.max())
+        ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
+        with torch.inference_mode():
+            ask = self._plain_asker(passes, step) if self.plain else self._asker(passes, step, limit, known)
+        for j in range(limit):
+            started = time.perf_counter()
+            if not bool(active.any()):
+                break
+            with torch.inference_mode():
+                uniforms = noise.uniforms(step.index, DRAW, torch.full_like(starts, j).unsqueeze(1))
+                new, _ = draw(ask(ids)[:, -1], uniforms[:, 0], step.temperature, chain.top_k, chain.top_p)
+                # A finished row is fed padding: nothing sampled after its end may touch it.
+                new = torch.where(active, new, torch.full_like(new, PAD_ID))
+                ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
+                active = active & (new != stops) & (j + 1 < room)
+            yield Progress(step, batch, 1, j + 1, limit, time.perf_counter() - started)
+        merged = batch.with_slot(step.target, _merge(slot, ids, stops, self.sentinels))
+        yield Progress(step, merged, 0, ids.shape[1] - 1, limit, 0.0)
+
+    def _plain_asker(self, passes: list[Batch], step: Step) -> "Asker":
+        """Logits from the whole text so far, everything computed anew for each token."""
+        contexts = [self.network.encode(one) for one in passes]
+
+        def ask(ids: Tensor) -> Tensor:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            logits = [self.network.decode(step.target, positions, ids, c) for c in contexts]
+            return _guide(torch.stack(logits), step)
+
+        return ask
+
+    def _asker(self, passes: list[Batch], step: Step, limit: int, known: int) -> "Asker":
+        """Logits from the newest token, the ones before it remembered in a cache."""
+        context = self.network.encode(stack(passes), _padded(known + len(passes[0].slots)))
+        cache = self.network.start_cache(context, limit)
+
+        def ask(ids: Tensor) -> Tensor:
+            newest = ids[:, -1:].repeat(len(passes), 1)
+            positions = torch.full_like(newest, ids.shape[1] - 1)
+            flat = self.network.decode(step.target, positions, newest, context, cache)
+            return _guide(flat.unflatten(0, (len(passes), -1)), step)
+
+        return ask
+
+
+Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 or j, V), the newest last
+
+
+def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
+    """The batch with a pending slot for each target of the chain; a target that is there stays as it is."""
+    for spec in chain.specs:
+        if spec.target not in batch.slots:
+            slot = pending(registry.get(spec.target).kind, len(batch.keys), spec.num_tokens)
+            batch = batch.with_slot(spec.target, slot)
+    return batch
+
+
+def _passes(batch: Batch, step: Step) -> list[Batch]:
+    """The states that a step asks: the base, then one for each branch."""
+    if not step.guided:
+        return [batch]
+    return [batch.hide(step.guided), *(batch.hide(step.guided - b.visible) for b in step.branches)]
+
+
+def _guide(logits: Tensor, step: Step) -> Tensor:
+    """Combine passes (1 + n, B, K, V) by the step's weights, in float32."""
+    return guide(logits.float(), torch.tensor([branch.weight for branch in step.branches]))
+
+
+def _padded(count: int) -> int:
+    """The next multiple of PAD_MULTIPLE."""
+    return -(-count // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First id, stop id and number of tokens to decode, each (B,), of a pending text."""
+    order = slot.wanted.long().argsort(dim=1, descending=True, stable=True)
+    counts = slot.wanted.sum(dim=1)
+    first, last = order[:, :1], order.gather(1, (counts - 1).clamp_min(0).unsqueeze(1))
+    starts, stops = slot.values.gather(1, first)[:, 0], slot.values.gather(1, last)[:, 0]
+    return starts, stops, counts.clamp_max(max_tokens)
+
+
+def _merge(slot: Slot, ids: Tensor, stops: Tensor, sentinels: range) -> Slot:
+    """Put decoded spans (B, 1 + j) where their sentinels stand in the visible text; nothing is left to decode."""
+    rows = []
+    for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
+        visible = values[known].tolist() or [S1_ID]
+        end = new.index(stop, 1) + 1 if stop in new[1:] else len(new)
+        rows.append(merge_spans(visible, new[:end], sentinels))
+    length = max(1, *(len(row) for row in rows)) if rows else 1
+    padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in rows])
+    real = torch.arange(length) < lengths.unsqueeze(1)
+    device = slot.values.device
+    return Slot(Kind.SEQUENCE, padded.to(device), real.to(device), torch.zeros_like(real, device=device))

@@ -1,0 +1,134 @@
+"""From logits to tokens: guidance, filters, and noise that belongs to the sample.
+
+Pure functions: logits and noise in, ids out. Nothing here knows of models, files or schedules.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+GREEDY_BELOW = 1e-8  # temperatures at or under this are an argmax; linear curves end at 1e-9
+
+
+def guide(logits: Tensor, weights: Tensor) -> Tensor:
+    """Combine guided passes: base + sum_i weights[i] * (branch_i - base).
+
+    logits: (1 + n, B, K, V), base first. weights: (n,). Returns (B, K, V). n = 0 is plain sampling, 1
+    classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), more is weighted multi-modal
+    guidance (Liu et al. 2022, arXiv:2206.01714).
+    """
+    out = logits[0]
+    for weight, branch in zip(weights, logits[1:], strict=True):
+        out = out + (branch - logits[0]) * weight
+    return out
+
+
+def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
+    """Set all but the largest entries of the last axis to -inf; ties with the last one kept stay.
+
+    An int is a count, a float in (0, 1] a fraction of the vocabulary; 0 is off. At least one stays.
+    """
+    size = logits.shape[-1]
+    count = top_k if isinstance(top_k, int) else int(top_k * size)
+    if top_k <= 0 or count >= size:
+        return logits
+    smallest = logits.topk(max(count, 1), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < smallest, float("-inf"))
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Set to -inf what lies outside the nucleus (Holtzman et al. 2020, arXiv:1904.09751).
+
+    Kept is the smallest set of most probable entries whose probabilities add up to more than top_p; the
+    most probable one always stays. 0 and everything from 1 upwards are off.
+    """
+    if not 0 < top_p < 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    before[..., 0] = 0
+    outside = torch.empty_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
+    return logits.masked_fill(outside, float("-inf"))
+
+
+def draw(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One token for every row: ids and their confidence, both of shape (...).
+
+    logits: (..., V) any float dtype; uniforms: (...) in [0, 1), one for each row. The filters act before the
+    temperature. The token is where the cumulative probability first exceeds the uniform. The confidence
+    is the token's probability after filters and temperature; at temperature 0 the token is the most
+    probable one and its confidence the untempered probability, so that positions can be ranked.
+    """
+    logits = logits.float()
+    if temperature <= GREEDY_BELOW:
+        best = logits.argmax(dim=-1)
+        confidence = logits.softmax(dim=-1)
+    else:
+        filtered = keep_top_p(keep_top_k(logits, top_k), top_p)
+        confidence = (filtered / temperature).softmax(dim=-1)
+        cumulative = confidence.cumsum(dim=-1)
+        wanted = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+        # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
+        best = (cumulative <= wanted).sum(dim=-1)
+        # u * total can round up to the total: then take the last entry that has any probability.
+        last = (cumulative < cumulative[..., -1:]).sum(dim=-1)
+        best = torch.minimum(best, last)
+    return best, confidence.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Noise:
+    """Uniform noise as a pure function of (seed, sample, variation, stage), step, purpose and position.
+
+    Two rounds of a 64-bit mixing function (Steele et al. 2014, SplitMix64) in tensor integer arithmetic:
+    the same numbers on every device, in every batch, in any order.
+    """
+
+    streams: Tensor  # (B,) int64, one stream for each row
+
+    @staticmethod
+    def for_samples(seed: int, samples: list[tuple[str, int]], stage: str = "") -> "Noise":
+        """Streams for rows named by (sample key, variation); `stage` keeps super-resolution apart."""
+        streams = []
+        for key, variation in samples:
+            # Separators and lengths make (12, 3) and (1, 23) different streams.
+            text = "\0".join(("fourm-noise-1", str(seed), stage, key, str(variation)))
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            streams.append(int.from_bytes(digest, "little", signed=True))
+        return Noise(torch.tensor(streams, dtype=torch.int64))
+
+    def to(self, device: torch.device | str) -> "Noise":
+        """The same streams on another device."""
+        return replace(self, streams=self.streams.to(device))
+
+    def select(self, rows: Tensor) -> "Noise":
+        """The streams of these rows, (B',) int64."""
+        return Noise(self.streams[rows])
+
+    def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor:
+        """(B, K) float32 in [0, 1) for positions (B, K) int64 of one step; `purpose` separates uses."""
+        state = _mix(self.streams + (2 * step + purpose + 1) * _signed(0x9E3779B97F4A7C15))
+        bits = _mix(state.unsqueeze(1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
+        return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit constant."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own keeps the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64; products wrap around."""
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
