@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub import ModelFiles, load_config, parse_header_config, read_header
-from fourm.model import FourM, FourMConfig
 from fourm.modalities import Kind
+from fourm.model import FourM, FourMConfig
 from fourm.tokenizers.vq import VQConfig, VQTokenizer, fit_state
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -33,7 +33,7 @@ def load_tokenizer(
     dtype: torch.dtype = torch.float32,
     encoder_only: bool = False,
 ) -> VQTokenizer:
-    """A discrete tokenizer from a folder (config.json, model.safetensors) or a file with its config inside."""
+    """A discrete tokenizer from a folder (config.json, model.safetensors) or from one file."""
     weights = path / "model.safetensors" if path.is_dir() else path
     beside = weights.parent / "config.json"
     in_folder = path.is_dir() and beside.exists()
@@ -62,7 +62,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     read_header(path)  # says what is wrong with a malformed file in words
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
@@ -104,7 +105,7 @@ def _fit_model(model: FourM, state: dict[str, Tensor], path: Path) -> dict[str, 
 
 
 def unused_names(model: FourM) -> frozenset[str]:
-    """Tensors of a checkpoint that no result depends on: image targets are decoded from the mask token alone."""
+    """Tensors of a checkpoint that no result depends on: image targets start from the mask token alone."""
     return frozenset(
         f"decoder_embeddings.{m.name}.token_emb.weight"
         for m in model.config.modalities_out

@@ -1,7 +1,7 @@
 """Runs a chain over a batch: one loop for every scheme, a fast query and a plain one that judges it.
 
-The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress` with a new,
-independent state; the last one holds the finished batch.
+The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress`
+with a new, independent state; the last one holds the finished batch.
 """
 
 import time
@@ -200,7 +200,7 @@ def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _merge(slot: Slot, ids: Tensor, stops: Tensor, sentinels: range) -> Slot:
-    """Put decoded spans (B, 1 + j) where their sentinels stand in the visible text; nothing is left to decode."""
+    """Put decoded spans (B, 1 + j) where their sentinels stand in the text; nothing is left to decode."""
     rows = []
     for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
         visible = values[known].tolist() or [S1_ID]

@@ -1,9 +1,10 @@
 """What a run reports while it goes on: one small object per event, each with a JSON-ready record.
 
-Consumers (progress bars, plain lines, JSON lines, tests) read this stream; it is the only output of a run besides files.
+Consumers (progress bars, plain lines, JSON lines, tests) read this stream; besides its files, a run has
+no other output.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ class Started:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "started", "total": self.total, "skipped": self.skipped, "batch_size": self.batch_size,
-                "model": self.model, "device": self.device, "steps": self.steps}  # fmt: skip
+        return _record("started", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Loading:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "loading", "what": self.what}
+        return _record("loading", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,7 @@ class Stepped:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "step", "keys": list(self.keys), "target": self.target, "scheme": self.scheme,
-                "step": self.step, "steps": self.steps, "done": self.done, "total": self.total, "fixed": self.fixed,
-                "temperature": self.temperature, "guidance": self.guidance,
-                "seconds": round(self.seconds, 6)}  # fmt: skip
+        return _record("step", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class Failed:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "failed", "key": self.key, "variation": self.variation, "reason": self.reason}
+        return _record("failed", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +99,21 @@ class Finished:
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat record."""
-        return {"event": "finished", "saved": self.saved, "skipped": self.skipped, "failed": self.failed,
-                "seconds": round(self.seconds, 3)}  # fmt: skip
+        return _record("finished", self)
 
 
 Event = Started | Loading | Stepped | Saved | Failed | Finished
+
+
+def _record(name: str, event: "Event") -> dict[str, Any]:
+    """The event's name and its fields, in numbers, strings and lists."""
+    fields = {key: _plain(value) for key, value in asdict(event).items()}
+    return {"event": name, **fields}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return value

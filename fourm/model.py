@@ -7,6 +7,7 @@ logits: it knows nothing of schedules, files or sampling.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +69,17 @@ class FourMConfig:
                 values[item.name] = _typed(item.name, config[item.name], item.type)
             elif item.name in ("image_size", "patch_size", "norm_bias", "act_layer"):
                 missing.append(item.name)
-        names = {key: config.get(key) for key in ("domains_in", "domains_out")}
-        missing += [key for key, value in names.items() if not isinstance(value, list)]
+        rows = {}
+        for key in ("domains_in", "domains_out"):
+            names = config.get(key)
+            if isinstance(names, list):
+                rows[key] = tuple(registry.get(str(name)) for name in names)
+            else:
+                missing.append(key)
         if missing:
             raise CheckpointError(f"config: {', '.join(missing)} missing or of the wrong type")
-        rows_in = tuple(registry.get(str(n)) for n in names["domains_in"])  # type: ignore[union-attr]
-        rows_out = tuple(registry.get(str(n)) for n in names["domains_out"])  # type: ignore[union-attr]
-        decodable = tuple(m for m in rows_out if m.kind in (Kind.GRID, Kind.SEQUENCE))
-        return FourMConfig(modalities_in=rows_in, modalities_out=decodable, **values)  # type: ignore[arg-type]
+        decodable = tuple(m for m in rows["domains_out"] if m.kind in (Kind.GRID, Kind.SEQUENCE))
+        return FourMConfig(modalities_in=rows["domains_in"], modalities_out=decodable, **values)  # type: ignore[arg-type]
 
     @property
     def mlp_hidden(self) -> int:
@@ -103,6 +107,8 @@ def _typed(name: str, value: object, wanted: object) -> object:
 
 class Embedding(nn.Module):
     """Content and address of one modality's tokens, on the encoder's side."""
+
+    pos_emb: Tensor  # (1, L, D); sequences have SEQUENCE_ROWS rows
 
     def __init__(self, modality: Modality, config: FourMConfig) -> None:
         super().__init__()
@@ -134,6 +140,8 @@ class Embedding(nn.Module):
 
 class Head(nn.Module):
     """Address of one target's positions on the decoder's side, and its logits."""
+
+    pos_emb: Tensor  # (1, L, D)
 
     def __init__(self, modality: Modality, config: FourMConfig) -> None:
         super().__init__()
@@ -185,7 +193,7 @@ class FourM(nn.Module):
         self.decoder_embeddings = nn.ModuleDict({m.name: Head(m, config) for m in config.modalities_out})
         if config.share_modality_embeddings:
             for name in self.shared_names():
-                self.decoder_embeddings[name].mod_emb = self.encoder_embeddings[name].mod_emb
+                self.head(name).mod_emb = self.embedding(name).mod_emb
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.dim))
@@ -194,6 +202,14 @@ class FourM(nn.Module):
         self.decoder_proj_context = nn.Linear(config.dim, config.dim)
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.decoder_norm = config.norm()
+
+    def embedding(self, name: str) -> Embedding:
+        """The encoder's side of one modality."""
+        return cast("Embedding", self.encoder_embeddings[name])
+
+    def head(self, name: str) -> Head:
+        """The decoder's side of one modality."""
+        return cast("Head", self.decoder_embeddings[name])
 
     def shared_names(self) -> list[str]:
         """Modalities whose modality vector is one tensor under two names."""
@@ -212,7 +228,7 @@ class FourM(nn.Module):
             return empty, empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device)
         contents, addresses = [], []
         for name, slot in slots.items():
-            content, address = self.encoder_embeddings[name](slot)
+            content, address = self.embedding(name)(slot)
             contents.append(content)
             addresses.append(address.expand_as(content))
         known = torch.cat([slot.known for slot in slots.values()], dim=1)
@@ -243,7 +259,7 @@ class FourM(nn.Module):
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
         """Everything about a context that decoding a sequence of at most max_tokens needs only once."""
         return DecoderCache(
-            tuple(block.read_context(context.tokens) for block in self.decoder),
+            tuple(cast("DecoderBlock", block).read_context(context.tokens) for block in self.decoder),
             tuple(SelfMemory(max_tokens) for _ in self.decoder),
         )
 
@@ -261,7 +277,7 @@ class FourM(nn.Module):
         `ids` (B, K) are the tokens before the ones asked, `positions` count from 0. With a cache, only
         tokens that it has not seen yet are passed.
         """
-        head = self.decoder_embeddings[target]
+        head = self.head(target)
         content = self.mask_token if ids is None else head.token_emb(ids)
         y = content + head.address(positions)
         causal = ids is not None and cache is None
@@ -278,7 +294,7 @@ class FourM(nn.Module):
         """Decoder blocks and final norm over given inputs y (B, K, D); self_visible: (B, 1, K, K) bool."""
         visible = context.visible[:, None, None, :]
         for i, block in enumerate(self.decoder):
-            cross = cache.cross[i] if cache else block.read_context(context.tokens)
+            cross = cache.cross[i] if cache else cast("DecoderBlock", block).read_context(context.tokens)
             y = block(y, cross, visible, self_visible, causal, cache.memory[i] if cache else None)
         return self.decoder_norm(y)
 
