@@ -29,8 +29,8 @@ class ViTPreset:
     mlp_ratio: float = 4.0
 
 
-# `b` is what all released tokenizers use; the demo's encoder has no attention, so that equal patches
-# get equal tokens wherever they lie.
+# `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
+# tokens wherever they lie, and equal tokens equal patches.
 VIT_PRESETS: dict[str, ViTPreset] = {
     "vit_s_enc": ViTPreset(512, 8, 8),
     "vit_s_dec": ViTPreset(512, 8, 8),
@@ -38,8 +38,9 @@ VIT_PRESETS: dict[str, ViTPreset] = {
     "vit_b_dec": ViTPreset(768, 12, 12),
     "vit_l_enc": ViTPreset(1024, 24, 16),
     "vit_l_dec": ViTPreset(1024, 24, 16),
-    "vit_demo_enc": ViTPreset(128, 0, 4),
-    "vit_demo_dec": ViTPreset(128, 2, 4),
+    "vit_demo_enc": ViTPreset(64, 0, 4),
+    "vit_demo_dec": ViTPreset(64, 0, 4),
+    "vit_demo_rgb_dec": ViTPreset(128, 0, 4),
 }
 
 
