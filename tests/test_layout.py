@@ -27,7 +27,7 @@ from fourm.layout import (
 HOSTILE = [
     "a\nb",
     "Zürich ☃",
-    "..a",
+    "a..",
     "-v0",
     "a b",
     "$(x)",
