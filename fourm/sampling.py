@@ -54,31 +54,33 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside, float("-inf"))
 
 
+def probabilities(logits: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0) -> Tensor:
+    """What a token is drawn from, (..., V): the filters act first, then the temperature (above 0)."""
+    return (keep_top_p(keep_top_k(logits, top_k), top_p) / temperature).softmax(dim=-1)
+
+
 def draw(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """One token for every row: ids and their confidence, both of shape (...).
 
-    logits: (..., V) any float dtype; uniforms: (...) in [0, 1), one for each row. The filters act before the
-    temperature. The token is where the cumulative probability first exceeds the uniform. The confidence
-    is the token's probability after filters and temperature; at temperature 0 the token is the most
-    probable one and its confidence the untempered probability, so that positions can be ranked.
+    logits: (..., V) any float dtype; uniforms: (...) in [0, 1), one for each row. The token is where the
+    cumulative probability first exceeds the uniform. The confidence is the token's probability after
+    filters and temperature; at temperature 0 the token is the most probable one and its confidence
+    the untempered probability, so that positions can be ranked.
     """
     logits = logits.float()
     if temperature <= GREEDY_BELOW:
-        best = logits.argmax(dim=-1)
-        confidence = logits.softmax(dim=-1)
+        ids, confidence = logits.argmax(dim=-1), logits.softmax(dim=-1)
     else:
-        filtered = keep_top_p(keep_top_k(logits, top_k), top_p)
-        confidence = (filtered / temperature).softmax(dim=-1)
+        confidence = probabilities(logits, temperature, top_k, top_p)
         cumulative = confidence.cumsum(dim=-1)
         wanted = uniforms.unsqueeze(-1) * cumulative[..., -1:]
         # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
-        best = (cumulative <= wanted).sum(dim=-1)
-        # u * total can round up to the total: then take the last entry that has any probability.
-        last = (cumulative < cumulative[..., -1:]).sum(dim=-1)
-        best = torch.minimum(best, last)
-    return best, confidence.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+        ids = (cumulative <= wanted).sum(dim=-1)
+        # u * total can round up to the total: then take the entry that reaches it.
+        ids = torch.minimum(ids, (cumulative < cumulative[..., -1:]).sum(dim=-1))
+    return ids, confidence.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,13 +114,14 @@ class Noise:
 
     def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor:
         """(B, K) float32 in [0, 1) for positions (B, K) int64 of one step; `purpose` separates uses."""
-        state = _mix(self.streams + (2 * step + purpose + 1) * _signed(0x9E3779B97F4A7C15))
+        state = _mix(self.streams + _signed((2 * step + purpose + 1) * 0x9E3779B97F4A7C15))
         bits = _mix(state.unsqueeze(1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit constant."""
+    """The int64 with the lowest 64 bits of a number."""
+    value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
