@@ -1,0 +1,61 @@
+"""What a codec is, and the table of codecs: file <-> value <-> tokens, value -> picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from fourm.codecs.images import FORMS, GridCodec, PixelsCodec
+from fourm.codecs.sequences import CaptionCodec
+from fourm.errors import UsageError, near_match
+from fourm.modalities import Modality
+from fourm.sampling import Noise
+from fourm.state import Slot
+from fourm.tokenizers.vq import VQTokenizer
+from fourm.wordpiece import WordPiece
+
+T = TypeVar("T")
+
+# Known rows whose values cannot be read or written yet; their tokens can.
+NOT_YET = ("det", "metadata", "color_palette", "human_poses", "sam_instance", "t5_caption")
+
+
+class Codec(Protocol[T]):
+    """Values of type T in all their forms. Errors of one value are SampleErrors."""
+
+    def read(self, path: Path) -> T:
+        """A value from a file."""
+
+    def write(self, value: T, path: Path, text: Mapping[str, str] | None = None) -> None:
+        """A file at exactly this path; `text` (prompt, seed, ...) goes along where the format has room."""
+
+    def encode(self, values: Sequence[T]) -> Slot:
+        """What the model reads, one row per value; everything is known."""
+
+    def decode(self, slot: Slot, noise: Noise | None = None) -> list[T]:
+        """One value per row; `noise` is for tokenizers that decode by diffusion."""
+
+    def picture(self, value: T) -> Image.Image:
+        """Something to look at."""
+
+
+def build_codec(
+    row: Modality, tokenizer: VQTokenizer | None = None, wordpiece: WordPiece | None = None
+) -> Codec[Any]:
+    """The codec of a row. A grid can be read, written and shown without its tokenizer."""
+    if row.codec == "rgb":
+        return PixelsCodec(row)
+    if row.codec == "caption":
+        if wordpiece is None:
+            raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+        return CaptionCodec(row, wordpiece)
+    if row.codec in FORMS:
+        if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
+            size = tokenizer.config.codebook_size
+            raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
+        return GridCodec(row, FORMS[row.codec], tokenizer)
+    if row.codec in NOT_YET:
+        raise UsageError(f"{row.name}: reading and writing {row.title or row.name} is not available yet")
+    known = ("rgb", "caption", *FORMS, *NOT_YET)
+    raise UsageError(f"{row.name}: unknown codec '{row.codec}'{near_match(row.codec, known)}")

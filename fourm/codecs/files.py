@@ -1,0 +1,136 @@
+"""Files of single values: ids and arrays (.npy, never pickled), JSON, text, pictures.
+
+Whatever is wrong with a file is a SampleError that names it: one bad file must not end a run.
+"""
+
+import gzip
+import io
+import json
+import math
+import struct
+import tokenize
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fourm.errors import SampleError
+
+MAX_BYTES = 1 << 30  # of an array or picture file
+MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
+MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
+# Pillow's other formats run programs (EPS), or read what no dataset holds.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
+# What NumPy's header parser and Pillow's decoders raise for malformed bytes.
+_HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+_PICTURE_ERRORS = (
+    OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+    MemoryError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file of numbers or booleans; nothing in it is ever unpickled."""
+    stream = io.BytesIO(_read_bytes(path, MAX_BYTES))
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read_header(stream)
+        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
+        size = math.prod(shape)
+        is_whole = 0 <= size * dtype.itemsize == len(stream.getbuffer()) - stream.tell()
+    except _HEADER_ERRORS as error:
+        raise SampleError(f"{path}: not a .npy file ({error})") from error
+    if dtype.kind not in "biuf":
+        raise SampleError(f"{path}: holds {dtype}, not numbers; pickled arrays are never loaded")
+    if not is_whole or min(shape, default=0) < 0:
+        raise SampleError(f"{path}: truncated or damaged; its header announces {shape} {dtype}")
+    flat = np.frombuffer(stream.read(), dtype=dtype, count=size)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def write_array(array: NDArray[Any], path: Path) -> None:
+    """A .npy file of exactly this path (np.save alone would append a suffix)."""
+    with path.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
+    """(count,) token ids in 0..vocab_size - 1: an integer vector, or the first row of crops x tokens."""
+    array = read_array(path)
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.size == 0:
+        raise SampleError(f"{path}: {array.dtype} of shape {array.shape} is not a row of token ids")
+    row = (array if array.ndim == 1 else array[0]).astype(np.int64)
+    if len(row) != count:
+        raise SampleError(f"{path}: {len(row)} tokens, where the modality has {count}")
+    if row.min() < 0 or row.max() >= vocab_size:
+        wrong = row.min() if row.min() < 0 else row.max()
+        raise SampleError(f"{path}: token {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+    return row
+
+
+def write_ids(ids: NDArray[Any], path: Path) -> None:
+    """Token ids (L,) as one row, int16 as everybody's 4M tokens; int32 only where a vocabulary needs it."""
+    row = np.asarray(ids, dtype=np.int64).reshape(1, -1)
+    fits = row.size == 0 or int(row.max()) <= np.iinfo(np.int16).max
+    write_array(row.astype(np.int16 if fits else np.int32), path)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, as it stands."""
+    try:
+        return _read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{path}: not text in UTF-8 (byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value of a .json or .json.gz file."""
+    data = _read_bytes(path, MAX_TEXT_BYTES)
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(MAX_TEXT_BYTES + 1)
+            if len(data) > MAX_TEXT_BYTES:
+                raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
+        return json.loads(data)
+    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
+        raise SampleError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture, fully decoded, in the mode that the file has."""
+    try:
+        with Image.open(io.BytesIO(_read_bytes(path, MAX_BYTES)), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
+            image.load()
+            return image.copy()
+    except _PICTURE_ERRORS as error:
+        raise SampleError(f"{path}: not a picture that can be read ({error})") from error
+
+
+def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
+    """(H, W) or (H, W, 3) as PNG with `text` as its text chunks; equal input gives equal bytes."""
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode())
+    Image.fromarray(pixels).save(path, format="PNG", pnginfo=chunks, compress_level=6)
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > limit:
+        raise SampleError(f"{path}: more than {limit >> 20} MiB")
+    return data
