@@ -24,6 +24,7 @@ class Scheme:
         [Tensor, int, Tensor], Tensor
     ]  # unknown (B, L) bool, n, noise (B, L) -> positions (B, K) int64
     keep: Callable[[Tensor, int], Tensor]  # confidence (B, K), n -> picks (B, K') int64, indices into K
+    even: bool = False  # True: steps take equal parts, whatever token schedule is named
 
 
 def _ask_all(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
@@ -59,6 +60,6 @@ SCHEMES: dict[str, Scheme] = {
     # MaskGIT (Chang et al. 2022, arXiv:2202.04200): ask for everything, keep what the model is surest of.
     "maskgit": Scheme("maskgit", causal=False, ask=_ask_all, keep=_keep_most_confident),
     # Random order: ask for a few positions drawn at random, keep them all.
-    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all),
+    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all, even=True),
     "autoregressive": Scheme("autoregressive", causal=True, ask=_ask_first, keep=_keep_all),
 }

@@ -1,0 +1,99 @@
+"""Curves over the steps of one target: how many tokens each step fixes, and at which temperature.
+
+Both are pure functions of numbers and stand in two tables, which the parser and the help text read. They agree
+with the released 4M sampler wherever its result can be used; `cosine` is mended where rounding made its last
+entry negative.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from fourm.errors import UsageError, near_match
+
+MIN_TEMPERATURE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureCurve:
+    """A row of the table of temperature curves."""
+
+    arguments: tuple[str, ...]  # what stands behind the name, separated by colons
+    values: Callable[..., list[float]]  # (temperature, counts, *arguments) -> one temperature per count
+
+
+def cosine_tokens(num_steps: int, total: int) -> list[int]:
+    """Few, many, few: `num_steps` counts (zeros possible) that sum to `total`."""
+    level = [(1 + math.cos(math.pi * i / num_steps)) / 2 for i in range(num_steps)] + [0.0]
+    counts = [round(total * (a - b)) for a, b in pairwise(level)][:-1]
+    counts.append(total - sum(counts))
+    if (
+        counts[-1] < 0
+    ):  # the rounding errors add up to more than the last step: round the running total instead
+        ends = [round(total * (1 - b)) for b in level]
+        counts = [b - a for a, b in pairwise(ends)]
+    return counts
+
+
+def linear_tokens(num_steps: int, total: int) -> list[int]:
+    """As even as possible, larger counts first; never more counts than tokens."""
+    each, more = divmod(total, num_steps)
+    return [count for count in [each + 1] * more + [each] * (num_steps - more) if count]
+
+
+def constant_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
+    """The same in every step."""
+    return [temperature for _ in counts]
+
+
+def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
+    """Falls with the share of tokens that earlier steps have fixed."""
+    total = sum(counts)
+    before = [0, *accumulate(counts)]
+    return [max(temperature * (1 - done / total), MIN_TEMPERATURE) for done in before[:-1]]
+
+
+def onex_temperature(temperature: float, counts: Sequence[int], low: float, power: float) -> list[float]:
+    """Falls quickly, then slowly, to `low`: a hyperbola times the share of tokens still to come.
+
+    The hyperbola has one point per token but is read at the index of the step: that is how the published
+    settings were tuned.
+    """
+    total = sum(counts)
+    if total == 1:
+        return [max(low, MIN_TEMPERATURE) for _ in counts]
+    last = 100.0**-power
+    points = [(1 + 99 * min(i, total - 1) / (total - 1)) ** -power for i in range(len(counts))]
+    shape = [(point - last) / (1 - last) for point in points]
+    left = [1 - done / total for done in accumulate(counts)]
+    spread = temperature - low
+    return [max(low + spread * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
+
+
+TOKEN_CURVES: dict[str, Callable[[int, int], list[int]]] = {"linear": linear_tokens, "cosine": cosine_tokens}
+TEMPERATURE_CURVES: dict[str, TemperatureCurve] = {
+    "constant": TemperatureCurve((), constant_temperature),
+    "linear": TemperatureCurve((), linear_temperature),
+    "onex": TemperatureCurve(("lowest temperature", "power"), onex_temperature),
+}
+
+
+def parse_temperature_curve(text: str) -> tuple[TemperatureCurve, tuple[float, ...]]:
+    """The curve of a text such as `linear` or `onex:0.5:0.5`, and its arguments."""
+    name, *parts = text.split(":")
+    if name not in TEMPERATURE_CURVES:
+        known = ", ".join(":".join([n, *row.arguments]) for n, row in TEMPERATURE_CURVES.items())
+        close = near_match(name, TEMPERATURE_CURVES) or f"; known are {known}"
+        raise UsageError(f"unknown temperature schedule '{text}'{close}")
+    curve = TEMPERATURE_CURVES[name]
+    try:
+        arguments = tuple(float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"temperature schedule '{text}': numbers must stand behind '{name}'") from None
+    if len(arguments) != len(curve.arguments):
+        wanted = " and ".join(curve.arguments) or "nothing"
+        raise UsageError(f"temperature schedule '{text}': {wanted} must stand behind '{name}'")
+    if not all(math.isfinite(a) and a >= 0 for a in arguments) or any(a < 1e-6 for a in arguments[1:]):
+        raise UsageError(f"temperature schedule '{text}': its numbers must be positive")
+    return curve, arguments

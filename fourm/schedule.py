@@ -1,0 +1,197 @@
+"""The chain: which targets are decoded, in which steps, from what, and with which guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fourm.curves import TOKEN_CURVES, parse_temperature_curve
+from fourm.errors import ScheduleError, UsageError, near_match
+from fourm.schemes import SCHEMES
+
+GUIDANCE_CURVES = ("constant",)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """How one target is decoded, every setting known."""
+
+    target: str
+    num_tokens: int  # a sequence: at most
+    scheme: str
+    num_steps: int | None = None  # None for a causal scheme: it goes token by token
+    token_curve: str = "linear"
+    temperature: float = 1.0
+    temperature_curve: str = "constant"
+    guidance: float = 1.0  # 1 = none
+    guidance_curve: str = "constant"
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ScheduleError(*(f"{self.target}: {problem}" for problem in problems))
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.num_tokens < 1:
+            problems.append(f"{self.num_tokens} tokens; give at least 1")
+        if self.scheme not in SCHEMES:
+            close = near_match(self.scheme, SCHEMES) or f"; known are {', '.join(SCHEMES)}"
+            problems.append(f"unknown scheme '{self.scheme}'{close}")
+        elif not SCHEMES[self.scheme].causal and (self.num_steps is None or self.num_steps < 1):
+            problems.append(f"{self.num_steps} decoding steps; give at least 1")
+        if self.token_curve not in TOKEN_CURVES:
+            close = near_match(self.token_curve, TOKEN_CURVES) or f"; known are {', '.join(TOKEN_CURVES)}"
+            problems.append(f"unknown token schedule '{self.token_curve}'{close}")
+        if self.temperature < 0:
+            problems.append(f"a temperature of {self.temperature:g}; it cannot be negative")
+        if self.guidance_curve not in GUIDANCE_CURVES:
+            problems.append(f"unknown guidance schedule '{self.guidance_curve}'; known is constant")
+        try:
+            parse_temperature_curve(self.temperature_curve)
+        except UsageError as error:
+            problems.append(str(error))
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One guided pass: what it sees of the guided modalities, and its weight in the sum."""
+
+    visible: frozenset[str]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step."""
+
+    index: int
+    target: str
+    scheme: str
+    num_tokens: int  # fixed by this step; for a causal scheme at most
+    temperature: float
+    guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
+    branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale; 1 without guidance, the sum of the weights with several branches."""
+        return sum(branch.weight for branch in self.branches) if self.guided else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The whole plan of one model: conditions in, targets out, one step after the other."""
+
+    conditions: tuple[str, ...]
+    specs: tuple[TargetSpec, ...]
+    steps: tuple[Step, ...]
+    top_k: int | float = 0  # int: that many tokens; float: that share of the vocabulary; 0 = off
+    top_p: float = 1.0  # 1 = off
+    grow: bool = True  # finished targets join the guided conditions
+    weights: tuple[tuple[str, float], ...] = ()  # weighted conditions, one branch each
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets, in order."""
+        return tuple(spec.target for spec in self.specs)
+
+    def to_json(self) -> dict[str, object]:
+        """The chain as plain data, as `fourm schedule show --json` prints it."""
+        order = [*self.conditions, *self.targets]
+        return {
+            "conditions": list(self.conditions),
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "steps": [_step_to_json(step, order) for step in self.steps],
+        }
+
+    def to_text(self, flag_prefix: str = "--") -> str:
+        """The chain as command-line options that parse to the same chain."""
+        weights = dict(self.weights)
+        cond = ",".join(f"{c}:{weights[c]!r}" if c in weights else c for c in self.conditions) or "none"
+        words = [
+            f"{flag_prefix}cond {cond}",
+            *(f"{flag_prefix}target {_spec_to_text(s)}" for s in self.specs),
+        ]
+        words += [f"{flag_prefix}top-k {self.top_k}", f"{flag_prefix}top-p {self.top_p!r}"]
+        words.append(f"{flag_prefix}{'' if self.grow else 'no-'}grow-cond")
+        return " ".join(words)
+
+
+def make_chain(
+    specs: Sequence[TargetSpec],
+    conditions: Sequence[str],
+    *,
+    grow: bool = True,
+    weights: Mapping[str, float] | None = None,
+    reads: Collection[str] | None = None,
+    top_k: int | float = 0,
+    top_p: float = 1.0,
+) -> Chain:
+    """The chain of settings that are known to be good.
+
+    weights: conditions that get a branch of their own. reads: what the encoder takes (None = everything);
+    a finished target that it cannot read does not join the guided conditions.
+    """
+    steps: list[Step] = []
+    weights, finished = dict(weights or {}), list[str]()
+    for spec in specs:
+        guided, branches = _guidance(spec, conditions, weights, finished)
+        for num_tokens, temperature in _token_plan(spec):
+            steps.append(
+                Step(len(steps), spec.target, spec.scheme, num_tokens, temperature, guided, branches)
+            )
+        if grow and (reads is None or spec.target in reads):
+            finished.append(spec.target)
+    named = tuple((c, weights[c]) for c in conditions if c in weights)
+    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named)
+
+
+def _guidance(
+    spec: TargetSpec, conditions: Sequence[str], weights: Mapping[str, float], finished: Sequence[str]
+) -> tuple[frozenset[str], tuple[Branch, ...]]:
+    """What is hidden in a target's base pass, and the passes that see some of it.
+
+    One scale: one pass sees all. Weights: one pass for each weighted condition and, with the target's own
+    scale, for each finished target; conditions without a weight are seen by every pass.
+    """
+    if weights:
+        named = [(c, weights[c]) for c in conditions if c in weights] + [(t, spec.guidance) for t in finished]
+        return frozenset(n for n, _ in named), tuple(Branch(frozenset([n]), w) for n, w in named if w != 0)
+    guided = frozenset([*conditions, *finished])
+    if spec.guidance == 1.0 or not guided:
+        return frozenset(), ()
+    return guided, () if spec.guidance == 0.0 else (Branch(guided, spec.guidance),)
+
+
+def _token_plan(spec: TargetSpec) -> list[tuple[int, float]]:
+    """Tokens and temperature of each step of a target; steps without a token are left out."""
+    if SCHEMES[spec.scheme].causal:
+        return [(spec.num_tokens, spec.temperature)]
+    name = "linear" if SCHEMES[spec.scheme].even else spec.token_curve
+    counts = TOKEN_CURVES[name](spec.num_steps or 1, spec.num_tokens)
+    curve, arguments = parse_temperature_curve(spec.temperature_curve)
+    temperatures = curve.values(spec.temperature, counts, *arguments)
+    return [(count, float(t)) for count, t in zip(counts, temperatures, strict=True) if count]
+
+
+def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
+    row: dict[str, object] = {
+        "index": step.index, "target": step.target, "scheme": step.scheme, "num_tokens": step.num_tokens,
+        "temperature": step.temperature, "guidance": step.guidance,
+        "guided": [name for name in order if name in step.guided],
+    }  # fmt: skip
+    if len(step.branches) > 1:
+        row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
+    return row
+
+
+def _spec_to_text(spec: TargetSpec) -> str:
+    words = [f"tokens={spec.num_tokens}", f"scheme={spec.scheme}", f"temp={spec.temperature!r}"]
+    if not SCHEMES[spec.scheme].causal:
+        words += [f"steps={spec.num_steps}", f"token-schedule={spec.token_curve}"]
+        words += [f"temp-schedule={spec.temperature_curve}"]
+    words += [f"cfg={spec.guidance!r}", f"cfg-schedule={spec.guidance_curve}"]
+    return f"{spec.target}:{','.join(words)}"
