@@ -1,8 +1,8 @@
 """Curves over the steps of one target: how many tokens each step fixes, and at which temperature.
 
-Both are pure functions of numbers and stand in two tables, which the parser and the help text read. They agree
-with the released 4M sampler wherever its result can be used; `cosine` is mended where rounding made its last
-entry negative.
+Both are pure functions of numbers and stand in two tables, which the parser and the help text read. They
+agree with the released 4M sampler wherever its result can be used; `cosine` is mended where rounding made its
+last entry negative.
 """
 
 import math
