@@ -69,8 +69,8 @@ class Engine:
     def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
         known = int(batch.num_known().max())  # followed on the host from here on: no wait for the device
-        done = {spec.target: 0 for spec in chain.specs}
-        totals = {spec.target: spec.num_tokens for spec in chain.specs}
+        totals = num_tokens_of(chain)
+        done = dict.fromkeys(totals, 0)
         for step in chain.steps:
             started = time.perf_counter()
             if batch.slots[step.target].kind is Kind.SEQUENCE:
@@ -80,12 +80,11 @@ class Engine:
                 known = int(batch.num_known().max())
                 continue
             with torch.inference_mode():
-                filled = self._decode_together(batch, step, chain, noise, known)
-            fixed = int(filled.slots[step.target].known.shape[1] and step.num_tokens)
-            batch, known = filled, known + fixed
-            done[step.target] += fixed
+                batch = self._decode_together(batch, step, chain, noise, known)
+            known += step.num_tokens
+            done[step.target] += step.num_tokens
             seconds = time.perf_counter() - started
-            yield Progress(step, batch, fixed, done[step.target], totals[step.target], seconds)
+            yield Progress(step, batch, step.num_tokens, done[step.target], totals[step.target], seconds)
 
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int
@@ -166,11 +165,19 @@ Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 o
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
     """The batch with a pending slot for each target of the chain; a target that is there stays as it is."""
-    for spec in chain.specs:
-        if spec.target not in batch.slots:
-            slot = pending(registry.get(spec.target).kind, len(batch.keys), spec.num_tokens)
-            batch = batch.with_slot(spec.target, slot)
+    for target, num_tokens in num_tokens_of(chain).items():
+        if target not in batch.slots:
+            slot = pending(registry.get(target).kind, len(batch.keys), num_tokens)
+            batch = batch.with_slot(target, slot)
     return batch
+
+
+def num_tokens_of(chain: Chain) -> dict[str, int]:
+    """How many tokens each target of a chain gets; for a sequence the most it can get."""
+    totals: dict[str, int] = {}
+    for step in chain.steps:
+        totals[step.target] = totals.get(step.target, 0) + step.num_tokens
+    return totals
 
 
 def _passes(batch: Batch, step: Step) -> list[Batch]:
