@@ -1,0 +1,263 @@
+"""What people and programs see of a run: live bars, plain lines, JSON lines, tables. Alone in using Rich."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fourm.errors import FourMError, ScheduleError, UsageError
+from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+
+CALM = 10.0  # seconds between plain lines
+REFRESH = 8.0  # pictures of the live display per second
+WIDE = 1000  # columns of a table that goes to a file or pipe
+FAILURES_SHOWN = 20  # failed samples that get a line of their own; all stand in failures.jsonl
+
+
+@dataclass(slots=True)
+class Tally:
+    """Running totals of one stream of events."""
+
+    clock: Callable[[], float] = time.monotonic
+    begun: float = 0.0  # clock when decoding could start
+    start: Started | None = None
+    step: Stepped | None = None
+    loading: str = "starting"
+    saved: int = 0
+    failed: int = 0
+    tokens: int = 0
+    steps: int = 0
+    decoding: float = field(default=0.0)  # seconds inside decoding steps
+
+    def take(self, event: Event) -> None:
+        """Add one event."""
+        match event:
+            case Started():
+                self.start, self.begun, self.loading = event, self.clock(), ""
+            case Loading(what):
+                self.loading = f"loading {what}"
+            case Stepped():
+                self.loading, self.step = "", event
+                self.begun = self.clock() - event.seconds if self.steps == 0 else self.begun
+                self.steps += 1
+                self.tokens += event.fixed
+                self.decoding += event.seconds
+            case Saved():
+                self.saved += 1
+            case Failed():
+                self.failed += 1
+            case Finished():
+                self.step = None
+
+    @property
+    def todo(self) -> int:
+        """Samples times variations that are this run's work."""
+        return self.start.total - self.start.skipped if self.start else 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens fixed per second of decoding."""
+        return self.tokens / self.decoding if self.decoding else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the share of all decoding steps that is done; None before the first step."""
+        if not self.start or not self.steps:
+            return None
+        batches = -(-self.todo // max(self.start.batch_size, 1))
+        share = min(self.steps / max(batches * self.start.steps, 1), 1.0)
+        return (self.clock() - self.begun) * (1 - share) / share
+
+
+def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
+    """Consume a run's events: on stderr (live on a terminal, else plain lines) and in the log."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    is_live = sys.stderr.isatty() and not console.is_dumb_terminal
+    tally = Tally()
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(Text(text))
+
+    stage = live_display(console, tally) if is_live and not quiet else nullcontext()
+    last: Event | None = None
+    with stage:
+        for event in lines(logged(events, log), tally, say, calm=None if is_live else CALM):
+            last = event
+    if not isinstance(last, Finished):
+        raise FourMError("the run ended without saying so; --resume goes on with it")
+    say(summary(last, tally))
+    return last
+
+
+def lines(
+    events: Iterable[Event], tally: Tally, say: Callable[[str], None], calm: float | None
+) -> Iterator[Event]:
+    """Pass events on, saying failures at once and, unless `calm` is None, progress every `calm` seconds."""
+    spoken = -float("inf")
+    for event in events:
+        tally.take(event)
+        if isinstance(event, Failed) and tally.failed <= FAILURES_SHOWN:
+            more = "; more failures are only counted here" if tally.failed == FAILURES_SHOWN else ""
+            say(f"failed: {printable(event.key)}{variation(event)}: {printable(event.reason)}{more}")
+        elif calm is not None and isinstance(event, Started):
+            say(headline(event))
+        elif calm is not None and isinstance(event, Loading):
+            say(tally.loading)
+        elif calm is not None and isinstance(event, Stepped) and tally.clock() - spoken >= calm:
+            spoken = tally.clock()
+            say(progress_line(tally, event))
+        yield event
+
+
+def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
+    """Pass events on, writing each as one line of JSON."""
+    for event in events:
+        if log is not None:
+            log.write(json.dumps(event.to_json()) + "\n")
+            log.flush()
+        yield event
+
+
+@contextmanager
+def open_log(path: Path | None) -> Iterator[TextIO | None]:
+    """The file for events, begun anew; None where none is asked for."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--log-json {path}: cannot be written ({error.strerror})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def live_display(console: Console, tally: Tally) -> Iterator[None]:
+    """Bars that follow the tally until the block ends."""
+    with Live(
+        get_renderable=lambda: picture(tally), console=console, refresh_per_second=REFRESH, transient=True
+    ):
+        yield
+
+
+def picture(tally: Tally) -> RenderableType:
+    """The live display: samples, decoding steps of the running chain, and what the current step does."""
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(no_wrap=True, min_width=12)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right", min_width=13)
+    grid.add_column(no_wrap=True, justify="right", min_width=14)
+    done, left = tally.saved + tally.failed, tally.seconds_left
+    time_left = "" if left is None else f"{duration(left)} left"
+    grid.add_row("samples", _bar(done, tally.todo), f"{done}/{tally.todo}", time_left)
+    if step := tally.step:
+        grid.add_row(
+            printable(step.target),
+            _bar(step.step + 1, step.steps),
+            f"step {step.step + 1}/{step.steps}",
+            f"{step.done}/{step.total} tokens",
+        )
+    return Group(grid, Text(_now(tally), style="dim", no_wrap=True, overflow="ellipsis"))
+
+
+def headline(start: Started) -> str:
+    """What the run is about to do."""
+    skipped = f", {start.skipped} already done" if start.skipped else ""
+    return (
+        f"{start.total} samples{skipped}; model {start.model} on {start.device}, "
+        f"{start.steps} decoding steps, batches of {start.batch_size}"
+    )
+
+
+def progress_line(tally: Tally, step: Stepped) -> str:
+    """One plain line about where the run is."""
+    left = tally.seconds_left
+    return (
+        f"{tally.saved}/{tally.todo} samples; {step.target} step {step.step + 1}/{step.steps}, "
+        f"{step.done}/{step.total} tokens, {tally.tokens_per_second:.0f} tokens/s"
+        + ("" if left is None else f", {duration(left)} left")
+    )
+
+
+def summary(end: Finished, tally: Tally) -> str:
+    """One plain line about what became of the run."""
+    parts = [f"{end.saved} saved"]
+    parts += [f"{end.skipped} were done before"] if end.skipped else []
+    parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
+    rate = f", {tally.tokens_per_second:.0f} tokens/s" if tally.tokens else ""
+    return f"{', '.join(parts)} in {duration(end.seconds)}{rate}"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3:07 min`, `2:03:07 h`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d} h" if hours else f"{minutes}:{rest:02d} min"
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def variation(event: Failed) -> str:
+    """` variation 2`, or nothing for the first."""
+    return f" variation {event.variation}" if event.variation else ""
+
+
+def explain(error: FourMError) -> None:
+    """Say an error on stderr; several mistakes get a line each."""
+    problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
+    for problem in problems:
+        print(f"fourm: {problem}", file=sys.stderr)
+
+
+def result(out: Path, end: Finished, as_json: bool) -> None:
+    """The only thing that a run puts on stdout: its folder, or a record with --json."""
+    counts = {"saved": end.saved, "skipped": end.skipped, "failed": end.failed}
+    print_json({"out": str(out), **counts, "seconds": round(end.seconds, 3)}) if as_json else print(out)
+
+
+def print_json(value: Any) -> None:
+    """Data for a program, on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """A table on stdout; columns in `numbers` are set flush right. In a file or pipe lines are never cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in numbers else "left", no_wrap=not sys.stdout.isatty()
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def _bar(done: int, total: int) -> ProgressBar:
+    return ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
+
+
+def _now(tally: Tally) -> str:
+    """What goes on at this moment, in a line."""
+    failed = [f"{tally.failed} failed"] if tally.failed else []
+    if tally.loading or not (step := tally.step):
+        return ", ".join([tally.loading or "writing files", *failed])
+    guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
+    facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance]
+    return ", ".join([*facts, f"{tally.tokens_per_second:.0f} tokens/s", *failed])

@@ -1,0 +1,150 @@
+"""What is shown of a run: live, as lines, as JSON; and what never is."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fourm.errors import FourMError, ScheduleError, UsageError
+from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm_cli import console
+
+
+def events(failures: int = 1) -> Iterator[Event]:
+    yield Loading("the demo model")
+    yield Started(total=24, skipped=4, batch_size=8, model="demo", device="cpu", steps=4)
+    for batch in range(3):
+        for step in range(4):
+            target = "tok_clip@64" if step < 2 else "tok_rgb@64"
+            yield Stepped(
+                ("a",), target, "roar", step, 4, 32 * (step + 1), 64, 256, 3.0, 2.0 - step // 2, 0.1
+            )
+        yield Saved(f"00000/{batch}", 0, (Path("rgb/a.png"),))
+    for number in range(failures):
+        yield Failed(f"00000/\x1b[31m{number}", 1, "caption:\ntoo long")
+    yield Finished(saved=3, skipped=4, failed=failures, seconds=187.0)
+
+
+class Clock:
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def said(calm: float | None, tick: float, failures: int = 1) -> list[str]:
+    out: list[str] = []
+    tally = console.Tally(clock=Clock(tick))
+    assert list(console.lines(events(failures), tally, out.append, calm)) == list(events(failures))
+    return out
+
+
+def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
+    few, many = said(calm=1000, tick=0.1), said(calm=0, tick=0.1)
+    assert few[0] == "loading the demo model"
+    assert few[1] == "24 samples, 4 already done; model demo on cpu, 4 decoding steps, batches of 8"
+    assert few[2].startswith("0/20 samples; tok_clip@64 step 1/4, 32/64 tokens, 2560 tokens/s, ")
+    assert few[3:] == [r"failed: 00000/\x1b[31m0 variation 1: caption:\ntoo long"]
+    assert sum("step" in line for line in many) == 13
+
+
+def test_only_the_first_failures_are_listed() -> None:
+    out = [line for line in said(calm=None, tick=1, failures=50) if line.startswith("failed")]
+    assert len(out) == console.FAILURES_SHOWN
+    assert out[-1].endswith("more failures are only counted here")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_live_picture_fits_its_width_and_says_it_all(width: int) -> None:
+    tally = console.Tally(clock=Clock(1.0))
+    for event in list(events())[:4]:
+        tally.take(event)
+    screen = Console(width=width, record=True, file=io.StringIO())
+    screen.print(console.picture(tally))
+    text = screen.export_text()
+    assert len(text.splitlines()) == 3
+    assert all(len(line) <= width for line in text.splitlines())
+    for fact in (
+        "samples",
+        "0/20",
+        "left",
+        "tok_clip@64",
+        "step 2/4",
+        "64/64 tokens",
+        "temperature 3.00",
+        "guidance 2",
+    ):
+        assert fact in text
+
+
+def test_the_time_left_follows_the_share_of_steps() -> None:
+    now = Clock(0.0)
+    tally = console.Tally(clock=now)
+    assert tally.seconds_left is None
+    for event in list(events())[1:8]:
+        tally.take(event)
+        now.now += 1.0
+    assert tally.steps == 5
+    assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * 7 / 5)
+    tally.take(list(events())[-1])
+    assert "3 saved, 4 were done before, 1 failed" in console.summary(Finished(3, 4, 1, 187.0), tally)
+
+
+def test_events_are_logged_one_json_object_each(tmp_path: Path) -> None:
+    with console.open_log(tmp_path / "log.jsonl") as log:
+        end = console.show(events(), quiet=True, log=log)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["event"] for r in records[:3]] == ["loading", "started", "step"]
+    assert records == [event.to_json() for event in events()]
+    assert end == list(events())[-1]
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--log-json"), console.open_log(tmp_path):
+        pass
+
+
+def test_quiet_says_nothing_and_stdout_has_only_the_result(capfd: pytest.CaptureFixture[str]) -> None:
+    end = console.show(events(), quiet=True, log=None)
+    assert capfd.readouterr() == ("", "")
+    console.show(events(), quiet=False, log=None)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(
+        "3 saved, 4 were done before, 1 failed (see failures.jsonl) in 3:07 min"
+    )
+    assert "\x1b" not in err
+    console.result(Path("out"), end, as_json=False)
+    console.result(Path("out"), end, as_json=True)
+    first, _, rest = capfd.readouterr().out.partition("\n")
+    assert first == "out"
+    assert json.loads(rest) == {"out": "out", "saved": 3, "skipped": 4, "failed": 1, "seconds": 187.0}
+
+
+def test_a_stream_that_breaks_off_is_an_error() -> None:
+    with pytest.raises(FourMError, match="--resume"):
+        console.show(iter([Loading("x")]), quiet=True, log=None)
+
+
+def test_several_mistakes_get_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    console.explain(ScheduleError("--temps: a", "--steps: b"))
+    assert capsys.readouterr().err == "fourm: --temps: a\nfourm: --steps: b\n"
+
+
+def test_a_table_in_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(["name", "n"], [["x" * 300, "1"], ["[bold]y", "22"]], numbers=["n"])
+    out = capsys.readouterr().out
+    assert "x" * 300 in out
+    assert "[bold]y" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.99, "1:00 min"), (187, "3:07 min"), (7387.4, "2:03:07 h")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
