@@ -1,5 +1,6 @@
 """Local files to networks: strict, from safetensors only, straight onto the target device."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from fourm.errors import CheckpointError, near_match
 from fourm.hub import ModelFiles, load_config, parse_header_config, read_header
 from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
-from fourm.tokenizers.vq import VQConfig, VQTokenizer, fit_state
+from fourm.tokenizers.vq import TRAINING_BUFFERS, VQConfig, VQTokenizer, fit_state
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -34,27 +35,52 @@ def load_tokenizer(
     encoder_only: bool = False,
 ) -> VQTokenizer:
     """A discrete tokenizer from a folder (config.json, model.safetensors) or from one file."""
-    weights = path / "model.safetensors" if path.is_dir() else path
-    beside = weights.parent / "config.json"
-    in_folder = path.is_dir() and beside.exists()
-    try:
-        config = VQConfig.from_dict(load_config(beside) if in_folder else _header_config(weights))
-        state = fit_state(config, _read_tensors(weights), encoder_only)
-    except CheckpointError as error:
-        raise CheckpointError(_located(error, weights)) from None
+    config, weights = _tokenizer_config(path)
+    state = _fit_tokenizer(config, _read_tensors(weights), weights, encoder_only)
     with torch.device("meta"):
         tokenizer = VQTokenizer(config, encoder_only)
     _filled(tokenizer, state, device, torch.float32)
     return tokenizer if dtype == torch.float32 else tokenizer.set_network_dtype(dtype)
 
 
-def _header_config(weights: Path) -> dict[str, object]:
-    return parse_header_config(read_header(weights)[0])
+def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
+    """Compare names and shapes of a model's and its tokenizers' tensors with their configs, loading none."""
+    config = FourMConfig.from_dict(files.config, files.registry)
+    with torch.device("meta"):
+        model = FourM(config)
+    _fit_model(model, _tensor_shapes(files.weights), files.weights)
+    for name in tokenizers:
+        config_of, weights = _tokenizer_config(files.tokenizers[name])
+        shapes = _tensor_shapes(weights)
+        _fit_tokenizer(config_of, {n: t for n, t in shapes.items() if n not in TRAINING_BUFFERS}, weights)
 
 
-def _located(error: CheckpointError, path: Path) -> str:
-    """The sentence, with the file in front unless it is named already."""
-    return str(error) if str(path.parent) in str(error) else f"{path}: {error}"
+def _tensor_shapes(path: Path) -> dict[str, Tensor]:
+    """Tensors without contents, as the header of a file describes them."""
+    return {n: torch.empty(info.shape, device="meta") for n, info in read_header(path)[1].items()}
+
+
+def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
+    """The config of a tokenizer's folder or file, and where its weights are."""
+    weights = path / "model.safetensors" if path.is_dir() else path
+    beside = weights.parent / "config.json"
+    if path.is_dir() and beside.exists():
+        config = load_config(beside)
+    else:
+        config = parse_header_config(read_header(weights)[0])
+    try:
+        return VQConfig.from_dict(config), weights
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _fit_tokenizer(
+    config: VQConfig, state: dict[str, Tensor], path: Path, encoder_only: bool = False
+) -> dict[str, Tensor]:
+    try:
+        return fit_state(config, state, encoder_only)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ class Engine:
         else:
             context = self.network.encode(stack(passes), _padded(known + len(passes[0].slots)))
             flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
-            logits = flat.unflatten(0, (len(passes), -1))
+            logits = flat.view(len(passes), -1, *flat.shape[1:])
         return _guide(logits, step)
 
     def _decode_sequence(
@@ -155,7 +155,7 @@ class Engine:
             newest = ids[:, -1:].repeat(len(passes), 1)
             positions = torch.full_like(newest, ids.shape[1] - 1)
             flat = self.network.decode(step.target, positions, newest, context, cache)
-            return _guide(flat.unflatten(0, (len(passes), -1)), step)
+            return _guide(flat.view(len(passes), -1, *flat.shape[1:]), step)
 
         return ask
 

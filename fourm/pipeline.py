@@ -1,0 +1,270 @@
+"""The only file that knows all the parts: a request in, events out, files written.
+
+`run` loads what a chain needs, turns samples into batches, lets the engine decode them and writes every
+sample's files as soon as its batch is done. A sample depends on (model, chain, seed, sample, variation)
+alone, so batches, processes and resumed runs all lead to the same folder.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fourm import __version__
+from fourm.checkpoint import check_files, load_model, load_tokenizer
+from fourm.codecs import Codec, build_codec
+from fourm.codecs.files import read_ids, write_ids
+from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
+from fourm.errors import FourMError, SampleError
+from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.hub import ModelFiles
+from fourm.layout import Sample, is_done, path_of, write_atomic
+from fourm.modalities import Kind
+from fourm.model import FourM
+from fourm.record import Launch, add_failure, close_output, now, open_output
+from fourm.request import (
+    Output,
+    Request,
+    choose_batch_size,
+    choose_device,
+    choose_dtype,
+    make_settings,
+    plan_outputs,
+    tokenizers_of,
+)
+from fourm.sampling import Noise
+from fourm.state import Batch, Slot, full_grid
+from fourm.wordpiece import WordPiece
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sample and variation that is still to be made."""
+
+    sample: Sample
+    variation: int
+
+
+def run(request: Request) -> Iterator[Event]:
+    """Make every sample of the request that is not there yet, and say what happens on the way.
+
+    Errors of the request (exit code 2) and of missing files (4) come before anything is loaded. A sample
+    that fails is reported and noted in failures.jsonl; the others go on.
+    """
+    started = time.perf_counter()
+    device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
+    outputs = plan_outputs(request)
+    check_files(request.model, tokenizers_of(outputs))
+    settings = make_settings(request, outputs, device, dtype)
+    launch = Launch(request.world.rank, request.world.size, now())
+    number = open_output(request.out, settings, launch, request.resume, request.overwrite)
+    tally = Tally()
+    try:
+        yield from _generate(request, outputs, device, dtype, tally)
+    except OSError as error:
+        raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
+    finally:
+        seconds = time.perf_counter() - started
+        ended = Launch(
+            launch.rank, launch.size, launch.started, now(),
+            len(tally.saved), tally.skipped, tally.failed, round(seconds, 3),
+        )  # fmt: skip
+        close_output(request.out, number, ended, tally.saved)
+    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far."""
+
+    saved: set[tuple[str, int]] = field(default_factory=set)
+    skipped: int = 0
+    failed: int = 0
+
+
+def _generate(
+    request: Request, outputs: list[Output], device: torch.device, dtype: torch.dtype, tally: Tally
+) -> Iterator[Event]:
+    """The work of one process: load, then batch after batch."""
+    everything = [
+        Work(s, v)
+        for s in sorted(request.samples, key=lambda s: s.key)
+        for v in range(request.num_variations)
+    ]
+    mine = request.world.share(everything)
+    todo = [work for work in mine if not _is_made(request, outputs, work)]
+    tally.skipped = len(mine) - len(todo)
+    size = request.batch_size or choose_batch_size(request, device)
+    steps = len(request.chain.steps)
+    yield Started(len(mine), tally.skipped, size, request.model.name, str(device), steps)
+    if not todo:
+        return
+    yield Loading(f"model {request.model.name}")
+    parts = load_parts(request.model, outputs, device, dtype)
+    for first in range(0, len(todo), size):
+        yield from _make_batch(request, parts, outputs, todo[first : first + size], tally)
+
+
+def _is_made(request: Request, outputs: list[Output], work: Work) -> bool:
+    places = [output.place for output in outputs]
+    return is_done(request.out, work.sample.key, places, _suffix(request, work.variation))
+
+
+def _suffix(request: Request, variation: int) -> int | None:
+    """The variation as file names show it: only where there is more than one."""
+    return variation if request.num_variations > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything loaded for a run."""
+
+    network: FourM
+    codecs: Mapping[str, Codec[Any]]  # by modality
+    sentinels: range
+    device: torch.device
+
+
+def load_parts(
+    model: ModelFiles, outputs: Sequence[Output], device: torch.device, dtype: torch.dtype
+) -> Parts:
+    """The transformer, the text tokenizer, and the codecs with their tokenizers."""
+    wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
+    tokenizers = {
+        name: load_tokenizer(model.tokenizers[name], device, dtype) for name in tokenizers_of(outputs)
+    }
+    codecs = {
+        o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)
+        for o in outputs
+    }
+    sentinels = wordpiece.sentinels if wordpiece is not None else RELEASED_SENTINELS
+    return Parts(load_model(model, device, dtype), codecs, sentinels, device)
+
+
+def _make_batch(
+    request: Request, parts: Parts, outputs: list[Output], works: list[Work], tally: Tally
+) -> Iterator[Event]:
+    """Read, decode and write one batch; what cannot be read or written is left out and reported."""
+    rows, failures = _read_rows(request, parts, works)
+    for work, reason in failures:
+        yield _fail(request, work, reason, tally)
+    if not rows:
+        return
+    batch = _make_conditions(request, parts, rows)
+    batch = with_targets(batch, request.chain, request.model.registry).to(parts.device)
+    noise = Noise.for_samples(request.seed, [(w.sample.key.text, w.variation) for w, _ in rows]).to(
+        parts.device
+    )
+    engine = Engine(parts.network, parts.sentinels)
+    for progress in engine.run(batch, request.chain, noise.to(parts.device)):
+        batch = progress.batch
+        yield _stepped(progress, len(request.chain.steps))
+    for row, (work, values) in enumerate(rows):
+        try:
+            files = _write_row(request, parts, outputs, work, values, batch.select(torch.tensor([row])))
+        except SampleError as error:
+            yield _fail(request, work, str(error), tally)
+            continue
+        tally.saved.add((work.sample.key.text, work.variation))
+        yield Saved(work.sample.key.text, work.variation, files)
+
+
+Row = tuple[Work, dict[str, Any]]  # a work and the values of its conditions by modality
+
+
+def _read_rows(request: Request, parts: Parts, works: list[Work]) -> tuple[list[Row], list[tuple[Work, str]]]:
+    """The conditions of each work, and the works whose conditions cannot be read."""
+    rows, failures = list[Row](), list[tuple[Work, str]]()
+    for work in works:
+        try:
+            values = {c: _read_condition(request, parts, work.sample, c) for c in request.chain.conditions}
+            for name, value in values.items():
+                if request.model.registry.get(name).kind is not Kind.GRID:
+                    parts.codecs[name].encode([value])  # a value that the model cannot read fails alone
+        except SampleError as error:
+            failures.append((work, str(error)))
+        else:
+            rows.append((work, values))
+    return rows, failures
+
+
+def _read_condition(request: Request, parts: Parts, sample: Sample, name: str) -> Any:
+    """The value of one condition, or the ids of a token modality."""
+    row = request.model.registry.get(name)
+    if name not in sample.files:
+        if row.codec == "caption" and sample.caption is not None:
+            return sample.caption
+        raise SampleError(f"sample {sample.key.text} has no {name}")
+    if row.kind is Kind.GRID:
+        return read_ids(sample.files[name], row.max_tokens, row.vocab_size)
+    return parts.codecs[name].read(sample.files[name])
+
+
+def _make_conditions(request: Request, parts: Parts, rows: list[Row]) -> Batch:
+    """The batch of all conditions, everything known."""
+    slots: dict[str, Slot] = {}
+    for name in request.chain.conditions:
+        values = [row[name] for _, row in rows]
+        if request.model.registry.get(name).kind is Kind.GRID:
+            slots[name] = full_grid(torch.from_numpy(np.stack(values)))
+        else:
+            slots[name] = parts.codecs[name].encode(values)
+    return Batch(tuple(work.sample.key.text for work, _ in rows), slots)
+
+
+def _stepped(progress: Progress, steps: int) -> Stepped:
+    step = progress.step
+    return Stepped(
+        progress.batch.keys, step.target, step.scheme, step.index, steps, progress.done, progress.total,
+        progress.fixed * len(progress.batch.keys), step.temperature, step.guidance, progress.seconds,
+    )  # fmt: skip
+
+
+def _write_row(
+    request: Request, parts: Parts, outputs: list[Output], work: Work, values: dict[str, Any], batch: Batch
+) -> tuple[Path, ...]:
+    """Write all files of one sample and variation; each appears whole or not at all."""
+    text = _chunks(request, work, values)
+    written = []
+    for output in outputs:
+        name, place = output.modality.name, output.place
+        variation = None if place.shared else _suffix(request, work.variation)
+        path = path_of(request.out, place.folder, work.sample.key, place.suffix, variation)
+        written.append(path)
+        if place.shared and path.exists():
+            continue  # another variation has written the condition
+        value = values.get(name) if output.is_condition else None
+        if output.form == "ids":
+            ids = batch.slots[name].values[0].cpu().numpy() if value is None else value
+            write_atomic(request.out, path, partial(write_ids, ids))
+        else:
+            codec = parts.codecs[name]
+            value = codec.decode(batch.slots[name])[0] if value is None else value
+            write_atomic(request.out, path, partial(codec.write, value, text=text))
+    return tuple(written)
+
+
+def _chunks(request: Request, work: Work, values: dict[str, Any]) -> dict[str, str]:
+    """What the text chunks of a PNG say: enough to make it again."""
+    prompt = values.get("caption")
+    said = {"prompt": prompt} if isinstance(prompt, str) else {}
+    return {
+        "software": f"fourm {__version__}",
+        **said,
+        "model": request.model.name,
+        "seed": str(request.seed),
+        "sample": work.sample.key.text,
+        "variation": str(work.variation),
+        "schedule": request.chain.to_text(),
+    }
+
+
+def _fail(request: Request, work: Work, reason: str, tally: Tally) -> Failed:
+    tally.failed += 1
+    add_failure(request.out, work.sample.key.text, work.variation, reason)
+    return Failed(work.sample.key.text, work.variation, reason)
