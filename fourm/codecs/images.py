@@ -149,10 +149,10 @@ def fit_square(value: Value, side: int, resample: Image.Resampling) -> Value:
 
 def standardise_depth(depth: Value) -> Tensor:
     """(H, W) -> (1, H, W), centred and scaled by the middle 80 % of its values."""
-    x = torch.from_numpy(depth.astype(np.float32))
+    x = torch.from_numpy(depth.astype(np.float64))  # so that a constant map is exactly 0
     ordered = x.flatten().sort().values
     kept = ordered[int(0.1 * len(ordered)) : int(0.9 * len(ordered))]
-    return ((x - kept.mean()) / (kept.var() + 1e-6).sqrt()).unsqueeze(0)
+    return ((x - kept.mean()) / (kept.var() + 1e-6).sqrt()).float().unsqueeze(0)
 
 
 def _unit(value: Value) -> Tensor:
