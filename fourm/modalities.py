@@ -260,6 +260,9 @@ def _build(given: dict[str, object], like: Modality | None) -> Modality:
     filled = {"codec": key, "folder": key.removeprefix("tok_"), "suffix": ".npy", "title": key, **given}
     if given["kind"] in (Kind.SEQUENCE, Kind.EMBEDDING):
         filled.setdefault("positions", "sincos1d")
+    if given["kind"] in (Kind.GRID, Kind.SEQUENCE):
+        plain = Defaults("roar", 8) if given["kind"] is Kind.GRID else Defaults("autoregressive")
+        filled = {"defaults": plain, "rgb_defaults": plain, **filled}
     return Modality(**filled)  # type: ignore[arg-type]
 
 

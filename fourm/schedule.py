@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fourm.curves import TOKEN_CURVES, parse_temperature_curve
 from fourm.errors import ScheduleError, UsageError, near_match
@@ -27,31 +27,35 @@ class TargetSpec:
     guidance_curve: str = "constant"
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
+        problems = [
+            p for field in fields(self) if (p := field_problem(field.name, getattr(self, field.name)))
+        ]
+        if self.num_steps is None and self.scheme in SCHEMES and not SCHEMES[self.scheme].causal:
+            problems.append(f"the scheme '{self.scheme}' needs a number of decoding steps")
         if problems:
             raise ScheduleError(*(f"{self.target}: {problem}" for problem in problems))
 
-    def _problems(self) -> list[str]:
-        problems = []
-        if self.num_tokens < 1:
-            problems.append(f"{self.num_tokens} tokens; give at least 1")
-        if self.scheme not in SCHEMES:
-            close = near_match(self.scheme, SCHEMES) or f"; known are {', '.join(SCHEMES)}"
-            problems.append(f"unknown scheme '{self.scheme}'{close}")
-        elif not SCHEMES[self.scheme].causal and (self.num_steps is None or self.num_steps < 1):
-            problems.append(f"{self.num_steps} decoding steps; give at least 1")
-        if self.token_curve not in TOKEN_CURVES:
-            close = near_match(self.token_curve, TOKEN_CURVES) or f"; known are {', '.join(TOKEN_CURVES)}"
-            problems.append(f"unknown token schedule '{self.token_curve}'{close}")
-        if self.temperature < 0:
-            problems.append(f"a temperature of {self.temperature:g}; it cannot be negative")
-        if self.guidance_curve not in GUIDANCE_CURVES:
-            problems.append(f"unknown guidance schedule '{self.guidance_curve}'; known is constant")
+
+def field_problem(field: str, value: object) -> str:
+    """What is wrong with one setting of a target, whatever the others are; an empty text if nothing is."""
+    tables: dict[str, tuple[str, Collection[object]]] = {
+        "scheme": ("scheme", SCHEMES),
+        "token_curve": ("token schedule", TOKEN_CURVES),
+        "guidance_curve": ("guidance schedule", GUIDANCE_CURVES),
+    }
+    if field in tables and value not in tables[field][1]:
+        what, known = tables[field][0], [str(name) for name in tables[field][1]]
+        return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
+    if field in ("num_tokens", "num_steps") and isinstance(value, int) and value < 1:
+        return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
+    if field == "temperature" and isinstance(value, float | int) and value < 0:
+        return f"the temperature {value:g} is negative"
+    if field == "temperature_curve":
         try:
-            parse_temperature_curve(self.temperature_curve)
+            parse_temperature_curve(str(value))
         except UsageError as error:
-            problems.append(str(error))
-        return problems
+            return str(error)
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Chain:
 
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
-        order = [*self.conditions, *self.targets]
+        order = list(dict.fromkeys([*self.conditions, *self.targets]))
         return {
             "conditions": list(self.conditions),
             "top_k": self.top_k,
