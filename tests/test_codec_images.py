@@ -209,7 +209,8 @@ def test_decoded_values_survive_their_file_and_become_tokens_again(
         assert (value.dtype, value.shape) == (dtype, shape)
         codec_.write(value, tmp_path / f"x{suffix}", {"prompt": "a red circle"})
         assert np.array_equal(codec_.read(tmp_path / f"x{suffix}"), value)
-        assert codec_.picture(value).size == (shape[-1], shape[-2]) if suffix == ".npy" else shape[:2]
+        height, width = shape[-2:] if suffix == ".npy" else shape[:2]
+        assert codec_.picture(value).size == (width, height)
     assert codec_.encode(values).values.shape == (2, 16)
 
 
