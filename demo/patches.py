@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class PatchTable:
     blocks: dict[tuple[str, ...], Ids]  # (shape, colour, size, background) or (background,) -> (h, w) tokens
 
 
-@lru_cache(maxsize=None)
+@cache
 def patch_table(field: str, scale: int) -> PatchTable:
     """The table of one map, rendered from every kind of object on every background."""
     known: dict[bytes, int] = {}
@@ -69,7 +69,7 @@ def network_input(field: str, maps: Maps) -> NDArray[np.generic]:
     return maps.clip.transpose(2, 0, 1) if field == "clip" else maps.semseg.astype(np.int64)
 
 
-def _signed(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _signed(picture: NDArray[np.uint8]) -> NDArray[np.floating]:
     return ((picture.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)
 
 

@@ -67,7 +67,11 @@ def agrees(asked: Caption, shown: Caption | None) -> bool:
     if shown is None or len(asked.things) != len(shown.things):
         return False
     asked, shown = normalise(asked), normalise(shown)
-    pairs = [(asked.background, shown.background), (asked.place, shown.place), (asked.relation, shown.relation)]
+    pairs = [
+        (asked.background, shown.background),
+        (asked.place, shown.place),
+        (asked.relation, shown.relation),
+    ]
     for want, have in zip(asked.things, shown.things, strict=True):
         pairs += [(want.shape, have.shape), (want.colour, have.colour), (want.size, have.size)]
     return all(want in ("", have) for want, have in pairs)

@@ -1,14 +1,15 @@
 """Analytic pictures of the demo world at any scale: every map is computed, nothing is estimated."""
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demo.world import BACKGROUNDS, COLOURS, MARGIN, PATCH, SHAPES, SIDE, SIZES, Scene
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 _LIGHT = np.array([-0.45, -0.6, 0.66], np.float32)  # towards the light: from the upper left, in front
 _FLOOR = 0.9  # depth of the background; 0 is at the camera
@@ -32,7 +33,7 @@ def render(scene: Scene, scale: int = 1) -> Maps:
     """All maps of a scene; scale 1 gives 64 x 64 pixels, scale 2 128 x 128."""
     side = SIDE * scale
     floor = render_floor(scene.background)
-    maps = {f.name: _tiled(getattr(floor, f.name), side) for f in fields(Maps)}
+    maps: dict[str, Any] = {f.name: _tiled(getattr(floor, f.name), side) for f in fields(Maps)}
     for thing in scene.things:
         block = render_block(thing.shape, thing.colour, thing.size, scene.background, scale)
         row, column, count = (v * scale for v in thing.block)
@@ -43,7 +44,7 @@ def render(scene: Scene, scale: int = 1) -> Maps:
     return Maps(**maps)
 
 
-@lru_cache(maxsize=None)
+@cache
 def render_floor(background: str) -> Maps:
     """One patch of bare background."""
     clip = np.zeros((1, 1, 14), np.float32)
@@ -59,7 +60,7 @@ def render_floor(background: str) -> Maps:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def render_block(shape: str, colour: str, size: str, background: str, scale: int) -> Maps:
     """The square block that an object fills, its background included."""
     half = SIZES[size] * scale

@@ -15,6 +15,8 @@ from fourm.tokenizers.vq import VQConfig, VQTokenizer
 LATENT_DIM = 16
 _NOISE = 0.05  # added to the codes while training: codes keep apart, the decoder forgives rounding
 _LEARNING_RATE = 3e-3
+_POSITIONS = ("encoder.pos_emb", "decoder.pos_emb")
+_CODEBOOK = "quantize._codebook.embed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,14 @@ RECIPES = (
 
 
 def train_tokenizer(recipe: Recipe, folder: Path, seed: int = 0) -> float:
-    """Train one tokenizer and write its checkpoint folder; returns the share of patches with their own code."""
+    """Train one tokenizer and write its folder; returns the share of patches that have their own code."""
     torch.manual_seed(seed)
     config = config_of(recipe)
     tokenizer = VQTokenizer(VQConfig.from_dict(config))
+    weights = dict(tokenizer.named_parameters())
     with torch.no_grad():  # a patch means the same wherever it lies
-        tokenizer.encoder.pos_emb.zero_()
-        tokenizer.decoder.pos_emb.zero_()
+        for name in _POSITIONS:
+            weights[name].zero_()
     patches = torch.from_numpy(patch_table(recipe.field, recipe.scale).rows)
     _fit(tokenizer, recipe, patches)
     _set_codebook(tokenizer, patches)
@@ -62,7 +65,9 @@ def train_tokenizer(recipe: Recipe, folder: Path, seed: int = 0) -> float:
 
 def _fit(tokenizer: VQTokenizer, recipe: Recipe, patches: Tensor) -> None:
     """Autoencoder training with unit-length latents; the table is one batch."""
-    weights = [p for name, p in tokenizer.named_parameters() if "pos_emb" not in name and "quantize" not in name]
+    weights = [
+        p for name, p in tokenizer.named_parameters() if "pos_emb" not in name and "quantize" not in name
+    ]
     optimizer = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, recipe.steps, pct_start=0.1)
     for step in range(recipe.steps):
@@ -70,7 +75,7 @@ def _fit(tokenizer: VQTokenizer, recipe: Recipe, patches: Tensor) -> None:
         output = tokenizer.decode(codes + _NOISE * torch.randn_like(codes) * (1 - step / recipe.steps))
         loss = _loss(output, patches) + 0.1 * _crowding(codes.flatten(1))
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if step % 500 == 0 or step == recipe.steps - 1:
@@ -95,7 +100,7 @@ def _set_codebook(tokenizer: VQTokenizer, patches: Tensor) -> None:
     for parameter in tokenizer.parameters():
         parameter.copy_(parameter.half())
     codes = F.normalize(tokenizer.encode(patches).flatten(1), dim=1)
-    tokenizer.quantize._codebook.embed.copy_(codes.half())
+    dict(tokenizer.named_parameters())[_CODEBOOK].copy_(codes.half())
 
 
 def config_of(recipe: Recipe) -> dict[str, object]:

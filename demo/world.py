@@ -13,14 +13,19 @@ COLOURS = {
     "blue": (45, 90, 225),
     "purple": (150, 60, 190),
 }
-BACKGROUNDS = {"white": (245, 245, 245), "gray": (150, 150, 150), "black": (25, 25, 25), "tan": (210, 180, 140)}
+BACKGROUNDS = {
+    "white": (245, 245, 245),
+    "gray": (150, 150, 150),
+    "black": (25, 25, 25),
+    "tan": (210, 180, 140),
+}
 SIZES = {"small": 8, "large": 16}  # half the side of the block that an object fills, in pixels at scale 1
 PLACES = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}  # from first to second
+RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 SIDE = 64  # pixels of a picture at scale 1
@@ -215,7 +220,9 @@ def _parse_noun(text: str) -> Claim | None:
     article, *words = text.split(" ")
     size = words.pop(0) if words and words[0] in SIZES else ""
     colour = words.pop(0) if words and words[0] in COLOURS else ""
-    return Claim(words[0], colour, size) if article == "a" and len(words) == 1 and words[0] in SHAPES else None
+    return (
+        Claim(words[0], colour, size) if article == "a" and len(words) == 1 and words[0] in SHAPES else None
+    )
 
 
 def _single(rng: random.Random) -> Scene:
