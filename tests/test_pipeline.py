@@ -1,0 +1,210 @@
+"""The pipeline on a whole tiny model: files, resume, batches, shards, failures, and checks before loading."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import build_tiny
+
+from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.events import Event, Failed, Finished, Saved, Started, Stepped
+from fourm.hub import find_model
+from fourm.layout import Key, Sample, samples_of_prompts
+from fourm.pipeline import run
+from fourm.request import Request, choose_device
+from fourm.schedule import TargetSpec, make_chain
+from fourm.world import World
+
+PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle", "a large red square"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def request(tiny: Path, out: Path, **changes: object) -> Request:
+    chain = make_chain(
+        [
+            TargetSpec("tok_clip@64", 64, "roar", 4, temperature=2.0, guidance=3.0),
+            TargetSpec("tok_rgb@64", 64, "maskgit", 3, "cosine", guidance=2.0),
+        ],
+        ["caption"],
+        top_p=0.9,
+    )
+    basis = Request(find_model(tiny), chain, samples_of_prompts(PROMPTS), out, device="cpu")
+    return replace(basis, **changes)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Every file but the record, whose times differ."""
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.name != "run.json"
+    }
+
+
+def make(*args: object, **kwargs: object) -> list[Event]:
+    return list(run(request(*args, **kwargs)))
+
+
+def test_a_run_writes_tokens_pictures_conditions_and_a_record(tiny: Path, tmp_path: Path) -> None:
+    events = make(tiny, tmp_path / "out")
+    files = files_of(tmp_path / "out")
+    for folder, suffix in (("caption", "txt"), ("tok_clip@64", "npy"), ("tok_rgb@64", "npy"), ("rgb", "png")):
+        assert f"{folder}/00000/000003.{suffix}" in files
+    ids = np.load(tmp_path / "out/tok_rgb@64/00000/000001.npy", allow_pickle=False)
+    assert (ids.shape, ids.dtype) == ((1, 64), np.int16)
+    picture = Image.open(tmp_path / "out/rgb/00000/000001.png")
+    assert picture.size == (64, 64)
+    assert picture.text["prompt"] == PROMPTS[1]
+    assert (picture.text["seed"], picture.text["sample"]) == ("0", "00000/000001")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["samples"] == 4
+    assert set(record["files"]) == {"weights", "text_tokenizer", "tokenizers/clip", "tokenizers/rgb"}
+    assert isinstance(events[0], Started)
+    assert events[-1] == Finished(4, 0, 0, events[-1].seconds)
+    steps = [e for e in events if isinstance(e, Stepped)]
+    assert [s.done for s in steps if s.target == "tok_clip@64"] == [16, 32, 48, 64]
+    assert not (tmp_path / "out/.partial").exists()
+
+
+def test_batch_size_order_shards_and_variations_do_not_change_a_sample(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "a", batch_size=7, num_variations=2)
+    make(tiny, tmp_path / "b", batch_size=1, num_variations=2)
+    backwards = samples_of_prompts(PROMPTS)[::-1]
+    for rank in (1, 0, 2):
+        make(tiny, tmp_path / "c", batch_size=2, num_variations=2, world=World(rank, 3), samples=backwards)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b") == files_of(tmp_path / "c")
+    one, two = (np.load(tmp_path / f"a/tok_rgb@64/00000/000000-v{v}.npy") for v in (0, 1))
+    assert not np.array_equal(one, two)
+
+
+def test_an_interrupted_run_resumed_is_the_run(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "whole", batch_size=2)
+    interrupted = run(request(tiny, tmp_path / "cut", batch_size=2))
+    for event in interrupted:
+        if isinstance(event, Saved):
+            break
+    interrupted.close()
+    events = make(tiny, tmp_path / "cut", batch_size=3, resume=True)
+    assert events[0].skipped == 1
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
+
+
+def test_a_finished_run_resumed_does_nothing(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    events = make(tiny, tmp_path / "out", resume=True)
+    assert events[-1].skipped == 4
+    assert not any(isinstance(e, Stepped) for e in events)
+    assert files_of(tmp_path / "out") == before
+
+
+def test_resuming_with_another_seed_is_refused(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "out")
+    with pytest.raises(UsageError, match="seed is 0 there and 1 here"):
+        make(tiny, tmp_path / "out", resume=True, seed=1)
+
+
+def test_tokens_written_by_one_run_are_conditions_of_the_next(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "first")
+    chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64", "rgb@64"])
+    samples = [
+        Sample(Key("00000", f"{i:06d}"), None, {
+            "tok_rgb@64": tmp_path / f"first/tok_rgb@64/00000/{i:06d}.npy",
+            "rgb@64": tmp_path / f"first/rgb/00000/{i:06d}.png",
+        })
+        for i in range(3)
+    ]  # fmt: skip
+    make(tiny, tmp_path / "second", chain=chain, samples=samples)
+    files = files_of(tmp_path / "second")
+    assert files["tok_rgb@64/00000/000001.npy"] == files_of(tmp_path / "first")["tok_rgb@64/00000/000001.npy"]
+    depth = np.load(tmp_path / "second/depth/00000/000002.npy", allow_pickle=False)
+    assert (depth.shape, depth.dtype) == ((64, 64), np.float32)
+
+
+def test_captions_can_be_generated(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "first")
+    chain = make_chain([TargetSpec("caption", 16, "autoregressive", temperature=1.0)], ["tok_rgb@64"])
+    path = tmp_path / "first/tok_rgb@64/00000/000000.npy"
+    make(tiny, tmp_path / "out", chain=chain, samples=[Sample(Key("x", "y"), None, {"tok_rgb@64": path})])
+    assert (tmp_path / "out/caption/x/y.txt").is_file()
+
+
+def test_a_bad_file_fails_alone(tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 64)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n but no picture")
+    chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["rgb@64"])
+    samples = [Sample(Key("f", n), None, {"rgb@64": tmp_path / f"{n}.png"}) for n in ("bad", "good")]
+    events = make(tiny, tmp_path / "out", chain=chain, samples=samples)
+    failed = [e for e in events if isinstance(e, Failed)]
+    assert [f.key for f in failed] == ["f/bad"]
+    assert "bad.png" in failed[0].reason
+    assert (tmp_path / "out/tok_depth@64/f/good.npy").is_file()
+    line = json.loads((tmp_path / "out/failures.jsonl").read_text())
+    assert (line["key"], line["variation"]) == ("f/bad", 0)
+
+
+def broken(tiny: Path, folder: Path, change) -> Path:
+    """A copy of the model whose tensors went through `change`."""
+    for path in tiny.rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(tiny)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    state = load_file(tiny / "model.safetensors")
+    save_file(change(state), folder / "model.safetensors")
+    return folder
+
+
+def test_a_missing_or_renamed_tensor_is_named_and_nothing_is_written(tiny: Path, tmp_path: Path) -> None:
+    name = "encoder.1.mlp.fc1.weight"
+    renamed = broken(
+        tiny, tmp_path / "r", lambda s: {n.replace(name, "encoder.1.mlp.fc9.weight"): t for n, t in s.items()}
+    )
+    missing = broken(tiny, tmp_path / "m", lambda s: {n: t for n, t in s.items() if n != name})
+    misshapen = broken(tiny, tmp_path / "s", lambda s: s | {name: torch.zeros(3, 3)})
+    for folder, said in ((renamed, "fc9"), (missing, "is missing"), (misshapen, r"\(3, 3\)")):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            make(folder, tmp_path / "out")
+        assert name in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
+    folder = broken(tiny, tmp_path / "t", dict)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=str(weights)):
+        make(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_without_its_tokenizer_is_said_first(tiny: Path, tmp_path: Path) -> None:
+    model = find_model(tiny)
+    bare = replace(model, tokenizers={n: p for n, p in model.tokenizers.items() if n != "rgb"})
+    with pytest.raises(MissingError, match="--no-decode"):
+        make(tiny, tmp_path / "out", model=bare)
+    make(tiny, tmp_path / "out", model=bare, decode=False)
+    assert (tmp_path / "out/tok_rgb@64/00000/000000.npy").is_file()
+    assert not (tmp_path / "out/rgb").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UsageError, match=str(out)):
+            make(tiny, out)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UsageError, match="not a device"):
+        choose_device("gpu7!", World())
+    assert choose_device("cpu", World()).type == "cpu"
