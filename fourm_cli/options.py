@@ -1,0 +1,102 @@
+"""Options that several commands share, each declared once; the options of a schedule come from its table."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fourm.language import Item
+from fourm.plan import OPTIONS, Option
+from fourm.settings import SR_PREFIX, Settings, read_settings
+
+MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
+SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Name, Hub id, folder or .safetensors file. [default: demo]", rich_help_panel=MODEL_PANEL
+    ),
+]
+SrModel = Annotated[
+    str | None, typer.Option(help="Super-resolution model, likewise.", rich_help_panel=MODEL_PANEL)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MODEL_PANEL)]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]", rich_help_panel=MODEL_PANEL),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", help="YAML with model settings.", rich_help_panel=CONFIG_PANEL),
+]
+DataConfig = Annotated[
+    Path | None, typer.Option("-dc", "--data-config", help="YAML with data.", rich_help_panel=CONFIG_PANEL)
+]
+GenConfig = Annotated[
+    Path | None,
+    typer.Option("-gc", "--gen-config", help="YAML with a schedule.", rich_help_panel=CONFIG_PANEL),
+]
+SrConfig = Annotated[
+    Path | None,
+    typer.Option("-src", "--sr-config", help="YAML with the sr_ schedule.", rich_help_panel=CONFIG_PANEL),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+
+
+def schedule_options(command: Callable[..., None], *, sr: bool = True) -> Callable[..., None]:
+    """A command with an option for each row of the schedule's table, and for each row with `--sr-`.
+
+    The command itself takes one parameter `schedule`: what was given, by key (`temps`, `sr_temps`).
+    """
+    rows = [(o.key, _parameter(o.key, o, "--", SCHEDULE_PANEL)) for o in OPTIONS]
+    if sr:
+        rows += [(SR_PREFIX + o.key, _parameter(SR_PREFIX + o.key, o, "--sr-", SR_PANEL)) for o in OPTIONS]
+    added = dict(rows)
+
+    @wraps(command)
+    def with_schedule(**values: Any) -> None:
+        schedule = {key: values.pop(key) for key in added}
+        command(**values, schedule={key: value for key, value in schedule.items() if value not in (None, [])})
+
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "schedule"]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    parameters = [*own, *added.values()]
+    with_schedule.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_schedule.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_schedule
+
+
+def settings_from(
+    configs: tuple[Path | None, Path | None, Path | None, Path | None], schedule: Mapping[str, object]
+) -> Settings:
+    """The settings of the files given as `-c`, `-dc`, `-gc` and `-src`, in this order, and of the options."""
+    return read_settings([path for path in configs if path is not None], schedule)
+
+
+def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Parameter:
+    """One row as a parameter of a command."""
+    name = option.flag.removeprefix("--")
+    flag = prefix + name
+    kind: Any = str | None
+    if option.item is Item.FLAG:
+        kind, flag = bool | None, f"{flag}/{prefix}no-{name}"
+    elif option.item is Item.TEXT:
+        kind = list[str] | None
+    metavar = None if option.item is Item.FLAG else _METAVARS[option.item]
+    annotation = Annotated[
+        kind,
+        typer.Option(
+            flag, help=option.help + ".", metavar=metavar, show_default=False, rich_help_panel=panel
+        ),
+    ]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_METAVARS = {
+    Item.NAME: "NAMES", Item.COUNT: "COUNTS", Item.NUMBER: "NUMBERS", Item.CURVE: "CURVES",
+    Item.COUNT_OR_SHARE: "NUMBER", Item.TEXT: "NAME:KEY=VALUE,...",
+}  # fmt: skip
