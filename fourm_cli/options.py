@@ -18,7 +18,7 @@ SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Name, Hub id, folder or .safetensors file. [default: demo]", rich_help_panel=MODEL_PANEL
+        help="Name, Hub id, folder or .safetensors file. Without it, demo.", rich_help_panel=MODEL_PANEL
     ),
 ]
 SrModel = Annotated[
@@ -27,7 +27,7 @@ SrModel = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MODEL_PANEL)]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]", rich_help_panel=MODEL_PANEL),
+    typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL_PANEL),
 ]
 Config = Annotated[
     Path | None,
@@ -86,12 +86,11 @@ def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Par
         kind, flag = bool | None, f"{flag}/{prefix}no-{name}"
     elif option.item is Item.TEXT:
         kind = list[str] | None
+    help_text = option.help if prefix == "--" else f"As {option.flag}, for super-resolution"
     metavar = None if option.item is Item.FLAG else _METAVARS[option.item]
     annotation = Annotated[
         kind,
-        typer.Option(
-            flag, help=option.help + ".", metavar=metavar, show_default=False, rich_help_panel=panel
-        ),
+        typer.Option(flag, help=help_text + ".", metavar=metavar, show_default=False, rich_help_panel=panel),
     ]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
