@@ -22,7 +22,8 @@ from fourm.model import FourM, FourMConfig
 from fourm.request import DTYPES
 from fourm.sampling import Noise
 from fourm.schedule import Chain, TargetSpec, make_chain
-from fourm.state import EOS_ID, PAD_ID, Batch, full_sequence
+from fourm.state import Batch, full_sequence
+from fourm.wordpiece import EOS_ID, PAD_ID
 
 NAMES_4M7 = [
     "caption",

@@ -17,8 +17,8 @@ from fourm.modalities import Kind, Registry
 from fourm.sampling import draw, guide
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
-from fourm.state import FIRST_SENTINEL, PAD_ID, S1_ID, Batch, Context, Slot, pending, stack
-from fourm.wordpiece import merge_spans
+from fourm.state import S1_ID, Batch, Context, Slot, pending, stack
+from fourm.wordpiece import FIRST_SENTINEL, PAD_ID, merge_spans
 
 ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
 PAD_MULTIPLE = 64  # rows are padded to this, so that a sample's sums do not depend on its batch

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from fourm.modalities import Kind
+from fourm.wordpiece import EOS_ID, FIRST_SENTINEL, PAD_ID
 
-PAD_ID = 0
-EOS_ID = 3
-FIRST_SENTINEL = 4  # id of [S_0]; [S_k] is FIRST_SENTINEL + k in every 4M text tokenizer
-S1_ID = FIRST_SENTINEL + 1
+S1_ID = FIRST_SENTINEL + 1  # [S_1]; [S_k] is FIRST_SENTINEL + k in every 4M text tokenizer
 S2_ID = FIRST_SENTINEL + 2
 
 

@@ -1,0 +1,1 @@
+"""Discrete tokenizers: values to token ids and back."""
