@@ -226,6 +226,11 @@ def explain(error: FourMError) -> None:
         print(f"fourm: {problem}", file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Say something worth knowing on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
 def result(out: Path, end: Finished, as_json: bool) -> None:
     """The only thing that a run puts on stdout: its folder, or a record with --json."""
     counts = {"saved": end.saved, "skipped": end.skipped, "failed": end.failed}

@@ -1,0 +1,113 @@
+"""From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fourm.errors import UsageError
+from fourm.hub import ModelFiles
+from fourm.layout import Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
+from fourm.modalities import Kind
+from fourm.prompts import find_parti, parse_prompts, read_prompts
+from fourm.wordpiece import WordPiece, check_prompt
+
+CAPTION = "caption"  # codec of the modality that prompts are
+PARTI, EMPTY, STREAM = "parti_prompts", "empty", "-"
+SHOWN = 5  # unknown words that a note names
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where samples come from, as a user says it."""
+
+    prompts: tuple[str, ...] = ()
+    data: str | None = None  # a file, a folder, STREAM, PARTI or EMPTY
+    column: str | None = None  # of a table
+    num_samples: int | None = None
+    subset_seed: int | None = None  # None: the first num_samples
+
+
+def read_samples(source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> Dataset:
+    """The samples that a run with these conditions (full names) works on, all of them checked."""
+    if source.prompts and source.data is not None:
+        raise UsageError("prompts are given both as arguments and with --data; give one of them")
+    if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
+        return Dataset(tuple(_unconditional(source, conditions)), ())
+    if source.data is not None and Path(source.data).is_dir():
+        if not conditions:
+            raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
+        dataset = list_dataset(Path(source.data), _folders(conditions, model))
+    else:
+        _check_takes_prompts(conditions, model)
+        samples = samples_of_prompts(_prompts(source, model, stdin))
+        _check_prompts(samples, conditions, model)
+        dataset = Dataset(tuple(samples), ())
+    return Dataset(tuple(take(dataset.samples, source.num_samples, source.subset_seed)), dataset.incomplete)
+
+
+def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | None:
+    """A sentence about words that the model cannot know, or None."""
+    if model.text_tokenizer is None:
+        return None
+    wordpiece = WordPiece.load(model.text_tokenizer)
+    found = [wordpiece.unknown_words(s.caption) for s in samples if s.caption is not None]
+    words = list(dict.fromkeys(word for words in found for word in words))
+    if not words:
+        return None
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    shown = ", ".join(repr(word) for word in words[:SHOWN])
+    return (
+        f"note: model '{model.name}' does not know {shown}{more} "
+        f"({sum(map(bool, found))} of {len(found)} prompts)"
+    )
+
+
+def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
+    if conditions:
+        raise UsageError(f"--data {EMPTY}: leaves nothing for the condition {conditions[0]}; use --cond none")
+    if source.num_samples is None:
+        raise UsageError("without conditions, --num-samples must say how many samples to make")
+    return [Sample(key) for key in number_keys(source.num_samples)]
+
+
+def _folders(conditions: Sequence[str], model: ModelFiles) -> dict[str, str]:
+    """Folder of a dataset for each condition: token ids lie under the modality's own name."""
+    rows = [model.registry.get(name) for name in conditions]
+    return {row.name: row.name if row.kind is Kind.GRID else row.folder for row in rows}
+
+
+def _check_takes_prompts(conditions: Sequence[str], model: ModelFiles) -> None:
+    others = [name for name in conditions if model.registry.get(name).codec != CAPTION]
+    if others:
+        raise UsageError(
+            f"--cond {others[0]}: prompts give captions only; "
+            f"name a dataset that holds {', '.join(conditions)} with --data DIR"
+        )
+    if not conditions:
+        raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
+
+
+def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
+    if source.prompts:
+        return parse_prompts(
+            "\n".join(" ".join(p.split()) for p in source.prompts).encode(), "the prompts given"
+        )
+    if source.data == STREAM:
+        return parse_prompts(stdin.read(), "standard input", column=source.column)
+    if source.data == PARTI and not Path(PARTI).exists():
+        return read_prompts(find_parti(), source.column)
+    if source.data is not None:
+        return read_prompts(Path(source.data), source.column)
+    if model.prompts is not None:
+        return read_prompts(model.prompts)
+    raise UsageError(f"model '{model.name}' has no prompts of its own; give some, or a file with --data FILE")
+
+
+def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:
+    if model.text_tokenizer is None:
+        raise UsageError(f"model '{model.name}' comes without a text tokenizer, so it reads no prompts")
+    wordpiece = WordPiece.load(model.text_tokenizer)
+    max_tokens = max(model.registry.get(name).max_tokens for name in conditions)
+    for sample in samples:
+        check_prompt(sample.caption or "", wordpiece, max_tokens)

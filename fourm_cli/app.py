@@ -1,0 +1,92 @@
+"""The app: one line for each command; `main` turns errors and signals into sentences and exit codes."""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Annotated
+
+import typer
+
+from fourm import __version__
+from fourm.errors import FourMError
+from fourm_cli.console import explain
+from fourm_cli.generate import EXAMPLES, generate
+from fourm_cli.schedules import schedule_app
+
+app = typer.Typer(
+    name="fourm",
+    help="Any-to-any generation with 4M models: captions, pictures, depth, normals, segmentation, features.",
+    epilog="Try: fourm generate    (a tiny model is built in, so this works at once)",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command(epilog=EXAMPLES)(generate)
+app.add_typer(schedule_app, name="schedule")
+
+
+class InterruptedRun(BaseException):
+    """SIGINT or SIGTERM arrived; not an Exception, so that nothing on the way takes it for a mistake."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def print_version(wanted: bool) -> None:
+    """Say the version and end."""
+    if wanted:
+        print(f"fourm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")] = False,
+) -> None:
+    """Any-to-any generation with 4M models: captions, pictures, depth, normals, segmentation, features."""
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    is_debug = "--debug" in sys.argv[1:]
+    if not is_debug:
+        sys.excepthook = _explain_defect
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    code = 0
+    try:
+        app(prog_name="fourm")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except FourMError as error:
+        if is_debug:
+            raise
+        explain(error)
+        code = error.exit_code
+    except InterruptedRun as interrupt:
+        print("fourm: interrupted; what was finished is kept, --resume goes on", file=sys.stderr)
+        code = 128 + interrupt.number
+    _flush()
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise InterruptedRun(number)
+
+
+def _flush() -> None:
+    """Write what is left for stdout; a reader that went away (`| head`) is no mistake."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(f"fourm: {kind.__name__}: {error} (a defect of fourm; --debug shows where)", file=sys.stderr)

@@ -1,0 +1,282 @@
+"""`fourm generate`: strings in, one library call, its events shown."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fourm.errors import SampleError, UsageError, near_match
+from fourm.hub import ModelFiles, find_model, read_header
+from fourm.inputs import Source, note_unknown_words, read_samples
+from fourm.layout import Dataset
+from fourm.plan import build_chain
+from fourm.record import Launch, check_output, now
+from fourm.settings import DTYPES, RunSettings
+from fourm.world import World, parse_world
+from fourm_cli import console
+from fourm_cli.options import (
+    Config,
+    DataConfig,
+    Device,
+    Dtype,
+    GenConfig,
+    Model,
+    schedule_options,
+    settings_from,
+)
+
+INPUT, OUTPUT, RUN = "Input", "Output", "Run"
+DEFAULT_MODEL, DETOKENIZER_STEPS = "demo", 50
+DEVICES = ("auto", "cpu", "cuda", "mps")
+EXAMPLES = """
+[bold]Examples[/bold]
+
+fourm generate
+
+fourm generate "a small red circle above a blue square" --temps 3.0-0.5 --out out
+
+cat prompts.txt | fourm generate --data - --targets tok_clip-tok_rgb --out out
+
+fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out out
+
+fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
+
+torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
+"""
+
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Captions, a sample for each.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. A dataset: "
+        "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: nothing, for --num-samples.",
+        metavar="SOURCE",
+        rich_help_panel=INPUT,
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table that holds the prompts. By default caption, prompt or text.",
+        metavar="NAME",
+        rich_help_panel=INPUT,
+    ),
+]
+NumSamples = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N samples.", metavar="N", rich_help_panel=INPUT)
+]
+SubsetSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="With --num-samples: N drawn at random by this seed, not the first.",
+        metavar="S",
+        rich_help_panel=INPUT,
+    ),
+]
+NumVariations = Annotated[
+    int | None,
+    typer.Option(min=1, help="Results per sample. By default 1.", metavar="K", rich_help_panel=RUN),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="What all chance depends on. By default 0.", metavar="S", rich_help_panel=RUN),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        help="Samples decoded together; it changes no result.", metavar="auto|N", rich_help_panel=RUN
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        help="Do one of n parts: 0/4, 1/4, 2/4 or 3/4. Parts may share --out.",
+        metavar="i/n",
+        rich_help_panel=RUN,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output folder. By default the first free of out/001, out/002, ...",
+        metavar="DIR",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Do what an earlier run with the same settings left undone.", rich_help_panel=OUTPUT
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Delete what an earlier run wrote, then start again.", rich_help_panel=OUTPUT
+    ),
+]
+Decode = Annotated[
+    bool,
+    typer.Option(
+        "--decode/--no-decode",
+        help="Write pictures and other values, or tokens alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+DetokenizerSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Steps of tokenizers that decode by diffusion. By default 50.",
+        metavar="N",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Preview = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Keep the picture after every N-th step; 0 is never.", metavar="N", rich_help_panel=OUTPUT
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=OUTPUT)]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="On stdout, a JSON record in place of the folder's path.", rich_help_panel=OUTPUT
+    ),
+]
+LogJson = Annotated[
+    Path | None, typer.Option(help="Write one JSON object per event.", metavar="FILE", rich_help_panel=OUTPUT)
+]
+
+
+@partial(schedule_options, sr=False)
+def generate(
+    schedule: Mapping[str, object],
+    prompts: Prompts = None,
+    data: Data = None,
+    column: Column = None,
+    num_samples: NumSamples = None,
+    subset_seed: SubsetSeed = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    config: Config = None,
+    data_config: DataConfig = None,
+    gen_config: GenConfig = None,
+    num_variations: NumVariations = None,
+    seed: Seed = None,
+    batch_size: BatchSize = "auto",
+    shard: Shard = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    decode: Decode = True,
+    detokenizer_steps: DetokenizerSteps = None,
+    preview: Preview = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    log_json: LogJson = None,
+) -> None:
+    """Generate pictures, depth, captions ... from captions or other conditions, target after target."""
+    settings = settings_from((config, data_config, gen_config, None), schedule)
+    given = settings.run
+    files = _model_files(model or given.model or DEFAULT_MODEL, given)
+    chain = build_chain(settings.base, files)
+    data = data if prompts else data or given.data_path
+    source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
+    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer)
+    world = parse_world(shard, os.environ)
+    folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
+    check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
+    request = {
+        "model": files, "chain": chain, "samples": dataset.samples, "out": folder, "world": world,
+        "num_variations": num_variations or given.num_variations or 1,
+        "seed": seed if seed is not None else given.seed or 0,
+        "batch_size": _batch_size(batch_size),
+        "device": _device(device if device != "auto" else given.device or device),
+        "dtype": _dtype(dtype or given.dtype or "auto"),
+        "detokenizer_steps": detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
+        "decode": decode, "preview": preview, "resume": resume, "overwrite": overwrite,
+        "command": ("fourm", *sys.argv[1:]),
+    }  # fmt: skip
+    if not quiet:
+        _say_notes(dataset, files)
+    failed = _run(request, quiet, as_json, log_json)
+    if failed:
+        raise typer.Exit(SampleError.exit_code)
+
+
+def _run(request: Mapping[str, Any], quiet: bool, as_json: bool, log_json: Path | None) -> int:
+    """Do what was found to be good; the number of failed samples."""
+    with console.open_log(log_json) as log:
+        # The same sums for every batch shape; it is read when torch loads its kernels.
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        from fourm.pipeline import run  # imports torch: seconds
+        from fourm.request import Request
+
+        end = console.show(run(Request(**request)), quiet, log)
+    console.result(request["out"], end, as_json)
+    return end.failed
+
+
+def _model_files(name: str, given: RunSettings) -> ModelFiles:
+    """The model, with those tokenizers of the YAML files that are local."""
+    files = find_model(name)
+    read_header(files.weights)
+    local = {key: Path(path) for key, path in given.tokenizers.items() if Path(path).exists()}
+    text = Path(given.text_tok_path) if given.text_tok_path else None
+    return replace(
+        files,
+        tokenizers={**files.tokenizers, **local},
+        text_tokenizer=text if text is not None and text.is_file() else files.text_tokenizer,
+    )
+
+
+def _say_notes(dataset: Dataset, files: ModelFiles) -> None:
+    for note in (*dataset.incomplete, note_unknown_words(dataset.samples, files)):
+        if note:
+            console.note(note)
+
+
+def _output_folder(out: Path | None, world: World, resume: bool, overwrite: bool, shard: str | None) -> Path:
+    """The folder that was asked for, or the first free one."""
+    if overwrite and (resume or shard is not None):
+        other = "--resume" if resume else "--shard"
+        raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
+    if out is not None:
+        return out
+    if world.size > 1:
+        raise UsageError("--out is missing; several processes need to agree on it")
+    if resume or overwrite:
+        raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
+    numbers = (Path("out", f"{number:03d}") for number in range(1, 1_000_000))
+    return next(path for path in numbers if not path.exists())
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        near = near_match(text, DEVICES)
+        raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
+    return text
+
+
+def _dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
+    return DTYPES[text]
