@@ -177,12 +177,12 @@ class Tasks:
         order = torch.rand(known.shape, generator=self._generator()).masked_fill(known, 2.0)
         count = min(count, int((~known[0]).sum()))
         positions = order.argsort(1)[:, :count]
-        ids = _stack_tokens(scenes, target)
+        ids = stack_tokens(scenes, target)
         return Question(target, positions, None, ids.gather(1, positions))
 
     def _ask_text(self, scenes: Sequence[Scene], target: str) -> Question:
         rows = [[S1_ID, *text.encode(text_of(scene, target)), EOS_ID, S2_ID] for scene in scenes]
-        ids = _padded(rows)
+        ids = padded(rows)
         positions = torch.arange(ids.shape[1] - 1).expand(len(rows), -1)
         return Question(target, positions, ids[:, :-1], ids[:, 1:].masked_fill(ids[:, 1:] == 0, -100))
 
@@ -196,7 +196,7 @@ class Tasks:
         return self._grid(scenes, name, (~hidden)[:, None].expand(-1, num_tokens(name)))
 
     def _grid(self, scenes: Sequence[Scene], name: str, known: Tensor) -> Slot:
-        return Slot(Kind.GRID, _stack_tokens(scenes, name), known, ~known)
+        return Slot(Kind.GRID, stack_tokens(scenes, name), known, ~known)
 
     def _caption(self, scenes: Sequence[Scene], hidden: Tensor) -> Slot:
         return self._text(scenes, "caption", hidden)
@@ -208,7 +208,7 @@ class Tasks:
             varies = varied and name == "caption"
             words = print_caption(vary(describe(scene), self.rng)) if varies else text_of(scene, name)
             rows.append([S1_ID] if is_hidden else [*text.encode(words), EOS_ID])
-        ids = _padded(rows)
+        ids = padded(rows)
         return Slot(Kind.SEQUENCE, ids, ids != 0, torch.zeros_like(ids, dtype=torch.bool))
 
     def _pending(self) -> Slot:
@@ -267,13 +267,13 @@ def pixels_of(scenes: Sequence[Scene]) -> Tensor:
     return (rgb / 255 - mean) / std
 
 
-def _stack_tokens(scenes: Sequence[Scene], name: str) -> Tensor:
+def stack_tokens(scenes: Sequence[Scene], name: str) -> Tensor:
     """(B, L) int64 tokens of one image modality."""
     grids = np.stack([tokens_of(scene, *GRIDS[name]) for scene in scenes])
     return torch.from_numpy(grids.reshape(len(scenes), -1)).long()
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """(B, L) int64, zeros behind each row."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

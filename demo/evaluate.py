@@ -1,0 +1,264 @@
+"""Measures the bundle on held-out scenes: `python -m demo.evaluate` prints the numbers of docs/demo-model.md.
+
+Pictures are judged by `demo.readback`, which looks at their pixels alone; texts and maps by the truth.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo.bench import Bench, Value, held_out_scenes
+from demo.metadata import FIELDS
+from demo.patches import FIELDS as MAPS
+from demo.patches import network_input
+from demo.readback import agrees, caption_of
+from demo.render import render
+from demo.tasks import DENSE, GRIDS, stack_tokens, text_of
+from demo.world import (
+    Caption,
+    Scene,
+    describe,
+    normalise,
+    parse_caption,
+    print_caption,
+    sample_scene,
+    vary,
+)
+
+USUAL = "--cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5"
+
+Result = dict[str, float]
+
+
+def round_trip(bench: Bench, fine: Bench | None, count: int) -> Result:
+    """Pictures through their tokenizer and back: share that is still read correctly."""
+    scenes, result = held_out_scenes(count), Result()
+    for name, owner in (("tok_rgb@64", bench), ("tok_rgb@128", fine)):
+        if owner is None:
+            continue
+        codec, scale = owner.codecs[name], GRIDS[name][1]
+        truth = [render(scene, scale).rgb for scene in scenes]
+        slot = codec.encode(truth)
+        shown = [caption_of(value) for value in codec.decode(slot)]
+        exact = (slot.values == stack_tokens(scenes, name)).all(1).float().mean()
+        result |= {
+            f"{name} read back": _complete(scenes, shown),
+            f"{name} tokens as in the table": float(exact),
+        }
+    return result
+
+
+def caption_to_picture(bench: Bench, count: int, options: str = USUAL) -> Result:
+    """caption -> tok_clip -> tok_rgb: share of pictures that show all that the caption says."""
+    scenes = held_out_scenes(count)
+    return {
+        "complete captions": _right(bench, [describe(s) for s in scenes], options),
+        "captions with something unsaid": _right(bench, _vague(scenes), options),
+    }
+
+
+def settings(bench: Bench, count: int) -> Result:
+    """The same under other guidance scales and temperatures; variety over 4 variations of vague captions."""
+    scenes, result = held_out_scenes(count), Result()
+    captions, vague = [describe(s) for s in scenes], _vague(scenes)
+    for guidance in (0.0, 1.0, 2.0, 3.0):
+        for top_p in (0.8, 0.0):
+            options = f"{USUAL} --cfg {guidance} --top-p {top_p}"
+            result[f"guidance {guidance:g}, top-p {top_p or 'off'}"] = _right(bench, captions, options)
+    for heat in (0.0, 0.5, 1.0, 3.0, 6.0):
+        options = f"{USUAL} --temps {heat}-{min(heat, 1.0)} --temp-schedules constant --top-p 0 --cfg 1"
+        result[f"temperature {heat:g}, top-p off"] = _right(bench, captions, options)
+        result[f"temperature {heat:g}, kinds of 4 pictures"] = _variety(bench, vague[:50], options)
+    result["usual settings, kinds of 4 pictures"] = _variety(bench, vague[:50], USUAL)
+    return result
+
+
+def picture_to_text(bench: Bench, count: int) -> Result:
+    """rgb -> caption, boxes, palette, metadata: share of texts that are right as a whole."""
+    scenes, result = held_out_scenes(count), Result()
+    for source in ("rgb@64", "tok_rgb@64"):
+        condition = {source: bench.condition(scenes, source)}
+        for name in ("caption", "det", "color_palette", "metadata"):
+            batch = bench.run(condition, f"--cond {source} --targets {name}")
+            texts, truth = bench.texts(batch, name), [text_of(scene, name) for scene in scenes]
+            if name == "caption":
+                said = [parse_caption(text) for text in texts]
+                result[f"{source} to {name}"] = _complete(scenes, [c and normalise(c) for c in said])
+            else:
+                right = [text == wanted for text, wanted in zip(texts, truth, strict=True)]
+                result[f"{source} to {name}"] = _mean(right)
+            if name == "metadata":
+                result[f"{source} to metadata, fields right"] = _fields_right(texts, truth)
+    return result
+
+
+def picture_to_maps(bench: Bench, count: int) -> Result:
+    """rgb -> depth, normals, segmentation, edges, features: error, and how much worse the mean picture is."""
+    scenes, result = held_out_scenes(count), Result()
+    common = _mean_maps(2000)
+    condition = {"rgb@64": bench.condition(scenes, "rgb@64")}
+    for name in DENSE:
+        field = GRIDS[name][0]
+        batch = bench.run(condition, f"--cond rgb@64 --targets {name}")
+        decoded, truth = bench.values(batch, name), [network_input(field, render(s)) for s in scenes]
+        maps = [_as_input(field, value) for value in decoded]
+        error, usual = _error(field, maps, truth), _error(field, [common[field]] * count, truth)
+        exact = (batch.slots[name].values == stack_tokens(scenes, name)).all(1).float().mean()
+        result |= {f"{name} error": error, f"{name} mean picture": usual, f"{name} factor": usual / error}
+        result[f"{name} all tokens right"] = float(exact)
+    return result
+
+
+def conditions_to_picture(bench: Bench, count: int) -> Result:
+    """Other conditions -> tok_rgb: share of pictures that show what the condition tells."""
+    scenes, result = held_out_scenes(count), Result()
+    for source in ("tok_clip@64", "tok_semseg@64", "det"):
+        batch = bench.run({source: bench.condition(scenes, source)}, f"--cond {source} --targets tok_rgb")
+        shown = [caption_of(value) for value in bench.values(batch, "tok_rgb@64")]
+        asked = [_told_by(source, describe(scene)) for scene in scenes]
+        result[f"{source} to tok_rgb"] = _mean([agrees(a, s) for a, s in zip(asked, shown, strict=True)])
+    return result
+
+
+def super_resolution(fine: Bench, count: int) -> Result:
+    """caption and tokens at 64 pixels -> tokens at 128 pixels: share read correctly, and tokens right."""
+    scenes = held_out_scenes(count)
+    names = ("caption", "tok_clip@64", "tok_rgb@64")
+    slots = {name: fine.condition(scenes, name) for name in names}
+    batch = fine.run(slots, f"--cond {','.join(names)} --targets tok_clip@128-tok_rgb@128 --top-p 0.8")
+    shown = [caption_of(value) for value in fine.values(batch, "tok_rgb@128")]
+    same = batch.slots["tok_rgb@128"].values == stack_tokens(scenes, "tok_rgb@128")
+    return {
+        "read back at 128 pixels": _complete(scenes, shown),
+        "tokens as rendered": float(same.float().mean()),
+        "pictures as rendered": float(same.all(1).float().mean()),
+    }
+
+
+def _complete(scenes: Sequence[Scene], shown: Sequence[Caption | None]) -> float:
+    """Share of captions, read from pictures or texts, that are the whole truth."""
+    return _mean([c == normalise(describe(s)) for c, s in zip(shown, scenes, strict=True)])
+
+
+def _right(bench: Bench, captions: Sequence[Caption], options: str) -> float:
+    values = _draw(bench, captions, options)
+    return _mean([agrees(asked, caption_of(value)) for asked, value in zip(captions, values, strict=True)])
+
+
+def _draw(bench: Bench, captions: Sequence[Caption], options: str, variation: int = 0) -> list[Value]:
+    slots = {"caption": bench.captions([print_caption(caption) for caption in captions])}
+    return bench.values(bench.run(slots, options, variation=variation), "tok_rgb@64")
+
+
+def _variety(bench: Bench, captions: Sequence[Caption], options: str) -> float:
+    """Mean number of different things seen in 4 pictures of the same caption, 1 to 4."""
+    kinds: list[set[object]] = [set() for _ in captions]
+    for variation in range(4):
+        for seen, value in zip(kinds, _draw(bench, captions, options, variation), strict=True):
+            seen.add(caption_of(value))
+    return sum(map(len, kinds)) / len(kinds)
+
+
+def _vague(scenes: Sequence[Scene]) -> list[Caption]:
+    """Each scene's caption with at least one thing left out."""
+    rng, captions = random.Random(7), []
+    for scene in scenes:
+        whole = describe(scene)
+        caption = vary(whole, rng)
+        while normalise(caption) == normalise(whole):
+            caption = vary(whole, rng)
+        captions.append(caption)
+    return captions
+
+
+def _told_by(source: str, caption: Caption) -> Caption:
+    """What a condition can tell of a scene."""
+    if source == "tok_clip@64":
+        return caption
+    things = tuple(type(t)(t.shape, "", t.size) for t in caption.things)
+    return Caption(things, caption.place, caption.relation)
+
+
+def _fields_right(texts: Sequence[str], truth: Sequence[str]) -> float:
+    """Share of metadata fields with the right value."""
+    right = 0
+    for text, wanted in zip(texts, truth, strict=True):
+        pairs = set(zip(text.split()[::2], text.split()[1::2], strict=False))
+        right += len(pairs & set(zip(wanted.split()[::2], wanted.split()[1::2], strict=True)))
+    return right / (len(truth) * len(FIELDS))
+
+
+def _mean_maps(count: int) -> dict[str, Value]:
+    """The mean picture of training scenes; of labels the most frequent one at each pixel."""
+    rng = random.Random(5)
+    rendered = [render(sample_scene(rng)) for _ in range(count)]
+    means: dict[str, Value] = {}
+    for field in MAPS:
+        stack = np.stack([network_input(field, maps) for maps in rendered])
+        if field == "semseg":
+            votes = np.stack([(stack == label).sum(0) for label in range(4)])
+            means[field] = votes.argmax(0)
+        else:
+            means[field] = stack.mean(0)
+    return means
+
+
+def _as_input(field: str, value: Value) -> Value:
+    """A decoded value in the space of `network_input`."""
+    if field == "normal":
+        return (value.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
+    if field == "edge":
+        return (value.astype(np.float32) / 127.5 - 1)[None]
+    if field == "semseg":
+        return (value + np.uint8(1)).astype(np.int64)
+    return value[None] if field == "depth" else value
+
+
+def _error(field: str, maps: Sequence[Value], truth: Sequence[Value]) -> float:
+    """Mean squared error; of labels the share of wrong pixels."""
+    if field == "semseg":
+        return _mean([float((m != t).mean()) for m, t in zip(maps, truth, strict=True)])
+    return _mean([float(np.square(m - t).mean()) for m, t in zip(maps, truth, strict=True)])
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return float(np.mean(values))
+
+
+def main() -> None:
+    """Run the parts asked for and print (and with --out write) their results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo", help="folder of the bundle")
+    parser.add_argument("--samples", type=int, default=500, help="held-out scenes for each number")
+    parser.add_argument("--parts", nargs="*", default=[], help="some of the parts; all if none")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench, count = Bench.load(options.model), options.samples
+    fine = Bench.load(options.model, fine=True) if (bench.files.weights.parent / "sr").is_dir() else None
+    parts: dict[str, Callable[[], Result]] = {
+        "round_trip": lambda: round_trip(bench, fine, count),
+        "caption_to_picture": lambda: caption_to_picture(bench, count),
+        "picture_to_text": lambda: picture_to_text(bench, count),
+        "picture_to_maps": lambda: picture_to_maps(bench, count),
+        "conditions_to_picture": lambda: conditions_to_picture(bench, count),
+        "settings": lambda: settings(bench, min(count, 200)),
+    }
+    if fine is not None:
+        parts["super_resolution"] = lambda: super_resolution(fine, min(count, 200))
+    results = {}
+    for name in options.parts or parts:
+        results[name] = parts[name]()
+        for key, value in results[name].items():
+            print(f"{name}: {key}: {value:.5g}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
