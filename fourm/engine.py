@@ -105,7 +105,7 @@ class Engine:
             contexts = [self.network.encode(one) for one in passes]
             logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
         else:
-            context = self.network.encode(stack(passes), _padded(known + len(passes[0].slots)))
+            context = self.network.encode(stack(passes), _padded(known + len(passes[-1].slots)))
             flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
             logits = flat.view(len(passes), -1, *flat.shape[1:])
         return _guide(logits, step)
@@ -148,7 +148,7 @@ class Engine:
 
     def _asker(self, passes: list[Batch], step: Step, limit: int, known: int) -> "Asker":
         """Logits from the newest token, the ones before it remembered in a cache."""
-        context = self.network.encode(stack(passes), _padded(known + len(passes[0].slots)))
+        context = self.network.encode(stack(passes), _padded(known + len(passes[-1].slots)))
         cache = self.network.start_cache(context, limit)
 
         def ask(ids: Tensor) -> Tensor:
@@ -184,7 +184,8 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
     """The states that a step asks: the base, then one for each branch."""
     if not step.guided:
         return [batch]
-    return [batch.hide(step.guided), *(batch.hide(step.guided - b.visible) for b in step.branches)]
+    hide = batch.without if step.leaves_out else batch.hide
+    return [hide(step.guided), *(hide(step.guided - branch.visible) for branch in step.branches)]
 
 
 def _guide(logits: Tensor, step: Step) -> Tensor:

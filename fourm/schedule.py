@@ -77,6 +77,7 @@ class Step:
     temperature: float
     guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
+    leaves_out: bool = False  # a hidden modality is not there at all (weighted); else it is emptied
 
     @property
     def guidance(self) -> float:
@@ -141,11 +142,21 @@ def make_chain(
     """
     steps: list[Step] = []
     weights, finished = dict(weights or {}), list[str]()
+    leaves_out = bool(weights)
     for spec in specs:
         guided, branches = _guidance(spec, conditions, weights, finished)
         for num_tokens, temperature in _token_plan(spec):
             steps.append(
-                Step(len(steps), spec.target, spec.scheme, num_tokens, temperature, guided, branches)
+                Step(
+                    len(steps),
+                    spec.target,
+                    spec.scheme,
+                    num_tokens,
+                    temperature,
+                    guided,
+                    branches,
+                    leaves_out,
+                )
             )
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)

@@ -39,14 +39,19 @@ class Slot:
         A sequence keeps [S_1] at its first position and embeddings one zero vector: the states that
         4M models saw in training for "nothing is known".
         """
-        nothing = torch.zeros_like(self.known)
         if self.kind in (Kind.PIXELS, Kind.GRID):
-            return replace(self, known=nothing, wanted=nothing)
+            return self.blank()
+        nothing = torch.zeros_like(self.known)
         values, first = torch.zeros_like(self.values), nothing.clone()
         first[:, 0] = True
         if self.kind is Kind.SEQUENCE:
             values[:, 0] = S1_ID
         return replace(self, values=values, known=first, wanted=nothing)
+
+    def blank(self) -> "Slot":
+        """The same rows with nothing known and nothing wanted: what is not there at all."""
+        nothing = torch.zeros_like(self.known)
+        return replace(self, known=nothing, wanted=nothing)
 
     def select(self, rows: Tensor) -> "Slot":
         """The rows with these indices, (B',) int64, as a slot of B' rows."""
@@ -83,6 +88,13 @@ class Batch:
         hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
         return replace(self, slots=MappingProxyType({**self.slots, **hidden}))
 
+    def without(self, names: Iterable[str]) -> "Batch":
+        """A batch in which these modalities are not there at all."""
+        left_out = set(names)
+        return replace(
+            self, slots=MappingProxyType({n: s for n, s in self.slots.items() if n not in left_out})
+        )
+
     def fill(self, target: str, positions: Tensor, ids: Tensor) -> "Batch":
         """Fix tokens of one target; positions and ids are (B, K) int64."""
         return self.with_slot(target, self.slots[target].fill(positions, ids))
@@ -111,17 +123,23 @@ class Context:
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
-    """Batches with the same modalities, one after the other in one batch of all their rows."""
+    """Batches one after the other in one batch of all their rows.
+
+    A modality that one of them lacks tells nothing there.
+    """
+    templates: dict[str, Slot] = {}
+    for batch in batches:
+        templates = {**batch.slots, **templates}
     slots = {}
-    for name, slot in batches[0].slots.items():
-        parts = [b.slots[name] for b in batches]
+    for name, template in templates.items():
+        parts = [batch.slots.get(name, template.blank()) for batch in batches]
         slots[name] = Slot(
-            slot.kind,
-            torch.cat([p.values for p in parts]),
-            torch.cat([p.known for p in parts]),
-            torch.cat([p.wanted for p in parts]),
+            template.kind,
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.known for part in parts]),
+            torch.cat([part.wanted for part in parts]),
         )
-    return Batch(tuple(key for b in batches for key in b.keys), MappingProxyType(slots))
+    return Batch(tuple(key for batch in batches for key in batch.keys), MappingProxyType(slots))
 
 
 def full_grid(ids: Tensor) -> Slot:

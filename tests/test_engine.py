@@ -86,6 +86,30 @@ def test_greedy_chains_equal_the_reference(
         assert not bool(out.wanted.any())
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_weighted_chain_of_two_targets_equals_the_repaired_reference(
+    golden: Path, unpacked: Path, plain: bool
+) -> None:
+    case = cases(golden, "swiglu_nobias", "multi_guided_chain")[0]
+    arrays = dict(np.load(golden / "fm" / "swiglu_nobias" / case["file"]))
+    batch = read_batch(golden, "swiglu_nobias", {}, arrays, "in.uncond.")
+    for i, names in enumerate(case["input_order_cond"]):
+        given = read_batch(golden, "swiglu_nobias", {}, arrays, f"in.cond{i}.")
+        batch = batch.with_slot(names[0], given.slots[names[0]])
+    weights = [["caption", "det"], ["caption", "det", "tok_clip@224"]]
+    steps = []
+    for i, s in enumerate(case["schedule"]):
+        names = weights[s["target_domain"] == "tok_rgb@224"]
+        branches = tuple(Branch(frozenset([n]), w) for n, w in zip(names, s["cfg_scale"], strict=True))
+        guided = frozenset(names)
+        steps.append(Step(i, s["target_domain"], "roar", s["num_tokens"], 0.0, guided, branches, True))
+    engine = Engine(load_fixture(unpacked, "swiglu_nobias"), plain=plain)
+    out = last(list(engine.run(batch, make_chain(steps), Recorded(arrays))))
+    for name in ("tok_clip@224", "tok_rgb@224"):
+        want = torch.from_numpy(arrays[f"out.{name}.tensor"]).long()
+        assert torch.equal(out.slots[name].values, want)
+
+
 AUTOREGRESSIVE = ["swiglu_nobias", "gelu_bias", "swiglu_qknorm"]
 
 
