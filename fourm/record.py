@@ -85,16 +85,16 @@ def sha256_of(path: Path) -> str:
 
 
 def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that cannot be written, or holds something, before anything is loaded."""
+    """Make the output folder, or refuse it if it cannot be written or holds something; nothing is loaded yet."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a folder")
-    above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: cannot be written (no permission in {above})")
     if not _is_empty(out) and not resume and not overwrite and not _is_partner(_load(out), launch):
         raise _exists(out)
     if not _is_empty(out):
         _load(out)
+    _make(out)
+    with _locked(out):
+        return
 
 
 def open_output(out: Path, settings: Settings, launch: Launch, resume: bool, overwrite: bool) -> int:
@@ -224,7 +224,10 @@ def _make(out: Path) -> None:
 
 def _is_empty(out: Path) -> bool:
     """True if there is nothing but what a run leaves that was killed before it began."""
-    return not out.exists() or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
+    try:
+        return not out.exists() or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
 
 
 def _empty(out: Path, record: Mapping[str, Any]) -> None:
