@@ -85,7 +85,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> None:
-    """Make the output folder, or refuse it if it cannot be written or holds something; nothing is loaded yet."""
+    """Make the output folder; refuse one that cannot be written or holds something. Nothing is loaded yet."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a folder")
     if not _is_empty(out) and not resume and not overwrite and not _is_partner(_load(out), launch):
