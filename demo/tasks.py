@@ -24,7 +24,8 @@ from demo.world import (
     vary,
 )
 from fourm.modalities import Kind
-from fourm.state import EOS_ID, S1_ID, S2_ID, Batch, Slot
+from fourm.state import S1_ID, S2_ID, Batch, Slot
+from fourm.wordpiece import EOS_ID
 
 GRIDS = {  # name -> the map it shows, and its scale
     "tok_rgb@64": ("rgb", 1),

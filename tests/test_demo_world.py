@@ -98,9 +98,9 @@ def test_boxes_surround_the_objects() -> None:
         rows, columns = np.nonzero(render(scene).semseg)
         xs, ys = numbers[::2], numbers[1::2]
         for edge, pixel in ((min(xs), columns.min()), (max(xs), columns.max() + 1)):
-            assert abs(edge - pixel) <= 1.5
+            assert abs(edge - pixel) <= 2
         for edge, pixel in ((min(ys), rows.min()), (max(ys), rows.max() + 1)):
-            assert abs(edge - pixel) <= 1.5
+            assert abs(edge - pixel) <= 2
 
 
 @pytest.mark.parametrize("scale", [1, 2])
