@@ -68,31 +68,35 @@ class Engine:
 
     def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
-        known = int(batch.num_known().max())  # followed on the host from here on: no wait for the device
-        totals = num_tokens_of(chain)
-        done = dict.fromkeys(totals, 0)
+        known = int(batch.num_known().max())  # counted on the host from here on: no wait for the device
+        left: dict[str, int] = {}
         for step in chain.steps:
-            started = time.perf_counter()
-            if batch.slots[step.target].kind is Kind.SEQUENCE:
+            started, slot = time.perf_counter(), batch.slots[step.target]
+            if slot.kind is Kind.SEQUENCE:
                 for progress in self._decode_sequence(batch, step, chain, noise, known):
                     yield progress
                 batch = progress.batch
                 known = int(batch.num_known().max())
                 continue
+            if step.target not in left:
+                left[step.target] = _num_wanted(slot, step.target)
+            fixed = min(step.num_tokens, left[step.target])
+            if not fixed:
+                continue
             with torch.inference_mode():
-                batch = self._decode_together(batch, step, chain, noise, known)
-            known += step.num_tokens
-            done[step.target] += step.num_tokens
-            seconds = time.perf_counter() - started
-            yield Progress(step, batch, step.num_tokens, done[step.target], totals[step.target], seconds)
+                batch = self._decode_together(batch, step, chain, noise, known, left[step.target])
+            known, left[step.target] = known + fixed, left[step.target] - fixed
+            total = slot.known.shape[1]
+            done, seconds = total - left[step.target], time.perf_counter() - started
+            yield Progress(step, batch, fixed, done, total, seconds)
 
     def _decode_together(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int, left: int
     ) -> Batch:
         """One step of an image target: ask some positions, draw, keep some answers."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
-        positions = scheme.ask(slot.wanted, step.num_tokens, noise.uniforms(step.index, ORDER, places))
+        positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
         logits = self._ask(_passes(batch, step), step, positions, known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
         ids, confidence = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
@@ -178,6 +182,15 @@ def num_tokens_of(chain: Chain) -> dict[str, int]:
     for step in chain.steps:
         totals[step.target] = totals.get(step.target, 0) + step.num_tokens
     return totals
+
+
+def _num_wanted(slot: Slot, target: str) -> int:
+    """How many tokens of an image target are to be decoded: equally many in every row."""
+    counts = slot.wanted.sum(dim=1)
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest != most:
+        raise ValueError(f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones")
+    return most
 
 
 def _passes(batch: Batch, step: Step) -> list[Batch]:

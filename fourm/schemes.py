@@ -20,27 +20,24 @@ class Scheme:
 
     name: str
     causal: bool  # True: one token after the other, each seeing the ones before it
-    ask: Callable[
-        [Tensor, int, Tensor], Tensor
-    ]  # unknown (B, L) bool, n, noise (B, L) -> positions (B, K) int64
+    # unknown (B, L) bool with `left` True in each row, n, noise (B, L) -> positions (B, K) int64
+    ask: Callable[[Tensor, int, int, Tensor], Tensor]
     keep: Callable[[Tensor, int], Tensor]  # confidence (B, K), n -> picks (B, K') int64, indices into K
     even: bool = False  # True: steps take equal parts, whatever token schedule is named
 
 
-def _ask_all(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
-    """Every unknown position, ascending; all rows must have equally many."""
-    count = int(unknown[0].sum()) if unknown.shape[0] else 0
-    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :count]
+def _ask_all(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
+    """Every unknown position, ascending."""
+    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :left]
 
 
-def _ask_lowest_noise(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
+def _ask_lowest_noise(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
     """The n unknown positions with the lowest noise, ascending; fewer where fewer are left."""
-    count = min(n, int(unknown[0].sum()) if unknown.shape[0] else 0)
     order = noise.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True)
-    return order[:, :count].sort(dim=1).values
+    return order[:, : min(n, left)].sort(dim=1).values
 
 
-def _ask_first(unknown: Tensor, n: int, noise: Tensor) -> Tensor:
+def _ask_first(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
     """The first unknown position of each row, (B, 1)."""
     return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :1]
 

@@ -239,6 +239,24 @@ def test_steps_report_what_they_fixed_and_leave_earlier_states_alone(small: Four
     assert int(batch.slots["tok_a@32"].known.sum()) == 0
 
 
+def test_rows_with_different_numbers_of_targets_are_refused(small: FourM) -> None:
+    batch = with_targets(captions(2), SMALL_CHAIN, SMALL)
+    slot = batch.slots["tok_a@32"]
+    ragged = slot.fill(torch.tensor([[0, 1], [0, 0]]), torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="14 to 15 tokens"):
+        list(Engine(small).run(batch.with_slot("tok_a@32", ragged), SMALL_CHAIN, Recorded({})))
+
+
+def test_a_partly_given_target_is_completed_and_what_was_given_stays(small: FourM) -> None:
+    batch = with_targets(captions(2), SMALL_CHAIN, SMALL)
+    given = torch.tensor([[0, 5, 9], [1, 2, 3]])
+    slot = batch.slots["tok_a@32"].fill(given, given)
+    noise = Noise.for_samples(0, [("s0", 0), ("s1", 0)])
+    reports = list(Engine(small).run(batch.with_slot("tok_a@32", slot), SMALL_CHAIN, noise))
+    assert [r.fixed for r in reports] == [7, 6, 6, 10]
+    assert torch.equal(last(reports).slots["tok_a@32"].values.gather(1, given), given)
+
+
 def test_the_scale_zero_is_the_unconditional_pass(small: FourM) -> None:
     step = make_step(0, "tok_a@32", "maskgit", 16, 0.0, 0.0, ("caption",))
     with_caption = finish(Engine(small), captions(3), make_chain([step]))
