@@ -1,0 +1,116 @@
+"""`fourm schedule` from the outside: tables, JSON, cost, exit codes, and that torch stays out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from headers import seven
+from typer.testing import CliRunner
+
+from fourm.errors import FourMError, MissingError, ScheduleError
+from fourm.plan import OPTIONS
+from fourm_cli.options import schedule_options
+from fourm_cli.schedules import schedule_app
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(seven(tmp_path_factory.mktemp("seven")))
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(schedule_app, list(words), env={"COLUMNS": "100", "NO_COLOR": "1"})
+    if isinstance(result.exception, FourMError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_show_prints_the_chain_as_data(model: str) -> None:
+    words = ("--cond", "caption", "--targets", "tok_clip-tok_rgb", "--temps", "3.0-0.5", "--steps", "2,1")
+    data = json.loads(run("show", "--model", model, *words, "--cfg", "-1.0", "--json"))
+    assert list(data) == ["conditions", "top_k", "top_p", "steps"]
+    assert data["conditions"] == ["caption"]
+    assert data["steps"][2] == {
+        "index": 2,
+        "target": "tok_rgb@224",
+        "scheme": "roar",
+        "num_tokens": 196,
+        "temperature": 0.5,
+        "guidance": -1.0,
+        "guided": ["caption", "tok_clip@224"],
+    }
+
+
+def test_show_prints_a_table(model: str) -> None:
+    text = run("show", "--model", model, "--targets", "tok_rgb", "--steps", "3", "--temps", "0.5")
+    assert len([line for line in text.splitlines() if "tok_rgb@224" in line]) == 3
+
+
+def test_validate_says_what_the_run_costs(model: str) -> None:
+    data = json.loads(run("validate", "--model", model, "--target", "tok_rgb:steps=5", "--json"))
+    assert (data["steps"], data["passes"], data["tokens"], data["fetch_bytes"]) == (5, 10, 196, 0)
+    assert data["weights_bytes"] == 4000
+    assert data["activations_bytes"] > 10**7
+    half = json.loads(run("validate", "--model", model, "--dtype", "bfloat16", "--json"))
+    assert half["weights_bytes"] == 2000
+    assert "forward passes per sample" in run("validate", "--model", model)
+
+
+def test_a_text_counts_a_pass_for_every_token(model: str) -> None:
+    data = json.loads(run("validate", "--model", model, "--cond", "rgb", "--targets", "det", "--json"))
+    assert (data["passes"], data["tokens"]) == (256, 256)
+
+
+def test_yaml_files_come_before_options(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"model: {model}\ntarget_domains: tok_rgb\ndecoding_steps: 9\ntemps: 0.5\n")
+    data = json.loads(run("show", "-gc", str(path), "--steps", "2", "--json"))
+    assert [step["temperature"] for step in data["steps"]] == pytest.approx([0.5, 0.5])
+
+
+def test_mistakes_are_raised_as_sentences_before_anything_is_loaded(model: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        run("validate", "--model", model, "--temps", "warm", "--targets", "tok_rbg")
+    assert len(caught.value.problems) == 2
+    assert caught.value.exit_code == 2
+    with pytest.raises(MissingError):
+        run("validate", "--model", "no/such-model")
+
+
+def test_help_fits_and_names_every_option() -> None:
+    text = run("show", "--help")
+    assert max(map(len, text.splitlines())) <= 100
+    for option in OPTIONS:
+        assert option.flag in text
+        assert option.flag.replace("--", "--sr-", 1) in text
+    assert "Examples:" in text
+
+
+def test_a_command_gets_what_was_given_and_nothing_else() -> None:
+    app, seen = typer.Typer(), list[dict[str, object]]()
+
+    def command(schedule: dict[str, object], name: str = "x") -> None:
+        seen.append({"name": name, **schedule})
+
+    app.command()(schedule_options(command))
+    words = ["--temps", "-1.0", "--sr-temps", "2", "--target", "a", "--target", "b", "--no-grow-cond"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert seen == [
+        {"name": "x", "temps": "-1.0", "sr_temps": "2", "target": ["a", "b"], "cfg_grow_conditioning": False}
+    ]
+
+
+def test_the_schedule_commands_never_import_torch(model: str) -> None:
+    code = (
+        "import sys; from fourm_cli.schedules import schedule_app\n"
+        f"schedule_app(['validate', '--model', {model!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True
+    )
