@@ -114,3 +114,22 @@ def test_the_schedule_commands_never_import_torch(model: str) -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True
     )
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "schedules.md"
+
+
+def test_the_documented_table_is_the_table_of_settings() -> None:
+    text = DOCS.read_text()
+    for option in OPTIONS:
+        words = [f"`{option.flag}`", f"`{option.key}`", option.item.value[0], option.help]
+        row = next(line for line in text.splitlines() if line.startswith("| " + words[0]))
+        assert all(word in row for word in words), row
+
+
+def test_the_documented_examples_work(model: str) -> None:
+    lines = [line for line in DOCS.read_text().splitlines() if line.startswith("fourm schedule")]
+    assert len(lines) == 4
+    for line in lines:
+        command, *words = line.partition("#")[0].split()[2:]
+        assert run(command, "--model", model, *words)
