@@ -241,8 +241,8 @@ def _given(layer: Layer, targets: list[str], problems: list[str]) -> list[dict[s
         if len(values) != len(targets):
             named = f"{len(targets)} targets" if len(targets) > 1 else "1 target"
             allowed = f"1 or {len(targets)}" if len(targets) > 1 else "1"
-            names = ", ".join(name or "?" for name in targets)
-            problems.append(f"{setting.where}: {len(values)} values for {named} ({names}); give {allowed}")
+            names = f" ({', '.join(targets)})" if all(targets) else ""
+            problems.append(f"{setting.where}: {len(values)} values for {named}{names}; give {allowed}")
             continue
         for one, value in zip(given, values, strict=True):
             one[option.key] = Setting((value,), setting.where)

@@ -82,7 +82,7 @@ class Step:
     @property
     def guidance(self) -> float:
         """The guidance scale; 1 without guidance, the sum of the weights with several branches."""
-        return sum(branch.weight for branch in self.branches) if self.guided else 1.0
+        return sum((branch.weight for branch in self.branches), 0.0) if self.guided else 1.0
 
 
 @dataclass(frozen=True, slots=True)
