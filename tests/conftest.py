@@ -2,6 +2,9 @@
 
 import lzma
 import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,34 @@ def unpacked(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (folder / "config.json").exists():
             (target / "config.json").write_bytes((folder / "config.json").read_bytes())
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model folder; see `tests/tiny.py`."""
+    from tests.tiny import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process, in an empty folder: exit code, stdout, stderr."""
+    from fourm_cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run_main(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fourm", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run_main
