@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
 fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.schedule fourm.language
-fourm.settings fourm.header fourm.hub fourm.plan fourm.events fourm.layout fourm.prompts fourm.record
-fourm.wordpiece fourm.world
+fourm.header fourm.hub fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
+fourm.record fourm.wordpiece fourm.inputs fourm.world
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
