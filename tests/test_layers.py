@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.schedule fourm.language
-fourm.header fourm.hub fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
-fourm.record fourm.wordpiece fourm.inputs fourm.world
+fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.header fourm.hub
+fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
+fourm.wordpiece fourm.inputs fourm.record fourm.world
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
