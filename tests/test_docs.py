@@ -1,0 +1,111 @@
+"""What the documents say is true: code runs, links lead somewhere, the command reference is current.
+
+UPDATE_DOCS=1 writes docs/cli.md anew.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = ("", "generate", "schedule", "schedule validate", "schedule show")
+PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The code blocks of one language in a document."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+@cache
+def reference() -> str:
+    """docs/cli.md as it should be."""
+    parts = ["# Commands", "What `--help` says, at 100 columns. Results go to stdout, all else to stderr."]
+    for command in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "fourm_cli", *command.split(), "--help"], cwd=ROOT, env=PLAIN, text=True,
+            capture_output=True, check=True,
+        )  # fmt: skip
+        text = "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+        parts += [f"## fourm {command}".rstrip(), f"```text\n{text}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def test_the_command_reference_is_current() -> None:
+    path, text = ROOT / "docs" / "cli.md", reference()
+    if os.environ.get("UPDATE_DOCS"):
+        path.write_text(text, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "api.md"], ids=lambda p: p.name)
+def test_the_python_of_the_documents_runs_as_written(path: Path, tmp_path: Path) -> None:
+    (code,) = blocks(path, "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MKL_CBWR": "AUTO,STRICT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("rgb/00000/*.png"))) == (4 if path.name == "api.md" else 1)
+
+
+def test_the_api_does_what_the_command_does(tmp_path: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "api.md", "python")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MKL_CBWR": "AUTO,STRICT"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, check=True)
+    prompts = re.findall(r'"(a (?:small|large) [^"]+)"', code)
+    command = [
+        "generate",
+        *prompts,
+        "--targets",
+        "tok_clip-tok_rgb",
+        "--temps",
+        "3.0-0.5",
+        "--num-variations",
+        "2",
+    ]
+    subprocess.run([sys.executable, "-m", "fourm_cli", *command, "--out", "out/cli"], cwd=tmp_path, env=env,
+                   capture_output=True, check=True)  # fmt: skip
+    made = [sorted(p for p in (tmp_path / "out" / name).rglob("*.npy")) for name in ("api", "cli")]
+    assert made[0]
+    assert [p.read_bytes() for p in made[0]] == [p.read_bytes() for p in made[1]]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_schedule_commands_of_the_documents_work(path: Path) -> None:
+    for line in "\n".join(blocks(path, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:2] != ["fourm", "schedule"]:
+            continue
+        command = [sys.executable, "-m", "fourm_cli", *words[1:]]
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if "--json" in words:
+            json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_options_that_documents_name_exist(path: Path) -> None:
+    known = set(re.findall(r"--[a-z][a-z-]+", reference())) | {"--help", "--nproc-per-node"}
+    for line in "\n".join(blocks(path, "sh")).splitlines():
+        if "fourm generate" in line or "fourm_cli generate" in line:
+            unknown = set(re.findall(r"(?<=\s)--[a-z][a-z-]+", line.split("#")[0])) - known
+            assert not unknown, line
