@@ -21,7 +21,10 @@ from fourm.state import S1_ID, Batch, Context, Slot, pending, stack
 from fourm.wordpiece import FIRST_SENTINEL, PAD_ID, merge_spans
 
 ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
-PAD_MULTIPLE = 64  # rows are padded to this, so that a sample's sums do not depend on its batch
+# Rows are padded to a multiple of this, so that a sample's sums do not depend on how long the other rows
+# of its batch are: a vector register on CPUs (16 floats), a tile of the matrix units elsewhere.
+PAD_MULTIPLE = {"cpu": 16}
+PAD_MULTIPLE_ELSEWHERE = 64
 RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
 
 
@@ -68,18 +71,17 @@ class Engine:
 
     def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
-        known = int(batch.num_known().max())  # counted on the host from here on: no wait for the device
-        left: dict[str, int] = {}
+        known, left = 0, dict[str, int]()  # counted on the host: no step waits for the device
         for step in chain.steps:
             started, slot = time.perf_counter(), batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
-                for progress in self._decode_sequence(batch, step, chain, noise, known):
+                for progress in self._decode_sequence(batch, step, chain, noise):
                     yield progress
                 batch = progress.batch
-                known = int(batch.num_known().max())
                 continue
             if step.target not in left:
                 left[step.target] = _num_wanted(slot, step.target)
+                known = _num_known(_passes(batch, step))
             fixed = min(step.num_tokens, left[step.target])
             if not fixed:
                 continue
@@ -109,13 +111,13 @@ class Engine:
             contexts = [self.network.encode(one) for one in passes]
             logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
         else:
-            context = self.network.encode(stack(passes), _padded(known + len(passes[-1].slots)))
+            context = self.network.encode(stack(passes), _padded(known, positions.device))
             flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
             logits = flat.view(len(passes), -1, *flat.shape[1:])
         return _guide(logits, step)
 
     def _decode_sequence(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource
     ) -> Iterator[Progress]:
         """Decode a text token by token; the last report carries the text merged into the state."""
         slot, passes = batch.slots[step.target], _passes(batch, step)
@@ -123,7 +125,7 @@ class Engine:
         limit = int(room.max())
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
         with torch.inference_mode():
-            ask = self._plain_asker(passes, step) if self.plain else self._asker(passes, step, limit, known)
+            ask = self._plain_asker(passes, step) if self.plain else self._asker(passes, step, limit)
         for j in range(limit):
             started = time.perf_counter()
             if not bool(active.any()):
@@ -150,9 +152,10 @@ class Engine:
 
         return ask
 
-    def _asker(self, passes: list[Batch], step: Step, limit: int, known: int) -> "Asker":
+    def _asker(self, passes: list[Batch], step: Step, limit: int) -> "Asker":
         """Logits from the newest token, the ones before it remembered in a cache."""
-        context = self.network.encode(stack(passes), _padded(known + len(passes[-1].slots)))
+        device = passes[0].slots[step.target].known.device
+        context = self.network.encode(stack(passes), _padded(_num_known(passes), device))
         cache = self.network.start_cache(context, limit)
 
         def ask(ids: Tensor) -> Tensor:
@@ -206,9 +209,15 @@ def _guide(logits: Tensor, step: Step) -> Tensor:
     return guide(logits.float(), torch.tensor([branch.weight for branch in step.branches]))
 
 
-def _padded(count: int) -> int:
-    """The next multiple of PAD_MULTIPLE."""
-    return -(-count // PAD_MULTIPLE) * PAD_MULTIPLE
+def _num_known(passes: list[Batch]) -> int:
+    """The most tokens that a row of any pass may read."""
+    return max(int(one.num_known().max()) for one in passes)
+
+
+def _padded(count: int, device: torch.device) -> int:
+    """The next multiple of what the device's sums are insensitive to."""
+    multiple = PAD_MULTIPLE.get(device.type, PAD_MULTIPLE_ELSEWHERE)
+    return -(-count // multiple) * multiple
 
 
 def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
