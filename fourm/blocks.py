@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm.layers import LayerNorm, Mlp, attention, merge_heads, split_heads
+from fourm.state import Packing
 
 
 class BlockConfig(Protocol):
@@ -68,14 +69,21 @@ class SelfAttention(nn.Module):
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, visible: Tensor | None, causal: bool = False, memory: SelfMemory | None = None
+        self,
+        x: Tensor,
+        visible: Tensor | None,
+        causal: bool = False,
+        memory: SelfMemory | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """x: (B, N, D); visible: bool, broadcastable to (B, H, N, N). Returns (B, N, D)."""
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        """x: (B, N, D), or (T, D) when packed; visible: bool, broadcastable to (B, H, N, N). As x."""
+        qkv = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
         q, k = self.q_norm(q), self.k_norm(k)
         if memory is not None:
             k, v = memory.append(k, v)
-        return self.proj(merge_heads(attention(q, k, v, visible, causal)))
+        out = merge_heads(attention(q, k, v, visible, causal))
+        return self.proj(out if packing is None else packing.pack(out))
 
 
 class CrossAttention(nn.Module):
@@ -90,9 +98,10 @@ class CrossAttention(nn.Module):
         self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> keys and values (B, H, N, d); constant while the context is."""
-        k, v = (split_heads(part, self.num_heads) for part in self.kv(context).chunk(2, dim=-1))
+    def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """(B, N, D), or (T, D) when packed -> keys and values (B, H, N, d)."""
+        kv = self.kv(context) if packing is None else packing.unpack(self.kv(context))
+        k, v = (split_heads(part, self.num_heads) for part in kv.chunk(2, dim=-1))
         return self.k_norm(k), v
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
@@ -109,9 +118,9 @@ class EncoderBlock(nn.Module):
         self.norm1, self.attn = config.norm(), SelfAttention(config)
         self.norm2, self.mlp = config.norm(), config.mlp()
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D); visible: (B, 1, 1, N) bool."""
-        x = x + self.attn(self.norm1(x), visible)
+    def forward(self, x: Tensor, visible: Tensor, packing: Packing | None = None) -> Tensor:
+        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool. As x."""
+        x = x + self.attn(self.norm1(x), visible, packing=packing)
         return x + self.mlp(self.norm2(x))
 
 
@@ -125,9 +134,9 @@ class DecoderBlock(nn.Module):
         self.cross_attn = CrossAttention(config)
         self.norm2, self.mlp = config.norm(), config.mlp()
 
-    def read_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, N, d) of the context for this block."""
-        return self.cross_attn.keys_values(self.context_norm(context))
+    def read_context(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, N, d) of the context, (B, N, D) or packed (T, D), for this block."""
+        return self.cross_attn.keys_values(self.context_norm(context), packing)
 
     def forward(
         self,

@@ -31,7 +31,7 @@ RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
 class Network(Protocol):
     """A model as the engine sees it: `FourM`, or a few lines in a test."""
 
-    def encode(self, batch: Batch, budget: int | None = None) -> Context: ...
+    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context: ...
     def decode(
         self,
         target: str,
@@ -71,7 +71,9 @@ class Engine:
 
     def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
-        known, left = 0, dict[str, int]()  # counted on the host: no step waits for the device
+        # Counted on the host, so that no step waits for the device: what each row of each pass may read,
+        # and how many tokens of each target are left.
+        known, left = list[int](), dict[str, int]()
         for step in chain.steps:
             started, slot = time.perf_counter(), batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
@@ -87,13 +89,14 @@ class Engine:
                 continue
             with torch.inference_mode():
                 batch = self._decode_together(batch, step, chain, noise, known, left[step.target])
-            known, left[step.target] = known + fixed, left[step.target] - fixed
+            known = [count + fixed for count in known]
+            left[step.target] -= fixed
             total = slot.known.shape[1]
             done, seconds = total - left[step.target], time.perf_counter() - started
             yield Progress(step, batch, fixed, done, total, seconds)
 
     def _decode_together(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: int, left: int
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int], left: int
     ) -> Batch:
         """One step of an image target: ask some positions, draw, keep some answers."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
@@ -105,16 +108,23 @@ class Engine:
         picks = scheme.keep(confidence, step.num_tokens)
         return batch.fill(step.target, positions.gather(1, picks), ids.gather(1, picks))
 
-    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: int) -> Tensor:
+    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
         if self.plain:
             contexts = [self.network.encode(one) for one in passes]
             logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
         else:
-            context = self.network.encode(stack(passes), _padded(known, positions.device))
+            context = self._encode(passes, known)
             flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
             logits = flat.view(len(passes), -1, *flat.shape[1:])
         return _guide(logits, step)
+
+    def _encode(self, passes: list[Batch], known: list[int]) -> Context:
+        """All passes in one batch, padded to what the device's sums are insensitive to."""
+        batch = stack(passes)
+        device = next(iter(batch.slots.values())).known.device
+        multiple = PAD_MULTIPLE.get(device.type, PAD_MULTIPLE_ELSEWHERE)
+        return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
 
     def _decode_sequence(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource
@@ -154,8 +164,7 @@ class Engine:
 
     def _asker(self, passes: list[Batch], step: Step, limit: int) -> "Asker":
         """Logits from the newest token, the ones before it remembered in a cache."""
-        device = passes[0].slots[step.target].known.device
-        context = self.network.encode(stack(passes), _padded(_num_known(passes), device))
+        context = self._encode(passes, _num_known(passes))
         cache = self.network.start_cache(context, limit)
 
         def ask(ids: Tensor) -> Tensor:
@@ -209,15 +218,9 @@ def _guide(logits: Tensor, step: Step) -> Tensor:
     return guide(logits.float(), torch.tensor([branch.weight for branch in step.branches]))
 
 
-def _num_known(passes: list[Batch]) -> int:
-    """The most tokens that a row of any pass may read."""
-    return max(int(one.num_known().max()) for one in passes)
-
-
-def _padded(count: int, device: torch.device) -> int:
-    """The next multiple of what the device's sums are insensitive to."""
-    multiple = PAD_MULTIPLE.get(device.type, PAD_MULTIPLE_ELSEWHERE)
-    return -(-count // multiple) * multiple
+def _num_known(passes: list[Batch]) -> list[int]:
+    """How many tokens each row of each pass may read."""
+    return torch.cat([one.num_known() for one in passes]).tolist()
 
 
 def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:

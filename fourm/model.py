@@ -5,7 +5,7 @@ as in the released checkpoints, so that loading is a plain strict load. The mode
 logits: it knows nothing of schedules, files or sampling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -17,9 +17,10 @@ from fourm.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
 from fourm.errors import CheckpointError
 from fourm.layers import LayerNorm, Mlp, sincos_1d, sincos_2d
 from fourm.modalities import Kind, Modality, Registry
-from fourm.state import Batch, Context, Slot
+from fourm.state import Batch, Context, Packing, Slot
 
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
+PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
 
@@ -234,34 +235,51 @@ class FourM(nn.Module):
         known = torch.cat([slot.known for slot in slots.values()], dim=1)
         return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), known
 
-    def encode(self, batch: Batch, budget: int | None = None) -> Context:
+    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
         """Run the encoder over all known tokens of the batch.
 
         Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row:
-        default the largest count of a row, which costs a look at the device; more is padding, fewer cuts.
+        default the largest count of a row; more is padding, fewer cuts. `total` is how many are kept in
+        all. Both are looked up on the device, which costs a wait, where they are not given.
         """
         content, address, known = self.embed(batch)
         if budget is None:
             budget = int(known.sum(dim=1).max()) if known.shape[1] else 0
         order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :budget]  # known first, in order
         visible = F.pad(known.gather(1, order), (0, budget - order.shape[1]))
+        total = int(visible.sum()) if total is None else total
         content, address = (_pack(part, order, visible) for part in (content, address))
         if self.config.num_register_tokens:
             registers = self.register_tokens.expand(len(batch.keys), -1, -1)
             content = torch.cat([registers, content], dim=1)
             address = torch.cat([torch.zeros_like(registers), address], dim=1)
             visible = torch.cat([visible.new_ones(registers.shape[:2]), visible], dim=1)
-        x, mask = content + address, visible[:, None, None, :]
+            total += registers.shape[0] * registers.shape[1]
+        packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
+        out = self._run_encoder(content + address, visible, packing)
+        return Context(out + address, visible, packing)
+
+    def _run_encoder(self, x: Tensor, visible: Tensor, packing: Packing | None) -> Tensor:
+        """Encoder blocks, final norm and context projection over (B, N, D)."""
+        mask = visible[:, None, None, :]
+        x = packing.pack(x) if packing else x
         for block in self.encoder:
-            x = block(x, mask)
-        return Context(self.decoder_proj_context(self.encoder_norm(x)) + address, visible)
+            x = block(x, mask, packing)
+        x = self.decoder_proj_context(self.encoder_norm(x))
+        return packing.unpack(x) if packing else x
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
         """Everything about a context that decoding a sequence of at most max_tokens needs only once."""
         return DecoderCache(
-            tuple(cast("DecoderBlock", block).read_context(context.tokens) for block in self.decoder),
+            tuple(self._read_context(context)),
             tuple(SelfMemory(max_tokens) for _ in self.decoder),
         )
+
+    def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of the context for one decoder block after the other."""
+        tokens = context.packing.pack(context.tokens) if context.packing else context.tokens
+        for block in self.decoder:
+            yield cast("DecoderBlock", block).read_context(tokens, context.packing)
 
     def decode(
         self,
@@ -293,8 +311,8 @@ class FourM(nn.Module):
     ) -> Tensor:
         """Decoder blocks and final norm over given inputs y (B, K, D); self_visible: (B, 1, K, K) bool."""
         visible = context.visible[:, None, None, :]
-        for i, block in enumerate(self.decoder):
-            cross = cache.cross[i] if cache else cast("DecoderBlock", block).read_context(context.tokens)
+        crosses = cache.cross if cache else self._read_context(context)
+        for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
             y = block(y, cross, visible, self_visible, causal, cache.memory[i] if cache else None)
         return self.decoder_norm(y)
 

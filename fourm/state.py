@@ -115,11 +115,39 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Packing:
+    """Where the visible tokens of a padded batch stand, so that layers can leave the padding out.
+
+    Rows of guided passes differ much in length: a pass without its conditions may be half as long.
+    """
+
+    taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N)
+    source: Tensor  # (B * N) int64, where each place finds its token; a hidden one finds any
+    length: int  # N
+
+    @staticmethod
+    def of(visible: Tensor, total: int) -> "Packing":
+        """The packing of visible (B, N) bool, of which `total` are True (known to the host beforehand)."""
+        flat = visible.flatten()
+        taken = (~flat).to(torch.uint8).argsort(stable=True)[:total]
+        return Packing(taken, (flat.cumsum(dim=0) - 1).clamp_min(0), visible.shape[1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (T, W)."""
+        return x.flatten(0, 1).index_select(0, self.taken)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(T, W) -> (B, N, W); what stands at a hidden place is finite and of no meaning."""
+        return x.index_select(0, self.source).view(-1, self.length, x.shape[-1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What the decoder attends to."""
 
     tokens: Tensor  # (B, N, D)
     visible: Tensor  # (B, N) bool
+    packing: Packing | None = None  # None: hardly any padding
 
 
 def stack(batches: Sequence[Batch]) -> Batch:

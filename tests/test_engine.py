@@ -273,7 +273,7 @@ class Fixed:
     logits: Tensor
     reads: str = "tok_a@32"
 
-    def encode(self, batch: Batch, budget: int | None = None) -> Context:
+    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
         rows = len(batch.keys)
         return Context(torch.zeros(rows, 0, 1), torch.zeros(rows, 0, dtype=torch.bool))
 
