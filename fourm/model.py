@@ -127,13 +127,17 @@ class Embedding(nn.Module):
         """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
         kind = self.modality.kind
         if kind is Kind.PIXELS:
-            return self.proj(_patches(slot.values, self.modality)), self.pos_emb + self.mod_emb
+            pixels = slot.values.to(self.proj.weight.dtype)
+            return self.proj(_patches(pixels, self.modality)), self.pos_emb + self.mod_emb
         if kind is Kind.GRID:
             if slot.values.shape[1] != self.pos_emb.shape[1]:
                 got, want = slot.values.shape[1], self.pos_emb.shape[1]
                 raise ValueError(f"{self.modality.name}: {got} tokens, the model has {want} positions")
             return self.token_emb(slot.values), self.pos_emb + self.mod_emb
-        content = self.token_emb(slot.values) if kind is Kind.SEQUENCE else self.emb_proj(slot.values)
+        if kind is Kind.SEQUENCE:
+            content = self.token_emb(slot.values)
+        else:
+            content = self.emb_proj(slot.values.to(self.emb_proj.weight.dtype))
         # A sequence counts its known tokens only: holes do not move what follows them.
         order = (slot.known.long().cumsum(dim=1) - 1).clamp_min(0)
         return content, F.embedding(order, self.pos_emb[0]) + self.mod_emb

@@ -130,6 +130,16 @@ def test_tokens_written_by_one_run_are_conditions_of_the_next(tiny: Path, tmp_pa
     assert (depth.shape, depth.dtype) == ((64, 64), np.float32)
 
 
+def test_other_dtypes_run_from_pixels_to_values(tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2, guidance=2.0)], ["rgb@64"])
+    samples = [Sample(Key("f", "a"), None, {"rgb@64": tmp_path / "a.png"})]
+    for dtype in ("bfloat16", "float16"):
+        make(tiny, tmp_path / dtype, chain=chain, samples=samples, dtype=dtype)
+        depth = np.load(tmp_path / dtype / "depth/f/a.npy")
+        assert (depth.dtype, bool(np.isfinite(depth).all())) == (np.float32, True)
+
+
 def test_captions_can_be_generated(tiny: Path, tmp_path: Path) -> None:
     make(tiny, tmp_path / "first")
     chain = make_chain([TargetSpec("caption", 16, "autoregressive", temperature=1.0)], ["tok_rgb@64"])
