@@ -26,6 +26,7 @@ from fourm.hub import ModelFiles
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
+from fourm.preview import write_preview
 from fourm.record import Launch, add_failure, close_output, now, open_output
 from fourm.request import (
     Output,
@@ -163,6 +164,8 @@ def _make_batch(
     engine = Engine(parts.network, parts.sentinels)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
         batch = progress.batch
+        if request.preview and (progress.step.index + 1) % request.preview == 0:
+            _write_previews(request, parts, progress, [work for work, _ in rows])
         yield _stepped(progress, len(request.chain.steps))
     for row, (work, values) in enumerate(rows):
         try:
@@ -215,6 +218,14 @@ def _make_conditions(request: Request, parts: Parts, rows: list[Row]) -> Batch:
         else:
             slots[name] = parts.codecs[name].encode(values)
     return Batch(tuple(work.sample.key.text for work, _ in rows), slots)
+
+
+def _write_previews(request: Request, parts: Parts, progress: Progress, works: list[Work]) -> None:
+    name = progress.step.target
+    row, codec = request.model.registry.get(name), parts.codecs[name]
+    for index, work in enumerate(works):
+        one, variation = progress.batch.select(torch.tensor([index])), _suffix(request, work.variation)
+        write_preview(request.out, work.sample.key, variation, row, codec, progress.step.index, one)
 
 
 def _stepped(progress: Progress, steps: int) -> Stepped:

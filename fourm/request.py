@@ -20,6 +20,7 @@ from fourm.schedule import Chain
 from fourm.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PREVIEWS = Place("preview", ".png")
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 2048, "mps": 8192, "cuda": 65536}
 
@@ -134,7 +135,7 @@ def make_settings(
         decode=request.decode,
         detokenizer_steps=request.detokenizer_steps,
         preview=request.preview,
-        places=tuple(output.place for output in outputs),
+        places=(*(output.place for output in outputs), *([PREVIEWS] if request.preview else ())),
         device=_device_name(device),
         versions={"fourm": __version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},

@@ -195,6 +195,8 @@ def generate(
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer)
     world = parse_world(shard, os.environ)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
+    if preview and not decode:
+        raise UsageError("--preview needs pictures; leave out --no-decode")
     check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
     request = {
         "model": files, "chain": chain, "samples": dataset.samples, "out": folder, "world": world,

@@ -277,6 +277,20 @@ def test_without_conditions_samples_differ(run: Run, tiny: Path, tmp_path: Path)
     assert len({p.read_bytes() for p in (tmp_path / "out/tok_rgb@64").rglob("*.npy")}) == 3
 
 
+def test_previews_show_the_picture_growing_and_go_with_the_run(run: Run, tiny: Path, tmp_path: Path) -> None:
+    base = ["generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--out", "out", "--quiet"]
+    assert run(*base, "--preview", "2")[0] == 0
+    found = sorted((tmp_path / "out/preview/tok_rgb@64/00000").iterdir())
+    assert [p.name for p in found] == ["000000-step001.png", "000000-step003.png"]
+    cut = [np.asarray(Image.open(p)).reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4) for p in found]
+    assert [int((patches == 128).all(axis=(2, 3, 4)).sum()) for patches in cut] == [32, 0]
+    final = np.asarray(Image.open(tmp_path / "out/rgb/00000/000000.png"))
+    assert (np.asarray(Image.open(found[-1])) == final).all()
+    assert run(*base, "--overwrite")[0] == 0
+    assert not (tmp_path / "out/preview").exists()
+    assert "--preview needs pictures" in run(*base, "--preview", "2", "--no-decode", "--overwrite")[2]
+
+
 def test_unknown_words_are_noted(run: Run, tiny: Path) -> None:
     _, _, err = run("generate", "a red dog", "a red circle", "--model", tiny, "--out", "out")
     assert "does not know 'dog' (1 of 2 prompts)" in err

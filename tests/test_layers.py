@@ -21,7 +21,7 @@ fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs fourm.request fourm.pipeline
+fourm.codecs.sequences fourm.codecs fourm.preview fourm.request fourm.pipeline
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app
