@@ -53,6 +53,10 @@ class CaptionCodec:
                 raise SampleError(
                     f"{self.row.name}: {len(found)} tokens, but the model reads at most {self.row.max_tokens}"
                 )
+            if strange := [token for token in found if token >= self.row.vocab_size]:
+                raise SampleError(
+                    f"{self.row.name}: the model cannot read '{self.wordpiece.decode(strange[:1])}' in it"
+                )
             ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
             known[i, : len(found)] = True
         return full_sequence(ids, known)
