@@ -166,11 +166,12 @@ class Tasks:
     def _grid_example(self, slots: dict[str, Slot], scenes: Sequence[Scene], target: str) -> Example:
         """The target with some tokens known, the same number in each row, and a question about others."""
         length = num_tokens(target)
-        count = 0 if self.rng.random() < 0.15 else self.rng.randrange(length)
+        # Mostly few known tokens: with many, nothing needs to be learned from the conditions.
+        count = 0 if self.rng.random() < 0.4 else int(length * self.rng.random() ** 2)
         rank = self.noise.random((len(scenes), length)).argsort(1)
         known = torch.from_numpy(rank < count)
         partly = self._grid(scenes, target, known)
-        asked = length if self.rng.random() < 0.25 else self.rng.choice((4, 8, 16, 24)) * length // 64
+        asked = self.rng.choice((4, 16, 24, 32, 64)) * length // 64
         return Example(self._batch({**slots, target: partly}), (self._ask(scenes, target, known, asked),))
 
     def _ask(self, scenes: Sequence[Scene], target: str, known: Tensor, count: int) -> Question:
@@ -239,11 +240,11 @@ class Tasks:
 # How often each task is drawn.
 Menu = Mapping[Callable[[Tasks, Sequence[Scene]], Example], int]
 BASE_MENU: Menu = {
-    Tasks.caption_to_clip: 22,
-    Tasks.clip_to_rgb: 16,
-    Tasks.caption_to_rgb: 14,
-    Tasks.picture_to_dense: 18,
-    Tasks.picture_to_text: 20,
+    Tasks.caption_to_clip: 30,
+    Tasks.clip_to_rgb: 12,
+    Tasks.caption_to_rgb: 26,
+    Tasks.picture_to_dense: 12,
+    Tasks.picture_to_text: 10,
     Tasks.anything: 10,
 }
 FINE_MENU: Menu = {Tasks.coarse_to_clip: 2, Tasks.coarse_to_rgb: 3}
