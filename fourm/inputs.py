@@ -90,9 +90,7 @@ def _check_takes_prompts(conditions: Sequence[str], model: ModelFiles) -> None:
 
 def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
     if source.prompts:
-        return parse_prompts(
-            "\n".join(" ".join(p.split()) for p in source.prompts).encode(), "the prompts given"
-        )
+        return parse_prompts(_joined(source.prompts), "the prompts given")
     if source.data == STREAM:
         return parse_prompts(stdin.read(), "standard input", column=source.column)
     if source.data == PARTI and not Path(PARTI).exists():
@@ -102,6 +100,11 @@ def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
     if model.prompts is not None:
         return read_prompts(model.prompts)
     raise UsageError(f"model '{model.name}' has no prompts of its own; give some, or a file with --data FILE")
+
+
+def _joined(prompts: Sequence[str]) -> bytes:
+    """Prompts as lines of a file; bytes that were not UTF-8 on the command line become those bytes again."""
+    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode("utf-8", "surrogateescape")
 
 
 def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:

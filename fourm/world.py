@@ -17,6 +17,8 @@ class World:
     rank: int = 0  # 0 <= rank < size
     size: int = 1
     local_rank: int = 0  # index of the device on this machine
+    group_rank: int = 0  # among the processes of one torchrun
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -32,7 +34,7 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
     index, count = parse_shard(shard) if shard is not None else (0, 1)
-    return World(rank=index * size + rank, size=count * size, local_rank=local_rank)
+    return World(index * size + rank, count * size, local_rank, group_rank=rank, group_size=size)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -209,23 +209,27 @@ def generate(
         "decode": decode, "preview": preview, "resume": resume, "overwrite": overwrite,
         "command": ("fourm", *sys.argv[1:]),
     }  # fmt: skip
-    if not quiet:
+    if not quiet and world.group_rank == 0:
         _say_notes(dataset, files)
     failed = _run(request, quiet, as_json, log_json)
-    if failed:
+    if failed and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)
 
 
 def _run(request: Mapping[str, Any], quiet: bool, as_json: bool, log_json: Path | None) -> int:
-    """Do what was found to be good; the number of failed samples."""
+    """Do what was found to be good; the number of failed samples. One process of a torchrun speaks."""
+    rank = request["world"].group_rank
+    if log_json is not None and rank > 0:
+        log_json = log_json.with_name(f"{log_json.name}.{rank}")
     with console.open_log(log_json) as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         from fourm.pipeline import run  # imports torch: seconds
         from fourm.request import Request
 
-        end = console.show(run(Request(**request)), quiet, log)
-    console.result(request["out"], end, as_json)
+        end = console.show(run(Request(**request)), quiet or rank > 0, log)
+    if rank == 0:
+        console.result(request["out"], end, as_json)
     return end.failed
 
 

@@ -74,6 +74,7 @@ OPTIONS = {
     "a long prompt": ("--data long.txt", "but the model reads at most 16"),
     "an end mark": ("--data eos.txt", "[EOS] is reserved"),
     "a prompt of blanks": ("''", "the prompts given: holds no prompt"),
+    "bytes": ("a\udcff", "the prompts given: line 1 is not UTF-8"),
     "prompts without caption": ("a --cond rgb", "prompts give captions only"),
     "no condition, no count": ("--cond none", "--num-samples must say how many"),
     "empty, but a condition": ("--data empty --num-samples 2", "use --cond none"),

@@ -180,9 +180,12 @@ def test_processes_that_share_a_folder_make_the_folder_of_one(
         together = [start(*words, "--out", tmp_path / "out", env=env) for env in ranks]
     else:
         together = [start(*words, "--out", tmp_path / "out", "--shard", f"{i}/3") for i in range(3)]
+    said = []
     for process in (alone, *together):
-        _, err = process.communicate()
+        out, err = process.communicate()
         assert process.returncode == 0, err
+        said.append(out)
+    assert [bool(out) for out in said] == [True, True, kind == "shard", kind == "shard"]
     assert tree(tmp_path / "out") == tree(tmp_path / "alone")
     launches = json.loads((tmp_path / "out/run.json").read_text())["launches"]
     assert sorted(launch["saved"] for launch in launches) == [6, 6, 6]

@@ -24,7 +24,9 @@ def test_shards_of_torchrun_jobs_divide_the_work_without_gap_or_overlap(shards: 
 
 def test_local_rank_picks_the_device() -> None:
     world = parse_world(None, {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"})
-    assert world == World(rank=9, size=16, local_rank=1)
+    assert world == World(rank=9, size=16, local_rank=1, group_rank=9, group_size=16)
+    shard = parse_world("1/2", {"RANK": "0", "WORLD_SIZE": "4"})
+    assert (shard.rank, shard.size, shard.group_rank, shard.group_size) == (4, 8, 0, 4)
 
 
 @pytest.mark.parametrize("text", ["4/4", "5/4", "0/0", "1", "a/b", "-1/4", "1/4/2", "", "١/٤"])
