@@ -22,7 +22,7 @@ from fourm.world import World
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREVIEWS = Place("preview", ".png")
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
-TOKENS_PER_BATCH = {"cpu": 2048, "mps": 8192, "cuda": 65536}
+TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import typer
 
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub import ModelFiles, find_model, read_header
-from fourm.inputs import Source, note_unknown_words, read_samples
+from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.layout import Dataset
 from fourm.plan import build_chain
 from fourm.record import Launch, check_output, now
@@ -130,15 +130,6 @@ Decode = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-DetokenizerSteps = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Steps of tokenizers that decode by diffusion. By default 50.",
-        metavar="N",
-        rich_help_panel=OUTPUT,
-    ),
-]
 Preview = Annotated[
     int,
     typer.Option(
@@ -179,13 +170,14 @@ def generate(
     resume: Resume = False,
     overwrite: Overwrite = False,
     decode: Decode = True,
-    detokenizer_steps: DetokenizerSteps = None,
     preview: Preview = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
     log_json: LogJson = None,
 ) -> None:
     """Generate pictures, depth, captions ... from captions or other conditions, target after target."""
+    if data == EMPTY and schedule.get("cond_domains") is None:
+        schedule = {**schedule, "cond_domains": "none"}
     settings = settings_from((config, data_config, gen_config, None), schedule)
     given = settings.run
     files = _model_files(model or given.model or DEFAULT_MODEL, given)
@@ -205,7 +197,7 @@ def generate(
         "batch_size": _batch_size(batch_size),
         "device": _device(device if device != "auto" else given.device or device),
         "dtype": _dtype(dtype or given.dtype or "auto"),
-        "detokenizer_steps": detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
+        "detokenizer_steps": given.detokenizer_steps or DETOKENIZER_STEPS,
         "decode": decode, "preview": preview, "resume": resume, "overwrite": overwrite,
         "command": ("fourm", *sys.argv[1:]),
     }  # fmt: skip

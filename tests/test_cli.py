@@ -77,7 +77,7 @@ OPTIONS = {
     "bytes": ("a\udcff", "the prompts given: line 1 is not UTF-8"),
     "prompts without caption": ("a --cond rgb", "prompts give captions only"),
     "no condition, no count": ("--cond none", "--num-samples must say how many"),
-    "empty, but a condition": ("--data empty --num-samples 2", "use --cond none"),
+    "empty, but a condition": ("--cond caption --data empty --num-samples 2", "use --cond none"),
     "a file as folder": ("a --out p.txt", "p.txt: is a file, not a folder"),
     "a folder in a file": ("a --out p.txt/out", "cannot be written"),
     "a folder of somebody": ("a --out folder", "is not empty and holds no run.json"),
