@@ -104,9 +104,9 @@ class Engine:
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
         logits = self._ask(_passes(batch, step), step, positions, known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
-        ids, confidence = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
-        picks = scheme.keep(confidence, step.num_tokens)
-        return batch.fill(step.target, positions.gather(1, picks), ids.gather(1, picks))
+        drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
+        picks = scheme.keep(drawn.confidence, drawn.certainty, step.num_tokens)
+        return batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
@@ -142,7 +142,8 @@ class Engine:
                 break
             with torch.inference_mode():
                 uniforms = noise.uniforms(step.index, DRAW, torch.full_like(starts, j).unsqueeze(1))
-                new, _ = draw(ask(ids)[:, -1], uniforms[:, 0], step.temperature, chain.top_k, chain.top_p)
+                logits = ask(ids)[:, -1]
+                new = draw(logits, uniforms[:, 0], step.temperature, chain.top_k, chain.top_p).ids
                 # A finished row is fed padding: nothing sampled after its end may touch it.
                 new = torch.where(active, new, torch.full_like(new, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)

@@ -5,6 +5,7 @@ Pure functions: logits and noise in, ids out. Nothing here knows of models, file
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,28 +60,40 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | float = 0, to
     return (keep_top_p(keep_top_k(logits, top_k), top_p) / temperature).softmax(dim=-1)
 
 
+class Drawn(NamedTuple):
+    """One token for every row, and how sure it is."""
+
+    ids: Tensor  # (...) int64
+    confidence: Tensor  # (...) its probability after filters and temperature
+    certainty: Tensor  # (...) its probability before them, which tells equally confident ones apart
+
+
 def draw(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """One token for every row: ids and their confidence, both of shape (...).
+) -> Drawn:
+    """One token for every row of logits (..., V), any float dtype; uniforms (...) in [0, 1).
 
-    logits: (..., V) any float dtype; uniforms: (...) in [0, 1), one for each row. The token is where the
-    cumulative probability first exceeds the uniform. The confidence is the token's probability after
-    filters and temperature; at temperature 0 the token is the most probable one and its confidence
-    the untempered probability, so that positions can be ranked.
+    The token is where the cumulative probability first exceeds the uniform; at temperature 0 it is the
+    most probable one, the first of equals, with full confidence.
     """
     logits = logits.float()
+    certainty = logits.softmax(dim=-1)
     if temperature <= GREEDY_BELOW:
-        ids, confidence = logits.argmax(dim=-1), logits.softmax(dim=-1)
-    else:
-        confidence = probabilities(logits, temperature, top_k, top_p)
-        cumulative = confidence.cumsum(dim=-1)
-        wanted = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-        # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
-        ids = (cumulative <= wanted).sum(dim=-1)
-        # u * total can round up to the total: then take the entry that reaches it.
-        ids = torch.minimum(ids, (cumulative < cumulative[..., -1:]).sum(dim=-1))
-    return ids, confidence.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        ids = logits.argmax(dim=-1)
+        return Drawn(ids, torch.ones_like(logits[..., 0]), _at(certainty, ids))
+    confidence = probabilities(logits, temperature, top_k, top_p)
+    cumulative = confidence.cumsum(dim=-1)
+    wanted = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+    # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
+    ids = (cumulative <= wanted).sum(dim=-1)
+    # u * total can round up to the total: then take the entry that reaches it.
+    ids = torch.minimum(ids, (cumulative < cumulative[..., -1:]).sum(dim=-1))
+    return Drawn(ids, _at(confidence, ids), _at(certainty, ids))
+
+
+def _at(table: Tensor, ids: Tensor) -> Tensor:
+    """The entries of table (..., V) at ids (...)."""
+    return table.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

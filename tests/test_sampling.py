@@ -42,7 +42,7 @@ def test_probabilities_confidence_and_maskgit_choice_equal_the_recorded_ones(gol
         samples = arrays[f"{i}.samples"].long()
         confidence = found.gather(-1, samples[..., None])[..., 0]
         torch.testing.assert_close(confidence, arrays[f"{i}.sampled_probs"], rtol=1e-5, atol=1e-7)
-        picks = SCHEMES["maskgit"].keep(confidence, case["num_select"])
+        picks = SCHEMES["maskgit"].keep(confidence, confidence, case["num_select"])
         assert torch.equal(picks, arrays[f"{i}.selected"].long())
 
 
@@ -66,7 +66,7 @@ def test_draws_follow_the_exact_probabilities(temperature: float, top_k: int, to
     count = 20_000
     noise = Noise.for_samples(3, [(str(i), 0) for i in range(count)])
     uniforms = noise.uniforms(0, 1, torch.zeros(count, 1, dtype=torch.int64))[:, 0]
-    ids, confidence = draw(logits.expand(count, -1), uniforms, temperature, top_k, top_p)
+    ids, confidence, _ = draw(logits.expand(count, -1), uniforms, temperature, top_k, top_p)
     exact = (keep_top_p(keep_top_k(logits, top_k), top_p) / temperature).softmax(-1)
     seen = torch.bincount(ids, minlength=8).float()
     assert not bool(seen[exact == 0].any())
@@ -75,12 +75,20 @@ def test_draws_follow_the_exact_probabilities(temperature: float, top_k: int, to
     torch.testing.assert_close(confidence, exact[ids])
 
 
-def test_temperature_zero_takes_the_best_token_and_reports_its_true_probability() -> None:
+def test_temperature_zero_takes_the_best_token_and_ranks_by_its_true_probability() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.1, 0.0]])
-    ids, confidence = draw(logits, torch.tensor([0.9, 0.9]), 0.0)
+    ids, confidence, certainty = draw(logits, torch.tensor([0.9, 0.9]), 0.0)
     assert ids.tolist() == [1, 1]
-    torch.testing.assert_close(confidence, logits.softmax(-1)[:, 1])
-    assert SCHEMES["maskgit"].keep(confidence[None], 1).tolist() == [[0]]
+    assert confidence.tolist() == [1, 1]
+    torch.testing.assert_close(certainty, logits.softmax(-1)[:, 1])
+    assert SCHEMES["maskgit"].keep(confidence[None], certainty[None], 1).tolist() == [[0]]
+
+
+def test_a_small_nucleus_still_leaves_an_order_of_certainty() -> None:
+    logits = torch.tensor([[3.0, 0.0], [9.0, 0.0], [5.0, 0.0]])
+    drawn = draw(logits, torch.tensor([0.5, 0.5, 0.5]), 1.0, top_p=0.5)
+    assert drawn.confidence.tolist() == [1, 1, 1]
+    assert SCHEMES["maskgit"].keep(drawn.confidence[None], drawn.certainty[None], 2).tolist() == [[1, 2]]
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(1, 40), st.integers(0, 2**31))
@@ -89,7 +97,7 @@ def test_a_draw_is_always_a_token_of_positive_probability(u: int, size: int, see
     logits[::3] = float("-inf")
     if size == 1:
         logits[0] = 0.0
-    ids, confidence = draw(logits[None], torch.tensor([u * 2.0**-24]), 1.0)
+    ids, confidence, _ = draw(logits[None], torch.tensor([u * 2.0**-24]), 1.0)
     assert 0 <= int(ids) < size
     assert float(confidence) > 0
 

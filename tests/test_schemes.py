@@ -26,12 +26,15 @@ def test_autoregression_asks_for_the_first_unknown_position() -> None:
 
 def test_maskgit_keeps_the_surest_answers_and_breaks_ties_to_the_lower_index() -> None:
     confidence = torch.tensor([[0.1, 0.9, 0.5], [0.5, 0.5, 0.5], [0.2, 0.3, 0.3]])
-    assert SCHEMES["maskgit"].keep(confidence, 2).tolist() == [[1, 2], [0, 1], [1, 2]]
+    keep = SCHEMES["maskgit"].keep
+    assert keep(confidence, confidence, 2).tolist() == [[1, 2], [0, 1], [1, 2]]
 
 
 def test_roar_and_autoregression_keep_every_answer() -> None:
     for name in ("roar", "autoregressive"):
-        assert SCHEMES[name].keep(torch.tensor([[0.1, 0.9, 0.5]]), 1).tolist() == [[0, 1, 2]]
+        assert SCHEMES[name].keep(
+            torch.tensor([[0.1, 0.9, 0.5]]), torch.tensor([[0.1, 0.9, 0.5]]), 1
+        ).tolist() == [[0, 1, 2]]
 
 
 def test_only_autoregression_is_causal() -> None:
