@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
-from fourm.hub import ModelFiles, load_config, parse_header_config, read_header
+from fourm.header import parse_header_config, read_header
+from fourm.hub import ModelFiles, load_config, weights_of
 from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
 from fourm.tokenizers.vq import TRAINING_BUFFERS, VQConfig, VQTokenizer, fit_state
@@ -51,8 +52,9 @@ def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
     _fit_model(model, _tensor_shapes(files.weights), files.weights)
     for name in tokenizers:
         config_of, weights = _tokenizer_config(files.tokenizers[name])
-        shapes = _tensor_shapes(weights)
-        _fit_tokenizer(config_of, {n: t for n, t in shapes.items() if n not in TRAINING_BUFFERS}, weights)
+        # Training buffers are judged by their contents, which a header does not have.
+        shapes = {n: t for n, t in _tensor_shapes(weights).items() if n not in TRAINING_BUFFERS}
+        _fit_tokenizer(config_of, shapes, weights)
 
 
 def _tensor_shapes(path: Path) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ def _tensor_shapes(path: Path) -> dict[str, Tensor]:
 
 def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
     """The config of a tokenizer's folder or file, and where its weights are."""
-    weights = path / "model.safetensors" if path.is_dir() else path
+    weights = weights_of(path)
     beside = weights.parent / "config.json"
     if path.is_dir() and beside.exists():
         config = load_config(beside)

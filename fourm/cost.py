@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fourm.header import read_header
-from fourm.hub import ModelFiles
+from fourm.hub import ModelFiles, weights_of
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -34,7 +33,7 @@ def estimate(chain: Chain, model: ModelFiles, dtype: str = "float32") -> Cost:
     width = _BYTES.get(dtype, 4)
     rows = [model.registry.get(name) for name in (*chain.conditions, *chain.targets)]
     needed = {row.tokenizer for row in rows if row.tokenizer}
-    files = [model.weights, *(_weights_of(p) for key, p in model.tokenizers.items() if key in needed)]
+    files = [model.weights, *(weights_of(p) for key, p in model.tokenizers.items() if key in needed)]
     elements = sum(t.num_elements for file in files for t in read_header(file)[1].values())
     visible = sum(row.max_tokens for row in rows)
     return Cost(
@@ -57,11 +56,6 @@ def _peak(step: Step, model: ModelFiles, visible: int) -> int:
         return 0
     row = model.registry.get(step.target)
     asked = 1 if SCHEMES[step.scheme].causal else row.max_tokens
-    per_token = round(
-        dim * (6 + 2 * ratio)
-    )  # input, addresses, queries, keys, values, result, both MLP halves
+    # Input, addresses, queries, keys, values, result, both MLP halves.
+    per_token = round(dim * (6 + 2 * ratio))
     return _width(step) * (visible * per_token + 3 * asked * row.vocab_size)
-
-
-def _weights_of(path: Path) -> Path:
-    return path / "model.safetensors" if path.is_dir() else path

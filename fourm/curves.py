@@ -28,9 +28,8 @@ def cosine_tokens(num_steps: int, total: int) -> list[int]:
     level = [(1 + math.cos(math.pi * i / num_steps)) / 2 for i in range(num_steps)] + [0.0]
     counts = [round(total * (a - b)) for a, b in pairwise(level)][:-1]
     counts.append(total - sum(counts))
-    if (
-        counts[-1] < 0
-    ):  # the rounding errors add up to more than the last step: round the running total instead
+    # The rounding errors can add up to more than the last step: then round the running total instead.
+    if counts[-1] < 0:
         ends = [round(total * (1 - b)) for b in level]
         counts = [b - a for a, b in pairwise(ends)]
     return counts

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, near_match
-from fourm.header import TensorInfo as TensorInfo
-from fourm.header import parse_header_config as parse_header_config
-from fourm.header import read_header as read_header
+from fourm.header import parse_header_config, read_header
 from fourm.modalities import RELEASED, Kind, Registry, load_registry
 
 DEMO = "demo"
@@ -86,6 +84,11 @@ def find_sr(model: ModelFiles) -> ModelFiles:
         text_tokenizer=files.text_tokenizer or model.text_tokenizer,
         tokenizers={**model.tokenizers, **files.tokenizers},
     )
+
+
+def weights_of(path: Path) -> Path:
+    """The weights of a tokenizer that is a folder or a file."""
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def load_config(path: Path) -> dict[str, object]:

@@ -64,7 +64,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Samples that have a file in every condition's folder, and how many lack one."""
+    """Samples that have a file in every condition's folder, and what is missing of the others."""
 
     samples: tuple[Sample, ...]
     incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
@@ -92,9 +92,7 @@ def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list
 def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, sorted by key.
 
-    Hidden files are left out.
-
-    folders: modality -> folder of the dataset.
+    folders: modality -> folder of the dataset. Hidden files are left out.
     """
     listed = {modality: _list_folder(root, folder) for modality, folder in folders.items()}
     samples, incomplete = [], []

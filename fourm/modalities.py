@@ -82,6 +82,11 @@ class Modality:
         return int(tail) if tail.isdecimal() else None
 
     @property
+    def is_rgb(self) -> bool:
+        """True for colour pictures in any form: where they are given, targets are predicted, not imagined."""
+        return self.key in ("rgb", "tok_rgb")
+
+    @property
     def takes_ids(self) -> bool:
         """True where values are token ids (GRID and SEQUENCE)."""
         return self.kind in (Kind.GRID, Kind.SEQUENCE)
@@ -134,8 +139,8 @@ _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
 _DENSE = Defaults("roar", 8, "linear", 3.0, "onex:0.5:0.5", 2.0)
 _CLIP = Defaults("roar", 50, "linear", 5.0, "onex:0.5:0.5", 3.0)
 _RGB = Defaults("roar", 25, "linear", 3.0, "onex:0.5:0.5", 2.0)
-_FEATURES = Defaults("roar", 8, "linear", 0.01, "constant", 2.0)
-_GLOBAL = Defaults("roar", 1, "linear", 0.1, "constant", 1.0)
+_PATCH_14 = Defaults("roar", 8, "linear", 0.01, "constant", 2.0)
+_GLOBAL_FEATURES = Defaults("roar", 1, "linear", 0.1, "constant", 1.0)
 _SUPER_RESOLUTION = Defaults("maskgit", 8, "cosine", 1.0, "constant", 2.0)
 
 
@@ -153,7 +158,7 @@ def _tokens(
         stem, (_DENSE_RGB, _DENSE)
     )
     if patch == 14:
-        defaults = _FEATURES
+        defaults = _PATCH_14
     if size == 448:
         rgb_defaults = defaults = _SUPER_RESOLUTION
     return Modality(
@@ -163,11 +168,11 @@ def _tokens(
     )  # fmt: skip
 
 
-def _features(stem: str, tokenizer: str, title: str) -> Modality:
+def _global_features(stem: str, tokenizer: str, title: str) -> Modality:
     """A picture as 16 tokens: its grid comes from the model's `image_size`, 4 x 4 at 224."""
     return Modality(f"tok_{stem}", Kind.GRID, 16, 8192, (4, 4), 56, positions="learned", codec=f"tok_{stem}",
                     tokenizer=tokenizer, folder=stem, suffix=".npy", title=title,
-                    rgb_defaults=_GLOBAL, defaults=_GLOBAL)  # fmt: skip
+                    rgb_defaults=_GLOBAL_FEATURES, defaults=_GLOBAL_FEATURES)  # fmt: skip
 
 
 def _sequence(
@@ -200,8 +205,8 @@ _ROWS = (
     _tokens("sam_edge", 8192, "edges", ".png", "SAM edges"),
     _tokens("dinov2", 8192, "dinov2", ".npy", "DINOv2-B/14", patch=14),
     _tokens("imagebind", 8192, "imagebind", ".npy", "ImageBind-H/14", patch=14),
-    _features("dinov2_global", "dinov2_glob", "DINOv2-B/14 (global)"),
-    _features("imagebind_global", "imagebind_glob", "ImageBind-H/14 (global)"),
+    _global_features("dinov2_global", "dinov2_glob", "DINOv2-B/14 (global)"),
+    _global_features("imagebind_global", "imagebind_glob", "ImageBind-H/14 (global)"),
     _pixels(448),
     _tokens("rgb", 16384, "rgb", ".png", "RGB", size=448),
     _tokens("depth", 8192, "depth", ".npy", "Depth", size=448),
@@ -247,10 +252,8 @@ def _build(given: dict[str, object], like: Modality | None) -> Modality:
     grid = given.get("grid")
     if isinstance(grid, tuple):
         given.setdefault("max_tokens", grid[0] * grid[1])
-    if "max_tokens" in given and "sequence" in (
-        getattr(given.get("kind"), "value", ""),
-        like and like.kind.value,
-    ):
+    kind = given.get("kind", like.kind if like is not None else None)
+    if kind is Kind.SEQUENCE and "max_tokens" in given:
         given.setdefault("max_positions", given["max_tokens"])
     if "defaults" in given:
         given.setdefault("rgb_defaults", given["defaults"])

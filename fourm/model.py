@@ -6,7 +6,7 @@ logits: it knows nothing of schedules, files or sampling.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import cast
 
 import torch
@@ -68,7 +68,7 @@ class FourMConfig:
                 continue
             if item.name in config:
                 values[item.name] = _typed(item.name, config[item.name], item.type)
-            elif item.name in ("image_size", "patch_size", "norm_bias", "act_layer"):
+            elif item.default is MISSING:
                 missing.append(item.name)
         rows = {}
         for key in ("domains_in", "domains_out"):

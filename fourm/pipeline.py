@@ -158,9 +158,7 @@ def _make_batch(
         return
     batch = _make_conditions(request, parts, rows)
     batch = with_targets(batch, request.chain, request.model.registry).to(parts.device)
-    noise = Noise.for_samples(request.seed, [(w.sample.key.text, w.variation) for w, _ in rows]).to(
-        parts.device
-    )
+    noise = Noise.for_samples(request.seed, [(w.sample.key.text, w.variation) for w, _ in rows])
     engine = Engine(parts.network, parts.sentinels)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
         batch = progress.batch

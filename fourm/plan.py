@@ -19,10 +19,6 @@ from fourm.schemes import SCHEMES
 DEFAULT_CONDITIONS = ("caption",)
 DEFAULT_TARGETS = ("tok_clip", "tok_rgb")
 DEFAULT_TOP_P = 0.8
-_RGB = (
-    "rgb",
-    "tok_rgb",
-)  # with one of these among the conditions, a target is predicted rather than imagined
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +88,7 @@ def build_chain(layer: Layer, model: ModelFiles, base: Chain | None = None) -> C
     conditions, weights = _conditions(layer, model, base, problems)
     targets = _targets(layer, model, [*whole], conditions, base, problems)
     given = _given(layer, targets, problems)
-    with_rgb = any(model.registry.get(c).key in _RGB for c in conditions)
+    with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
     specs = [
         spec
         for target, parallel, own in zip(targets, given, whole.values() or [{}] * len(targets), strict=True)

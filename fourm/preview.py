@@ -9,11 +9,11 @@ from einops import rearrange
 from PIL import Image
 
 from fourm.codecs import Codec
-from fourm.layout import Key, path_of, write_atomic
+from fourm.layout import Key, Place, path_of, write_atomic
 from fourm.modalities import Kind, Modality
 from fourm.state import Batch
 
-FOLDER = "preview"
+PREVIEWS = Place("preview", ".png")
 GREY = (128, 128, 128)
 
 
@@ -28,5 +28,6 @@ def write_preview(
     known = rearrange(slot.known[0].to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0]).cpu().numpy()
     mask = Image.fromarray(known).resize(picture.size, Image.Resampling.NEAREST)
     shown = Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
-    path = path_of(out, f"{FOLDER}/{row.name}", key, f"-step{step:03d}.png", variation)
+    folder, suffix = f"{PREVIEWS.folder}/{row.name}", f"-step{step:03d}{PREVIEWS.suffix}"
+    path = path_of(out, folder, key, suffix, variation)
     write_atomic(out, path, partial(shown.save, format="PNG"))

@@ -12,15 +12,15 @@ from fourm import __version__
 from fourm.codecs import NOT_YET
 from fourm.engine import num_tokens_of
 from fourm.errors import MissingError, UsageError
-from fourm.hub import ModelFiles
+from fourm.hub import ModelFiles, weights_of
 from fourm.layout import Place, Sample
 from fourm.modalities import Kind, Modality
+from fourm.preview import PREVIEWS
 from fourm.record import Settings, digest_of_samples, now, sha256_of
 from fourm.schedule import Chain
 from fourm.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PREVIEWS = Place("preview", ".png")
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 
@@ -116,7 +116,7 @@ def make_settings(
     model, samples = request.model, list(request.samples)
     files = {
         "weights": model.weights,
-        **{f"tokenizers/{k}": _weights(model, k) for k in tokenizers_of(outputs)},
+        **{f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(outputs)},
     }
     if model.text_tokenizer is not None:
         files["text_tokenizer"] = model.text_tokenizer
@@ -149,11 +149,6 @@ def tokenizers_of(outputs: Sequence[Output]) -> list[str]:
     return sorted({o.modality.tokenizer for o in outputs if o.form == "value" and o.modality.tokenizer})
 
 
-def _weights(model: ModelFiles, tokenizer: str) -> Path:
-    path = model.tokenizers[tokenizer]
-    return path / "model.safetensors" if path.is_dir() else path
-
-
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
@@ -161,6 +156,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def choose_dtype(name: str) -> torch.dtype:
+    """The dtype of a name; `auto` is float32 everywhere, so that a device is no reason for another result."""
     if name == "auto":
         return torch.float32
     if name not in DTYPES:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from fourm.errors import near_match
 from fourm.language import Item, Layer, load_layer, parse_options
+from fourm.modalities import RELEASED
 from fourm.plan import OPTIONS, merge
 from fourm.yamlfile import Entry
 
 SR_PREFIX = "sr_"
 TOKENIZER_SUFFIX = "_tok_id"
-TOKENIZERS = ("rgb", "depth", "normal", "edges", "semseg", "clip", "dinov2", "imagebind", "dinov2_glob",
-              "imagebind_glob", "sam_instance", "human_poses")  # fmt: skip
+TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
 DTYPES = {"auto": "auto", "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
           "float16": "float16", "fp16": "float16"}  # fmt: skip
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from fourm.errors import SampleError, UsageError, near_match
-from fourm.hub import ModelFiles, find_model, read_header
+from fourm.header import read_header
+from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.layout import Dataset
 from fourm.plan import build_chain
@@ -32,7 +33,7 @@ from fourm_cli.options import (
 )
 
 INPUT, OUTPUT, RUN = "Input", "Output", "Run"
-DEFAULT_MODEL, DETOKENIZER_STEPS = "demo", 50
+DETOKENIZER_STEPS = 50
 DEVICES = ("auto", "cpu", "cuda", "mps")
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -180,7 +181,7 @@ def generate(
         schedule = {**schedule, "cond_domains": "none"}
     settings = settings_from((config, data_config, gen_config, None), schedule)
     given = settings.run
-    files = _model_files(model or given.model or DEFAULT_MODEL, given)
+    files = _model_files(model or given.model or DEMO, given)
     chain = build_chain(settings.base, files)
     data = data if prompts else data or given.data_path
     source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
@@ -228,7 +229,7 @@ def _run(request: Mapping[str, Any], quiet: bool, as_json: bool, log_json: Path 
 def _model_files(name: str, given: RunSettings) -> ModelFiles:
     """The model, with those tokenizers of the YAML files that are local."""
     files = find_model(name)
-    read_header(files.weights)
+    read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
     local = {key: Path(path) for key, path in given.tokenizers.items() if Path(path).exists()}
     text = Path(given.text_tok_path) if given.text_tok_path else None
     return replace(

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourm.errors import CheckpointError, FourMError, MissingError
-from fourm.hub import find_model, find_sr, parse_header_config, read_header
+from fourm.header import parse_header_config, read_header
+from fourm.hub import find_model, find_sr
 
 CONFIG = {"domains_in": ["caption", "rgb@224"], "domains_out": ["caption", "tok_rgb@224", "rgb@224"]}
 

@@ -22,12 +22,11 @@ from fourm.errors import MissingError, SampleError
 from fourm.modalities import Modality
 from fourm.sampling import Noise
 from fourm.state import Slot, full_grid, full_pixels
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.tokenizers.vq import IMAGENET, VQTokenizer
 
 Value = NDArray[Any]
 
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet, of values in [0, 1]
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+_MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
 _DEPTH_LEVELS = 65535  # of 16-bit depth pictures
 
 

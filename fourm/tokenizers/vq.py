@@ -17,7 +17,7 @@ from fourm.tokenizers.encoders import (
 )
 from fourm.tokenizers.quantizers import MemCodes, NearestCode
 
-__all__ = ["VQConfig", "VQTokenizer", "fit_state"]
+__all__ = ["IMAGENET", "VQConfig", "VQTokenizer", "fit_state"]
 
 # Statistics of the codebook that only training reads.
 TRAINING_BUFFERS = (
@@ -27,7 +27,7 @@ TRAINING_BUFFERS = (
 )
 DECODER_PREFIXES = ("decoder.", "post_quant_proj.")
 
-_IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
 # Which keys of the config decide the shape of a tensor, by a part of its name.
 _DECIDED_BY = {
     "encoder.pos_emb": "image_size, image_size_enc, patch_size",
@@ -194,6 +194,6 @@ def _check_range(ids: Tensor, count: int, what: str) -> None:
 
 def _undo_imagenet(x: Tensor) -> Tensor:
     """(B, 3, H, W) ImageNet-standardised -> [-1, 1], with constants rounded like the reference's."""
-    shift = torch.tensor([-mean / std for mean, std in _IMAGENET], dtype=x.dtype, device=x.device)
-    scale = torch.tensor([1 / std for _, std in _IMAGENET], dtype=x.dtype, device=x.device)
+    shift = torch.tensor([-mean / std for mean, std in IMAGENET], dtype=x.dtype, device=x.device)
+    scale = torch.tensor([1 / std for _, std in IMAGENET], dtype=x.dtype, device=x.device)
     return 2 * ((x - shift.view(3, 1, 1)) / scale.view(3, 1, 1)) - 1
