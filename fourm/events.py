@@ -4,9 +4,8 @@ Consumers (progress bars, plain lines, JSON lines, tests) read this stream; besi
 no other output.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Started:
     device: str
     steps: int  # decoding steps of one batch
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("started", self)
 
@@ -31,7 +30,7 @@ class Loading:
 
     what: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("loading", self)
 
@@ -52,7 +51,7 @@ class Stepped:
     guidance: float  # 1.0 = no guidance
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("step", self)
 
@@ -63,16 +62,11 @@ class Saved:
 
     key: str
     variation: int
-    files: tuple[Path, ...] = field(default=())
+    files: tuple[Path, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
-        return {
-            "event": "saved",
-            "key": self.key,
-            "variation": self.variation,
-            "files": [str(f) for f in self.files],
-        }
+        return _record("saved", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +77,7 @@ class Failed:
     variation: int
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("failed", self)
 
@@ -97,7 +91,7 @@ class Finished:
     failed: int
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("finished", self)
 
@@ -105,7 +99,7 @@ class Finished:
 Event = Started | Loading | Stepped | Saved | Failed | Finished
 
 
-def _record(name: str, event: "Event") -> dict[str, Any]:
+def _record(name: str, event: "Event") -> dict[str, object]:
     """The event's name and its fields, in numbers, strings and lists."""
     fields = {key: _plain(value) for key, value in asdict(event).items()}
     return {"event": name, **fields}

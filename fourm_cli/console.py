@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -37,7 +37,7 @@ class Tally:
     failed: int = 0
     tokens: int = 0
     steps: int = 0
-    decoding: float = field(default=0.0)  # seconds inside decoding steps
+    decoding: float = 0.0  # seconds inside decoding steps
 
     def take(self, event: Event) -> None:
         """Add one event."""
@@ -237,7 +237,7 @@ def result(out: Path, end: Finished, as_json: bool) -> None:
     print_json({"out": str(out), **counts, "seconds": round(end.seconds, 3)}) if as_json else print(out)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Data for a program, on stdout."""
     print(json.dumps(value, indent=2))
 
