@@ -11,7 +11,7 @@ from demo.tasks import BASE_MENU, GRIDS, Example, Tasks
 from demo.world import BACKGROUNDS
 from fourm.model import FourM, FourMConfig
 
-PLAN = Plan(steps=8500)
+PLAN = Plan(steps=9000)
 
 
 def train_base(folder: Path, plan: Plan = PLAN) -> FourM:

@@ -27,6 +27,7 @@ from demo.world import (
     parse_caption,
     print_caption,
     sample_scene,
+    straighten,
     vary,
 )
 
@@ -55,7 +56,7 @@ def round_trip(bench: Bench, fine: Bench | None, count: int) -> Result:
 
 def caption_to_picture(bench: Bench, count: int, options: str = USUAL) -> Result:
     """caption -> tok_clip -> tok_rgb: share of pictures that show all that the caption says."""
-    scenes = held_out_scenes(count)
+    scenes = _usual(count)
     return {
         "complete captions": _right(bench, [describe(s) for s in scenes], options),
         "captions with something unsaid": _right(bench, _vague(scenes), options),
@@ -64,7 +65,7 @@ def caption_to_picture(bench: Bench, count: int, options: str = USUAL) -> Result
 
 def settings(bench: Bench, count: int) -> Result:
     """The same under other guidance scales and temperatures; variety over 4 variations of vague captions."""
-    scenes, result = held_out_scenes(count), Result()
+    scenes, result = _usual(count), Result()
     captions, vague = [describe(s) for s in scenes], _vague(scenes)
     for guidance in (0.0, 1.0, 2.0, 3.0):
         for top_p in (0.8, 0.0):
@@ -138,6 +139,11 @@ def super_resolution(fine: Bench, count: int) -> Result:
         "tokens as rendered": float(same.float().mean()),
         "pictures as rendered": float(same.all(1).float().mean()),
     }
+
+
+def _usual(count: int) -> list[Scene]:
+    """Different held-out scenes with everything in its usual place, so that no caption occurs twice."""
+    return list(dict.fromkeys(straighten(scene) for scene in held_out_scenes(2 * count)))[:count]
 
 
 def _complete(scenes: Sequence[Scene], shown: Sequence[Caption | None]) -> float:

@@ -23,7 +23,7 @@ class Plan:
     batch_size: int = 32
     learning_rate: float = 6e-3
     warmup: int = 60
-    decay: float = 0.4  # share of the steps, the last ones, in which the rate falls to nothing
+    decay: float = 0.5  # share of the steps, the last ones, in which the rate falls to nothing
     seed: int = 0
 
     def rate(self, step: int) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
@@ -36,7 +36,7 @@ NUM_CAPTIONS = 18_576  # complete captions that the grammar can form
 
 _CANONICAL = (16, 32, 48)  # centres of the thirds
 _SHIFTED = {"small": ((8,), (24, 40), (56,)), "large": ((16,), (24, 40), (48,))}
-_SHIFT_RATE = 0.1  # of the scenes stand off the thirds; rare, so that top-p 0.8 draws the usual place
+_SHIFT_RATE = 0.1  # of the scenes stand off the thirds
 _SINGLE_RATE = 0.3
 _HELD_OUT = 8  # one of so many attribute combinations is never trained on
 
@@ -116,6 +116,14 @@ def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
         scene = _single(rng) if rng.random() < _SINGLE_RATE else _pair(rng)
         if is_held_out(scene) == held_out:
             return scene
+
+
+def straighten(scene: Scene) -> Scene:
+    """The same scene with every object in its usual place."""
+    things = [
+        replace(t, cx=_CANONICAL[3 * t.cx // SIDE], cy=_CANONICAL[3 * t.cy // SIDE]) for t in scene.things
+    ]
+    return Scene(scene.background, tuple(things))
 
 
 def is_held_out(scene: Scene) -> bool:
