@@ -182,19 +182,11 @@ Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 o
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
     """The batch with a pending slot for each target of the chain; a target that is there stays as it is."""
-    for target, num_tokens in num_tokens_of(chain).items():
+    for target, num_tokens in chain.num_tokens.items():
         if target not in batch.slots:
             slot = pending(registry.get(target).kind, len(batch.keys), num_tokens)
             batch = batch.with_slot(target, slot)
     return batch
-
-
-def num_tokens_of(chain: Chain) -> dict[str, int]:
-    """How many tokens each target of a chain gets; for a sequence the most it can get."""
-    totals: dict[str, int] = {}
-    for step in chain.steps:
-        totals[step.target] = totals.get(step.target, 0) + step.num_tokens
-    return totals
 
 
 def _num_wanted(slot: Slot, target: str) -> int:

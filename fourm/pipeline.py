@@ -19,6 +19,7 @@ from fourm import __version__
 from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
 from fourm.codecs.files import read_ids, write_ids
+from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
@@ -26,18 +27,10 @@ from fourm.hub import ModelFiles
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
+from fourm.outputs import Output, make_record, plan_outputs, tokenizers_of
 from fourm.preview import write_preview
 from fourm.record import Launch, add_failure, close_output, now, open_output
-from fourm.request import (
-    Output,
-    Request,
-    choose_batch_size,
-    choose_device,
-    choose_dtype,
-    make_settings,
-    plan_outputs,
-    tokenizers_of,
-)
+from fourm.request import Request
 from fourm.sampling import Noise
 from fourm.state import Batch, Slot, full_grid
 from fourm.wordpiece import WordPiece
@@ -61,9 +54,9 @@ def run(request: Request) -> Iterator[Event]:
     device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
     outputs = plan_outputs(request)
     check_files(request.model, tokenizers_of(outputs))
-    settings = make_settings(request, outputs, device, dtype)
+    record = make_record(request, outputs, device, dtype)
     launch = Launch(request.world.rank, request.world.size, now())
-    number = open_output(request.out, settings, launch, request.resume, request.overwrite)
+    number = open_output(request.out, record, launch, request.resume, request.overwrite)
     tally = Tally()
     try:
         yield from _generate(request, outputs, device, dtype, tally)

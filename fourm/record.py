@@ -22,7 +22,7 @@ MAX_DIFFERENCES = 5  # named in the sentence that refuses to resume
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RunRecord:
     """All that the files of a run depend on, and how to repeat it."""
 
     schedule: Mapping[str, Any]  # Chain.to_json()
@@ -97,7 +97,7 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> No
         return
 
 
-def open_output(out: Path, settings: Settings, launch: Launch, resume: bool, overwrite: bool) -> int:
+def open_output(out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool) -> int:
     """Join the folder: write run.json, or compare with the one that is there. Returns this launch's number.
 
     Several processes may do this at once, in any order; the first of them writes the record.
@@ -135,13 +135,13 @@ def add_failure(out: Path, key: str, variation: int, reason: str) -> None:
         file.write(line if file.tell() == 0 or _ends_a_line(out / FAILURES) else "\n" + line)
 
 
-def read_record(out: Path) -> Settings:
+def read_record(out: Path) -> RunRecord:
     """The settings of the run that wrote a folder."""
     record = _load(out)
     try:
-        values = {name: record[name] for name in Settings.__dataclass_fields__}
+        values = {name: record[name] for name in RunRecord.__dataclass_fields__}
         places = tuple(Place(**place) for place in values.pop("places"))
-        return Settings(**values | {"places": places, "command": tuple(record["command"])})
+        return RunRecord(**values | {"places": places, "command": tuple(record["command"])})
     except (KeyError, TypeError) as error:
         raise UsageError(f"{out / RUN}: is not a record of this program ({error})") from error
 
@@ -157,9 +157,9 @@ def _is_partner(record: Mapping[str, Any], launch: Launch) -> bool:
     return launch.size > 1 and same_size and (launch.rank, launch.size) not in others
 
 
-def _compare(out: Path, record: Mapping[str, Any], settings: Settings) -> None:
+def _compare(out: Path, record: Mapping[str, Any], settings: RunRecord) -> None:
     """Refuse to go on with another configuration, and say what differs."""
-    names = [name for name in Settings.__dataclass_fields__ if name not in FREE]
+    names = [name for name in RunRecord.__dataclass_fields__ if name not in FREE]
     wanted = json.loads(json.dumps(settings.to_json()))
     before, after = (dict(_flat("", {name: r.get(name) for name in names})) for r in (record, wanted))
     differences = [

@@ -102,6 +102,14 @@ class Chain:
         """Names of the targets, in order."""
         return tuple(spec.target for spec in self.specs)
 
+    @property
+    def num_tokens(self) -> dict[str, int]:
+        """How many tokens each target gets; a sequence at most."""
+        totals: dict[str, int] = {}
+        for step in self.steps:
+            totals[step.target] = totals.get(step.target, 0) + step.num_tokens
+        return totals
+
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
         order = list(dict.fromkeys([*self.conditions, *self.targets]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.layout import Dataset
 from fourm.plan import build_chain
 from fourm.record import Launch, check_output, now
+from fourm.request import DETOKENIZER_STEPS, Request
 from fourm.settings import DTYPES, RunSettings
 from fourm.world import World, parse_world
 from fourm_cli import console
@@ -33,7 +34,6 @@ from fourm_cli.options import (
 )
 
 INPUT, OUTPUT, RUN = "Input", "Output", "Run"
-DETOKENIZER_STEPS = 50
 DEVICES = ("auto", "cpu", "cuda", "mps")
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -190,18 +190,17 @@ def generate(
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
     if preview and not decode:
         raise UsageError("--preview needs pictures; leave out --no-decode")
+    request = Request(
+        files, chain, dataset.samples, folder, world=world, command=("fourm", *sys.argv[1:]),
+        num_variations=num_variations or given.num_variations or 1,
+        seed=seed if seed is not None else given.seed or 0,
+        batch_size=_batch_size(batch_size),
+        device=_device(device if device != "auto" else given.device or device),
+        dtype=_dtype(dtype or given.dtype or "auto"),
+        detokenizer_steps=given.detokenizer_steps or DETOKENIZER_STEPS,
+        decode=decode, preview=preview, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
     check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
-    request = {
-        "model": files, "chain": chain, "samples": dataset.samples, "out": folder, "world": world,
-        "num_variations": num_variations or given.num_variations or 1,
-        "seed": seed if seed is not None else given.seed or 0,
-        "batch_size": _batch_size(batch_size),
-        "device": _device(device if device != "auto" else given.device or device),
-        "dtype": _dtype(dtype or given.dtype or "auto"),
-        "detokenizer_steps": given.detokenizer_steps or DETOKENIZER_STEPS,
-        "decode": decode, "preview": preview, "resume": resume, "overwrite": overwrite,
-        "command": ("fourm", *sys.argv[1:]),
-    }  # fmt: skip
     if not quiet and world.group_rank == 0:
         _say_notes(dataset, files)
     failed = _run(request, quiet, as_json, log_json)
@@ -209,20 +208,19 @@ def generate(
         raise typer.Exit(SampleError.exit_code)
 
 
-def _run(request: Mapping[str, Any], quiet: bool, as_json: bool, log_json: Path | None) -> int:
+def _run(request: Request, quiet: bool, as_json: bool, log_json: Path | None) -> int:
     """Do what was found to be good; the number of failed samples. One process of a torchrun speaks."""
-    rank = request["world"].group_rank
+    rank = request.world.group_rank
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
     with console.open_log(log_json) as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         from fourm.pipeline import run  # imports torch: seconds
-        from fourm.request import Request
 
-        end = console.show(run(Request(**request)), quiet or rank > 0, log)
+        end = console.show(run(request), quiet or rank > 0, log)
     if rank == 0:
-        console.result(request["out"], end, as_json)
+        console.result(request.out, end, as_json)
     return end.failed
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAN = """
 fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.header fourm.hub
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
-fourm.wordpiece fourm.inputs fourm.record fourm.world
+fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
@@ -21,7 +21,7 @@ fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs fourm.preview fourm.request fourm.pipeline
+fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fourm.pipeline
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app

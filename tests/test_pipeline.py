@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import build_tiny
 
+from fourm.device import choose_device
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.hub import find_model
 from fourm.layout import Key, Sample, samples_of_prompts
 from fourm.pipeline import run
-from fourm.request import Request, choose_device
+from fourm.request import Request
 from fourm.schedule import TargetSpec, make_chain
 from fourm.world import World
 

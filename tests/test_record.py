@@ -14,7 +14,7 @@ from fourm.record import (
     FAILURES,
     RUN,
     Launch,
-    Settings,
+    RunRecord,
     add_failure,
     check_output,
     close_output,
@@ -25,7 +25,7 @@ from fourm.record import (
 )
 
 ALONE = Launch(rank=0, size=1, started="t")
-SETTINGS = Settings(
+SETTINGS = RunRecord(
     schedule={"specs": [{"target": "tok_rgb@64", "temperature": 1.0}], "top_k": 0},
     model="demo",
     revision="1",
@@ -180,7 +180,7 @@ def test_many_processes_write_one_record_and_whole_failure_lines(tmp_path: Path)
 import sys
 from dataclasses import replace
 from pathlib import Path
-from fourm.record import *
+from fourm.record import Launch, add_failure, close_output, open_output
 from tests.test_record import SETTINGS
 out, rank = Path(sys.argv[1]), int(sys.argv[2])
 number = open_output(out, SETTINGS, Launch(rank, 6, "t"), False, False)

@@ -1,6 +1,6 @@
 """What a codec is, and the table of codecs: file <-> value <-> tokens, value -> picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -44,18 +44,39 @@ def build_codec(
     row: Modality, tokenizer: VQTokenizer | None = None, wordpiece: WordPiece | None = None
 ) -> Codec[Any]:
     """The codec of a row. A grid can be read, written and shown without its tokenizer."""
-    if row.codec == "rgb":
-        return PixelsCodec(row)
-    if row.codec == "caption":
-        if wordpiece is None:
-            raise UsageError(f"{row.name}: this model comes without a text tokenizer")
-        return CaptionCodec(row, wordpiece)
-    if row.codec in FORMS:
-        if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
-            size = tokenizer.config.codebook_size
-            raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
-        return GridCodec(row, FORMS[row.codec], tokenizer)
+    check_codec(row)
+    return _BUILDERS[row.codec](row, tokenizer, wordpiece)
+
+
+def check_codec(row: Modality) -> None:
+    """Refuse a row whose values nothing here reads or writes."""
     if row.codec in NOT_YET:
         raise UsageError(f"{row.name}: reading and writing {row.title or row.name} is not available yet")
-    known = ("rgb", "caption", *FORMS, *NOT_YET)
-    raise UsageError(f"{row.name}: unknown codec '{row.codec}'{near_match(row.codec, known)}")
+    if row.codec not in _BUILDERS:
+        close = near_match(row.codec, (*_BUILDERS, *NOT_YET))
+        raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
+
+
+def _pixels(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> PixelsCodec:
+    return PixelsCodec(row)
+
+
+def _caption(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> CaptionCodec:
+    if wordpiece is None:
+        raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+    return CaptionCodec(row, wordpiece)
+
+
+def _grid(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
+    if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
+        size = tokenizer.config.codebook_size
+        raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
+    return GridCodec(row, FORMS[row.codec], tokenizer)
+
+
+# By the codec name of a row.
+_BUILDERS: dict[str, Callable[[Modality, VQTokenizer | None, WordPiece | None], Codec[Any]]] = {
+    "rgb": _pixels,
+    "caption": _caption,
+    **dict.fromkeys(FORMS, _grid),
+}

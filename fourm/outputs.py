@@ -1,0 +1,102 @@
+"""Which files a run will write, what they need, and what its record says."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from fourm import __version__
+from fourm.codecs import check_codec
+from fourm.device import name_device
+from fourm.errors import MissingError
+from fourm.hub import ModelFiles, weights_of
+from fourm.layout import Place
+from fourm.modalities import Kind, Modality
+from fourm.preview import PREVIEWS
+from fourm.record import RunRecord, digest_of_samples, now, sha256_of
+from fourm.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One kind of file that every sample gets."""
+
+    place: Place
+    modality: Modality
+    form: str  # "ids", "value"
+    is_condition: bool
+
+
+def plan_outputs(request: Request) -> list[Output]:
+    """Every kind of file that a sample of this request gets; what cannot be made is refused here."""
+    registry, outputs = request.model.registry, list[Output]()
+    for name in request.chain.conditions:
+        row = registry.get(name)
+        if row.kind is Kind.GRID:
+            outputs.append(Output(Place(row.name, ".npy", shared=True), row, "ids", True))
+        else:
+            outputs.append(Output(Place(row.folder, row.suffix, shared=True), row, "value", True))
+    taken = {output.place.folder for output in outputs}
+    for name in request.chain.targets:
+        row = registry.get(name)
+        if row.kind is Kind.GRID:
+            outputs.append(Output(Place(row.name, ".npy"), row, "ids", False))
+        if row.kind is Kind.SEQUENCE or request.decode:
+            folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
+            outputs.append(Output(Place(folder, row.suffix), row, "value", False))
+    for output in outputs:
+        _check_output(request.model, output)
+    return outputs
+
+
+def _check_output(model: ModelFiles, output: Output) -> None:
+    """Refuse a value that needs a tokenizer which is not here."""
+    row = output.modality
+    check_codec(row)
+    if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
+        raise MissingError(
+            f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
+            f"`fourm download {row.tokenizer}` fetches it, --no-decode keeps tokens only"
+        )
+
+
+def make_record(
+    request: Request, outputs: list[Output], device: torch.device, dtype: torch.dtype
+) -> RunRecord:
+    """What run.json says of this run."""
+    model, samples = request.model, list(request.samples)
+    files = {
+        "weights": model.weights,
+        **{f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(outputs)},
+    }
+    if model.text_tokenizer is not None:
+        files["text_tokenizer"] = model.text_tokenizer
+    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    return RunRecord(
+        schedule=request.chain.to_json(),
+        model=model.name,
+        revision=model.revision,
+        files={name: sha256_of(path) for name, path in sorted(files.items())},
+        samples=len(samples),
+        samples_sha256=digest_of_samples(samples),
+        num_variations=request.num_variations,
+        seed=request.seed,
+        dtype=str(dtype).removeprefix("torch."),
+        device_type=device.type,
+        decode=request.decode,
+        detokenizer_steps=request.detokenizer_steps,
+        preview=request.preview,
+        places=(*(output.place for output in outputs), *([PREVIEWS] if request.preview else ())),
+        device=name_device(device),
+        versions={"fourm": __version__, "python": platform.python_version()}
+        | {p: version(p) for p in packages},
+        command=request.command,
+        created=now(),
+    )
+
+
+def tokenizers_of(outputs: Sequence[Output]) -> list[str]:
+    """Tokenizers that are read or written through."""
+    return sorted({o.modality.tokenizer for o in outputs if o.form == "value" and o.modality.tokenizer})
