@@ -9,7 +9,7 @@ from fourm.hub import ModelFiles, weights_of
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Cost:
                 "activations_bytes": self.activations, "fetch_bytes": self.fetch}  # fmt: skip
 
 
-def estimate(chain: Chain, model: ModelFiles, dtype: str = "float32") -> Cost:
-    """The cost of a chain; dtype is that of weights and activations."""
-    width = _BYTES.get(dtype, 4)
+def estimate(chain: Chain, model: ModelFiles, dtype: str = "auto") -> Cost:
+    """The cost of a chain; dtype (one of the full names, or auto) is that of weights and activations."""
+    width = _BYTES[dtype]
     rows = [model.registry.get(name) for name in (*chain.conditions, *chain.targets)]
     needed = {row.tokenizer for row in rows if row.tokenizer}
     files = [model.weights, *(weights_of(p) for key, p in model.tokenizers.items() if key in needed)]

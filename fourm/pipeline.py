@@ -24,6 +24,7 @@ from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
 from fourm.hub import ModelFiles
+from fourm.inputs import CAPTION
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
@@ -191,7 +192,7 @@ def _read_condition(request: Request, parts: Parts, sample: Sample, name: str) -
     """The value of one condition, or the ids of a token modality."""
     row = request.model.registry.get(name)
     if name not in sample.files:
-        if row.codec == "caption" and sample.caption is not None:
+        if row.codec == CAPTION and sample.caption is not None:
             return sample.caption
         raise SampleError(f"sample {sample.key.text} has no {name}")
     if row.kind is Kind.GRID:
@@ -253,8 +254,9 @@ def _write_row(
 
 def _chunks(request: Request, work: Work, values: dict[str, Any]) -> dict[str, str]:
     """What the text chunks of a PNG say: enough to make it again."""
-    prompt = values.get("caption")
-    said = {"prompt": prompt} if isinstance(prompt, str) else {}
+    registry = request.model.registry
+    prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
+    said = {"prompt": prompts[0]} if prompts else {}
     return {
         "software": f"fourm {__version__}",
         **said,

@@ -19,7 +19,7 @@ from fourm.layout import Dataset
 from fourm.plan import build_chain
 from fourm.record import Launch, check_output, now
 from fourm.request import DETOKENIZER_STEPS, Request
-from fourm.settings import DTYPES, RunSettings
+from fourm.settings import RunSettings
 from fourm.world import World, parse_world
 from fourm_cli import console
 from fourm_cli.options import (
@@ -29,6 +29,7 @@ from fourm_cli.options import (
     Dtype,
     GenConfig,
     Model,
+    parse_dtype,
     schedule_options,
     settings_from,
 )
@@ -56,7 +57,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. A dataset: "
-        "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: nothing, for --num-samples.",
+        "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: no condition at all, with --num-samples.",
         metavar="SOURCE",
         rich_help_panel=INPUT,
     ),
@@ -87,18 +88,20 @@ NumVariations = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="What all chance depends on. By default 0.", metavar="S", rich_help_panel=RUN),
+    typer.Option(min=0, help="Seed of all random draws. By default 0.", metavar="S", rich_help_panel=RUN),
 ]
 BatchSize = Annotated[
     str,
     typer.Option(
-        help="Samples decoded together; it changes no result.", metavar="auto|N", rich_help_panel=RUN
+        help="Samples decoded together. It changes no result in float32.",
+        metavar="auto|N",
+        rich_help_panel=RUN,
     ),
 ]
 Shard = Annotated[
     str | None,
     typer.Option(
-        help="Do one of n parts: 0/4, 1/4, 2/4 or 3/4. Parts may share --out.",
+        help="Do one n-th of the samples: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.",
         metavar="i/n",
         rich_help_panel=RUN,
     ),
@@ -151,12 +154,13 @@ LogJson = Annotated[
 
 @partial(schedule_options, sr=False)
 def generate(
-    schedule: Mapping[str, object],
+    *,
     prompts: Prompts = None,
     data: Data = None,
     column: Column = None,
     num_samples: NumSamples = None,
     subset_seed: SubsetSeed = None,
+    schedule: Mapping[str, object],
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -196,7 +200,7 @@ def generate(
         seed=seed if seed is not None else given.seed or 0,
         batch_size=_batch_size(batch_size),
         device=_device(device if device != "auto" else given.device or device),
-        dtype=_dtype(dtype or given.dtype or "auto"),
+        dtype=parse_dtype(dtype or given.dtype or "auto"),
         detokenizer_steps=given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
@@ -271,9 +275,3 @@ def _device(text: str) -> str:
         near = near_match(text, DEVICES)
         raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
     return text
-
-
-def _dtype(text: str) -> str:
-    if text not in DTYPES:
-        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
-    return DTYPES[text]

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fourm.errors import UsageError, near_match
 from fourm.language import Item
 from fourm.plan import OPTIONS, Option
-from fourm.settings import SR_PREFIX, Settings, read_settings
+from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
 SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
@@ -20,9 +21,6 @@ Model = Annotated[
     typer.Option(
         help="Name, Hub id, folder or .safetensors file. Without it, demo.", rich_help_panel=MODEL_PANEL
     ),
-]
-SrModel = Annotated[
-    str | None, typer.Option(help="Super-resolution model, likewise.", rich_help_panel=MODEL_PANEL)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MODEL_PANEL)]
 Dtype = Annotated[
@@ -51,20 +49,21 @@ def schedule_options(command: Callable[..., None], *, sr: bool = True) -> Callab
     """A command with an option for each row of the schedule's table, and for each row with `--sr-`.
 
     The command itself takes one parameter `schedule`: what was given, by key (`temps`, `sr_temps`).
+    The options stand in its place, so that the order of parameters is the order of the help text.
     """
-    rows = [(o.key, _parameter(o.key, o, "--", SCHEDULE_PANEL)) for o in OPTIONS]
+    added = [_parameter(o.key, o, "--", SCHEDULE_PANEL) for o in OPTIONS]
     if sr:
-        rows += [(SR_PREFIX + o.key, _parameter(SR_PREFIX + o.key, o, "--sr-", SR_PANEL)) for o in OPTIONS]
-    added = dict(rows)
+        added += [_parameter(SR_PREFIX + o.key, o, "--sr-", SR_PANEL) for o in OPTIONS]
 
     @wraps(command)
     def with_schedule(**values: Any) -> None:
-        schedule = {key: values.pop(key) for key in added}
+        schedule = {parameter.name: values.pop(parameter.name) for parameter in added}
         command(**values, schedule={key: value for key, value in schedule.items() if value not in (None, [])})
 
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "schedule"]
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    parameters = [*own, *added.values()]
+    parameters: list[inspect.Parameter] = []
+    for own in inspect.signature(command).parameters.values():
+        is_place = own.name == "schedule"
+        parameters += added if is_place else [own.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
     with_schedule.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_schedule.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_schedule
@@ -75,6 +74,13 @@ def settings_from(
 ) -> Settings:
     """The settings of the files given as `-c`, `-dc`, `-gc` and `-src`, in this order, and of the options."""
     return read_settings([path for path in configs if path is not None], schedule)
+
+
+def parse_dtype(text: str) -> str:
+    """The full name of a `--dtype`."""
+    if text not in DTYPES:
+        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
+    return DTYPES[text]
 
 
 def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Parameter:

@@ -17,6 +17,7 @@ from fourm_cli.options import (
     GenConfig,
     Model,
     SrConfig,
+    parse_dtype,
     schedule_options,
     settings_from,
 )
@@ -32,6 +33,7 @@ Examples:
 
 
 def validate(
+    *,
     schedule: Mapping[str, object],
     model: Model = None,
     dtype: Dtype = None,
@@ -45,7 +47,7 @@ def validate(
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model(model or settings.run.model or DEMO)
     chain = build_chain(settings.base, files)
-    cost = estimate(chain, files, dtype or settings.run.dtype or "float32")
+    cost = estimate(chain, files, parse_dtype(dtype or settings.run.dtype or "auto"))
     if as_json:
         print_json({"model": files.name, "steps": len(chain.steps), **cost.to_json()})
         return
@@ -53,6 +55,7 @@ def validate(
 
 
 def show(
+    *,
     schedule: Mapping[str, object],
     model: Model = None,
     config: Config = None,

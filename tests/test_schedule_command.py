@@ -10,7 +10,7 @@ import typer
 from headers import seven
 from typer.testing import CliRunner
 
-from fourm.errors import FourMError, MissingError, ScheduleError
+from fourm.errors import FourMError, MissingError, ScheduleError, UsageError
 from fourm.plan import OPTIONS
 from fourm_cli.options import schedule_options
 from fourm_cli.schedules import schedule_app
@@ -58,6 +58,13 @@ def test_validate_says_what_the_run_costs(model: str) -> None:
     half = json.loads(run("validate", "--model", model, "--dtype", "bfloat16", "--json"))
     assert half["weights_bytes"] == 2000
     assert "forward passes per sample" in run("validate", "--model", model)
+
+
+def test_a_dtype_is_read_as_in_generate(model: str) -> None:
+    long, short = (run("validate", "--model", model, "--dtype", name) for name in ("float16", "fp16"))
+    assert long == short
+    with pytest.raises(UsageError, match="--dtype: 'float23' is not one of"):
+        run("validate", "--model", model, "--dtype", "float23")
 
 
 def test_a_text_counts_a_pass_for_every_token(model: str) -> None:
