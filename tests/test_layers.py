@@ -1,90 +1,67 @@
-"""The structure of the house: who may import whom, what stays free of torch, how long things may be."""
+"""Attention, norms and position tables: what the networks take for granted."""
 
-import ast
-import subprocess
-import sys
-from pathlib import Path
+import math
 
 import pytest
+import torch
+from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# Every module may import only modules before it (docs/architecture.md).
-PLAN = """
-fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.header fourm.hub
-fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
-fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
-""".split()
-NETS = """
-fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
-fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
-""".split()
-RUN = """
-fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fourm.pipeline
-""".split()
-CLI = """
-fourm_cli fourm_cli.options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app
-fourm_cli.__main__
-""".split()
-ORDER = [*PLAN, *NETS, *RUN, *CLI]
+from fourm.layers import LayerNorm, attention, merge_heads, sincos_1d, sincos_2d, split_heads
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted([*(ROOT / "fourm").rglob("*.py"), *(ROOT / "fourm_cli").rglob("*.py")]):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def random_heads(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def imports(path: Path) -> set[str]:
-    """Modules imported anywhere in a file, blocks for the type checker aside."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    checking = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for child in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if node in checking:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_attention_reads_the_visible_keys_and_no_others() -> None:
+    q, k, v = (random_heads(2, 3, length, 4, seed=length) for length in (5, 6, 7))
+    k, v = k[:, :, :6], v[:, :, :6]
+    visible = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
+    out = attention(q, k, v, visible[:, None, None, :])
+    for row in range(2):
+        kept = visible[row]
+        weights = (q[row] @ k[row][:, kept].transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
+        torch.testing.assert_close(out[row], weights @ v[row][:, kept])
 
 
-def test_every_module_has_its_place() -> None:
-    assert set(modules()) == set(ORDER)
+def test_a_query_that_sees_nothing_gets_zeros_and_its_neighbours_are_as_before() -> None:
+    q, k, v = (random_heads(2, 1, 3, 4, seed=seed) for seed in (1, 2, 3))
+    visible = torch.tensor([[True, True, False], [False, False, False]])
+    out = attention(q, k, v, visible[:, None, None, :])
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+    assert torch.equal(out[0], attention(q[:1], k[:1], v[:1], visible[:1, None, None, :])[0])
+    assert torch.equal(attention(q, k[:, :, :0], v[:, :, :0]), torch.zeros_like(q))
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_what_stands_before_it(name: str) -> None:
-    ours = imports(modules()[name]) & set(ORDER)
-    late = {other for other in ours if ORDER.index(other) > ORDER.index(name)}
-    assert not late
+def test_a_causal_query_reads_nothing_behind_it() -> None:
+    q, k, v = (random_heads(1, 2, 4, 4, seed=seed) for seed in (4, 5, 6))
+    out = attention(q, k, v, causal=True)
+    changed = v.clone()
+    changed[:, :, 2:] = 9.0
+    assert torch.equal(attention(q, k, changed, causal=True)[:, :, :2], out[:, :, :2])
+    assert not torch.equal(attention(q, k, changed, causal=True)[:, :, 2:], out[:, :, 2:])
 
 
-def test_planning_and_the_command_line_never_import_torch() -> None:
-    listed = ", ".join([*PLAN, "fourm_cli.app", "fourm_cli.generate", "fourm_cli.schedules"])
-    code = f"import sys, {listed}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def test_heads_are_split_and_merged_without_loss() -> None:
+    x = random_heads(2, 5, 12)
+    heads = split_heads(x, 3)
+    assert torch.equal(heads[0, 1, 2], x[0, 2, 4:8])
+    assert torch.equal(merge_heads(heads), x)
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_files_and_functions_stay_short(name: str) -> None:
-    text = modules()[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= 60, f"{node.name} has {length} lines"
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_has_its_bias_in_the_checkpoint_also_where_it_is_constant(bias: bool) -> None:
+    norm = LayerNorm(4, bias)
+    assert set(norm.state_dict()) == {"weight", "bias"}
+    assert ("bias" in dict(norm.named_parameters())) == bias
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_every_module_says_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(ast.parse(modules()[name].read_text(encoding="utf-8")))
+def test_positions_are_sines_then_cosines_and_rows_come_before_columns() -> None:
+    line = sincos_1d(7, 8)[0]
+    assert line.shape == (7, 8)
+    torch.testing.assert_close(line[3, 1], torch.tensor(math.sin(3 * 10000 ** (-2 / 8))))
+    torch.testing.assert_close(line[3, 5], torch.tensor(math.cos(3 * 10000 ** (-2 / 8))))
+    plane = sincos_2d(3, 5, 16)[0]
+    assert plane.shape == (15, 16)
+    torch.testing.assert_close(plane[2 * 5 + 4, :8], sincos_1d(3, 8)[0, 2])
+    torch.testing.assert_close(plane[2 * 5 + 4, 8:], sincos_1d(5, 8)[0, 4])

@@ -15,7 +15,9 @@ Entry = dict
 
 def entries(golden: Path, op: str) -> list[Entry]:
     found = json.loads((golden / "fm" / "sampling" / "states.json").read_text())
-    return [entry for entry in found if entry["op"] == op]
+    chosen = [entry for entry in found if entry["op"] == op]
+    assert chosen, f"nothing is recorded of {op}"
+    return chosen
 
 
 def recorded(entry: Entry, name: str) -> Tensor:
@@ -30,7 +32,7 @@ def agrees(slot: Slot, entry: Entry) -> None:
     assert torch.equal(slot.values[known], values[known].to(slot.values.dtype))
 
 
-def test_pending_targets(golden: Path) -> None:
+def test_a_pending_target_is_the_recorded_one(golden: Path) -> None:
     for entry in entries(golden, "init_empty_target"):
         args = entry["args"]
         kind = RELEASED.get(args["domain"]).kind
@@ -44,7 +46,7 @@ def test_pending_targets(golden: Path) -> None:
         assert torch.equal(slot.wanted, recorded(entry, "target_mask") == 0)
 
 
-def test_texts_as_conditions(golden: Path) -> None:
+def test_a_text_as_condition_is_known_where_the_recorded_one_is(golden: Path) -> None:
     for entry in entries(golden, "init_full_input"):
         kind = RELEASED.get(entry["args"]["domain"]).kind
         if "defect" in entry or kind is not Kind.SEQUENCE:
@@ -60,14 +62,14 @@ def test_every_row_of_texts_ends_at_its_own_end() -> None:
     assert not bool(slot.wanted.any())
 
 
-def test_hidden_images(golden: Path) -> None:
+def test_a_hidden_image_tells_nothing(golden: Path) -> None:
     for entry in entries(golden, "empty_img"):
         ids = torch.tensor(entry["input"]["tensor"])
         if ids.ndim == 2:
             agrees(full_grid(ids).hide(), entry)
 
 
-def test_hidden_texts_keep_one_marker(golden: Path) -> None:
+def test_a_hidden_text_keeps_one_marker(golden: Path) -> None:
     for entry in entries(golden, "empty_seq"):
         ids = torch.tensor(entry["input"]["tensor"])
         slot = full_sequence(ids).hide()
@@ -76,14 +78,14 @@ def test_hidden_texts_keep_one_marker(golden: Path) -> None:
         assert slot.values[slot.known].tolist() == [5] * ids.shape[0]
 
 
-def test_hidden_embeddings_keep_one_zero_vector(golden: Path) -> None:
+def test_a_hidden_embedding_keeps_one_zero_vector(golden: Path) -> None:
     for entry in entries(golden, "empty_seq_emb"):
         vectors = torch.tensor(entry["input"]["tensor"]).float()
         known = torch.tensor(entry["input"]["input_mask"]) == 0
         agrees(Slot(Kind.EMBEDDING, vectors, known, torch.zeros_like(known)).hide(), entry)
 
 
-def test_typed_texts(golden: Path) -> None:
+def test_a_typed_text_has_the_recorded_places_to_decode(golden: Path) -> None:
     for entry in entries(golden, "custom_text"):
         if "error" in entry or "defect" in entry:
             continue

@@ -1,0 +1,93 @@
+"""The structure of the house: who may import whom, what stays free of torch, how long things may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every module may import only modules before it (docs/architecture.md).
+PLAN = """
+fourm fourm.errors fourm.yamlfile fourm.modalities fourm.schemes fourm.curves fourm.header fourm.hub
+fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
+fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+""".split()
+NETS = """
+fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
+fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
+""".split()
+RUN = """
+fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
+fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fourm.pipeline
+""".split()
+CLI = """
+fourm_cli fourm_cli.options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app
+fourm_cli.__main__
+""".split()
+ORDER = [*PLAN, *NETS, *RUN, *CLI]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted([*(ROOT / "fourm").rglob("*.py"), *(ROOT / "fourm_cli").rglob("*.py")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules imported anywhere in a file, blocks for the type checker aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checking = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in checking:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_before_it(name: str) -> None:
+    ours = imports(modules()[name]) & set(ORDER)
+    late = {other for other in ours if ORDER.index(other) > ORDER.index(name)}
+    assert not late
+
+
+def test_planning_and_the_command_line_never_import_torch() -> None:
+    listed = ", ".join([*PLAN, "fourm_cli.app", "fourm_cli.generate", "fourm_cli.schedules"])
+    code = f"import sys, {listed}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_files_and_functions_stay_short(name: str) -> None:
+    text = modules()[name].read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            counted = [one for one in arguments if one.arg not in ("self", "cls")]
+            assert len(counted) <= 8 or name.startswith("fourm_cli"), f"{node.name} has {len(counted)}"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_module_says_what_it_is_for(name: str) -> None:
+    assert ast.get_docstring(ast.parse(modules()[name].read_text(encoding="utf-8")))
