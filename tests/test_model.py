@@ -24,7 +24,9 @@ Arrays = dict[str, np.ndarray]
 
 def cases(golden: Path, fixture: str, *kinds: str) -> list[dict]:
     found = json.loads((golden / "fm" / fixture / "cases.json").read_text())
-    return [case for case in found if case["kind"] in kinds]
+    chosen = [case for case in found if case["kind"] in kinds]
+    assert chosen, f"{fixture} records nothing of {kinds}"
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def check_digest(logits: Tensor, arrays: Arrays, prefix: str) -> None:
     assert_close(logits.topk(top.shape[-1]).values, top)
 
 
-@pytest.mark.parametrize("fixture", FIXTURES)
+@pytest.mark.parametrize("fixture", [name for name in FIXTURES if name != "registers_geglu"])
 def test_logits_of_every_recorded_state(golden: Path, models: dict[str, FourM], fixture: str) -> None:
     for case in cases(golden, fixture, "state"):
         arrays = dict(np.load(golden / "fm" / fixture / case["file"]))
