@@ -9,7 +9,7 @@ from fourm.errors import UsageError
 from fourm.hub import ModelFiles
 from fourm.layout import Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
 from fourm.modalities import Kind
-from fourm.prompts import find_parti, parse_prompts, read_prompts
+from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
@@ -92,7 +92,7 @@ def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
     if source.prompts:
         return parse_prompts(_joined(source.prompts), "the prompts given")
     if source.data == STREAM:
-        return parse_prompts(stdin.read(), "standard input", column=source.column)
+        return parse_prompts(read_stream(stdin, "standard input"), "standard input", column=source.column)
     if source.data == PARTI and not Path(PARTI).exists():
         return read_prompts(find_parti(), source.column)
     if source.data is not None:

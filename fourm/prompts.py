@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from fourm.errors import MissingError, UsageError, near_match
 
@@ -17,14 +18,21 @@ MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 def read_prompts(path: Path, column: str | None = None) -> list[str]:
     """Prompts of a .txt (one per line), .tsv, .csv or .jsonl file; other names are read as .txt."""
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB are too much for a prompt file")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = read_stream(file, str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file or folder{_near_file(path)}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     return parse_prompts(data, str(path), path.suffix.lower(), column)
+
+
+def read_stream(stream: BinaryIO, where: str) -> bytes:
+    """All bytes of a file or stream, which may be one that never ends."""
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{where}: more than {MAX_BYTES >> 20} MiB are too much for prompts")
+    return data
 
 
 def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | None = None) -> list[str]:
@@ -86,11 +94,17 @@ def _json_lines(text: str, where: str, column: str | None) -> list[str]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
+            raise UsageError(f"{where}: line {number} is not JSON that holds a prompt") from error
         if isinstance(record, dict):
             name = name or _column(list(record), None, where)
             record = record.get(name)
         if not isinstance(record, str):
             raise UsageError(f"{where}: line {number} has no text under '{name or COLUMNS[0]}'")
+        try:
+            record.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{where}: line {number} holds half a character, which is no text") from error
         prompts.append(record)
     return prompts
 

@@ -54,6 +54,9 @@ def test_json_lines_hold_objects_or_strings() -> None:
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt"\n', None, "line 2 is not JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n{"x": "b"}\n', None, "line 2 has no text under 'prompt'"),
         ("p.jsonl", b'{"prompt": 3}\n', None, "line 1 has no text"),
+        ("p.jsonl", b"[" * 100_000, None, "line 1 is not JSON"),
+        ("p.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", None, "line 1 is not JSON"),
+        ("p.jsonl", b'{"prompt": "\\ud800 red"}', None, "line 1 holds half a character"),
         ("p.json", b"[]", None, "not from .json"),
     ],
 )
@@ -79,3 +82,9 @@ def test_the_recorded_parti_table_is_read_whole(golden: Path) -> None:
     prompts = read_prompts(tables[0])
     assert len(prompts) == len(tables[0].read_text(encoding="utf-8").strip().split("\n")) - 1
     assert prompts[0] == "bond"
+
+
+def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourm.prompts.MAX_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="/dev/zero: more than 1 MiB"):
+        read_prompts(Path("/dev/zero"))
