@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def test_missing_files_and_folders_are_sample_errors(tmp_path: Path) -> None:
             read_array(path)
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "zero.npy").symlink_to("/dev/zero")
+    for name in ("pipe.npy", "zero.npy"):
+        with pytest.raises(SampleError, match="not a file"):
+            read_array(tmp_path / name)
+
+
 def test_a_picture_with_too_many_pixels_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
     with pytest.raises(SampleError, match="9000 x 9000 pixels are too many"):
@@ -195,7 +204,7 @@ def test_recorded_caption_files_are_read_as_recorded(
                 caption.read(path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"caption": 3}', "[[]]", "nonsense", ""])
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"caption": 3}', "[[]]", "nonsense", "", '"\\ud800"'])
 def test_json_without_a_caption_is_a_sample_error(tmp_path: Path, caption: Codec[str], content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(SampleError, match=r"x\.json"):

@@ -127,6 +127,8 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SampleError(f"{path}: not a file, but a pipe, a device or a socket")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:

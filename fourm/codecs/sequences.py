@@ -37,6 +37,10 @@ class CaptionCodec:
             value = value.get("caption")
         if not isinstance(value, str):
             raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise SampleError(f"{path}: holds half a character, which is no text") from error
         return value
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
