@@ -14,7 +14,7 @@ from fourm.errors import UsageError, near_match
 from fourm.yamlfile import Entry, read_mapping
 
 Value = str | int | float | bool | None
-_DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scripts' digits are mistakes
 _NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*[,-]\s*")
 
@@ -23,7 +23,7 @@ class Item(Enum):
     """What one piece of a list is: a name for messages, and its text."""
 
     NAME = ("a name", r"[^\s,:=-]+(?::" + _DECIMAL + ")?")  # with or without a weight: caption:2.0
-    COUNT = ("a whole number", r"[+-]?\d+(?![\d.eE])")
+    COUNT = ("a whole number", r"[+-]?[0-9]+(?![\d.eE])")
     NUMBER = ("a number", _DECIMAL)
     CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*")
     FLAG = ("true or false", r"(?i:true|false)")
