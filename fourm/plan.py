@@ -161,6 +161,9 @@ def _conditions(
     pairs = [str(name).partition(":")[::2] for name in names]
     found = _resolve([name for name, _ in pairs], setting.where, model, model.reads, "read", problems)
     weights = {full: float(weight) for full, (_, weight) in zip(found, pairs, strict=True) if full and weight}
+    problems += [
+        f"{setting.where} {name}: {p}" for name, w in weights.items() if (p := field_problem("guidance", w))
+    ]
     return sorted(name for name in found if name), weights
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -10,6 +11,7 @@ from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.schemes import SCHEMES
 
 GUIDANCE_CURVES = ("constant",)
+MAX_GUIDANCE = 1e6  # beyond it sums of logits overflow, and long before it the strongest token always wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,10 @@ def field_problem(field: str, value: object) -> str:
         return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
     if field in ("num_tokens", "num_steps") and isinstance(value, int) and value < 1:
         return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
-    if field == "temperature" and isinstance(value, float | int) and value < 0:
-        return f"the temperature {value:g} is negative"
+    if field == "temperature" and isinstance(value, float | int) and not 0 <= value < math.inf:
+        return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
+    if field == "guidance" and isinstance(value, float | int) and not abs(value) <= MAX_GUIDANCE:
+        return f"the guidance scale {value:g} is outside -{MAX_GUIDANCE:,.0f}..{MAX_GUIDANCE:,.0f}"
     if field == "temperature_curve":
         try:
             parse_temperature_curve(str(value))

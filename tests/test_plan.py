@@ -164,6 +164,8 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"target_domains": "tok_rgb", "temps": "1-2"}, "--temps: 2 values for 1 target (tok_rgb@224); give 1"),
     ({"temps": "warm"}, "--temps: 'warm' is not a number"),
     ({"temps": "3--1"}, "--temps: the temperature -1 is negative"),
+    ({"cfg_scales": "1e30"}, "--cfg: the guidance scale 1e+30 is outside -1,000,000..1,000,000"),
+    ({"cond_domains": "caption:1e400"}, "--cond caption: the guidance scale inf is outside"),
     ({"decoding_steps": "300-25"}, "--steps: 300 steps are more than the 196 tokens of tok_clip@224"),
     ({"decoding_steps": "0"}, "--steps: 0 decoding steps; give at least 1"),
     (
