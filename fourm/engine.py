@@ -59,6 +59,7 @@ class Progress:
     done: int  # tokens of the target fixed so far, per sample
     total: int  # tokens of the target; for a sequence the limit
     seconds: float
+    sound: Tensor  # (B,) bool, False for rows whose logits were not finite: their tokens mean nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +89,17 @@ class Engine:
             if not fixed:
                 continue
             with torch.inference_mode():
-                batch = self._decode_together(batch, step, chain, noise, known, left[step.target])
+                batch, sound = self._decode_together(batch, step, chain, noise, known, left[step.target])
             known = [count + fixed for count in known]
             left[step.target] -= fixed
             total = slot.known.shape[1]
             done, seconds = total - left[step.target], time.perf_counter() - started
-            yield Progress(step, batch, fixed, done, total, seconds)
+            yield Progress(step, batch, fixed, done, total, seconds, sound)
 
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int], left: int
-    ) -> Batch:
-        """One step of an image target: ask some positions, draw, keep some answers."""
+    ) -> tuple[Batch, Tensor]:
+        """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
@@ -106,7 +107,8 @@ class Engine:
         uniforms = noise.uniforms(step.index, DRAW, positions)
         drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
         picks = scheme.keep(drawn.confidence, drawn.certainty, step.num_tokens)
-        return batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
+        filled = batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
+        return filled, drawn.certainty.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
@@ -134,6 +136,7 @@ class Engine:
         starts, stops, room = _places(slot, step.num_tokens)
         limit = int(room.max())
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
+        sound = torch.ones_like(active)
         with torch.inference_mode():
             ask = self._plain_asker(passes, step) if self.plain else self._asker(passes, step, limit)
         for j in range(limit):
@@ -143,14 +146,15 @@ class Engine:
             with torch.inference_mode():
                 uniforms = noise.uniforms(step.index, DRAW, torch.full_like(starts, j).unsqueeze(1))
                 logits = ask(ids)[:, -1]
-                new = draw(logits, uniforms[:, 0], step.temperature, chain.top_k, chain.top_p).ids
+                drawn = draw(logits, uniforms[:, 0], step.temperature, chain.top_k, chain.top_p)
+                sound = sound & (drawn.certainty.isfinite() | ~active)
                 # A finished row is fed padding: nothing sampled after its end may touch it.
-                new = torch.where(active, new, torch.full_like(new, PAD_ID))
+                new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
                 active = active & (new != stops) & (j + 1 < room)
-            yield Progress(step, batch, 1, j + 1, limit, time.perf_counter() - started)
+            yield Progress(step, batch, 1, j + 1, limit, time.perf_counter() - started, sound)
         merged = batch.with_slot(step.target, _merge(slot, ids, stops, self.sentinels))
-        yield Progress(step, merged, 0, ids.shape[1] - 1, limit, 0.0)
+        yield Progress(step, merged, 0, ids.shape[1] - 1, limit, 0.0, sound)
 
     def _plain_asker(self, passes: list[Batch], step: Step) -> "Asker":
         """Logits from the whole text so far, everything computed anew for each token."""

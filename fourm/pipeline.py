@@ -7,6 +7,7 @@ alone, so batches, processes and resumed runs all lead to the same folder.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,11 @@ from fourm.request import Request
 from fourm.sampling import Noise
 from fourm.state import Batch, Slot, full_grid
 from fourm.wordpiece import WordPiece
+
+NOT_FINITE = (
+    "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
+    "or float16 is too narrow for it (try --dtype float32)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +160,16 @@ def _make_batch(
     batch = with_targets(batch, request.chain, request.model.registry).to(parts.device)
     noise = Noise.for_samples(request.seed, [(w.sample.key.text, w.variation) for w, _ in rows])
     engine = Engine(parts.network, parts.sentinels)
+    sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
-        batch = progress.batch
+        batch, sound = progress.batch, sound & progress.sound
         if request.preview and (progress.step.index + 1) % request.preview == 0:
             _write_previews(request, parts, progress, [work for work, _ in rows])
         yield _stepped(progress, len(request.chain.steps))
-    for row, (work, values) in enumerate(rows):
+    for row, ((work, values), is_sound) in enumerate(zip(rows, sound.tolist(), strict=True)):
         try:
+            if not is_sound:
+                raise SampleError(NOT_FINITE)
             files = _write_row(request, parts, outputs, work, values, batch.select(torch.tensor([row])))
         except SampleError as error:
             yield _fail(request, work, str(error), tally)
@@ -217,7 +226,8 @@ def _write_previews(request: Request, parts: Parts, progress: Progress, works: l
     row, codec = request.model.registry.get(name), parts.codecs[name]
     for index, work in enumerate(works):
         one, variation = progress.batch.select(torch.tensor([index])), _suffix(request, work.variation)
-        write_preview(request.out, work.sample.key, variation, row, codec, progress.step.index, one)
+        with suppress(SampleError):  # it will fail again, and be reported, when its result is decoded
+            write_preview(request.out, work.sample.key, variation, row, codec, progress.step.index, one)
 
 
 def _stepped(progress: Progress, steps: int) -> Stepped:

@@ -296,6 +296,16 @@ def test_sampled_tokens_follow_the_exact_probabilities() -> None:
     assert float(((seen - expected) ** 2 / expected).sum()) < 25.7
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("target", "scheme"), [("tok_a@32", "maskgit"), ("caption", "autoregressive")])
+def test_rows_whose_logits_are_not_finite_are_reported(bad: float, target: str, scheme: str) -> None:
+    chain = make_chain([make_step(0, target, scheme, 16, 1.0)])
+    batch, noise = with_targets(Batch(("s0", "s1"), {}), chain, SMALL), Noise.for_samples(0, [("s0", 0)] * 2)
+    for logits, wanted in ((torch.ones(64), True), (torch.tensor([bad, *[1.0] * 63]), False)):
+        reports = list(Engine(Fixed(logits)).run(batch, chain, noise))
+        assert reports[-1].sound.tolist() == [wanted] * 2
+
+
 def test_a_text_that_ended_is_not_touched_by_longer_ones() -> None:
     """Every row stops at its own [S_2]; what follows in the batch may not leak into it."""
     logits = torch.full((40,), -5.0)

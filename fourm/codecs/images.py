@@ -102,7 +102,12 @@ class GridCodec:
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(tokenizer.quant_proj.weight.device)
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self._grid()
-        return [self.form.finish(tokenizer.decode_tokens(row.view(1, *form))[0].cpu()) for row in ids]
+        decoded = [tokenizer.decode_tokens(row.view(1, *form))[0].cpu() for row in ids]
+        if not all(bool(one.isfinite().all()) for one in decoded):
+            raise SampleError(
+                f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are damaged"
+            )
+        return [self.form.finish(one) for one in decoded]
 
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
