@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
-from fourm.header import parse_header_config, read_header
+from fourm.header import TensorInfo, parse_header_config, read_header
 from fourm.hub import ModelFiles, load_config, weights_of
 from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
@@ -59,7 +59,13 @@ def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
 
 def _tensor_shapes(path: Path) -> dict[str, Tensor]:
     """Tensors without contents, as the header of a file describes them."""
-    return {n: torch.empty(info.shape, device="meta") for n, info in read_header(path)[1].items()}
+    tensors = read_header(path)[1].items()
+    return {n: torch.empty(info.shape, dtype=_kind_of(info), device="meta") for n, info in tensors}
+
+
+def _kind_of(info: TensorInfo) -> torch.dtype:
+    """A dtype that stands for all floating point ones, or for all others."""
+    return torch.float32 if "F" in info.dtype else torch.int64
 
 
 def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
@@ -125,6 +131,11 @@ def _fit_model(model: FourM, state: dict[str, Tensor], path: Path) -> dict[str, 
         f"'{name}' is {tuple(kept[name].shape)}, the config asks for {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in kept and kept[name].shape != tensor.shape
+    ]
+    problems += [
+        f"'{name}' holds whole numbers, the model needs fractions"
+        for name, tensor in wanted.items()
+        if name in kept and tensor.is_floating_point() and not kept[name].is_floating_point()
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

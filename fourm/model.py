@@ -24,6 +24,12 @@ PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding ou
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
 
+# Far beyond any model; a damaged config must not fill the memory or build layers for hours.
+SIZES: Mapping[str, tuple[float, float]] = {
+    "dim": (4, 1 << 16), "num_heads": (1, 1 << 12), "encoder_depth": (0, 1024), "decoder_depth": (0, 1024),
+    "mlp_ratio": (0.01, 64), "num_register_tokens": (0, 1 << 12),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class FourMConfig:
@@ -51,12 +57,14 @@ class FourMConfig:
     def __post_init__(self) -> None:
         if self.act_layer not in ACTIVATIONS:
             raise CheckpointError(f"config: act_layer '{self.act_layer}' is not one of {list(ACTIVATIONS)}")
+        for key, (least, most) in SIZES.items():
+            value = getattr(self, key)
+            if not least <= value <= most:
+                raise CheckpointError(f"config: {key} is {value:.6g}, expected {least:g} to {most:g}")
         if self.dim % 4 or self.dim % self.num_heads:
             raise CheckpointError(
                 f"config: dim {self.dim} is not divisible by 4 and by num_heads {self.num_heads}"
             )
-        if min(self.dim, self.num_heads) < 1 or min(self.encoder_depth, self.decoder_depth) < 0:
-            raise CheckpointError("config: dim, num_heads and the depths must be positive")
 
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":

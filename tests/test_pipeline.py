@@ -16,7 +16,7 @@ from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.hub import find_model
 from fourm.layout import Key, Sample, samples_of_prompts
-from fourm.pipeline import run
+from fourm.pipeline import NOT_FINITE, run
 from fourm.request import Request
 from fourm.schedule import TargetSpec, make_chain
 from fourm.world import World
@@ -175,6 +175,23 @@ def broken(tiny: Path, folder: Path, change) -> Path:
     return folder
 
 
+def test_results_that_are_no_numbers_fail_their_sample(tiny: Path, tmp_path: Path) -> None:
+    def spoil(state):
+        return {n: t * float("nan") if n == "encoder.1.mlp.fc1.weight" else t for n, t in state.items()}
+
+    events = make(broken(tiny, tmp_path / "m", spoil), tmp_path / "out", preview=1)
+    assert [e.reason for e in events if isinstance(e, Failed)] == [NOT_FINITE] * len(PROMPTS)
+    assert not list((tmp_path / "out/tok_rgb@64").rglob("*.npy"))
+    folder = broken(tiny, tmp_path / "t", dict)
+    weights = folder / "tokenizers/rgb/model.safetensors"
+    save_file(
+        {n: t * float("nan") if "post_quant" in n else t for n, t in load_file(weights).items()}, weights
+    )
+    failed = [e for e in make(folder, tmp_path / "other", preview=1) if isinstance(e, Failed)]
+    assert len(failed) == len(PROMPTS)
+    assert "tok_rgb@64: its tokenizer's results are not finite" in failed[0].reason
+
+
 def test_a_missing_or_renamed_tensor_is_named_and_nothing_is_written(tiny: Path, tmp_path: Path) -> None:
     name = "encoder.1.mlp.fc1.weight"
     renamed = broken(
@@ -182,11 +199,29 @@ def test_a_missing_or_renamed_tensor_is_named_and_nothing_is_written(tiny: Path,
     )
     missing = broken(tiny, tmp_path / "m", lambda s: {n: t for n, t in s.items() if n != name})
     misshapen = broken(tiny, tmp_path / "s", lambda s: s | {name: torch.zeros(3, 3)})
-    for folder, said in ((renamed, "fc9"), (missing, "is missing"), (misshapen, r"\(3, 3\)")):
+    whole = broken(tiny, tmp_path / "w", lambda s: s | {name: s[name].to(torch.int32)})
+    for folder, said in (
+        (renamed, "fc9"), (missing, "is missing"), (misshapen, r"\(3, 3\)"), (whole, "holds whole numbers")
+    ):  # fmt: skip
         with pytest.raises(CheckpointError, match=said) as caught:
             make(folder, tmp_path / "out")
         assert name in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dim", 2**63), ("num_heads", 0), ("encoder_depth", 10**9), ("mlp_ratio", -1),
+     ("mlp_ratio", float("nan")), ("num_register_tokens", -5)],
+)  # fmt: skip
+def test_absurd_sizes_of_a_config_are_refused_at_once(
+    tiny: Path, tmp_path: Path, key: str, value: float
+) -> None:
+    folder = broken(tiny, tmp_path / "m", dict)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=f"config: {key} is .*, expected"):
+        make(folder, tmp_path / "out")
 
 
 def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:

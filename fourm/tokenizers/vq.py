@@ -166,6 +166,8 @@ def fit_state(config: VQConfig, state: Mapping[str, Tensor], encoder_only: bool 
                 f"but the config asks for {tuple(wanted[name].shape)}"
                 f"{_decided_by(name)}"
             )
+        if wanted[name].is_floating_point() and not kept[name].is_floating_point():
+            raise CheckpointError(f"tensor '{name}' holds whole numbers, the tokenizer needs fractions")
     return kept
 
 
