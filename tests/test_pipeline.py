@@ -9,9 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import build_tiny
 
-from fourm.device import choose_device
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.hub import find_model
@@ -22,11 +20,6 @@ from fourm.schedule import TargetSpec, make_chain
 from fourm.world import World
 
 PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle", "a large red square"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def request(tiny: Path, out: Path, **changes: object) -> Request:
@@ -248,9 +241,3 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny: Path, tmp_path: Path) 
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(UsageError, match=str(out)):
             make(tiny, out)
-
-
-def test_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UsageError, match="not a device"):
-        choose_device("gpu7!", World())
-    assert choose_device("cpu", World()).type == "cpu"

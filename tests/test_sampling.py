@@ -137,3 +137,9 @@ def test_neighbouring_seeds_steps_keys_and_variations_share_no_noise() -> None:
     assert len({tuple(row) for row in table.tolist()}) == len(streams)
     correlation = torch.corrcoef(table) - torch.eye(len(streams))
     assert float(correlation.abs().max()) < 0.6
+
+
+@pytest.mark.gpu
+def test_noise_is_the_same_on_a_gpu() -> None:
+    noise, places = Noise.for_samples(0, [("a", 0), ("b", 3)]), torch.arange(300).expand(2, -1)
+    assert torch.equal(noise.to("cuda").uniforms(5, 1, places.cuda()).cpu(), noise.uniforms(5, 1, places))
