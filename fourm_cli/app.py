@@ -16,7 +16,6 @@ from fourm_cli.schedules import schedule_app
 
 app = typer.Typer(
     name="fourm",
-    help="Any-to-any generation with 4M models: captions, pictures, depth, normals, segmentation, features.",
     epilog="Try: fourm generate    (a tiny model is built in, so this works at once)",
     no_args_is_help=True,
     rich_markup_mode="rich",
