@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -59,8 +60,8 @@ def find_model(name_or_path: str | Path) -> ModelFiles:
         if not (_DEMO_FOLDER / "config.json").exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
         return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name_or_path))
+    if os.path.isdir(path):  # False, not an error, for a name that no file can have
         return _from_folder(path, str(name_or_path), "")
     if path.suffix == ".safetensors":
         metadata, _ = read_header(path)

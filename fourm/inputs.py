@@ -1,5 +1,6 @@
 """From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import BinaryIO
 
 from fourm.errors import UsageError
 from fourm.hub import ModelFiles
-from fourm.layout import Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
+from fourm.layout import MAX_SAMPLES, Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
 from fourm.modalities import Kind
 from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt
@@ -32,9 +33,18 @@ def read_samples(source: Source, conditions: Sequence[str], model: ModelFiles, s
     """The samples that a run with these conditions (full names) works on, all of them checked."""
     if source.prompts and source.data is not None:
         raise UsageError("prompts are given both as arguments and with --data; give one of them")
+    if source.data == "":
+        raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
+    is_folder = source.data is not None and os.path.isdir(source.data)  # False for a name that cannot be
+    if source.column is not None and (source.data in (None, EMPTY) or is_folder):
+        raise UsageError(
+            f"--column {source.column}: only .tsv, .csv and .jsonl files given by --data have one"
+        )
+    if source.subset_seed is not None and source.num_samples is None:
+        raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), ())
-    if source.data is not None and Path(source.data).is_dir():
+    if source.data is not None and is_folder:
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
         dataset = list_dataset(Path(source.data), _folders(conditions, model))
@@ -68,6 +78,8 @@ def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
         raise UsageError(f"--data {EMPTY}: leaves nothing for the condition {conditions[0]}; use --cond none")
     if source.num_samples is None:
         raise UsageError("without conditions, --num-samples must say how many samples to make")
+    if source.num_samples > MAX_SAMPLES:
+        raise UsageError(f"--num-samples {source.num_samples}: one run makes at most {MAX_SAMPLES:,}")
     return [Sample(key) for key in number_keys(source.num_samples)]
 
 
@@ -93,7 +105,7 @@ def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
         return parse_prompts(_joined(source.prompts), "the prompts given")
     if source.data == STREAM:
         return parse_prompts(read_stream(stdin, "standard input"), "standard input", column=source.column)
-    if source.data == PARTI and not Path(PARTI).exists():
+    if source.data == PARTI and not os.path.exists(PARTI):
         return read_prompts(find_parti(), source.column)
     if source.data is not None:
         return read_prompts(Path(source.data), source.column)

@@ -19,6 +19,9 @@ EXTENSIONS = (
 )  # fmt: skip
 PARTIAL = ".partial"  # folder for files that are being written
 SAMPLES_PER_FOLDER = 1000
+MAX_SAMPLES = (
+    10_000_000  # of one run, variations included; more do not fit into the memory of a small machine
+)
 MAX_NAME_BYTES = 255  # of one path component, on every common file system
 ABANDONED = 24 * 3600.0  # seconds after which a leftover of another machine counts as dead
 _counter = itertools.count()
@@ -92,7 +95,7 @@ def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list
 def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, sorted by key.
 
-    folders: modality -> folder of the dataset. Hidden files are left out.
+    folders: modality -> folder of the dataset. Hidden files and folders are left out.
     """
     listed = {modality: _list_folder(root, folder) for modality, folder in folders.items()}
     samples, incomplete = [], []
@@ -186,6 +189,7 @@ def _list_folder(root: Path, folder: str) -> dict[Key, Path]:
             subfolders.clear()
             continue
         seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if Path(where) == top:  # files directly under a modality have no folder, so no key
             continue
         for name in sorted(names):

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -84,17 +84,28 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> None:
-    """Make the output folder; refuse one that cannot be written or holds something. Nothing is loaded yet."""
-    if out.exists() and not out.is_dir():
+def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> tuple[Path, ...]:
+    """Make the output folder; refuse one that cannot be written or holds something. Nothing is loaded yet.
+
+    Returns the folders that were made, the innermost first.
+    """
+    if os.path.exists(out) and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a folder")
     if not _is_empty(out) and not resume and not overwrite and not _is_partner(_load(out), launch):
         raise _exists(out)
     if not _is_empty(out):
         _load(out)
+    made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     _make(out)
     with _locked(out):
-        return
+        return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that were made in vain, the innermost first; one that holds something stays."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def open_output(out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool) -> int:
@@ -225,7 +236,7 @@ def _make(out: Path) -> None:
 def _is_empty(out: Path) -> bool:
     """True if there is nothing but what a run leaves that was killed before it began."""
     try:
-        return not out.exists() or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
+        return not os.path.exists(out) or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
 

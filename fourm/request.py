@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fourm.errors import UsageError
 from fourm.hub import ModelFiles
-from fourm.layout import Sample
+from fourm.layout import MAX_SAMPLES, Sample
 from fourm.schedule import Chain
 from fourm.world import World
 
@@ -32,3 +33,15 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
+            raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
+        if self.preview and not self.decode:
+            raise UsageError("--preview needs pictures; leave out --no-decode")
+        if not self.overwrite:
+            return
+        out = self.out.resolve()
+        for folder in {path.parent for sample in self.samples for path in sample.files.values()}:
+            if folder.resolve().is_relative_to(out):
+                raise UsageError(f"--out {self.out}: --overwrite would delete {folder}, which this run reads")

@@ -133,7 +133,7 @@ def _named_after(path: Path, key: str, value: str) -> str:
 
 
 def _text(value: object) -> str:
-    return "" if isinstance(value, str) else "must be text"
+    return "" if isinstance(value, str) and "\0" not in value else "must be text"
 
 
 def _count(value: object) -> str:

@@ -39,7 +39,7 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`0/4` -> (0, 4): the first of four shards."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), flags=re.ASCII)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), flags=re.ASCII)
     if not match:
         raise UsageError(f"--shard: '{text}' is not i/n; the first of four shards is 0/4")
     index, count = int(match[1]), int(match[2])
@@ -52,6 +52,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _number(name: str, environment: Mapping[str, str], default: int) -> int:
     text = environment.get(name, str(default))
-    if not text.isascii() or not text.isdigit():
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UsageError(f"environment variable {name} is '{text}', not a whole number; torchrun sets it")
     return int(text)

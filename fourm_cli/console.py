@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -124,8 +124,11 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
     """Pass events on, writing each as one line of JSON."""
     for event in events:
         if log is not None:
-            log.write(json.dumps(event.to_json()) + "\n")
-            log.flush()
+            try:
+                log.write(json.dumps(event.to_json()) + "\n")
+                log.flush()
+            except OSError as error:
+                raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
         yield event
 
 
@@ -139,8 +142,11 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
         file = path.open("w", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--log-json {path}: cannot be written ({error.strerror})") from error
-    with file:
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # what could not be written was said when it was
+            file.close()
 
 
 @contextmanager
@@ -223,7 +229,7 @@ def explain(error: FourMError) -> None:
     """Say an error on stderr; several mistakes get a line each."""
     problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
     for problem in problems:
-        print(f"fourm: {problem}", file=sys.stderr)
+        print(f"fourm: {printable(problem)}", file=sys.stderr)
 
 
 def note(text: str) -> None:

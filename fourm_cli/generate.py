@@ -17,7 +17,7 @@ from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.layout import Dataset
 from fourm.plan import build_chain
-from fourm.record import Launch, check_output, now
+from fourm.record import Launch, check_output, now, remove_empty
 from fourm.request import DETOKENIZER_STEPS, Request
 from fourm.settings import RunSettings
 from fourm.world import World, parse_world
@@ -185,15 +185,13 @@ def generate(
         schedule = {**schedule, "cond_domains": "none"}
     settings = settings_from((config, data_config, gen_config, None), schedule)
     given = settings.run
-    files = _model_files(model or given.model or DEMO, given)
+    files = _model_files(given.model or DEMO if model is None else model, given)
     chain = build_chain(settings.base, files)
-    data = data if prompts else data or given.data_path
+    data = given.data_path if data is None and not prompts else data
     source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer)
     world = parse_world(shard, os.environ)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
-    if preview and not decode:
-        raise UsageError("--preview needs pictures; leave out --no-decode")
     request = Request(
         files, chain, dataset.samples, folder, world=world, command=("fourm", *sys.argv[1:]),
         num_variations=num_variations or given.num_variations or 1,
@@ -204,10 +202,15 @@ def generate(
         detokenizer_steps=given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
-    if not quiet and world.group_rank == 0:
-        _say_notes(dataset, files)
-    failed = _run(request, quiet, as_json, log_json)
+    if log_json is not None and log_json.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
+    made = check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
+    try:
+        if not quiet and world.group_rank == 0:
+            _say_notes(dataset, files)
+        failed = _run(request, quiet, as_json, log_json)
+    finally:
+        remove_empty(made)  # where a mistake came to light later
     if failed and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)
 
@@ -232,12 +235,12 @@ def _model_files(name: str, given: RunSettings) -> ModelFiles:
     """The model, with those tokenizers of the YAML files that are local."""
     files = find_model(name)
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    local = {key: Path(path) for key, path in given.tokenizers.items() if Path(path).exists()}
+    local = {key: Path(path) for key, path in given.tokenizers.items() if os.path.exists(path)}
     text = Path(given.text_tok_path) if given.text_tok_path else None
     return replace(
         files,
         tokenizers={**files.tokenizers, **local},
-        text_tokenizer=text if text is not None and text.is_file() else files.text_tokenizer,
+        text_tokenizer=text if text is not None and os.path.isfile(text) else files.text_tokenizer,
     )
 
 
@@ -265,7 +268,7 @@ def _output_folder(out: Path | None, world: World, resume: bool, overwrite: bool
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
     return int(text)
 

@@ -88,6 +88,17 @@ OPTIONS = {
     "a batch size": ("a --batch-size 0", "--batch-size: '0'"),
     "a device": ("a --device gpu", "--device: 'gpu'"),
     "a dtype": ("a --dtype float23", "did you mean 'float32'"),
+    "a log in the output folder": ("a --out o --log-json o/l", "--log-json o/l: lies in the output folder"),
+    "an empty name of data": ("--data ''", "--data: is empty"),
+    "a column of nothing": ("a --column text", "--column text: only .tsv, .csv and .jsonl files"),
+    "a seed for no subset": ("a --subset-seed 3", "--num-samples must say how many"),
+    "a name too long": (f"--data {'x' * 300}", "cannot be read (File name too long)"),
+    "an output name too long": (f"a --out {'x' * 300}", "cannot be written (File name too long)"),
+    "a batch size of many digits": (f"a --batch-size {'9' * 5000}", "is neither auto nor a whole number"),
+    "a shard of many digits": (f"a --shard 0/{'9' * 5000}", "is not i/n"),
+    "too many samples": ("--data empty --num-samples 99999999999 --out o", "at most 10,000,000"),
+    "too many variations": ("a --num-variations 99999999999 --out o", "at most 10,000,000"),
+    "a terminal's control characters": ("a --targets \x1b[31m", "unknown modality '\\x1b[31m'"),
     "a log": ("a --log-json folder", "--log-json folder: cannot be written"),
     "a YAML key": ("a -gc bad.yaml", "bad.yaml, line 2: unknown key 'tempz'; did you mean 'temps'"),
     "no YAML": ("a -c none.yaml", "none.yaml: no such file"),
@@ -113,6 +124,24 @@ def test_a_wrong_option_or_input_is_refused_in_one_sentence(
     assert sentence in err
     assert len(err.splitlines()) == 1
     assert err.startswith("fourm: ")
+
+
+def test_a_refused_run_leaves_no_folder(run: Run, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "m")
+    (tmp_path / "m/tokenizers/rgb/model.safetensors").write_bytes(b"nothing")
+    assert run("generate", "a", "--model", "m", "--out", "new/out")[0] == 2  # found when torch is there
+    assert run("generate", "a", "--model", tiny, "--out", "new/out", "--log-json", "m")[0] == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_name_is_not_the_default_model(run: Run) -> None:
+    assert run("generate", "a", "--model", "")[0] in (2, 4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_on_a_full_disk_is_a_sentence(run: Run, tiny: Path) -> None:
+    code, _, err = run("generate", "a", "--model", tiny, "--out", "o", "--log-json", "/dev/full", "--quiet")
+    assert (code, err) == (1, "fourm: --log-json /dev/full: cannot be written (No space left on device)\n")
 
 
 def test_missing_models_name_the_command_that_fetches_them(run: Run) -> None:

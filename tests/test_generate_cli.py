@@ -209,6 +209,18 @@ def test_resume_overwrite_and_refusal(run: Run, tiny: Path, tmp_path: Path) -> N
     assert tree(tmp_path / "out") != before
 
 
+def test_overwriting_never_deletes_what_is_read(run: Run, tiny: Path, tmp_path: Path) -> None:
+    assert run("generate", "a red circle", "--model", tiny, "--out", "out", "--quiet")[0] == 0
+    before = tree(tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for data in ("out", "link"):
+        source = ("--data", data, "--cond", "caption", "--targets", "tok_rgb")
+        code, _, err = run("generate", "--model", tiny, *source, "--out", "out", "--overwrite")
+        assert code == 2
+        assert "--overwrite would delete" in err
+    assert tree(tmp_path / "out") == before
+
+
 def test_a_dataset_keeps_its_names_and_a_bad_sample_fails_alone(run: Run, tiny: Path, tmp_path: Path) -> None:
     for name, colour in {"a b/Zürich": "red", "a b/-v0": "blue", "c/d/x.y": "green"}.items():
         path = tmp_path / "data/rgb" / f"{name}.png"

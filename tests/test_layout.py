@@ -127,6 +127,13 @@ def test_a_folder_of_the_recorded_dataset_is_listed(golden: Path) -> None:
     assert dataset.incomplete == ()
 
 
+def test_hidden_folders_of_other_programs_are_left_out(tmp_path: Path) -> None:
+    for name in ("f/a.png", "f/.ipynb_checkpoints/a.png", ".thumbnails/b.png", ".partial/c.png"):
+        (tmp_path / "rgb" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rgb" / name).touch()
+    assert [s.key for s in list_dataset(tmp_path, {"rgb": "rgb"}).samples] == [Key("f", "a")]
+
+
 def test_two_files_of_one_stem_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "rgb/x/1.png", "rgb/x/1.jpg")
     with pytest.raises(UsageError, match=r"1\.jpg and 1\.png"):
