@@ -220,6 +220,8 @@ def test_configs_take_pairs_and_digit_strings_and_ignore_training_settings() -> 
         ({"undo_std": True, "n_channels": 1}, "undo_std"),
         ({"latent_dim": 0}, "positive"),
         ({"latent_dim": True}, "positive"),
+        ({"image_size": 10**12}, "up to"),
+        ({"codebook_size": "9" * 5000}, "up to"),
         ({"post_mlp": "yes"}, "true nor false"),
         ({"image_size": [1, 2, 3]}, "pair"),
         ({"enc_type": None}, "not a name"),

@@ -9,6 +9,7 @@ from fourm.errors import CheckpointError, near_match
 Size = tuple[int, int]  # height, width
 
 QUANTIZERS = ("lucid", "memcodes")
+_MAX_COUNT = 1 << 20  # far beyond any tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,9 @@ def _grid(image: Size, patch: Size, key: str) -> Size:
 
 
 def _read_count(key: str, value: object) -> int:
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise CheckpointError(f"{key}: {value!r} is not a positive whole number")
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else value
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MAX_COUNT:
+        raise CheckpointError(f"{key}: {value!r} is not a positive whole number up to {_MAX_COUNT}")
     return number
 
 
