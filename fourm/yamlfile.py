@@ -38,8 +38,10 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
     try:
         loader = yaml.SafeLoader(text)
         return loader, loader.get_single_node()
