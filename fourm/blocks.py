@@ -1,4 +1,4 @@
-"""The transformer blocks of 4M, and what decoding remembers from token to token."""
+"""The transformer blocks of 4M and of its tokenizers, and what decoding remembers from token to token."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +11,7 @@ from fourm.state import Packing
 
 
 class BlockConfig(Protocol):
-    """What a block needs to know of its model."""
+    """What a block needs to know of its network: a model's config, or a tokenizer's preset."""
 
     @property
     def dim(self) -> int: ...
@@ -118,8 +118,8 @@ class EncoderBlock(nn.Module):
         self.norm1, self.attn = config.norm(), SelfAttention(config)
         self.norm2, self.mlp = config.norm(), config.mlp()
 
-    def forward(self, x: Tensor, visible: Tensor, packing: Packing | None = None) -> Tensor:
-        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool. As x."""
+    def forward(self, x: Tensor, visible: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all. As x."""
         x = x + self.attn(self.norm1(x), visible, packing=packing)
         return x + self.mlp(self.norm2(x))
 

@@ -6,14 +6,16 @@ Parameter names are those of the released checkpoints.
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fourm.blocks import EncoderBlock
 from fourm.errors import CheckpointError, near_match
-from fourm.layers import LayerNorm, Mlp, attention, merge_heads, sincos_2d, split_heads
+from fourm.layers import LayerNorm, Mlp, sincos_2d
 from fourm.tokenizers.config import Size
 
 _MLP_DESCRIPTOR = re.compile(r"BottleneckMLP/[^_/-]*_(\d+)-[^_/-]*_(\d+)(?:-[^_/-]*_(\d+))?")
@@ -25,8 +27,19 @@ class ViTPreset:
 
     dim: int
     depth: int
-    heads: int
+    num_heads: int
     mlp_ratio: float = 4.0
+    qkv_bias: ClassVar[bool] = True
+    proj_bias: ClassVar[bool] = True
+    qk_norm: ClassVar[bool] = False
+
+    def norm(self, width: int | None = None) -> LayerNorm:
+        """A norm of the blocks."""
+        return LayerNorm(width or self.dim, bias=True)
+
+    def mlp(self, act: type[nn.Module] = nn.GELU) -> Mlp:
+        """An MLP of the blocks, or the one behind them with another activation."""
+        return Mlp(self.dim, int(self.mlp_ratio * self.dim), act(), bias=True)
 
 
 # `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
@@ -74,9 +87,9 @@ class ViTEncoder(nn.Module):
         self.patch = patch
         self.proj = nn.Conv2d(channels, preset.dim, kernel_size=patch, stride=patch)
         self.pos_emb = _positions(grid, preset.dim)
-        self.blocks = nn.ModuleList(Block(preset) for _ in range(preset.depth))
-        self.norm_mlp = LayerNorm(preset.dim, bias=True) if post_mlp else None
-        self.post_mlp = _mlp(preset, nn.Tanh()) if post_mlp else None
+        self.blocks = nn.ModuleList(EncoderBlock(preset) for _ in range(preset.depth))
+        self.norm_mlp = preset.norm() if post_mlp else None
+        self.post_mlp = preset.mlp(nn.Tanh) if post_mlp else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any H and W divisible by the patch; positions are resized to the grid at hand."""
@@ -103,9 +116,9 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.patch = patch
         self.pos_emb = _positions(grid, preset.dim)
-        self.blocks = nn.ModuleList(Block(preset) for _ in range(preset.depth))
-        self.norm_mlp = LayerNorm(preset.dim, bias=True) if post_mlp else None
-        self.post_mlp = _mlp(preset, nn.Tanh()) if post_mlp else None
+        self.blocks = nn.ModuleList(EncoderBlock(preset) for _ in range(preset.depth))
+        self.norm_mlp = preset.norm() if post_mlp else None
+        self.post_mlp = preset.mlp(nn.Tanh) if post_mlp else None
         self.out_proj = nn.Linear(preset.dim, channels * patch[0] * patch[1])
         self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
 
@@ -156,37 +169,6 @@ class WideBlock(nn.Module):
         return self.block(x)
 
 
-class Attention(nn.Module):
-    """Self-attention over all tokens; one projection holds queries, keys and values in this order."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.proj(merge_heads(attention(q, k, v)))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
-
-    def __init__(self, preset: ViTPreset) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(preset.dim, bias=True)
-        self.attn = Attention(preset.dim, preset.heads)
-        self.norm2 = LayerNorm(preset.dim, bias=True)
-        self.mlp = _mlp(preset, nn.GELU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class ConvNeXt(nn.Module):
     """ConvNeXt block (Liu et al. 2022, arXiv:2201.03545) at full resolution."""
 
@@ -220,10 +202,6 @@ def _at_grid(table: Tensor, h: int, w: int) -> Tensor:
 def _positions(grid: Size, dim: int) -> nn.Parameter:
     table = rearrange(sincos_2d(grid[0], grid[1], dim), "b (h w) d -> b d h w", h=grid[0])
     return nn.Parameter(table.contiguous())
-
-
-def _mlp(preset: ViTPreset, act: nn.Module) -> Mlp:
-    return Mlp(preset.dim, int(preset.mlp_ratio * preset.dim), act, bias=True)
 
 
 def _add_tanh_mlp(x: Tensor, norm: LayerNorm | None, mlp: Mlp | None) -> Tensor:
