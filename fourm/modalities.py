@@ -12,6 +12,7 @@ from fourm.errors import UsageError, near_match
 from fourm.yamlfile import Entry, read_rows
 
 POSITIONS = ("sincos2d", "sincos1d", "learned")
+MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
 
 
 class Kind(Enum):
@@ -61,7 +62,17 @@ class Modality:
     def __post_init__(self) -> None:
         for bad, problem in (
             (not self.name or set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
+            (self.name.startswith(".") or not self.name.isprintable(), "a name begins with a letter"),
             (self.max_tokens < 1, "max_tokens must be at least 1"),
+            (
+                max(self.max_tokens, self.vocab_size, self.max_positions, self.embedding_width) > MAX_SIZE,
+                f"a size is above {MAX_SIZE:,}",
+            ),
+            (not _stays_inside(self.folder), "folder must be a relative path that stays inside the data set"),
+            (
+                bool(self.suffix) and (self.suffix[0] != "." or bool(set(self.suffix) & set("/\0"))),
+                "suffix must be a file extension such as .png",
+            ),
             (self.positions not in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
             (self.takes_ids and self.vocab_size < 1, "vocab_size must be at least 1"),
             (not self.takes_ids and self.defaults is not None, f"{self.kind.value} cannot be a target"),
@@ -133,6 +144,12 @@ class Registry:
                 return min(same_key, key=lambda n: self.rows[n].resolution or 0)
         close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
         raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
+
+
+def _stays_inside(folder: str) -> bool:
+    """True for "" and for paths below a data set's root that no part leads out of."""
+    parts = folder.split("/") if folder else []
+    return "\0" not in folder and not any(part == "" or part.startswith(".") for part in parts)
 
 
 _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
