@@ -19,9 +19,8 @@ EXTENSIONS = (
 )  # fmt: skip
 PARTIAL = ".partial"  # folder for files that are being written
 SAMPLES_PER_FOLDER = 1000
-MAX_SAMPLES = (
-    10_000_000  # of one run, variations included; more do not fit into the memory of a small machine
-)
+# Of one run, variations included: more do not fit into the memory of a small machine.
+MAX_SAMPLES = 10_000_000
 MAX_NAME_BYTES = 255  # of one path component, on every common file system
 ABANDONED = 24 * 3600.0  # seconds after which a leftover of another machine counts as dead
 _counter = itertools.count()

@@ -185,11 +185,11 @@ def _compare(out: Path, record: Mapping[str, Any], settings: RunRecord) -> None:
         raise UsageError(f"--out {out}: belongs to a run with other settings: {shown}{more}")
 
 
-def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
     """Leaves of nested records with their paths; lists of plain values count as leaves."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            yield from _flat(f"{path}.{name}" if path else name, item)
+            yield from _flat(f"{path}.{name}" if path else str(name), item)
     elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
         for number, item in enumerate(value):
             yield from _flat(f"{path}[{number}]", item)

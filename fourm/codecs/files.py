@@ -91,7 +91,7 @@ def read_text(path: Path) -> str:
         raise SampleError(f"{path}: not text in UTF-8 (byte {error.start})") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """The value of a .json or .json.gz file."""
     data = _read_bytes(path, MAX_TEXT_BYTES)
     try:
