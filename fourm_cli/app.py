@@ -54,8 +54,7 @@ def options(
 def main() -> None:
     """Run the command line; never returns."""
     is_debug = "--debug" in sys.argv[1:]
-    if not is_debug:
-        sys.excepthook = _explain_defect
+    _open_missing_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     code = 0
@@ -71,20 +70,51 @@ def main() -> None:
     except InterruptedRun as interrupt:
         print("fourm: interrupted; what was finished is kept, --resume goes on", file=sys.stderr)
         code = 128 + interrupt.number
-    _flush()
-    sys.exit(code)
+    except OSError as error:
+        if is_debug:
+            raise
+        explain(_from_system(error))
+        code = FourMError.exit_code
+    finally:
+        if not is_debug:
+            sys.excepthook = _explain_defect  # here, for Typer sets one of its own
+    sys.exit(_flush() or code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _leave)
     raise InterruptedRun(number)
 
 
-def _flush() -> None:
-    """Write what is left for stdout; a reader that went away (`| head`) is no mistake."""
+def _leave(number: int, frame: FrameType | None) -> None:
+    """A second signal does not wait for the end of what the first began; files are whole at any moment."""
+    os._exit(128 + number)
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`<&-`) empty ones in their places."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
+
+
+def _from_system(error: OSError) -> FourMError:
+    """What the system refused, in a sentence; without a file it is what was printed."""
+    what = error.filename if error.filename is not None else "standard output cannot be written"
+    return FourMError(f"{what} ({error.strerror or error})")
+
+
+def _flush() -> int:
+    """Write what is left for stdout, 1 if that fails; a reader that went away (`| head`) is no mistake."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
+        if not isinstance(error, BrokenPipeError):
+            explain(_from_system(error))
+            return FourMError.exit_code
+    return 0
 
 
 def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -272,6 +272,28 @@ def test_debug_shows_the_traceback(tiny: Path) -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [("<&- >&- 2>&-", 0, ""), ("<&-", 0, ""), (">&-", 0, ""), ("2>&-", 0, ""),
+     ("> /dev/full", 1, "fourm: standard output cannot be written (No space left on device)\n")],
+)  # fmt: skip
+def test_streams_that_are_closed_or_full(tiny: Path, streams: str, code: int, said: str) -> None:
+    if "/dev/full" in streams and not Path("/dev/full").exists():
+        pytest.skip("needs a device that is always full")
+    command = f"exec {sys.executable} -m fourm_cli schedule validate --model {tiny} --json {streams}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_defect_is_a_line_that_says_how_to_see_more(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text("import fourm_cli.app as a\na.app.command()(lambda: 1 / 0)\na.main()\n")
+    done = subprocess.run([sys.executable, script, "<lambda>"], text=True, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fourm: ZeroDivisionError: division by zero (a defect of fourm; --debug")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_mistake(tiny: Path) -> None:
     command = f"{sys.executable} -m fourm_cli schedule show --model {tiny} --json | head -c 1"
     done = subprocess.run(command, shell=True, cwd=ROOT, text=True, capture_output=True, check=False)
