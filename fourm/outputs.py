@@ -10,7 +10,7 @@ import torch
 from fourm import __version__
 from fourm.codecs import check_codec
 from fourm.device import name_device
-from fourm.errors import MissingError
+from fourm.errors import MissingError, UsageError
 from fourm.hub import ModelFiles, weights_of
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
@@ -55,6 +55,10 @@ def _check_output(model: ModelFiles, output: Output) -> None:
     """Refuse a value that needs a tokenizer which is not here."""
     row = output.modality
     check_codec(row)
+    if output.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+        raise UsageError(
+            f"{row.name}: its row in modalities.yaml names no tokenizer; --no-decode keeps tokens only"
+        )
     if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
