@@ -1,5 +1,6 @@
 """The app: one line for each command; `main` turns errors and signals into sentences and exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -54,7 +55,7 @@ def options(
 def main() -> None:
     """Run the command line; never returns."""
     is_debug = "--debug" in sys.argv[1:]
-    _open_missing_streams()
+    _prepare_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     code = 0
@@ -92,11 +93,17 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _open_missing_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr (`<&-`) empty ones in their places."""
+def _prepare_streams() -> None:
+    """Streams that take anything: empty ones for a process without (`<&-`), and no character that stops them.
+
+    Paths that are not UTF-8 go out as the bytes that they are; what an old encoding lacks is escaped.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def _from_system(error: OSError) -> FourMError:

@@ -1,6 +1,7 @@
 """The command line: every mistake gets one sentence and the right exit code, before torch is imported."""
 
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -283,6 +284,17 @@ def test_streams_that_are_closed_or_full(tiny: Path, streams: str, code: int, sa
     command = f"exec {sys.executable} -m fourm_cli schedule validate --model {tiny} --json {streams}"
     done = subprocess.run(command, shell=True, cwd=ROOT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
+def test_no_character_stops_what_is_printed(tiny: Path, tmp_path: Path, encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "fourm_cli", "generate"]
+    assert subprocess.run([*words, "--help"], env=env, capture_output=True, check=False).returncode == 0
+    if encoding.startswith("utf-8"):
+        words += ["a red circle", "--model", str(tiny), "--quiet", "--no-decode", "--out", b"o\xff"]
+        done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (0, b"o\xff\n"), done.stderr
 
 
 def test_a_defect_is_a_line_that_says_how_to_see_more(tmp_path: Path) -> None:
