@@ -262,10 +262,14 @@ def _spec(
         for option in _FIELDS
         if option.key in settings and settings[option.key].values[0] is not None
     }
-    found = [f"{where}: {p}" for name, (value, where) in asked.items() if (p := field_problem(name, value))]
-    values = _default_values(row, defaults, asked)
+    values, where = _default_values(row, defaults, asked), {name: place for name, (_, place) in asked.items()}
+    found = [
+        f"{where.get(name, f'the defaults of {row.name}')}: {p}"
+        for name, value in values.items()
+        if (p := field_problem(name, value))
+    ]
     if not found:
-        found = _misfits(row, values, {name: where for name, (_, where) in asked.items()})
+        found = _misfits(row, values, where)
     if found:
         problems += found
         return None

@@ -219,6 +219,16 @@ def test_a_mistake_is_one_sentence(model: ModelFiles, options: dict[str, object]
         assert len([p for p in found if said not in p]) <= 1
 
 
+def test_a_mistake_in_the_defaults_of_a_row_is_a_sentence(tmp_path: Path) -> None:
+    rows = "- name: tok_rgb@224\n  defaults: {scheme: mask, num_steps: 0}\n"
+    folder = seven(tmp_path)
+    (folder / "modalities.yaml").write_text(rows)
+    assert problems(find_model(folder), target_domains="tok_rgb") == (
+        "the defaults of tok_rgb@224: unknown scheme 'mask'; did you mean 'maskgit'?",
+        "the defaults of tok_rgb@224: 0 decoding steps; give at least 1",
+    )
+
+
 def test_all_mistakes_are_reported_together(model: ModelFiles) -> None:
     found = problems(model, cond_domains="captoin", temps="x", top_p="2", decoding_steps="1-2-3")
     assert len(found) == 4
