@@ -205,15 +205,17 @@ def _load(out: Path) -> dict[str, Any]:
             raise UsageError(
                 f"{path}: was written by another version of this program (format {record['format']})"
             )
-        if all({"rank", "size"} <= launch.keys() for launch in record["launches"]):
+        if all({"rank", "size"} <= launch.keys() for launch in record["launches"]) and all(
+            "\0" not in place["folder"] + place["suffix"] for place in record["places"]
+        ):
             return dict(record)
     except FileNotFoundError as error:
         raise UsageError(
             f"--out {out}: is not empty and holds no {RUN}, so no run wrote it; left as it is"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: is not a record of this program ({error})") from error
-    raise UsageError(f"{path}: is not a record of this program (launches without rank and size)")
+    raise UsageError(f"{path}: is not a record of this program (launches or places are not complete)")
 
 
 def _save(out: Path, record: Mapping[str, Any]) -> None:
@@ -267,8 +269,8 @@ def _forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
     if not path.exists():
         return
     latest: dict[tuple[str, int], str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # cut off when its process was killed
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off when its process was killed
             failure = json.loads(line)
             latest[failure["key"], failure["variation"]] = line + "\n"
     kept = [line for pair, line in latest.items() if pair not in saved]

@@ -140,8 +140,11 @@ def test_overwrite_never_follows_a_record_out_of_the_folder(tmp_path: Path, fold
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "launches": [3]}', '{"format": 99}']
-)
+    "text",
+    ["", "{", "[]", '{"format": 1}', '{"format": 1, "launches": [3]}', '{"format": 99}', "[" * 100_000,
+     '{"format": 1, "launches": []}', '{"format": 1, "launches": [], "places": [{}]}',
+     '{"format": 1, "launches": [], "places": [{"folder": "a\\u0000b", "suffix": ""}]}'],
+)  # fmt: skip
 def test_a_damaged_record_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
     with pytest.raises(UsageError, match=r"run\.json"):
@@ -204,7 +207,7 @@ def test_failures_of_samples_that_were_saved_later_are_forgotten(tmp_path: Path)
     number = begin(tmp_path)
     add_failure(tmp_path, "a/1", 0, "first")
     with (tmp_path / FAILURES).open("a") as file:
-        file.write('{"key": "a/2", "var')  # killed while it wrote
+        file.write('[]\n{}\n{"key": "a/2", "var')  # killed while it wrote
     add_failure(tmp_path, "a/1", 0, "second")
     add_failure(tmp_path, "a/2", 1, "third")
     close_output(tmp_path, number, ALONE, {("a/2", 1)})
