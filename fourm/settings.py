@@ -137,11 +137,11 @@ def _text(value: object) -> str:
 
 
 def _count(value: object) -> str:
-    return "" if type(value) is int and value > 0 else "must be a whole number above 0"
+    return "" if type(value) is int and 0 < value < 1 << 64 else "must be a whole number above 0"
 
 
 def _seed(value: object) -> str:
-    return "" if type(value) is int and value >= 0 else "must be a whole number, 0 or more"
+    return "" if type(value) is int and 0 <= value < 1 << 64 else "must be a whole number, 0 or more"
 
 
 def _dtype(value: object) -> str:

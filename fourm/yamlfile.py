@@ -7,6 +7,8 @@ import yaml
 
 from fourm.errors import UsageError
 
+MAX_NODES = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -44,12 +46,27 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
     try:
         loader = yaml.SafeLoader(text)
-        return loader, loader.get_single_node()
+        node = loader.get_single_node()
+        if node is not None and _expanded(node, {}) > MAX_NODES:
+            raise UsageError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
+        return loader, node
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not valid YAML ({error.problem})") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for when each alias is written out; a circle counts once."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = 1
+    if isinstance(node, yaml.SequenceNode):
+        sizes[id(node)] += sum(_expanded(one, sizes) for one in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        sizes[id(node)] += sum(_expanded(one, sizes) for pair in node.value for one in pair)
+    return sizes[id(node)]
 
 
 def _entries(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> tuple[Entry, ...]:

@@ -165,6 +165,12 @@ def test_a_file_knows_the_line_of_every_setting(tmp_path: Path) -> None:
         (b"temps: !!python/object:os.system x\n", "line 1: temps: this value cannot be read"),
         (b"temps: \x00\n", "not valid YAML"),
         (b"[" * 5000, "not valid YAML"),
+        (
+            "".join(
+                f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10 if i else ['x'])}]\n" for i in range(9)
+            ).encode(),
+            "its aliases expand to more than 1,000,000 values",
+        ),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
