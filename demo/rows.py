@@ -27,16 +27,16 @@ GRIDS_128 = {"tok_rgb@128": ("rgb", "rgb_128"), "tok_clip@128": ("clip", "clip_1
 
 _SURE = {"scheme": "roar", "num_steps": 1, "token_curve": "linear", "temperature": 0.01, "guidance": 1.0}
 _FREE = {
-    "scheme": "roar", "num_steps": 16, "token_curve": "linear", "temperature": 1.0, "guidance": 1.0,
+    "scheme": "roar", "num_steps": 16, "token_curve": "linear", "temperature": 1.0, "guidance": 2.0,
 }  # fmt: skip
 _CLIP = {
     "scheme": "roar", "num_steps": 24, "token_curve": "linear", "temperature": 3.0,
-    "temperature_curve": "onex:0.5:0.5", "guidance": 1.0,
+    "temperature_curve": "onex:0.5:0.5", "guidance": 2.0,
 }  # fmt: skip
 _RGB = {
-    "scheme": "roar", "num_steps": 12, "token_curve": "linear", "temperature": 0.5, "guidance": 1.0,
+    "scheme": "roar", "num_steps": 12, "token_curve": "linear", "temperature": 0.5, "guidance": 2.0,
 }  # fmt: skip
-_FINE = {"scheme": "maskgit", "num_steps": 8, "token_curve": "cosine", "temperature": 1.0, "guidance": 1.0}
+_FINE = {"scheme": "maskgit", "num_steps": 8, "token_curve": "cosine", "temperature": 1.0, "guidance": 2.0}
 
 TRUNK: dict[str, object] = {
     "patch_size": 8,
