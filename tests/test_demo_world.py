@@ -8,7 +8,7 @@ import torch
 
 from demo import text
 from demo.bench import Bench
-from demo.bundle import BUNDLE, LIMIT
+from demo.bundle import BUNDLE, LIMIT, PROMPTS
 from demo.patches import FIELDS, network_input, patch_table, tokens_of
 from demo.readback import agrees, caption_of, read_picture
 from demo.render import render
@@ -168,3 +168,12 @@ def test_pictures_survive_their_tokens(bench: Bench) -> None:
     codec = bench.codecs["tok_rgb@64"]
     back = codec.decode(codec.encode([render(scene).rgb for scene in some]))
     assert [caption_of(rgb) for rgb in back] == [normalise(describe(scene)) for scene in some]
+
+
+def test_the_embedded_model_draws_its_own_prompts(bench: Bench) -> None:
+    asked = [parse_caption(prompt) for prompt in PROMPTS]
+    options = "--cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5"
+    batch = bench.run({"caption": bench.captions(PROMPTS)}, options)
+    shown = [caption_of(value) for value in bench.values(batch, "tok_rgb@64")]
+    right = [a is not None and agrees(a, s) for a, s in zip(asked, shown, strict=True)]
+    assert all(right), [p for p, ok in zip(PROMPTS, right, strict=True) if not ok]
