@@ -9,6 +9,7 @@ import json
 import math
 import struct
 import tokenize
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,8 +108,10 @@ def read_json(path: Path) -> object:
 
 def read_picture(path: Path) -> Image.Image:
     """A picture, fully decoded, in the mode that the file has."""
+    data = _read_bytes(path, MAX_BYTES)
     try:
-        with Image.open(io.BytesIO(_read_bytes(path, MAX_BYTES)), formats=_FORMATS) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            warnings.simplefilter("ignore")  # spoilt metadata beside good pixels is nobody's concern
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             image.load()
