@@ -10,7 +10,7 @@ from demo.rows import fine_config, write_rows
 from demo.tasks import FINE_MENU, Tasks
 from fourm.model import FourM, FourMConfig
 
-PLAN = Plan(steps=5600, draws=1, batch_size=16, decay=1.0)
+PLAN = Plan(steps=4200, draws=1, batch_size=16, decay=1.0)
 
 
 def train_fine(folder: Path, plan: Plan = PLAN) -> FourM:

@@ -36,7 +36,7 @@ _CLIP = {
 _RGB = {
     "scheme": "roar", "num_steps": 12, "token_curve": "linear", "temperature": 0.5, "guidance": 2.0,
 }  # fmt: skip
-_FINE = {"scheme": "maskgit", "num_steps": 8, "token_curve": "cosine", "temperature": 1.0, "guidance": 2.0}
+_FINE = {"scheme": "maskgit", "num_steps": 8, "token_curve": "cosine", "temperature": 0.1, "guidance": 2.0}
 
 TRUNK: dict[str, object] = {
     "patch_size": 8,
