@@ -120,7 +120,7 @@ def main() -> None:
     if (bench.files.weights.parent / "sr").is_dir():
         sheets["sr"] = fine_grid(bench, Bench.load(options.model, fine=True))
     for name, sheet in sheets.items():
-        sheet.quantize(256, dither=Image.Dither.NONE).save(options.out / f"demo-{name}.png", optimize=True)
+        sheet.save(options.out / f"demo-{name}.png", optimize=True)
         print(options.out / f"demo-{name}.png", flush=True)
 
 
