@@ -110,8 +110,12 @@ def read_picture(path: Path) -> Image.Image:
     """A picture, fully decoded, in the mode that the file has."""
     data = _read_bytes(path, MAX_BYTES)
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            warnings.simplefilter("ignore")  # spoilt metadata beside good pixels is nobody's concern
+        with (
+            warnings.catch_warnings(
+                action="ignore"
+            ),  # spoilt metadata beside good pixels is nobody's concern
+            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             image.load()
