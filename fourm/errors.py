@@ -47,6 +47,11 @@ class VerificationError(FourMError):
 
 
 def near_match(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """`; did you mean 'x'?` for the closest known name, or an empty string.
+
+    A name that is part of longer ones stands for the shortest of them: `steps` for `decoding_steps`.
+    """
+    known = list(known)
+    longer = sorted((k for k in known if len(name) >= 4 and name in k), key=len)
+    close = longer or get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
