@@ -27,7 +27,10 @@ class DiffusionDecoder(Protocol):
     multiple: int  # sides of a value are multiples of this many pixels
 
     def condition(self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None) -> object:
-        """What is constant over the steps. quant (B, D, h, w); size in pixels; cond_mask (B, h, w), True = drop."""
+        """What is constant over the steps.
+
+        quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = dropped.
+        """
 
     def __call__(self, x: Tensor, t: Tensor, condition: object) -> Tensor:
         """x (B, C, H, W), t () or (B,) -> (B, C, H, W)."""
@@ -47,7 +50,9 @@ def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True)
         return _shifted_cosine(name, num_steps)
     if name not in _BETAS:
         near = near_match(name, _BETAS)
-        raise CheckpointError(f"beta_schedule: '{name}' is not one of {', '.join(_BETAS)}, {SHIFTED_COSINE}S{near}")
+        raise CheckpointError(
+            f"beta_schedule: '{name}' is not one of {', '.join(_BETAS)}, {SHIFTED_COSINE}S{near}"
+        )
     betas = _BETAS[name](num_steps)
     return (1 - (_without_terminal_signal(betas) if zero_terminal_snr else betas)).cumprod(0)
 
@@ -95,7 +100,9 @@ _BETAS: dict[str, Callable[[int], Tensor]] = {
 # ---- timesteps
 
 
-def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing", offset: int = 0) -> list[int]:
+def timesteps(
+    kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing", offset: int = 0
+) -> list[int]:
     """The timesteps of a run, from noise to value, as the reference has them.
 
     `ddpm` knows one spacing; `ddim` has three modes. `trailing` takes more than `num_steps` where this does
@@ -123,7 +130,7 @@ def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trai
 class Clipping:
     """How a predicted clean value is kept in range: not at all, clamped, or by dynamic thresholds.
 
-    The latter (Saharia et al. 2022, arXiv:2205.11487) is a plain clamp to [-1, 1] as long as `max_value` is 1.
+    The latter (Saharia et al. 2022, arXiv:2205.11487) is a clamp to [-1, 1] as long as `max_value` is 1.
     """
 
     kind: str = "none"  # "none", "clamp", "dynamic"
