@@ -50,18 +50,18 @@ class PatchedUNet(nn.Module):
             nn.Linear(shape.model_channels, wide), nn.SiLU(), nn.Linear(wide, wide)
         )
         first = nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)
-        self.input_blocks = nn.ModuleList([Block(first)])
+        self.input_blocks = nn.ModuleList([Block([first])])
         skips, width, factor = [widths[0]], widths[0], 1
         for level, out in enumerate(widths):
             for _ in range(shape.num_res_blocks):
-                self.input_blocks.append(Block(*_layers(shape, width, out, wide, factor)))
+                self.input_blocks.append(Block(_layers(shape, width, out, wide, factor)))
                 skips.append(width := out)
             if level < len(widths) - 1:
-                self.input_blocks.append(Block(Downsample(width)))
+                self.input_blocks.append(Block([Downsample(width)]))
                 skips.append(width)
                 factor *= 2
         self.middle_block = Block(
-            ResBlock(width, width, wide), AttentionBlock(width), ResBlock(width, width, wide)
+            [ResBlock(width, width, wide), AttentionBlock(width), ResBlock(width, width, wide)]
         )
         self.output_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
@@ -71,7 +71,7 @@ class PatchedUNet(nn.Module):
                 if level and index == shape.num_res_blocks:
                     layers.append(Upsample(width))
                     factor //= 2
-                self.output_blocks.append(Block(*layers))
+                self.output_blocks.append(Block(layers))
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
 
     def condition(self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None) -> Tensor:
@@ -109,7 +109,7 @@ class PatchedUNet(nn.Module):
         return first
 
 
-class Block(nn.Sequential):
+class Block(nn.ModuleList):
     """Layers in a row, some of which look at the time."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
