@@ -23,7 +23,7 @@ class Part(Enum):
     """What kind of thing an entry is."""
 
     MODEL = "model"
-    SR = "super-resolution"
+    SR = "sr"
     TOKENIZER = "tokenizer"
     TEXT_TOKENIZER = "text tokenizer"
     PROMPTS = "prompts"

@@ -9,7 +9,9 @@ import pytest
 
 from fourm.catalogue import CATALOGUE, GROUPS, Entry, Part, find_entry, near_entry, tokenizer_entry
 from fourm.modalities import RELEASED
+from fourm.settings import read_settings
 
+CONFIGS = Path(__file__).resolve().parent.parent / "cfgs" / "generation" / "models"
 MODELS = [e for e in CATALOGUE.values() if e.is_model]
 TOKENIZERS = [e for e in CATALOGUE.values() if e.kind is Part.TOKENIZER]
 BYTES = {"float32": 4}
@@ -98,3 +100,30 @@ def test_names_are_found_in_any_case_and_are_unique() -> None:
 def test_a_misspelt_name_is_recognised(name: str, meant: str) -> None:
     assert near_entry(name) == f"; did you mean '{meant}'?"
     assert near_entry("zzzzzz") == ""
+
+
+def test_every_released_combination_has_a_configuration_file() -> None:
+    found = set()
+    for path in CONFIGS.glob("*.yaml"):
+        run = read_settings([path], {}).run
+        found.add((run.model, run.sr_model))
+    sr = CATALOGUE["4m-7-sr-l"].hub_id
+    base = [e.hub_id for e in MODELS if e.kind is Part.MODEL]
+    assert found == {(hub_id, other) for hub_id in base for other in (None, sr)}
+    assert len(found) == len(list(CONFIGS.glob("*.yaml"))) == 24
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_configuration_file_names_what_its_models_need(path: Path) -> None:
+    settings = read_settings([path], {})
+    assert not settings.base.problems
+    assert not settings.sr.problems
+    model = find_entry(settings.run.model or "")
+    assert model is not None
+    named = {key: find_entry(name) for key, name in settings.run.tokenizers.items()}
+    assert all(entry is not None and entry.key == key for key, entry in named.items())
+    assert {entry.name for entry in named.values() if entry} == set(model.tokenizers)
+    assert find_entry(settings.run.text_tok_path or "") is CATALOGUE["text-tokenizer"]
+    size, family, *_ = path.stem.partition("+")[0].removeprefix("4m-").split("_", 1)
+    assert model.name in (f"4m-{family.removeprefix('mod').replace('_', '-')}-{size}",
+                          f"4m-7-{size}-coyo", f"4m-7-t2i-{size}")  # fmt: skip
