@@ -13,7 +13,9 @@ from fourm.header import TensorInfo, parse_header_config, read_header
 from fourm.hub import ModelFiles, load_config, weights_of
 from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
-from fourm.tokenizers.vq import TRAINING_BUFFERS, VQConfig, VQTokenizer, fit_state
+from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, fit_state, read_config
+from fourm.tokenizers.config import VQConfig
+from fourm.tokenizers.vq import TRAINING_BUFFERS, Part
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,13 +35,13 @@ def load_tokenizer(
     path: Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    encoder_only: bool = False,
-) -> VQTokenizer:
-    """A discrete tokenizer from a folder (config.json, model.safetensors) or from one file."""
+    part: Part = Part.WHOLE,
+) -> AnyTokenizer:
+    """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
     config, weights = _tokenizer_config(path)
-    state = _fit_tokenizer(config, _read_tensors(weights), weights, encoder_only)
+    state = _fit_tokenizer(config, _read_tensors(weights), weights, part)
     with torch.device("meta"):
-        tokenizer = VQTokenizer(config, encoder_only)
+        tokenizer = build_tokenizer(config, part)
     _filled(tokenizer, state, device, torch.float32)
     return tokenizer if dtype == torch.float32 else tokenizer.set_network_dtype(dtype)
 
@@ -77,16 +79,16 @@ def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
     else:
         config = parse_header_config(read_header(weights)[0])
     try:
-        return VQConfig.from_dict(config), weights
+        return read_config(config), weights
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
 def _fit_tokenizer(
-    config: VQConfig, state: dict[str, Tensor], path: Path, encoder_only: bool = False
+    config: VQConfig, state: dict[str, Tensor], path: Path, part: Part = Part.WHOLE
 ) -> dict[str, Tensor]:
     try:
-        return fit_state(config, state, encoder_only)
+        return fit_state(config, state, part)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -18,6 +18,7 @@ class Started:
     model: str
     device: str
     steps: int  # decoding steps of one batch
+    evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
 
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
@@ -54,6 +55,21 @@ class Stepped:
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("step", self)
+
+
+@dataclass(frozen=True, slots=True)
+class Detokenized:
+    """One step of a diffusion that turns tokens into pictures is done."""
+
+    keys: tuple[str, ...]  # samples whose pictures are made together
+    target: str
+    done: int  # steps so far
+    total: int
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a flat record."""
+        return _record("detokenized", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +112,7 @@ class Finished:
         return _record("finished", self)
 
 
-Event = Started | Loading | Stepped | Saved | Failed | Finished
+Event = Started | Loading | Stepped | Detokenized | Saved | Failed | Finished
 
 
 def _record(name: str, event: "Event") -> dict[str, object]:

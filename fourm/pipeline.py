@@ -6,7 +6,7 @@ alone, so batches, processes and resumed runs all lead to the same folder.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,19 +20,20 @@ from fourm import __version__
 from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
 from fourm.codecs.files import read_ids, write_ids
+from fourm.codecs.images import Diffusion, GridCodec, rows_at_once
 from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
-from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
 from fourm.hub import ModelFiles
 from fourm.inputs import CAPTION
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.outputs import Output, make_record, plan_outputs, tokenizers_of
-from fourm.preview import write_preview
+from fourm.preview import PREVIEWS, write_previews
 from fourm.record import Launch, add_failure, close_output, now, open_output
-from fourm.request import Request
+from fourm.request import PREVIEW_STEPS, Request
 from fourm.sampling import Noise
 from fourm.state import Batch, Slot, full_grid
 from fourm.wordpiece import WordPiece
@@ -166,16 +167,15 @@ def _make_batch(
         if request.preview and (progress.step.index + 1) % request.preview == 0:
             _write_previews(request, parts, progress, [work for work, _ in rows])
         yield _stepped(progress, len(request.chain.steps))
-    for row, ((work, values), is_sound) in enumerate(zip(rows, sound.tolist(), strict=True)):
-        try:
-            if not is_sound:
-                raise SampleError(NOT_FINITE)
-            files = _write_row(request, parts, outputs, work, values, batch.select(torch.tensor([row])))
-        except SampleError as error:
-            yield _fail(request, work, str(error), tally)
-            continue
-        tally.saved.add((work.sample.key.text, work.variation))
-        yield Saved(work.sample.key.text, work.variation, files)
+    are_sound = sound.tolist()
+    for work, _ in (row for row, is_sound in zip(rows, are_sound, strict=True) if not is_sound):
+        yield _fail(request, work, NOT_FINITE, tally)
+    finished = [index for index, is_sound in enumerate(are_sound) if is_sound]
+    size = rows_at_once(parts.device)
+    for first in range(0, len(finished), size):
+        group = finished[first : first + size]
+        made = batch.select(torch.tensor(group, device=parts.device))
+        yield from _save(request, parts, outputs, [rows[index] for index in group], made, tally)
 
 
 Row = tuple[Work, dict[str, Any]]  # a work and the values of its conditions by modality
@@ -223,11 +223,12 @@ def _make_conditions(request: Request, parts: Parts, rows: list[Row]) -> Batch:
 
 def _write_previews(request: Request, parts: Parts, progress: Progress, works: list[Work]) -> None:
     name = progress.step.target
-    row, codec = request.model.registry.get(name), parts.codecs[name]
-    for index, work in enumerate(works):
-        one, variation = progress.batch.select(torch.tensor([index])), _suffix(request, work.variation)
-        with suppress(SampleError):  # it will fail again, and be reported, when its result is decoded
-            write_preview(request.out, work.sample.key, variation, row, codec, progress.step.index, one)
+    row, suffix = request.model.registry.get(name), f"-step{progress.step.index:03d}{PREVIEWS.suffix}"
+    folder = f"{PREVIEWS.folder}/{name}"
+    paths = [path_of(request.out, folder, w.sample.key, suffix, _suffix(request, w.variation)) for w in works]
+    diffusion = _diffusion(request, name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
+    with suppress(SampleError):  # it will come again, and be reported, when the result is decoded
+        write_previews(request.out, paths, row, parts.codecs[name], progress.batch.slots[name], diffusion)
 
 
 def _stepped(progress: Progress, steps: int) -> Stepped:
@@ -238,28 +239,87 @@ def _stepped(progress: Progress, steps: int) -> Stepped:
     )  # fmt: skip
 
 
-def _write_row(
-    request: Request, parts: Parts, outputs: list[Output], work: Work, values: dict[str, Any], batch: Batch
-) -> tuple[Path, ...]:
-    """Write all files of one sample and variation; each appears whole or not at all."""
-    text = _chunks(request, work, values)
-    written = []
+def _save(
+    request: Request, parts: Parts, outputs: list[Output], rows: list[Row], batch: Batch, tally: Tally
+) -> Iterator[Event]:
+    """Write all files of some finished samples; each file appears whole or not at all.
+
+    Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
+    """
+    works = [work for work, _ in rows]
     for output in outputs:
-        name, place = output.modality.name, output.place
-        variation = None if place.shared else _suffix(request, work.variation)
-        path = path_of(request.out, place.folder, work.sample.key, place.suffix, variation)
-        written.append(path)
-        if place.shared and path.exists():
-            continue  # another variation has written the condition
-        value = values.get(name) if output.is_condition else None
         if output.form == "ids":
-            ids = batch.slots[name].values[0].cpu().numpy() if value is None else value
-            write_atomic(request.out, path, partial(write_ids, ids))
-        else:
-            codec = parts.codecs[name]
-            value = codec.decode(batch.slots[name])[0] if value is None else value
-            write_atomic(request.out, path, partial(codec.write, value, text=text))
-    return tuple(written)
+            _write_ids(request, output, rows, batch)
+    decoded = dict[str, list[Any]]()
+    try:
+        for output in outputs:
+            if output.form == "value" and not output.is_condition:
+                name = output.modality.name
+                decoded[name] = yield from _decode(request, parts, name, works, batch)
+    except SampleError as error:
+        if len(rows) == 1:
+            yield _fail(request, works[0], str(error), tally)
+            return
+        for index, row in enumerate(rows):
+            alone = batch.select(torch.tensor([index], device=parts.device))
+            yield from _save(request, parts, outputs, [row], alone, tally)
+        return
+    for index, (work, values) in enumerate(rows):
+        given = values | {name: made[index] for name, made in decoded.items()}
+        text = _chunks(request, work, values)
+        try:
+            for output in outputs:
+                if output.form == "value":
+                    write = partial(parts.codecs[output.modality.name].write, text=text)
+                    _write(request, output, work, partial(write, given[output.modality.name]))
+        except SampleError as error:
+            yield _fail(request, work, str(error), tally)
+            continue
+        tally.saved.add((work.sample.key.text, work.variation))
+        yield Saved(work.sample.key.text, work.variation, tuple(_path(request, o, work) for o in outputs))
+
+
+def _decode(
+    request: Request, parts: Parts, name: str, works: list[Work], batch: Batch
+) -> Generator[Event, None, list[Any]]:
+    """The values of one target; a diffusion reports its steps."""
+    codec, slot = parts.codecs[name], batch.slots[name]
+    if not (isinstance(codec, GridCodec) and codec.diffuses):
+        return codec.decode(slot)
+    steps = codec.decode_stepwise(slot, _diffusion(request, name, works, request.detokenizer_steps))
+    keys = tuple(work.sample.key.text for work in works)
+    while True:
+        started = time.perf_counter()
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Detokenized(keys, name, done, total, time.perf_counter() - started)
+
+
+def _diffusion(request: Request, name: str, works: list[Work], steps: int) -> Diffusion:
+    """Noise that belongs to the sample, as everywhere, and to the modality."""
+    samples = [(work.sample.key.text, work.variation) for work in works]
+    return Diffusion(steps, Noise.for_samples(request.seed, samples, f"detokenizer {name}"))
+
+
+def _write_ids(request: Request, output: Output, rows: list[Row], batch: Batch) -> None:
+    name = output.modality.name
+    for index, (work, values) in enumerate(rows):
+        ids = values[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
+        _write(request, output, work, partial(write_ids, ids))
+
+
+def _write(request: Request, output: Output, work: Work, write: Callable[[Path], None]) -> None:
+    path = _path(request, output, work)
+    if not (output.place.shared and path.exists()):  # another variation may have written the condition
+        write_atomic(request.out, path, write)
+
+
+def _path(request: Request, output: Output, work: Work) -> Path:
+    place = output.place
+    variation = None if place.shared else _suffix(request, work.variation)
+    return path_of(request.out, place.folder, work.sample.key, place.suffix, variation)
 
 
 def _chunks(request: Request, work: Work, values: dict[str, Any]) -> dict[str, str]:

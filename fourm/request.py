@@ -11,6 +11,7 @@ from fourm.schedule import Chain
 from fourm.world import World
 
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
+PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Pure functions: logits and noise in, ids out. Nothing here knows of models, file
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -130,6 +131,18 @@ class Noise:
         state = _mix(self.streams + _signed((2 * step + purpose + 1) * 0x9E3779B97F4A7C15))
         bits = _mix(state.unsqueeze(1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+    def normals(self, step: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) float32, standard normal, on the CPU whatever the device of the streams.
+
+        Two uniforms make one number (Box and Muller 1958); in float64, so that rounding of logarithm and
+        cosine never shows.
+        """
+        noise = self.to("cpu")
+        places = torch.arange(math.prod(shape)).expand(len(self.streams), -1)
+        radius, angle = (noise.uniforms(step, purpose, places).double() for purpose in (0, 1))
+        flat = (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
+        return flat.float().view(-1, *shape)
 
 
 def _signed(value: int) -> int:

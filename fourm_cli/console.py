@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fourm.errors import FourMError, ScheduleError, UsageError
-from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
 
 CALM = 10.0  # seconds between plain lines
 REFRESH = 8.0  # pictures of the live display per second
@@ -31,13 +31,15 @@ class Tally:
     clock: Callable[[], float] = time.monotonic
     begun: float = 0.0  # clock when decoding could start
     start: Started | None = None
-    step: Stepped | None = None
+    step: Stepped | Detokenized | None = None
     loading: str = "starting"
     saved: int = 0
     failed: int = 0
     tokens: int = 0
     steps: int = 0
     decoding: float = 0.0  # seconds inside decoding steps
+    evaluations: int = 0  # steps of a diffusion, times the samples that took them together
+    detokenizing: float = 0.0  # seconds inside them
 
     def take(self, event: Event) -> None:
         """Add one event."""
@@ -52,6 +54,10 @@ class Tally:
                 self.steps += 1
                 self.tokens += event.fixed
                 self.decoding += event.seconds
+            case Detokenized():
+                self.step = event
+                self.evaluations += len(event.keys)
+                self.detokenizing += event.seconds
             case Saved():
                 self.saved += 1
             case Failed():
@@ -71,11 +77,16 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the share of all decoding steps that is done; None before the first step."""
+        """From the share of all steps that is done, each kind at its own pace; None before the first."""
         if not self.start or not self.steps:
             return None
         batches = -(-self.todo // max(self.start.batch_size, 1))
-        share = min(self.steps / max(batches * self.start.steps, 1), 1.0)
+        whole = batches * self.start.steps * self.decoding / self.steps
+        if self.start.evaluations:
+            if not self.evaluations:
+                return None
+            whole += self.todo * self.start.evaluations * self.detokenizing / self.evaluations
+        share = min((self.decoding + self.detokenizing) / whole, 1.0) if whole else 1.0
         return (self.clock() - self.begun) * (1 - share) / share
 
 
@@ -117,6 +128,9 @@ def lines(
         elif calm is not None and isinstance(event, Stepped) and tally.clock() - spoken >= calm:
             spoken = tally.clock()
             say(progress_line(tally, event))
+        elif calm is not None and isinstance(event, Detokenized) and tally.clock() - spoken >= calm:
+            spoken = tally.clock()
+            say(detokenizing_line(tally, event))
         yield event
 
 
@@ -168,12 +182,19 @@ def picture(tally: Tally) -> RenderableType:
     done, left = tally.saved + tally.failed, tally.seconds_left
     time_left = "" if left is None else f"{duration(left)} left"
     grid.add_row("samples", _bar(done, tally.todo), f"{done}/{tally.todo}", time_left)
-    if step := tally.step:
+    if isinstance(step := tally.step, Stepped):
         grid.add_row(
             printable(step.target),
             _bar(step.step + 1, step.steps),
             f"step {step.step + 1}/{step.steps}",
             f"{step.done}/{step.total} tokens",
+        )
+    elif step is not None:
+        grid.add_row(
+            printable(step.target),
+            _bar(step.done, step.total),
+            f"step {step.done}/{step.total}",
+            "tokens to values",
         )
     return Group(grid, Text(_now(tally), style="dim", no_wrap=True, overflow="ellipsis"))
 
@@ -194,6 +215,14 @@ def progress_line(tally: Tally, step: Stepped) -> str:
         f"{tally.saved}/{tally.todo} samples; {step.target} step {step.step + 1}/{step.steps}, "
         f"{step.done}/{step.total} tokens, {tally.tokens_per_second:.0f} tokens/s"
         + ("" if left is None else f", {duration(left)} left")
+    )
+
+
+def detokenizing_line(tally: Tally, step: Detokenized) -> str:
+    """One plain line about a diffusion that turns tokens into a picture."""
+    left = tally.seconds_left
+    return f"{tally.saved}/{tally.todo} samples; {step.target} to values, step {step.done}/{step.total}" + (
+        "" if left is None else f", {duration(left)} left"
     )
 
 
@@ -269,6 +298,8 @@ def _now(tally: Tally) -> str:
     failed = [f"{tally.failed} failed"] if tally.failed else []
     if tally.loading or not (step := tally.step):
         return ", ".join([tally.loading or "writing files", *failed])
+    if isinstance(step, Detokenized):
+        return ", ".join(["diffusion", f"{step.seconds:.2f} s per step", *failed])
     guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
     facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance]
     return ", ".join([*facts, f"{tally.tokens_per_second:.0f} tokens/s", *failed])

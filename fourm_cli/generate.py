@@ -134,6 +134,15 @@ Decode = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+DetokenizerSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Steps of tokenizers that decode by diffusion. By default 50, at most 25 for previews.",
+        metavar="N",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Preview = Annotated[
     int,
     typer.Option(
@@ -175,6 +184,7 @@ def generate(
     resume: Resume = False,
     overwrite: Overwrite = False,
     decode: Decode = True,
+    detokenizer_steps: DetokenizerSteps = None,
     preview: Preview = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -199,7 +209,7 @@ def generate(
         batch_size=_batch_size(batch_size),
         device=_device(device if device != "auto" else given.device or device),
         dtype=parse_dtype(dtype or given.dtype or "auto"),
-        detokenizer_steps=given.detokenizer_steps or DETOKENIZER_STEPS,
+        detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
     if log_json is not None and log_json.resolve().is_relative_to(folder.resolve()):

@@ -24,7 +24,8 @@ from fourm.codecs.images import FORMS, fit_square, standardise_depth
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.state import full_grid
-from fourm.tokenizers.vq import VQConfig, VQTokenizer
+from fourm.tokenizers.config import VQConfig
+from fourm.tokenizers.vq import VQTokenizer
 
 Array = NDArray[Any]
 SMALL = VQConfig(
@@ -221,6 +222,25 @@ def test_rgb_is_tokenised_between_minus_one_and_one() -> None:
     tokenizer = VQTokenizer(SMALL)
     x = torch.from_numpy(value.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     assert torch.equal(codec.encode([value]).values, tokenizer.tokenize(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("codec", "channels"), [("tok_rgb", 4), ("tok_normal", 4), ("tok_depth", 2), ("tok_edge", 2)]
+)
+def test_a_tokenizer_with_a_mask_of_valid_pixels_is_told_that_all_are(codec: str, channels: int) -> None:
+    masked = grid_codec(codec, n_channels=channels)
+    ids = torch.randint(0, 20, (1, 16), generator=torch.Generator().manual_seed(1))
+    (value,) = masked.decode(full_grid(ids))
+    assert value.shape == ((32, 32, 3) if channels == 4 else (32, 32))
+    prepared = FORMS[codec].prepare(value)
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(replace(SMALL, n_channels=channels))
+    with_mask = torch.cat([prepared, torch.ones(1, 32, 32)])[None]
+    assert torch.equal(masked.encode([value]).values, tokenizer.tokenize(with_mask).flatten(1))
+    if codec == "tok_depth":
+        torch.testing.assert_close(
+            torch.from_numpy(value), tokenizer.decode_tokens(ids.view(1, 4, 4))[0, 0], rtol=0, atol=0
+        )
 
 
 def test_a_decoded_value_does_not_depend_on_its_batch() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fourm.errors import FourMError, ScheduleError, UsageError
-from fourm.events import Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
 from fourm_cli import console
 
 
@@ -93,6 +93,27 @@ def test_the_time_left_follows_the_share_of_steps() -> None:
     assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * 7 / 5)
     tally.take(list(events())[-1])
     assert "3 saved, 4 were done before, 1 failed" in console.summary(Finished(3, 4, 1, 187.0), tally)
+
+
+def test_a_diffusion_is_shown_and_counted_at_its_own_pace() -> None:
+    now, out = Clock(0.0), list[str]()
+    tally = console.Tally(clock=now)
+    stream = [
+        Started(total=2, skipped=0, batch_size=2, model="demo", device="cpu", steps=1, evaluations=50),
+        Stepped(("a", "b"), "tok_rgb@64", "roar", 0, 1, 64, 64, 128, 3.0, 2.0, 1.0),
+        Detokenized(("a",), "tok_rgb@64", 1, 50, 0.5),
+        Detokenized(("a",), "tok_rgb@64", 2, 50, 0.5),
+    ]
+    for event in console.lines(stream, tally, out.append, calm=0):
+        now.now += event.seconds if isinstance(event, Detokenized) else 0.0
+    # 1 s of decoding and 2 of 100 evaluations of 0.5 s are done: 2 of 51 s.
+    assert tally.seconds_left == pytest.approx((now.now + 1.0) * 49 / 2)
+    assert out[-1].startswith("0/2 samples; tok_rgb@64 to values, step 2/50, ")
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(console.picture(tally))
+    text = screen.export_text()
+    assert "step 2/50" in text
+    assert "0.50 s per step" in text
 
 
 def test_events_are_logged_one_json_object_each(tmp_path: Path) -> None:

@@ -139,6 +139,22 @@ def test_neighbouring_seeds_steps_keys_and_variations_share_no_noise() -> None:
     assert float(correlation.abs().max()) < 0.6
 
 
+def test_normal_noise_is_normal_and_belongs_to_the_sample() -> None:
+    noise = Noise.for_samples(0, [(f"k{i}", 0) for i in range(10)])
+    values = noise.normals(3, (3, 40, 50))
+    assert (values.shape, values.dtype) == ((10, 3, 40, 50), torch.float32)
+    flat, count = values.flatten().double(), values.numel()
+    assert abs(float(flat.mean())) < 4 / count**0.5
+    assert abs(float(flat.var()) - 1) < 4 * (2 / count) ** 0.5
+    ordered = flat.sort().values
+    normal = torch.distributions.Normal(0.0, 1.0).cdf(ordered)
+    ranks = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    assert float((normal - ranks).abs().max()) < 1.95 / count**0.5  # Kolmogorov and Smirnov, 99.9 % point
+    alone = Noise.for_samples(0, [("k7", 0)])
+    assert torch.equal(alone.normals(3, (3, 40, 50))[0], values[7])
+    assert not torch.equal(alone.normals(4, (3, 40, 50))[0], values[7])
+
+
 @pytest.mark.gpu
 def test_noise_is_the_same_on_a_gpu() -> None:
     noise, places = Noise.for_samples(0, [("a", 0), ("b", 3)]), torch.arange(300).expand(2, -1)

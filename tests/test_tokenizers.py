@@ -14,8 +14,10 @@ from fourm.checkpoint import load_tokenizer
 from fourm.errors import CheckpointError
 from fourm.header import parse_header_config, read_header
 from fourm.layers import sincos_2d
+from fourm.tokenizers.build import build_tokenizer, fit_state, read_config
+from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.encoders import VIT_PRESETS, MlpPreset, ViTPreset, parse_preset, resize_positions
-from fourm.tokenizers.vq import TRAINING_BUFFERS, VQConfig, VQTokenizer, fit_state
+from fourm.tokenizers.vq import TRAINING_BUFFERS, Part, VQTokenizer
 
 FIXTURES = (
     "vit_cosine", "vit_feature_map", "vit_out_conv", "vit_sam_mask", "vit_euclid_options", "vit_semseg",
@@ -79,7 +81,7 @@ def test_every_recorded_tensor_is_reproduced(vq: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_an_encoder_alone_gives_the_same_tokens(vq: Path, name: str) -> None:
-    tokenizer = load_tokenizer(vq / name, encoder_only=True)
+    tokenizer = load_tokenizer(vq / name, part=Part.ENCODER)
     assert not [key for key in tokenizer.state_dict() if key.startswith(("decoder.", "post_quant_proj."))]
     for expected in recorded_cases(vq / name).values():
         if "input" in expected:
@@ -99,9 +101,9 @@ def test_a_single_file_with_its_config_in_the_header_is_the_same_tokenizer(vq: P
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_released_tokenizers_have_exactly_the_listed_tensors(vq: Path, name: str) -> None:
     manifest = json.loads((vq / "manifests" / f"{name}.json").read_text())
-    encoder_only = manifest["scope"] != "full model"
+    part = Part.WHOLE if manifest["scope"] == "full model" else Part.ENCODER
     with torch.device("meta"):
-        tokenizer = VQTokenizer(VQConfig.from_dict(manifest["config"]), encoder_only)
+        tokenizer = build_tokenizer(read_config(manifest["config"]), part)
     shapes = {key: list(tensor.shape) for key, tensor in tokenizer.state_dict().items()}
     listed = {key: row["shape"] for key, row in manifest["state_dict"].items() if key not in TRAINING_BUFFERS}
     assert shapes == listed
@@ -297,7 +299,7 @@ def test_files_that_do_not_fit_their_config_are_refused(
 
 def test_training_buffers_and_an_unwanted_decoder_are_dropped() -> None:
     state = {**VQTokenizer(SMALL).state_dict(), "quantize._codebook.initted": torch.ones(1)}
-    full, encoder = fit_state(SMALL, state), fit_state(SMALL, state, encoder_only=True)
+    full, encoder = fit_state(SMALL, state), fit_state(SMALL, state, part=Part.ENCODER)
     assert "quantize._codebook.initted" not in full
     assert {
         name for name in full if name.startswith(("decoder.", "post_quant_proj."))

@@ -18,7 +18,8 @@ from fourm.checkpoint import unused_names
 from fourm.hub import find_model
 from fourm.modalities import load_registry
 from fourm.model import FourM, FourMConfig
-from fourm.tokenizers.vq import VQConfig, VQTokenizer
+from fourm.tokenizers.config import VQConfig
+from fourm.tokenizers.vq import VQTokenizer
 
 WORDS = [
     "a",

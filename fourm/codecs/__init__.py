@@ -6,13 +6,12 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from fourm.codecs.images import FORMS, GridCodec, PixelsCodec
+from fourm.codecs.images import FORMS, Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.errors import UsageError, near_match
 from fourm.modalities import Modality
-from fourm.sampling import Noise
 from fourm.state import Slot
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.tokenizers.build import AnyTokenizer
 from fourm.wordpiece import WordPiece
 
 T = TypeVar("T")
@@ -33,15 +32,15 @@ class Codec(Protocol[T]):
     def encode(self, values: Sequence[T]) -> Slot:
         """What the model reads, one row per value; everything is known."""
 
-    def decode(self, slot: Slot, noise: Noise | None = None) -> list[T]:
-        """One value per row; `noise` is for tokenizers that decode by diffusion."""
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[T]:
+        """One value per row; `diffusion` is for tokenizers that decode by it."""
 
     def picture(self, value: T) -> Image.Image:
         """Something to look at."""
 
 
 def build_codec(
-    row: Modality, tokenizer: VQTokenizer | None = None, wordpiece: WordPiece | None = None
+    row: Modality, tokenizer: AnyTokenizer | None = None, wordpiece: WordPiece | None = None
 ) -> Codec[Any]:
     """The codec of a row. A grid can be read, written and shown without its tokenizer."""
     check_codec(row)
@@ -57,17 +56,17 @@ def check_codec(row: Modality) -> None:
         raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
 
 
-def _pixels(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> PixelsCodec:
+def _pixels(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> PixelsCodec:
     return PixelsCodec(row)
 
 
-def _caption(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> CaptionCodec:
+def _caption(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> CaptionCodec:
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     return CaptionCodec(row, wordpiece)
 
 
-def _grid(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
+def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
     if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
         size = tokenizer.config.codebook_size
         raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
@@ -75,7 +74,7 @@ def _grid(row: Modality, tokenizer: VQTokenizer | None, wordpiece: WordPiece | N
 
 
 # By the codec name of a row.
-_BUILDERS: dict[str, Callable[[Modality, VQTokenizer | None, WordPiece | None], Codec[Any]]] = {
+_BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
     "rgb": _pixels,
     "caption": _caption,
     **dict.fromkeys(FORMS, _grid),

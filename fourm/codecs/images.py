@@ -4,8 +4,9 @@ Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers 
 depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,30 @@ from fourm.errors import MissingError, SampleError
 from fourm.modalities import Modality
 from fourm.sampling import Noise
 from fourm.state import Slot, full_grid, full_pixels
-from fourm.tokenizers.vq import IMAGENET, VQTokenizer
+from fourm.tokenizers.build import AnyTokenizer
+from fourm.tokenizers.divae import DiVAE
+from fourm.tokenizers.vq import IMAGENET
 
 Value = NDArray[Any]
 
 _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
 _DEPTH_LEVELS = 65535  # of 16-bit depth pictures
+# Convolutions choose their order of sums by the shape of the batch, so a network always sees this many rows.
+_ROWS = {"cpu": 1}
+_ROWS_ON_GPU = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Diffusion:
+    """How tokens become values by diffusion: steps, and the noise of each row."""
+
+    steps: int
+    noise: Noise
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Rows that are decoded together on a device."""
+    return _ROWS.get(device.type, _ROWS_ON_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +81,7 @@ class PixelsCodec:
         images = torch.stack([(_unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
-    def decode(self, slot: Slot, noise: Noise | None = None) -> list[Value]:
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
         """The pictures that the model was shown."""
         pixels = slot.values.float().cpu() * _STD + _MEAN
         return [to_bytes(rearrange(image, "c h w -> h w c").numpy()) for image in pixels]
@@ -78,7 +97,7 @@ class GridCodec:
 
     row: Modality
     form: Form
-    tokenizer: VQTokenizer | None
+    tokenizer: AnyTokenizer | None
 
     def read(self, path: Path) -> Value:
         """A value (not token ids: those are read by `files.read_ids`)."""
@@ -96,18 +115,62 @@ class GridCodec:
         """Tokens of the centre square at the row's size, one value after the other."""
         return full_grid(torch.stack([self._tokenize(value) for value in values]))
 
-    @torch.no_grad()
-    def decode(self, slot: Slot, noise: Noise | None = None) -> list[Value]:
-        """Values of the tokens, one row after the other, so that no row's result depends on the batch."""
+    @property
+    def diffuses(self) -> bool:
+        """True where values are made by diffusion, step by step."""
+        return isinstance(self.tokenizer, DiVAE)
+
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
+        """Values of the tokens."""
+        steps = self.decode_stepwise(slot, diffusion)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def decode_stepwise(
+        self, slot: Slot, diffusion: Diffusion | None = None
+    ) -> Generator[tuple[int, int], None, list[Value]]:
+        """Values of the tokens; on the way, (done, total) after each step of a diffusion.
+
+        Rows go through the network in groups of one size, so that no row's result depends on the batch.
+        """
         tokenizer = self._need_tokenizer()
-        ids = slot.values.to(tokenizer.quant_proj.weight.device)
+        ids = slot.values.to(_device_of(tokenizer))
+        group = rows_at_once(ids.device)
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self._grid()
-        decoded = [tokenizer.decode_tokens(row.view(1, *form))[0].cpu() for row in ids]
+        decoded = list[Tensor]()
+        for first in range(0, len(ids), group):
+            rows = torch.arange(first, first + group).clamp(max=len(ids) - 1)  # the last ones are repeated
+            tokens = ids[rows.to(ids.device)].view(group, *form)
+            if isinstance(tokenizer, DiVAE):
+                groups = -(-len(ids) // group)
+                out = yield from self._diffuse(tokenizer, tokens, rows, diffusion, first // group, groups)
+            else:
+                with torch.no_grad():
+                    out = tokenizer.decode_tokens(tokens)
+            decoded += out.cpu()[: len(ids) - first]
         if not all(bool(one.isfinite().all()) for one in decoded):
             raise SampleError(
                 f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are damaged"
             )
         return [self.form.finish(one) for one in decoded]
+
+    def _diffuse(
+        self, tokenizer: DiVAE, tokens: Tensor, rows: Tensor, diffusion: Diffusion | None, index: int, of: int
+    ) -> Generator[tuple[int, int], None, Tensor]:
+        """Group `index` of `of`: tokens (B, h, w) -> (B, C, H, W)."""
+        if diffusion is None:
+            raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")
+        noise, steps = diffusion.noise.select(rows.to(diffusion.noise.streams.device)), diffusion.steps
+        shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
+        value = tokens
+        states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), steps)
+        for done, state in enumerate(states, start=1):
+            value = state
+            yield index * steps + done, of * steps
+        return value
 
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
@@ -118,9 +181,9 @@ class GridCodec:
         tokenizer, name = self._need_tokenizer(), self.row.name
         if self.form.resample is not None:
             value = fit_square(value, self.row.image_size, self.form.resample)
-        x = self.form.prepare(value).to(tokenizer.quant_proj.weight.device)
-        if x.ndim == 3 and x.shape[0] == 1:
-            x = x.expand(tokenizer.config.n_channels, -1, -1)
+        x = self.form.prepare(value).to(_device_of(tokenizer))
+        if self.form.resample is not None and x.ndim == 3:
+            x = _with_channels(x, tokenizer.config.n_channels)
         try:
             tokens = tokenizer.tokenize(x.unsqueeze(0)).flatten()
         except ValueError as error:
@@ -134,7 +197,7 @@ class GridCodec:
             raise ValueError(f"{self.row.name} has no grid")
         return self.row.grid
 
-    def _need_tokenizer(self) -> VQTokenizer:
+    def _need_tokenizer(self) -> AnyTokenizer:
         if self.tokenizer is None:
             raise MissingError(f"{self.row.name}: its tokenizer '{self.row.tokenizer}' is not here")
         return self.tokenizer
@@ -159,6 +222,17 @@ def standardise_depth(depth: Value) -> Tensor:
     return ((x - kept.mean()) / (kept.var() + 1e-6).sqrt()).float().unsqueeze(0)
 
 
+def _device_of(tokenizer: AnyTokenizer) -> torch.device:
+    return next(tokenizer.parameters()).device
+
+
+def _with_channels(x: Tensor, count: int) -> Tensor:
+    """(C, H, W) as a tokenizer wants it: one channel more is a mask of valid pixels, grey can be repeated."""
+    if count == x.shape[0] + 1:
+        return torch.cat([x, torch.ones_like(x[:1])])
+    return x.expand(count, -1, -1) if x.shape[0] == 1 else x
+
+
 def _unit(value: Value) -> Tensor:
     """uint8 (H, W, 3) or (H, W) -> (C, H, W) in [0, 1]."""
     x = torch.from_numpy(value.astype(np.float32)) / 255
@@ -171,11 +245,12 @@ def _signed_unit(value: Value) -> Tensor:
 
 
 def _finish_colours(x: Tensor) -> Value:
-    return to_bytes(rearrange((x + 1) / 2, "c h w -> h w c").numpy())
+    return to_bytes(rearrange((x[:3] + 1) / 2, "c h w -> h w c").numpy())
 
 
 def _finish_edges(x: Tensor) -> Value:
-    return to_bytes((x.mean(dim=0).numpy() + 1) / 2)
+    edges = x[:3] if len(x) > 2 else x[:1]  # one channel more would be a mask
+    return to_bytes((edges.mean(dim=0).numpy() + 1) / 2)
 
 
 def _finish_labels(logits: Tensor) -> Value:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from fourm.codecs.files import read_json, read_text
+from fourm.codecs.images import Diffusion
 from fourm.errors import SampleError
 from fourm.modalities import Modality
-from fourm.sampling import Noise
 from fourm.state import Slot, full_sequence
 from fourm.wordpiece import WordPiece, encode_full
 
@@ -65,7 +65,7 @@ class CaptionCodec:
             known[i, : len(found)] = True
         return full_sequence(ids, known)
 
-    def decode(self, slot: Slot, noise: Noise | None = None) -> list[str]:
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[str]:
         """The text of what is known in each row."""
         rows = zip(slot.values.cpu(), slot.known.cpu(), strict=True)
         return [self.wordpiece.text_of(values[known].tolist()) for values, known in rows]

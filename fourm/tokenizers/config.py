@@ -7,8 +7,10 @@ from typing import Any, Self
 from fourm.errors import CheckpointError, near_match
 
 Size = tuple[int, int]  # height, width
+Structure = Mapping[str, object]
 
 QUANTIZERS = ("lucid", "memcodes")
+CONDITIONINGS = ("concat", "xattn")
 _MAX_COUNT = 1 << 20  # far beyond any tokenizer
 
 
@@ -82,6 +84,33 @@ class VQConfig:
         return _grid(self.image_size_dec or self.image_size, self.decoder_patch, "image_size_dec")
 
 
+@dataclass(frozen=True, slots=True)
+class DiVAEConfig(VQConfig):
+    """What the `config.json` of a tokenizer says that decodes by diffusion."""
+
+    dec_type: str = "unet_patched"
+    num_train_timesteps: int = 1000
+    scheduler: str = "ddpm"  # every other name is DDIM
+    beta_schedule: str = "squaredcos_cap_v2"
+    prediction_type: str = "v_prediction"
+    clip_sample: bool = False
+    thresholding: bool = True
+    zero_terminal_snr: bool = True
+    conditioning: str = "concat"
+    dec_structure: Structure | None = None  # sizes of a decoder that no name stands for
+    has_encoder: bool = True  # false where a file holds the codebook and the decoder alone
+
+    def __post_init__(self) -> None:
+        VQConfig.__post_init__(self)
+        if self.conditioning not in CONDITIONINGS:
+            near = near_match(self.conditioning, CONDITIONINGS)
+            raise CheckpointError(
+                f"conditioning: '{self.conditioning}' is not one of {', '.join(CONDITIONINGS)}{near}"
+            )
+        if self.n_labels is not None:
+            raise CheckpointError("n_labels: class maps are not decoded by diffusion")
+
+
 def _grid(image: Size, patch: Size, key: str) -> Size:
     grid = (image[0] // patch[0], image[1] // patch[1])
     if 0 in grid:
@@ -117,6 +146,12 @@ def _read_text(key: str, value: object) -> str:
     return value
 
 
+def _read_structure(key: str, value: object) -> Structure | None:
+    if value is not None and not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
+        raise CheckpointError(f"{key}: {value!r} is not an object of settings")
+    return value
+
+
 # A reader for each type of field.
 _READ: dict[object, Callable[[str, object], Any]] = {
     Size: _read_size,
@@ -124,5 +159,6 @@ _READ: dict[object, Callable[[str, object], Any]] = {
     int: _read_count,
     int | None: lambda key, value: None if value is None else _read_count(key, value),
     bool: _read_flag,
+    Structure | None: _read_structure,
     str: _read_text,
 }

@@ -175,12 +175,12 @@ class Sampler:
         return t > 0 if self.kind == "ddpm" else self.eta > 0
 
     def step(
-        self, output: Tensor, t: int, previous: int, x: Tensor, draw: Callable[[], Tensor] | None = None
+        self, output: Tensor, t: int, previous: int, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """From x (B, C, H, W) at timestep t to the previous one: the next x, and the clean value predicted.
 
-        output is the network's; a negative `previous` is the clean value; `draw` gives standard normal noise
-        of x's shape where the step takes some.
+        output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
+        shape, for steps that take some (`draws_at`).
         """
         output, x = output.float(), x.float()
         a = self.alphas[t]
@@ -192,8 +192,8 @@ class Sampler:
         clean = self.clipping(predict_clean(output, a, x, self.prediction))
         step = self._ddpm if self.kind == "ddpm" else self._ddim
         after, spread = step(output, clean, a, t, previous, x)
-        if spread is not None and draw is not None:
-            after = after + spread * draw()
+        if spread is not None and noise is not None:
+            after = after + spread * noise
         return after, clean
 
     def _ddim(

@@ -1,12 +1,13 @@
 """A discrete tokenizer: values to token ids and back, and what a checkpoint of one must hold."""
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from fourm.errors import CheckpointError, near_match
+from fourm.errors import CheckpointError
 from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.encoders import (
     BottleneckMlp,
@@ -17,17 +18,32 @@ from fourm.tokenizers.encoders import (
 )
 from fourm.tokenizers.quantizers import MemCodes, NearestCode
 
-__all__ = ["IMAGENET", "VQConfig", "VQTokenizer", "fit_state"]
-
 # Statistics of the codebook that only training reads.
 TRAINING_BUFFERS = (
     "quantize._codebook.initted",
     "quantize._codebook.cluster_size",
     "quantize._codebook.embed_avg",
 )
-DECODER_PREFIXES = ("decoder.", "post_quant_proj.")
-
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
+
+
+class Part(Enum):
+    """How much of a tokenizer is built: one direction needs half of it."""
+
+    WHOLE = "whole"
+    ENCODER = "encoder"  # with the codebook
+    DECODER = "decoder"  # with the codebook
+
+    @property
+    def leaves_out(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that it does without."""
+        return {
+            Part.WHOLE: (),
+            Part.ENCODER: ("decoder.", "post_quant_proj."),
+            Part.DECODER: ("encoder.", "quant_proj.", "cls_emb."),
+        }[self]
+
+
 # Which keys of the config decide the shape of a tensor, by a part of its name.
 _DECIDED_BY = {
     "encoder.pos_emb": "image_size, image_size_enc, patch_size",
@@ -43,26 +59,23 @@ _DECIDED_BY = {
 }
 
 
-class VQTokenizer(nn.Module):
-    """Encoder, codebook and decoder of one kind of value; `encoder_only` leaves the decoder out.
+class Tokenizer(nn.Module):
+    """Encoder and codebook of one kind of value; how tokens become a value is for subclasses to say.
 
     encode:  x -> prepare (B, C, H, W) -> encoder (B, E, h, w) -> latents (B, L, h, w) -> tokens
-    decode:  tokens -> lookup (B, L, h, w) -> (B, E', h, w) -> decoder -> output
     Tokens are (B, h, w), or (B, N, h, w) where N > 1 codebooks share the latent; L is `latent_dim`.
     """
 
-    def __init__(self, config: VQConfig, encoder_only: bool = False) -> None:
+    def __init__(self, config: VQConfig, part: Part = Part.WHOLE) -> None:
         super().__init__()
         self.config = config
-        if config.n_labels is not None:
-            self.cls_emb = nn.Embedding(config.n_labels, config.n_channels)
-        self.encoder, width = build_encoder(config)
-        self.quant_proj = nn.Conv2d(width, config.latent_dim, kernel_size=1)
+        self.encoder: nn.Module | None = None
+        if part is not Part.DECODER:
+            if config.n_labels is not None:
+                self.cls_emb = nn.Embedding(config.n_labels, config.n_channels)
+            self.encoder, width = build_encoder(config)
+            self.quant_proj = nn.Conv2d(width, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
-        self.decoder: nn.Module | None = None
-        if not encoder_only:
-            self.decoder, width = build_decoder(config)
-            self.post_quant_proj = nn.Conv2d(config.latent_dim, width, kernel_size=1)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What the encoder reads, (B, C, H, W): label maps (B, H, W) embedded, ImageNet statistics undone."""
@@ -78,6 +91,8 @@ class VQTokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """x as in `prepare` -> latents (B, L, h, w), before the search."""
+        if self.encoder is None:
+            raise ValueError("this tokenizer was built without an encoder")
         return self.quant_proj(self.encoder(self.prepare(x)).to(self.quant_proj.weight.dtype))
 
     def tokenize(self, x: Tensor) -> Tensor:
@@ -97,6 +112,28 @@ class VQTokenizer(nn.Module):
         _check_range(tokens, config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
+    def set_network_dtype(self, dtype: torch.dtype) -> Self:
+        """Encoder and decoder in dtype; the search, and the layers right before it, stay in float32."""
+        self.float()
+        for name, parameter in self.named_parameters():
+            if not name.startswith(("quant", "encoder.norm_mlp", "encoder.post_mlp")):
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+
+class VQTokenizer(Tokenizer):
+    """A tokenizer whose decoder is a network that runs once.
+
+    decode:  tokens -> lookup (B, L, h, w) -> (B, E', h, w) -> decoder -> output
+    """
+
+    def __init__(self, config: VQConfig, part: Part = Part.WHOLE) -> None:
+        super().__init__(config, part)
+        self.decoder: nn.Module | None = None
+        if part is not Part.ENCODER:
+            self.decoder, width = build_decoder(config)
+            self.post_quant_proj = nn.Conv2d(config.latent_dim, width, kernel_size=1)
+
     def decode(self, quant: Tensor) -> Tensor:
         """Latents (B, L, h, w) -> output (B, C, h * P, w * P) float32, as the decoder leaves it."""
         if self.decoder is None:
@@ -106,14 +143,6 @@ class VQTokenizer(nn.Module):
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens -> output, as in `decode`."""
         return self.decode(self.lookup(tokens))
-
-    def set_network_dtype(self, dtype: torch.dtype) -> Self:
-        """Encoder and decoder in dtype; the search, and the layers right before it, stay in float32."""
-        self.float()
-        for name, parameter in self.named_parameters():
-            if not name.startswith(("quant", "encoder.norm_mlp", "encoder.post_mlp")):
-                parameter.data = parameter.data.to(dtype)
-        return self
 
 
 def build_encoder(config: VQConfig) -> tuple[nn.Module, int]:
@@ -142,36 +171,7 @@ def build_quantizer(config: VQConfig) -> NearestCode | MemCodes:
     return NearestCode(config.codebook_size, config.latent_dim, config.norm_codes, config.norm_latents)
 
 
-def fit_state(config: VQConfig, state: Mapping[str, Tensor], encoder_only: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that `VQTokenizer(config, encoder_only)` loads, all of them and no others.
-
-    Buffers of training are dropped, and with `encoder_only` the decoder's tensors. A missing, left-over or
-    misshapen tensor, a codebook that was never trained, or one of the other metric is a CheckpointError.
-    """
-    _check_codebook(config, state)
-    dropped = TRAINING_BUFFERS + (DECODER_PREFIXES if encoder_only else ())
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
-    with torch.device("meta"):
-        wanted = VQTokenizer(config, encoder_only).state_dict()
-    for name in sorted(wanted.keys() | kept.keys()):
-        if name not in kept:
-            raise CheckpointError(
-                f"tensor '{name}' is missing{near_match(name, kept.keys() - wanted.keys())}"
-            )
-        if name not in wanted:
-            raise CheckpointError(f"tensor '{name}' has no place in the tokenizer that the config describes")
-        if kept[name].shape != wanted[name].shape:
-            raise CheckpointError(
-                f"tensor '{name}' is {tuple(kept[name].shape)}, "
-                f"but the config asks for {tuple(wanted[name].shape)}"
-                f"{_decided_by(name)}"
-            )
-        if wanted[name].is_floating_point() and not kept[name].is_floating_point():
-            raise CheckpointError(f"tensor '{name}' holds whole numbers, the tokenizer needs fractions")
-    return kept
-
-
-def _check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
+def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
     initted, counts, averages = (state.get(name) for name in TRAINING_BUFFERS)
     if initted is not None and not bool(initted.any()):
         raise CheckpointError("the codebook was never trained (quantize._codebook.initted is 0)")
@@ -181,7 +181,7 @@ def _check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"norm_codes: is {config.norm_codes}, but the file holds a {metric} codebook")
 
 
-def _decided_by(name: str) -> str:
+def decided_by(name: str) -> str:
     keys = next((keys for part, keys in _DECIDED_BY.items() if part in name), "enc_type, dec_type")
     return f" (decided by {keys})"
 
