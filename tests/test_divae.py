@@ -105,7 +105,10 @@ def test_every_recorded_run_is_reproduced(golden: Path, folder: str, name: str) 
         )
     )  # fmt: skip
     assert len(states) == case["executed_steps"]
-    limit = 1e-4 * float(tensors["output"].std())
+    # The recorded change for noise larger by 1e-6, one or two roundings, is below the limit in all runs
+    # but uvit_xattn/ddim_25, whose epsilon prediction divides by next to no signal: that recorded result is
+    # itself 0.9e-4 of its standard deviation away from the same run in float64.
+    limit = max(1e-4 * float(tensors["output"].std()), 2 * case["sens_init_noise_rel_1e_6"])
     for index, x in zip(tensors["x_index"].tolist(), tensors["x"], strict=True):
         before = noise[0] if index == 0 else states[index - 1]
         assert float((before - x).abs().max()) <= limit, index

@@ -19,7 +19,8 @@ fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
 fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq fourm.tokenizers.diffusion
-fourm.tokenizers.unet fourm.tokenizers.divae fourm.tokenizers.build
+fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fourm.tokenizers.divae
+fourm.tokenizers.build
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images

@@ -38,7 +38,7 @@ def fit_state(config: VQConfig, state: Mapping[str, Tensor], part: Part = Part.W
     """
     check_codebook(config, state)
     dropped = TRAINING_BUFFERS + part.leaves_out
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    kept = {_first_name(name): t for name, t in state.items() if not name.startswith(dropped)}
     with torch.device("meta"):
         wanted = build_tokenizer(config, part).state_dict()
     for name in sorted(wanted.keys() | kept.keys()):
@@ -57,3 +57,8 @@ def fit_state(config: VQConfig, state: Mapping[str, Tensor], part: Part = Part.W
         if wanted[name].is_floating_point() and not kept[name].is_floating_point():
             raise CheckpointError(f"tensor '{name}' holds whole numbers, the tokenizer needs fractions")
     return kept
+
+
+def _first_name(name: str) -> str:
+    """UViT files hold one convolution under two names, or under the second alone."""
+    return name.replace("downsample_mid.Conv2d_0.", "downsample_mid.conv.")

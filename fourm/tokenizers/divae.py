@@ -11,11 +11,13 @@ from fourm.errors import CheckpointError, near_match
 from fourm.tokenizers.config import DiVAEConfig, Size
 from fourm.tokenizers.diffusion import Clipping, Sampler, cumulative_alphas, timesteps
 from fourm.tokenizers.unet import UNETS, PatchedUNet, UNetShape
+from fourm.tokenizers.uvit import UVITS, UViT
+from fourm.tokenizers.uvit_transformer import UViTShape
 from fourm.tokenizers.vq import Part, Tokenizer
 
-DECODERS = (*UNETS,)
-Decoder = PatchedUNet
-Shape = TypeVar("Shape", bound=UNetShape)
+DECODERS = (*UNETS, *UVITS)
+Decoder = PatchedUNet | UViT
+Shape = TypeVar("Shape", UNetShape, UViTShape)
 
 
 class DiVAE(Tokenizer):
@@ -101,9 +103,8 @@ def build_decoder(config: DiVAEConfig) -> Decoder:
     if "unet_" in config.dec_type:
         unet = _shape(UNETS.get(config.dec_type), UNetShape, config)
         return PatchedUNet(unet, channels, latent_dim)
-    raise CheckpointError(
-        f"dec_type: unknown decoder '{config.dec_type}'{near_match(config.dec_type, DECODERS)}"
-    )
+    uvit = _shape(UVITS.get(config.dec_type), UViTShape, config)
+    return UViT(uvit, channels, latent_dim, config.conditioning)
 
 
 def _shape(named: Shape | None, kind: type[Shape], config: DiVAEConfig) -> Shape:

@@ -157,8 +157,8 @@ class AttentionBlock(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """Group normalisation in float32 whatever the dtype of the network."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(_GROUPS, width)
+    def __init__(self, width: int, groups: int = _GROUPS, eps: float = 1e-5) -> None:
+        super().__init__(groups, width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape and dtype."""
