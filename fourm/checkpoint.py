@@ -46,6 +46,11 @@ def load_tokenizer(
     return tokenizer if dtype == torch.float32 else tokenizer.set_network_dtype(dtype)
 
 
+def tokenizer_config(path: Path) -> VQConfig:
+    """What a tokenizer's folder or file says of itself; no weights are read."""
+    return _tokenizer_config(path)[0]
+
+
 def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
     """Compare names and shapes of a model's and its tokenizers' tensors with their configs, loading none."""
     config = FourMConfig.from_dict(files.config, files.registry)

@@ -1,30 +1,41 @@
-"""A model's name, folder or file becomes local files and a configuration, read without torch."""
+"""A model's name, folder or file becomes local files and a configuration, read without torch or a network."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fourm import __version__
-from fourm.errors import CheckpointError, MissingError, near_match
+from fourm.cache import find_snapshot, is_hub_id, split_revision
+from fourm.catalogue import (
+    CATALOGUE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Entry,
+    Part,
+    find_entry,
+    near_entry,
+    tokenizer_entry,
+)
+from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.header import parse_header_config, read_header
-from fourm.modalities import RELEASED, Kind, Registry, load_registry
+from fourm.modalities import RELEASED, Kind, Modality, Registry, load_registry
+from fourm.pins import text_tokenizer_path
 
 DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
-_WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
-_HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """Where the parts of one model lie, and what its configuration says."""
 
-    name: str
+    name: str  # a folder or file as it was given; the id of a repository of the Hub
     revision: str  # "" for a folder or file of the user's own
     weights: Path
     config: Mapping[str, object]
@@ -32,6 +43,7 @@ class ModelFiles:
     text_tokenizer: Path | None = None
     prompts: Path | None = None
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
+    absent: Mapping[str, str] = field(default_factory=dict)  # tokenizers that were named, but are not here
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -43,7 +55,14 @@ class ModelFiles:
         """Modalities that the decoder can produce."""
         return tuple(n for n in self._domains("domains_out") if self.registry.get(n).takes_ids)
 
+    @property
+    def rows(self) -> tuple[Modality, ...]:
+        """The rows of all its modalities, each once."""
+        return tuple(self.registry.get(name) for name in dict.fromkeys((*self.reads, *self.writes)))
+
     def _domains(self, key: str) -> tuple[str, ...]:
+        if key not in self.config and "codebook_size" in self.config:
+            raise CheckpointError(f"{self.name}: a tokenizer, where a model is needed")
         names = self.config.get(key)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise CheckpointError(f"{self.name}: '{key}' of the model's configuration is not a list of names")
@@ -55,41 +74,107 @@ class ModelFiles:
 
 
 def find_model(name_or_path: str | Path) -> ModelFiles:
-    """The files of `demo`, a folder, a `.safetensors` with its configuration inside, or the Hub's cache."""
-    if str(name_or_path) == DEMO:
-        if not (_DEMO_FOLDER / "config.json").exists():
-            raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
-        return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
-    path = Path(os.path.expanduser(name_or_path))
-    if os.path.isdir(path):  # False, not an error, for a name that no file can have
-        return _from_folder(path, str(name_or_path), "")
-    if path.suffix == ".safetensors":
-        metadata, _ = read_header(path)
-        config = parse_header_config(metadata)
-        if "domains_in" not in config:
-            raise CheckpointError(
-                f"{path}: its header holds no model configuration; give the folder with the config.json"
-            )
-        return _checked(ModelFiles(str(name_or_path), "", path, config, _sized(RELEASED, config)))
-    return _from_cache(str(name_or_path))
+    """The files of a model with all its parts that are here; nothing is fetched.
+
+    The name is `demo`, a folder (a snapshot of the Hub's cache too), a `.safetensors` file with its
+    configuration inside, a short name of the catalogue or the id of a repository on the Hub; these two
+    also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the released ones, where
+    they are here and its modalities are the released ones.
+    """
+    return _with_released(_locate(str(name_or_path)))
 
 
-def find_sr(model: ModelFiles) -> ModelFiles:
-    """The super-resolution model in the folder `sr` beside a model's weights; tokenizers are shared."""
+def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
+    """The super-resolution model of that name, else the one in the folder `sr` beside a model's weights.
+
+    The base model's tokenizers serve both, unless the super-resolution model brings its own.
+    """
     folder = model.weights.parent / "sr"
-    if not folder.is_dir():
+    if name is None and not folder.is_dir():
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
-    files = _from_folder(folder, f"{model.name}/sr", model.revision)
+    files = _from_folder(folder, f"{model.name}/sr", model.revision) if name is None else _locate(name)
+    return _with_released(
+        replace(
+            files,
+            text_tokenizer=files.text_tokenizer or model.text_tokenizer,
+            tokenizers={**model.tokenizers, **files.tokenizers},
+        )
+    )
+
+
+def resolve_tokenizer(name_or_path: str | Path) -> Path:
+    """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
+    name = str(name_or_path)
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        _weights_in(path, _listed(path), "")
+        return path
+    if os.path.isfile(path) or path.suffix == ".safetensors":
+        read_header(path)
+        return path
+    entry, folder, _ = _find_repository(name, Part.TOKENIZER)
+    _weights_in(folder, _listed(folder), _fetches(entry.name if entry else name))
+    return folder
+
+
+def with_parts(
+    files: ModelFiles, tokenizers: Mapping[str, str], text_tokenizer: str | None = None
+) -> ModelFiles:
+    """The model with tokenizers that were named (a modality row's `tokenizer` -> name or path).
+
+    What is named but not here becomes `absent`, which matters only if a run needs it (`tokenizer_advice`).
+    """
+    found, absent = dict(files.tokenizers), dict(files.absent)
+    for key, name in tokenizers.items():
+        found.pop(key, None)  # another one in its place would be a silent mistake
+        absent.pop(key, None)
+        try:
+            found[key] = resolve_tokenizer(name)
+        except MissingError:
+            absent[key] = name
     return replace(
         files,
-        text_tokenizer=files.text_tokenizer or model.text_tokenizer,
-        tokenizers={**model.tokenizers, **files.tokenizers},
+        tokenizers=found,
+        absent=absent,
+        text_tokenizer=_text_tokenizer(text_tokenizer) or files.text_tokenizer,
     )
+
+
+def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
+    """Refuse a tokenizer that has not one code for each token of a grid, judged by its header alone."""
+    for row in rows:
+        if row.kind is not Kind.GRID or row.tokenizer not in files.tokenizers:
+            continue
+        path = files.tokenizers[row.tokenizer]
+        size = codebook_size(path)
+        if size is not None and size != row.vocab_size:
+            raise CheckpointError(
+                f"{path}: a tokenizer of {size:,} codes, but {row.name} of model '{files.name}' has "
+                f"{row.vocab_size:,} different tokens{_better(files, row.tokenizer)}"
+            )
+
+
+def codebook_size(path: Path) -> int | None:
+    """How many codes a tokenizer has, counted from its tensors; None where it has no codebook."""
+    tensors = read_header(weights_of(path))[1]
+    shapes = [tensors[name].shape for name in _CODEBOOKS if name in tensors]
+    return shapes[0][-2] if shapes and len(shapes[0]) >= 2 else None
+
+
+def tokenizer_advice(files: ModelFiles, key: str) -> str:
+    """Half a sentence: how to get a tokenizer that is not here."""
+    name = files.absent.get(key)
+    entry = _released_for(files, key)
+    if name is not None and not is_hub_id(name.partition("@")[0]):
+        return f"'{name}' is no file or folder"
+    if name is None and entry is None:
+        return f"lay it into the folder tokenizers/{key} beside the model's weights"
+    return _fetches(name or (entry.name if entry else "")).removeprefix("; ")
 
 
 def weights_of(path: Path) -> Path:
     """The weights of a tokenizer that is a folder or a file."""
-    return path / "model.safetensors" if path.is_dir() else path
+    return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def load_config(path: Path) -> dict[str, object]:
@@ -105,40 +190,154 @@ def load_config(path: Path) -> dict[str, object]:
     return config
 
 
-def _from_folder(folder: Path, name: str, revision: str) -> ModelFiles:
-    weights, rows = folder / "model.safetensors", folder / "modalities.yaml"
-    if not weights.exists():
-        raise MissingError(f"{folder}: no model.safetensors in this folder")
-    config = (
-        load_config(folder / "config.json")
-        if (folder / "config.json").exists()
-        else parse_header_config(read_header(weights)[0])
-    )
-    registry = load_registry(rows) if rows.exists() else RELEASED
-    text, prompts = folder / "text_tokenizer.json", folder / "prompts.txt"
-    parts = sorted((folder / "tokenizers").iterdir()) if (folder / "tokenizers").is_dir() else []
+def _locate(name: str) -> ModelFiles:
+    """The files of a model, with those parts that it brings itself."""
+    if name == DEMO:
+        if not (_DEMO_FOLDER / CONFIG_FILE).exists():
+            raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
+        return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # False, not an error, for a name that no file can have
+        return _from_folder(path, name, "")
+    if path.suffix == ".safetensors":
+        metadata, _ = read_header(path)
+        config = parse_header_config(metadata)
+        if "domains_in" not in config:
+            raise CheckpointError(
+                f"{path}: its header holds no model configuration; give the folder with the config.json"
+            )
+        return _checked(ModelFiles(name, "", path, config, _sized(RELEASED, config)))
+    if os.path.isfile(path):
+        raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
+    entry, folder, revision = _find_repository(name, Part.MODEL)
+    hub_id = entry.hub_id if entry else name.partition("@")[0]
+    return _from_folder(folder, hub_id, revision, _fetches(entry.name if entry else name))
+
+
+def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
+    """Entry (None for what is not released), snapshot and commit of a model or tokenizer in the cache."""
+    bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
+    if not is_hub_id(bare):
+        raise MissingError(f"{name}: no such file or folder")
+    entry = find_entry(bare)
+    if entry and entry.kind is not kind and not (kind is Part.MODEL and entry.is_model):
+        raise UsageError(f"'{name}' is {_A[entry.kind]}, where {_A[kind]} is needed")
+    if entry is None and "/" not in bare:
+        known = near_match(bare, [DEMO]) if kind is Part.MODEL else ""
+        advice = near_entry(bare) or known or "; `fourm models` lists all names"
+        raise MissingError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
+    snapshot = find_snapshot(entry.hub_id if entry else bare, revision)
+    if snapshot is None:
+        fetched = (entry.name if entry else bare) + (f" --revision {revision}" if revision else "")
+        advice = (near_entry(bare) if entry is None else "") or _fetches(fetched)
+        raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
+    return entry, snapshot.folder, snapshot.revision
+
+
+_A = {Part.MODEL: "a model", Part.SR: "a super-resolution model", Part.TOKENIZER: "a tokenizer",
+      Part.TEXT_TOKENIZER: "a text tokenizer", Part.PROMPTS: "a set of prompts"}  # fmt: skip
+
+
+def _fetches(name: str) -> str:
+    return f"; `fourm download {name}` fetches it"
+
+
+def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> ModelFiles:
+    """A model folder with its parts; `advice` says how to mend one of the Hub's cache."""
+    files = _listed(folder)
+    weights = _weights_in(folder, files, advice)
+    if CONFIG_FILE in files:
+        config = load_config(_whole(folder / CONFIG_FILE, advice))
+    else:
+        config = parse_header_config(read_header(weights)[0])
+    registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
+    tokenizers = folder / "tokenizers"
+    parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
     return _checked(
         ModelFiles(
             name, revision, weights, config, _sized(registry, config),
-            text_tokenizer=text if text.exists() else None,
-            prompts=prompts if prompts.exists() else None,
-            tokenizers={p.stem: p for p in parts if p.is_dir() or p.suffix == ".safetensors"},
+            text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
+            prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
+            tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
         )
     )  # fmt: skip
 
 
-def _from_cache(name: str) -> ModelFiles:
-    if not _HUB_ID.fullmatch(name):
-        raise MissingError(f"{name}: no such file or folder")
-    if "/" in name:
-        from huggingface_hub import try_to_load_from_cache  # 0.15 s, which no other path has to wait for
+def _listed(folder: Path) -> frozenset[str]:
+    """The names in a folder."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from None
 
-        found = [try_to_load_from_cache(name, file) for file in ("config.json", "model.safetensors")]
-        if all(isinstance(path, str) for path in found):
-            folder = Path(str(found[1])).parent
-            return _from_folder(folder, name, folder.name)
-    advice = near_match(name, [DEMO]) or f"; `fourm download {name}` fetches it"
-    raise MissingError(f"model '{name}' is neither a local folder nor a downloaded model{advice}")
+
+def _weights_in(folder: Path, files: frozenset[str], advice: str) -> Path:
+    """The weights of a folder that holds these files."""
+    if WEIGHTS_FILE in files:
+        return _whole(folder / WEIGHTS_FILE, advice)
+    pickles = sorted(name for name in files if name.endswith(_PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
+        )
+    raise MissingError(f"{folder}: no {WEIGHTS_FILE} in this folder{advice}")
+
+
+def _whole(path: Path, advice: str) -> Path:
+    """The path, unless it is a link into nothing."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise MissingError(f"{path}: a link to a file that is gone{advice}")
+    return path
+
+
+def _with_released(files: ModelFiles) -> ModelFiles:
+    """The model with released tokenizers from the Hub's cache for those that it does not bring itself."""
+    found = dict[str, Path]()
+    for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys():
+        entry = _released_for(files, key)
+        snapshot = find_snapshot(entry.hub_id) if entry else None
+        if snapshot is not None and os.path.isfile(snapshot.folder / WEIGHTS_FILE):
+            found[key] = snapshot.folder
+    text = files.text_tokenizer
+    if text is None and any(_is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+        text = text_tokenizer_path()
+    return replace(
+        files,
+        tokenizers={**files.tokenizers, **found},
+        text_tokenizer=text if text is not None and os.path.isfile(text) else None,
+    )
+
+
+def _released_for(files: ModelFiles, key: str) -> Entry | None:
+    """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
+    served = [row for row in files.rows if row.tokenizer == key]
+    return tokenizer_entry(key) if served and all(map(_is_released, served)) else None
+
+
+def _is_released(row: Modality) -> bool:
+    """True for a row that means what the released row of this name means."""
+    known = RELEASED.rows.get(row.name)
+    return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
+        row.kind, row.vocab_size, row.tokenizer, row.patch_size
+    )  # fmt: skip
+
+
+def _better(files: ModelFiles, key: str) -> str:
+    entry = _released_for(files, key)
+    return f"; the released one is {entry.name}" if entry else ""
+
+
+def _text_tokenizer(name: str | None) -> Path | None:
+    """A text tokenizer's file: a path, or the released one by its name; None for a released one not here."""
+    if name is None:
+        return None
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return path
+    # The reference's configuration files name the file by its place in the reference's own tree.
+    if name.lower() == CATALOGUE["text-tokenizer"].name or path.name == text_tokenizer_path().name:
+        return text_tokenizer_path() if os.path.isfile(text_tokenizer_path()) else None
+    raise MissingError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
 
 
 def _checked(files: ModelFiles) -> ModelFiles:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 
 from fourm import __version__
+from fourm.checkpoint import tokenizer_config
 from fourm.codecs import check_codec
 from fourm.device import name_device
 from fourm.errors import MissingError, UsageError
@@ -17,6 +18,7 @@ from fourm.modalities import Kind, Modality
 from fourm.preview import PREVIEWS
 from fourm.record import RunRecord, digest_of_samples, now, sha256_of
 from fourm.request import Request
+from fourm.tokenizers.config import DiVAEConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def plan_outputs(request: Request) -> list[Output]:
             outputs.append(Output(Place(folder, row.suffix), row, "value", False))
     for output in outputs:
         _check_output(request.model, output)
+    count_evaluations(request, outputs)
     return outputs
 
 
@@ -64,6 +67,31 @@ def _check_output(model: ModelFiles, output: Output) -> None:
             f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
             f"`fourm download {row.tokenizer}` fetches it, --no-decode keeps tokens only"
         )
+
+
+def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
+    """Evaluations of networks that decode by diffusion, per sample; steps that cannot be are refused."""
+    steps, count = request.detokenizer_steps, 0
+    for output in outputs:
+        if output.form != "value" or output.is_condition or not output.modality.tokenizer:
+            continue
+        config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
+        if isinstance(config, DiVAEConfig):
+            check_steps(steps, config.num_train_timesteps)
+            count += steps
+    return count
+
+
+def check_steps(steps: int, trained: int) -> None:
+    """Refuse numbers of steps that a diffusion of so many timesteps cannot take evenly."""
+    if steps <= trained and trained % steps == 0:
+        return
+    even = [n for n in range(1, trained + 1) if trained % n == 0]
+    near = [str(n) for n in (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])]
+    raise UsageError(
+        f"--detokenizer-steps {steps}: the {trained:,} timesteps of the tokenizer cannot be spaced evenly; "
+        f"{' or '.join(near)} would do"
+    )
 
 
 def make_record(

@@ -30,12 +30,13 @@ from fourm.inputs import CAPTION
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
-from fourm.outputs import Output, make_record, plan_outputs, tokenizers_of
+from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.preview import PREVIEWS, write_previews
 from fourm.record import Launch, add_failure, close_output, now, open_output
 from fourm.request import PREVIEW_STEPS, Request
 from fourm.sampling import Noise
 from fourm.state import Batch, Slot, full_grid
+from fourm.tokenizers.vq import Part
 from fourm.wordpiece import WordPiece
 
 NOT_FINITE = (
@@ -103,7 +104,8 @@ def _generate(
     tally.skipped = len(mine) - len(todo)
     size = request.batch_size or choose_batch_size(request, device)
     steps = len(request.chain.steps)
-    yield Started(len(mine), tally.skipped, size, request.model.name, str(device), steps)
+    evaluations = count_evaluations(request, outputs)
+    yield Started(len(mine), tally.skipped, size, request.model.name, str(device), steps, evaluations)
     if not todo:
         return
     yield Loading(f"model {request.model.name}")
@@ -138,7 +140,8 @@ def load_parts(
     """The transformer, the text tokenizer, and the codecs with their tokenizers."""
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
-        name: load_tokenizer(model.tokenizers[name], device, dtype) for name in tokenizers_of(outputs)
+        name: load_tokenizer(model.tokenizers[name], device, dtype, Part.DECODER)
+        for name in tokenizers_of(outputs)
     }
     codecs = {
         o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)

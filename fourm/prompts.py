@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from fourm.cache import find_cached
+from fourm.catalogue import CATALOGUE
 from fourm.errors import MissingError, UsageError, near_match
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
-PARTI_FILES = ("PartiPrompts.tsv",)
-PARTI_REPO = "nateraw/parti-prompts"  # a data set on the Hub with the table as its authors published it
 MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 
 
@@ -60,12 +60,9 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
 
 def find_parti() -> Path:
     """The Parti prompt table in the Hub's cache on this machine."""
-    from huggingface_hub import try_to_load_from_cache  # only who asks for it pays for its import
-
-    for name in PARTI_FILES:
-        found = try_to_load_from_cache(PARTI_REPO, name, repo_type="dataset")
-        if isinstance(found, str):
-            return Path(found)
+    found = find_cached(CATALOGUE["parti-prompts"])
+    if found is not None:
+        return found[0]
     raise MissingError(
         "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
         "or give the table itself: --data PartiPrompts.tsv"

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from fourm.errors import SampleError, UsageError, near_match
+from fourm.errors import MissingError, SampleError, UsageError, near_match
 from fourm.header import read_header
 from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
@@ -33,8 +32,28 @@ from fourm_cli.options import (
     schedule_options,
     settings_from,
 )
+from fourm_cli.run_options import (
+    AsJson,
+    BatchSize,
+    Column,
+    Data,
+    Decode,
+    DetokenizerSteps,
+    LogJson,
+    NumSamples,
+    NumVariations,
+    Out,
+    Overwrite,
+    Preview,
+    Prompts,
+    Quiet,
+    Resume,
+    Seed,
+    Shard,
+    SubsetSeed,
+    Tokenizers,
+)
 
-INPUT, OUTPUT, RUN = "Input", "Output", "Run"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -52,114 +71,6 @@ fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
 torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
 """
 
-Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Captions, a sample for each.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. A dataset: "
-        "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: no condition at all, with --num-samples.",
-        metavar="SOURCE",
-        rich_help_panel=INPUT,
-    ),
-]
-Column = Annotated[
-    str | None,
-    typer.Option(
-        help="Column of a table that holds the prompts. By default caption, prompt or text.",
-        metavar="NAME",
-        rich_help_panel=INPUT,
-    ),
-]
-NumSamples = Annotated[
-    int | None, typer.Option(min=1, help="Only the first N samples.", metavar="N", rich_help_panel=INPUT)
-]
-SubsetSeed = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="With --num-samples: N drawn at random by this seed, not the first.",
-        metavar="S",
-        rich_help_panel=INPUT,
-    ),
-]
-NumVariations = Annotated[
-    int | None,
-    typer.Option(min=1, help="Results per sample. By default 1.", metavar="K", rich_help_panel=RUN),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(min=0, help="Seed of all random draws. By default 0.", metavar="S", rich_help_panel=RUN),
-]
-BatchSize = Annotated[
-    str,
-    typer.Option(
-        help="Samples decoded together. It changes no result in float32.",
-        metavar="auto|N",
-        rich_help_panel=RUN,
-    ),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        help="Do one n-th of the samples: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.",
-        metavar="i/n",
-        rich_help_panel=RUN,
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Output folder. By default the first free of out/001, out/002, ...",
-        metavar="DIR",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Do what an earlier run with the same settings left undone.", rich_help_panel=OUTPUT
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Delete what an earlier run wrote, then start again.", rich_help_panel=OUTPUT
-    ),
-]
-Decode = Annotated[
-    bool,
-    typer.Option(
-        "--decode/--no-decode",
-        help="Write pictures and other values, or tokens alone.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-DetokenizerSteps = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Steps of tokenizers that decode by diffusion. By default 50, at most 25 for previews.",
-        metavar="N",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Preview = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Keep the picture after every N-th step; 0 is never.", metavar="N", rich_help_panel=OUTPUT
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=OUTPUT)]
-AsJson = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="On stdout, a JSON record in place of the folder's path.", rich_help_panel=OUTPUT
-    ),
-]
-LogJson = Annotated[
-    Path | None, typer.Option(help="Write one JSON object per event.", metavar="FILE", rich_help_panel=OUTPUT)
-]
-
 
 @partial(schedule_options, sr=False)
 def generate(
@@ -171,6 +82,7 @@ def generate(
     subset_seed: SubsetSeed = None,
     schedule: Mapping[str, object],
     model: Model = None,
+    tokenizers: Tokenizers = None,
     device: Device = "auto",
     dtype: Dtype = None,
     config: Config = None,
@@ -195,7 +107,7 @@ def generate(
         schedule = {**schedule, "cond_domains": "none"}
     settings = settings_from((config, data_config, gen_config, None), schedule)
     given = settings.run
-    files = _model_files(given.model or DEMO if model is None else model, given)
+    files = _model_files(given.model or DEMO if model is None else model, given, tokenizers or [])
     chain = build_chain(settings.base, files)
     data = given.data_path if data is None and not prompts else data
     source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
@@ -212,17 +124,23 @@ def generate(
         detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    if log_json is not None and log_json.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
-    made = check_output(folder, Launch(world.rank, world.size, now()), resume, overwrite)
-    try:
-        if not quiet and world.group_rank == 0:
-            _say_notes(dataset, files)
-        failed = _run(request, quiet, as_json, log_json)
-    finally:
-        remove_empty(made)  # where a mistake came to light later
+    failed = _start(request, dataset, quiet, as_json, log_json)
     if failed and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)
+
+
+def _start(request: Request, dataset: Dataset, quiet: bool, as_json: bool, log_json: Path | None) -> int:
+    """Check where results go, say what is worth knowing, run; the number of failed samples."""
+    if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
+        raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
+    launch = Launch(request.world.rank, request.world.size, now())
+    made = check_output(request.out, launch, request.resume, request.overwrite)
+    try:
+        if not quiet and request.world.group_rank == 0:
+            _say_notes(dataset, request.model)
+        return _run(request, quiet, as_json, log_json)
+    finally:
+        remove_empty(made)  # where a mistake came to light later
 
 
 def _run(request: Request, quiet: bool, as_json: bool, log_json: Path | None) -> int:
@@ -241,17 +159,32 @@ def _run(request: Request, quiet: bool, as_json: bool, log_json: Path | None) ->
     return end.failed
 
 
-def _model_files(name: str, given: RunSettings) -> ModelFiles:
-    """The model, with those tokenizers of the YAML files that are local."""
+def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelFiles:
+    """The model, with those tokenizers of the YAML files that are local, and those of the options."""
     files = find_model(name)
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
     local = {key: Path(path) for key, path in given.tokenizers.items() if os.path.exists(path)}
+    local |= _parse_tokenizers(tokenizers, files)
     text = Path(given.text_tok_path) if given.text_tok_path else None
     return replace(
         files,
         tokenizers={**files.tokenizers, **local},
         text_tokenizer=text if text is not None and os.path.isfile(text) else files.text_tokenizer,
     )
+
+
+def _parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
+    """`--tokenizer rgb=rgb_divae`: one of the model's own, or a folder or file."""
+    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
+    for text in texts:
+        key, _, name = text.partition("=")
+        if not name or key not in keys:
+            near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
+            raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
+        if name not in files.tokenizers and not os.path.exists(name):
+            raise MissingError(f"--tokenizer {text}: no such tokenizer{near_match(name, files.tokenizers)}")
+        found[key] = files.tokenizers.get(name) or Path(name)
+    return found
 
 
 def _say_notes(dataset: Dataset, files: ModelFiles) -> None:

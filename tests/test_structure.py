@@ -27,7 +27,7 @@ fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.col
 fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fourm.pipeline
 """.split()
 CLI = """
-fourm_cli fourm_cli.options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app
+fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]
