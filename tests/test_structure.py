@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.yamlfile fourm.modalities fourm.catalogue
+fourm fourm.errors fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue
 fourm.schemes fourm.curves fourm.header fourm.hub
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
 fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
