@@ -1,6 +1,12 @@
-"""Local files to networks: strict, from safetensors only, straight onto the target device."""
+"""Local files to networks: strict, from safetensors only, straight onto the target device.
 
-from collections.abc import Iterable
+Tensors are read one after the other from a mapped file, a few at a time where they are converted or moved, so
+that a network never lies in memory twice. Where nothing changes (float32 on a CPU), the network's parameters
+are the mapped file itself: pages come as they are used, several processes share them, and the file must
+stay as it is while they run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +21,11 @@ from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
 from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, fit_state, read_config
 from fourm.tokenizers.config import VQConfig
-from fourm.tokenizers.vq import TRAINING_BUFFERS, Part
+from fourm.tokenizers.vq import INITTED, TRAINING_BUFFERS, Part
 
 Network = TypeVar("Network", bound=nn.Module)
+_OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
+_NAMED = 3  # problems that a message lists
 
 
 def load_model(
@@ -27,8 +35,9 @@ def load_model(
     config = FourMConfig.from_dict(files.config, files.registry)
     with torch.device("meta"):
         model = FourM(config)
-    state = _fit_model(model, _read_tensors(files.weights), files.weights)
-    return _filled(model, state, device, dtype)
+    shapes = _tensor_shapes(files.weights)
+    plan = _plan(_fit_model(model, shapes, files.weights), shapes)
+    return _filled(model, plan, files.weights, device, lambda _: dtype)
 
 
 def load_tokenizer(
@@ -39,11 +48,13 @@ def load_tokenizer(
 ) -> AnyTokenizer:
     """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
     config, weights = _tokenizer_config(path)
-    state = _fit_tokenizer(config, _read_tensors(weights), weights, part)
+    shapes = _tensor_shapes(weights)
+    if INITTED in shapes:  # it is judged by its content, which a header does not have
+        shapes |= _read(weights, [INITTED])
+    plan = _plan(_fit_tokenizer(config, shapes, weights, part), shapes)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, part)
-    _filled(tokenizer, state, device, torch.float32)
-    return tokenizer if dtype == torch.float32 else tokenizer.set_network_dtype(dtype)
+    return _filled(tokenizer, plan, weights, device, lambda name: tokenizer.dtype_of(name, dtype))
 
 
 def tokenizer_config(path: Path) -> VQConfig:
@@ -98,24 +109,73 @@ def _fit_tokenizer(
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped."""
-    read_header(path)  # says what is wrong with a malformed file in words
+def _filled(
+    module: Network, plan: Mapping[str, str], path: Path, device: str | torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+) -> Network:  # fmt: skip
+    """A module from the meta device with a file's tensors as its own, in evaluation mode.
+
+    plan: for each name of the module, the name of its tensor in the file.
+    """
+    targets = dict[str, list[str]]()
+    for name, source in plan.items():
+        targets.setdefault(source, []).append(name)
+    state, spoilt = dict[str, Tensor](), list[str]()
+    for source, tensor, is_finite in _stream(path, targets, torch.device(device), dtype_of):
+        if not is_finite:
+            spoilt.append(source)
+        state |= dict.fromkeys(targets[source], tensor)
+    if spoilt:
+        more = f" (and {len(spoilt) - _NAMED} more)" if len(spoilt) > _NAMED else ""
+        names = ", ".join(f"'{name}'" for name in spoilt[:_NAMED])
+        raise CheckpointError(f"{path}: not all numbers are finite in tensor {names}{more}")
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _stream(
+    path: Path, targets: Mapping[str, list[str]], device: torch.device, dtype_of: Callable[[str], torch.dtype]
+) -> Iterator[tuple[str, Tensor, bool]]:
+    """The tensors of a file where they are wanted, in the order of their bytes, and whether all is finite.
+
+    The file is opened anew for every few of them: a mapping that is closed takes its pages along.
+    """
+    groups, size = [list[str]()], 0
+    for name, info in read_header(path)[1].items():
+        if name in targets:
+            size += 4 * info.num_elements
+            if size > _OPEN_BYTES and groups[-1]:
+                groups.append([])
+                size = 4 * info.num_elements
+            groups[-1].append(name)
+    for group in groups:
+        mapped = _read(path, group)
+        for name in group:
+            tensor = mapped.pop(name)
+            dtype = dtype_of(targets[name][0]) if tensor.is_floating_point() else tensor.dtype
+            yield name, tensor.to(device, dtype), _is_finite(tensor)
+
+
+def _read(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a safetensors file, memory-mapped."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _filled(
-    module: Network, state: dict[str, Tensor], device: str | torch.device, dtype: torch.dtype
-) -> Network:
-    """A module from the meta device with these tensors as its own, in evaluation mode."""
-    moved = {n: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for n, t in state.items()}
-    module.load_state_dict(moved, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
+def _is_finite(tensor: Tensor) -> bool:
+    """False where a number is NaN or infinite; a sum finds them in one pass and asks for no memory."""
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        return True
+    return bool(tensor.isfinite().all())  # the sum itself may be too large
+
+
+def _plan(fitted: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name of a module the name of its tensor in the file."""
+    stored = {id(tensor): name for name, tensor in shapes.items()}
+    return {name: stored[id(tensor)] for name, tensor in fitted.items()}
 
 
 def _fit_model(model: FourM, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,16 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16
                 "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 
 
+# What other files begin with, read where the length of the header makes no sense.
+_FOREIGN = {
+    b"\x80\x02": "a pickled PyTorch file", b"\x80\x04": "a pickled PyTorch file",
+    b"\x80\x05": "a pickled PyTorch file", b"PK": "a pickled PyTorch file", b"\x1f\x8b": "a gzip archive",
+    b"version ": "a Git LFS pointer, without the file that it stands for,", b"<!DOCTYP": "a web page",
+    b"<!doctyp": "a web page", b"<html": "a web page", b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a NumPy file",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a file, as its header describes it."""
@@ -31,30 +41,30 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata strings and tensors of a safetensors file; anything malformed is a CheckpointError."""
+    """Metadata strings and tensors, in the order of their bytes; anything malformed is a CheckpointError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"):
-                raise CheckpointError(
-                    f"{path}: a pickled PyTorch file under another name; only safetensors files are loaded"
-                )
-            if len(start) < 8 or length > size - 8:
-                raise CheckpointError(
-                    f"{path}: truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
-                )
-            if length > _MAX_HEADER:
-                raise CheckpointError(
-                    f"{path}: not a safetensors file (it claims a header of {length:,} bytes)"
-                )
+            if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(f"{path}: {_what_else(start, length, size)}")
             raw = file.read(length)
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return _read_table(raw, size - 8 - length, path)
+
+
+def _what_else(start: bytes, length: int, size: int) -> str:
+    """What a file is that cannot be safetensors."""
+    foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
+    if foreign:
+        return f"{foreign} under another name; only safetensors files are loaded"
+    if length > _MAX_HEADER and size - 8 > _MAX_HEADER:
+        return f"not a safetensors file (it claims a header of {length:,} bytes)"
+    return f"truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
 
 
 def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
@@ -87,7 +97,7 @@ def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str],
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return metadata, tensors
+    return metadata, {name: tensors[name] for *_, name in sorted(spans)}
 
 
 def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:

@@ -70,12 +70,17 @@ def _check_output(model: ModelFiles, output: Output) -> None:
 
 
 def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
-    """Evaluations of networks that decode by diffusion, per sample; steps that cannot be are refused."""
+    """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
     steps, count = request.detokenizer_steps, 0
     for output in outputs:
         if output.form != "value" or output.is_condition or not output.modality.tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
+        row = output.modality
+        if row.kind is Kind.GRID and config.codebook_size < row.vocab_size:
+            raise UsageError(
+                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {config.codebook_size} codes"
+            )
         if isinstance(config, DiVAEConfig):
             check_steps(steps, config.num_train_timesteps)
             count += steps

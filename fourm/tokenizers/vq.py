@@ -19,11 +19,13 @@ from fourm.tokenizers.encoders import (
 from fourm.tokenizers.quantizers import MemCodes, NearestCode
 
 # Statistics of the codebook that only training reads.
+INITTED = "quantize._codebook.initted"
 TRAINING_BUFFERS = (
-    "quantize._codebook.initted",
+    INITTED,
     "quantize._codebook.cluster_size",
     "quantize._codebook.embed_avg",
 )
+_IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
 
 
@@ -112,12 +114,14 @@ class Tokenizer(nn.Module):
         _check_range(tokens, config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of a tensor in a network of this one: the search and what leads to it are float32."""
+        return torch.float32 if name.startswith(_IN_FLOAT32) else dtype
+
     def set_network_dtype(self, dtype: torch.dtype) -> Self:
-        """Encoder and decoder in dtype; the search, and the layers right before it, stay in float32."""
-        self.float()
+        """Encoder and decoder in dtype, as `dtype_of` says."""
         for name, parameter in self.named_parameters():
-            if not name.startswith(("quant", "encoder.norm_mlp", "encoder.post_mlp")):
-                parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(self.dtype_of(name, dtype))
         return self
 
 

@@ -1,0 +1,232 @@
+"""Weights on their way from a file to a network: whole, lean, of any dtype; and what is refused by name."""
+
+import gzip
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fourm.checkpoint import load_model, load_tokenizer
+from fourm.errors import CheckpointError, FourMError, MissingError
+from fourm.header import read_header
+from fourm.hub import find_model
+from fourm.tokenizers.vq import Part
+from tests.tiny import build_tiny
+
+NAME = "encoder.1.mlp.fc1.weight"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A tiny model folder that may be spoilt."""
+    return build_tiny(tmp_path / "model")
+
+
+def change(path: Path, name: str, value: float | None = None, dtype: torch.dtype | None = None) -> None:
+    state = load_file(path)
+    if value is not None:
+        state[name].view(-1)[3] = value
+    if dtype is not None:
+        state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    save_file(state, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(own: Path, value: float) -> None:
+    change(own / "model.safetensors", NAME, value)
+    with pytest.raises(CheckpointError, match=f"not all numbers are finite in tensor '{NAME}'"):
+        load_model(find_model(own))
+    path = own / "tokenizers/rgb/model.safetensors"
+    change(path, "quant_proj.weight", value)
+    with pytest.raises(CheckpointError, match=r"'quant_proj\.weight'"):
+        load_tokenizer(path.parent)
+    load_tokenizer(path.parent, part=Part.DECODER)  # what is not used may be anything
+
+
+def test_large_numbers_are_numbers(own: Path) -> None:
+    change(own / "model.safetensors", NAME, 3e38)
+    assert float(load_model(find_model(own)).state_dict()[NAME].max()) == pytest.approx(3e38)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_any_float_on_disk_becomes_what_is_asked_for(
+    own: Path, stored: torch.dtype, kept: torch.dtype
+) -> None:
+    change(own / "model.safetensors", NAME, dtype=stored)
+    wanted = load_file(own / "model.safetensors")[NAME].to(kept)
+    model = load_model(find_model(own), dtype=kept)
+    assert {p.dtype for p in model.parameters()} == {kept}
+    assert torch.equal(model.state_dict()[NAME], wanted)
+    assert not any(p.is_meta for p in (*model.parameters(), *model.buffers()))
+
+
+def test_a_tokenizer_in_half_precision_searches_in_full(own: Path) -> None:
+    tokenizer = load_tokenizer(own / "tokenizers/rgb", dtype=torch.bfloat16)
+    state = tokenizer.state_dict()
+    assert state["decoder.out_proj.weight"].dtype == state["encoder.proj.weight"].dtype == torch.bfloat16
+    assert state["quant_proj.weight"].dtype == state["quantize._codebook.embed"].dtype == torch.float32
+    again = load_tokenizer(own / "tokenizers/rgb").set_network_dtype(torch.bfloat16).state_dict()
+    assert {n: t.dtype for n, t in again.items()} == {n: t.dtype for n, t in state.items()}
+    assert all(torch.equal(again[n], t) for n, t in state.items())
+
+
+def spoil_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def spoil_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+
+
+def spoil_header_of_two_gigabytes(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write((2 << 30).to_bytes(8, "little"))
+        file.truncate(3 << 30)  # a hole, which takes no room
+
+
+def table_of(path: Path) -> tuple[dict[str, dict[str, object]], bytes]:
+    raw = path.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def write_table(path: Path, table: object, data: bytes) -> None:
+    head = json.dumps(table).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
+
+
+def spoil_overlap(path: Path) -> None:
+    table, data = table_of(path)
+    first, second, *_ = (name for name, info in table.items() if info.get("shape") == [32])
+    table[second]["data_offsets"] = table[first]["data_offsets"]
+    write_table(path, table, data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_zip, "pickled PyTorch file"),
+        (spoil_gzip, "gzip archive"),
+        (lambda path: path.write_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00" * 50), "pickled PyTorch file"),
+        (lambda path: path.write_text("<!DOCTYPE html><html>401</html>" * 9), "web page"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "Git LFS",
+        ),
+        (lambda path: path.write_text('{"error": "Repository not found"}'), "not a safetensors file"),
+        (lambda path: path.write_bytes(b""), "truncated, or not a safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "damaged"),
+        (spoil_header_of_two_gigabytes, "claims a header of 2,147,483,648 bytes"),
+        (spoil_overlap, "begins at byte"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_told_apart(
+    own: Path, run: Callable[..., tuple[int, str, str]], spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(own / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(find_model(own))
+    code, out, err = run("generate", "a red circle", "--model", own, "--out", "results")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{domains", "not a readable JSON file"),
+        ("[1, 2]", "an object of settings was expected"),
+        ("", "not a readable JSON file"),
+        ("[" * 100_000, "not a readable JSON file"),
+        ('{"domains_in": 3}', "'domains_in'"),
+    ],
+)
+def test_a_config_that_is_none_is_told(
+    own: Path, run: Callable[..., tuple[int, str, str]], text: str, message: str
+) -> None:
+    (own / "config.json").write_text(text)
+    code, _, err = run("generate", "a red circle", "--model", own, "--out", "results")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_a_tokenizer_with_fewer_codes_than_the_model_has_tokens_is_refused_before_loading(
+    own: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own / "tokenizers/rgb"
+    config = json.loads((folder / "config.json").read_text()) | {"codebook_size": 20}
+    state = load_file(folder / "model.safetensors")
+    state["quantize._codebook.embed"] = state["quantize._codebook.embed"][:20].clone()
+    state = {n: t for n, t in state.items() if "cluster_size" not in n}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("fourm.pipeline.load_parts", lambda *_: pytest.fail("weights were loaded"))
+    code, _, err = run("generate", "a red circle", "--model", own, "--out", "results", "--targets", "tok_rgb")
+    assert code == 2
+    assert "64 tokens, but its tokenizer has only 20 codes" in err
+    assert not Path("results").exists()
+
+
+def test_a_length_that_looks_like_another_format_is_a_length(tmp_path: Path) -> None:
+    for size in (0x0280, 0x4B50, 0x8B1F):
+        table = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        path = tmp_path / f"{size}.safetensors"
+        path.write_bytes(size.to_bytes(8, "little") + table.ljust(size) + bytes(4))
+        assert list(read_header(path)[1]) == ["a"]
+
+
+def test_a_file_that_vanishes_or_cannot_be_read_is_a_sentence(own: Path) -> None:
+    files = find_model(own)
+    (own / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match="no such file"):
+        load_model(files)
+    (own / "model.safetensors").mkdir()
+    with pytest.raises(FourMError, match="cannot be read"):
+        load_model(files)
+
+
+MEASURE = """
+import resource, sys
+import torch
+from fourm.checkpoint import load_tokenizer
+from pathlib import Path
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+with torch.device("meta"):  # which loads parts of torch that have nothing to do with weights
+    torch.nn.init.trunc_normal_(torch.nn.Linear(64, 64)(torch.ones(1, 64)))
+before = peak()
+tokenizer = load_tokenizer(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
+kept = sum(p.numel() * p.element_size() for p in tokenizer.parameters())
+print((peak() - before) / kept)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux does")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_is_in_memory_once(tmp_path: Path, dtype: str) -> None:
+    """300 MB of random weights, float32 on disk, as a fraction of what is kept."""
+    from fourm.tokenizers.build import build_tokenizer, read_config
+
+    config = {"image_size": 224, "enc_type": "vit_b_enc", "dec_type": "BottleneckMLP/B_1-Wi_64"}
+    with torch.device("meta"):
+        shapes = build_tokenizer(read_config(config)).state_dict()
+    save_file({n: torch.ones(t.shape) for n, t in shapes.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), dtype], capture_output=True, text=True, check=True
+    )
+    # 32 MB of the file are mapped at a time; of a whole model that is nothing.
+    assert float(done.stdout) < (1.15 if dtype == "float32" else 1.15 + 32 / 190)
