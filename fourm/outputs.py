@@ -79,7 +79,8 @@ def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
         row = output.modality
         if row.kind is Kind.GRID and config.codebook_size < row.vocab_size:
             raise UsageError(
-                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {config.codebook_size} codes"
+                f"{row.name}: {row.vocab_size} tokens, "
+                f"but its tokenizer has only {config.codebook_size} codes"
             )
         if isinstance(config, DiVAEConfig):
             check_steps(steps, config.num_train_timesteps)
