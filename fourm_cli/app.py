@@ -13,6 +13,7 @@ from fourm import __version__
 from fourm.errors import FourMError
 from fourm_cli.console import explain
 from fourm_cli.generate import EXAMPLES, generate
+from fourm_cli.models import models_app
 from fourm_cli.schedules import schedule_app
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(epilog=EXAMPLES)(generate)
+app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
 
 

@@ -272,6 +272,15 @@ def result(out: Path, end: Finished, as_json: bool) -> None:
     print_json({"out": str(out), **counts, "seconds": round(end.seconds, 3)}) if as_json else print(out)
 
 
+def size_text(num_bytes: int) -> str:
+    """`1.15 GB`, in units of 1000."""
+    size, units = float(num_bytes), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"
+
+
 def print_json(value: object) -> None:
     """Data for a program, on stdout."""
     print(json.dumps(value, indent=2))
@@ -280,9 +289,13 @@ def print_json(value: object) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
     """A table on stdout; columns in `numbers` are set flush right. In a file or pipe lines are never cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for index, column in enumerate(columns):
+        # On a narrow terminal the first column, which names the row, is broken last; nothing is cut.
         table.add_column(
-            column, justify="right" if column in numbers else "left", no_wrap=not sys.stdout.isatty()
+            column,
+            justify="right" if column in numbers else "left",
+            no_wrap=index == 0 or not sys.stdout.isatty(),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -153,16 +153,6 @@ def test_a_wrong_configuration_is_refused(folder: Path, config: str, said: str) 
     assert said in str(caught.value)
 
 
-def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in ("EPFL-VILAB/4M-7_B_CC12M", "4m-7-b"):
-        with pytest.raises(MissingError) as caught:
-            find_model(name)
-        assert f"`fourm download {name}`" in str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["", "no/such/folder/here", "./gone", "/gone/model.safetensors", "a b"])
 def test_a_path_that_does_not_exist_is_said_to_be_missing(name: str) -> None:
     with pytest.raises(FourMError) as caught:

@@ -1,0 +1,389 @@
+"""Names become files: the catalogue's and the Hub's names, revisions, released parts, tokenizers by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from headers import fine, seven, twenty_one
+from hubcache import COMMIT, put, put_folder, write_tokenizer
+
+from fourm.catalogue import CATALOGUE
+from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.hub import (
+    check_tokenizers,
+    codebook_size,
+    find_model,
+    find_sr,
+    resolve_tokenizer,
+    tokenizer_advice,
+    with_parts,
+)
+from fourm.modalities import RELEASED
+from fourm.pins import text_tokenizer_path
+from fourm.prompts import find_parti, read_prompts
+
+OTHER = "f" * 40
+SEVEN_ID, RGB_ID = CATALOGUE["4m-7-b"].hub_id, CATALOGUE["tok-rgb"].hub_id
+CODES = {"tok-rgb": 16384, "tok-clip": 8192, "tok-depth": 8192, "tok-normal": 8192, "tok-semseg": 4096}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hub."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "hub"
+
+
+@pytest.fixture
+def model(cache: Path, tmp_path: Path) -> Path:
+    """The snapshot of a cached 4M-7 B."""
+    return put_folder(cache, SEVEN_ID, seven(tmp_path / "seven"))
+
+
+def put_tokenizer(cache: Path, tmp_path: Path, name: str, codes: int = 0) -> Path:
+    return put_folder(cache, CATALOGUE[name].hub_id, write_tokenizer(tmp_path / name, codes or CODES[name]))
+
+
+def put_text_tokenizer() -> Path:
+    path = text_tokenizer_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize("name", ["4m-7-b", "4M-7-B", SEVEN_ID, SEVEN_ID.lower(), f"4m-7-b@{COMMIT}"])
+def test_a_released_model_is_found_by_each_of_its_names(model: Path, name: str) -> None:
+    files = find_model(name)
+    assert (files.name, files.revision) == (SEVEN_ID, COMMIT)
+    assert files.weights == model / "model.safetensors"
+    assert "tok_rgb@224" in files.writes
+    assert (files.tokenizers, files.text_tokenizer, files.prompts) == ({}, None, None)
+
+
+def test_a_snapshot_folder_is_a_model_too(model: Path, cache: Path, tmp_path: Path) -> None:
+    rgb = put_tokenizer(cache, tmp_path, "tok-rgb")
+    files = find_model(model)
+    assert files.name == str(model)
+    assert files.tokenizers == {"rgb": rgb}
+
+
+def test_a_revision_is_the_named_one_the_recorded_one_or_the_branch(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_folder(cache, SEVEN_ID, tmp_path / "seven", OTHER, ref="v2")
+    assert find_model("4m-7-b").revision == COMMIT
+    assert find_model("4m-7-b@v2").revision == find_model(f"{SEVEN_ID}@{OTHER}").revision == OTHER
+    monkeypatch.setattr("fourm.cache.pinned_revision", {SEVEN_ID: OTHER}.get)
+    assert find_model("4m-7-b").revision == OTHER
+    assert find_model("4m-7-b@main").revision == COMMIT
+    monkeypatch.setattr("fourm.cache.pinned_revision", {SEVEN_ID: "a" * 40}.get)
+    with pytest.raises(MissingError, match="`fourm download 4m-7-b` fetches it"):
+        find_model("4m-7-b")  # another revision in its place would be a silent mistake
+    with pytest.raises(MissingError, match="`fourm download 4m-7-b --revision v9` fetches it"):
+        find_model("4m-7-b@v9")
+
+
+@pytest.mark.parametrize("name", ["4m-7-b@../../x", "4m-7-b@", "a/b@x//y", "4m-7-b@/etc"])
+def test_a_revision_is_no_path(name: str) -> None:
+    with pytest.raises(UsageError, match="after @ comes"):
+        find_model(name)
+
+
+def test_a_branch_that_points_out_of_the_cache_is_not_followed(model: Path) -> None:
+    (model.parent.parent / "refs" / "main").write_text("../../elsewhere")
+    with pytest.raises(MissingError):
+        find_model("4m-7-b")
+
+
+def test_a_snapshot_without_config_json_has_its_configuration_in_the_header(
+    cache: Path, tmp_path: Path, unpacked: Path
+) -> None:
+    put(cache, "me/mine", {"model.safetensors": unpacked / "swiglu_qknorm" / "model.safetensors"})
+    files = find_model("me/mine")
+    assert (files.name, files.revision) == ("me/mine", COMMIT)
+    assert files.config["act_layer"] == "SiLU"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("4m-7-b", "`fourm download 4m-7-b` fetches it"),
+        (SEVEN_ID, "`fourm download 4m-7-b` fetches it"),
+        ("me/mine", "`fourm download me/mine` fetches it"),
+        ("EPFL-VILAB/4M-7_B_CC12", f"did you mean '{SEVEN_ID}'?"),
+        ("4m-7-bb", "did you mean '4m-7-b'?"),
+        ("dmeo", "did you mean 'demo'?"),
+        ("zzzz", "`fourm models` lists all names"),
+        ("/no/such/folder", "no such file or folder"),
+    ],
+)
+def test_a_model_that_is_not_here_names_what_helps(cache: Path, name: str, said: str) -> None:
+    with pytest.raises(MissingError) as caught:
+        find_model(name)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tok-rgb", RGB_ID, "text-tokenizer", "parti-prompts"])
+def test_what_is_no_model_is_refused_as_one(cache: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="where a model is needed"):
+        find_model(name)
+
+
+def test_a_tokenizers_folder_is_refused_as_a_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a tokenizer, where a model is needed"):
+        find_model(write_tokenizer(tmp_path / "t", 8))
+
+
+def test_released_parts_are_found_in_the_cache(model: Path, cache: Path, tmp_path: Path) -> None:
+    text = put_text_tokenizer()
+    folders = {CATALOGUE[name].key: put_tokenizer(cache, tmp_path, name) for name in CODES}
+    put_folder(cache, CATALOGUE["tok-edge"].hub_id, write_tokenizer(tmp_path / "edge", 8192))
+    files = find_model("4m-7-b")
+    assert files.tokenizers == folders  # those of its modalities alone
+    assert files.text_tokenizer == text
+    check_tokenizers(files, files.rows)
+    assert "edges" in find_model(twenty_one(tmp_path / "twenty_one")).tokenizers
+
+
+def test_a_folders_own_parts_win(cache: Path, tmp_path: Path) -> None:
+    put_text_tokenizer()
+    clip = put_tokenizer(cache, tmp_path, "tok-clip")
+    put_tokenizer(cache, tmp_path, "tok-rgb")
+    folder = seven(tmp_path / "mine")
+    own = write_tokenizer(folder / "tokenizers" / "rgb", 16384)
+    (folder / "text_tokenizer.json").write_text("{}")
+    files = find_model(folder)
+    assert files.tokenizers == {"rgb": own, "clip": clip}
+    assert files.text_tokenizer == folder / "text_tokenizer.json"
+
+
+def test_a_model_of_other_modalities_gets_no_released_part(cache: Path, tmp_path: Path) -> None:
+    put_text_tokenizer()
+    put_tokenizer(cache, tmp_path, "tok-rgb")
+    put_tokenizer(cache, tmp_path, "tok-clip")
+    folder = seven(tmp_path / "mine")
+    (folder / "modalities.yaml").write_text(
+        "- {name: tok_rgb@224, vocab_size: 64}\n- {name: caption, vocab_size: 64}\n"
+        "- {name: det, vocab_size: 64}\n"
+    )
+    files = find_model(folder)
+    assert set(files.tokenizers) == {"clip"}
+    assert files.text_tokenizer is None
+    assert "lay it into" in tokenizer_advice(files, "rgb")
+    assert find_model("demo").tokenizers["rgb"].parent.parent.name == "demo"
+
+
+def test_half_a_tokenizer_in_the_cache_is_none(model: Path, cache: Path, tmp_path: Path) -> None:
+    snapshot = put_tokenizer(cache, tmp_path, "tok-rgb")
+    Path(os.path.realpath(snapshot / "model.safetensors")).unlink()
+    files = find_model("4m-7-b")
+    assert "rgb" not in files.tokenizers
+    assert tokenizer_advice(files, "rgb") == "`fourm download tok-rgb` fetches it"
+
+
+def test_the_super_resolution_model_is_found_by_name(model: Path, cache: Path, tmp_path: Path) -> None:
+    base = find_model("4m-7-b")
+    with pytest.raises(MissingError, match="--sr-model"):
+        find_sr(base)
+    with pytest.raises(MissingError, match="`fourm download 4m-7-sr-l` fetches it"):
+        find_sr(base, "4m-7-sr-l")
+    put_folder(cache, CATALOGUE["4m-7-sr-l"].hub_id, fine(tmp_path / "fine"))
+    put_tokenizer(cache, tmp_path, "tok-clip")
+    mine = write_tokenizer(tmp_path / "mine", 16384)
+    sr = find_sr(with_parts(base, {"rgb": str(mine)}), "4m-7-sr-l")
+    assert sr.name == CATALOGUE["4m-7-sr-l"].hub_id
+    assert "tok_rgb@448" in sr.writes
+    assert sr.tokenizers["rgb"] == mine  # what made the base model's tokens
+    assert "clip" in sr.tokenizers
+
+
+def test_a_tokenizer_is_found_by_name_id_folder_and_file(cache: Path, tmp_path: Path) -> None:
+    snapshot = put_tokenizer(cache, tmp_path, "tok-rgb")
+    assert resolve_tokenizer("tok-rgb") == resolve_tokenizer(RGB_ID) == snapshot
+    assert resolve_tokenizer(f"tok-rgb@{COMMIT}") == resolve_tokenizer(snapshot) == snapshot
+    file = write_tokenizer(tmp_path / "one", 8, header_only=True) / "model.safetensors"
+    assert resolve_tokenizer(file) == file
+    assert (codebook_size(file), codebook_size(snapshot)) == (8, 16384)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("tok-rgb", MissingError, "`fourm download tok-rgb` fetches it"),
+        (RGB_ID, MissingError, "`fourm download tok-rgb` fetches it"),
+        ("tok-rbg", MissingError, "did you mean 'tok-rgb'?"),
+        ("./gone", MissingError, "no such file or folder"),
+        ("4m-7-b", UsageError, "a model, where a tokenizer is needed"),
+        ("text-tokenizer", UsageError, "a text tokenizer, where a tokenizer is needed"),
+    ],
+)
+def test_a_tokenizer_that_is_not_here_says_so(
+    cache: Path, name: str, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        resolve_tokenizer(name)
+    assert said in str(caught.value)
+
+
+def test_named_parts_replace_the_ones_found(model: Path, cache: Path, tmp_path: Path) -> None:
+    put_tokenizer(cache, tmp_path, "tok-rgb")
+    clip = put_tokenizer(cache, tmp_path, "tok-clip")
+    mine = write_tokenizer(tmp_path / "mine", 16384)
+    text = tmp_path / "text.json"
+    text.write_text("{}")
+    files = with_parts(find_model("4m-7-b"), {"rgb": str(mine), "depth": "tok-depth"}, str(text))
+    assert files.tokenizers == {"rgb": mine, "clip": clip}
+    assert files.absent == {"depth": "tok-depth"}
+    assert files.text_tokenizer == text
+    # A tokenizer that was named is never replaced silently by the one that happens to be here.
+    files = with_parts(files, {"rgb": "me/other", "clip": "./gone"})
+    assert files.tokenizers == {}
+    assert tokenizer_advice(files, "rgb") == "`fourm download me/other` fetches it"
+    assert tokenizer_advice(files, "clip") == "'./gone' is no file or folder"
+    assert with_parts(files, {"rgb": str(mine)}).absent == {"clip": "./gone", "depth": "tok-depth"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["text-tokenizer", "./fourm/utils/tokenizer/trained/text_tokenizer_4m_wordpiece_30k.json"],
+)
+def test_the_released_text_tokenizer_is_found_by_name(model: Path, cache: Path, name: str) -> None:
+    assert with_parts(find_model("4m-7-b"), {}, name).text_tokenizer is None
+    text = put_text_tokenizer()
+    assert with_parts(find_model("4m-7-b"), {}, name).text_tokenizer == text
+    with pytest.raises(MissingError, match="`fourm download text-tokenizer` fetches one"):
+        with_parts(find_model("4m-7-b"), {}, "gone.json")
+
+
+@pytest.mark.parametrize("codes", [8192, 32768])
+def test_a_codebook_of_another_size_is_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path, codes: int
+) -> None:
+    wrong = write_tokenizer(tmp_path / "wrong", codes)
+    files = with_parts(find_model("4m-7-b"), {"rgb": str(wrong)})
+    check_tokenizers(files, [RELEASED.get("tok_clip@224"), RELEASED.get("caption")])
+    with pytest.raises(CheckpointError) as caught:
+        check_tokenizers(files, [RELEASED.get("tok_rgb@224")])
+    assert f"a tokenizer of {codes:,} codes" in str(caught.value)
+    assert "16,384 different tokens; the released one is tok-rgb" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_codebooks_of_the_recorded_tokenizers_are_counted(golden: Path, tmp_path: Path) -> None:
+    for path in sorted((golden / "vq" / "manifests").glob("*.json")):
+        manifest = json.loads(path.read_text())
+        table, end = {}, 0
+        for name, info in manifest["state_dict"].items():
+            if "quantize." not in name:
+                continue
+            count = 4
+            for side in info["shape"]:
+                count *= side
+            table[name] = {"dtype": "F32", "shape": info["shape"], "data_offsets": [end, end + count]}
+            end += count
+        raw = json.dumps(table).encode()
+        with (file := tmp_path / "t.safetensors").open("wb") as out:
+            out.write(len(raw).to_bytes(8, "little") + raw)
+            out.truncate(8 + len(raw) + end)  # a hole: no byte of it is ever read
+        assert codebook_size(file) == manifest["config"]["codebook_size"], path.stem
+
+
+def test_a_broken_link_in_the_cache_names_the_download(model: Path) -> None:
+    Path(os.path.realpath(model / "model.safetensors")).unlink()
+    with pytest.raises(MissingError) as caught:
+        find_model("4m-7-b")
+    assert "a link to a file that is gone; `fourm download 4m-7-b` fetches it" in str(caught.value)
+
+
+def test_a_broken_link_to_the_configuration_is_not_taken_for_none(model: Path) -> None:
+    Path(os.path.realpath(model / "config.json")).unlink()
+    with pytest.raises(MissingError, match=r"config\.json: a link to a file that is gone"):
+        find_model("4m-7-b")
+
+
+def test_a_snapshot_that_was_fetched_by_halves_names_the_download(cache: Path, tmp_path: Path) -> None:
+    put(cache, SEVEN_ID, {"config.json": seven(tmp_path / "seven") / "config.json"})
+    with pytest.raises(MissingError, match=r"no model\.safetensors in this folder; `fourm download 4m-7-b`"):
+        find_model("4m-7-b")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "weights.pt"])
+def test_pickled_weights_are_named_and_never_opened(cache: Path, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)  # whoever opens it waits forever
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which would have to be unpickled"):
+        find_model(tmp_path)
+    with pytest.raises(CheckpointError, match="unpickled"):
+        resolve_tokenizer(tmp_path)
+
+
+def test_a_pickle_or_a_page_under_the_right_name_is_refused(model: Path) -> None:
+    for data in (b"PK\x03\x04" + bytes(99), b"<!DOCTYPE html><html>Not found</html>"):
+        blob = Path(os.path.realpath(model / "model.safetensors"))
+        blob.write_bytes(data)
+        (model / "config.json").unlink(missing_ok=True)
+        with pytest.raises(CheckpointError) as caught:
+            find_model("4m-7-b")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_not_json_is_refused(model: Path) -> None:
+    Path(os.path.realpath(model / "config.json")).write_text("model: 4M\n")
+    with pytest.raises(CheckpointError, match=r"config\.json: not a readable JSON file"):
+        find_model("4m-7-b")
+
+
+def test_a_folder_that_may_not_be_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = seven(tmp_path / "seven")
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(CheckpointError, match="cannot be read \\(Permission denied\\)"):
+        find_model(folder)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(CheckpointError, match=r"a model is a folder or a \.safetensors file"):
+        find_model(tmp_path / "x.txt")
+
+
+def test_the_prompts_are_those_that_were_fetched(
+    cache: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MissingError, match="`fourm download parti-prompts`"):
+        find_parti()
+    table = golden / "parti" / "PartiPrompts.tsv"
+    put(cache, "nateraw/parti-prompts", {"PartiPrompts.tsv": table}, ref=None, repo_type="dataset")
+    monkeypatch.setattr("fourm.cache.pinned_revision", {"nateraw/parti-prompts": COMMIT}.get)
+    assert len(read_prompts(find_parti())) == 1632
+
+
+def test_the_variables_of_the_hub_move_the_cache(tmp_path: Path) -> None:
+    put_folder(tmp_path / "a" / "hub", SEVEN_ID, seven(tmp_path / "seven"))
+    put_folder(tmp_path / "b", SEVEN_ID, tmp_path / "seven", OTHER)
+    code = (
+        "from huggingface_hub import constants; from fourm.cache import cache_folder\n"
+        "from fourm.hub import find_model\n"
+        "assert str(cache_folder()) == constants.HF_HUB_CACHE\n"
+        "print(find_model('4m-7-b').revision)"
+    )
+    base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
+    cases = (("HF_HOME", "a", COMMIT), ("HF_HUB_CACHE", "b", OTHER), ("HUGGINGFACE_HUB_CACHE", "b", OTHER),
+             ("HF_HUB_CACHE", "$X/b", OTHER), ("XDG_CACHE_HOME", "xdg", COMMIT))  # fmt: skip
+    (tmp_path / "xdg").mkdir()
+    (tmp_path / "xdg" / "huggingface").symlink_to(tmp_path / "a")
+    for name, value, commit in cases:
+        place = value if value[0] == "$" else str(tmp_path / value)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**base, "X": str(tmp_path), name: place},
+            cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == commit
