@@ -21,6 +21,7 @@ from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
 from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, fit_state, read_config
 from fourm.tokenizers.config import VQConfig
+from fourm.tokenizers.shapes import settle
 from fourm.tokenizers.vq import INITTED, TRAINING_BUFFERS, Part
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -87,15 +88,13 @@ def _kind_of(info: TensorInfo) -> torch.dtype:
 
 
 def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
-    """The config of a tokenizer's folder or file, and where its weights are."""
+    """The config of a tokenizer's folder or file, as its tensors complete it, and where its weights are."""
     weights = weights_of(path)
     beside = weights.parent / "config.json"
-    if path.is_dir() and beside.exists():
-        config = load_config(beside)
-    else:
-        config = parse_header_config(read_header(weights)[0])
+    metadata, tensors = read_header(weights)
+    config = load_config(beside) if path.is_dir() and beside.exists() else parse_header_config(metadata)
     try:
-        return read_config(config), weights
+        return read_config(settle(config, {name: info.shape for name, info in tensors.items()})), weights
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

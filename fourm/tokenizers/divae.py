@@ -124,7 +124,7 @@ def _read_shape(structure: Mapping[str, object], kind: type[Shape]) -> Shape:
         if key not in names:
             raise CheckpointError(f"dec_structure: unknown size '{key}'{near_match(key, names)}")
         numbers = value if isinstance(value, list) else [value]
-        if not numbers or not all(isinstance(n, int | float) and 0 <= n <= 1 << 16 for n in numbers):
+        if not all(isinstance(n, int | float) and 0 <= n <= 1 << 16 for n in numbers):
             raise CheckpointError(f"dec_structure: '{key}' cannot be {value!r}")
         values[key] = tuple(value) if isinstance(value, list) else value
     try:
