@@ -12,7 +12,7 @@ from fourm.checkpoint import tokenizer_config
 from fourm.codecs import check_codec
 from fourm.device import name_device
 from fourm.errors import MissingError, UsageError
-from fourm.hub import ModelFiles, weights_of
+from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
 from fourm.preview import PREVIEWS
@@ -50,6 +50,7 @@ def plan_outputs(request: Request) -> list[Output]:
             outputs.append(Output(Place(folder, row.suffix), row, "value", False))
     for output in outputs:
         _check_output(request.model, output)
+    check_tokenizers(request.model, [output.modality for output in outputs if output.form == "value"])
     count_evaluations(request, outputs)
     return outputs
 
@@ -65,7 +66,7 @@ def _check_output(model: ModelFiles, output: Output) -> None:
     if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
-            f"`fourm download {row.tokenizer}` fetches it, --no-decode keeps tokens only"
+            f"{tokenizer_advice(model, row.tokenizer)}, --no-decode keeps tokens only"
         )
 
 
@@ -76,12 +77,6 @@ def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
         if output.form != "value" or output.is_condition or not output.modality.tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
-        row = output.modality
-        if row.kind is Kind.GRID and config.codebook_size < row.vocab_size:
-            raise UsageError(
-                f"{row.name}: {row.vocab_size} tokens, "
-                f"but its tokenizer has only {config.codebook_size} codes"
-            )
         if isinstance(config, DiVAEConfig):
             check_steps(steps, config.num_train_timesteps)
             count += steps

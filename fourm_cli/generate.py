@@ -10,9 +10,9 @@ from pathlib import Path
 
 import typer
 
-from fourm.errors import MissingError, SampleError, UsageError, near_match
+from fourm.errors import SampleError, UsageError, near_match
 from fourm.header import read_header
-from fourm.hub import DEMO, ModelFiles, find_model
+from fourm.hub import DEMO, ModelFiles, find_model, resolve_tokenizer, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.layout import Dataset
 from fourm.plan import build_chain
@@ -160,30 +160,23 @@ def _run(request: Request, quiet: bool, as_json: bool, log_json: Path | None) ->
 
 
 def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelFiles:
-    """The model, with those tokenizers of the YAML files that are local, and those of the options."""
+    """The model, with the tokenizers that YAML files and options name."""
     files = find_model(name)
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    local = {key: Path(path) for key, path in given.tokenizers.items() if os.path.exists(path)}
-    local |= _parse_tokenizers(tokenizers, files)
-    text = Path(given.text_tok_path) if given.text_tok_path else None
-    return replace(
-        files,
-        tokenizers={**files.tokenizers, **local},
-        text_tokenizer=text if text is not None and os.path.isfile(text) else files.text_tokenizer,
-    )
+    own = _parse_tokenizers(tokenizers, files)
+    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
+    return replace(files, tokenizers={**files.tokenizers, **own})
 
 
 def _parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
-    """`--tokenizer rgb=rgb_divae`: one of the model's own, or a folder or file."""
+    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
     found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
     for text in texts:
         key, _, name = text.partition("=")
         if not name or key not in keys:
             near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
             raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
-        if name not in files.tokenizers and not os.path.exists(name):
-            raise MissingError(f"--tokenizer {text}: no such tokenizer{near_match(name, files.tokenizers)}")
-        found[key] = files.tokenizers.get(name) or Path(name)
+        found[key] = files.tokenizers.get(name) or resolve_tokenizer(name)
     return found
 
 

@@ -1,6 +1,7 @@
 """Pictures by diffusion in a whole run: files, events, previews, and a picture that knows no batch."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fourm.events import Detokenized, Event, Failed, Finished, Started
 from fourm.hub import find_model
 from fourm.layout import samples_of_prompts
 from fourm.modalities import Kind, Modality
-from fourm.pipeline import run
+from fourm.pipeline import run as run_request
 from fourm.request import Request
 from fourm.sampling import Noise
 from fourm.schedule import TargetSpec, make_chain
@@ -52,7 +53,7 @@ def make(tiny: Path, detokenizer: Path, out: Path, **changes: object) -> list[Ev
     files = replace(files, tokenizers={**files.tokenizers, "rgb": detokenizer})
     chain = make_chain([TargetSpec("tok_rgb@64", 64, "roar", 4, temperature=1.0)], ["caption"])
     request = Request(files, chain, samples_of_prompts(PROMPTS), out, device="cpu", detokenizer_steps=4)
-    return list(run(replace(request, **changes)))
+    return list(run_request(replace(request, **changes)))
 
 
 def pictures(out: Path) -> dict[str, bytes]:
@@ -139,3 +140,26 @@ def test_a_codec_pads_groups_to_one_size(detokenizer: Path, monkeypatch: pytest.
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
     with pytest.raises(ValueError, match="needs steps and noise"):
         codec.decode(full_grid(ids))
+
+
+def test_another_tokenizer_is_named_on_the_command_line(
+    tiny: Path, detokenizer: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    common = ("generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--steps", 2, "--quiet")
+    more = ("--tokenizer", f"rgb={detokenizer}", "--detokenizer-steps", 4)
+    assert run(*common, *more, "--out", "a")[0] == 0
+    assert run(*common, "--tokenizer", "rgb=rgb", "--out", "b")[0] == 0
+    assert Path("a/rgb/00000/000000.png").read_bytes() != Path("b/rgb/00000/000000.png").read_bytes()
+    ids = [Path(out, "tok_rgb@64/00000/000000.npy").read_bytes() for out in ("a", "b")]
+    assert ids[0] == ids[1]
+    for wrong, code, message in (
+        ("rgb", 2, "not KEY=NAME"),
+        ("rbg=rgb", 2, "did you mean 'rgb'"),
+        ("rgb=nowhere", 4, "nowhere"),
+        ("rgb=clip", 2, "codes"),
+    ):
+        got, _, err = run(*common, "--tokenizer", wrong, "--out", "c")
+        assert (got, message in err) == (code, True), err
+        assert err.count("\n") == 1
+    assert run(*common, *more[:2], "--detokenizer-steps", 3, "--out", "c")[0] == 2
+    assert not Path("c").exists()
