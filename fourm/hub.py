@@ -122,14 +122,15 @@ def with_parts(
 ) -> ModelFiles:
     """The model with tokenizers that were named (a modality row's `tokenizer` -> name or path).
 
-    What is named but not here becomes `absent`, which matters only if a run needs it (`tokenizer_advice`).
+    A name may also be that of another tokenizer which the model brings. What is not here becomes `absent`,
+    which matters only if a run needs it (`tokenizer_advice`).
     """
     found, absent = dict(files.tokenizers), dict(files.absent)
     for key, name in tokenizers.items():
         found.pop(key, None)  # another one in its place would be a silent mistake
         absent.pop(key, None)
         try:
-            found[key] = resolve_tokenizer(name)
+            found[key] = files.tokenizers[name] if name in files.tokenizers else resolve_tokenizer(name)
         except MissingError:
             absent[key] = name
     return replace(
@@ -148,9 +149,10 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
         path = files.tokenizers[row.tokenizer]
         size = codebook_size(path)
         if size is not None and size != row.vocab_size:
+            few = "only " if size < row.vocab_size else ""
             raise CheckpointError(
-                f"{path}: a tokenizer of {size:,} codes, but {row.name} of model '{files.name}' has "
-                f"{row.vocab_size:,} different tokens{_better(files, row.tokenizer)}"
+                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {few}{size} codes "
+                f"({path}){_better(files, row.tokenizer)}"
             )
 
 

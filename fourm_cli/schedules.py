@@ -8,7 +8,7 @@ from fourm.cost import Cost, estimate
 from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.plan import build_chain
 from fourm.schedule import Chain
-from fourm_cli.console import print_json, print_table
+from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import (
     AsJson,
     Config,
@@ -87,19 +87,10 @@ def _cost_rows(chain: Chain, cost: Cost, files: ModelFiles) -> list[tuple[str, s
         ("decoding steps", f"{len(chain.steps):,}"),
         ("forward passes per sample", f"{cost.passes:,}"),
         ("tokens per sample", f"{cost.tokens:,}"),
-        ("memory for weights", _bytes(cost.weights)),
-        ("memory for activations", f"about {_bytes(cost.activations)} per sample of a batch"),
-        ("to fetch", _bytes(cost.fetch) if cost.fetch else "nothing"),
+        ("memory for weights", size_text(cost.weights)),
+        ("memory for activations", f"about {size_text(cost.activations)} per sample of a batch"),
+        ("to fetch", size_text(cost.fetch) if cost.fetch else "nothing"),
     ]
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes for people."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}"
 
 
 schedule_app.command("validate", epilog=EXAMPLES.format("validate"))(schedule_options(validate))

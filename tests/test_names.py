@@ -246,6 +246,7 @@ def test_named_parts_replace_the_ones_found(model: Path, cache: Path, tmp_path: 
     assert files.tokenizers == {}
     assert tokenizer_advice(files, "rgb") == "`fourm download me/other` fetches it"
     assert tokenizer_advice(files, "clip") == "'./gone' is no file or folder"
+    assert with_parts(find_model("4m-7-b"), {"rgb": "clip"}).tokenizers == {"rgb": clip, "clip": clip}
     assert with_parts(files, {"rgb": str(mine)}).absent == {"clip": "./gone", "depth": "tok-depth"}
 
 
@@ -261,17 +262,17 @@ def test_the_released_text_tokenizer_is_found_by_name(model: Path, cache: Path, 
         with_parts(find_model("4m-7-b"), {}, "gone.json")
 
 
-@pytest.mark.parametrize("codes", [8192, 32768])
+@pytest.mark.parametrize(("codes", "few"), [(8192, "only "), (32768, "")])
 def test_a_codebook_of_another_size_is_refused_before_anything_is_loaded(
-    model: Path, tmp_path: Path, codes: int
+    model: Path, tmp_path: Path, codes: int, few: str
 ) -> None:
     wrong = write_tokenizer(tmp_path / "wrong", codes)
     files = with_parts(find_model("4m-7-b"), {"rgb": str(wrong)})
     check_tokenizers(files, [RELEASED.get("tok_clip@224"), RELEASED.get("caption")])
     with pytest.raises(CheckpointError) as caught:
         check_tokenizers(files, [RELEASED.get("tok_rgb@224")])
-    assert f"a tokenizer of {codes:,} codes" in str(caught.value)
-    assert "16,384 different tokens; the released one is tok-rgb" in str(caught.value)
+    assert f"tok_rgb@224: 16384 tokens, but its tokenizer has {few}{codes} codes" in str(caught.value)
+    assert "the released one is tok-rgb" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
