@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demo.diffusion import NAME
 from demo.tasks import GRIDS, PIXELS, TEXTS, padded, pixels_of, stack_tokens, text_of
 from demo.world import Scene, sample_scene
 from fourm.checkpoint import load_model, load_tokenizer
 from fourm.codecs import build_codec
-from fourm.codecs.images import GridCodec
+from fourm.codecs.images import Diffusion, GridCodec
 from fourm.engine import Engine, with_targets
 from fourm.hub import ModelFiles, find_model, find_sr
 from fourm.model import FourM
@@ -23,6 +24,7 @@ from fourm.sampling import Noise
 from fourm.state import Batch, Slot, full_grid, full_pixels, full_sequence
 from fourm.wordpiece import WordPiece, encode_full
 
+DIFFUSED = "tok_rgb@64"  # whose tokens the diffusion detokenizer reads
 _CHUNK = 25  # samples decoded together
 
 Value = NDArray[Any]
@@ -80,6 +82,14 @@ class Bench:
         if name == PIXELS:
             return full_pixels(pixels_of(scenes), self.files.registry.get(name).patch_size)
         return full_grid(stack_tokens(scenes, name))
+
+    def diffused(self, slot: Slot, steps: int, seed: int = 0) -> list[Value]:
+        """Pictures of `tok_rgb@64` tokens, by the diffusion detokenizer in so many steps."""
+        row = self.files.registry.get(DIFFUSED)
+        codec = build_codec(row, load_tokenizer(self.files.tokenizers[NAME]), self.wordpiece)
+        noise = Noise.for_samples(seed, [(str(index), 0) for index in range(len(slot.known))], "diffusion")
+        assert isinstance(codec, GridCodec)
+        return codec.decode(slot, Diffusion(steps, noise))
 
     def values(self, batch: Batch, name: str) -> list[Value]:
         """Decoded maps of an image modality, as the package writes them."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demo.diffusion import NAME
 from demo.rows import base_config, fine_config, write_rows
 from demo.text import write_tokenizer
 from demo.tokenizers import RECIPES
@@ -40,10 +41,8 @@ def write_bundle(work: Path, folder: Path = BUNDLE) -> int:
         _write_model(folder / "sr", fine_config(), work / "fine")
     write_tokenizer(folder / "text_tokenizer.json")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    for recipe in RECIPES:
-        shutil.copytree(
-            work / "tokenizers" / recipe.name, folder / "tokenizers" / recipe.name, dirs_exist_ok=True
-        )
+    for name in (*(recipe.name for recipe in RECIPES), NAME):
+        shutil.copytree(work / "tokenizers" / name, folder / "tokenizers" / name, dirs_exist_ok=True)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # the library that writes them lets their owner alone read
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

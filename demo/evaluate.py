@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo.bench import Bench, Value, held_out_scenes
+from demo.bench import DIFFUSED, Bench, Value, held_out_scenes
 from demo.metadata import FIELDS
 from demo.patches import FIELDS as MAPS
 from demo.patches import network_input
@@ -34,6 +34,9 @@ from demo.world import (
 USUAL = "--cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5"
 
 Result = dict[str, float]
+
+_MOST_STEPS = 50
+_STEPS = (1, 2, 5, 10, 25, _MOST_STEPS)
 
 
 def round_trip(bench: Bench, fine: Bench | None, count: int) -> Result:
@@ -139,6 +142,36 @@ def super_resolution(fine: Bench, count: int) -> Result:
         "tokens as rendered": float(same.float().mean()),
         "pictures as rendered": float(same.all(1).float().mean()),
     }
+
+
+def diffusion(bench: Bench, count: int) -> Result:
+    """The diffusion detokenizer on true and generated tokens, in few and many steps, beside the VQ decoder.
+
+    PSNR in dB against the rendered picture; mean and largest difference from 50 steps in 8-bit levels.
+    """
+    scenes, result = held_out_scenes(count), Result()
+    truth, slot = [render(scene).rgb for scene in scenes], bench.condition(scenes, DIFFUSED)
+    most = bench.diffused(slot, _MOST_STEPS)
+    ways = {f"{steps} steps": bench.diffused(slot, steps) for steps in _STEPS} | {
+        "VQ decoder": bench.codecs[DIFFUSED].decode(slot)
+    }
+    for name, shown in ways.items():
+        apart = [np.abs(a.astype(int) - b) for a, b in zip(shown, most, strict=True)]
+        psnr = [_psnr(a, b) for a, b in zip(shown, truth, strict=True)]
+        result |= {f"{name}: PSNR": _mean(psnr), f"{name}: lowest PSNR": min(psnr)}
+        result[f"{name}: read back"] = _complete(scenes, [caption_of(value) for value in shown])
+        result[f"{name}: mean difference from {_MOST_STEPS}"] = _mean([float(d.mean()) for d in apart])
+        result[f"{name}: largest difference from {_MOST_STEPS}"] = float(max(d.max() for d in apart))
+    captions = [describe(scene) for scene in _usual(count)]
+    slots = {"caption": bench.captions([print_caption(caption) for caption in captions])}
+    drawn = bench.diffused(bench.run(slots, USUAL).slots[DIFFUSED], 10)
+    right = [agrees(asked, caption_of(value)) for asked, value in zip(captions, drawn, strict=True)]
+    return result | {"complete captions, 10 steps": _mean(right)}
+
+
+def _psnr(shown: Value, truth: Value) -> float:
+    """In dB, of 8-bit pictures."""
+    return float(-10 * np.log10(np.square((shown.astype(float) - truth) / 255).mean() + 1e-12))
 
 
 def _usual(count: int) -> list[Scene]:
@@ -253,6 +286,7 @@ def main() -> None:
         "picture_to_text": lambda: picture_to_text(bench, count),
         "picture_to_maps": lambda: picture_to_maps(bench, count),
         "conditions_to_picture": lambda: conditions_to_picture(bench, count),
+        "diffusion": lambda: diffusion(bench, count),
         "settings": lambda: settings(bench, min(count, 200)),
     }
     if fine is not None:

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from demo.bench import Bench, Value, held_out_scenes
+from demo.bench import DIFFUSED, Bench, Value, held_out_scenes
 from demo.bundle import PROMPTS
 from demo.evaluate import USUAL
+from demo.render import render
 from demo.tasks import DENSE
 from demo.world import describe, print_caption
 from fourm.state import Slot
@@ -79,6 +80,21 @@ def fine_grid(bench: Bench, fine: Bench) -> Image.Image:
     return _grid(pictures, ["64 pixels"] * 6 + ["128 pixels"] * 6, columns=6)
 
 
+def diffusion_grid(bench: Bench) -> Image.Image:
+    """Held-out pictures as rendered, by the VQ decoder, and by diffusion in several numbers of steps."""
+    scenes = held_out_scenes(6, seed=31)
+    slot = bench.condition(scenes, DIFFUSED)
+    rows: dict[str, list[Value]] = {
+        "rendered": [render(scene).rgb for scene in scenes],
+        "VQ decoder": bench.codecs[DIFFUSED].decode(slot),
+        "diffusion, 1 step": bench.diffused(slot, 1),
+        "diffusion, 10 steps": bench.diffused(slot, 10),
+        "diffusion, 50 steps": bench.diffused(slot, 50),
+    }
+    labels = [title for title in rows for _ in scenes]
+    return _grid([value for values in rows.values() for value in values], labels, columns=len(scenes))
+
+
 def _pictures(bench: Bench, slot: Slot, name: str) -> list[Picture]:
     codec = bench.codecs[name]
     values: list[Value] = codec.decode(slot)
@@ -117,6 +133,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench.load(options.model)
     sheets = {"prompts": prompts_grid(bench), "maps": maps_grid(bench), "settings": settings_grid(bench)}
+    sheets["diffusion"] = diffusion_grid(bench)
     if (bench.files.weights.parent / "sr").is_dir():
         sheets["sr"] = fine_grid(bench, Bench.load(options.model, fine=True))
     for name, sheet in sheets.items():

@@ -4,16 +4,18 @@ Each stage goes on from what an earlier, interrupted run left in the working fol
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 
 from demo.base import train_base
-from demo.bundle import write_bundle
+from demo.bundle import BUNDLE, write_bundle
+from demo.diffusion import train_diffusion
 from demo.fine import train_fine
 from demo.tokenizers import RECIPES, train_tokenizer
 
-STAGES = ("tokenizers", "base", "sr", "bundle")
+STAGES = ("tokenizers", "diffusion", "base", "sr", "bundle")
 
 
 def main() -> None:
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", default=STAGES, help=f"some of {STAGES}; all if none")
     parser.add_argument("--work", type=Path, default=Path("demo/work"), help="folder for checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the most efficient")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time for the stage `diffusion`")
     options = parser.parse_args()
     unknown = set(options.stages) - set(STAGES)
     if unknown:
@@ -33,6 +36,10 @@ def main() -> None:
             if not (work / "tokenizers" / recipe.name / "config.json").exists():
                 share = train_tokenizer(recipe, work / "tokenizers" / recipe.name)
                 print(f"tokenizer {recipe.name}: {share:.4f} of the patches have their own code", flush=True)
+    if "diffusion" in options.stages:
+        trained = work / "tokenizers" / "rgb"
+        reads = trained if trained.exists() else BUNDLE / "tokenizers" / "rgb"
+        train_diffusion(work, reads / "model.safetensors", minutes=options.minutes)
     if "base" in options.stages:
         train_base(work / "base")
     if "sr" in options.stages:
