@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fourm.layers import LayerNorm, Mlp, attention, merge_heads, split_heads
+from fourm.layers import Kernel, LayerNorm, Mlp, attention, merge_heads, sdpa, split_heads
 from fourm.state import Packing
 
 
@@ -63,6 +63,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.kernel: Kernel = sdpa
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
         self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
@@ -82,7 +83,7 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if memory is not None:
             k, v = memory.append(k, v)
-        out = merge_heads(attention(q, k, v, visible, causal))
+        out = merge_heads(attention(q, k, v, visible, causal, self.kernel))
         return self.proj(out if packing is None else packing.pack(out))
 
 
@@ -92,6 +93,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.kernel: Kernel = sdpa
         self.q = nn.Linear(config.dim, config.dim, bias=config.qkv_bias)
         self.kv = nn.Linear(config.dim, 2 * config.dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
@@ -107,7 +109,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
         """x: (B, K, D); visible: (B, 1, 1, N) bool. Returns (B, K, D)."""
         q = self.q_norm(split_heads(self.q(x), self.num_heads))
-        return self.proj(merge_heads(attention(q, keys, values, visible)))
+        return self.proj(merge_heads(attention(q, keys, values, visible, kernel=self.kernel)))
 
 
 class EncoderBlock(nn.Module):

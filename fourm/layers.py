@@ -1,13 +1,63 @@
 """Attention, MLPs, norms and position tables: what every 4M network is made of."""
 
+import importlib.util
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourm.errors import UsageError
 
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+# q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """PyTorch's own kernel."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs."""
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
+    out = memory_efficient_attention(*(part.transpose(1, 2) for part in (q, k, v)), attn_bias=bias)
+    return out.transpose(1, 2)
+
+
+def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A mask as what is added to the scores, (B, H, M, N); rows begin at multiples of 8 numbers in memory."""
+    shape, aligned = (*q.shape[:3], k.shape[2]), -(-k.shape[2] // 8) * 8
+    bias = q.new_zeros(*q.shape[:3], aligned)[..., : k.shape[2]]
+    return bias.masked_fill_(~mask.expand(shape), float("-inf"))
+
+
+_KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
+
+
+def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
+    """Let every attention of a network use the kernel of this name, "sdpa" or "xformers"."""
+    if name == "xformers":
+        if device.type != "cuda":
+            raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
+        if importlib.util.find_spec("xformers") is None:
+            raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
+    for module in network.modules():
+        if hasattr(module, "kernel"):
+            module.kernel = _KERNELS[name]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None = None,
+    causal: bool = False,
+    kernel: Kernel = sdpa,
+) -> Tensor:
     """Softmax attention over the visible keys.
 
     q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
@@ -16,12 +66,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, ca
     if k.shape[2] == 0:
         return torch.zeros_like(q)
     if visible is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return kernel(q, k, v, None, causal)
     # A fully hidden row would be 0/0 in the softmax: let it read key 0, then put zeros in its place.
     seen = visible.any(dim=-1, keepdim=True)
     first = torch.zeros_like(visible)
     first[..., 0] = True
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | (first & ~seen))
+    out = kernel(q, k, v, visible | (first & ~seen), False)
     return torch.where(seen, out, torch.zeros_like(out))
 
 

@@ -12,7 +12,13 @@ from fourm.checkpoint import tokenizer_config
 from fourm.codecs import check_codec
 from fourm.device import name_device
 from fourm.errors import MissingError, UsageError
-from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
+from fourm.hub import (
+    ModelFiles,
+    check_tokenizers,
+    require_text_tokenizer,
+    tokenizer_advice,
+    weights_of,
+)
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
 from fourm.preview import PREVIEWS
@@ -63,6 +69,8 @@ def _check_output(model: ModelFiles, output: Output) -> None:
         raise UsageError(
             f"{row.name}: its row in modalities.yaml names no tokenizer; --no-decode keeps tokens only"
         )
+    if output.form == "value" and row.kind is Kind.SEQUENCE:
+        require_text_tokenizer(model, row.name)
     if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
@@ -118,6 +126,7 @@ def make_record(
         seed=request.seed,
         dtype=str(dtype).removeprefix("torch."),
         device_type=device.type,
+        attention=request.attention,
         decode=request.decode,
         detokenizer_steps=request.detokenizer_steps,
         preview=request.preview,

@@ -25,8 +25,8 @@ from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
 from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
-from fourm.hub import ModelFiles
 from fourm.inputs import CAPTION
+from fourm.layers import set_attention
 from fourm.layout import Sample, is_done, path_of, write_atomic
 from fourm.modalities import Kind
 from fourm.model import FourM
@@ -61,6 +61,7 @@ def run(request: Request) -> Iterator[Event]:
     """
     started = time.perf_counter()
     device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
+    set_attention(torch.nn.Identity(), request.attention, device)  # said before anything is loaded
     outputs = plan_outputs(request)
     check_files(request.model, tokenizers_of(outputs))
     record = make_record(request, outputs, device, dtype)
@@ -109,7 +110,7 @@ def _generate(
     if not todo:
         return
     yield Loading(f"model {request.model.name}")
-    parts = load_parts(request.model, outputs, device, dtype)
+    parts = load_parts(request, outputs, device, dtype)
     for first in range(0, len(todo), size):
         yield from _make_batch(request, parts, outputs, todo[first : first + size], tally)
 
@@ -135,9 +136,10 @@ class Parts:
 
 
 def load_parts(
-    model: ModelFiles, outputs: Sequence[Output], device: torch.device, dtype: torch.dtype
+    request: Request, outputs: Sequence[Output], device: torch.device, dtype: torch.dtype
 ) -> Parts:
     """The transformer, the text tokenizer, and the codecs with their tokenizers."""
+    model = request.model
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
         name: load_tokenizer(model.tokenizers[name], device, dtype, Part.DECODER)
@@ -147,8 +149,11 @@ def load_parts(
         o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)
         for o in outputs
     }
+    network = load_model(model, device, dtype)
+    for module in (network, *tokenizers.values()):
+        set_attention(module, request.attention, device)
     sentinels = wordpiece.sentinels if wordpiece is not None else RELEASED_SENTINELS
-    return Parts(load_model(model, device, dtype), codecs, sentinels, device)
+    return Parts(network, codecs, sentinels, device)
 
 
 def _make_batch(

@@ -35,6 +35,7 @@ class RunRecord:
     seed: int
     dtype: str
     device_type: str  # "cpu", "cuda", "mps": other kernels, other rounding
+    attention: str  # which kernel: the same
     decode: bool
     detokenizer_steps: int
     preview: int

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.errors import UsageError
+from fourm.errors import UsageError, near_match
 from fourm.hub import ModelFiles
 from fourm.layout import MAX_SAMPLES, Sample
 from fourm.schedule import Chain
 from fourm.world import World
 
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
+ATTENTIONS = ("sdpa", "xformers")
 PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
 
@@ -27,6 +28,7 @@ class Request:
     batch_size: int | None = None  # None: chosen from the size of the chain
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"  # "auto" is float32: the same result everywhere
+    attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
     decode: bool = True  # also write pictures and other values, not only tokens
     detokenizer_steps: int = DETOKENIZER_STEPS
     preview: int = 0  # keep the picture after every n-th step; 0 is never
@@ -38,6 +40,9 @@ class Request:
     def __post_init__(self) -> None:
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
+        if self.attention not in ATTENTIONS:
+            near = near_match(self.attention, ATTENTIONS)
+            raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
         if not self.overwrite:

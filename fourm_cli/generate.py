@@ -34,6 +34,7 @@ from fourm_cli.options import (
 )
 from fourm_cli.run_options import (
     AsJson,
+    Attention,
     BatchSize,
     Column,
     Data,
@@ -85,6 +86,7 @@ def generate(
     tokenizers: Tokenizers = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    attention: Attention = "sdpa",
     config: Config = None,
     data_config: DataConfig = None,
     gen_config: GenConfig = None,
@@ -120,7 +122,7 @@ def generate(
         seed=seed if seed is not None else given.seed or 0,
         batch_size=_batch_size(batch_size),
         device=_device(device if device != "auto" else given.device or device),
-        dtype=parse_dtype(dtype or given.dtype or "auto"),
+        dtype=parse_dtype(dtype or given.dtype or "auto"), attention=attention,
         detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip

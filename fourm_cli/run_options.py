@@ -100,6 +100,14 @@ DetokenizerSteps = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Attention = Annotated[
+    str,
+    typer.Option(
+        help="sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.",
+        metavar="KERNEL",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Tokenizers = Annotated[
     list[str] | None,
     typer.Option(

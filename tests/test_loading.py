@@ -176,7 +176,7 @@ def test_a_tokenizer_with_fewer_codes_than_the_model_has_tokens_is_refused_befor
     monkeypatch.setattr("fourm.pipeline.load_parts", lambda *_: pytest.fail("weights were loaded"))
     code, _, err = run("generate", "a red circle", "--model", own, "--out", "results", "--targets", "tok_rgb")
     assert code == 2
-    assert "a tokenizer of 20 codes, but tok_rgb@64" in err
+    assert "64 tokens, but its tokenizer has only 20 codes" in err
     assert not Path("results").exists()
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
-from fourm.layers import attention
+from fourm.layers import Kernel, attention, sdpa
 from fourm.tokenizers.diffusion import timestep_embedding
 
 _GROUPS = 32
@@ -142,6 +142,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.kernel: Kernel = sdpa
         self.norm = GroupNorm(width)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj_out = nn.Conv1d(width, width, 1)
@@ -150,7 +151,7 @@ class AttentionBlock(nn.Module):
         """(B, C, h, w) -> the same shape."""
         qkv = self.qkv(self.norm(x).flatten(2))
         q, k, v = (part.transpose(1, 2).unsqueeze(1) for part in qkv.chunk(3, dim=1))
-        out = attention(q, k, v).squeeze(1).transpose(1, 2)
+        out = attention(q, k, v, kernel=self.kernel).squeeze(1).transpose(1, 2)
         return x + self.proj_out(out).view_as(x)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fourm.blocks import SelfAttention
 from fourm.errors import CheckpointError
-from fourm.layers import LayerNorm, Mlp, attention, merge_heads, sincos_2d, split_heads
+from fourm.layers import Kernel, LayerNorm, Mlp, attention, merge_heads, sdpa, sincos_2d, split_heads
 from fourm.tokenizers.config import Size
 from fourm.tokenizers.encoders import resize_positions
 
@@ -202,6 +202,7 @@ class LatentAttention(nn.Module):
     def __init__(self, shape: UViTShape, context_width: int) -> None:
         super().__init__()
         self.num_heads = shape.mid_num_heads
+        self.kernel: Kernel = sdpa
         self.q = nn.Linear(shape.mid_dim, shape.mid_dim, bias=shape.mid_qkv_bias)
         self.kv = nn.Linear(context_width, 2 * shape.mid_dim, bias=shape.mid_qkv_bias)
         self.proj = nn.Linear(shape.mid_dim, shape.mid_dim)
@@ -213,9 +214,8 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
         """x (B, N, D), visible (B, 1, 1, M) -> (B, N, D)."""
-        return self.proj(
-            merge_heads(attention(split_heads(self.q(x), self.num_heads), keys, values, visible))
-        )
+        q = split_heads(self.q(x), self.num_heads)
+        return self.proj(merge_heads(attention(q, keys, values, visible, kernel=self.kernel)))
 
 
 def _changed(x: Tensor, change: tuple[Tensor, ...]) -> Tensor:
