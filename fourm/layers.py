@@ -47,7 +47,7 @@ def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
             raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
     for module in network.modules():
         if hasattr(module, "kernel"):
-            module.kernel = _KERNELS[name]
+            setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
 
 
 def attention(

@@ -36,6 +36,7 @@ SETTINGS = RunRecord(
     seed=0,
     dtype="float32",
     device_type="cpu",
+    attention="sdpa",
     decode=True,
     detokenizer_steps=25,
     preview=0,
