@@ -174,6 +174,17 @@ def tokenizer_advice(files: ModelFiles, key: str) -> str:
     return _fetches(name or (entry.name if entry else "")).removeprefix("; ")
 
 
+def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
+    """The model's text tokenizer, or an error that says what needs it and how to get it."""
+    if files.text_tokenizer is not None:
+        return files.text_tokenizer
+    if any(_is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+        raise MissingError(
+            f"{what} needs the text tokenizer, which is not here{_fetches(CATALOGUE['text-tokenizer'].name)}"
+        )
+    raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
+
+
 def weights_of(path: Path) -> Path:
     """The weights of a tokenizer that is a folder or a file."""
     return path / WEIGHTS_FILE if path.is_dir() else path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import UsageError
-from fourm.hub import ModelFiles
+from fourm.hub import ModelFiles, require_text_tokenizer
 from fourm.layout import MAX_SAMPLES, Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
 from fourm.modalities import Kind
 from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
@@ -120,9 +120,7 @@ def _joined(prompts: Sequence[str]) -> bytes:
 
 
 def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:
-    if model.text_tokenizer is None:
-        raise UsageError(f"model '{model.name}' comes without a text tokenizer, so it reads no prompts")
-    wordpiece = WordPiece.load(model.text_tokenizer)
+    wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
     max_tokens = max(model.registry.get(name).max_tokens for name in conditions)
     for sample in samples:
         check_prompt(sample.caption or "", wordpiece, max_tokens)

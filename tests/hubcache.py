@@ -37,6 +37,12 @@ def put_folder(
     return put(cache, hub_id, {name: folder / name for name in names}, commit, ref)
 
 
+def put_whole(cache: Path, hub_id: str, folder: Path) -> Path:
+    """The same with everything in a folder."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return put(cache, hub_id, files)
+
+
 def write_tokenizer(folder: Path, codes: int, header_only: bool = False) -> Path:
     """A tokenizer's folder that is a configuration and a codebook of one number per code."""
     folder.mkdir(parents=True, exist_ok=True)

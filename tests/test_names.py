@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from headers import fine, seven, twenty_one
-from hubcache import COMMIT, put, put_folder, write_tokenizer
+from hubcache import COMMIT, put, put_folder, put_whole, write_tokenizer
 
 from fourm.catalogue import CATALOGUE
 from fourm.errors import CheckpointError, MissingError, UsageError
@@ -388,3 +390,51 @@ def test_the_variables_of_the_hub_move_the_cache(tmp_path: Path) -> None:
             cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True,
         )  # fmt: skip
         assert done.stdout.strip() == commit
+
+
+def test_a_run_by_name_is_the_run_of_the_folder(
+    cache: Path, tiny: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    put_whole(cache, "me/tiny", tiny)
+    words = ("generate", "a red circle", "--targets", "tok_rgb", "--steps", "2", "--quiet", "--out")
+    assert run(*words, "a", "--model", "me/tiny")[:2] == (0, "a\n")
+    assert run(*words, "b", "--model", tiny)[0] == 0
+    record = json.loads(Path("a/run.json").read_text())
+    assert (record["model"], record["revision"]) == ("me/tiny", COMMIT)
+    for name in ("tok_rgb@64/00000/000000.npy", "caption/00000/000000.txt"):
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
+
+
+def test_a_run_names_each_part_that_is_not_here(
+    model: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ("generate", "a red circle", "--model", "4m-7-b", "--targets", "tok_rgb", "--steps", "2")
+    code, out, err = run(*words)
+    assert (code, out) == (4, "")
+    assert err == (
+        "fourm: reading prompts needs the text tokenizer, which is not here; "
+        "`fourm download text-tokenizer` fetches it\n"
+    )
+    code, out, err = run("generate", "--data", "empty", "--num-samples", "1", *words[2:])
+    assert (code, out) == (4, "")
+    assert "`fourm download tok-rgb` fetches it, --no-decode keeps tokens only" in err
+    assert len(err.splitlines()) == 1
+    ids = Path("data", "tok_rgb@224", "x", "a.npy")
+    ids.parent.mkdir(parents=True)
+    np.save(ids, np.zeros(196, np.int16))
+    code, _, err = run("generate", "--cond", "tok_rgb", "--data", "data", *words[2:5], "caption")
+    assert code == 4
+    assert "caption needs the text tokenizer, which is not here" in err
+    assert not Path("out").exists()
+
+
+def test_a_run_refuses_a_tokenizer_that_does_not_fit(
+    tiny: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    wrong = write_tokenizer(tmp_path / "wrong", 65)
+    code, out, err = run(
+        "generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--tokenizer", f"rgb={wrong}"
+    )
+    assert (code, out) == (2, "")
+    assert "tok_rgb@64: 64 tokens, but its tokenizer has 65 codes" in err
+    assert not Path("out").exists()
