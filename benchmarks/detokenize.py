@@ -1,4 +1,4 @@
-"""Time per decoded picture of the RGB detokenizer at its real size, and what fewer steps of a trained one cost.
+"""Time per picture of the RGB detokenizer at its real size, and what fewer steps of a trained one cost.
 
     python -m benchmarks.detokenize [--device cuda] [--batch 1,8,32] [--steps 10] [--attention sdpa,xformers]
     python -m benchmarks.detokenize --error [--tokenizer FOLDER]
@@ -68,9 +68,8 @@ def evaluate_once(tokenizer: DiVAE, device: torch.device) -> Tensor:
 def time_it(args: argparse.Namespace) -> None:
     """The table of times."""
     device = torch.device(args.device)
-    print(
-        "| dtype | attention | batch | s / picture | error of one call |\n| --- | --- | ---: | ---: | ---: |"
-    )
+    print(f"| dtype | attention | batch | s / picture, {args.steps} steps | error of one call |")
+    print("| --- | --- | ---: | ---: | ---: |")
     wanted = evaluate_once(random_detokenizer(device), device)
     for dtype in (torch.float32, torch.bfloat16):
         for attention in args.attention.split(","):
