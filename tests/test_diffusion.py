@@ -153,6 +153,12 @@ def test_thresholds_of_one_are_a_clamp() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     alphas = cumulative_alphas("linear", 100)
+    x = torch.zeros(1, 1, 2, 2)
+    for sampler in (Sampler("ddpm", alphas, "sample"), Sampler("ddim", alphas, "sample", eta=1.0)):
+        with pytest.raises(ValueError, match="timestep 50 takes fresh noise"):
+            sampler.step(x, 50, 40, x)
+    with pytest.raises(CheckpointError, match="says nothing at timestep 99"):
+        Sampler("ddim", alphas, "epsilon").step(x, 99, 89, x)
     with pytest.raises(CheckpointError, match="did you mean 'squaredcos_cap_v2'"):
         cumulative_alphas("squaredcos", 100)
     with pytest.raises(CheckpointError, match="prediction_type"):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fourm.checkpoint import load_tokenizer
 from fourm.errors import CheckpointError, UsageError
 from fourm.tokenizers.build import build_tokenizer, fit_state, read_config
 from fourm.tokenizers.config import DiVAEConfig, VQConfig
-from fourm.tokenizers.divae import DECODERS, DiVAE
+from fourm.tokenizers.divae import DECODERS, DiVAE, make_sampler
 from fourm.tokenizers.vq import TRAINING_BUFFERS, Part
 
 FOLDERS = ("unet_concat", "uvit_concat", "uvit_xattn")
@@ -29,6 +30,10 @@ RUNS = [
     *(("uvit_concat", run) for run in ("ddpm_5", "ddpm_25", "ddim_5", "ddim_25", "ddim_5_cond_3x3_to_64")),
     *(("uvit_xattn", run) for run in ("ddpm_5", "ddim_5", "ddim_25", "ddim_5_image48")),
 ]  # fmt: skip
+# Epsilon prediction that divides by next to no signal. In units of the standard deviation the recorded result
+# is 0.90e-4 from the same run in float64, ours 1.12e-4, and the two 1.03e-4 from each other; noise larger by
+# 1e-6, one or two roundings, moves it by 0.82e-4. The folder's README allows 1e-3 for this run alone.
+ROUNDED = ("uvit_xattn", "ddim_25")
 MANIFESTS = (
     "4M_tokenizers_rgb_16k_224-448", "4M_tokenizers_depth_8k_224-448", "4M_tokenizers_normal_8k_224-448",
     "4M_tokenizers_edge_8k_224-512", "config_rgb_ViTB-UNetP4_16k_224_predx0",
@@ -105,10 +110,9 @@ def test_every_recorded_run_is_reproduced(golden: Path, folder: str, name: str) 
         )
     )  # fmt: skip
     assert len(states) == case["executed_steps"]
-    # The recorded change for noise larger by 1e-6, one or two roundings, is below the limit in all runs
-    # but uvit_xattn/ddim_25, whose epsilon prediction divides by next to no signal: that recorded result is
-    # itself 0.9e-4 of its standard deviation away from the same run in float64.
-    limit = max(1e-4 * float(tensors["output"].std()), 2 * case["sens_init_noise_rel_1e_6"])
+    limit = 1e-4 * float(tensors["output"].std())
+    if (folder, name) == ROUNDED:
+        limit = 2 * case["sens_init_noise_rel_1e_6"]
     for index, x in zip(tensors["x_index"].tolist(), tensors["x"], strict=True):
         before = noise[0] if index == 0 else states[index - 1]
         assert float((before - x).abs().max()) <= limit, index
@@ -134,6 +138,13 @@ def test_full_size_tokenizers_have_exactly_the_listed_tensors(golden: Path, name
     listed = {
         key: tuple(row["shape"]) for key, row in manifest["tensors"].items() if key not in TRAINING_BUFFERS
     }
+    counts = dict[str, int]()
+    for key, tensor in tokenizer.state_dict().items():
+        top = key.split(".")[0]
+        counts[top] = counts.get(top, 0) + tensor.numel()
+    wanted = manifest["parameter_counts"]["by_top_level_prefix"]
+    dropped = [row["shape"] for key, row in manifest["tensors"].items() if key in TRAINING_BUFFERS]
+    assert counts == {**wanted, "quantize": wanted["quantize"] - sum(prod(shape) for shape in dropped)}
     missing = listed.keys() - shapes.keys()
     assert missing <= aliases
     assert shapes == {key: shape for key, shape in listed.items() if key not in missing}
@@ -247,13 +258,61 @@ def test_sizes_and_steps_that_cannot_be_are_refused(
         ({"dec_structure": {"widths": 3}}, "unknown size 'widths'"),
         ({"dec_structure": {"model_channels": "32"}}, "cannot be '32'"),
         ({"dec_structure": {"model_channels": 48, "channel_mult": [1]}}, "multiples of 32"),
-        ({"dec_structure": {"model_channels": 32, "channel_mult": 1}}, "dec_structure"),
+        ({"dec_structure": {"model_channels": 32, "channel_mult": 1}}, "cannot be 1"),
+        ({"dec_structure": {"model_channels": True}}, "cannot be True"),
+        ({"dec_structure": {"num_res_blocks": 1.5}}, "cannot be 1.5"),
+        ({"dec_structure": {"num_res_blocks": 65}}, "over 64"),
+        ({"dec_structure": {"attention_resolutions": 4}}, "cannot be 4"),
+        ({"dec_structure": {"channel_mult": []}}, "begin at 1"),
+        ({"dec_structure": {"channel_mult": [1] * 17}}, "cannot be"),
+        ({"dec_structure": {"patch_size": 0}}, "begin at 1"),
+        ({"dec_structure": {"model_channels": 1, "channel_mult": [32]}}, "not even"),
         ({"n_labels": 4}, "n_labels"),
     ],
 )
 def test_configs_that_make_no_sense_are_named(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message), torch.device("meta"):
         build_tokenizer(read_config({"dec_type": "unet_patched", "patch_size": 16, **config}))
+
+
+def test_what_cannot_be_is_refused_before_anything_is_drawn() -> None:
+    tokens, tokenizer = torch.zeros(1, 4, 4, dtype=torch.int64), tiny()
+
+    def draws(index: int) -> Tensor:
+        raise AssertionError(index)
+
+    with pytest.raises(ValueError, match="multiples of 8"):
+        tokenizer.sample(tokens, draws, 5, (0, 8))
+    with pytest.raises(UsageError, match="trailing"):
+        tokenizer.sample(tokens, draws, 5, mode="trail")
+    with pytest.raises(ValueError, match="latents have 7 channels"):
+        tokenizer.sample(torch.zeros(1, 7, 4, 4), draws, 5)
+    with pytest.raises(CheckpointError, match="epsilon"):
+        tiny(prediction_type="epsilon").sample(tokens, draws, 5)
+
+
+def test_every_draw_has_the_shape_of_the_value_and_becomes_float32() -> None:
+    tokens, tokenizer = torch.zeros(1, 4, 4, dtype=torch.int64), tiny(scheduler="ddpm")
+    for bad in (0, 2):
+        with pytest.raises(ValueError, match=r"noise is \(1, 1, 32, 32\)"):
+            tokenizer.decode_tokens(tokens, lambda i, b=bad: torch.zeros(1, 1 if i == b else 3, 32, 32), 5)
+    double = tokenizer.decode_tokens(tokens, lambda _: torch.zeros(1, 3, 32, 32, dtype=torch.float64), 5)
+    assert double.dtype == torch.float32
+
+
+def test_latents_are_decoded_like_the_tokens_they_stand_for() -> None:
+    tokens, tokenizer = torch.arange(16).view(1, 4, 4), tiny()
+    wanted = tokenizer.decode_tokens(tokens, lambda _: noise_of(tokens), steps=3)
+    *_, got = tokenizer.sample(tokenizer.lookup(tokens), lambda _: noise_of(tokens), steps=3)
+    assert torch.equal(got, wanted)
+
+
+def test_a_sampler_takes_the_place_of_the_one_that_the_config_asks_for() -> None:
+    tokens = torch.arange(16).view(1, 4, 4)
+    wanted = tiny(scheduler="ddpm").decode_tokens(tokens, lambda _: noise_of(tokens), steps=4)
+    other = make_sampler(replace(TINY, scheduler="ddpm"))
+    *_, got = tiny().sample(tokens, lambda _: noise_of(tokens), steps=4, sampler=other)
+    assert torch.equal(got, wanted)
 
 
 def test_noise_prediction_says_nothing_without_any_signal() -> None:
@@ -264,7 +323,10 @@ def test_noise_prediction_says_nothing_without_any_signal() -> None:
 
 def test_a_config_says_by_its_decoder_or_else_its_schedule_that_it_diffuses() -> None:
     assert isinstance(read_config({"dec_type": "unet_patched", "some_training_key": 1}), DiVAEConfig)
-    assert isinstance(read_config({"beta_schedule": "linear"}), DiVAEConfig)
+    for key, value in (("beta_schedule", "linear"), ("num_train_timesteps", 1000)):
+        config = read_config({key: value})
+        assert isinstance(config, DiVAEConfig)
+        assert config.dec_type == "unet_patched"
     for config in ({}, {"dec_type": "vit_b_dec", "beta_schedule": "linear"}):
         assert type(read_config(config)) is VQConfig
     assert "unet_patched" in DECODERS

@@ -12,13 +12,14 @@ from fourm.tokenizers.vq import TRAINING_BUFFERS, Part, VQTokenizer, check_codeb
 
 AnyTokenizer = VQTokenizer | DiVAE
 _DIFFUSION_DECODERS = ("unet_", "uvit_")
+_DIFFUSION_KEYS = ("beta_schedule", "num_train_timesteps")
 
 
 def read_config(config: Mapping[str, object]) -> VQConfig:
     """The config of a tokenizer: of diffusion where its decoder, or else a noise schedule, says so."""
     decoder = config.get("dec_type")
     by_name = isinstance(decoder, str) and any(part in decoder for part in _DIFFUSION_DECODERS)
-    if by_name or (decoder is None and "beta_schedule" in config):
+    if by_name or (decoder is None and not config.keys().isdisjoint(_DIFFUSION_KEYS)):
         return DiVAEConfig.from_dict(config)
     return VQConfig.from_dict(config)
 

@@ -170,6 +170,14 @@ class Sampler:
                 f"{near_match(self.prediction, PREDICTIONS)}"
             )
 
+    def check(self, t: int) -> None:
+        """Refuse a timestep at which the network's prediction does not determine the clean value."""
+        if self.prediction == "epsilon" and self.alphas[t] == 0:
+            raise CheckpointError(
+                f"prediction_type: 'epsilon' says nothing at timestep {t}, where no signal is left "
+                "(zero_terminal_snr)"
+            )
+
     def draws_at(self, t: int) -> bool:
         """True where a step takes fresh noise."""
         return t > 0 if self.kind == "ddpm" else self.eta > 0
@@ -180,21 +188,19 @@ class Sampler:
         """From x (B, C, H, W) at timestep t to the previous one: the next x, and the clean value predicted.
 
         output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
-        shape, for steps that take some (`draws_at`).
+        shape, for steps that take some (`draws_at`), which are a ValueError without it.
         """
         output, x = output.float(), x.float()
         a = self.alphas[t]
-        if self.prediction == "epsilon" and a == 0:
-            raise CheckpointError(
-                f"prediction_type: 'epsilon' says nothing at timestep {t}, where no signal is left "
-                "(zero_terminal_snr)"
-            )
+        self.check(t)
         clean = self.clipping(predict_clean(output, a, x, self.prediction))
         step = self._ddpm if self.kind == "ddpm" else self._ddim
         after, spread = step(output, clean, a, t, previous, x)
-        if spread is not None and noise is not None:
-            after = after + spread * noise
-        return after, clean
+        if spread is None:
+            return after, clean
+        if noise is None:
+            raise ValueError(f"the step from timestep {t} takes fresh noise, and none was given")
+        return after + spread * noise.float(), clean
 
     def _ddim(
         self, output: Tensor, clean: Tensor, a: Tensor, t: int, previous: int, x: Tensor

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from fourm.tokenizers.vq import Part, Tokenizer
 
 DECODERS = (*UNETS, *UVITS)
 Decoder = PatchedUNet | UViT
+_MAX_SIZE, _MAX_LEVELS = 1 << 16, 16  # far beyond any decoder
 Shape = TypeVar("Shape", UNetShape, UViTShape)
 
 
@@ -44,40 +46,61 @@ class DiVAE(Tokenizer):
 
     def sample(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None,
-        mode: str = "trailing",
+        mode: str = "trailing", sampler: Sampler | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The running value (B, C, H, W) float32 after every step; the last one is the result.
 
-        tokens (B, h, w) int64. draws(0) is the noise to begin with, (B, C, H, W) standard normal; draws(1),
-        draws(2), ... are those of the DDPM steps that take some. size is (H, W) in pixels, by default the
-        grid's. `mode` spaces the timesteps of DDIM (see `timesteps`).
+        tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
+        with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
+        some. size is (H, W) in pixels, by default the grid's. `mode` spaces the timesteps of DDIM (see
+        `timesteps`); `sampler` takes the place of the config's. What cannot be is refused before anything is
+        drawn.
         """
         if self.decoder is None:
             raise ValueError("this tokenizer was built without a decoder")
-        config, decoder, sampler = self.config, self.decoder, self.sampler
-        times = timesteps(sampler.kind, config.num_train_timesteps, steps, mode)
-        ratio = config.num_train_timesteps // steps
-        _, *sides = self.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
+        sampler = sampler or self.sampler
+        times = timesteps(sampler.kind, len(sampler.alphas), steps, mode)
+        for t in times:
+            sampler.check(t)
+        quant = self._latents(tokens)
+        channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
         height, width = size or sides
-        if height % decoder.multiple or width % decoder.multiple:
-            raise ValueError(f"sides must be multiples of {decoder.multiple} pixels, not {height} x {width}")
-        with torch.no_grad():
-            condition = decoder.condition(self.lookup(tokens), (height, width))
-        x = draws(0).to(tokens.device, torch.float32)
-        if x.shape != (len(tokens), config.n_channels, height, width):
+        multiple = self.decoder.multiple
+        if min(height, width) < 1 or height % multiple or width % multiple:
+            raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
+        shape = (len(quant), channels, height, width)
+        draw, ratio = partial(_draw, draws, shape, quant.device), len(sampler.alphas) // steps
+        return self._run(self.decoder, quant, draw, sampler, [(t, t - ratio) for t in times])
+
+    def _latents(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 4 or not tokens.is_floating_point():
+            return self.lookup(tokens)
+        if tokens.shape[1] != self.config.latent_dim:
             raise ValueError(
-                f"noise is {tuple(x.shape)}, not {(len(tokens), config.n_channels, height, width)}"
+                f"latents have {tokens.shape[1]} channels; this tokenizer has {self.config.latent_dim}"
             )
-        on_device = torch.tensor(times, device=tokens.device)
-        drawn = 0
-        for index, t in enumerate(times):
+        return tokens
+
+    @staticmethod
+    def _run(
+        decoder: Decoder,
+        quant: Tensor,
+        draw: Callable[[int], Tensor],
+        sampler: Sampler,
+        pairs: list[tuple[int, int]],
+    ) -> Iterator[Tensor]:
+        x, drawn = draw(0), 0
+        with torch.no_grad():
+            condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
+        on_device = torch.tensor([t for t, _ in pairs], device=x.device)
+        for index, (t, previous) in enumerate(pairs):
             with torch.no_grad():
                 output = decoder(x, on_device[index], condition)
                 fresh = None
                 if sampler.draws_at(t):
                     drawn += 1
-                    fresh = draws(drawn).to(x.device)
-                x, _ = sampler.step(output, t, t - ratio, x, fresh)
+                    fresh = draw(drawn)
+                x, _ = sampler.step(output, t, previous, x, fresh)
             yield x
 
     def decode_tokens(
@@ -86,6 +109,13 @@ class DiVAE(Tokenizer):
         """The result of `sample`."""
         *_, last = self.sample(tokens, draws, steps, size)
         return last
+
+
+def _draw(draws: Callable[[int], Tensor], shape: tuple[int, ...], device: torch.device, index: int) -> Tensor:
+    noise = draws(index).to(device, torch.float32)
+    if noise.shape != shape:
+        raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
+    return noise
 
 
 def make_sampler(config: DiVAEConfig) -> Sampler:
@@ -118,16 +148,24 @@ def _shape(named: Shape | None, kind: type[Shape], config: DiVAEConfig) -> Shape
 
 
 def _read_shape(structure: Mapping[str, object], kind: type[Shape]) -> Shape:
-    names = [f.name for f in fields(kind)]
+    types = {f.name: f.type for f in fields(kind)}
     values = dict[str, Any]()
     for key, value in structure.items():
-        if key not in names:
-            raise CheckpointError(f"dec_structure: unknown size '{key}'{near_match(key, names)}")
-        numbers = value if isinstance(value, list) else [value]
-        if not all(isinstance(n, int | float) and 0 <= n <= 1 << 16 for n in numbers):
+        if key not in types:
+            raise CheckpointError(f"dec_structure: unknown size '{key}'{near_match(key, types)}")
+        if not _is_size(value, types[key]):
             raise CheckpointError(f"dec_structure: '{key}' cannot be {value!r}")
         values[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise CheckpointError(f"dec_structure: {error}") from None
+    return kind(**values)
+
+
+def _is_size(value: object, kind: object) -> bool:
+    """True for what a field of this type of a decoder's sizes may hold in a `config.json`."""
+    if isinstance(value, list):
+        numbers = kind in (tuple[int, ...], int | tuple[int, ...])
+        return numbers and len(value) <= _MAX_LEVELS and all(_is_size(n, int) for n in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and 0 < value <= _MAX_SIZE
+    return isinstance(value, int) and kind in (int, int | tuple[int, ...]) and 0 <= value <= _MAX_SIZE

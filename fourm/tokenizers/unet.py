@@ -12,6 +12,7 @@ from fourm.layers import Kernel, attention, sdpa
 from fourm.tokenizers.diffusion import timestep_embedding
 
 _GROUPS = 32
+_MAX_BLOCKS = 64  # per level, far beyond any decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,14 @@ class UNetShape:
     channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # one per level
 
     def __post_init__(self) -> None:
+        if min(self.patch_size, self.model_channels, *self.channel_mult, len(self.channel_mult)) < 1:
+            raise CheckpointError("dec_structure: patch_size, model_channels and channel_mult begin at 1")
+        if self.num_res_blocks > _MAX_BLOCKS:
+            raise CheckpointError(
+                f"dec_structure: num_res_blocks: {self.num_res_blocks} is over {_MAX_BLOCKS}"
+            )
+        if self.model_channels % 2:
+            raise CheckpointError(f"dec_structure: model_channels: {self.model_channels} is not even")
         if any(width % _GROUPS for width in self.widths):
             raise CheckpointError(f"dec_structure: widths {self.widths} are not all multiples of {_GROUPS}")
 

@@ -52,6 +52,8 @@ _DECIDED_BY = {
     "decoder.pos_emb": "image_size, image_size_dec, patch_size_dec",
     "encoder.proj": "enc_type, n_channels, patch_size, patch_proj",
     "decoder.out_proj": "dec_type, n_channels, n_labels, patch_size, patch_size_dec, patch_proj",
+    "decoder.input_blocks.0.0": "n_channels, latent_dim, dec_type, dec_structure",
+    "decoder.out.2": "n_channels, dec_type, dec_structure",
     "_codebook.embed": "codebook_size, latent_dim",
     "quantize.": "codebook_size, num_codebooks, latent_dim",
     "cls_emb": "n_labels, n_channels",
