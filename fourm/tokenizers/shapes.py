@@ -46,8 +46,16 @@ def _from_encoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, obj
 
 
 def _from_decoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
-    """Of decoders that are ViTs; those of diffusion have no table."""
+    """Grid and ending of a ViT; channels of a diffusion decoder whose file holds no encoder."""
     found, table = dict[str, object](), shapes.get("decoder.pos_emb", ())
+    pixels, last = shapes.get("decoder.out.2.weight", ()), shapes.get("decoder.conv_out.weight", ())
+    if "encoder.proj.weight" not in shapes and (pixels or last):
+        structure = config.get("dec_structure")
+        side = structure.get("patch_size", 4) if isinstance(structure, Mapping) else 4
+        if len(last) == 4:
+            found["n_channels"] = last[1]
+        elif pixels and isinstance(side, int) and side > 0:
+            found["n_channels"] = pixels[0] // side**2
     patch = _pair(config.get("patch_size_dec") or config.get("patch_size", 16))
     if len(table) == 4:
         found["out_conv"] = any(name.startswith("decoder.out_conv.") for name in shapes)
