@@ -56,6 +56,30 @@ def test_recorded_spans_are_merged_as_recorded(golden: Path, released: WordPiece
         assert merge_spans(case["input"], case["target"], released.sentinels) == case["merged"]
 
 
+def test_recorded_samples_read_as_recorded(golden: Path, released: WordPiece) -> None:
+    rows = 0
+    for case in read(golden / "data" / "span_merge.json")["decode_text"]:
+        single = len(case["tensor"]) == 1
+        for i, ids in enumerate(case["tensor"]):
+            given = [t for t, hidden in zip(ids, case["input_mask"][i], strict=True) if not hidden]
+            made = [t for t, hidden in zip(ids, case["target_mask"][i], strict=True) if not hidden]
+            merged = merge_spans(given, made, released.sentinels)
+            for name, found in (("input", given), ("target", made), ("merged", merged)):
+                wanted = case[f"{name}_text"] if single else case[f"{name}_text"][i]
+                assert released.decode(found) == wanted
+            rows += 1
+    assert rows == 5
+
+
+def test_recorded_custom_texts_begin_with_the_recorded_ids(golden: Path, released: WordPiece) -> None:
+    for case in read(golden / "data" / "conditioning.json")["custom_text"]:
+        ids = released.encode(case["text"])
+        assert released.decode(ids) == case["decoded"]["input"], case["id"]
+        assert released.encode(case["start_token"]) == ids[-1:] or not case["text"].endswith(
+            case["start_token"]
+        )
+
+
 def test_recorded_rows_are_merged_as_recorded_where_the_reference_is_right(
     golden: Path, released: WordPiece
 ) -> None:
