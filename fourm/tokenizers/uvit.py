@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.tokenizers.diffusion import timestep_embedding
-from fourm.tokenizers.unet import GroupNorm
+from fourm.tokenizers.unet import GroupNorm, Upsample
 from fourm.tokenizers.uvit_transformer import Transformer, UViTCondition, UViTShape
 
 _B = UViTShape(block_out_channels=(128, 256), downsample_before_mid=True)
@@ -46,8 +46,8 @@ class UViT(nn.Module):
             skips += [out] * (count + down)
             width = out
         if shape.downsample_before_mid:
-            self.downsample_mid = Resample("downsample", width)
-            self.upsample_mid = Resample("upsample", width)
+            self.downsample_mid = Downsample(width)
+            self.upsample_mid = Upsample(width)
         self.mid_block = Transformer(shape, width, wide, latent_dim, conditioning)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
@@ -105,7 +105,7 @@ class Down(nn.Module):
     def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(shape, width, out, wide) for width in inputs])
-        self.downsamplers = nn.ModuleList([Resample("down", out)] if resample else [])
+        self.downsamplers = nn.ModuleList([Downsample(out)] if resample else [])
 
     def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
         """x (B, C, h, w), time (1 or B, E); adds to the skips."""
@@ -122,7 +122,7 @@ class Up(nn.Module):
     def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(shape, width, out, wide) for width in inputs])
-        self.upsamplers = nn.ModuleList([Resample("upsample", out)] if resample else [])
+        self.upsamplers = nn.ModuleList([Upsample(out)] if resample else [])
 
     def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
         """x (B, C, h, w), time (1 or B, E); takes from the skips."""
@@ -151,17 +151,20 @@ class ResBlock(nn.Module):
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class Resample(nn.Module):
-    """Half or twice the size, with a convolution."""
+class Downsample(nn.Module):
+    """Half the size, by a convolution.
 
-    def __init__(self, kind: str, width: int) -> None:
+    The one before the transformer is stored under two names, `downsample_mid.conv` and, as in every file
+    that drops shared tensors, `downsample_mid.Conv2d_0`; `build.fit_state` reads either.
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.is_up = kind == "upsample"
-        self.conv = nn.Conv2d(width, width, 3, stride=1 if self.is_up else 2, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h', w')."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.is_up else x)
+        """(B, C, h, w) -> (B, C, h / 2, w / 2)."""
+        return self.conv(x)
 
 
 def _norm(shape: UViTShape, width: int) -> GroupNorm:

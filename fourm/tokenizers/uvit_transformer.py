@@ -1,6 +1,7 @@
 """The transformer in the middle of a UViT, where the tokens' latents come in."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,12 @@ from fourm.layers import Kernel, LayerNorm, Mlp, attention, merge_heads, sdpa, s
 from fourm.tokenizers.config import Size
 from fourm.tokenizers.encoders import resize_positions
 
+_MAX_LAYERS = 1024  # far beyond any decoder
+
 
 @dataclass(frozen=True, slots=True)
 class UViTShape:
-    """How large a UViT is; the names are those of the reference."""
+    """How large a UViT is; the names are those of the reference. Impossible ones are a CheckpointError."""
 
     patch_size: int = 4  # pixels per side
     block_out_channels: tuple[int, ...] = (128, 256, 512)  # widths of the convolutional levels
@@ -33,16 +36,20 @@ class UViTShape:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _FITS[field.type](value):
+                raise CheckpointError(f"dec_structure: '{field.name}' cannot be {value!r}")
+        widths, groups = self.block_out_channels, self.norm_num_groups
         for is_wrong, problem in (
             (self.mid_use_long_skip and self.mid_layers % 2 == 0, "long skips need an odd mid_layers"),
-            (len(self.layers) != len(self.block_out_channels), "layers_per_block needs one number per level"),
-            (not all(self.layers), "every level needs a layer"),
-            (bool(self.mid_dim % (self.mid_num_heads or 1)), "mid_dim must be a multiple of mid_num_heads"),
-            (bool(self.mid_dim % 4), "mid_dim must be a multiple of 4"),
-            (
-                any(w % self.norm_num_groups for w in self.block_out_channels),
-                "widths must fill the norm's groups",
-            ),
+            (len(self.layers) != len(widths), "layers_per_block needs one number per level"),
+            (sum(self.layers) + self.mid_layers > _MAX_LAYERS, f"more than {_MAX_LAYERS:,} layers"),
+            (self.mid_dim % self.mid_num_heads > 0, "mid_dim must be a multiple of mid_num_heads"),
+            (self.mid_dim % 4 > 0, "mid_dim must be a multiple of 4"),
+            (self.mid_dim * self.mid_mlp_ratio < 1, "mid_mlp_ratio leaves the MLPs no width"),
+            (widths[0] % 2 > 0, "the first width must be even"),
+            (any(width % groups for width in widths), "widths must fill the norm's groups"),
         ):
             if is_wrong:
                 raise CheckpointError(f"dec_structure: {problem}")
@@ -85,6 +92,32 @@ class UViTShape:
     def mlp(self) -> Mlp:
         """An MLP of the transformer."""
         return Mlp(self.mid_dim, int(self.mid_dim * self.mid_mlp_ratio), nn.GELU(), bias=True)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_count, value))
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+# What each type of field may hold: shapes come from files, where anything may stand.
+_FITS: dict[object, Callable[[object], bool]] = {
+    int: _is_count,
+    tuple[int, ...]: _are_counts,
+    int | tuple[int, ...]: lambda value: _is_count(value) or _are_counts(value),
+    bool: _is_flag,
+    float: _is_positive,
+}
 
 
 @dataclass(frozen=True, slots=True)
