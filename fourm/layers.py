@@ -122,8 +122,32 @@ class Mlp(nn.Module):
         return self.fc2(hidden)
 
 
+class TokenTable(nn.Embedding):
+    """A vector for each id; a network that is built without contents draws no random ones."""
+
+    def reset_parameters(self) -> None:
+        """Standard normal numbers."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+def has_contents() -> bool:
+    """False while a network is built on the meta device, to be filled from a file.
+
+    Its tables and random numbers would be computed for nothing, and most of torch's compiler loaded for it.
+    """
+    return torch.get_default_device().type != "meta"
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    """Normal numbers with this standard deviation, where there are any (see `has_contents`)."""
+    return torch.randn(shape) * scale if has_contents() else torch.empty(shape)
+
+
 def sincos_1d(length: int, width: int) -> Tensor:
     """Sine-cosine positions (1, length, width) float32: [sin(p w), cos(p w)], w_j = 10000^(-2j / width)."""
+    if not has_contents():
+        return torch.empty(1, length, width)
     angles = torch.arange(length).unsqueeze(1) * _frequencies(width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).unsqueeze(0)
 
@@ -133,6 +157,8 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 
     [sin(row w), cos(row w), sin(col w), cos(col w)], w_j = 10000^(-4j / dim); dim is divisible by 4.
     """
+    if not has_contents():
+        return torch.empty(1, height * width, dim)
     w = _frequencies(dim // 4)
     rows = torch.arange(height).repeat_interleave(width).unsqueeze(1) * w
     cols = torch.arange(width).repeat(height).unsqueeze(1) * w

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fourm.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
 from fourm.errors import CheckpointError
-from fourm.layers import LayerNorm, Mlp, sincos_1d, sincos_2d
+from fourm.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
 from fourm.modalities import Kind, Modality, Registry
 from fourm.state import Batch, Context, Packing, Slot
 
@@ -129,7 +129,7 @@ class Embedding(nn.Module):
         elif modality.kind is Kind.EMBEDDING:
             self.emb_proj = nn.Linear(modality.embedding_width, config.dim)
         else:
-            self.token_emb = nn.Embedding(modality.vocab_size, config.dim)
+            self.token_emb = TokenTable(modality.vocab_size, config.dim)
 
     def forward(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
@@ -162,7 +162,7 @@ class Head(nn.Module):
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
         _add_positions(self, modality, config)
         if modality.kind is Kind.SEQUENCE:
-            self.token_emb = nn.Embedding(modality.vocab_size, config.dim)
+            self.token_emb = TokenTable(modality.vocab_size, config.dim)
         self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
 
     def address(self, positions: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """Attention, norms and position tables: what the networks take for granted."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from fourm.layers import LayerNorm, attention, merge_heads, sincos_1d, sincos_2d, split_heads
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def random_heads(*shape: int, seed: int = 0) -> Tensor:
@@ -65,3 +70,17 @@ def test_positions_are_sines_then_cosines_and_rows_come_before_columns() -> None
     assert plane.shape == (15, 16)
     torch.testing.assert_close(plane[2 * 5 + 4, :8], sincos_1d(3, 8)[0, 2])
     torch.testing.assert_close(plane[2 * 5 + 4, 8:], sincos_1d(5, 8)[0, 4])
+
+
+def test_an_outline_of_a_network_loads_no_compiler() -> None:
+    """Operations on the meta device would: a second and 75 MB before any work begins."""
+    code = (
+        "import sys, torch\n"
+        "from fourm.checkpoint import load_model, load_tokenizer\n"
+        "from fourm.hub import find_model\n"
+        "files = find_model('demo')\n"
+        "load_model(files)\n"
+        "[load_tokenizer(path) for path in files.tokenizers.values()]\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

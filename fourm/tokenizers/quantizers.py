@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fourm.layers import normal
+
 _ROWS_AT_ONCE = 4096  # latents scored against all codes together: bounds the memory of the search
 
 
@@ -47,7 +49,7 @@ class Codebook(nn.Module):
 
     def __init__(self, num_codes: int, width: int) -> None:
         super().__init__()
-        self.embed = nn.Parameter(torch.randn(num_codes, width))
+        self.embed = nn.Parameter(normal(num_codes, width))
 
 
 class MemCodes(nn.Module):
@@ -61,7 +63,7 @@ class MemCodes(nn.Module):
         self.num_books = num_books
         self.num_codes = num_codes
         part = width // num_books
-        self.codes = nn.Parameter(torch.randn(num_books, num_codes, part))
+        self.codes = nn.Parameter(normal(num_books, num_codes, part))
         self.to_k = Projections(num_books, part)
         self.to_v = Projections(num_books, part)
 
@@ -92,7 +94,7 @@ class Projections(nn.Module):
 
     def __init__(self, num_books: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_books, width, width) * width**-0.5)
+        self.weight = nn.Parameter(normal(num_books, width, width, scale=width**-0.5))
 
 
 def _cosine(rows: Tensor, codes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
+from fourm.layers import TokenTable
 from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.encoders import (
     BottleneckMlp,
@@ -76,7 +77,7 @@ class Tokenizer(nn.Module):
         self.encoder: nn.Module | None = None
         if part is not Part.DECODER:
             if config.n_labels is not None:
-                self.cls_emb = nn.Embedding(config.n_labels, config.n_channels)
+                self.cls_emb = TokenTable(config.n_labels, config.n_channels)
             self.encoder, width = build_encoder(config)
             self.quant_proj = nn.Conv2d(width, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
