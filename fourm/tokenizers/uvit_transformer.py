@@ -1,6 +1,5 @@
 """The transformer in the middle of a UViT, where the tokens' latents come in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -38,7 +37,8 @@ class UViTShape:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not _FITS[field.type](value):
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or any(number <= 0 and number is not False for number in numbers):
                 raise CheckpointError(f"dec_structure: '{field.name}' cannot be {value!r}")
         widths, groups = self.block_out_channels, self.norm_num_groups
         for is_wrong, problem in (
@@ -92,32 +92,6 @@ class UViTShape:
     def mlp(self) -> Mlp:
         """An MLP of the transformer."""
         return Mlp(self.mid_dim, int(self.mid_dim * self.mid_mlp_ratio), nn.GELU(), bias=True)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_counts(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_count, value))
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-# What each type of field may hold: shapes come from files, where anything may stand.
-_FITS: dict[object, Callable[[object], bool]] = {
-    int: _is_count,
-    tuple[int, ...]: _are_counts,
-    int | tuple[int, ...]: lambda value: _is_count(value) or _are_counts(value),
-    bool: _is_flag,
-    float: _is_positive,
-}
 
 
 @dataclass(frozen=True, slots=True)
