@@ -18,7 +18,8 @@ fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
-fourm.tokenizers.shapes fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq fourm.tokenizers.diffusion
+fourm.tokenizers.shapes fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
+fourm.tokenizers.diffusion
 fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fourm.tokenizers.divae
 fourm.tokenizers.build
 """.split()
