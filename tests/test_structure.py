@@ -15,6 +15,7 @@ fourm fourm.errors fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fo
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
 fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config

@@ -1,0 +1,252 @@
+"""Bytes of an address into a file: resumed where they stopped, tried again with patience.
+
+The connection is that of the Hub's client, with its proxies, tokens, timeouts and offline switch; its own
+downloads are not used because they begin anew in every process (since version 1), and a model is up to 18 GB.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+from fourm.errors import FourMError, MissingError, VerificationError
+
+CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
+TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
+BEYOND = 416  # no such range: the file ends before it
+# The client is requests, httpx or httpx2, by the version of huggingface_hub.
+_CLIENTS = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
+_HOPELESS = ("UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects", "InvalidURL", "InvalidSchema",
+             "MissingSchema", "InvalidHeader")  # fmt: skip
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """So much of a file is on disk, or was read again to check it."""
+
+    name: str
+    done: int  # bytes
+    size: int
+    is_check: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something went wrong that may pass; it is tried again in so many seconds."""
+
+    name: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A whole file, its checksum right, lies in its place."""
+
+    name: str
+    size: int
+    is_new: bool  # False: it was there before
+
+
+Event = Advanced | Waiting | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """How to download: how often to try, how long to wait, whom to tell."""
+
+    tries: int = 5  # without a byte of progress
+    first_wait: float = 1.0  # seconds, then twice as long each time
+    longest_wait: float = 60.0  # also if the server asks for more
+    sleep: Callable[[float], None] = time.sleep
+    report: Callable[[Event], None] = field(default=lambda event: None)
+
+
+class Refused(Exception):
+    """The server answered, but not with what was asked for."""
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        super().__init__(response.status_code)
+
+
+class Dropped(Exception):
+    """The connection ended before the file did."""
+
+
+def persist(client: Client, name: str, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """The result of `action`, tried again while its failure may pass; any other error is raised as it is.
+
+    The count of failures begins anew when `progress` has grown.
+    """
+    failures, before = 0, progress()
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            failures = 1 if progress() > before else failures + 1
+            before = progress()
+            if failures >= client.tries or not _may_pass(error):
+                raise
+            wanted = max(_asked_wait(error), client.first_wait * 2 ** (failures - 1))
+            seconds = min(client.longest_wait, wanted)
+            client.report(Waiting(name, seconds, reason_of(error)))
+            client.sleep(seconds)
+
+
+def receive(
+    client: Client, name: str, url: str, headers: Mapping[str, str], file: BinaryIO, size: int
+) -> None:
+    """Append what is missing of `size` bytes to a file that is open for appending.
+
+    What has arrived stays in the file whatever happens; VerificationError if the server has another size.
+    """
+
+    def append() -> None:
+        if file.tell() < size:
+            _append(client, name, url, headers, file, size)
+
+    persist(client, name, append, file.tell)
+
+
+def restart(file: BinaryIO) -> None:
+    """Empty a file that is open for appending."""
+    file.seek(0)
+    file.truncate()
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a transfer failed, in a few words."""
+    if status := status_of(error):
+        return f"the server answers {status}"
+    if isinstance(error, Dropped):
+        return "the connection was dropped"
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    if "timeout" in kind.lower() or "timed out" in text.lower():
+        return "no answer in time"
+    return f"no connection ({text or kind})"
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status that a server answered with, if it did."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def error_code(error: BaseException) -> str:
+    """The Hub's own word for what is wrong: "GatedRepo", "RepoNotFound", ...; "" where there is none."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    return str(headers.get("X-Error-Code") or "")
+
+
+def is_transport(error: BaseException) -> bool:
+    """True if no whole answer came."""
+    return (
+        isinstance(error, Dropped | ConnectionError | TimeoutError)
+        or type(error).__module__.partition(".")[0] in _CLIENTS
+    )
+
+
+def explain_failure(error: Exception, what: str, url: str) -> FourMError:
+    """A failed transfer as a sentence; `what` was to be fetched from `url`."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    host = urlsplit(url).netloc or url
+    if isinstance(error, OfflineModeIsEnabled):
+        return MissingError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so")
+    if (status := status_of(error)) is not None:
+        later = (
+            "; what has arrived is kept, so try again later" if status >= 500 or status in TOO_BUSY else ""
+        )
+        return MissingError(f"{what} cannot be fetched: {host} answers {status}{later}")
+    if is_transport(error):
+        return MissingError(
+            f"{what} cannot be fetched from {host}: {reason_of(error)}; what has arrived is kept, "
+            "so the same command goes on"
+        )
+    raise error
+
+
+def _append(
+    client: Client, name: str, url: str, headers: Mapping[str, str], file: BinaryIO, size: int
+) -> None:
+    done = file.tell()
+    wanted = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with _opened(url, wanted) as (response, chunks):
+        if response.status_code == BEYOND:
+            restart(file)
+            raise Dropped
+        if response.status_code not in (200, 206):
+            raise Refused(response)
+        if done and not _continues(response, done):
+            restart(file)  # the whole file comes again
+            done = 0
+        total = _total(response)
+        if total is not None and total != size:
+            raise VerificationError(f"{name}: {total:,} bytes are offered, but {size:,} are on record")
+        for chunk in chunks:
+            done += len(chunk)
+            if done > size:
+                restart(file)
+                raise VerificationError(f"{name}: more than the {size:,} bytes on record are sent")
+            file.write(chunk)
+            client.report(Advanced(name, done, size))
+    if done < size:
+        raise Dropped
+
+
+@contextmanager
+def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """An answer, and its body in pieces."""
+    from huggingface_hub import constants, get_session
+
+    session: Any = get_session()
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if hasattr(session, "stream"):
+        with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+            yield response, response.iter_bytes(CHUNK)
+    else:  # huggingface_hub before version 1
+        with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
+            yield response, response.iter_content(CHUNK)
+
+
+def _continues(response: Any, done: int) -> bool:
+    span = str(response.headers.get("Content-Range", ""))
+    return response.status_code == 206 and span.replace(" ", "").lower().startswith(f"bytes{done}-")
+
+
+def _total(response: Any) -> int | None:
+    """The size of the whole file as the answer says it, if it does."""
+    text = response.headers.get("Content-Range", "").rpartition("/")[2] or (
+        response.headers.get("Content-Length", "") if response.status_code == 200 else ""
+    )
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _HOPELESS:
+        return False
+    if (status := status_of(error)) is not None:
+        return status >= 500 or status in TOO_BUSY
+    return is_transport(error)
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Seconds that the server asks for with Retry-After, a number or a date."""
+    text = str(getattr(getattr(error, "response", None), "headers", {}).get("Retry-After") or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,109 @@
+"""What a user asks to download: names, groups, Hub ids and models files become entries and repositories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fourm.cache import is_hub_id, split_revision
+from fourm.catalogue import GROUPS, Entry, Part, find_entry, near_entry
+from fourm.errors import ScheduleError, UsageError
+from fourm.hub import DEMO
+from fourm.inputs import PARTI
+from fourm.pins import text_tokenizer_path
+from fourm.settings import TOKENIZER_SUFFIX, read_settings
+
+TEXT_TOKENIZER, PARTI_PROMPTS = "text-tokenizer", "parti-prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One repository, or the text tokenizer."""
+
+    name: str  # short name, or Hub id of a repository that is not in the catalogue
+    hub_id: str  # "" for the text tokenizer
+    entry: Entry | None = None
+    revision: str = ""  # branch, tag or commit; "" = the recorded one, else main
+
+    @property
+    def repo_type(self) -> str:
+        """What the Hub calls it: "model" or "dataset"."""
+        return self.entry.repo_type if self.entry else "model"
+
+    @property
+    def is_text_tokenizer(self) -> bool:
+        """True for the one thing whose home is not the Hub."""
+        return self.entry is not None and self.entry.kind is Part.TEXT_TOKENIZER
+
+
+def read_wanted(names: Sequence[str], config: Path | None = None, revision: str = "") -> tuple[Wanted, ...]:
+    """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched."""
+    found: list[Wanted] = []
+    for name in names:
+        found += [_named(member) for member in _members(name)]
+    found += _of_config(config) if config is not None else []
+    by_home: dict[tuple[str, str], Wanted] = {}
+    for one in found:
+        by_home.setdefault((one.hub_id, one.revision), one)
+    found = list(by_home.values())
+    if not revision:
+        return tuple(found)
+    split_revision(f"NAME@{revision}")
+    if len(found) != 1 or found[0].is_text_tokenizer:
+        raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
+    return (replace(found[0], revision=revision),)
+
+
+def _members(name: str) -> Iterable[str]:
+    """The names of a group, or the name itself."""
+    return GROUPS.get(name.lower(), (name,))
+
+
+def _named(text: str) -> Wanted:
+    """One thing by its short name or Hub id, with or without `@REVISION`."""
+    name, revision = split_revision(text)
+    entry = find_entry(name)
+    if entry is not None and entry.kind is Part.TEXT_TOKENIZER and revision:
+        raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
+    if entry is not None:
+        return Wanted(entry.name, entry.hub_id, entry, revision)
+    if name == DEMO:
+        raise UsageError("the demo model is built in; there is nothing to download")
+    if "/" in name and is_hub_id(name):
+        return Wanted(name, name, None, revision)
+    if os.path.exists(name):
+        raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
+    if name in GROUPS:
+        raise UsageError(f"{text}: a group has no common revision; write NAME@REVISION for each")
+    advice = near_entry(name) or "; `fourm download --list` shows all names"
+    raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
+
+
+def _of_config(path: Path) -> list[Wanted]:
+    """Everything that a models file names; what is a path on this machine needs no download."""
+    settings = read_settings([path], {})
+    if problems := (*settings.base.problems, *settings.sr.problems):
+        raise ScheduleError(*dict.fromkeys(problems))
+    run = settings.run
+    named = {"model": run.model, "sr_model": run.sr_model}
+    named |= {key + TOKENIZER_SUFFIX: name for key, name in run.tokenizers.items()}
+    found = []
+    for key, name in named.items():
+        if name and name != DEMO and not os.path.exists(os.path.expanduser(name)):
+            try:
+                found.append(_named(name))
+            except UsageError as error:
+                raise UsageError(f"{path}: {key}: {error}") from None
+    if run.text_tok_path and not os.path.exists(os.path.expanduser(run.text_tok_path)):
+        if Path(run.text_tok_path).name not in (TEXT_TOKENIZER, text_tokenizer_path().name):
+            raise UsageError(
+                f"{path}: text_tok_path: {run.text_tok_path}: no such file, nor {TEXT_TOKENIZER}"
+            )
+        found.append(_named(TEXT_TOKENIZER))
+    if run.data_path == PARTI:
+        found.append(_named(PARTI_PROMPTS))
+    if not found and not any(named.values()):
+        raise UsageError(f"{path}: names no model, tokenizer or prompt set")
+    return found
