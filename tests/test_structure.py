@@ -22,7 +22,7 @@ fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokeniz
 fourm.tokenizers.shapes fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
 fourm.tokenizers.diffusion
 fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fourm.tokenizers.divae
-fourm.tokenizers.build
+fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
