@@ -1,8 +1,8 @@
 """A Hub on loopback: a real HTTP server with the calls that huggingface_hub makes, and faults on demand.
 
 `/api/{models,datasets,spaces}/ID[/revision/REV]`, `/ID/resolve/REV/FILE` (HEAD and GET, large files by a
-redirect to `/cdn` on another host name, which must not get the token), `/refs`, ranges, checksums, gates, and a
-copy of GitHub's raw files. Repositories that are no models have their type before them: "datasets/a/b".
+redirect to `/cdn` on another host name, which must not get the token), `/refs`, ranges, checksums, gates, and
+a copy of GitHub's raw files. Repositories that are no models have their type before them: "datasets/a/b".
 """
 
 import hashlib
