@@ -1,9 +1,13 @@
-"""On what a run computes: device, dtype, and how many samples at once."""
+"""On what a run computes: device, dtype, how many samples at once, and whether there is memory for it."""
 
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from fourm.codecs.images import rows_at_once
+from fourm.cost import WIDTHS, estimate
 from fourm.errors import UsageError
 from fourm.request import Request
 from fourm.world import World
@@ -11,6 +15,8 @@ from fourm.world import World
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# How far an estimate may be off: what may still fit is tried.
+_DOUBT = 0.15
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -46,6 +52,72 @@ def choose_batch_size(request: Request, device: torch.device) -> int:
     lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
     tokens = sum(lengths) + sum(request.chain.num_tokens.values())
     return max(1, min(64, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
+
+
+def check_memory(request: Request, device: torch.device) -> None:
+    """Refuse a run whose memory, by its estimate, the device does not have; nothing has been loaded yet."""
+    wanted = request.batch_size or choose_batch_size(request, device)
+    size = min(wanted, max(1, len(request.samples) * request.num_variations))
+    cost = estimate(
+        request.chain, request.model, request.dtype, size, request.decode, rows_at_once(device)
+    )  # fmt: skip
+    there = free_memory(device)
+    if there is None or cost.memory * (1 - _DOUBT) <= there:
+        return
+    helps = ["--dtype bfloat16"] if WIDTHS[request.dtype] > WIDTHS["bfloat16"] else []
+    if size > 1:
+        helps.append(f"--batch-size {size // 2}")
+    advice = f"; {' or '.join(helps)} needs less" if helps else "; a smaller model needs less"
+    raise UsageError(
+        f"{request.model.name} needs about {_gigabytes(cost.memory)} for this ({_gigabytes(cost.weights)} "
+        f"for weights), but only {_gigabytes(there)} are free on {device}{advice}"
+    )
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that a device can still give; None where nobody says. `root` is where /proc and /sys are."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [*_from_meminfo(root / "proc/meminfo"), *_from_cgroups(root)]
+    return min(limits, default=None)
+
+
+def _from_meminfo(path: Path) -> Iterator[int]:
+    """What Linux thinks that it can hand out, the cache of files included."""
+    try:
+        lines = path.read_text().splitlines()
+        yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+
+
+def _from_cgroups(root: Path) -> Iterator[int]:
+    """What a container, and every group around it, leaves to this process (cgroup v2)."""
+    try:
+        entry = next(x for x in (root / "proc/self/cgroup").read_text().splitlines() if x.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    top = root / "sys/fs/cgroup"
+    group = top / entry.removeprefix("0::").lstrip("/")
+    while group.is_relative_to(top):
+        yield from _from_cgroup(group)
+        group = group.parent
+
+
+def _from_cgroup(group: Path) -> Iterator[int]:
+    """The limit less what is taken, without the files' cache, which gives way."""
+    try:
+        limit, taken = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        cache = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        if limit != "max":
+            yield max(0, int(limit) - int(taken) + cache)
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
 
 
 def name_device(device: torch.device) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourm.device import choose_batch_size, choose_device, choose_dtype
+from fourm.device import check_memory, choose_batch_size, choose_device, choose_dtype, free_memory
 from fourm.errors import UsageError
 from fourm.hub import find_model
+from fourm.layout import Key, Sample
 from fourm.plan import parse_chain
 from fourm.request import Request
 from fourm.world import World
@@ -45,3 +46,61 @@ def test_batches_hold_fewer_samples_when_samples_are_longer(tiny: Path, tmp_path
     cpu = torch.device("cpu")
     assert (choose_batch_size(one, cpu), choose_batch_size(three, cpu)) == (1024 // 64, 1024 // 192)
     assert choose_batch_size(one, torch.device("cuda")) == 64
+
+
+def linux(root: Path, available: int, groups: dict[str, tuple[str, int, int]], own: str = "/") -> Path:
+    """The files in which Linux says what is free: MemAvailable, and limit, use and cache of each group."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text(f"0::{own}\n")
+    for group, (limit, current, cache) in groups.items():
+        folder = root / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{current}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cache}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "free"),
+    [
+        ({}, "/", 1 << 30),
+        ({"": ("max", 100, 0)}, "/", 1 << 30),
+        ({"": (str(1 << 20), 1000, 600)}, "/", (1 << 20) - 400),
+        ({"": ("4000", 1000, 0), "a": ("max", 0, 0), "a/b": ("9000", 0, 0)}, "/a/b", 3000),
+        ({"": ("10", 1000, 0)}, "/", 0),
+        ({"": ("nonsense", 1000, 0)}, "/", 1 << 30),
+    ],
+)
+def test_free_memory_is_what_the_tightest_limit_leaves(
+    tmp_path: Path, groups: dict[str, tuple[str, int, int]], own: str, free: int
+) -> None:
+    assert free_memory(torch.device("cpu"), linux(tmp_path, 1 << 30, groups, own)) == free
+
+
+def test_memory_that_nobody_tells_of_is_not_checked(tmp_path: Path) -> None:
+    assert free_memory(torch.device("cpu"), tmp_path) is None
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cpu = find_model(tiny), torch.device("cpu")
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    samples = tuple(Sample(Key("s", str(number))) for number in range(9))
+    monkeypatch.setattr("fourm.device.free_memory", lambda _: 10 << 20)
+    full, half, alone = (
+        Request(model, chain, samples, tmp_path, batch_size=size, dtype=dtype)
+        for size, dtype in ((6, "auto"), (4, "bfloat16"), (1, "bfloat16"))
+    )
+    for request, said in (
+        (full, r"needs about .* GB .* but only 0\.0105 GB .* on cpu; --dtype bfloat16 or --batch-size 3"),
+        (half, "; --batch-size 2 needs less"),
+        (alone, "; a smaller model needs less"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_memory(request, cpu)
+    for free in (1 << 40, None):
+        monkeypatch.setattr("fourm.device.free_memory", lambda _, free=free: free)
+        check_memory(full, cpu)

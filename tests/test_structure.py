@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAN = """
 fourm fourm.errors fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
-fourm.schedule fourm.language fourm.plan fourm.settings fourm.cost fourm.events fourm.layout fourm.prompts
-fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
+fourm.layout fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download
 """.split()
 NETS = """
