@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fourm.header import read_header
-from fourm.hub import ModelFiles, weights_of
+from fourm.hub import ModelFiles
+from fourm.memory import (
+    Peak,
+    decoding_peak,
+    detokenizing_peak,
+    loading_bytes,
+    overhead,
+    tokenizer_bytes,
+    weights_bytes,
+)
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
-_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}
+WIDTHS = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number by the name of its dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Counts for one sample and variation; bytes for a batch of one."""
+    """Counts for one sample and variation; bytes for the whole batch."""
 
     passes: int  # forward passes of the network; for sequences the most that can be needed
     tokens: int  # decoded tokens; for sequences likewise
     weights: int  # bytes of the transformer and of the tokenizers that the chain needs
-    activations: int  # bytes at the peak, roughly
+    activations: int  # bytes at the peak besides the weights, libraries included
     fetch: int = 0  # bytes to download first; a model that is here needs none
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of the run, over those of Python with torch imported."""
+        return self.weights + self.activations
 
     def to_json(self) -> dict[str, int]:
         """The cost as plain data."""
@@ -28,34 +41,29 @@ class Cost:
                 "activations_bytes": self.activations, "fetch_bytes": self.fetch}  # fmt: skip
 
 
-def estimate(chain: Chain, model: ModelFiles, dtype: str = "auto") -> Cost:
-    """The cost of a chain; dtype (one of the full names, or auto) is that of weights and activations."""
-    width = _BYTES[dtype]
-    rows = [model.registry.get(name) for name in (*chain.conditions, *chain.targets)]
-    needed = {row.tokenizer for row in rows if row.tokenizer}
-    files = [model.weights, *(weights_of(p) for key, p in model.tokenizers.items() if key in needed)]
-    elements = sum(t.num_elements for file in files for t in read_header(file)[1].values())
-    visible = sum(row.max_tokens for row in rows)
+def estimate(
+    chain: Chain, model: ModelFiles, dtype: str = "auto", batch_size: int = 1,
+    decode: bool = True, rows_at_once: int = 1,
+) -> Cost:  # fmt: skip
+    """The cost of a chain; dtype (one of the full names, or auto) is that of weights and activations.
+
+    decode: values are made of the tokens, `rows_at_once` rows of a batch together.
+    """
+    width = WIDTHS[dtype]
+    keys = {model.registry.get(name).tokenizer for name in chain.targets} if decode else set()
+    tokenizers = [tokenizer_bytes(path, width) for key, path in model.tokenizers.items() if key in keys]
+    peaks = [decoding_peak(chain, model, width, batch_size), Peak(loading_bytes(model, width))]
+    if decode:
+        peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
+    largest = Peak(max(p.total for p in peaks), max(p.block for p in peaks))
     return Cost(
         passes=sum(_width(s) * (s.num_tokens if SCHEMES[s.scheme].causal else 1) for s in chain.steps),
         tokens=sum(step.num_tokens for step in chain.steps),
-        weights=elements * width,
-        activations=max((_peak(step, model, visible) for step in chain.steps), default=0) * width,
+        weights=weights_bytes(model, width) + sum(tokenizers),
+        activations=largest.total + overhead(largest),
     )
 
 
 def _width(step: Step) -> int:
     """Passes of a step: the base and its branches."""
     return 1 + len(step.branches)
-
-
-def _peak(step: Step, model: ModelFiles, visible: int) -> int:
-    """Numbers held at once: one block's intermediate results for every visible token, and the logits."""
-    dim, ratio = model.config.get("dim", 768), model.config.get("mlp_ratio", 4.0)
-    if not isinstance(dim, int) or not isinstance(ratio, int | float):
-        return 0
-    row = model.registry.get(step.target)
-    asked = 1 if SCHEMES[step.scheme].causal else row.max_tokens
-    # Input, addresses, queries, keys, values, result, both MLP halves.
-    per_token = round(dim * (6 + 2 * ratio))
-    return _width(step) * (visible * per_token + 3 * asked * row.vocab_size)
