@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fourm.cache import MAIN, cache_folder, repository_folder
-from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, Licence, Part
+from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, Licence, Part, find_entry
 from fourm.errors import FourMError, MissingError, VerificationError
 from fourm.pins import Pin, PinnedFile, find_pin, load_pins, text_tokenizer_path, write_pin
 from fourm.remote import (
@@ -31,7 +31,7 @@ from fourm.remote import (
 )
 from fourm.store import check_file, ensure_file, place_file, remove_file, unfinished
 from fourm.transfer import Client, Done
-from fourm.wanted import Wanted
+from fourm.wanted import TEXT_TOKENIZER, Wanted
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
@@ -82,9 +82,9 @@ class Job:
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
         files = [
-            {"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.remote.size - f.done,
-             "cached": f.is_here} for f in self.files
-        ]  # fmt: skip
+            {"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.remote.size - f.done}
+            for f in self.files
+        ]
         return {
             "name": self.wanted.name, "hub_id": self.wanted.hub_id, "revision": self.revision,
             "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
@@ -95,10 +95,14 @@ class Job:
 class Verified:
     """What became of comparing one file with the record."""
 
-    hub_id: str  # "" for the text tokenizer
-    name: str
+    name: str  # of what it belongs to, short where there is a short name
+    file: str
     path: Path
     problem: str  # "" = it is right, "missing" or "damaged"
+
+    def to_json(self) -> dict[str, object]:
+        """The result as plain data."""
+        return {"name": self.name, "file": self.file, "path": str(self.path), "problem": self.problem}
 
 
 def plan_downloads(wanted: Sequence[Wanted], client: Client) -> tuple[Job, ...]:
@@ -143,7 +147,7 @@ def fetch(job: Job, client: Client) -> Path:
         raise _explain_disk(error, job) from error
 
 
-def verify(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...]:
+def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...]:
     """Compare what is cached with the record, without a network; None = all that is on record.
 
     The text tokenizer has the id "". A damaged file is removed, so that the next download fetches it again.
@@ -156,19 +160,22 @@ def verify(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...
         for hub_id in hub_ids:
             if hub_id and hub_id not in pins:
                 raise MissingError(
-                    f"{hub_id}: not on record, so there is nothing to compare with; "
-                    f"`fourm download {hub_id}` fetches, checks and records it"
+                    f"{_short(hub_id)}: not on record, so there is nothing to compare with; "
+                    f"`fourm download {_short(hub_id)}` fetches, checks and records it"
                 )
         chosen = [pins[hub_id] for hub_id in hub_ids if hub_id]
         is_text = "" in hub_ids
     found = [
         _verify_file(
-            pin.hub_id, _snapshot(pin) / file.name, RemoteFile(file.name, file.size, file.sha256), client
+            _short(pin.hub_id),
+            _snapshot(pin) / file.name,
+            RemoteFile(file.name, file.size, file.sha256),
+            client,
         )
         for pin in chosen
         for file in pin.files
     ]
-    found += [_verify_file("", text_tokenizer_path(), _text_file(), client)] if is_text else []
+    found += [_verify_file(TEXT_TOKENIZER, text_tokenizer_path(), _text_file(), client)] if is_text else []
     return tuple(found)
 
 
@@ -189,7 +196,10 @@ def _plan(wanted: Wanted, client: Client) -> Job:
     return _job(
         wanted,
         remote.revision,
-        tuple(_look(folder / file.name, repository / "blobs" / file.blob, file) for file in chosen),
+        tuple(
+            _look(folder / file.name, repository / "blobs" / file.blob, file)
+            for file in sorted(chosen, key=lambda file: file.size)  # the licence comes before the weights
+        ),
     )
 
 
@@ -263,10 +273,10 @@ def _fetch_text(job: Job, client: Client) -> Path:
     """The text tokenizer from its home, or from the Space if that does not give it."""
     file, path = _text_file(), job.path
     try:
-        ensure_file(path, file, "text-tokenizer", github_url(), {}, client)
+        ensure_file(path, file, TEXT_TOKENIZER, github_url(), {}, client)
     except (MissingError, VerificationError) as first:
         try:
-            ensure_file(path, file, "text-tokenizer", space_url(client), token_headers(), client)
+            ensure_file(path, file, TEXT_TOKENIZER, space_url(client), token_headers(), client)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
@@ -286,13 +296,18 @@ def _snapshot(pin: Pin) -> Path:
     return repository_folder(pin.hub_id, pin.repo_type) / "snapshots" / pin.revision
 
 
-def _verify_file(hub_id: str, path: Path, file: RemoteFile, client: Client) -> Verified:
+def _short(hub_id: str) -> str:
+    entry = find_entry(hub_id)
+    return entry.name if entry else hub_id
+
+
+def _verify_file(name: str, path: Path, file: RemoteFile, client: Client) -> Verified:
     if not os.path.isfile(path):
-        return Verified(hub_id, file.name, path, "missing")
+        return Verified(name, file.name, path, "missing")
     if check_file(path, file, client):
-        return Verified(hub_id, file.name, path, "")
+        return Verified(name, file.name, path, "")
     remove_file(path)
-    return Verified(hub_id, file.name, path, "damaged")
+    return Verified(name, file.name, path, "damaged")
 
 
 def _explain_disk(error: OSError, job: Job) -> FourMError:

@@ -12,6 +12,8 @@ import typer
 from fourm import __version__
 from fourm.errors import FourMError
 from fourm_cli.console import explain
+from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
+from fourm_cli.download import download
 from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
 from fourm_cli.schedules import schedule_app
@@ -25,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(epilog=EXAMPLES)(generate)
+app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
 
@@ -71,7 +74,8 @@ def main() -> None:
         explain(error)
         code = error.exit_code
     except InterruptedRun as interrupt:
-        print("fourm: interrupted; what was finished is kept, --resume goes on", file=sys.stderr)
+        goes_on = "the same command" if "download" in sys.argv else "--resume"
+        print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:
         if is_debug:

@@ -4,10 +4,15 @@ import lzma
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.fetching import Watch
+    from tests.hub_server import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 # The same arithmetic for every batch shape, as the command line sets it before torch is imported.
@@ -45,6 +50,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import build_tiny
 
     return build_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """A Hub on loopback with one model, taken for the real one by this process; see `tests/fetching.py`."""
+    from tests.fetching import hub_here
+
+    with hub_here(tmp_path / "home", monkeypatch) as hub:
+        yield hub
+
+
+@pytest.fixture
+def watch() -> "Watch":
+    """A client of downloads that does not wait, and what it reported."""
+    from tests.fetching import Watch
+
+    return Watch()
 
 
 @pytest.fixture

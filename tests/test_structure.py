@@ -30,7 +30,7 @@ fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fou
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules
-fourm_cli.models fourm_cli.app
+fourm_cli.models fourm_cli.transfers fourm_cli.download fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]
