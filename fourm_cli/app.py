@@ -74,7 +74,8 @@ def main() -> None:
         explain(error)
         code = error.exit_code
     except InterruptedRun as interrupt:
-        goes_on = "the same command" if "download" in sys.argv else "--resume"
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        goes_on = "the same command" if command == "download" else "--resume"
         print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:
