@@ -1,5 +1,6 @@
 """Attention, MLPs, norms and position tables: what every 4M network is made of."""
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.errors import UsageError
+
+# xFormers wants rows of heads and of masks to begin at multiples of so many numbers.
+_ALIGNED = 8
 
 # q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -20,34 +24,71 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> 
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs."""
+    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs; a causal query reads from key 0 on."""
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
-    out = memory_efficient_attention(*(part.transpose(1, 2) for part in (q, k, v)), attn_bias=bias)
-    return out.transpose(1, 2)
+    width = q.shape[-1]
+    rows = (_as_rows(part) for part in (q, k, v))
+    out = memory_efficient_attention(*rows, attn_bias=bias, scale=width**-0.5)
+    return out[..., :width].transpose(1, 2)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(B, H, N, d) -> (B, N, H, d'): d' is the next multiple of 8, filled up with zeros, and contiguous."""
+    x = x.transpose(1, 2)
+    if x.shape[-1] % _ALIGNED:
+        x = F.pad(x, (0, -x.shape[-1] % _ALIGNED))
+    return x if x.stride(-1) == 1 and x.stride(-2) % _ALIGNED == 0 else x.contiguous()
 
 
 def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """A mask as what is added to the scores, (B, H, M, N); rows begin at multiples of 8 numbers in memory."""
-    shape, aligned = (*q.shape[:3], k.shape[2]), -(-k.shape[2] // 8) * 8
-    bias = q.new_zeros(*q.shape[:3], aligned)[..., : k.shape[2]]
-    return bias.masked_fill_(~mask.expand(shape), float("-inf"))
+    """A mask as what is added to the scores, (B, H, M, N) in the dtype of q: 0 or minus infinity.
+
+    Rows begin at multiples of 8 numbers in memory. What the mask says once for all heads or queries is
+    stored once.
+    """
+    length = k.shape[2]
+    mask = mask.expand(*mask.shape[:-1], length)
+    room = q.new_zeros(*mask.shape[:-1], length + -length % _ALIGNED)
+    bias = room[..., :length].masked_fill_(~mask, float("-inf"))
+    return bias.expand(*q.shape[:3], length)
 
 
 _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
 
 
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
-    """Let every attention of a network use the kernel of this name, "sdpa" or "xformers"."""
+    """Let every attention of a network use the kernel of this name, "sdpa" or "xformers".
+
+    A kernel that cannot run on this device, or not in the dtype of the network, is a UsageError.
+    """
     if name == "xformers":
-        if device.type != "cuda":
-            raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
-        if importlib.util.find_spec("xformers") is None:
-            raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
+        _check_xformers(device, next(network.parameters(), None))
     for module in network.modules():
         if hasattr(module, "kernel"):
             setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
+
+
+def _check_xformers(device: torch.device, like: Tensor | None) -> None:
+    """Whether xFormers is here and computes with such numbers: which GPUs it serves depends on its build."""
+    if device.type != "cuda":
+        raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
+    if importlib.util.find_spec("xformers") is None:
+        raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
+    try:
+        importlib.import_module("xformers.ops")
+        if like is not None:
+            x = like.new_zeros(1, 1, 8, 64)
+            for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
+                xformers(x, x, x, mask, False)
+    except (ImportError, OSError) as error:
+        raise UsageError("--attention xformers: cannot be loaded; it was built for another torch") from error
+    except NotImplementedError as error:
+        kind = "" if like is None else f" for {str(like.dtype).removeprefix('torch.')}"
+        raise UsageError(
+            f"--attention xformers: has no kernel{kind} on this GPU; leave it out, or try another --dtype"
+        ) from error
 
 
 def attention(
@@ -61,12 +102,15 @@ def attention(
     """Softmax attention over the visible keys.
 
     q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
-    A query that sees no key at all gets zeros, whatever the batch around it. Returns (B, H, M, d).
+    causal: query i sees the keys 0 to i, of the visible ones. A query that sees no key at all gets zeros,
+    whatever the batch around it. Returns (B, H, M, d). All kernels give the same but for rounding.
     """
-    if k.shape[2] == 0:
+    if not (q.shape[2] and k.shape[2]):
         return torch.zeros_like(q)
     if visible is None:
         return kernel(q, k, v, None, causal)
+    if causal:
+        visible = visible & visible.new_ones(q.shape[2], k.shape[2]).tril()
     # A fully hidden row would be 0/0 in the softmax: let it read key 0, then put zeros in its place.
     seen = visible.any(dim=-1, keepdim=True)
     first = torch.zeros_like(visible)
