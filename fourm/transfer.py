@@ -210,7 +210,7 @@ def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterato
 
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
             yield response, response.iter_bytes(CHUNK)
     else:  # huggingface_hub before version 1
