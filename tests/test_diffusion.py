@@ -25,6 +25,15 @@ from fourm.tokenizers.diffusion import (
 )
 
 
+# The square roots and exponentials of vector libraries differ in the last bit from one kind of CPU to the
+# next, and rescaled schedules are differences of such roots.
+SCHEDULE, CALL = 1e-6, 1e-5
+
+
+def assert_met(got: Tensor, recorded: Tensor, limit: float, what: object = "") -> None:
+    assert (got - recorded).abs().max() <= limit * recorded.std(), what
+
+
 @pytest.fixture
 def schedulers(golden: Path) -> Path:
     return golden / "divae" / "schedulers"
@@ -37,7 +46,9 @@ def test_noise_schedules_are_the_recorded_ones(schedulers: Path) -> None:
         if ending[-1:] == ["betas"]:
             continue
         zero = ending != ["plain"]
-        assert torch.equal(cumulative_alphas(schedule, int(steps[1:]), zero), wanted), name
+        got = cumulative_alphas(schedule, int(steps[1:]), zero)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=SCHEDULE)
+        assert (got[-1] == 0) == (wanted[-1] == 0)
         checked += 1
     assert checked >= 18
 
@@ -78,8 +89,8 @@ def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
             tensors[f"{r['id']}.model_output"], r["timestep"], r["previous_timestep"],
             tensors[f"{r['id']}.sample"], noise,
         )  # fmt: skip
-        assert torch.equal(after, tensors[f"{r['id']}.prev_sample"]), r
-        assert torch.equal(clean, tensors[f"{r['id']}.pred_original_sample"]), r
+        assert_met(after, tensors[f"{r['id']}.prev_sample"], CALL, r)
+        assert_met(clean, tensors[f"{r['id']}.pred_original_sample"], CALL, r)
     assert len(records) > 50
 
 
@@ -89,8 +100,8 @@ def test_the_forward_process_is_the_recorded_one(schedulers: Path) -> None:
         get = {name: tensors[f"{schedule}/{name}"] for name in ("clean", "noise", "timesteps")}
         a = cumulative_alphas(schedule, 1000)[get["timesteps"]]
         noisy, v = add_noise(get["clean"], get["noise"], a), velocity(get["clean"], get["noise"], a)
-        assert torch.equal(noisy, tensors[f"{schedule}/noisy"])
-        assert torch.equal(v, tensors[f"{schedule}/velocity"])
+        assert_met(noisy, tensors[f"{schedule}/noisy"], CALL)
+        assert_met(v, tensors[f"{schedule}/velocity"], CALL)
         back = noise_of_velocity(v, noisy, a)
         torch.testing.assert_close(back, tensors[f"{schedule}/recovered_noise"], rtol=1e-6, atol=1e-7)
 
@@ -99,7 +110,10 @@ def test_timesteps_are_embedded_as_recorded(schedulers: Path) -> None:
     tensors = load_file(schedulers / "timestep_embedding.safetensors")
     for dim in (32, 128, 256):
         got = timestep_embedding(tensors["timesteps"], dim)
-        torch.testing.assert_close(got, tensors[f"dim{dim}"], rtol=0, atol=1e-6)
+        # An angle is a timestep times a frequency: where that is an ulp off, so is the angle.
+        ulp = torch.finfo(torch.float32).eps
+        limit = 1e-6 + tensors["timesteps"].double().view(-1, 1) * ulp
+        assert ((got - tensors[f"dim{dim}"]).abs() <= limit).all()
     assert timestep_embedding(torch.tensor(7), 32).shape == (1, 32)
 
 
