@@ -24,7 +24,6 @@ from fourm.tokenizers.diffusion import (
     velocity,
 )
 
-
 # The square roots and exponentials of vector libraries differ in the last bit from one kind of CPU to the
 # next, and rescaled schedules are differences of such roots.
 SCHEDULE, CALL = 1e-6, 1e-5
