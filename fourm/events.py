@@ -86,6 +86,20 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Malformed:
+    """A model's text does not keep to its grammar; what could be understood is saved, and the text beside."""
+
+    key: str
+    variation: int
+    target: str
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a flat record."""
+        return _record("malformed", self)
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """One sample could not be read or decoded; the others go on."""
 
@@ -112,7 +126,7 @@ class Finished:
         return _record("finished", self)
 
 
-Event = Started | Loading | Stepped | Detokenized | Saved | Failed | Finished
+Event = Started | Loading | Stepped | Detokenized | Saved | Malformed | Failed | Finished
 
 
 def _record(name: str, event: "Event") -> dict[str, object]:

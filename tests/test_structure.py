@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
+fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
@@ -26,7 +27,8 @@ fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs fourm.preview fourm.device fourm.outputs fourm.pipeline
+fourm.codecs.sequences fourm.codecs.structured fourm.codecs
+fourm.preview fourm.device fourm.outputs fourm.pipeline
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules

@@ -8,6 +8,8 @@ from PIL import Image
 
 from fourm.codecs.images import FORMS, Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
+from fourm.codecs.structured import STRUCTURED, StructuredCodec
+from fourm.crops import Crop
 from fourm.errors import UsageError, near_match
 from fourm.modalities import Modality
 from fourm.state import Slot
@@ -23,8 +25,8 @@ NOT_YET = ("det", "metadata", "color_palette", "human_poses", "sam_instance", "t
 class Codec(Protocol[T]):
     """Values of type T in all their forms. Errors of one value are SampleErrors."""
 
-    def read(self, path: Path) -> T:
-        """A value from a file."""
+    def read(self, path: Path, crop: Crop | None = None) -> T:
+        """A value from a file: of a whole picture, or the part that a crop shows, at the row's size."""
 
     def write(self, value: T, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A file at exactly this path; `text` (prompt, seed, ...) goes along where the format has room."""
@@ -73,9 +75,19 @@ def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | 
     return GridCodec(row, FORMS[row.codec], tokenizer)
 
 
+def _structured(
+    row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None
+) -> StructuredCodec:
+    if wordpiece is None:
+        raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+    form = STRUCTURED[row.codec]
+    return StructuredCodec(row, form.grammar, wordpiece, form.draw)
+
+
 # By the codec name of a row.
 _BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
     "rgb": _pixels,
     "caption": _caption,
     **dict.fromkeys(FORMS, _grid),
+    **dict.fromkeys(STRUCTURED, _structured),
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fourm.codecs.colours import NUM_COCO_LABELS, paint_features, paint_labels, to_bytes, turbo
 from fourm.codecs.files import read_array, read_picture, write_array, write_png
+from fourm.crops import Crop
 from fourm.errors import MissingError, SampleError
 from fourm.modalities import Modality
 from fourm.sampling import Noise
@@ -66,7 +67,7 @@ class PixelsCodec:
 
     row: Modality
 
-    def read(self, path: Path) -> Value:
+    def read(self, path: Path, crop: Crop | None = None) -> Value:
         """Any picture, as uint8 (H, W, 3) of its own size."""
         return _read_rgb(path)
 
@@ -99,7 +100,7 @@ class GridCodec:
     form: Form
     tokenizer: AnyTokenizer | None
 
-    def read(self, path: Path) -> Value:
+    def read(self, path: Path, crop: Crop | None = None) -> Value:
         """A value (not token ids: those are read by `files.read_ids`)."""
         return self.form.read(path)
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from fourm.codecs.files import read_json, read_text
 from fourm.codecs.images import Diffusion
+from fourm.crops import Crop
 from fourm.errors import SampleError
 from fourm.modalities import Modality
 from fourm.state import Slot, full_sequence
@@ -26,7 +27,7 @@ class CaptionCodec:
     row: Modality
     wordpiece: WordPiece
 
-    def read(self, path: Path) -> str:
+    def read(self, path: Path, crop: Crop | None = None) -> str:
         """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them."""
         if not path.name.lower().endswith((".json", ".json.gz")):
             return read_text(path)
@@ -49,21 +50,7 @@ class CaptionCodec:
 
     def encode(self, values: Sequence[str]) -> Slot:
         """Ids padded to the row's max_tokens; every one of the text is known."""
-        ids = torch.full((len(values), self.row.max_tokens), self.wordpiece.pad_id, dtype=torch.int64)
-        known = torch.zeros_like(ids, dtype=torch.bool)
-        for i, value in enumerate(values):
-            found = encode_full(value, self.wordpiece)
-            if len(found) > self.row.max_tokens:
-                raise SampleError(
-                    f"{self.row.name}: {len(found)} tokens, but the model reads at most {self.row.max_tokens}"
-                )
-            if strange := [token for token in found if token >= self.row.vocab_size]:
-                raise SampleError(
-                    f"{self.row.name}: the model cannot read '{self.wordpiece.decode(strange[:1])}' in it"
-                )
-            ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
-            known[i, : len(found)] = True
-        return full_sequence(ids, known)
+        return encode_texts(self.row, self.wordpiece, values)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[str]:
         """The text of what is known in each row."""
@@ -79,3 +66,20 @@ class CaptionCodec:
         draw.rectangle((0, 0, _CARD - 1, _CARD - 1), outline="grey")
         draw.multiline_text((_CARD / 2, _CARD / 2), printable, fill="black", anchor="mm", align="center")
         return image
+
+
+def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
+    """Ids of texts padded to the row's max_tokens; every one of a text is known."""
+    ids = torch.full((len(texts), row.max_tokens), wordpiece.pad_id, dtype=torch.int64)
+    known = torch.zeros_like(ids, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        found = encode_full(text, wordpiece)
+        if len(found) > row.max_tokens:
+            raise SampleError(
+                f"{row.name}: {len(found)} tokens, but the model reads at most {row.max_tokens}"
+            )
+        if strange := [token for token in found if token >= row.vocab_size]:
+            raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(strange[:1])}' in it")
+        ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        known[i, : len(found)] = True
+    return full_sequence(ids, known)

@@ -1,0 +1,1 @@
+"""Structured values as text: boxes, metadata, palettes, poses, instances. Plain Python, no torch."""
