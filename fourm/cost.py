@@ -14,6 +14,7 @@ from fourm.memory import (
     tokenizer_bytes,
     weights_bytes,
 )
+from fourm.modalities import Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -50,8 +51,14 @@ def estimate(
     decode: values are made of the tokens, `rows_at_once` rows of a batch together.
     """
     width = WIDTHS[dtype]
-    keys = {model.registry.get(name).tokenizer for name in chain.targets} if decode else set()
-    tokenizers = [tokenizer_bytes(path, width) for key, path in model.tokenizers.items() if key in keys]
+    rows = model.registry.get
+    decoders = {rows(name).tokenizer for name in chain.targets if rows(name).kind is Kind.GRID and decode}
+    encoders = {rows(name).tokenizer for name in chain.raw}
+    tokenizers = [
+        tokenizer_bytes(path, width, key in decoders, key in encoders)
+        for key, path in model.tokenizers.items()
+        if key in decoders | encoders
+    ]
     peaks = [decoding_peak(chain, model, width, batch_size), Peak(loading_bytes(model, width))]
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))

@@ -1,7 +1,7 @@
 """From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +9,7 @@ from typing import BinaryIO
 from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
 from fourm.layout import MAX_SAMPLES, Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
-from fourm.modalities import Kind
+from fourm.modalities import Kind, Modality
 from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt
 
@@ -29,8 +29,13 @@ class Source:
     subset_seed: int | None = None  # None: the first num_samples
 
 
-def read_samples(source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> Dataset:
-    """The samples that a run with these conditions (full names) works on, all of them checked."""
+def read_samples(
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str] = ()
+) -> Dataset:
+    """The samples that a run with these conditions (full names) works on, all of them checked.
+
+    raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`).
+    """
     if source.prompts and source.data is not None:
         raise UsageError("prompts are given both as arguments and with --data; give one of them")
     if source.data == "":
@@ -47,7 +52,8 @@ def read_samples(source: Source, conditions: Sequence[str], model: ModelFiles, s
     if source.data is not None and is_folder:
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
-        dataset = list_dataset(Path(source.data), _folders(conditions, model))
+        root = Path(source.data)
+        dataset = list_dataset(root, _folders(root, [model.registry.get(c) for c in conditions], raw))
     else:
         _check_takes_prompts(conditions, model)
         samples = samples_of_prompts(_prompts(source, model, stdin))
@@ -83,10 +89,29 @@ def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
     return [Sample(key) for key in number_keys(source.num_samples)]
 
 
-def _folders(conditions: Sequence[str], model: ModelFiles) -> dict[str, str]:
+def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[str, str]:
     """Folder of a dataset for each condition: token ids lie under the modality's own name."""
-    rows = [model.registry.get(name) for name in conditions]
-    return {row.name: row.name if row.kind is Kind.GRID else row.folder for row in rows}
+    folders = dict[str, str]()
+    for row in rows:
+        if row.kind is not Kind.GRID:
+            folders[row.name] = row.folder
+        elif row.name in raw:
+            named = [name for name in row.value_names if (root / name).is_dir()]
+            folders[row.name] = named[0] if named else row.value_names[-1]
+        else:
+            folders[row.name] = row.name
+            _check_has_tokens(root, row)
+    return folders
+
+
+def _check_has_tokens(root: Path, row: Modality) -> None:
+    """Tell a dataset of maps from one of tokens: to ask for the wrong one is an easy mistake."""
+    values = [name for name in row.value_names if (root / name).is_dir()]
+    if values and not (root / row.name).exists():
+        raise UsageError(
+            f"{root}: no folder '{row.name}' of tokens; --cond {values[0]} reads the folder "
+            f"'{values[0]}' and tokenises it"
+        )
 
 
 def _check_takes_prompts(conditions: Sequence[str], model: ModelFiles) -> None:

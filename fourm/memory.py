@@ -23,9 +23,10 @@ _LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the f
 _GREEDY_BELOW = 1e-8  # temperature, as in `sampling`
 # Blocks up to this size return to the heap of the C library, which keeps two of them at its end.
 _HEAP_BLOCK = 32 << 20
-# Parts of a tokenizer that decoding does without, and the one that stays in float32.
-_NOT_DECODING = ("encoder.", "quant_proj.", "cls_emb.", "quantize._codebook.initted",
-                 "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")  # fmt: skip
+# Parts of a tokenizer that one direction does without, those that both do, and the one that stays in float32.
+_ONLY_ENCODING = ("encoder.", "quant_proj.", "cls_emb.")
+_ONLY_DECODING = ("decoder.", "post_quant_proj.")
+_TRAINING = ("quantize._codebook.initted", "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
 _IN_FLOAT32 = "quant"
 
 Shapes = Mapping[str, TensorInfo]
@@ -72,10 +73,11 @@ def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
     return sum(info.num_elements for _, info in _loaded(model)) * width
 
 
-def tokenizer_bytes(path: Path, width: int = FLOAT32) -> int:
-    """The half of a tokenizer's folder or file that decodes; its codebook stays in float32."""
+def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, encodes: bool = False) -> int:
+    """What is loaded of a tokenizer's folder or file; its codebook stays in float32."""
+    left_out = (*_TRAINING, *(() if encodes else _ONLY_ENCODING), *(() if decodes else _ONLY_DECODING))
     tensors = read_header(weights_of(path))[1].items()
-    kept = {name: info.num_elements for name, info in tensors if not name.startswith(_NOT_DECODING)}
+    kept = {name: info.num_elements for name, info in tensors if not name.startswith(left_out)}
     return sum(n * (FLOAT32 if name.startswith(_IN_FLOAT32) else width) for name, n in kept.items())
 
 

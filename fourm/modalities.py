@@ -11,6 +11,7 @@ from types import MappingProxyType
 from fourm.errors import UsageError, near_match
 from fourm.yamlfile import Entry, read_rows
 
+TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 POSITIONS = ("sincos2d", "sincos1d", "learned")
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
 
@@ -93,6 +94,15 @@ class Modality:
         return int(tail) if tail.isdecimal() else None
 
     @property
+    def value_names(self) -> tuple[str, ...]:
+        """How the values behind a grid's tokens are called: `depth` and `depth@448` for `tok_depth@448`."""
+        if self.kind is not Kind.GRID or not self.name.startswith(TOKENS):
+            return ()
+        return tuple(
+            dict.fromkeys((self.name.removeprefix(TOKENS), self.key.removeprefix(TOKENS), self.folder))
+        )
+
+    @property
     def is_rgb(self) -> bool:
         """True for colour pictures in any form: where they are given, targets are predicted, not imagined."""
         return self.key in ("rgb", "tok_rgb")
@@ -144,6 +154,12 @@ class Registry:
                 return min(same_key, key=lambda n: self.rows[n].resolution or 0)
         close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
         raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
+
+    def of_values(self, name: str, available: Iterable[str]) -> str | None:
+        """The available grid whose values have this name, at its lowest resolution; None if there is none."""
+        grids = [n for n in available if n in self.rows and name in self.rows[n].value_names]
+        exact = [n for n in grids if n.removeprefix(TOKENS) == name]
+        return min(exact or grids, key=lambda n: self.rows[n].resolution or 0, default=None)
 
 
 def _stays_inside(folder: str) -> bool:
@@ -231,6 +247,12 @@ _ROWS = (
     _tokens("semseg", 4096, "semseg", ".png", "Semantic segmentation", size=448),
     _tokens("clip", 8192, "clip", ".npy", "CLIP-B/16", size=448),
 )  # fmt: skip
+# In which order everything is generated (keys): maps, then the picture, then text, as the reference's demo.
+GENERATION_ORDER = (
+    "tok_clip", "tok_dinov2", "tok_imagebind", "tok_depth", "tok_normal", "tok_semseg", "tok_canny_edge",
+    "tok_sam_edge", "tok_rgb", "caption", "det", "human_poses", "sam_instance", "color_palette", "metadata",
+)  # fmt: skip
+UNORDERED = ("tok_dinov2_global", "tok_imagebind_global")  # made only where they are asked for by name
 RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
 
 

@@ -25,6 +25,9 @@ from fourm.preview import PREVIEWS
 from fourm.record import RunRecord, digest_of_samples, now, sha256_of
 from fourm.request import Request
 from fourm.tokenizers.config import DiVAEConfig
+from fourm.tokenizers.vq import Part
+
+MALFORMED = Place("malformed", ".json")  # texts that do not keep to their grammar, as the model wrote them
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def plan_outputs(request: Request) -> list[Output]:
         row = registry.get(name)
         if row.kind is Kind.GRID:
             outputs.append(Output(Place(row.name, ".npy", shared=True), row, "ids", True))
-        else:
+        if row.kind is not Kind.GRID or name in request.chain.raw:
             outputs.append(Output(Place(row.folder, row.suffix, shared=True), row, "value", True))
     taken = {output.place.folder for output in outputs}
     for name in request.chain.targets:
@@ -63,19 +66,24 @@ def plan_outputs(request: Request) -> list[Output]:
 
 def _check_output(model: ModelFiles, output: Output) -> None:
     """Refuse a value that needs a tokenizer which is not here."""
-    row = output.modality
+    row, verb = output.modality, "encodes" if output.is_condition else "decodes"
     check_codec(row)
     if output.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
-        raise UsageError(
-            f"{row.name}: its row in modalities.yaml names no tokenizer; --no-decode keeps tokens only"
-        )
+        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{_way_out(output)}")
     if output.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
     if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
-            f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
-            f"{tokenizer_advice(model, row.tokenizer)}, --no-decode keeps tokens only"
+            f"{row.name}: the tokenizer '{row.tokenizer}' that {verb} it is not here; "
+            f"{tokenizer_advice(model, row.tokenizer)}{_way_out(output)}"
         )
+
+
+def _way_out(output: Output) -> str:
+    """How a run can do without a tokenizer."""
+    if output.is_condition:
+        return f", --cond {output.modality.key} reads tokens"
+    return ", --no-decode keeps tokens only"
 
 
 def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
@@ -130,7 +138,7 @@ def make_record(
         decode=request.decode,
         detokenizer_steps=request.detokenizer_steps,
         preview=request.preview,
-        places=(*(output.place for output in outputs), *([PREVIEWS] if request.preview else ())),
+        places=(*(output.place for output in outputs), *_occasional(request)),
         device=name_device(device),
         versions={"fourm": __version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},
@@ -139,6 +147,17 @@ def make_record(
     )
 
 
-def tokenizers_of(outputs: Sequence[Output]) -> list[str]:
-    """Tokenizers that are read or written through."""
-    return sorted({o.modality.tokenizer for o in outputs if o.form == "value" and o.modality.tokenizer})
+def _occasional(request: Request) -> list[Place]:
+    """Where files lie that only some samples have."""
+    writes_text = any(request.model.registry.get(t).kind is Kind.SEQUENCE for t in request.chain.targets)
+    return [*([PREVIEWS] if request.preview else []), *([MALFORMED] if writes_text else [])]
+
+
+def tokenizers_of(outputs: Sequence[Output]) -> dict[str, Part]:
+    """Tokenizers that conditions are read or targets written through, and the half that this takes."""
+    needed = dict[str, Part]()
+    for output in outputs:
+        key, part = output.modality.tokenizer, Part.ENCODER if output.is_condition else Part.DECODER
+        if output.form == "value" and key:
+            needed[key] = part if needed.get(key, part) is part else Part.WHOLE
+    return dict(sorted(needed.items()))

@@ -5,6 +5,7 @@ sample's files as soon as its batch is done. A sample depends on (model, chain, 
 alone, so batches, processes and resumed runs all lead to the same folder.
 """
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,44 +14,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fourm import __version__
 from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
-from fourm.codecs.files import read_ids, write_ids
+from fourm.codecs.files import write_ids
 from fourm.codecs.images import Diffusion, GridCodec, rows_at_once
+from fourm.conditions import Conditions, Given, Prepared, Work
 from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
-from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.events import Detokenized, Event, Failed, Finished, Loading, Malformed, Saved, Started, Stepped
+from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
 from fourm.layers import set_attention
-from fourm.layout import Sample, is_done, path_of, write_atomic
-from fourm.modalities import Kind
+from fourm.layout import is_done, path_of, write_atomic, write_text
 from fourm.model import FourM
-from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.outputs import MALFORMED, Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.preview import PREVIEWS, write_previews
 from fourm.record import Launch, add_failure, close_output, now, open_output
 from fourm.request import PREVIEW_STEPS, Request
 from fourm.sampling import Noise
-from fourm.state import Batch, Slot, full_grid
-from fourm.tokenizers.vq import Part
+from fourm.state import Batch
 from fourm.wordpiece import WordPiece
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
     "or float16 is too narrow for it (try --dtype float32)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One sample and variation that is still to be made."""
-
-    sample: Sample
-    variation: int
 
 
 def run(request: Request) -> Iterator[Event]:
@@ -111,8 +103,9 @@ def _generate(
         return
     yield Loading(f"model {request.model.name}")
     parts = load_parts(request, outputs, device, dtype)
-    for first in range(0, len(todo), size):
-        yield from _make_batch(request, parts, outputs, todo[first : first + size], tally)
+    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
+    for prepared in Conditions(request, parts.codecs).prepared(groups):
+        yield from _make_batch(request, parts, outputs, prepared, tally)
 
 
 def _is_made(request: Request, outputs: list[Output], work: Work) -> bool:
@@ -142,8 +135,8 @@ def load_parts(
     model = request.model
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
-        name: load_tokenizer(model.tokenizers[name], device, dtype, Part.DECODER)
-        for name in tokenizers_of(outputs)
+        name: load_tokenizer(model.tokenizers[name], device, dtype, part)
+        for name, part in tokenizers_of(outputs).items()
     }
     codecs = {
         o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)
@@ -157,76 +150,32 @@ def load_parts(
 
 
 def _make_batch(
-    request: Request, parts: Parts, outputs: list[Output], works: list[Work], tally: Tally
+    request: Request, parts: Parts, outputs: list[Output], prepared: Prepared, tally: Tally
 ) -> Iterator[Event]:
-    """Read, decode and write one batch; what cannot be read or written is left out and reported."""
-    rows, failures = _read_rows(request, parts, works)
-    for work, reason in failures:
+    """Decode and write one batch; what cannot be read or written is left out and reported."""
+    rows = prepared.rows
+    for work, reason in prepared.failures:
         yield _fail(request, work, reason, tally)
     if not rows:
         return
-    batch = _make_conditions(request, parts, rows)
-    batch = with_targets(batch, request.chain, request.model.registry).to(parts.device)
-    noise = Noise.for_samples(request.seed, [(w.sample.key.text, w.variation) for w, _ in rows])
+    batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
+    noise = Noise.for_samples(request.seed, [(row.work.sample.key.text, row.work.variation) for row in rows])
     engine = Engine(parts.network, parts.sentinels)
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
         batch, sound = progress.batch, sound & progress.sound
         if request.preview and (progress.step.index + 1) % request.preview == 0:
-            _write_previews(request, parts, progress, [work for work, _ in rows])
+            _write_previews(request, parts, progress, [row.work for row in rows])
         yield _stepped(progress, len(request.chain.steps))
     are_sound = sound.tolist()
-    for work, _ in (row for row, is_sound in zip(rows, are_sound, strict=True) if not is_sound):
-        yield _fail(request, work, NOT_FINITE, tally)
+    for row in (row for row, is_sound in zip(rows, are_sound, strict=True) if not is_sound):
+        yield _fail(request, row.work, NOT_FINITE, tally)
     finished = [index for index, is_sound in enumerate(are_sound) if is_sound]
     size = rows_at_once(parts.device)
     for first in range(0, len(finished), size):
         group = finished[first : first + size]
         made = batch.select(torch.tensor(group, device=parts.device))
         yield from _save(request, parts, outputs, [rows[index] for index in group], made, tally)
-
-
-Row = tuple[Work, dict[str, Any]]  # a work and the values of its conditions by modality
-
-
-def _read_rows(request: Request, parts: Parts, works: list[Work]) -> tuple[list[Row], list[tuple[Work, str]]]:
-    """The conditions of each work, and the works whose conditions cannot be read."""
-    rows, failures = list[Row](), list[tuple[Work, str]]()
-    for work in works:
-        try:
-            values = {c: _read_condition(request, parts, work.sample, c) for c in request.chain.conditions}
-            for name, value in values.items():
-                if request.model.registry.get(name).kind is not Kind.GRID:
-                    parts.codecs[name].encode([value])  # a value that the model cannot read fails alone
-        except SampleError as error:
-            failures.append((work, str(error)))
-        else:
-            rows.append((work, values))
-    return rows, failures
-
-
-def _read_condition(request: Request, parts: Parts, sample: Sample, name: str) -> Any:
-    """The value of one condition, or the ids of a token modality."""
-    row = request.model.registry.get(name)
-    if name not in sample.files:
-        if row.codec == CAPTION and sample.caption is not None:
-            return sample.caption
-        raise SampleError(f"sample {sample.key.text} has no {name}")
-    if row.kind is Kind.GRID:
-        return read_ids(sample.files[name], row.max_tokens, row.vocab_size)
-    return parts.codecs[name].read(sample.files[name])
-
-
-def _make_conditions(request: Request, parts: Parts, rows: list[Row]) -> Batch:
-    """The batch of all conditions, everything known."""
-    slots: dict[str, Slot] = {}
-    for name in request.chain.conditions:
-        values = [row[name] for _, row in rows]
-        if request.model.registry.get(name).kind is Kind.GRID:
-            slots[name] = full_grid(torch.from_numpy(np.stack(values)))
-        else:
-            slots[name] = parts.codecs[name].encode(values)
-    return Batch(tuple(work.sample.key.text for work, _ in rows), slots)
 
 
 def _write_previews(request: Request, parts: Parts, progress: Progress, works: list[Work]) -> None:
@@ -248,13 +197,13 @@ def _stepped(progress: Progress, steps: int) -> Stepped:
 
 
 def _save(
-    request: Request, parts: Parts, outputs: list[Output], rows: list[Row], batch: Batch, tally: Tally
+    request: Request, parts: Parts, outputs: list[Output], rows: list[Given], batch: Batch, tally: Tally
 ) -> Iterator[Event]:
     """Write all files of some finished samples; each file appears whole or not at all.
 
     Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
     """
-    works = [work for work, _ in rows]
+    works = [row.work for row in rows]
     for output in outputs:
         if output.form == "ids":
             _write_ids(request, output, rows, batch)
@@ -272,9 +221,10 @@ def _save(
             alone = batch.select(torch.tensor([index], device=parts.device))
             yield from _save(request, parts, outputs, [row], alone, tally)
         return
-    for index, (work, values) in enumerate(rows):
-        given = values | {name: made[index] for name, made in decoded.items()}
-        text = _chunks(request, work, values)
+    for index, (work, row) in enumerate(zip(works, rows, strict=True)):
+        given = {**row.values, **{name: made[index] for name, made in decoded.items()}}
+        text = _chunks(request, work, row.values)
+        yield from _write_malformed(request, work, {name: made[index] for name, made in decoded.items()})
         try:
             for output in outputs:
                 if output.form == "value":
@@ -311,11 +261,23 @@ def _diffusion(request: Request, name: str, works: list[Work], steps: int) -> Di
     return Diffusion(steps, Noise.for_samples(request.seed, samples, f"detokenizer {name}"))
 
 
-def _write_ids(request: Request, output: Output, rows: list[Row], batch: Batch) -> None:
+def _write_malformed(request: Request, work: Work, made: Mapping[str, Any]) -> Iterator[Event]:
+    """Keep the texts that do not keep to their grammar, and tell of them."""
+    for name, value in made.items():
+        if isinstance(value, Structured) and value.problems:
+            folder = f"{MALFORMED.folder}/{name}"
+            suffix = _suffix(request, work.variation)
+            path = path_of(request.out, folder, work.sample.key, MALFORMED.suffix, suffix)
+            said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
+            write_text(request.out, path, said + "\n")
+            yield Malformed(work.sample.key.text, work.variation, name, value.problems)
+
+
+def _write_ids(request: Request, output: Output, rows: list[Given], batch: Batch) -> None:
     name = output.modality.name
-    for index, (work, values) in enumerate(rows):
-        ids = values[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
-        _write(request, output, work, partial(write_ids, ids))
+    for index, row in enumerate(rows):
+        ids = row.ids[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
+        _write(request, output, row.work, partial(write_ids, ids))
 
 
 def _write(request: Request, output: Output, work: Work, write: Callable[[Path], None]) -> None:
@@ -330,7 +292,7 @@ def _path(request: Request, output: Output, work: Work) -> Path:
     return path_of(request.out, place.folder, work.sample.key, place.suffix, variation)
 
 
-def _chunks(request: Request, work: Work, values: dict[str, Any]) -> dict[str, str]:
+def _chunks(request: Request, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
     """What the text chunks of a PNG say: enough to make it again."""
     registry = request.model.registry
     prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]

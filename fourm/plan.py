@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, replace
 from fourm.errors import ScheduleError, UsageError
 from fourm.hub import ModelFiles
 from fourm.language import Item, Layer, Setting, Value, parse_options, parse_target
-from fourm.modalities import Defaults, Kind, Modality
+from fourm.modalities import GENERATION_ORDER, UNORDERED, Defaults, Kind, Modality
 from fourm.schedule import Chain, TargetSpec, field_problem, make_chain
 from fourm.schemes import SCHEMES
 
 DEFAULT_CONDITIONS = ("caption",)
 DEFAULT_TARGETS = ("tok_clip", "tok_rgb")
 DEFAULT_TOP_P = 0.8
+ALL = "all"  # in place of targets: everything that the model can produce
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,10 @@ class Option:
 
 OPTIONS = (
     Option("cond_domains", "--cond", Item.NAME,
-           "Conditions: caption-det. With weights: caption:2.0,tok_depth:-1. 'none' for none"),
-    Option("target_domains", "--targets", Item.NAME, "Targets in the order of decoding: tok_clip-tok_rgb"),
+           "Conditions: caption-det. 'depth' reads maps and tokenises them, 'tok_depth' reads tokens. "
+           "With weights: caption:2.0,tok_depth:-1. 'none' for none"),
+    Option("target_domains", "--targets", Item.NAME,
+           "Targets in the order of decoding: tok_clip-tok_rgb, or all"),
     Option("target", "--target", Item.TEXT,
            "A target written whole, once for each: tok_rgb:steps=25,temp=0.5,cfg=2"),
     Option("tokens_per_target", "--tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
@@ -86,7 +89,7 @@ def build_chain(layer: Layer, model: ModelFiles, base: Chain | None = None) -> C
     """
     problems = list(layer.problems)
     whole = _whole_targets(layer, problems)
-    conditions, weights = _conditions(layer, model, base, problems)
+    conditions, weights, raw = _conditions(layer, model, base, problems)
     targets = _targets(layer, model, [*whole], conditions, base, problems)
     given = _given(layer, targets, problems)
     with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
@@ -100,8 +103,9 @@ def build_chain(layer: Layer, model: ModelFiles, base: Chain | None = None) -> C
     if problems:
         raise ScheduleError(*dict.fromkeys(problems))
     return make_chain(
-        specs, conditions, grow=grow != (False,), weights=weights, reads=model.reads, top_k=top_k, top_p=top_p
-    )
+        specs, conditions, grow=grow != (False,), weights=weights, reads=model.reads, top_k=top_k,
+        top_p=top_p, raw=raw,
+    )  # fmt: skip
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
@@ -150,21 +154,30 @@ def _whole_targets(layer: Layer, problems: list[str]) -> dict[str, dict[str, Set
 
 def _conditions(
     layer: Layer, model: ModelFiles, base: Chain | None, problems: list[str]
-) -> tuple[list[str], dict[str, float]]:
-    """Full names of the conditions, sorted, and the weights of those that have one."""
+) -> tuple[list[str], dict[str, float], set[str]]:
+    """Full names of the conditions, sorted, the weights of those that have one, and those given as values."""
     setting = layer.settings.get("cond_domains")
     if base is not None and (setting is None or setting.values == (None,)):
-        return sorted(c for c in (*base.conditions, *base.targets) if c in model.reads), {}
+        return sorted(c for c in (*base.conditions, *base.targets) if c in model.reads), {}, set()
     if setting is None:
         setting = Setting(DEFAULT_CONDITIONS, "--cond")
     names = () if setting.values == (None,) else setting.values
     pairs = [str(name).partition(":")[::2] for name in names]
-    found = _resolve([name for name, _ in pairs], setting.where, model, model.reads, "read", problems)
+    grids = {name: _grid_of_values(name, model) for name, _ in pairs}
+    tokens = [grids[name] or name for name, _ in pairs]
+    found = _resolve(tokens, setting.where, model, model.reads, "read", problems)
     weights = {full: float(weight) for full, (_, weight) in zip(found, pairs, strict=True) if full and weight}
     problems += [
         f"{setting.where} {name}: {p}" for name, w in weights.items() if (p := field_problem("guidance", w))
     ]
-    return sorted(name for name in found if name), weights
+    return sorted(name for name in found if name), weights, {name for name in found if name in grids.values()}
+
+
+def _grid_of_values(name: str, model: ModelFiles) -> str | None:
+    """The grid that a condition's values become, where the name is not that of something the model reads."""
+    if any(name in (read, model.registry.get(read).key) for read in model.reads):
+        return None
+    return model.registry.of_values(name, model.reads)
 
 
 def _targets(
@@ -177,6 +190,8 @@ def _targets(
         setting = Setting(tuple(whole), "--target")
     if setting is None or setting.values == (None,):
         return _default_targets(model, conditions, base, problems)
+    if setting.values == (ALL,):
+        return _all_targets(model, conditions)
     if not setting.values:
         problems.append(f"{setting.where}: no target is named; model '{model.name}' {_writes(model)}")
     found = _resolve(
@@ -186,6 +201,22 @@ def _targets(
         if name in conditions:
             problems.append(f"{setting.where}: '{name}' is both a condition and a target")
     return found
+
+
+def _all_targets(model: ModelFiles, conditions: list[str]) -> list[str]:
+    """Everything that the model can produce and that is not given, each at its lowest resolution.
+
+    In the order of the reference's demo; modalities that it does not know come last.
+    """
+    rows = model.registry.rows
+    given = {rows[name].key for name in conditions}
+    if any(rows[name].is_rgb for name in conditions):
+        given.add("tok_rgb")
+    lowest = dict[str, str]()
+    for name in sorted(model.writes, key=lambda n: rows[n].resolution or 0):
+        lowest.setdefault(rows[name].key, name)
+    own = [key for key in lowest if key not in GENERATION_ORDER and key not in UNORDERED]
+    return [lowest[key] for key in (*GENERATION_ORDER, *own) if key in lowest and key not in given]
 
 
 def _default_targets(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from fourm.curves import TOKEN_CURVES, parse_temperature_curve
 from fourm.errors import ScheduleError, UsageError, near_match
+from fourm.modalities import TOKENS
 from fourm.schemes import SCHEMES
 
 GUIDANCE_CURVES = ("constant",)
@@ -100,6 +101,7 @@ class Chain:
     top_p: float = 1.0  # 1 = off
     grow: bool = True  # finished targets join the guided conditions
     weights: tuple[tuple[str, float], ...] = ()  # weighted conditions, one branch each
+    raw: frozenset[str] = frozenset()  # conditions that come as values, to be tokenised first
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ class Chain:
         order = list(dict.fromkeys([*self.conditions, *self.targets]))
         return {
             "conditions": list(self.conditions),
+            **({"tokenised": sorted(self.raw)} if self.raw else {}),
             "top_k": self.top_k,
             "top_p": self.top_p,
             "steps": [_step_to_json(step, order) for step in self.steps],
@@ -127,7 +130,8 @@ class Chain:
     def to_text(self, flag_prefix: str = "--") -> str:
         """The chain as command-line options that parse to the same chain."""
         weights = dict(self.weights)
-        cond = ",".join(f"{c}:{weights[c]!r}" if c in weights else c for c in self.conditions) or "none"
+        names = {c: c.removeprefix(TOKENS) if c in self.raw else c for c in self.conditions}
+        cond = ",".join(f"{n}:{weights[c]!r}" if c in weights else n for c, n in names.items()) or "none"
         words = [
             f"{flag_prefix}cond {cond}",
             *(f"{flag_prefix}target {_spec_to_text(s)}" for s in self.specs),
@@ -146,11 +150,12 @@ def make_chain(
     reads: Collection[str] | None = None,
     top_k: int | float = 0,
     top_p: float = 1.0,
+    raw: Collection[str] = (),
 ) -> Chain:
     """The chain of settings that are known to be good.
 
     weights: conditions that get a branch of their own. reads: what the encoder takes (None = everything);
-    a finished target that it cannot read does not join the guided conditions.
+    a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
     """
     steps: list[Step] = []
     weights, finished = dict(weights or {}), list[str]()
@@ -173,7 +178,7 @@ def make_chain(
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
     named = tuple((c, weights[c]) for c in conditions if c in weights)
-    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named)
+    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, frozenset(raw))
 
 
 def _guidance(

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fourm.errors import FourMError, ScheduleError, UsageError
-from fourm.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.events import Detokenized, Event, Failed, Finished, Loading, Malformed, Saved, Started, Stepped
 
 CALM = 10.0  # seconds between plain lines
 REFRESH = 8.0  # pictures of the live display per second
@@ -35,6 +35,7 @@ class Tally:
     loading: str = "starting"
     saved: int = 0
     failed: int = 0
+    malformed: int = 0
     tokens: int = 0
     steps: int = 0
     decoding: float = 0.0  # seconds inside decoding steps
@@ -62,6 +63,8 @@ class Tally:
                 self.saved += 1
             case Failed():
                 self.failed += 1
+            case Malformed():
+                self.malformed += 1
             case Finished():
                 self.step = None
 
@@ -121,6 +124,8 @@ def lines(
         if isinstance(event, Failed) and tally.failed <= FAILURES_SHOWN:
             more = "; more failures are only counted here" if tally.failed == FAILURES_SHOWN else ""
             say(f"failed: {printable(event.key)}{variation(event)}: {printable(event.reason)}{more}")
+        elif isinstance(event, Malformed) and tally.malformed <= FAILURES_SHOWN:
+            say(f"malformed: {printable(event.key)}{variation(event)}: {event.target}: {event.problems[0]}")
         elif calm is not None and isinstance(event, Started):
             say(headline(event))
         elif calm is not None and isinstance(event, Loading):
@@ -231,6 +236,7 @@ def summary(end: Finished, tally: Tally) -> str:
     parts = [f"{end.saved} saved"]
     parts += [f"{end.skipped} were done before"] if end.skipped else []
     parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
+    parts += [f"{tally.malformed} malformed texts kept (see malformed/)"] if tally.malformed else []
     rate = f", {tally.tokens_per_second:.0f} tokens/s" if tally.tokens else ""
     return f"{', '.join(parts)} in {duration(end.seconds)}{rate}"
 
@@ -249,7 +255,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def variation(event: Failed) -> str:
+def variation(event: Failed | Malformed) -> str:
     """` variation 2`, or nothing for the first."""
     return f" variation {event.variation}" if event.variation else ""
 

@@ -113,7 +113,7 @@ def generate(
     chain = build_chain(settings.base, files)
     data = given.data_path if data is None and not prompts else data
     source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
-    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer)
+    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
     world = parse_world(shard, os.environ)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
     request = Request(

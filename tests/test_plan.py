@@ -290,3 +290,33 @@ def test_a_text_target_in_the_chain_survives_printing(big: ModelFiles) -> None:
     chain = plan(big, cond_domains="rgb", target_domains="caption-sam_instance-human_poses")
     assert [spec.num_tokens for spec in chain.specs] == [256, 256, 275]
     assert parse_chain(chain.to_text(), big) == chain
+
+
+def test_all_targets_are_everything_that_is_not_given(big: ModelFiles, model: ModelFiles) -> None:
+    order = (
+        "tok_clip@224", "tok_dinov2@224", "tok_imagebind@224", "tok_depth@224", "tok_normal@224",
+        "tok_semseg@224", "tok_canny_edge@224", "tok_sam_edge@224", "tok_rgb@224", "caption", "det",
+        "human_poses", "sam_instance", "color_palette", "metadata",
+    )  # fmt: skip
+    given = {"rgb": {"tok_rgb@224"}, "caption": {"caption"}, "rgb,depth": {"tok_rgb@224", "tok_depth@224"}}
+    for conditions, left_out in given.items():
+        chain = plan(big, cond_domains=conditions, target_domains="all")
+        assert chain.targets == tuple(name for name in order if name not in left_out)
+    assert plan(model, cond_domains="caption", target_domains="all").targets == (
+        "tok_clip@224", "tok_depth@224", "tok_normal@224", "tok_semseg@224", "tok_rgb@224", "det",
+    )  # fmt: skip
+
+
+def test_a_condition_named_as_its_values_is_tokenised(big: ModelFiles, sr: ModelFiles) -> None:
+    chain = plan(big, cond_domains="depth,caption,tok_normal")
+    assert chain.conditions == ("caption", "tok_depth@224", "tok_normal@224")
+    assert chain.raw == {"tok_depth@224"}
+    assert chain.to_json()["tokenised"] == ["tok_depth@224"]
+    assert parse_chain(chain.to_text(), big) == chain
+    weighted = plan(big, cond_domains="depth:2.0,clip:-1")
+    assert dict(weighted.weights) == {"tok_depth@224": 2.0, "tok_clip@224": -1.0}
+    assert parse_chain(weighted.to_text(), big) == weighted
+    assert plan(sr, cond_domains="depth,rgb").conditions[-1] == "tok_depth@224"
+    assert plan(big, cond_domains="rgb").raw == set()
+    assert "'tok_depth@224' is given twice" in problems(big, cond_domains="depth,tok_depth")[0]
+    assert "did you mean 'tok_depth@224'" in problems(big, cond_domains="tok_dept")[0]

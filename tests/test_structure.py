@@ -28,7 +28,7 @@ fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
 fourm.codecs.sequences fourm.codecs.structured fourm.codecs
-fourm.preview fourm.device fourm.outputs fourm.pipeline
+fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules

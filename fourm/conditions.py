@@ -1,0 +1,110 @@
+"""From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourm.codecs import Codec
+from fourm.codecs.files import read_ids
+from fourm.errors import SampleError
+from fourm.inputs import CAPTION
+from fourm.layout import Sample
+from fourm.modalities import Kind
+from fourm.request import Request
+from fourm.state import Batch, Slot, full_grid
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sample and variation that is still to be made."""
+
+    sample: Sample
+    variation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one sample brings: the values of its conditions and, of grids, the token ids."""
+
+    work: Work
+    values: Mapping[str, Any] = field(default_factory=dict)
+    ids: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (L,) each
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A group of samples, ready to be decoded, and those whose conditions cannot be read."""
+
+    rows: Sequence[Given]
+    batch: Batch  # all conditions of the rows, everything known; on the CPU
+    failures: Sequence[tuple[Work, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How the conditions of a run are read."""
+
+    request: Request
+    codecs: Mapping[str, Codec[Any]]  # by modality
+
+    def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
+        """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
+            coming = None
+            for group in groups:
+                following = thread.submit(self.prepare, group)
+                if coming is not None:
+                    yield coming.result()
+                coming = following
+            if coming is not None:
+                yield coming.result()
+
+    def prepare(self, works: Sequence[Work]) -> Prepared:
+        """Read a group of samples; each that cannot be read is a failure of its own."""
+        rows, failures = list[Given](), list[tuple[Work, str]]()
+        for work in works:
+            try:
+                if rows and rows[-1].work.sample is work.sample:  # another variation of the same
+                    rows.append(Given(work, rows[-1].values, rows[-1].ids))
+                else:
+                    rows.append(self._read(work))
+            except SampleError as error:
+                failures.append((work, str(error)))
+        return Prepared(rows, self._batch(rows), failures)
+
+    def _read(self, work: Work) -> Given:
+        values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
+        for name in self.request.chain.conditions:
+            row, path = self.request.model.registry.get(name), work.sample.files.get(name)
+            if row.kind is Kind.GRID and name not in self.request.chain.raw:
+                ids[name] = read_ids(_there(path, work, name), row.max_tokens, row.vocab_size)
+                continue
+            if path is None and row.codec == CAPTION and work.sample.caption is not None:
+                values[name] = work.sample.caption
+            else:
+                values[name] = self.codecs[name].read(_there(path, work, name))
+            slot = self.codecs[name].encode([values[name]])  # what the model cannot read fails alone
+            if row.kind is Kind.GRID:
+                ids[name] = slot.values[0].cpu().numpy()
+        return Given(work, values, ids)
+
+    def _batch(self, rows: Sequence[Given]) -> Batch:
+        slots: dict[str, Slot] = {}
+        for name in self.request.chain.conditions if rows else ():
+            if self.request.model.registry.get(name).kind is Kind.GRID:
+                slots[name] = full_grid(torch.from_numpy(np.stack([row.ids[name] for row in rows])))
+            else:
+                slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
+        return Batch(tuple(row.work.sample.key.text for row in rows), slots)
+
+
+def _there(path: Path | None, work: Work, name: str) -> Path:
+    if path is None:
+        raise SampleError(f"sample {work.sample.key.text} has no {name}")
+    return path
