@@ -15,7 +15,8 @@ fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.layout fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.layout fourm.shards fourm.dataset fourm.prompts fourm.wordpiece fourm.inputs fourm.record
+fourm.world fourm.request
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download
 """.split()
 NETS = """
