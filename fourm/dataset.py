@@ -222,9 +222,11 @@ def _add_shard(found: _Found, path: Path, folder: str) -> None:
     """Note the members of a tar file as the files of a folder."""
     try:
         shard = read_shard(path)
-    except (OSError, SampleError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        found.unlisted[folder] = f"{path}: cannot be read ({why})"
+    except OSError as error:
+        found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
+        return
+    except SampleError as error:  # not a file
+        found.unlisted[folder] = str(error)
         return
     for name in (*shard.members, *shard.spoilt):
         *above, last = name.split("/")

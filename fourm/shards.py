@@ -41,10 +41,12 @@ class Shard:
 def open_file(path: Path) -> BinaryIO:
     """A plain file for reading; a pipe is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not (stat.S_ISREG(mode := os.fstat(descriptor).st_mode) or stat.S_ISDIR(mode)):
-        os.close(descriptor)
-        raise SampleError(f"{path}: not a file, but a pipe, a device or a socket")
-    return os.fdopen(descriptor, "rb")  # says itself that a folder is no file
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+    raise SampleError(f"{path}: not a file, but {what}")
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
@@ -80,7 +82,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     """The index of a shard of so many bytes, last changed at that time."""
     shard = Shard()
     with open_file(path) as file:
-        end = _read_end(shard, file, size)
+        end = _read_end(shard, file)
     for name, (first, count) in list(shard.members.items())[-1:]:
         if first + count > size:
             shard.spoilt[name] = "is cut off with the end of its shard"
@@ -93,7 +95,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     return shard
 
 
-def _read_end(shard: Shard, file: BinaryIO, size: int) -> str:
+def _read_end(shard: Shard, file: BinaryIO) -> str:
     """Fill in the members; what is wrong with the place where they end, or nothing."""
     start = file.read(_BLOCK)
     for magic, form in _MAGIC.items():
@@ -104,9 +106,10 @@ def _read_end(shard: Shard, file: BinaryIO, size: int) -> str:
     except _TAR_ERRORS as error:
         return f"is cut off or damaged ({str(error)[:100]})"
     file.seek(end)
-    if file.read(_BLOCK) == bytes(_BLOCK):  # an archive ends with empty blocks
+    block = file.read(_BLOCK)
+    if block == bytes(_BLOCK):  # an archive ends with empty blocks
         return ""
-    return "is cut off" if end >= size else f"is damaged at byte {end}"
+    return "is cut off" if len(block) < _BLOCK else f"is damaged at byte {end}"
 
 
 def _read_headers(shard: Shard, file: BinaryIO) -> int:

@@ -264,14 +264,11 @@ def _prepare_labels(classes: Value) -> Tensor:
 
 
 def _read_rgb(path: Path) -> Value:
-    image = read_picture(path)
-    if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(read_picture(path, "RGB"))
 
 
 def _read_edges(path: Path) -> Value:
-    return np.asarray(read_picture(path).convert("L"))
+    return np.asarray(read_picture(path, "L"))
 
 
 def _read_labels(path: Path) -> Value:
@@ -282,7 +279,7 @@ def _read_labels(path: Path) -> Value:
 
 
 def _read_depth(path: Path) -> Value:
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _read_floats(path, 2)
     image = read_picture(path)
     if not image.mode.startswith("I"):
@@ -296,11 +293,14 @@ def _read_features(path: Path) -> Value:
 
 def _read_floats(path: Path, rank: int) -> Value:
     array = read_array(path)
-    if array.ndim != rank or array.dtype.kind != "f" or array.size == 0 or not np.isfinite(array).all():
+    is_sound = array.ndim == rank and array.dtype.kind == "f" and array.size > 0
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32) if is_sound else array
+    if not is_sound or not np.isfinite(floats).all():  # also numbers too large for float32
         raise SampleError(
             f"{path}: {array.dtype} of shape {array.shape} is not {rank} axes of finite numbers"
         )
-    return array.astype(np.float32)
+    return floats
 
 
 _COLOURS = Form(_read_rgb, Image.Resampling.BICUBIC, _signed_unit, _finish_colours, lambda value, _: value)
