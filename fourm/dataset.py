@@ -202,20 +202,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _add_file(found: _Found, entry: os.DirEntry[str], folder: str) -> None:
     """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
-    lower, within = entry.name.lower(), f"{folder}/" if folder else ""
-    if lower.endswith(SUFFIX):
-        _add_shard(found, Path(entry.path), within + entry.name[: -len(SUFFIX)])
-    elif packed := next((end for end in COMPRESSED if lower.endswith(end) and lower != end), ""):
-        found.unlisted[within + entry.name[: -len(packed)]] = (
+    name, within = entry.name, f"{folder}/" if folder else ""
+    if suffix := suffix_of(name):
+        if folder:
+            found.add(Key(folder, name[: -len(suffix)]), Path(entry.path))
+    elif name.lower().endswith(SUFFIX):
+        _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
+    elif packed := next((end for end in COMPRESSED if name.lower().endswith(end)), ""):
+        found.unlisted[within + name[: -len(packed)]] = (
             f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
         )
-    elif suffix := suffix_of(entry.name):
-        if folder:
-            found.add(Key(folder, entry.name[: -len(suffix)]), Path(entry.path))
-    elif "." not in entry.name and entry.is_symlink() and not os.path.exists(entry.path):
-        found.unlisted[within + entry.name] = (
-            f"{entry.path}: a link to {os.readlink(entry.path)}, which is not there"
-        )
+    elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
+        target = os.readlink(entry.path)
+        found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
 
 
 def _add_shard(found: _Found, path: Path, folder: str) -> None:

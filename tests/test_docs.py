@@ -84,6 +84,22 @@ def test_the_api_does_what_the_command_does(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in made[0]] == [p.read_bytes() for p in made[1]]
 
 
+def test_the_commands_about_datasets_run_as_written(tmp_path: Path) -> None:
+    lines = ["set -e", f'fourm() {{ {shlex.quote(sys.executable)} -m fourm_cli "$@"; }}']
+    lines += blocks(ROOT / "docs" / "datasets.md", "sh")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], cwd=tmp_path, env=env, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exit code 3\n" in done.stdout
+    assert '"key": "00000/000001"' in done.stdout
+    assert not (tmp_path / "maps" / "failures.jsonl").exists()
+    for out in ("from-shards", "maps"):
+        names = sorted(p.name for p in (tmp_path / out / "tok_depth@64" / "00000").iterdir())
+        assert names == ["000000.npy", "000001.npy", "000002.npy"]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
