@@ -1,7 +1,7 @@
 """A dataset of true scenes in every modality's natural format: `python -m demo.dataset FOLDER [--count N]`.
 
-The layout is that of any dataset (docs/datasets.md): `fourm generate --data FOLDER --cond depth` reads it, and
-what a model says of its pictures can be compared with the truth beside them.
+The layout is that of any dataset (docs/datasets.md): `fourm generate --data FOLDER --cond depth` reads it,
+and what a model says of its pictures can be compared with the truth beside them.
 """
 
 import argparse

@@ -76,7 +76,7 @@ class ModelFiles:
 def find_model(name_or_path: str | Path) -> ModelFiles:
     """The files of a model with all its parts that are here; nothing is fetched.
 
-    The name is `demo`, `demo-sr` (its super-resolution model), a folder (a snapshot of the Hub's cache too), a
+    The name is `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot of the Hub's cache), a
     `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
     on the Hub; these two also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the
     released ones, where they are here and its modalities are the released ones.
