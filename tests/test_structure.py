@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
 fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
