@@ -89,6 +89,11 @@ class WordPiece:
                 kept.append(token)
         return self.decode(kept)
 
+    def beginning(self, text: str, count: int) -> str:
+        """As much of a text as its first `count` ids stand for."""
+        offsets = self._encode(text).offsets
+        return text if len(offsets) <= count else text[: offsets[count - 1][1] if count > 0 else 0]
+
     def unknown_words(self, text: str) -> list[str]:
         """The parts of a text that the vocabulary lacks; the model reads each of them as [UNK]."""
         encoding = self._encode(text)

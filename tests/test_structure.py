@@ -27,8 +27,8 @@ fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fo
 fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
-fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs.structured fourm.codecs
+fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.drawing
+fourm.codecs.images fourm.codecs.sequences fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.pipeline
 """.split()
 CLI = """

@@ -9,7 +9,24 @@ from hypothesis import strategies as st
 numbers = st.integers(-3, 1003) | st.integers() | st.sampled_from(["", "x", "9" * 5000, "1.5", "٣", "-", "²"])
 coordinates = st.builds("v{}={}".format, st.integers(0, 4), numbers)
 words = st.sampled_from(
-    ["cat", "dining", "table", "[PAD]", "[EOS]", "[S_1]", "[UNK]", "none", "=", "v0=", "v1", "a=b", "v0=1=2"]
+    [
+        "cat",
+        "dining",
+        "table",
+        "[PAD]",
+        "[EOS]",
+        "[S_1]",
+        "[UNK]",
+        "none",
+        "[",
+        "]",
+        "x]",
+        "=",
+        "v0=",
+        "v1",
+        "a=b",
+        "v0=1=2",
+    ]
 )
 
 # Words of a grammar in any order, and text of no grammar at all.

@@ -7,6 +7,7 @@ corners as fractions of the whole picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from functools import partial
 from fourm.crops import Crop
 from fourm.grammars.structured import Grammar, finite, groups_of, number_of, quoted, shown, words_of
 
+_MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
 _FARTHEST = 10.0  # pictures away: no detector finds a box there, so such numbers are pixels
 
 
@@ -179,7 +181,7 @@ def _read_name(data: object, where: str) -> str:
     name = " ".join(data.split()) if isinstance(data, str) else ""
     if not name:
         raise ValueError(f"{where}: 'class_name' must be a name, not {shown(data)}")
-    if set("=[]") & set(name) or not name.isprintable():
+    if "=" in name or _MARK.search(name) or not name.isprintable():
         raise ValueError(f"{where}: the name {shown(name)} cannot stand in the model's text")
     return name
 
