@@ -91,8 +91,15 @@ class WordPiece:
 
     def beginning(self, text: str, count: int) -> str:
         """As much of a text as its first `count` ids stand for."""
-        offsets = self._encode(text).offsets
-        return text if len(offsets) <= count else text[: offsets[count - 1][1] if count > 0 else 0]
+        encoding = self._encode(text)
+        ids, offsets = encoding.ids, encoding.offsets
+        if len(ids) <= count:
+            return text
+        for kept in range(count, 0, -1):
+            start = text[: offsets[kept - 1][1]]
+            if self.encode(start) == ids[:kept]:  # `[S_1]` is not what `[S_1]2` begins with
+                return start
+        return ""
 
     def unknown_words(self, text: str) -> list[str]:
         """The parts of a text that the vocabulary lacks; the model reads each of them as [UNK]."""

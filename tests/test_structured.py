@@ -1,5 +1,6 @@
 """Structured values between files, texts and ids: recorded samples, laws, what is cut and what is refused."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path

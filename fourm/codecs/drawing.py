@@ -2,6 +2,7 @@
 
 import unicodedata
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -198,10 +199,11 @@ def _shortened(text: str, font: Font, width: int) -> str:
     """The text, or as much of it as fits with dots behind; "" where not even a letter fits."""
     if _length(text, font) <= width:
         return text
-    kept = text.removesuffix(" ...")
-    while kept and _length(kept.rstrip() + "...", font) > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "..." if kept else ""
+    text = text.removesuffix(" ...")
+    count = (
+        bisect_right(range(len(text) + 1), width, key=lambda n: _length(text[:n].rstrip() + "...", font)) - 1
+    )
+    return text[:count].rstrip() + "..." if count > 0 else ""
 
 
 def _length(text: str, font: Font) -> int:
