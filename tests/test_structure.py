@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
 fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
@@ -26,8 +27,8 @@ fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fo
 fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
-fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs.structured fourm.codecs
+fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.drawing
+fourm.codecs.images fourm.codecs.sequences fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline
 """.split()
 CLI = """

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
+from fourm.codecs.embeddings import EmbeddingCodec
 from fourm.codecs.images import FORMS, Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import STRUCTURED, StructuredCodec
@@ -19,7 +20,7 @@ from fourm.wordpiece import WordPiece
 T = TypeVar("T")
 
 # Known rows whose values cannot be read or written yet; their tokens can.
-NOT_YET = ("det", "metadata", "color_palette", "human_poses", "sam_instance", "t5_caption")
+NOT_YET = ("human_poses", "sam_instance")
 
 
 class Codec(Protocol[T]):
@@ -68,6 +69,10 @@ def _caption(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece
     return CaptionCodec(row, wordpiece)
 
 
+def _embedding(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> EmbeddingCodec:
+    return EmbeddingCodec(row)
+
+
 def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
     if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
         size = tokenizer.config.codebook_size
@@ -81,13 +86,14 @@ def _structured(
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     form = STRUCTURED[row.codec]
-    return StructuredCodec(row, form.grammar, wordpiece, form.draw)
+    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.draw)
 
 
 # By the codec name of a row.
 _BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
     "rgb": _pixels,
     "caption": _caption,
+    "t5_caption": _embedding,
     **dict.fromkeys(FORMS, _grid),
     **dict.fromkeys(STRUCTURED, _structured),
 }

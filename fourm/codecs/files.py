@@ -1,4 +1,4 @@
-"""Files of single values: ids and arrays (.npy, never pickled), JSON, text, pictures.
+"""Files of single values: ids and arrays (.npy and .npz, never pickled), JSON, text, pictures.
 
 Whatever is wrong with a file is a SampleError that names it: one bad file must not end a run.
 """
@@ -6,10 +6,12 @@ Whatever is wrong with a file is a SampleError that names it: one bad file must 
 import gzip
 import io
 import json
+import lzma
 import math
 import struct
 import tokenize
 import warnings
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +25,17 @@ from PIL.PngImagePlugin import PngInfo
 from fourm.errors import SampleError
 
 MAX_BYTES = 1 << 30  # of an array or picture file
+MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 # What NumPy's header parser and Pillow's decoders raise for malformed bytes.
 _HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError, RuntimeError,
+    NotImplementedError, struct.error, MemoryError, OverflowError,
+)  # fmt: skip
 _PICTURE_ERRORS = (
     OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, RuntimeError,
     MemoryError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -37,24 +44,31 @@ _PICTURE_ERRORS = (
 
 def read_array(path: Path) -> NDArray[Any]:
     """The array of a .npy file of numbers or booleans; nothing in it is ever unpickled."""
-    stream = io.BytesIO(_read_bytes(path, MAX_BYTES))
+    return _parse_array(_read_bytes(path, MAX_BYTES), str(path))
+
+
+def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of a .npz file by their names, each like the one of a .npy file; no other member is unpacked."""
+    stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran_order, dtype = read_header(stream)
-        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
-        size = math.prod(shape)
-        is_whole = 0 <= size * dtype.itemsize == len(stream.getbuffer()) - stream.tell()
-    except _HEADER_ERRORS as error:
-        raise SampleError(f"{path}: not a .npy file ({error})") from error
-    if dtype.kind not in "biuf":
-        raise SampleError(f"{path}: holds {dtype}, not numbers; pickled arrays are never loaded")
-    if not is_whole or min(shape, default=0) < 0:
-        raise SampleError(f"{path}: truncated or damaged; its header announces {shape} {dtype}")
-    flat = np.frombuffer(stream.read(), dtype=dtype, count=size)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+        with zipfile.ZipFile(stream) as archive:
+            for name in names:
+                if f"{name}.npy" not in archive.namelist():
+                    raise SampleError(f"{path}: holds no array '{name}'")
+                with archive.open(f"{name}.npy") as file:
+                    data = file.read(MAX_MEMBER_BYTES + 1)
+                if len(data) > MAX_MEMBER_BYTES:
+                    raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
+                arrays.append(_parse_array(data, f"{path}: '{name}'"))
+    except _ZIP_ERRORS as error:
+        raise SampleError(f"{path}: not a .npz file ({error})") from error
+    return tuple(arrays)
+
+
+def write_members(path: Path, **arrays: NDArray[Any]) -> None:
+    """A .npz file of exactly this path; equal arrays give equal bytes."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
@@ -96,7 +110,7 @@ def read_json(path: Path) -> object:
     """The value of a .json or .json.gz file."""
     data = _read_bytes(path, MAX_TEXT_BYTES)
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(data)) as file:
                 data = file.read(MAX_TEXT_BYTES + 1)
             if len(data) > MAX_TEXT_BYTES:
@@ -130,6 +144,28 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
     for key, value in (text or {}).items():
         chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode())
     Image.fromarray(pixels).save(path, format="PNG", pnginfo=chunks, compress_level=6)
+
+
+def _parse_array(data: bytes, where: str) -> NDArray[Any]:
+    """The array in the bytes of a .npy file; `where` names them in errors."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read_header(stream)
+        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
+        size = math.prod(shape)
+        is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
+    except _HEADER_ERRORS as error:
+        raise SampleError(f"{where}: not a .npy file ({error})") from error
+    if dtype.kind not in "biuf":
+        raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
+    if not is_whole or min(shape, default=0) < 0:
+        raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
+    flat = np.frombuffer(stream.read(), dtype=dtype, count=size)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
