@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs import Codec, build_codec
-from fourm.codecs.colours import NUM_COCO_LABELS, paint_features, paint_labels, turbo
+from fourm.codecs.coco import NUM_LABELS as NUM_COCO_LABELS
+from fourm.codecs.colours import paint_features, paint_labels, turbo
 from fourm.codecs.files import (
     read_picture,
     write_array,
     write_png,
 )
-from fourm.codecs.images import FORMS, fit_square, standardise_depth
+from fourm.codecs.forms import FORMS, standardise_depth
+from fourm.codecs.pictures import fit_square
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.state import full_grid
