@@ -28,7 +28,6 @@ from fourm_cli.run_options import (
     RUN,
     AsJson,
     Attention,
-    BatchSize,
     LogJson,
     Quiet,
     Seed,
@@ -78,6 +77,10 @@ MinScale = Annotated[
         metavar="SHARE",
         rich_help_panel=RUN,
     ),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(help="Samples read together. It changes no result.", metavar="auto|N", rich_help_panel=RUN),
 ]
 Out = Annotated[
     Path | None,

@@ -264,11 +264,11 @@ def test_global_features_are_tokens_of_several_codebooks() -> None:
 
 
 def test_labels_outside_the_table_and_wrong_channels_are_sample_errors() -> None:
-    with pytest.raises(SampleError, match=r"tok_x@32: labels must lie in 0\.\.4; found 9"):
+    with pytest.raises(SampleError, match=r"tok_x@32: class 8 is not among the 4 classes of its tokenizer"):
         grid_codec("tok_semseg", n_labels=5).encode([np.full((32, 32), 8, dtype=np.uint8)])
-    with pytest.raises(SampleError, match="tok_x@32: input is"):
+    with pytest.raises(SampleError, match="tok_x@32: features of width 9, where its tokenizer reads 3"):
         grid_codec("tok_feature", patch_proj=False).encode([np.zeros((9, 4, 4), dtype=np.float32)])
-    with pytest.raises(SampleError, match="25 tokens, not 16"):
+    with pytest.raises(SampleError, match="features of 5 x 5 places, not 4 x 4"):
         grid_codec("tok_feature", patch_proj=False).encode([np.zeros((3, 5, 5), dtype=np.float32)])
 
 

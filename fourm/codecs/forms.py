@@ -78,7 +78,7 @@ def _prepare_labels(classes: Value) -> Tensor:
 
 
 def _prepare_distance(depth: Value) -> Tensor:
-    return torch.from_numpy(depth).unsqueeze(0)
+    return torch.tensor(depth).unsqueeze(0)
 
 
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST

@@ -107,6 +107,7 @@ class GridCodec:
         _check_size(value, crop, path)
         shown = cut(value, crop, self.row.image_size, form.resample, form.outside)
         if crop.mirrored and form.is_normal:
+            shown = shown.copy()
             shown[..., 0] = 255 - shown[..., 0]
         return shown
 

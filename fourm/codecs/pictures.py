@@ -114,7 +114,7 @@ def _eight_bit(path: Path, mode: str) -> NDArray[np.uint8]:
     try:
         return np.asarray(image.convert(mode))
     except (ValueError, OSError) as error:
-        raise SampleError(f"{path}: a picture of mode {image.mode} has no colours here ({error})") from error
+        raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
 
 
 def _scaled(levels: Value, path: Path) -> NDArray[np.uint8]:
