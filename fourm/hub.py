@@ -86,6 +86,18 @@ def find_model(name_or_path: str | Path) -> ModelFiles:
     return _with_released(_locate(str(name_or_path)))
 
 
+def find_modalities(name: str) -> ModelFiles:
+    """The same for one that has only its tokenizers to do: the weights of a released model may be missing."""
+    try:
+        return find_model(name)
+    except MissingError:
+        entry = find_entry(name)
+        if entry is None or not entry.is_model:
+            raise
+        sized = _sized(RELEASED, entry.config)
+        return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
+
+
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     """The super-resolution model of that name, else the one in the folder `sr` beside a model's weights.
 

@@ -15,7 +15,7 @@ from fourm.errors import FourMError, UsageError
 
 EXTENSIONS = (
     ".json.gz", ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpx",
-    ".npy", ".npz", ".json", ".txt",
+    ".gif", ".npy", ".npz", ".json", ".txt",
 )  # fmt: skip
 PARTIAL = ".partial"  # folder for files that are being written
 SAMPLES_PER_FOLDER = 1000
@@ -96,7 +96,7 @@ def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
 
     folders: modality -> folder of the dataset. Hidden files and folders are left out.
     """
-    listed = {modality: _list_folder(root, folder) for modality, folder in folders.items()}
+    listed = {modality: list_folder(root, folder) for modality, folder in folders.items()}
     samples, incomplete = [], []
     for key in sorted(set().union(*listed.values())):
         missing = [folders[modality] for modality, files in listed.items() if key not in files]
@@ -175,7 +175,8 @@ def remove_leftovers(root: Path) -> None:
             partial.rmdir()
 
 
-def _list_folder(root: Path, folder: str) -> dict[Key, Path]:
+def list_folder(root: Path, folder: str) -> dict[Key, Path]:
+    """The files of one modality by the keys of their samples; names are cut at the extension alone."""
     top = root / folder
     if not top.is_dir():
         present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 
 from fourm.codecs.embeddings import EmbeddingCodec
-from fourm.codecs.images import FORMS, Diffusion, GridCodec, PixelsCodec
+from fourm.codecs.forms import FORMS
+from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import STRUCTURED, StructuredCodec
 from fourm.crops import Crop

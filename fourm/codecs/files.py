@@ -13,7 +13,8 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
 
 
 def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Token ids (L,) as one row, int16 as everybody's 4M tokens; int32 only where a vocabulary needs it."""
-    row = np.asarray(ids, dtype=np.int64).reshape(1, -1)
-    fits = row.size == 0 or int(row.max()) <= np.iinfo(np.int16).max
-    write_array(row.astype(np.int16 if fits else np.int32), path)
+    """Token ids (L,) or (crops, L) as rows: int16, as everybody's 4M tokens; int32 for large vocabularies."""
+    rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+    fits = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
+    write_array(rows.astype(np.int16 if fits else np.int32), path)
 
 
 def read_text(path: Path) -> str:
@@ -121,19 +122,36 @@ def read_json(path: Path) -> object:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture, fully decoded, in the mode that the file has."""
+    """A picture, fully decoded, in the mode that the file has; of an animation its first frame."""
+    with _opened(path) as image:
+        image.load()
+        return image.copy()
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as its pixels are stored, or of a map (H, W) in a .npy; both above 0."""
+    if path.suffix.lower() == ".npy":
+        shape = read_array(path).shape
+        if len(shape) != 2 or 0 in shape:
+            raise SampleError(f"{path}: an array of shape {shape} is no map of pixels")
+        return shape[0], shape[1]
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of which the header was read; whatever Pillow finds wrong, in the block too, is one error."""
     data = _read_bytes(path, MAX_BYTES)
     try:
         with (
-            warnings.catch_warnings(
-                action="ignore"
-            ),  # spoilt metadata beside good pixels is nobody's concern
+            # Spoilt metadata beside good pixels is nobody's concern.
+            warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
-            image.load()
-            return image.copy()
+            yield image
     except _PICTURE_ERRORS as error:
         raise SampleError(f"{path}: not a picture that can be read ({error})") from error
 
