@@ -124,6 +124,43 @@ def test_files_of_ones_own_are_conditions_and_spoilt_ones_fail_alone(run: Run, t
 
 
 @pytest.fixture(scope="module")
+def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the words of the embedded one, and random weights."""
+    demo, folder = find_model("demo"), tmp_path_factory.mktemp("babbler") / "model"
+    folder.mkdir()
+    assert demo.text_tokenizer is not None
+    shutil.copy(demo.text_tokenizer, folder / "text_tokenizer.json")
+    shutil.copy(demo.weights.parent / "modalities.yaml", folder / "modalities.yaml")
+    texts = ["caption", "det", "metadata", "color_palette"]
+    config = {**CONFIG, "domains_in": texts, "domains_out": texts}
+    (folder / "config.json").write_text(json.dumps(config))
+    network = FourM(FourMConfig.from_dict(config, load_registry(folder / "modalities.yaml")))
+    _save(network, folder, torch.Generator().manual_seed(1), ())
+    return folder
+
+
+def test_whatever_a_model_babbles_is_saved_and_read_again(run: Run, babbler: Path, tmp_path: Path) -> None:
+    targets = "det-metadata-color_palette"
+    code, _, _ = run("generate", "a circle", "a red square", "--model", babbler, "--targets", targets,
+                     "--temps", "1.0", "--num-variations", "4", "--out", "out")  # fmt: skip
+    assert code == 0
+    codecs = {
+        name: build_codec(
+            find_model(babbler).registry.get(name), wordpiece=WordPiece.load(babbler / "text_tokenizer.json")
+        )
+        for name in targets.split("-")
+    }
+    for name, codec in codecs.items():
+        files = sorted((tmp_path / "out" / name).rglob("*.json"))
+        assert len(files) == 8
+        assert not codec.read(files[0]).problems
+    code, _, _ = run("generate", "--data", "out", "--cond", targets.replace("-", ","), "--model", babbler,
+                     "--targets", "caption", "--out", "again")  # fmt: skip
+    assert code == 0
+    assert len(list((tmp_path / "again/caption").rglob("*.txt"))) == 8
+
+
+@pytest.fixture(scope="module")
 def listener(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with ears for T5 vectors of eight numbers."""
     folder = tmp_path_factory.mktemp("listener") / "model"
