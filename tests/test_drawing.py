@@ -48,22 +48,28 @@ def test_recorded_boxes_have_the_recorded_corners(golden: Path) -> None:
         assert found == case["pixel_boxes"]
 
 
-def test_recorded_boxes_are_drawn_along_the_recorded_edges(golden: Path) -> None:
-    """Colours and letters are ours; what lies outside boxes, their edges and names is left as it was."""
+def test_recorded_boxes_are_drawn_between_the_recorded_corners(golden: Path) -> None:
+    """Colours and letters are ours; the picture that is drawn on stays as it was."""
     for case in json.loads((golden / "data" / "det_draw.json").read_text())["cases"]:
         height, width, _ = case["canvas"]
         canvas = Image.new("RGB", (width, height), (case["canvas_value"],) * 3)
         before = canvas.tobytes()
-        parsed = parse_boxes(case["string"])[0]
-        drawn = np.asarray(draw_boxes(parsed, canvas))
-        assert canvas.tobytes() == before
-        colours = class_colours(box.name for box in parsed)
         theirs = np.asarray(Image.open(golden / "data" / case["file"]).convert("RGB"))
-        for x0, y0, x1, y1, name in case["pixel_boxes"]:
-            middle = min((x0 + x1) // 2, width - 1)
-            column = drawn[y0 : min(y1, height - 1) + 1, middle]
-            assert (column == colours[name]).all(axis=1).any(), name
-            assert tuple(theirs[min(y1, height - 1), middle]) == (255, 0, 0)
+        for box, (x0, y0, x1, y1, name) in zip(
+            parse_boxes(case["string"])[0], case["pixel_boxes"], strict=True
+        ):
+            drawn = np.asarray(draw_boxes([box], canvas))
+            left, right, lower = x0, min(x1, width - 1), min(y1, height - 1)
+            for x, y in (
+                (left, lower),
+                (right, lower),
+                (left, (y0 + lower) // 2),
+                (right, (y0 + lower) // 2),
+            ):
+                assert tuple(drawn[y, x]) == class_colours([name])[name]
+                assert tuple(theirs[y, x]) == (255, 0, 0)
+            assert (drawn[(y0 + lower) // 2, (left + right) // 2] == case["canvas_value"]).all()
+        assert canvas.tobytes() == before
 
 
 @pytest.mark.parametrize("size", [(256, 256), (64, 64), (300, 40), (40, 300), (9, 9), (1, 1), (1000, 600)])

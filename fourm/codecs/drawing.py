@@ -223,7 +223,9 @@ def _draw_label(
         return
     x0, y0, _, y1 = _inside(corners_of(box, *size), size)
     left = min(max(x0, 0), size[0] - width)
-    tops = [top for top in (y0 - height, y0, y1 + 1, y1 - height) if 0 <= top <= size[1] - height]
+    # Within a box only where that leaves something of it to be seen.
+    beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
+    tops = [top for top in (y0 - height, *beside, y1 - height) if 0 <= top <= size[1] - height]
     places = [(left, top, left + width, top + height) for top in tops or [min(max(y0, 0), size[1] - height)]]
     place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
     taken.append(place)
