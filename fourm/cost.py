@@ -14,6 +14,7 @@ from fourm.memory import (
     tokenizer_bytes,
     weights_bytes,
 )
+from fourm.modalities import Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -50,7 +51,8 @@ def estimate(
     decode: values are made of the tokens, `rows_at_once` rows of a batch together.
     """
     width = WIDTHS[dtype]
-    keys = {model.registry.get(name).tokenizer for name in chain.targets} if decode else set()
+    rows = [model.registry.get(name) for name in chain.targets] if decode else []
+    keys = {row.tokenizer for row in rows if row.kind is Kind.GRID}  # texts are read without
     tokenizers = [tokenizer_bytes(path, width) for key, path in model.tokenizers.items() if key in keys]
     peaks = [decoding_peak(chain, model, width, batch_size), Peak(loading_bytes(model, width))]
     if decode:

@@ -36,6 +36,11 @@ class Output:
     form: str  # "ids", "value"
     is_condition: bool
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """True for values of a grid, which tokens become only through a tokenizer; texts are read without."""
+        return self.form == "value" and self.modality.kind is Kind.GRID and bool(self.modality.tokenizer)
+
 
 def plan_outputs(request: Request) -> list[Output]:
     """Every kind of file that a sample of this request gets; what cannot be made is refused here."""
@@ -71,7 +76,7 @@ def _check_output(model: ModelFiles, output: Output) -> None:
         )
     if output.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
-    if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
+    if output.needs_tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that decodes it is not here; "
             f"{tokenizer_advice(model, row.tokenizer)}, --no-decode keeps tokens only"
@@ -82,7 +87,7 @@ def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
     """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
     steps, count = request.detokenizer_steps, 0
     for output in outputs:
-        if output.form != "value" or output.is_condition or not output.modality.tokenizer:
+        if output.is_condition or not output.needs_tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
         if isinstance(config, DiVAEConfig):
@@ -140,5 +145,5 @@ def make_record(
 
 
 def tokenizers_of(outputs: Sequence[Output]) -> list[str]:
-    """Tokenizers that are read or written through."""
-    return sorted({o.modality.tokenizer for o in outputs if o.form == "value" and o.modality.tokenizer})
+    """Tokenizers that values are made with."""
+    return sorted({output.modality.tokenizer for output in outputs if output.needs_tokenizer})

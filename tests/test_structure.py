@@ -12,10 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
 fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.layout fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.layout fourm.pickled fourm.convert
+fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download
 """.split()
 NETS = """
@@ -27,12 +29,13 @@ fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
 fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs.structured fourm.codecs
+fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
+fourm.codecs.structured fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.pipeline
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules
-fourm_cli.models fourm_cli.transfers fourm_cli.download fourm_cli.app
+fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]

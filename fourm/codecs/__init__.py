@@ -19,7 +19,7 @@ from fourm.wordpiece import WordPiece
 T = TypeVar("T")
 
 # Known rows whose values cannot be read or written yet; their tokens can.
-NOT_YET = ("det", "metadata", "color_palette", "human_poses", "sam_instance", "t5_caption")
+NOT_YET = ("det", "metadata", "color_palette", "t5_caption")
 
 
 class Codec(Protocol[T]):
@@ -81,7 +81,7 @@ def _structured(
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     form = STRUCTURED[row.codec]
-    return StructuredCodec(row, form.grammar, wordpiece, form.draw)
+    return StructuredCodec(row, form.grammar, wordpiece, form.drawing(row, tokenizer))
 
 
 # By the codec name of a row.

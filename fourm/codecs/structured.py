@@ -8,14 +8,20 @@ from typing import Any
 
 from PIL import Image
 
+from fourm.codecs.figures import POSE_CODES, POSE_NUMBERS, draw_boxes_of_people, draw_figures
 from fourm.codecs.files import read_json
 from fourm.codecs.images import Diffusion
+from fourm.codecs.masks import MASK_CODES, draw_instances, outline_instances
+from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.sequences import encode_texts
 from fourm.crops import Crop
 from fourm.errors import SampleError
+from fourm.grammars.instances import SAM_INSTANCES
+from fourm.grammars.poses import HUMAN_POSES
 from fourm.grammars.structured import Grammar, Structured
 from fourm.modalities import Modality
 from fourm.state import Slot
+from fourm.tokenizers.build import AnyTokenizer
 from fourm.wordpiece import WordPiece
 
 
@@ -65,8 +71,23 @@ class StructuredForm:
     """What is special about one sort of structured value."""
 
     grammar: Grammar[Any]
-    draw: Callable[[Any], Image.Image]
+    draw: Callable[[Any], Image.Image]  # without a tokenizer
+    parts: CodedParts | None = None  # what a tokenizer adds to it
+
+    def drawing(self, row: Modality, tokenizer: AnyTokenizer | None) -> Callable[[Any], Image.Image]:
+        """How values are drawn with this tokenizer, or without one."""
+        if tokenizer is None or self.parts is None:
+            return self.draw
+        draw, decode = self.parts.draw, decoder_of(row, self.parts, tokenizer)
+        return lambda value: draw(value, decode)
 
 
 # By the codec name of a row.
-STRUCTURED: dict[str, StructuredForm] = {}
+STRUCTURED: dict[str, StructuredForm] = {
+    "human_poses": StructuredForm(
+        HUMAN_POSES, draw_boxes_of_people, CodedParts(POSE_CODES, POSE_NUMBERS, draw_figures)
+    ),
+    "sam_instance": StructuredForm(
+        SAM_INSTANCES, outline_instances, CodedParts(MASK_CODES, 1, draw_instances)
+    ),
+}
