@@ -57,7 +57,7 @@ def read_instances(path: Path) -> list[object]:
     if len(data) > MAX_BYTES:
         raise SampleError(f"{path}: more than {MAX_BYTES >> 20} MiB")
     try:
-        crops = _Unfolder().crops(parse_pickled(data))
+        crops = _Unfolder(MAX_ENTRIES).crops(parse_pickled(data))
         for number in range(max(len(crops), 1)):
             from_json(crops, Crop((SIDE, SIDE), 0, 0, SIDE, SIDE, number=number))
     except ValueError as error:
@@ -80,7 +80,7 @@ def _write(crops: list[object], source: Path, out: Path, target: Path) -> None:
 class _Unfolder:
     """Arrays become nested lists; each time that one is met counts."""
 
-    left: int = MAX_ENTRIES
+    left: int  # entries that may still come
 
     def crops(self, value: object) -> list[object]:
         """The crops of a file."""

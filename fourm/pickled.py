@@ -9,12 +9,12 @@ import math
 import pickletools
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 MAX_STEPS = 1 << 21  # of a pickle
-_SHOWN = 60  # characters of a name that a message shows
+_SHOWN = 60  # characters that a message shows of a file's
 _HEADER = re.compile(rb"\x93NUMPY[\x01-\x03]\x00(?s:.{2,4})\{[^}]{0,99}'descr': '\|O'[^}]{0,99}\} {0,99}\n")
 # What np.save and NumPy's own pickling name, in versions before and from 2.0 on.
 _ALLOWED = {
@@ -100,16 +100,25 @@ def parse_pickled(data: bytes) -> object:
     if header is None:
         what = "an array of numbers" if data.startswith(b"\x93NUMPY") else "not a .npy file"
         raise ValueError(f"{what}, where one of pickled objects belongs")
-    stack, steps = _Stack(), pickletools.genops(data[header.end() :])
+    stack, steps = _Stack(), _steps(data[header.end() :])
     try:
-        for opcode, argument, _ in islice(steps, MAX_STEPS):
-            stack.step(opcode.name, argument)
+        for name, argument in islice(steps, MAX_STEPS):
+            stack.step(name, argument)
         if next(steps, None) is not None:
             raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
-        (value,) = stack.items
     except (IndexError, KeyError) as error:
         raise ValueError("its pickle is damaged") from error
-    return value
+    if len(stack.items) != 1:
+        raise ValueError("its pickle is damaged")
+    return stack.items[0]
+
+
+def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            yield opcode.name, argument
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged ({str(error)[:_SHOWN]})") from error
 
 
 @dataclass(frozen=True, slots=True)

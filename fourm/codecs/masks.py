@@ -37,8 +37,9 @@ def outline_instances(groups: Groups) -> Image.Image:
     """The boxes alone, where there is no tokenizer that decodes masks."""
     image = Image.new("RGB", (SIDE, SIDE))
     draw = ImageDraw.Draw(image)
-    boxes = dict.fromkeys(tuple(box) for box in _by_area(_boxes_of(groups)).tolist())
-    for box, colour in zip(boxes, cycle(palette().tolist()), strict=False):
+    boxes = dict.fromkeys(tuple(box) for box in _by_area(_boxes_of(groups)).clip(max=SIDE - 1).tolist())
+    bright = (palette() // 2 + 128).tolist()  # some colours are too dark for a thin line
+    for box, colour in zip(boxes, cycle(bright), strict=False):
         draw.rectangle(box, outline=tuple(colour))
     draw.rectangle((0, SIDE - 15, SIDE, SIDE), fill="black")
     draw.text((SIDE / 2, SIDE - 8), "boxes only: no tokenizer for masks", fill="white", anchor="mm")
@@ -71,7 +72,7 @@ def palette() -> NDArray[np.uint8]:
 
 def _merge(boxes: Boxes, masks: Masks) -> list[list[int]]:
     """Groups of instances that are one thing: each joins the first group whose first member it resembles."""
-    flat = masks.reshape(len(masks), -1)
+    flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
     sums = flat.sum(axis=1)
     groups = list[list[int]]()
     for index in range(len(boxes)):
