@@ -354,3 +354,12 @@ def test_the_queries_of_a_file_are_what_its_text_asks(queries: list[dict[str, An
     else:
         assert parse(to_text(groups))[0] == groups
         assert from_json(to_json(groups)) == groups
+
+
+def test_the_file_in_the_documentation_is_read_as_it_says() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    example = json.loads(text.split("```json\n")[1].split("```")[0])
+    dog = Instance((100, 20, 200, 120), CODES)
+    assert from_json(example) == (Group((112, 112), (dog,)), Group((42, 112)))
+    named = ", ".join(f"({x}, {y})" for x, y in QUERY_POINTS)
+    assert named in text
