@@ -149,6 +149,12 @@ def test_whatever_a_text_says_can_be_drawn(people: People, seed: int) -> None:
     assert draw_boxes_of_people(people).size == (448, 448)
 
 
+def test_a_box_at_the_border_is_drawn_whole() -> None:
+    picture = np.asarray(draw_figures((replace(SOMEBODY, box=(0.0, 0.0, 224.0, 224.0)),), still))
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge < 250).any(axis=-1).all()
+
+
 def test_people_have_colours_of_their_own() -> None:
     people = tuple(replace(SOMEBODY, box=(10.0 + 70 * k, 60.0, 70.0 + 70 * k, 160.0)) for k in range(3))
     picture = np.asarray(draw_figures(people, still))

@@ -93,6 +93,14 @@ def test_a_tokenizer_of_other_things_is_refused(row: Any, config: VQConfig, word
         build_codec(row, build_tokenizer(config, Part.DECODER), wordpiece)
 
 
+@pytest.mark.parametrize(("row", "name"), [(POSES, "human-poses_1k_8"), (SAM, "sam-instance_1k_64")])
+def test_the_released_tokenizers_fit(golden: Path, row: Any, name: str, wordpiece: WordPiece) -> None:
+    manifest = json.loads((golden / "vq" / "manifests" / f"{name}.json").read_text())
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(VQConfig.from_dict(manifest["config"]), Part.DECODER)
+    build_codec(row, tokenizer, wordpiece)
+
+
 def test_a_tokenizer_that_diffuses_is_refused(wordpiece: WordPiece) -> None:
     config = DiVAEConfig.from_dict(json.loads(_diffusing().read_text()))
     with torch.device("meta"):

@@ -184,7 +184,7 @@ def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -
     if not people:
         draw.text((image.width / 2, image.height / 2), "nobody", "grey", _font(), "mm")
     for index, (person, said) in enumerate(zip(people, lines, strict=True)):
-        x0, y0, x1, y1 = (corner * _SCALE for corner in person.box)
+        x0, y0, x1, y1 = (min(corner * _SCALE, image.width - 1) for corner in person.box)
         left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
         draw.rectangle((left, top, right, bottom), outline=_colour(index), width=2)
         text = "\n".join((str(index + 1), *said))
