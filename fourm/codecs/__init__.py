@@ -20,9 +20,6 @@ from fourm.wordpiece import WordPiece
 
 T = TypeVar("T")
 
-# Known rows whose values cannot be read or written yet; their tokens can.
-NOT_YET = ("human_poses", "sam_instance")
-
 
 class Codec(Protocol[T]):
     """Values of type T in all their forms. Errors of one value are SampleErrors."""
@@ -53,10 +50,8 @@ def build_codec(
 
 def check_codec(row: Modality) -> None:
     """Refuse a row whose values nothing here reads or writes."""
-    if row.codec in NOT_YET:
-        raise UsageError(f"{row.name}: reading and writing {row.title or row.name} is not available yet")
     if row.codec not in _BUILDERS:
-        close = near_match(row.codec, (*_BUILDERS, *NOT_YET))
+        close = near_match(row.codec, _BUILDERS)
         raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
 
 
@@ -87,7 +82,7 @@ def _structured(
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     form = STRUCTURED[row.codec]
-    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.draw)
+    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.drawing(row, tokenizer))
 
 
 # By the codec name of a row.

@@ -9,17 +9,23 @@ from typing import Any
 from PIL import Image
 
 from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette
+from fourm.codecs.figures import POSE_CODES, POSE_NUMBERS, draw_boxes_of_people, draw_figures
 from fourm.codecs.files import read_json
 from fourm.codecs.images import Diffusion
+from fourm.codecs.masks import MASK_CODES, draw_instances, outline_instances
+from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.sequences import encode_texts
 from fourm.crops import Crop
 from fourm.errors import SampleError
 from fourm.grammars.boxes import Boxes, BoxRules, box_grammar
+from fourm.grammars.instances import SAM_INSTANCES
 from fourm.grammars.metadata import METADATA
 from fourm.grammars.palette import palette_grammar
+from fourm.grammars.poses import HUMAN_POSES
 from fourm.grammars.structured import Grammar, Structured
 from fourm.modalities import Modality
 from fourm.state import Slot
+from fourm.tokenizers.build import AnyTokenizer
 from fourm.wordpiece import WordPiece
 
 
@@ -93,13 +99,21 @@ class StructuredForm:
     """What is special about one sort of structured value."""
 
     grammar: Grammar[Any]
-    draw: Callable[[Any], Image.Image]
+    draw: Callable[[Any], Image.Image]  # without a tokenizer
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
+    parts: CodedParts | None = None  # what a tokenizer adds to the drawing
 
     def grammar_for(self, wordpiece: WordPiece) -> Grammar[Any]:
         """The grammar in the words that a text tokenizer has."""
         return self.grammar if self.suited is None else self.suited(wordpiece)
+
+    def drawing(self, row: Modality, tokenizer: AnyTokenizer | None) -> Callable[[Any], Image.Image]:
+        """How values are drawn with this tokenizer, or without one."""
+        if tokenizer is None or self.parts is None:
+            return self.draw
+        draw, decode = self.parts.draw, decoder_of(row, self.parts, tokenizer)
+        return lambda value: draw(value, decode)
 
 
 def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
@@ -115,4 +129,10 @@ STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, _boxes_suited),
     "metadata": StructuredForm(METADATA, draw_metadata),
     "color_palette": StructuredForm(palette_grammar(), draw_palette),
+    "human_poses": StructuredForm(
+        HUMAN_POSES, draw_boxes_of_people, parts=CodedParts(POSE_CODES, POSE_NUMBERS, draw_figures)
+    ),
+    "sam_instance": StructuredForm(
+        SAM_INSTANCES, outline_instances, parts=CodedParts(MASK_CODES, 1, draw_instances)
+    ),
 }
