@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs import Codec, build_codec
-from fourm.codecs.coco import NUM_LABELS as NUM_COCO_LABELS
+from fourm.codecs.coco import NUM_COCO_LABELS
 from fourm.codecs.colours import paint_features, paint_labels, turbo
 from fourm.codecs.files import (
     read_picture,

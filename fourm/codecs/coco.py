@@ -1,7 +1,7 @@
 """The 133 COCO panoptic categories in their usual order: 80 things, then 53 sorts of stuff, as published."""
 
 # Kirillov et al. 2019, https://cocodataset.org/#panoptic-2019; the suffixes are those of the published table.
-NAMES = (
+COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
     "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
@@ -19,9 +19,9 @@ NAMES = (
     "pavement-merged", "mountain-merged", "grass-merged", "dirt-merged", "paper-merged",
     "food-other-merged", "building-other-merged", "rock-merged", "wall-other-merged", "rug-merged",
 )  # fmt: skip
-NUM_LABELS = 1 + len(NAMES)  # with "no class"
+NUM_COCO_LABELS = 1 + len(COCO_NAMES)  # with "no class"
 # Their public colours, RRGGBB.
-COLOURS = bytes.fromhex(
+COCO_COLOURS = bytes.fromhex(
     "dc143c770b2000008e0000e66a00e4003c640050640000460000c0faaa1e64aa1edcdc00af74affa001ea52a2aff4dff"
     "00e2fcb6b6ff00520078a69d6e4c00ae39ffc76400480076ffb3f0007d5cd10097bcd0b600dcb0ff63a45c00498581ff"
     "4eb4ff00e400aefff32d59ff8686679194aeffd0bac5e2ffab86016d3f36cf8aff97005f09503d5469334a4169a6c466"

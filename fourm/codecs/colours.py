@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourm.codecs import coco
+from fourm.codecs.coco import COCO_COLOURS, COCO_NAMES, NUM_COCO_LABELS
 
 GREY = 128
 NO_CLASS = 255  # in class numbers
@@ -62,8 +62,8 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
 
     names: of the classes from 0 on; without them COCO's, where there are COCO's 134 labels.
     """
-    if not names and num_labels == coco.NUM_LABELS:
-        names = coco.NAMES
+    if not names and num_labels == NUM_COCO_LABELS:
+        names = COCO_NAMES
     table = _label_colours(num_labels)
     found, counts = np.unique(labels, return_counts=True)
     order = sorted(
@@ -108,8 +108,8 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _label_colours(num_labels: int) -> NDArray[np.uint8]:
     """(256, 3): the colour of every class number; grey where there is no class."""
-    if num_labels == coco.NUM_LABELS:
-        colours = _colours(coco.COLOURS)
+    if num_labels == NUM_COCO_LABELS:
+        colours = _colours(COCO_COLOURS)
     else:
         # Steps of the golden ratio around the colour circle keep any number of classes apart.
         hues = [colorsys.hsv_to_rgb(0.618034 * k % 1.0, 0.75, 0.95) for k in range(max(num_labels - 1, 1))]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs import coco
+from fourm.codecs.coco import NUM_COCO_LABELS
 from fourm.codecs.colours import NO_CLASS, LegendEntry, legend, to_bytes
 from fourm.codecs.files import write_array, write_png
 from fourm.codecs.forms import Form, unit
@@ -258,7 +258,7 @@ class GridCodec:
         """Classes and "no class"."""
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
-        return 1 + len(self.row.labels) if self.row.labels else coco.NUM_LABELS
+        return 1 + len(self.row.labels) if self.row.labels else NUM_COCO_LABELS
 
     def _check_classes(self, value: Value) -> None:
         """Refuse classes that the tokenizer lacks."""
