@@ -149,6 +149,18 @@ def _big_endian(levels: Array) -> bytes:
     return struct.pack(">2sHI", b"MM", 42, 8) + table + struct.pack(">I", 0) + levels.tobytes()
 
 
+@pytest.mark.parametrize("junk", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_told_in_words_that_stay_the_same(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(junk)
+    said = set()
+    for _ in range(3):
+        with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(") as caught:
+            read_rgb(tmp_path / "x.png")
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert " object at " not in said.pop()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000), (3, 7)])
 def test_the_strangest_sizes_become_squares(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, RED).save(tmp_path / "x.png")
