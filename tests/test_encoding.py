@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fourm.checkpoint import load_tokenizer
 from fourm.codecs.files import write_array
 from fourm.codecs.forms import FORMS
-from fourm.codecs.images import GridCodec, _groups, rows_at_once
+from fourm.codecs.images import _ROWS, GridCodec, _groups, rows_at_once
 from fourm.errors import SampleError
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.tokenizers.config import VQConfig
@@ -144,6 +144,16 @@ def test_gpus_see_groups_of_one_size_and_every_row_once(count: int) -> None:
     assert sorted({row for group in groups for row in group}) == list(range(count))
     assert [row for group in groups for row in group][:count] == list(range(count))
     assert _groups(count, cpu) == [[row] for row in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8])
+def test_rows_that_fill_up_a_group_are_left_out(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    codec = made("tok_rgb")
+    values = list(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+    alone = codec.encode(values).values
+    monkeypatch.setitem(_ROWS, "cpu", 4)  # as on a GPU, where it is 8
+    assert torch.equal(codec.encode(values).values, alone)
+    assert len(codec.decode(codec.encode(values))) == count
 
 
 @pytest.mark.gpu
