@@ -334,6 +334,9 @@ def _bar(done: int, total: int) -> ProgressBar:
 def _now(tally: Tally) -> str:
     """What goes on at this moment, in a line."""
     failed = [f"{tally.failed} failed"] if tally.failed else []
+    if tally.has_no_steps and not tally.loading:
+        passed = tally.clock() - tally.begun
+        return ", ".join([f"{tally.saved / passed:.0f} samples/s" if passed > 0 else "begins", *failed])
     if tally.loading or not (step := tally.step):
         return ", ".join([tally.loading or "writing files", *failed])
     if isinstance(step, Detokenized):

@@ -178,6 +178,24 @@ def test_random_crops_belong_to_the_sample_and_the_seed() -> None:
     assert 0.85 < shares[-1] <= 1
 
 
+def test_the_crops_of_a_seed_stay_the_same_for_ever() -> None:
+    """So that a dataset which was begun today can be ended in a year."""
+    crops = draw_crops(3, Key("a", "b"), (300, 400), 4, 0.5)
+    assert [(c.top, c.left, c.height, c.width, c.mirrored) for c in crops] == [
+        (0, 50, 300, 300, False), (23, 47, 236, 272, False), (6, 104, 249, 270, True),
+        (20, 77, 278, 220, False),
+    ]  # fmt: skip
+
+
+def test_random_crops_reach_every_border() -> None:
+    middle, last = 0.5, 1 - 2**-24  # of the area and the aspect; of the places
+    low = random_crop(100, 100, 0.5, [0.0, middle, 0.0, 0.0] * 10 + [last])
+    high = random_crop(100, 100, 0.5, [0.0, middle, last, last] * 10 + [0.0])
+    assert (low.top, low.left, low.mirrored) == (0, 0, False)
+    assert (high.top + high.height, high.left + high.width, high.mirrored) == (100, 100, True)
+    assert (low.height, low.width) == (high.height, high.width) == (71, 71)
+
+
 @pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (1, 1), (2, 2)])
 def test_where_no_random_crop_has_room_the_centre_serves(size: tuple[int, int]) -> None:
     for crop in draw_crops(0, Key("f", "x"), size, 8, 0.5)[1:]:

@@ -1,6 +1,7 @@
 """Every sort of picture file, and what becomes of it; what cannot be a picture or a map is one sentence."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,8 +93,9 @@ def test_alpha_is_dropped_and_never_mixed_in(tmp_path: Path) -> None:
     palette.putpalette([0, 0, 0, *RED])
     palette.save(tmp_path / "palette.png", transparency=b"\x00\x00")
     Image.new("LA", (4, 4), (99, 0)).save(tmp_path / "grey.png")
-    for name in ("alpha", "key", "palette"):
-        assert (read_rgb(tmp_path / f"{name}.png") == RED).all(), name
+    with warnings.catch_warnings(action="error"):  # Pillow complains of some
+        for name in ("alpha", "key", "palette"):
+            assert (read_rgb(tmp_path / f"{name}.png") == RED).all(), name
     assert (read_rgb(tmp_path / "grey.png") == 99).all()
     # Resizing comes after, so that hidden colours do not fade where they are resized.
     half = np.array(clear)
@@ -147,6 +149,18 @@ def _big_endian(levels: Array) -> bytes:
         table += struct.pack(">HHI", tag, kind, 1)
         table += struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
     return struct.pack(">2sHI", b"MM", 42, 8) + table + struct.pack(">I", 0) + levels.tobytes()
+
+
+@pytest.mark.parametrize("junk", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_told_in_words_that_stay_the_same(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(junk)
+    said = set()
+    for _ in range(3):
+        with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(") as caught:
+            read_rgb(tmp_path / "x.png")
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert " object at " not in said.pop()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000), (3, 7)])

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.errors import SampleError
@@ -152,6 +152,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             yield image
+    except UnidentifiedImageError as error:  # whose own words name an address in memory
+        raise SampleError(f"{path}: not a picture that can be read (of no format known here)") from error
     except _PICTURE_ERRORS as error:
         raise SampleError(f"{path}: not a picture that can be read ({error})") from error
 
