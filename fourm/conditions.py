@@ -79,6 +79,8 @@ class Conditions:
         return Prepared(rows, self._batch(rows), failures)
 
     def _read(self, work: Work) -> Given:
+        if work.sample.problem:
+            raise SampleError(work.sample.problem)
         values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
         for name in self.request.chain.conditions:
             row, path = self.request.model.registry.get(name), work.sample.files.get(name)

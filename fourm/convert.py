@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.crops import Crop
+from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
 from fourm.grammars.instances import SIDE, from_json
-from fourm.layout import list_dataset, path_of, remove_leftovers, write_atomic
+from fourm.layout import path_of, remove_leftovers, write_atomic
 from fourm.pickled import Array, parse_pickled
+from fourm.shards import open_file
 
 FOLDER = "sam_instance"
 MAX_BYTES = 1 << 24  # of a file, and of the JSON that it becomes
@@ -34,7 +36,11 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     if out.resolve() == root.resolve():
         raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
     for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
-        source, target = sample.files[FOLDER], path_of(out, FOLDER, sample.key, ".json")
+        target = path_of(out, FOLDER, sample.key, ".json")
+        if sample.problem:
+            yield Converted(sample.files.get(FOLDER, root / FOLDER), target, problem=sample.problem)
+            continue
+        source = sample.files[FOLDER]
         if target.exists() and not overwrite:
             yield Converted(source, target, was_there=True)
             continue
@@ -50,7 +56,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
 def read_instances(path: Path) -> list[object]:
     """The crops of a pickled file as the data of a JSON file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SampleError(f"{path}: cannot be read ({error.strerror})") from error

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MAX_SENTENCE = 2000  # characters about one sample: enough for a long path and what is wrong with it
+
 
 class FourMError(Exception):
     """Something a user can understand and mend; the message is one sentence for a person."""
@@ -29,9 +31,16 @@ class CheckpointError(UsageError):
 
 
 class SampleError(FourMError):
-    """One sample that cannot be read or decoded; the others go on."""
+    """One sample that cannot be read or decoded; the others go on.
+
+    The message is one printable line, whatever names and decoders' complaints are part of it.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        line = printable(message)
+        super().__init__(line if len(line) <= MAX_SENTENCE else f"{line[:MAX_SENTENCE]} ...")
 
 
 class MissingError(FourMError):
@@ -44,6 +53,13 @@ class VerificationError(FourMError):
     """A checksum or a folder that is not what its record says."""
 
     exit_code = 5
+
+
+def printable(text: str) -> str:
+    """The text without line ends and control characters, which could drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def near_match(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fourm.dataset import Dataset, list_dataset, take
 from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
-from fourm.layout import MAX_SAMPLES, Dataset, Sample, list_dataset, number_keys, samples_of_prompts, take
+from fourm.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
 from fourm.modalities import Kind, Modality
 from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt

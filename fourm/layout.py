@@ -1,10 +1,9 @@
-"""Dataset and output folders: keys of samples, their paths, whole-or-nothing files, what is left to do."""
+"""Samples and output folders: keys of samples, their paths, whole-or-nothing files, what is left to do."""
 
 import contextlib
 import hashlib
 import itertools
 import os
-import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +12,6 @@ from pathlib import Path
 
 from fourm.errors import FourMError, UsageError
 
-EXTENSIONS = (
-    ".json.gz", ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpx",
-    ".gif", ".npy", ".npz", ".json", ".txt",
-)  # fmt: skip
 PARTIAL = ".partial"  # folder for files that are being written
 SAMPLES_PER_FOLDER = 1000
 # Of one run, variations included: more do not fit into the memory of a small machine.
@@ -53,6 +48,7 @@ class Sample:
     key: Key
     caption: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    problem: str = ""  # why this one can only fail; found when its dataset was listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +60,6 @@ class Place:
     shared: bool = False  # one file for all variations (conditions)
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Samples that have a file in every condition's folder, and what is missing of the others."""
-
-    samples: tuple[Sample, ...]
-    incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
-
-
 def number_keys(count: int) -> list[Key]:
     """Keys of the samples without names of their own: `00000/000000`, a folder for each 1000."""
     return [Key(f"{i // SAMPLES_PER_FOLDER:05d}", f"{i:06d}") for i in range(count)]
@@ -80,34 +68,6 @@ def number_keys(count: int) -> list[Key]:
 def samples_of_prompts(prompts: Sequence[str]) -> list[Sample]:
     """One sample for each prompt, named by its position."""
     return [Sample(key, prompt) for key, prompt in zip(number_keys(len(prompts)), prompts, strict=True)]
-
-
-def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
-    """The first `count` samples in their order, or a random choice drawn by `seed`; keys stay the same."""
-    if count is None or count >= len(samples):
-        return list(samples)
-    if seed is None:
-        return list(samples[:count])
-    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), count))]
-
-
-def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
-    """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, sorted by key.
-
-    folders: modality -> folder of the dataset. Hidden files and folders are left out.
-    """
-    listed = {modality: list_folder(root, folder) for modality, folder in folders.items()}
-    samples, incomplete = [], []
-    for key in sorted(set().union(*listed.values())):
-        missing = [folders[modality] for modality, files in listed.items() if key not in files]
-        if missing:
-            incomplete.append(f"{key.text} has no file in {', '.join(missing)}")
-        else:
-            samples.append(Sample(key, files={modality: files[key] for modality, files in listed.items()}))
-    if not samples:
-        reason = f": {incomplete[0]}" if incomplete else ""
-        raise UsageError(f"{root}: no sample has a file in each of {', '.join(folders.values())}{reason}")
-    return Dataset(tuple(samples), tuple(incomplete))
 
 
 def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | None = None) -> Path:
@@ -173,34 +133,6 @@ def remove_leftovers(root: Path) -> None:
     if not any(partial.iterdir()):
         with contextlib.suppress(OSError):  # another process has just put something there
             partial.rmdir()
-
-
-def list_folder(root: Path, folder: str) -> dict[Key, Path]:
-    """The files of one modality by the keys of their samples; names are cut at the extension alone."""
-    top = root / folder
-    if not top.is_dir():
-        present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        raise UsageError(f"{root}: no folder '{folder}'; there is {', '.join(present) or 'no folder at all'}")
-    files: dict[Key, Path] = {}
-    seen: set[str] = set()
-    for where, subfolders, names in os.walk(top, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:  # a link to a folder that was read already
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if Path(where) == top:  # files directly under a modality have no folder, so no key
-            continue
-        for name in sorted(names):
-            suffix = next((e for e in EXTENSIONS if name.lower().endswith(e) and len(name) > len(e)), None)
-            if suffix is None or name.startswith("."):
-                continue
-            key, path = Key(Path(where).relative_to(top).as_posix(), name[: -len(suffix)]), Path(where, name)
-            if key in files:
-                raise UsageError(f"two files for one sample: {files[key]} and {path.name}; keep one of them")
-            files[key] = path
-    return files
 
 
 def _touch(file: Path) -> None:

@@ -1,14 +1,15 @@
 """What `fourm tokenize` works on: folders of pictures and maps, the rows they become tokens of, samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.crops import CROP_SETTINGS
+from fourm.dataset import REST, Listing, list_folder
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.header import read_header
 from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
-from fourm.layout import MAX_SAMPLES, Key, list_folder
+from fourm.layout import MAX_SAMPLES, Key
 from fourm.modalities import Kind, Modality
 from fourm.request import ATTENTIONS
 from fourm.world import World
@@ -36,6 +37,7 @@ class RawSample:
     picture: Path | None = None  # whose size is the whole that crops are parts of
     valid: Path | None = None  # mask of the pixels that mean something
     settings: Path | None = None  # crops
+    problem: str = ""  # why nothing can be read for it; "": all is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,10 @@ def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
 def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[RawSample, ...]:
     """All samples that have a file in one of the folders at least, sorted by key."""
     listed = {one.row.name: list_folder(root, one.folder) for one in folders}
-    pictures, valid, settings = (_list(root, name) for name in (PICTURES, VALID, CROP_SETTINGS))
-    settings |= _list(out, CROP_SETTINGS)  # those that belong to the tokens come first
-    keys = sorted(set().union(*listed.values()))
+    pictures, valid, settings = (_list(root, name).files for name in (PICTURES, VALID, CROP_SETTINGS))
+    settings = settings | _list(out, CROP_SETTINGS).files  # those that belong to the tokens come first
+    problems = _problems(listed.values())
+    keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     if not keys:
         names = ", ".join(one.folder for one in folders)
         raise UsageError(f"{root}: no file in {names}; files lie in FOLDER/ANY/NAME.EXT")
@@ -118,11 +121,19 @@ def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[R
         raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
     return tuple(
         RawSample(
-            key, {name: files[key] for name, files in listed.items() if key in files},
-            pictures.get(key), valid.get(key), settings.get(key),
+            key, {name: one.files[key] for name, one in listed.items() if key in one.files},
+            pictures.get(key), valid.get(key), settings.get(key), problems.get(key, ""),
         )
         for key in keys
     )  # fmt: skip
+
+
+def _problems(listed: Iterable[Listing]) -> dict[Key, str]:
+    """Why samples cannot be read; those of a folder that cannot be listed have no names."""
+    problems = dict[Key, str]()
+    for one in listed:
+        problems |= one.problems | {Key(folder, REST): why for folder, why in one.unlisted.items()}
+    return problems
 
 
 def _present(root: Path) -> tuple[str, ...]:
@@ -132,8 +143,8 @@ def _present(root: Path) -> tuple[str, ...]:
         raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
 
 
-def _list(root: Path, folder: str) -> dict[Key, Path]:
-    return list_folder(root, folder) if (root / folder).is_dir() else {}
+def _list(root: Path, folder: str) -> Listing:
+    return list_folder(root, folder) if (root / folder).is_dir() else Listing()
 
 
 def _folders_of(row: Modality) -> tuple[str, ...]:

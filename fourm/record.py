@@ -70,11 +70,8 @@ def now() -> str:
 
 
 def digest_of_samples(samples: list[Sample]) -> str:
-    """sha256 over keys, captions and names of condition files, in order."""
-    rows = [
-        [s.key.folder, s.key.name, s.caption, {m: p.name for m, p in sorted(s.files.items())}]
-        for s in samples
-    ]
+    """sha256 over keys and captions, in order; a file that was mended may have another extension."""
+    rows = [[s.key.folder, s.key.name, s.caption] for s in samples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

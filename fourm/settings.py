@@ -54,6 +54,11 @@ class RunSettings:
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # tokenizer of a modality row -> name or path
 
     @property
+    def subset_seed(self) -> int | None:
+        """How the `num_samples` of a file are chosen: by the reference, at random with seed 0."""
+        return None if self.num_samples is None else 0
+
+    @property
     def folder(self) -> Path | None:
         """The output folder with the names of data and settings, as the reference lays them out."""
         if self.output_dir is None:

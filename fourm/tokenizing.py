@@ -168,6 +168,8 @@ def _tokenize(
     for sample in mine:
         rows = [row for row in request.rows if row.name in sample.files]
         try:
+            if sample.problem:
+                raise SampleError(sample.problem)
             left = tuple(row for row in rows if not _is_made(request, row, sample.key, num_crops))
         except SampleError as error:
             wrong.append((sample.key, str(error)))

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fourm.errors import FourMError, ScheduleError, UsageError
+from fourm.errors import FourMError, ScheduleError, UsageError, printable
 from fourm.events import Detokenized, Event, Failed, Finished, Loading, Malformed, Saved, Started, Stepped
 
 CALM = 10.0  # seconds between plain lines
@@ -267,11 +267,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d} h" if hours else f"{minutes}:{rest:02d} min"
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which could drive a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def variation(event: Failed | Malformed) -> str:

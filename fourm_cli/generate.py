@@ -9,11 +9,11 @@ from pathlib import Path
 
 import typer
 
+from fourm.dataset import Dataset
 from fourm.errors import SampleError, UsageError
 from fourm.header import read_header
 from fourm.hub import DEMO, ModelFiles, find_model, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
-from fourm.layout import Dataset
 from fourm.plan import build_chain
 from fourm.record import Launch, check_output, now, remove_empty
 from fourm.request import DETOKENIZER_STEPS, Request
@@ -57,6 +57,7 @@ from fourm_cli.run_options import (
     Tokenizers,
 )
 
+INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -113,6 +114,7 @@ def generate(
     files = _model_files(given.model or DEMO if model is None else model, given, tokenizers or [])
     chain = build_chain(settings.base, files)
     data = given.data_path if data is None and not prompts else data
+    subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
     source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
     world = parse_world(shard, os.environ)
@@ -172,7 +174,10 @@ def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelF
 
 
 def _say_notes(dataset: Dataset, files: ModelFiles) -> None:
-    for note in (*dataset.incomplete, note_unknown_words(dataset.samples, files)):
+    lacking = list(dataset.incomplete[:INCOMPLETE_SHOWN])
+    if rest := len(dataset.incomplete) - len(lacking):
+        lacking.append(f"{rest:,} more samples lack a file")
+    for note in (*lacking, note_unknown_words(dataset.samples, files)):
         if note:
             console.note(note)
 

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fourm.download import Job
+from fourm.errors import printable
 from fourm.transfer import Advanced, Done, Event, Waiting
-from fourm_cli.console import CALM, REFRESH, duration, printable, size_text
+from fourm_cli.console import CALM, REFRESH, duration, size_text
 
 WINDOW = 8.0  # seconds over which the speed is taken
 NAME_WIDTH = 34  # columns for the name of a file

@@ -13,36 +13,14 @@ from fourm.layout import (
     Key,
     Place,
     is_done,
-    list_dataset,
     number_keys,
     outputs_of,
     path_of,
     remove_leftovers,
     samples_of_prompts,
-    take,
     write_atomic,
     write_text,
 )
-
-HOSTILE = [
-    "a\nb",
-    "Zürich ☃",
-    "a..",
-    "-v0",
-    "a b",
-    "$(x)",
-    "a.b.c",
-    "%2e%2e",
-    "x" * 251,
-    "ä" * 125 + "x",
-    "\x1b[31m",
-]
-
-
-def make(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
 
 
 def test_prompts_are_numbered_with_a_folder_for_each_thousand() -> None:
@@ -54,16 +32,6 @@ def test_prompts_are_numbered_with_a_folder_for_each_thousand() -> None:
         "00002/002000",
     )
     assert samples_of_prompts(["a", "a"])[1].caption == "a"
-
-
-def test_a_subset_is_the_first_ones_or_a_seeded_choice_and_keeps_the_names() -> None:
-    samples = samples_of_prompts([str(i) for i in range(50)])
-    assert take(samples, 3, None) == samples[:3]
-    chosen = take(samples, 5, 7)
-    assert chosen == take(samples, 5, 7)
-    assert chosen != samples[:5]
-    assert chosen == sorted(chosen, key=lambda sample: sample.key)
-    assert take(samples, 99, None) == samples
 
 
 def test_variations_follow_the_name() -> None:
@@ -81,78 +49,10 @@ def test_no_key_leads_out_of_the_folder(part: str) -> None:
             Key("a", part)
 
 
-def test_hostile_names_are_kept_listed_and_written_without_collision(tmp_path: Path) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    make(data, *(f"rgb/{name[:60]}/{name}.png" for name in HOSTILE))
-    dataset = list_dataset(data, {"rgb": "rgb"})
-    assert sorted(s.key.name for s in dataset.samples) == sorted(HOSTILE)
-    written = []
-    for sample in dataset.samples:
-        for variation in (0, 10):
-            for path in outputs_of(out, sample.key, [Place("tok_rgb@64", ".npy")], variation):
-                write_text(out, path, sample.key.text)
-                written.append(path)
-    assert len({os.path.realpath(p) for p in written}) == 2 * len(HOSTILE)
-    assert all(p.is_file() and p.resolve().is_relative_to(out.resolve()) for p in written)
-
-
 def test_long_names_that_differ_only_at_the_end_stay_apart() -> None:
     first, second = (path_of(Path("o"), "rgb", Key("a", "x" * 250 + end), ".json.gz", 0) for end in "ab")
     assert first != second
     assert len(os.fsencode(first.name)) <= 255
-
-
-def test_names_that_are_not_utf8_are_printable_and_readable(tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path / "rgb" / "a")
-    os.makedirs(folder)
-    with open(folder + b"/\xff\xfe.png", "wb"):
-        pass
-    (sample,) = list_dataset(tmp_path, {"rgb": "rgb"}).samples
-    assert sample.key.text.encode() == b"a/\\xff\\xfe"
-    assert sample.files["rgb"].is_file()
-
-
-def test_samples_are_matched_by_name_and_a_missing_partner_is_reported(tmp_path: Path) -> None:
-    make(tmp_path, "rgb/x/1.png", "rgb/x/10.png", "rgb/x/2.JPG", "caption/x/1.txt", "caption/x/2.json.gz")
-    make(tmp_path, "rgb/x/.hidden.png", "rgb/top.png", "rgb/x/notes.md")
-    dataset = list_dataset(tmp_path, {"rgb@64": "rgb", "caption": "caption"})
-    assert [s.key.text for s in dataset.samples] == ["x/1", "x/2"]
-    assert dataset.samples[1].files["rgb@64"].name == "2.JPG"
-    assert dataset.incomplete == ("x/10 has no file in caption",)
-
-
-def test_a_folder_of_the_recorded_dataset_is_listed(golden: Path) -> None:
-    dataset = list_dataset(golden / "data" / "mini_dataset", {"caption": "caption", "det": "det"})
-    assert [s.key.text for s in dataset.samples] == ["x/s1", "x/s2"]
-    assert dataset.incomplete == ()
-
-
-def test_hidden_folders_of_other_programs_are_left_out(tmp_path: Path) -> None:
-    for name in ("f/a.png", "f/.ipynb_checkpoints/a.png", ".thumbnails/b.png", ".partial/c.png"):
-        (tmp_path / "rgb" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "rgb" / name).touch()
-    assert [s.key for s in list_dataset(tmp_path, {"rgb": "rgb"}).samples] == [Key("f", "a")]
-
-
-def test_two_files_of_one_stem_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, "rgb/x/1.png", "rgb/x/1.jpg")
-    with pytest.raises(UsageError, match=r"1\.jpg and 1\.png"):
-        list_dataset(tmp_path, {"rgb": "rgb"})
-
-
-def test_a_missing_folder_names_those_that_are_there(tmp_path: Path) -> None:
-    make(tmp_path, "rgb/x/1.png")
-    with pytest.raises(UsageError, match=r"no folder 'caption'; there is rgb"):
-        list_dataset(tmp_path, {"caption": "caption"})
-    (tmp_path / "caption").mkdir()
-    with pytest.raises(UsageError, match="no sample"):
-        list_dataset(tmp_path, {"rgb": "rgb", "caption": "caption"})
-
-
-def test_a_circle_of_links_ends(tmp_path: Path) -> None:
-    make(tmp_path, "rgb/x/1.png")
-    (tmp_path / "rgb" / "x" / "again").symlink_to(tmp_path / "rgb" / "x")
-    assert [s.key.text for s in list_dataset(tmp_path, {"rgb": "rgb"}).samples] == ["x/1"]
 
 
 def test_a_link_in_the_output_folder_cannot_lead_out(tmp_path: Path) -> None:

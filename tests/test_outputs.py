@@ -9,10 +9,11 @@ import pytest
 from safetensors.torch import save_file
 
 from fourm.cost import estimate
+from fourm.dataset import list_dataset
 from fourm.errors import MissingError
 from fourm.events import Failed, Finished
 from fourm.hub import ModelFiles, find_model
-from fourm.layout import list_dataset, samples_of_prompts
+from fourm.layout import samples_of_prompts
 from fourm.outputs import plan_outputs, tokenizers_of
 from fourm.pipeline import run
 from fourm.request import Request
@@ -54,7 +55,7 @@ def text_targets() -> list[TargetSpec]:
 
 def test_values_of_texts_are_written_without_their_tokenizers(model: ModelFiles, tmp_path: Path) -> None:
     asked = request(model, tmp_path / "out", *text_targets())
-    assert tokenizers_of(plan_outputs(asked)) == []
+    assert tokenizers_of(plan_outputs(asked)) == {}
     events = list(run(asked))
     assert isinstance(events[-1], Finished)
     assert (events[-1].saved, events[-1].failed) == (2, 0)

@@ -156,7 +156,7 @@ def test_what_is_no_picture_is_told_in_words_that_stay_the_same(tmp_path: Path, 
     (tmp_path / "x.png").write_bytes(junk)
     said = set()
     for _ in range(3):
-        with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(") as caught:
+        with pytest.raises(SampleError, match=r"x\.png: (is empty|not a picture)") as caught:
             read_rgb(tmp_path / "x.png")
         said.add(str(caught.value))
     assert len(said) == 1

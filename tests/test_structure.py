@@ -17,7 +17,7 @@ fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.layout fourm.pickled fourm.convert
+fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
 """.split()

@@ -80,7 +80,7 @@ def test_failures_are_named_and_have_code_3(run: Run, tiny: Path, data: Path) ->
     code, out, err = run("tokenize", data, "--model", tiny)
     assert (code, out) == (3, f"{data}\n")
     assert "failed: f/s1: " in err
-    assert "s1.png: not a picture that can be read" in err
+    assert "s1.png: not a picture in a format that is read" in err
     (line,) = (data / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "f/s1"
     assert "Traceback" not in err

@@ -1,6 +1,7 @@
 """Files of single values: ids and arrays (.npy and .npz, never pickled), JSON, text, pictures.
 
-Whatever is wrong with a file is a SampleError that names it: one bad file must not end a run.
+A file may be a member of a tar shard. Whatever is wrong with one is a SampleError that names it: one bad file
+must not end a run.
 """
 
 import gzip
@@ -8,6 +9,8 @@ import io
 import json
 import lzma
 import math
+import os
+import re
 import struct
 import tokenize
 import warnings
@@ -24,15 +27,20 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.errors import SampleError
+from fourm.shards import open_file, read_member, split_path
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
+MAX_REASON = 200  # characters of what a library says about a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 # What NumPy's header parser and Pillow's decoders raise for malformed bytes.
-_HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+_HEADER_ERRORS = (
+    ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, tokenize.TokenError,
+    RecursionError, MemoryError,
+)  # fmt: skip
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError, RuntimeError,
     NotImplementedError, struct.error, MemoryError, OverflowError,
@@ -62,7 +70,7 @@ def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
                     raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
                 arrays.append(_parse_array(data, f"{path}: '{name}'"))
     except _ZIP_ERRORS as error:
-        raise SampleError(f"{path}: not a .npz file ({error})") from error
+        raise SampleError(f"{path}: not a .npz file ({_short(error)})") from error
     return tuple(arrays)
 
 
@@ -102,7 +110,7 @@ def write_ids(ids: NDArray[Any], path: Path) -> None:
 def read_text(path: Path) -> str:
     """A text file in UTF-8, as it stands."""
     try:
-        return _read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+        return _read_bytes(path, MAX_TEXT_BYTES, may_be_empty=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError(f"{path}: not text in UTF-8 (byte {error.start})") from error
 
@@ -116,9 +124,9 @@ def read_json(path: Path) -> object:
                 data = file.read(MAX_TEXT_BYTES + 1)
             if len(data) > MAX_TEXT_BYTES:
                 raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
-        return json.loads(data)
-    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
-        raise SampleError(f"{path}: not valid JSON ({error})") from error
+        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError, MemoryError, EOFError, OSError, zlib.error) as error:
+        raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -153,9 +161,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
-        raise SampleError(f"{path}: not a picture that can be read (of no format known here)") from error
+        raise SampleError(
+            f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
+        ) from error
     except _PICTURE_ERRORS as error:
-        raise SampleError(f"{path}: not a picture that can be read ({error})") from error
+        raise SampleError(f"{path}: not a picture that can be read ({_short(error)})") from error
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -174,28 +184,52 @@ def _parse_array(data: bytes, where: str) -> NDArray[Any]:
         read_header = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
-        shape, fortran_order, dtype = read_header(stream)
+        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
+            shape, fortran_order, dtype = read_header(stream)
+        if dtype.kind not in "biuf":
+            raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
         # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
         size = math.prod(shape)
         is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
+        if not is_whole or min(shape, default=0) < 0:
+            raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
+        flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran_order else "C")
     except _HEADER_ERRORS as error:
-        raise SampleError(f"{where}: not a .npy file ({error})") from error
-    if dtype.kind not in "biuf":
-        raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
-    if not is_whole or min(shape, default=0) < 0:
-        raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
-    flat = np.frombuffer(stream.read(), dtype=dtype, count=size)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+        raise SampleError(f"{where}: not a .npy file ({_short(error)})") from error
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
+def _finite(text: str) -> float:
+    """A number of a JSON file; NaN, Infinity and 1e999 are none."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
+
+
+def _short(error: Exception) -> str:
+    """What a library has to say, which may quote the whole file, or where in memory it was."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
+
+
+def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
+    """All bytes of a file, or of a member of a tar shard."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise SampleError(f"{path}: not a file, but a pipe, a device or a socket")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        if (place := split_path(path)) is not None:
+            data = read_member(*place, limit)
+        else:
+            with open_file(path) as file:
+                data = file.read(limit + 1)
     except OSError as error:
-        raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
+        raise SampleError(f"{path}: cannot be read ({_reason(path, error)})") from error
     if len(data) > limit:
         raise SampleError(f"{path}: more than {limit >> 20} MiB")
+    if not data and not may_be_empty:
+        raise SampleError(f"{path}: is empty")
     return data
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"a link to {os.readlink(path)}, which is not there"
+    return error.strerror or str(error)

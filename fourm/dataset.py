@@ -1,0 +1,245 @@
+"""Datasets on disk: folders and tar shards listed, samples matched by name, a part of them chosen."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourm.errors import SampleError, UsageError, printable
+from fourm.layout import MAX_SAMPLES, Key, Sample
+from fourm.shards import COMPRESSED, SUFFIX, read_shard
+
+EXTENSIONS = frozenset((
+    ".json.gz", ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpx",
+    ".gif", ".npy", ".npz", ".json", ".txt",
+))  # fmt: skip
+REST = "*"  # name of the samples of a folder or shard that cannot be listed, whose names nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples, and what is missing of those that do not have a file in every condition's folder.
+
+    A sample with a problem is among the samples: it fails when its turn comes, and the others go on.
+    """
+
+    samples: tuple[Sample, ...]
+    incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
+
+
+def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
+    """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
+
+    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
+    Links are followed. Hidden files and folders are left out.
+    """
+    found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
+    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
+    for key in _ordered_keys(found):
+        files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
+        problems = [one.problems[key] for one in found.values() if key in one.problems]
+        missing = [m for m, one in found.items() if key not in one.files and key not in one.problems]
+        for modality in missing:
+            if folder := found[modality].unlisted_above(key):
+                problems.append(found[modality].unlisted[folder])
+                told.add((modality, folder))
+        if problems or not missing:
+            samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
+        else:
+            incomplete.append(f"{key.text} has no file in {', '.join(folders[m] for m in missing)}")
+    for modality, one in found.items():
+        untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
+        samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
+    if all(sample.problem for sample in samples):
+        raise _nothing_to_read(root, list(folders.values()), samples, incomplete)
+    return Dataset(tuple(samples), tuple(incomplete))
+
+
+def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
+    """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    if seed is None:
+        return list(samples[:count])
+    return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
+    import numpy as np  # a tenth of a second that only this choice takes
+
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
+    draw = np.random.RandomState(seed if len(words) < 2 else words)
+    return [int(i) for i in draw.permutation(count)]
+
+
+@dataclass(slots=True)
+class Listing:
+    """What lies in one modality's folder, or in tar shards there."""
+
+    files: dict[Key, Path] = field(default_factory=dict)
+    problems: dict[Key, str] = field(default_factory=dict)  # of samples that no file can be read for
+    unlisted: dict[str, str] = field(default_factory=dict)  # folder of keys -> why there may be more in it
+
+    def add(self, key: Key, path: Path) -> None:
+        """Note a sample's file; two of them are none, for nobody knows which is meant."""
+        if len(self.files) + len(self.problems) >= MAX_SAMPLES:
+            raise UsageError(f"{path}: a dataset has at most {MAX_SAMPLES:,} samples")
+        if key in self.files:
+            other = self.files[key]
+            both = f"{other} and {path.name if path.parent == other.parent else path}"
+            self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
+        self.files.setdefault(key, path)
+
+    def unlisted_above(self, key: Key) -> str:
+        """The folder or shard of the key that could not be listed; "" where all could."""
+        parts = key.folder.split("/") if self.unlisted else []
+        above = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((folder for folder in above if folder in self.unlisted), "")
+
+
+def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
+    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
+    names = dict[Key, str]()
+    for one in found.values():
+        for key in one.problems:
+            names.setdefault(key, key.name)
+        for key, path in one.files.items():
+            names[key] = names.get(key) or path.name
+    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
+
+
+def _nothing_to_read(
+    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
+) -> UsageError:
+    if samples:
+        reason = (
+            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
+        )
+        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
+    reason = f": {incomplete[0]}" if incomplete else ""
+    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
+
+
+def list_folder(root: Path, folder: str) -> Listing:
+    """Everything in `root/folder`, which must be there."""
+    top, found = root / folder, Listing()
+    if not os.path.isdir(top):
+        try:
+            names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        except OSError as error:
+            raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
+        what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
+        raise UsageError(f"{root}: {what}; there is {', '.join(names) or 'no folder at all'}")
+    _walk(top, found)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that is still to be read."""
+
+    path: str
+    name: str  # as keys have it; "" for the modality's own
+    above: tuple[tuple[int, int], ...]  # device and inode of those around it, so that a circle of links ends
+
+
+def _walk(top: Path, found: Listing) -> None:
+    todo, named_like_files = [_Folder(str(top), "", ())], dict[Key, _Folder]()
+    for _ in range(MAX_SAMPLES):
+        if not todo:
+            break
+        folder = todo.pop()
+        try:
+            status = os.stat(folder.path)
+            above = (*folder.above, (status.st_dev, status.st_ino))
+            with os.scandir(folder.path) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder.name:
+                raise UsageError(f"{top}: cannot be read ({error.strerror})") from error
+            found.unlisted[folder.name] = f"{folder.path}: cannot be read ({error.strerror})"
+            continue
+        for entry in entries if above[-1] not in folder.above else ():
+            if entry.name.startswith("."):
+                continue
+            if not _is_folder(entry):
+                _add_file(found, entry, folder.name)
+                continue
+            below = _Folder(entry.path, f"{folder.name}/{entry.name}".lstrip("/"), above)
+            todo.append(below)
+            if folder.name and (suffix := suffix_of(entry.name)):
+                named_like_files[Key(folder.name, entry.name[: -len(suffix)])] = below
+    else:
+        raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
+    _add_empty_folders(found, named_like_files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
+    """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
+    lower, within = entry.name.lower(), f"{folder}/" if folder else ""
+    if lower.endswith(SUFFIX):
+        _add_shard(found, Path(entry.path), within + entry.name[: -len(SUFFIX)])
+    elif packed := next((end for end in COMPRESSED if lower.endswith(end) and lower != end), ""):
+        found.unlisted[within + entry.name[: -len(packed)]] = (
+            f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
+        )
+    elif suffix := suffix_of(entry.name):
+        if folder:
+            found.add(Key(folder, entry.name[: -len(suffix)]), Path(entry.path))
+    elif "." not in entry.name and entry.is_symlink() and not os.path.exists(entry.path):
+        found.unlisted[within + entry.name] = (
+            f"{entry.path}: a link to {os.readlink(entry.path)}, which is not there"
+        )
+
+
+def _add_shard(found: Listing, path: Path, folder: str) -> None:
+    """Note the members of a tar file as the files of a folder."""
+    try:
+        shard = read_shard(path)
+    except OSError as error:
+        found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
+        return
+    except SampleError as error:  # not a file
+        found.unlisted[folder] = str(error)
+        return
+    for name in (*shard.members, *shard.spoilt):
+        *above, last = name.split("/")
+        suffix = suffix_of(last)
+        if not suffix or any(part.startswith(".") for part in (*above, last)):
+            continue
+        key = Key("/".join((folder, *above)), last[: -len(suffix)])
+        found.add(key, path / name)
+        if name in shard.spoilt:
+            found.problems[key] = f"{path / name}: {shard.spoilt[name]}"
+    if shard.problem:
+        found.unlisted[folder] = f"{path}: {shard.problem}"
+
+
+def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
+    """A folder `name.png` that holds no sample stands where a file should be."""
+    if not folders:
+        return
+    occupied = set(found.unlisted)
+    for folder in {key.folder for key in found.files}:
+        parts = folder.split("/")
+        occupied |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    for key, folder_ in folders.items():
+        if folder_.name not in occupied and key not in found.files:
+            found.problems[key] = f"{folder_.path}: a folder, where a file should be"
+
+
+def suffix_of(name: str) -> str:
+    """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
+    lower = name.lower()
+    suffix = lower[lower.rfind(".") :] if "." in lower else ""
+    if suffix == ".gz":
+        suffix = ".json.gz" if lower.endswith(".json.gz") else ""
+    return suffix if suffix in EXTENSIONS and suffix != lower else ""
