@@ -6,6 +6,7 @@ import yaml
 
 from demo import text
 from demo.patches import patch_table
+from demo.world import SHAPES
 from fourm.modalities import Registry, load_registry
 
 SEQUENCES = {  # vocabulary, longest text with its end marks
@@ -97,6 +98,10 @@ def _grid(name: str, scale: int, free: dict[str, object], sure: dict[str, object
         "image_size": 64 * scale,
         "tokenizer": tokenizer,
     }
+    if field == "semseg":
+        entry["labels"] = list(SHAPES)
+    if field == "depth":
+        entry["codec"] = "tok_distance"
     if scale == 2:
         entry["folder"] = f"{field}@128"
     return {**entry, "defaults": dict(free), "rgb_defaults": dict(sure)}

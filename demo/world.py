@@ -204,10 +204,15 @@ def boxes_text(scene: Scene) -> str:
     return " ".join(words)
 
 
-def palette_text(scene: Scene) -> str:
-    """`v1=n v0=r v0=g v0=b ...`: the background's colour, then the things' in the order of the boxes."""
+def palette_colours(scene: Scene) -> list[tuple[int, int, int]]:
+    """The background's colour (r, g, b), then the things' in the order of the boxes."""
     things = sorted(scene.things, key=lambda t: t.box[0] ** 2 + t.box[1] ** 2)
-    colours = [BACKGROUNDS[scene.background], *(COLOURS[t.colour] for t in things)]
+    return [BACKGROUNDS[scene.background], *(COLOURS[t.colour] for t in things)]
+
+
+def palette_text(scene: Scene) -> str:
+    """`v1=n v0=r v0=g v0=b ...` of these colours."""
+    colours = palette_colours(scene)
     return f"v1={len(colours)} " + " ".join(f"v0={v}" for rgb in colours for v in rgb)
 
 

@@ -1,7 +1,6 @@
 """Datasets on disk: folders and tar shards listed, samples matched by name, a part of them chosen."""
 
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from fourm.shards import COMPRESSED, SUFFIX, read_shard
 
 EXTENSIONS = frozenset((
     ".json.gz", ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpx",
-    ".npy", ".npz", ".json", ".txt",
+    ".gif", ".npy", ".npz", ".json", ".txt",
 ))  # fmt: skip
 REST = "*"  # name of the samples of a folder or shard that cannot be listed, whose names nobody knows
 
@@ -34,7 +33,7 @@ def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
     folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
     Links are followed. Hidden files and folders are left out.
     """
-    found = {modality: _read_folder(root, folder) for modality, folder in folders.items()}
+    found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
     for key in _ordered_keys(found):
         files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
@@ -66,34 +65,17 @@ def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list
 
 
 def permutation(count: int, seed: int) -> list[int]:
-    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples.
+    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
+    import numpy as np  # a tenth of a second that only this choice takes
 
-    Both NumPy and Python have the Mersenne Twister; they seed it and draw from it differently.
-    """
-    draw, indices = _twister(seed), list(range(count))
-    for last in range(count - 1, 0, -1):
-        mask = (1 << last.bit_length()) - 1
-        while (chosen := draw.getrandbits(32) & mask) > last:
-            pass
-        indices[last], indices[chosen] = indices[chosen], indices[last]
-    return indices
-
-
-def _twister(seed: int) -> random.Random:
-    """Knuth's initialisation of the generator (numpy.random.seed); Python's own for what it refuses."""
-    draw = random.Random(seed)
-    if seed >> 32:
-        return draw
-    state = [seed]
-    for i in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + i) & 0xFFFFFFFF)
-    draw.setstate((3, (*state, 624), None))
-    return draw
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
+    draw = np.random.RandomState(seed if len(words) < 2 else words)
+    return [int(i) for i in draw.permutation(count)]
 
 
 @dataclass(slots=True)
-class _Found:
-    """What lies in one modality's folder."""
+class Listing:
+    """What lies in one modality's folder, or in tar shards there."""
 
     files: dict[Key, Path] = field(default_factory=dict)
     problems: dict[Key, str] = field(default_factory=dict)  # of samples that no file can be read for
@@ -116,7 +98,7 @@ class _Found:
         return next((folder for folder in above if folder in self.unlisted), "")
 
 
-def _ordered_keys(found: Mapping[str, _Found]) -> list[Key]:
+def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
     """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
     names = dict[Key, str]()
     for one in found.values():
@@ -139,9 +121,9 @@ def _nothing_to_read(
     return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
 
-def _read_folder(root: Path, folder: str) -> _Found:
+def list_folder(root: Path, folder: str) -> Listing:
     """Everything in `root/folder`, which must be there."""
-    top, found = root / folder, _Found()
+    top, found = root / folder, Listing()
     if not os.path.isdir(top):
         try:
             names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -162,7 +144,7 @@ class _Folder:
     above: tuple[tuple[int, int], ...]  # device and inode of those around it, so that a circle of links ends
 
 
-def _walk(top: Path, found: _Found) -> None:
+def _walk(top: Path, found: Listing) -> None:
     todo, named_like_files = [_Folder(str(top), "", ())], dict[Key, _Folder]()
     for _ in range(MAX_SAMPLES):
         if not todo:
@@ -200,7 +182,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add_file(found: _Found, entry: os.DirEntry[str], folder: str) -> None:
+def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
     name, within = entry.name, f"{folder}/" if folder else ""
     if suffix := suffix_of(name):
@@ -217,7 +199,7 @@ def _add_file(found: _Found, entry: os.DirEntry[str], folder: str) -> None:
         found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
 
 
-def _add_shard(found: _Found, path: Path, folder: str) -> None:
+def _add_shard(found: Listing, path: Path, folder: str) -> None:
     """Note the members of a tar file as the files of a folder."""
     try:
         shard = read_shard(path)
@@ -240,7 +222,7 @@ def _add_shard(found: _Found, path: Path, folder: str) -> None:
         found.unlisted[folder] = f"{path}: {shard.problem}"
 
 
-def _add_empty_folders(found: _Found, folders: Mapping[Key, _Folder]) -> None:
+def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
     """A folder `name.png` that holds no sample stands where a file should be."""
     if not folders:
         return

@@ -25,7 +25,7 @@ from fourm.header import parse_header_config, read_header
 from fourm.modalities import RELEASED, Kind, Modality, Registry, load_registry
 from fourm.pins import text_tokenizer_path
 
-DEMO = "demo"
+DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
@@ -76,12 +76,26 @@ class ModelFiles:
 def find_model(name_or_path: str | Path) -> ModelFiles:
     """The files of a model with all its parts that are here; nothing is fetched.
 
-    The name is `demo`, a folder (a snapshot of the Hub's cache too), a `.safetensors` file with its
-    configuration inside, a short name of the catalogue or the id of a repository on the Hub; these two
-    also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the released ones, where
-    they are here and its modalities are the released ones.
+    The name is `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot of the Hub's cache), a
+    `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
+    on the Hub; these two also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the
+    released ones, where they are here and its modalities are the released ones.
     """
+    if name_or_path == DEMO_SR:
+        return find_sr(find_model(DEMO))
     return _with_released(_locate(str(name_or_path)))
+
+
+def find_modalities(name: str) -> ModelFiles:
+    """The same for one that has only its tokenizers to do: the weights of a released model may be missing."""
+    try:
+        return find_model(name)
+    except MissingError:
+        entry = find_entry(name)
+        if entry is None or not entry.is_model:
+            raise
+        sized = _sized(RELEASED, entry.config)
+        return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
 
 
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
@@ -92,7 +106,8 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     folder = model.weights.parent / "sr"
     if name is None and not folder.is_dir():
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
-    files = _from_folder(folder, f"{model.name}/sr", model.revision) if name is None else _locate(name)
+    own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"
+    files = _from_folder(folder, own, model.revision) if name is None else _locate(name)
     return _with_released(
         replace(
             files,
@@ -236,7 +251,7 @@ def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
     if entry and entry.kind is not kind and not (kind is Part.MODEL and entry.is_model):
         raise UsageError(f"'{name}' is {_A[entry.kind]}, where {_A[kind]} is needed")
     if entry is None and "/" not in bare:
-        known = near_match(bare, [DEMO]) if kind is Part.MODEL else ""
+        known = near_match(bare, [DEMO, DEMO_SR]) if kind is Part.MODEL else ""
         advice = near_entry(bare) or known or "; `fourm models` lists all names"
         raise MissingError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
     snapshot = find_snapshot(entry.hub_id if entry else bare, revision)

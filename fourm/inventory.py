@@ -11,7 +11,7 @@ from pathlib import Path
 from fourm.cache import find_cached
 from fourm.catalogue import CATALOGUE, CONFIG_FILE, Entry, Part, find_entry, tokenizer_entry
 from fourm.header import TensorInfo, parse_header_config, read_header
-from fourm.hub import DEMO, ModelFiles, find_model, load_config, resolve_tokenizer, weights_of
+from fourm.hub import DEMO, DEMO_SR, ModelFiles, find_model, load_config, resolve_tokenizer, weights_of
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.pins import text_tokenizer_path
 
@@ -20,6 +20,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
+_BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-resolution"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class Sheet:
 
 def list_items() -> list[Item]:
     """The built-in model and everything in the catalogue."""
-    return [_model_item(find_model(DEMO)), *(_item(entry) for entry in CATALOGUE.values())]
+    built_in = [_model_item(find_model(name)) for name in _BUILT_IN]
+    return [*built_in, *(_item(entry) for entry in CATALOGUE.values())]
 
 
 def describe(name_or_path: str) -> Sheet:
@@ -149,7 +151,7 @@ def _rows_of(key: str) -> list[Modality]:
 def _model_item(files: ModelFiles) -> Item:
     """A model that is here."""
     entry = find_entry(files.name)
-    title = "The built-in model" if files.name == DEMO else entry.title if entry else "Model"
+    title = _BUILT_IN.get(files.name, entry.title if entry else "Model")
     return Item(
         entry.name if entry else files.name, entry.hub_id if entry else "",
         entry.kind.value if entry else Part.MODEL.value, title,

@@ -57,6 +57,7 @@ class Modality:
     folder: str = ""  # where decoded values live in a dataset (token ids live under `name`)
     suffix: str = ""  # of a decoded value's file
     title: str = ""  # what plots print
+    labels: tuple[str, ...] = ()  # names of the classes from 0 on; () where they are COCO's, or none
     rgb_defaults: Defaults | None = None  # with RGB among the conditions; None = cannot be a target
     defaults: Defaults | None = None  # otherwise
 
@@ -326,6 +327,10 @@ def _field(entry: Entry) -> object:
         problem = "must be two whole numbers, for example [8, 8]"
     elif entry.key in ("defaults", "rgb_defaults"):
         return _defaults(entry)
+    elif entry.key == "labels":
+        if isinstance(value, list) and all(isinstance(v, str) and v.isprintable() for v in value):
+            return tuple(value)
+        problem = "must be a list of names"
     elif entry.key in ("name", "positions", "codec", "tokenizer", "folder", "suffix", "title"):
         problem = None if isinstance(value, str) else "must be text"
     elif type(value) is not int or value < 0:

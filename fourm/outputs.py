@@ -39,6 +39,11 @@ class Output:
     form: str  # "ids", "value"
     is_condition: bool
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """True for values of a grid, which tokens become only through a tokenizer; texts are read without."""
+        return self.form == "value" and self.modality.kind is Kind.GRID and bool(self.modality.tokenizer)
+
 
 def plan_outputs(request: Request) -> list[Output]:
     """Every kind of file that a sample of this request gets; what cannot be made is refused here."""
@@ -72,7 +77,7 @@ def _check_output(model: ModelFiles, output: Output) -> None:
         raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{_way_out(output)}")
     if output.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
-    if output.form == "value" and row.tokenizer and row.tokenizer not in model.tokenizers:
+    if output.needs_tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that {verb} it is not here; "
             f"{tokenizer_advice(model, row.tokenizer)}{_way_out(output)}"
@@ -90,7 +95,7 @@ def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
     """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
     steps, count = request.detokenizer_steps, 0
     for output in outputs:
-        if output.form != "value" or output.is_condition or not output.modality.tokenizer:
+        if output.is_condition or not output.needs_tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
         if isinstance(config, DiVAEConfig):
@@ -158,6 +163,6 @@ def tokenizers_of(outputs: Sequence[Output]) -> dict[str, Part]:
     needed = dict[str, Part]()
     for output in outputs:
         key, part = output.modality.tokenizer, Part.ENCODER if output.is_condition else Part.DECODER
-        if output.form == "value" and key:
+        if output.needs_tokenizer:
             needed[key] = part if needed.get(key, part) is part else Part.WHOLE
     return dict(sorted(needed.items()))

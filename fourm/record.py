@@ -95,7 +95,7 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> tu
         _load(out)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     _make(out)
-    with _locked(out):
+    with locked(out):
         return made
 
 
@@ -112,7 +112,7 @@ def open_output(out: Path, settings: RunRecord, launch: Launch, resume: bool, ov
     Several processes may do this at once, in any order; the first of them writes the record.
     """
     _make(out)
-    with _locked(out):
+    with locked(out):
         remove_leftovers(out)
         if _is_empty(out):
             return _add(out, {"format": FORMAT, **settings.to_json(), "launches": []}, launch)
@@ -129,7 +129,7 @@ def open_output(out: Path, settings: RunRecord, launch: Launch, resume: bool, ov
 
 def close_output(out: Path, number: int, launch: Launch, saved: Container[tuple[str, int]]) -> None:
     """Note how a launch ended, forget failures of samples (key, variation) that it has saved, tidy up."""
-    with _locked(out):
+    with locked(out):
         record = _load(out)
         record["launches"][number] = asdict(launch)
         _save(out, record)
@@ -140,8 +140,14 @@ def close_output(out: Path, number: int, launch: Launch, saved: Container[tuple[
 def add_failure(out: Path, key: str, variation: int, reason: str) -> None:
     """Append one line to failures.jsonl, whole, whoever else is writing."""
     line = json.dumps({"key": key, "variation": variation, "reason": reason, "time": now()}) + "\n"
-    with _locked(out), (out / FAILURES).open("a", encoding="utf-8") as file:
+    with locked(out), (out / FAILURES).open("a", encoding="utf-8") as file:
         file.write(line if file.tell() == 0 or _ends_a_line(out / FAILURES) else "\n" + line)
+
+
+def forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
+    """Take samples (key, variation) that are saved by now out of failures.jsonl."""
+    with locked(out):
+        _forget_failures(out, saved)
 
 
 def read_record(out: Path) -> RunRecord:
@@ -279,7 +285,7 @@ def _forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """One process at a time; the kernel frees the lock of one that is killed. Nothing is left behind."""
     path = out / LOCK
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fourm.cache import is_hub_id, split_revision
 from fourm.catalogue import GROUPS, Entry, Part, find_entry, near_entry
 from fourm.errors import ScheduleError, UsageError
-from fourm.hub import DEMO
+from fourm.hub import DEMO, DEMO_SR
 from fourm.inputs import PARTI
 from fourm.pins import text_tokenizer_path
 from fourm.settings import TOKENIZER_SUFFIX, read_settings
@@ -69,7 +69,7 @@ def _named(text: str) -> Wanted:
         raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
     if entry is not None:
         return Wanted(entry.name, entry.hub_id, entry, revision)
-    if name == DEMO:
+    if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
     if "/" in name and is_hub_id(name):
         return Wanted(name, name, None, revision)
@@ -91,7 +91,7 @@ def _of_config(path: Path) -> list[Wanted]:
     named |= {key + TOKENIZER_SUFFIX: name for key, name in run.tokenizers.items()}
     found = []
     for key, name in named.items():
-        if name and name != DEMO and not os.path.exists(os.path.expanduser(name)):
+        if name and name not in (DEMO, DEMO_SR) and not os.path.exists(os.path.expanduser(name)):
             try:
                 found.append(_named(name))
             except UsageError as error:

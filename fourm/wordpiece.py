@@ -89,6 +89,18 @@ class WordPiece:
                 kept.append(token)
         return self.decode(kept)
 
+    def beginning(self, text: str, count: int) -> str:
+        """As much of a text as its first `count` ids stand for."""
+        encoding = self._encode(text)
+        ids, offsets = encoding.ids, encoding.offsets
+        if len(ids) <= count:
+            return text
+        for kept in range(count, 0, -1):
+            start = text[: offsets[kept - 1][1]]
+            if self.encode(start) == ids[:kept]:  # `[S_1]` is not what `[S_1]2` begins with
+                return start
+        return ""
+
     def unknown_words(self, text: str) -> list[str]:
         """The parts of a text that the vocabulary lacks; the model reads each of them as [UNK]."""
         encoding = self._encode(text)

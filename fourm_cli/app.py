@@ -12,11 +12,14 @@ import typer
 from fourm import __version__
 from fourm.errors import FourMError
 from fourm_cli.console import explain
+from fourm_cli.convert import convert_app
 from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from fourm_cli.download import download
 from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
 from fourm_cli.schedules import schedule_app
+from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
+from fourm_cli.tokenize import tokenize
 
 app = typer.Typer(
     name="fourm",
@@ -27,7 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(epilog=EXAMPLES)(generate)
+app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
+app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
 
@@ -75,7 +80,7 @@ def main() -> None:
         code = error.exit_code
     except InterruptedRun as interrupt:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        goes_on = "the same command" if command == "download" else "--resume"
+        goes_on = "the same command" if command in ("convert", "download", "tokenize") else "--resume"
         print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:

@@ -60,6 +60,7 @@ class Tally:
                 self.evaluations += len(event.keys)
                 self.detokenizing += event.seconds
             case Saved():
+                self.loading = ""
                 self.saved += 1
             case Failed():
                 self.failed += 1
@@ -74,6 +75,11 @@ class Tally:
         return self.start.total - self.start.skipped if self.start else 0
 
     @property
+    def has_no_steps(self) -> bool:
+        """True for a run that only turns values into tokens."""
+        return self.start is not None and self.start.steps == 0
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens fixed per second of decoding."""
         return self.tokens / self.decoding if self.decoding else 0.0
@@ -81,6 +87,8 @@ class Tally:
     @property
     def seconds_left(self) -> float | None:
         """From the share of all steps that is done, each kind at its own pace; None before the first."""
+        if self.has_no_steps and (done := self.saved + self.failed):
+            return (self.clock() - self.begun) * (self.todo - done) / done
         if not self.start or not self.steps:
             return None
         batches = -(-self.todo // max(self.start.batch_size, 1))
@@ -133,6 +141,10 @@ def lines(
         elif calm is not None and isinstance(event, Stepped) and tally.clock() - spoken >= calm:
             spoken = tally.clock()
             say(progress_line(tally, event))
+        elif calm is not None and isinstance(event, Saved) and tally.has_no_steps:
+            if tally.clock() - spoken >= calm:
+                spoken = tally.clock()
+                say(sample_line(tally))
         elif calm is not None and isinstance(event, Detokenized) and tally.clock() - spoken >= calm:
             spoken = tally.clock()
             say(detokenizing_line(tally, event))
@@ -207,9 +219,10 @@ def picture(tally: Tally) -> RenderableType:
 def headline(start: Started) -> str:
     """What the run is about to do."""
     skipped = f", {start.skipped} already done" if start.skipped else ""
+    steps = f"{start.steps} decoding steps, " if start.steps else ""
     return (
         f"{start.total} samples{skipped}; model {start.model} on {start.device}, "
-        f"{start.steps} decoding steps, batches of {start.batch_size}"
+        f"{steps}batches of {start.batch_size}"
     )
 
 
@@ -221,6 +234,12 @@ def progress_line(tally: Tally, step: Stepped) -> str:
         f"{step.done}/{step.total} tokens, {tally.tokens_per_second:.0f} tokens/s"
         + ("" if left is None else f", {duration(left)} left")
     )
+
+
+def sample_line(tally: Tally) -> str:
+    """One plain line about a run that takes no decoding steps."""
+    left = tally.seconds_left
+    return f"{tally.saved}/{tally.todo} samples" + ("" if left is None else f", {duration(left)} left")
 
 
 def detokenizing_line(tally: Tally, step: Detokenized) -> str:
@@ -310,6 +329,9 @@ def _bar(done: int, total: int) -> ProgressBar:
 def _now(tally: Tally) -> str:
     """What goes on at this moment, in a line."""
     failed = [f"{tally.failed} failed"] if tally.failed else []
+    if tally.has_no_steps and not tally.loading:
+        passed = tally.clock() - tally.begun
+        return ", ".join([f"{tally.saved / passed:.0f} samples/s" if passed > 0 else "begins", *failed])
     if tally.loading or not (step := tally.step):
         return ", ".join([tally.loading or "writing files", *failed])
     if isinstance(step, Detokenized):

@@ -1,7 +1,6 @@
 """`fourm generate`: strings in, one library call, its events shown."""
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,9 +10,9 @@ from pathlib import Path
 import typer
 
 from fourm.dataset import Dataset
-from fourm.errors import SampleError, UsageError, near_match
+from fourm.errors import SampleError, UsageError
 from fourm.header import read_header
-from fourm.hub import DEMO, ModelFiles, find_model, resolve_tokenizer, with_parts
+from fourm.hub import DEMO, ModelFiles, find_model, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.plan import build_chain
 from fourm.record import Launch, check_output, now, remove_empty
@@ -28,7 +27,10 @@ from fourm_cli.options import (
     Dtype,
     GenConfig,
     Model,
+    parse_batch_size,
+    parse_device,
     parse_dtype,
+    parse_tokenizers,
     schedule_options,
     settings_from,
 )
@@ -55,7 +57,6 @@ from fourm_cli.run_options import (
     Tokenizers,
 )
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -122,8 +123,8 @@ def generate(
         files, chain, dataset.samples, folder, world=world, command=("fourm", *sys.argv[1:]),
         num_variations=num_variations or given.num_variations or 1,
         seed=seed if seed is not None else given.seed or 0,
-        batch_size=_batch_size(batch_size),
-        device=_device(device if device != "auto" else given.device or device),
+        batch_size=parse_batch_size(batch_size),
+        device=parse_device(device if device != "auto" else given.device or device),
         dtype=parse_dtype(dtype or given.dtype or "auto"), attention=attention,
         detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
@@ -167,21 +168,9 @@ def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelF
     """The model, with the tokenizers that YAML files and options name."""
     files = find_model(name)
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    own = _parse_tokenizers(tokenizers, files)
+    own = parse_tokenizers(tokenizers, files)
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
-
-
-def _parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
-    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
-    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
-    for text in texts:
-        key, _, name = text.partition("=")
-        if not name or key not in keys:
-            near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
-            raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
-        found[key] = files.tokenizers.get(name) or resolve_tokenizer(name)
-    return found
 
 
 def _say_notes(dataset: Dataset, files: ModelFiles) -> None:
@@ -206,18 +195,3 @@ def _output_folder(out: Path | None, world: World, resume: bool, overwrite: bool
         raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
     numbers = (Path("out", f"{number:03d}") for number in range(1, 1_000_000))
     return next(path for path in numbers if not path.exists())
-
-
-def _batch_size(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
-    return int(text)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        near = near_match(text, DEVICES)
-        raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
-    return text

@@ -1,6 +1,7 @@
 """Options that several commands share, each declared once; the options of a schedule come from its table."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from fourm.errors import UsageError, near_match
+from fourm.hub import ModelFiles, resolve_tokenizer
 from fourm.language import Item
 from fourm.plan import OPTIONS, Option
 from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
 
 Model = Annotated[
@@ -81,6 +84,35 @@ def parse_dtype(text: str) -> str:
     if text not in DTYPES:
         raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
     return DTYPES[text]
+
+
+def parse_batch_size(text: str) -> int | None:
+    """The number of a `--batch-size`; None for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
+    return int(text)
+
+
+def parse_device(text: str) -> str:
+    """A `--device` that may exist."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        near = near_match(text, DEVICES)
+        raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
+    return text
+
+
+def parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
+    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
+    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
+    for text in texts:
+        key, _, name = text.partition("=")
+        if not name or key not in keys:
+            near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
+            raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
+        found[key] = files.tokenizers.get(name) or resolve_tokenizer(name)
+    return found
 
 
 def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Parameter:

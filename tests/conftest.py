@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: where the recorded truth lies, and how its files are read."""
 
+import json
 import lzma
 import os
 import signal
@@ -50,6 +51,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import build_tiny
 
     return build_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def vq(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of recorded tokenizers, with their small networks in the preset table."""
+    from fourm.tokenizers.encoders import VIT_PRESETS, ViTPreset
+
+    for name, row in json.loads((golden / "vq" / "vit_presets.json").read_text()).items():
+        preset = ViTPreset(row["dim_tokens"], row["depth"], row["num_heads"], row["mlp_ratio"])
+        monkeypatch.setitem(VIT_PRESETS, name, preset)
+    return golden / "vq"
 
 
 @pytest.fixture

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs import Codec, build_codec
-from fourm.codecs.colours import NUM_COCO_LABELS, paint_features, paint_labels, turbo
+from fourm.codecs.coco import NUM_COCO_LABELS
+from fourm.codecs.colours import paint_features, paint_labels, turbo
 from fourm.codecs.files import (
     read_picture,
     write_array,
     write_png,
 )
-from fourm.codecs.images import FORMS, fit_square, standardise_depth
+from fourm.codecs.forms import FORMS, standardise_depth
+from fourm.codecs.pictures import fit_square
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.state import full_grid
@@ -262,11 +264,11 @@ def test_global_features_are_tokens_of_several_codebooks() -> None:
 
 
 def test_labels_outside_the_table_and_wrong_channels_are_sample_errors() -> None:
-    with pytest.raises(SampleError, match=r"tok_x@32: labels must lie in 0\.\.4; found 9"):
+    with pytest.raises(SampleError, match=r"tok_x@32: class 8 is not among the 4 classes of its tokenizer"):
         grid_codec("tok_semseg", n_labels=5).encode([np.full((32, 32), 8, dtype=np.uint8)])
-    with pytest.raises(SampleError, match="tok_x@32: input is"):
+    with pytest.raises(SampleError, match="tok_x@32: features of width 9, where its tokenizer reads 3"):
         grid_codec("tok_feature", patch_proj=False).encode([np.zeros((9, 4, 4), dtype=np.float32)])
-    with pytest.raises(SampleError, match="25 tokens, not 16"):
+    with pytest.raises(SampleError, match="features of 5 x 5 places, not 4 x 4"):
         grid_codec("tok_feature", patch_proj=False).encode([np.zeros((3, 5, 5), dtype=np.float32)])
 
 

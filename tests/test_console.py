@@ -53,6 +53,26 @@ def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
     assert sum("step" in line for line in many) == 13
 
 
+def test_a_run_without_decoding_steps_counts_its_samples() -> None:
+    def samples() -> Iterator[Event]:
+        yield Started(total=12, skipped=2, batch_size=1, model="demo", device="cpu", steps=0)
+        yield Loading("tokenizers rgb")
+        for number in range(9):
+            yield Saved(f"f/{number}", 0)
+        yield Failed("f/9", 0, "f/9.png: not a picture")
+        yield Finished(saved=9, skipped=2, failed=1, seconds=3.0)
+
+    for calm, lines in ((1000, 1), (0, 9), (None, 0)):
+        out: list[str] = []
+        tally = console.Tally(clock=Clock(0.5))
+        list(console.lines(samples(), tally, out.append, calm))
+        assert sum("/10 samples" in line for line in out) == lines
+        if calm is not None:
+            assert out[0] == "12 samples, 2 already done; model demo on cpu, batches of 1"
+            assert out[2].startswith("1/10 samples, ")
+            assert out[2].endswith(" left")
+
+
 def test_only_the_first_failures_are_listed() -> None:
     out = [line for line in said(calm=None, tick=1, failures=50) if line.startswith("failed")]
     assert len(out) == console.FAILURES_SHOWN

@@ -27,6 +27,7 @@ from demo.world import (
     sample_scene,
     vary,
 )
+from fourm.codecs import build_codec
 from fourm.hub import find_model
 from fourm.wordpiece import WordPiece
 
@@ -177,3 +178,19 @@ def test_the_embedded_model_draws_its_own_prompts(bench: Bench) -> None:
     shown = [caption_of(value) for value in bench.values(batch, "tok_rgb@64")]
     right = [a is not None and agrees(a, s) for a, s in zip(asked, shown, strict=True)]
     assert all(right), [p for p, ok in zip(PROMPTS, right, strict=True) if not ok]
+
+
+def test_the_worlds_texts_keep_to_the_grammars_of_4m() -> None:
+    model = find_model("demo")
+    assert model.text_tokenizer is not None
+    words = WordPiece.load(model.text_tokenizer)
+    for name in ("det", "metadata", "color_palette"):
+        codec = build_codec(model.registry.get(name), wordpiece=words)
+        for scene in scenes(60):
+            text = text_of(scene, name)
+            value, problems = codec.grammar.parse(text)
+            assert (codec.grammar.to_text(value), problems) == (text, ())
+            if name == "det":
+                things = sorted(scene.things, key=lambda thing: thing.box[0] ** 2 + thing.box[1] ** 2)
+                for box, thing in zip(value, things, strict=True):
+                    assert box.corners == pytest.approx(thing.box, abs=1 / 126)

@@ -129,6 +129,9 @@ def test_rows_of_a_model_say_only_what_differs(tmp_path: Path) -> None:
         ("- name: caption\n  max_tokens: 1000000000000\n", 1, "a size is above"),
         ("- name: [\n", 2, "not valid YAML"),
         ("- name: {a: b}\n", 1, "must be text"),
+        ("- name: tok_semseg@224\n  labels: circle\n", 2, "'labels' must be a list of names"),
+        ("- name: tok_semseg@224\n  labels: [circle, 3]\n", 2, "'labels' must be a list of names"),
+        ('- name: tok_semseg@224\n  labels: ["a\\e[31m"]\n', 2, "'labels' must be a list of names"),
     ],
 )
 def test_a_wrong_row_is_refused_with_file_and_line(tmp_path: Path, text: str, line: int, said: str) -> None:

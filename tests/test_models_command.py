@@ -36,7 +36,7 @@ def test_the_list_has_everything_that_is_known(run: Run, model: Path, cache: Pat
     code, out, err = run("models")
     lines = out.splitlines()
     assert code == 0
-    assert [line.split()[0] for line in lines] == ["name", "demo", *CATALOGUE]
+    assert [line.split()[0] for line in lines] == ["name", "demo", "demo-sr", *CATALOGUE]
     assert max(map(len, lines)) <= 100
     row = next(line for line in lines if line.startswith("4m-7-b "))
     assert row.split() == ["4m-7-b", "model", "2.08", "kB", "8", "in,", "7", "out", COMMIT[:7]]
@@ -48,7 +48,7 @@ def test_the_list_as_data(run: Run, model: Path) -> None:
     code, out, _ = run("models", "--json")
     items = {item["name"]: item for item in json.loads(out)}
     assert code == 0
-    assert set(items) == {"demo", *CATALOGUE}
+    assert set(items) == {"demo", "demo-sr", *CATALOGUE}
     assert items["demo"]["cached"]
     assert items["4m-7-b"]["path"] == str(model / "model.safetensors")
     assert items["4m-7-b"]["revision"] == COMMIT

@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
 fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
+fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.layout fourm.shards fourm.dataset fourm.prompts fourm.wordpiece fourm.inputs fourm.record
-fourm.world fourm.request
-fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download
+fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
+fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
@@ -27,13 +29,15 @@ fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fo
 fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
 """.split()
 RUN = """
-fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.colours fourm.codecs.images
-fourm.codecs.sequences fourm.codecs.structured fourm.codecs
-fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline
+fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.coco fourm.codecs.colours
+fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms fourm.codecs.images
+fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
+fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
+fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline fourm.tokenizing
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules
-fourm_cli.models fourm_cli.transfers fourm_cli.download fourm_cli.app
+fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]

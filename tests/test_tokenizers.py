@@ -1,7 +1,6 @@
 """Discrete tokenizers against the recorded reference, and what they refuse."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fourm.header import parse_header_config, read_header
 from fourm.layers import sincos_2d
 from fourm.tokenizers.build import build_tokenizer, fit_state, read_config
 from fourm.tokenizers.config import VQConfig
-from fourm.tokenizers.encoders import VIT_PRESETS, MlpPreset, ViTPreset, parse_preset, resize_positions
+from fourm.tokenizers.encoders import MlpPreset, parse_preset, resize_positions
 from fourm.tokenizers.vq import TRAINING_BUFFERS, Part, VQTokenizer
 
 FIXTURES = (
@@ -33,15 +32,6 @@ SMALL = VQConfig(
     image_size=(32, 32), enc_type="vit_demo_enc", dec_type="vit_demo_dec", patch_size=(8, 8), post_mlp=True,
     codebook_size=20, latent_dim=6,
 )  # fmt: skip
-
-
-@pytest.fixture
-def vq(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of recorded tokenizers, with their small networks in the preset table."""
-    for name, row in json.loads((golden / "vq" / "vit_presets.json").read_text()).items():
-        preset = ViTPreset(row["dim_tokens"], row["depth"], row["num_heads"], row["mlp_ratio"])
-        monkeypatch.setitem(VIT_PRESETS, name, preset)
-    return golden / "vq"
 
 
 def recorded_cases(folder: Path) -> dict[str, dict[str, Tensor]]:

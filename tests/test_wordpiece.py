@@ -134,6 +134,30 @@ def test_a_full_text_ends_and_a_partial_one_does_not(released: WordPiece) -> Non
     assert encode_full("a lake [S_1]", released)[-1] == released.sentinel_id(1)
 
 
+@given(text=st.text() | st.text("abc déÀ中.,'-=v0 [S_1]"), count=st.integers(0, 12))
+def test_the_beginning_of_a_text_is_its_first_ids(released: WordPiece, text: str, count: int) -> None:
+    start = released.beginning(text, count)
+    ids = released.encode(start)
+    assert text.startswith(start)
+    assert len(ids) <= count
+    assert ids == released.encode(text)[: len(ids)]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "start"),
+    [
+        ("a nice restaurant in santorini", 3, "a nice restaurant"),
+        ("Déjà  Café, again", 3, "Déjà  Café"),
+        ("a  dog", 9, "a  dog"),
+        ("a dog", 0, ""),
+        ("[S_1]2", 5, "[S_1"),
+        ("two dining tables", 2, "two dining"),
+    ],
+)
+def test_a_text_is_cut_between_two_ids(released: WordPiece, text: str, count: int, start: str) -> None:
+    assert released.beginning(text, count) == start
+
+
 def test_words_that_the_vocabulary_lacks_are_named(released: WordPiece) -> None:
     assert released.unknown_words("a 🙂 dog ’") == ["🙂", "’"]
     assert released.unknown_words("a dog") == []

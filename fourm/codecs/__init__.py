@@ -6,7 +6,9 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from fourm.codecs.images import FORMS, Diffusion, GridCodec, PixelsCodec
+from fourm.codecs.embeddings import EmbeddingCodec
+from fourm.codecs.forms import FORMS
+from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import STRUCTURED, StructuredCodec
 from fourm.crops import Crop
@@ -17,9 +19,6 @@ from fourm.tokenizers.build import AnyTokenizer
 from fourm.wordpiece import WordPiece
 
 T = TypeVar("T")
-
-# Known rows whose values cannot be read or written yet; their tokens can.
-NOT_YET = ("det", "metadata", "color_palette", "human_poses", "sam_instance", "t5_caption")
 
 
 class Codec(Protocol[T]):
@@ -51,10 +50,8 @@ def build_codec(
 
 def check_codec(row: Modality) -> None:
     """Refuse a row whose values nothing here reads or writes."""
-    if row.codec in NOT_YET:
-        raise UsageError(f"{row.name}: reading and writing {row.title or row.name} is not available yet")
     if row.codec not in _BUILDERS:
-        close = near_match(row.codec, (*_BUILDERS, *NOT_YET))
+        close = near_match(row.codec, _BUILDERS)
         raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
 
 
@@ -66,6 +63,10 @@ def _caption(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     return CaptionCodec(row, wordpiece)
+
+
+def _embedding(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> EmbeddingCodec:
+    return EmbeddingCodec(row)
 
 
 def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
@@ -81,13 +82,14 @@ def _structured(
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     form = STRUCTURED[row.codec]
-    return StructuredCodec(row, form.grammar, wordpiece, form.draw)
+    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.drawing(row, tokenizer))
 
 
 # By the codec name of a row.
 _BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
     "rgb": _pixels,
     "caption": _caption,
+    "t5_caption": _embedding,
     **dict.fromkeys(FORMS, _grid),
     **dict.fromkeys(STRUCTURED, _structured),
 }

@@ -1,12 +1,17 @@
 """Colours for values that have none: depth, labels, features. Arrays in, 8-bit RGB arrays out."""
 
 import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fourm.codecs.coco import COCO_COLOURS, COCO_NAMES, NUM_COCO_LABELS
+
 GREY = 128
+NO_CLASS = 255  # in class numbers
 
 # The Turbo colour map (A. Mikhailov, Google 2019, Apache-2.0), 256 colours from low to high, RRGGBB.
 _TURBO = bytes.fromhex(
@@ -28,20 +33,6 @@ _TURBO = bytes.fromhex(
     "a91601a71401a41301a112019e10019b0f01980e01950d01920b018e0a018b09028808028507028106027e05027a0403"
 )
 
-# Colours of the 133 COCO panoptic categories in their usual order (80 things, 53 stuff), RRGGBB.
-_COCO = bytes.fromhex(
-    "dc143c770b2000008e0000e66a00e4003c640050640000460000c0faaa1e64aa1edcdc00af74affa001ea52a2aff4dff"
-    "00e2fcb6b6ff00520078a69d6e4c00ae39ffc76400480076ffb3f0007d5cd10097bcd0b600dcb0ff63a45c00498581ff"
-    "4eb4ff00e400aefff32d59ff8686679194aeffd0bac5e2ffab86016d3f36cf8aff97005f09503d5469334a4169a6c466"
-    "d0c3d2ff6d41008f95b300c2d1636a057900e3ffcd93bad0994501035fa1a3ff007700aa00b6c700a578b782585f2000"
-    "8272876e8185a64a76db8eb94fd272b25a3e41460f7fa7733b696a8e6c2dc4ac005f3650804cffc93901f6007abfa2d0"
-    "ffff8093d3cb966464a8abac9270c6d2aa645c8859da58b8f18100d911ff7c4ab5464646ffe4ff9ad000c1005c4c5b71"
-    "ffb4c36a9ab0e6968c3c8fff8040805c5237fed47c494daeffa062ffffff68546da9a483e1c7ff89364a879edf07f6e7"
-    "6bffc83a2995b7798eff49616b8e23be9999928b8d4682b486c79cd1e28c60246c60606040aa4098fb98d0e5e4cebaab"
-    "98a14074700000728f66669cfa8dff"
-)
-NUM_COCO_LABELS = 1 + len(_COCO) // 3  # with "no class"
-
 
 def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W) of any range -> (H, W, 3): lowest dark blue, highest dark red, a constant map lowest."""
@@ -54,21 +45,46 @@ def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def paint_labels(labels: NDArray[np.uint8], num_labels: int) -> NDArray[np.uint8]:
     """(H, W) class numbers, 255 = none -> (H, W, 3); COCO's own colours where there are COCO's 134 labels."""
-    if num_labels == NUM_COCO_LABELS:
-        colours = _colours(_COCO)
-    else:
-        # Steps of the golden ratio around the colour circle keep any number of classes apart.
-        hues = [colorsys.hsv_to_rgb(0.618034 * k % 1.0, 0.75, 0.95) for k in range(max(num_labels - 1, 1))]
-        colours = to_bytes(np.array(hues))
-    table = np.full((256, 3), GREY, dtype=np.uint8)
-    table[: min(len(colours), 255)] = colours[:255]
-    return table[labels]
+    return _label_colours(num_labels)[labels]
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One class of a map of labels."""
+
+    name: str
+    colour: tuple[int, int, int]  # as `paint_labels` paints it, 0..255
+    share: float  # of the map's pixels, above 0
+
+
+def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()) -> tuple[LegendEntry, ...]:
+    """The classes that are present in a map (H, W), the largest first, "no class" last.
+
+    names: of the classes from 0 on; without them COCO's, where there are COCO's 134 labels.
+    """
+    if not names and num_labels == NUM_COCO_LABELS:
+        names = COCO_NAMES
+    table = _label_colours(num_labels)
+    found, counts = np.unique(labels, return_counts=True)
+    order = sorted(
+        zip(found.tolist(), counts.tolist(), strict=True), key=lambda fc: (fc[0] == NO_CLASS, -fc[1], fc[0])
+    )
+    entries = []
+    for number, count in order:
+        name = (
+            "no class" if number == NO_CLASS else names[number] if number < len(names) else f"class {number}"
+        )
+        red, green, blue = table[number].tolist()
+        entries.append(LegendEntry(name, (red, green, blue), count / labels.size))
+    return tuple(entries)
 
 
 def paint_features(features: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(C, h, w) -> (h, w, 3): the three principal components of this one map, on one common scale.
 
-    Signs are fixed by the largest weight of each component. A constant map is mid-grey.
+    Signs are fixed by the largest weight of each component, so equal maps have equal colours, always and
+    everywhere, and maps that nearly agree nearly have. Components are those of one map: a colour does
+    not mean the same in two pictures of different things. A constant map is mid-grey.
     """
     channels, height, width = features.shape
     rows = np.nan_to_num(features.reshape(channels, -1).T.astype(np.float64))
@@ -88,6 +104,19 @@ def paint_features(features: NDArray[np.float32]) -> NDArray[np.uint8]:
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """[0, 1] -> 0..255, rounded; what lies outside is clipped."""
     return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
+def _label_colours(num_labels: int) -> NDArray[np.uint8]:
+    """(256, 3): the colour of every class number; grey where there is no class."""
+    if num_labels == NUM_COCO_LABELS:
+        colours = _colours(COCO_COLOURS)
+    else:
+        # Steps of the golden ratio around the colour circle keep any number of classes apart.
+        hues = [colorsys.hsv_to_rgb(0.618034 * k % 1.0, 0.75, 0.95) for k in range(max(num_labels - 1, 1))]
+        colours = to_bytes(np.array(hues))
+    table = np.full((256, 3), GREY, dtype=np.uint8)
+    table[: min(len(colours), NO_CLASS)] = colours[:NO_CLASS]
+    return table
 
 
 def _colours(table: bytes) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Files of single values: ids and arrays (.npy, never pickled), JSON, text, pictures.
+"""Files of single values: ids and arrays (.npy and .npz, never pickled), JSON, text, pictures.
 
 A file may be a member of a tar shard. Whatever is wrong with one is a SampleError that names it: one bad file
 must not end a run.
@@ -7,14 +7,17 @@ must not end a run.
 import gzip
 import io
 import json
+import lzma
 import math
 import os
 import re
 import struct
 import tokenize
 import warnings
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from fourm.errors import SampleError
 from fourm.shards import open_file, read_member, split_path
 
 MAX_BYTES = 1 << 30  # of an array or picture file
+MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
 MAX_REASON = 200  # characters of what a library says about a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
@@ -37,6 +41,10 @@ _HEADER_ERRORS = (
     ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, tokenize.TokenError,
     RecursionError, MemoryError,
 )  # fmt: skip
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError, RuntimeError,
+    NotImplementedError, struct.error, MemoryError, OverflowError,
+)  # fmt: skip
 _PICTURE_ERRORS = (
     OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, RuntimeError,
     MemoryError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -45,26 +53,31 @@ _PICTURE_ERRORS = (
 
 def read_array(path: Path) -> NDArray[Any]:
     """The array of a .npy file of numbers or booleans; nothing in it is ever unpickled."""
-    data = _read_bytes(path, MAX_BYTES)
-    stream = io.BytesIO(data)
+    return _parse_array(_read_bytes(path, MAX_BYTES), str(path))
+
+
+def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of a .npz file by their names, each like the one of a .npy file; no other member is unpacked."""
+    stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
-            shape, fortran_order, dtype = read_header(stream)
-        if dtype.kind not in "biuf":
-            raise SampleError(f"{path}: holds {dtype}, not numbers; pickled arrays are never loaded")
-        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
-        size = math.prod(shape)
-        is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
-        if not is_whole or min(shape, default=0) < 0:
-            raise SampleError(f"{path}: truncated or damaged; its header announces {shape} {dtype}")
-        flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
-        return flat.reshape(shape, order="F" if fortran_order else "C")
-    except _HEADER_ERRORS as error:
-        raise SampleError(f"{path}: not a .npy file ({_short(error)})") from error
+        with zipfile.ZipFile(stream) as archive:
+            for name in names:
+                if f"{name}.npy" not in archive.namelist():
+                    raise SampleError(f"{path}: holds no array '{name}'")
+                with archive.open(f"{name}.npy") as file:
+                    data = file.read(MAX_MEMBER_BYTES + 1)
+                if len(data) > MAX_MEMBER_BYTES:
+                    raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
+                arrays.append(_parse_array(data, f"{path}: '{name}'"))
+    except _ZIP_ERRORS as error:
+        raise SampleError(f"{path}: not a .npz file ({_short(error)})") from error
+    return tuple(arrays)
+
+
+def write_members(path: Path, **arrays: NDArray[Any]) -> None:
+    """A .npz file of exactly this path; equal arrays give equal bytes."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
@@ -88,10 +101,10 @@ def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
 
 
 def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Token ids (L,) as one row, int16 as everybody's 4M tokens; int32 only where a vocabulary needs it."""
-    row = np.asarray(ids, dtype=np.int64).reshape(1, -1)
-    fits = row.size == 0 or int(row.max()) <= np.iinfo(np.int16).max
-    write_array(row.astype(np.int16 if fits else np.int32), path)
+    """Token ids (L,) or (crops, L) as rows: int16, as everybody's 4M tokens; int32 for large vocabularies."""
+    rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+    fits = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
+    write_array(rows.astype(np.int16 if fits else np.int32), path)
 
 
 def read_text(path: Path) -> str:
@@ -116,20 +129,38 @@ def read_json(path: Path) -> object:
         raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
 
 
-def read_picture(path: Path, mode: str | None = None) -> Image.Image:
-    """A picture, fully decoded, in the mode that the file has or in another, `RGB` or `L`.
+def read_picture(path: Path) -> Image.Image:
+    """A picture, fully decoded, in the mode that the file has; of an animation its first frame."""
+    with _opened(path) as image:
+        image.load()
+        return image.copy()
 
-    Of an animation it is the first picture. It is not turned as its EXIF tag says: models were trained so.
-    """
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as its pixels are stored, or of a map (H, W) in a .npy; both above 0."""
+    if path.suffix.lower() == ".npy":
+        shape = read_array(path).shape
+        if len(shape) != 2 or 0 in shape:
+            raise SampleError(f"{path}: an array of shape {shape} is no map of pixels")
+        return shape[0], shape[1]
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of which the header was read; whatever Pillow finds wrong, in the block too, is one error."""
     data = _read_bytes(path, MAX_BYTES)
     try:
-        with warnings.catch_warnings(action="ignore"):  # spoilt metadata beside good pixels
-            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with (
+            # Spoilt metadata beside good pixels is nobody's concern.
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
-            image.load()
-            return image if mode in (None, image.mode) else _to_8_bits(image).convert(mode)
-    except UnidentifiedImageError as error:
+            yield image
+    except UnidentifiedImageError as error:  # whose own words name an address in memory
         raise SampleError(
             f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
         ) from error
@@ -145,14 +176,27 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
     Image.fromarray(pixels).save(path, format="PNG", pnginfo=chunks, compress_level=6)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled to 8, which Pillow would clip; other modes as they are."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    levels = np.asarray(image)
-    if image.mode == "F" or levels.min() < 0 or levels.max() > 0xFFFF:
-        raise ValueError("its numbers are no grey levels of 8 or 16 bits")
-    return Image.fromarray((levels >> 8).astype(np.uint8))
+def _parse_array(data: bytes, where: str) -> NDArray[Any]:
+    """The array in the bytes of a .npy file; `where` names them in errors."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
+            shape, fortran_order, dtype = read_header(stream)
+        if dtype.kind not in "biuf":
+            raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
+        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
+        size = math.prod(shape)
+        is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
+        if not is_whole or min(shape, default=0) < 0:
+            raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
+        flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except _HEADER_ERRORS as error:
+        raise SampleError(f"{where}: not a .npy file ({_short(error)})") from error
 
 
 def _finite(text: str) -> float:

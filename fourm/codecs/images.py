@@ -1,14 +1,13 @@
-"""Pictures and maps: RGB pixels, and everything that a tokenizer turns into a grid of tokens.
+"""The codecs of pictures and maps: RGB that the model reads as pixels, and all that a tokenizer reads.
 
-Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers (255 = none), float32 (H, W)
-depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
+Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers (255 = none), float32 or
+uint16 (H, W) depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs.colours import NUM_COCO_LABELS, paint_features, paint_labels, to_bytes, turbo
-from fourm.codecs.files import read_array, read_picture, write_array, write_png
+from fourm.codecs.coco import NUM_COCO_LABELS
+from fourm.codecs.colours import NO_CLASS, LegendEntry, legend, to_bytes
+from fourm.codecs.files import write_array, write_png
+from fourm.codecs.forms import Form, unit
+from fourm.codecs.pictures import Value, cut, fit_square, read_rgb, read_valid
 from fourm.crops import Crop
 from fourm.errors import MissingError, SampleError
 from fourm.modalities import Modality
@@ -28,10 +30,7 @@ from fourm.tokenizers.build import AnyTokenizer
 from fourm.tokenizers.divae import DiVAE
 from fourm.tokenizers.vq import IMAGENET
 
-Value = NDArray[Any]
-
 _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
-_DEPTH_LEVELS = 65535  # of 16-bit depth pictures
 # Convolutions choose their order of sums by the shape of the batch, so a network always sees this many rows.
 _ROWS = {"cpu": 1}
 _ROWS_ON_GPU = 8
@@ -51,25 +50,18 @@ def rows_at_once(device: torch.device) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What is special about one sort of value on a grid."""
-
-    read: Callable[[Path], Value]
-    resample: Image.Resampling | None  # how a value is brought to the row's size; None: it stays
-    prepare: Callable[[Value], Tensor]  # value -> (C, H, W) float or (H, W) int64 for the tokenizer
-    finish: Callable[[Tensor], Value]  # (C, H, W) of the tokenizer -> value
-    paint: Callable[[Value, int], NDArray[np.uint8]]  # value, number of labels -> 8-bit picture
-
-
-@dataclass(frozen=True, slots=True)
 class PixelsCodec:
     """RGB pictures that the model reads as pixels."""
 
     row: Modality
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """Any picture, as uint8 (H, W, 3) of its own size."""
-        return _read_rgb(path)
+        """Any picture, as uint8 (H, W, 3) of its own size, or a crop of it at the row's size."""
+        value = read_rgb(path)
+        if crop is None:
+            return value
+        _check_size(value, crop, path)
+        return cut(value, crop, self.row.image_size, Image.Resampling.BICUBIC)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks."""
@@ -79,7 +71,7 @@ class PixelsCodec:
         """The centre square at the row's size, ImageNet-normalised."""
         side = self.row.image_size
         fitted = [fit_square(value, side, Image.Resampling.BICUBIC) for value in values]
-        images = torch.stack([(_unit(value) - _MEAN) / _STD for value in fitted])
+        images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
@@ -101,8 +93,29 @@ class GridCodec:
     tokenizer: AnyTokenizer | None
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """A value (not token ids: those are read by `files.read_ids`)."""
-        return self.form.read(path)
+        """A value (not token ids: those are read by `files.read_ids`): whole, or a crop at the row's size."""
+        value = self.form.read(path)
+        return value if crop is None else self.cut(value, crop, path)
+
+    def cut(self, value: Value, crop: Crop, path: Path) -> Value:
+        """What a crop shows of a whole value, at the row's size; errors name its file."""
+        form = self.form
+        if form.resample is None:
+            raise SampleError(
+                f"{path}: features cannot be cropped; compute them anew from the cropped picture"
+            )
+        _check_size(value, crop, path)
+        shown = cut(value, crop, self.row.image_size, form.resample, form.outside)
+        if crop.mirrored and form.is_normal:
+            shown = shown.copy()
+            shown[..., 0] = 255 - shown[..., 0]
+        return shown
+
+    def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
+        """What a crop shows of a mask, 255 where values mean something; nothing does outside the picture."""
+        mask = read_valid(path)
+        _check_size(mask, crop, path)
+        return cut(mask, crop, self.row.image_size, Image.Resampling.NEAREST)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
@@ -111,10 +124,71 @@ class GridCodec:
         else:
             write_array(value, path)
 
-    @torch.no_grad()
     def encode(self, values: Sequence[Value]) -> Slot:
-        """Tokens of the centre square at the row's size, one value after the other."""
-        return full_grid(torch.stack([self._tokenize(value) for value in values]))
+        """Tokens of the centre square at the row's size."""
+        return full_grid(self.tokenize([self.prepare(value) for value in values]))
+
+    @property
+    def takes_mask(self) -> bool:
+        """True where the tokenizer has one more channel, for which pixels are valid."""
+        channels = self._need_tokenizer().config.n_channels
+        return self.form.channels > 0 and channels in (self.form.channels + 1, 4)
+
+    def prepare(self, value: Value, valid: NDArray[np.uint8] | None = None) -> Tensor:
+        """What the tokenizer reads of a value: the centre square, (C, H, W) float or (H, W) int64.
+
+        valid: (H, W), 0 where the value means nothing; it matters where the tokenizer `takes_mask`.
+        """
+        form, config = self.form, self._need_tokenizer().config
+        if form.resample is None:
+            x = form.prepare(value)
+            self._check_features(x)
+            return x
+        side = self.row.image_size
+        value = fit_square(value, side, form.resample)
+        if form.is_labels:
+            self._check_classes(value)
+            return form.prepare(value)
+        x = form.prepare(value)
+        if config.undo_std:
+            x = ((x + 1) / 2 - _MEAN) / _STD
+        colours = config.n_channels - self.takes_mask
+        x = x.expand(colours, -1, -1) if len(x) == 1 else x  # grey can be repeated
+        if self.takes_mask:
+            if valid is None:
+                mask = torch.ones(1, side, side)
+            else:
+                mask = unit(fit_square(valid, side, Image.Resampling.NEAREST))
+            x = torch.cat([x * mask, 2 * mask - 1])
+        if len(x) != config.n_channels:
+            raise SampleError(
+                f"{self.row.name}: {len(x)} channels, where its tokenizer reads {config.n_channels}"
+            )
+        return x
+
+    @torch.no_grad()
+    def tokenize(self, prepared: Sequence[Tensor]) -> Tensor:
+        """Prepared values, all of one shape -> tokens (B, L) int64; in groups of one size, like `decode`."""
+        tokenizer = self._need_tokenizer()
+        device = _device_of(tokenizer)
+        made = list[Tensor]()
+        for rows in _groups(len(prepared), device):
+            x = torch.stack([prepared[row] for row in rows]).to(device)
+            try:
+                latents = tokenizer.encode(x)
+            except ValueError as error:
+                raise SampleError(f"{self.row.name}: {error}") from error
+            if not bool(latents.isfinite().all()):
+                raise SampleError(
+                    f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are "
+                    "damaged, or float16 is too narrow for them (try --dtype float32)"
+                )
+            tokens = tokenizer.quantize.indices(latents).flatten(1).cpu()
+            made += tokens[: len(prepared) - rows[0]]
+        wrong = [len(tokens) for tokens in made if len(tokens) != self.row.max_tokens]
+        if wrong:
+            raise SampleError(f"{self.row.name}: the value has {wrong[0]} tokens, not {self.row.max_tokens}")
+        return torch.stack(made)
 
     @property
     def diffuses(self) -> bool:
@@ -139,19 +213,18 @@ class GridCodec:
         """
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(_device_of(tokenizer))
-        group = rows_at_once(ids.device)
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self._grid()
         decoded = list[Tensor]()
-        for first in range(0, len(ids), group):
-            rows = torch.arange(first, first + group).clamp(max=len(ids) - 1)  # the last ones are repeated
-            tokens = ids[rows.to(ids.device)].view(group, *form)
+        groups = _groups(len(ids), ids.device)
+        for index, group in enumerate(groups):
+            rows = torch.tensor(group)
+            tokens = ids[rows.to(ids.device)].view(len(group), *form)
             if isinstance(tokenizer, DiVAE):
-                groups = -(-len(ids) // group)
-                out = yield from self._diffuse(tokenizer, tokens, rows, diffusion, first // group, groups)
+                out = yield from self._diffuse(tokenizer, tokens, rows, diffusion, index, len(groups))
             else:
                 with torch.no_grad():
                     out = tokenizer.decode_tokens(tokens)
-            decoded += out.cpu()[: len(ids) - first]
+            decoded += out.cpu()[: len(ids) - group[0]]
         if not all(bool(one.isfinite().all()) for one in decoded):
             raise SampleError(
                 f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are damaged"
@@ -175,23 +248,39 @@ class GridCodec:
 
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
-        labels = self.tokenizer.config.n_labels if self.tokenizer else None
-        return Image.fromarray(self.form.paint(value, labels or NUM_COCO_LABELS))
+        return Image.fromarray(self.form.paint(value, self._num_labels()))
 
-    def _tokenize(self, value: Value) -> Tensor:
-        tokenizer, name = self._need_tokenizer(), self.row.name
-        if self.form.resample is not None:
-            value = fit_square(value, self.row.image_size, self.form.resample)
-        x = self.form.prepare(value).to(_device_of(tokenizer))
-        if self.form.resample is not None and x.ndim == 3:
-            x = _with_channels(x, tokenizer.config.n_channels)
-        try:
-            tokens = tokenizer.tokenize(x.unsqueeze(0)).flatten()
-        except ValueError as error:
-            raise SampleError(f"{name}: {error}") from error
-        if len(tokens) != self.row.max_tokens:
-            raise SampleError(f"{name}: the value has {len(tokens)} tokens, not {self.row.max_tokens}")
-        return tokens
+    def legend(self, value: Value) -> tuple[LegendEntry, ...]:
+        """The classes that a map of class numbers shows, in its picture's colours; () for other values."""
+        return legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
+
+    def _num_labels(self) -> int:
+        """Classes and "no class"."""
+        if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
+            return self.tokenizer.config.n_labels
+        return 1 + len(self.row.labels) if self.row.labels else NUM_COCO_LABELS
+
+    def _check_classes(self, value: Value) -> None:
+        """Refuse classes that the tokenizer lacks."""
+        num_classes = self._num_labels() - 1
+        strange = [number for number in np.unique(value).tolist() if num_classes <= number != NO_CLASS]
+        if strange:
+            raise SampleError(
+                f"{self.row.name}: class {strange[0]} is not among the {num_classes} classes of its "
+                f"tokenizer, 0..{num_classes - 1} and {NO_CLASS} for none"
+            )
+
+    def _check_features(self, x: Tensor) -> None:
+        """Refuse a map (C, h, w) that is not of the tokenizer's width, or of other places than the row's."""
+        config, (width, *places) = self._need_tokenizer().config, x.shape
+        if width != config.n_channels:
+            raise SampleError(
+                f"{self.row.name}: features of width {width}, where its tokenizer reads {config.n_channels}"
+            )
+        wanted = [1, 1] if config.token_rank == 4 else [*self._grid()]
+        if places != wanted:
+            shown = " x ".join(map(str, places))
+            raise SampleError(f"{self.row.name}: features of {shown} places, not {wanted[0]} x {wanted[1]}")
 
     def _grid(self) -> tuple[int, int]:
         if self.row.grid is None:
@@ -204,126 +293,21 @@ class GridCodec:
         return self.tokenizer
 
 
-def fit_square(value: Value, side: int, resample: Image.Resampling) -> Value:
-    """The largest centred square of (H, W[, C]), offset rounded down, at side x side pixels."""
-    height, width = value.shape[:2]
-    edge = min(height, width)
-    top, left = (height - edge) // 2, (width - edge) // 2
-    square = np.ascontiguousarray(value[top : top + edge, left : left + edge])
-    if edge == side:
-        return square
-    return np.asarray(Image.fromarray(square).resize((side, side), resample))
+def _check_size(value: Value, crop: Crop, path: Path) -> None:
+    """Refuse a map of another size than the picture of which the crop is a part."""
+    if value.shape[:2] != crop.whole:
+        (height, width), (whole_height, whole_width) = value.shape[:2], crop.whole
+        raise SampleError(
+            f"{path}: {width} x {height} pixels, but the picture of this sample has {whole_width} x "
+            f"{whole_height}; one crop cannot mean the same in both"
+        )
 
 
-def standardise_depth(depth: Value) -> Tensor:
-    """(H, W) -> (1, H, W), centred and scaled by the middle 80 % of its values."""
-    x = torch.from_numpy(depth.astype(np.float64))  # so that a constant map is exactly 0
-    ordered = x.flatten().sort().values
-    kept = ordered[int(0.1 * len(ordered)) : int(0.9 * len(ordered))]
-    return ((x - kept.mean()) / (kept.var() + 1e-6).sqrt()).float().unsqueeze(0)
+def _groups(count: int, device: torch.device) -> list[list[int]]:
+    """Rows 0..count - 1 in groups of the size that suits a device; the last row fills up the last group."""
+    size = rows_at_once(device)
+    return [[min(row, count - 1) for row in range(at, at + size)] for at in range(0, count, size)]
 
 
 def _device_of(tokenizer: AnyTokenizer) -> torch.device:
     return next(tokenizer.parameters()).device
-
-
-def _with_channels(x: Tensor, count: int) -> Tensor:
-    """(C, H, W) as a tokenizer wants it: one channel more is a mask of valid pixels, grey can be repeated."""
-    if count == x.shape[0] + 1:
-        return torch.cat([x, torch.ones_like(x[:1])])
-    return x.expand(count, -1, -1) if x.shape[0] == 1 else x
-
-
-def _unit(value: Value) -> Tensor:
-    """uint8 (H, W, 3) or (H, W) -> (C, H, W) in [0, 1]."""
-    x = torch.from_numpy(value.astype(np.float32)) / 255
-    return x.unsqueeze(0) if x.ndim == 2 else rearrange(x, "h w c -> c h w")
-
-
-def _signed_unit(value: Value) -> Tensor:
-    """uint8 -> (C, H, W) in [-1, 1]."""
-    return (_unit(value) - 0.5) / 0.5
-
-
-def _finish_colours(x: Tensor) -> Value:
-    return to_bytes(rearrange((x[:3] + 1) / 2, "c h w -> h w c").numpy())
-
-
-def _finish_edges(x: Tensor) -> Value:
-    edges = x[:3] if len(x) > 2 else x[:1]  # one channel more would be a mask
-    return to_bytes((edges.mean(dim=0).numpy() + 1) / 2)
-
-
-def _finish_labels(logits: Tensor) -> Value:
-    """Label 0 is "no class": class numbers start at 0 for label 1, and no class wraps around to 255."""
-    return logits.argmax(dim=0).numpy().astype(np.uint8) - np.uint8(1)
-
-
-def _prepare_labels(classes: Value) -> Tensor:
-    return torch.from_numpy((classes + np.uint8(1)).astype(np.int64))
-
-
-def _read_rgb(path: Path) -> Value:
-    return np.asarray(read_picture(path, "RGB"))
-
-
-def _read_edges(path: Path) -> Value:
-    return np.asarray(read_picture(path, "L"))
-
-
-def _read_labels(path: Path) -> Value:
-    image = read_picture(path)
-    if image.mode not in ("L", "P"):
-        raise SampleError(f"{path}: class numbers need an 8-bit grey or palette picture, not {image.mode}")
-    return np.asarray(image)
-
-
-def _read_depth(path: Path) -> Value:
-    if path.suffix.lower() == ".npy":
-        return _read_floats(path, 2)
-    image = read_picture(path)
-    if not image.mode.startswith("I"):
-        raise SampleError(f"{path}: depth needs a 16-bit grey picture or .npy, not {image.mode}")
-    return np.asarray(image).astype(np.float32) / _DEPTH_LEVELS
-
-
-def _read_features(path: Path) -> Value:
-    return _read_floats(path, 3)
-
-
-def _read_floats(path: Path, rank: int) -> Value:
-    array = read_array(path)
-    is_sound = array.ndim == rank and array.dtype.kind == "f" and array.size > 0
-    with np.errstate(over="ignore"):
-        floats = array.astype(np.float32) if is_sound else array
-    if not is_sound or not np.isfinite(floats).all():  # also numbers too large for float32
-        raise SampleError(
-            f"{path}: {array.dtype} of shape {array.shape} is not {rank} axes of finite numbers"
-        )
-    return floats
-
-
-_COLOURS = Form(_read_rgb, Image.Resampling.BICUBIC, _signed_unit, _finish_colours, lambda value, _: value)
-_DEPTH = Form(_read_depth, Image.Resampling.BICUBIC, standardise_depth, lambda x: x[0].numpy(),
-              lambda value, _: turbo(value))  # fmt: skip
-_EDGES = Form(_read_edges, Image.Resampling.BICUBIC, _signed_unit, _finish_edges, lambda value, _: value)
-_LABELS = Form(_read_labels, Image.Resampling.NEAREST, _prepare_labels, _finish_labels, paint_labels)
-_FEATURES = Form(_read_features, None, torch.from_numpy, lambda x: x.numpy(),
-                 lambda value, _: paint_features(value))  # fmt: skip
-
-# By the codec name of a row; `tok_edge` and `tok_feature` are for rows of one's own.
-FORMS: dict[str, Form] = {
-    "tok_rgb": _COLOURS,
-    "tok_normal": _COLOURS,
-    "tok_depth": _DEPTH,
-    "tok_semseg": _LABELS,
-    "tok_edge": _EDGES,
-    "tok_canny_edge": _EDGES,
-    "tok_sam_edge": _EDGES,
-    "tok_feature": _FEATURES,
-    "tok_clip": _FEATURES,
-    "tok_dinov2": _FEATURES,
-    "tok_imagebind": _FEATURES,
-    "tok_dinov2_global": _FEATURES,
-    "tok_imagebind_global": _FEATURES,
-}

@@ -1,13 +1,13 @@
 """Values that are written as text ids: captions."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_json, read_text
 from fourm.codecs.images import Diffusion
 from fourm.crops import Crop
@@ -15,9 +15,6 @@ from fourm.errors import SampleError
 from fourm.modalities import Modality
 from fourm.state import Slot, full_sequence
 from fourm.wordpiece import WordPiece, encode_full
-
-_CARD = 224  # pixels per side of a text picture
-_COLUMNS, _LINES = 32, 14  # that fit on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +25,16 @@ class CaptionCodec:
     wordpiece: WordPiece
 
     def read(self, path: Path, crop: Crop | None = None) -> str:
-        """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them."""
-        if not path.name.lower().endswith((".json", ".json.gz")):
-            return read_text(path)
-        value = read_json(path)
-        if isinstance(value, list) and value:
-            value = value[0]  # one per crop; the first is the centre crop
-        if isinstance(value, dict):
-            value = value.get("caption")
-        if not isinstance(value, str):
-            raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise SampleError(f"{path}: holds half a character, which is no text") from error
-        return value
+        """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them.
+
+        A list has one for each crop; what it lacks, its first one stands for. A caption that is longer than
+        the model reads is cut, unless sentinels in it say that it is to be completed.
+        """
+        text = _read_caption(path, crop.number if crop is not None else 0)
+        ids = encode_full(text, self.wordpiece)
+        if len(ids) <= self.row.max_tokens or ids[-1] != self.wordpiece.eos_id:
+            return text
+        return self.wordpiece.beginning(text, self.row.max_tokens - 1)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .txt file in UTF-8; there is no room for `text` in it."""
@@ -59,13 +51,24 @@ class CaptionCodec:
 
     def picture(self, value: str) -> Image.Image:
         """The text on a white card."""
-        image = Image.new("RGB", (_CARD, _CARD), "white")
-        lines = textwrap.wrap(value, _COLUMNS, max_lines=_LINES, placeholder=" ...")
-        printable = "\n".join(lines).encode("latin-1", "replace").decode("latin-1")
-        draw = ImageDraw.Draw(image)
-        draw.rectangle((0, 0, _CARD - 1, _CARD - 1), outline="grey")
-        draw.multiline_text((_CARD / 2, _CARD / 2), printable, fill="black", anchor="mm", align="center")
-        return image
+        return text_card(value)
+
+
+def _read_caption(path: Path, number: int) -> str:
+    if not path.name.lower().endswith((".json", ".json.gz")):
+        return read_text(path)
+    value = read_json(path)
+    if isinstance(value, list) and value:
+        value = value[number if number < len(value) else 0]
+    if isinstance(value, dict):
+        value = value.get("caption")
+    if not isinstance(value, str):
+        raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"{path}: holds half a character, which is no text") from error
+    return value
 
 
 def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:

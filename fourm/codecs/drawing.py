@@ -1,0 +1,260 @@
+"""Pictures of values that are no pictures: cards of text, boxes, stripes of colours, tables of facts."""
+
+import unicodedata
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+from fourm.grammars.boxes import Box
+from fourm.grammars.metadata import Fact
+from fourm.grammars.palette import Colour
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Ink = tuple[int, int, int]  # red, green, blue
+Rectangle = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; right and lower are outside
+
+CARD = 224  # pixels per side of a card
+CANVAS = (256, 256)  # width, height of the white picture that boxes are drawn on
+STRIPE = 25  # pixels
+_WHITE, _BLACK, _GREY, _PALE = (255, 255, 255), (0, 0, 0), (128, 128, 128), (240, 240, 240)
+# Twelve that are told apart on light and dark pictures: red, green, yellow, blue, orange, purple, cyan,
+# magenta, lime, teal, brown, pink.
+_CLASS_COLOURS: tuple[Ink, ...] = (
+    (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180),
+    (66, 212, 244), (240, 50, 230), (191, 239, 69), (70, 153, 144), (154, 99, 36), (250, 190, 212),
+)  # fmt: skip
+# Pillow's own font has little beyond ASCII; of these, what a machine has is tried for other text.
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf",
+    "segoeui.ttf",
+)  # fmt: skip
+_SIZES = (20, 18, 16, 14, 12, 11, 10, 9)  # of text on a card, the largest that fits
+_LEGIBLE = 4000  # characters: more fit on no card, and are not measured
+_LINE = 1.25  # height of a line in font sizes
+_MAX_LABELS = 100  # more boxes than that are drawn without names, which would hide everything
+_INK_THRESHOLD = 140  # luminance above which black is read better than white
+
+
+def text_card(text: str, side: int = CARD) -> Image.Image:
+    """The text centred on a framed white square, as large as it fits; what is too long ends in dots."""
+    image = Image.new("RGB", (side, side), _WHITE)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, side - 1, side - 1), outline=_GREY)
+    words = _printable(text[:_LEGIBLE]).split()
+    room = side - 2 * (side // 14)
+    for size in _SIZES:
+        pixels = max(size * side // CARD, 6)
+        font = font_for("".join(words), pixels)
+        lines = _wrapped([_shown_by(word, font) for word in words], font, room)
+        fitting = max(int(room / (_LINE * pixels)), 1)
+        if len(lines) <= fitting:
+            break
+    if len(lines) > fitting:
+        lines = [*lines[: fitting - 1], _shortened(lines[fitting - 1] + " ...", font, room)]
+    top = side / 2 - (len(lines) - 1) * _LINE * pixels / 2
+    for number, line in enumerate(lines):
+        draw.text((side / 2, top + number * _LINE * pixels), line, _BLACK, font, anchor="mm")
+    return image
+
+
+def corners_of(box: Box, width: int, height: int) -> Rectangle:
+    """The pixels of a box in a picture, its corners rounded down."""
+    return int(box.xmin * width), int(box.ymin * height), int(box.xmax * width), int(box.ymax * height)
+
+
+def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Image:
+    """Boxes with their names on a copy of a picture, or on white; each class has a colour of its own."""
+    image = Image.new("RGB", CANVAS, _WHITE) if on is None else on.convert("RGB")
+    draw, colours = ImageDraw.Draw(image), class_colours(box.name for box in boxes)
+    thickness = max(1, round(min(image.size) / 128))
+    for box in sorted(boxes, key=lambda box: -abs((box.xmax - box.xmin) * (box.ymax - box.ymin))):
+        colour, rectangle = colours[box.name], _inside(corners_of(box, *image.size), image.size)
+        draw.rectangle(_grown(rectangle, 1), outline=_ink_on(colour), width=thickness + 2)
+        draw.rectangle(rectangle, outline=colour, width=thickness)
+    taken: list[Rectangle] = []
+    for box in boxes[:_MAX_LABELS]:
+        _draw_label(draw, image.size, box, colours[box.name], taken)
+    return image
+
+
+def class_colours(names: Iterable[str]) -> dict[str, Ink]:
+    """A colour for each class: the same in most pictures, and never one for two of the first twelve."""
+    colours, taken, count = dict[str, Ink](), set[Ink](), len(_CLASS_COLOURS)
+    for name in sorted(set(names)):
+        first = zlib.crc32(name.encode("utf-8", "replace"))
+        ranked = [_CLASS_COLOURS[(first + step) % count] for step in range(count)]
+        colours[name] = next((colour for colour in ranked if colour not in taken), ranked[0])
+        taken.add(colours[name])
+    return colours
+
+
+def draw_palette(colours: Sequence[Colour]) -> Image.Image:
+    """A square of upright stripes, one for each colour; grey for none."""
+    side = STRIPE * max(len(colours), 1)
+    image = Image.new("RGB", (side, side), _GREY)
+    for number, colour in enumerate(colours):
+        image.paste(tuple(colour), (number * STRIPE, 0, (number + 1) * STRIPE, side))
+    return image
+
+
+def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
+    """A table of names and values, at least as wide as a card."""
+    if not facts:
+        return text_card("no metadata")
+    rows = [(fact.field.name.replace("_", " "), _number(fact.value)) for fact in facts]
+    font, height, margin = font_for("", size), round(1.5 * size), size
+    widths = [max(_length(row[column], font) for row in rows) for column in (0, 1)]
+    width = max(sum(widths) + 4 * margin, CARD)
+    image = Image.new("RGB", (width, height * len(rows) + 2), _WHITE)
+    draw = ImageDraw.Draw(image)
+    for number, (name, value) in enumerate(rows):
+        top = 1 + number * height
+        if number % 2 == 0:
+            draw.rectangle((0, top, width, top + height - 1), fill=_PALE)
+        draw.text((margin, top + height / 2), name, _BLACK, font, anchor="lm")
+        draw.text((width - margin, top + height / 2), value, _BLACK, font, anchor="rm")
+    draw.rectangle((0, 0, width - 1, image.height - 1), outline=_GREY)
+    return image
+
+
+def font_for(text: str, size: int) -> Font:
+    """Pillow's own font, unless a text needs more and this machine has a font that shows more of it."""
+    return min(_fonts(size), key=lambda font: len(_missing(text, font)))
+
+
+@lru_cache(maxsize=64)
+def _fonts(size: int) -> tuple[Font, ...]:
+    """Fonts of a size, the preferred one first."""
+    found: list[Font] = [ImageFont.load_default(size)]
+    for name in _SYSTEM_FONTS:
+        try:
+            found.append(ImageFont.truetype(name, size))
+        except OSError:  # not on this machine
+            continue
+    return tuple(found)
+
+
+def _missing(text: str, font: Font) -> set[str]:
+    """The characters of a text for which a font has no picture."""
+    return {character for character in set(text) if not _has(font, character)}
+
+
+@lru_cache(maxsize=1 << 14)
+def _has(font: Font, character: str) -> bool:
+    # Every font draws what it lacks as it draws this code point, which is no character at all.
+    return character.isspace() or _drawn(font, character) != _drawn(font, "\uffff")
+
+
+def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
+def _shown_by(word: str, font: Font) -> str:
+    """A word with letters that the font lacks as their plain forms, where it has these: e for é."""
+    missing = _missing(word, font)
+    if not missing:
+        return word
+    plain = {
+        c: "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
+        for c in missing
+    }
+    return "".join(plain[c] if plain.get(c) and not _missing(plain[c], font) else c for c in word)
+
+
+def _printable(text: str) -> str:
+    """A text in which what cannot be drawn (half characters, controls) is a blank or a question mark."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else " " for c in whole)
+
+
+def _wrapped(words: Iterable[str], font: Font, width: int) -> list[str]:
+    """Lines of words, none wider than `width`; a word that is wider alone is cut into several."""
+    lines, line = list[str](), ""
+    for word in words:
+        for piece in _pieces(word, font, width):
+            longer = f"{line} {piece}" if line else piece
+            if line and _length(longer, font) > width:
+                lines.append(line)
+                longer = piece
+            line = longer
+    return [*lines, line] if line else lines
+
+
+def _pieces(word: str, font: Font, width: int) -> list[str]:
+    if _length(word, font) <= width:
+        return [word]
+    pieces = [""]
+    for character in word:
+        if pieces[-1] and _length(pieces[-1] + character, font) > width:
+            pieces.append("")
+        pieces[-1] += character
+    return pieces
+
+
+def _shortened(text: str, font: Font, width: int) -> str:
+    """The text, or as much of it as fits with dots behind; "" where not even a letter fits."""
+    if _length(text, font) <= width:
+        return text
+    text = text.removesuffix(" ...")
+    count = (
+        bisect_right(range(len(text) + 1), width, key=lambda n: _length(text[:n].rstrip() + "...", font)) - 1
+    )
+    return text[:count].rstrip() + "..." if count > 0 else ""
+
+
+def _length(text: str, font: Font) -> int:
+    return int(font.getlength(text)) + 1
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: Ink, taken: list[Rectangle]
+) -> None:
+    """The name of a box on a bar beside its upper or lower edge, inside the picture, not on other names."""
+    pixels = min(max(min(size) // 20, 10), 28)
+    name = _printable(box.name[:_LEGIBLE])
+    font, pad = font_for(name, pixels), max(pixels // 6, 1)
+    name = _shortened(_shown_by(name, font), font, size[0] - 2 * pad)
+    width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
+    if not name or width > size[0] or height > size[1]:
+        return
+    x0, y0, _, y1 = _inside(corners_of(box, *size), size)
+    left = min(max(x0, 0), size[0] - width)
+    # Within a box only where that leaves something of it to be seen.
+    beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
+    tops = [top for top in (y0 - height, *beside, y1 - height) if 0 <= top <= size[1] - height]
+    places = [(left, top, left + width, top + height) for top in tops or [min(max(y0, 0), size[1] - height)]]
+    place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    taken.append(place)
+    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
+    draw.text((left + pad, place[1] + height / 2), name, _ink_on(colour), font, anchor="lm")
+
+
+def _inside(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
+    """The rectangle with its corners in order and inside a picture of this width and height."""
+    x0, y0, x1, y1 = rectangle
+    left, right = sorted(min(x, size[0] - 1) for x in (x0, x1))
+    upper, lower = sorted(min(y, size[1] - 1) for y in (y0, y1))
+    return left, upper, right, lower
+
+
+def _grown(rectangle: Rectangle, by: int) -> Rectangle:
+    return rectangle[0] - by, rectangle[1] - by, rectangle[2] + by, rectangle[3] + by
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _ink_on(colour: Ink) -> Ink:
+    """Black or white, whichever is read better on a colour (ITU-R 601 luminance)."""
+    return _BLACK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > _INK_THRESHOLD else _WHITE
+
+
+def _number(value: int | float) -> str:
+    if abs(value) >= 1e12:
+        return f"{value:.3g}"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

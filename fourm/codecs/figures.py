@@ -1,0 +1,219 @@
+"""Human poses as a picture: jointed figures of our own making, seen by the camera of each person.
+
+The pose tokenizer decodes eight codes to the rotations of 23 joints. They bend a skeleton of round numbers,
+made by hand; the SMPL body, for which they are meant, is licensed separately and not used, so that the shape
+of a body (`betas`) is not drawn, and limbs are about as long as an adult's.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fourm.codecs.parts import Decode
+from fourm.grammars.poses import SIDE, People, Person
+
+Floats = NDArray[np.float64]
+Colour = tuple[int, int, int]
+
+POSE_CODES = (8, 1, 1)  # the codes of one pose as the tokenizer wants them
+POSE_NUMBERS = 23 * 9  # that it gives: a rotation matrix of every joint but the pelvis
+FOCAL_LENGTH = 5000 / 256 * SIDE  # pixels
+_SCALE = 2  # pixels of the drawing per pixel of the picture that poses are for
+_FINE = 3  # further pixels while limbs are drawn, for smooth edges
+_NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not drawn
+_FAR_OUT = 8 * SIDE  # pixels: nor is who lies that far beside the picture
+
+# Joints in SMPL's order, with the joint that each hangs on and where it is from there, in metres: arms
+# spread, y up, x to the person's left, z to the front.
+_JOINTS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
+    ("pelvis", "", (0.0, -0.20, 0.0)),
+    ("left_hip", "pelvis", (0.09, -0.08, 0.0)),
+    ("right_hip", "pelvis", (-0.09, -0.08, 0.0)),
+    ("spine1", "pelvis", (0.0, 0.11, 0.0)),
+    ("left_knee", "left_hip", (0.0, -0.41, 0.0)),
+    ("right_knee", "right_hip", (0.0, -0.41, 0.0)),
+    ("spine2", "spine1", (0.0, 0.13, 0.0)),
+    ("left_ankle", "left_knee", (0.0, -0.41, -0.02)),
+    ("right_ankle", "right_knee", (0.0, -0.41, -0.02)),
+    ("spine3", "spine2", (0.0, 0.07, 0.0)),
+    ("left_foot", "left_ankle", (0.02, -0.05, 0.13)),
+    ("right_foot", "right_ankle", (-0.02, -0.05, 0.13)),
+    ("neck", "spine3", (0.0, 0.20, 0.0)),
+    ("left_collar", "spine3", (0.07, 0.12, 0.0)),
+    ("right_collar", "spine3", (-0.07, 0.12, 0.0)),
+    ("head", "neck", (0.0, 0.09, 0.02)),
+    ("left_shoulder", "left_collar", (0.11, 0.03, 0.0)),
+    ("right_shoulder", "right_collar", (-0.11, 0.03, 0.0)),
+    ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)),
+    ("right_elbow", "right_shoulder", (-0.27, 0.0, 0.0)),
+    ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)),
+    ("right_wrist", "right_elbow", (-0.25, 0.0, 0.0)),
+    ("left_hand", "left_wrist", (0.09, 0.0, 0.0)),
+    ("right_hand", "right_wrist", (-0.09, 0.0, 0.0)),
+)
+_NAMES = tuple(name for name, _, _ in _JOINTS)
+_PARENTS = tuple(_NAMES.index(parent) if parent else -1 for _, parent, _ in _JOINTS)
+_OFFSETS = np.array([offset for _, _, offset in _JOINTS])  # (24, 3)
+_SKULL = (0.0, 0.10, 0.03)  # the middle of the head from its joint
+# What is drawn between two joints, and how thick it is.
+_LIMBS = (
+    ("left_hip", "right_hip", 0.09), ("pelvis", "spine2", 0.11), ("spine2", "neck", 0.09),
+    ("left_collar", "left_shoulder", 0.06), ("right_collar", "right_shoulder", 0.06),
+    ("neck", "head", 0.05), ("skull", "skull", 0.11),
+    ("left_hip", "left_knee", 0.075), ("right_hip", "right_knee", 0.075),
+    ("left_knee", "left_ankle", 0.055), ("right_knee", "right_ankle", 0.055),
+    ("left_ankle", "left_foot", 0.045), ("right_ankle", "right_foot", 0.045),
+    ("left_shoulder", "left_elbow", 0.05), ("right_shoulder", "right_elbow", 0.05),
+    ("left_elbow", "left_wrist", 0.04), ("right_elbow", "right_wrist", 0.04),
+    ("left_wrist", "left_hand", 0.038), ("right_wrist", "right_hand", 0.038),
+)  # fmt: skip
+_POINTS = (*_NAMES, "skull")
+
+
+@dataclass(frozen=True, slots=True)
+class Limb:
+    """Something thick between two points of a drawing."""
+
+    start: tuple[float, float]
+    end: tuple[float, float]
+    radius: float
+    depth: float  # metres from the camera
+    colour: Colour
+
+
+def draw_figures(people: People, decode: Decode) -> Image.Image:
+    """Everybody as a figure in their box; decode gives (n, 207, 1, 1) of pose codes (n, 8)."""
+    figures = list[list[Limb]]()
+    if people:
+        decoded = decode([person.pose_codes for person in people]).astype(np.float64)
+        rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
+        each = enumerate(zip(people, rotations, strict=True))
+        figures = [_limbs(person, turned, _colour(number)) for number, (person, turned) in each]
+    side = SIDE * _SCALE * _FINE
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for limb in sorted((limb for limbs in figures for limb in limbs), key=lambda one: -one.depth):
+        _draw_limb(draw, limb)
+    image = image.resize((SIDE * _SCALE, SIDE * _SCALE), Image.Resampling.LANCZOS)
+    _label(image, people, [() if limbs else ("out of sight",) for limbs in figures])
+    return image
+
+
+def draw_boxes_of_people(people: People) -> Image.Image:
+    """Boxes and numbers alone, where there is no tokenizer that decodes poses."""
+    image = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), "white")
+    _label(image, people, [_numbers_of(person) for person in people])
+    if people:
+        note = "boxes and numbers: no tokenizer for poses"
+        ImageDraw.Draw(image).text((image.width / 2, image.height - 8), note, "black", _font(), "mm")
+    return image
+
+
+def camera_translation(person: Person) -> tuple[float, float, float]:
+    """Where somebody is, seen from a camera that looks at the picture's middle: right, down, ahead."""
+    left, top, right, bottom = person.box
+    scale, x, y = person.camera
+    size = max(right - left, bottom - top) * scale + 1e-9
+    middle = SIDE / 2
+    across, down = (left + right) / 2 - middle, (top + bottom) / 2 - middle
+    return 2 * across / size + x, 2 * down / size + y, 2 * FOCAL_LENGTH / size
+
+
+def nearest_rotations(matrices: Floats) -> Floats:
+    """(..., 3, 3) -> the rotations that differ least; what a tokenizer decodes is not quite one."""
+    u, _, v = np.linalg.svd(matrices)
+    u[..., -1] *= np.linalg.det(u @ v)[..., None]
+    return u @ v
+
+
+def place_joints(orientation: Floats, rotations: Floats) -> Floats:
+    """(3, 3) of the body, (23, 3, 3) of the other joints -> (25, 3) joints and the middle of the head."""
+    turns, places = [orientation], [_OFFSETS[0]]
+    for parent, offset, rotation in zip(_PARENTS[1:], _OFFSETS[1:], rotations, strict=True):
+        places.append(places[parent] + turns[parent] @ offset)
+        turns.append(turns[parent] @ rotation)
+    head = _NAMES.index("head")
+    places.append(places[head] + turns[head] @ np.array(_SKULL))
+    return np.stack(places)
+
+
+def _limbs(person: Person, rotations: Floats, colour: Colour) -> list[Limb]:
+    """The limbs of somebody in pixels of the fine drawing; none for who cannot be seen."""
+    orientation = nearest_rotations(np.array(person.orientation))
+    places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
+    depths = places[:, 2]
+    if depths.min() < _NEAR:
+        return []
+    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + SIDE / 2
+    if np.abs(seen).max() > _FAR_OUT:
+        return []
+    fine = _SCALE * _FINE
+    found = []
+    for start, end, radius in _LIMBS:
+        a, b = _POINTS.index(start), _POINTS.index(end)
+        depth = float(depths[[a, b]].mean())
+        # The front of a body is lighter than its back, so that one can tell which arm is nearer.
+        light = 1.0 - 0.5 * float(np.clip(depth - depths.mean() + 0.3, 0.0, 0.6))
+        found.append(
+            Limb(
+                tuple((seen[a] * fine).tolist()),
+                tuple((seen[b] * fine).tolist()),
+                max(FOCAL_LENGTH * radius / depth * fine, 1.0),
+                depth,
+                (int(colour[0] * light), int(colour[1] * light), int(colour[2] * light)),
+            )
+        )
+    return found
+
+
+def _draw_limb(draw: ImageDraw.ImageDraw, limb: Limb) -> None:
+    """A stroke with round ends and a darker edge."""
+    for radius, colour in ((limb.radius + _FINE, _darker(limb.colour)), (limb.radius, limb.colour)):
+        draw.line((*limb.start, *limb.end), colour, round(2 * radius))
+        for x, y in (limb.start, limb.end):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+
+
+def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -> None:
+    """The box and the number of everybody, with lines of text below it."""
+    draw = ImageDraw.Draw(image)
+    if not people:
+        draw.text((image.width / 2, image.height / 2), "nobody", "grey", _font(), "mm")
+    for index, (person, said) in enumerate(zip(people, lines, strict=True)):
+        x0, y0, x1, y1 = (min(corner * _SCALE, image.width - 1) for corner in person.box)
+        left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+        draw.rectangle((left, top, right, bottom), outline=_colour(index), width=2)
+        text = "\n".join((str(index + 1), *said))
+        # Inside of the picture, also where the box is at its edge.
+        _, _, width, height = draw.multiline_textbbox((0, 0), text, _font())
+        x = max(min(left + 5, image.width - width - 2), 2)
+        y = max(min(top + 3, image.height - height - 2), 2)
+        draw.multiline_text((x, y), text, _darker(_colour(index)), _font())
+
+
+def _numbers_of(person: Person) -> tuple[str, ...]:
+    codes = person.pose_codes
+    return (
+        " ".join(map(str, codes[:4])),
+        " ".join(map(str, codes[4:])),
+        "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera),
+    )
+
+
+def _colour(index: int) -> Colour:
+    """Steps of the golden ratio around the colour circle keep any number of people apart."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + 0.618034 * index) % 1.0, 0.60, 0.90)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _darker(colour: Colour) -> Colour:
+    red, green, blue = colour
+    return red // 2, green // 2, blue // 2
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(12)

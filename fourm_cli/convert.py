@@ -1,0 +1,49 @@
+"""`fourm convert`: files of other programs become files in open formats."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fourm.convert import convert_dataset
+from fourm.errors import SampleError
+from fourm_cli.console import note
+
+EXAMPLES = """
+Examples:
+
+  fourm convert sam-instances dataset --out converted
+"""
+convert_app = typer.Typer(
+    help="Convert files of other programs to open formats.", no_args_is_help=True, epilog=EXAMPLES
+)
+Source = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Dataset folder with sam_instance/<folder>/<name>.npy.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for sam_instance/<folder>/<name>.json.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Convert again what is there already.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+
+
+@convert_app.callback()
+def convert() -> None:
+    """Convert files of other programs to open formats."""
+
+
+@convert_app.command("sam-instances", epilog=EXAMPLES)
+def sam_instances(source: Source, out: Out, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
+    """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused."""
+    made = kept = failed = 0
+    for one in convert_dataset(source, out, overwrite):
+        if one.problem:
+            failed += 1
+            note(one.problem)
+        elif one.was_there:
+            kept += 1
+        else:
+            made += 1
+    if not quiet:
+        note(f"{made} converted, {kept} were there, {failed} failed")
+    print(out)
+    if failed:
+        raise typer.Exit(SampleError.exit_code)

@@ -1,0 +1,165 @@
+"""`fourm tokenize`: pictures and maps of a dataset become token files that `generate` reads as conditions."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fourm.errors import SampleError, UsageError
+from fourm.hub import DEMO, find_modalities
+from fourm.language import Item, parse_list
+from fourm.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
+from fourm.world import parse_world
+from fourm_cli import console
+from fourm_cli.options import (
+    Device,
+    Dtype,
+    Model,
+    parse_batch_size,
+    parse_device,
+    parse_dtype,
+    parse_tokenizers,
+)
+from fourm_cli.run_options import (
+    INPUT,
+    OUTPUT,
+    RUN,
+    AsJson,
+    Attention,
+    LogJson,
+    Quiet,
+    Seed,
+    Shard,
+    Tokenizers,
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+fourm tokenize DATASET
+
+fourm tokenize DATASET/train --modalities rgb-depth-normal --model 4m-21-b
+
+fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
+
+fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
+"""
+
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", show_default=False
+    ),
+]
+Modalities = Annotated[
+    str | None,
+    typer.Option(
+        help="Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.",
+        metavar="NAMES",
+        rich_help_panel=INPUT,
+    ),
+]
+Crops = Annotated[
+    int | None,
+    typer.Option(
+        help="Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
+        "else 1.",
+        metavar="N",
+        rich_help_panel=RUN,
+    ),
+]
+MinScale = Annotated[
+    float,
+    typer.Option(
+        help="Smallest share of a picture's area that a random crop shows.",
+        metavar="SHARE",
+        rich_help_panel=RUN,
+    ),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(help="Samples read together. It changes no result.", metavar="auto|N", rich_help_panel=RUN),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Where folders of tokens go. By default DIR.", metavar="DIR", rich_help_panel=OUTPUT),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Make token files anew that are there.", rich_help_panel=OUTPUT),
+]
+
+
+def tokenize(
+    *,
+    folder: Folder,
+    modalities: Modalities = None,
+    model: Model = None,
+    tokenizers: Tokenizers = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    attention: Attention = "sdpa",
+    crops: Crops = None,
+    min_scale: MinScale = 0.8,
+    seed: Seed = None,
+    batch_size: BatchSize = "auto",
+    shard: Shard = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    log_json: LogJson = None,
+) -> None:
+    """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
+
+    Files that are there and whole are left as they are: the same command goes on where it was interrupted.
+    """
+    files = find_modalities(DEMO if model is None else model)
+    own = parse_tokenizers(tokenizers or [], files)
+    files = replace(files, tokenizers={**files.tokenizers, **own})
+    names = None if modalities is None else _names(modalities)
+    found = find_folders(folder, files, names)
+    out = out if out is not None else folder
+    world = parse_world(shard, os.environ)
+    request = TokenizeRequest(
+        files, tuple(one.row for one in found), list_samples(folder, out, found), out, num_crops=crops,
+        min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(batch_size),
+        device=parse_device(device), dtype=parse_dtype(dtype or "auto"), attention=attention,
+        overwrite=overwrite, world=world,
+    )  # fmt: skip
+    if not quiet and world.group_rank == 0:
+        for one in found:
+            count = sum(one.row.name in sample.files for sample in request.samples)
+            console.note(f"{one.folder} -> {one.row.name}: {count} files")
+        for text in missing_tokenizers(folder, files) if names is None else ():
+            console.note(f"note: {text}")
+    failed = _run(request, quiet, as_json, log_json)
+    if failed and world.group_size == 1:  # torchrun would end the other processes
+        raise typer.Exit(SampleError.exit_code)
+
+
+def _run(request: TokenizeRequest, quiet: bool, as_json: bool, log_json: Path | None) -> int:
+    """Do what was found to be good; the number of failed samples. One process of a torchrun speaks."""
+    rank = request.world.group_rank
+    if log_json is not None and rank > 0:
+        log_json = log_json.with_name(f"{log_json.name}.{rank}")
+    with console.open_log(log_json) as log:
+        # The same sums for every batch shape; it is read when torch loads its kernels.
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        from fourm.tokenizing import run  # imports torch: seconds
+
+        end = console.show(run(request), quiet or rank > 0, log)
+    if rank == 0:
+        console.result(request.out, end, as_json)
+    return end.failed
+
+
+def _names(text: str) -> list[str]:
+    """The items of a list of names."""
+    try:
+        names = parse_list(text, Item.NAME)
+    except UsageError as error:
+        raise UsageError(f"--modalities: {error}") from error
+    return [name if isinstance(name, str) else "none" for name in names]

@@ -1,0 +1,55 @@
+"""Random text as a model may write it, and random data as a file may hold it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+numbers = st.integers(-3, 1003) | st.integers() | st.sampled_from(["", "x", "9" * 5000, "1.5", "٣", "-", "²"])
+coordinates = st.builds("v{}={}".format, st.integers(0, 4), numbers)
+words = st.sampled_from(
+    [
+        "cat",
+        "dining",
+        "table",
+        "[PAD]",
+        "[EOS]",
+        "[S_1]",
+        "[UNK]",
+        "none",
+        "[",
+        "]",
+        "x]",
+        "=",
+        "v0=",
+        "v1",
+        "a=b",
+        "v0=1=2",
+    ]
+)
+
+# Words of a grammar in any order, and text of no grammar at all.
+model_texts = st.text() | st.lists(coordinates | words, max_size=40).map(" ".join)
+
+
+def data_with(keys: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    """JSON data of any shape, whose objects mostly have these keys."""
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    names = st.sampled_from(keys) | st.text(max_size=4)
+    return st.recursive(
+        plain,
+        lambda inner: st.lists(inner, max_size=7) | st.dictionaries(names, inner, max_size=4),
+        max_leaves=30,
+    )
+
+
+def value_or_refusal(read: Callable[[], Any]) -> Any:
+    """What reading gives; None where it is a ValueError of one short sentence."""
+    try:
+        return read()
+    except ValueError as error:
+        message = str(error)
+    if not 0 < len(message) < 200 or "\n" in message:
+        pytest.fail(f"no short sentence: {message}")
+    return None
