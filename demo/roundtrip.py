@@ -135,7 +135,7 @@ def _picture_error(said: Path, truth: Path) -> float:
 def _depth_error(said: Path, truth: Path) -> float:
     """Mean difference of depth, in [0, 1]."""
     wanted = np.asarray(read_picture(truth)).astype(float) / DEPTH_LEVELS
-    return float(np.abs(read_array(said).astype(float) - wanted).mean())
+    return float(np.abs((read_array(said).astype(float) + 1) / 2 - wanted).mean())  # written from -1 to 1
 
 
 MAPS = ("depth", "normal", "semseg", "canny_edge")

@@ -11,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fourm.codecs import Codec
+from fourm.codecs.crops import read_crop
 from fourm.codecs.files import read_ids
+from fourm.codecs.images import GridCodec
+from fourm.crops import CROP_SETTINGS, WHOLE
 from fourm.errors import SampleError
 from fourm.inputs import CAPTION
 from fourm.layout import Sample
@@ -53,6 +56,16 @@ class Conditions:
     request: Request
     codecs: Mapping[str, Codec[Any]]  # by modality
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether values are read of which a crop shows a part: tokens and captions are of a crop already."""
+        registry = self.request.model.registry
+        rows = [registry.get(name) for name in self.request.chain.conditions]
+        return any(
+            row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in self.request.chain.raw)
+            for row in rows
+        )
+
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
@@ -82,19 +95,28 @@ class Conditions:
         if work.sample.problem:
             raise SampleError(work.sample.problem)
         values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
+        files, crop = work.sample.files, None
+        if self.reads_pictures:
+            crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(work.sample))
         for name in self.request.chain.conditions:
-            row, path = self.request.model.registry.get(name), work.sample.files.get(name)
+            row, path = self.request.model.registry.get(name), files.get(name)
             if row.kind is Kind.GRID and name not in self.request.chain.raw:
                 ids[name] = read_ids(_there(path, work, name), row.max_tokens, row.vocab_size)
                 continue
             if path is None and row.codec == CAPTION and work.sample.caption is not None:
                 values[name] = work.sample.caption
             else:
-                values[name] = self.codecs[name].read(_there(path, work, name))
+                values[name] = self.codecs[name].read(_there(path, work, name), crop)
             slot = self.codecs[name].encode([values[name]])  # what the model cannot read fails alone
             if row.kind is Kind.GRID:
                 ids[name] = slot.values[0].cpu().numpy()
         return Given(work, values, ids)
+
+    def _whole_of(self, sample: Sample) -> Path | None:
+        """The picture or map whose size crops refer to."""
+        maps = [name for name in sorted(self.request.chain.raw) if name in sample.files]
+        of_pixels = [name for name in maps if _is_map(self.codecs[name])]
+        return sample.files.get(WHOLE) or (sample.files[of_pixels[0]] if of_pixels else None)
 
     def _batch(self, rows: Sequence[Given]) -> Batch:
         slots: dict[str, Slot] = {}
@@ -110,3 +132,8 @@ def _there(path: Path | None, work: Work, name: str) -> Path:
     if path is None:
         raise SampleError(f"sample {work.sample.key.text} has no {name}")
     return path
+
+
+def _is_map(codec: Codec[Any]) -> bool:
+    """True for values that have a picture's size: features have not."""
+    return isinstance(codec, GridCodec) and codec.form.resample is not None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+WHOLE = "rgb"  # folder of a dataset: the whole pictures, whose size others refer to
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
 _ASPECTS = (0.75, 1.3333)  # width / height of random crops
 _TRIES = 10

@@ -27,13 +27,15 @@ class Dataset:
     incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
 
 
-def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
+def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
 
     folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
-    Links are followed. Hidden files and folders are left out.
+    Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
+    be there, come with the samples that have them, under the folder's name.
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
+    extra = {folder: list_folder(root, folder) for folder in beside if os.path.isdir(root / folder)}
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
     for key in _ordered_keys(found):
         files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
@@ -43,6 +45,7 @@ def list_dataset(root: Path, folders: Mapping[str, str]) -> Dataset:
             if folder := found[modality].unlisted_above(key):
                 problems.append(found[modality].unlisted[folder])
                 told.add((modality, folder))
+        files |= {folder: listing.files[key] for folder, listing in extra.items() if key in listing.files}
         if problems or not missing:
             samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
         else:

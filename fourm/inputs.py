@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fourm.crops import CROP_SETTINGS, WHOLE
 from fourm.dataset import Dataset, list_dataset, take
 from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
@@ -54,7 +55,8 @@ def read_samples(
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
         root = Path(source.data)
-        dataset = list_dataset(root, _folders(root, [model.registry.get(c) for c in conditions], raw))
+        folders = _folders(root, [model.registry.get(c) for c in conditions], raw)
+        dataset = list_dataset(root, folders, beside=(WHOLE, CROP_SETTINGS))
     else:
         _check_takes_prompts(conditions, model)
         samples = samples_of_prompts(_prompts(source, model, stdin))

@@ -14,6 +14,7 @@ from PIL import Image
 from fourm.checkpoint import load_tokenizer
 from fourm.codecs import build_codec
 from fourm.conditions import Conditions, Work
+from fourm.crops import Crop, centre_crop
 from fourm.events import Malformed, Saved
 from fourm.grammars.structured import Structured
 from fourm.hub import find_model
@@ -158,3 +159,39 @@ def test_malformed_texts_are_told_and_counted() -> None:
 def test_nothing_to_read_is_nothing(tiny: Path, tmp_path: Path, groups: list[list[Work]]) -> None:
     reader, _ = conditions(tiny, tmp_path)
     assert [list(prepared.rows) for prepared in reader.prepared(groups)] == [[] for _ in groups]
+
+
+def test_every_condition_of_a_sample_shows_the_same_part_of_its_picture(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "data", 2)
+    (tmp_path / "data" / "crop_settings" / "a").mkdir(parents=True)
+    np.save(tmp_path / "data" / "crop_settings" / "a" / "0.npy", np.array([[3, 10, 50, 60, 1]]))
+    words = ("--model", tiny, "--data", "data", "--cond", "rgb-depth", "--targets", "tok_clip")
+    assert run("generate", *words, "--out", "out")[0] == 0
+    rows = {name: find_model(tiny).registry.get(name) for name in ("rgb@64", "tok_depth@64")}
+    crops = (Crop((70, 90), 3, 10, 50, 60, mirrored=True), centre_crop(70, 90))
+    for i, crop in enumerate(crops):
+        for name, folder, suffix in (("rgb@64", "rgb", "png"), ("tok_depth@64", "depth", "npy")):
+            codec = build_codec(rows[name])
+            wanted = codec.read(tmp_path / "data" / folder / "a" / f"{i}.png", crop)
+            used = codec.read(tmp_path / "out" / folder / "a" / f"{i}.{suffix}")
+            assert used.shape[:2] == (64, 64)
+            assert np.array_equal(used, wanted)
+    # What was written is square and aligned, so reading it again changes nothing.
+    again = ("--model", tiny, "--data", "out", *words[4:], "--out", "again")
+    assert run("generate", *again)[0] == 0
+    for path in (tmp_path / "out").rglob("*.np[yz]"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_a_map_alone_is_the_whole_that_its_crop_belongs_to(run: Run, tiny: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "data", 1)
+    shutil.rmtree(tmp_path / "data" / "rgb")
+    (tmp_path / "data" / "crop_settings" / "a").mkdir(parents=True)
+    np.save(tmp_path / "data" / "crop_settings" / "a" / "0.npy", np.array([[0, 0, 40, 40, 0]]))
+    words = ("--model", tiny, "--data", "data", "--cond", "depth", "--targets", "tok_clip", "--out", "out")
+    assert run("generate", *words)[0] == 0
+    codec = build_codec(find_model(tiny).registry.get("tok_depth@64"))
+    wanted = codec.read(tmp_path / "data" / "depth" / "a" / "0.png", Crop((70, 90), 0, 0, 40, 40))
+    assert np.array_equal(codec.read(tmp_path / "out" / "depth" / "a" / "0.npy"), wanted)

@@ -269,8 +269,10 @@ def test_features_are_arrays_and_cannot_be_cropped(tmp_path: Path) -> None:
     write_array(np.zeros((512, 14, 14), np.float32), tmp_path / "x.npy")
     codec = build_codec(RELEASED.get("tok_clip@224"))
     assert codec.read(tmp_path / "x.npy").shape == (512, 14, 14)
+    crop = Crop((224, 300), 0, 38, 224, 224)
+    assert codec.read(tmp_path / "x.npy", crop).shape == (512, 14, 14)  # they are of what the crop shows
     with pytest.raises(SampleError, match=r"x\.npy: features cannot be cropped"):
-        codec.read(tmp_path / "x.npy", Crop((224, 224), 0, 0, 224, 224))
+        codec.cut(codec.read(tmp_path / "x.npy"), crop, tmp_path / "x.npy")
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     with pytest.raises(SampleError, match=r"x\.png: features are read from \.npy files"):
         codec.read(tmp_path / "x.png")
@@ -311,3 +313,12 @@ def test_whatever_the_bytes_every_reader_has_a_value_or_a_sentence(
             said = str(path)
             assert value.size > 0
         assert str(path) in said
+
+
+def test_levels_of_depth_are_the_same_from_a_picture_and_an_array(tmp_path: Path) -> None:
+    levels = np.array([[0, 1, 65535], [7, 300, 40_000]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    np.save(tmp_path / "x.npy", levels)
+    for suffix in ("png", "npy"):
+        found = read_depth(tmp_path / f"x.{suffix}")
+        assert (found.dtype, found.tolist()) == (np.uint16, levels.tolist())

@@ -93,9 +93,12 @@ class GridCodec:
     tokenizer: AnyTokenizer | None
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """A value (not token ids: those are read by `files.read_ids`): whole, or a crop at the row's size."""
+        """A value (not token ids: those are read by `files.read_ids`): whole, or a crop at the row's size.
+
+        Features are those of what the sample shows; they stay as they are.
+        """
         value = self.form.read(path)
-        return value if crop is None else self.cut(value, crop, path)
+        return value if crop is None or self.form.resample is None else self.cut(value, crop, path)
 
     def cut(self, value: Value, crop: Crop, path: Path) -> Value:
         """What a crop shows of a whole value, at the row's size; errors name its file."""

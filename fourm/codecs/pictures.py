@@ -45,9 +45,11 @@ def read_classes(path: Path) -> NDArray[np.uint8]:
 
 
 def read_depth(path: Path) -> Value:
-    """(H, W): uint16 levels of a 16-bit picture, or float32 of a .npy or a picture of fractions."""
+    """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
     if is_array(path):
-        return _read_floats(path, 2)
+        levels = read_array(path)
+        is_levels = levels.dtype == np.uint16 and levels.ndim == 2 and levels.size > 0
+        return levels if is_levels else _read_floats(path, 2)
     image = read_picture(path)
     levels = np.asarray(image)
     if image.mode == "F":
