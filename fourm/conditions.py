@@ -14,6 +14,7 @@ from fourm.codecs import Codec
 from fourm.codecs.crops import read_crop
 from fourm.codecs.files import read_ids
 from fourm.codecs.images import GridCodec
+from fourm.codecs.structured import StructuredCodec
 from fourm.crops import CROP_SETTINGS, WHOLE
 from fourm.errors import SampleError
 from fourm.inputs import CAPTION
@@ -105,6 +106,8 @@ class Conditions:
                 continue
             if path is None and row.codec == CAPTION and work.sample.caption is not None:
                 values[name] = work.sample.caption
+            elif name in work.sample.typed and isinstance(codec := self.codecs[name], StructuredCodec):
+                values[name] = codec.typed(work.sample.typed[name])
             else:
                 values[name] = self.codecs[name].read(_there(path, work, name), crop)
             slot = self.codecs[name].encode([values[name]])  # what the model cannot read fails alone

@@ -12,7 +12,7 @@ from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
 from fourm.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
 from fourm.modalities import Kind, Modality
-from fourm.prompts import find_parti, parse_prompts, read_prompts, read_stream
+from fourm.prompts import find_parti, parse_columns, parse_prompts, read_file, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
@@ -58,8 +58,12 @@ def read_samples(
         folders = _folders(root, [model.registry.get(c) for c in conditions], raw)
         dataset = list_dataset(root, folders, beside=(WHOLE, CROP_SETTINGS))
     else:
-        _check_takes_prompts(conditions, model)
-        samples = samples_of_prompts(_prompts(source, model, stdin))
+        _check_takes_prompts(source, conditions, model)
+        captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
+        if len(captions) < len(conditions):
+            samples = _typed_samples(source, conditions, captions, stdin)
+        else:
+            samples = samples_of_prompts(_prompts(source, model, stdin))
         _check_prompts(samples, conditions, model)
         dataset = Dataset(tuple(samples), ())
     return Dataset(tuple(take(dataset.samples, source.num_samples, source.subset_seed)), dataset.incomplete)
@@ -117,15 +121,39 @@ def _check_has_tokens(root: Path, row: Modality) -> None:
         )
 
 
-def _check_takes_prompts(conditions: Sequence[str], model: ModelFiles) -> None:
-    others = [name for name in conditions if model.registry.get(name).codec != CAPTION]
-    if others:
+def _check_takes_prompts(source: Source, conditions: Sequence[str], model: ModelFiles) -> None:
+    rows = [model.registry.get(name) for name in conditions]
+    if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
         raise UsageError(
-            f"--cond {others[0]}: prompts give captions only; "
+            f"--cond {others[0]}: prompts give texts only; "
             f"name a dataset that holds {', '.join(conditions)} with --data DIR"
+        )
+    typed = [row.name for row in rows if row.codec != CAPTION]
+    if typed and (source.data in (None, PARTI)):
+        raise UsageError(
+            f"--cond {typed[0]}: prompts give captions only; --data FILE.jsonl gives {', '.join(conditions)} "
+            "under a key each, --data DIR in a folder each"
         )
     if not conditions:
         raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
+
+
+def _typed_samples(
+    source: Source, conditions: Sequence[str], captions: Sequence[str], stdin: BinaryIO
+) -> list[Sample]:
+    """A sample for each row of a table that has a column for each condition; of a stream, of JSON lines."""
+    if source.data == STREAM:
+        data, where, suffix = read_stream(stdin, "standard input"), "standard input", ".jsonl"
+    else:
+        path = Path(source.data or "")
+        data, where, suffix = read_file(path), str(path), path.suffix.lower()
+    rows = parse_columns(data, where, suffix, conditions, source.column)
+    typed = [{name: text for name, text in row.items() if name not in captions} for row in rows]
+    said = [next((row[name] for name in captions), None) for row in rows]
+    return [
+        Sample(key, caption, typed=texts)
+        for key, caption, texts in zip(number_keys(len(rows)), said, typed, strict=True)
+    ]
 
 
 def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
@@ -149,6 +177,8 @@ def _joined(prompts: Sequence[str]) -> bytes:
 
 def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:
     wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
-    max_tokens = max(model.registry.get(name).max_tokens for name in conditions)
+    rows = [model.registry.get(name) for name in conditions]
+    max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
     for sample in samples:
-        check_prompt(sample.caption or "", wordpiece, max_tokens)
+        if sample.caption is not None:
+            check_prompt(sample.caption, wordpiece, max_tokens)

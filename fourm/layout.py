@@ -48,6 +48,7 @@ class Sample:
     key: Key
     caption: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed like captions
     problem: str = ""  # why this one can only fail; found when its dataset was listed
 
 

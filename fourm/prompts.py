@@ -17,14 +17,18 @@ MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 
 def read_prompts(path: Path, column: str | None = None) -> list[str]:
     """Prompts of a .txt (one per line), .tsv, .csv or .jsonl file; other names are read as .txt."""
+    return parse_prompts(read_file(path), str(path), path.suffix.lower(), column)
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a prompt file."""
     try:
         with path.open("rb") as file:
-            data = read_stream(file, str(path))
+            return read_stream(file, str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file or folder{_near_file(path)}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_prompts(data, str(path), path.suffix.lower(), column)
 
 
 def read_stream(stream: BinaryIO, where: str) -> bytes:
@@ -58,6 +62,37 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
     return kept
 
 
+def parse_columns(
+    data: bytes, where: str, suffix: str, names: Sequence[str], column: str | None = None
+) -> list[dict[str, str]]:
+    """Texts of several modalities for each row of a table, by the names of `names`, each a column.
+
+    The column of captions is found as `parse_prompts` finds it. A cell of JSON lines may hold data instead of
+    text; it stays JSON.
+    """
+    text = _text(data, where)
+    if suffix == ".jsonl":
+        rows = _json_records(text, where)
+        listed = list(rows[0][1]) if rows else []
+    elif suffix in (".tsv", ".csv"):
+        head, *body = _cells(text, where, suffix)
+        listed = [cell.strip() for cell in head]
+        rows = [(number, dict(zip(listed, row, strict=False))) for number, row in enumerate(body, 2)]
+    else:
+        raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
+    if not rows:
+        raise UsageError(f"{where}: holds no row")
+    found = list[dict[str, str]]()
+    columns = {name: _column(listed, column if name == COLUMNS[0] else name, where) for name in names}
+    for number, row in rows:
+        missing = [source for source in columns.values() if source not in row]
+        if missing:
+            raise UsageError(f"{where}: row {number} has nothing under '{missing[0]}'")
+        cells = {name: row[source] for name, source in columns.items()}
+        found.append({n: c if isinstance(c, str) else json.dumps(c) for n, c in cells.items()})
+    return found
+
+
 def find_parti() -> Path:
     """The Parti prompt table in the Hub's cache on this machine."""
     found = find_cached(CATALOGUE["parti-prompts"])
@@ -81,18 +116,34 @@ def _text(data: bytes, where: str) -> str:
         raise UsageError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
 
 
+def _json_records(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
+    """Objects of JSON lines, with the numbers of their lines."""
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            record = _json_line(line, number, where)
+            if not isinstance(record, dict):
+                raise UsageError(f"{where}: line {number} is no object with a key for each condition")
+            records.append((number, record))
+    return records
+
+
+def _json_line(line: str, number: int, where: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
+        raise UsageError(f"{where}: line {number} is not JSON that holds a prompt") from error
+
+
 def _json_lines(text: str, where: str, column: str | None) -> list[str]:
     prompts: list[str] = []
     name = column
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
-            raise UsageError(f"{where}: line {number} is not JSON that holds a prompt") from error
+        record = _json_line(line, number, where)
         if isinstance(record, dict):
             name = name or _column(list(record), None, where)
             record = record.get(name)
@@ -107,7 +158,19 @@ def _json_lines(text: str, where: str, column: str | None) -> list[str]:
 
 
 def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
-    """A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table)."""
+    head, *body = _cells(text, where, suffix)
+    if not head:
+        return []
+    names = [cell.strip() for cell in head]
+    index = names.index(_column(names, column, where))
+    return [row[index] for row in body if index < len(row)]
+
+
+def _cells(text: str, where: str, suffix: str) -> list[Sequence[str]]:
+    """Rows of a table that are not blank, at least one.
+
+    A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
+    """
     rows: Iterable[Sequence[str]]
     if suffix == ".tsv":
         rows = [line.rstrip("\r").split("\t") for line in text.split("\n")]
@@ -116,12 +179,7 @@ def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
             rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
             raise UsageError(f"{where}: is not a .csv table ({error})") from error
-    head, *body = [row for row in rows if any(cell.strip() for cell in row)] or [[]]
-    if not head:
-        return []
-    names = [cell.strip() for cell in head]
-    index = names.index(_column(names, column, where))
-    return [row[index] for row in body if index < len(row)]
+    return [row for row in rows if any(cell.strip() for cell in row)] or [[]]
 
 
 def _column(names: Sequence[str], wanted: str | None, where: str) -> str:

@@ -70,8 +70,8 @@ def now() -> str:
 
 
 def digest_of_samples(samples: list[Sample]) -> str:
-    """sha256 over keys and captions, in order; a file that was mended may have another extension."""
-    rows = [[s.key.folder, s.key.name, s.caption] for s in samples]
+    """sha256 over keys and typed texts, in order; a file that was mended may have another extension."""
+    rows = [[s.key.folder, s.key.name, s.caption, *([dict(s.typed)] if s.typed else [])] for s in samples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

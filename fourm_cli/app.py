@@ -17,6 +17,8 @@ from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from fourm_cli.download import download
 from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
+from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
+from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
 from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
 from fourm_cli.tokenize import tokenize
@@ -32,6 +34,7 @@ app = typer.Typer(
 app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
+app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")

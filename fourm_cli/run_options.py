@@ -13,7 +13,8 @@ Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Cap
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. A dataset: "
+        help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts; tables may "
+        "have a column for each condition that is text. A dataset: "
         "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: no condition at all, with --num-samples.",
         metavar="SOURCE",
         rich_help_panel=INPUT,

@@ -1,11 +1,13 @@
 """Prompt files of every form, and a good sentence for each that is none."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from fourm.errors import UsageError
-from fourm.prompts import parse_prompts, read_prompts
+from fourm.prompts import parse_columns, parse_prompts, read_prompts
 
 
 def test_lines_are_prompts_and_blank_ones_are_skipped() -> None:
@@ -87,3 +89,40 @@ def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("fourm.prompts.MAX_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="/dev/zero: more than 1 MiB"):
         read_prompts(Path("/dev/zero"))
+
+
+def columns(text: str, suffix: str, *names: str, column: str | None = None) -> list[dict[str, str]]:
+    return parse_columns(text.encode(), "x", suffix, names, column)
+
+
+def test_a_table_gives_several_modalities_a_column_each() -> None:
+    wanted = [{"caption": "a cat", "det": "v0=1 v1=2 v2=3 v3=4 cat"}, {"caption": "[S_1]", "det": ""}]
+    tsv = "det\tPrompt\nv0=1 v1=2 v2=3 v3=4 cat\ta cat\n\t[S_1]\n"
+    csv = 'Prompt,other,det\na cat,1,"v0=1 v1=2 v2=3 v3=4 cat"\n[S_1],2,\n'
+    lines = "\n".join(json.dumps(row) for row in wanted)
+    assert columns(tsv, ".tsv", "caption", "det") == wanted
+    assert columns(csv, ".csv", "caption", "det") == wanted
+    assert columns(lines, ".jsonl", "caption", "det") == wanted
+    assert columns(tsv, ".tsv", "det") == [{"det": row["det"]} for row in wanted]
+
+
+def test_data_in_json_lines_stays_json() -> None:
+    (row,) = columns('{"metadata": {"n_humans": 2}, "text": "x"}\n', ".jsonl", "caption", "metadata")
+    assert json.loads(row["metadata"]) == {"n_humans": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "said"),
+    [
+        ("caption\nx\n", ".tsv", "no column 'det' among caption"),
+        ("a line\n", ".txt", "are columns of a .tsv, .csv or .jsonl file"),
+        ('{"caption": "x", "det": ""}\n{"caption": "y"}\n', ".jsonl", "row 2 has nothing under 'det'"),
+        ("caption\tdet\nx\n", ".tsv", "row 2 has nothing under 'det'"),
+        ("[1]\n", ".jsonl", "line 1 is no object"),
+        ("\n", ".jsonl", "holds no row"),
+        ("caption\tdet\n", ".tsv", "holds no row"),
+    ],
+)
+def test_a_table_without_a_column_for_each_is_refused(text: str, suffix: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        columns(text, suffix, "caption", "det")

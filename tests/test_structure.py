@@ -34,10 +34,12 @@ fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline fourm.tokenizing
+fourm.sheets fourm.retrieval
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.generate fourm_cli.schedules
-fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize fourm_cli.app
+fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
+fourm_cli.retrieve fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]

@@ -238,9 +238,9 @@ def test_every_form_needs_a_text_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("det", "", "not valid JSON"),
+        ("det", "", "is empty"),
         ("det", '{"instances": [{"boxes": [0, 0, 1', "not valid JSON"),
-        ("det", '{"instances": [{"boxes": [0, 0, NaN, 1], "class_name": "cat"}]}', "must be a finite number"),
+        ("det", '{"instances": [{"boxes": [0, 0, NaN, 1], "class_name": "cat"}]}', "NaN is no number"),
         ("det", "[" * 100_000, "not valid JSON"),
         ("metadata", "[1, 2]", "an object of names and numbers was expected"),
         ("metadata", '{"n_humans": ' + "9" * 5000 + "}", "not valid JSON"),

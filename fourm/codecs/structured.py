@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,22 @@ class StructuredCodec:
         few = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
         return Structured(value, problems=(few,))
 
+    def typed(self, text: str) -> Structured[Any]:
+        """A value as somebody types it: the data of a JSON file, or words as the model writes them.
+
+        Sentinels in words say where something is missing.
+        """
+        with suppress(ValueError, RecursionError):
+            data = json.loads(text)
+            try:
+                return Structured(self.grammar.from_json(data, None))
+            except ValueError as error:
+                raise SampleError(f"{self.row.name}: {error}") from error
+        value, problems = self.grammar.parse(text)
+        if problems:
+            raise SampleError(f"{self.row.name}: {problems[0]}")
+        return Structured(value, text)
+
     def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
         """A JSON file, the same for equal values; there is no room for `text` in it."""
         data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)
@@ -60,7 +77,7 @@ class StructuredCodec:
 
         Of a text that is too long, as many whole pieces are kept as fit.
         """
-        texts = [" ".join(self._fitting(value.value)[0]) for value in values]
+        texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
         for text in texts:
             if unknown := self.wordpiece.unknown_words(text):
                 raise SampleError(f"{self.row.name}: the model does not know '{unknown[0]}'")
