@@ -1,0 +1,82 @@
+"""The examples of the documents run as they stand, on the embedded model."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_docs import blocks, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+INDEX = ROOT / "docs" / "examples" / "README.md"
+PAGES = sorted(path for path in INDEX.parent.glob("*.md") if path != INDEX)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which `fourm` is this checkout's."""
+    folder = tmp_path_factory.mktemp("bin")
+    program = folder / "fourm"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fourm_cli "$@"\n')
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_an_example_runs_as_it_stands(page: Path, shim: str, tmp_path: Path) -> None:
+    code = "\n".join(blocks(page, "sh"))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env={**os.environ, "PATH": shim, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = re.findall(r"--(?:out|sheet) (\S+)", code)
+    assert made
+    for name in made:
+        assert (tmp_path / name).exists()
+    for path in tmp_path.rglob("*.png"):
+        assert len(np.unique(np.asarray(Image.open(path).convert("RGB")))) > 1, path  # something to see
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs" / "examples" / "README.md", *PAGES], ids=lambda page: page.stem
+)
+def test_what_examples_name_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+    known = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", reference()))
+    for line in "\n".join([*blocks(page, "sh"), *blocks(page, "console")]).splitlines():
+        if line.startswith("fourm "):
+            assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", line)) <= known, line
+
+
+def test_every_use_of_the_notebooks_has_a_page() -> None:
+    index = INDEX.read_text(encoding="utf-8")
+    assert all(f"({page.name}" in index for page in PAGES)
+    assert len(re.findall(r"^\| (?:4M|retrieval)", index, re.MULTILINE)) == 9
+
+
+def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) -> None:
+    """Without their weights: what is asked of 4M-7 and 4M-21 fits their modalities."""
+    from fourm.hub import find_modalities
+    from fourm.plan import parse_chain
+
+    for page in PAGES:
+        code = "\n".join(blocks(page, "console")).replace("\\\n", " ")
+        for line in code.splitlines():
+            if not line.startswith("fourm generate"):
+                continue
+            words, schedule, model = shlex.split(line)[2:], list[str](), ""
+            while words:
+                word = words.pop(0)
+                if word == "--model":
+                    model = words.pop(0)
+                elif word in ("--cond", "--targets", "--target", "--temps", "--top-p", "--cfg"):
+                    schedule += [word, words.pop(0)]
+            assert parse_chain(" ".join(schedule), find_modalities(model)).steps
