@@ -47,12 +47,14 @@ def measure(work: Path, count: int) -> dict[str, float]:
     fourm("generate", "--data", work / "truth", "--cond", "rgb", "--targets", "all", "--out", work / "said")
     result = _there(work, keys)
     for name in BACK:
-        back = work / f"back-{name.replace(',', '-')}"
-        fourm("generate", "--data", work / "said", "--cond", name, "--targets", "tok_rgb", "--out", back)
-        shown = [caption_of(_picture(back, key)) for key in keys]
-        result[f"{name} -> rgb"] = _mean(
-            _tells(name, describe(scene), seen) for scene, seen in zip(scenes, shown, strict=True)
-        )
+        told = "" if "caption" in name else "caption-"
+        for targets in ("tok_rgb", f"{told}tok_clip-tok_rgb"):
+            back = work / f"back-{name.replace(',', '-')}-{targets}"
+            fourm("generate", "--data", work / "said", "--cond", name, "--targets", targets, "--out", back)
+            shown = [caption_of(_picture(back, key)) for key in keys]
+            result[f"{name} -> {targets}"] = _mean(
+                _tells(name, describe(scene), seen) for scene, seen in zip(scenes, shown, strict=True)
+            )
     return result
 
 
@@ -186,7 +188,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(result, indent=1))
         return
-    print("| way | share or error |\n| --- | ---: |")
+    print("| way | share right, or error |\n| --- | ---: |")
     for name, value in result.items():
         print(f"| {name} | {value:.4f} |")
 
