@@ -116,8 +116,13 @@ def test_recorded_palettes_are_the_recorded_stripes(golden: Path) -> None:
         assert (drawn == wanted[None]).all()
 
 
-def test_a_palette_without_colours_is_a_grey_square() -> None:
-    assert draw_palette(()).getextrema() == ((128, 128),) * 3
+def test_without_boxes_or_colours_a_card_says_so() -> None:
+    assert draw_palette(()).tobytes() == text_card("no colours").tobytes()
+    assert draw_boxes(()).tobytes() == text_card("no boxes", 256).tobytes()
+    assert is_blank(draw_boxes((), Image.new("RGB", (30, 20), "navy")))
+
+
+def test_a_palette_of_one_colour_is_one_stripe() -> None:
     assert draw_palette([Colour(1, 2, 3)]).size == (25, 25)
 
 

@@ -82,21 +82,27 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
 def paint_features(features: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(C, h, w) -> (h, w, 3): the three principal components of this one map, on one common scale.
 
+    Where there are fewer than three, the colours that are left over stay in the middle. A map of a single
+    place has nothing to compare: its numbers themselves are shown, row by row, in the Turbo colours.
+
     Signs are fixed by the largest weight of each component, so equal maps have equal colours, always and
     everywhere, and maps that nearly agree nearly have. Components are those of one map: a colour does
-    not mean the same in two pictures of different things. A constant map is mid-grey.
+    not mean the same in two pictures of different things. What is constant is mid-grey.
     """
     channels, height, width = features.shape
     rows = np.nan_to_num(features.reshape(channels, -1).T.astype(np.float64))
+    if len(rows) == 1 and np.ptp(rows) > 0:
+        return turbo(rows.reshape(_shorter_side(channels), -1))
+    if (rows == rows[0]).all():
+        return np.full((height, width, 3), GREY, dtype=np.uint8)
     rows = rows - rows.mean(axis=0)
-    picture = np.full((height, width, 3), GREY, dtype=np.uint8)
-    if min(rows.shape) < 3 or np.abs(rows).max() < 1e-12:
-        return picture
     _, _, components = np.linalg.svd(rows, full_matrices=False)
     components = components[:3]
+    count = len(components)
     largest = np.abs(components).argmax(axis=1)
-    components = components * np.sign(components[np.arange(3), largest])[:, None]
-    projected = rows @ components.T
+    components = components * np.sign(components[np.arange(count), largest])[:, None]
+    projected = np.zeros((len(rows), 3))
+    projected[:, :count] = rows @ components.T
     low, high = projected.min(), projected.max()
     return to_bytes((projected - low) / (high - low)).reshape(height, width, 3)
 
@@ -104,6 +110,11 @@ def paint_features(features: NDArray[np.float32]) -> NDArray[np.uint8]:
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """[0, 1] -> 0..255, rounded; what lies outside is clipped."""
     return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
+def _shorter_side(count: int) -> int:
+    """Of the rectangle of this many cells that is nearest to a square."""
+    return next(side for side in range(int(count**0.5), 0, -1) if count % side == 0)
 
 
 def _label_colours(num_labels: int) -> NDArray[np.uint8]:

@@ -66,7 +66,12 @@ def corners_of(box: Box, width: int, height: int) -> Rectangle:
 
 
 def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Image:
-    """Boxes with their names on a copy of a picture, or on white; each class has a colour of its own."""
+    """Boxes with their names on a copy of a picture, or on white; each class has a colour of its own.
+
+    Without boxes a picture stays as it is, and white says so.
+    """
+    if on is None and not boxes:
+        return text_card("no boxes", CANVAS[0])
     image = Image.new("RGB", CANVAS, _WHITE) if on is None else on.convert("RGB")
     draw, colours = ImageDraw.Draw(image), class_colours(box.name for box in boxes)
     thickness = max(1, round(min(image.size) / 128))
@@ -92,9 +97,11 @@ def class_colours(names: Iterable[str]) -> dict[str, Ink]:
 
 
 def draw_palette(colours: Sequence[Colour]) -> Image.Image:
-    """A square of upright stripes, one for each colour; grey for none."""
-    side = STRIPE * max(len(colours), 1)
-    image = Image.new("RGB", (side, side), _GREY)
+    """A square of upright stripes, one for each colour; a card that says so for none."""
+    if not colours:
+        return text_card("no colours")
+    side = STRIPE * len(colours)
+    image = Image.new("RGB", (side, side))
     for number, colour in enumerate(colours):
         image.paste(tuple(colour), (number * STRIPE, 0, (number + 1) * STRIPE, side))
     return image

@@ -50,8 +50,9 @@ class CaptionCodec:
         return [self.wordpiece.text_of(values[known].tolist()) for values, known in rows]
 
     def picture(self, value: str) -> Image.Image:
-        """The text on a white card."""
-        return text_card(value)
+        """The text on a white card, which says so where nothing of it can be seen."""
+        seen = any(character.isprintable() and not character.isspace() for character in value)
+        return text_card(value if seen else "no caption")
 
 
 def _read_caption(path: Path, number: int) -> str:
