@@ -11,6 +11,7 @@ from PIL import Image
 from fourm.codecs import build_codec
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_text
+from fourm.codecs.images import GridCodec
 from fourm.codecs.pictures import read_rgb
 from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
@@ -118,7 +119,12 @@ def draw_neighbours(
 ) -> Image.Image:
     """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name."""
     row = _shown_row(registry, name)
-    codec, shown = build_codec(row), _files(among, row.folder)
+    shown = _files(among, row.folder)
+    keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
+    codec = build_codec(row)
+    values = [codec.read(shown[key]) for key in keys]
+    made = codec.pictures(values) if isinstance(codec, GridCodec) else map(codec.picture, values)
+    drawn = dict(zip(keys, made, strict=True))
     pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))
     rows = []
     for key, neighbours in found.items():
@@ -128,8 +134,7 @@ def draw_neighbours(
             asked = text_card(read_text(captions[key]) if key in captions else key)
         cells = [Cell(asked, key)]
         for one in neighbours:
-            value = codec.picture(codec.read(shown[one.key])) if one.key in shown else text_card("no file")
-            cells.append(Cell(value, f"{one.key}  {one.distance:.3f}"))
+            cells.append(Cell(drawn.get(one.key) or text_card("no file"), f"{one.key}  {one.distance:.3f}"))
         rows.append(cells)
     return draw_sheet(rows)
 

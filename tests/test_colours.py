@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fourm.codecs import build_codec
 from fourm.codecs.coco import COCO_NAMES, NUM_COCO_LABELS
-from fourm.codecs.colours import NO_CLASS, legend, paint_features, paint_labels, turbo
+from fourm.codecs.colours import NO_CLASS, feature_colours, legend, paint_features, paint_labels, turbo
 from fourm.hub import find_model
 from fourm.modalities import RELEASED
 from fourm.state import full_pixels
@@ -95,3 +95,20 @@ def test_very_small_and_very_large_values_have_colours_too(scale: float) -> None
     assert np.array_equal(turbo(ramp), turbo(np.arange(12.0).reshape(3, 4)))
     features = (np.random.default_rng(0).normal(size=(5, 6, 6)) * scale).astype(np.float32)
     assert paint_features(features).shape == (6, 6, 3)
+
+
+def test_in_shared_colours_equal_features_look_equal_in_different_maps() -> None:
+    generator = np.random.default_rng(5)
+    kinds = generator.normal(size=(4, 12)).astype(np.float32)
+    labels = [generator.integers(0, 4, (6, 6)), np.full((3, 8), 2), generator.integers(0, 2, (5, 5))]
+    maps = [np.ascontiguousarray(np.moveaxis(kinds[one], -1, 0)) for one in labels]
+    colours = feature_colours(maps)
+    looks = {}
+    for one, shown in zip(labels, [paint_features(m, colours) for m in maps], strict=True):
+        for label, colour in zip(one.ravel(), shown.reshape(-1, 3), strict=True):
+            looks.setdefault(int(label), set()).add(tuple(colour.tolist()))
+    assert all(len(seen) == 1 for seen in looks.values())
+    assert len({next(iter(seen)) for seen in looks.values()}) == 4
+    alone = paint_features(maps[0])
+    assert np.array_equal(alone, paint_features(maps[0], feature_colours([maps[0]])))
+    assert feature_colours([np.ones((4, 2, 2), np.float32)]) is None

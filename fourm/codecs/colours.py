@@ -79,32 +79,56 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     return tuple(entries)
 
 
-def paint_features(features: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(C, h, w) -> (h, w, 3): the three principal components of this one map, on one common scale.
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureColours:
+    """Three directions of features as red, green and blue, and the range that they share."""
 
-    Where there are fewer than three, the colours that are left over stay in the middle. A map of a single
-    place has nothing to compare: its numbers themselves are shown, row by row, in the Turbo colours.
+    mean: NDArray[np.float64]  # (C,)
+    components: NDArray[np.float64]  # (3, C); zeros where there are fewer than three
+    low: float
+    high: float  # above low
 
-    Signs are fixed by the largest weight of each component, so equal maps have equal colours, always and
-    everywhere, and maps that nearly agree nearly have. Components are those of one map: a colour does
-    not mean the same in two pictures of different things. What is constant is mid-grey.
+
+def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | None:
+    """The three principal components of maps (C, h, w), on one common scale; None where all is constant.
+
+    In the colours of several maps a colour means the same in each of them. Signs are fixed by the largest
+    weight of each component, so equal maps have equal colours, always and everywhere.
+    """
+    rows = np.concatenate([_places(one) for one in maps])
+    if (rows == rows[0]).all():
+        return None
+    mean = rows.mean(axis=0)
+    _, _, found = np.linalg.svd(rows - mean, full_matrices=False)
+    found = found[:3]
+    largest = np.abs(found).argmax(axis=1)
+    components = np.zeros((3, rows.shape[1]))
+    components[: len(found)] = found * np.sign(found[np.arange(len(found)), largest])[:, None]
+    projected = (rows - mean) @ components.T
+    return FeatureColours(mean, components, float(projected.min()), float(projected.max()))
+
+
+def paint_features(features: NDArray[np.float32], colours: FeatureColours | None = None) -> NDArray[np.uint8]:
+    """(C, h, w) -> (h, w, 3): features in these colours, by default in those of this one map.
+
+    Where there are fewer than three components, the colours that are left over stay in the middle. A map of
+    a single place has nothing to compare: its numbers themselves are shown, row by row, in the Turbo colours.
+    What is constant is mid-grey.
     """
     channels, height, width = features.shape
-    rows = np.nan_to_num(features.reshape(channels, -1).T.astype(np.float64))
+    rows = _places(features)
     if len(rows) == 1 and np.ptp(rows) > 0:
         return turbo(rows.reshape(_shorter_side(channels), -1))
-    if (rows == rows[0]).all():
+    colours = colours or feature_colours([features])
+    if colours is None:
         return np.full((height, width, 3), GREY, dtype=np.uint8)
-    rows = rows - rows.mean(axis=0)
-    _, _, components = np.linalg.svd(rows, full_matrices=False)
-    components = components[:3]
-    count = len(components)
-    largest = np.abs(components).argmax(axis=1)
-    components = components * np.sign(components[np.arange(count), largest])[:, None]
-    projected = np.zeros((len(rows), 3))
-    projected[:, :count] = rows @ components.T
-    low, high = projected.min(), projected.max()
-    return to_bytes((projected - low) / (high - low)).reshape(height, width, 3)
+    projected = (rows - colours.mean) @ colours.components.T
+    return to_bytes((projected - colours.low) / (colours.high - colours.low)).reshape(height, width, 3)
+
+
+def _places(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(C, h, w) -> (h * w, C)."""
+    return np.nan_to_num(features.reshape(len(features), -1).T.astype(np.float64))
 
 
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

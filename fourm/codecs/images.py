@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourm.codecs.coco import NUM_COCO_LABELS
-from fourm.codecs.colours import NO_CLASS, LegendEntry, legend, to_bytes
+from fourm.codecs.colours import NO_CLASS, LegendEntry, feature_colours, legend, paint_features, to_bytes
 from fourm.codecs.files import write_array, write_png
 from fourm.codecs.forms import Form, unit
 from fourm.codecs.pictures import Value, cut, fit_square, read_rgb, read_valid
@@ -252,6 +252,13 @@ class GridCodec:
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
         return Image.fromarray(self.form.paint(value, self._num_labels()))
+
+    def pictures(self, values: Sequence[Value]) -> list[Image.Image]:
+        """Several values side by side; a colour of features means the same in all of them."""
+        if self.form.resample is not None or len({len(value) for value in values}) != 1:
+            return [self.picture(value) for value in values]
+        colours = feature_colours(values)
+        return [Image.fromarray(paint_features(value, colours)) for value in values]
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
         """The classes that a map of class numbers shows, in its picture's colours; () for other values."""
