@@ -143,3 +143,22 @@ def test_more_samples_and_filters_take_more_and_fewer_bytes_less(tmp_path: Path)
     assert memory(GREEDY) < memory("--top-p 1") < memory("--top-p 0.5") < memory("--top-p 0.5 --top-k 5")
     assert memory(f"{GREEDY} --cfg 1") < memory(f"{GREEDY} --cfg 2")
     assert memory("--temps 0", "bfloat16") != memory(GREEDY)
+
+
+def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Path) -> None:
+    model = find_model(tiny)
+    for path in model.tokenizers.values():
+        for part, halves in ((Part.ENCODER, (False, True)), (Part.WHOLE, (True, True))):
+            state = load_tokenizer(path, part=part).state_dict()
+            held = sum(t.numel() * t.element_size() for t in state.values())
+            assert tokenizer_bytes(path, 4, *halves) == held
+
+    def weights(options: str) -> int:
+        return estimate(parse_chain(options, model), model).weights
+
+    encoder = tokenizer_bytes(model.tokenizers["depth"], 4, decodes=False, encodes=True)
+    tokens, maps = (weights(f"--cond {name} --targets tok_rgb") for name in ("tok_depth", "depth"))
+    assert maps - tokens == encoder
+    decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, True, b) for b in (False, True))
+    assert weights("--cond rgb --targets tok_depth") - weights_bytes(model) == decoder
+    assert both > max(encoder, decoder)
