@@ -199,3 +199,63 @@ def test_t5_vectors_of_a_folder_condition_a_model(run: Run, listener: Path, tmp_
         assert (tmp_path / f"again/tok_rgb@64/x/{name}.npy").read_bytes() == (
             tmp_path / f"out/tok_rgb@64/x/{name}.npy"
         ).read_bytes()
+
+
+BOX = {"boxes": [16 / 63, 16 / 63, 47 / 63, 47 / 63], "class_name": "circle", "score": 1.0}
+
+
+def test_words_and_data_typed_into_a_table_are_the_same_condition(run: Run, tmp_path: Path) -> None:
+    caption, words = "a large red circle", "v0=16 v1=16 v2=47 v3=47 circle"
+    rows = [
+        {"caption": caption, "det": words},
+        {"caption": caption, "det": {"instances": [BOX]}},
+        {"caption": caption, "det": "v0=16 circle"},
+        {"caption": caption, "det": f"{words} [S_1]"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "data/caption/a").mkdir(parents=True)
+    (tmp_path / "data/det/a").mkdir(parents=True)
+    (tmp_path / "data/caption/a/x.txt").write_text(caption)
+    (tmp_path / "data/det/a/x.json").write_text(json.dumps({"instances": [BOX]}))
+    options = ("--cond", "caption-det", "--targets", "tok_rgb", "--steps", "1", "--temps", "0", "--cfg", "1")
+    code, _, err = run("generate", "--data", "rows.jsonl", *options, "--out", "typed")
+    assert code == 3
+    assert "00000/000002: det: 'v0=16 circle' has 1 number" in err
+    assert run("generate", "--data", "data", *options, "--out", "read")[0] == 0
+    tokens = [np.load(tmp_path / f"typed/tok_rgb@64/00000/00000{i}.npy", allow_pickle=False) for i in (0, 1)]
+    wanted = np.load(tmp_path / "read/tok_rgb@64/a/x.npy", allow_pickle=False)
+    assert all(np.array_equal(found, wanted) for found in tokens)
+    for i in (0, 1, 3):
+        assert json.loads((tmp_path / f"typed/det/00000/00000{i}.json").read_text()) == {"instances": [BOX]}
+
+
+def test_typed_conditions_need_a_table(run: Run, tmp_path: Path) -> None:
+    for words in (("a red circle",), ("--data", "lines.txt"), ()):
+        (tmp_path / "lines.txt").write_text("a red circle\n")
+        code, _, err = run("generate", *words, "--cond", "caption-det", "--out", "out")
+        assert code == 2
+        assert "jsonl" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_malformed_text_of_a_model_is_kept_and_told(run: Run, pictures: Path, tmp_path: Path) -> None:
+    """At a high temperature the embedded model writes boxes that are none."""
+    code, _, err = run(
+        "generate", "--data", pictures, "--cond", "rgb", "--target", "det:temp=30", "--top-p", "0",
+        "--out", "out", "--log-json", "log.jsonl",
+    )  # fmt: skip
+    assert code == 0
+    assert "malformed texts kept (see malformed/)" in err
+    kept = sorted((tmp_path / "out/malformed/det").rglob("*.json"))
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    told = [event["key"] for event in events if event["event"] == "malformed"]
+    assert [
+        path.relative_to(tmp_path / "out/malformed/det").with_suffix("").as_posix() for path in kept
+    ] == told
+    for path in kept:
+        data = json.loads(path.read_text())
+        assert data["text"]
+        assert data["problems"]
+    assert len(list((tmp_path / "out/det").rglob("*.json"))) == 3
+    assert run("generate", "--data", pictures, "--cond", "rgb", "--target", "det:temp=30", "--top-p", "0",
+               "--out", "out", "--overwrite", "--seed", "1")[0] == 0  # fmt: skip
