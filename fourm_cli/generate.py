@@ -2,15 +2,14 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import typer
-
 from fourm.dataset import Dataset
-from fourm.errors import SampleError, UsageError
+from fourm.errors import UsageError
+from fourm.events import Event
 from fourm.header import read_header
 from fourm.hub import DEMO, ModelFiles, find_model, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
@@ -20,6 +19,7 @@ from fourm.request import DETOKENIZER_STEPS, Request
 from fourm.settings import RunSettings
 from fourm.world import World, parse_world
 from fourm_cli import console
+from fourm_cli.follow import follow
 from fourm_cli.options import (
     Config,
     DataConfig,
@@ -129,13 +129,11 @@ def generate(
         detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
         decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    failed = _start(request, dataset, quiet, as_json, log_json)
-    if failed and world.group_size == 1:  # torchrun would end the other processes
-        raise typer.Exit(SampleError.exit_code)
+    _start(request, dataset, quiet, as_json, log_json)
 
 
-def _start(request: Request, dataset: Dataset, quiet: bool, as_json: bool, log_json: Path | None) -> int:
-    """Check where results go, say what is worth knowing, run; the number of failed samples."""
+def _start(request: Request, dataset: Dataset, quiet: bool, as_json: bool, log_json: Path | None) -> None:
+    """Check where results go, say what is worth knowing, run."""
     if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
         raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
     launch = Launch(request.world.rank, request.world.size, now())
@@ -143,25 +141,18 @@ def _start(request: Request, dataset: Dataset, quiet: bool, as_json: bool, log_j
     try:
         if not quiet and request.world.group_rank == 0:
             _say_notes(dataset, request.model)
-        return _run(request, quiet, as_json, log_json)
+        follow(
+            partial(_begin, request), request.world, request.out,
+            quiet=quiet, as_json=as_json, log_json=log_json,
+        )  # fmt: skip
     finally:
         remove_empty(made)  # where a mistake came to light later
 
 
-def _run(request: Request, quiet: bool, as_json: bool, log_json: Path | None) -> int:
-    """Do what was found to be good; the number of failed samples. One process of a torchrun speaks."""
-    rank = request.world.group_rank
-    if log_json is not None and rank > 0:
-        log_json = log_json.with_name(f"{log_json.name}.{rank}")
-    with console.open_log(log_json) as log:
-        # The same sums for every batch shape; it is read when torch loads its kernels.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-        from fourm.pipeline import run  # imports torch: seconds
+def _begin(request: Request) -> Iterator[Event]:
+    from fourm.pipeline import run
 
-        end = console.show(run(request), quiet or rank > 0, log)
-    if rank == 0:
-        console.result(request.out, end, as_json)
-    return end.failed
+    return run(request)
 
 
 def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelFiles:

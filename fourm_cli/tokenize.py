@@ -1,18 +1,22 @@
 """`fourm tokenize`: pictures and maps of a dataset become token files that `generate` reads as conditions."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fourm.errors import SampleError, UsageError
+from fourm.errors import UsageError
+from fourm.events import Event
 from fourm.hub import DEMO, find_modalities
 from fourm.language import Item, parse_list
 from fourm.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
 from fourm.world import parse_world
 from fourm_cli import console
+from fourm_cli.follow import follow
 from fourm_cli.options import (
     Device,
     Dtype,
@@ -135,25 +139,13 @@ def tokenize(
             console.note(f"{one.folder} -> {one.row.name}: {count} files")
         for text in missing_tokenizers(folder, files) if names is None else ():
             console.note(f"note: {text}")
-    failed = _run(request, quiet, as_json, log_json)
-    if failed and world.group_size == 1:  # torchrun would end the other processes
-        raise typer.Exit(SampleError.exit_code)
+    follow(partial(_begin, request), world, out, quiet=quiet, as_json=as_json, log_json=log_json)
 
 
-def _run(request: TokenizeRequest, quiet: bool, as_json: bool, log_json: Path | None) -> int:
-    """Do what was found to be good; the number of failed samples. One process of a torchrun speaks."""
-    rank = request.world.group_rank
-    if log_json is not None and rank > 0:
-        log_json = log_json.with_name(f"{log_json.name}.{rank}")
-    with console.open_log(log_json) as log:
-        # The same sums for every batch shape; it is read when torch loads its kernels.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-        from fourm.tokenizing import run  # imports torch: seconds
+def _begin(request: TokenizeRequest) -> Iterator[Event]:
+    from fourm.tokenizing import run
 
-        end = console.show(run(request), quiet or rank > 0, log)
-    if rank == 0:
-        console.result(request.out, end, as_json)
-    return end.failed
+    return run(request)
 
 
 def _names(text: str) -> list[str]:

@@ -76,7 +76,7 @@ OPTIONS = {
     "an end mark": ("--data eos.txt", "[EOS] is reserved"),
     "a prompt of blanks": ("''", "the prompts given: holds no prompt"),
     "bytes": ("a\udcff", "the prompts given: line 1 is not UTF-8"),
-    "prompts without caption": ("a --cond rgb", "prompts give captions only"),
+    "prompts without caption": ("a --cond rgb", "prompts give texts only"),
     "no condition, no count": ("--cond none", "--num-samples must say how many"),
     "empty, but a condition": ("--cond caption --data empty --num-samples 2", "use --cond none"),
     "a file as folder": ("a --out p.txt", "p.txt: is a file, not a folder"),
