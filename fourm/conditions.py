@@ -17,6 +17,7 @@ from fourm.codecs.images import GridCodec
 from fourm.codecs.structured import StructuredCodec
 from fourm.crops import CROP_SETTINGS, WHOLE
 from fourm.errors import SampleError
+from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
 from fourm.layout import Sample
 from fourm.modalities import Kind
@@ -39,6 +40,12 @@ class Given:
     work: Work
     values: Mapping[str, Any] = field(default_factory=dict)
     ids: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (L,) each
+
+    @property
+    def shortened(self) -> Mapping[str, str]:
+        """Conditions that hold more than the model can read, and how much of them it reads."""
+        structured = {n: v for n, v in self.values.items() if isinstance(v, Structured)}
+        return {name: value.problems[0] for name, value in structured.items() if value.problems}
 
 
 @dataclass(frozen=True, slots=True)

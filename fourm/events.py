@@ -100,6 +100,20 @@ class Malformed:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortened:
+    """A condition holds more than the model can read; it reads the beginning."""
+
+    key: str
+    variation: int
+    condition: str
+    reason: str
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a flat record."""
+        return _record("shortened", self)
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """One sample could not be read or decoded; the others go on."""
 
@@ -126,7 +140,7 @@ class Finished:
         return _record("finished", self)
 
 
-Event = Started | Loading | Stepped | Detokenized | Saved | Malformed | Failed | Finished
+Event = Started | Loading | Stepped | Detokenized | Saved | Malformed | Shortened | Failed | Finished
 
 
 def _record(name: str, event: "Event") -> dict[str, object]:

@@ -25,7 +25,18 @@ from fourm.conditions import Conditions, Given, Prepared, Work
 from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
-from fourm.events import Detokenized, Event, Failed, Finished, Loading, Malformed, Saved, Started, Stepped
+from fourm.events import (
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    Malformed,
+    Saved,
+    Shortened,
+    Started,
+    Stepped,
+)
 from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
 from fourm.layers import set_attention
@@ -158,6 +169,9 @@ def _make_batch(
         yield _fail(request, work, reason, tally)
     if not rows:
         return
+    for row in rows:
+        for name, reason in row.shortened.items():
+            yield Shortened(row.work.sample.key.text, row.work.variation, name, reason)
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
     noise = Noise.for_samples(request.seed, [(row.work.sample.key.text, row.work.variation) for row in rows])
     engine = Engine(parts.network, parts.sentinels)

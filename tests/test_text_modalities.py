@@ -259,3 +259,27 @@ def test_malformed_text_of_a_model_is_kept_and_told(run: Run, pictures: Path, tm
     assert len(list((tmp_path / "out/det").rglob("*.json"))) == 3
     assert run("generate", "--data", pictures, "--cond", "rgb", "--target", "det:temp=30", "--top-p", "0",
                "--out", "out", "--overwrite", "--seed", "1")[0] == 0  # fmt: skip
+
+
+def test_what_is_too_long_for_the_model_is_read_as_far_as_it_goes_and_told(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "det" / "a"
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text(json.dumps({"instances": [BOX] * 9}))
+    words = (
+        "generate",
+        "--data",
+        "data",
+        "--cond",
+        "det",
+        "--targets",
+        "tok_rgb",
+        "--steps",
+        "1",
+        "--out",
+        "out",
+    )
+    code, _, err = run(*words, "--log-json", "log.jsonl")
+    assert code == 0
+    assert "note: a/x: det: the model reads the first 4 of 9" in err
+    (event,) = [e for e in map(json.loads, (tmp_path / "log.jsonl").open()) if e["event"] == "shortened"]
+    assert (event["key"], event["condition"]) == ("a/x", "det")
