@@ -18,7 +18,7 @@ from fourm.codecs.structured import StructuredCodec
 from fourm.crops import CROP_SETTINGS, WHOLE
 from fourm.errors import SampleError
 from fourm.grammars.structured import Structured
-from fourm.inputs import CAPTION
+from fourm.inputs import CAPTION, shows_part
 from fourm.layout import Sample
 from fourm.modalities import Kind
 from fourm.request import Request
@@ -66,13 +66,10 @@ class Conditions:
 
     @property
     def reads_pictures(self) -> bool:
-        """Whether values are read of which a crop shows a part: tokens and captions are of a crop already."""
+        """Whether values are read of which a crop shows a part."""
         registry = self.request.model.registry
-        rows = [registry.get(name) for name in self.request.chain.conditions]
-        return any(
-            row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in self.request.chain.raw)
-            for row in rows
-        )
+        chain = self.request.chain
+        return any(shows_part(registry.get(name), chain.raw) for name in chain.conditions)
 
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""

@@ -32,10 +32,11 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
 
     folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
     Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
-    be there, come with the samples that have them, under the folder's name.
+    be there, come with the samples that have them, under the folder's name; what is wrong with one of them is
+    a problem of its sample, which would be read in another way without it.
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
-    extra = {folder: list_folder(root, folder) for folder in beside if os.path.isdir(root / folder)}
+    extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
     for key in _ordered_keys(found):
         files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
@@ -45,6 +46,8 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
             if folder := found[modality].unlisted_above(key):
                 problems.append(found[modality].unlisted[folder])
                 told.add((modality, folder))
+        if not missing:
+            problems += [problem for one in extra.values() if (problem := one.problem_of(key))]
         files |= {folder: listing.files[key] for folder, listing in extra.items() if key in listing.files}
         if problems or not missing:
             samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
@@ -93,6 +96,13 @@ class Listing:
             both = f"{other} and {path.name if path.parent == other.parent else path}"
             self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
         self.files.setdefault(key, path)
+
+    def problem_of(self, key: Key) -> str:
+        """Why nobody knows which file the key has here; "" where it has one, or none."""
+        if key in self.problems:
+            return self.problems[key]
+        folder = "" if key in self.files else self.unlisted_above(key)
+        return self.unlisted[folder] if folder else ""
 
     def unlisted_above(self, key: Key) -> str:
         """The folder or shard of the key that could not be listed; "" where all could."""

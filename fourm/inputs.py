@@ -55,8 +55,9 @@ def read_samples(
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
         root = Path(source.data)
-        folders = _folders(root, [model.registry.get(c) for c in conditions], raw)
-        dataset = list_dataset(root, folders, beside=(WHOLE, CROP_SETTINGS))
+        rows = [model.registry.get(condition) for condition in conditions]
+        beside = (WHOLE, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
+        dataset = list_dataset(root, _folders(root, rows, raw), beside)
     else:
         _check_takes_prompts(source, conditions, model)
         captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
@@ -67,6 +68,11 @@ def read_samples(
         _check_prompts(samples, conditions, model)
         dataset = Dataset(tuple(samples), ())
     return Dataset(tuple(take(dataset.samples, source.num_samples, source.subset_seed)), dataset.incomplete)
+
+
+def shows_part(row: Modality, raw: Container[str]) -> bool:
+    """Whether a condition's values show a part of a picture: tokens and captions are of a crop already."""
+    return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
 
 
 def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | None:

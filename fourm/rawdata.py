@@ -1,5 +1,6 @@
 """What `fourm tokenize` works on: folders of pictures and maps, the rows they become tokens of, samples."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,10 +111,15 @@ def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
 def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[RawSample, ...]:
     """All samples that have a file in one of the folders at least, sorted by key."""
     listed = {one.row.name: list_folder(root, one.folder) for one in folders}
-    pictures, valid, settings = (_list(root, name).files for name in (PICTURES, VALID, CROP_SETTINGS))
-    settings = settings | _list(out, CROP_SETTINGS).files  # those that belong to the tokens come first
+    pictures, valid, settings = (_list(root, name) for name in (PICTURES, VALID, CROP_SETTINGS))
+    own_settings = _list(out, CROP_SETTINGS)  # those that belong to the tokens come first
     problems = _problems(listed.values())
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
+    for key in keys:
+        crops = own_settings if key in own_settings.files else settings
+        found = [problem for one in (pictures, valid, crops) if (problem := one.problem_of(key))]
+        if found:
+            problems.setdefault(key, found[0])
     if not keys:
         names = ", ".join(one.folder for one in folders)
         raise UsageError(f"{root}: no file in {names}; files lie in FOLDER/ANY/NAME.EXT")
@@ -122,7 +128,8 @@ def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[R
     return tuple(
         RawSample(
             key, {name: one.files[key] for name, one in listed.items() if key in one.files},
-            pictures.get(key), valid.get(key), settings.get(key), problems.get(key, ""),
+            pictures.files.get(key), valid.files.get(key),
+            own_settings.files.get(key) or settings.files.get(key), problems.get(key, ""),
         )
         for key in keys
     )  # fmt: skip
@@ -144,7 +151,7 @@ def _present(root: Path) -> tuple[str, ...]:
 
 
 def _list(root: Path, folder: str) -> Listing:
-    return list_folder(root, folder) if (root / folder).is_dir() else Listing()
+    return list_folder(root, folder) if os.path.lexists(root / folder) else Listing()
 
 
 def _folders_of(row: Modality) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -455,3 +457,41 @@ def test_extensions_count_in_any_case() -> None:
     assert [suffix_of(name) for name in ("x", ".png", "x.gz", ".json.gz", "x.tar", "x.png ", "x.pngx")] == [
         ""
     ] * 7
+
+
+@pytest.mark.parametrize("spoil", ["two files", "cut shard", "compressed shard"])
+def test_files_beside_that_cannot_be_told_are_problems_of_their_samples(tmp_path: Path, spoil: str) -> None:
+    """Without them the sample would show another part of its picture, and nobody would know."""
+    for name in ("a", "b"):
+        for path in (f"depth/s/{name}.png", f"crop_settings/s/{name}.npy"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(b"0" * 600)
+    make(tmp_path, "depth/t/c.png")
+    folder, shard = tmp_path / "crop_settings" / "s", tmp_path / "crop_settings" / "s.tar"
+    if spoil == "two files":
+        (folder / "b.npz").write_bytes(b"0")
+        said = "crop_settings/s/b.npy and b.npz; keep one of them"
+    else:
+        (folder / "a.npy").rename(tmp_path / "crop_settings" / "a.npy")
+        with tarfile.open(shard, "w") as tar:
+            tar.add(tmp_path / "crop_settings" / "a.npy", "a.npy")
+            tar.add(folder / "b.npy", "b.npy")
+        shutil.rmtree(folder)
+        shard.write_bytes(shard.read_bytes()[: 512 * 8])
+        said = "s.tar"
+        if spoil == "compressed shard":
+            shard.rename(tmp_path / "crop_settings" / "s.tar.gz")
+            said = "a compressed shard gives no access"
+    samples = list_dataset(tmp_path, {"depth": "depth"}, beside=("rgb", "crop_settings")).samples
+    assert [sample.key.name for sample in samples if not sample.problem] == (
+        ["c"] if spoil == "compressed shard" else ["a", "c"]
+    )
+    assert said in samples[1].problem
+
+
+def test_a_file_where_a_folder_beside_belongs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "depth" / "s").mkdir(parents=True)
+    (tmp_path / "depth" / "s" / "a.png").touch()
+    (tmp_path / "crop_settings").touch()
+    with pytest.raises(UsageError, match="'crop_settings' is a file, not a folder"):
+        list_dataset(tmp_path, {"depth": "depth"}, beside=("rgb", "crop_settings"))

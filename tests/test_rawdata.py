@@ -179,3 +179,17 @@ def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_
         find_modalities("4m-22-b")
     with pytest.raises(UsageError):
         find_modalities("tok-rgb")
+
+
+def test_pictures_and_crops_that_cannot_be_told_are_problems_of_their_samples(
+    make: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
+    root, model = make("depth", "rgb", "crop_settings"), find_model(tiny)
+    (root / "crop_settings/f/x.npz").write_bytes(b"0")
+    folders = find_folders(root, model, ["depth"])
+    assert "two files for one sample" in list_samples(root, tmp_path / "out", folders)[0].problem
+    (tmp_path / "out/crop_settings/f").mkdir(parents=True)
+    write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
+    assert not list_samples(root, tmp_path / "out", folders)[0].problem  # the tokens' own crops are clear
+    (root / "rgb/f/x.jpg").write_bytes(b"0")
+    assert "rgb/f/x.jpg and x." in list_samples(root, tmp_path / "out", folders)[0].problem
