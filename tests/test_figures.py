@@ -46,7 +46,8 @@ def turn(axis: int, angle: float) -> NDArray[np.float64]:
 def inside(people: People, decode: Any = still) -> NDArray[np.bool_]:
     """(224, 224) where somebody's body is drawn."""
     with_figure = np.asarray(draw_figures(people, decode).resize((SIDE, SIDE))).astype(int)
-    hidden = tuple(replace(person, camera=(-1.0, 0.0, 0.0)) for person in people)
+    # Moved out of the picture to the right: all that is left are the boxes and numbers.
+    hidden = tuple(replace(p, camera=(p.camera[0], p.camera[1] + 6, p.camera[2])) for p in people)
     without = np.asarray(draw_figures(hidden, decode).resize((SIDE, SIDE))).astype(int)
     return np.abs(with_figure - without).max(axis=-1) > 40
 
@@ -161,6 +162,16 @@ def test_people_have_colours_of_their_own() -> None:
     chests = [tuple(picture[2 * 95, 2 * (40 + 70 * k)].tolist()) for k in range(3)]
     assert len(set(chests)) == 3
     assert (255, 255, 255) not in chests
+
+
+def test_no_box_runs_through_the_number_of_somebody() -> None:
+    """The second box would cross the first one's numbers; they have a white ground of their own."""
+    other = replace(SOMEBODY, box=(90.0, 16.0, 200.0, 200.0))
+    picture = np.asarray(draw_boxes_of_people((SOMEBODY, other))).astype(int)
+    line = picture[2 * 17 : 2 * 40, 2 * 52 + 12 : 2 * 52 + 80]
+    blue, green = (line[..., 2] > line[..., 0] + 40).sum(), (line[..., 1] > line[..., 2] + 40).sum()
+    assert blue > 0
+    assert green == 0
 
 
 def test_nobody_is_said() -> None:

@@ -137,6 +137,12 @@ def test_without_a_tokenizer_boxes_are_drawn_and_it_is_said() -> None:
     assert (picture[-15:] > 150).any()  # the note
 
 
+def test_a_box_at_the_lower_border_is_seen_beside_the_note() -> None:
+    low = Instance((2, 150, 222, 223), CODES)
+    picture = np.asarray(outline_instances((Group((1, 2), (low,)),)))
+    assert picture[223, 4:220].any(axis=-1).all()
+
+
 @pytest.mark.parametrize("groups", [(), (Group((3, 4)),)])
 def test_nothing_found_is_black(groups: Groups) -> None:
     assert not np.asarray(draw_instances(groups, formula)).any()

@@ -221,7 +221,7 @@ def _draw_label(
     draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: Ink, taken: list[Rectangle]
 ) -> None:
     """The name of a box on a bar beside its upper or lower edge, inside the picture, not on other names."""
-    pixels = min(max(min(size) // 20, 10), 28)
+    pixels = min(max(min(size) // 16, 10), 28)
     name = _printable(box.name[:_LEGIBLE])
     font, pad = font_for(name, pixels), max(pixels // 6, 1)
     name = _shortened(_shown_by(name, font), font, size[0] - 2 * pad)

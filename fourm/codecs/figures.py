@@ -109,7 +109,7 @@ def draw_boxes_of_people(people: People) -> Image.Image:
     _label(image, people, [_numbers_of(person) for person in people])
     if people:
         note = "boxes and numbers: no tokenizer for poses"
-        ImageDraw.Draw(image).text((image.width / 2, image.height - 8), note, "black", _font(), "mm")
+        _write(ImageDraw.Draw(image), (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
     return image
 
 
@@ -182,17 +182,29 @@ def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -
     """The box and the number of everybody, with lines of text below it."""
     draw = ImageDraw.Draw(image)
     if not people:
-        draw.text((image.width / 2, image.height / 2), "nobody", "grey", _font(), "mm")
-    for index, (person, said) in enumerate(zip(people, lines, strict=True)):
+        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", _font(), "mm")
+    for index, person in enumerate(people):
         x0, y0, x1, y1 = (min(corner * _SCALE, image.width - 1) for corner in person.box)
-        left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-        draw.rectangle((left, top, right, bottom), outline=_colour(index), width=2)
+        left, right, top, bottom = *sorted((x0, x1)), *sorted((y0, y1))
+        draw.rectangle((left, top, right, bottom), outline=_colour(index), width=3)
+    # Texts come last, so that no box of somebody else runs through them.
+    for index, (person, said) in enumerate(zip(people, lines, strict=True)):
+        left, top = (min(corner * _SCALE, image.width - 1) for corner in person.box[:2])
         text = "\n".join((str(index + 1), *said))
         # Inside of the picture, also where the box is at its edge.
         _, _, width, height = draw.multiline_textbbox((0, 0), text, _font())
-        x = max(min(left + 5, image.width - width - 2), 2)
-        y = max(min(top + 3, image.height - height - 2), 2)
-        draw.multiline_text((x, y), text, _darker(_colour(index)), _font())
+        x = max(min(left + 6, image.width - width - 4), 4)
+        y = max(min(top + 5, image.height - height - 4), 4)
+        _write(draw, (x, y), text, _darker(_colour(index)))
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Colour, anchor: str = "la"
+) -> None:
+    """Text on a white ground of its own."""
+    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, _font(), anchor)
+    draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), "white")
+    draw.multiline_text(place, text, colour, _font(), anchor)
 
 
 def _numbers_of(person: Person) -> tuple[str, ...]:
@@ -206,7 +218,7 @@ def _numbers_of(person: Person) -> tuple[str, ...]:
 
 def _colour(index: int) -> Colour:
     """Steps of the golden ratio around the colour circle keep any number of people apart."""
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + 0.618034 * index) % 1.0, 0.60, 0.90)
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + 0.618034 * index) % 1.0, 0.65, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -216,4 +228,4 @@ def _darker(colour: Colour) -> Colour:
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(12)
+    return ImageFont.load_default(18)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
+from fourm.codecs.drawing import font_for
 from fourm.codecs.parts import Decode
 from fourm.grammars.instances import SIDE, Groups
 
@@ -40,9 +41,10 @@ def outline_instances(groups: Groups) -> Image.Image:
     boxes = dict.fromkeys(tuple(box) for box in _by_area(_boxes_of(groups)).clip(max=SIDE - 1).tolist())
     bright = (palette() // 2 + 128).tolist()  # some colours are too dark for a thin line
     for box, colour in zip(boxes, cycle(bright), strict=False):
-        draw.rectangle(box, outline=tuple(colour))
-    draw.rectangle((0, SIDE - 15, SIDE, SIDE), fill="black")
-    draw.text((SIDE / 2, SIDE - 8), "boxes only: no tokenizer for masks", fill="white", anchor="mm")
+        draw.rectangle(box, outline=tuple(colour), width=2)
+    place, note, font = (SIDE / 2, SIDE - 10), "boxes only: no tokenizer for masks", font_for("", 12)
+    draw.rectangle(draw.textbbox(place, note, font, "mm"), "black")
+    draw.text(place, note, "white", font, "mm")
     return image
 
 
