@@ -112,3 +112,26 @@ def test_in_shared_colours_equal_features_look_equal_in_different_maps() -> None
     alone = paint_features(maps[0])
     assert np.array_equal(alone, paint_features(maps[0], feature_colours([maps[0]])))
     assert feature_colours([np.ones((4, 2, 2), np.float32)]) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 768, 1280])
+def test_a_single_vector_is_shown_as_its_numbers(count: int) -> None:
+    vector = np.random.default_rng(0).permutation(count).astype(np.float32).reshape(count, 1, 1)
+    picture = paint_features(vector)
+    assert picture.shape[0] * picture.shape[1] == count
+    assert picture.shape[0] <= picture.shape[1]
+    if count > 1:
+        assert np.array_equal(picture.reshape(-1, 3), turbo(vector[:, 0]).reshape(-1, 3))
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) == min(count, 256)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 3, 4), (9, 1, 2), (5, 2, 1)])
+def test_few_channels_or_places_have_colours_where_they_differ(shape: tuple[int, int, int]) -> None:
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    colours = np.unique(paint_features(features).reshape(-1, 3), axis=0)
+    assert len(colours) == shape[1] * shape[2]
+
+
+def test_features_that_differ_by_little_have_colours_too() -> None:
+    features = (np.random.default_rng(0).normal(size=(5, 6, 6)) * 1e-30).astype(np.float32)
+    assert np.ptp(paint_features(features)) == 255

@@ -13,6 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from demo import album
+from fourm.modalities import RELEASED
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,6 +103,40 @@ def test_the_commands_about_datasets_run_as_written(tmp_path: Path) -> None:
     for out in ("from-shards", "maps"):
         names = sorted(p.name for p in (tmp_path / out / "tok_depth@64" / "00000").iterdir())
         assert names == ["000000.npy", "000001.npy", "000002.npy"]
+
+
+def test_the_commands_about_modalities_run_as_written_and_their_results_have_the_pictures(
+    tmp_path: Path,
+) -> None:
+    """All that the page names, of what the commands made, is there; committed pictures are of that kind."""
+    page = album.PAGE.read_text(encoding="utf-8")
+    assert album.commands() == "".join(blocks(album.PAGE, "sh"))
+    album.run_commands(tmp_path)
+    made = re.findall(r"`((?:drawn|said|large|photo|from-[a-z]+)/[a-z_@0-9]+)`", page)
+    assert len(made) > 12
+    assert [name for name in made if not list((tmp_path / name).rglob("*.*"))] == []
+    for name, sheet in album.draw(tmp_path).items():
+        with Image.open(album.FOLDER / name) as committed:
+            assert committed.size == sheet.size, f"{name}: python -m demo.album draws it anew"
+        low, high = sheet.convert("L").getextrema()
+        assert high - low > 100
+
+
+def test_the_pictures_of_modalities_are_those_of_the_album_and_small() -> None:
+    page = album.PAGE.read_text(encoding="utf-8")
+    named = re.findall(r"!\[[^\]]+\]\(images/modalities/([^)]+)\)", page)
+    there = [path.name for path in album.FOLDER.iterdir()]
+    assert sorted(named) == sorted(there) == sorted(album.SHEETS)
+    assert sum((album.FOLDER / name).stat().st_size for name in there) < 400_000
+
+
+def test_every_modality_is_in_the_table_of_modalities() -> None:
+    page = album.PAGE.read_text(encoding="utf-8")
+    table = page.partition("| modality |")[2].partition("\n\n")[0]
+    missing = [row.key for row in RELEASED.rows.values() if f"`{row.key}" not in table]
+    assert missing == []
+    headings = {line[3:].lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
+    assert set(re.findall(r"\]\(#([a-z-]+)\)", table)) <= headings
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
