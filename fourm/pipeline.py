@@ -25,7 +25,18 @@ from fourm.conditions import Conditions, Given, Prepared, Work
 from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError, SampleError
-from fourm.events import Detokenized, Event, Failed, Finished, Loading, Malformed, Saved, Started, Stepped
+from fourm.events import (
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    Malformed,
+    Noted,
+    Saved,
+    Started,
+    Stepped,
+)
 from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
 from fourm.layers import set_attention
@@ -156,6 +167,9 @@ def _make_batch(
     rows = prepared.rows
     for work, reason in prepared.failures:
         yield _fail(request, work, reason, tally)
+    for row in rows:
+        for name, notes in row.notes.items():
+            yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
     if not rows:
         return
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)

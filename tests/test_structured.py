@@ -206,6 +206,9 @@ def test_what_a_small_vocabulary_lacks_is_refused(demo: dict[str, StructuredCode
     value = demo["metadata"].read(saved(tmp_path / "x.json", {"caption_n_chars": 200}))
     with pytest.raises(SampleError, match="metadata: the model cannot read 'v0=200' in it"):
         demo["metadata"].encode([value])
+    value = demo["metadata"].read(saved(tmp_path / "x.json", {"n_humans": 900}))
+    with pytest.raises(SampleError, match="metadata: the model does not know 'v0=900'"):
+        demo["metadata"].encode([value])
 
 
 def test_no_boxes_and_no_metadata_are_conditions_that_only_end(codecs: dict[str, StructuredCodec]) -> None:
@@ -238,9 +241,9 @@ def test_every_form_needs_a_text_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("det", "", "not valid JSON"),
+        ("det", "", "is empty"),
         ("det", '{"instances": [{"boxes": [0, 0, 1', "not valid JSON"),
-        ("det", '{"instances": [{"boxes": [0, 0, NaN, 1], "class_name": "cat"}]}', "must be a finite number"),
+        ("det", '{"instances": [{"boxes": [0, 0, NaN, 1], "class_name": "cat"}]}', "NaN is no number"),
         ("det", "[" * 100_000, "not valid JSON"),
         ("metadata", "[1, 2]", "an object of names and numbers was expected"),
         ("metadata", '{"n_humans": ' + "9" * 5000 + "}", "not valid JSON"),
