@@ -238,11 +238,13 @@ def _save(
     for index, (work, row) in enumerate(zip(works, rows, strict=True)):
         given = {**row.values, **{name: made[index] for name, made in decoded.items()}}
         text = _chunks(request, work, row.values)
+        shared_text = {key: said for key, said in text.items() if key != "variation"}  # whoever writes first
         yield from _write_malformed(request, work, {name: made[index] for name, made in decoded.items()})
         try:
             for output in outputs:
                 if output.form == "value":
-                    write = partial(parts.codecs[output.modality.name].write, text=text)
+                    said = shared_text if output.place.shared else text
+                    write = partial(parts.codecs[output.modality.name].write, text=said)
                     _write(request, output, work, partial(write, given[output.modality.name]))
         except SampleError as error:
             yield _fail(request, work, str(error), tally)
