@@ -14,8 +14,9 @@ from fourm.codecs import Codec
 from fourm.codecs.crops import read_crop
 from fourm.codecs.files import read_ids
 from fourm.codecs.images import GridCodec
+from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import StructuredCodec
-from fourm.crops import CROP_SETTINGS, WHOLE
+from fourm.crops import CROP_SETTINGS, WHOLE, Crop
 from fourm.errors import SampleError
 from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION, shows_part
@@ -40,12 +41,7 @@ class Given:
     work: Work
     values: Mapping[str, Any] = field(default_factory=dict)
     ids: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (L,) each
-
-    @property
-    def shortened(self) -> Mapping[str, str]:
-        """Conditions that hold more than the model can read, and how much of them it reads."""
-        structured = {n: v for n, v in self.values.items() if isinstance(v, Structured)}
-        return {name: value.problems[0] for name, value in structured.items() if value.problems}
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +96,7 @@ class Conditions:
         if work.sample.problem:
             raise SampleError(work.sample.problem)
         values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
+        notes = dict[str, tuple[str, ...]]()
         files, crop = work.sample.files, None
         if self.reads_pictures:
             crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(work.sample))
@@ -110,14 +107,18 @@ class Conditions:
                 continue
             if path is None and row.codec == CAPTION and work.sample.caption is not None:
                 values[name] = work.sample.caption
-            elif name in work.sample.typed and isinstance(codec := self.codecs[name], StructuredCodec):
+                self.codecs[name].encode([values[name]])
+                continue
+            if name in work.sample.typed and isinstance(codec := self.codecs[name], StructuredCodec):
                 values[name] = codec.typed(work.sample.typed[name])
-            else:
-                values[name] = self.codecs[name].read(_there(path, work, name), crop)
-            slot = self.codecs[name].encode([values[name]])  # what the model cannot read fails alone
+                codec.encode([values[name]])
+                continue
+            values[name], slot = _from_file(self.codecs[name], _there(path, work, name), crop)
             if row.kind is Kind.GRID:
                 ids[name] = slot.values[0].cpu().numpy()
-        return Given(work, values, ids)
+            elif found := _notes(self.codecs[name], values[name], _there(path, work, name), crop):
+                notes[name] = found
+        return Given(work, values, ids, notes)
 
     def _whole_of(self, sample: Sample) -> Path | None:
         """The picture or map whose size crops refer to."""
@@ -133,6 +134,22 @@ class Conditions:
             else:
                 slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
         return Batch(tuple(row.work.sample.key.text for row in rows), slots)
+
+
+def _from_file(codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
+    """A value and what the model reads of it; whatever is wrong with either names the file."""
+    value = codec.read(path, crop)
+    try:
+        return value, codec.encode([value])  # what the model cannot read fails alone
+    except SampleError as error:
+        raise SampleError(f"{path}: {error}") from error
+
+
+def _notes(codec: Codec[Any], value: Any, path: Path, crop: Crop | None) -> tuple[str, ...]:
+    """What of a file the model does not read, in a sentence each."""
+    if isinstance(codec, CaptionCodec):
+        return codec.notes(path, crop)
+    return value.problems if isinstance(value, Structured) else ()
 
 
 def _there(path: Path | None, work: Work, name: str) -> Path:

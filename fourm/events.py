@@ -86,6 +86,20 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """The model reads less of a condition than its file says."""
+
+    key: str
+    variation: int
+    condition: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a flat record."""
+        return _record("noted", self)
+
+
+@dataclass(frozen=True, slots=True)
 class Malformed:
     """A model's text does not keep to its grammar; what could be understood is saved, and the text beside."""
 
@@ -97,20 +111,6 @@ class Malformed:
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("malformed", self)
-
-
-@dataclass(frozen=True, slots=True)
-class Shortened:
-    """A condition holds more than the model can read; it reads the beginning."""
-
-    key: str
-    variation: int
-    condition: str
-    reason: str
-
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("shortened", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Finished:
         return _record("finished", self)
 
 
-Event = Started | Loading | Stepped | Detokenized | Saved | Malformed | Shortened | Failed | Finished
+Event = Started | Loading | Stepped | Detokenized | Saved | Noted | Malformed | Failed | Finished
 
 
 def _record(name: str, event: "Event") -> dict[str, object]:

@@ -32,8 +32,8 @@ from fourm.events import (
     Finished,
     Loading,
     Malformed,
+    Noted,
     Saved,
-    Shortened,
     Started,
     Stepped,
 )
@@ -167,11 +167,11 @@ def _make_batch(
     rows = prepared.rows
     for work, reason in prepared.failures:
         yield _fail(request, work, reason, tally)
+    for row in rows:
+        for name, notes in row.notes.items():
+            yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
     if not rows:
         return
-    for row in rows:
-        for name, reason in row.shortened.items():
-            yield Shortened(row.work.sample.key.text, row.work.variation, name, reason)
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
     noise = Noise.for_samples(request.seed, [(row.work.sample.key.text, row.work.variation) for row in rows])
     engine = Engine(parts.network, parts.sentinels)
@@ -238,11 +238,13 @@ def _save(
     for index, (work, row) in enumerate(zip(works, rows, strict=True)):
         given = {**row.values, **{name: made[index] for name, made in decoded.items()}}
         text = _chunks(request, work, row.values)
+        shared_text = {key: said for key, said in text.items() if key != "variation"}  # whoever writes first
         yield from _write_malformed(request, work, {name: made[index] for name, made in decoded.items()})
         try:
             for output in outputs:
                 if output.form == "value":
-                    write = partial(parts.codecs[output.modality.name].write, text=text)
+                    said = shared_text if output.place.shared else text
+                    write = partial(parts.codecs[output.modality.name].write, text=said)
                     _write(request, output, work, partial(write, given[output.modality.name]))
         except SampleError as error:
             yield _fail(request, work, str(error), tally)

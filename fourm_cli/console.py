@@ -23,8 +23,8 @@ from fourm.events import (
     Finished,
     Loading,
     Malformed,
+    Noted,
     Saved,
-    Shortened,
     Started,
     Stepped,
 )
@@ -47,7 +47,7 @@ class Tally:
     saved: int = 0
     failed: int = 0
     malformed: int = 0
-    shortened: int = 0
+    noted: int = 0
     tokens: int = 0
     steps: int = 0
     decoding: float = 0.0  # seconds inside decoding steps
@@ -78,8 +78,8 @@ class Tally:
                 self.failed += 1
             case Malformed():
                 self.malformed += 1
-            case Shortened():
-                self.shortened += 1
+            case Noted():
+                self.noted += 1
             case Finished():
                 self.step = None
 
@@ -148,8 +148,9 @@ def lines(
             say(f"failed: {printable(event.key)}{variation(event)}: {printable(event.reason)}{more}")
         elif isinstance(event, Malformed) and tally.malformed <= FAILURES_SHOWN:
             say(f"malformed: {printable(event.key)}{variation(event)}: {event.target}: {event.problems[0]}")
-        elif isinstance(event, Shortened) and tally.shortened <= FAILURES_SHOWN:
-            say(f"note: {printable(event.key)}: {event.condition}: {printable(event.reason)}")
+        elif isinstance(event, Noted) and tally.noted <= FAILURES_SHOWN:
+            notes = printable("; ".join(event.notes))
+            say(f"note: {printable(event.key)}: {event.condition}: {notes}")
         elif calm is not None and isinstance(event, Started):
             say(headline(event))
         elif calm is not None and isinstance(event, Loading):
@@ -272,6 +273,7 @@ def summary(end: Finished, tally: Tally) -> str:
     parts += [f"{end.skipped} were done before"] if end.skipped else []
     parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
     parts += [f"{tally.malformed} malformed texts kept (see malformed/)"] if tally.malformed else []
+    parts += [f"{tally.noted} conditions read in part"] if tally.noted else []
     rate = f", {tally.tokens_per_second:.0f} tokens/s" if tally.tokens else ""
     return f"{', '.join(parts)} in {duration(end.seconds)}{rate}"
 

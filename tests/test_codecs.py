@@ -28,7 +28,8 @@ from fourm.codecs.files import (
     read_text,
     write_ids,
 )
-from fourm.crops import Crop
+from fourm.codecs.sequences import CaptionCodec
+from fourm.crops import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.wordpiece import RESERVED, WordPiece
@@ -290,3 +291,25 @@ def test_a_caption_of_a_file_that_is_to_be_completed_is_never_cut(
     (tmp_path / "x.txt").write_text("[S_1] a a a a a a a a")
     with pytest.raises(SampleError, match="9 tokens"):
         caption.encode([caption.read(tmp_path / "x.txt")])
+
+
+@pytest.mark.parametrize("mark", ["[PAD]", "[SOS]", "[EOS]"])
+def test_a_caption_file_with_a_mark_of_the_model_is_refused(
+    tmp_path: Path, caption: Codec[str], mark: str
+) -> None:
+    """What follows an end mark would never be read, and nobody would know."""
+    (tmp_path / "x.txt").write_text(f"a red {mark} circle")
+    with pytest.raises(SampleError, match=rf"x.txt: \{mark[:-1]}\] is reserved for the model"):
+        caption.read(tmp_path / "x.txt")
+
+
+def test_what_is_not_read_of_a_caption_file_is_told(tmp_path: Path, caption: Codec[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(["a red circle", "a zebra on a bike " + "a " * 8]))
+    assert isinstance(caption, CaptionCodec)
+    assert caption.notes(path) == ()
+    crop = replace(centre_crop(9, 9), number=1)
+    assert caption.notes(path, crop) == (
+        "the model reads the first 7 of 13 tokens",
+        "the model does not know 'zebra', 'on', 'bike'",
+    )

@@ -195,3 +195,33 @@ def test_a_map_alone_is_the_whole_that_its_crop_belongs_to(run: Run, tiny: Path,
     codec = build_codec(find_model(tiny).registry.get("tok_depth@64"))
     wanted = codec.read(tmp_path / "data" / "depth" / "a" / "0.png", Crop((70, 90), 0, 0, 40, 40))
     assert np.array_equal(codec.read(tmp_path / "out" / "depth" / "a" / "0.npy"), wanted)
+
+
+def test_a_value_that_the_model_cannot_read_is_named_by_its_file(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data/clip/a").mkdir(parents=True)
+    for name, width in (("0", 14), ("1", 512)):
+        np.save(tmp_path / f"data/clip/a/{name}.npy", np.zeros((width, 8, 8), np.float32))
+    words = ("--model", tiny, "--data", "data", "--cond", "clip", "--targets", "tok_depth", "--out", "out")
+    code, _, err = run("generate", *words)
+    assert code == 3
+    assert "failed: a/1: data/clip/a/1.npy: tok_clip@64: features of width 512" in err
+
+
+def test_what_is_not_read_of_a_condition_is_told_once_for_each_sample(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data/caption/a").mkdir(parents=True)
+    (tmp_path / "data/caption/a/long.txt").write_text("red " * 10_000)
+    (tmp_path / "data/caption/a/odd.txt").write_text("a zebra")
+    (tmp_path / "data/caption/a/plain.txt").write_text("a red circle")
+    words = ("--model", tiny, "--data", "data", "--cond", "caption", "--targets", "tok_clip", "--out", "out")
+    code, _, err = run("generate", *words, "--num-variations", "2", "--log-json", "log")
+    assert code == 0
+    assert err.count("note: ") == 2
+    assert "note: a/long: caption: the model reads the first 15 of 10000 tokens" in err
+    assert "note: a/odd: caption: the model does not know 'zebra'" in err
+    assert "6 saved, 2 conditions read in part" in err
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [event["key"] for event in events if event["event"] == "noted"] == ["a/long", "a/odd"]

@@ -84,8 +84,9 @@ def test_no_data_is_more_than_some_colours_or_a_value_error(data: object) -> Non
         ([{"2": [[1, 2, 3]]}], 'the palette "2" must be a list of 2 colours, not a list of 1'),
         ([{"1": [[1, 2]]}], r"a colour must be \[red, green, blue\], not a list of 2"),
         ([{"1": [[1, 2, "3"]]}], "every part of a colour must be a number, not '3'"),
-        ([{"1": [[1, 2, 256]]}], r"a colour must have parts in 0..255, not \[1, 2, 256\]"),
+        ([{"1": [[1, 2, 256]]}], r"a colour must have whole parts in 0..255, not \[1, 2, 256\]"),
         ([{"1": [[-1, 2, 3]]}], "0..255"),
+        ([{"1": [[0.5, 0.25, 1.0]]}], r"whole parts in 0..255, not \[0.5, 0.25, 1.0\]"),
     ],
 )
 def test_files_that_hold_no_palette_are_refused(data: object, message: str) -> None:

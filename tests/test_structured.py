@@ -206,6 +206,9 @@ def test_what_a_small_vocabulary_lacks_is_refused(demo: dict[str, StructuredCode
     value = demo["metadata"].read(saved(tmp_path / "x.json", {"caption_n_chars": 200}))
     with pytest.raises(SampleError, match="metadata: the model cannot read 'v0=200' in it"):
         demo["metadata"].encode([value])
+    value = demo["metadata"].read(saved(tmp_path / "x.json", {"n_humans": 900}))
+    with pytest.raises(SampleError, match="metadata: the model does not know 'v0=900'"):
+        demo["metadata"].encode([value])
 
 
 def test_no_boxes_and_no_metadata_are_conditions_that_only_end(codecs: dict[str, StructuredCodec]) -> None:

@@ -109,16 +109,18 @@ def test_files_of_ones_own_are_conditions_and_spoilt_ones_fail_alone(run: Run, t
     (folder / "pixels.json").write_text(json.dumps({"instances": [box | {"boxes": [10, 10, 50, 50]}]}))
     (folder / "strange.json").write_text(json.dumps({"instances": [box | {"class_name": "zebra"}]}))
     (folder / "cut.json").write_text('{"instances": [{"boxes"')
+    (folder / "many.json").write_text(json.dumps({"instances": [box] * 30}))
     code, _, err = run("generate", "--data", "data", "--cond", "det", "--targets", "tok_rgb", "--steps", "2",
                        "--out", "out")  # fmt: skip
     assert code == 3
     assert "Traceback" not in err
-    assert sorted(p.stem for p in (tmp_path / "out/rgb").rglob("*.png")) == ["empty", "good"]
+    assert sorted(p.stem for p in (tmp_path / "out/rgb").rglob("*.png")) == ["empty", "good", "many"]
+    assert "note: mine/many: det: the model reads the first 4 of 30, which fill its 24 tokens" in err
     failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
     reasons = {failure["key"]: failure["reason"] for failure in failures}
     assert set(reasons) == {"mine/pixels", "mine/strange", "mine/cut"}
     assert "pixels.json: instance 0: 'boxes' must be fractions" in reasons["mine/pixels"]
-    assert "does not know 'zebra'" in reasons["mine/strange"]
+    assert "strange.json: det: the model does not know 'zebra'" in reasons["mine/strange"]
     assert "cut.json: not valid JSON" in reasons["mine/cut"]
     assert all("\n" not in reason for reason in reasons.values())
 
@@ -281,5 +283,5 @@ def test_what_is_too_long_for_the_model_is_read_as_far_as_it_goes_and_told(run: 
     code, _, err = run(*words, "--log-json", "log.jsonl")
     assert code == 0
     assert "note: a/x: det: the model reads the first 4 of 9" in err
-    (event,) = [e for e in map(json.loads, (tmp_path / "log.jsonl").open()) if e["event"] == "shortened"]
+    (event,) = [e for e in map(json.loads, (tmp_path / "log.jsonl").open()) if e["event"] == "noted"]
     assert (event["key"], event["condition"]) == ("a/x", "det")

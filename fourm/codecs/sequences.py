@@ -16,6 +16,9 @@ from fourm.modalities import Modality
 from fourm.state import Slot, full_sequence
 from fourm.wordpiece import WordPiece, encode_full
 
+_MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
+_SHOWN = 5  # unknown words that a note names
+
 
 @dataclass(frozen=True, slots=True)
 class CaptionCodec:
@@ -30,11 +33,23 @@ class CaptionCodec:
         A list has one for each crop; what it lacks, its first one stands for. A caption that is longer than
         the model reads is cut, unless sentinels in it say that it is to be completed.
         """
-        text = _read_caption(path, crop.number if crop is not None else 0)
+        text = _read_caption(path, crop)
         ids = encode_full(text, self.wordpiece)
         if len(ids) <= self.row.max_tokens or ids[-1] != self.wordpiece.eos_id:
             return text
         return self.wordpiece.beginning(text, self.row.max_tokens - 1)
+
+    def notes(self, path: Path, crop: Crop | None = None) -> tuple[str, ...]:
+        """What `read` does not tell of a file: how much of it is cut, and words that are unknown."""
+        text, value = _read_caption(path, crop), self.read(path, crop)
+        found = []
+        if value != text:
+            kept, total = (len(self.wordpiece.encode(x)) for x in (value, text))
+            found.append(f"the model reads the first {kept} of {total} tokens")
+        if words := list(dict.fromkeys(self.wordpiece.unknown_words(value))):
+            more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+            found.append(f"the model does not know {', '.join(map(repr, words[:_SHOWN]))}{more}")
+        return tuple(found)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .txt file in UTF-8; there is no room for `text` in it."""
@@ -55,9 +70,15 @@ class CaptionCodec:
         return text_card(value if seen else "no caption")
 
 
-def _read_caption(path: Path, number: int) -> str:
-    if not path.name.lower().endswith((".json", ".json.gz")):
-        return read_text(path)
+def _read_caption(path: Path, crop: Crop | None) -> str:
+    is_json = path.name.lower().endswith((".json", ".json.gz"))
+    text = _caption_of_json(path, crop.number if crop is not None else 0) if is_json else read_text(path)
+    if mark := next((mark for mark in _MARKS if mark in text), ""):  # what follows would be lost unseen
+        raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")
+    return text
+
+
+def _caption_of_json(path: Path, number: int) -> str:
     value = read_json(path)
     if isinstance(value, list) and value:
         value = value[number if number < len(value) else 0]

@@ -80,7 +80,9 @@ class StructuredCodec:
         texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
         for text in texts:
             if unknown := self.wordpiece.unknown_words(text):
-                raise SampleError(f"{self.row.name}: the model does not know '{unknown[0]}'")
+                # `v0` alone would say little of `v0=999`.
+                words = (word for word in text.split() if self.wordpiece.unknown_words(word))
+                raise SampleError(f"{self.row.name}: the model does not know '{next(words, unknown[0])}'")
         return encode_texts(self.row, self.wordpiece, texts)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Structured[Any]]:

@@ -103,7 +103,7 @@ def _read_size(key: object) -> int:
 def _read_colour(data: object) -> Colour:
     if not isinstance(data, list) or len(data) != 3:
         raise ValueError(f"a colour must be [red, green, blue], not {shown(data)}")
-    levels = [round(finite(level, "every part of a colour")) for level in data]
-    if min(levels) < 0 or max(levels) > 255:
-        raise ValueError(f"a colour must have parts in 0..255, not {levels}")
-    return Colour(*levels)
+    levels = [finite(level, "every part of a colour") for level in data]
+    if min(levels) < 0 or max(levels) > 255 or any(level != round(level) for level in levels):
+        raise ValueError(f"a colour must have whole parts in 0..255, not {data}")
+    return Colour(*map(round, levels))
