@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from fourm.codecs import build_codec
 from fourm.codecs.coco import COCO_NAMES, NUM_COCO_LABELS
-from fourm.codecs.colours import NO_CLASS, feature_colours, legend, paint_features, paint_labels, turbo
+from fourm.codecs.colours import (
+    NO_CLASS,
+    feature_colours,
+    legend,
+    paint_features,
+    paint_labels,
+    to_bytes,
+    turbo,
+)  # fmt: skip
 from fourm.hub import find_model
 from fourm.modalities import RELEASED
 from fourm.state import full_pixels
@@ -135,3 +143,11 @@ def test_few_channels_or_places_have_colours_where_they_differ(shape: tuple[int,
 def test_features_that_differ_by_little_have_colours_too() -> None:
     features = (np.random.default_rng(0).normal(size=(5, 6, 6)) * 1e-30).astype(np.float32)
     assert np.ptp(paint_features(features)) == 255
+
+
+def test_recorded_pixels_are_rounded_where_the_reference_cuts_them_off(golden: Path) -> None:
+    """Defect 27: `output_files.json` has what truncation stores; the nearest level is right."""
+    cases = json.loads((golden / "data" / "output_files.json").read_text())["pixel_conversion"]
+    values = np.array([case["value"] for case in cases])
+    assert (values * 255).astype(np.uint8).tolist() == [case["stored"] for case in cases]
+    assert to_bytes(values).tolist() == [0, 0, 128, 127, 255, 255]

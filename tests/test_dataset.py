@@ -1,5 +1,6 @@
 """Datasets listed as recorded, matched by name, and told what is wrong with samples, folders and links."""
 
+import io
 import json
 import os
 import shutil
@@ -19,9 +20,12 @@ from fourm.codecs import build_codec
 from fourm.codecs.files import read_ids
 from fourm.dataset import EXTENSIONS, list_dataset, permutation, suffix_of, take
 from fourm.errors import UsageError
+from fourm.hub import find_model
+from fourm.inputs import Source, read_samples
 from fourm.layout import Key, Place, outputs_of, samples_of_prompts, write_text
 from fourm.modalities import RELEASED
 from fourm.prompts import read_prompts
+from fourm.sampling import Noise
 from fourm.wordpiece import WordPiece, encode_full
 
 HOSTILE = [
@@ -495,3 +499,20 @@ def test_a_file_where_a_folder_beside_belongs_is_refused(tmp_path: Path) -> None
     (tmp_path / "crop_settings").touch()
     with pytest.raises(UsageError, match="'crop_settings' is a file, not a folder"):
         list_dataset(tmp_path, {"depth": "depth"}, beside=("rgb", "crop_settings"))
+
+
+def test_the_recorded_empty_dataset_has_as_many_samples_as_asked_for(golden: Path) -> None:
+    recorded = json.loads((golden / "data" / "dataset_kinds.json").read_text(encoding="utf-8"))["empty"]
+    source = Source(data="empty", num_samples=recorded["dataset_size"])
+    dataset = read_samples(source, (), find_model("demo"), io.BytesIO())
+    assert [dict(sample.files) for sample in dataset.samples] == [recorded["item"]] * recorded["length"]
+
+
+def test_recorded_seeds_that_collide_in_the_reference_are_different_noise(golden: Path) -> None:
+    """Defect 31: it joins numbers without a mark between them, so (1, 23) and (12, 3) are one sample."""
+    cases = json.loads((golden / "data" / "dataset_kinds.json").read_text(encoding="utf-8"))["seeds"]
+    assert len({case["seed"] for case in cases}) == len(cases) - 1
+    noises = set[int]()
+    for run, index, variation in (case["parts"] for case in cases):
+        noises.add(int(Noise.for_samples(run, [(f"{index:06d}", variation)]).streams))
+    assert len(noises) == len(cases)

@@ -137,3 +137,26 @@ def test_a_dtype_has_its_full_name_and_tokenizers_their_keys(tmp_path: Path) -> 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UsageError, match=r"gone\.yaml: no such file"):
         read_settings([Path("gone.yaml")], {})
+
+
+def test_recorded_lists_are_broadcast_or_refused_by_their_count(golden: Path, tmp_path: Path) -> None:
+    """The reference hands lists of a wrong count on as they are (defect 32); here that is a mistake."""
+    cases = json.loads((golden / "data" / "cli.json").read_text())["broadcast"]
+    assert len(cases) == 5
+    targets = ("tok_clip", "tok_rgb", "tok_depth", "tok_normal")
+    for case in cases:
+        given = {"temps": case["list"], "target_domains": list(targets[: case["n"]])}
+        settings = read_settings([], {"cond_domains": "caption", **given})
+        if len(case["list"]) not in (1, case["n"]):
+            with pytest.raises(ScheduleError, match=f"{len(case['list'])} values for {case['n']} targets"):
+                build_chain(settings.base, find_model(seven(tmp_path)))
+        elif case["list"] != [None]:  # nothing said: each modality's own default
+            chain = build_chain(settings.base, find_model(seven(tmp_path)))
+            assert [spec.temperature for spec in chain.specs] == case["result"]
+
+
+def test_the_recorded_automatic_name_is_the_folder_of_a_run(golden: Path) -> None:
+    """`wandb_run_name` belongs to a tracker that there is not."""
+    names = json.loads((golden / "data" / "cli.json").read_text())["auto_names"]
+    settings = settings_of(["-c", names["config_path"]])
+    assert settings.run.folder == Path(names["output_dir"])

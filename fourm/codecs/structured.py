@@ -41,6 +41,10 @@ class StructuredCodec:
 
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
         """The value of a JSON file, as the crop shows it; its problems say what is too long to be read."""
+        if path.suffix.lower() == ".npy":  # as the reference keeps instances
+            raise SampleError(
+                f"{path}: not JSON; `fourm convert sam-instances` makes some of pickled instances"
+            )
         try:
             value = self.grammar.from_json(read_json(path), crop)
         except ValueError as error:
