@@ -85,6 +85,22 @@ def test_pixels_are_normalised_as_recorded(golden: Path, recorded: dict[str, Arr
     assert slot.known.all()
 
 
+def test_recorded_pixels_and_their_statistics_are_those_of_the_codec(golden: Path) -> None:
+    """Not of the grey picture: there the recorded centre is that of notebooks, a pixel beside the loaders'."""
+    codec = build_codec(RELEASED.get("rgb@224"))
+    cases = json.loads((golden / "data" / "image_preprocess.json").read_text())["cases"]
+    cases = [case for case in cases if case["folder_loader"]["same_pixels_as_notebook"]]
+    assert len(cases) == 3
+    for case in cases:
+        pixels = codec.encode([codec.read(golden / "data" / case["source"])]).values[0]
+        recorded, level = case["notebook"], 1.5 / 255 / 0.224
+        for point in recorded["normalised_at"]:
+            assert pixels[:, point["row"], point["col"]].tolist() == pytest.approx(point["value"], abs=level)
+        flat = pixels.double().flatten(1)
+        for found, key in ((flat.mean(1), "mean"), (flat.std(1), "std")):
+            assert found.tolist() == pytest.approx(recorded[f"normalised_{key}_per_channel"], abs=1e-3)
+
+
 def test_pixels_decode_to_what_the_model_was_shown() -> None:
     codec = build_codec(RELEASED.get("rgb@224"))
     value = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
