@@ -86,7 +86,7 @@ def test_pixels_are_normalised_as_recorded(golden: Path, recorded: dict[str, Arr
 
 
 def test_recorded_pixels_and_their_statistics_are_those_of_the_codec(golden: Path) -> None:
-    """Not of the grey picture: its recorded centre is that of notebooks, a pixel beside the loaders'."""
+    """Not of the grey picture: its recorded centre is that of notebooks, a pixel beside ours."""
     codec = build_codec(RELEASED.get("rgb@224"))
     cases = json.loads((golden / "data" / "image_preprocess.json").read_text())["cases"]
     cases = [case for case in cases if case["folder_loader"]["same_pixels_as_notebook"]]
