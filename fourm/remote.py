@@ -70,7 +70,7 @@ def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Remo
         raise MissingError(
             f"{hub_id}: {api.endpoint} does not answer as a Hub does ({error}); HF_ENDPOINT may be wrong"
         ) from error
-    except Exception as error:
+    except Exception as error:  # httpx's or requests' own, by the version of huggingface_hub
         raise _explain(error, hub_id, repo_type, revision) from error
 
 

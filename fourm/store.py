@@ -106,7 +106,7 @@ def _fill(
         receive(client, file.name, url, headers, growing, file.size)
     except FourMError:
         raise
-    except Exception as error:
+    except Exception as error:  # httpx's or requests' own, by the version of huggingface_hub
         raise explain_file(error, hub_id, file.name, url) from error
     finally:
         growing.flush()

@@ -90,7 +90,7 @@ def persist(client: Client, name: str, action: Callable[[], T], progress: Callab
     while True:
         try:
             return action()
-        except Exception as error:
+        except Exception as error:  # what may not pass is raised again
             failures = 1 if progress() > before else failures + 1
             before = progress()
             if failures >= client.tries or not _may_pass(error):
