@@ -84,7 +84,8 @@ class Conditions:
         rows, failures = list[Given](), list[tuple[Work, str]]()
         for work in works:
             try:
-                if rows and rows[-1].work.sample is work.sample:  # another variation of the same
+                if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
+                    # Another variation of the same
                     rows.append(Given(work, rows[-1].values, rows[-1].ids))
                 else:
                     rows.append(self._read(work))
@@ -97,9 +98,9 @@ class Conditions:
             raise SampleError(work.sample.problem)
         values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
         notes = dict[str, tuple[str, ...]]()
-        files, crop = work.sample.files, None
+        files, crop = work.sample.files_of(work.variation), None
         if self.reads_pictures:
-            crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(work.sample))
+            crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(files))
         for name in self.request.chain.conditions:
             row, path = self.request.model.registry.get(name), files.get(name)
             if row.kind is Kind.GRID and name not in self.request.chain.raw:
@@ -120,11 +121,11 @@ class Conditions:
                 notes[name] = found
         return Given(work, values, ids, notes)
 
-    def _whole_of(self, sample: Sample) -> Path | None:
+    def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
         """The picture or map whose size crops refer to."""
-        maps = [name for name in sorted(self.request.chain.raw) if name in sample.files]
+        maps = [name for name in sorted(self.request.chain.raw) if name in files]
         of_pixels = [name for name in maps if _is_map(self.codecs[name])]
-        return sample.files.get(WHOLE) or (sample.files[of_pixels[0]] if of_pixels else None)
+        return files.get(WHOLE) or (files[of_pixels[0]] if of_pixels else None)
 
     def _batch(self, rows: Sequence[Given]) -> Batch:
         slots: dict[str, Slot] = {}

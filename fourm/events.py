@@ -19,6 +19,7 @@ class Started:
     device: str
     steps: int  # decoding steps of one batch
     evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
+    stage: str = "base"  # or "sr": super-resolution of what was made
 
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
@@ -79,6 +80,7 @@ class Saved:
     key: str
     variation: int
     files: tuple[Path, ...] = ()
+    stage: str = "base"
 
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
@@ -134,6 +136,7 @@ class Finished:
     skipped: int
     failed: int
     seconds: float
+    stage: str = "base"
 
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""

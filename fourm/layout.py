@@ -48,17 +48,25 @@ class Sample:
     key: Key
     caption: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    varied: Sequence[Mapping[str, Path]] = ()  # files of each variation, where they are not the same for all
     typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed like captions
     problem: str = ""  # why this one can only fail; found when its dataset was listed
+
+    def files_of(self, variation: int) -> Mapping[str, Path]:
+        """Files of one variation, by condition modality."""
+        return {**self.files, **self.varied[variation]} if self.varied else self.files
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run puts one kind of file."""
+    """Where a run puts one kind of file, and what it is."""
 
     folder: str  # "tok_rgb@64", "rgb": directly under the root
     suffix: str  # ".npy"
-    shared: bool = False  # one file for all variations (conditions)
+    shared: bool = False  # one file for all variations
+    modality: str = ""  # full name: "tok_rgb@64"; "" for files that are not of one
+    form: str = "value"  # "ids", "value"; or "extra": only some samples have it
+    is_condition: bool = False
 
 
 def number_keys(count: int) -> list[Key]:

@@ -21,13 +21,16 @@ from fourm.hub import (
 )
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
-from fourm.preview import PREVIEWS
+from fourm.preview import preview_places
 from fourm.record import RunRecord, digest_of_samples, now, sha256_of
 from fourm.request import Request
 from fourm.tokenizers.config import DiVAEConfig
 from fourm.tokenizers.vq import Part
 
-MALFORMED = Place("malformed", ".json")  # texts that do not keep to their grammar, as the model wrote them
+
+def malformed_place(target: str) -> Place:
+    """Where texts lie that do not keep to their grammar, as the model wrote them."""
+    return Place(f"malformed/{target}", ".json", modality=target, form="extra")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,17 @@ class Output:
 
     place: Place
     modality: Modality
-    form: str  # "ids", "value"
-    is_condition: bool
+    is_written: bool = True  # False for conditions that lie in the output folder already
+
+    @property
+    def form(self) -> str:
+        """`ids` or `value`."""
+        return self.place.form
+
+    @property
+    def is_condition(self) -> bool:
+        """True for what the run was given."""
+        return self.place.is_condition
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -46,27 +58,39 @@ class Output:
 
 
 def plan_outputs(request: Request) -> list[Output]:
-    """Every kind of file that a sample of this request gets; what cannot be made is refused here."""
+    """Every kind of file that a sample of this request gets; what cannot be made is refused here.
+
+    Conditions that lie in the output folder already are not written again.
+    """
     registry, outputs = request.model.registry, list[Output]()
+    writes = not request.is_beside
     for name in request.chain.conditions:
         row = registry.get(name)
+        shared = not any(name in files for sample in request.samples for files in sample.varied)
         if row.kind is Kind.GRID:
-            outputs.append(Output(Place(row.name, ".npy", shared=True), row, "ids", True))
+            outputs.append(Output(Place(row.name, ".npy", shared, name, "ids", True), row, writes))
         if row.kind is not Kind.GRID or name in request.chain.raw:
-            outputs.append(Output(Place(row.folder, row.suffix, shared=True), row, "value", True))
-    taken = {output.place.folder for output in outputs}
+            outputs.append(Output(Place(row.folder, row.suffix, shared, name, "value", True), row, writes))
+    taken = {output.place.folder for output in outputs if output.is_written} | _taken(request)
     for name in request.chain.targets:
         row = registry.get(name)
         if row.kind is Kind.GRID:
-            outputs.append(Output(Place(row.name, ".npy"), row, "ids", False))
+            outputs.append(Output(Place(row.name, ".npy", modality=name, form="ids"), row))
         if row.kind is Kind.SEQUENCE or request.decode:
             folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
-            outputs.append(Output(Place(folder, row.suffix), row, "value", False))
+            outputs.append(Output(Place(folder, row.suffix, modality=name), row))
     for output in outputs:
         _check_output(request.model, output)
     check_tokenizers(request.model, [output.modality for output in outputs if output.form == "value"])
     count_evaluations(request, outputs)
     return outputs
+
+
+def _taken(request: Request) -> set[str]:
+    """Folders of the run that this one writes beside."""
+    if request.origin is None or request.origin.record is None or not request.is_beside:
+        return set()
+    return {place.folder for place in request.origin.record.places}
 
 
 def _check_output(model: ModelFiles, output: Output) -> None:
@@ -143,7 +167,11 @@ def make_record(
         decode=request.decode,
         detokenizer_steps=request.detokenizer_steps,
         preview=request.preview,
-        places=(*(output.place for output in outputs), *_occasional(request)),
+        stage=request.stage,
+        variation=request.variation,
+        origin=request.origin.record.as_origin() if request.origin and request.origin.record else {},
+        options=request.chain.to_text(),
+        places=(*(output.place for output in outputs if output.is_written), *_occasional(request)),
         device=name_device(device),
         versions={"fourm": __version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},
@@ -154,8 +182,12 @@ def make_record(
 
 def _occasional(request: Request) -> list[Place]:
     """Where files lie that only some samples have."""
-    writes_text = any(request.model.registry.get(t).kind is Kind.SEQUENCE for t in request.chain.targets)
-    return [*([PREVIEWS] if request.preview else []), *([MALFORMED] if writes_text else [])]
+    rows = [request.model.registry.get(name) for name in request.chain.targets]
+    previewed = rows if request.preview else []
+    return [
+        *(place for row in previewed if row.kind is Kind.GRID for place in preview_places(row.name)),
+        *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
+    ]
 
 
 def tokenizers_of(outputs: Sequence[Output]) -> dict[str, Part]:

@@ -5,49 +5,30 @@ sample's files as soon as its batch is done. A sample depends on (model, chain, 
 alone, so batches, processes and resumed runs all lead to the same folder.
 """
 
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fourm import __version__
 from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
-from fourm.codecs.files import write_ids
-from fourm.codecs.images import Diffusion, GridCodec, rows_at_once
-from fourm.conditions import Conditions, Given, Prepared, Work
+from fourm.codecs.images import rows_at_once
+from fourm.conditions import Conditions, Prepared, Work
 from fourm.device import choose_batch_size, choose_device, choose_dtype
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
-from fourm.errors import FourMError, SampleError
-from fourm.events import (
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Loading,
-    Malformed,
-    Noted,
-    Saved,
-    Started,
-    Stepped,
-)
-from fourm.grammars.structured import Structured
-from fourm.inputs import CAPTION
+from fourm.errors import FourMError
+from fourm.events import Event, Finished, Loading, Noted, Started, Stepped
 from fourm.layers import set_attention
-from fourm.layout import is_done, path_of, write_atomic, write_text
+from fourm.modalities import Kind
 from fourm.model import FourM
-from fourm.outputs import MALFORMED, Output, count_evaluations, make_record, plan_outputs, tokenizers_of
-from fourm.preview import PREVIEWS, write_previews
-from fourm.record import Launch, add_failure, close_output, now, open_output
-from fourm.request import PREVIEW_STEPS, Request
+from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.preview import Orders
+from fourm.record import Launch, RunRecord, close_output, now, open_output
+from fourm.request import Request
 from fourm.sampling import Noise
-from fourm.state import Batch
+from fourm.saving import Saver
 from fourm.wordpiece import WordPiece
 
 NOT_FINITE = (
@@ -56,77 +37,90 @@ NOT_FINITE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that was found to be possible, and on what it is computed."""
+
+    request: Request
+    outputs: list[Output]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def record(self) -> RunRecord:
+        """What run.json will say; reads all of the model's files."""
+        return make_record(self.request, self.outputs, self.device, self.dtype)
+
+
+def check(request: Request) -> Job:
+    """Find mistakes of the request (exit code 2) and missing files (4) before anything is loaded."""
+    device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
+    set_attention(torch.nn.Identity(), request.attention, device)
+    outputs = plan_outputs(request)
+    check_files(request.model, tokenizers_of(outputs))
+    return Job(request, outputs, device, dtype)
+
+
 def run(request: Request) -> Iterator[Event]:
     """Make every sample of the request that is not there yet, and say what happens on the way.
 
-    Errors of the request (exit code 2) and of missing files (4) come before anything is loaded. A sample
-    that fails is reported and noted in failures.jsonl; the others go on.
+    Errors of the request come before anything is loaded. A sample that fails is reported and noted in
+    failures.jsonl; the others go on.
     """
     started = time.perf_counter()
-    device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
-    set_attention(torch.nn.Identity(), request.attention, device)  # said before anything is loaded
-    outputs = plan_outputs(request)
-    check_files(request.model, tokenizers_of(outputs))
-    record = make_record(request, outputs, device, dtype)
-    launch = Launch(request.world.rank, request.world.size, now())
-    number = open_output(request.out, record, launch, request.resume, request.overwrite)
-    tally = Tally()
+    job = check(request)
+    out, launch = request.out, Launch(request.world.rank, request.world.size, now())
+    number = open_output(out, job.record, launch, request.resume, request.overwrite, request.record)
+    saver = Saver(request, job.outputs)
+    tally = saver.tally
     try:
-        yield from _generate(request, outputs, device, dtype, tally)
+        yield from _generate(job, saver)
     except OSError as error:
-        raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
+        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
     finally:
         seconds = time.perf_counter() - started
         ended = Launch(
             launch.rank, launch.size, launch.started, now(),
             len(tally.saved), tally.skipped, tally.failed, round(seconds, 3),
         )  # fmt: skip
-        close_output(request.out, number, ended, tally.saved)
-    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds)
+        close_output(out, number, ended, tally.saved, request.record)
+    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a run has done so far."""
-
-    saved: set[tuple[str, int]] = field(default_factory=set)
-    skipped: int = 0
-    failed: int = 0
-
-
-def _generate(
-    request: Request, outputs: list[Output], device: torch.device, dtype: torch.dtype, tally: Tally
-) -> Iterator[Event]:
+def _generate(job: Job, saver: Saver) -> Iterator[Event]:
     """The work of one process: load, then batch after batch."""
+    request, device = job.request, job.device
     everything = [
-        Work(s, v)
-        for s in sorted(request.samples, key=lambda s: s.key)
-        for v in range(request.num_variations)
+        Work(s, v) for s in sorted(request.samples, key=lambda s: s.key) for v in request.variations
     ]
-    mine = request.world.share(everything)
-    todo = [work for work in mine if not _is_made(request, outputs, work)]
-    tally.skipped = len(mine) - len(todo)
+    mine = [work for work in request.world.share(everything) if _has_conditions(request, work)]
+    made = [work for work in mine if saver.is_made(work)]
+    if made:
+        saver.adopt(made)
+    finished = set(map(id, made))
+    todo = [work for work in mine if id(work) not in finished]
+    saver.tally.skipped = len(made)
     size = request.batch_size or choose_batch_size(request, device)
-    steps = len(request.chain.steps)
-    evaluations = count_evaluations(request, outputs)
-    yield Started(len(mine), tally.skipped, size, request.model.name, str(device), steps, evaluations)
+    steps, evaluations = len(request.chain.steps), count_evaluations(request, job.outputs)
+    yield Started(
+        len(mine), len(made), size, request.model.name, str(device), steps, evaluations, request.stage
+    )
     if not todo:
         return
     yield Loading(f"model {request.model.name}")
-    parts = load_parts(request, outputs, device, dtype)
+    parts = load_parts(request, job.outputs, device, job.dtype)
+    saver.codecs = parts.codecs
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     for prepared in Conditions(request, parts.codecs).prepared(groups):
-        yield from _make_batch(request, parts, outputs, prepared, tally)
+        yield from _make_batch(request, parts, saver, prepared)
 
 
-def _is_made(request: Request, outputs: list[Output], work: Work) -> bool:
-    places = [output.place for output in outputs]
-    return is_done(request.out, work.sample.key, places, _suffix(request, work.variation))
-
-
-def _suffix(request: Request, variation: int) -> int | None:
-    """The variation as file names show it: only where there is more than one."""
-    return variation if request.num_variations > 1 else None
+def _has_conditions(request: Request, work: Work) -> bool:
+    """Whether the run that super-resolution goes on from has made this sample; if not, it told of it."""
+    if request.origin is None or request.origin.record is None:
+        return True
+    files = work.sample.files_of(work.variation)
+    return all(name in files and files[name].is_file() for name in request.chain.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,46 +154,35 @@ def load_parts(
     return Parts(network, codecs, sentinels, device)
 
 
-def _make_batch(
-    request: Request, parts: Parts, outputs: list[Output], prepared: Prepared, tally: Tally
-) -> Iterator[Event]:
+def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared) -> Iterator[Event]:
     """Decode and write one batch; what cannot be read or written is left out and reported."""
-    rows = prepared.rows
+    rows, works = prepared.rows, [row.work for row in prepared.rows]
     for work, reason in prepared.failures:
-        yield _fail(request, work, reason, tally)
+        yield saver.fail(work, reason)
     for row in rows:
         for name, notes in row.notes.items():
             yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
     if not rows:
         return
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
-    noise = Noise.for_samples(request.seed, [(row.work.sample.key.text, row.work.variation) for row in rows])
-    engine = Engine(parts.network, parts.sentinels)
+    noise = Noise.for_samples(request.seed, [(work.sample.key.text, work.variation) for work in works])
+    engine, orders, steps = Engine(parts.network, parts.sentinels), Orders(), request.chain.steps
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
-        batch, sound = progress.batch, sound & progress.sound
-        if request.preview and (progress.step.index + 1) % request.preview == 0:
-            _write_previews(request, parts, progress, [row.work for row in rows])
-        yield _stepped(progress, len(request.chain.steps))
+        batch, sound, step = progress.batch, sound & progress.sound, progress.step
+        if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
+            is_last = step is steps[-1] or steps[step.index + 1].target != step.target
+            saver.preview(progress, orders, works, is_last)
+        yield _stepped(progress, len(steps))
     are_sound = sound.tolist()
-    for row in (row for row, is_sound in zip(rows, are_sound, strict=True) if not is_sound):
-        yield _fail(request, row.work, NOT_FINITE, tally)
+    for work in (work for work, is_sound in zip(works, are_sound, strict=True) if not is_sound):
+        yield saver.fail(work, NOT_FINITE)
     finished = [index for index, is_sound in enumerate(are_sound) if is_sound]
     size = rows_at_once(parts.device)
     for first in range(0, len(finished), size):
         group = finished[first : first + size]
         made = batch.select(torch.tensor(group, device=parts.device))
-        yield from _save(request, parts, outputs, [rows[index] for index in group], made, tally)
-
-
-def _write_previews(request: Request, parts: Parts, progress: Progress, works: list[Work]) -> None:
-    name = progress.step.target
-    row, suffix = request.model.registry.get(name), f"-step{progress.step.index:03d}{PREVIEWS.suffix}"
-    folder = f"{PREVIEWS.folder}/{name}"
-    paths = [path_of(request.out, folder, w.sample.key, suffix, _suffix(request, w.variation)) for w in works]
-    diffusion = _diffusion(request, name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
-    with suppress(SampleError):  # it will come again, and be reported, when the result is decoded
-        write_previews(request.out, paths, row, parts.codecs[name], progress.batch.slots[name], diffusion)
+        yield from saver.save([rows[index] for index in group], made)
 
 
 def _stepped(progress: Progress, steps: int) -> Stepped:
@@ -208,123 +191,3 @@ def _stepped(progress: Progress, steps: int) -> Stepped:
         progress.batch.keys, step.target, step.scheme, step.index, steps, progress.done, progress.total,
         progress.fixed * len(progress.batch.keys), step.temperature, step.guidance, progress.seconds,
     )  # fmt: skip
-
-
-def _save(
-    request: Request, parts: Parts, outputs: list[Output], rows: list[Given], batch: Batch, tally: Tally
-) -> Iterator[Event]:
-    """Write all files of some finished samples; each file appears whole or not at all.
-
-    Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
-    """
-    works = [row.work for row in rows]
-    for output in outputs:
-        if output.form == "ids":
-            _write_ids(request, output, rows, batch)
-    decoded = dict[str, list[Any]]()
-    try:
-        for output in outputs:
-            if output.form == "value" and not output.is_condition:
-                name = output.modality.name
-                decoded[name] = yield from _decode(request, parts, name, works, batch)
-    except SampleError as error:
-        if len(rows) == 1:
-            yield _fail(request, works[0], str(error), tally)
-            return
-        for index, row in enumerate(rows):
-            alone = batch.select(torch.tensor([index], device=parts.device))
-            yield from _save(request, parts, outputs, [row], alone, tally)
-        return
-    for index, (work, row) in enumerate(zip(works, rows, strict=True)):
-        given = {**row.values, **{name: made[index] for name, made in decoded.items()}}
-        text = _chunks(request, work, row.values)
-        shared_text = {key: said for key, said in text.items() if key != "variation"}  # whoever writes first
-        yield from _write_malformed(request, work, {name: made[index] for name, made in decoded.items()})
-        try:
-            for output in outputs:
-                if output.form == "value":
-                    said = shared_text if output.place.shared else text
-                    write = partial(parts.codecs[output.modality.name].write, text=said)
-                    _write(request, output, work, partial(write, given[output.modality.name]))
-        except SampleError as error:
-            yield _fail(request, work, str(error), tally)
-            continue
-        tally.saved.add((work.sample.key.text, work.variation))
-        yield Saved(work.sample.key.text, work.variation, tuple(_path(request, o, work) for o in outputs))
-
-
-def _decode(
-    request: Request, parts: Parts, name: str, works: list[Work], batch: Batch
-) -> Generator[Event, None, list[Any]]:
-    """The values of one target; a diffusion reports its steps."""
-    codec, slot = parts.codecs[name], batch.slots[name]
-    if not (isinstance(codec, GridCodec) and codec.diffuses):
-        return codec.decode(slot)
-    steps = codec.decode_stepwise(slot, _diffusion(request, name, works, request.detokenizer_steps))
-    keys = tuple(work.sample.key.text for work in works)
-    while True:
-        started = time.perf_counter()
-        try:
-            done, total = next(steps)
-        except StopIteration as end:
-            return end.value
-        yield Detokenized(keys, name, done, total, time.perf_counter() - started)
-
-
-def _diffusion(request: Request, name: str, works: list[Work], steps: int) -> Diffusion:
-    """Noise that belongs to the sample, as everywhere, and to the modality."""
-    samples = [(work.sample.key.text, work.variation) for work in works]
-    return Diffusion(steps, Noise.for_samples(request.seed, samples, f"detokenizer {name}"))
-
-
-def _write_malformed(request: Request, work: Work, made: Mapping[str, Any]) -> Iterator[Event]:
-    """Keep the texts that do not keep to their grammar, and tell of them."""
-    for name, value in made.items():
-        if isinstance(value, Structured) and value.problems:
-            folder = f"{MALFORMED.folder}/{name}"
-            suffix = _suffix(request, work.variation)
-            path = path_of(request.out, folder, work.sample.key, MALFORMED.suffix, suffix)
-            said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
-            write_text(request.out, path, said + "\n")
-            yield Malformed(work.sample.key.text, work.variation, name, value.problems)
-
-
-def _write_ids(request: Request, output: Output, rows: list[Given], batch: Batch) -> None:
-    name = output.modality.name
-    for index, row in enumerate(rows):
-        ids = row.ids[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
-        _write(request, output, row.work, partial(write_ids, ids))
-
-
-def _write(request: Request, output: Output, work: Work, write: Callable[[Path], None]) -> None:
-    path = _path(request, output, work)
-    if not (output.place.shared and path.exists()):  # another variation may have written the condition
-        write_atomic(request.out, path, write)
-
-
-def _path(request: Request, output: Output, work: Work) -> Path:
-    place = output.place
-    variation = None if place.shared else _suffix(request, work.variation)
-    return path_of(request.out, place.folder, work.sample.key, place.suffix, variation)
-
-
-def _chunks(request: Request, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
-    """What the text chunks of a PNG say: enough to make it again."""
-    registry = request.model.registry
-    prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
-    said = {"prompt": prompts[0]} if prompts else {}
-    return {
-        "software": f"fourm {__version__}",
-        **said,
-        "model": request.model.name,
-        "seed": str(request.seed),
-        "sample": work.sample.key.text,
-        "variation": str(work.variation),
-        "schedule": request.chain.to_text(),
-    }
-
-
-def _fail(request: Request, work: Work, reason: str, tally: Tally) -> Failed:
-    tally.failed += 1
-    add_failure(request.out, work.sample.key.text, work.variation, reason)
-    return Failed(work.sample.key.text, work.variation, reason)

@@ -12,12 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fourm.checksums import drop_checksums, sha256_of_file, tidy_checksums
 from fourm.errors import UsageError
 from fourm.layout import PARTIAL, Place, Sample, remove_leftovers, write_text
 
 RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
-FORMAT = 1  # of run.json
-FREE = ("versions", "command", "device", "created")  # may differ between a run and the one that resumes it
+SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
+BASE, SR = "base", "sr"  # stages of making a sample
+FORMAT = 2  # of run.json
+FREE = (
+    "versions",
+    "command",
+    "device",
+    "created",
+    "options",
+)  # may differ between a run and the one that resumes it
 MAX_DIFFERENCES = 5  # named in the sentence that refuses to resume
 
 
@@ -40,6 +49,10 @@ class RunRecord:
     detokenizer_steps: int
     preview: int
     places: tuple[Place, ...]
+    stage: str = BASE
+    variation: int | None = None  # the only one that was made
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what this run went on from: see `as_origin`
+    options: str = ""  # the schedule as options of the command line
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -48,6 +61,11 @@ class RunRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in `run.json`."""
         return asdict(self)
+
+    def as_origin(self) -> dict[str, Any]:
+        """What the results of this run depend on, for the record of a run that goes on from them."""
+        names = ("model", "revision", "files", "options", "samples_sha256", "num_variations", "seed", "dtype")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +95,24 @@ def digest_of_samples(samples: list[Sample]) -> str:
 
 @cache
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, read once per process."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file that does not change, read once per process."""
+    return sha256_of_file(path)
 
 
-def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool) -> tuple[Path, ...]:
+def check_output(
+    out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
+) -> tuple[Path, ...]:
     """Make the output folder; refuse one that cannot be written or holds something. Nothing is loaded yet.
 
-    Returns the folders that were made, the innermost first.
+    record: RUN, or SR_RUN for a run that writes beside the files it reads. Returns the folders that were
+    made, the innermost first.
     """
     if os.path.exists(out) and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a folder")
-    if not _is_empty(out) and not resume and not overwrite and not _is_partner(_load(out), launch):
-        raise _exists(out)
-    if not _is_empty(out):
-        _load(out)
+    if not _is_free(out, record):
+        before = _load(out, record)
+        if not resume and not overwrite and not _is_partner(before, launch):
+            raise _exists(out, record)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     _make(out)
     with locked(out):
@@ -106,40 +126,50 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def open_output(out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool) -> int:
-    """Join the folder: write run.json, or compare with the one that is there. Returns this launch's number.
+def open_output(
+    out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
+) -> int:
+    """Join the folder: write the record, or compare with the one there. Returns this launch's number.
 
     Several processes may do this at once, in any order; the first of them writes the record.
     """
     _make(out)
+    fresh = {"format": FORMAT, **settings.to_json(), "launches": []}
     with locked(out):
         remove_leftovers(out)
-        if _is_empty(out):
-            return _add(out, {"format": FORMAT, **settings.to_json(), "launches": []}, launch)
-        record = _load(out)
-        partner = _is_partner(record, launch)
+        if _is_free(out, record):
+            if record == SR_RUN:
+                _check_unclaimed(out, settings)
+            return _add(out, record, fresh, launch)
+        before = _load(out, record)
+        partner = _is_partner(before, launch)
         if overwrite and not partner:
             _empty(out, record)
-            return _add(out, {"format": FORMAT, **settings.to_json(), "launches": []}, launch)
+            return _add(out, record, fresh, launch)
         if not resume and not partner:
-            raise _exists(out)
-        _compare(out, record, settings)
-        return _add(out, record, launch)
+            raise _exists(out, record)
+        _compare(out, before, settings)
+        return _add(out, record, before, launch)
 
 
-def close_output(out: Path, number: int, launch: Launch, saved: Container[tuple[str, int]]) -> None:
+def close_output(
+    out: Path, number: int, launch: Launch, saved: Container[tuple[str, int]], record: str = RUN
+) -> None:
     """Note how a launch ended, forget failures of samples (key, variation) that it has saved, tidy up."""
     with locked(out):
-        record = _load(out)
-        record["launches"][number] = asdict(launch)
-        _save(out, record)
-        _forget_failures(out, saved)
+        before = _load(out, record)
+        before["launches"][number] = asdict(launch)
+        _save(out, record, before)
+        _forget_failures(out, saved, BASE if record == RUN else SR)
+        tidy_checksums(out)
         remove_leftovers(out)
 
 
-def add_failure(out: Path, key: str, variation: int, reason: str) -> None:
+def add_failure(out: Path, key: str, variation: int, reason: str, record: str = RUN) -> None:
     """Append one line to failures.jsonl, whole, whoever else is writing."""
-    line = json.dumps({"key": key, "variation": variation, "reason": reason, "time": now()}) + "\n"
+    stage = {} if record == RUN else {"stage": SR}
+    failure = {"key": key, "variation": variation, **stage, "reason": reason, "time": now()}
+    line = json.dumps(failure) + "\n"
     with locked(out), (out / FAILURES).open("a", encoding="utf-8") as file:
         file.write(line if file.tell() == 0 or _ends_a_line(out / FAILURES) else "\n" + line)
 
@@ -147,22 +177,23 @@ def add_failure(out: Path, key: str, variation: int, reason: str) -> None:
 def forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
     """Take samples (key, variation) that are saved by now out of failures.jsonl."""
     with locked(out):
-        _forget_failures(out, saved)
+        _forget_failures(out, saved, BASE)
 
 
-def read_record(out: Path) -> RunRecord:
+def read_record(out: Path, record: str = RUN) -> RunRecord:
     """The settings of the run that wrote a folder."""
-    record = _load(out)
+    data = _load(out, record)
     try:
-        values = {name: record[name] for name in RunRecord.__dataclass_fields__}
+        values = {name: data[name] for name in RunRecord.__dataclass_fields__}
         places = tuple(Place(**place) for place in values.pop("places"))
-        return RunRecord(**values | {"places": places, "command": tuple(record["command"])})
+        return RunRecord(**values | {"places": places, "command": tuple(data["command"])})
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{out / RUN}: is not a record of this program ({error})") from error
+        raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
 
 
-def _exists(out: Path) -> UsageError:
-    return UsageError(f"--out {out}: is not empty; --resume goes on with its run, --overwrite starts again")
+def _exists(out: Path, record: str) -> UsageError:
+    what = "is not empty" if record == RUN else "holds super-resolution already"
+    return UsageError(f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again")
 
 
 def _is_partner(record: Mapping[str, Any], launch: Launch) -> bool:
@@ -201,8 +232,8 @@ def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value)
 
 
-def _load(out: Path) -> dict[str, Any]:
-    path = out / RUN
+def _load(out: Path, name: str) -> dict[str, Any]:
+    path = out / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
@@ -215,20 +246,20 @@ def _load(out: Path) -> dict[str, Any]:
             return dict(record)
     except FileNotFoundError as error:
         raise UsageError(
-            f"--out {out}: is not empty and holds no {RUN}, so no run wrote it; left as it is"
+            f"--out {out}: is not empty and holds no {name}, so no run wrote it; left as it is"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: is not a record of this program ({error})") from error
     raise UsageError(f"{path}: is not a record of this program (launches or places are not complete)")
 
 
-def _save(out: Path, record: Mapping[str, Any]) -> None:
-    write_text(out, out / RUN, json.dumps(record, indent=1) + "\n")
+def _save(out: Path, name: str, record: Mapping[str, Any]) -> None:
+    write_text(out, out / name, json.dumps(record, indent=1) + "\n")
 
 
-def _add(out: Path, record: dict[str, Any], launch: Launch) -> int:
+def _add(out: Path, name: str, record: dict[str, Any], launch: Launch) -> int:
     record["launches"].append(asdict(launch))
-    _save(out, record)
+    _save(out, name, record)
     return len(record["launches"]) - 1
 
 
@@ -239,27 +270,55 @@ def _make(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
-def _is_empty(out: Path) -> bool:
-    """True if there is nothing but what a run leaves that was killed before it began."""
+def _is_free(out: Path, record: str) -> bool:
+    """True if no run is here: nothing but what one leaves that was killed before it began.
+
+    A run that writes beside others only minds its own record.
+    """
     try:
+        if record != RUN:
+            return not os.path.lexists(out / record)
         return not os.path.exists(out) or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
 
 
-def _empty(out: Path, record: Mapping[str, Any]) -> None:
-    """Delete the files of the run that wrote `record`, nothing else; the record stays until replaced."""
-    for place in record["places"]:
-        folder = out / place["folder"]
-        if folder == out or not folder.resolve().is_relative_to(out.resolve()):
-            raise UsageError(f"{out / RUN}: names the folder '{place['folder']}', which is not inside {out}")
-        for where, _, names in os.walk(folder, topdown=False):
-            for name in names:
-                if name.endswith(place["suffix"]):
-                    Path(where, name).unlink()
-            with contextlib.suppress(OSError):  # it holds something else
-                Path(where).rmdir()
-    (out / FAILURES).unlink(missing_ok=True)
+def _check_unclaimed(out: Path, settings: RunRecord) -> None:
+    """Refuse folders for results that hold files already, which no record here tells of."""
+    for place in settings.places:
+        folder = out / place.folder
+        if (
+            place.form != "extra"
+            and os.path.lexists(folder)
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise UsageError(f"{folder}: holds files that no run of super-resolution wrote; move them away")
+
+
+def _empty(out: Path, name: str) -> None:
+    """Delete the files of a run, and of one that went on from it; nothing else. RUN stays until replaced."""
+    for each in (SR_RUN, RUN) if name == RUN else (name,):
+        if not os.path.lexists(out / each):
+            continue
+        for place in _load(out, each)["places"]:
+            _empty_place(out, out / each, place["folder"], place["suffix"])
+        if each != RUN:
+            (out / each).unlink()
+    if name == RUN:
+        (out / FAILURES).unlink(missing_ok=True)
+
+
+def _empty_place(out: Path, record: Path, place: str, suffix: str) -> None:
+    folder = out / place
+    if folder == out or not folder.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{record}: names the folder '{place}', which is not inside {out}")
+    drop_checksums(out, place, suffix)
+    for where, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if name.endswith(suffix):
+                Path(where, name).unlink()
+        with contextlib.suppress(OSError):  # it holds something else
+            Path(where).rmdir()
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -268,16 +327,16 @@ def _ends_a_line(path: Path) -> bool:
         return file.read() == b"\n"
 
 
-def _forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
+def _forget_failures(out: Path, saved: Container[tuple[str, int]], stage: str) -> None:
     path = out / FAILURES
     if not path.exists():
         return
-    latest: dict[tuple[str, int], str] = {}
+    latest: dict[tuple[str, str, int], str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off when its process was killed
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off by a kill
             failure = json.loads(line)
-            latest[failure["key"], failure["variation"]] = line + "\n"
-    kept = [line for pair, line in latest.items() if pair not in saved]
+            latest[failure.get("stage", BASE), failure["key"], failure["variation"]] = line + "\n"
+    kept = [line for (where, *pair), line in latest.items() if where != stage or tuple(pair) not in saved]
     if kept:
         write_text(out, path, "".join(kept))
     else:

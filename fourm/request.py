@@ -7,6 +7,7 @@ from pathlib import Path
 from fourm.errors import UsageError, near_match
 from fourm.hub import ModelFiles
 from fourm.layout import MAX_SAMPLES, Sample
+from fourm.record import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
 from fourm.world import World
 
@@ -16,8 +17,16 @@ PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What super-resolution goes on from."""
+
+    record: RunRecord | None = None  # of the run that made its conditions; None: a dataset of another origin
+    is_beside: bool = True  # results go into the folder that conditions are read from
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """Everything about one run of `generate`."""
+    """Everything about one run of `generate` or `sr`."""
 
     model: ModelFiles
     chain: Chain
@@ -36,6 +45,28 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()
+    origin: Origin | None = None  # of super-resolution
+    variation: int | None = None  # make only this one
+
+    @property
+    def stage(self) -> str:
+        """BASE or SR."""
+        return SR if self.origin else BASE
+
+    @property
+    def is_beside(self) -> bool:
+        """True where conditions lie in the output folder already."""
+        return self.origin is not None and self.origin.is_beside
+
+    @property
+    def record(self) -> str:
+        """Name of the run's record in its folder."""
+        return SR_RUN if self.is_beside else RUN
+
+    @property
+    def variations(self) -> Sequence[int]:
+        """Numbers of the variations to make."""
+        return range(self.num_variations) if self.variation is None else (self.variation,)
 
     def __post_init__(self) -> None:
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
@@ -45,9 +76,10 @@ class Request:
             raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
-        if not self.overwrite:
+        if not self.overwrite or self.is_beside:
             return
         out = self.out.resolve()
-        for folder in {path.parent for sample in self.samples for path in sample.files.values()}:
+        read = (path for s in self.samples for files in (s.files, *s.varied) for path in files.values())
+        for folder in {path.parent for path in read}:
             if folder.resolve().is_relative_to(out):
                 raise UsageError(f"--out {self.out}: --overwrite would delete {folder}, which this run reads")

@@ -104,6 +104,11 @@ class Batch:
         keys = tuple(self.keys[i] for i in rows.tolist())
         return Batch(keys, MappingProxyType({name: slot.select(rows) for name, slot in self.slots.items()}))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of a batch with slots are."""
+        return next(iter(self.slots.values())).values.device
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return replace(self, slots=MappingProxyType({n: s.to(device) for n, s in self.slots.items()}))

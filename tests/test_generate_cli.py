@@ -73,6 +73,7 @@ def test_prompts_become_folders_of_aligned_names(run: Run, tiny: Path, tmp_path:
         "clip",
         "rgb",
         "run.json",
+        "checksums.sha256",
     }
 
 
@@ -134,6 +135,9 @@ def test_batch_size_and_order_and_neighbours_change_nothing(
     assert len(list((tmp_path / "1/rgb").rglob("*-v1.png"))) == len(PROMPTS)
     assert run(*base, "--num-samples", "3", "--out", "few")[0] == 0
     few = tree(tmp_path / "few")
+    assert set(few.pop("checksums.sha256").split(b"\n")) <= set(
+        tree(tmp_path / "1")["checksums.sha256"].split(b"\n")
+    )
     assert few.items() <= tree(tmp_path / "1").items()
     assert run(*base, "--seed", "1", "--num-samples", "3", "--out", "seed")[0] == 0
     assert tree(tmp_path / "seed") != few
@@ -160,6 +164,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_folder_is_the_same(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         visible = {k: v for k, v in tree(out).items() if not k.startswith((".partial/", ".lock"))}
+        visible.pop("checksums.sha256", None)  # it grows line by line
         assert visible.items() <= expected.items()
         seen.append(len(visible))
     assert seen == sorted(seen)
@@ -296,7 +301,10 @@ def test_previews_show_the_picture_growing_and_go_with_the_run(run: Run, tiny: P
     base = ["generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--out", "out", "--quiet"]
     assert run(*base, "--preview", "2")[0] == 0
     found = sorted((tmp_path / "out/preview/tok_rgb@64/00000").iterdir())
-    assert [p.name for p in found] == ["000000-step001.png", "000000-step003.png"]
+    assert [p.name for p in found] == ["000000-order.npy", "000000-step001.png", "000000-step003.png"]
+    order = np.load(found.pop(0), allow_pickle=False)
+    assert (order.shape, order.dtype) == ((1, 64), np.int16)
+    assert sorted(set(order[0].tolist())) == list(range(order.max() + 1))  # every step decided something
     cut = [np.asarray(Image.open(p)).reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4) for p in found]
     assert [int((patches == 128).all(axis=(2, 3, 4)).sum()) for patches in cut] == [32, 0]
     final = np.asarray(Image.open(tmp_path / "out/rgb/00000/000000.png"))

@@ -18,7 +18,8 @@ fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
-fourm.prompts fourm.wordpiece fourm.inputs fourm.record fourm.world fourm.request
+fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
+fourm.world fourm.request
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
 """.split()
 NETS = """
@@ -33,7 +34,7 @@ fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.coc
 fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms fourm.codecs.images
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
-fourm.preview fourm.device fourm.outputs fourm.conditions fourm.pipeline fourm.tokenizing
+fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline fourm.tokenizing
 fourm.sheets fourm.retrieval
 """.split()
 CLI = """

@@ -1,0 +1,226 @@
+"""From decoded tokens to files: each sample's tokens, values, previews, and what is wrong with it."""
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fourm import __version__
+from fourm.checksums import add_checksums, digests_of, read_checksums
+from fourm.codecs import Codec
+from fourm.codecs.files import write_ids
+from fourm.codecs.images import Diffusion, GridCodec
+from fourm.conditions import Given, Work
+from fourm.engine import Progress
+from fourm.errors import SampleError
+from fourm.events import Detokenized, Event, Failed, Malformed, Saved
+from fourm.grammars.structured import Structured
+from fourm.inputs import CAPTION
+from fourm.layout import Place, is_done, path_of, write_atomic, write_text
+from fourm.outputs import Output, malformed_place
+from fourm.preview import Orders, preview_places, write_previews
+from fourm.record import add_failure, locked
+from fourm.request import PREVIEW_STEPS, Request
+from fourm.sampling import Noise
+from fourm.state import Batch
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far."""
+
+    saved: set[tuple[str, int]] = field(default_factory=set)
+    skipped: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class Saver:
+    """Writes the files of one run."""
+
+    request: Request
+    outputs: Sequence[Output]
+    codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
+    tally: Tally = field(default_factory=Tally)
+    _hashed: set[Path] = field(default_factory=set)
+
+    def is_made(self, work: Work) -> bool:
+        """True when every file of a sample and variation is there."""
+        places = [output.place for output in self.outputs if output.is_written]
+        return is_done(self.request.out, work.sample.key, places, self._suffix(work))
+
+    def adopt(self, works: Sequence[Work]) -> None:
+        """Note checksums of finished samples whose process was killed before it could."""
+        known = read_checksums(self.request.out)
+        paths = {path for work in works for path in self._paths(work)}
+        lacking = [p for p in paths if p.relative_to(self.request.out).as_posix() not in known]
+        self._note_checksums(sorted(lacking))
+
+    def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
+        """Write all files of some finished samples; each file appears whole or not at all.
+
+        Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
+        """
+        works = [row.work for row in rows]
+        for output in self.outputs:
+            if output.form == "ids" and output.is_written:
+                self._write_ids(output, rows, batch)
+        decoded = dict[str, list[Any]]()
+        try:
+            for output in self.outputs:
+                if output.form == "value" and not output.is_condition:
+                    decoded[output.modality.name] = yield from self._decode(
+                        output.modality.name, works, batch
+                    )
+        except SampleError as error:
+            if len(rows) == 1:
+                yield self.fail(works[0], str(error))
+                return
+            for index, row in enumerate(rows):
+                alone = batch.select(torch.tensor([index], device=batch.device))
+                yield from self.save([row], alone)
+            return
+        for index, row in enumerate(rows):
+            yield from self._save_values(row, {name: made[index] for name, made in decoded.items()})
+        self._note_checksums([path for work in works if self._is_saved(work) for path in self._paths(work)])
+
+    def fail(self, work: Work, reason: str) -> Failed:
+        """Note that a sample cannot be made."""
+        request, key = self.request, work.sample.key.text
+        self.tally.failed += 1
+        add_failure(request.out, key, work.variation, reason, request.record)
+        return Failed(key, work.variation, reason)
+
+    def preview(self, progress: Progress, orders: Orders, works: Sequence[Work], is_last: bool) -> None:
+        """Keep the picture after a step; after a target's last, also which step decided which token."""
+        request, step, name = self.request, progress.step, progress.step.target
+        row, slot = request.model.registry.get(name), progress.batch.slots[name]
+        pictures, order_place = preview_places(name)
+        order = orders.note(name, slot.known, step.index)
+        written = list[Path]()
+        if (step.index + 1) % request.preview == 0:
+            suffix = f"-step{step.index:03d}{pictures.suffix}"
+            paths = [self._path(Place(pictures.folder, suffix), work) for work in works]
+            diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
+            with suppress(SampleError):  # it will come again, and be reported, when the result is decoded
+                write_previews(request.out, paths, row, self.codecs[name], slot, diffusion)
+            written += [path for path in paths if path.exists()]
+        if is_last:
+            for work, ids in zip(works, order.cpu().numpy(), strict=True):
+                path = self._path(order_place, work)
+                write_atomic(request.out, path, partial(write_ids, ids))
+                written.append(path)
+        self._note_checksums(written)
+
+    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
+        """Write the values of one sample."""
+        work, key = row.work, row.work.sample.key.text
+        text = self._chunks(work, row.values)
+        shared_text = {name: said for name, said in text.items() if name != "variation"}  # whoever is first
+        yield from self._write_malformed(work, made)
+        try:
+            for output in self.outputs:
+                if output.form == "value" and output.is_written:
+                    name = output.modality.name
+                    said = shared_text if output.place.shared else text
+                    write = partial(self.codecs[name].write, text=said)
+                    self._write(output, work, partial(write, made.get(name, row.values.get(name))))
+        except SampleError as error:
+            yield self.fail(work, str(error))
+            return
+        self.tally.saved.add((key, work.variation))
+        yield Saved(key, work.variation, tuple(self._paths(work)), self.request.stage)
+
+    def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
+        """The values of one target; a diffusion reports its steps."""
+        codec, slot = self.codecs[name], batch.slots[name]
+        if not (isinstance(codec, GridCodec) and codec.diffuses):
+            return codec.decode(slot)
+        steps = codec.decode_stepwise(slot, self._diffusion(name, works, self.request.detokenizer_steps))
+        keys = tuple(work.sample.key.text for work in works)
+        while True:
+            started = time.perf_counter()
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                return end.value
+            yield Detokenized(keys, name, done, total, time.perf_counter() - started)
+
+    def _diffusion(self, name: str, works: Sequence[Work], steps: int) -> Diffusion:
+        """Noise that belongs to the sample, as everywhere, and to the modality."""
+        samples = [(work.sample.key.text, work.variation) for work in works]
+        return Diffusion(steps, Noise.for_samples(self.request.seed, samples, f"detokenizer {name}"))
+
+    def _write_malformed(self, work: Work, made: Mapping[str, Any]) -> Iterator[Event]:
+        """Keep the texts that do not keep to their grammar, and tell of them."""
+        for name, value in made.items():
+            if isinstance(value, Structured) and value.problems:
+                path = self._path(malformed_place(name), work)
+                said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
+                write_text(self.request.out, path, said + "\n")
+                self._note_checksums([path])
+                yield Malformed(work.sample.key.text, work.variation, name, value.problems)
+
+    def _write_ids(self, output: Output, rows: Sequence[Given], batch: Batch) -> None:
+        name = output.modality.name
+        for index, row in enumerate(rows):
+            ids = row.ids[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
+            self._write(output, row.work, partial(write_ids, ids))
+
+    def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
+        path = self._path(output.place, work)
+        if not (output.place.shared and path.exists()):  # another variation may have written the condition
+            write_atomic(self.request.out, path, write)
+
+    def _is_saved(self, work: Work) -> bool:
+        return (work.sample.key.text, work.variation) in self.tally.saved
+
+    def _paths(self, work: Work) -> list[Path]:
+        return [self._path(output.place, work) for output in self.outputs if output.is_written]
+
+    def _path(self, place: Place, work: Work) -> Path:
+        variation = None if place.shared else self._suffix(work)
+        return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
+
+    def _suffix(self, work: Work) -> int | None:
+        """The variation as file names show it: only where there is more than one."""
+        return work.variation if self.request.num_variations > 1 else None
+
+    def _note_checksums(self, paths: Sequence[Path]) -> None:
+        new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
+        if not new:
+            return
+        digests = digests_of(self.request.out, new)
+        with locked(self.request.out):
+            add_checksums(self.request.out, digests)
+        # Files of conditions are met again with the next variation; all others never.
+        self._hashed |= {path for path in new if any(path.is_relative_to(f) for f in self._shared_folders)}
+
+    @property
+    def _shared_folders(self) -> list[Path]:
+        return [self.request.out / o.place.folder for o in self.outputs if o.place.shared]
+
+    def _chunks(self, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
+        """What the text chunks of a PNG say: enough to make it again."""
+        request = self.request
+        registry = request.model.registry
+        prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
+        said = {"prompt": prompts[0]} if prompts else {}
+        chunks = {
+            "software": f"fourm {__version__}",
+            **said,
+            "model": request.model.name,
+            "seed": str(request.seed),
+            "sample": work.sample.key.text,
+            "variation": str(work.variation),
+            "schedule": request.chain.to_text(),
+        }
+        if request.origin is None or (base := request.origin.record) is None:
+            return chunks
+        return chunks | {"base model": base.model, "base seed": str(base.seed), "base schedule": base.options}
