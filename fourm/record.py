@@ -317,8 +317,8 @@ def _empty_place(out: Path, record: Path, place: str, suffix: str) -> None:
         for name in names:
             if name.endswith(suffix):
                 Path(where, name).unlink()
-        with contextlib.suppress(OSError):  # it holds something else
-            Path(where).rmdir()
+        remove_empty([Path(where)])
+    remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
 
 
 def _ends_a_line(path: Path) -> bool:
