@@ -1,11 +1,12 @@
 """Options that several commands share, each declared once; the options of a schedule come from its table."""
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -16,6 +17,7 @@ from fourm.plan import OPTIONS, Option
 from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
+MAX_PATH = 1 << 16  # characters that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
 
@@ -46,6 +48,9 @@ SrConfig = Annotated[
     typer.Option("-src", "--sr-config", help="YAML with the sr_ schedule.", rich_help_panel=CONFIG_PANEL),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="Output folder of a run, or - to read its path from stdin.")
+]
 
 
 def schedule_options(command: Callable[..., None], *, sr: bool = True) -> Callable[..., None]:
@@ -77,6 +82,21 @@ def settings_from(
 ) -> Settings:
     """The settings of the files given as `-c`, `-dc`, `-gc` and `-src`, in this order, and of the options."""
     return read_settings([path for path in configs if path is not None], schedule)
+
+
+def parse_folder(text: str, stdin: TextIO) -> Path:
+    """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
+    if text != "-":
+        folder, where = Path(text), text
+    else:
+        lines = stdin.read(MAX_PATH).splitlines()
+        if len(lines) != 1 or not lines[0].strip():
+            found = f"{len(lines)} lines" if lines else "nothing"
+            raise UsageError(f"standard input: the path of a folder was expected, in one line, not {found}")
+        folder, where = Path(lines[0]), f"standard input: {lines[0]}"
+    if not os.path.isdir(folder):
+        raise UsageError(f"{where}: no such folder")
+    return folder
 
 
 def parse_dtype(text: str) -> str:
