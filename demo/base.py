@@ -5,10 +5,8 @@ from pathlib import Path
 import torch
 
 from demo.optim import Plan, answers_of, initialise, train
-from demo.patches import patch_table
 from demo.rows import base_config, write_rows
-from demo.tasks import BASE_MENU, GRIDS, Example, Tasks
-from demo.world import BACKGROUNDS
+from demo.tasks import BASE_MENU, GRIDS, Example, Tasks, of_objects
 from fourm.model import FourM, FourMConfig
 
 PLAN = Plan(steps=9000)
@@ -42,9 +40,7 @@ def score(model: FourM, example: Example) -> list[str]:
     for question, (answers, logits) in zip(example.questions, answers_of(model, example), strict=True):
         counted = answers >= 0
         if question.target in GRIDS:
-            blocks = patch_table(*GRIDS[question.target]).blocks
-            floor = torch.tensor([int(blocks[(name,)][0, 0]) for name in BACKGROUNDS])
-            counted = ~torch.isin(answers, floor)
+            counted &= of_objects(answers, question.target)
         right = (logits.argmax(-1) == answers)[counted].float().mean().item()
         found.append(f"{question.target.split('@')[0].removeprefix('tok_')} {right:.3f}")
     return found

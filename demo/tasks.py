@@ -10,9 +10,10 @@ from torch import Tensor
 
 from demo import text
 from demo.metadata import metadata_text
-from demo.patches import tokens_of
+from demo.patches import patch_table, tokens_of
 from demo.render import render
 from demo.world import (
+    BACKGROUNDS,
     PATCH,
     SIDE,
     Scene,
@@ -156,7 +157,7 @@ class Tasks:
 
     def coarse_to_clip(self, scenes: Sequence[Scene]) -> Example:
         """What a 64-pixel run leaves -> tok_clip at 128 pixels."""
-        return self._grid_example(self._coarse(scenes, self._hidden()), scenes, "tok_clip@128")
+        return self._finer(self._coarse(scenes, self._hidden()), scenes, "tok_clip@128")
 
     def coarse_to_rgb(self, scenes: Sequence[Scene]) -> Example:
         """The same and tok_clip at 128 pixels -> tok_rgb at 128 pixels; now and then without the features."""
@@ -164,7 +165,20 @@ class Tasks:
         slots = self._coarse(scenes, hidden)
         if self.rng.random() < 0.85:
             slots["tok_clip@128"] = self._full_grid(scenes, "tok_clip@128", hidden)
-        return self._grid_example(slots, scenes, "tok_rgb@128")
+        return self._finer(slots, scenes, "tok_rgb@128")
+
+    def _finer(self, slots: dict[str, Slot], scenes: Sequence[Scene], target: str) -> Example:
+        """The target with any tokens known; often as MaskGIT leaves it: a few of objects missing."""
+        if self.rng.random() < 0.5:
+            return self._grid_example(slots, scenes, target)
+        length, missing = num_tokens(target), self.rng.choice((4, 8, 16, 32, 64))
+        noise = self.noise.random((len(scenes), length))
+        if self.rng.random() < 0.8:
+            noise += of_objects(stack_tokens(scenes, target), target).numpy()
+        known = torch.from_numpy(noise.argsort(1).argsort(1) < length - missing)
+        partly = self._grid(scenes, target, known)
+        question = self._ask(scenes, target, known, missing)
+        return Example(self._batch({**slots, target: partly}), (question,))
 
     def _coarse(self, scenes: Sequence[Scene], hidden: Tensor) -> dict[str, Slot]:
         """Caption and tokens at 64 pixels; at times only some of them."""
@@ -262,6 +276,13 @@ FINE_MENU: Menu = {Tasks.coarse_to_clip: 2, Tasks.coarse_to_rgb: 3}
 def num_tokens(name: str) -> int:
     """Tokens of an image modality."""
     return (SIDE * GRIDS[name][1] // PATCH) ** 2
+
+
+def of_objects(ids: Tensor, target: str) -> Tensor:
+    """Which tokens (...) of an image modality show more than bare background."""
+    blocks = patch_table(*GRIDS[target]).blocks
+    floor = torch.tensor([int(blocks[(name,)][0, 0]) for name in BACKGROUNDS])
+    return ~torch.isin(ids, floor)
 
 
 def text_of(scene: Scene, name: str) -> str:
