@@ -22,6 +22,8 @@ from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
 from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
 from fourm_cli.tokenize import tokenize
+from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
+from fourm_cli.verify import verify
 
 app = typer.Typer(
     name="fourm",
@@ -35,6 +37,7 @@ app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
+app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "", "convert", "convert sam-instances", "download", "generate", "tokenize", "retrieve", "schedule",
-    "schedule validate", "schedule show", "models", "models show",
+    "schedule validate", "schedule show", "models", "models show", "verify",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
