@@ -116,13 +116,13 @@ class _Search:
                 self._owners.setdefault(place.folder, []).append((census, number))
         for owners in self._owners.values():  # `-order.npy` before `.npy`
             owners.sort(key=lambda owner: -len(owner[0].places[owner[1]].suffix))
-        if any(os.path.lexists(self.root / file) for file in (RUN, SR_RUN)):
+        if os.path.lexists(self.root / RUN) or self._is_beside_a_dataset():
             return
-        if not os.path.lexists(self.root / CHECKSUMS):
+        if not any(os.path.lexists(self.root / file) for file in (SR_RUN, CHECKSUMS)):
             raise UsageError(
                 f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
             )
-        self._find(MISSING, RUN, f"only what {CHECKSUMS} lists can be checked")
+        self._find(MISSING, RUN, f"of its files only those that {CHECKSUMS} lists can be checked")
 
     def list_files(self) -> None:
         """All files in the folders of runs; what lies beside these."""
@@ -173,6 +173,10 @@ class _Search:
             except OSError as error:
                 self._find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
         return len(paths)
+
+    def _is_beside_a_dataset(self) -> bool:
+        """True for super-resolution of files that no run made."""
+        return bool(self.censuses) and not self.censuses[0].run.record.origin
 
     def _compare(self, path: str) -> None:
         file, said = self.root / path, self.sums.get(path)
