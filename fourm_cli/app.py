@@ -25,6 +25,8 @@ from fourm_cli.tokenize import tokenize
 from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from fourm_cli.verify import verify
 
+NOT_RESUMED = ("convert", "download", "tokenize", "verify")  # commands that have no --resume
+
 app = typer.Typer(
     name="fourm",
     epilog="Try: fourm generate    (a tiny model is built in, so this works at once)",
@@ -86,7 +88,7 @@ def main() -> None:
         code = error.exit_code
     except InterruptedRun as interrupt:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        goes_on = "the same command" if command in ("convert", "download", "tokenize") else "--resume"
+        goes_on = "the same command" if command in NOT_RESUMED else "--resume"
         print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:

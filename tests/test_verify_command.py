@@ -95,6 +95,45 @@ def test_a_damaged_record_is_found_not_fatal(run: Run, made: Path) -> None:
     assert out.splitlines()[1].startswith("altered  run.json  is not a record of this program")
 
 
+def test_a_run_that_was_killed_verifies_after_it_was_resumed(run: Run, tiny: Path, tmp_path: Path) -> None:
+    """SIGKILL, as soon as the first sample is saved."""
+    prompts = [f"a {colour} circle" for colour in ("red", "green", "blue") for _ in range(20)]
+    (tmp_path / "prompts").write_text("\n".join(prompts))
+    words = ("--model", str(tiny), "--data", str(tmp_path / "prompts"), "--batch-size", "1", "--preview", "2")
+    out, log = tmp_path / "killed", tmp_path / "log"
+    start = (sys.executable, "-m", "fourm_cli", "generate", *words, "--out", str(out), "--log-json", str(log))
+    with subprocess.Popen(start, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not log.exists() or '"saved"' not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    code, said, _ = run("verify", "killed", "--json")
+    verdict = json.loads(said)
+    assert code == 5
+    assert [(f["kind"], f["file"]) for f in verdict["findings"]] == [("missing", RUN)]
+    assert "of 60 results were not made" in verdict["findings"][0]["detail"]
+    assert {note["kind"] for note in verdict["notes"]} <= {"unfinished", "unlisted"}
+    assert run("generate", *words, "--out", "killed", "--resume", "--quiet")[0] == 0
+    code, said, _ = run("verify", "killed", "--json")
+    verdict = json.loads(said)
+    assert (code, verdict["findings"], verdict["notes"], verdict["samples"]) == (0, [], [], 60)
+
+
+def test_malformed_texts_belong_to_a_run(run: Run, tmp_path: Path) -> None:
+    """At a high temperature the embedded model writes boxes that are none."""
+    options = ("--target", "det:temp=30", "--top-p", "0", "--num-variations", "2")
+    assert run("generate", "a red circle", "a blue square", *options, "--out", "out")[0] == 0
+    kept = sorted((tmp_path / "out/malformed/det").rglob("*.json"))
+    assert kept
+    assert run("verify", "out")[0] == 0
+    content = kept[0].read_text()
+    kept[0].write_text(content[:-5])
+    code, said, _ = run("verify", "out", "--json")
+    (found,) = json.loads(said)["findings"]
+    assert (code, found["kind"]) == (5, "truncated")
+    assert found["file"] == kept[0].relative_to(tmp_path / "out").as_posix()
+
+
 def test_torch_is_never_imported(run: Run, made: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from fourm.verify import verify;"
