@@ -31,16 +31,24 @@ def add_checksums(out: Path, digests: Mapping[str, str]) -> None:
 
 def read_checksums(out: Path) -> dict[str, str]:
     """Checksums by path below `out`, the last one of a path; lines that are none are passed over."""
+    return scan_checksums(out)[0]
+
+
+def scan_checksums(out: Path) -> tuple[dict[str, str], list[int]]:
+    """Checksums by path below `out`, the last one of a path; and numbers (from 1) of lines that are none."""
+    found, damaged = dict[str, str](), list[int]()
     try:
-        data = (out / CHECKSUMS).read_bytes()
+        file = (out / CHECKSUMS).open("rb")
     except FileNotFoundError:
-        return {}
-    found = dict[str, str]()
-    for line in data.split(b"\n"):
-        if match := _LINE.fullmatch(line):
-            name = os.fsdecode(match[3])
-            found[_unescaped(name) if match[1] else name] = match[2].decode()
-    return found
+        return found, damaged
+    with file:
+        for number, line in enumerate(file, 1):
+            if match := _LINE.fullmatch(line.removesuffix(b"\n")):
+                name = os.fsdecode(match[3])
+                found[_unescaped(name) if match[1] else name] = match[2].decode()
+            if match is None or not line.endswith(b"\n"):
+                damaged.append(number)
+    return found, damaged
 
 
 def tidy_checksums(out: Path) -> None:

@@ -191,6 +191,14 @@ def read_record(out: Path, record: str = RUN) -> RunRecord:
         raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
 
 
+def read_launches(out: Path, record: str = RUN) -> tuple[Launch, ...]:
+    """Every process that worked on a folder, in the order in which they began."""
+    try:
+        return tuple(Launch(**launch) for launch in _load(out, record)["launches"])
+    except TypeError as error:
+        raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
+
+
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
     return UsageError(f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again")

@@ -70,22 +70,24 @@ class Results:
 
     def failures(self) -> list[Failure]:
         """What is written down of samples that failed; lines that were cut off are passed over."""
-        found = list[Failure]()
-        try:
-            lines = (self.root / FAILURES).read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return found
-        for line in lines:
-            try:
-                row = json.loads(line)
-                found.append(
-                    Failure(
-                        str(row["key"]), int(row["variation"]), str(row["reason"]), row.get("stage", "base")
-                    )
-                )
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+        return read_failures(self.root)
+
+
+def read_failures(root: Path) -> list[Failure]:
+    """Lines of failures.jsonl; those that were cut off are passed over."""
+    found = list[Failure]()
+    try:
+        text = (root / FAILURES).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return found
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+            stage = str(row.get("stage", "base"))
+            found.append(Failure(str(row["key"]), int(row["variation"]), str(row["reason"]), stage))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue
+    return found
 
 
 def open_results(root: Path) -> Results:

@@ -24,6 +24,10 @@ from fourm_cli.sr import EXAMPLES as SR_EXAMPLES
 from fourm_cli.sr import sr
 from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
 from fourm_cli.tokenize import tokenize
+from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
+from fourm_cli.verify import verify
+
+NOT_RESUMED = ("convert", "download", "tokenize", "verify")  # commands that have no --resume
 
 app = typer.Typer(
     name="fourm",
@@ -38,6 +42,7 @@ app.command(epilog=SR_EXAMPLES)(sr)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
+app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
@@ -86,7 +91,7 @@ def main() -> None:
         code = error.exit_code
     except InterruptedRun as interrupt:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        goes_on = "the same command" if command in ("convert", "download", "tokenize") else "--resume"
+        goes_on = "the same command" if command in NOT_RESUMED else "--resume"
         print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:

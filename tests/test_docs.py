@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -16,13 +17,16 @@ import pytest
 from PIL import Image
 
 from demo import album
+from fourm.layout import Place
 from fourm.modalities import RELEASED
+from fourm.record import FREE, Launch, RunRecord
+from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "retrieve", "schedule",
-    "schedule validate", "schedule show", "models", "models show",
+    "schedule validate", "schedule show", "models", "models show", "verify",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -137,6 +141,27 @@ def test_every_modality_is_in_the_table_of_modalities() -> None:
     assert missing == []
     headings = {line[3:].lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
     assert set(re.findall(r"\]\(#([a-z-]+)\)", table)) <= headings
+
+
+def test_every_field_of_a_record_is_described_and_those_that_may_differ_are_marked() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    part = page.partition("### run.json")[2].partition("### checksums.sha256")[0]
+    rows = [row.split(" | ")[0] for row in part.splitlines() if row.startswith("| `")]
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    names = [f.name for kind in (RunRecord, Place) for f in fields(kind)]
+    assert sorted(told) == sorted([*names, "format", "launches"])
+    marked = {name for row in rows if row.endswith(r"\*") for name in re.findall(r"`(\w+)`", row)}
+    assert marked == {*FREE, "launches"}
+    assert [f.name for f in fields(Launch) if f"`{f.name}`" not in part] == []
+    assert [name for name in ("key", "variation", "reason", "time", "stage") if f"`{name}`" not in part] == []
+
+
+def test_every_kind_of_finding_is_described() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").partition("## fourm verify")[2]
+    for kind in (MISSING, TRUNCATED, ALTERED, FOREIGN, UNREADABLE):
+        assert f"\n| `{kind}` | " in page
+    assert f"`{UNFINISHED}`" in page
+    assert f"`{UNLISTED}`" in page
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

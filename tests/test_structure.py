@@ -19,6 +19,7 @@ fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
+fourm.formats fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
 """.split()
@@ -41,7 +42,7 @@ CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow fourm_cli.replay
 fourm_cli.generate fourm_cli.sr fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
-fourm_cli.retrieve fourm_cli.app
+fourm_cli.retrieve fourm_cli.verify fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]

@@ -1,0 +1,341 @@
+"""An output folder against its records and checksums: what is missing, cut off, altered or nobody's."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from fourm.census import Census, Member, Status
+from fourm.checksums import CHECKSUMS, scan_checksums, sha256_of_file
+from fourm.errors import SampleError, UsageError, printable
+from fourm.formats import find_flaw
+from fourm.layout import MAX_SAMPLES, PARTIAL
+from fourm.record import BASE, FAILURES, LOCK, RUN, SR, SR_RUN, RunRecord, read_launches, read_record
+from fourm.results import Failure, Run, read_failures
+from fourm.shards import open_file
+
+MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
+UNREADABLE = "unreadable"
+UNFINISHED, UNLISTED = "unfinished", "unlisted"  # notes: nothing is wrong with a file
+PLOTS = "plots"  # pictures of a run, made from it at any time
+KNOWN = (RUN, SR_RUN, CHECKSUMS, FAILURES, PLOTS, PARTIAL, LOCK)  # what may lie directly in the folder
+
+Tell = Callable[[int, int], None]  # files that were read so far, and how many there are
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be, or worth knowing."""
+
+    kind: str
+    file: str  # below the folder, with "/"
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found in a folder."""
+
+    root: Path
+    samples: int  # that are here
+    failed: int  # results that failed and are noted in failures.jsonl
+    files: int  # that were read
+    findings: tuple[Finding, ...]  # nothing: the folder is as its runs left it
+    notes: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.findings
+
+    def to_json(self) -> dict[str, object]:
+        """The verdict for a program."""
+        return {
+            "out": str(self.root), "ok": self.ok, "samples": self.samples, "failed": self.failed,
+            "files": self.files, "findings": [asdict(f) for f in self.findings],
+            "notes": [asdict(n) for n in self.notes],
+        }  # fmt: skip
+
+
+def verify(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
+    """Check every file of a folder; UsageError if it is none of a run. Nothing is changed.
+
+    A file with a checksum is compared with it; any other by its format, which tells one that is cut off, but
+    not one that was exchanged.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{printable(str(root))}: no such folder")
+    search = _Search(root)
+    search.read_records()
+    search.list_files()
+    search.count_results()
+    files = search.compare(tell)
+    made = {key for census in search.censuses[:1] for key, _ in census.made()}
+    failed = sum(len(c.failed - c.made()) for c in search.censuses)
+    return Verdict(root, len(made), failed, files, tuple(search.findings), tuple(search.notes))
+
+
+@dataclass(slots=True)
+class _Search:
+    """What is known of a folder so far."""
+
+    root: Path
+    censuses: list[Census] = field(default_factory=list)
+    sums: dict[str, str] = field(default_factory=dict)
+    there: list[str] = field(default_factory=list)  # plain files in folders of runs
+    blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
+    unlisted: list[tuple[str, Census, Member]] = field(default_factory=list)
+    strange: set[str] = field(default_factory=set)  # files that are not read
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    _owners: dict[str, list[tuple[Census, int]]] = field(default_factory=dict)
+
+    @property
+    def has_base(self) -> bool:
+        """True where the record of the run that made the folder tells what belongs here."""
+        return any(census.run.file == RUN for census in self.censuses)
+
+    def read_records(self) -> None:
+        """The records of runs, their failures, and the checksums."""
+        self._read_checksums()
+        failures = self._read_failures()
+        for file, stage in ((RUN, BASE), (SR_RUN, SR)):
+            if not os.path.lexists(self.root / file):
+                continue
+            try:
+                run = Run(_checked(read_record(self.root, file)), file)
+                is_closed = bool((launches := read_launches(self.root, file)) and launches[-1].finished)
+            except UsageError as error:
+                self._find(ALTERED, file, str(error).removeprefix(f"{self.root / file}: "))
+                continue
+            census = Census(run, is_closed)
+            census.count_failures(f for f in failures if f.stage == stage)
+            self.censuses.append(census)
+        for census in self.censuses:
+            for number, place in enumerate(census.places):
+                self._owners.setdefault(place.folder, []).append((census, number))
+        for owners in self._owners.values():  # `-order.npy` before `.npy`
+            owners.sort(key=lambda owner: -len(owner[0].places[owner[1]].suffix))
+        if os.path.lexists(self.root / RUN) or self._is_beside_a_dataset():
+            return
+        if not any(os.path.lexists(self.root / file) for file in (SR_RUN, CHECKSUMS)):
+            raise UsageError(
+                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
+            )
+        self._find(MISSING, RUN, f"of its files only those that {CHECKSUMS} lists can be checked")
+
+    def list_files(self) -> None:
+        """All files in the folders of runs; what lies beside these."""
+        known = {_top(folder) for folder in self._owners}
+        listed = {_top(path) for path in self.sums}
+        for entry in self._scan(""):
+            name = entry.name
+            if name in known or name in listed:
+                if name not in known and self.has_base:
+                    self._find(FOREIGN, name, "no record here tells of it")
+                self._walk(entry)
+            elif name in (PARTIAL, LOCK):
+                self._note(
+                    UNFINISHED, name, "of a process that works here, or was killed; --resume tidies up"
+                )
+            elif self.has_base and name not in KNOWN:
+                self._find(FOREIGN, name, "no run of this program wrote it")
+        self.there.sort()
+
+    def count_results(self) -> None:
+        """Sort files into results; name those that are missing or nobody's."""
+        there = set(self.there)
+        for path in self.there:
+            self._sort_in(path)
+        for path in sorted(self.sums.keys() - there):
+            self._sort_in(path, is_there=False)
+            if not self._is_blocked(path):
+                self._find(MISSING, path, f"{CHECKSUMS} lists it")
+        for census in self.censuses:
+            if census.run.file == SR_RUN:
+                census.excused = self._unable(census)
+            census.judge()
+            for path in census.missing():
+                if not self._is_blocked(path):
+                    self._find(MISSING, path, "other files of its sample are here")
+            self._count(census)
+        self._judge_unlisted()
+
+    def compare(self, tell: Tell) -> int:
+        """Read all files that are somebody's, each once; returns how many."""
+        paths = [path for path in self.there if path not in self.strange]
+        for number, path in enumerate(paths):
+            tell(number, len(paths))
+            try:
+                self._compare(path)
+            except SampleError as error:
+                self._find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
+            except OSError as error:
+                self._find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
+        return len(paths)
+
+    def _is_beside_a_dataset(self) -> bool:
+        """True for super-resolution of files that no run made."""
+        return bool(self.censuses) and not self.censuses[0].run.record.origin
+
+    def _compare(self, path: str) -> None:
+        file, said = self.root / path, self.sums.get(path)
+        if said is not None:
+            open_file(file).close()  # a pipe would be waited for
+            if sha256_of_file(file) == said:
+                return
+        flaw = find_flaw(file)
+        if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
+            self._find(TRUNCATED, path, "is empty")
+        elif flaw is not None:
+            self._find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+        elif said is not None:
+            self._find(ALTERED, path, f"its checksum is not the one in {CHECKSUMS}")
+
+    def _read_checksums(self) -> None:
+        try:
+            self.sums, damaged = scan_checksums(self.root)
+        except OSError as error:
+            self._find(UNREADABLE, CHECKSUMS, f"cannot be read ({error.strerror or error})")
+            return
+        if damaged:
+            more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            self._find(ALTERED, CHECKSUMS, f"line {damaged[0]}{more} is cut off or holds no checksum")
+
+    def _read_failures(self) -> list[Failure]:
+        try:
+            return read_failures(self.root)
+        except OSError as error:
+            self._find(UNREADABLE, FAILURES, f"cannot be read ({error.strerror or error})")
+            return []
+
+    def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self._find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+            self.blocked.add(folder)
+            return []
+
+    def _walk(self, top: "os.DirEntry[str]") -> None:
+        """Note all files below an entry of the folder; links are followed to files inside of it only."""
+        waiting = [top]
+        while waiting:
+            entry = waiting.pop()
+            path = os.path.relpath(entry.path, self.root)
+            if entry.is_dir(follow_symlinks=False):
+                waiting += self._scan(path)
+            elif entry.is_symlink() and (strange := self._leads_away(entry)):
+                self._find(FOREIGN, path, strange)
+                self.blocked.add(path)
+            else:
+                self.there.append(path)
+
+    def _leads_away(self, entry: "os.DirEntry[str]") -> str:
+        """What is wrong with where a link leads, if anything."""
+        if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
+            return "a link that leads out of the folder"
+        return "a link to a folder, which is not followed" if entry.is_dir() else ""
+
+    def _is_blocked(self, path: str) -> bool:
+        """True below what was not looked into, so that nobody knows what is missing there."""
+        above = PurePosixPath(path)
+        return bool(self.blocked) and any(str(p) in self.blocked for p in (above, *above.parents))
+
+    def _sort_in(self, path: str, is_there: bool = True) -> None:
+        """Count a file for its result; one that belongs to none is foreign, unless a run has listed it."""
+        is_listed = path in self.sums
+        census, member = self._owner(path)
+        if census is not None and member is not None:
+            census.take(member, is_there, is_listed)
+            if not is_listed:
+                self.unlisted.append((path, census, member))
+        elif not is_listed:
+            self.strange.add(path)
+            if self.has_base or _top(path) in map(_top, self._owners):
+                self._find(FOREIGN, path, "no run names a file so")
+
+    def _owner(self, path: str) -> tuple[Census | None, Member | None]:
+        """The run whose file this is, and what it is there."""
+        for folder in map(str, PurePosixPath(path).parents):
+            for census, number in self._owners.get(folder, ()):
+                if (member := census.find(number, path[len(folder) + 1 :])) is not None:
+                    return census, member
+        return None, None
+
+    def _unable(self, census: Census) -> set[tuple[str, int]]:
+        """Results of super-resolution that the run before failed to prepare."""
+        before = self.censuses[0]
+        if before is census or before.run.variations != census.run.variations:
+            return set()
+        keys = {key for key, _ in before.results}
+        return {(key, variation) for key, variation in before.failed if key in keys}
+
+    def _count(self, census: Census) -> None:
+        """As many results as the record says?"""
+        file, record, made = census.run.file, census.run.record, len(census.made())
+        begun = sum(status is Status.UNFINISHED for status in census.status.values())
+        known = sum(status in (Status.MADE, Status.FAILED) for status in census.status.values())
+        lack = census.expected - known
+        if made > census.expected:
+            self._find(ALTERED, file, f"tells of {census.expected:,} results, and there are {made:,}")
+        if lack > 0:
+            half = f" ({begun:,} of them begun)" if begun else ""
+            say = f"{lack:,} of {census.expected:,} results were not made{half}; "
+            if record.origin and file == RUN and census.is_closed:
+                say += "the run that this one goes on from lacks them, or --resume makes them"
+                self._note(MISSING, file, say)
+            else:
+                self._find(MISSING, file, f"{say}--resume makes them")
+
+    def _judge_unlisted(self) -> None:
+        """Files without a checksum: of a process that was killed, or nobody's."""
+        lost, late = list[str](), list[str]()
+        for path, census, member in self.unlisted:
+            status = census.status_of(member)
+            if status is Status.FOREIGN:
+                self.strange.add(path)
+                self._find(FOREIGN, path, "belongs to no sample of a run")
+            elif status is Status.MADE:
+                (lost if census.is_closed else late).append(path)
+        if late:
+            self._note(UNLISTED, CHECKSUMS, f"{_named(late)} not listed yet; --resume does it")
+        if lost and not os.path.lexists(self.root / CHECKSUMS):
+            self._find(MISSING, CHECKSUMS, "without it, files can only be checked by their formats")
+        elif lost:
+            self._find(
+                ALTERED, CHECKSUMS, f"{_named(lost)} not listed; --resume adds what belongs to samples"
+            )
+
+    def _find(self, kind: str, file: str, detail: str) -> None:
+        self.findings.append(Finding(kind, file, detail))
+
+    def _note(self, kind: str, file: str, detail: str) -> None:
+        self.notes.append(Finding(kind, file, detail))
+
+
+def _checked(record: RunRecord) -> RunRecord:
+    """A record whose values can be relied on; UsageError for a damaged one."""
+    counts = (record.samples, record.num_variations)
+    only = record.variation
+    if not all(type(count) is int and 0 < count <= MAX_SAMPLES for count in counts):
+        raise UsageError("is damaged: its counts of samples and variations are not whole numbers above 0")
+    if only is not None and not (type(only) is int and 0 <= only < record.num_variations):
+        raise UsageError(f"is damaged: there is no variation {only!r}")
+    for place in record.places:
+        if not (type(place.folder) is type(place.suffix) is str):
+            raise UsageError("is damaged: its places are not folders and suffixes")
+        parts = place.folder.split("/")
+        if {"", ".", "..", PARTIAL} & set(parts) or parts[0] in KNOWN or "/" in place.suffix:
+            raise UsageError(f"is damaged: {place.folder!r} cannot be a folder of a run")
+    return record
+
+
+def _named(paths: list[str]) -> str:
+    rest = f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is"
+    return f"{paths[0]}{rest}"
+
+
+def _top(path: str) -> str:
+    return path.partition("/")[0]

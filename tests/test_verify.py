@@ -1,0 +1,503 @@
+"""`fourm.verify`: whatever happens to one file of a folder is found, and nothing where nothing happened."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fourm.checksums import CHECKSUMS
+from fourm.errors import UsageError
+from fourm.events import Saved, Stepped
+from fourm.hub import find_model
+from fourm.layout import Key, Sample, samples_of_prompts
+from fourm.pipeline import run
+from fourm.record import RUN, SR_RUN, read_record
+from fourm.request import Origin, Request
+from fourm.results import open_results, samples_for
+from fourm.schedule import TargetSpec, make_chain
+from fourm.verify import Finding, Verdict, verify
+from fourm.world import World
+
+PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle"]
+RGB = TargetSpec("tok_rgb@64", 64, "roar", 4)
+DEPTH = TargetSpec("tok_depth@64", 64, "roar", 3)
+
+
+def request(tiny: Path, out: Path, **changes: object) -> Request:
+    chain = make_chain([RGB], ["caption"])
+    return replace(
+        Request(find_model(tiny), chain, samples_of_prompts(PROMPTS), out, device="cpu"), **changes
+    )
+
+
+def super_resolution(tiny: Path, out: Path, **changes: object) -> Request:
+    """A run that goes on from the one in `out`, whose results lie beside it."""
+    found = open_results(out)
+    base = found.runs[0]
+    samples = samples_for(out, base, found.keys, ["tok_rgb@64"], {"tok_rgb@64": True})
+    chain = make_chain([DEPTH], ["tok_rgb@64"])
+    basis = Request(find_model(tiny), chain, samples, out, base.record.num_variations, device="cpu")
+    return replace(basis, origin=Origin(base.record), **changes)
+
+
+def pictures(root: Path) -> list[Sample]:
+    """Three pictures with names of all sorts, and a file that is none."""
+    samples = []
+    for name, colour in {"a b/Zürich": "red", "a b/-v0": "blue", "c/d/x.y": "green", "c/bad": ""}.items():
+        path = root / "rgb" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), colour).save(path) if colour else path.write_bytes(b"no picture")
+        samples.append(Sample(Key(*name.rsplit("/", 1)), files={"rgb@64": path}))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each kind that runs leave behind."""
+    root = tmp_path_factory.mktemp("runs")
+    list(run(request(tiny, root / "varied", num_variations=2, preview=2)))
+    list(run(request(tiny, root / "tokens", decode=False)))
+    list(run(request(tiny, root / "again", preview=1, num_variations=3)))
+    list(run(request(tiny, root / "again", overwrite=True, seed=5)))
+    data = pictures(root / "data")
+    chain = make_chain([DEPTH, TargetSpec("caption", 16, "autoregressive", 1)], ["rgb@64"])
+    list(run(request(tiny, root / "failed", samples=data, chain=chain, num_variations=2)))
+    list(run(request(tiny, root / "beside", num_variations=2)))
+    list(run(super_resolution(tiny, root / "beside")))
+    one = replace(request(tiny, root / "one"), num_variations=3, variation=1)
+    list(run(one))
+    return {path.name: path for path in root.iterdir() if path.name != "data"}
+
+
+@pytest.fixture
+def copy(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))
+
+
+def kinds(verdict: Verdict) -> set[tuple[str, str]]:
+    return {(finding.kind, finding.file) for finding in verdict.findings}
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+def test_untouched_folders_are_as_their_runs_left_them(folders: dict[str, Path]) -> None:
+    verdicts = {name: verify(path) for name, path in folders.items()}
+    assert {name: (v.findings, v.notes) for name, v in verdicts.items()} == dict.fromkeys(folders, ((), ()))
+    assert {name: (v.samples, v.failed) for name, v in verdicts.items()} == {
+        "varied": (3, 0), "tokens": (3, 0), "again": (3, 0), "failed": (3, 2), "beside": (3, 0),
+        "one": (3, 0),
+    }  # fmt: skip
+    for name, path in folders.items():
+        records = (RUN, SR_RUN, CHECKSUMS, "failures.jsonl")
+        assert verdicts[name].files == len([p for p in files_of(path) if p.name not in records])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_happens_to_one_file_is_found(folders: dict[str, Path], data: st.DataObject) -> None:
+    source = folders[data.draw(st.sampled_from(sorted(folders)))]
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(shutil.copytree(source, Path(scratch) / "out"))
+        path = data.draw(st.sampled_from(files_of(root)))
+        content = path.read_bytes()
+        has_checksum = path.name not in (RUN, SR_RUN, "failures.jsonl")
+        ways = ["delete", "add", *(["extend"] if has_checksum else []), *(["cut"] if content else [])]
+        does = data.draw(st.sampled_from([*ways, *(["flip"] if has_checksum and content else [])]))
+        if does == "delete":
+            path.unlink()
+        elif does == "cut":  # the end of a line is no loss for records
+            path.write_bytes(content[: data.draw(st.integers(0, len(content) - (1 if has_checksum else 3)))])
+        elif does == "flip":
+            at, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        elif does == "extend":
+            path.write_bytes(content + data.draw(st.binary(min_size=1, max_size=9)))
+        else:
+            path = path.with_name(data.draw(st.sampled_from(["", "x"])) + path.name + "~")
+            path.write_bytes(content)
+        found = verify(root)
+        assert not found.ok
+        name = path.relative_to(root).as_posix()
+        if has_checksum and path.name != CHECKSUMS:
+            assert name in {finding.file for finding in found.findings}
+
+
+@pytest.mark.parametrize("folder", ["varied", "tokens", "failed", "beside"])
+def test_every_file_of_a_folder_is_missed_when_it_is_deleted(
+    copy: Callable[[str], Path], folder: str
+) -> None:
+    root = copy(folder)
+    for path in files_of(root):
+        content = path.read_bytes()
+        path.unlink()
+        assert not verify(root).ok, path
+        path.write_bytes(content)
+    assert verify(root).ok
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "kind", "says"),
+    [
+        ("rgb/00000/000001-v1.png", b"", "truncated", "is empty"),
+        ("rgb/00000/000001-v1.png", 50, "truncated", "ends before the picture does"),
+        ("rgb/00000/000001-v1.png", -1, "truncated", "ends before the picture does"),
+        ("rgb/00000/000001-v1.png", b"GIF89a" * 9, "altered", "is not a PNG picture"),
+        ("tok_rgb@64/00000/000001-v1.npy", 9, "truncated", "ends within its header"),
+        ("tok_rgb@64/00000/000001-v1.npy", 200, "truncated", "has 72 bytes of numbers, where its header"),
+        ("tok_rgb@64/00000/000001-v1.npy", b"\x93NUMPY\x01\x00\x04\x00{()}", "altered", "no header"),
+        ("caption/00000/000001.txt", b"a red c", "altered", "its checksum is not the one"),
+        ("caption/00000/000001.txt", "Zü".encode()[:-1], "truncated", "is not text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_cut_off_is_told_from_one_that_was_exchanged(
+    copy: Callable[[str], Path], file: str, content: bytes | int, kind: str, says: str
+) -> None:
+    root = copy("varied")
+    before = (root / file).read_bytes()
+    (root / file).write_bytes(before[:content] if isinstance(content, int) else content)
+    (found,) = verify(root).findings
+    assert (found.kind, found.file) == (kind, file)
+    assert says in found.detail
+
+
+def test_a_valid_file_of_another_sample_is_altered(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    shutil.copy(root / "tok_rgb@64/00000/000000.npy", root / "tok_rgb@64/00000/000001.npy")
+    assert kinds(verify(root)) == {("altered", "tok_rgb@64/00000/000001.npy")}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "notes.txt", "rgb/x.png", "rgb/00000/000000-v0.jpg", "rgb/00000/000000.png",
+        "rgb/00000/000000-v2.png", "rgb/00000/000000-v00.png", "tok_rgb@64/00000/000007-v0.npy",
+        "caption/00000/000009.txt", "rgb/.hidden", "preview/x.png",
+        "preview/tok_rgb@64/00000/000000-v0.png", "other/a/b.png",
+        "preview/tok_rgb@64/00001/000000-v0-step001.png", "rgb/00000/Zürich\n\x1b[2J.png",
+    ],
+)  # fmt: skip
+def test_a_file_that_no_run_wrote_is_foreign(copy: Callable[[str], Path], file: str) -> None:
+    root = copy("varied")
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_bytes(b"x")
+    expected = "other" if file.startswith("other") else file
+    assert kinds(verify(root)) == {("foreign", expected)}
+
+
+def test_a_name_that_is_no_text_is_told(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    with open(os.fsencode(root / "caption/00000") + b"/\xff\xfe.txt", "wb") as file:
+        file.write(b"x")
+    (found,) = verify(root).findings
+    assert (found.kind, os.fsencode(found.file)) == ("foreign", b"caption/00000/\xff\xfe.txt")
+
+
+def test_a_complete_sample_of_another_run_is_foreign(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    for path in files_of(root):
+        if path.name.startswith("000000."):
+            shutil.copy(path, path.with_name(f"strange{path.suffix}"))
+    assert kinds(verify(root)) == {
+        ("foreign", "caption/00000/strange.txt"),
+        ("foreign", "tok_rgb@64/00000/strange.npy"),
+    }
+
+
+def test_pictures_made_of_a_run_and_leftovers_are_no_mistakes(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    for file in ("plots/contact.png", ".partial/ab-1-0.npy", ".lock"):
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_bytes(b"")
+    verdict = verify(root)
+    assert verdict.ok
+    assert [(note.kind, note.file) for note in verdict.notes] == [
+        ("unfinished", ".lock"), ("unfinished", ".partial"),
+    ]  # fmt: skip
+
+
+def test_links_that_lead_out_are_not_followed(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    root = copy("varied")
+    inside, outside = root / "rgb/00000/000000-v0.png", root / "rgb/00000/000000-v1.png"
+    shutil.move(outside, tmp_path / "elsewhere.png")
+    outside.symlink_to(tmp_path / "elsewhere.png")
+    shutil.move(root / "preview", tmp_path / "preview")
+    (root / "preview").symlink_to(tmp_path / "preview")
+    (root / "tok_rgb@64/00000/loop").symlink_to(root)
+    verdict = verify(root)
+    assert kinds(verdict) == {
+        ("foreign", "rgb/00000/000000-v1.png"), ("foreign", "preview"), ("foreign", "tok_rgb@64/00000/loop"),
+    }  # fmt: skip
+    assert all("link" in finding.detail for finding in verdict.findings)
+    root = copy("tokens")
+    (root / "plots").mkdir()
+    inside = root / "tok_rgb@64/00000/000000.npy"
+    shutil.move(inside, root / "plots/kept.npy")
+    inside.symlink_to("../../plots/kept.npy")
+    assert verify(root).ok
+
+
+def test_what_cannot_be_read_is_one_finding(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    path = root / "tok_rgb@64/00000/000001.npy"
+    path.unlink()
+    os.mkfifo(path)
+    (root / "caption/00000/000001.txt").unlink()
+    (root / "caption/00000/000001.txt").symlink_to("gone")
+    verdict = verify(root)
+    assert kinds(verdict) == {
+        ("unreadable", "tok_rgb@64/00000/000001.npy"), ("unreadable", "caption/00000/000001.txt"),
+    }  # fmt: skip
+    assert "a pipe" in verdict.findings[1].detail
+
+
+def stop_after(tiny: Path, out: Path, count: int, **changes: object) -> None:
+    """A run that is killed as soon as some samples are saved; nothing is tidied up."""
+    record, events = out / RUN, run(request(tiny, out, batch_size=1, **changes))
+    saved = 0
+    for event in events:
+        saved += isinstance(event, Saved)
+        if saved == count:
+            break
+    running = record.read_bytes()
+    sums = (out / CHECKSUMS).read_bytes() if (out / CHECKSUMS).exists() else None
+    events.close()  # a kill would not have let it note its end
+    record.write_bytes(running)
+    if sums is not None:
+        (out / CHECKSUMS).write_bytes(sums)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_killed_run_lacks_samples_until_it_is_resumed(tiny: Path, tmp_path: Path, count: int) -> None:
+    out = tmp_path / "out"
+    stop_after(tiny, out, count, preview=2)
+    verdict = verify(out)
+    if count < 3:
+        (found,) = verdict.findings
+        assert (found.kind, found.file) == ("missing", RUN)
+        assert found.detail == f"{3 - count} of 3 results were not made; --resume makes them"
+    else:
+        assert verdict.ok
+    (note,) = verdict.notes  # the last sample was killed between its files and their lines
+    assert (note.kind, note.file) == ("unlisted", CHECKSUMS)
+    list(run(request(tiny, out, preview=2, resume=True)))
+    verdict = verify(out)
+    assert (verdict.findings, verdict.notes, verdict.samples) == ((), (), 3)
+
+
+def test_of_a_killed_run_a_file_without_checksum_is_checked_by_its_format(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after(tiny, out, 3)
+    path = out / "rgb/00000/000002.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert kinds(verify(out)) == {("truncated", "rgb/00000/000002.png")}
+
+
+def test_a_sample_that_was_half_written_is_begun_not_damaged(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after(tiny, out, 2)
+    (out / "rgb/00000/000001.png").unlink()
+    (found,) = verify(out).findings
+    assert found.detail == "2 of 3 results were not made (1 of them begun); --resume makes them"
+
+
+def test_an_interrupted_run_is_not_complete(tiny: Path, tmp_path: Path) -> None:
+    """As after a signal: the process had the time to tidy up."""
+    events = run(request(tiny, tmp_path / "out", batch_size=2, preview=1))
+    for event in events:
+        if isinstance(event, Stepped) and event.keys == ("00000/000002",) and event.step == 2:
+            break
+    events.close()
+    (found,) = verify(tmp_path / "out").findings
+    assert (found.kind, found.file) == ("missing", RUN)
+    assert found.detail.startswith("1 of 3 results")
+
+
+def test_a_share_of_a_run_lacks_the_others(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    list(run(request(tiny, out, world=World(0, 2))))
+    assert [found.detail[:27] for found in verify(out).findings] == ["1 of 3 results were not mad"]
+    list(run(request(tiny, out, world=World(1, 2))))
+    assert verify(out).ok
+
+
+def test_failures_are_known_and_missed_when_nobody_tells_of_them(copy: Callable[[str], Path]) -> None:
+    root = copy("failed")
+    assert verify(root).failed == 2
+    (root / "failures.jsonl").unlink()
+    (found,) = verify(root).findings
+    assert found.detail == "2 of 8 results were not made; --resume makes them"
+
+
+def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    lines = (root / CHECKSUMS).read_bytes().splitlines(keepends=True)
+    (root / CHECKSUMS).write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
+    found = verify(root).findings
+    assert [(f.kind, f.file) for f in found] == [("altered", CHECKSUMS)] * 2
+    assert "line 6 is cut off" in found[0].detail
+    (root / CHECKSUMS).write_bytes(b"".join(lines[:2]))
+    (one,) = verify(root).findings
+    assert "caption/00000/000002.txt and 3 more files are not listed" in one.detail
+    (root / CHECKSUMS).unlink()
+    assert kinds(verify(root)) == {("missing", CHECKSUMS)}
+    (root / "tok_rgb@64/00000/000000.npy").unlink()
+    assert kinds(verify(root)) == {("missing", CHECKSUMS), ("missing", "tok_rgb@64/00000/000000.npy")}
+    (root / CHECKSUMS).write_bytes(b"0" * 64 + b"  ../../../etc/passwd\n" + b"0" * 64 + b"  /etc/passwd\n")
+    assert {("missing", "../../../etc/passwd"), ("missing", "/etc/passwd")} <= kinds(verify(root))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples": "three"}, "counts of samples"),
+        ({"samples": -1}, "counts of samples"),
+        ({"samples": 10**18}, "counts of samples"),
+        ({"num_variations": None}, "counts of samples"),
+        ({"variation": 4}, "no variation 4"),
+        ({"samples": 2}, "tells of 2 results, and there are 3"),
+        ({"places": [{"folder": "../data", "suffix": ".npy"}]}, "cannot be a folder"),
+        ({"places": [{"folder": "", "suffix": ".npy"}]}, "cannot be a folder"),
+        ({"places": [{"folder": ["a"], "suffix": ["b"]}]}, "not folders and suffixes"),
+        ({"places": [{"suffix": ".npy"}]}, "is not a record of this program"),
+        ({"format": 1}, "another version"),
+        ({"launches": [{"rank": 0, "size": 1, "colour": "red"}]}, "is not a record of this program"),
+    ],
+)
+def test_a_damaged_record_is_one_finding(
+    copy: Callable[[str], Path], change: dict[str, object], says: str
+) -> None:
+    root = copy("tokens")
+    record = json.loads((root / RUN).read_text())
+    (root / RUN).write_text(json.dumps(record | change))
+    found = verify(root).findings
+    assert [(f.kind, f.file) for f in found] == [("altered", RUN)]
+    assert says in found[0].detail
+    assert str(root) not in found[0].detail
+
+
+def test_without_a_record_what_checksums_list_is_still_checked(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    (root / RUN).unlink()
+    (root / "caption/00000/000000.txt").write_text("other")
+    assert kinds(verify(root)) == {("missing", RUN), ("altered", "caption/00000/000000.txt")}
+
+
+def test_a_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run of this program wrote it"):
+        verify(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        verify(tmp_path / "gone")
+
+
+def test_super_resolution_is_checked_with_the_run_that_it_goes_on_from(
+    tiny: Path, copy: Callable[[str], Path]
+) -> None:
+    root = copy("beside")
+    (root / "tok_depth@64/00000/000001-v1.npy").unlink()
+    (root / "rgb/00000/000000-v0.png").unlink()
+    assert kinds(verify(root)) == {
+        ("missing", "rgb/00000/000000-v0.png"), ("missing", "tok_depth@64/00000/000001-v1.npy"),
+    }  # fmt: skip
+    root = copy_again(root, "beside2", root.parent / "beside")
+    list(run(super_resolution(tiny, root, resume=True)))
+    assert kinds(verify(root)) == {("missing", "rgb/00000/000000-v0.png")}
+
+
+def copy_again(source: Path, name: str, origin: Path) -> Path:
+    return Path(shutil.copytree(source, origin.parent / name))
+
+
+def test_super_resolution_of_a_run_with_failures_is_complete_without_them(tiny: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", pictures(tmp_path / "data")
+    chain = make_chain([RGB], ["rgb@64"])
+    list(run(request(tiny, out, samples=data, chain=chain, num_variations=2)))
+    list(run(super_resolution(tiny, out)))
+    verdict = verify(out)
+    assert (verdict.findings, verdict.failed) == ((), 2)
+
+
+def test_beside_a_dataset_only_the_folders_of_super_resolution_are_checked(
+    tiny: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(folders["tokens"] / "tok_rgb@64", out / "tok_rgb@64")
+    paths = sorted((out / "tok_rgb@64").rglob("*.npy"))
+    samples = [Sample(Key("00000", p.stem), files={"tok_rgb@64": p}) for p in paths]
+    chain = make_chain([DEPTH], ["tok_rgb@64"])
+    list(run(request(tiny, out, samples=samples, chain=chain, origin=Origin())))
+    assert not (out / RUN).exists()
+    paths[0].write_bytes(b"the dataset's own affair")
+    (out / "more").mkdir()
+    assert verify(out).ok
+    (out / "depth/00000/000001.npy").unlink()
+    (out / "depth/00000/x.npy").write_bytes(b"")
+    assert kinds(verify(out)) == {
+        ("missing", "depth/00000/000001.npy"), ("foreign", "depth/00000/x.npy"),
+    }  # fmt: skip
+
+
+def test_names_that_are_too_long_are_known_again(tiny: Path, tmp_path: Path) -> None:
+    samples = [Sample(Key("f", letter * 251), PROMPTS[0]) for letter in "ab"]
+    samples += [Sample(Key("f", letter * 248), PROMPTS[0]) for letter in "cd"]
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        list(run(request(tiny, out, samples=samples, num_variations=count)))
+        assert verify(out).ok
+        path = sorted((out / "rgb/f").iterdir())[0]
+        path.unlink()
+        assert kinds(verify(out)) == {("missing", path.relative_to(out).as_posix())}
+
+
+def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str], Path]) -> None:
+    root = copy("varied")
+    (root / "rgb/00000/000001-v1.png").unlink()
+    assert not verify(root).ok
+    again = request(tiny, root, num_variations=2, preview=2, resume=True)
+    with contextlib.closing(run(again)) as events:
+        assert [e.variation for e in events if isinstance(e, Saved)] == [1]
+    assert verify(root).ok
+    assert read_record(root).preview == 2
+
+
+def test_all_findings_have_the_same_form(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    (root / "x").write_bytes(b"")
+    said = verify(root).to_json()
+    assert said == {
+        "out": str(root), "ok": False, "samples": 3, "failed": 0, "files": 6,
+        "findings": [{"kind": "foreign", "file": "x", "detail": "no run of this program wrote it"}],
+        "notes": [],
+    }  # fmt: skip
+    assert verify(root).findings == (Finding("foreign", "x", "no run of this program wrote it"),)
+
+
+def test_arrays_in_archives_and_json_are_checked_by_their_formats(tmp_path: Path) -> None:
+    from fourm.formats import find_flaw
+
+    np.savez(tmp_path / "a.npz", emb=np.ones((1, 3, 4)), mask_valid=np.ones((1, 3)))
+    (tmp_path / "a.json").write_text('[{"boxes": [1, 2.5]}, "ü"]\n')
+    for path in sorted(tmp_path.iterdir()):
+        assert find_flaw(path) is None
+        content = path.read_bytes()
+        for end in range(1, len(content) - 2):
+            path.write_bytes(content[:end])
+            assert find_flaw(path) is not None, (path, end)
+        path.write_bytes(content)
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    assert find_flaw(tmp_path / "a.json") is not None
+    np.savez_compressed(tmp_path / "a.npz", emb=np.zeros(10**6))
+    flaw = find_flaw(tmp_path / "a.npz")
+    assert flaw is not None
+    assert "compressed" in flaw.what
