@@ -35,7 +35,7 @@ fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline fourm.tokenizing
-fourm.sheets fourm.retrieval
+fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
