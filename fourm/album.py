@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
-from fourm.codecs.files import read_ids
+from fourm.codecs.files import read_array
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.films import Film, Frame, limited, read_film, steps_of
 from fourm.inputs import CAPTION
@@ -35,6 +35,7 @@ class Panel:
     picture: Image.Image | None
     text: str  # a caption, or what another text says; "" for pictures
     file: str  # its path below the folder
+    codec: str = ""  # what kind of value it is: "tok_rgb", "caption", ...; as in the registry
     note: str = ""  # why there is no picture
 
 
@@ -118,8 +119,7 @@ class Album:
             self._legends.setdefault(name, {}).update(dict.fromkeys(labels))
         panels = _panels(values, problems)
         films = tuple(self._films(key, problems))
-        captions = {e.place.modality for e in self.entries if e.reader and e.reader.row.codec == CAPTION}
-        prompts = (p.text for p in panels if p.role == "condition" and p.modality in captions and not p.note)
+        prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
         return View(key, next(prompts, None), panels, films, tuple(dict.fromkeys(problems)), legends)
 
     def _read(self, entry: Entry, key: Key, variation: int | None) -> "_Value":
@@ -132,7 +132,7 @@ class Album:
             return replace(value, note="unknown modality")
         try:
             if entry.place.form == "ids":
-                read_ids(path, reader.row.max_tokens, reader.row.vocab_size)
+                read_array(path)
                 return replace(value, note="tokens only")
             return replace(value, value=reader.read(path))
         except SampleError as error:
@@ -169,13 +169,14 @@ def open_album(root: Path, model: str | None = None) -> Album:
             Stage(record.stage, record.model, record.seed, record.options, conditions, targets,
                   record.num_variations)
         )  # fmt: skip
+        counts = _counts(record)
         registry = rows_of(record.model) if model is None else rows_of(model)
         for name, is_condition in (*((n, True) for n in conditions), *((n, False) for n in targets)):
             place = _place(run, name, is_condition)
             if place is None:  # it lies where the run that it goes on from has put it
                 continue
             _check_inside(place, root / run.file)
-            row = find_row(name, registry)
+            row = find_row(name, registry, counts.get(name))
             role = "condition" if is_condition else "sr" if record.stage == SR else "target"
             reader = None
             try:
@@ -242,8 +243,9 @@ def _panel(value: _Value, picture: Image.Image | None) -> Panel:
     entry, reader = value.entry, value.entry.reader
     text = reader.say(value.value) if reader is not None and value.value is not None else ""
     note = value.note or ("" if picture is not None else "cannot be drawn")
+    codec = reader.row.codec if reader is not None else ""
     return Panel(
-        entry.place.modality, entry.title, entry.role, value.variation, picture, text, value.file, note
+        entry.place.modality, entry.title, entry.role, value.variation, picture, text, value.file, codec, note
     )
 
 
@@ -338,6 +340,14 @@ def _names(record: RunRecord, file: Path) -> tuple[tuple[str, ...], tuple[str, .
         return tuple(map(str, conditions)), tuple(map(str, targets))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file}: its schedule is not one of this program ({error})") from error
+
+
+def _counts(record: RunRecord) -> dict[str, int]:
+    """How many tokens of each target were made."""
+    counts = dict[str, int]()
+    for _, target, count in steps_of(record):
+        counts[target] = counts.get(target, 0) + count
+    return counts
 
 
 def _with_failed(keys: Sequence[Key], failures: Mapping[str, object]) -> tuple[Key, ...]:

@@ -1,7 +1,8 @@
 """How files of a run are read to be looked at: no tokenizer, and not even the model need be here."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fourm.codecs.structured import STRUCTURED, StructuredForm
 from fourm.errors import FourMError, SampleError
 from fourm.hub import find_model, find_sr
 from fourm.inputs import CAPTION
-from fourm.modalities import RELEASED, Modality, Registry
+from fourm.modalities import RELEASED, Kind, Modality, Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,20 @@ def rows_of(model: str) -> Registry | None:
         return None
 
 
-def find_row(name: str, registry: Registry | None) -> Modality | None:
+def find_row(name: str, registry: Registry | None, count: int | None = None) -> Modality | None:
     """The row of a full name, as the model or else the released models have it; None if neither does.
 
     Another resolution of a released modality has files of the same kind, except that class numbers
-    may mean anything.
+    may mean anything; its tokens are a square of `count`.
     """
     for known in (registry, RELEASED):
         if known is not None and name in known.rows:
             return known.rows[name]
     for row in RELEASED.rows.values():
         if row.key == name.partition("@")[0] and not (row.codec in FORMS and FORMS[row.codec].is_labels):
-            return row
+            side = math.isqrt(count or 0)
+            is_square = row.kind is Kind.GRID and side > 0 and side * side == count
+            return replace(row, grid=(side, side), max_tokens=side * side) if is_square else row
     return None
 
 
