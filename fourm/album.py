@@ -12,6 +12,7 @@ from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
 from fourm.codecs.files import read_array
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.films import Film, Frame, limited, read_film, steps_of
+from fourm.hub import find_model
 from fourm.inputs import CAPTION
 from fourm.layout import Key, Place
 from fourm.reading import Reader, find_row, reader_for, rows_of
@@ -154,13 +155,14 @@ class Album:
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
-def open_album(root: Path, model: str | None = None) -> Album:
+def open_album(root: Path, model: str | None = None, results: Results | None = None) -> Album:
     """The album of an output folder. UsageError where no run wrote it.
 
     model: whose modalities they are, where the one that the record names is not on this machine any more;
-    without it, the released modalities stand in.
+    without it, the released modalities stand in. results: of the same folder, if it was read already.
     """
-    results = open_results(root)
+    results = open_results(root) if results is None else results
+    named = None if model is None else find_model(model).registry
     entries, problems, stages = list[Entry](), list[str](), list[Stage]()
     for run in results.runs:
         record = run.record
@@ -170,7 +172,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
                   record.num_variations)
         )  # fmt: skip
         counts = _counts(record)
-        registry = rows_of(record.model) if model is None else rows_of(model)
+        registry = rows_of(record.model) if named is None else named
         for name, is_condition in (*((n, True) for n in conditions), *((n, False) for n in targets)):
             place = _place(run, name, is_condition)
             if place is None:  # it lies where the run that it goes on from has put it

@@ -17,6 +17,8 @@ from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from fourm_cli.download import download
 from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
+from fourm_cli.plot import EXAMPLES as PLOT_EXAMPLES
+from fourm_cli.plot import plot
 from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
 from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
@@ -35,6 +37,7 @@ app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
+app.command(epilog=PLOT_EXAMPLES)(plot)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
@@ -83,7 +86,7 @@ def main() -> None:
         code = error.exit_code
     except InterruptedRun as interrupt:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        goes_on = "the same command" if command in ("convert", "download", "tokenize") else "--resume"
+        goes_on = "the same command" if command in ("convert", "download", "plot", "tokenize") else "--resume"
         print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:

@@ -36,12 +36,13 @@ fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figure
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline fourm.tokenizing
 fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
+fourm.samplesheet fourm.strips fourm.contact fourm.plots
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
 fourm_cli.generate fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
-fourm_cli.retrieve fourm_cli.app
+fourm_cli.retrieve fourm_cli.plot fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]
