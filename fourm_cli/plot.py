@@ -11,7 +11,7 @@ from fourm.errors import SampleError
 from fourm.hub import find_model
 from fourm.results import open_results
 from fourm_cli.console import note, print_json
-from fourm_cli.options import Folder, Model, parse_folder
+from fourm_cli.options import Folder, parse_folder
 from fourm_cli.run_options import Quiet
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ Films = Annotated[
     bool,
     typer.Option(
         "--films/--no-films",
-        help="Film strips of samples made with --preview: NAME-film.png. At most 8 steps of a target are shown.",
+        help="Film strips of samples made with --preview: NAME-film.png, at most 8 steps of each target.",
     ),
 ]
 ContactSheets = Annotated[
     bool,
     typer.Option(
         "--contact/--no-contact",
-        help="One picture of each sample and variation on a sheet, contact.png; more than 60 are divided over "
+        help="One picture of each sample and variation on a sheet, contact.png; more than 60 make several: "
         "contact-01.png, contact-02.png, ...",
     ),
 ]
@@ -77,7 +77,7 @@ def plot(
         find_model(model)
 
     from fourm.album import open_album
-    from fourm.plots import Plotter, PlotRequest, plots_folder
+    from fourm.plots import PlotRequest, Plotter, plots_folder
 
     plots = plots_folder(root)
     album = open_album(root, model, results)
