@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo.diffusion import NAME
+from demo.fine import POLISHED
 from demo.rows import base_config, fine_config, write_rows
 from demo.text import write_tokenizer
 from demo.tokenizers import RECIPES
@@ -37,8 +38,8 @@ def write_bundle(work: Path, folder: Path = BUNDLE) -> int:
     """Write all files of the bundle from the working folder; returns their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_model(folder, base_config(), work / "base")
-    if (work / "fine" / "last.pt").exists():
-        _write_model(folder / "sr", fine_config(), work / "fine")
+    if (work / "fine" / POLISHED / "last.pt").exists():
+        _write_model(folder / "sr", fine_config(), work / "fine" / POLISHED)
     write_tokenizer(folder / "text_tokenizer.json")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     for name in (*(recipe.name for recipe in RECIPES), NAME):

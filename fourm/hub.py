@@ -104,6 +104,9 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     The base model's tokenizers serve both, unless the super-resolution model brings its own.
     """
     folder = model.weights.parent / "sr"
+    if name == DEMO_SR and model.name != DEMO:
+        return find_sr(find_model(DEMO))
+    name = None if name == DEMO_SR else name
     if name is None and not folder.is_dir():
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
     own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"

@@ -7,7 +7,7 @@ alone, so batches, processes and resumed runs all lead to the same folder.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.preview import Orders
-from fourm.record import Launch, RunRecord, close_output, now, open_output
-from fourm.request import Request
+from fourm.record import RUN, Launch, RunRecord, close_output, now, open_output
+from fourm.request import Origin, Request
+from fourm.results import Run, samples_for
 from fourm.sampling import Noise
 from fourm.saving import Saver
 from fourm.wordpiece import WordPiece
@@ -71,7 +72,7 @@ def run(request: Request) -> Iterator[Event]:
     job = check(request)
     out, launch = request.out, Launch(request.world.rank, request.world.size, now())
     number = open_output(out, job.record, launch, request.resume, request.overwrite, request.record)
-    saver = Saver(request, job.outputs)
+    saver = Saver(request, job.outputs, str(job.dtype).removeprefix("torch."))
     tally = saver.tally
     try:
         yield from _generate(job, saver)
@@ -85,6 +86,18 @@ def run(request: Request) -> Iterator[Event]:
         )  # fmt: skip
         close_output(out, number, ended, tally.saved, request.record)
     yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
+
+
+def follow_on(base: Request, finer: Request) -> Request:
+    """The super-resolution of everything that a run makes, beside it; both may be resumed at any moment."""
+    registry, record = finer.model.registry, check(base).record
+    ids = {name: registry.get(name).kind is Kind.GRID for name in finer.chain.conditions}
+    keys = [sample.key for sample in base.samples]
+    samples = samples_for(base.out, Run(record, RUN), keys, finer.chain.conditions, ids)
+    return replace(
+        finer, samples=samples, out=base.out, origin=Origin(record), num_variations=base.num_variations,
+        variation=base.variation,
+    )  # fmt: skip
 
 
 def _generate(job: Job, saver: Saver) -> Iterator[Event]:
@@ -165,7 +178,8 @@ def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared
     if not rows:
         return
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
-    noise = Noise.for_samples(request.seed, [(work.sample.key.text, work.variation) for work in works])
+    samples = [(work.sample.key.text, work.variation) for work in works]
+    noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
     engine, orders, steps = Engine(parts.network, parts.sentinels), Orders(), request.chain.steps
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):

@@ -82,15 +82,15 @@ def merge(layers: Sequence[Layer]) -> Layer:
     return Layer(settings, tuple(problem for layer in layers for problem in layer.problems))
 
 
-def build_chain(layer: Layer, model: ModelFiles, base: Chain | None = None) -> Chain:
+def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = None) -> Chain:
     """The chain that the settings describe for a model; ScheduleError names all that is wrong with them.
 
-    base: for super-resolution, the chain whose result is conditioned on.
+    made: for super-resolution, the modalities (full names) that there are to go on from.
     """
     problems = list(layer.problems)
     whole = _whole_targets(layer, problems)
-    conditions, weights, raw = _conditions(layer, model, base, problems)
-    targets = _targets(layer, model, [*whole], conditions, base, problems)
+    conditions, weights, raw = _conditions(layer, model, made, problems)
+    targets = _targets(layer, model, [*whole], conditions, made is not None, problems)
     given = _given(layer, targets, problems)
     with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
     specs = [
@@ -153,12 +153,12 @@ def _whole_targets(layer: Layer, problems: list[str]) -> dict[str, dict[str, Set
 
 
 def _conditions(
-    layer: Layer, model: ModelFiles, base: Chain | None, problems: list[str]
+    layer: Layer, model: ModelFiles, made: Sequence[str] | None, problems: list[str]
 ) -> tuple[list[str], dict[str, float], set[str]]:
     """Full names of the conditions, sorted, the weights of those that have one, and those given as values."""
     setting = layer.settings.get("cond_domains")
-    if base is not None and (setting is None or setting.values == (None,)):
-        return sorted(c for c in (*base.conditions, *base.targets) if c in model.reads), {}, set()
+    if made is not None and (setting is None or setting.values == (None,)):
+        return sorted({name for name in made if name in model.reads}), {}, set()
     if setting is None:
         setting = Setting(DEFAULT_CONDITIONS, "--cond")
     names = () if setting.values == (None,) else setting.values
@@ -170,7 +170,14 @@ def _conditions(
     problems += [
         f"{setting.where} {name}: {p}" for name, w in weights.items() if (p := field_problem("guidance", w))
     ]
-    return sorted(name for name in found if name), weights, {name for name in found if name in grids.values()}
+    raw = {name for name in found if name in grids.values()}
+    if made is not None:
+        missing = [name for name in found if name and name not in made]
+        problems += [
+            f"{setting.where}: there is no {n} to go on from; there is {', '.join(made)}" for n in missing
+        ]
+        problems += [f"{setting.where}: super-resolution reads tokens: {name}" for name in sorted(raw)]
+    return sorted(name for name in found if name), weights, raw
 
 
 def _grid_of_values(name: str, model: ModelFiles) -> str | None:
@@ -181,7 +188,7 @@ def _grid_of_values(name: str, model: ModelFiles) -> str | None:
 
 
 def _targets(
-    layer: Layer, model: ModelFiles, whole: list[str], conditions: list[str], base: Chain | None,
+    layer: Layer, model: ModelFiles, whole: list[str], conditions: list[str], is_finer: bool,
     problems: list[str],
 ) -> list[str]:  # fmt: skip
     """Full names of the targets, in order; "" in place of one that cannot be."""
@@ -189,7 +196,7 @@ def _targets(
     if whole:
         setting = Setting(tuple(whole), "--target")
     if setting is None or setting.values == (None,):
-        return _default_targets(model, conditions, base, problems)
+        return _default_targets(model, conditions, is_finer, problems)
     if setting.values == (ALL,):
         return _all_targets(model, conditions)
     if not setting.values:
@@ -220,12 +227,14 @@ def _all_targets(model: ModelFiles, conditions: list[str]) -> list[str]:
 
 
 def _default_targets(
-    model: ModelFiles, conditions: list[str], base: Chain | None, problems: list[str]
+    model: ModelFiles, conditions: list[str], is_finer: bool, problems: list[str]
 ) -> list[str]:
     rows = model.registry.rows
-    if base is not None:
+    if is_finer:
         keys = {rows[c].key for c in conditions}
+        order = {key: index for index, key in enumerate(GENERATION_ORDER)}
         finer = [w for w in model.writes if rows[w].key in keys and w not in conditions]
+        finer.sort(key=lambda name: order.get(rows[name].key, len(order)))  # stable: others stay as they are
     else:
         wanted = [model.registry.resolve(name, model.writes) for name in DEFAULT_TARGETS]
         finer = [name for name in wanted if name in model.writes and name not in conditions]

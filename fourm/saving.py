@@ -25,7 +25,7 @@ from fourm.inputs import CAPTION
 from fourm.layout import Place, is_done, path_of, write_atomic, write_text
 from fourm.outputs import Output, malformed_place
 from fourm.preview import Orders, preview_places, write_previews
-from fourm.record import add_failure, locked
+from fourm.record import add_failure, locked, sha256_of
 from fourm.request import PREVIEW_STEPS, Request
 from fourm.sampling import Noise
 from fourm.state import Batch
@@ -46,6 +46,7 @@ class Saver:
 
     request: Request
     outputs: Sequence[Output]
+    dtype: str
     codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
     tally: Tally = field(default_factory=Tally)
     _hashed: set[Path] = field(default_factory=set)
@@ -219,8 +220,14 @@ class Saver:
             "seed": str(request.seed),
             "sample": work.sample.key.text,
             "variation": str(work.variation),
+            "variations": str(request.num_variations),
             "schedule": request.chain.to_text(),
+            "weights": sha256_of(request.model.weights),
+            "dtype": self.dtype,
+            "detokenizer steps": str(request.detokenizer_steps),
         }
         if request.origin is None or (base := request.origin.record) is None:
             return chunks
-        return chunks | {"base model": base.model, "base seed": str(base.seed), "base schedule": base.options}
+        facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
+                 "weights": base.files.get("weights", "")}  # fmt: skip
+        return chunks | {f"base {name}": str(fact) for name, fact in facts.items()}

@@ -109,6 +109,11 @@ class Chain:
         return tuple(spec.target for spec in self.specs)
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """Everything that a sample has in the end: conditions and targets."""
+        return (*self.conditions, *self.targets)
+
+    @property
     def num_tokens(self) -> dict[str, int]:
         """How many tokens each target gets; a sequence at most."""
         totals: dict[str, int] = {}

@@ -22,6 +22,8 @@ from fourm_cli.plot import plot
 from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
 from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
+from fourm_cli.sr import EXAMPLES as SR_EXAMPLES
+from fourm_cli.sr import sr
 from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
 from fourm_cli.tokenize import tokenize
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(epilog=EXAMPLES)(generate)
+app.command(epilog=SR_EXAMPLES)(sr)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)

@@ -237,8 +237,9 @@ def headline(start: Started) -> str:
     """What the run is about to do."""
     skipped = f", {start.skipped} already done" if start.skipped else ""
     steps = f"{start.steps} decoding steps, " if start.steps else ""
+    what = "super-resolution of " if start.stage == "sr" else ""
     return (
-        f"{start.total} samples{skipped}; model {start.model} on {start.device}, "
+        f"{what}{start.total} samples{skipped}; model {start.model} on {start.device}, "
         f"{steps}batches of {start.batch_size}"
     )
 
@@ -304,10 +305,18 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def result(out: Path, end: Finished, as_json: bool) -> None:
-    """The only thing that a run puts on stdout: its folder, or a record with --json."""
+def result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
+    """The only thing that runs put on stdout: their folder, or a record with --json."""
+    if not as_json:
+        print(out)
+        return
+    first, *others = ends
+    print_json({"out": str(out), **_counts(first), **{end.stage: _counts(end) for end in others}})
+
+
+def _counts(end: Finished) -> dict[str, object]:
     counts = {"saved": end.saved, "skipped": end.skipped, "failed": end.failed}
-    print_json({"out": str(out), **counts, "seconds": round(end.seconds, 3)}) if as_json else print(out)
+    return {**counts, "seconds": round(end.seconds, 3)}
 
 
 def size_text(num_bytes: int) -> str:

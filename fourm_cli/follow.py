@@ -1,22 +1,25 @@
-"""A run that was found to be good, followed to its end: display, log, result, exit code."""
+"""Runs that were found to be good, followed to their end: display, log, result, exit code."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
 
-from fourm.errors import SampleError
+from fourm.errors import SampleError, UsageError
 from fourm.events import Event
+from fourm.record import Launch, check_output, now, remove_empty
+from fourm.request import Request
 from fourm.world import World
 from fourm_cli import console
 
 
 def follow(
-    start: Callable[[], Iterator[Event]], world: World, out: Path,
+    start: Callable[[], Sequence[Iterator[Event]]], world: World, out: Path,
     *, quiet: bool, as_json: bool, log_json: Path | None,
 ) -> None:  # fmt: skip
-    """Do what was found to be good, with exit code 3 where samples failed.
+    """Do what was found to be good, one run after the other, with exit code 3 where samples failed.
 
     start imports torch, which takes seconds, and begins. One process of a torchrun speaks.
     """
@@ -26,8 +29,40 @@ def follow(
     with console.open_log(log_json) as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-        end = console.show(start(), quiet or rank > 0, log)
+        ends = [console.show(events, quiet or rank > 0, log) for events in start()]
     if rank == 0:
-        console.result(out, end, as_json)
-    if end.failed and world.group_size == 1:  # torchrun would end the other processes
+        console.result(out, ends, as_json)
+    if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)
+
+
+def make(
+    request: Request, finer: Request | None, say_notes: Callable[[], None],
+    *, quiet: bool, as_json: bool, log_json: Path | None,
+) -> None:  # fmt: skip
+    """Check where the results of a request go, say what is worth knowing, make them.
+
+    finer: super-resolution of what the request makes, still without samples.
+    """
+    if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
+        raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
+    launch = Launch(request.world.rank, request.world.size, now())
+    made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
+    try:
+        if not quiet and request.world.group_rank == 0:
+            say_notes()
+        follow(
+            partial(_begin, request, finer), request.world, request.out,
+            quiet=quiet, as_json=as_json, log_json=log_json,
+        )  # fmt: skip
+    finally:
+        remove_empty(made)  # where a mistake came to light later
+
+
+def _begin(request: Request, finer: Request | None) -> list[Iterator[Event]]:
+    from fourm.pipeline import check, follow_on, run
+
+    requests = [request] if finer is None else [request, follow_on(request, finer)]
+    for each in requests:
+        check(each)  # what is wrong with the last is said before the first begins
+    return [run(each) for each in requests]

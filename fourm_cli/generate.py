@@ -2,24 +2,23 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fourm.dataset import Dataset
 from fourm.errors import UsageError
-from fourm.events import Event
 from fourm.header import read_header
-from fourm.hub import DEMO, ModelFiles, find_model, with_parts
+from fourm.hub import DEMO, ModelFiles, find_model, find_sr, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.plan import build_chain
-from fourm.record import Launch, check_output, now, remove_empty
-from fourm.request import DETOKENIZER_STEPS, Request
-from fourm.settings import RunSettings
+from fourm.replay import read_replay
+from fourm.request import DETOKENIZER_STEPS, Origin, Request
+from fourm.settings import RunSettings, Settings
 from fourm.world import World, parse_world
 from fourm_cli import console
-from fourm_cli.follow import follow
+from fourm_cli.follow import make
 from fourm_cli.options import (
     Config,
     DataConfig,
@@ -27,6 +26,8 @@ from fourm_cli.options import (
     Dtype,
     GenConfig,
     Model,
+    SrConfig,
+    SrModel,
     parse_batch_size,
     parse_device,
     parse_dtype,
@@ -34,6 +35,7 @@ from fourm_cli.options import (
     schedule_options,
     settings_from,
 )
+from fourm_cli.replay import refuse, repeat
 from fourm_cli.run_options import (
     AsJson,
     Attention,
@@ -50,6 +52,7 @@ from fourm_cli.run_options import (
     Preview,
     Prompts,
     Quiet,
+    ReplayFile,
     Resume,
     Seed,
     Shard,
@@ -71,100 +74,88 @@ fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out ou
 
 fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
 
+fourm generate --data prompts.txt --sr-targets tok_clip-tok_rgb --out out
+
+fourm generate --replay out/rgb/00000/000003.png --out again
+
 torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
 """
 
 
-@partial(schedule_options, sr=False)
+@schedule_options
 def generate(
-    *,
-    prompts: Prompts = None,
-    data: Data = None,
-    column: Column = None,
-    num_samples: NumSamples = None,
-    subset_seed: SubsetSeed = None,
-    schedule: Mapping[str, object],
-    model: Model = None,
-    tokenizers: Tokenizers = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    attention: Attention = "sdpa",
-    config: Config = None,
-    data_config: DataConfig = None,
-    gen_config: GenConfig = None,
-    num_variations: NumVariations = None,
-    seed: Seed = None,
-    batch_size: BatchSize = "auto",
-    shard: Shard = None,
-    out: Out = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    decode: Decode = True,
-    detokenizer_steps: DetokenizerSteps = None,
-    preview: Preview = 0,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    log_json: LogJson = None,
-) -> None:
+    *, prompts: Prompts = None, data: Data = None, column: Column = None, num_samples: NumSamples = None,
+    subset_seed: SubsetSeed = None, replay: ReplayFile = None, schedule: Mapping[str, object],
+    model: Model = None, sr_model: SrModel = None, tokenizers: Tokenizers = None, device: Device = "auto",
+    dtype: Dtype = None, attention: Attention = "sdpa", config: Config = None, data_config: DataConfig = None,
+    gen_config: GenConfig = None, sr_config: SrConfig = None, num_variations: NumVariations = None,
+    seed: Seed = None, batch_size: BatchSize = "auto", shard: Shard = None, out: Out = None,
+    resume: Resume = False, overwrite: Overwrite = False, decode: Decode = True,
+    detokenizer_steps: DetokenizerSteps = None, preview: Preview = 0, quiet: Quiet = False,
+    as_json: AsJson = False, log_json: LogJson = None,
+) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions or other conditions, target after target."""
     if data == EMPTY and schedule.get("cond_domains") is None:
         schedule = {**schedule, "cond_domains": "none"}
-    settings = settings_from((config, data_config, gen_config, None), schedule)
-    given = settings.run
-    files = _model_files(given.model or DEMO if model is None else model, given, tokenizers or [])
-    chain = build_chain(settings.base, files)
-    data = given.data_path if data is None and not prompts else data
-    subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
-    source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
-    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
-    world = parse_world(shard, os.environ)
+    settings = settings_from((config, data_config, gen_config, sr_config), schedule)
+    given, world = settings.run, parse_world(shard, os.environ)
+    again = None if replay is None else read_replay(replay)
+    files = _model_files(model or (again.base.model if again else given.model) or DEMO, given, tokenizers)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
-    request = Request(
-        files, chain, dataset.samples, folder, world=world, command=("fourm", *sys.argv[1:]),
-        num_variations=num_variations or given.num_variations or 1,
-        seed=seed if seed is not None else given.seed or 0,
-        batch_size=parse_batch_size(batch_size),
+    run = partial(
+        Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,
+        overwrite=overwrite, batch_size=parse_batch_size(batch_size),
         device=parse_device(device if device != "auto" else given.device or device),
-        dtype=parse_dtype(dtype or given.dtype or "auto"), attention=attention,
-        detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
-        decode=decode, preview=preview, resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    _start(request, dataset, quiet, as_json, log_json)
-
-
-def _start(request: Request, dataset: Dataset, quiet: bool, as_json: bool, log_json: Path | None) -> None:
-    """Check where results go, say what is worth knowing, run."""
-    if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
-        raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
-    launch = Launch(request.world.rank, request.world.size, now())
-    made = check_output(request.out, launch, request.resume, request.overwrite)
-    try:
-        if not quiet and request.world.group_rank == 0:
-            _say_notes(dataset, request.model)
-        follow(
-            partial(_begin, request), request.world, request.out,
-            quiet=quiet, as_json=as_json, log_json=log_json,
+    if again is not None:
+        refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
+                "--num-variations": num_variations, "options of a schedule": schedule, "--dtype": dtype,
+                "configuration files": config or data_config or gen_config or sr_config,
+                "--sr-model": sr_model, "--no-decode": not decode, "--preview": preview,
+                "--detokenizer-steps": detokenizer_steps})  # fmt: skip
+        request, finer, doubts = repeat(again, files, run)
+        dataset = Dataset(tuple(request.samples), tuple(doubts))
+    else:
+        chain = build_chain(settings.base, files)
+        data = given.data_path if data is None and not prompts else data
+        subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
+        source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
+        dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
+        request = run(
+            model=files, chain=chain, samples=dataset.samples,
+            num_variations=num_variations or given.num_variations or 1,
+            seed=seed if seed is not None else given.seed or 0,
+            dtype=parse_dtype(dtype or given.dtype or "auto"), attention=attention, decode=decode,
+            detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
+            preview=preview,
         )  # fmt: skip
-    finally:
-        remove_empty(made)  # where a mistake came to light later
+        finer = _finer(request, settings, sr_model)
+    notes = partial(say_notes, dataset, files)
+    make(request, finer, notes, quiet=quiet, as_json=as_json, log_json=log_json)
 
 
-def _begin(request: Request) -> Iterator[Event]:
-    from fourm.pipeline import run
+def _finer(request: Request, settings: Settings, sr_model: str | None) -> Request | None:
+    """The super-resolution that is asked for by a model or a setting of its own, still without samples."""
+    name = sr_model or settings.run.sr_model
+    if name is None and not settings.sr.settings:
+        return None
+    files = find_sr(request.model, name)
+    read_header(files.weights)
+    chain = build_chain(settings.sr, files, request.chain.modalities)
+    return replace(request, model=files, chain=chain, samples=(), origin=Origin())
 
-    return run(request)
 
-
-def _model_files(name: str, given: RunSettings, tokenizers: list[str]) -> ModelFiles:
+def _model_files(name: str, given: RunSettings, tokenizers: list[str] | None) -> ModelFiles:
     """The model, with the tokenizers that YAML files and options name."""
     files = find_model(name)
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    own = parse_tokenizers(tokenizers, files)
+    own = parse_tokenizers(tokenizers or [], files)
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _say_notes(dataset: Dataset, files: ModelFiles) -> None:
+def say_notes(dataset: Dataset, files: ModelFiles) -> None:
+    """What is worth knowing of samples before they are made."""
     lacking = list(dataset.incomplete[:INCOMPLETE_SHOWN])
     if rest := len(dataset.incomplete) - len(lacking):
         lacking.append(f"{rest:,} more samples lack a file")

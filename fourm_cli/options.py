@@ -27,6 +27,15 @@ Model = Annotated[
         help="Name, Hub id, folder or .safetensors file. Without it, demo.", rich_help_panel=MODEL_PANEL
     ),
 ]
+SrModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Super-resolution after generation, by this model. With -src or an option --sr-..., the one "
+        "that belongs to the model.",
+        metavar="NAME",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MODEL_PANEL)]
 Dtype = Annotated[
     str | None,

@@ -40,6 +40,15 @@ SubsetSeed = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+ReplayFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--replay",
+        help="Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.",
+        metavar="FILE",
+        rich_help_panel=INPUT,
+    ),
+]
 NumVariations = Annotated[
     int | None,
     typer.Option(min=1, help="Results per sample. By default 1.", metavar="K", rich_help_panel=RUN),

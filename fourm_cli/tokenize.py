@@ -142,10 +142,10 @@ def tokenize(
     follow(partial(_begin, request), world, out, quiet=quiet, as_json=as_json, log_json=log_json)
 
 
-def _begin(request: TokenizeRequest) -> Iterator[Event]:
+def _begin(request: TokenizeRequest) -> list[Iterator[Event]]:
     from fourm.tokenizing import run
 
-    return run(request)
+    return [run(request)]
 
 
 def _names(text: str) -> list[str]:

@@ -160,8 +160,8 @@ def test_quiet_says_nothing_and_stdout_has_only_the_result(capfd: pytest.Capture
         "3 saved, 4 were done before, 1 failed (see failures.jsonl) in 3:07 min"
     )
     assert "\x1b" not in err
-    console.result(Path("out"), end, as_json=False)
-    console.result(Path("out"), end, as_json=True)
+    console.result(Path("out"), [end], as_json=False)
+    console.result(Path("out"), [end], as_json=True)
     first, _, rest = capfd.readouterr().out.partition("\n")
     assert first == "out"
     assert json.loads(rest) == {"out": "out", "saved": 3, "skipped": 4, "failed": 1, "seconds": 187.0}

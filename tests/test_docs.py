@@ -21,7 +21,7 @@ from fourm.modalities import RELEASED
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
-    "", "convert", "convert sam-instances", "download", "generate", "tokenize", "retrieve", "plot",
+    "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "retrieve", "plot",
     "schedule", "schedule validate", "schedule show", "models", "models show",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}

@@ -73,7 +73,7 @@ def test_the_defaults_of_super_resolution_are_the_recorded_ones(
 ) -> None:
     cases = json.loads((golden / "fm" / "sampling" / "schedules.json").read_text())["chained"]
     case = [c for c in cases if c.get("note") == "demo defaults"][3]
-    chain = build_chain(read_settings([], {}).sr, sr, base=plan(model))
+    chain = build_chain(read_settings([], {}).sr, sr, made=plan(model).modalities)
     assert list(chain.conditions) == case["args"]["cond_domains"]
     assert list(chain.targets) == case["args"]["target_domains"]
     rows: Any = chain.to_json()["steps"]
@@ -95,7 +95,7 @@ def test_the_published_recipes_give_the_recorded_chains(
     base = build_chain(settings.base, model)
     for note, chain in (
         ("settings of the text-to-CLIP-to-RGB recipe", base),
-        ("settings of the super-resolution recipe", build_chain(settings.sr, sr, base=base)),
+        ("settings of the super-resolution recipe", build_chain(settings.sr, sr, made=base.modalities)),
     ):
         case = next(c for c in cases if c.get("note") == note)
         rows: Any = chain.to_json()["steps"]

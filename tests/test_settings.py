@@ -56,7 +56,7 @@ def test_a_recorded_call_resolves_to_the_recorded_settings(
     wanted, settings = case["result"], settings_of(case["argv"])
     base = build_chain(settings.base, find_model(seven(tmp_path / "base")))
     compare(base, wanted, "")
-    compare(build_chain(settings.sr, find_model(fine(tmp_path / "sr")), base=base), wanted, "sr_")
+    compare(build_chain(settings.sr, find_model(fine(tmp_path / "sr")), made=base.modalities), wanted, "sr_")
     run = settings.run
     keys = ("model", "sr_model", "data_path", "num_samples", "num_variations", "detokenizer_steps")
     for key in (*keys, "name", "sr_name", "data_name"):

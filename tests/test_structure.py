@@ -19,7 +19,7 @@ fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
-fourm.world fourm.request
+fourm.world fourm.request fourm.superres fourm.replay
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
 """.split()
 NETS = """
@@ -39,8 +39,8 @@ fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
 fourm.samplesheet fourm.strips fourm.contact fourm.plots
 """.split()
 CLI = """
-fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
-fourm_cli.generate fourm_cli.schedules
+fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow fourm_cli.replay
+fourm_cli.generate fourm_cli.sr fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
 fourm_cli.retrieve fourm_cli.plot fourm_cli.app
 fourm_cli.__main__

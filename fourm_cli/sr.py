@@ -1,0 +1,141 @@
+"""`fourm sr`: super-resolution of what a run has made, or of a dataset."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from fourm.errors import UsageError
+from fourm.header import read_header
+from fourm.hub import ModelFiles, with_parts
+from fourm.plan import build_chain, merge
+from fourm.record import RunRecord
+from fourm.request import DETOKENIZER_STEPS, Origin, Request
+from fourm.results import Results
+from fourm.settings import RunSettings, read_settings
+from fourm.superres import find_finer, names_made, read_finer, read_origin
+from fourm.world import parse_world
+from fourm_cli.follow import make
+from fourm_cli.generate import say_notes
+from fourm_cli.options import (
+    Config,
+    Device,
+    Dtype,
+    Folder,
+    Model,
+    SrConfig,
+    parse_batch_size,
+    parse_device,
+    parse_dtype,
+    parse_folder,
+    parse_tokenizers,
+    schedule_options,
+    settings_from,
+)
+from fourm_cli.run_options import (
+    AsJson,
+    Attention,
+    BatchSize,
+    Decode,
+    DetokenizerSteps,
+    LogJson,
+    NumVariations,
+    Out,
+    Overwrite,
+    Preview,
+    Quiet,
+    Resume,
+    Seed,
+    Shard,
+    Tokenizers,
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+fourm sr out
+
+fourm generate "a small red circle above a blue square" --out out | fourm sr -
+
+fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
+
+fourm sr DATASET --model 4m-7-sr-l --out finer
+"""
+
+
+@partial(schedule_options, sr=False)
+def sr(
+    *,
+    folder: Folder,
+    schedule: Mapping[str, object],
+    model: Model = None,
+    tokenizers: Tokenizers = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    attention: Attention = "sdpa",
+    config: Config = None,
+    sr_config: SrConfig = None,
+    num_variations: NumVariations = None,
+    seed: Seed = None,
+    batch_size: BatchSize = "auto",
+    shard: Shard = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    decode: Decode = True,
+    detokenizer_steps: DetokenizerSteps = None,
+    preview: Preview = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    log_json: LogJson = None,
+) -> None:
+    """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
+
+    Conditions are what the run was given and what it made. Results go beside them, or to --out.
+    """
+    root = parse_folder(folder, sys.stdin)
+    settings, own = settings_from((config, None, None, sr_config), {}), read_settings([], schedule)
+    origin = read_origin(root)
+    made = None if origin is None else origin.runs[0].record
+    files = _model_files(origin, model, settings.run, tokenizers or [])
+    layer = merge([settings.base, settings.sr, own.base])
+    chain = build_chain(layer, files, names_made(root, origin, files))
+    dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
+    is_beside = out is None or out.resolve() == root.resolve()
+    request = Request(
+        files, chain, dataset.samples, root if out is None else out, world=parse_world(shard, os.environ),
+        num_variations=_num_variations(made, num_variations),
+        variation=made.variation if made else None,
+        seed=seed if seed is not None else made.seed if made else 0,
+        batch_size=parse_batch_size(batch_size),
+        device=parse_device(device), dtype=parse_dtype(dtype or (made.dtype if made else "auto")),
+        attention=attention, decode=decode, preview=preview, resume=resume, overwrite=overwrite,
+        detokenizer_steps=detokenizer_steps or settings.run.detokenizer_steps or DETOKENIZER_STEPS,
+        command=("fourm", *sys.argv[1:]), origin=Origin(made, is_beside),
+    )  # fmt: skip
+    notes = partial(say_notes, dataset, files)
+    make(request, None, notes, quiet=quiet, as_json=as_json, log_json=log_json)
+
+
+def _model_files(
+    origin: Results | None, name: str | None, given: RunSettings, tokenizers: list[str]
+) -> ModelFiles:
+    """The super-resolution model, with the tokenizers that YAML files and options name."""
+    files = find_finer(origin, name or given.sr_model)
+    read_header(files.weights)
+    own = parse_tokenizers(tokenizers, files)
+    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
+    return replace(files, tokenizers={**files.tokenizers, **own})
+
+
+def _num_variations(made: RunRecord | None, asked: int | None) -> int:
+    """As many as the run has made; several of its one variation."""
+    if made is None or made.num_variations == 1:
+        return asked or 1
+    if asked not in (None, made.num_variations):
+        raise UsageError(
+            f"--num-variations {asked}: the run made {made.num_variations} variations, each of which gets "
+            "one result; leave it out"
+        )
+    return made.num_variations

@@ -1,0 +1,185 @@
+"""`fourm generate --replay`: what made a picture, or a whole run, is read from the file and repeated."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., tuple[int, str, str]]
+PROMPTS = (
+    "a small red circle above a blue square",
+    "a large green triangle at the center on a tan background",
+)
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file but the records and checksums, by path."""
+    files = (
+        p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(("run.", "checksums"))
+    )
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the demo model with super-resolution: two prompts, two variations."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "fourm_cli",
+        "generate",
+        *PROMPTS,
+        "--num-variations",
+        "2",
+        "--seed",
+        "9",
+    ]
+    options = ["--temps", "3.0-0.5", "--steps", "6-5", "--sr-targets", "tok_rgb", "--sr-steps", "2"]
+    subprocess.run([*command, *options, "--out", out, "--quiet"], cwd=ROOT, check=True)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "finer"), [("rgb/00000/000001-v1.png", False), ("rgb@128/00000/000000-v0.png", True)]
+)
+@pytest.mark.parametrize("at_home", [True, False])
+def test_a_picture_is_made_again_to_the_byte(
+    run: Run, made: Path, tmp_path: Path, name: str, finer: bool, at_home: bool
+) -> None:
+    picture = made / name if at_home else Path(shutil.copy(made / name, tmp_path / "found.png"))
+    code, _, err = run("generate", "--replay", picture, "--out", "again", "-q")
+    assert (code, err) == (0, "")
+    again, whole = tree(tmp_path / "again"), tree(made)
+    assert again.items() <= whole.items()
+    assert name in again
+    assert any("@128" in path for path in again) is finer
+    assert all(Path(name).stem in path for path in again if not path.startswith("caption/"))
+
+
+def test_a_whole_run_is_made_again(run: Run, made: Path, tmp_path: Path) -> None:
+    assert run("generate", "--replay", made / "run.sr.json", "--out", "again", "-q")[0] == 0
+    assert tree(tmp_path / "again") == tree(made)
+    assert run("generate", "--replay", made / "run.json", "--out", "base", "-q")[0] == 0
+    assert tree(tmp_path / "base") == {k: v for k, v in tree(made).items() if "@128" not in k}
+
+
+def test_a_repeated_picture_can_be_repeated(run: Run, made: Path, tmp_path: Path) -> None:
+    assert run("generate", "--replay", made / "rgb/00000/000001-v1.png", "--out", "a", "-q")[0] == 0
+    assert run("generate", "--replay", "a/rgb/00000/000001-v1.png", "--out", "b", "-q")[0] == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert run("generate", "--replay", "a/run.json", "--out", "c", "-q")[0] == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "c")
+
+
+def test_conditions_that_a_picture_does_not_hold_come_from_its_folder(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    words = ("--cond", "rgb", "--targets", "tok_depth-tok_rgb", "--model", "demo", "--steps", "2-2", "-q")
+    code, _, err = run("generate", "--data", made, *words, "--cond", "tok_clip", "--out", "maps")
+    assert code == 0, err
+    picture = tmp_path / "maps/rgb/00000/000000-v0.png"
+    assert run("generate", "--replay", picture, "--out", "again", "-q")[0] == 0
+    assert tree(tmp_path / "again").items() <= tree(tmp_path / "maps").items()
+    shutil.move(picture, tmp_path / "lost.png")
+    code, _, err = run("generate", "--replay", "lost.png", "--out", "no")
+    assert code == 2
+    assert "was made from tok_clip@64, which a picture alone does not hold" in err
+    assert not (tmp_path / "no").exists()
+
+
+def test_unconditional_pictures_are_repeated_too(run: Run, tmp_path: Path) -> None:
+    words = ("--data", "empty", "--num-samples", "3", "--targets", "tok_rgb", "--steps", "3", "-q")
+    assert run("generate", *words, "--out", "free")[0] == 0
+    shutil.copy("free/rgb/00000/000002.png", "one.png")
+    assert run("generate", "--replay", "one.png", "--out", "again", "-q")[0] == 0
+    assert tree(tmp_path / "again").items() <= tree(tmp_path / "free").items()
+    assert run("generate", "--replay", "free/run.json", "--out", "all", "-q")[0] == 0
+    assert tree(tmp_path / "all") == tree(tmp_path / "free")
+
+
+def test_another_model_of_the_same_name_is_noted(run: Run, made: Path, tmp_path: Path) -> None:
+    record = json.loads((made / "run.json").read_text())
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+    record["files"]["weights"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(record))
+    code, _, err = run("generate", "--replay", other / "run.json", "--out", "again")
+    assert (code, "the weights of demo are not those that made" in err) == (0, True)
+
+
+def plain(path: Path, text: dict[str, str]) -> Path:
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in text.items():
+        chunks.add_text(name, value)
+    Image.new("RGB", (4, 4)).save(path, pnginfo=chunks)
+    return path
+
+
+GOOD = {
+    "software": "fourm 0", "model": "demo", "seed": "1", "sample": "00000/000000", "variation": "0",
+    "variations": "1", "prompt": PROMPTS[0], "schedule": "--cond caption --target tok_rgb@64:steps=2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"software": "paint"}, "fourm did not write it"),
+        ({"schedule": None}, "fourm did not write it"),
+        ({"model": None}, "does not say its model"),
+        ({"seed": "x"}, "its seed is not a whole number"),
+        ({"seed": "9" * 30}, "its seed is not a whole number"),
+        ({"variation": "-1"}, "its variation is not a whole number"),
+        ({"sample": "../../etc/passwd"}, "cannot be a file or folder name"),
+        ({"sample": "/abs"}, "cannot be a file or folder name"),
+        ({"sample": "name"}, "cannot be a file or folder name"),
+        ({"schedule": "--cond caption --target tok_rgb@64:steps=many"}, "steps"),
+        ({"schedule": "--out /etc"}, "is not an option of a schedule"),
+        ({"schedule": "'"}, "cannot be read as options"),
+        ({"model": "/no/such/folder"}, "/no/such/folder"),
+        ({"prompt": "word " * 500}, ""),
+    ],
+)
+def test_chunks_that_say_nonsense_are_a_sentence(
+    run: Run, tmp_path: Path, changes: dict[str, str | None], sentence: str
+) -> None:
+    said = {name: value for name, value in (GOOD | changes).items() if value is not None}
+    code, _, err = run("generate", "--replay", plain(tmp_path / "x.png", said), "--out", "out", "-q")
+    assert code in (2, 3, 4)
+    assert sentence in err
+    assert (err.count("Traceback"), (tmp_path / "etc").exists()) == (0, False)
+
+
+def test_good_chunks_by_hand_make_a_picture(run: Run, tmp_path: Path) -> None:
+    assert run("generate", "--replay", plain(tmp_path / "x.png", GOOD), "--out", "out", "-q")[0] == 0
+    assert (tmp_path / "out/rgb/00000/000000.png").exists()
+
+
+@pytest.mark.parametrize("name", ["none.png", "text.txt", "cut.png", "empty.png", "run.json"])
+def test_files_that_tell_nothing_are_a_sentence(run: Run, made: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((made / "rgb/00000/000001-v1.png").read_bytes()[:60])
+    code, _, err = run("generate", "--replay", name, "--out", "out")
+    assert (code, err.count("\n"), err.startswith("fourm: ")) == (2, 1, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_would_change_the_result_is_refused(run: Run, made: Path) -> None:
+    picture = made / "rgb/00000/000001-v1.png"
+    for words in (
+        ("a prompt",),
+        ("--seed", "0"),
+        ("--temps", "1"),
+        ("--num-variations", "2"),
+        ("--no-decode",),
+    ):
+        code, _, err = run("generate", *words, "--replay", picture, "--out", "out")
+        assert (code, "--replay repeats what was made as it was; leave out" in err) == (2, True)
