@@ -61,14 +61,11 @@ class Contact:
 
 
 def best_panel(view: View, variation: int | None) -> Panel | None:
-    """The RGB picture at the finest resolution, else the last target that can be seen."""
-    made = [
-        panel
-        for panel in view.panels
-        if panel.role != "condition" and panel.picture is not None and _belongs(panel, variation)
-    ]
+    """The RGB picture at the finest resolution, else the last target; None where that cannot be seen."""
+    made = [panel for panel in view.panels if panel.role != "condition" and _belongs(panel, variation)]
     rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
-    return max(rgb, key=_resolution, default=made[-1] if made else None)
+    seen = [panel for panel in rgb or made if panel.picture is not None]
+    return max(seen, key=_resolution) if rgb and seen else seen[-1] if seen else None
 
 
 def _belongs(panel: Panel, variation: int | None) -> bool:

@@ -160,7 +160,7 @@ def test_show_draws_the_chain(model: str, tmp_path: Path) -> None:
 def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
     from fourm.chart import draw_chain
 
-    given = {"cond": "caption", "targets": "tok_clip-det", "steps": "4-none"}
+    given = {"cond_domains": "caption", "target_domains": "tok_clip-det", "decoding_steps": "4-none"}
     chain = build_chain(read_settings([], given).base, find_model(model))
     tokens, temperature, guidance = draw_chain(chain, "a $model$").axes
     bars = [patch.get_height() for patch in tokens.patches]
