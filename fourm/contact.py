@@ -91,5 +91,6 @@ def _cell(view: View, variation: int | None) -> Image.Image:
     )
     said = [p.text for p in view.panels if p.codec == CAPTION and p.text and _belongs(p, variation)]
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
-    words = [text_block(view.prompt or said[0], CELL, 13, INK, most=3)] if view.prompt or said else []
+    text = view.prompt or next(iter(said), "")
+    words = [text_block(text, CELL, 13, INK, most=3)] if text.strip() else []
     return stack([cell, *words, text_block(name, CELL, 11, FAINT, most=1)], gap=4, margin=0)

@@ -99,9 +99,9 @@ def _parts(columns: Sequence[Column]) -> list[Sequence[Column]]:
 
 
 def _head(album: Album, view: View, width: int) -> Image.Image:
-    facts = [view.key.text if view.prompt else ""]
+    facts = [view.key.text if view.headline != view.key.text else ""]
     facts += [f"{stage.model}, seed {stage.seed}" for stage in album.stages]
-    title = text_block(view.prompt or view.key.text, width, 22, INK, most=6)
+    title = text_block(view.headline, width, 22, INK, most=6)
     return stack([title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)], gap=4, margin=0)
 
 

@@ -16,7 +16,9 @@ from fourm.codecs.images import GridCodec
 from fourm.errors import FourMError, UsageError
 from fourm.hub import find_model
 from fourm.layout import Key, Place
+from fourm.modalities import RELEASED
 from fourm.preview import ORDER
+from fourm.reading import find_row, reader_for, rows_of
 from fourm.record import FAILURES, SR_RUN
 
 DET = Place("det", ".json", modality="det")
@@ -344,3 +346,23 @@ def test_a_run_s_own_folder_reads_back_whole(tmp_path: Path, run: object) -> Non
     assert [stored[stored <= frame.step].size for frame in film.frames] == [f.decided for f in film.frames]
     shutil.rmtree("out/rgb")
     assert len(album.view(album.keys[0]).problems) == 2
+
+
+@pytest.mark.parametrize("name", RELEASED.names)
+def test_every_released_modality_can_be_looked_at_without_its_model(name: str) -> None:
+    row = RELEASED.get(name)
+    reader = reader_for(row)
+    assert reader.row is row
+    assert find_row(name, rows_of("/nowhere/model")) is row
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", None])
+def test_a_sample_without_words_is_headed_by_its_name(tmp_path: Path, prompt: str | None) -> None:
+    write_record(tmp_path, [CAPTION, RGB])
+    put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3))
+    if prompt is not None:
+        put(tmp_path, CAPTION, FIRST, prompt)
+    view = view_of(tmp_path)
+    assert view.headline == "00000/000000"
+    assert view.prompt == prompt
+    assert [panel.picture is not None for panel in view.panels] == [prompt is not None, True]

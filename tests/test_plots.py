@@ -11,7 +11,7 @@ from folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put,
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.album import Film, Frame, open_album
+from fourm.album import Film, Frame, View, open_album
 from fourm.codecs.colours import turbo
 from fourm.codecs.drawing import lines_of, undrawable
 from fourm.contact import PER_SHEET
@@ -22,7 +22,7 @@ from fourm.preview import ORDER
 from fourm.record import FAILURES, SR_RUN
 from fourm.samplesheet import MAX_VARIATIONS, draw_sample
 from fourm.sheets import fit, legend_block, text_block
-from fourm.strips import chosen, order_map
+from fourm.strips import MAX_FILMS, chosen, draw_films, order_map
 
 Pixels = NDArray[np.uint8]
 
@@ -302,3 +302,16 @@ def test_a_legend_wraps_and_cuts_nothing() -> None:
     for _, colour in labels:
         assert (block == colour).all(axis=2).sum() == 12 * 12
     assert (block[:, -1] == 255).all()
+
+
+def test_more_films_than_fit_are_counted() -> None:
+    picture = Image.fromarray(noise(0, 8, 8, 3))
+    films = [
+        Film("tok_rgb@64", "RGB", v, (1, 1), (0,), (Frame(0, 1, picture),)) for v in range(MAX_FILMS + 2)
+    ]
+    sheets = [
+        draw_films(View(FIRST, "x", (), tuple(films[:count]), (), {})) for count in (MAX_FILMS, len(films))
+    ]
+    assert 0 < sheets[1].height - sheets[0].height < 60
+    shown = [len(places_of(grown(np.asarray(picture), 16), np.asarray(sheet))) for sheet in sheets]
+    assert shown == [MAX_FILMS] * 2
