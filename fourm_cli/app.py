@@ -17,6 +17,8 @@ from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from fourm_cli.download import download
 from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
+from fourm_cli.plot import EXAMPLES as PLOT_EXAMPLES
+from fourm_cli.plot import plot
 from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
 from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
@@ -27,7 +29,7 @@ from fourm_cli.tokenize import tokenize
 from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from fourm_cli.verify import verify
 
-NOT_RESUMED = ("convert", "download", "tokenize", "verify")  # commands that have no --resume
+NOT_RESUMED = ("convert", "download", "plot", "tokenize", "verify")  # commands that have no --resume
 
 app = typer.Typer(
     name="fourm",
@@ -42,6 +44,7 @@ app.command(epilog=SR_EXAMPLES)(sr)
 app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
 app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
+app.command(epilog=PLOT_EXAMPLES)(plot)
 app.command(epilog=VERIFY_EXAMPLES)(verify)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")

@@ -100,7 +100,8 @@ def generate(
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     given, world = settings.run, parse_world(shard, os.environ)
     again = None if replay is None else read_replay(replay)
-    files = _model_files(model or (again.base.model if again else given.model) or DEMO, given, tokenizers)
+    named = (again.base.model if again else given.model) or DEMO
+    files = _model_files(named if model is None else model, given, tokenizers)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
     run = partial(
         Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,

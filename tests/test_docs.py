@@ -25,8 +25,8 @@ from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLIS
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
-    "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "retrieve", "schedule",
-    "schedule validate", "schedule show", "models", "models show", "verify",
+    "", "convert", "convert sam-instances", "download", "generate", "sr", "tokenize", "retrieve", "plot",
+    "schedule",    "schedule validate", "schedule show", "models", "models show", "verify",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 

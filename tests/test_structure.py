@@ -21,7 +21,7 @@ fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
 fourm.formats fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
-fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
+fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
@@ -36,13 +36,14 @@ fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline fourm.tokenizing
-fourm.sheets fourm.retrieval
+fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
+fourm.samplesheet fourm.strips fourm.contact fourm.plots
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow fourm_cli.replay
 fourm_cli.generate fourm_cli.sr fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
-fourm_cli.retrieve fourm_cli.verify fourm_cli.app
+fourm_cli.retrieve fourm_cli.plot fourm_cli.verify fourm_cli.app
 fourm_cli.__main__
 """.split()
 ORDER = [*PLAN, *NETS, *RUN, *CLI]

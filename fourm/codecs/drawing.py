@@ -48,7 +48,7 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     for size in _SIZES:
         pixels = max(size * side // CARD, 6)
         font = font_for("".join(words), pixels)
-        lines = _wrapped([_shown_by(word, font) for word in words], font, room)
+        lines = _wrapped([_marked(_shown_by(word, font), font) for word in words], font, room)
         fitting = max(int(room / (_LINE * pixels)), 1)
         if len(lines) <= fitting:
             break
@@ -58,6 +58,27 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     for number, line in enumerate(lines):
         draw.text((side / 2, top + number * _LINE * pixels), line, _BLACK, font, anchor="mm")
     return image
+
+
+def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[str]]:
+    """A font and at most so many lines of a text, none wider than `width` pixels; "..." where more follows.
+
+    Of what no font on this machine has, the plain form is shown, or else a question mark.
+    """
+    whole = _printable(text[:_LEGIBLE])
+    font = font_for(whole, size)
+    words = [_marked(_shown_by(word, font), font) for word in whole.split()]
+    lines = _wrapped(words, font, width)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
+    return font, lines
+
+
+def undrawable(text: str, size: int = 16) -> set[str]:
+    """Characters of a text that are question marks where it is drawn."""
+    whole = _printable(text[:_LEGIBLE])
+    font = font_for(whole, size)
+    return _missing("".join(_shown_by(word, font) for word in whole.split()), font)
 
 
 def corners_of(box: Box, width: int, height: int) -> Rectangle:
@@ -170,6 +191,12 @@ def _shown_by(word: str, font: Font) -> str:
         for c in missing
     }
     return "".join(plain[c] if plain.get(c) and not _missing(plain[c], font) else c for c in word)
+
+
+def _marked(word: str, font: Font) -> str:
+    """A word with a question mark for each character that the font lacks."""
+    missing = _missing(word, font)
+    return "".join("?" if c in missing else c for c in word)
 
 
 def _printable(text: str) -> str:
