@@ -52,7 +52,9 @@ def choose_batch_size(request: Request, device: torch.device) -> int:
 
     A sample of which several texts are decoded together counts as often.
     """
-    return max(1, choose_rows(request, device) // max(step.passes for step in request.chain.steps))
+    return max(
+        1, choose_rows(request, device) // max((step.passes for step in request.chain.steps), default=1)
+    )
 
 
 def choose_rows(request: Request, device: torch.device) -> int:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from fourm.header import TensorInfo, read_header
 from fourm.hub import ModelFiles, weights_of
-from fourm.modalities import Kind
+from fourm.modalities import SEQUENCE_ROWS, Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
 MOST_ROWS = 64  # that are decoded together where nobody asks for more
-MOST_READ = 512  # tokens of a joined sequence that a model can read, as in `model`
 FLOAT32 = 4  # bytes; logits and everything drawn from them have it whatever the network's dtype
 _LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 _GREEDY_BELOW = 1e-8  # temperature, as in `sampling`
@@ -109,7 +108,7 @@ def decoding_peak(
         else:
             peaks += _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
         left[step.target] -= step.num_tokens
-        known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, MOST_READ)
+        known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
     return _joined(peaks)
 
 

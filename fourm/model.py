@@ -19,7 +19,6 @@ from fourm.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
 from fourm.modalities import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.state import Batch, Context, Packing, Slot
 
-SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}

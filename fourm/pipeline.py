@@ -176,10 +176,10 @@ def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
             saver.preview(progress, orders, works, is_last)
         yield _stepped(progress, len(steps))
-    faults |= {row: NOT_FINITE for row, is_sound in enumerate(sound.tolist()) if not is_sound}
-    for row in sorted(faults):
-        yield saver.fail(works[row], faults[row])
-    finished = [row for row in range(len(rows)) if row not in faults]
+    faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
+    for index in sorted(faults):
+        yield saver.fail(works[index], faults[index])
+    finished = [index for index in range(len(rows)) if index not in faults]
     size = rows_at_once(parts.device)
     for first in range(0, len(finished), size):
         group = finished[first : first + size]
