@@ -77,6 +77,14 @@ def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) 
                 word = words.pop(0)
                 if word == "--model":
                     model = words.pop(0)
-                elif word in ("--cond", "--targets", "--target", "--temps", "--top-p", "--cfg"):
+                elif word in (
+                    "--cond",
+                    "--targets",
+                    "--target",
+                    "--temps",
+                    "--top-p",
+                    "--cfg",
+                    "--sam-passes",
+                ):
                     schedule += [word, words.pop(0)]
             assert parse_chain(" ".join(schedule), find_modalities(model)).steps
