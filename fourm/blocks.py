@@ -56,6 +56,11 @@ class DecoderCache:
     cross: tuple[tuple[Tensor, Tensor], ...]  # keys and values of the context, (B, H, N, d)
     memory: tuple[SelfMemory, ...]
 
+    def repeated(self, count: int) -> "DecoderCache":
+        """The same before any token, for `count` texts in place of each."""
+        cross = ((k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.cross)
+        return DecoderCache(tuple(cross), self.memory)
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""

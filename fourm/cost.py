@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fourm.hub import ModelFiles
 from fourm.memory import (
+    MOST_ROWS,
     Peak,
     decoding_peak,
     detokenizing_peak,
@@ -44,11 +45,12 @@ class Cost:
 
 def estimate(
     chain: Chain, model: ModelFiles, dtype: str = "auto", batch_size: int = 1,
-    decode: bool = True, rows_at_once: int = 1,
+    decode: bool = True, rows_at_once: int = 1, max_rows: int = MOST_ROWS,
 ) -> Cost:  # fmt: skip
     """The cost of a chain; dtype (one of the full names, or auto) is that of weights and activations.
 
-    decode: values are made of the tokens, `rows_at_once` rows of a batch together.
+    decode: values are made of the tokens, `rows_at_once` rows of a batch together. max_rows: texts that are
+    decoded together where a sample has several.
     """
     width = WIDTHS[dtype]
     rows = model.registry.get
@@ -59,16 +61,21 @@ def estimate(
         for key, path in model.tokenizers.items()
         if key in decoders | encoders
     ]
-    peaks = [decoding_peak(chain, model, width, batch_size), Peak(loading_bytes(model, width))]
+    peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
     largest = Peak(max(p.total for p in peaks), max(p.block for p in peaks))
     return Cost(
-        passes=sum(_width(s) * (s.num_tokens if SCHEMES[s.scheme].causal else 1) for s in chain.steps),
-        tokens=sum(step.num_tokens for step in chain.steps),
+        passes=sum(_width(s) * (_num_tokens(s) if SCHEMES[s.scheme].causal else 1) for s in chain.steps),
+        tokens=sum(map(_num_tokens, chain.steps)),
         weights=weights_bytes(model, width) + sum(tokenizers),
         activations=largest.total + overhead(largest),
     )
+
+
+def _num_tokens(step: Step) -> int:
+    """Tokens of a step, of all its predictions."""
+    return step.num_tokens * step.passes
 
 
 def _width(step: Step) -> int:

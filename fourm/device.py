@@ -9,6 +9,7 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.cost import WIDTHS, estimate
 from fourm.errors import UsageError
+from fourm.memory import MOST_ROWS
 from fourm.request import Request
 from fourm.world import World
 
@@ -47,11 +48,21 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def choose_batch_size(request: Request, device: torch.device) -> int:
-    """Samples per batch such that all their tokens together suit the device; 1 to 64."""
+    """Samples per batch such that all their tokens together suit the device; 1 to 64.
+
+    A sample of which several texts are decoded together counts as often.
+    """
+    return max(
+        1, choose_rows(request, device) // max((step.passes for step in request.chain.steps), default=1)
+    )
+
+
+def choose_rows(request: Request, device: torch.device) -> int:
+    """Rows with all tokens of a sample that together suit the device; 1 to 64."""
     registry = request.model.registry
     lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
     tokens = sum(lengths) + sum(request.chain.num_tokens.values())
-    return max(1, min(64, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
+    return max(1, min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
 
 
 def check_memory(request: Request, device: torch.device) -> None:
@@ -59,7 +70,8 @@ def check_memory(request: Request, device: torch.device) -> None:
     wanted = request.batch_size or choose_batch_size(request, device)
     size = min(wanted, max(1, len(request.samples) * request.num_variations))
     cost = estimate(
-        request.chain, request.model, request.dtype, size, request.decode, rows_at_once(device)
+        request.chain, request.model, request.dtype, size, request.decode, rows_at_once(device),
+        choose_rows(request, device),
     )  # fmt: skip
     there = free_memory(device)
     if there is None or cost.memory * (1 - _DOUBT) <= there:

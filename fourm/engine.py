@@ -5,15 +5,16 @@ with a new, independent state; the last one holds the finished batch.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fourm.blocks import DecoderCache
-from fourm.modalities import Kind, Registry
+from fourm.memory import MOST_ROWS
+from fourm.modalities import MAX_SIZE, Kind, Registry
 from fourm.sampling import draw, guide
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
@@ -41,6 +42,7 @@ class Network(Protocol):
         cache: DecoderCache | None = None,
     ) -> Tensor: ...
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache: ...
+    def room_for(self, sequence: str) -> int | None: ...
 
 
 class NoiseSource(Protocol):
@@ -55,11 +57,50 @@ class Progress:
 
     step: Step
     batch: Batch  # the state after the step
-    fixed: int  # tokens fixed now, per sample
+    fixed: int  # tokens fixed now, per sample, over all passes
     done: int  # tokens of the target fixed so far, per sample
-    total: int  # tokens of the target; for a sequence the limit
+    total: int  # tokens of the target; for a sequence the limit, times its passes
     seconds: float
     sound: Tensor  # (B,) bool, False for rows whose logits were not finite: their tokens mean nothing
+    faults: Mapping[int, str] = field(default_factory=dict)  # rows that cannot go on, and why
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Texts that are decoded together: P passes of each sample; those of one sample are neighbours."""
+
+    batch: Batch
+    step: Step
+    numbers: range  # (P) which passes, of all that the step has
+    limit: int  # tokens of a text at most
+
+    @property
+    def rows(self) -> Tensor:
+        """(B * P,) int64: the sample of each text."""
+        samples = torch.arange(len(self.batch.keys), device=self.batch.device)
+        return samples.repeat_interleave(len(self.numbers))
+
+    @property
+    def slot(self) -> Slot:
+        """The state of each text before it is decoded."""
+        return self.batch.slots[self.step.target].select(self.rows)
+
+    def uniforms(self, noise: NoiseSource, j: int) -> Tensor:
+        """(B * P,) noise for the token at j, of each pass its own; the first has that of a single text."""
+        # No text is so long that its positions reach those of the next pass.
+        numbers = torch.tensor(self.numbers, device=self.batch.device)
+        positions = (j + numbers * MAX_SIZE).expand(len(self.batch.keys), -1)
+        return noise.uniforms(self.step.index, DRAW, positions).flatten()
+
+    def per_sample(self, sound: Tensor) -> Tensor:
+        """(B,) bool: whether all of a sample's texts (B * P,) are sound."""
+        return sound.view(len(self.batch.keys), -1).all(dim=1)
+
+    def report(self, made: int, sound: Tensor, seconds: float) -> Progress:
+        """What a token of every text has come to; passes before these count as done."""
+        count = len(self.numbers)
+        done, total = self.numbers.start * self.limit + made * count, self.limit * self.step.passes
+        return Progress(self.step, self.batch, count, done, total, seconds, sound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +110,7 @@ class Engine:
     network: Network
     sentinels: range = RELEASED_SENTINELS  # ids of [S_0], [S_1], ... in the model's text tokenizer
     plain: bool = False  # True: every pass alone, nothing cached or padded; slow and easy to read
+    max_rows: int = MOST_ROWS  # texts decoded together where a sample has several; it changes no result
 
     def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
@@ -131,52 +173,89 @@ class Engine:
     def _decode_sequence(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource
     ) -> Iterator[Progress]:
-        """Decode a text token by token; the last report carries the text merged into the state."""
-        slot, passes = batch.slots[step.target], _passes(batch, step)
-        starts, stops, room = _places(slot, step.num_tokens)
-        limit = int(room.max())
+        """Decode a text of each sample, or several; the last report carries them merged into the state."""
+        slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
+        sound, made = torch.ones(count, dtype=torch.bool, device=batch.device), 0
+        found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
+        limit = int(_places(slot, step.num_tokens)[2].max())
+        with torch.inference_mode():
+            context = self._encode(states, _num_known(states)) if not self.plain else None
+        size = max(1, self.max_rows // max(count, 1))
+        for first in range(0, step.passes, size):
+            texts = Texts(batch, step, range(first, min(first + size, step.passes)), limit)
+            with torch.inference_mode():
+                ask = self._asker(context, texts) if context else self._plain_asker(states, texts)
+            ids, good = yield from self._decode_texts(texts, chain, noise, ask)
+            sound, made = sound & texts.per_sample(good), made + (ids.shape[1] - 1) * len(texts.numbers)
+            merged = iter(_merge(texts.slot, ids, self.sentinels))
+            for sample in found:
+                sample += [next(merged) for _ in texts.numbers]
+        faults = self._faults(found, step, chain)
+        found = [[[]] * step.passes if row in faults else one for row, one in enumerate(found)]
+        joined = batch.with_slot(step.target, _joined(found).to(batch.device))
+        yield Progress(step, joined, 0, made, limit * step.passes, 0.0, sound, faults)
+
+    def _decode_texts(
+        self, texts: "Texts", chain: Chain, noise: NoiseSource, ask: "Asker"
+    ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+        """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
+        step = texts.step
+        starts, stops, room = _places(texts.slot, step.num_tokens)
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
         sound = torch.ones_like(active)
-        with torch.inference_mode():
-            ask = self._plain_asker(passes, step) if self.plain else self._asker(passes, step, limit)
-        for j in range(limit):
+        for j in range(texts.limit):
             started = time.perf_counter()
             if not bool(active.any()):
                 break
             with torch.inference_mode():
-                uniforms = noise.uniforms(step.index, DRAW, torch.full_like(starts, j).unsqueeze(1))
                 logits = ask(ids)[:, -1]
-                drawn = draw(logits, uniforms[:, 0], step.temperature, chain.top_k, chain.top_p)
+                drawn = draw(logits, texts.uniforms(noise, j), step.temperature, chain.top_k, chain.top_p)
                 sound = sound & (drawn.certainty.isfinite() | ~active)
                 # A finished row is fed padding: nothing sampled after its end may touch it.
                 new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
                 active = active & (new != stops) & (j + 1 < room)
-            yield Progress(step, batch, 1, j + 1, limit, time.perf_counter() - started, sound)
-        merged = batch.with_slot(step.target, _merge(slot, ids, stops, self.sentinels))
-        yield Progress(step, merged, 0, ids.shape[1] - 1, limit, 0.0, sound)
+            yield texts.report(j + 1, texts.per_sample(sound), time.perf_counter() - started)
+        return ids, sound
 
-    def _plain_asker(self, passes: list[Batch], step: Step) -> "Asker":
+    def _faults(self, found: list[list[list[int]]], step: Step, chain: Chain) -> dict[int, str]:
+        """Samples whose joined texts are longer than the network takes, where a later step would see them."""
+        reader = next((s.target for s in chain.steps[step.index + 1 :] if s.sees(step.target)), None)
+        if step.passes == 1 or reader is None or (room := self.network.room_for(step.target)) is None:
+            return {}
+        counts = (sum(len(text) for text in texts) for texts in found)
+        return {
+            row: f"{step.target}: its {step.passes} passes have {count:,} tokens, but the model can read "
+            f"{room} for {reader}; make {step.target} the last target, or ask for fewer passes"
+            for row, count in enumerate(counts)
+            if count > room
+        }
+
+    def _plain_asker(self, states: list[Batch], texts: "Texts") -> "Asker":
         """Logits from the whole text so far, everything computed anew for each token."""
-        contexts = [self.network.encode(one) for one in passes]
+        contexts = [self.network.encode(one.select(texts.rows)) for one in states]
 
         def ask(ids: Tensor) -> Tensor:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            logits = [self.network.decode(step.target, positions, ids, c) for c in contexts]
-            return _guide(torch.stack(logits), step)
+            logits = [self.network.decode(texts.step.target, positions, ids, c) for c in contexts]
+            return _guide(torch.stack(logits), texts.step)
 
         return ask
 
-    def _asker(self, passes: list[Batch], step: Step, limit: int) -> "Asker":
+    def _asker(self, context: Context, texts: "Texts") -> "Asker":
         """Logits from the newest token, the ones before it remembered in a cache."""
-        context = self._encode(passes, _num_known(passes))
-        cache = self.network.start_cache(context, limit)
+        step, count = texts.step, len(texts.numbers)
+        cache = self.network.start_cache(context, texts.limit)
+        if count > 1:  # what a sample's passes read is computed once
+            cache = cache.repeated(count)
+            context = Context(context.tokens, context.visible.repeat_interleave(count, dim=0))
+        states = 1 + len(step.branches)
 
         def ask(ids: Tensor) -> Tensor:
-            newest = ids[:, -1:].repeat(len(passes), 1)
+            newest = ids[:, -1:].repeat(states, 1)
             positions = torch.full_like(newest, ids.shape[1] - 1)
             flat = self.network.decode(step.target, positions, newest, context, cache)
-            return _guide(flat.view(len(passes), -1, *flat.shape[1:]), step)
+            return _guide(flat.view(states, -1, *flat.shape[1:]), step)
 
         return ask
 
@@ -229,16 +308,22 @@ def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return starts, stops, counts.clamp_max(max_tokens)
 
 
-def _merge(slot: Slot, ids: Tensor, stops: Tensor, sentinels: range) -> Slot:
-    """Put decoded spans (B, 1 + j) where their sentinels stand in the text; nothing is left to decode."""
-    rows = []
+def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
+    """Each text of a slot with the decoded spans (B, 1 + j) where their sentinels stand."""
+    rows, stops = [], _places(slot, ids.shape[1])[1]
     for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
         visible = values[known].tolist() or [S1_ID]
         end = new.index(stop, 1) + 1 if stop in new[1:] else len(new)
         rows.append(merge_spans(visible, new[:end], sentinels))
-    length = max(1, *(len(row) for row in rows)) if rows else 1
+    return rows
+
+
+def _joined(found: list[list[list[int]]]) -> Slot:
+    """The texts of each sample, one after the other, as a slot of which nothing is left to decode."""
+    rows = [[token for text in texts for token in text] for texts in found]
+    length = max((1, *(len(row) for row in rows)))
     padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
-    lengths = torch.tensor([len(row) for row in rows])
-    real = torch.arange(length) < lengths.unsqueeze(1)
-    device = slot.values.device
-    return Slot(Kind.SEQUENCE, padded.to(device), real.to(device), torch.zeros_like(real, device=device))
+    lengths = torch.tensor([[len(text) for text in texts] for texts in found], dtype=torch.int64)
+    real = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
+    several = lengths if lengths.shape[1] > 1 else None
+    return Slot(Kind.SEQUENCE, padded, real, torch.zeros_like(real), several)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from fourm.header import TensorInfo, read_header
 from fourm.hub import ModelFiles, weights_of
-from fourm.modalities import Kind
+from fourm.modalities import SEQUENCE_ROWS, Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
+MOST_ROWS = 64  # that are decoded together where nobody asks for more
 FLOAT32 = 4  # bytes; logits and everything drawn from them have it whatever the network's dtype
 _LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 _GREEDY_BELOW = 1e-8  # temperature, as in `sampling`
@@ -92,19 +93,22 @@ def loading_bytes(model: ModelFiles, width: int) -> int:
     return most - kept
 
 
-def decoding_peak(chain: Chain, model: ModelFiles, width: int, batch_size: int) -> Peak:
-    """The most that any step of a chain holds besides the weights."""
+def decoding_peak(
+    chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int = MOST_ROWS
+) -> Peak:
+    """The most that any step of a chain holds besides the weights; max_rows: see `estimate`."""
     sizes, peaks = Sizes.of(model.config, width), [Peak(0)]
     known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
     left = dict(chain.num_tokens)
     for step in chain.steps:
         rows = batch_size * (1 + len(step.branches))
         if SCHEMES[step.scheme].causal:
-            peaks.append(_text_peak(step, sizes, rows, known))
+            together = min(step.passes, max(1, max_rows // batch_size))
+            peaks.append(_text_peak(step, sizes, rows, together, known))
         else:
             peaks += _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
         left[step.target] -= step.num_tokens
-        known += step.num_tokens
+        known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
     return _joined(peaks)
 
 
@@ -147,10 +151,16 @@ def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) 
     yield Peak(round(one * arrays), one)
 
 
-def _text_peak(step: Step, sizes: Sizes, rows: int, known: int) -> Peak:
-    """A text: keys and values of the context and of every token for each block of the decoder."""
+def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> Peak:
+    """Texts: keys and values of the context and of every token for each block of the decoder.
+
+    passes: texts that each row has at once; their keys and values of the context are copies.
+    """
     known = max(known, 1)
-    kept = sizes.depth * sizes.vectors(rows, known + step.num_tokens, 2) + sizes.vectors(rows, known, 2)
+    read = sizes.depth * sizes.vectors(rows * passes, known, 2)
+    read += sizes.depth * sizes.vectors(rows, known, 2) if passes > 1 else 0
+    written = sizes.depth * sizes.vectors(rows * passes, step.num_tokens, 2)
+    kept = read + written + sizes.vectors(rows, known, 2)
     encoding = sizes.vectors(rows, known, 3) + sizes.layers(rows, known)
     return Peak(max(kept, encoding), sizes.vectors(rows, known, 2))
 

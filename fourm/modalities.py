@@ -13,6 +13,7 @@ from fourm.yamlfile import Entry, read_rows
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 POSITIONS = ("sincos2d", "sincos1d", "learned")
+SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
 
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from fourm.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
 from fourm.errors import CheckpointError
 from fourm.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
-from fourm.modalities import Kind, Modality, Registry
+from fourm.modalities import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.state import Batch, Context, Packing, Slot
 
-SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
@@ -286,6 +285,10 @@ class FourM(nn.Module):
             tuple(self._read_context(context)),
             tuple(SelfMemory(max_tokens) for _ in self.decoder),
         )
+
+    def room_for(self, sequence: str) -> int | None:
+        """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
+        return self.embedding(sequence).pos_emb.shape[1] if sequence in self.encoder_embeddings else None
 
     def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of the context for one decoder block after the other."""

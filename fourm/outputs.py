@@ -24,6 +24,7 @@ from fourm.modalities import Kind, Modality
 from fourm.preview import preview_places
 from fourm.record import RunRecord, digest_of_samples, now, sha256_of
 from fourm.request import Request
+from fourm.schedule import joining_problem
 from fourm.tokenizers.config import DiVAEConfig
 from fourm.tokenizers.vq import Part
 
@@ -79,6 +80,9 @@ def plan_outputs(request: Request) -> list[Output]:
         if row.kind is Kind.SEQUENCE or request.decode:
             folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
             outputs.append(Output(Place(folder, row.suffix, modality=name), row))
+    for spec in request.chain.specs:
+        if spec.passes > 1 and (problem := joining_problem(registry.get(spec.target))):
+            raise UsageError(problem)
     for output in outputs:
         _check_output(request.model, output)
     check_tokenizers(request.model, [output.modality for output in outputs if output.form == "value"])

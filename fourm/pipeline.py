@@ -16,7 +16,7 @@ from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
 from fourm.codecs.images import rows_at_once
 from fourm.conditions import Conditions, Prepared, Work
-from fourm.device import choose_batch_size, choose_device, choose_dtype
+from fourm.device import choose_batch_size, choose_device, choose_dtype, choose_rows
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError
 from fourm.events import Event, Finished, Loading, Noted, Started, Stepped
@@ -180,18 +180,20 @@ def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared
     batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
     samples = [(work.sample.key.text, work.variation) for work in works]
     noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
-    engine, orders, steps = Engine(parts.network, parts.sentinels), Orders(), request.chain.steps
+    engine = Engine(parts.network, parts.sentinels, max_rows=choose_rows(request, parts.device))
+    orders, steps, faults = Orders(), request.chain.steps, dict[int, str]()
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
         batch, sound, step = progress.batch, sound & progress.sound, progress.step
+        faults |= progress.faults
         if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
             saver.preview(progress, orders, works, is_last)
         yield _stepped(progress, len(steps))
-    are_sound = sound.tolist()
-    for work in (work for work, is_sound in zip(works, are_sound, strict=True) if not is_sound):
-        yield saver.fail(work, NOT_FINITE)
-    finished = [index for index, is_sound in enumerate(are_sound) if is_sound]
+    faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
+    for index in sorted(faults):
+        yield saver.fail(works[index], faults[index])
+    finished = [index for index in range(len(rows)) if index not in faults]
     size = rows_at_once(parts.device)
     for first in range(0, len(finished), size):
         group = finished[first : first + size]

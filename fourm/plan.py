@@ -13,7 +13,7 @@ from fourm.errors import ScheduleError, UsageError
 from fourm.hub import ModelFiles
 from fourm.language import Item, Layer, Setting, Value, parse_options, parse_target
 from fourm.modalities import GENERATION_ORDER, UNORDERED, Defaults, Kind, Modality
-from fourm.schedule import Chain, TargetSpec, field_problem, make_chain
+from fourm.schedule import Chain, TargetSpec, field_problem, joining_problem, make_chain
 from fourm.schemes import SCHEMES
 
 DEFAULT_CONDITIONS = ("caption",)
@@ -32,6 +32,7 @@ class Option:
     help: str
     field: str = ""  # of TargetSpec; "" = a setting of the whole chain
     word: str = ""  # its name within --target NAME:WORD=VALUE
+    joined: bool = False  # True: in a list it is for targets whose predictions can be joined, and no others
 
 
 OPTIONS = (
@@ -55,6 +56,9 @@ OPTIONS = (
     Option("cfg_scales", "--cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
     Option("cfg_schedules", "--cfg-schedules", Item.CURVE, "Guidance over the steps: constant",
            "guidance_curve", "cfg-schedule"),
+    Option("sam_passes", "--sam-passes", Item.COUNT,
+           "Dense sam_instance: predict as often as this, each with its own noise, and join what is found",
+           "passes", "passes", joined=True),
     Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "--top-p", Item.NUMBER,
            "Draw from the most probable tokens that make up this share; 0 is off"),
@@ -91,7 +95,7 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     whole = _whole_targets(layer, problems)
     conditions, weights, raw = _conditions(layer, model, made, problems)
     targets = _targets(layer, model, [*whole], conditions, made is not None, problems)
-    given = _given(layer, targets, problems)
+    given = _given(layer, model, targets, problems)
     with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
     specs = [
         spec
@@ -270,12 +274,21 @@ def _writes(model: ModelFiles) -> str:
     return f"produces {', '.join(model.writes)}"
 
 
-def _given(layer: Layer, targets: list[str], problems: list[str]) -> list[dict[str, Setting]]:
+def _given(
+    layer: Layer, model: ModelFiles, all_targets: list[str], problems: list[str]
+) -> list[dict[str, Setting]]:
     """The values of the parallel lists for each target; one value serves all."""
-    given: list[dict[str, Setting]] = [{} for _ in targets]
+    given: list[dict[str, Setting]] = [{} for _ in all_targets]
+    rows = model.registry.rows
+    joined = [target for target in all_targets if target and not joining_problem(rows[target])]
     for option in _FIELDS:
-        setting = layer.settings.get(option.key)
-        if setting is None or not targets:
+        setting, targets = layer.settings.get(option.key), joined if option.joined else all_targets
+        if setting is None or not all_targets:
+            continue
+        if not targets:
+            problems += [
+                f"{setting.where}: {joining_problem(rows[name])}" for name in all_targets[:1] if name
+            ]
             continue
         values = setting.values * len(targets) if len(setting.values) == 1 else setting.values
         if len(values) != len(targets):
@@ -284,8 +297,8 @@ def _given(layer: Layer, targets: list[str], problems: list[str]) -> list[dict[s
             names = f" ({', '.join(targets)})" if all(targets) else ""
             problems.append(f"{setting.where}: {len(values)} values for {named}{names}; give {allowed}")
             continue
-        for one, value in zip(given, values, strict=True):
-            one[option.key] = Setting((value,), setting.where)
+        for target, value in zip(targets, values, strict=True):
+            given[all_targets.index(target)][option.key] = Setting((value,), setting.where)
     return given
 
 
@@ -344,6 +357,8 @@ def _misfits(row: Modality, values: Mapping[str, Value], where: Mapping[str, str
         has = "at most " if row.kind is Kind.SEQUENCE else ""
         place = where.get("num_tokens", row.name)
         problems.append(f"{place}: {num_tokens} tokens for {row.name}, which has {has}{row.max_tokens}")
+    elif int(values.get("passes") or 1) > 1 and (problem := joining_problem(row)):
+        problems.append(f"{where.get('passes', row.name)}: {problem}")
     elif not scheme.causal and "num_steps" in where and int(values["num_steps"] or 0) > num_tokens:
         steps = values["num_steps"]
         problems.append(

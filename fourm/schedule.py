@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 
 from fourm.curves import TOKEN_CURVES, parse_temperature_curve
 from fourm.errors import ScheduleError, UsageError, near_match
-from fourm.modalities import TOKENS
+from fourm.grammars.instances import JOINED
+from fourm.modalities import TOKENS, Kind, Modality
 from fourm.schemes import SCHEMES
 
 GUIDANCE_CURVES = ("constant",)
+MAX_PASSES = 1000  # a dense prediction has tens of them
 MAX_GUIDANCE = 1e6  # beyond it sums of logits overflow, and long before it the strongest token always wins
 
 
@@ -28,6 +30,7 @@ class TargetSpec:
     temperature_curve: str = "constant"
     guidance: float = 1.0  # 1 = none
     guidance_curve: str = "constant"
+    passes: int = 1  # independent predictions that are joined into one value
 
     def __post_init__(self) -> None:
         problems = [
@@ -51,6 +54,8 @@ def field_problem(field: str, value: object) -> str:
         return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
     if field in ("num_tokens", "num_steps") and isinstance(value, int) and value < 1:
         return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
+    if field == "passes" and isinstance(value, int) and not 1 <= value <= MAX_PASSES:
+        return f"{value} passes; give 1 to {MAX_PASSES:,}"
     if field == "temperature" and isinstance(value, float | int) and not 0 <= value < math.inf:
         return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
     if field == "guidance" and isinstance(value, float | int) and not abs(value) <= MAX_GUIDANCE:
@@ -61,6 +66,13 @@ def field_problem(field: str, value: object) -> str:
         except UsageError as error:
             return str(error)
     return ""
+
+
+def joining_problem(row: Modality) -> str:
+    """Why several predictions of a modality cannot be made one; an empty text if they can."""
+    if row.kind is Kind.SEQUENCE and row.codec in JOINED:
+        return ""
+    return f"predictions of {row.name} cannot be joined, only those of {' or '.join(JOINED)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +95,16 @@ class Step:
     guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
     leaves_out: bool = False  # a hidden modality is not there at all (weighted); else it is emptied
+    passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
 
     @property
     def guidance(self) -> float:
         """The guidance scale; 1 without guidance, the sum of the weights with several branches."""
         return sum((branch.weight for branch in self.branches), 0.0) if self.guided else 1.0
+
+    def sees(self, modality: str) -> bool:
+        """Whether any of the step's passes sees this modality, once it is known."""
+        return modality not in self.guided or any(modality in branch.visible for branch in self.branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +132,7 @@ class Chain:
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """How many tokens each target gets; a sequence at most."""
+        """How many tokens each target gets; a sequence at most, in each of its passes."""
         totals: dict[str, int] = {}
         for step in self.steps:
             totals[step.target] = totals.get(step.target, 0) + step.num_tokens
@@ -178,6 +195,7 @@ def make_chain(
                     guided,
                     branches,
                     leaves_out,
+                    spec.passes,
                 )
             )
         if grow and (reads is None or spec.target in reads):
@@ -220,6 +238,8 @@ def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
         "temperature": step.temperature, "guidance": step.guidance,
         "guided": [name for name in order if name in step.guided],
     }  # fmt: skip
+    if step.passes > 1:
+        row["passes"] = step.passes
     if len(step.branches) > 1:
         row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
     return row
@@ -230,5 +250,7 @@ def _spec_to_text(spec: TargetSpec) -> str:
     if not SCHEMES[spec.scheme].causal:
         words += [f"steps={spec.num_steps}", f"token-schedule={spec.token_curve}"]
         words += [f"temp-schedule={spec.temperature_curve}"]
+    if spec.passes > 1:
+        words.append(f"passes={spec.passes}")
     words += [f"cfg={spec.guidance!r}", f"cfg-schedule={spec.guidance_curve}"]
     return f"{spec.target}:{','.join(words)}"

@@ -22,6 +22,8 @@ class Slot:
     values: Tensor  # GRID, SEQUENCE (B, L) int64 | PIXELS (B, 3, H, W) float | EMBEDDING (B, L, E) float
     known: Tensor  # (B, L) bool, True where the encoder may read; for PIXELS one entry per patch
     wanted: Tensor  # (B, L) bool, True where a token is still to be decoded
+    # (B, P) int64: known tokens of each of P predictions that stand one after the other; None = one text
+    lengths: Tensor | None = None
 
     def fill(self, positions: Tensor, ids: Tensor) -> "Slot":
         """Fix ids at positions, both (B, K) int64. Returns a new slot; self is untouched."""
@@ -55,7 +57,13 @@ class Slot:
 
     def select(self, rows: Tensor) -> "Slot":
         """The rows with these indices, (B',) int64, as a slot of B' rows."""
-        return replace(self, values=self.values[rows], known=self.known[rows], wanted=self.wanted[rows])
+        return replace(
+            self,
+            values=self.values[rows],
+            known=self.known[rows],
+            wanted=self.wanted[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
 
     def to(self, device: torch.device | str) -> "Slot":
         """The same slot on another device."""
@@ -64,6 +72,7 @@ class Slot:
             values=self.values.to(device),
             known=self.known.to(device),
             wanted=self.wanted.to(device),
+            lengths=None if self.lengths is None else self.lengths.to(device),
         )
 
 

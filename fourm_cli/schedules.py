@@ -10,7 +10,7 @@ from fourm.cost import Cost, estimate
 from fourm.errors import UsageError, printable
 from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.plan import build_chain
-from fourm.schedule import Chain
+from fourm.schedule import Chain, Step
 from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import (
     AsJson,
@@ -92,11 +92,15 @@ def show(
         return
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
-        (str(s.index), s.target, s.scheme, str(s.num_tokens), f"{s.temperature:.6g}", f"{s.guidance:g}",
+        (str(s.index), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",
          ", ".join(n for n in (*chain.conditions, *chain.targets) if n in s.guided))
         for s in chain.steps
     ]  # fmt: skip
     print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
+
+
+def _tokens(step: Step) -> str:
+    return f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
 
 
 def _cost_rows(chain: Chain, cost: Cost, files: ModelFiles) -> list[tuple[str, str]]:

@@ -159,8 +159,7 @@ SMALL = Registry(
 )
 
 
-@pytest.fixture(scope="module")
-def small() -> FourM:
+def build_small() -> FourM:
     """A model of two layers and width 16 with seeded weights."""
     names = list(SMALL.rows)
     config = FourMConfig.from_dict(
@@ -176,6 +175,11 @@ def small() -> FourM:
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.4
     return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def small() -> FourM:
+    return build_small()
 
 
 SMALL_CHAIN = make_chain(

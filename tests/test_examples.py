@@ -14,6 +14,7 @@ from test_docs import blocks, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "examples" / "README.md"
+SCHEDULE = ("--cond", "--targets", "--target", "--temps", "--top-p", "--cfg", "--sam-passes")
 PAGES = sorted(path for path in INDEX.parent.glob("*.md") if path != INDEX)
 
 
@@ -77,6 +78,6 @@ def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) 
                 word = words.pop(0)
                 if word == "--model":
                     model = words.pop(0)
-                elif word in ("--cond", "--targets", "--target", "--temps", "--top-p", "--cfg"):
+                elif word in SCHEDULE:
                     schedule += [word, words.pop(0)]
             assert parse_chain(" ".join(schedule), find_modalities(model)).steps

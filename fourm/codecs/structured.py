@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette
 from fourm.codecs.figures import POSE_CODES, POSE_NUMBERS, draw_boxes_of_people, draw_figures
@@ -19,7 +20,7 @@ from fourm.codecs.sequences import encode_texts
 from fourm.crops import Crop
 from fourm.errors import SampleError
 from fourm.grammars.boxes import Boxes, BoxRules, box_grammar
-from fourm.grammars.instances import SAM_INSTANCES
+from fourm.grammars.instances import JOINED, SAM_INSTANCES
 from fourm.grammars.metadata import METADATA
 from fourm.grammars.palette import palette_grammar
 from fourm.grammars.poses import HUMAN_POSES
@@ -90,10 +91,17 @@ class StructuredCodec:
         return encode_texts(self.row, self.wordpiece, texts)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Structured[Any]]:
-        """What could be understood of each row's text, and what could not."""
-        rows = zip(slot.values.cpu(), slot.known.cpu(), strict=True)
-        texts = [self.wordpiece.text_of(values[known].tolist()) for values, known in rows]
-        return [Structured(*_parsed(self.grammar, text)) for text in texts]
+        """What could be understood of each row's text, and what could not; several predictions are joined."""
+        rows = list(zip(slot.values.cpu(), slot.known.cpu(), strict=True))
+        if slot.lengths is None:
+            return [self._understood(values[known]) for values, known in rows]
+        join, lengths = JOINED[self.row.codec], slot.lengths.tolist()
+        texts = [values[known].split(of_row) for (values, known), of_row in zip(rows, lengths, strict=True)]
+        return [join([self._understood(ids) for ids in of_row]) for of_row in texts]
+
+    def _understood(self, ids: Tensor) -> Structured[Any]:
+        """What the ids of one text (N,) say."""
+        return Structured(*_parsed(self.grammar, self.wordpiece.text_of(ids.tolist())))
 
     def picture(self, value: Structured[Any]) -> Image.Image:
         """What could be understood, drawn as far as it goes."""

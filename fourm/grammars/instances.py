@@ -130,6 +130,11 @@ def join_passes(passes: Sequence[Structured[Groups]]) -> Structured[Groups]:
     return Structured(groups, " ".join(one.text for one in passes), tuple(problems))
 
 
+# Values of which several predictions make one, by the codec name of a row: they are lists of findings, and
+# what is found twice does no harm.
+JOINED = {"sam_instance": join_passes}
+
+
 def contains(contour: Contour, point: tuple[float, float]) -> bool:
     """True for a point inside a closed contour (even-odd rule) or on its border."""
     x, y = point
