@@ -24,7 +24,7 @@ from fourm.layers import set_attention
 from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
-from fourm.preview import Orders
+from fourm.preview import Film
 from fourm.record import RUN, Launch, RunRecord, close_output, now, open_output
 from fourm.request import Origin, Request
 from fourm.results import Run, samples_for
@@ -181,14 +181,14 @@ def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared
     samples = [(work.sample.key.text, work.variation) for work in works]
     noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
     engine = Engine(parts.network, parts.sentinels, max_rows=choose_rows(request, parts.device))
-    orders, steps, faults = Orders(), request.chain.steps, dict[int, str]()
+    film, steps, faults = Film(), request.chain.steps, dict[int, str]()
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
         batch, sound, step = progress.batch, sound & progress.sound, progress.step
         faults |= progress.faults
         if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
-            saver.preview(progress, orders, works, is_last)
+            saver.preview(progress, film, works, is_last)
         yield _stepped(progress, len(steps))
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):

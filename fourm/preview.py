@@ -1,7 +1,6 @@
 """Pictures of a target that is still being decoded: known tokens in colours, the rest grey."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs import Codec
-from fourm.codecs.images import Diffusion
-from fourm.layout import Place, write_atomic
-from fourm.modalities import Kind, Modality
+from fourm.codecs.images import GridCodec
+from fourm.layout import Place
+from fourm.modalities import Modality
 from fourm.state import Slot
 
 GREY = (128, 128, 128)
@@ -27,11 +25,12 @@ def preview_places(target: str) -> tuple[Place, Place]:
     return pictures, Place(folder, ORDER, modality=target, form="extra")
 
 
-class Orders:
-    """Which step decided which token of a batch, target by target."""
+class Film:
+    """How the targets of a batch came to be: which step decided which token, pictures still to be drawn."""
 
     def __init__(self) -> None:
         self._orders: dict[str, Tensor] = {}
+        self._waiting: dict[str, list[tuple[Sequence[Path], Slot, list[Any]]]] = {}
 
     def note(self, target: str, known: Tensor, step: int) -> Tensor:
         """Take in what is known (B, L) after a step; returns (B, L) int16, -1 where nothing is decided."""
@@ -39,17 +38,22 @@ class Orders:
         order[known & (order < 0)] = step
         return order
 
+    def keep(self, target: str, paths: Sequence[Path], slot: Slot, values: list[Any]) -> None:
+        """Remember the values (B) of one step, whose pictures belong at these paths (B)."""
+        self._waiting.setdefault(target, []).append((paths, slot, values))
 
-def write_previews(
-    out: Path, paths: Sequence[Path], row: Modality, codec: Codec[Any], slot: Slot, diffusion: Diffusion
-) -> None:
-    """A picture for each row of a grid that is partly known, at its path."""
-    if row.kind is not Kind.GRID or row.grid is None:
-        return
-    values = codec.decode(slot, diffusion)
-    for path, value, known in zip(paths, values, slot.known, strict=True):
-        picture = codec.picture(value).convert("RGB")
-        cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0]).cpu().numpy()
-        mask = Image.fromarray(cells).resize(picture.size, Image.Resampling.NEAREST)
-        shown = Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
-        write_atomic(out, path, partial(shown.save, format="PNG"))
+    def draw(self, target: str, row: Modality, codec: GridCodec) -> Iterator[tuple[Path, Image.Image]]:
+        """The pictures that wait, each with its path; colours of features mean the same in all of them."""
+        frames = self._waiting.pop(target, [])
+        for index in range(len(frames[0][0]) if frames else 0):
+            pictures = codec.pictures([values[index] for _, _, values in frames])
+            for (paths, slot, _), picture in zip(frames, pictures, strict=True):
+                yield paths[index], _covered(picture.convert("RGB"), slot.known[index], row)
+
+
+def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
+    """The picture with what is not known (L,) in grey."""
+    rows = row.grid[0] if row.grid else 1
+    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=rows).cpu().numpy()
+    mask = Image.fromarray(cells).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)

@@ -24,7 +24,7 @@ from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
 from fourm.layout import Place, is_done, path_of, write_atomic, write_text
 from fourm.outputs import Output, malformed_place
-from fourm.preview import Orders, preview_places, write_previews
+from fourm.preview import Film, preview_places
 from fourm.record import add_failure, locked, sha256_of
 from fourm.request import PREVIEW_STEPS, Request
 from fourm.sampling import Noise
@@ -98,20 +98,25 @@ class Saver:
         add_failure(request.out, key, work.variation, reason, request.record)
         return Failed(key, work.variation, reason)
 
-    def preview(self, progress: Progress, orders: Orders, works: Sequence[Work], is_last: bool) -> None:
+    def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
         """Keep the picture after a step; after a target's last, also which step decided which token."""
         request, step, name = self.request, progress.step, progress.step.target
-        row, slot = request.model.registry.get(name), progress.batch.slots[name]
+        row, slot, codec = request.model.registry.get(name), progress.batch.slots[name], self.codecs[name]
         pictures, order_place = preview_places(name)
-        order = orders.note(name, slot.known, step.index)
-        written = list[Path]()
+        order = film.note(name, slot.known, step.index)
+        if not isinstance(codec, GridCodec) or row.grid is None:
+            return
         if (step.index + 1) % request.preview == 0:
             suffix = f"-step{step.index:03d}{pictures.suffix}"
             paths = [self._path(Place(pictures.folder, suffix), work) for work in works]
             diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
             with suppress(SampleError):  # it will come again, and be reported, when the result is decoded
-                write_previews(request.out, paths, row, self.codecs[name], slot, diffusion)
-            written += [path for path in paths if path.exists()]
+                film.keep(name, paths, slot, codec.decode(slot, diffusion))
+        written = list[Path]()
+        if is_last or not codec.shares_colours:  # colours that are shared wait for the last picture
+            for path, shown in film.draw(name, row, codec):
+                write_atomic(request.out, path, partial(shown.save, format="PNG"))
+                written.append(path)
         if is_last:
             for work, ids in zip(works, order.cpu().numpy(), strict=True):
                 path = self._path(order_place, work)

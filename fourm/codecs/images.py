@@ -253,9 +253,14 @@ class GridCodec:
         """The value in colours, at its own size."""
         return Image.fromarray(self.form.paint(value, self._num_labels()))
 
+    @property
+    def shares_colours(self) -> bool:
+        """True for features, whose colours mean something only beside each other."""
+        return self.form.resample is None
+
     def pictures(self, values: Sequence[Value]) -> list[Image.Image]:
         """Several values side by side; a colour of features means the same in all of them."""
-        if self.form.resample is not None or len({len(value) for value in values}) != 1:
+        if not self.shares_colours or len({len(value) for value in values}) != 1:
             return [self.picture(value) for value in values]
         colours = feature_colours(values)
         return [Image.fromarray(paint_features(value, colours)) for value in values]
