@@ -10,9 +10,25 @@ from fourm.hub import DEMO, ModelFiles, find_model, find_sr
 from fourm.inputs import Source, read_samples
 from fourm.layout import Sample
 from fourm.modalities import Kind
+from fourm.plan import build_chain
 from fourm.record import BASE, RUN, RunRecord
 from fourm.results import Results, chain_names, open_results, samples_for
 from fourm.schedule import Chain
+from fourm.settings import Settings
+
+
+def plan_finer(
+    settings: Settings, model: ModelFiles, chain: Chain, name: str | None = None
+) -> tuple[ModelFiles, Chain] | None:
+    """Model and chain of the super-resolution that settings ask for, of what a chain makes; None if none.
+
+    It is asked for by a model (`name`, or one of the settings) or by any setting of its own.
+    """
+    name = name or settings.run.sr_model
+    if name is None and not settings.sr.settings:
+        return None
+    files = find_sr(model, name)
+    return files, build_chain(settings.sr, files, chain.modalities)
 
 
 def read_origin(root: Path) -> Results | None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from fourm.dataset import Dataset
 from fourm.errors import UsageError
 from fourm.header import read_header
-from fourm.hub import DEMO, ModelFiles, find_model, find_sr, with_parts
+from fourm.hub import DEMO, ModelFiles, find_model, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
 from fourm.plan import build_chain
 from fourm.replay import read_replay
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
 from fourm.settings import RunSettings, Settings
+from fourm.superres import plan_finer
 from fourm.world import World, parse_world
 from fourm_cli import console
 from fourm_cli.follow import make
@@ -136,13 +137,12 @@ def generate(
 
 
 def _finer(request: Request, settings: Settings, sr_model: str | None) -> Request | None:
-    """The super-resolution that is asked for by a model or a setting of its own, still without samples."""
-    name = sr_model or settings.run.sr_model
-    if name is None and not settings.sr.settings:
+    """The super-resolution that is asked for, still without samples."""
+    planned = plan_finer(settings, request.model, request.chain, sr_model)
+    if planned is None:
         return None
-    files = find_sr(request.model, name)
+    files, chain = planned
     read_header(files.weights)
-    chain = build_chain(settings.sr, files, request.chain.modalities)
     return replace(request, model=files, chain=chain, samples=(), origin=Origin())
 
 

@@ -11,6 +11,7 @@ from fourm.errors import UsageError, printable
 from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.plan import build_chain
 from fourm.schedule import Chain, Step
+from fourm.superres import plan_finer
 from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import (
     AsJson,
@@ -20,6 +21,7 @@ from fourm_cli.options import (
     GenConfig,
     Model,
     SrConfig,
+    SrModel,
     parse_dtype,
     schedule_options,
     settings_from,
@@ -48,6 +50,7 @@ def validate(
     *,
     schedule: Mapping[str, object],
     model: Model = None,
+    sr_model: SrModel = None,
     dtype: Dtype = None,
     config: Config = None,
     data_config: DataConfig = None,
@@ -59,17 +62,24 @@ def validate(
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model(model or settings.run.model or DEMO)
     chain = build_chain(settings.base, files)
-    cost = estimate(chain, files, parse_dtype(dtype or settings.run.dtype or "auto"))
+    width = parse_dtype(dtype or settings.run.dtype or "auto")
+    finer = plan_finer(settings, files, chain, sr_model)
+    stages = [(files, chain, estimate(chain, files, width))]
+    stages += [(*finer, estimate(finer[1], finer[0], width))] if finer else []
     if as_json:
-        print_json({"model": files.name, "steps": len(chain.steps), **cost.to_json()})
+        said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in stages]
+        print_json({**said[0], **({"sr": said[1]} if finer else {})})
         return
-    print_table(("what", "how much"), _cost_rows(chain, cost, files))
+    tables = [dict(_cost_rows(c, cost, f)) for f, c, cost in stages]
+    columns = ("what", "how much", *(["super-resolution"] if finer else []))
+    print_table(columns, [(what, *(table[what] for table in tables)) for what in tables[0]])
 
 
 def show(
     *,
     schedule: Mapping[str, object],
     model: Model = None,
+    sr_model: SrModel = None,
     config: Config = None,
     data_config: DataConfig = None,
     gen_config: GenConfig = None,
@@ -77,19 +87,27 @@ def show(
     chart: Chart = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the chain of a schedule step by step."""
+    """Print the chain of a schedule step by step, and that of super-resolution where it is asked for."""
     if chart is not None and chart.suffix.lower() != ".png":
         raise UsageError(f"--plot {printable(str(chart))}: must end in .png")
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model(model or settings.run.model or DEMO)
     chain = build_chain(settings.base, files)
+    finer = plan_finer(settings, files, chain, sr_model)
     if chart is not None:
         from fourm.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
         save_chart(draw_chain(chain, files.name), chart)
     if as_json:
-        print_json(chain.to_json())
+        print_json({**chain.to_json(), **({"sr": finer[1].to_json()} if finer else {})})
         return
+    _print_steps(chain)
+    if finer:
+        print(f"\nsuper-resolution, {finer[0].name}\n")
+        _print_steps(finer[1])
+
+
+def _print_steps(chain: Chain) -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
         (str(s.index), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",

@@ -187,3 +187,20 @@ def test_only_a_chart_imports_matplotlib(model: str) -> None:
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_super_resolution_is_checked_and_shown_where_it_is_asked_for(run: Run) -> None:
+    code, out, err = run(
+        "schedule", "show", "--targets", "tok_rgb", "--steps", "2", "--sr-steps", "3", "--json"
+    )
+    assert (code, err) == (0, "")
+    shown = json.loads(out)
+    assert [step["target"] for step in shown["steps"]] == ["tok_rgb@64"] * 2
+    assert [step["target"] for step in shown["sr"]["steps"]] == ["tok_rgb@128"] * 3
+    assert shown["sr"]["conditions"] == ["caption", "tok_rgb@64"]
+    code, out, _ = run("schedule", "validate", "--sr-cfg", "3", "--json")
+    assert (code, json.loads(out)["sr"]["model"]) == (0, "demo-sr")
+    assert "super-resolution" in run("schedule", "validate", "--sr-cfg", "3")[1]
+    assert "super-resolution" not in run("schedule", "validate", "--cfg", "3")[1]
+    code, out, err = run("schedule", "validate", "--sr-temps", "-1")
+    assert (code, out, err) == (2, "", "fourm: --sr-temps: the temperature -1 is negative\n")
