@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,9 @@ def test_only_a_chart_imports_matplotlib(model: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_super_resolution_is_checked_and_shown_where_it_is_asked_for(run: Run) -> None:
+def test_super_resolution_is_checked_and_shown_where_it_is_asked_for(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
     code, out, err = run(
         "schedule", "show", "--targets", "tok_rgb", "--steps", "2", "--sr-steps", "3", "--json"
     )
