@@ -17,7 +17,7 @@ def recipes() -> list[tuple[str, str]]:
     """Title and commands of each recipe."""
     found, title = list[tuple[str, str]](), ""
     for match in re.finditer(
-        r"^## (.+)$|^```sh\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
+        r"^## ([^\n]+)$|^```sh\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
     ):
         if match[1]:
             title = match[1]
