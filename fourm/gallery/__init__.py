@@ -6,35 +6,41 @@ import html
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, TextIO
 
-from fourm.album import Album, Label, Panel, Stage, View
+from fourm.album import Album, Film, Label, Panel, Stage, View
+from fourm.codecs.drawing import Ink
 from fourm.errors import UsageError, printable
 from fourm.gallery.pictures import encode
 from fourm.inputs import CAPTION
 from fourm.layout import remove_leftovers, write_atomic
 from fourm.record import RUN, SR
 
-SIDE = 512  # pixels of a photo's longest side on the page
+_RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
+PAGE = "index.html"
+SIDE = 512
 _SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
 _SAMPLES = "<!--samples-->"  # where the page's samples stand
 
 
-def write_gallery(album: Album, path: Path, side: int = SIDE) -> int:
+def write_gallery(
+    album: Album, path: Path, side: int = SIDE, seen: Callable[[View], None] = lambda view: None
+) -> int:
     """Write the page of an album to `path`, whole or not at all; returns its size in bytes.
 
-    Samples are read, written and forgotten one by one. UsageError where there are none.
+    Samples are read, written, shown to `seen` and forgotten, one by one. UsageError where there are none.
+    side: pixels of a photo's longest side on the page.
     """
     if not album.keys:
         raise UsageError(f"{printable(str(album.root))}: holds no samples yet, so there is nothing to show")
 
     def write(unfinished: Path) -> None:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            _write_page(file, album, side)
+            _write_page(file, album, side, seen)
 
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,7 @@ def write_gallery(album: Album, path: Path, side: int = SIDE) -> int:
     return path.stat().st_size
 
 
-def _write_page(file: TextIO, album: Album, side: int) -> None:
+def _write_page(file: TextIO, album: Album, side: int, seen: Callable[[View], None]) -> None:
     script, style = "".join(["\n'use strict';\n", *map(_asset, _SCRIPTS)]), _asset("page.css")
     # Nothing is loaded, and no text can become markup or code: a mistake of the page would stop it instead.
     policy = (
@@ -56,8 +62,9 @@ def _write_page(file: TextIO, album: Album, side: int) -> None:
     head, tail = page.split(_SAMPLES)
     file.write(head)
     for key in album.keys:
-        for block in _blocks(album, album.view(key), side):
-            file.write(block)
+        view = album.view(key)
+        file.writelines(_blocks(album, view, side))
+        seen(view)
     file.write(tail)
 
 
@@ -73,28 +80,16 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
     }
     contents = {
         "panels": [_panel(panel, view.legends.get(panel.modality, ()), side) for panel in view.panels],
-        "films": [
-            {
-                "modality": film.modality,
-                "title": film.title,
-                "variation": film.variation,
-                "grid": film.grid,
-                "order": film.order,
-                "frames": [
-                    {"step": f.step, "decided": f.decided, "picture": encode(f.picture, side // 2)}
-                    for f in film.frames
-                ],
-            }
-            for film in view.films
-        ],
+        "films": [_film(film, side // 2) for film in view.films],
         "problems": [*map(_clean, view.problems)],
         "legends": {
-            name: [(_clean(label), "#%02x%02x%02x" % colour) for label, colour in labels]
+            name: [(_clean(label), _hex(colour)) for label, colour in labels]
             for name, labels in view.legends.items()
         },
         "repeat": [
-            {"variation": v, "command": repeat_command(album.root, view, v)}
-            for v in (sorted(variations) or [None])
+            {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
+            for v in (sorted(variations) or (None,))
+            for role in ("target", "sr")
         ],
     }
     yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
@@ -115,7 +110,7 @@ def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any
         "role": panel.role,
         "variation": panel.variation,
         "codec": panel.codec,
-        "rgb": panel.codec.endswith("rgb"),
+        "rgb": panel.codec in _RGB,
         "words": panel.codec == CAPTION,
         "text": _clean(panel.text),
         "note": _clean(panel.note),
@@ -123,6 +118,25 @@ def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any
         "size": {"width": size[0], "height": size[1]},
         "picture": encode(picture, side) if picture is not None else None,
         "labels": _present(panel, labels),
+    }
+
+
+def _hex(colour: Ink) -> str:
+    red, green, blue = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _film(film: Film, side: int) -> Mapping[str, Any]:
+    return {
+        "modality": film.modality,
+        "title": _clean(film.title),
+        "variation": film.variation,
+        "grid": film.grid,
+        "order": film.order,
+        "frames": [
+            {"step": one.step, "decided": one.decided, "picture": encode(one.picture, side)}
+            for one in film.frames
+        ],
     }
 
 
@@ -135,11 +149,16 @@ def _present(panel: Panel, labels: Sequence[Label]) -> list[int]:
     return [index for index, (_, colour) in enumerate(labels) if colour in present]
 
 
-def repeat_command(root: Path, view: View, variation: int | None) -> str:
-    """The command that makes a variation again: from one of its PNG files, which say how, or from the record."""
-    made = (p for p in view.panels if p.role == "target" and p.variation == variation and not p.note)
-    file = next((panel.file for panel in made if panel.file.endswith(".png")), RUN)
-    return f"fourm generate --replay {shlex.quote(_clean(os.path.join(root, file)))} --out again"
+def repeat_command(root: Path, view: View, role: str, variation: int | None) -> str:
+    """The command that makes a variation again: from one of its PNG files, which say how, or from a record.
+
+    role: "target", or "sr" for super-resolution and all that it goes on from.
+    """
+    made = [p for p in view.panels if p.variation == variation and not p.note and p.file.endswith(".png")]
+    fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
+    best = max(fit, key=lambda panel: panel.codec in _RGB, default=None)  # the first RGB, else the first
+    path = os.path.join(root, best.file if best is not None else RUN)
+    return f"fourm generate --replay {shlex.quote(_clean(path))} --out again"
 
 
 def _about(album: Album) -> Mapping[str, Any]:

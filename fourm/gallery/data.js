@@ -84,8 +84,10 @@ function say(text) {
 /** A block of code and the button that copies it. */
 function codeBlock(label, code) {
   const button = el("button", { type: "button", class: "copy", "aria-label": `Copy: ${label}`, onclick: () => copy(code, button) }, "Copy");
-  const shown = code.replaceAll(/ (?=--)/g, " \\\n  ");
-  return el("div", { class: "code" }, el("pre", { tabIndex: 0, role: "region", "aria-label": label }, el("code", {}, shown)), button);
+  const options = code.startsWith("--") ? code.split(/ (?=--)/) : [code];
+  const lines = options.map((option, index) => el("span", { class: "option" },
+    ...`${option}${index < options.length - 1 ? " \\" : ""}`.split(/(?<=,)/).flatMap((part) => [part, el("wbr")])));
+  return el("div", { class: "code" }, el("pre", { tabIndex: 0, role: "region", "aria-label": label }, el("code", {}, ...lines)), button);
 }
 
 async function copy(text, button) {

@@ -8,8 +8,11 @@ function openDetail(sample) {
   const tiles = new Map();
   const command = el("div", {});
   const film = films.length ? makeFilm(films) : null;
-  const looked = (panel) => {
-    for (const [each, tile] of tiles) tile.setAttribute("aria-pressed", String(each === panel));
+  const looked = (panel, against) => {
+    for (const [each, tile] of tiles) {
+      tile.setAttribute("aria-pressed", String(each === panel));
+      tile.toggleAttribute("data-against", each === against);
+    }
     command.replaceChildren(codeBlock("Command that repeats this sample", repeatOf(repeat, panel)));
     film?.follow(panel);
   };
@@ -50,13 +53,14 @@ function closeDetail() {
   else byId("search").focus();
 }
 
+/** Where a sample stands among those that are shown, and the ways to others. */
 function detailBar(sample) {
   const at = grid.shown.indexOf(sample);
   const step = (by, text, keys) => el("button", {
     type: "button", class: "button", disabled: at < 0 || !grid.shown[at + by], "aria-keyshortcuts": keys, onclick: () => stepSample(by),
   }, text);
   return el("div", { class: "bar" },
-    el("button", { type: "button", class: "button", "aria-keyshortcuts": "Escape", onclick: leaveDetail }, "← All samples"),
+    el("button", { type: "button", class: "button", "aria-keyshortcuts": "Escape", onclick: leaveDetail }, "← All", el("span", { class: "wide" }, " samples")),
     el("p", { class: "count" }, at < 0 ? "" : `${(at + 1).toLocaleString("en")} of ${grid.shown.length.toLocaleString("en")}`),
     el("div", { class: "buttons" }, step(-1, "Previous", "ArrowLeft"), step(1, "Next", "ArrowRight")));
 }
@@ -85,11 +89,16 @@ function panelRows(panels, prompt, pick, tiles) {
   }
   const titles = { condition: "Given", target: "Made", sr: "Made finer" };
   const parts = [];
+  let group = null;
   let role = "";
   for (const row of rows.values()) {
-    if (row[0].role !== role) parts.push(el("h3", {}, titles[(role = row[0].role)]));
+    if (row[0].role !== role) {
+      role = row[0].role;
+      group = el("div", { class: "rows" });
+      parts.push(el("section", { "aria-label": titles[role] }, el("h3", {}, titles[role]), group));
+    }
     const legend = row[0].role === "sr" ? row[0].title.replace(/, super-resolution$/, "") : row[0].title;
-    parts.push(el("div", { class: "row", role: "group", "aria-label": row[0].title },
+    group.append(el("div", { class: "row", role: "group", "aria-label": row[0].title },
       el("p", { class: "row-title" }, el("span", {}, legend), el("code", {}, row[0].modality)),
       el("div", { class: "tiles" }, ...row.map((panel) => tileOf(panel, pick, tiles)))));
   }
@@ -111,7 +120,8 @@ function tileOf(panel, pick, tiles) {
 }
 
 function repeatOf(repeat, panel) {
-  return repeat.find((each) => panel && each.variation === panel.variation)?.command ?? repeat[0].command;
+  const fit = repeat.filter((each) => panel && each.variation === panel.variation);
+  return (fit.find((each) => each.role === panel.role) ?? fit[0] ?? repeat[0]).command;
 }
 
 function factsOf(command) {

@@ -11,7 +11,7 @@ function colourOf(share) {
 
 /** The film section of a sample; follow(panel) turns it to the film of that panel. */
 function makeFilm(films) {
-  const select = fillSelect(el("select", {}), films.map((film, index) => [String(index), nameOf(film)]), "0");
+  const select = fillSelect(el("select", {}), films.map((film, index) => [String(index), shortName(film, films)]), "0");
   const slider = el("input", { type: "range", step: 1, "aria-label": "Decoding step" });
   const play = el("button", { type: "button", class: "button", onclick: () => (timer ? stop() : start()) }, "Play");
   const back = el("button", { type: "button", class: "button", "aria-label": "Step back", "aria-keyshortcuts": ",", onclick: () => stepBy(-1) }, "‹");
@@ -77,16 +77,16 @@ function makeFilm(films) {
     map.height = rows * cell;
     map.setAttribute("aria-label", `Map of ${rows} by ${columns} tokens, ${tokens} decided`);
     const paint = map.getContext("2d");
-    const style = getComputedStyle(node);
     for (const [index, at] of film.order.entries()) {
       const [x, y] = [(index % columns) * cell + gap, Math.floor(index / columns) * cell + gap];
-      const decided = at >= 0 && at <= step;
-      paint.fillStyle = decided ? colourOf((at - steps.first) / Math.max(1, steps.last - steps.first)) : style.getPropertyValue("--hollow");
+      if (at < 0 || at > step) continue;
+      paint.fillStyle = colourOf((at - steps.first) / Math.max(1, steps.last - steps.first));
       paint.fillRect(x, y, cell - 2 * gap, cell - 2 * gap);
-      if (at === step) {
-        paint.lineWidth = Math.max(2, cell / 12);
-        paint.strokeStyle = style.getPropertyValue("--ink");
-        const inset = paint.lineWidth / 2;
+      if (at !== step) continue;
+      paint.lineWidth = Math.max(1, cell / 14); // decided just now: a black line and a white one, seen on every colour
+      for (const [ring, colour] of [[0.5, "#000"], [1.5, "#fff"]]) {
+        const inset = paint.lineWidth * ring;
+        paint.strokeStyle = colour;
         paint.strokeRect(x + inset, y + inset, cell - 2 * gap - 2 * inset, cell - 2 * gap - 2 * inset);
       }
     }

@@ -2,7 +2,7 @@
 
 const SIZES = { small: 140, medium: 220, large: 340 }; // pixels that a card is at least wide
 const NARROW = { small: 96, medium: 148, large: 280 }; // the same on a phone
-const CAPTION = 5.25; // rem under each picture
+const CAPTION = 5; // rem under each picture
 
 const grid = {
   filter: { text: "", modality: "", variation: null, failed: false },

@@ -37,8 +37,7 @@ function leaveDetail() {
 function setTheme(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = { system: "Auto", light: "Light", dark: "Dark" }[theme];
-  byId("theme").setAttribute("aria-label", `Colours: ${theme}`);
+  byId("theme").textContent = { system: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[theme];
   try {
     localStorage.setItem("fourm-theme", theme);
   } catch { /* a browser that keeps nothing for local files */ }
@@ -50,7 +49,7 @@ function currentTheme() {
 
 function nextTheme() {
   setTheme(THEMES[(THEMES.indexOf(currentTheme()) + 1) % THEMES.length]);
-  say(`Colours: ${currentTheme()}`);
+  say(byId("theme").textContent);
 }
 
 function storedTheme() {
@@ -151,7 +150,8 @@ function takeUp() {
     byId("failed-pick").hidden = failed === 0;
     byId("failed-pick").lastChild.textContent = `With problems (${failed.toLocaleString("en")})`;
     filterGrid();
-    if (location.hash && !detail) route();
+    if (detail) byId("detail").firstChild.replaceWith(detailBar(detail.sample));
+    else if (location.hash) route();
   } else describeGrid();
 }
 

@@ -3,10 +3,10 @@
 const MODES = [["single", "One"], ["wipe", "Wipe"], ["beside", "Side by side"]];
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8, 12, 16];
 
-/** The viewer of a sample's panels that have pictures. changed(panel) is called with the one that is looked at. */
+/** The viewer of a sample's panels that have pictures. changed(panel, against) is called with what is looked at. */
 function makeViewer(panels, legends, changed) {
-  const state = { one: 0, two: 0, mode: "single", zoom: 1, x: 0, y: 0, wipe: 50 };
-  const options = panels.map((panel, index) => [String(index), nameOf(panel)]);
+  const state = { one: 0, two: counterpart(panels, 0), chosen: false, mode: "single", zoom: 1, x: 0, y: 0, wipe: 50 };
+  const options = panels.map((panel, index) => [String(index), shortName(panel, panels)]);
   const stage = el("div", { class: "stage", tabIndex: 0, role: "group", "aria-label": "Picture. Plus and minus zoom, arrow keys move it when it is zoomed." });
   const slider = el("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Wipe between the two pictures", class: "wipe" });
   const scale = el("span", { class: "scale", role: "status" });
@@ -29,13 +29,14 @@ function makeViewer(panels, legends, changed) {
 
   function show(name, index) {
     state[name] = index;
-    if (name === "two" && state.mode === "single") return setMode("wipe");
+    if (name === "two") {
+      state.chosen = true;
+      if (state.mode === "single") state.mode = "wipe";
+    } else if (!state.chosen) state.two = counterpart(panels, index);
     draw();
-    return undefined;
   }
 
   function setMode(mode) {
-    if (mode !== "single" && state.two === state.one) state.two = counterpart(panels, state.one);
     state.mode = mode;
     draw();
   }
@@ -59,7 +60,7 @@ function makeViewer(panels, legends, changed) {
     if (state.mode === "wipe") stage.append(el("div", { class: "edge", "aria-hidden": "true" }));
     caption.replaceChildren(...describe(panels[state.one], legends));
     place();
-    changed(panels[state.one]);
+    changed(panels[state.one], state.mode === "single" ? null : panels[state.two]);
   }
 
   /** Puts zoom, position and wipe into effect. */
@@ -73,7 +74,7 @@ function makeViewer(panels, legends, changed) {
     stage.classList.toggle("zoomed", state.zoom > 1);
     scale.textContent = `${state.zoom}×`;
     slider.value = state.wipe;
-    slider.setAttribute("aria-valuetext", `${state.wipe}% ${nameOf(panels[state.one])}`);
+    slider.setAttribute("aria-valuetext", `${state.wipe}% of ${nameOf(panels[state.one])}`);
     const two = stage.querySelector(".layer.two");
     const edge = stage.querySelector(".edge");
     if (edge) {
