@@ -27,6 +27,7 @@ class Made:
     preview: bool = False
     failed: Collection[int] = ()  # samples whose last variation failed
     side: int = 64
+    labels: bool = True  # maps of them too
 
 
 def key_of(made: Made, index: int) -> Key:
@@ -37,7 +38,7 @@ def build_folder(root: Path, made: Made) -> Path:
     """Captions, labels, pictures and what else is wanted, with their records."""
     places = [
         Place("caption", ".txt", True, "caption", "value", True),
-        Place("semseg", ".png", False, "tok_semseg@64"),
+        *([Place("semseg", ".png", False, "tok_semseg@64")] if made.labels else []),
         Place("rgb", ".png", False, "tok_rgb@64"),
     ]
     _record(root, RUN, BASE, ["caption"], places, made)
@@ -55,7 +56,8 @@ def build_folder(root: Path, made: Made) -> Path:
                 continue
             picture, labels = _scene(index, variation, made.side)
             _save(picture, path_of(root, "rgb", key, ".png", v))
-            _save(labels, path_of(root, "semseg", key, ".png", v))
+            if made.labels:
+                _save(labels, path_of(root, "semseg", key, ".png", v))
             if made.sr:
                 large = _scene(index, variation, 2 * made.side)[0]
                 _save(large, path_of(root, finer.folder, key, finer.suffix, v))
