@@ -1,21 +1,18 @@
-"""`fourm plot`: pictures of an output folder, a grid and a film strip for each sample, and contact sheets."""
+"""`fourm plot`: an output folder as sheets (grids, film strips, contact sheets) and as a page."""
 
 import sys
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import typer
 
-from fourm.errors import SampleError
+from fourm.errors import SampleError, UsageError
 from fourm.hub import find_model
 from fourm.results import open_results
 from fourm_cli.console import note, print_json
 from fourm_cli.options import Folder, parse_folder
 from fourm_cli.run_options import AsJson, Quiet
-
-if TYPE_CHECKING:
-    from fourm.plots import Plotted
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -25,6 +22,8 @@ fourm plot out
 fourm generate "a small red circle" --num-variations 4 --preview 5 --out out | fourm plot -
 
 fourm plot out --count 20 --no-contact
+
+fourm plot out --html --no-sheets
 """
 _CALM = 10.0  # seconds between two lines of progress
 _SHOWN = 20  # problems that are said; all are in the data of --json
@@ -48,6 +47,18 @@ ContactSheets = Annotated[
         "contact-01.png, contact-02.png, ...",
     ),
 ]
+Html = Annotated[
+    bool,
+    typer.Option(
+        "--html",
+        help="One page with all samples, index.html: search, zoom, compare, step through films. It needs no "
+        "network.",
+    ),
+]
+Sheets = Annotated[
+    bool,
+    typer.Option("--sheets/--no-sheets", help="Draw sheets; without them --html makes the page alone."),
+]
 PlotModel = Annotated[
     str | None,
     typer.Option(help="Whose modalities these are, where the model of the run is not here any more."),
@@ -60,6 +71,8 @@ def plot(
     count: Count = None,
     films: Films = True,
     contact: ContactSheets = True,
+    html: Html = False,
+    sheets: Sheets = True,
     model: PlotModel = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -69,45 +82,65 @@ def plot(
     It shows conditions, targets and super-resolution, a row for each variation (32 at most).
     Where names alone are not clear, it is DIR/plots/FOLDER/NAME.png. Drawing again replaces plots.
     """
+    if not (sheets or html):
+        raise UsageError("--no-sheets: there is nothing to draw without --html")
     root = parse_folder(folder, sys.stdin)
     results = open_results(root)
     if model is not None:
         find_model(model)
 
-    from fourm.album import open_album
+    from fourm.album import View, open_album
+    from fourm.gallery import PAGE, write_gallery
     from fourm.plots import PlotRequest, Plotter, plots_folder
 
     plots = plots_folder(root)
     album = open_album(root, model, results)
     plotter = Plotter(album, PlotRequest(count, films, contact))
+    tally = _Tally(len(plotter.keys), quiet)
+    if sheets:
+        for one in plotter.run():
+            tally.add(one.key, one.problems)
+    page = plots / PAGE if html else None
+    if page is not None:
+        tally.done = 0
+
+        def seen(view: View) -> None:
+            tally.add(view.key.text, view.problems)
+
+        write_gallery(replace(album, keys=plotter.keys), page, seen=seen)
     problems = [{"key": None, "problem": problem} for problem in album.problems]
-    failed = set[str]()
-    drawn = 0
-    for one in _calmly(plotter.run(), len(plotter.keys), quiet):
-        drawn += 1
-        failed |= {one.key} if one.problems else set()
-        problems += [{"key": one.key, "problem": problem} for problem in one.problems]
+    problems += [{"key": key, "problem": text} for key, texts in tally.problems.items() for text in texts]
     if not quiet:
         _say(problems)
         if plotter.undrawn:
             note(_fonts(plotter.undrawn))
-        note(f"{drawn:,} {'sample' if drawn == 1 else 'samples'} drawn in {plots}")
+        note(f"{tally.done:,} {'sample' if tally.done == 1 else 'samples'} drawn in {page or plots}")
     if as_json:
-        print_json({"out": str(root), "plots": str(plots), "samples": drawn, "problems": problems})
+        row = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
+        print_json({**row, "samples": tally.done, "problems": problems})
     else:
         print(root)
-    if failed or album.problems:
+    if problems:
         raise typer.Exit(SampleError.exit_code)
 
 
-def _calmly(plotted: Iterable["Plotted"], total: int, quiet: bool) -> Iterable["Plotted"]:
-    """Pass samples on, saying now and then how many there were."""
-    spoken = time.monotonic()
-    for number, one in enumerate(plotted, 1):
-        if not quiet and time.monotonic() - spoken >= _CALM:
-            spoken = time.monotonic()
-            note(f"{number:,} of {total:,} samples drawn")
-        yield one
+@dataclass(slots=True)
+class _Tally:
+    """Samples that were drawn, said now and then, and what is wrong with them."""
+
+    total: int
+    quiet: bool
+    done: int = 0
+    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by key, of samples that have some
+    spoken: float = field(default_factory=time.monotonic)
+
+    def add(self, key: str, problems: tuple[str, ...]) -> None:
+        self.done += 1
+        if problems:
+            self.problems[key] = problems
+        if not self.quiet and time.monotonic() - self.spoken >= _CALM:
+            self.spoken = time.monotonic()
+            note(f"{self.done:,} of {self.total:,} samples drawn")
 
 
 def _say(problems: list[dict[str, str | None]]) -> None:

@@ -37,7 +37,7 @@ fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figure
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
 fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline fourm.tokenizing
 fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
-fourm.samplesheet fourm.strips fourm.contact fourm.plots
+fourm.samplesheet fourm.strips fourm.contact fourm.plots fourm.gallery.pictures fourm.gallery
 """.split()
 CLI = """
 fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow fourm_cli.replay
