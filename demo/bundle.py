@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo.diffusion import NAME
-from demo.fine import POLISHED
+from demo.fine import round_folders
 from demo.rows import base_config, fine_config, write_rows
 from demo.text import write_tokenizer
 from demo.tokenizers import RECIPES
@@ -38,8 +38,9 @@ def write_bundle(work: Path, folder: Path = BUNDLE) -> int:
     """Write all files of the bundle from the working folder; returns their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_model(folder, base_config(), work / "base")
-    if (work / "fine" / POLISHED / "last.pt").exists():
-        _write_model(folder / "sr", fine_config(), work / "fine" / POLISHED)
+    finished = round_folders(work / "fine")[-1]
+    if (finished / "last.pt").exists():
+        _write_model(folder / "sr", fine_config(), finished)
     write_tokenizer(folder / "text_tokenizer.json")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     for name in (*(recipe.name for recipe in RECIPES), NAME):
