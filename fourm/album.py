@@ -51,6 +51,11 @@ class View:
     problems: tuple[str, ...]  # files that are missing or broken, and what is written down of failures
     legends: Mapping[str, tuple[Label, ...]]  # by modality: classes that its maps show
 
+    @property
+    def headline(self) -> str:
+        """The prompt, or the name of a sample that has none."""
+        return self.prompt if self.prompt and self.prompt.strip() else self.key.text
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

@@ -61,14 +61,11 @@ class Contact:
 
 
 def best_panel(view: View, variation: int | None) -> Panel | None:
-    """The RGB picture at the finest resolution, else the last target that can be seen."""
-    made = [
-        panel
-        for panel in view.panels
-        if panel.role != "condition" and panel.picture is not None and _belongs(panel, variation)
-    ]
+    """The RGB picture at the finest resolution, else the last target; None where that cannot be seen."""
+    made = [panel for panel in view.panels if panel.role != "condition" and _belongs(panel, variation)]
     rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
-    return max(rgb, key=_resolution, default=made[-1] if made else None)
+    seen = [panel for panel in rgb or made if panel.picture is not None]
+    return max(seen, key=_resolution) if rgb and seen else seen[-1] if seen else None
 
 
 def _belongs(panel: Panel, variation: int | None) -> bool:
@@ -94,5 +91,6 @@ def _cell(view: View, variation: int | None) -> Image.Image:
     )
     said = [p.text for p in view.panels if p.codec == CAPTION and p.text and _belongs(p, variation)]
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
-    words = [text_block(view.prompt or said[0], CELL, 13, INK, most=3)] if view.prompt or said else []
+    text = view.prompt or next(iter(said), "")
+    words = [text_block(text, CELL, 13, INK, most=3)] if text.strip() else []
     return stack([cell, *words, text_block(name, CELL, 11, FAINT, most=1)], gap=4, margin=0)

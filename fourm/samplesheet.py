@@ -99,9 +99,9 @@ def _parts(columns: Sequence[Column]) -> list[Sequence[Column]]:
 
 
 def _head(album: Album, view: View, width: int) -> Image.Image:
-    facts = [view.key.text if view.prompt else ""]
+    facts = [view.key.text if view.headline != view.key.text else ""]
     facts += [f"{stage.model}, seed {stage.seed}" for stage in album.stages]
-    title = text_block(view.prompt or view.key.text, width, 22, INK, most=6)
+    title = text_block(view.headline, width, 22, INK, most=6)
     return stack([title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)], gap=4, margin=0)
 
 
@@ -110,12 +110,12 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
     left = _ROW_LABEL if len(rows) > 1 else 0
     titles = [text_block(column.title, side, 15, INK, most=2, centred=True) for column in columns]
     top = 20 + max(title.height for title in titles) + 4
-    lefts, x = list[int](), left
+    lefts, x = list[int](), left + 1  # a pixel for the line around the first
     for number, column in enumerate(columns):
         x += 2 * GAP if number and column.role != columns[number - 1].role else 0
         lefts.append(x)
         x += side + GAP
-    band = Image.new("RGB", (x - GAP, top + len(rows) * (side + GAP) - GAP), PAPER)
+    band = Image.new("RGB", (x - GAP + 1, top + len(rows) * (side + GAP) - GAP + 1), PAPER)
     draw = ImageDraw.Draw(band)
     for number, (column, title, place) in enumerate(zip(columns, titles, lefts, strict=True)):
         if number == 0 or column.role != columns[number - 1].role:

@@ -13,16 +13,20 @@ from fourm.sheets import FAINT, INK, PAPER, RULE, empty_cell, fit, stack, text_b
 CELL, GAP = 128, 10
 LABEL = 130  # pixels for the name of a target
 MAX_FRAMES = 8  # of one film on a sheet, evenly chosen
+MAX_FILMS = 64  # rows of a sheet
 _TEXT = 34  # pixels for what stands under a picture
 
 
 def draw_films(view: View) -> Image.Image:
     """A row for each target and variation: kept steps, the result, the order of decoding."""
-    rows = [(film, chosen(film.frames)) for film in view.films]
+    rows = [(film, chosen(film.frames)) for film in view.films[:MAX_FILMS]]
     frames = max(len(shown) for _, shown in rows)
     width = LABEL + (frames + 2) * (CELL + GAP) + GAP
-    blocks = [text_block(view.prompt or view.key.text, width, 20, INK), _titles(frames, width)]
-    return stack([*blocks, *(_row(film, shown, frames, width, view) for film, shown in rows)], gap=8)
+    blocks = [text_block(view.headline, width, 20, INK), _titles(frames, width)]
+    blocks += [_row(film, shown, frames, width, view) for film, shown in rows]
+    if (more := len(view.films) - MAX_FILMS) > 0:
+        blocks.append(text_block(f"and {more} more", width, 13, FAINT))
+    return stack(blocks, gap=8)
 
 
 def chosen(frames: Sequence[Frame]) -> list[Frame]:

@@ -12,7 +12,7 @@ from fourm.hub import find_model
 from fourm.results import open_results
 from fourm_cli.console import note, print_json
 from fourm_cli.options import Folder, parse_folder
-from fourm_cli.run_options import Quiet
+from fourm_cli.run_options import AsJson, Quiet
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -63,7 +63,6 @@ PlotModel = Annotated[
     str | None,
     typer.Option(help="Whose modalities these are, where the model of the run is not here any more."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was drawn as one JSON object.")]
 
 
 def plot(
@@ -78,11 +77,10 @@ def plot(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw what an output folder holds: DIR/plots/NAME.png shows all variations of a sample.
+    """Draw what an output folder holds: a sheet for each sample, DIR/plots/NAME.png.
 
-    A sheet has the conditions, every target and super-resolution, a row for each variation (at most 32).
-    Where samples of several folders have the same names, it is DIR/plots/FOLDER/NAME.png. Plots are made
-    from files that stay as they are; drawing again replaces them.
+    It shows conditions, targets and super-resolution, a row for each variation (32 at most).
+    Where names alone are not clear, it is DIR/plots/FOLDER/NAME.png. Drawing again replaces plots.
     """
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")

@@ -1,10 +1,13 @@
 """`fourm schedule`: check a schedule against a model, or print its chain, without loading weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from fourm.cost import Cost, estimate
+from fourm.errors import UsageError, printable
 from fourm.hub import DEMO, ModelFiles, find_model
 from fourm.plan import build_chain
 from fourm.schedule import Chain
@@ -23,6 +26,15 @@ from fourm_cli.options import (
 )
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
+Chart = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        help="Also draw tokens, temperature and guidance of each step, as this PNG.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 EXAMPLES = """
 Examples:
 
@@ -62,11 +74,19 @@ def show(
     data_config: DataConfig = None,
     gen_config: GenConfig = None,
     sr_config: SrConfig = None,
+    chart: Chart = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the chain of a schedule step by step."""
+    if chart is not None and chart.suffix.lower() != ".png":
+        raise UsageError(f"--plot {printable(str(chart))}: must end in .png")
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    chain = build_chain(settings.base, find_model(model or settings.run.model or DEMO))
+    files = find_model(model or settings.run.model or DEMO)
+    chain = build_chain(settings.base, files)
+    if chart is not None:
+        from fourm.chart import draw_chain, save_chart  # imports Matplotlib: half a second
+
+        save_chart(draw_chain(chain, files.name), chart)
     if as_json:
         print_json(chain.to_json())
         return

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import typer
 from headers import seven
+from PIL import Image
 from typer.testing import CliRunner
 
 from fourm.errors import FourMError, MissingError, ScheduleError, UsageError
-from fourm.plan import OPTIONS
+from fourm.hub import find_model
+from fourm.plan import OPTIONS, build_chain
+from fourm.settings import read_settings
 from fourm_cli.options import schedule_options
 from fourm_cli.schedules import schedule_app
 
@@ -140,3 +143,47 @@ def test_the_documented_examples_work(model: str) -> None:
     for line in lines:
         command, *words = line.partition("#")[0].split()[2:]
         assert run(command, "--model", model, *words)
+
+
+def test_show_draws_the_chain(model: str, tmp_path: Path) -> None:
+    words = ("show", "--model", model, "--target", "tok_clip:steps=4", "--target", "tok_rgb:steps=3")
+    path = tmp_path / "new" / "chain.png"
+    text = run(*words, "--plot", str(path))
+    assert text == run(*words)
+    assert [one.name for one in path.parent.iterdir()] == ["chain.png"]
+    picture = Image.open(path).convert("RGB")
+    assert picture.width >= 1000
+    seen = {colour for _, colour in picture.getcolors(1 << 20) or []}
+    assert {(31, 119, 180), (255, 127, 14)} <= seen  # a colour for each target
+
+
+def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
+    from fourm.chart import draw_chain
+
+    given = {"cond_domains": "caption", "target_domains": "tok_clip-det", "decoding_steps": "4-none"}
+    chain = build_chain(read_settings([], given).base, find_model(model))
+    tokens, temperature, guidance = draw_chain(chain, "a $model$").axes
+    bars = [patch.get_height() for patch in tokens.patches]
+    assert bars[:4] == [49] * 4
+    assert bars[4] == 98  # at most so many, cut off so that the others are seen
+    assert [text.get_text() for text in tokens.texts] == ["≤ 256"]
+    for axes, name in ((temperature, "temperature"), (guidance, "guidance")):
+        drawn = [value for line in axes.lines for value in line.get_ydata()]
+        assert drawn == pytest.approx([getattr(step, name) for step in chain.steps])
+
+
+def test_a_chart_is_a_png_and_nothing_else(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--plot .*x\.jpg: must end in \.png"):
+        run("show", "--model", model, "--plot", str(tmp_path / "x.jpg"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_chart_imports_matplotlib(model: str) -> None:
+    code = (
+        "import sys; from fourm_cli.schedules import schedule_app\n"
+        f"schedule_app(['show', '--model', {model!r}], standalone_mode=False)\n"
+        "sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

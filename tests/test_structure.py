@@ -20,7 +20,7 @@ fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost 
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
 fourm.world fourm.request fourm.superres fourm.replay
-fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata
+fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import CONFIG, _save
+from tiny import CONFIG, save
 
 from fourm.codecs import build_codec
 from fourm.grammars.structured import Structured
@@ -137,7 +137,7 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {**CONFIG, "domains_in": texts, "domains_out": texts}
     (folder / "config.json").write_text(json.dumps(config))
     network = FourM(FourMConfig.from_dict(config, load_registry(folder / "modalities.yaml")))
-    _save(network, folder, torch.Generator().manual_seed(1), ())
+    save(network, folder, torch.Generator().manual_seed(1), ())
     return folder
 
 
@@ -173,7 +173,7 @@ def listener(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {**CONFIG, "domains_in": [*CONFIG["domains_in"], "t5_caption"]}
     (folder / "config.json").write_text(json.dumps(config))
     network = FourM(FourMConfig.from_dict(config, load_registry(folder / "modalities.yaml")))
-    _save(network, folder, torch.Generator().manual_seed(1), ())
+    save(network, folder, torch.Generator().manual_seed(1), ())
     return folder
 
 

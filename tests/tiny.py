@@ -4,6 +4,7 @@ What it generates means nothing, but it is always the same, and depends on every
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -83,17 +84,23 @@ def build_tiny(folder: Path, seed: int = 0) -> Path:
     _tokenizer().save(str(folder / "text_tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     for name, config in TOKENIZERS.items():
-        _save(VQTokenizer(VQConfig.from_dict(config)), folder / "tokenizers" / name, generator, ())
+        save(VQTokenizer(VQConfig.from_dict(config)), folder / "tokenizers" / name, generator, ())
         (folder / "tokenizers" / name / "config.json").write_text(json.dumps(config))
     model = FourM(FourMConfig.from_dict(CONFIG, load_registry(folder / "modalities.yaml")))
-    _save(model, folder, generator, unused_names(model))
+    save(model, folder, generator, unused_names(model))
     find_model(folder)
     return folder
 
 
-def _save(
+def write_config(folder: Path, config: Mapping[str, object]) -> None:
+    """The config.json of a model or tokenizer."""
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=1))
+
+
+def save(
     module: torch.nn.Module, folder: Path, generator: torch.Generator, extra: tuple[str, ...] | frozenset[str]
 ) -> None:
+    """Random weights in place of a network's own, with some more names, as model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {}
     for name, tensor in module.state_dict().items():

@@ -48,7 +48,7 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     for size in _SIZES:
         pixels = max(size * side // CARD, 6)
         font = font_for("".join(words), pixels)
-        lines = _wrapped([_shown_by(word, font) for word in words], font, room)
+        lines = _wrapped([_marked(_shown_by(word, font), font) for word in words], font, room)
         fitting = max(int(room / (_LINE * pixels)), 1)
         if len(lines) <= fitting:
             break

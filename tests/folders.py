@@ -1,0 +1,65 @@
+"""Output folders made by hand: records and files as runs leave them, with pixels that tests know."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fourm.layout import Key, Place, path_of
+from fourm.record import FORMAT, RUN, RunRecord
+
+RGB = Place("rgb", ".png", modality="tok_rgb@64")
+SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")
+CLIP = Place("clip", ".npy", modality="tok_clip@64")
+CAPTION = Place("caption", ".txt", shared=True, modality="caption", is_condition=True)
+FINE = Place("rgb@128", ".png", modality="tok_rgb@128")
+FIRST, SECOND = Key("00000", "000000"), Key("00000", "000001")
+
+
+def write_record(root: Path, places: Sequence[Place], file: str = RUN, **changes: Any) -> None:
+    """A record whose schedule has the conditions and targets of these places, two steps for each target."""
+    conditions = [place.modality for place in places if place.is_condition]
+    targets = [place.modality for place in places if not place.is_condition and place.form != "extra"]
+    steps = [
+        {"index": index, "target": target, "scheme": "roar", "num_tokens": 32, "temperature": 1.0}
+        for index, target in enumerate(target for target in targets for _ in range(2))
+    ]
+    record = RunRecord(
+        schedule={"conditions": conditions, "top_k": 0, "top_p": 1.0, "steps": steps}, model="demo",
+        revision="", files={}, samples=2, samples_sha256="", num_variations=1, seed=7, dtype="float32",
+        device_type="cpu", attention="sdpa", decode=True, detokenizer_steps=25, preview=0,
+        places=tuple(places),
+    )  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    data = {"format": FORMAT, **record.to_json(), "launches": []} | changes
+    (root / file).write_text(json.dumps(data))
+
+
+def put(root: Path, place: Place, key: Key, value: object, variation: int | None = None) -> Path:
+    """A file of a sample: a text, bytes as they are, an array, or pixels for a picture."""
+    path = path_of(root, place.folder, key, place.suffix, variation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, bytes):
+        path.write_bytes(value)
+    elif isinstance(value, str):
+        path.write_text(value, encoding="utf-8")
+    elif place.suffix.endswith(".npy"):
+        np.save(path, np.asarray(value))
+    else:
+        Image.fromarray(np.asarray(value, dtype=np.uint8)).save(path)
+    return path
+
+
+def noise(seed: int, *shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels that are found nowhere else."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def snapshot(root: Path) -> Mapping[str, bytes]:
+    """Every file below a folder, plots aside."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    names = {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+    return {name: data for name, data in names.items() if not name.startswith("plots/")}
