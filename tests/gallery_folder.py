@@ -1,4 +1,4 @@
-"""Output folders as runs of the demo model leave them, written without a model: what galleries are made of."""
+"""Output folders as runs of the demo model leave them, written without a model."""
 
 import json
 from collections.abc import Collection, Sequence

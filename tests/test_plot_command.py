@@ -49,6 +49,7 @@ def test_json_is_one_object(run: Run, folder: Path) -> None:
     assert json.loads(out) == {
         "out": "out",
         "plots": "out/plots",
+        "page": None,
         "samples": 2,
         "problems": [{"key": "00000/000001", "problem": "rgb/00000/000001.png: is empty"}],
     }
