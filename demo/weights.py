@@ -123,7 +123,9 @@ def completing(lab: Lab) -> list[Row]:
     scenes = [pair.second for pair in contradictions(lab.count)]
     root, rows = lab.work / "completing", list[Row]()
     keys = write_conditions(root, [unplaced(scene) for scene in scenes], scenes, DEPTH)
-    settings = [(pair, f"caption:{pair[0]},{DEPTH}:{pair[1]} --targets {RGB}") for pair in SHARED_WEIGHTS]
+    settings: list[tuple[tuple[float, ...], str]] = [
+        (pair, f"caption:{pair[0]},{DEPTH}:{pair[1]} --targets {RGB}") for pair in SHARED_WEIGHTS
+    ]
     settings += [((scale,), f"caption,{DEPTH} --targets {RGB} --cfg {scale}") for scale in (1.0, 2.0, 3.0)]
     for weights, options in settings:
         cond, _, more = options.partition(" ")

@@ -38,7 +38,7 @@ fourm.preview fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pip
 fourm.sheets fourm.retrieval
 """.split()
 CLI = """
-fourm_cli fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
+fourm_cli fourm_cli.completion fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
 fourm_cli.generate fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize
 fourm_cli.retrieve fourm_cli.app
