@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,14 @@ from demo.world import (
     sample_scene,
     straighten,
 )
+from fourm.codecs.files import read_picture as open_picture
+from fourm.events import Failed
+from fourm.hub import DEMO, find_model
+from fourm.inputs import Source, read_samples
 from fourm.layout import Key, number_keys, path_of
+from fourm.pipeline import run
+from fourm.plan import parse_chain
+from fourm.request import Request
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")
 FLOOR, GROUND = 0.87, 60  # of a range of 1; 8-bit levels: what is nearer or differs more is no background
@@ -78,6 +86,22 @@ def write_conditions(root: Path, captions: Sequence[Caption], grids: Sequence[Sc
         text.write_text(print_caption(caption))
         np.save(tokens, tokens_of(scene, GRIDS[name][0]).reshape(1, -1), allow_pickle=False)
     return keys
+
+
+def generate(data: Path, options: str, out: Path) -> Path:
+    """The folder of what `fourm generate --data DATA OPTIONS` makes of a folder of conditions: `out`."""
+    model = find_model(DEMO)
+    chain = parse_chain(options, model)
+    samples = read_samples(Source((), str(data)), chain.conditions, model, BytesIO(), chain.raw).samples
+    for event in run(Request(model, chain, samples, out)):
+        if isinstance(event, Failed):
+            raise SystemExit(f"{data}: {event}")
+    return out
+
+
+def pictures_of(out: Path, keys: Sequence[Key]) -> list[Picture]:
+    """The pictures of a run, (H, W, 3) each."""
+    return [np.asarray(open_picture(path_of(out, "rgb", key, ".png"))) for key in keys]
 
 
 def verdict_of(rgb: Picture, pair: Pair) -> Verdict:

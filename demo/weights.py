@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from demo.contradict import (
     Pair,
     Verdict,
     contradictions,
+    generate,
     overlap,
+    pictures_of,
     shows_colour,
     unplaced,
     unsized,
@@ -39,14 +40,8 @@ from demo.contradict import (
 from demo.patches import tokens_of
 from demo.readback import agrees, caption_of
 from demo.world import COLOURS, describe
-from fourm.codecs.files import read_array, read_picture
-from fourm.events import Failed
-from fourm.hub import DEMO, find_model
-from fourm.inputs import Source, read_samples
+from fourm.codecs.files import read_array
 from fourm.layout import Key, path_of
-from fourm.pipeline import run
-from fourm.plan import parse_chain
-from fourm.request import Request
 from fourm.sheets import Cell, draw_sheet, save_sheet
 
 FEATURES, DEPTH, RGB = "tok_clip@64", "tok_depth@64", "tok_rgb@64"
@@ -62,9 +57,11 @@ PUSHES = (1.0, 0.5, 0.0, -0.25, -0.5, -1.0, -2.0)  # of a caption, with depth at
 CHAIN_WEIGHTS = (-1.0, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0)  # of a finished target
 SHEET_ROWS, SHEET_WEIGHTS = 5, (0.0, 0.25, 0.5, 0.75, 1.0)
 LEAST_OVERLAP = 0.75
-_COLOURS = {"first": "#1f77b4", "second": "#d95f02", "mixed": "#7570b3", "neither": "#9a9a9a"}
-
-Picture = NDArray[np.uint8]
+_COLOURS = {
+    "first": "#1f77b4", "second": "#d95f02", "mixed": "#7570b3", "neither": "#9a9a9a",
+    "first's patches": "#1f77b4", "second's patches": "#d95f02",
+    "colour shown": "#1f77b4", "clean": "#9a9a9a", "fits depth": "#1f77b4", "caption shown": "#9a9a9a",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +82,7 @@ class Lab:
 
     def made(self, data: Path, cond: str, more: str = f"--targets {RGB}") -> Path:
         """The folder of what `generate --data DATA --cond COND MORE` makes."""
-        model = find_model(DEMO)
-        chain = parse_chain(f"--cond {cond} {more}", model)
-        samples = read_samples(Source((), str(data)), chain.conditions, model, BytesIO(), chain.raw).samples
-        out = Path(tempfile.mkdtemp(dir=self.work))
-        for event in run(Request(model, chain, samples, out)):
-            if isinstance(event, Failed):
-                raise SystemExit(f"{data}: {event}")
-        return out
-
-
-def pictures_of(out: Path, keys: Sequence[Key]) -> list[Picture]:
-    """The pictures of a run, (H, W, 3) each."""
-    return [np.asarray(read_picture(path_of(out, "rgb", key, ".png"))) for key in keys]
+        return generate(data, f"--cond {cond} {more}", Path(tempfile.mkdtemp(dir=self.work)))
 
 
 def contradicting(lab: Lab, only: str, weights: Sequence[tuple[float, float]], name: str) -> list[Row]:
@@ -180,14 +165,24 @@ def measure(lab: Lab) -> list[Row]:
 def draw_plot(rows: Sequence[Row], count: int) -> Figure:
     """Four panels: either weight moving under contradiction, a push, and a finished target's weight."""
     matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
+    figure = Figure(figsize=(9.8, 7.2), layout="constrained")
     (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
+    figure.suptitle(f"Weights of conditions, {count} samples, bars of one standard error", fontsize=10)
     names = {"first": "the caption's scene", "second": "the features' scene", "mixed": "something of both",
-             "neither": "neither (mostly no clean object)"}  # fmt: skip
+             "neither": "neither"}  # fmt: skip
+    patches = {
+        "first's patches": "patches of the caption's scene",
+        "second's patches": "patches of the features' scene",
+    }
     for axes, experiment, moving in ((top_left, "caption moves", 0), (top_right, "features move", 1)):
         _lines(axes, [row for row in rows if row.experiment == experiment], moving, names, count)
-    top_left.set(title="Contradiction, features at 1", xlabel="weight of the caption")
-    top_right.set(title="Contradiction, caption at 1", xlabel="weight of the features")
+        _lines(axes, [row for row in rows if row.experiment == experiment], moving, patches, 0)
+    top_left.set(
+        title="Contradiction: the caption's weight moves, features at 1", xlabel="weight of the caption"
+    )
+    top_right.set(
+        title="Contradiction: the features' weight moves, caption at 1", xlabel="weight of the features"
+    )
     pushed = {"colour shown": "the caption's colour is seen", "clean": "clean picture"}
     _lines(low_left, [row for row in rows if row.experiment == "pushing"], 0, pushed, count)
     low_left.set(title="Pulled to a colour, pushed from it (depth at 1)", xlabel="weight of the caption")
@@ -213,18 +208,23 @@ def draw_examples(lab: Lab) -> Image.Image:
 
 
 def _lines(axes: Axes, rows: Sequence[Row], moving: int, names: dict[str, str], count: int) -> None:
-    """Shares over the weight that moves, with one standard error up and down."""
-    palette = [
-        _COLOURS.get(name, colour) for name, colour in zip(names, ("#1f77b4", "#9a9a9a") * 2, strict=False)
-    ]
-    xs = [row.weights[moving] for row in sorted(rows, key=lambda row: row.weights[moving])]
-    for (name, label), colour in zip(names.items(), palette, strict=True):
-        ys = [row.shares[name] for row in sorted(rows, key=lambda row: row.weights[moving])]
-        errors = [sqrt(y * (1 - y) / count) for y in ys]
-        axes.errorbar(xs, ys, errors, marker="o", markersize=3.5, capsize=2, color=colour, label=label)
+    """Shares over the weight that moves, with one standard error up and down; count 0: dashed, of patches."""
+    rows = sorted(rows, key=lambda row: row.weights[moving])
+    xs = [row.weights[moving] for row in rows]
+    for name, label in names.items():
+        ys = [row.shares[name] for row in rows]
+        if count:
+            errors = [sqrt(y * (1 - y) / count) for y in ys]
+            axes.errorbar(
+                xs, ys, errors, marker="o", markersize=3.5, capsize=2, color=_COLOURS[name], label=label
+            )
+        else:
+            axes.plot(xs, ys, linestyle="--", linewidth=1, color=_COLOURS[name], label=label)
     axes.axvline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set(ylabel=f"share of {count} pictures", ylim=(-0.03, 1.03))
-    axes.legend(frameon=False, fontsize=8)
+    axes.set(
+        ylabel="share of pictures, or of patches" if not count else "share of pictures", ylim=(-0.03, 1.03)
+    )
+    axes.legend(frameon=False, fontsize=7.5, loc="best")
 
 
 def _patches(out: Path, keys: Sequence[Key], pairs: Sequence[Pair]) -> dict[str, float]:

@@ -92,7 +92,9 @@ def test_a_model_folder_completes_its_own_modalities(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     shutil.copytree(ROOT / "fourm" / "demo", folder)
     rows = (folder / "modalities.yaml").read_text()
-    (folder / "modalities.yaml").write_text(rows.replace("tok_normal@64", "tok_mine@64"))
+    (folder / "modalities.yaml").write_text(
+        rows.replace("name: tok_normal@64", "name: tok_mine@64\n  kind: grid")
+    )
     config = folder / "config.json"
     config.write_text(config.read_text().replace("tok_normal@64", "tok_mine@64"))
     typed = f"fourm generate --model {folder} --targets tok_m"
