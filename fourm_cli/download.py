@@ -13,6 +13,7 @@ from fourm.download import Job, Verified, check_room, fetch, plan_downloads, ver
 from fourm.errors import UsageError, VerificationError
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
+from fourm_cli.completion import download_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.transfers import Transfers, display, headline, waiting_line
 
@@ -36,6 +37,7 @@ Names = Annotated[
     typer.Argument(
         metavar="NAME",
         help="Short names, Hub ids (either also as NAME@REVISION), or a group: models, tokenizers.",
+        autocompletion=download_names,
         show_default=False,
     ),
 ]

@@ -7,6 +7,7 @@ import typer
 
 from fourm.cache import cache_folder
 from fourm.inventory import Item, Sheet, describe, list_items
+from fourm_cli.completion import known_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import AsJson
 
@@ -22,7 +23,14 @@ Examples:
 models_app = typer.Typer(help="List every known model and tokenizer, or show one whole.", epilog=EXAMPLES)
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
 SHOWN_COMMIT = 7  # characters of a commit in tables
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, Hub id, folder or .safetensors file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Short name, Hub id, folder or .safetensors file.",
+        autocompletion=known_names,
+    ),
+]
 
 
 @models_app.callback(invoke_without_command=True)

@@ -15,6 +15,7 @@ from fourm.hub import ModelFiles, resolve_tokenizer
 from fourm.language import Item
 from fourm.plan import OPTIONS, Option
 from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
+from fourm_cli.completion import model_names, of_setting, one_of
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
 MAX_PATH = 1 << 16  # characters that are read where a path is expected
@@ -24,7 +25,15 @@ SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Name, Hub id, folder or .safetensors file. Without it, demo.", rich_help_panel=MODEL_PANEL
+        help="Name, Hub id, folder or .safetensors file. Without it, demo.",
+        autocompletion=model_names,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or mps.", autocompletion=one_of(*DEVICES), rich_help_panel=MODEL_PANEL
     ),
 ]
 SrModel = Annotated[
@@ -32,14 +41,18 @@ SrModel = Annotated[
     typer.Option(
         help="Super-resolution after generation, by this model. With -src or an option --sr-..., the one "
         "that belongs to the model.",
+        autocompletion=model_names,
         metavar="NAME",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MODEL_PANEL)]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL_PANEL),
+    typer.Option(
+        help="auto, float32, bfloat16 or float16.",
+        autocompletion=one_of(*dict.fromkeys(DTYPES.values())),
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -157,8 +170,11 @@ def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Par
     metavar = None if option.item is Item.FLAG else _METAVARS[option.item]
     annotation = Annotated[
         kind,
-        typer.Option(flag, help=help_text + ".", metavar=metavar, show_default=False, rich_help_panel=panel),
-    ]
+        typer.Option(
+            flag, help=help_text + ".", metavar=metavar, show_default=False, rich_help_panel=panel,
+            autocompletion=of_setting(option.key),
+        ),
+    ]  # fmt: skip
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

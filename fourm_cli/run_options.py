@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fourm.request import ATTENTIONS
+from fourm_cli.completion import one_of
 from fourm_cli.options import MODEL_PANEL
 
 INPUT, OUTPUT, RUN = "Input", "Output", "Run"
@@ -115,6 +117,7 @@ Attention = Annotated[
     typer.Option(
         help="sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.",
         metavar="KERNEL",
+        autocompletion=one_of(*ATTENTIONS),
         rich_help_panel=MODEL_PANEL,
     ),
 ]
