@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from fourm.layout import write_atomic
+from fourm.layout import ends_a_line, write_atomic
 
 CHECKSUMS = "checksums.sha256"
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
@@ -25,7 +25,7 @@ def add_checksums(out: Path, digests: Mapping[str, str]) -> None:
     """Append checksums by path below `out`; the caller holds the folder's lock."""
     path = out / CHECKSUMS
     with path.open("ab") as file:
-        cut_off = file.tell() > 0 and not _ends_a_line(path)  # its writer was killed
+        cut_off = file.tell() > 0 and not ends_a_line(path)  # its writer was killed
         file.write((b"\n" if cut_off else b"") + _lines(digests))
 
 
@@ -89,12 +89,6 @@ def _line(item: tuple[str, str]) -> str:
 
 def _unescaped(name: str) -> str:
     return _ESCAPED.sub(lambda match: {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}[match[0]], name)
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def digests_of(out: Path, paths: Iterable[Path]) -> dict[str, str]:

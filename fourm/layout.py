@@ -131,6 +131,13 @@ def write_text(root: Path, path: Path, text: str) -> None:
     write_atomic(root, path, write)
 
 
+def ends_a_line(path: Path) -> bool:
+    """Whether the last line of a file that is not empty is whole: its writer was not killed in it."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 def remove_leftovers(root: Path) -> None:
     """Delete unfinished files of processes that are gone, and the folder for them when it is empty."""
     partial = root / PARTIAL

@@ -14,7 +14,7 @@ from typing import Any
 
 from fourm.checksums import drop_checksums, sha256_of_file, tidy_checksums
 from fourm.errors import UsageError
-from fourm.layout import PARTIAL, Place, Sample, remove_leftovers, write_text
+from fourm.layout import PARTIAL, Place, Sample, ends_a_line, remove_leftovers, write_text
 
 RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
 SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
@@ -171,7 +171,7 @@ def add_failure(out: Path, key: str, variation: int, reason: str, record: str = 
     failure = {"key": key, "variation": variation, **stage, "reason": reason, "time": now()}
     line = json.dumps(failure) + "\n"
     with locked(out), (out / FAILURES).open("a", encoding="utf-8") as file:
-        file.write(line if file.tell() == 0 or _ends_a_line(out / FAILURES) else "\n" + line)
+        file.write(line if file.tell() == 0 or ends_a_line(out / FAILURES) else "\n" + line)
 
 
 def forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
@@ -327,12 +327,6 @@ def _empty_place(out: Path, record: Path, place: str, suffix: str) -> None:
                 Path(where, name).unlink()
         remove_empty([Path(where)])
     remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def _forget_failures(out: Path, saved: Container[tuple[str, int]], stage: str) -> None:
