@@ -239,9 +239,13 @@ def headline(start: Started) -> str:
     steps = f"{start.steps} decoding steps, " if start.steps else ""
     what = "super-resolution of " if start.stage == "sr" else ""
     return (
-        f"{what}{start.total} samples{skipped}; model {start.model} on {start.device}, "
+        f"{what}{_samples(start.total)}{skipped}; model {start.model} on {start.device}, "
         f"{steps}batches of {start.batch_size}"
     )
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
 
 
 def progress_line(tally: Tally, step: Stepped) -> str:
