@@ -186,7 +186,9 @@ def read_record(out: Path, record: str = RUN) -> RunRecord:
     try:
         values = {name: data[name] for name in RunRecord.__dataclass_fields__}
         places = tuple(Place(**place) for place in values.pop("places"))
-        return RunRecord(**values | {"places": places, "command": tuple(data["command"])})
+        read = RunRecord(**values | {"places": places, "command": tuple(data["command"])})
+        _check_kinds(read)
+        return read
     except (KeyError, TypeError) as error:
         raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
 
@@ -197,6 +199,20 @@ def read_launches(out: Path, record: str = RUN) -> tuple[Launch, ...]:
         return tuple(Launch(**launch) for launch in _load(out, record)["launches"])
     except TypeError as error:
         raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
+
+
+def _check_kinds(read: RunRecord) -> None:
+    """TypeError where a value is not of the kind that others count on; a file can be changed by hand."""
+    for name in ("model", "options", "dtype", "stage"):
+        if not isinstance(getattr(read, name), str):
+            raise TypeError(f"its {name} is not a text")
+    if type(read.seed) is not int:
+        raise TypeError("its seed is not a whole number")
+    if not type(read.samples) is type(read.num_variations) is int:
+        raise TypeError("its counts of samples and variations are not whole numbers")
+    steps, conditions = read.schedule["steps"], read.schedule["conditions"]
+    if not all(isinstance(name, str) for name in (*conditions, *(step["target"] for step in steps))):
+        raise TypeError("schedule names something that is not a modality")
 
 
 def _exists(out: Path, record: str) -> UsageError:

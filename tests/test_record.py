@@ -26,7 +26,7 @@ from fourm.record import (
 
 ALONE = Launch(rank=0, size=1, started="t")
 SETTINGS = RunRecord(
-    schedule={"specs": [{"target": "tok_rgb@64", "temperature": 1.0}], "top_k": 0},
+    schedule={"conditions": [], "steps": [{"target": "tok_rgb@64", "temperature": 1.0}], "top_k": 0},
     model="demo",
     revision="1",
     files={"model.safetensors": "aa"},
@@ -86,10 +86,16 @@ def test_an_existing_run_is_refused_without_resume_or_overwrite(tmp_path: Path) 
         ({"seed": 7}, "seed is 0 there and 7 here"),
         ({"files": {"model.safetensors": "cc"}}, 'files.model.safetensors is "aa" there and "cc" here'),
         (
-            {"schedule": {"specs": [{"target": "tok_rgb@64", "temperature": 2.0}], "top_k": 0}},
+            {
+                "schedule": {
+                    "conditions": [],
+                    "steps": [{"target": "tok_rgb@64", "temperature": 2.0}],
+                    "top_k": 0,
+                }
+            },
             r"temperature is 1\.0",
         ),
-        ({"schedule": {"specs": [], "top_k": 0}}, r"specs\[0\]\.target is .* absent here"),
+        ({"schedule": {"conditions": [], "steps": [], "top_k": 0}}, r"steps\[0\]\.target is .* absent here"),
         ({"samples": 3, "samples_sha256": "cc"}, "samples is 2 there and 3 here; samples_sha256"),
         ({"decode": False}, "decode is true there and false here"),
     ],
@@ -150,6 +156,21 @@ def test_a_damaged_record_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
     with pytest.raises(UsageError, match=r"run\.json"):
         begin(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", 5), ("options", 7), ("num_variations", "2"), ("seed", None), ("schedule", None),
+        ("schedule", []), ("schedule", {}), ("schedule", {"conditions": [1], "steps": []}),
+        ("schedule", {"conditions": [], "steps": 5}),
+    ],
+)  # fmt: skip
+def test_a_record_with_values_of_another_kind_is_a_sentence(tmp_path: Path, name: str, value: object) -> None:
+    record = {"format": 2, **SETTINGS.to_json(), "launches": [], name: value}
+    (tmp_path / "run.json").write_text(json.dumps(record, default=list))
+    with pytest.raises(UsageError, match=r"run\.json: is not a record of this program"):
+        read_record(tmp_path)
 
 
 def test_partners_join_in_any_order_but_no_share_is_begun_twice(tmp_path: Path) -> None:
