@@ -9,9 +9,9 @@ from fourm.census import Census, Member, Status
 from fourm.checksums import CHECKSUMS, scan_checksums, sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
-from fourm.layout import MAX_SAMPLES, PARTIAL
+from fourm.layout import PARTIAL
 from fourm.record import BASE, FAILURES, LOCK, RUN, SR, SR_RUN, RunRecord, read_launches, read_record
-from fourm.results import Failure, Run, read_failures
+from fourm.results import Failure, Run, checked, read_failures
 from fourm.shards import open_file
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
@@ -103,7 +103,7 @@ class _Search:
             if not os.path.lexists(self.root / file):
                 continue
             try:
-                run = Run(_checked(read_record(self.root, file)), file)
+                run = Run(_owned(checked(read_record(self.root, file))), file)
                 is_closed = bool((launches := read_launches(self.root, file)) and launches[-1].finished)
             except UsageError as error:
                 self._find(ALTERED, file, str(error).removeprefix(f"{self.root / file}: "))
@@ -315,19 +315,10 @@ class _Search:
         self.notes.append(Finding(kind, file, detail))
 
 
-def _checked(record: RunRecord) -> RunRecord:
-    """A record whose values can be relied on; UsageError for a damaged one."""
-    counts = (record.samples, record.num_variations)
-    only = record.variation
-    if not all(type(count) is int and 0 < count <= MAX_SAMPLES for count in counts):
-        raise UsageError("is damaged: its counts of samples and variations are not whole numbers above 0")
-    if only is not None and not (type(only) is int and 0 <= only < record.num_variations):
-        raise UsageError(f"is damaged: there is no variation {only!r}")
+def _owned(record: RunRecord) -> RunRecord:
+    """A record whose folders are its own; UsageError where one is ours."""
     for place in record.places:
-        if not (type(place.folder) is type(place.suffix) is str):
-            raise UsageError("is damaged: its places are not folders and suffixes")
-        parts = place.folder.split("/")
-        if {"", ".", "..", PARTIAL} & set(parts) or parts[0] in KNOWN or "/" in place.suffix:
+        if place.folder.split("/")[0] in KNOWN:
             raise UsageError(f"is damaged: {place.folder!r} cannot be a folder of a run")
     return record
 

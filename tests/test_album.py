@@ -256,7 +256,7 @@ def test_a_folder_that_no_run_wrote_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schedule": {"steps": "many"}}, "its schedule is not one of this program"),
+        ({"schedule": {"steps": "many"}}, "is not a record of this program"),
         ({"schedule": {"conditions": [], "steps": [{"target": "tok_rgb@64"}]}}, "its schedule is not one"),
     ],
 )

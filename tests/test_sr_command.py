@@ -244,3 +244,31 @@ def test_shards_of_one_go_meet_in_one_folder(run: Run, tmp_path: Path) -> None:
     for shard in ("1/2", "0/2"):
         assert run(*words, "-q", "--out", tmp_path / "two", "--shard", shard)[0] == 0
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_variations": 10**9}, {"num_variations": 0}, {"samples": -1}, {"variation": 7}, {"seed": -1},
+        {"places": [{"folder": "../x", "suffix": ".npy"}]}, {"places": [{"folder": "/x", "suffix": ".npy"}]},
+        {"schedule": None}, {"model": 5}, {"format": 1}, {"num_variations": "2"},
+    ],
+)  # fmt: skip
+def test_a_record_that_was_changed_by_hand_is_a_sentence_everywhere(
+    run: Run, out: Path, changes: dict[str, object]
+) -> None:
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | changes))
+    for words in (("sr", out), ("plot", out), ("generate", "--replay", out / "run.json", "--out", "again")):
+        code, said, err = run(*words)
+        assert (code, said, err.startswith("fourm: "), err.count("\n")) == (2, "", True, 1), err
+    assert run("verify", out)[0] == 5
+    assert not Path("again").exists()
+
+
+def test_replaying_into_the_very_folder_never_deletes_what_is_read(run: Run, out: Path) -> None:
+    before = tree(out)
+    for file in ("run.json", "rgb/00000/000001-v1.png"):
+        code, _, err = run("generate", "--replay", out / file, "--out", out, "--overwrite")
+        assert (code, "--overwrite would delete" in err) == (2, True), err
+    assert tree(out) == before
