@@ -79,7 +79,8 @@ def _record(
     schedule: dict[str, Any] = {"conditions": conditions, "steps": steps}
     options = " ".join(["--cond", "-".join(conditions), *(f"--target {t}:steps={STEPS}" for t in targets)])
     record = RunRecord(
-        schedule, "demo" if stage == BASE else "demo-sr", "", {}, max(len(made.prompts), 1), "", made.variations, 7,
+        schedule, "demo" if stage == BASE else "demo-sr", "", {}, max(len(made.prompts), 1), "",
+        made.variations, 7,
         "float32", "cpu", "", True, 25, int(made.preview), tuple(places), stage, options=options,
     )  # fmt: skip
     _write(root / file, json.dumps({"format": FORMAT, **record.to_json(), "launches": []}))
