@@ -19,8 +19,6 @@ from fourm.request import DETOKENIZER_STEPS
 from fourm.results import Run, open_results, samples_for
 from fourm.schedule import Chain
 
-MAX_CHUNKS = 1 << 20  # bytes of text in a PNG
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
