@@ -16,6 +16,7 @@ from fourm.prompts import find_parti, parse_columns, parse_prompts, read_file, r
 from fourm.wordpiece import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PARTI, EMPTY, STREAM = "parti_prompts", "empty", "-"
 SHOWN = 5  # unknown words that a note names
 
@@ -42,6 +43,12 @@ def read_samples(
         raise UsageError("prompts are given both as arguments and with --data; give one of them")
     if source.data == "":
         raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
+    if source.data is not None and source.data.lower().endswith(PICTURES):
+        name = os.path.basename(source.data)
+        raise UsageError(
+            f"--data {source.data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
+            "--data DATA --cond rgb"
+        )
     is_folder = source.data is not None and os.path.isdir(source.data)  # False for a name that cannot be
     if source.column is not None and (source.data in (None, EMPTY) or is_folder):
         raise UsageError(
