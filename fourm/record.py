@@ -321,21 +321,22 @@ def _check_unclaimed(out: Path, settings: RunRecord) -> None:
 
 def _empty(out: Path, name: str) -> None:
     """Delete the files of a run, and of one that went on from it; nothing else. RUN stays until replaced."""
-    for each in (SR_RUN, RUN) if name == RUN else (name,):
-        if not os.path.lexists(out / each):
-            continue
-        for place in _load(out, each)["places"]:
-            _empty_place(out, out / each, place["folder"], place["suffix"])
-        if each != RUN:
-            (out / each).unlink()
+    names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
+    places = [(each, place) for each in names for place in _load(out, each)["places"]]
+    for each, place in places:  # all of them before anything is deleted
+        folder = out / place["folder"]
+        if folder == out or not folder.resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"{out / each}: names the folder '{place['folder']}', which is not inside {out}")
+    for _, place in places:
+        _empty_place(out, place["folder"], place["suffix"])
+    if SR_RUN in names:
+        (out / SR_RUN).unlink()
     if name == RUN:
         (out / FAILURES).unlink(missing_ok=True)
 
 
-def _empty_place(out: Path, record: Path, place: str, suffix: str) -> None:
+def _empty_place(out: Path, place: str, suffix: str) -> None:
     folder = out / place
-    if folder == out or not folder.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{record}: names the folder '{place}', which is not inside {out}")
     drop_checksums(out, place, suffix)
     for where, _, names in os.walk(folder, topdown=False):
         for name in names:

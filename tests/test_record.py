@@ -267,3 +267,15 @@ def test_digests_tell_samples_and_files_apart(tmp_path: Path) -> None:
     assert len(digests) == 4
     (tmp_path / "f").write_bytes(b"")
     assert sha256_of(tmp_path / "f").startswith("e3b0c44298fc1c14")
+
+
+def test_overwriting_deletes_nothing_when_one_of_the_folders_leads_out(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    begin(out)
+    mine = out / "caption" / "00000" / "000000.txt"
+    write_text(out, mine, "x")
+    elsewhere.mkdir()
+    (out / "tok_rgb@64").symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="not inside"):
+        begin(out, overwrite=True)
+    assert mine.exists()
