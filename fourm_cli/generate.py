@@ -102,7 +102,7 @@ def generate(
     given, world = settings.run, parse_world(shard, os.environ)
     again = None if replay is None else read_replay(replay)
     named = (again.base.model if again else given.model) or DEMO
-    files = _model_files(named if model is None else model, given, tokenizers)
+    files = with_named_parts(find_model(named if model is None else model), given, tokenizers)
     folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
     run = partial(
         Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,
@@ -146,9 +146,8 @@ def _finer(request: Request, settings: Settings, sr_model: str | None) -> Reques
     return replace(request, model=files, chain=chain, samples=(), origin=Origin())
 
 
-def _model_files(name: str, given: RunSettings, tokenizers: list[str] | None) -> ModelFiles:
-    """The model, with the tokenizers that YAML files and options name."""
-    files = find_model(name)
+def with_named_parts(files: ModelFiles, given: RunSettings, tokenizers: list[str] | None) -> ModelFiles:
+    """A model with the tokenizers that YAML files and options name."""
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
     own = parse_tokenizers(tokenizers or [], files)
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)

@@ -3,21 +3,17 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from fourm.errors import UsageError
-from fourm.header import read_header
-from fourm.hub import ModelFiles, with_parts
 from fourm.plan import build_chain, merge
 from fourm.record import RunRecord
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
-from fourm.results import Results
-from fourm.settings import RunSettings, read_settings
+from fourm.settings import read_settings
 from fourm.superres import find_finer, names_made, read_finer, read_origin
 from fourm.world import parse_world
 from fourm_cli.follow import make
-from fourm_cli.generate import say_notes
+from fourm_cli.generate import say_notes, with_named_parts
 from fourm_cli.options import (
     Config,
     Device,
@@ -29,7 +25,6 @@ from fourm_cli.options import (
     parse_device,
     parse_dtype,
     parse_folder,
-    parse_tokenizers,
     schedule_options,
     settings_from,
 )
@@ -98,7 +93,7 @@ def sr(
     settings, own = settings_from((config, None, None, sr_config), {}), read_settings([], schedule)
     origin = read_origin(root)
     made = None if origin is None else origin.runs[0].record
-    files = _model_files(origin, model, settings.run, tokenizers or [])
+    files = with_named_parts(find_finer(origin, model or settings.run.sr_model), settings.run, tokenizers)
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
@@ -116,17 +111,6 @@ def sr(
     )  # fmt: skip
     notes = partial(say_notes, dataset, files)
     make(request, None, notes, quiet=quiet, as_json=as_json, log_json=log_json)
-
-
-def _model_files(
-    origin: Results | None, name: str | None, given: RunSettings, tokenizers: list[str]
-) -> ModelFiles:
-    """The super-resolution model, with the tokenizers that YAML files and options name."""
-    files = find_finer(origin, name or given.sr_model)
-    read_header(files.weights)
-    own = parse_tokenizers(tokenizers, files)
-    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
-    return replace(files, tokenizers={**files.tokenizers, **own})
 
 
 def _num_variations(made: RunRecord | None, asked: int | None) -> int:
