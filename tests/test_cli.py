@@ -68,7 +68,8 @@ OPTIONS = {
     "prompts twice": ("a --data p.txt", "prompts are given both"),
     "a missing file": ("--data nothing.txt", "nothing.txt: there is no such file"),
     "an empty file": ("--data empty.txt", "empty.txt: holds no prompt"),
-    "a binary file": ("--data picture.png", "picture.png: is a binary file"),
+    "a binary file": ("--data binary.txt", "binary.txt: is a binary file"),
+    "a picture": ("--data picture.png", "picture.png: is a picture; lay it into a dataset"),
     "not UTF-8": ("--data latin.txt", "latin.txt: line 2 is not UTF-8"),
     "no such column": ("--data t.csv --column nam", "no column 'nam' among name; did you mean 'name'"),
     "an empty folder": ("--data folder", "no folder 'caption'"),
@@ -113,6 +114,7 @@ def test_a_wrong_option_or_input_is_refused_in_one_sentence(
     (tmp_path / "p.txt").write_text("a red circle\n")
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (tmp_path / "binary.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "latin.txt").write_bytes("a\nß\n".encode("latin-1"))
     (tmp_path / "t.csv").write_text("name\na\n")
     (tmp_path / "long.txt").write_text("a red " * 8 + "\n")
