@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from fourm.cache import MAIN, cache_folder, repository_folder
 from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, Licence, Part, find_entry
 from fourm.errors import FourMError, MissingError, VerificationError
-from fourm.pins import Pin, PinnedFile, find_pin, load_pins, text_tokenizer_path, write_pin
+from fourm.pins import Pin, PinnedFile, find_pin, load_pins, replace_text, text_tokenizer_path, write_pin
 from fourm.remote import (
     TEXT_TOKENIZER_BYTES,
     TEXT_TOKENIZER_SHA256,
@@ -29,7 +29,15 @@ from fourm.remote import (
     space_url,
     token_headers,
 )
-from fourm.store import check_file, ensure_file, place_file, remove_file, unfinished
+from fourm.store import (
+    check_file,
+    ensure_file,
+    make_folder,
+    place_file,
+    remove_damaged,
+    remove_file,
+    unfinished,
+)
 from fourm.transfer import Client, Done
 from fourm.wanted import TEXT_TOKENIZER, Wanted
 
@@ -99,10 +107,14 @@ class Verified:
     file: str
     path: Path
     problem: str  # "" = it is right, "missing" or "damaged"
+    removed: bool = False  # True if it was damaged and the cache's own
 
     def to_json(self) -> dict[str, object]:
         """The result as plain data."""
-        return {"name": self.name, "file": self.file, "path": str(self.path), "problem": self.problem}
+        return {
+            "name": self.name, "file": self.file, "path": str(self.path), "problem": self.problem,
+            "removed": self.removed,
+        }  # fmt: skip
 
 
 def plan_downloads(wanted: Sequence[Wanted], client: Client) -> tuple[Job, ...]:
@@ -170,12 +182,15 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
             _short(pin.hub_id),
             _snapshot(pin) / file.name,
             RemoteFile(file.name, file.size, file.sha256),
+            repository_folder(pin.hub_id, pin.repo_type),
             client,
         )
         for pin in chosen
         for file in pin.files
     ]
-    found += [_verify_file(TEXT_TOKENIZER, text_tokenizer_path(), _text_file(), client)] if is_text else []
+    if is_text:
+        path = text_tokenizer_path()
+        found.append(_verify_file(TEXT_TOKENIZER, path, _text_file(), path.parent, client))
     return tuple(found)
 
 
@@ -247,16 +262,17 @@ def _look(path: Path, content: Path, remote: RemoteFile) -> File:
 def _fetch_file(job: Job, file: File, client: Client) -> str:
     """Make one file of a repository whole; returns its sha256."""
     wanted, remote = job.wanted, file.remote
-    content = repository_folder(wanted.hub_id, wanted.repo_type) / "blobs" / remote.blob
+    home = repository_folder(wanted.hub_id, wanted.repo_type)
+    content = home / "blobs" / remote.blob
     is_link = os.path.exists(content) and os.path.exists(file.path) and file.path.samefile(content)
     if os.path.isfile(file.path) and not is_link:
         if sha256 := check_file(file.path, remote, client):
             client.report(Done(remote.name, remote.size, is_new=False))
             return sha256
-        remove_file(file.path)
+        remove_damaged(file.path, home)
     url = file_url(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
-    sha256 = ensure_file(content, remote, wanted.hub_id, url, token_headers(), client)
-    place_file(content, file.path)
+    sha256 = ensure_file(content, remote, wanted.hub_id, url, token_headers(), client, home)
+    place_file(content, file.path, home)
     return sha256
 
 
@@ -273,10 +289,10 @@ def _fetch_text(job: Job, client: Client) -> Path:
     """The text tokenizer from its home, or from the Space if that does not give it."""
     file, path = _text_file(), job.path
     try:
-        ensure_file(path, file, TEXT_TOKENIZER, github_url(), {}, client)
+        ensure_file(path, file, TEXT_TOKENIZER, github_url(), {}, client, path.parent)
     except (MissingError, VerificationError) as first:
         try:
-            ensure_file(path, file, TEXT_TOKENIZER, space_url(client), token_headers(), client)
+            ensure_file(path, file, TEXT_TOKENIZER, space_url(client), token_headers(), client, path.parent)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
@@ -285,11 +301,11 @@ def _fetch_text(job: Job, client: Client) -> Path:
 def _write_ref(job: Job) -> None:
     """Note which commit the branch or tag was, as the Hub's client does; a commit needs no note."""
     ref = job.wanted.revision or MAIN
-    if job.revision.startswith(ref):
+    if job.revision == ref:
         return
-    path = repository_folder(job.wanted.hub_id, job.wanted.repo_type) / "refs" / ref
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(job.revision, encoding="ascii")
+    home = repository_folder(job.wanted.hub_id, job.wanted.repo_type)
+    make_folder(path := home / "refs" / ref, home)
+    replace_text(path, job.revision)
 
 
 def _snapshot(pin: Pin) -> Path:
@@ -301,13 +317,12 @@ def _short(hub_id: str) -> str:
     return entry.name if entry else hub_id
 
 
-def _verify_file(name: str, path: Path, file: RemoteFile, client: Client) -> Verified:
+def _verify_file(name: str, path: Path, file: RemoteFile, home: Path, client: Client) -> Verified:
     if not os.path.isfile(path):
         return Verified(name, file.name, path, "missing")
     if check_file(path, file, client):
         return Verified(name, file.name, path, "")
-    remove_file(path)
-    return Verified(name, file.name, path, "damaged")
+    return Verified(name, file.name, path, "damaged", remove_file(path, home))
 
 
 def _explain_disk(error: OSError, job: Job) -> FourMError:

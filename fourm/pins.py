@@ -104,7 +104,24 @@ def write_pin(pin: Pin) -> None:
     with _locked():
         pins = load_pins() | {pin.hub_id: pin}
         rows = {hub_id: _to_json(pins[hub_id]) for hub_id in sorted(pins)}
-        _replace(json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n")
+        text = json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n"
+        try:
+            replace_text(pins_path(), text)
+        except OSError as error:
+            raise FourMError(f"{pins_path()}: cannot be written ({error.strerror})") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file of the cache whole or not at all; a link of its name is replaced, not followed."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    unfinished.unlink(missing_ok=True)
+    try:
+        with unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _parse(hub_id: str, row: Mapping[str, Any]) -> Pin:
@@ -129,14 +146,3 @@ def _locked() -> Iterator[None]:
         raise FourMError(f"{path}: cannot be written ({error.strerror})") from error
     with file:
         yield
-
-
-def _replace(text: str) -> None:
-    path = pins_path()
-    unfinished = path.with_suffix(".partial")  # the lock's holder is the only one who writes it
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise FourMError(f"{path}: cannot be written ({error.strerror})") from error

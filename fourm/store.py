@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,11 @@ from fourm.transfer import Advanced, Client, Done, Waiting, receive, restart
 UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 READ = 1 << 22  # bytes read at once to check a file
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
+KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
+# Appends to a plain file or a new one, never through a link, and never waits for the reader of a pipe.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)  # fmt: skip
 
 
 def unfinished(target: Path) -> Path:
@@ -25,18 +32,27 @@ def unfinished(target: Path) -> Path:
 
 
 def ensure_file(
-    target: Path, file: RemoteFile, hub_id: str, url: str, headers: Mapping[str, str], client: Client
+    target: Path,
+    file: RemoteFile,
+    hub_id: str,
+    url: str,
+    headers: Mapping[str, str],
+    client: Client,
+    home: Path,
 ) -> str:
     """Make `target` a whole file with the checksum on record; returns its sha256.
 
-    What lies there but is damaged is removed and fetched again. VerificationError if what comes is damaged
-    too; then nothing is left. On any other error what has arrived stays in `unfinished(target)`.
+    What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
+    VerificationError if what comes is damaged too; then nothing is left. On any other error what has arrived
+    stays in `unfinished(target)`.
     """
     if target.is_file():
         if sha256 := check_file(target, file, client):
             client.report(Done(file.name, file.size, is_new=False))
             return sha256
-        remove_file(target)
+        remove_damaged(target, home)
+    elif os.path.exists(target):
+        raise _no_plain_file(target)
     with _claimed(target, file.name, client) as growing:
         if growing is not None:
             is_fresh = growing.tell() == 0
@@ -55,14 +71,14 @@ def ensure_file(
             os.replace(unfinished(target), target)
             client.report(Done(file.name, file.size, is_new=True))
             return sha256
-    return ensure_file(target, file, hub_id, url, headers, client)  # another process has just made it whole
+    return ensure_file(target, file, hub_id, url, headers, client, home)  # another process has just made it
 
 
-def place_file(content: Path, pointer: Path) -> None:
+def place_file(content: Path, pointer: Path, home: Path) -> None:
     """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
     if os.path.exists(pointer) and pointer.samefile(content):
         return
-    pointer.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(pointer, home)
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(content, pointer.parent))
@@ -90,13 +106,33 @@ def check_file(path: Path, file: RemoteFile, client: Client) -> str:
     return sha256.hexdigest() if is_right else ""
 
 
-def remove_file(path: Path) -> None:
-    """Delete a file of the cache, and the content that it is a link to."""
-    while path.is_symlink():
-        target = path.parent / os.readlink(path)
-        path.unlink()
-        path = target
-    path.unlink(missing_ok=True)
+def make_folder(path: Path, home: Path) -> None:
+    """Make the folder that a file of the repository `home` is to be written into."""
+    if not _folder_of(path).is_relative_to(os.path.realpath(home)):
+        raise FourMError(f"{path}: a folder on the way to it is a link out of the cache; delete the link")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: Path, home: Path) -> bool:
+    """Delete a file of the repository `home`, and of what it is a link to only a blob of that repository.
+
+    False if nothing was deleted because a folder on the way to it is a link out of the cache.
+    """
+    root = Path(os.path.realpath(home.parent), home.name)  # `home` itself may be a link to a folder elsewhere
+    is_own = _folder_of(path).is_relative_to(root)
+    removed = is_own
+    while is_own:
+        target = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        is_own = target is not None and _folder_of(target) == root / "blobs"
+        path = target or path
+    return removed
+
+
+def remove_damaged(path: Path, home: Path) -> None:
+    """Delete a damaged file of the repository `home`; an error if it is not the repository's own."""
+    if not remove_file(path, home):
+        raise VerificationError(f"{path}: is damaged, but {KEPT}")
 
 
 def _fill(
@@ -118,7 +154,7 @@ def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | Non
     path, has_waited = unfinished(target), False
     path.parent.mkdir(parents=True, exist_ok=True)
     while not target.exists():
-        with path.open("ab") as growing:
+        with _open_growing(path) as growing:
             while not _is_locked(growing):
                 if not has_waited:
                     client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
@@ -138,3 +174,25 @@ def _is_locked(file: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _open_growing(path: Path) -> BinaryIO:
+    try:
+        file = os.fdopen(os.open(path, _APPEND, 0o666), "ab")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _no_plain_file(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _no_plain_file(path)
+    return file
+
+
+def _no_plain_file(path: Path) -> FourMError:
+    return FourMError(f"{path}: is no plain file, as a file of the cache must be; delete it")
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a file, without links."""
+    return Path(os.path.realpath(path.parent))

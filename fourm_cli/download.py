@@ -11,6 +11,7 @@ import typer
 from fourm.catalogue import CATALOGUE, GROUPS
 from fourm.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
 from fourm.errors import UsageError, VerificationError
+from fourm.store import KEPT
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
 from fourm_cli.completion import download_names
@@ -169,10 +170,14 @@ def _verify(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> None:
 
 def _refuse(wrong: Sequence[Verified]) -> None:
     if wrong:
-        shown = ", ".join(f"{one.path} is {one.problem}" for one in wrong[:SHOWN])
+        shown = ", ".join(f"{one.path} is {_told(one)}" for one in wrong[:SHOWN])
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         names = " ".join(dict.fromkeys(one.name for one in wrong))
         raise VerificationError(f"{shown}{more}; `fourm download {names}` fetches what is missing")
+
+
+def _told(one: Verified) -> str:
+    return f"damaged ({KEPT})" if one.problem == "damaged" and not one.removed else one.problem
 
 
 def _print_names(as_json: bool) -> None:
