@@ -9,9 +9,11 @@ from pathlib import Path
 
 from fourm.catalogue import PROMPTS_FILE, WEIGHTS_FILE, Entry, Part
 from fourm.errors import UsageError
+from fourm.opening import read_bytes
 from fourm.pins import fourm_home, pinned_revision, text_tokenizer_path
 
 MAIN = "main"
+MAX_REF_BYTES = 1 << 10
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 _HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
@@ -76,7 +78,7 @@ def find_cached(entry: Entry) -> tuple[Path, str] | None:
 def _read_ref(path: Path) -> str:
     """The commit that a branch or tag stood for when it was fetched, or an empty string."""
     try:
-        commit = path.read_text(encoding="ascii").strip()
+        commit = read_bytes(path, MAX_REF_BYTES).decode("ascii").strip()
     except (OSError, ValueError):
         return ""
     return commit if re.fullmatch(r"\w{1,64}", commit, re.ASCII) else ""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fourm.layout import ends_a_line, write_atomic
+from fourm.opening import open_file, read_bytes
 
 CHECKSUMS = "checksums.sha256"
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
@@ -17,7 +18,7 @@ _ESCAPED = re.compile(r"\\[\\nr]")
 
 def sha256_of_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -38,7 +39,7 @@ def scan_checksums(out: Path) -> tuple[dict[str, str], list[int]]:
     """Checksums by path below `out`, the last one of a path; and numbers (from 1) of lines that are none."""
     found, damaged = dict[str, str](), list[int]()
     try:
-        file = (out / CHECKSUMS).open("rb")
+        file = open_file(out / CHECKSUMS)
     except FileNotFoundError:
         return found, damaged
     with file:
@@ -69,7 +70,7 @@ def _replace(out: Path, digests: Mapping[str, str]) -> None:
     path, data = out / CHECKSUMS, _lines(dict(sorted(digests.items())))
     if not data:
         path.unlink()
-    elif path.read_bytes() != data:
+    elif path.stat().st_size != len(data) or read_bytes(path, len(data)) != data:
         write_atomic(out, path, partial(_fill, data))
 
 

@@ -11,8 +11,8 @@ from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
 from fourm.grammars.instances import SIDE, from_json
 from fourm.layout import path_of, remove_leftovers, write_atomic
+from fourm.opening import open_file
 from fourm.pickled import Array, parse_pickled
-from fourm.shards import open_file
 
 FOLDER = "sam_instance"
 MAX_BYTES = 1 << 24  # of a file, and of the JSON that it becomes

@@ -10,6 +10,7 @@ from fourm.codecs.images import rows_at_once
 from fourm.cost import WIDTHS, estimate
 from fourm.errors import UsageError
 from fourm.memory import MOST_ROWS
+from fourm.opening import read_bytes
 from fourm.request import Request
 from fourm.world import World
 
@@ -18,6 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # How far an estimate may be off: what may still fit is tried.
 _DOUBT = 0.15
+_MAX_BYTES = 1 << 20  # of a file of /proc or /sys
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -97,7 +99,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
 def _from_meminfo(path: Path) -> Iterator[int]:
     """What Linux thinks that it can hand out, the cache of files included."""
     try:
-        lines = path.read_text().splitlines()
+        lines = _text(path).splitlines()
         yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return
@@ -106,7 +108,7 @@ def _from_meminfo(path: Path) -> Iterator[int]:
 def _from_cgroups(root: Path) -> Iterator[int]:
     """What a container, and every group around it, leaves to this process (cgroup v2)."""
     try:
-        entry = next(x for x in (root / "proc/self/cgroup").read_text().splitlines() if x.startswith("0::"))
+        entry = next(x for x in _text(root / "proc/self/cgroup").splitlines() if x.startswith("0::"))
     except (OSError, StopIteration):
         return
     top = root / "sys/fs/cgroup"
@@ -119,13 +121,17 @@ def _from_cgroups(root: Path) -> Iterator[int]:
 def _from_cgroup(group: Path) -> Iterator[int]:
     """The limit less what is taken, without the files' cache, which gives way."""
     try:
-        limit, taken = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit, taken = (_text(group / name).strip() for name in ("memory.max", "memory.current"))
+        lines = _text(group / "memory.stat").splitlines()
         cache = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         if limit != "max":
             yield max(0, int(limit) - int(taken) + cache)
     except (OSError, StopIteration, ValueError, IndexError):
         return
+
+
+def _text(path: Path) -> str:
+    return read_bytes(path, _MAX_BYTES).decode()
 
 
 def _gigabytes(count: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import SampleError
-from fourm.shards import open_file
+from fourm.opening import open_file
 
 PIECE = 1 << 20  # bytes that are in memory at a time
 MAX_JSON_BYTES = 1 << 28  # JSON is parsed whole

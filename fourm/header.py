@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.opening import open_file
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -43,8 +45,8 @@ class TensorInfo:
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     """Metadata strings and tensors, in the order of their bytes; anything malformed is a CheckpointError."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, _MAX_HEADER):

@@ -23,11 +23,13 @@ from fourm.catalogue import (
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.header import parse_header_config, read_header
 from fourm.modalities import RELEASED, Kind, Modality, Registry, load_registry
+from fourm.opening import read_bytes
 from fourm.pins import text_tokenizer_path
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_CONFIG_BYTES = 1 << 24
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 
 
@@ -211,10 +213,12 @@ def weights_of(path: Path) -> Path:
 def load_config(path: Path) -> dict[str, object]:
     """A `config.json`: one JSON object."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable JSON file ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
@@ -335,7 +339,7 @@ def _with_released(files: ModelFiles) -> ModelFiles:
     return replace(
         files,
         tokenizers={**files.tokenizers, **found},
-        text_tokenizer=text if text is not None and os.path.isfile(text) else None,
+        text_tokenizer=text if text is not None and os.path.lexists(text) else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.errors import FourMError, UsageError
+from fourm.opening import open_file
 
 PARTIAL = ".partial"  # folder for files that are being written
 SAMPLES_PER_FOLDER = 1000
@@ -133,7 +134,7 @@ def write_text(root: Path, path: Path, text: str) -> None:
 
 def ends_a_line(path: Path) -> bool:
     """Whether the last line of a file that is not empty is whole: its writer was not killed in it."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(-1, os.SEEK_END)
         return file.read() == b"\n"
 

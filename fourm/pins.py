@@ -13,8 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fourm.errors import FourMError, UsageError
+from fourm.opening import read_bytes
 
 FORMAT = 1  # of pins.json
+MAX_BYTES = 1 << 26  # of it
 REPO_TYPES = ("model", "dataset")
 _TEXT_TOKENIZER = "text_tokenizer_4m_wordpiece_30k.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +73,7 @@ def load_pins() -> dict[str, Pin]:
     """All pins by Hub id; none where nothing was ever downloaded. A damaged file is a `UsageError`."""
     path = pins_path()
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path, MAX_BYTES))
         if record["format"] != FORMAT:
             raise UsageError(
                 f"{path}: was written by another version of this program (format {record['format']})"

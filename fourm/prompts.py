@@ -10,6 +10,7 @@ from typing import BinaryIO
 from fourm.cache import find_cached
 from fourm.catalogue import CATALOGUE
 from fourm.errors import MissingError, UsageError, near_match
+from fourm.opening import read_bytes
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
 MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
@@ -23,8 +24,7 @@ def read_prompts(path: Path, column: str | None = None) -> list[str]:
 def read_file(path: Path) -> bytes:
     """All bytes of a prompt file."""
     try:
-        with path.open("rb") as file:
-            return read_stream(file, str(path))
+        return read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file or folder{_near_file(path)}") from error
     except OSError as error:

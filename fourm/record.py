@@ -15,11 +15,14 @@ from typing import Any
 from fourm.checksums import drop_checksums, sha256_of_file, tidy_checksums
 from fourm.errors import UsageError
 from fourm.layout import PARTIAL, Place, Sample, ends_a_line, remove_leftovers, write_text
+from fourm.opening import read_bytes
 
 RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
 SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
 BASE, SR = "base", "sr"  # stages of making a sample
 FORMAT = 2  # of run.json
+MAX_BYTES = 1 << 28  # of run.json
+MAX_FAILURES_BYTES = 1 << 30  # of failures.jsonl
 FREE = (
     "versions",
     "command",
@@ -259,7 +262,7 @@ def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
 def _load(out: Path, name: str) -> dict[str, Any]:
     path = out / name
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path, MAX_BYTES))
         if record["format"] != FORMAT:
             raise UsageError(
                 f"{path}: was written by another version of this program (format {record['format']})"
@@ -351,7 +354,7 @@ def _forget_failures(out: Path, saved: Container[tuple[str, int]], stage: str) -
     if not path.exists():
         return
     latest: dict[tuple[str, str, int], str] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_bytes(path, MAX_FAILURES_BYTES).decode("utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off by a kill
             failure = json.loads(line)
             latest[failure.get("stage", BASE), failure["key"], failure["variation"]] = line + "\n"

@@ -13,6 +13,7 @@ from fourm.hub import DEMO_SR, ModelFiles
 from fourm.inputs import CAPTION
 from fourm.layout import Key, Sample
 from fourm.modalities import Kind
+from fourm.opening import open_file
 from fourm.plan import parse_chain
 from fourm.record import BASE, RUN, SR, SR_RUN, RunRecord, sha256_of
 from fourm.request import DETOKENIZER_STEPS
@@ -130,7 +131,7 @@ def _one_picture(path: Path) -> Replay:
 def _chunks(path: Path) -> dict[str, str]:
     """The text chunks of a PNG that this program wrote."""
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file, formats=["PNG"]) as picture:
             found: dict[str, Any] = dict(getattr(picture, "text", {}))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(

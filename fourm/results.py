@@ -12,7 +12,8 @@ from typing import Any
 from fourm.dataset import list_folder
 from fourm.errors import UsageError, printable
 from fourm.layout import MAX_SAMPLES, PARTIAL, Key, Place, Sample, path_of
-from fourm.record import FAILURES, RUN, SR_RUN, RunRecord, read_record
+from fourm.opening import read_bytes
+from fourm.record import FAILURES, MAX_FAILURES_BYTES, RUN, SR_RUN, RunRecord, read_record
 
 _VARIATION = re.compile(r"(.+)-v([0-9]+)")
 
@@ -78,7 +79,7 @@ def read_failures(root: Path) -> list[Failure]:
     """Lines of failures.jsonl; those that were cut off are passed over."""
     found = list[Failure]()
     try:
-        text = (root / FAILURES).read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(root / FAILURES, MAX_FAILURES_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return found
     for line in text.split("\n"):

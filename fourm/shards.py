@@ -5,7 +5,6 @@ once per process. The file is opened anew for every read, so that no two process
 """
 
 import os
-import stat
 import tarfile
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fourm.errors import SampleError
+from fourm.opening import open_file
 
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -36,17 +36,6 @@ class Shard:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
     spoilt: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
     problem: str = ""  # why there may be more members than are listed here
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A plain file for reading; a pipe is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-    raise SampleError(f"{path}: not a file, but {what}")
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import FourMError, VerificationError
+from fourm.opening import open_file
 from fourm.remote import RemoteFile, explain_file
 from fourm.transfer import Advanced, Client, Done, Waiting, receive, restart
 
@@ -95,7 +96,7 @@ def check_file(path: Path, file: RemoteFile, client: Client) -> str:
         return ""
     sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     done = 0
-    with path.open("rb") as content:
+    with open_file(path) as content:
         while data := content.read(READ):
             sha256.update(data)
             if not file.sha256:

@@ -10,9 +10,9 @@ from fourm.checksums import CHECKSUMS, scan_checksums, sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
 from fourm.layout import PARTIAL
+from fourm.opening import open_file
 from fourm.record import BASE, FAILURES, LOCK, RUN, SR, SR_RUN, RunRecord, read_launches, read_record
 from fourm.results import Failure, Run, checked, read_failures
-from fourm.shards import open_file
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
 UNREADABLE = "unreadable"

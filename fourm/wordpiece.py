@@ -8,10 +8,12 @@ from typing import Self
 from tokenizers import Encoding, Tokenizer
 
 from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.opening import read_bytes
 
 # The first ids of every 4M text tokenizer; [S_k] follows at FIRST_SENTINEL + k.
 PAD_ID, UNK_ID, SOS_ID, EOS_ID, FIRST_SENTINEL = range(5)
 RESERVED = ("[PAD]", "[UNK]", "[SOS]", "[EOS]")
+MAX_BYTES = 1 << 26  # of the file
 _SHOWN = 60  # characters of a prompt that an error repeats
 
 
@@ -26,7 +28,7 @@ class WordPiece:
     def load(cls, path: Path) -> Self:
         """From a `tokenizers` JSON file whose first ids are those of 4M."""
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, MAX_BYTES)
         except FileNotFoundError as error:
             raise MissingError(f"{path}: the text tokenizer is not here") from error
         except OSError as error:

@@ -6,7 +6,9 @@ from pathlib import Path
 import yaml
 
 from fourm.errors import UsageError
+from fourm.opening import read_bytes
 
+MAX_BYTES = 1 << 20  # of a file
 MAX_NODES = 1_000_000
 
 
@@ -37,7 +39,7 @@ def read_rows(path: Path) -> tuple[tuple[Entry, ...], ...]:
 
 def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except OSError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fourm.errors import UsageError
-from fourm.prompts import parse_columns, parse_prompts, read_prompts
+from fourm.prompts import parse_columns, parse_prompts, read_prompts, read_stream
 
 
 def test_lines_are_prompts_and_blank_ones_are_skipped() -> None:
@@ -87,8 +87,8 @@ def test_the_recorded_parti_table_is_read_whole(golden: Path) -> None:
 
 def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fourm.prompts.MAX_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match="/dev/zero: more than 1 MiB"):
-        read_prompts(Path("/dev/zero"))
+    with Path("/dev/zero").open("rb") as endless, pytest.raises(UsageError, match="-: more than 1 MiB"):
+        read_stream(endless, "-")
 
 
 def columns(text: str, suffix: str, *names: str, column: str | None = None) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.crops fourm.grammars fourm.grammars.structured
+fourm fourm.errors fourm.opening fourm.crops fourm.grammars fourm.grammars.structured
 fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
@@ -111,3 +111,32 @@ def test_files_and_functions_stay_short(name: str) -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_every_module_says_what_it_is_for(name: str) -> None:
     assert ast.get_docstring(ast.parse(modules()[name].read_text(encoding="utf-8")))
+
+
+# Functions that open a file by its path, and their calls that do not: of bytes, of open files, for writing.
+OPENERS = {"open", "read_text", "read_bytes", "safe_open", "load_file", "fromfile", "memmap", "from_file",
+           "ZipFile", "loadtxt", "genfromtxt", "FileIO"}  # fmt: skip
+OPEN_ALREADY = (
+    "Image.open(io.BytesIO(data)", "Image.open(file,", "gzip.open(io.BytesIO(data))", "archive.open(f'{name}",
+    "zipfile.ZipFile(stream)", "zipfile.ZipFile(file)", "tarfile.open(fileobj=", "files(__name__).joinpath(",
+)  # fmt: skip
+OPENS = {
+    "fourm.opening": ("os.open(path, _FLAGS)",),
+    # The library maps a file by its name; the file's header was read through `open_file` just before.
+    "fourm.checkpoint": ("safe_open(path, framework='pt')",),
+    "fourm_cli.app": ("open(os.devnull, mode)", "os.open(os.devnull, os.O_WRONLY)"),
+}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
+    for call in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call):
+            continue
+        text, function = ast.unparse(call), call.func
+        is_method = isinstance(function, ast.Attribute)
+        opener = function.attr if is_method else getattr(function, "id", "")
+        is_ours = not is_method and opener in ("read_text", "read_bytes")
+        writes = any(ast.unparse(argument) in ("'w'", "'wb'", "'a'", "'ab'") for argument in call.args)
+        if text.startswith(("np.load(", "torch.load(")) or (opener in OPENERS and not is_ours and not writes):
+            assert text.startswith((*OPEN_ALREADY, *OPENS.get(name, ())))

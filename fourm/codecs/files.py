@@ -27,7 +27,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.errors import SampleError
-from fourm.shards import open_file, read_member, split_path
+from fourm.opening import read_bytes
+from fourm.shards import read_member, split_path
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
@@ -215,11 +216,8 @@ def _short(error: Exception) -> str:
 def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
     """All bytes of a file, or of a member of a tar shard."""
     try:
-        if (place := split_path(path)) is not None:
-            data = read_member(*place, limit)
-        else:
-            with open_file(path) as file:
-                data = file.read(limit + 1)
+        place = split_path(path)
+        data = read_bytes(path, limit) if place is None else read_member(*place, limit)
     except OSError as error:
         raise SampleError(f"{path}: cannot be read ({_reason(path, error)})") from error
     if len(data) > limit:
