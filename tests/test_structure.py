@@ -137,6 +137,9 @@ def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
         is_method = isinstance(function, ast.Attribute)
         opener = function.attr if is_method else getattr(function, "id", "")
         is_ours = not is_method and opener in ("read_text", "read_bytes")
-        writes = any(ast.unparse(argument) in ("'w'", "'wb'", "'a'", "'ab'") for argument in call.args)
+        writes = any(
+            ast.unparse(argument) in ("'w'", "'wb'", "'x'", "'xb'", "'a'", "'ab'", "_APPEND")
+            for argument in call.args
+        )
         if text.startswith(("np.load(", "torch.load(")) or (opener in OPENERS and not is_ours and not writes):
             assert text.startswith((*OPEN_ALREADY, *OPENS.get(name, ())))
