@@ -45,15 +45,26 @@ _VOCABULARY = 30_000
 
 def write_bundle(folder: Path, model: str = "4m-21-b", tokenizers: tuple[str, ...] = TOKENIZERS) -> Path:
     """A model folder that `find_model` takes: config, weights, text tokenizer, tokenizers by key."""
-    entry = CATALOGUE[model]
-    write_model(folder, entry.config)
+    return write_folder(
+        folder, CATALOGUE[model].config, {CATALOGUE[name].key: CONFIGS[name] for name in tokenizers}
+    )
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, object],
+    tokenizers: Mapping[str, Mapping[str, object]],
+    device: str | torch.device = "cpu",
+) -> Path:
+    """The same of any sizes; the numbers are drawn on `device`."""
+    write_model(folder, config, device)
     words().save(str(folder / "text_tokenizer.json"))
-    for name in tokenizers:
-        write_tokenizer(folder / "tokenizers" / CATALOGUE[name].key, CONFIGS[name])
+    for key, one in tokenizers.items():
+        write_tokenizer(folder / "tokenizers" / key, one, device)
     return folder
 
 
-def write_model(folder: Path, config: Mapping[str, object]) -> None:
+def write_model(folder: Path, config: Mapping[str, object], device: str | torch.device = "cpu") -> None:
     """config.json and model.safetensors, image targets' unused embeddings included, as released."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "modalities.yaml"
@@ -64,22 +75,24 @@ def write_model(folder: Path, config: Mapping[str, object]) -> None:
         sizes = {row.name: row.vocab_size for row in parsed.modalities_out}
         for name in unused_names(network):
             shapes[name] = torch.empty(sizes[name.split(".")[1]], parsed.dim)
-    write_weights(folder / "model.safetensors", shapes)
+    write_weights(folder / "model.safetensors", shapes, device=device)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=1))
 
 
-def write_tokenizer(folder: Path, config: Mapping[str, object]) -> None:
+def write_tokenizer(folder: Path, config: Mapping[str, object], device: str | torch.device = "cpu") -> None:
     """The same for a tokenizer, with the buffers of training that released files hold."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         shapes = dict(build_tokenizer(read_config(config)).state_dict())
         shapes["quantize._codebook.initted"] = torch.empty(1)
         shapes["quantize._codebook.cluster_size"] = torch.empty(len(shapes["quantize._codebook.embed"]))
-    write_weights(folder / "model.safetensors", shapes)
+    write_weights(folder / "model.safetensors", shapes, device=device)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=1))
 
 
-def write_weights(path: Path, shapes: Mapping[str, Tensor], seed: int = 0) -> None:
+def write_weights(
+    path: Path, shapes: Mapping[str, Tensor], seed: int = 0, device: str | torch.device = "cpu"
+) -> None:
     """Random tensors of these shapes, one after the other, as safetensors."""
     table, end = dict[str, object](), 0
     for name, tensor in shapes.items():
@@ -89,20 +102,24 @@ def write_weights(path: Path, shapes: Mapping[str, Tensor], seed: int = 0) -> No
         end += size
     head = json.dumps(table).encode()
     head += b" " * (-len(head) % 8)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name, tensor in shapes.items():
-            _random(name, tensor, generator).numpy().tofile(file)
+            random_tensor(name, tensor, generator).cpu().numpy().tofile(file)
 
 
-def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Norms near one, biases small, tables like unit noise, matrices scaled by what goes into them."""
+def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Norms near one, biases small, tables like unit noise, matrices scaled by what goes into them.
+
+    It is float32, on the device of the generator.
+    """
+    device = generator.device
     if not like.is_floating_point():
-        return torch.zeros(like.shape, dtype=like.dtype)
+        return torch.zeros(like.shape, dtype=like.dtype, device=device)
     if name.endswith(("initted", "cluster_size")):
-        return torch.ones(like.shape)
-    noise = torch.empty(like.shape).normal_(generator=generator)
+        return torch.ones(like.shape, device=device)
+    noise = torch.empty(like.shape, device=device).normal_(generator=generator)
     if like.ndim < 2:
         return noise * 0.02 + ("norm" in name and name.endswith("weight"))
     if "emb" in name or "mask_token" in name:

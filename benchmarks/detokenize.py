@@ -10,12 +10,14 @@ embedded model's by default) after fewer DDIM steps against those after 50, from
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.bundle import CONFIGS
+from benchmarks.generate import synchronise
 from fourm.checkpoint import load_tokenizer
 from fourm.hub import find_model
 from fourm.layers import set_attention
@@ -27,13 +29,14 @@ from fourm.tokenizers.vq import Part
 FEWER = (1, 2, 4, 5, 8, 10, 20, 25, 50)
 
 
-def random_detokenizer(device: torch.device) -> DiVAE:
+def random_detokenizer(device: torch.device, config: Mapping[str, object] = CONFIGS["tok-rgb"]) -> DiVAE:
     """The decoder of `tok-rgb` with weights that mean nothing, but keep activations in range."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(read_config(CONFIGS["tok-rgb"]), Part.DECODER)
+    with device:
+        tokenizer = build_tokenizer(read_config(config), Part.DECODER)
     assert isinstance(tokenizer, DiVAE)
     torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.to(device).requires_grad_(False).eval()
+    return tokenizer.requires_grad_(False).eval()
 
 
 def seconds_per_picture(tokenizer: DiVAE, batch: int, steps: int, device: torch.device) -> float:
@@ -47,12 +50,6 @@ def seconds_per_picture(tokenizer: DiVAE, batch: int, steps: int, device: torch.
     rest = sum(1 for _ in running)
     synchronise(device)
     return (time.perf_counter() - started) / rest * steps / batch
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def evaluate_once(tokenizer: DiVAE, device: torch.device) -> Tensor:

@@ -10,12 +10,14 @@ counted by torch's own counter, not estimated.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bundle import random_tensor
+from fourm.catalogue import CATALOGUE
 from fourm.checkpoint import load_model
 from fourm.device import DTYPES
 from fourm.engine import Engine, with_targets
@@ -24,24 +26,8 @@ from fourm.modalities import RELEASED, Kind, Modality, Registry
 from fourm.model import FourM, FourMConfig
 from fourm.sampling import Noise
 from fourm.schedule import Chain, TargetSpec, make_chain
-from fourm.state import Batch, Slot, full_grid, full_sequence
+from fourm.state import Batch, Slot, full_grid, full_pixels, full_sequence
 from fourm.wordpiece import EOS_ID, PAD_ID
-
-NAMES_4M7 = [
-    "caption",
-    "det",
-    "tok_clip@224",
-    "tok_depth@224",
-    "tok_normal@224",
-    "tok_rgb@224",
-    "tok_semseg@224",
-]
-CONFIG_4M_B = {
-    "domains_in": [*NAMES_4M7, "rgb@224"], "domains_out": NAMES_4M7, "image_size": 224, "patch_size": 16,
-    "dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12, "mlp_ratio": 4.0,
-    "norm_bias": False, "qkv_bias": False, "proj_bias": False, "mlp_bias": False, "gated_mlp": True,
-    "act_layer": "SiLU",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +68,16 @@ def demo_subject(device: str, dtype: torch.dtype) -> Subject:
     return Subject("demo", load_model(files, device, dtype), files.registry, chain)
 
 
-def base_model(device: str, dtype: torch.dtype) -> FourM:
-    """A 4M-7 B with random weights."""
-    model = FourM(FourMConfig.from_dict(CONFIG_4M_B, RELEASED)).to(device=device, dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.02).to(device, dtype)
+def random_model(config: Mapping[str, object], device: str, dtype: torch.dtype) -> FourM:
+    """A transformer with random weights, made on the device."""
+    with torch.device("meta"):
+        model = FourM(FourMConfig.from_dict(config, RELEASED))
+    generator = torch.Generator(device).manual_seed(0)
+    state = {
+        name: random_tensor(name, like, generator).to(dtype if like.is_floating_point() else like.dtype)
+        for name, like in model.state_dict().items()
+    }
+    model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -98,23 +88,24 @@ def base_subject(device: str, dtype: torch.dtype) -> Subject:
         TargetSpec("tok_rgb@224", 196, "roar", 8, temperature=1.0, guidance=2.0),
     ]
     chain = make_chain(specs, ["caption"], top_p=0.8)
-    return Subject("4m-b: pictures", base_model(device, dtype), RELEASED, chain)
+    return Subject("4m-b: pictures", random_model(CATALOGUE["4m-7-b"].config, device, dtype), RELEASED, chain)
 
 
 def text_subject(device: str, dtype: torch.dtype) -> Subject:
     """4M-B, tok_rgb -> caption: 32 tokens one after the other, guidance 2."""
     spec = TargetSpec("caption", 33, "autoregressive", temperature=0.3, guidance=2.0)
     chain = make_chain([spec], ["tok_rgb@224"], top_p=0.8)
-    return Subject("4m-b: captions", base_model(device, dtype), RELEASED, chain)
+    return Subject("4m-b: captions", random_model(CATALOGUE["4m-7-b"].config, device, dtype), RELEASED, chain)
 
 
 def measure(subject: Subject, batch_size: int, device: str, peak: float) -> Measurement:
     """Count the operations of one run, then time the fast and the plain path."""
     fast, plain = Engine(subject.model), Engine(subject.model, plain=True)
+    batch = conditions(subject, batch_size)
     with FlopCounterMode(display=False) as counter:
-        steps = decode(subject, fast, batch_size, device)
-    seconds = time_of(lambda: decode(subject, fast, batch_size, device))
-    plain_seconds = time_of(lambda: decode(subject, plain, batch_size, device))
+        steps = decode(subject, fast, batch, device)
+    seconds = time_of(lambda: decode(subject, fast, batch, device))
+    plain_seconds = time_of(lambda: decode(subject, plain, batch, device))
     return Measurement(
         batch_size / seconds,
         steps / seconds,
@@ -133,20 +124,33 @@ def time_of(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def decode(subject: Subject, engine: Engine, batch_size: int, device: str) -> int:
-    """Decode one batch of made-up conditions; returns the number of decoding steps (for a text, tokens)."""
+def conditions(subject: Subject, batch_size: int) -> Batch:
+    """A batch of made-up conditions and pending targets, on the host."""
     keys = tuple(str(i) for i in range(batch_size))
     slots = {name: made_up(subject.registry.get(name), batch_size) for name in subject.chain.conditions}
-    batch = with_targets(Batch(keys, slots), subject.chain, subject.registry)
-    noise = Noise.for_samples(0, [(key, 0) for key in keys]).to(device)
+    return with_targets(Batch(keys, slots), subject.chain, subject.registry)
+
+
+def decode(subject: Subject, engine: Engine, batch: Batch, device: str) -> int:
+    """Decode one batch; returns the number of decoding steps (for a text, tokens)."""
+    noise = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to(device)
     steps = sum(report.fixed > 0 for report in engine.run(batch.to(device), subject.chain, noise))
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronise(device)
     return steps
 
 
+def synchronise(device: str | torch.device) -> None:
+    """Wait for the device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
 def made_up(row: Modality, batch_size: int) -> Slot:
-    """A condition with any content: 14 words, or a full grid of tokens."""
+    """A condition with any content: 14 words, a full grid of tokens, or noise as pixels."""
+    if row.kind is Kind.PIXELS:
+        generator = torch.Generator().manual_seed(0)
+        size = (batch_size, 3, row.image_size, row.image_size)
+        return full_pixels(torch.randn(size, generator=generator), row.patch_size)
     if row.kind is Kind.GRID:
         return full_grid(torch.arange(batch_size * row.max_tokens).view(batch_size, -1) % row.vocab_size)
     ids = torch.full((batch_size, row.max_tokens), PAD_ID)
@@ -155,16 +159,15 @@ def made_up(row: Modality, batch_size: int) -> Slot:
     return full_sequence(ids)
 
 
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product: the best of all runs in two seconds."""
-    a = torch.randn(2048, 2048, device=device).to(dtype)
-    best, begun = 0.0, time.perf_counter()
-    while time.perf_counter() - begun < 2.0:
+def matmul_peak(device: str, dtype: torch.dtype, side: int = 2048, seconds: float = 2.0) -> float:
+    """Operations per second of a large square matrix product: the best of all runs in these seconds."""
+    a, best = torch.randn(side, side, device=device).to(dtype), 0.0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
         started = time.perf_counter()
         a @ a
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - started))
+        synchronise(device)
+        best = max(best, 2 * side**3 / (time.perf_counter() - started))
     return best
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from benchmarks.bundle import write_bundle
 
@@ -40,9 +41,11 @@ def stage_after(event: dict[str, object]) -> str:
             return "turn tokens into values" if event["step"] == int(str(event["steps"])) - 1 else "next"
         case "step":
             return f"decode {event['target']}"
-        case "detokenized":
+        case "detokenized" if event["done"] != event["total"]:
             return "turn tokens into values"
-    return "write, end"
+        case "finished":
+            return "end"
+    return "write"
 
 
 def resident(pid: int) -> int:
@@ -53,11 +56,14 @@ def resident(pid: int) -> int:
         return 0
 
 
-def follow(command: list[str], log: Path) -> list[Stage]:
-    """Run a command to its end; its stages, as the events in its log tell them."""
+def follow(command: list[str], log: Path, output: IO[str] | None = None) -> list[Stage]:
+    """Run a command to its end; its stages, as the events in its log tell them.
+
+    What it prints goes to `output`, by default to the terminal.
+    """
     stages, events, read = [Stage("start Python and torch")], list[dict[str, object]](), 0
     began = time.perf_counter()
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stdout=output, stderr=output) as process:
         while process.poll() is None:
             now = time.perf_counter()
             stages[-1].seconds += now - began

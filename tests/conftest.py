@@ -20,6 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU are skipped without one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of recorded reference results; tests that need it skip where the checkout has none beside it."""

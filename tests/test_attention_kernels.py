@@ -85,6 +85,7 @@ def test_a_kernel_that_cannot_run_here_is_refused(
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("keys", [1, 7, 64, 197])
 def test_xformers_and_sdpa_give_the_same(dtype: torch.dtype, limit: float, keys: int) -> None:
+    pytest.importorskip("xformers")
     from fourm.layers import xformers
 
     q, k, v = (t.to(dtype) for t in tensors(50, keys, 64, "cuda"))

@@ -1,0 +1,158 @@
+"""Loading from files, the tests for GPUs, and `fourm generate` from Enter to the end."""
+
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.bundle import CONFIGS, write_folder
+from benchmarks.generate import synchronise
+from benchmarks.gpu.bench import Bench, Cases, Values
+from benchmarks.gpu.tokenizers import config as rgb_config
+from benchmarks.gpu.tokens import PROMPTS
+from benchmarks.released import Stage, follow, merged
+from fourm.catalogue import CATALOGUE
+from fourm.checkpoint import load_model, load_tokenizer
+from fourm.hub import find_model
+from fourm.tokenizers.vq import Part
+
+ROOT = Path(__file__).resolve().parents[2]
+_RESULT = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
+
+
+def marked(bench: Bench) -> Cases:
+    """The tests that need a GPU; without one they are skipped."""
+    return {"pytest -m gpu": partial(_run_tests, bench)}
+
+
+def _run_tests(bench: Bench) -> Values:
+    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in p.read_text("utf-8")]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rfE", "--tb=short", "--color=no"]
+    command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    command += [str(path.relative_to(ROOT)) for path in files]
+    log, note = bench.out / "pytest.log", ""
+    with log.open("w", encoding="utf-8") as output:
+        try:
+            subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=output, timeout=max(1.0, bench.left - 3), check=False
+            )
+        except subprocess.TimeoutExpired:
+            note = "stopped, time was up; "
+    return count_results(log.read_text("utf-8", "replace"), note)
+
+
+def count_results(text: str, note: str = "") -> Values:
+    """Counts of results in a verbose log of pytest, and what failed; its last words if it has none."""
+    found = _RESULT.findall(text)
+    counts = {word.lower(): sum(one == word for _, one in found) for word in ("PASSED", "FAILED", "SKIPPED")}
+    bad = [name.partition("::")[2] for name, word in found if word in ("FAILED", "ERROR")]
+    broken = re.findall(r"^ERROR (tests/\S+\.py)(?: -|$)", text, re.MULTILINE)
+    if not found:
+        note += (text.strip().splitlines() or ["no output"])[-1]
+    return {**counts, "errors": len(broken) + sum(word == "ERROR" for _, word in found),
+            "names": note + ", ".join([*dict.fromkeys(broken), *bad])}  # fmt: skip
+
+
+def bundle(bench: Bench) -> Path:
+    """4M-7 B with its RGB and CLIP tokenizers as files of float32, as released; written once."""
+    folder = bench.work / "4m-7-b"
+    if not (folder / ".written").exists():
+        size: dict[str, object] = {"dim": 64, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+        model = {**CATALOGUE["4m-7-b"].config, **(size if bench.quick else {})}
+        small: dict[str, object] = {"enc_type": "vit_demo_enc", "dec_type": "vit_demo_dec"}
+        clip = {**CONFIGS["tok-clip"], **(small if bench.quick else {})}
+        write_folder(folder, model, {"rgb": rgb_config(bench), "clip": clip}, bench.device)
+        (folder / ".written").touch()
+    return folder
+
+
+def load(bench: Bench) -> Cases:
+    """Files in the page cache to networks on the device."""
+    return {
+        "write 4m-7-b, tok-rgb, tok-clip": partial(_write, bench),
+        "4m-7-b, float32 file as bfloat16": partial(_load, bench, torch.bfloat16),
+        "4m-7-b, float32 file as float32": partial(_load, bench, torch.float32),
+        "tok-rgb decoder as bfloat16": partial(_load_decoder, bench),
+    }
+
+
+def _write(bench: Bench) -> Values:
+    started = time.perf_counter()
+    size = sum(p.stat().st_size for p in bundle(bench).rglob("*.safetensors"))
+    return {"GB": size / 1e9, "s": time.perf_counter() - started}
+
+
+def _load(bench: Bench, dtype: torch.dtype) -> Values:
+    files, seconds = find_model(bundle(bench)), list[float]()
+    for _ in range(3):
+        started = time.perf_counter()
+        load_model(files, bench.device, dtype)
+        synchronise(bench.device)
+        seconds.append(time.perf_counter() - started)
+    size = files.weights.stat().st_size
+    return {"GB": size / 1e9, "s": min(seconds), "GB/s": size / min(seconds) / 1e9, "first, s": seconds[0]}
+
+
+def _load_decoder(bench: Bench) -> Values:
+    path = find_model(bundle(bench)).tokenizers["rgb"]
+    started = time.perf_counter()
+    load_tokenizer(path, bench.device, torch.bfloat16, Part.DECODER)
+    synchronise(bench.device)
+    seconds = time.perf_counter() - started
+    return {"GB": (path / "model.safetensors").stat().st_size / 1e9, "s": seconds}
+
+
+def generate_demo(bench: Bench) -> Cases:
+    """The embedded model, as it is typed."""
+    options = ["--steps", "4-2"] if bench.quick else []
+    count = 2 if bench.quick else 256
+    return {f"demo, {count} prompts": partial(_generate, bench, "demo", count, options)}
+
+
+def generate_base(bench: Bench) -> Cases:
+    """4M-B with random weights, its CLIP features and RGB pictures."""
+    options = ["--dtype", "bfloat16"]
+    if bench.quick:
+        options += ["--steps", "2-2", "--detokenizer-steps", "2"]
+    return {
+        f"4m-7-b bfloat16, {count} prompts": partial(_generate, bench, "4m-7-b", count, options)
+        for count in ((2,) if bench.quick else (1, 16))
+    }
+
+
+def _generate(bench: Bench, model: str, count: int, options: list[str]) -> Values:
+    name = f"{model}-{count}"
+    prompts, log = bench.work / f"{name}.txt", bench.work / f"{name}.jsonl"
+    prompts.write_text("".join(f"{PROMPTS[i % len(PROMPTS)]}\n" for i in range(count)), "utf-8")
+    folder = bundle(bench) if model != "demo" else "demo"
+    command = [sys.executable, "-m", "fourm_cli", "generate", "--data", str(prompts), "--model", str(folder)]
+    command += ["--targets", "tok_clip-tok_rgb", "--device", bench.device, "--log-json", str(log), *options]
+    command += ["--out", str(bench.work / f"{name}-out")]
+    with (bench.work / f"{name}.out").open("w+", encoding="utf-8") as output:
+        try:
+            stages = merged(follow(command, log, output))
+        except SystemExit as error:
+            output.seek(0)
+            said = (output.read().strip().splitlines() or [""])[-1]
+            raise RuntimeError(f"exit code {error.code}: {said}") from None
+    return _summary({stage.name: stage for stage in stages}, count)
+
+
+def _summary(stages: dict[str, Stage], count: int) -> Values:
+    """Seconds of the whole command by what it did, and what starting and loading leave for each picture."""
+    seconds = {name: stage.seconds for name, stage in stages.items()}
+    total = sum(seconds.values())
+    start = seconds.pop("start Python and torch", 0.0)
+    loading, saving = seconds.pop("load weights", 0.0), seconds.pop("write", 0.0)
+    values, end = seconds.pop("turn tokens into values", 0.0), seconds.pop("end", 0.0)
+    working = total - start - loading - end
+    return {
+        "pictures": count, "s": total, "start, s": start, "load, s": loading,
+        "decode, s": sum(seconds.values()),
+        "values, s": values, "save, s": saving, "end, s": end, "pictures/s": count / working,
+        "saving of it": saving / working,
+    }  # fmt: skip

@@ -1,0 +1,96 @@
+"""The machine, and what it reaches at best: products, copies, launches of kernels."""
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from functools import partial
+
+import torch
+
+from benchmarks.generate import matmul_peak, synchronise
+from benchmarks.gpu.bench import Bench, Cases, Values, set_precision
+from fourm import __version__
+
+_SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+
+
+def facts(bench: Bench) -> Cases:
+    """The machine first, then its peaks."""
+    peaks = {
+        f"matmul {name}": partial(_matmul, bench, name)
+        for name in ("bfloat16", "tf32", "float32", "float16")
+        if bench.on_gpu or name in ("bfloat16", "float32")
+    }
+    return {
+        "machine": partial(_machine, bench),
+        **peaks,
+        "copy on the device": partial(_copy, bench, bench.device),
+        "copy to the device": partial(_copy, bench, "cpu"),
+        "start of a kernel": partial(_launch, bench),
+    }
+
+
+def _machine(bench: Bench) -> Values:
+    card = driver = capability = ""
+    memory = 0.0
+    if bench.on_gpu:
+        card = torch.cuda.get_device_name()
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    if bench.on_gpu and shutil.which(_SMI[0]):
+        driver = subprocess.run(_SMI, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+    return {
+        "card": card, "GB": memory, "compute capability": capability, "driver, power limit, clock": driver,
+        "torch": torch.__version__, "CUDA": str(torch.version.cuda), "cuDNN": _cudnn(),
+        "Python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "fourm": __version__,
+    }  # fmt: skip
+
+
+def _cudnn() -> int | None:
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _matmul(bench: Bench, name: str) -> Values:
+    side = 256 if bench.quick else 8192
+    rate = matmul_peak(bench.device, set_precision(name), side, 0.1 if bench.quick else 1.5)
+    return {"side": side, "TFLOP/s": rate / 1e12}
+
+
+def _copy(bench: Bench, source: str) -> Values:
+    """Bytes read and written are counted on one device, bytes moved between two."""
+    count = (1 << 18) if bench.quick else (1 << 28)
+    a = torch.rand(count, device=source)
+    b = torch.empty_like(a, device=bench.device)
+    best = 0.0
+    moved = 4 * count * (2 if source == bench.device else 1)
+    for _ in range(5):
+        started = time.perf_counter()
+        b.copy_(a)
+        synchronise(bench.device)
+        best = max(best, moved / (time.perf_counter() - started))
+    return {"GB": moved / 1e9, "GB/s": best / 1e9}
+
+
+def _launch(bench: Bench) -> Values:
+    """Mean time from one tiny kernel to the next: what each call of a network costs at least."""
+    x = torch.zeros(1, device=bench.device)
+    count = 100 if bench.quick else 10_000
+    for _ in range(2):
+        started = time.perf_counter()
+        for _ in range(count):
+            x.add_(1)
+        synchronise(bench.device)
+        seconds = time.perf_counter() - started
+    return {"µs": seconds / count * 1e6}

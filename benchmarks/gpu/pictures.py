@@ -1,0 +1,131 @@
+"""4M-B and 4M-XL with random weights: caption -> tok_clip -> tok_rgb as published, and rgb -> caption."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+
+from benchmarks.generate import Subject, conditions, decode, random_model
+from benchmarks.gpu.bench import Bench, Cases, Values, count_operations, set_precision
+from fourm.catalogue import CATALOGUE
+from fourm.engine import Engine
+from fourm.modalities import RELEASED
+from fourm.model import FourM
+from fourm.schedule import Chain, TargetSpec, make_chain
+
+BATCHES = (1, 8, 64)
+STEPS = (49, 25)  # of cfgs/generation/settings_base/T2CR_roar49-25_cfg3_t6-0.5.yaml, as all that follows
+FEWER = (12, 6)  # where all of them would take too long: as many tokens, so the same length on average
+_TINY = {"4m-7-b": 64, "4m-7-xl": 96}  # width with --quick
+_TOKENS = 33  # of a caption, its start included
+
+
+def base(bench: Bench) -> Cases:
+    """The smallest released size in bfloat16."""
+    return _cases(bench, "4m-7-b", "bfloat16", BATCHES)
+
+
+def xl(bench: Bench) -> Cases:
+    """The largest released size in bfloat16."""
+    return _cases(bench, "4m-7-xl", "bfloat16", BATCHES)
+
+
+def precision(bench: Bench) -> Cases:
+    """The smallest size in the dtypes of four bytes, over fewer steps."""
+    names = ("tf32", "float32") if bench.on_gpu else ("float32",)
+    found: dict[str, Callable[[], Values]] = {}
+    for name in names:
+        found |= _cases(bench, "4m-7-b", name, BATCHES[:2], few=True)
+    return found
+
+
+def _cases(bench: Bench, model: str, dtype: str, batches: Iterable[int], few: bool = False) -> Cases:
+    batches = (1,) if bench.quick else batches
+    clock = _Clock(bench, dtype, cache(partial(build, bench, model, dtype)), few or bench.quick, {})
+    named = {f"{model} {dtype}, pictures, batch {size}": partial(clock.pictures, size) for size in batches}
+    if few:
+        return named
+    texts = {f"{model} {dtype}, captions, batch {size}": partial(clock.captions, size) for size in batches}
+    return {**named, **texts}
+
+
+def build(bench: Bench, name: str, dtype: str) -> FourM:
+    """A released size on the device; with --quick a very narrow network of the same modalities."""
+    config = dict(CATALOGUE[name].config)
+    if bench.quick:
+        config |= {"dim": _TINY[name], "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+    return random_model(config, bench.device, set_precision(dtype))
+
+
+def picture_chain(steps: tuple[int, int]) -> Chain:
+    """The published settings with another number of steps."""
+    specs = [
+        TargetSpec("tok_clip@224", 196, "roar", steps[0], "linear", 6.0, "onex:0.5:0.5", 3.0),
+        TargetSpec("tok_rgb@224", 196, "roar", steps[1], "linear", 0.5, "constant", 3.0),
+    ]
+    return make_chain(specs, ["caption"], top_p=0.9)
+
+
+def caption_chain(tokens: int) -> Chain:
+    """A picture's caption, without guidance."""
+    return make_chain([TargetSpec("caption", tokens, "autoregressive", temperature=0.3)], ["rgb@224"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Times chains on one network."""
+
+    bench: Bench
+    dtype: str
+    build: Callable[[], FourM]
+    few: bool
+    counted: dict[str, int]  # operations of one sample, by the text of a chain
+
+    def pictures(self, size: int) -> Values:
+        """Tokens of pictures, all steps or fewer."""
+        short, full = picture_chain((2, 2)), picture_chain(STEPS)
+        if self.bench.quick:
+            return self._measure(size, short, picture_chain((3, 2)), full)
+        return self._measure(size, short, picture_chain(FEWER) if self.few else full, full)
+
+    def captions(self, size: int) -> Values:
+        """Tokens of a text, one after the other."""
+        chain = caption_chain(4 if self.bench.quick else _TOKENS)
+        return self._measure(size, caption_chain(4), chain, chain)
+
+    def _measure(self, size: int, short: Chain, chain: Chain, full: Chain) -> Values:
+        """Warm up with the short chain, choose what fits into the time, then the best of up to three runs."""
+        model, bench, total = self.build(), self.bench, _count(full)
+        set_precision(self.dtype)
+        bench.forget_peak()
+        if not bench.quick:
+            self._run(model, short, size)
+        seconds, steps = (0.0, 1) if bench.quick else self._run(model, short, size)
+        if chain is full and len(full.steps) > 1 and seconds / steps * total > bench.left / 3:
+            chain = picture_chain(FEWER)
+        key = chain.to_text()
+        if key not in self.counted:
+            self.counted[key] = count_operations(lambda: self._run(model, chain, 1))
+        runs = [self._run(model, chain, size)]
+        while len(runs) < (1 if bench.quick else 3) and sum(s for s, _ in runs) < min(3.0, bench.left / 4):
+            runs.append(self._run(model, chain, size))
+        seconds, steps = min(runs)
+        whole = seconds / steps * total if chain is not full else seconds
+        return {
+            "s / batch": whole, "samples/s": size / whole, "ms / step": seconds / steps * 1e3,
+            "steps": total, "steps timed": steps, "runs": len(runs),
+            **bench.rates(self.counted[key] * size, seconds, self.dtype), **bench.peak_memory(),
+        }  # fmt: skip
+
+    def _run(self, model: FourM, chain: Chain, size: int) -> tuple[float, int]:
+        """Seconds and steps of one batch, from conditions on the host to tokens on the device."""
+        subject = Subject("", model, RELEASED, chain)
+        batch = conditions(subject, size)
+        started = time.perf_counter()
+        steps = decode(subject, Engine(model), batch, self.bench.device)
+        return time.perf_counter() - started, steps
+
+
+def _count(chain: Chain) -> int:
+    """Steps of a chain of pictures, tokens of a text after its start."""
+    return len(chain.steps) if len(chain.steps) > 1 else chain.steps[0].num_tokens - 1

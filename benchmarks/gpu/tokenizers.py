@@ -1,0 +1,86 @@
+"""Tokenizers at their real sizes with random weights: pictures by diffusion, and pictures to tokens."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+
+import torch
+
+from benchmarks.bundle import CONFIGS
+from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
+from benchmarks.generate import synchronise
+from benchmarks.gpu.bench import Bench, Cases, Values, count_operations, set_precision
+from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
+from fourm.tokenizers.vq import Part
+
+STEPS = 50  # of a diffusion by default
+_TIMED = 10
+_SMALL: Mapping[str, object] = {
+    "enc_type": "vit_demo_enc",
+    "dec_structure": {"patch_size": 4, "model_channels": 8, "num_res_blocks": 0, "attention_resolutions": [4],
+                      "channel_mult": [4, 8]},
+}  # fmt: skip
+
+
+def config(bench: Bench) -> Mapping[str, object]:
+    """The RGB tokenizer; with --quick one of the same kind and very narrow."""
+    return {**CONFIGS["tok-rgb"], **_SMALL} if bench.quick else CONFIGS["tok-rgb"]
+
+
+def detokenize(bench: Bench) -> Cases:
+    """Tokens to pictures of 224 pixels."""
+    plan = {"bfloat16": (1, 8, 32), "tf32": (8,), "float32": (1, 8)}
+    if not bench.on_gpu:
+        plan = {"bfloat16": (1,), "float32": (1, 2)}
+    return {
+        f"tok-rgb {dtype}, batch {size}": partial(_detokenize, bench, dtype, size)
+        for dtype, sizes in plan.items()
+        for size in sizes
+    }
+
+
+def _detokenize(bench: Bench, dtype: str, size: int) -> Values:
+    device, kind = torch.device(bench.device), set_precision(dtype)
+    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(kind)
+    bench.forget_peak()
+    operations = count_operations(lambda: evaluate_once(tokenizer, device))
+    timed = 2 if bench.quick else _TIMED
+    seconds_per_picture(tokenizer, size, 2, device)
+    each = seconds_per_picture(tokenizer, size, timed, device) / timed
+    return {
+        "s / picture": each * STEPS, "pictures/s": 1 / (each * STEPS), "ms / step": each * size * 1e3,
+        "steps timed": timed - 1, **bench.rates(operations, each, dtype), **bench.peak_memory(),
+    }  # fmt: skip
+
+
+def encode(bench: Bench) -> Cases:
+    """Pictures of 224 pixels to tokens."""
+    build = cache(partial(_encoder, bench))
+    sizes = (1, 2) if bench.quick else (1, 8, 64)
+    return {
+        f"tok-rgb {dtype}, batch {size}": partial(_encode, bench, build, dtype, size)
+        for dtype in ("bfloat16", "float32")
+        for size in sizes
+    }
+
+
+def _encoder(bench: Bench, dtype: str) -> AnyTokenizer:
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        tokenizer = build_tokenizer(read_config(config(bench)), Part.ENCODER)
+        torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
+    return tokenizer.set_network_dtype(set_precision(dtype)).requires_grad_(False).eval()
+
+
+def _encode(bench: Bench, build: Callable[[str], AnyTokenizer], dtype: str, size: int) -> Values:
+    tokenizer = build(dtype)
+    set_precision(dtype)
+    pictures = torch.randn(size, 3, 224, 224, device=bench.device)
+    operations = count_operations(lambda: tokenizer.tokenize(pictures))
+    best = float("inf")
+    for _ in range(2 if bench.quick else 10):
+        started = time.perf_counter()
+        tokenizer.tokenize(pictures)
+        synchronise(bench.device)
+        best = min(best, time.perf_counter() - started)
+    return {"ms / batch": best * 1e3, "pictures/s": size / best, **bench.rates(operations, best, dtype)}

@@ -1,0 +1,144 @@
+"""The embedded model's tokens on the device against those of the CPU, in every batch size and dtype."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from benchmarks.generate import made_up
+from benchmarks.gpu.bench import Bench, Cases, Values, set_precision
+from fourm.checkpoint import load_model
+from fourm.codecs.sequences import encode_texts
+from fourm.engine import Engine, with_targets
+from fourm.hub import ModelFiles, find_model
+from fourm.modalities import Kind
+from fourm.model import FourM
+from fourm.plan import parse_chain
+from fourm.sampling import Noise
+from fourm.schedule import Chain
+from fourm.state import Batch
+from fourm.wordpiece import WordPiece
+
+COLOURS, SHAPES = ("red", "green", "blue", "white"), ("circle", "square", "triangle")
+PROMPTS = tuple(f"a small {one} {shape}" for one in COLOURS for shape in SHAPES) + tuple(
+    f"a large {one} circle above a small {other} square"
+    for one, other in zip(COLOURS, reversed(COLOURS), strict=True)
+)  # 16
+MAPS = "--cond caption --targets tok_clip-tok_rgb-tok_depth-tok_normal-tok_semseg-tok_canny_edge --top-p 0.9"
+TEXT = "--cond rgb --targets caption-tok_depth"
+QUICK = "--cond caption --targets tok_clip-tok_rgb --steps 4-4"
+
+Steps = list[tuple[str, list[int]]]  # of one sample: after every step, its target and that target's ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The embedded model on the CPU and on the device, and what was decoded already."""
+
+    bench: Bench
+    files: ModelFiles
+    networks: dict[tuple[str, torch.dtype], FourM] = field(default_factory=dict)
+    kept: dict[str, list[Steps]] = field(default_factory=dict)
+
+    def network(self, device: str, dtype: torch.dtype) -> FourM:
+        """The model on a device, loaded once."""
+        if (device, dtype) not in self.networks:
+            self.networks[device, dtype] = load_model(self.files, device, dtype)
+        return self.networks[device, dtype]
+
+    def decode(self, text: str, device: str, dtype: str, size: int) -> list[Steps]:
+        """All samples, in batches of a size."""
+        network, chain = self.network(device, set_precision(dtype)), parse_chain(text, self.files)
+        whole = _conditions(self.files, chain, 4 if self.bench.quick else len(PROMPTS))
+        found: list[Steps] = []
+        for first in range(0, len(whole.keys), size):
+            rows = torch.arange(first, min(first + size, len(whole.keys)))
+            found += _decoded(network, self.files, chain, whole.select(rows), device)
+        return found
+
+    def reference(self, text: str) -> list[Steps]:
+        """The CPU's tokens in float32."""
+        if text not in self.kept:
+            self.kept[text] = self.decode(text, "cpu", "float32", len(PROMPTS))
+        return self.kept[text]
+
+    def with_cpu(self, text: str, dtype: str, size: int) -> Values:
+        """How much differs from the CPU."""
+        return differences(self.reference(text), self.decode(text, self.bench.device, dtype, size))
+
+    def again(self, text: str, dtype: str, sizes: tuple[int, int]) -> Values:
+        """How much differs between two runs on the device."""
+        one, other = (self.decode(text, self.bench.device, dtype, size) for size in sizes)
+        return differences(one, other)
+
+
+def tokens(bench: Bench) -> Cases:
+    """float32 in every batch size, run to run, then what the other dtypes change."""
+    compared = _Compared(bench, find_model("demo"))
+    maps, most, sizes = (QUICK, 4, (1, 2, 4)) if bench.quick else (MAPS, 16, (1, 2, 4, 8, 16))
+    cases = {
+        f"pictures, float32, batch {size}: device and CPU": partial(compared.with_cpu, maps, "float32", size)
+        for size in sizes
+    }
+    cases |= {
+        f"pictures, float32, batch {most}: twice": partial(compared.again, maps, "float32", (most, most)),
+        f"pictures, float32: batch {most} and 3": partial(compared.again, maps, "float32", (most, 3)),
+    }
+    texts = {
+        f"texts, float32, batch {size}: device and CPU": partial(compared.with_cpu, TEXT, "float32", size)
+        for size in ((most,) if bench.quick else (1, 4, most))
+    }
+    others = {
+        f"pictures, {dtype}, batch {most}: device and CPU's float32": partial(
+            compared.with_cpu, maps, dtype, most
+        )
+        for dtype in ("tf32", "bfloat16", "float16")
+        if bench.on_gpu
+    }
+    return {**cases, **texts, **others}
+
+
+def _conditions(files: ModelFiles, chain: Chain, count: int) -> Batch:
+    slots = {}
+    for name in chain.conditions:
+        row = files.registry.get(name)
+        slots[name] = made_up(row, len(PROMPTS))
+        if row.kind is Kind.SEQUENCE:
+            assert files.text_tokenizer is not None
+            slots[name] = encode_texts(row, WordPiece.load(files.text_tokenizer), PROMPTS)
+    batch = Batch(tuple(str(i) for i in range(len(PROMPTS))), slots)
+    return batch.select(torch.arange(count))
+
+
+def _decoded(network: FourM, files: ModelFiles, chain: Chain, batch: Batch, device: str) -> list[Steps]:
+    noise = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to(device)
+    started = with_targets(batch, chain, files.registry).to(device)
+    found: list[Steps] = [[] for _ in batch.keys]
+    for progress in Engine(network).run(started, chain, noise):
+        slot = progress.batch.slots[progress.step.target].to("cpu")
+        for steps, values, known in zip(found, slot.values, slot.known, strict=True):
+            steps.append((progress.step.target, values[known].tolist()))
+    return found
+
+
+def differences(wanted: Sequence[Steps], got: Sequence[Steps]) -> Values:
+    """Differing tokens of the finished targets, samples that have some, and where the first came to be."""
+    count = tokens = samples = 0
+    first = ""
+    for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
+        finals, others = dict(one), dict(other)  # the last entry of each target
+        wrong = sum(_unlike(ids, others.get(target, [])) for target, ids in finals.items())
+        tokens += sum(map(len, finals.values()))
+        count, samples = count + wrong, samples + (wrong > 0)
+        if wrong and not first:
+            at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+            first = f"sample {number}, {one[min(at, len(one) - 1)][0]}, step {at + 1} of {len(one)}"
+    return {
+        "samples": len(wanted), "tokens": tokens, "differing tokens": count, "differing samples": samples,
+        "first": first,
+    }  # fmt: skip
+
+
+def _unlike(one: list[int], other: list[int]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))

@@ -1,0 +1,69 @@
+"""The measurement of a GPU in one command: it runs on a CPU too, and what fails or does not fit is a line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.commands import count_results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(out: Path, *options: str) -> dict[str, Any]:
+    """What gpu.json holds after a run."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), "--quick", *options]
+    subprocess.run(command, cwd=out.parent, env=environment, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_part_runs_on_a_cpu_and_stands_in_both_files(tmp_path: Path) -> None:
+    data = measure(tmp_path / "out", "--device", "cpu", "--minutes", "60")
+    assert [part["part"] for part in data["parts"]] == list(PARTS)
+    assert {row["part"] for row in data["rows"]} == set(PARTS)
+    assert [row for row in data["rows"] if row["status"] != "ok"] == []
+    same = [row["values"] for row in data["rows"] if row["part"] == "tokens"]
+    assert len(same) > 5
+    assert all(values["differing tokens"] == 0 < values["tokens"] for values in same)
+    (tests,) = (row["values"] for row in data["rows"] if row["part"] == "tests")
+    assert (tests["failed"], tests["errors"], tests["skipped"] > 20) == (0, 0, True)
+    text = (tmp_path / "out/gpu.md").read_text(encoding="utf-8")
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) > len(PARTS)
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
+        assert set(lines[1]) <= set("|- :")
+    assert all(row["name"] in text for row in data["rows"])
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None:
+    data = measure(tmp_path / "out", "--device", "nowhere", "--parts", "facts,encode,load")
+    assert [part["part"] for part in data["parts"]] == ["facts", "encode", "load"]
+    failed = [row for row in data["rows"] if row["status"] == "failed"]
+    assert {row["part"] for row in failed} == {"facts", "encode", "load"}
+    assert all("nowhere" in row["note"] for row in failed)
+    assert "nowhere" in (tmp_path / "out/gpu.md").read_text(encoding="utf-8")
+
+
+def test_what_does_not_fit_into_the_time_is_a_line(tmp_path: Path) -> None:
+    data = measure(tmp_path / "out", "--device", "cpu", "--minutes", "0.01")
+    assert {row["part"]: (row["status"], row["note"]) for row in data["rows"]} == dict.fromkeys(
+        PARTS, ("left out", "no time left")
+    )
+
+
+def test_results_of_tests_are_read_from_a_log_that_breaks_off() -> None:
+    log = """tests/test_a.py::test_one[1-x] PASSED                [ 20%]
+tests/test_a.py::test_two SKIPPED (no CUDA device)   [ 40%]
+tests/test_b.py::test_three FAILED                   [ 60%]
+tests/test_b.py::test_four """
+    assert count_results(log, "stopped; ") == {
+        "passed": 1, "failed": 1, "skipped": 1, "errors": 0, "names": "stopped; test_three",
+    }  # fmt: skip
+    assert count_results("ERROR tests/test_c.py - ModuleNotFoundError: x\n1 error")["errors"] == 1
