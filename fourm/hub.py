@@ -20,13 +20,14 @@ from fourm.catalogue import (
     near_entry,
     tokenizer_entry,
 )
-from fourm.errors import CheckpointError, MissingError, UsageError, near_match
+from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
 from fourm.header import parse_header_config, read_header
-from fourm.modalities import RELEASED, Kind, Modality, Registry, load_registry
+from fourm.modalities import RELEASED, Kind, Modality, Registry, is_released, load_registry
 from fourm.opening import read_bytes
 from fourm.pins import text_tokenizer_path
 
 DEMO, DEMO_SR = "demo", "demo-sr"
+TEXT = CATALOGUE["text-tokenizer"].name
 _DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_CONFIG_BYTES = 1 << 24
@@ -45,7 +46,7 @@ class ModelFiles:
     text_tokenizer: Path | None = None
     prompts: Path | None = None
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
-    absent: Mapping[str, str] = field(default_factory=dict)  # tokenizers that were named, but are not here
+    absent: Mapping[str, str] = field(default_factory=dict)  # named, but not here: by key, TEXT for text's
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -103,7 +104,8 @@ def find_modalities(name: str) -> ModelFiles:
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     """The super-resolution model of that name, else the one in the folder `sr` beside a model's weights.
 
-    The base model's tokenizers serve both, unless the super-resolution model brings its own.
+    The base model's tokenizers serve both, unless the super-resolution model brings its own. One that was
+    named for the base, but is not here, is not here for both.
     """
     folder = model.weights.parent / "sr"
     if name == DEMO_SR and model.name != DEMO:
@@ -118,6 +120,7 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
             files,
             text_tokenizer=files.text_tokenizer or model.text_tokenizer,
             tokenizers={**model.tokenizers, **files.tokenizers},
+            absent={key: name for key, name in model.absent.items() if key not in files.tokenizers},
         )
     )
 
@@ -125,11 +128,11 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
     """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
     name = str(name_or_path)
-    path = Path(os.path.expanduser(name))
+    path = _path_of(name)
     if os.path.isdir(path):
         _weights_in(path, _listed(path), "")
         return path
-    if os.path.isfile(path) or path.suffix == ".safetensors":
+    if os.path.isfile(path):
         read_header(path)
         return path
     entry, folder, _ = _find_repository(name, Part.TOKENIZER)
@@ -153,12 +156,10 @@ def with_parts(
             found[key] = files.tokenizers[name] if name in files.tokenizers else resolve_tokenizer(name)
         except MissingError:
             absent[key] = name
-    return replace(
-        files,
-        tokenizers=found,
-        absent=absent,
-        text_tokenizer=_text_tokenizer(text_tokenizer) or files.text_tokenizer,
-    )
+    text = files.text_tokenizer
+    if text_tokenizer is not None and (text := _text_tokenizer(text_tokenizer)) is None:
+        absent[TEXT] = text_tokenizer
+    return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
 
 
 def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
@@ -170,9 +171,11 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
         size = codebook_size(path)
         if size is not None and size != row.vocab_size:
             few = "only " if size < row.vocab_size else ""
+            entry = _released_for(files, row.tokenizer)
+            better = f"; the released one is {entry.name}" if entry else ""
             raise CheckpointError(
                 f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {few}{size} codes "
-                f"({path}){_better(files, row.tokenizer)}"
+                f"({path}){better}"
             )
 
 
@@ -187,8 +190,6 @@ def tokenizer_advice(files: ModelFiles, key: str) -> str:
     """Half a sentence: how to get a tokenizer that is not here."""
     name = files.absent.get(key)
     entry = _released_for(files, key)
-    if name is not None and not is_hub_id(name.partition("@")[0]):
-        return f"'{name}' is no file or folder"
     if name is None and entry is None:
         return f"lay it into the folder tokenizers/{key} beside the model's weights"
     return _fetches(name or (entry.name if entry else "")).removeprefix("; ")
@@ -198,10 +199,8 @@ def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
     """The model's text tokenizer, or an error that says what needs it and how to get it."""
     if files.text_tokenizer is not None:
         return files.text_tokenizer
-    if any(_is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
-        raise MissingError(
-            f"{what} needs the text tokenizer, which is not here{_fetches(CATALOGUE['text-tokenizer'].name)}"
-        )
+    if TEXT in files.absent or any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+        raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT)}")
     raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
 
 
@@ -231,10 +230,10 @@ def _locate(name: str) -> ModelFiles:
         if not (_DEMO_FOLDER / CONFIG_FILE).exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
         return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
-    path = Path(os.path.expanduser(name))
+    path = _path_of(name)
     if os.path.isdir(path):  # False, not an error, for a name that no file can have
         return _from_folder(path, name, "")
-    if path.suffix == ".safetensors":
+    if os.path.isfile(path) and path.suffix == ".safetensors":
         metadata, _ = read_header(path)
         config = parse_header_config(metadata)
         if "domains_in" not in config:
@@ -249,18 +248,25 @@ def _locate(name: str) -> ModelFiles:
     return _from_folder(folder, hub_id, revision, _fetches(entry.name if entry else name))
 
 
+def _path_of(name: str) -> Path:
+    """What a name is as a path; an empty one, as of a variable that is not set, is not the folder `.`."""
+    if not name:
+        raise UsageError("the name of a model or tokenizer is empty")
+    return Path(os.path.expanduser(name))
+
+
 def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
     """Entry (None for what is not released), snapshot and commit of a model or tokenizer in the cache."""
     bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
     if not is_hub_id(bare):
-        raise MissingError(f"{name}: no such file or folder")
+        raise UsageError(f"{name}: no such file or folder")
     entry = find_entry(bare)
     if entry and entry.kind is not kind and not (kind is Part.MODEL and entry.is_model):
         raise UsageError(f"'{name}' is {_A[entry.kind]}, where {_A[kind]} is needed")
     if entry is None and "/" not in bare:
         known = near_match(bare, [DEMO, DEMO_SR]) if kind is Part.MODEL else ""
         advice = near_entry(bare) or known or "; `fourm models` lists all names"
-        raise MissingError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
+        raise UsageError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
     snapshot = find_snapshot(entry.hub_id if entry else bare, revision)
     if snapshot is None:
         fetched = (entry.name if entry else bare) + (f" --revision {revision}" if revision else "")
@@ -315,26 +321,31 @@ def _weights_in(folder: Path, files: frozenset[str], advice: str) -> Path:
         raise CheckpointError(
             f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
         )
-    raise MissingError(f"{folder}: no {WEIGHTS_FILE} in this folder{advice}")
+    raise _lacking(f"{folder}: no {WEIGHTS_FILE} in this folder", advice)
 
 
 def _whole(path: Path, advice: str) -> Path:
     """The path, unless it is a link into nothing."""
     if os.path.islink(path) and not os.path.exists(path):
-        raise MissingError(f"{path}: a link to a file that is gone{advice}")
+        raise _lacking(f"{path}: a link to a file that is gone", advice)
     return path
+
+
+def _lacking(sentence: str, advice: str) -> FourMError:
+    """What is not here: of the Hub's cache it can be fetched, of a folder of the user's own it cannot."""
+    return MissingError(sentence + advice) if advice else CheckpointError(sentence)
 
 
 def _with_released(files: ModelFiles) -> ModelFiles:
     """The model with released tokenizers from the Hub's cache for those that it does not bring itself."""
     found = dict[str, Path]()
-    for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys():
+    for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys() - files.absent.keys():
         entry = _released_for(files, key)
         snapshot = find_snapshot(entry.hub_id) if entry else None
         if snapshot is not None and os.path.isfile(snapshot.folder / WEIGHTS_FILE):
             found[key] = snapshot.folder
     text = files.text_tokenizer
-    if text is None and any(_is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+    if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
         text = text_tokenizer_path()
     return replace(
         files,
@@ -346,33 +357,18 @@ def _with_released(files: ModelFiles) -> ModelFiles:
 def _released_for(files: ModelFiles, key: str) -> Entry | None:
     """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
     served = [row for row in files.rows if row.tokenizer == key]
-    return tokenizer_entry(key) if served and all(map(_is_released, served)) else None
+    return tokenizer_entry(key) if served and all(map(is_released, served)) else None
 
 
-def _is_released(row: Modality) -> bool:
-    """True for a row that means what the released row of this name means."""
-    known = RELEASED.rows.get(row.name)
-    return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
-        row.kind, row.vocab_size, row.tokenizer, row.patch_size
-    )  # fmt: skip
-
-
-def _better(files: ModelFiles, key: str) -> str:
-    entry = _released_for(files, key)
-    return f"; the released one is {entry.name}" if entry else ""
-
-
-def _text_tokenizer(name: str | None) -> Path | None:
+def _text_tokenizer(name: str) -> Path | None:
     """A text tokenizer's file: a path, or the released one by its name; None for a released one not here."""
-    if name is None:
-        return None
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path):
         return path
     # The reference's configuration files name the file by its place in the reference's own tree.
-    if name.lower() == CATALOGUE["text-tokenizer"].name or path.name == text_tokenizer_path().name:
+    if name.lower() == TEXT or path.name == text_tokenizer_path().name:
         return text_tokenizer_path() if os.path.isfile(text_tokenizer_path()) else None
-    raise MissingError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
+    raise UsageError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
 
 
 def _checked(files: ModelFiles) -> ModelFiles:

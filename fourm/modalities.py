@@ -258,6 +258,14 @@ UNORDERED = ("tok_dinov2_global", "tok_imagebind_global")  # made only where the
 RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
 
 
+def is_released(row: Modality) -> bool:
+    """True for a row that means what the released row of this name means."""
+    known = RELEASED.rows.get(row.name)
+    return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
+        row.kind, row.vocab_size, row.tokenizer, row.patch_size
+    )  # fmt: skip
+
+
 def load_registry(path: Path, base: Registry = RELEASED) -> Registry:
     """The base registry with the rows of a model's `modalities.yaml`.
 

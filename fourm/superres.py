@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.dataset import Dataset
-from fourm.errors import MissingError, UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.hub import DEMO, ModelFiles, find_model, find_sr
 from fourm.inputs import Source, read_samples
 from fourm.layout import Sample
@@ -46,7 +46,7 @@ def find_finer(origin: Results | None, name: str | None) -> ModelFiles:
     base_name = DEMO if origin is None else origin.runs[0].record.model
     try:
         base = find_model(base_name)
-    except MissingError:
+    except FourMError:
         if name is None:
             raise
         return find_model(name)  # its tokenizers must come from elsewhere

@@ -110,10 +110,10 @@ def test_other_things_are_shown_too(run: Run, cache: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "exit_code", "said"),
     [
-        ("4m-7-bb", 4, "did you mean '4m-7-b'?"),
+        ("4m-7-bb", 2, "did you mean '4m-7-b'?"),
         ("me/mine", 4, "`fourm download me/mine` fetches it"),
         ("4m-7-b@../x", 2, "after @ comes"),
-        ("./gone", 4, "no such file or folder"),
+        ("./gone", 2, "no such file or folder"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(run: Run, name: str, exit_code: int, said: str) -> None:

@@ -118,10 +118,6 @@ def test_a_snapshot_without_config_json_has_its_configuration_in_the_header(
         (SEVEN_ID, "`fourm download 4m-7-b` fetches it"),
         ("me/mine", "`fourm download me/mine` fetches it"),
         ("EPFL-VILAB/4M-7_B_CC12", f"did you mean '{SEVEN_ID}'?"),
-        ("4m-7-bb", "did you mean '4m-7-b'?"),
-        ("dmeo", "did you mean 'demo'?"),
-        ("zzzz", "`fourm models` lists all names"),
-        ("/no/such/folder", "no such file or folder"),
     ],
 )
 def test_a_model_that_is_not_here_names_what_helps(cache: Path, name: str, said: str) -> None:
@@ -129,6 +125,50 @@ def test_a_model_that_is_not_here_names_what_helps(cache: Path, name: str, said:
         find_model(name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+MISSPELT = [
+    ("4m-7-bb", "did you mean '4m-7-b'?"),
+    ("4m-7-bb@main", "did you mean '4m-7-b'?"),
+    ("dmeo", "did you mean 'demo'?"),
+    ("zzzz", "`fourm models` lists all names"),
+    ("/no/such/folder", "no such file or folder"),
+    ("./gone.safetensors", "no such file or folder"),
+    ("a b", "no such file or folder"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), MISSPELT)
+def test_a_name_that_nothing_can_have_is_wrong_usage_everywhere(
+    cache: Path, tiny: Path, run: Callable[..., tuple[int, str, str]], name: str, said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_model(name)
+    assert said in str(caught.value)
+    commands = [("generate", "a", "--model", name), ("generate", "a", "--model", tiny, "--sr-model", name),
+                ("schedule", "validate", "--model", name), ("tokenize", ".", "--model", name),
+                ("models", "show", name), ("download", name, "--dry-run")]  # fmt: skip
+    for words in commands:
+        code, out, err = run(*words)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), (words, err)
+
+
+def test_an_empty_name_is_not_the_folder_of_the_process(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny)
+    for find in (find_model, resolve_tokenizer):
+        with pytest.raises(UsageError, match="is empty"):
+            find("")
+
+
+@pytest.mark.parametrize("name", ["4m-7-b", SEVEN_ID, "me/mine", "4m-7-b@v9"])
+def test_a_known_name_that_is_not_here_is_exit_code_4_everywhere(
+    cache: Path, tiny: Path, run: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    commands = [("generate", "a", "--model", name), ("generate", "a", "--model", tiny, "--sr-model", name)]
+    for words in commands:
+        code, out, err = run(*words)
+        assert (code, out) == (4, "")
+        assert "`fourm download" in err
 
 
 @pytest.mark.parametrize("name", ["tok-rgb", RGB_ID, "text-tokenizer", "parti-prompts"])
@@ -205,6 +245,48 @@ def test_the_super_resolution_model_is_found_by_name(model: Path, cache: Path, t
     assert "clip" in sr.tokenizers
 
 
+def test_super_resolution_takes_no_other_tokenizer_for_a_named_one_that_is_not_here(
+    model: Path, cache: Path, tmp_path: Path
+) -> None:
+    put_folder(cache, CATALOGUE["4m-7-sr-l"].hub_id, fine(tmp_path / "fine"))
+    put_tokenizer(cache, tmp_path, "tok-rgb")
+    base = with_parts(find_model("4m-7-b"), {"rgb": "me/other"})
+    sr = find_sr(base, "4m-7-sr-l")
+    assert "rgb" not in sr.tokenizers
+    assert tokenizer_advice(sr, "rgb") == "`fourm download me/other` fetches it"
+
+
+def test_super_resolution_keeps_the_parts_that_it_brings_itself(cache: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "base", tmp_path / "base" / "sr"]
+    seven(folders[0]), fine(folders[1])
+    own = [write_tokenizer(folder / "tokenizers" / "rgb", 16384) for folder in folders]
+    clip = write_tokenizer(folders[0] / "tokenizers" / "clip", 8192)
+    for folder in folders:
+        (folder / "text_tokenizer.json").write_text("{}")
+    base = find_model(folders[0])
+    sr = find_sr(base)
+    assert base.tokenizers["rgb"] == own[0]
+    assert (sr.tokenizers["rgb"], sr.tokenizers["clip"]) == (own[1], clip)
+    assert (base.text_tokenizer, sr.text_tokenizer) == tuple(f / "text_tokenizer.json" for f in folders)
+    absent = find_sr(with_parts(base, {"rgb": "me/other"}))
+    assert (absent.tokenizers["rgb"], absent.absent) == (own[1], {})
+
+
+def test_a_run_takes_no_other_part_for_a_named_one_that_is_not_here(
+    cache: Path, tiny: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    put_folder(cache, "me/here", tiny / "tokenizers" / "rgb")
+    words = ("generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--steps", "2", "--quiet")
+    (tmp_path / "parts.yaml").write_text("rgb_tok_id: me/other\n")
+    (tmp_path / "text.yaml").write_text("text_tok_path: text-tokenizer\n")
+    for more, said in ((("--tokenizer", "rgb=me/other"), "me/other"), (("-c", "parts.yaml"), "me/other"),
+                       (("-c", "text.yaml"), "text-tokenizer")):  # fmt: skip
+        code, out, err = run(*words, *more, "--out", "o")
+        assert (code, out) == (4, ""), err
+        assert f"`fourm download {said}` fetches it" in err
+    assert run(*words, "--tokenizer", "rgb=me/here", "--out", "o")[0] == 0
+
+
 def test_a_tokenizer_is_found_by_name_id_folder_and_file(cache: Path, tmp_path: Path) -> None:
     snapshot = put_tokenizer(cache, tmp_path, "tok-rgb")
     assert resolve_tokenizer("tok-rgb") == resolve_tokenizer(RGB_ID) == snapshot
@@ -219,8 +301,9 @@ def test_a_tokenizer_is_found_by_name_id_folder_and_file(cache: Path, tmp_path: 
     [
         ("tok-rgb", MissingError, "`fourm download tok-rgb` fetches it"),
         (RGB_ID, MissingError, "`fourm download tok-rgb` fetches it"),
-        ("tok-rbg", MissingError, "did you mean 'tok-rgb'?"),
-        ("./gone", MissingError, "no such file or folder"),
+        ("tok-rbg", UsageError, "did you mean 'tok-rgb'?"),
+        ("./gone", UsageError, "no such file or folder"),
+        ("./gone.safetensors", UsageError, "no such file or folder"),
         ("4m-7-b", UsageError, "a model, where a tokenizer is needed"),
         ("text-tokenizer", UsageError, "a text tokenizer, where a tokenizer is needed"),
     ],
@@ -244,12 +327,17 @@ def test_named_parts_replace_the_ones_found(model: Path, cache: Path, tmp_path: 
     assert files.absent == {"depth": "tok-depth"}
     assert files.text_tokenizer == text
     # A tokenizer that was named is never replaced silently by the one that happens to be here.
-    files = with_parts(files, {"rgb": "me/other", "clip": "./gone"})
+    files = with_parts(files, {"rgb": "me/other", "clip": "me/clip"})
     assert files.tokenizers == {}
     assert tokenizer_advice(files, "rgb") == "`fourm download me/other` fetches it"
-    assert tokenizer_advice(files, "clip") == "'./gone' is no file or folder"
+    for wrong, said in (("./gone", "no such file or folder"), ("tok-rbg", "did you mean 'tok-rgb'")):
+        with pytest.raises(UsageError, match=said):
+            with_parts(files, {"clip": wrong})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors in this folder$"):
+        with_parts(files, {"clip": str(tmp_path / "empty")})
     assert with_parts(find_model("4m-7-b"), {"rgb": "clip"}).tokenizers == {"rgb": clip, "clip": clip}
-    assert with_parts(files, {"rgb": str(mine)}).absent == {"clip": "./gone", "depth": "tok-depth"}
+    assert with_parts(files, {"rgb": str(mine)}).absent == {"clip": "me/clip", "depth": "tok-depth"}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +348,7 @@ def test_the_released_text_tokenizer_is_found_by_name(model: Path, cache: Path, 
     assert with_parts(find_model("4m-7-b"), {}, name).text_tokenizer is None
     text = put_text_tokenizer()
     assert with_parts(find_model("4m-7-b"), {}, name).text_tokenizer == text
-    with pytest.raises(MissingError, match="`fourm download text-tokenizer` fetches one"):
+    with pytest.raises(UsageError, match="`fourm download text-tokenizer` fetches one"):
         with_parts(find_model("4m-7-b"), {}, "gone.json")
 
 
