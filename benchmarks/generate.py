@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bundle import random_tensor
 from fourm.catalogue import CATALOGUE
 from fourm.checkpoint import load_model
-from fourm.device import DTYPES
 from fourm.engine import Engine, with_targets
 from fourm.hub import find_model
 from fourm.modalities import RELEASED, Kind, Modality, Registry
 from fourm.model import FourM, FourMConfig
+from fourm.precision import DTYPES
 from fourm.sampling import Noise
 from fourm.schedule import Chain, TargetSpec, make_chain
 from fourm.state import Batch, Slot, full_grid, full_pixels, full_sequence

@@ -19,7 +19,8 @@ from fourm.modalities import Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
-WIDTHS = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number by the name of its dtype
+# Bytes of a number by the name of its dtype.
+WIDTHS = {"auto": 4, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)

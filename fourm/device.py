@@ -1,4 +1,4 @@
-"""On what a run computes: device, dtype, how many samples at once, and whether there is memory for it."""
+"""On what a run computes: the device, how many samples at once, and whether there is memory for it."""
 
 import platform
 from collections.abc import Iterator
@@ -14,7 +14,6 @@ from fourm.opening import read_bytes
 from fourm.request import Request
 from fourm.world import World
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # How far an estimate may be off: what may still fit is tried.
@@ -38,15 +37,6 @@ def choose_device(name: str, world: World) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % torch.cuda.device_count())
     return device
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """The dtype of a name; `auto` is float32 everywhere, so that a device is no reason for another result."""
-    if name == "auto":
-        return torch.float32
-    if name not in DTYPES:
-        raise UsageError(f"--dtype: '{name}' is not one of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def choose_batch_size(request: Request, device: torch.device) -> int:

@@ -145,9 +145,9 @@ def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) 
     # The logits and what they were before the filters, as probabilities; then, at the worst moment:
     arrays = 2.0
     if step.temperature > _GREEDY_BELOW:
-        arrays = 6.25  # probabilities, their sums, which of them are below the noise, and that as int64
+        arrays = 6.0  # probabilities, and these scaled as float32 and as int64
         if 0 < chain.top_p < 1:
-            arrays = 8.25 + bool(chain.top_k)  # sorted, order (int64), probabilities, sums, shifted, outside
+            arrays = 9.0 + bool(chain.top_k)  # the same of sorted ones, beside these and their order (int64)
     yield Peak(round(one * arrays), one)
 
 

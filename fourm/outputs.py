@@ -144,9 +144,7 @@ def check_steps(steps: int, trained: int) -> None:
     )
 
 
-def make_record(
-    request: Request, outputs: list[Output], device: torch.device, dtype: torch.dtype
-) -> RunRecord:
+def make_record(request: Request, outputs: list[Output], device: torch.device, dtype: str) -> RunRecord:
     """What run.json says of this run."""
     model, samples = request.model, list(request.samples)
     files = {
@@ -165,7 +163,7 @@ def make_record(
         samples_sha256=digest_of_samples(samples),
         num_variations=request.num_variations,
         seed=request.seed,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype,
         device_type=device.type,
         attention=request.attention,
         decode=request.decode,

@@ -16,7 +16,7 @@ from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
 from fourm.codecs.images import rows_at_once
 from fourm.conditions import Conditions, Prepared, Work
-from fourm.device import choose_batch_size, choose_device, choose_dtype, choose_rows
+from fourm.device import choose_batch_size, choose_device, choose_rows
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError
 from fourm.events import Event, Finished, Loading, Noted, Started, Stepped
@@ -24,6 +24,7 @@ from fourm.layers import set_attention
 from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.preview import Film
 from fourm.record import RUN, Launch, RunRecord, close_output, now, open_output
 from fourm.request import Origin, Request
@@ -45,7 +46,7 @@ class Job:
     request: Request
     outputs: list[Output]
     device: torch.device
-    dtype: torch.dtype
+    dtype: str  # a key of DTYPES
 
     @property
     def record(self) -> RunRecord:
@@ -55,7 +56,8 @@ class Job:
 
 def check(request: Request) -> Job:
     """Find mistakes of the request (exit code 2) and missing files (4) before anything is loaded."""
-    device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
+    device = choose_device(request.device, request.world)
+    dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)
     outputs = plan_outputs(request)
     check_files(request.model, tokenizers_of(outputs))
@@ -72,10 +74,11 @@ def run(request: Request) -> Iterator[Event]:
     job = check(request)
     out, launch = request.out, Launch(request.world.rank, request.world.size, now())
     number = open_output(out, job.record, launch, request.resume, request.overwrite, request.record)
-    saver = Saver(request, job.outputs, str(job.dtype).removeprefix("torch."))
+    saver = Saver(request, job.outputs, job.dtype)
     tally = saver.tally
     try:
-        yield from _generate(job, saver)
+        with arithmetic(job.dtype):
+            yield from _generate(job, saver)
     except OSError as error:
         raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
     finally:
@@ -121,7 +124,7 @@ def _generate(job: Job, saver: Saver) -> Iterator[Event]:
     if not todo:
         return
     yield Loading(f"model {request.model.name}")
-    parts = load_parts(request, job.outputs, device, job.dtype)
+    parts = load_parts(request, job.outputs, device, DTYPES[job.dtype])
     saver.codecs = parts.codecs
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     for prepared in Conditions(request, parts.codecs).prepared(groups):

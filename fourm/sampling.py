@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+WHOLE = 1 << 60  # a probability of 1 as an integer
+_BITS = 24  # of a uniform
 GREEDY_BELOW = 1e-8  # temperatures at or under this are an argmax; linear curves end at 1e-9
 
 
@@ -49,10 +52,9 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     if not 0 < top_p < 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    before[..., 0] = 0
-    outside = torch.empty_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
+    is_enough = _sums(ordered.softmax(dim=-1)) > int(top_p * WHOLE)
+    is_late = F.pad(is_enough[..., :-1], (1, 0))  # those before it are enough
+    outside = torch.empty_like(is_late).scatter(-1, order, is_late)
     return logits.masked_fill(outside, float("-inf"))
 
 
@@ -83,13 +85,27 @@ def draw(
         ids = logits.argmax(dim=-1)
         return Drawn(ids, torch.ones_like(logits[..., 0]), _at(certainty, ids))
     confidence = probabilities(logits, temperature, top_k, top_p)
-    cumulative = confidence.cumsum(dim=-1)
-    wanted = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+    cumulative = _sums(confidence)
+    wanted = _part(cumulative[..., -1:], uniforms.unsqueeze(-1))
     # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
-    ids = (cumulative <= wanted).sum(dim=-1)
-    # u * total can round up to the total: then take the entry that reaches it.
-    ids = torch.minimum(ids, (cumulative < cumulative[..., -1:]).sum(dim=-1))
+    ids = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
+    ids = ids.clamp_max(logits.shape[-1] - 1)  # where nothing is a number, so that it stays an id
     return Drawn(ids, _at(confidence, ids), _at(certainty, ids))
+
+
+def _sums(probabilities: Tensor) -> Tensor:
+    """Cumulative sums over the last axis, int64 in units of 2^-60: of probabilities from 2^-36 on, exact.
+
+    Sums of floats depend on their order, and CUDA adds up in no fixed one; sums of integers do not. Those of
+    a distribution stay far below 2^63.
+    """
+    return (probabilities * WHOLE).long().cumsum_(dim=-1)
+
+
+def _part(total: Tensor, uniforms: Tensor) -> Tensor:
+    """floor(uniform * total), exactly: total int64 below 2^62, uniforms float32 in units of 2^-24."""
+    u = (uniforms * 2.0**_BITS).long()
+    return (total >> _BITS) * u + ((total & ((1 << _BITS) - 1)) * u >> _BITS)
 
 
 def _at(table: Tensor, ids: Tensor) -> Tensor:
@@ -130,7 +146,7 @@ class Noise:
         """(B, K) float32 in [0, 1) for positions (B, K) int64 of one step; `purpose` separates uses."""
         state = _mix(self.streams + _signed((2 * step + purpose + 1) * 0x9E3779B97F4A7C15))
         bits = _mix(state.unsqueeze(1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
-        return _shift(bits, 40).to(torch.float32) * 2.0**-24
+        return _shift(bits, 64 - _BITS).to(torch.float32) * 2.0**-_BITS
 
     def normals(self, step: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32, standard normal, on the CPU whatever the device of the streams.

@@ -19,8 +19,8 @@ from fourm.yamlfile import Entry
 SR_PREFIX = "sr_"
 TOKENIZER_SUFFIX = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
-DTYPES = {"auto": "auto", "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
-          "float16": "float16", "fp16": "float16"}  # fmt: skip
+DTYPES = {"auto": "auto", "float32": "float32", "fp32": "float32", "tf32": "tf32", "bfloat16": "bfloat16",
+          "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}  # fmt: skip
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
 IGNORED = (
     "run_name", "image_size", "patch_size", "num_workers", "pin_mem", "parti_prompts_t5_embs",

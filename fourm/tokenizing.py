@@ -23,13 +23,14 @@ from fourm.codecs.files import read_array, read_json, read_size, write_ids
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.crops import CROP_SETTINGS, NUM_UNIFORMS, Crop, centre_crop, random_crop
-from fourm.device import choose_device, choose_dtype
+from fourm.device import choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.hub import weights_of
 from fourm.layers import set_attention
 from fourm.layout import Key, path_of, remove_leftovers, write_atomic, write_text
 from fourm.modalities import Modality
+from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.rawdata import RawSample, TokenizeRequest
 from fourm.record import add_failure, forget_failures, locked, sha256_of
 from fourm.sampling import Noise
@@ -62,7 +63,8 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
     A sample that fails is reported and noted in failures.jsonl; the others go on.
     """
     started = time.perf_counter()
-    device, dtype = choose_device(request.device, request.world), choose_dtype(request.dtype)
+    device = choose_device(request.device, request.world)
+    dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)  # said before anything is loaded
     for row in request.rows:
         _check_row(row, request.model.tokenizers[row.tokenizer])
@@ -78,7 +80,8 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
         request.out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(request.out)
         _claim(request, num_crops, dtype, device)
-        yield from _tokenize(request, num_crops, device, dtype, tally)
+        with arithmetic(dtype):
+            yield from _tokenize(request, num_crops, device, dtype, tally)
     except OSError as error:
         raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
     finally:
@@ -125,14 +128,14 @@ def _count(request: TokenizeRequest) -> int:
     return count
 
 
-def _claim(request: TokenizeRequest, num_crops: int, dtype: torch.dtype, device: torch.device) -> None:
+def _claim(request: TokenizeRequest, num_crops: int, dtype: str, device: torch.device) -> None:
     """Note in each folder of tokens what makes them; refuse one that was begun with something else."""
     for row in request.rows:
         path = request.out / row.name / RECORD
         record = {
             "tokenizer": sha256_of(weights_of(request.model.tokenizers[row.tokenizer])),
             "crops": num_crops,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype,
             "attention": request.attention,
             "device": device.type,
         }
@@ -160,7 +163,7 @@ def _compare(path: Path, here: Mapping[str, object]) -> None:
 
 
 def _tokenize(
-    request: TokenizeRequest, num_crops: int, device: torch.device, dtype: torch.dtype, tally: Tally
+    request: TokenizeRequest, num_crops: int, device: torch.device, dtype: str, tally: Tally
 ) -> Iterator[Event]:
     """The work of one process: look what is there, load, then batch after batch."""
     mine = request.world.share(request.samples)
@@ -185,9 +188,8 @@ def _tokenize(
     needed = {row.name: row for work in todo for row in work.rows}
     loaded = sorted({row.tokenizer for row in needed.values()})
     yield Loading(f"tokenizers {', '.join(loaded)}")
-    tokenizers = {
-        key: load_tokenizer(request.model.tokenizers[key], device, dtype, Part.ENCODER) for key in loaded
-    }
+    part, kind = Part.ENCODER, DTYPES[dtype]
+    tokenizers = {key: load_tokenizer(request.model.tokenizers[key], device, kind, part) for key in loaded}
     for module in tokenizers.values():
         set_attention(module, request.attention, device)
     codecs = {

@@ -49,7 +49,7 @@ SrModel = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="auto, float32, bfloat16 or float16.",
+        help="auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.",
         autocompletion=one_of(*dict.fromkeys(DTYPES.values())),
         rich_help_panel=MODEL_PANEL,
     ),

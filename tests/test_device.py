@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourm.device import check_memory, choose_batch_size, choose_device, choose_dtype, free_memory
+from fourm.device import check_memory, choose_batch_size, choose_device, free_memory
 from fourm.errors import UsageError
 from fourm.hub import find_model
 from fourm.layout import Key, Sample
@@ -28,13 +28,6 @@ def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
     count = torch.cuda.device_count()
     found = [choose_device("cuda", World(local_rank=rank)).index for rank in range(2 * count)]
     assert found == [*range(count)] * 2
-
-
-def test_a_dtype_is_float32_unless_another_is_named() -> None:
-    assert choose_dtype("auto") is torch.float32
-    assert choose_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(UsageError, match="'float8' is not one of auto, float32"):
-        choose_dtype("float8")
 
 
 def test_batches_hold_fewer_samples_when_samples_are_longer(tiny: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Filters and probabilities equal the recorded ones; draws follow them; noise belongs to the sample."""
 
 import json
+from bisect import bisect_right
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,57 @@ def test_a_draw_is_always_a_token_of_positive_probability(u: int, size: int, see
     assert float(confidence) > 0
 
 
+def shares_of(probabilities: torch.Tensor) -> list[int]:
+    """Probabilities in units of 2^-60, in Python's integers of any size."""
+    return [int(p * 2**60) for p in probabilities.tolist()]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 3.0])
+def test_a_draw_adds_up_integers_so_that_no_device_or_batch_can_round_it_otherwise(
+    temperature: float,
+) -> None:
+    """Each drawn token is the one that exact arithmetic finds, of a vocabulary as large as any."""
+    logits = torch.randn(3, 30_000, generator=torch.Generator().manual_seed(4)) * 3
+    noise = Noise.for_samples(0, [(str(i), 0) for i in range(3)])
+    uniforms = torch.cat(
+        [noise.uniforms(0, 1, torch.arange(300).expand(3, -1)), torch.tensor([[0.0, 1 - 2.0**-24]] * 3)],
+        dim=1,
+    )
+    found = draw(logits.unsqueeze(1).expand(-1, uniforms.shape[1], -1), uniforms, temperature).ids
+    for row in range(3):
+        sums = list(accumulate(shares_of(probabilities(logits[row], temperature))))
+        wanted = [int(u * 2**24) * sums[-1] / Fraction(2**24) for u in uniforms[row].tolist()]
+        assert found[row].tolist() == [bisect_right(sums, each) for each in wanted]
+
+
+def test_tokens_down_to_a_probability_of_a_quintillionth_can_be_drawn() -> None:
+    tiny = torch.tensor([0.0, -41.0, -60.0]).softmax(-1)  # 1, 1.6e-18, 8.8e-27
+    assert [share > 0 for share in shares_of(tiny)] == [True, True, False]
+    ids = draw(tiny.log().expand(2, -1).flip(-1), torch.tensor([0.0, 2.0**-24]), 1.0).ids
+    assert ids.tolist() == [
+        1,
+        2,
+    ]  # the first unit of all is the middle token's; one of 2^-24 is far beyond it
+
+
+def test_a_nucleus_adds_up_integers() -> None:
+    logits = torch.randn(5, 30_000, generator=torch.Generator().manual_seed(5))
+    for row, kept in zip(logits, keep_top_p(logits, 0.9).isfinite(), strict=True):
+        ordered, order = row.sort(descending=True, stable=True)
+        sums = list(accumulate(shares_of(ordered.softmax(-1))))
+        count = bisect_right([0, *sums[:-1]], int(0.9 * 2**60))
+        assert set(order[:count].tolist()) == set(kept.nonzero().flatten().tolist())
+
+
+def test_logits_that_are_no_numbers_still_give_an_id() -> None:
+    """A GPU stops for good at an index beyond a table; that the numbers mean nothing is told later."""
+    logits = torch.full((4, 7), float("nan"))
+    logits[1, 3], logits[2, 6], logits[3] = 0.0, float("inf"), float("-inf")
+    drawn = draw(logits, torch.tensor([0.0, 0.3, 0.9, 1 - 2.0**-24]), 1.0)
+    assert bool(((drawn.ids >= 0) & (drawn.ids < 7)).all())
+    assert not bool(drawn.certainty.isfinite().any())
+
+
 def test_filters_keep_at_least_one_token() -> None:
     logits = torch.arange(10.0)
     assert keep_top_k(logits, 0.001).isfinite().sum() == 1
@@ -153,6 +207,22 @@ def test_normal_noise_is_normal_and_belongs_to_the_sample() -> None:
     alone = Noise.for_samples(0, [("k7", 0)])
     assert torch.equal(alone.normals(3, (3, 40, 50))[0], values[7])
     assert not torch.equal(alone.normals(4, (3, 40, 50))[0], values[7])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_equal_probabilities_lead_to_equal_draws_on_a_gpu_however_many_rows_there_are(top_p: float) -> None:
+    logits = torch.randn(64, 16_384, generator=torch.Generator().manual_seed(6)) * 2
+    noise = Noise.for_samples(0, [(str(i), 0) for i in range(64)]).uniforms(0, 1, torch.zeros(64, 1).long())[
+        :, 0
+    ]
+    together = draw(logits.cuda(), noise.cuda(), 1.0, top_p=top_p).ids
+    for rows in (1, 7, 64):
+        assert torch.equal(
+            draw(logits[:rows].cuda(), noise[:rows].cuda(), 1.0, top_p=top_p).ids, together[:rows]
+        )
+    on_cpu = draw(logits, noise, 1.0, top_p=top_p).ids
+    assert float((together.cpu() == on_cpu).float().mean()) > 0.9
 
 
 @pytest.mark.gpu

@@ -31,9 +31,10 @@ from fourm.tokenizers.divae import DiVAE
 from fourm.tokenizers.vq import IMAGENET
 
 _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
-# Convolutions choose their order of sums by the shape of the batch, so a network always sees this many rows.
-_ROWS = {"cpu": 1}
-_ROWS_ON_GPU = 8
+# Convolutions choose their order of sums by the shape of the batch. On a CPU a network always sees one row;
+# elsewhere, where no such promise is made, it sees one of few shapes, so that kernels are chosen only once.
+_SIZES = {"cpu": (1,)}
+_SIZES_ON_GPU = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,12 @@ class Diffusion:
 
 
 def rows_at_once(device: torch.device) -> int:
-    """Rows that are decoded together on a device."""
-    return _ROWS.get(device.type, _ROWS_ON_GPU)
+    """Rows that are decoded together on a device at most."""
+    return _sizes(device)[-1]
+
+
+def _sizes(device: torch.device) -> tuple[int, ...]:
+    return _SIZES.get(device.type, _SIZES_ON_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ class GridCodec:
 
     @torch.no_grad()
     def tokenize(self, prepared: Sequence[Tensor]) -> Tensor:
-        """Prepared values, all of one shape -> tokens (B, L) int64; in groups of one size, like `decode`."""
+        """Prepared values, all of one shape -> tokens (B, L) int64; in groups, like `decode`."""
         tokenizer = self._need_tokenizer()
         device = _device_of(tokenizer)
         made = list[Tensor]()
@@ -212,7 +217,8 @@ class GridCodec:
     ) -> Generator[tuple[int, int], None, list[Value]]:
         """Values of the tokens; on the way, (done, total) after each step of a diffusion.
 
-        Rows go through the network in groups of one size, so that no row's result depends on the batch.
+        Rows go through the network in groups that a device's sizes fit: one by one on a CPU, so that no
+        row's result depends on the batch.
         """
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(_device_of(tokenizer))
@@ -319,9 +325,12 @@ def _check_size(value: Value, crop: Crop, path: Path) -> None:
 
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:
-    """Rows 0..count - 1 in groups of the size that suits a device; the last row fills up the last group."""
-    size = rows_at_once(device)
-    return [[min(row, count - 1) for row in range(at, at + size)] for at in range(0, count, size)]
+    """Rows 0..count - 1 in groups of a device's sizes; the last row fills up the last group."""
+    most, groups = rows_at_once(device), list[list[int]]()
+    for at in range(0, count, most):
+        size = next(size for size in _sizes(device) if size >= min(most, count - at))
+        groups.append([min(row, count - 1) for row in range(at, at + size)])
+    return groups
 
 
 def _device_of(tokenizer: AnyTokenizer) -> torch.device:
