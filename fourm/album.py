@@ -16,8 +16,8 @@ from fourm.hub import find_model
 from fourm.inputs import CAPTION
 from fourm.layout import Key, Place
 from fourm.reading import Reader, find_row, reader_for, rows_of
-from fourm.record import SR, RunRecord
 from fourm.results import Failure, Results, Run, chain_names, open_results
+from fourm.runfile import SR, RunRecord
 
 __all__ = ["Album", "Entry", "Film", "Frame", "Label", "Panel", "Stage", "View", "open_album"]
 
@@ -171,7 +171,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
     entries, problems, stages = list[Entry](), list[str](), list[Stage]()
     for run in results.runs:
         record = run.record
-        conditions, targets = _names(record, root / run.file)
+        conditions, targets = map(tuple, chain_names(record.schedule))
         stages.append(
             Stage(record.stage, record.model, record.seed, record.options, conditions, targets,
                   record.num_variations)
@@ -337,16 +337,6 @@ def _check_inside(place: Place, file: Path) -> None:
     path = PurePosixPath(f"{place.folder}/x{place.suffix}")
     if path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise UsageError(f"{file}: its folder {printable(repr(place.folder))} lies elsewhere")
-
-
-def _names(record: RunRecord, file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Conditions and targets of a record's schedule."""
-    try:
-        conditions, targets = chain_names(record.schedule)
-        steps_of(record)
-        return tuple(map(str, conditions)), tuple(map(str, targets))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{file}: its schedule is not one of this program ({error})") from error
 
 
 def _counts(record: RunRecord) -> dict[str, int]:

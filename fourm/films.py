@@ -11,7 +11,7 @@ from fourm.errors import SampleError
 from fourm.layout import Key, path_of
 from fourm.modalities import Kind, Modality
 from fourm.preview import preview_places
-from fourm.record import RunRecord
+from fourm.runfile import RunRecord
 
 MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
 
@@ -56,7 +56,7 @@ def read_film(
 def steps_of(record: RunRecord) -> list[tuple[int, str, int]]:
     """Index, target and number of tokens of each step of a record's schedule."""
     steps = record.schedule["steps"]
-    return [(int(step["index"]), str(step["target"]), int(step["num_tokens"])) for step in steps]
+    return [(step["index"], step["target"], step["num_tokens"]) for step in steps]
 
 
 def limited(picture: Image.Image) -> Image.Image:

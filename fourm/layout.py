@@ -14,6 +14,7 @@ from fourm.errors import FourMError, UsageError
 from fourm.opening import open_file
 
 PARTIAL = ".partial"  # folder for files that are being written
+FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
 SAMPLES_PER_FOLDER = 1000
 # Of one run, variations included: more do not fit into the memory of a small machine.
 MAX_SAMPLES = 10_000_000
@@ -66,7 +67,7 @@ class Place:
     suffix: str  # ".npy"
     shared: bool = False  # one file for all variations
     modality: str = ""  # full name: "tok_rgb@64"; "" for files that are not of one
-    form: str = "value"  # "ids", "value"; or "extra": only some samples have it
+    form: str = "value"  # one of FORMS
     is_condition: bool = False
 
 

@@ -22,8 +22,9 @@ from fourm.hub import (
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
 from fourm.preview import preview_places
-from fourm.record import RunRecord, digest_of_samples, now, sha256_of
+from fourm.record import digest_of_samples, now, sha256_of
 from fourm.request import Request
+from fourm.runfile import RunRecord
 from fourm.schedule import joining_problem
 from fourm.tokenizers.config import DiVAEConfig
 from fourm.tokenizers.vq import Part

@@ -26,9 +26,10 @@ from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.preview import Film
-from fourm.record import RUN, Launch, RunRecord, close_output, now, open_output
+from fourm.record import close_output, now, open_output
 from fourm.request import Origin, Request
 from fourm.results import Run, samples_for
+from fourm.runfile import RUN, Launch, RunRecord
 from fourm.sampling import Noise
 from fourm.saving import Saver
 from fourm.wordpiece import WordPiece

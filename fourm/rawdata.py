@@ -12,7 +12,7 @@ from fourm.header import read_header
 from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.layout import MAX_SAMPLES, Key
 from fourm.modalities import Kind, Modality
-from fourm.request import ATTENTIONS
+from fourm.request import ATTENTIONS, check_seed
 from fourm.world import World
 
 PICTURES, VALID = "rgb", "mask_valid"  # folders of every sample's picture, and of its pixels that count
@@ -60,6 +60,7 @@ class TokenizeRequest:
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:

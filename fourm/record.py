@@ -1,88 +1,38 @@
-"""What a run is (`run.json`), what failed (`failures.jsonl`), and who may write into an output folder."""
+"""Who may write into an output folder: its record is begun, compared, closed; what failed is noted."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fourm.checksums import drop_checksums, sha256_of_file, tidy_checksums
 from fourm.errors import UsageError
-from fourm.layout import PARTIAL, Place, Sample, ends_a_line, remove_leftovers, write_text
+from fourm.layout import PARTIAL, Sample, ends_a_line, remove_leftovers, write_text
 from fourm.opening import read_bytes
+from fourm.runfile import (
+    BASE,
+    FAILURES,
+    LOCK,
+    RUN,
+    SR,
+    SR_RUN,
+    Launch,
+    RunFile,
+    RunRecord,
+    read_run,
+    write_run,
+)
 
-RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
-SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
-BASE, SR = "base", "sr"  # stages of making a sample
-FORMAT = 2  # of run.json
-MAX_BYTES = 1 << 28  # of run.json
 MAX_FAILURES_BYTES = 1 << 30  # of failures.jsonl
-FREE = (
-    "versions",
-    "command",
-    "device",
-    "created",
-    "options",
-)  # may differ between a run and the one that resumes it
+# What may differ between a run and the one that resumes it.
+FREE = ("versions", "command", "device", "created", "options")
 MAX_DIFFERENCES = 5  # named in the sentence that refuses to resume
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """All that the files of a run depend on, and how to repeat it."""
-
-    schedule: Mapping[str, Any]  # Chain.to_json()
-    model: str
-    revision: str
-    files: Mapping[str, str]  # weights, tokenizers, text tokenizer -> sha256
-    samples: int  # of all processes together
-    samples_sha256: str
-    num_variations: int
-    seed: int
-    dtype: str
-    device_type: str  # "cpu", "cuda", "mps": other kernels, other rounding
-    attention: str  # which kernel: the same
-    decode: bool
-    detokenizer_steps: int
-    preview: int
-    places: tuple[Place, ...]
-    stage: str = BASE
-    variation: int | None = None  # the only one that was made
-    origin: Mapping[str, Any] = field(default_factory=dict)  # what this run went on from: see `as_origin`
-    options: str = ""  # the schedule as options of the command line
-    device: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    command: tuple[str, ...] = ()
-    created: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as it stands in `run.json`."""
-        return asdict(self)
-
-    def as_origin(self) -> dict[str, Any]:
-        """What the results of this run depend on, for the record of a run that goes on from them."""
-        names = ("model", "revision", "files", "options", "samples_sha256", "num_variations", "seed", "dtype")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One process that worked on a folder, from when to when and with what result."""
-
-    rank: int
-    size: int
-    started: str
-    finished: str | None = None
-    saved: int = 0
-    skipped: int = 0
-    failed: int = 0
-    seconds: float = 0.0
 
 
 def now() -> str:
@@ -137,22 +87,21 @@ def open_output(
     Several processes may do this at once, in any order; the first of them writes the record.
     """
     _make(out)
-    fresh = {"format": FORMAT, **settings.to_json(), "launches": []}
     with locked(out):
         remove_leftovers(out)
         if _is_free(out, record):
             if record == SR_RUN:
                 _check_unclaimed(out, settings)
-            return _add(out, record, fresh, launch)
+            return _add(out, record, settings, (), launch)
         before = _load(out, record)
         partner = _is_partner(before, launch)
         if overwrite and not partner:
             _empty(out, record)
-            return _add(out, record, fresh, launch)
+            return _add(out, record, settings, (), launch)
         if not resume and not partner:
             raise _exists(out, record)
-        _compare(out, before, settings)
-        return _add(out, record, before, launch)
+        _compare(out, before.run, settings)
+        return _add(out, record, before.run, before.launches, launch)
 
 
 def close_output(
@@ -161,8 +110,8 @@ def close_output(
     """Note how a launch ended, forget failures of samples (key, variation) that it has saved, tidy up."""
     with locked(out):
         before = _load(out, record)
-        before["launches"][number] = asdict(launch)
-        _save(out, record, before)
+        launches = [*before.launches[:number], launch, *before.launches[number + 1 :]]
+        write_text(out, out / record, write_run(before.run, launches))
         _forget_failures(out, saved, BASE if record == RUN else SR)
         tidy_checksums(out)
         remove_leftovers(out)
@@ -185,37 +134,7 @@ def forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
 
 def read_record(out: Path, record: str = RUN) -> RunRecord:
     """The settings of the run that wrote a folder."""
-    data = _load(out, record)
-    try:
-        values = {name: data[name] for name in RunRecord.__dataclass_fields__}
-        places = tuple(Place(**place) for place in values.pop("places"))
-        read = RunRecord(**values | {"places": places, "command": tuple(data["command"])})
-        _check_kinds(read)
-        return read
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
-
-
-def read_launches(out: Path, record: str = RUN) -> tuple[Launch, ...]:
-    """Every process that worked on a folder, in the order in which they began."""
-    try:
-        return tuple(Launch(**launch) for launch in _load(out, record)["launches"])
-    except TypeError as error:
-        raise UsageError(f"{out / record}: is not a record of this program ({error})") from error
-
-
-def _check_kinds(read: RunRecord) -> None:
-    """TypeError where a value is not of the kind that others count on; a file can be changed by hand."""
-    for name in ("model", "options", "dtype", "stage"):
-        if not isinstance(getattr(read, name), str):
-            raise TypeError(f"its {name} is not a text")
-    if type(read.seed) is not int:
-        raise TypeError("its seed is not a whole number")
-    if not type(read.samples) is type(read.num_variations) is int:
-        raise TypeError("its counts of samples and variations are not whole numbers")
-    steps, conditions = read.schedule["steps"], read.schedule["conditions"]
-    if not all(isinstance(name, str) for name in (*conditions, *(step["target"] for step in steps))):
-        raise TypeError("schedule names something that is not a modality")
+    return _load(out, record).run
 
 
 def _exists(out: Path, record: str) -> UsageError:
@@ -223,18 +142,20 @@ def _exists(out: Path, record: str) -> UsageError:
     return UsageError(f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again")
 
 
-def _is_partner(record: Mapping[str, Any], launch: Launch) -> bool:
+def _is_partner(before: RunFile, launch: Launch) -> bool:
     """True for a process whose own share nobody has begun yet, in a job of the same size."""
-    others = [(other["rank"], other["size"]) for other in record["launches"]]
+    others = [(other.rank, other.size) for other in before.launches]
     same_size = all(size == launch.size for _, size in others)
     return launch.size > 1 and same_size and (launch.rank, launch.size) not in others
 
 
-def _compare(out: Path, record: Mapping[str, Any], settings: RunRecord) -> None:
+def _compare(out: Path, there: RunRecord, here: RunRecord) -> None:
     """Refuse to go on with another configuration, and say what differs."""
-    names = [name for name in RunRecord.__dataclass_fields__ if name not in FREE]
-    wanted = json.loads(json.dumps(settings.to_json()))
-    before, after = (dict(_flat("", {name: r.get(name) for name in names})) for r in (record, wanted))
+    names = [each.name for each in fields(RunRecord) if each.name not in FREE]
+    before, after = (
+        dict(_flat("", {name: json.loads(json.dumps(run.to_json()[name])) for name in names}))
+        for run in (there, here)
+    )
     differences = [
         f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
         for path in dict.fromkeys((*before, *after))
@@ -259,35 +180,18 @@ def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value)
 
 
-def _load(out: Path, name: str) -> dict[str, Any]:
-    path = out / name
+def _load(out: Path, name: str) -> RunFile:
     try:
-        record = json.loads(read_bytes(path, MAX_BYTES))
-        if record["format"] != FORMAT:
-            raise UsageError(
-                f"{path}: was written by another version of this program (format {record['format']})"
-            )
-        if all({"rank", "size"} <= launch.keys() for launch in record["launches"]) and all(
-            "\0" not in place["folder"] + place["suffix"] for place in record["places"]
-        ):
-            return dict(record)
+        return read_run(out / name)
     except FileNotFoundError as error:
         raise UsageError(
             f"--out {out}: is not empty and holds no {name}, so no run wrote it; left as it is"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path}: is not a record of this program ({error})") from error
-    raise UsageError(f"{path}: is not a record of this program (launches or places are not complete)")
 
 
-def _save(out: Path, name: str, record: Mapping[str, Any]) -> None:
-    write_text(out, out / name, json.dumps(record, indent=1) + "\n")
-
-
-def _add(out: Path, name: str, record: dict[str, Any], launch: Launch) -> int:
-    record["launches"].append(asdict(launch))
-    _save(out, name, record)
-    return len(record["launches"]) - 1
+def _add(out: Path, name: str, run: RunRecord, launches: Sequence[Launch], launch: Launch) -> int:
+    write_text(out, out / name, write_run(run, [*launches, launch]))
+    return len(launches)
 
 
 def _make(out: Path) -> None:
@@ -325,17 +229,24 @@ def _check_unclaimed(out: Path, settings: RunRecord) -> None:
 def _empty(out: Path, name: str) -> None:
     """Delete the files of a run, and of one that went on from it; nothing else. RUN stays until replaced."""
     names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
-    places = [(each, place) for each in names for place in _load(out, each)["places"]]
+    places = [(each, place) for each in names for place in _load(out, each).run.places]
     for each, place in places:  # all of them before anything is deleted
-        folder = out / place["folder"]
-        if folder == out or not folder.resolve().is_relative_to(out.resolve()):
-            raise UsageError(f"{out / each}: names the folder '{place['folder']}', which is not inside {out}")
+        _check_own(out, each, place.folder)
     for _, place in places:
-        _empty_place(out, place["folder"], place["suffix"])
+        _empty_place(out, place.folder, place.suffix)
     if SR_RUN in names:
         (out / SR_RUN).unlink()
     if name == RUN:
         (out / FAILURES).unlink(missing_ok=True)
+
+
+def _check_own(out: Path, record: str, folder: str) -> None:
+    """Refuse to delete below a link, wherever it leads."""
+    above = out
+    for part in folder.split("/"):
+        above = above / part
+        if above.is_symlink():
+            raise UsageError(f"{out / record}: names the folder '{folder}', but {above} is a link")
 
 
 def _empty_place(out: Path, place: str, suffix: str) -> None:

@@ -11,14 +11,16 @@ from PIL import Image
 from fourm.errors import UsageError, printable
 from fourm.hub import DEMO_SR, ModelFiles
 from fourm.inputs import CAPTION
-from fourm.layout import Key, Sample
+from fourm.layout import MAX_SAMPLES, Key, Sample
 from fourm.modalities import Kind
 from fourm.opening import open_file
 from fourm.plan import parse_chain
-from fourm.record import BASE, RUN, SR, SR_RUN, RunRecord, sha256_of
+from fourm.record import sha256_of
 from fourm.request import DETOKENIZER_STEPS
 from fourm.results import Run, open_results, samples_for
+from fourm.runfile import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
+from fourm.settings import MAX_SEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,8 @@ def _stage(record: RunRecord) -> Stage:
 
 def _one_picture(path: Path) -> Replay:
     said = _chunks(path)
-    key, variation = _key(path, said), _number(path, said, "variation")
-    count = _number(path, said, "variations")
+    key, count = _key(path, said), _number(path, said, "variations", MAX_SAMPLES)
+    variation = _number(path, said, "variation", count - 1)
     base, finer = _stage_of(path, said, ""), None
     if "base schedule" in said:
         base, finer = _stage_of(path, said, "base "), base
@@ -142,14 +144,14 @@ def _chunks(path: Path) -> dict[str, str]:
         raise UsageError(
             f"--replay {printable(str(path))}: does not say how it was made; fourm did not write it"
         )
-    return said
+    return {"detokenizer steps": str(DETOKENIZER_STEPS), **said}
 
 
 def _stage_of(path: Path, said: Mapping[str, str], prefix: str) -> Stage:
     return Stage(
         _text(path, said, prefix + "model"), _text(path, said, prefix + "schedule"),
-        _number(path, said, prefix + "seed"), said.get(prefix + "dtype", "float32"),
-        _number(path, said, "detokenizer steps", DETOKENIZER_STEPS), weights=said.get(prefix + "weights", ""),
+        _number(path, said, prefix + "seed", MAX_SEED), said.get(prefix + "dtype", "float32"),
+        _number(path, said, "detokenizer steps"), weights=said.get(prefix + "weights", ""),
     )  # fmt: skip
 
 
@@ -176,8 +178,12 @@ def _text(path: Path, said: Mapping[str, str], name: str) -> str:
     return said[name]
 
 
-def _number(path: Path, said: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
-    text = said.get(name, "" if otherwise is None else str(otherwise))
-    if not (text.isascii() and text.isdigit() and len(text) < 21):
-        raise UsageError(f"--replay {printable(str(path))}: its {name} is not a whole number: '{text}'")
+def _number(path: Path, said: Mapping[str, str], name: str, most: int = MAX_SAMPLES) -> int:
+    text = said.get(name, "")
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEED))
+    if not is_number or int(text) > most:
+        raise UsageError(
+            f"--replay {printable(str(path))}: its {name} is not a whole number, 0 to {most}: "
+            f"'{printable(text[:40])}'"
+        )
     return int(text)

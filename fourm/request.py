@@ -7,13 +7,20 @@ from pathlib import Path
 from fourm.errors import UsageError, near_match
 from fourm.hub import ModelFiles
 from fourm.layout import MAX_SAMPLES, Sample
-from fourm.record import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.runfile import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
+from fourm.settings import MAX_SEED
 from fourm.world import World
 
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
 ATTENTIONS = ("sdpa", "xformers")
 PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
+
+
+def check_seed(seed: int) -> None:
+    """Refuse numbers that records and YAML files could not hold."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Request:
         return range(self.num_variations) if self.variation is None else (self.variation,)
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if self.attention not in ATTENTIONS:

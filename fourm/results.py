@@ -1,7 +1,6 @@
 """An output folder read back: its runs, their samples, and where each file of a sample lies."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,10 @@ from typing import Any
 
 from fourm.dataset import list_folder
 from fourm.errors import UsageError, printable
-from fourm.layout import MAX_SAMPLES, PARTIAL, Key, Place, Sample, path_of
+from fourm.layout import Key, Place, Sample, path_of
 from fourm.opening import read_bytes
-from fourm.record import FAILURES, MAX_FAILURES_BYTES, RUN, SR_RUN, RunRecord, read_record
+from fourm.record import MAX_FAILURES_BYTES, read_record
+from fourm.runfile import FAILURES, RUN, SR_RUN, RunRecord
 
 _VARIATION = re.compile(r"(.+)-v([0-9]+)")
 
@@ -96,35 +96,10 @@ def open_results(root: Path) -> Results:
     """Read the records of a folder and list its samples; UsageError where no run wrote it."""
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
-    runs = tuple(Run(_read(root, file), file) for file in (RUN, SR_RUN) if os.path.lexists(root / file))
+    runs = tuple(Run(read_record(root, file), file) for file in (RUN, SR_RUN) if os.path.lexists(root / file))
     if not runs:
         raise UsageError(f"{root}: holds no {RUN}, so no run of this program wrote it")
     return Results(root, runs, _keys(root, runs))
-
-
-def checked(record: RunRecord) -> RunRecord:
-    """A record whose values can be relied on; UsageError for one that was damaged or changed by hand."""
-    counts, only = (record.samples, record.num_variations), record.variation
-    if not all(type(count) is int and 0 < count <= MAX_SAMPLES for count in (*counts, math.prod(counts))):
-        raise UsageError("is damaged: its counts of samples and variations are not whole numbers above 0")
-    if only is not None and not (type(only) is int and 0 <= only < record.num_variations):
-        raise UsageError(f"is damaged: there is no variation {only!r}")
-    if not 0 <= record.seed < 1 << 64:
-        raise UsageError(f"is damaged: {record.seed} is no seed")
-    for place in record.places:
-        if not (type(place.folder) is type(place.suffix) is str):
-            raise UsageError("is damaged: its places are not folders and suffixes")
-        if {"", ".", "..", PARTIAL} & set(place.folder.split("/")) or "/" in place.suffix:
-            raise UsageError(f"is damaged: {place.folder + '/*' + place.suffix!r} lies elsewhere")
-    return record
-
-
-def _read(root: Path, file: str) -> RunRecord:
-    record = read_record(root, file)
-    try:
-        return checked(record)
-    except UsageError as error:
-        raise UsageError(f"{root / file}: {error}") from None
 
 
 def _keys(root: Path, runs: Sequence[Run]) -> tuple[Key, ...]:

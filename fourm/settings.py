@@ -16,6 +16,7 @@ from fourm.modalities import RELEASED
 from fourm.plan import OPTIONS, merge
 from fourm.yamlfile import Entry
 
+MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"
 TOKENIZER_SUFFIX = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
@@ -146,7 +147,7 @@ def _count(value: object) -> str:
 
 
 def _seed(value: object) -> str:
-    return "" if type(value) is int and 0 <= value < 1 << 64 else "must be a whole number, 0 or more"
+    return "" if type(value) is int and 0 <= value <= MAX_SEED else "must be a whole number, 0 to 2**64 - 1"
 
 
 def _dtype(value: object) -> str:

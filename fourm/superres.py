@@ -11,8 +11,8 @@ from fourm.inputs import Source, read_samples
 from fourm.layout import Sample
 from fourm.modalities import Kind
 from fourm.plan import build_chain
-from fourm.record import BASE, RUN, RunRecord
 from fourm.results import Results, chain_names, open_results, samples_for
+from fourm.runfile import BASE, RUN, RunRecord
 from fourm.schedule import Chain
 from fourm.settings import Settings
 

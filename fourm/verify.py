@@ -11,14 +11,12 @@ from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
 from fourm.layout import PARTIAL
 from fourm.opening import open_file
-from fourm.record import BASE, FAILURES, LOCK, RUN, SR, SR_RUN, RunRecord, read_launches, read_record
-from fourm.results import Failure, Run, checked, read_failures
+from fourm.results import Failure, Run, read_failures
+from fourm.runfile import BASE, FAILURES, LOCK, OURS, RUN, SR, SR_RUN, read_run
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
 UNREADABLE = "unreadable"
 UNFINISHED, UNLISTED = "unfinished", "unlisted"  # notes: nothing is wrong with a file
-PLOTS = "plots"  # pictures of a run, made from it at any time
-KNOWN = (RUN, SR_RUN, CHECKSUMS, FAILURES, PLOTS, PARTIAL, LOCK)  # what may lie directly in the folder
 
 Tell = Callable[[int, int], None]  # files that were read so far, and how many there are
 
@@ -103,14 +101,16 @@ class _Search:
             if not os.path.lexists(self.root / file):
                 continue
             try:
-                run = Run(_owned(checked(read_record(self.root, file))), file)
-                is_closed = bool((launches := read_launches(self.root, file)) and launches[-1].finished)
+                read = read_run(self.root / file)
             except UsageError as error:
-                self._find(ALTERED, file, str(error).removeprefix(f"{self.root / file}: "))
+                self._find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
                 continue
-            census = Census(run, is_closed)
+            if not read.is_as_written:
+                self._find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
+            census = Census(Run(read.run, file), bool(read.launches and read.launches[-1].finished))
             census.count_failures(f for f in failures if f.stage == stage)
             self.censuses.append(census)
+        self._compare_records()
         for census in self.censuses:
             for number, place in enumerate(census.places):
                 self._owners.setdefault(place.folder, []).append((census, number))
@@ -138,7 +138,7 @@ class _Search:
                 self._note(
                     UNFINISHED, name, "of a process that works here, or was killed; --resume tidies up"
                 )
-            elif self.has_base and name not in KNOWN:
+            elif self.has_base and name not in OURS:
                 self._find(FOREIGN, name, "no run of this program wrote it")
         self.there.sort()
 
@@ -173,6 +173,12 @@ class _Search:
             except OSError as error:
                 self._find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
         return len(paths)
+
+    def _compare_records(self) -> None:
+        """Super-resolution beside a run goes on from this run, not from another one."""
+        records = {census.run.file: census.run.record for census in self.censuses}
+        if len(records) == 2 and records[SR_RUN].origin != records[RUN].as_origin():
+            self._find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
 
     def _is_beside_a_dataset(self) -> bool:
         """True for super-resolution of files that no run made."""
@@ -313,14 +319,6 @@ class _Search:
 
     def _note(self, kind: str, file: str, detail: str) -> None:
         self.notes.append(Finding(kind, file, detail))
-
-
-def _owned(record: RunRecord) -> RunRecord:
-    """A record whose folders are its own; UsageError where one is ours."""
-    for place in record.places:
-        if place.folder.split("/")[0] in KNOWN:
-            raise UsageError(f"is damaged: {place.folder!r} cannot be a folder of a run")
-    return record
 
 
 def _named(paths: list[str]) -> str:

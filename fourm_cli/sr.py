@@ -7,8 +7,8 @@ from functools import partial
 
 from fourm.errors import UsageError
 from fourm.plan import build_chain, merge
-from fourm.record import RunRecord
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
+from fourm.runfile import RunRecord
 from fourm.settings import read_settings
 from fourm.superres import find_finer, names_made, read_finer, read_origin
 from fourm.world import parse_world

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fourm.layout import Key, Place, path_of
-from fourm.record import FORMAT, RUN, RunRecord
+from fourm.runfile import FORMAT, RUN, RunRecord
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fourm.codecs.colours import turbo
 from fourm.layout import Key, Place, path_of
-from fourm.record import BASE, FAILURES, FORMAT, RUN, SR, SR_RUN, RunRecord
+from fourm.runfile import BASE, FAILURES, FORMAT, RUN, SR, SR_RUN, RunRecord
 
 STEPS = 4  # of each target
 

@@ -19,7 +19,8 @@ from PIL import Image
 from demo import album
 from fourm.layout import Place
 from fourm.modalities import RELEASED
-from fourm.record import FREE, Launch, RunRecord
+from fourm.record import FREE
+from fourm.runfile import Launch, RunRecord
 from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fourm.events import Event, Failed, Finished, Saved, Started
-from fourm.record import BASE, SR
+from fourm.runfile import BASE, SR
 
 Run = Callable[..., tuple[int, str, str]]
 Log = list[dict[str, object]]

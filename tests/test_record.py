@@ -5,16 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fourm.errors import UsageError
 from fourm.layout import Place, samples_of_prompts, write_text
 from fourm.record import (
-    FAILURES,
-    RUN,
-    Launch,
-    RunRecord,
+    FREE,
     add_failure,
     check_output,
     close_output,
@@ -23,10 +21,13 @@ from fourm.record import (
     read_record,
     sha256_of,
 )
+from fourm.runfile import FAILURES, RUN, Launch, RunRecord
+from tests.folders import snapshot
 
 ALONE = Launch(rank=0, size=1, started="t")
+STEP = {"index": 0, "target": "tok_rgb@64", "num_tokens": 64, "temperature": 1.0}
 SETTINGS = RunRecord(
-    schedule={"conditions": [], "steps": [{"target": "tok_rgb@64", "temperature": 1.0}], "top_k": 0},
+    schedule={"conditions": [], "steps": [STEP], "top_k": 0},
     model="demo",
     revision="1",
     files={"model.safetensors": "aa"},
@@ -80,32 +81,42 @@ def test_an_existing_run_is_refused_without_resume_or_overwrite(tmp_path: Path) 
     begin(tmp_path, resume=True, command=("fourm",), versions={"torch": "9"})
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"seed": 7}, "seed is 0 there and 7 here"),
-        ({"files": {"model.safetensors": "cc"}}, 'files.model.safetensors is "aa" there and "cc" here'),
-        (
-            {
-                "schedule": {
-                    "conditions": [],
-                    "steps": [{"target": "tok_rgb@64", "temperature": 2.0}],
-                    "top_k": 0,
-                }
-            },
-            r"temperature is 1\.0",
-        ),
-        ({"schedule": {"conditions": [], "steps": [], "top_k": 0}}, r"steps\[0\]\.target is .* absent here"),
-        ({"samples": 3, "samples_sha256": "cc"}, "samples is 2 there and 3 here; samples_sha256"),
-        ({"decode": False}, "decode is true there and false here"),
-    ],
-)
+COMPARED: list[tuple[dict[str, Any], str]] = [
+    ({"schedule": {**SETTINGS.schedule, "steps": [STEP | {"temperature": 2.0}]}}, r"temperature is 1\.0"),
+    ({"schedule": {**SETTINGS.schedule, "steps": []}}, r"steps\[0\]\.target is .* absent here"),
+    ({"schedule": {**SETTINGS.schedule, "top_k": 5}}, "schedule.top_k is 0 there and 5 here"),
+    ({"model": "other"}, 'model is "demo" there and "other" here'),
+    ({"revision": "2"}, 'revision is "1" there and "2" here'),
+    ({"files": {"model.safetensors": "cc"}}, 'files.model.safetensors is "aa" there and "cc" here'),
+    ({"samples": 3}, "samples is 2 there and 3 here"),
+    ({"samples_sha256": "cc"}, 'samples_sha256 is "bb" there and "cc" here'),
+    ({"num_variations": 2}, "num_variations is 1 there and 2 here"),
+    ({"seed": 7}, "seed is 0 there and 7 here"),
+    ({"dtype": "bfloat16"}, 'dtype is "float32" there and "bfloat16" here'),
+    ({"device_type": "cuda"}, 'device_type is "cpu" there and "cuda" here'),
+    ({"attention": "xformers"}, 'attention is "sdpa" there and "xformers" here'),
+    ({"decode": False}, "decode is true there and false here"),
+    ({"detokenizer_steps": 50}, "detokenizer_steps is 25 there and 50 here"),
+    ({"preview": 3}, "preview is 0 there and 3 here"),
+    ({"places": SETTINGS.places[:1]}, r"places\[1\]\.folder is \"tok_rgb@64\" there and absent here"),
+    ({"stage": "sr"}, 'stage is "base" there and "sr" here'),
+    ({"variation": 0}, "variation is null there and 0 here"),
+    ({"origin": SETTINGS.as_origin()}, "origin.model is absent there"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), COMPARED)
 def test_resuming_with_other_settings_says_what_differs(
     tmp_path: Path, changes: dict[str, object], sentence: str
 ) -> None:
     begin(tmp_path)
     with pytest.raises(UsageError, match=sentence):
         begin(tmp_path, resume=True, **changes)
+
+
+def test_every_field_that_is_not_free_is_compared_on_resume() -> None:
+    compared = {name for changes, _ in COMPARED for name in changes}
+    assert compared == RunRecord.__dataclass_fields__.keys() - set(FREE)
 
 
 def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path: Path) -> None:
@@ -131,7 +142,29 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -
     assert read_record(tmp_path).seed == 3
 
 
-@pytest.mark.parametrize("folder", ["..", "../other", "/etc", ".", "link"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "..",
+        "../other",
+        "/etc",
+        ".",
+        "",
+        "link",
+        "link/a",
+        "rgb/../..",
+        "rgb/..",
+        "rgb//a",
+        "plots",
+        ".partial",
+        "run.json",
+        "run.sr.json",
+        "checksums.sha256",
+        ".lock",
+        "failures.jsonl",
+        "plots/a",
+    ],
+)
 def test_overwrite_never_follows_a_record_out_of_the_folder(tmp_path: Path, folder: str) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     begin(out)
@@ -139,11 +172,13 @@ def test_overwrite_never_follows_a_record_out_of_the_folder(tmp_path: Path, fold
     (other / "a.npy").write_text("x")
     (out / "link").symlink_to(other)
     record = json.loads((out / RUN).read_text())
-    record["places"] = [{"folder": folder, "suffix": ".npy", "shared": False}]
+    record["places"] += [{**record["places"][0], "folder": folder, "suffix": ".npy"}]
     (out / RUN).write_text(json.dumps(record))
-    with pytest.raises(UsageError, match="not inside"):
+    write_text(out, out / "caption" / "a.txt", "x")
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=r"no run has results in|is a link"):
         begin(out, overwrite=True)
-    assert (other / "a.npy").exists()
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -156,21 +191,6 @@ def test_a_damaged_record_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
     with pytest.raises(UsageError, match=r"run\.json"):
         begin(tmp_path, resume=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("model", 5), ("options", 7), ("num_variations", "2"), ("seed", None), ("schedule", None),
-        ("schedule", []), ("schedule", {}), ("schedule", {"conditions": [1], "steps": []}),
-        ("schedule", {"conditions": [], "steps": 5}),
-    ],
-)  # fmt: skip
-def test_a_record_with_values_of_another_kind_is_a_sentence(tmp_path: Path, name: str, value: object) -> None:
-    record = {"format": 2, **SETTINGS.to_json(), "launches": [], name: value}
-    (tmp_path / "run.json").write_text(json.dumps(record, default=list))
-    with pytest.raises(UsageError, match=r"run\.json: is not a record of this program"):
-        read_record(tmp_path)
 
 
 def test_partners_join_in_any_order_but_no_share_is_begun_twice(tmp_path: Path) -> None:
@@ -205,7 +225,8 @@ def test_many_processes_write_one_record_and_whole_failure_lines(tmp_path: Path)
 import sys
 from dataclasses import replace
 from pathlib import Path
-from fourm.record import Launch, add_failure, close_output, open_output
+from fourm.record import add_failure, close_output, open_output
+from fourm.runfile import Launch
 from tests.test_record import SETTINGS
 out, rank = Path(sys.argv[1]), int(sys.argv[2])
 number = open_output(out, SETTINGS, Launch(rank, 6, "t"), False, False)
@@ -276,6 +297,6 @@ def test_overwriting_deletes_nothing_when_one_of_the_folders_leads_out(tmp_path:
     write_text(out, mine, "x")
     elsewhere.mkdir()
     (out / "tok_rgb@64").symlink_to(elsewhere)
-    with pytest.raises(UsageError, match="not inside"):
+    with pytest.raises(UsageError, match="is a link"):
         begin(out, overwrite=True)
     assert mine.exists()

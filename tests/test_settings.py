@@ -115,7 +115,7 @@ def test_a_setting_of_a_file_is_wrong_with_its_line(tmp_path: Path) -> None:
     said = str(caught.value)
     for line in (
         f"{path}, line 2: unknown key 'decoding_stepss'; did you mean 'decoding_steps'?",
-        f"{path}, line 4: 'seed' must be a whole number, 0 or more, not 'many'",
+        f"{path}, line 4: 'seed' must be a whole number, 0 to 2**64 - 1, not 'many'",
         f"{path}, line 5: 'dtype' must be one of",
         f"{path}, line 6: 'activate_controlnet' must be false",
         f"{path}, line 7: 'model' must be text, not '7'",

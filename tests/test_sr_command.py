@@ -251,7 +251,8 @@ def test_shards_of_one_go_meet_in_one_folder(run: Run, tmp_path: Path) -> None:
     [
         {"num_variations": 10**9}, {"num_variations": 0}, {"samples": -1}, {"variation": 7}, {"seed": -1},
         {"places": [{"folder": "../x", "suffix": ".npy"}]}, {"places": [{"folder": "/x", "suffix": ".npy"}]},
-        {"schedule": None}, {"model": 5}, {"format": 1}, {"num_variations": "2"},
+        {"schedule": None}, {"model": 5}, {"format": 1}, {"num_variations": "2"}, {"files": []},
+        {"files": {"weights": None}}, {"launches": 5}, {"versions": None}, {"model": "a\0b"}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_a_record_that_was_changed_by_hand_is_a_sentence_everywhere(
@@ -259,7 +260,9 @@ def test_a_record_that_was_changed_by_hand_is_a_sentence_everywhere(
 ) -> None:
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(record | changes))
-    for words in (("sr", out), ("plot", out), ("generate", "--replay", out / "run.json", "--out", "again")):
+    again = ("generate", "--replay", out / "run.json", "--out", "again")
+    here = ("generate", *PROMPTS, "--out", out)
+    for words in (("sr", out), ("plot", out), again, (*here, "--resume"), (*here, "--overwrite")):
         code, said, err = run(*words)
         assert (code, said, err.startswith("fourm: "), err.count("\n")) == (2, "", True, 1), err
     assert run("verify", out)[0] == 5

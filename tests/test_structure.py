@@ -18,7 +18,8 @@ fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
-fourm.prompts fourm.wordpiece fourm.inputs fourm.checksums fourm.record fourm.results
+fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums fourm.runfile fourm.record
+fourm.results
 fourm.formats fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
 fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart

@@ -21,15 +21,24 @@ from fourm.events import Saved, Stepped
 from fourm.hub import find_model
 from fourm.layout import Key, Sample, samples_of_prompts
 from fourm.pipeline import run
-from fourm.record import RUN, SR_RUN, read_record
+from fourm.record import read_record
 from fourm.request import Origin, Request
 from fourm.results import open_results, samples_for
+from fourm.runfile import RUN, SR_RUN
 from fourm.schedule import TargetSpec, make_chain
 from fourm.verify import Finding, Verdict, verify
 from fourm.world import World
 
 PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle"]
 RGB = TargetSpec("tok_rgb@64", 64, "roar", 4)
+PLACE = {
+    "folder": "a",
+    "suffix": ".npy",
+    "shared": False,
+    "modality": "",
+    "form": "ids",
+    "is_condition": False,
+}
 DEPTH = TargetSpec("tok_depth@64", 64, "roar", 3)
 
 
@@ -361,18 +370,20 @@ def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Calla
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"samples": "three"}, "counts of samples"),
-        ({"samples": -1}, "counts of samples"),
-        ({"samples": 10**18}, "counts of samples"),
-        ({"num_variations": None}, "counts of samples"),
+        ({"samples": "three"}, "run.samples is 'three'"),
+        ({"samples": -1}, "its counts are -1 samples"),
+        ({"samples": 10**18}, "its counts are"),
+        ({"num_variations": None}, "run.num_variations is None"),
         ({"variation": 4}, "no variation 4"),
-        ({"samples": 2}, "tells of 2 results, and there are 3"),
-        ({"places": [{"folder": "../data", "suffix": ".npy"}]}, "lies elsewhere"),
-        ({"places": [{"folder": "", "suffix": ".npy"}]}, "lies elsewhere"),
-        ({"places": [{"folder": ["a"], "suffix": ["b"]}]}, "not folders and suffixes"),
-        ({"places": [{"suffix": ".npy"}]}, "is not a record of this program"),
+        ({"places": [{**PLACE, "folder": "../data"}]}, "results in the folder '../data'"),
+        ({"places": [{**PLACE, "folder": ""}]}, "results in the folder ''"),
+        ({"places": [{**PLACE, "folder": ["a"]}]}, "run.places[0].folder is ['a']"),
+        ({"places": [{"suffix": ".npy"}]}, "run.places[0] has no folder"),
         ({"format": 1}, "another version"),
-        ({"launches": [{"rank": 0, "size": 1, "colour": "red"}]}, "is not a record of this program"),
+        ({"launches": [{"rank": 0, "size": 1, "colour": "red"}]}, "launches[0] has no failed"),
+        ({"samples": 3.0}, "run.samples is 3.0"),
+        ({"seed": 1}, "is not as its run wrote it"),
+        ({"options": ""}, "is not as its run wrote it"),
     ],
 )
 def test_a_damaged_record_is_one_finding(
@@ -385,6 +396,39 @@ def test_a_damaged_record_is_one_finding(
     assert [(f.kind, f.file) for f in found] == [("altered", RUN)]
     assert says in found[0].detail
     assert str(root) not in found[0].detail
+
+
+def other_than(value: object) -> object:
+    """A value of the same kind."""
+    if isinstance(value, bool | None):
+        return 0 if value is None else not value
+    if isinstance(value, dict):
+        return {**value, "x": "y"}
+    if isinstance(value, list):
+        return value[:-1] or ["x"]
+    return value + (1 if isinstance(value, int) else "x")  # type: ignore[operator]
+
+
+def test_every_fact_of_a_record_that_is_changed_is_found(copy: Callable[[str], Path]) -> None:
+    root = copy("beside")
+    for file in (RUN, SR_RUN):
+        text = (root / file).read_text()
+        record = json.loads(text)
+        for name, value in record.items():
+            if name not in ("format", "launches"):
+                (root / file).write_text(json.dumps(record | {name: other_than(value)}, indent=1) + "\n")
+                assert ("altered", file) in kinds(verify(root)), (file, name)
+        for spoilt in (text[:-1], text + "\n", text.replace("\n", " ")):
+            (root / file).write_text(spoilt)
+            assert kinds(verify(root)) == {("altered", file)}
+        (root / file).write_text(text)
+    assert verify(root).ok
+
+
+def test_super_resolution_of_another_run_is_found(copy: Callable[[str], Path]) -> None:
+    root = copy("beside")
+    shutil.copy(copy("again") / RUN, root / RUN)
+    assert ("altered", SR_RUN) in kinds(verify(root))
 
 
 def test_without_a_record_what_checksums_list_is_still_checked(copy: Callable[[str], Path]) -> None:

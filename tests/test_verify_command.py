@@ -12,7 +12,8 @@ import pytest
 
 from fourm.checksums import add_checksums
 from fourm.layout import Place
-from fourm.record import RUN, SR_RUN, Launch, RunRecord, close_output, open_output
+from fourm.record import close_output, open_output
+from fourm.runfile import RUN, SR_RUN, Launch, RunRecord
 from fourm_cli import verify as command
 
 Run = Callable[..., tuple[int, str, str]]

@@ -18,7 +18,7 @@ from fourm.errors import UsageError, printable
 from fourm.gallery.pictures import encode
 from fourm.inputs import CAPTION
 from fourm.layout import remove_leftovers, write_atomic
-from fourm.record import RUN, SR
+from fourm.runfile import RUN, SR
 
 _RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
 PAGE = "index.html"
