@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test test-lowest check clean
 
 demo: $(INSTALLED)
 	$(BIN)/fourm generate --out out/demo --overwrite
@@ -18,6 +18,15 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The lowest versions that pyproject.toml allows (torch aside), in an environment of their own.
+LOWEST := $(VENV)-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(LOWEST)/bin/python tests/lowest_bounds.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/lowest.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto
+
 # Torch comes first and alone, so that a build that is on the machine already (CPU or CUDA) satisfies the rest.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fourm needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -27,4 +36,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) $(LOWEST) out build dist
