@@ -249,7 +249,10 @@ def test_an_installation_that_does_not_load_is_a_sentence(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("width", [20, 64, 512])
 def test_xformers_itself_gives_the_same_on_a_gpu(dtype: torch.dtype, width: int) -> None:
-    pytest.importorskip("xformers")
+    try:
+        set_attention(nn.Linear(1, 1, device="cuda", dtype=dtype), "xformers", CUDA)
+    except UsageError as error:  # not installed, or built for another torch or without CUDA
+        pytest.skip(str(error))
     q = heads(2, 3, 33, width, dtype).cuda()
     for keys in (1, 7, 64, 197):
         k, v = (heads(2, 3, keys, width, dtype).cuda() for _ in range(2))
@@ -258,3 +261,7 @@ def test_xformers_itself_gives_the_same_on_a_gpu(dtype: torch.dtype, width: int)
             wanted = attention(q.float(), k.float(), v.float(), mask)
             got = attention(q, k, v, mask, kernel=xformers).float()
             torch.testing.assert_close(got, wanted, rtol=5 * TOLERANCE[dtype], atol=5 * TOLERANCE[dtype])
+    k, v = (heads(2, 3, 33, width, dtype).cuda() for _ in range(2))
+    wanted = attention(q.float(), k.float(), v.float(), causal=True)
+    got = attention(q, k, v, causal=True, kernel=xformers).float()
+    torch.testing.assert_close(got, wanted, rtol=5 * TOLERANCE[dtype], atol=5 * TOLERANCE[dtype])
