@@ -1,19 +1,15 @@
 """Which result of a run each file of its folder belongs to, and which results are whole, begun or strange."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from fourm.layout import MAX_NAME_BYTES, Place
+from fourm.layout import Place
 from fourm.results import Failure, Run
 
 ALL = -1  # instead of a variation: the file that all variations share
-HASHED = -2  # the name is too long to show its variation
-_LONG = MAX_NAME_BYTES - 64  # names from here on are known by their hashes: with some suffixes they are cut
-_CUT = re.compile(r".+~([0-9a-f]{16})")
 _VARIATION = re.compile(r"(.+)-v(0|[1-9][0-9]*)")
 _STEP = re.compile(r"(.+)-step[0-9]{3,}")
 
@@ -129,8 +125,6 @@ class Census:
         if variation == ALL:
             all_of_it = {self.status.get((key, v or 0)) for v in self.run.variations}
             found = next((s for s in Status if s in all_of_it), None)
-        if found is None and ("~" in key or variation == HASHED):
-            return Status.MADE  # long names do not tell their key
         return found or (Status.FOREIGN if self.is_full else Status.UNFINISHED)
 
     def missing(self) -> Iterator[str]:
@@ -158,7 +152,7 @@ class Census:
         shared = self.shared.get(result[0], Traces())
         for number, place in enumerate(self.places):
             is_shared = self._is_shared(place)
-            if place.form == "extra" or (is_shared and result[1] == HASHED):
+            if place.form == "extra":
                 continue
             found = shared if is_shared else traces
             if not (found.there | found.listed) >> number & 1:
@@ -172,24 +166,12 @@ class Census:
     def _identify(self, folder: str, stem: str, is_shared: bool) -> Result | None:
         """The result that a file name without suffix stands for; None if no variation has that name."""
         is_varied = self.run.variations != (None,) and not is_shared
-        digest = _digest(stem)
-        if digest:
-            return f"{_text(folder)}/~{digest}", HASHED if is_varied else ALL if is_shared else 0
         if not is_varied:
             return _text(f"{folder}/{stem}"), ALL if is_shared else 0
         match = _VARIATION.fullmatch(stem)
         if match is None or int(match[2]) not in self.run.variations:
             return None
         return _text(f"{folder}/{match[1]}"), int(match[2])
-
-
-def _digest(stem: str) -> str:
-    """The hash in a name that was cut, or of one that is nearly as long; else nothing."""
-    name = os.fsencode(stem)
-    if len(name) < _LONG:
-        return ""
-    match = _CUT.fullmatch(stem)
-    return match[1] if match else hashlib.sha256(name).hexdigest()[:16]
 
 
 def _text(path: str) -> str:

@@ -18,14 +18,18 @@ FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files t
 SAMPLES_PER_FOLDER = 1000
 # Of one run, variations included: more do not fit into the memory of a small machine.
 MAX_SAMPLES = 10_000_000
-MAX_NAME_BYTES = 255  # of one path component, on every common file system
+# Of a sample's name. File systems take 255; a variation and a suffix are added to this.
+MAX_NAME_BYTES = 220
 ABANDONED = 24 * 3600.0  # seconds after which a leftover of another machine counts as dead
 _counter = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Name of a sample: `root/modality/folder/name.ext` in every modality's folder."""
+    """Name of a sample: `root/modality/folder/name.ext` in every modality's folder.
+
+    A name that is too long with all that is added to it is cut, and ends in a hash.
+    """
 
     folder: str  # one or more path components, joined by "/"
     name: str  # one path component without extension
@@ -36,6 +40,10 @@ class Key:
                 raise UsageError(
                     f"sample {self.folder!r}/{self.name!r}: {part!r} cannot be a file or folder name"
                 )
+        if len(name := os.fsencode(self.name)) > MAX_NAME_BYTES:
+            digest = "~" + hashlib.sha256(name).hexdigest()[:16]
+            start = name[: MAX_NAME_BYTES - len(digest)].decode("utf-8", errors="ignore")
+            object.__setattr__(self, "name", start + digest)
 
     @property
     def text(self) -> str:
@@ -82,12 +90,8 @@ def samples_of_prompts(prompts: Sequence[str]) -> list[Sample]:
 
 
 def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | None = None) -> Path:
-    """`root/folder/key.folder/key.name[-vK]suffix`; a name too long for a file system ends in a hash."""
+    """`root/folder/key.folder/key.name[-vK]suffix`."""
     name = key.name if variation is None else f"{key.name}-v{variation}"
-    room = MAX_NAME_BYTES - len(os.fsencode(suffix))
-    if len(os.fsencode(name)) > room:
-        digest = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        name = os.fsencode(name)[: room - len(digest)].decode("utf-8", errors="ignore") + digest
     return root / folder / key.folder / (name + suffix)
 
 

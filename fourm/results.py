@@ -4,11 +4,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fourm.dataset import list_folder
+from fourm.dataset import list_folder, suffix_of
 from fourm.errors import UsageError, printable
 from fourm.layout import Key, Place, Sample, path_of
 from fourm.opening import read_bytes
@@ -110,9 +110,11 @@ def _keys(root: Path, runs: Sequence[Run]) -> tuple[Key, ...]:
             if not (root / place.folder).is_dir():
                 continue
             varied = not place.shared and run.variations != (None,)
-            for key in list_folder(root, place.folder).files:
-                match = _VARIATION.fullmatch(key.name) if varied else None
-                found.add(replace(key, name=match[1]) if match else key)
+            for key, path in list_folder(root, place.folder).files.items():
+                # The key of a file itself may be cut together with its variation.
+                stem = path.name[: -len(suffix_of(path.name))]
+                match = _VARIATION.fullmatch(stem) if varied else None
+                found.add(Key(key.folder, match[1]) if match else key)
     return tuple(sorted(found))
 
 

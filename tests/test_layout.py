@@ -50,9 +50,19 @@ def test_no_key_leads_out_of_the_folder(part: str) -> None:
 
 
 def test_long_names_that_differ_only_at_the_end_stay_apart() -> None:
-    first, second = (path_of(Path("o"), "rgb", Key("a", "x" * 250 + end), ".json.gz", 0) for end in "ab")
+    keys = [Key("a", "x" * 250 + end) for end in "ab"]
+    first, second = (path_of(Path("o"), "rgb", key, "-step000.json.gz", 9_999_999) for key in keys)
     assert first != second
     assert len(os.fsencode(first.name)) <= 255
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "字", "\udcff"])
+def test_a_name_is_cut_once_and_short_ones_are_left_alone(letter: str) -> None:
+    for count in range(1, 256):
+        if len(os.fsencode(letter * count)) <= 255:
+            key = Key("a", letter * count)
+            assert Key("a", key.name) == key
+            assert (key.name == letter * count) is (len(os.fsencode(letter * count)) <= 220)
 
 
 def test_a_link_in_the_output_folder_cannot_lead_out(tmp_path: Path) -> None:

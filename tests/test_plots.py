@@ -250,6 +250,17 @@ def test_names_too_long_for_a_file_system_are_drawn(tmp_path: Path) -> None:
     assert all(path.is_file() for path in one.files)
 
 
+@pytest.mark.parametrize("size", [217, 221, 251])
+def test_a_sample_with_a_long_name_and_variations_is_drawn_once(tmp_path: Path, size: int) -> None:
+    write_record(tmp_path, [CAPTION, RGB], num_variations=2, samples=1)
+    key = Key("00000", "n" * size)
+    put(tmp_path, CAPTION, key, "a red circle")
+    for variation in (0, 1):
+        put(tmp_path, RGB, key, noise(variation, 64, 64, 3), variation)
+    (one,) = plot(tmp_path)
+    assert all(path.is_file() for path in one.files)
+
+
 def test_a_folder_of_plots_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", folder / "plots")

@@ -39,6 +39,7 @@ PLACE = {
     "form": "ids",
     "is_condition": False,
 }
+LENGTHS = (251, 221, 220, 217)  # of names in bytes, the first two too long
 DEPTH = TargetSpec("tok_depth@64", 64, "roar", 3)
 
 
@@ -493,8 +494,7 @@ def test_beside_a_dataset_only_the_folders_of_super_resolution_are_checked(
 
 
 def test_names_that_are_too_long_are_known_again(tiny: Path, tmp_path: Path) -> None:
-    samples = [Sample(Key("f", letter * 251), PROMPTS[0]) for letter in "ab"]
-    samples += [Sample(Key("f", letter * 248), PROMPTS[0]) for letter in "cd"]
+    samples = [Sample(Key("f", "n" * size), PROMPTS[0]) for size in LENGTHS]
     for count in (1, 2):
         out = tmp_path / str(count)
         list(run(request(tiny, out, samples=samples, num_variations=count)))
@@ -502,6 +502,17 @@ def test_names_that_are_too_long_are_known_again(tiny: Path, tmp_path: Path) -> 
         path = sorted((out / "rgb/f").iterdir())[0]
         path.unlink()
         assert kinds(verify(out)) == {("missing", path.relative_to(out).as_posix())}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_super_resolution_finds_samples_with_long_names(tiny: Path, tmp_path: Path, count: int) -> None:
+    out = tmp_path / "out"
+    samples = [Sample(Key("f", "n" * size), PROMPTS[0]) for size in LENGTHS]
+    list(run(request(tiny, out, samples=samples, num_variations=count)))
+    assert len(open_results(out).keys) == len(LENGTHS)
+    finer = super_resolution(tiny, out)
+    assert sum(isinstance(event, Saved) for event in run(finer)) == count * len(LENGTHS)
+    assert (verify(out).findings, verify(out).samples) == ((), len(LENGTHS))
 
 
 def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str], Path]) -> None:
