@@ -62,6 +62,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message repeats it: its beginning, if it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def near_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from fourm.errors import UsageError, near_match
+from fourm.errors import UsageError, near_match, shown
 from fourm.yamlfile import Entry, read_mapping
 
 Value = str | int | float | bool | None
@@ -60,7 +60,7 @@ def parse_list(text: str, item: Item) -> tuple[Value, ...]:
         separator = _SEPARATOR.match(text, end)
         if match is None or (end < len(text) and separator is None):
             piece = re.split(r",|(?<=[^eE\s,])-", text[at:])[0].strip() or text
-            raise UsageError(f"'{piece}' is not {item.value[0]}")
+            raise UsageError(f"'{shown(piece)}' is not {item.value[0]}")
         values.append(_value(match[0], item))
         if separator is None:
             return tuple(values)
@@ -137,10 +137,10 @@ def _only_one(value: object, item: Item) -> tuple[Value, ...]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         if value is None or (item is Item.FLAG and isinstance(value, bool)):
             return (value,)
-        raise UsageError(f"'{value}' is not {item.value[0]}")
+        raise UsageError(f"'{shown(value)}' is not {item.value[0]}")
     text = value.strip() if isinstance(value, str) else repr(value)
     if not (_NONE.fullmatch(text) or re.fullmatch(item.value[1], text)):
-        raise UsageError(f"'{text}' is not {item.value[0]}")
+        raise UsageError(f"'{shown(text)}' is not {item.value[0]}")
     return (_value(text, item),)
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 
-from fourm.errors import UsageError, near_match
+from fourm.errors import UsageError, near_match, shown
 from fourm.yamlfile import Entry, read_rows
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
@@ -345,7 +345,7 @@ def _field(entry: Entry) -> object:
     elif type(value) is not int or value < 0:
         problem = "must be a whole number, 0 or more"
     if problem:
-        raise UsageError(f"{entry.where}: '{entry.key}' {problem}, not {value!r}")
+        raise UsageError(f"{entry.where}: '{entry.key}' {problem}, not {shown(repr(value))}")
     return value
 
 
@@ -363,5 +363,5 @@ def _defaults(entry: Entry) -> Defaults:
                 f"{entry.where}: unknown key '{key}' in '{entry.key}'{near_match(str(key), types)}"
             )
         if not isinstance(item, types[key]) or isinstance(item, bool):
-            raise UsageError(f"{entry.where}: '{key}' in '{entry.key}' cannot be {item!r}")
+            raise UsageError(f"{entry.where}: '{key}' in '{entry.key}' cannot be {shown(repr(item))}")
     return Defaults(**value)

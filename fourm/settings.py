@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from fourm.errors import near_match
+from fourm.errors import near_match, shown
 from fourm.language import Item, Layer, load_layer, parse_options
 from fourm.modalities import RELEASED
 from fourm.plan import OPTIONS, merge
@@ -119,7 +119,7 @@ def _read_run_key(entry: Entry, path: Path, run: dict[str, object], problems: li
     if value is None or value == "":
         run.pop(key, None)
     elif problem:
-        problems.append(f"{entry.where}: '{key}' {problem}, not '{value}'")
+        problems.append(f"{entry.where}: '{key}' {problem}, not '{shown(value)}'")
     elif isinstance(value, str):
         run[key] = DTYPES[value] if key == "dtype" else _named_after(path, key, value)
     else:

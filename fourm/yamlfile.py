@@ -5,11 +5,17 @@ from pathlib import Path
 
 import yaml
 
-from fourm.errors import UsageError
+from fourm.errors import UsageError, shown
 from fourm.opening import read_bytes
 
-MAX_BYTES = 1 << 20  # of a file
-MAX_NODES = 1_000_000
+MAX_BYTES = 1 << 17  # of a file: the parser takes seconds for so many
+MAX_NODES = 100_000  # of a file, aliases written out
+MAX_DEPTH = 32  # lists and mappings within one another
+MAX_DIGITS = 100  # of a number
+MAX_KEY = 100  # characters
+_DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +54,34 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
     try:
         loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(f"{path}, line {line}: not valid YAML ({error.reason})") from None
+    # A date is text: no setting is one.
+    loader.yaml_implicit_resolvers = {
+        first: [one for one in resolvers if one[0] != _TAG + "timestamp"]
+        for first, resolvers in loader.yaml_implicit_resolvers.items()
+    }
+    try:
         node = loader.get_single_node()
-        if node is not None and _expanded(node, {}) > MAX_NODES:
-            raise UsageError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
-        return loader, node
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        line = error.problem_mark.line if error.problem_mark else loader.line
+        problem = error.problem or error.context
+        raise UsageError(f"{path}, line {line + 1}: not valid YAML ({shown(problem)})") from None
+    # The last ones come from escapes such as "\\UFFFFFFFF" and numbers of directives.
+    except (yaml.YAMLError, ValueError, OverflowError):
+        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML") from None
+    except RecursionError:
+        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML for settings ({_DEEP})") from None
+    if node is not None and _expanded(node, {}) > MAX_NODES:
+        raise UsageError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
+    return loader, node
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [one for pair in node.value for one in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -64,10 +89,7 @@ def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
     if id(node) in sizes:
         return sizes[id(node)]
     sizes[id(node)] = 1
-    if isinstance(node, yaml.SequenceNode):
-        sizes[id(node)] += sum(_expanded(one, sizes) for one in node.value)
-    elif isinstance(node, yaml.MappingNode):
-        sizes[id(node)] += sum(_expanded(one, sizes) for pair in node.value for one in pair)
+    sizes[id(node)] += sum(_expanded(child, sizes) for child in _children(node))
     return sizes[id(node)]
 
 
@@ -78,7 +100,7 @@ def _entries(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> tuple[Entr
     entries: dict[str, Entry] = {}
     for key_node, value_node in node.value:
         where = f"{path}, line {key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
+        if not isinstance(key_node, yaml.ScalarNode) or not _is_word(key_node.value):
             raise UsageError(f"{where}: a key must be a plain word")
         key = str(key_node.value)
         if key in entries:
@@ -87,11 +109,34 @@ def _entries(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> tuple[Entr
     return tuple(entries.values())
 
 
+def _is_word(text: str) -> bool:
+    return len(text) <= MAX_KEY and text.isprintable()
+
+
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> object:
+    """A value of plain data: texts, numbers, true, false, nothing, lists and mappings of those."""
+    if problem := _problem(node, ()):
+        raise UsageError(f"{where}: this value cannot be read ({problem})")
     try:
         return loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    # PyYAML looks words up, takes first letters and calculates without a check.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError):
         raise UsageError(f"{where}: this value cannot be read") from None
+
+
+def _problem(node: yaml.Node, above: tuple[yaml.Node, ...]) -> str:
+    """Why a node within others cannot become plain data that can be shown and written; "" if it can."""
+    kind = node.tag.removeprefix(_TAG)
+    if kind not in _PLAIN:
+        return f"'{shown(kind)}' is no plain data"
+    if node in above or len(above) > MAX_DEPTH:
+        return _DEEP
+    if isinstance(node, yaml.ScalarNode):
+        if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+            return f"a number of {len(node.value):,} digits"
+        if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            return "it holds half a character"
+    return next(filter(None, (_problem(child, (*above, node)) for child in _children(node))), "")
 
 
 def _is_null(node: yaml.Node) -> bool:
