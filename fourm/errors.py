@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MAX_SENTENCE = 2000  # characters about one sample: enough for a long path and what is wrong with it
+MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what is wrong with it
 
 
 class FourMError(Exception):

