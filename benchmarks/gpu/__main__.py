@@ -31,6 +31,7 @@ PARTS = {
     "generate demo": ("commands:generate_demo", 30.0),
     "detokenize": ("tokenizers:detokenize", 40.0),
     "precision": ("pictures:precision", 30.0),
+    "profile": ("profile:where", 40.0),
     "load": ("commands:load", 45.0),
     "generate 4m-b": ("commands:generate_base", 60.0),
     "encode": ("tokenizers:encode", 20.0),
