@@ -9,6 +9,7 @@ import torch
 
 from fourm.checkpoint import load_tokenizer
 from fourm.hub import find_model
+from fourm.precision import arithmetic
 from fourm.sampling import Noise
 from fourm.tokenizers.divae import DiVAE
 
@@ -22,10 +23,8 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
     """float32 in products and convolutions, whatever ran before."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with arithmetic("float32"):
+        yield
 
 
 def generate(run: Run, out: Path, *options: object) -> dict[str, list[int]]:
@@ -50,7 +49,7 @@ def test_a_run_can_be_repeated(run: Run, tmp_path: Path) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("guidance", ["1.0", "3.0"])
 def test_every_dtype_makes_pictures(run: Run, tmp_path: Path, dtype: str, guidance: str) -> None:
     out = tmp_path / "out"

@@ -12,12 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Values = Mapping[str, float | int | str | None]
 Cases = Mapping[str, Callable[[], Values]]  # by name, in the order of importance
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "tf32": torch.float32,
-    "float32": torch.float32,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +79,6 @@ def last_line(error: BaseException) -> str:
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     named = [line for line in lines if line.startswith(type(error).__name__) or "Error" in line]
     return (named or lines or [type(error).__name__])[0].strip()[:300]
-
-
-def set_precision(name: str) -> torch.dtype:
-    """The dtype of a name; float32 is strict, tf32 lets products and convolutions round their inputs."""
-    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-    torch.backends.cudnn.allow_tf32 = name == "tf32"
-    return DTYPES[name]
 
 
 def count_operations(work: Callable[[], object]) -> int:

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 
 from benchmarks.generate import matmul_peak, synchronise
-from benchmarks.gpu.bench import Bench, Cases, Values, set_precision
+from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm import __version__
+from fourm.precision import DTYPES, arithmetic
 
 _SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
 
@@ -64,7 +65,8 @@ def _processor() -> str:
 
 def _matmul(bench: Bench, name: str) -> Values:
     side = 256 if bench.quick else 8192
-    rate = matmul_peak(bench.device, set_precision(name), side, 0.1 if bench.quick else 1.5)
+    with arithmetic(name):
+        rate = matmul_peak(bench.device, DTYPES[name], side, 0.1 if bench.quick else 1.5)
     return {"side": side, "TFLOP/s": rate / 1e12}
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from benchmarks.generate import Subject, conditions, decode, random_model
-from benchmarks.gpu.bench import Bench, Cases, Values, count_operations, set_precision
+from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.catalogue import CATALOGUE
 from fourm.engine import Engine
 from fourm.modalities import RELEASED
 from fourm.model import FourM
+from fourm.precision import DTYPES, arithmetic
 from fourm.schedule import Chain, TargetSpec, make_chain
 
 BATCHES = (1, 8, 64)
@@ -54,7 +55,7 @@ def build(bench: Bench, name: str, dtype: str) -> FourM:
     config = dict(CATALOGUE[name].config)
     if bench.quick:
         config |= {"dim": _TINY[name], "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
-    return random_model(config, bench.device, set_precision(dtype))
+    return random_model(config, bench.device, DTYPES[dtype])
 
 
 def picture_chain(steps: tuple[int, int]) -> Chain:
@@ -96,7 +97,6 @@ class _Clock:
     def _measure(self, size: int, short: Chain, chain: Chain, full: Chain) -> Values:
         """Warm up with the short chain, choose what fits into the time, then the best of up to three runs."""
         model, bench, total = self.build(), self.bench, _count(full)
-        set_precision(self.dtype)
         bench.forget_peak()
         if not bench.quick:
             self._run(model, short, size)
@@ -121,9 +121,10 @@ class _Clock:
         """Seconds and steps of one batch, from conditions on the host to tokens on the device."""
         subject = Subject("", model, RELEASED, chain)
         batch = conditions(subject, size)
-        started = time.perf_counter()
-        steps = decode(subject, Engine(model), batch, self.bench.device)
-        return time.perf_counter() - started, steps
+        with arithmetic(self.dtype):
+            started = time.perf_counter()
+            steps = decode(subject, Engine(model), batch, self.bench.device)
+            return time.perf_counter() - started, steps
 
 
 def _count(chain: Chain) -> int:

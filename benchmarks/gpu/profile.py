@@ -10,12 +10,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.detokenize import random_detokenizer, seconds_per_picture
 from benchmarks.generate import Subject, conditions, decode, synchronise
-from benchmarks.gpu.bench import Bench, Cases, Values, set_precision
+from benchmarks.gpu.bench import Bench, Cases, Values
 from benchmarks.gpu.pictures import FEWER, build, caption_chain, picture_chain
 from benchmarks.gpu.tokenizers import config
 from fourm.engine import Engine
 from fourm.modalities import RELEASED
 from fourm.model import FourM
+from fourm.precision import arithmetic
 from fourm.schedule import Chain
 
 _NAMED = 6  # kernels of a row
@@ -41,22 +42,23 @@ def where(bench: Bench) -> Cases:
 
 def _decoding(bench: Bench, network: Callable[[], FourM], chain: Chain, size: int) -> Values:
     model = network()
-    set_precision("bfloat16")
     subject = Subject("", model, RELEASED, chain)
     batch = conditions(subject, size).to(bench.device)
-    return _profiled(bench, lambda: decode(subject, Engine(model), batch, bench.device))
+    with arithmetic("bfloat16"):
+        return _profiled(bench, lambda: decode(subject, Engine(model), batch, bench.device))
 
 
 def _diffusion(bench: Bench, size: int) -> Values:
     device = torch.device(bench.device)
-    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(set_precision("bfloat16"))
+    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(torch.bfloat16)
     steps = 2 if bench.quick else 10
 
     def work() -> int:
         seconds_per_picture(tokenizer, size, steps, device)
         return steps
 
-    return _profiled(bench, work)
+    with arithmetic("bfloat16"):
+        return _profiled(bench, work)
 
 
 def _profiled(bench: Bench, work: Callable[[], int]) -> Values:

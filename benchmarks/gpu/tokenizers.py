@@ -9,7 +9,8 @@ import torch
 from benchmarks.bundle import CONFIGS
 from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
-from benchmarks.gpu.bench import Bench, Cases, Values, count_operations, set_precision
+from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
+from fourm.precision import DTYPES, arithmetic
 from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
 from fourm.tokenizers.vq import Part
 
@@ -40,13 +41,13 @@ def detokenize(bench: Bench) -> Cases:
 
 
 def _detokenize(bench: Bench, dtype: str, size: int) -> Values:
-    device, kind = torch.device(bench.device), set_precision(dtype)
-    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(kind)
+    device, timed = torch.device(bench.device), 2 if bench.quick else _TIMED
+    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(DTYPES[dtype])
     bench.forget_peak()
-    operations = count_operations(lambda: evaluate_once(tokenizer, device))
-    timed = 2 if bench.quick else _TIMED
-    seconds_per_picture(tokenizer, size, 2, device)
-    each = seconds_per_picture(tokenizer, size, timed, device) / timed
+    with arithmetic(dtype):
+        operations = count_operations(lambda: evaluate_once(tokenizer, device))
+        seconds_per_picture(tokenizer, size, 2, device)
+        each = seconds_per_picture(tokenizer, size, timed, device) / timed
     return {
         "s / picture": each * STEPS, "pictures/s": 1 / (each * STEPS), "ms / step": each * size * 1e3,
         "steps timed": timed - 1, **bench.rates(operations, each, dtype), **bench.peak_memory(),
@@ -69,18 +70,17 @@ def _encoder(bench: Bench, dtype: str) -> AnyTokenizer:
     with torch.device(bench.device):
         tokenizer = build_tokenizer(read_config(config(bench)), Part.ENCODER)
         torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.set_network_dtype(set_precision(dtype)).requires_grad_(False).eval()
+    return tokenizer.set_network_dtype(DTYPES[dtype]).requires_grad_(False).eval()
 
 
 def _encode(bench: Bench, build: Callable[[str], AnyTokenizer], dtype: str, size: int) -> Values:
-    tokenizer = build(dtype)
-    set_precision(dtype)
+    tokenizer, best = build(dtype), float("inf")
     pictures = torch.randn(size, 3, 224, 224, device=bench.device)
-    operations = count_operations(lambda: tokenizer.tokenize(pictures))
-    best = float("inf")
-    for _ in range(2 if bench.quick else 10):
-        started = time.perf_counter()
-        tokenizer.tokenize(pictures)
-        synchronise(bench.device)
-        best = min(best, time.perf_counter() - started)
+    with arithmetic(dtype):
+        operations = count_operations(lambda: tokenizer.tokenize(pictures))
+        for _ in range(2 if bench.quick else 10):
+            started = time.perf_counter()
+            tokenizer.tokenize(pictures)
+            synchronise(bench.device)
+            best = min(best, time.perf_counter() - started)
     return {"ms / batch": best * 1e3, "pictures/s": size / best, **bench.rates(operations, best, dtype)}

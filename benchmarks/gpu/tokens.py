@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from benchmarks.generate import made_up
-from benchmarks.gpu.bench import Bench, Cases, Values, set_precision
+from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm.checkpoint import load_model
 from fourm.codecs.sequences import encode_texts
 from fourm.engine import Engine, with_targets
@@ -15,6 +15,7 @@ from fourm.hub import ModelFiles, find_model
 from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.plan import parse_chain
+from fourm.precision import DTYPES, arithmetic
 from fourm.sampling import Noise
 from fourm.schedule import Chain
 from fourm.state import Batch
@@ -49,12 +50,13 @@ class _Compared:
 
     def decode(self, text: str, device: str, dtype: str, size: int) -> list[Steps]:
         """All samples, in batches of a size."""
-        network, chain = self.network(device, set_precision(dtype)), parse_chain(text, self.files)
+        network, chain = self.network(device, DTYPES[dtype]), parse_chain(text, self.files)
         whole = _conditions(self.files, chain, 4 if self.bench.quick else len(PROMPTS))
         found: list[Steps] = []
         for first in range(0, len(whole.keys), size):
             rows = torch.arange(first, min(first + size, len(whole.keys)))
-            found += _decoded(network, self.files, chain, whole.select(rows), device)
+            with arithmetic(dtype):
+                found += _decoded(network, self.files, chain, whole.select(rows), device)
         return found
 
     def reference(self, text: str) -> list[Steps]:
