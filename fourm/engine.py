@@ -6,7 +6,7 @@ with a new, independent state; the last one holds the finished batch.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -88,7 +88,7 @@ class Texts:
     def uniforms(self, noise: NoiseSource, j: int) -> Tensor:
         """(B * P,) noise for the token at j, of each pass its own; the first has that of a single text."""
         # No text is so long that its positions reach those of the next pass.
-        numbers = torch.tensor(self.numbers, device=self.batch.device)
+        numbers = torch.arange(self.numbers.start, self.numbers.stop, device=self.batch.device)
         positions = (j + numbers * MAX_SIZE).expand(len(self.batch.keys), -1)
         return noise.uniforms(self.step.index, DRAW, positions).flatten()
 
@@ -116,17 +116,20 @@ class Engine:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
         # Counted on the host, so that no step waits for the device: what each row of each pass may read,
         # and how many tokens of each target are left.
+        masks = Batch(batch.keys, {name: _on_host(slot) for name, slot in batch.slots.items()})
         known, left = list[int](), dict[str, int]()
         for step in chain.steps:
             started, slot = time.perf_counter(), batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
-                for progress in self._decode_sequence(batch, step, chain, noise):
+                counts = _num_known(_passes(masks, step))
+                for progress in self._decode_sequence(batch, step, chain, noise, counts):
                     yield progress
                 batch = progress.batch
+                masks = masks.with_slot(step.target, _on_host(batch.slots[step.target]))
                 continue
             if step.target not in left:
-                left[step.target] = _num_wanted(slot, step.target)
-                known = _num_known(_passes(batch, step))
+                left[step.target] = _num_wanted(masks.slots[step.target], step.target)
+                known = _num_known(_passes(masks, step))
             fixed = min(step.num_tokens, left[step.target])
             if not fixed:
                 continue
@@ -134,6 +137,7 @@ class Engine:
                 batch, sound = self._decode_together(batch, step, chain, noise, known, left[step.target])
             known = [count + fixed for count in known]
             left[step.target] -= fixed
+            masks = masks.with_slot(step.target, _count_off(masks.slots[step.target], fixed))
             total = slot.known.shape[1]
             done, seconds = total - left[step.target], time.perf_counter() - started
             yield Progress(step, batch, fixed, done, total, seconds, sound)
@@ -171,7 +175,7 @@ class Engine:
         return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
 
     def _decode_sequence(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int]
     ) -> Iterator[Progress]:
         """Decode a text of each sample, or several; the last report carries them merged into the state."""
         slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
@@ -179,7 +183,7 @@ class Engine:
         found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
         limit = int(_places(slot, step.num_tokens)[2].max())
         with torch.inference_mode():
-            context = self._encode(states, _num_known(states)) if not self.plain else None
+            context = self._encode(states, known) if not self.plain else None
         size = max(1, self.max_rows // max(count, 1))
         for first in range(0, step.passes, size):
             texts = Texts(batch, step, range(first, min(first + size, step.passes)), limit)
@@ -272,6 +276,18 @@ def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
     return batch
 
 
+def _on_host(slot: Slot) -> Slot:
+    """The masks of a slot, from which tokens can be counted without waiting for a device; without values."""
+    known = slot.known.cpu()
+    return Slot(slot.kind, known, known, slot.wanted.cpu())
+
+
+def _count_off(masks: Slot, fixed: int) -> Slot:
+    """Masks after so many tokens of each row were fixed; which ones they were only the device knows."""
+    now = masks.wanted & (masks.wanted.cumsum(dim=1) <= fixed)
+    return replace(masks, known=masks.known | now, wanted=masks.wanted & ~now)
+
+
 def _num_wanted(slot: Slot, target: str) -> int:
     """How many tokens of an image target are to be decoded: equally many in every row."""
     counts = slot.wanted.sum(dim=1)
@@ -310,6 +326,7 @@ def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
     """Each text of a slot with the decoded spans (B, 1 + j) where their sentinels stand."""
+    slot = slot.to("cpu")  # once, not text by text
     rows, stops = [], _places(slot, ids.shape[1])[1]
     for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
         visible = values[known].tolist() or [S1_ID]

@@ -175,8 +175,9 @@ class Saver:
 
     def _write_ids(self, output: Output, rows: Sequence[Given], batch: Batch) -> None:
         name = output.modality.name
+        made = None if output.is_condition else batch.slots[name].values.cpu().numpy()
         for index, row in enumerate(rows):
-            ids = row.ids[name] if output.is_condition else batch.slots[name].values[index].cpu().numpy()
+            ids = row.ids[name] if made is None else made[index]
             self._write(output, row.work, partial(write_ids, ids))
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:

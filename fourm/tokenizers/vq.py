@@ -196,7 +196,7 @@ def decided_by(name: str) -> str:
 def _check_range(ids: Tensor, count: int, what: str) -> None:
     if ids.numel() == 0:
         return
-    low, high = (int(bound) for bound in ids.aminmax())
+    low, high = torch.stack(ids.aminmax()).tolist()
     if low < 0 or high >= count:
         raise ValueError(f"{what} must lie in 0..{count - 1}; found {low if low < 0 else high}")
 

@@ -1,0 +1,208 @@
+"""A GPU that is none: tensors with real values that say they are on `cuda:0` (or `mps`), for tests on a CPU.
+
+What a GPU would refuse fails here: tensors of two devices in one call, `.numpy()`, attention between dtypes,
+float64 on `mps`, sums whose order CUDA leaves open. Every wait of the host for the device is counted, with
+the line of the library that waits: reading a value, a boolean mask, and copies in both directions.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+READS = {"item", "tolist", "__int__", "__bool__", "__float__", "__index__", "__contains__", "equal",
+         "allclose", "nonzero", "masked_select", "unique", "bincount", "is_nonzero"}  # fmt: skip
+# Of torch's list (`use_deterministic_algorithms`); of cumulative sums those of floats only.
+OPEN_ORDER = {"scatter_add", "scatter_add_", "scatter_reduce", "index_add", "index_add_", "index_put", "put_",
+              "histc", "kthvalue", "bincount"}  # fmt: skip
+CUMULATIVE = {"cumsum", "cumsum_", "cumprod", "logcumsumexp"}
+TAKES_BOTH = {"copy_", "expand_as", "view_as", "type_as", "reshape_as"}  # values from a tensor on any device
+
+
+class GpuError(RuntimeError):
+    """What CUDA would not do."""
+
+
+class GpuTensor(Tensor):
+    """A tensor whose device is the emulated one; `held` has the values, on the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor, device: torch.device) -> "GpuTensor":
+        made = Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=device,
+        )  # fmt: skip
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return Gpu.active().call(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *rest: Any) -> Any:  # type: ignore[override]
+        raise GpuError(f"{func} reached the device without being seen")
+
+
+def real(x: Any) -> Any:
+    """The values behind an emulated tensor; all else as it is."""
+    return x.held if isinstance(x, GpuTensor) else x
+
+
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.startswith("_")
+
+
+class Gpu(TorchFunctionMode):
+    """The device: sees every call of torch, counts waits, and runs out of memory at will."""
+
+    _active: "list[Gpu]" = []  # noqa: RUF012 - the devices that are switched on, the newest last
+
+    def __init__(self, name: str = "cuda:0") -> None:
+        super().__init__()
+        self.device = torch.device(name)
+        self.waits = Counter[str]()
+        self.most_bytes: int | None = None  # of one tensor; a larger one does not fit
+
+    @staticmethod
+    def active() -> "Gpu":
+        """The device that is switched on."""
+        return Gpu._active[-1]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One call of torch, on real values, if a GPU would do it."""
+        with torch._C.DisableTorchFunction():
+            name = getattr(func, "__name__", "")
+            tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+            mine = [x for x in tensors if isinstance(x, GpuTensor)]
+            if name == "__get__":
+                return self._get(func, args)
+            if name in ("to", "cpu", "cuda"):
+                return self._move(name, args[0], args[1:], kwargs)
+            if kwargs.get("device") is not None:
+                return self._make(func, name, args, kwargs)
+            if not mine:
+                return func(*args, **kwargs)
+            self._check(name, mine, [x for x in tensors if not isinstance(x, GpuTensor)])
+            if name in ("__getitem__", "__setitem__"):
+                self._index(args[1])
+            if name in READS or (name == "where" and len(tensors) == 1):
+                self._wait(name)
+            out = func(*tree_map(real, args), **tree_map(real, kwargs))
+            if isinstance(args[0], GpuTensor) and (out is args[0].held or _is_in_place(name)):
+                return args[0]
+            return iter(map(self.wrap, out)) if name == "__iter__" else tree_map(self.wrap, out)
+
+    def wrap(self, x: Any) -> Any:
+        """A tensor on this device; all else as it is."""
+        if not isinstance(x, Tensor) or isinstance(x, GpuTensor):
+            return x
+        if self.device.type == "mps" and x.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+            )
+        if self.most_bytes is not None and x.numel() * x.element_size() > self.most_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        return GpuTensor(x, self.device)
+
+    def _get(self, func: Any, args: Any) -> Any:
+        """A property of a tensor."""
+        if isinstance(args[0], GpuTensor):
+            properties: Any = Tensor
+            own = {properties.device.__get__: self.device, properties.is_cpu.__get__: False,
+                   properties.is_cuda.__get__: self.device.type == "cuda",
+                   properties.is_mps.__get__: self.device.type == "mps"}  # fmt: skip
+            return own[func] if func in own else self.wrap(func(args[0].held))
+        return func(*args)
+
+    def _move(self, name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
+        """`to`, `cpu` and `cuda`: a copy between devices waits for both."""
+        was_here = isinstance(x, GpuTensor)
+        if name == "to":
+            if args and isinstance(args[0], Tensor):
+                args = (args[0].device if not isinstance(args[0], GpuTensor) else self.device, args[0].dtype)
+            device, dtype, _, form = torch._C._nn._parse_to(*args, **kwargs)
+        else:
+            device, dtype, form = torch.device(name), None, None
+        is_here = was_here if device is None else device.type == self.device.type
+        if was_here != is_here:
+            self._wait(f"copy from {'GPU' if was_here else 'CPU'}")
+        if device is not None and device.type == "meta":
+            return x.to(*args, **kwargs)
+        out = real(x).to(dtype=dtype or x.dtype, memory_format=form or torch.preserve_format)
+        if not is_here:
+            return out.clone() if was_here and out is real(x) else out
+        return x if was_here and out is real(x) else self.wrap(out)
+
+    def _make(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A new tensor: on this device, or on another that is named."""
+        if torch.device(kwargs["device"]).type != self.device.type:
+            return func(*tree_map(real, args), **kwargs)
+        if name in ("tensor", "as_tensor", "asarray"):
+            self._wait("copy from CPU")
+        return self.wrap(func(*tree_map(real, args), **{**kwargs, "device": "cpu"}))
+
+    def _check(self, name: str, mine: list[GpuTensor], others: list[Tensor]) -> None:
+        """Refuse what a GPU refuses."""
+        shapes = [tuple(x.shape) for x in others if x.ndim]
+        if shapes and name not in TAKES_BOTH:
+            raise GpuError(f"{name}: tensors on {self.device} and on cpu, of shapes {shapes}")
+        if shapes:
+            self._wait("copy from CPU")
+        if name in ("numpy", "__array__"):
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy")
+        dtypes = {x.dtype for x in mine if x.dtype != torch.bool}
+        if name == "scaled_dot_product_attention" and len(dtypes) > 1:
+            raise GpuError(f"attention between {dtypes}")
+        if name in OPEN_ORDER or (name in CUMULATIVE and mine[0].dtype.is_floating_point):
+            raise GpuError(f"{name}: the order of its sums is open on CUDA")
+
+    def _index(self, index: Any) -> None:
+        """Indices that must be looked at on the host."""
+        for each in tree_flatten(index)[0]:
+            if isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8):
+                self._wait("boolean mask")
+
+    def _wait(self, what: str) -> None:
+        frame: Any = sys._getframe(1)
+        while frame and "/fourm/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        where = f"{frame.f_code.co_filename.rpartition('/fourm/')[2]}:{frame.f_lineno}" if frame else "a test"
+        self.waits[f"{what} at {where}"] += 1
+
+
+@contextmanager
+def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[Gpu]:
+    """A GPU in this process, in its threads too, as long as the block lasts."""
+    gpu, submit = Gpu(name), ThreadPoolExecutor.submit
+
+    def submit_with_gpu(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Any:
+        def seen(*args: Any) -> Any:
+            with gpu:
+                return work(*args)
+
+        return submit(pool, seen, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", submit_with_gpu)
+        patch.setattr(torch.cuda, "is_available", lambda: gpu.device.type == "cuda")
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "get_device_name", lambda _=None: "emulated")
+        patch.setattr(torch.cuda, "mem_get_info", lambda _=None: (80 << 30, 80 << 30))
+        patch.setattr(torch.backends.mps, "is_available", lambda: gpu.device.type == "mps")
+        patch.setattr(Gpu, "_active", [gpu])
+        with gpu:
+            yield gpu
