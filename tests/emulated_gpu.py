@@ -50,7 +50,7 @@ class GpuTensor(Tensor):
         return Gpu.active().call(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, *rest: Any) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, *rest: Any) -> Any:
         raise GpuError(f"{func} reached the device without being seen")
 
 
