@@ -42,7 +42,7 @@ def split_revision(name: str) -> tuple[str, str]:
 
 def cache_folder() -> Path:
     """Where the Hub's cache lies, found as the Hub's client finds it: HF_HUB_CACHE, or below HF_HOME."""
-    named = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE"))
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(os.path.expandvars(os.path.expanduser(named))) if named else fourm_home().parent / "hub"
 
 

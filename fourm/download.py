@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from fourm.cache import MAIN, cache_folder, repository_folder
-from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, Licence, Part, find_entry
-from fourm.errors import FourMError, MissingError, VerificationError
+from fourm.cache import MAIN, cache_folder, find_cached, repository_folder
+from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, WEIGHTS_FILE, Licence, Part, find_entry
+from fourm.errors import FourMError, MissingError, VerificationError, printable
+from fourm.hubclient import check_variables, token_headers
 from fourm.pins import Pin, PinnedFile, find_pin, load_pins, replace_text, text_tokenizer_path, write_pin
 from fourm.remote import (
     TEXT_TOKENIZER_BYTES,
@@ -27,7 +28,6 @@ from fourm.remote import (
     file_url,
     github_url,
     space_url,
-    token_headers,
 )
 from fourm.store import (
     check_file,
@@ -38,11 +38,12 @@ from fourm.store import (
     remove_file,
     unfinished,
 )
-from fourm.transfer import Client, Done
+from fourm.transfer import Client, Done, UnreachableError
 from fourm.wanted import TEXT_TOKENIZER, Wanted
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
+MAX_PART = 255  # bytes of each part of a path, as in most file systems
 WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -69,6 +70,7 @@ class Job:
     revision: str  # the commit; "" outside the Hub
     files: tuple[File, ...]
     path: Path  # what it will be: the snapshot's folder, or the one file
+    unconfirmed: str = ""  # why the Hub could not be asked; then files and sizes are those known here
 
     @property
     def num_bytes(self) -> int:
@@ -96,6 +98,7 @@ class Job:
         return {
             "name": self.wanted.name, "hub_id": self.wanted.hub_id, "revision": self.revision,
             "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
+            "is_estimate": bool(self.unconfirmed),
         }  # fmt: skip
 
 
@@ -117,9 +120,26 @@ class Verified:
         }  # fmt: skip
 
 
-def plan_downloads(wanted: Sequence[Wanted], client: Client) -> tuple[Job, ...]:
-    """What is to be fetched; the Hub is asked only for what is not here whole and on record."""
-    return tuple(_plan_text(one) if one.is_text_tokenizer else _plan(one, client) for one in wanted)
+def plan_downloads(wanted: Sequence[Wanted], client: Client, is_estimate: bool = False) -> tuple[Job, ...]:
+    """What is to be fetched; the Hub is asked only for what is not here whole and on record.
+
+    An estimate takes what is known here where the Hub cannot be asked. Such jobs say so, and are not fetched.
+    """
+    check_variables()
+    jobs, away = list[Job](), ""
+    for one in wanted:
+        try:
+            if away and not one.is_text_tokenizer and (job := _recorded(one) or _estimate(one, away)):
+                jobs.append(job)
+            else:
+                jobs.append(_plan_text(one) if one.is_text_tokenizer else _plan(one, client))
+        except UnreachableError as error:
+            job = _estimate(one, str(error)) if is_estimate else None
+            if job is None:
+                raise
+            away = str(error)
+            jobs.append(job)
+    return tuple(jobs)
 
 
 def check_room(jobs: Sequence[Job]) -> None:
@@ -196,13 +216,9 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
 def _plan(wanted: Wanted, client: Client) -> Job:
     """A repository: as it is on record, if all of that is here, else as the Hub says."""
-    pin = find_pin(wanted.hub_id)
-    if pin is not None and wanted.revision in ("", pin.revision):
-        folder = _snapshot(pin)
-        recorded = [RemoteFile(file.name, file.size, file.sha256) for file in pin.files]
-        files = tuple(_look(folder / file.name, folder / file.name, file) for file in recorded)
-        if all(file.is_here for file in files):
-            return _job(wanted, pin.revision, files)
+    job, pin = _recorded(wanted), find_pin(wanted.hub_id)
+    if job is not None and all(file.is_here for file in job.files):
+        return job
     revision = wanted.revision or (pin.revision if pin else "")
     remote = describe(wanted.hub_id, wanted.repo_type, revision, client)
     repository = repository_folder(wanted.hub_id, wanted.repo_type)
@@ -215,6 +231,35 @@ def _plan(wanted: Wanted, client: Client) -> Job:
             _look(folder / file.name, repository / "blobs" / file.blob, file)
             for file in sorted(chosen, key=lambda file: file.size)  # the licence comes before the weights
         ),
+    )
+
+
+def _recorded(wanted: Wanted) -> Job | None:
+    """A repository as it was fetched before; None for another revision, or if it never was."""
+    pin = find_pin(wanted.hub_id)
+    if pin is None or wanted.revision not in ("", pin.revision):
+        return None
+    folder = _snapshot(pin)
+    recorded = [RemoteFile(file.name, file.size, file.sha256) for file in pin.files]
+    return _job(
+        wanted, pin.revision, tuple(_look(folder / file.name, folder / file.name, file) for file in recorded)
+    )
+
+
+def _estimate(wanted: Wanted, reason: str) -> Job | None:
+    """What the record or the catalogue knows of a repository; None for one that is in neither."""
+    if (job := _recorded(wanted)) is not None:
+        return replace(job, unconfirmed=reason)
+    entry = wanted.entry
+    if entry is None:
+        return None
+    here = None if wanted.revision else find_cached(entry)
+    name = PROMPTS_FILE if entry.kind is Part.PROMPTS else WEIGHTS_FILE
+    folder = repository_folder(wanted.hub_id, wanted.repo_type)
+    path, revision = here or (folder / name, "")
+    size = path.stat().st_size if here else entry.num_bytes
+    return Job(
+        wanted, revision, (File(RemoteFile(name, size), path, size if here else 0),), path.parent, reason
     )
 
 
@@ -232,6 +277,12 @@ def _choose(wanted: Wanted, remote: Remote) -> list[RemoteFile]:
             raise MissingError(f"{wanted.hub_id} has no file {PROMPTS_FILE} at {remote.revision[:7]}")
         return chosen
     chosen = [file for file in remote.files if _is_part(file.name)]
+    for file in chosen:
+        if not file.name.isprintable() or any(len(part.encode()) > MAX_PART for part in file.name.split("/")):
+            raise MissingError(
+                f"{wanted.hub_id}: one of its files has a name that no file can have here: "
+                f"{printable(file.name)[:80]}"
+            )
     if not any(file.name.endswith(WEIGHTS) for file in chosen):
         others = [file.name for file in remote.files if file.name.endswith(PICKLES)]
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""

@@ -23,10 +23,14 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16
 _FOREIGN = {
     b"\x80\x02": "a pickled PyTorch file", b"\x80\x04": "a pickled PyTorch file",
     b"\x80\x05": "a pickled PyTorch file", b"PK": "a pickled PyTorch file", b"\x1f\x8b": "a gzip archive",
-    b"version ": "a Git LFS pointer, without the file that it stands for,", b"<!DOCTYP": "a web page",
-    b"<!doctyp": "a web page", b"<html": "a web page", b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a NumPy file",
+    b"version ": "a Git LFS pointer, without the file that it stands for,", b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file", b"\x93NUMPY": "a NumPy file",
 }  # fmt: skip
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<(?:!--|\?xml).*?>\s*)*<(?:!doctype\s+html|html|head|body|title|meta|script)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+PAGE_BYTES = 1 << 10  # of a file, enough to tell that it is a web page
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(f"{path}: {_what_else(start, length, size)}")
+                beginning = start + file.read(PAGE_BYTES)
+                raise CheckpointError(f"{path}: {_what_else(beginning, length, size)}")
             raw = file.read(length)
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file") from None
@@ -59,9 +64,15 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     return _read_table(raw, size - 8 - length, path)
 
 
+def is_web_page(start: bytes) -> bool:
+    """True if a file that begins so is a web page, as a network that wants a login sends for any file."""
+    return _PAGE.match(start[:PAGE_BYTES]) is not None
+
+
 def _what_else(start: bytes, length: int, size: int) -> str:
     """What a file is that cannot be safetensors."""
     foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
+    foreign = "a web page" if is_web_page(start) else foreign
     if foreign:
         return f"{foreign} under another name; only safetensors files are loaded"
     if length > _MAX_HEADER and size - 8 > _MAX_HEADER:

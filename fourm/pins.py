@@ -54,8 +54,8 @@ class Pin:
 
 def fourm_home() -> Path:
     """`$HF_HOME/fourm`, found as the Hub's client finds its own folder."""
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
-    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
     return Path(os.path.expandvars(os.path.expanduser(home))) / "fourm"
 
 

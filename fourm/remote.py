@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fourm.catalogue import near_entry
-from fourm.errors import FourMError, MissingError, UsageError, near_match
+from fourm.errors import FourMError, MissingError, near_match
+from fourm.header import PAGE_BYTES, is_web_page
+from fourm.hubclient import LOG_IN, token_headers
 from fourm.pins import text_tokenizer_path
-from fourm.transfer import Client, error_code, explain_failure, persist, status_of
+from fourm.transfer import (
+    PAGE,
+    Client,
+    Refused,
+    UnreachableError,
+    brief,
+    error_code,
+    explain_failure,
+    opened,
+    persist,
+    status_of,
+)
 
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
 TEXT_TOKENIZER_COMMIT = "cda590faa3b9f022c28537193d3e1650527646a3"
@@ -19,7 +36,11 @@ TEXT_TOKENIZER_PATH = f"apple/ml-4m/{TEXT_TOKENIZER_COMMIT}/fourm/utils/tokenize
 TEXT_TOKENIZER_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 TEXT_TOKENIZER_BYTES = 1_451_469
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy
-LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
+MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
+ANSWER_TIME = 60.0  # seconds that it may take
+MAX_SIZE = 1 << 62  # bytes of a file
+T = TypeVar("T")
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
@@ -49,26 +70,17 @@ class Remote:
 
 def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Remote:
     """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
-    api = HfApi()
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
     try:
-        info = persist(
-            client,
-            hub_id,
-            lambda: api.repo_info(
-                hub_id, repo_type=repo_type, revision=revision or None, files_metadata=True,
-                timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            ),
-        )  # fmt: skip
-        return _parse(info)
+        return persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true", _parse))
     except FourMError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UnicodeError):
-            raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
-        raise MissingError(
-            f"{hub_id}: {api.endpoint} does not answer as a Hub does ({error}); HF_ENDPOINT may be wrong"
+    except _MALFORMED as error:
+        raise UnreachableError(
+            f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({brief(error)}); "
+            "HF_ENDPOINT may be wrong"
         ) from error
     except Exception as error:  # httpx's or requests' own, by the version of huggingface_hub
         raise _explain(error, hub_id, repo_type, revision) from error
@@ -79,13 +91,6 @@ def file_url(hub_id: str, name: str, revision: str, repo_type: str) -> str:
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type)
-
-
-def token_headers() -> dict[str, str]:
-    """Who asks: the user's token, if there is one, and what program this is."""
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    return build_hf_headers(library_name="fourm")
 
 
 def github_url() -> str:
@@ -103,32 +108,56 @@ def space_url(client: Client) -> str:
     raise MissingError(f"the Space {SPACE} has no file {text_tokenizer_path().name}")
 
 
-def explain_file(error: Exception, hub_id: str, name: str, url: str) -> FourMError:
+def explain_file(error: Exception, hub_id: str, name: str, url: str, has_begun: bool) -> FourMError:
     """Why a file of a repository could not be fetched."""
     if status_of(error) in (401, 403):
         return _refused(hub_id, error_code(error), status_of(error))
     if status_of(error) == 404:
         return MissingError(f"{hub_id} has no file {name} at this revision any more")
-    return explain_failure(error, f"{hub_id}/{name}", url)
+    return explain_failure(error, f"{hub_id}/{name}", url, has_begun)
 
 
-def _parse(info: Any) -> Remote:
-    """The answer as types; ValueError, TypeError or AttributeError where it is none."""
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+def _ask(path: str, parse: Callable[[Any], T]) -> T:
+    """What the Hub answers; one of the `_MALFORMED` errors where that makes no sense."""
+    from huggingface_hub import constants
+
+    began, body = time.monotonic(), bytearray()
+    url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
+    with opened(url, token_headers(), timeout) as (response, chunks):
+        if response.status_code != 200:
+            raise Refused(response)
+        for chunk in chunks:
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                raise ValueError(f"more than {MAX_ANSWER:,} bytes")
+            if time.monotonic() - began > ANSWER_TIME:
+                raise TimeoutError("timed out")
+    if is_web_page(bytes(body[:PAGE_BYTES])):
+        raise ValueError(PAGE)
+    return parse(json.loads(body))
+
+
+def _parse(answer: Any) -> Remote:
+    """The answer as types."""
+    if not _COMMIT.fullmatch(answer["sha"]):
         raise ValueError("no commit")
-    return Remote(info.sha, tuple(_parse_file(sibling) for sibling in info.siblings or ()))
+    files = tuple(_parse_file(row) for row in answer.get("siblings") or ())
+    if len({file.name for file in files}) != len(files):
+        raise ValueError("a file is named twice")
+    return Remote(answer["sha"], files)
 
 
-def _parse_file(sibling: Any) -> RemoteFile:
-    name, lfs = str(sibling.rfilename), sibling.lfs
-    size = lfs["size"] if lfs else sibling.size
-    sha256, blob_id = str(lfs["sha256"]) if lfs else "", str(sibling.blob_id)
+def _parse_file(row: Any) -> RemoteFile:
+    name, lfs = row["rfilename"], row.get("lfs")
+    size = lfs["size"] if lfs else row["size"]
+    sha256, blob_id = (lfs["sha256"], "") if lfs else ("", row["blobId"])
     is_path = all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name
-    if not is_path or "\0" in name or type(size) is not int or size < 0:
+    name.encode()  # ValueError for half a character
+    if not is_path or "\0" in name or type(size) is not int or not 0 <= size <= MAX_SIZE:
         raise ValueError(f"no file: {name!r}")
     if not (_SHA256.fullmatch(sha256) if lfs else _BLOB.fullmatch(blob_id)):
         raise ValueError(f"no checksum of {name}")
-    return RemoteFile(name, size, sha256, "" if lfs else blob_id)
+    return RemoteFile(name, size, sha256, blob_id)
 
 
 def _explain(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
@@ -163,10 +192,12 @@ def _refused(hub_id: str, code: str, status: int | None) -> MissingError:
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
     """Branches and tags, for advice; none if the Hub does not say."""
-    from huggingface_hub import HfApi
-
     try:
-        refs = HfApi().list_repo_refs(hub_id, repo_type=repo_type)
-        return [str(ref.name) for ref in (*refs.branches, *refs.tags)]
+        return _ask(f"{repo_type}s/{hub_id}/refs", _parse_names)
     except Exception:  # advice is not worth another error
         return []
+
+
+def _parse_names(answer: Any) -> list[str]:
+    names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
+    return [name for name in names if name.isprintable() and len(name) < 100]

@@ -144,7 +144,7 @@ def _fill(
     except FourMError:
         raise
     except Exception as error:  # httpx's or requests' own, by the version of huggingface_hub
-        raise explain_file(error, hub_id, file.name, url) from error
+        raise explain_file(error, hub_id, file.name, url, has_begun=growing.tell() > 0) from error
     finally:
         growing.flush()
 

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from fourm.errors import FourMError, MissingError, VerificationError
+from fourm.errors import FourMError, MissingError, VerificationError, printable
+from fourm.header import is_web_page
+from fourm.hubclient import open_session
 
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
 TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
@@ -24,6 +27,8 @@ BEYOND = 416  # no such range: the file ends before it
 _CLIENTS = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 _HOPELESS = ("UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects", "InvalidURL", "InvalidSchema",
              "MissingSchema", "InvalidHeader")  # fmt: skip
+_PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
+PAGE = "a web page, perhaps the login page of this network"
 T = TypeVar("T")
 
 
@@ -67,6 +72,10 @@ class Client:
     longest_wait: float = 60.0  # also if the server asks for more
     sleep: Callable[[float], None] = time.sleep
     report: Callable[[Event], None] = field(default=lambda event: None)
+
+
+class UnreachableError(MissingError):
+    """Nothing that answers as it should: no network, a network that keeps us out, a server out of order."""
 
 
 class Refused(Exception):
@@ -128,11 +137,16 @@ def reason_of(error: BaseException) -> str:
         return f"the server answers {status}"
     if isinstance(error, Dropped):
         return "the connection was dropped"
-    text = " ".join(str(error).split())
+    text = brief(error)
     kind = type(error).__name__
     if "timeout" in kind.lower() or "timed out" in text.lower():
         return "no answer in time"
     return f"no connection ({text or kind})"
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, as one short line that is safe to print."""
+    return printable(" ".join(str(error)[:1000].split()))[:200]
 
 
 def status_of(error: BaseException) -> int | None:
@@ -155,23 +169,24 @@ def is_transport(error: BaseException) -> bool:
     )
 
 
-def explain_failure(error: Exception, what: str, url: str) -> FourMError:
-    """A failed transfer as a sentence; `what` was to be fetched from `url`."""
+def explain_failure(error: Exception, what: str, url: str, has_begun: bool = False) -> FourMError:
+    """A failed transfer as a sentence; `what` was to be fetched from `url`, and a part of it may be here."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     host = urlsplit(url).netloc or url
     if isinstance(error, OfflineModeIsEnabled):
-        return MissingError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so")
-    if (status := status_of(error)) is not None:
-        later = (
-            "; what has arrived is kept, so try again later" if status >= 500 or status in TOO_BUSY else ""
+        return UnreachableError(
+            f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
         )
-        return MissingError(f"{what} cannot be fetched: {host} answers {status}{later}")
-    if is_transport(error):
-        return MissingError(
-            f"{what} cannot be fetched from {host}: {reason_of(error)}; what has arrived is kept, "
-            "so the same command goes on"
-        )
+    if (status := status_of(error)) is not None and status < 500 and status not in TOO_BUSY:
+        return MissingError(f"{what} cannot be fetched: {host} answers {status}")
+    kept = "; what has arrived is kept" if has_begun else ""
+    if status is not None:
+        later = f"{kept}, so try again later" if kept else "; try again later"
+        return UnreachableError(f"{what} cannot be fetched: {host} answers {status}{later}")
+    if is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError):
+        goes_on = f"{kept}, so the same command goes on" if kept else ""
+        return UnreachableError(f"{what} cannot be fetched from {host}: {reason_of(error)}{goes_on}")
     raise error
 
 
@@ -180,19 +195,22 @@ def _append(
 ) -> None:
     done = file.tell()
     wanted = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with _opened(url, wanted) as (response, chunks):
+    with opened(url, wanted) as (response, chunks):
         if response.status_code == BEYOND:
             restart(file)
             raise Dropped
         if response.status_code not in (200, 206):
             raise Refused(response)
-        if done and not _continues(response, done):
-            restart(file)  # the whole file comes again
-            done = 0
-        total = _total(response)
+        first, total = next(chunks, b""), _total(response)
+        is_anew = not (done and _continues(response, done))
+        if is_anew and is_web_page(first) and not name.lower().endswith(_PROSE):
+            raise VerificationError(f"{name}: {PAGE}, is sent in place of this file; nothing of it is kept")
         if total is not None and total != size:
             raise VerificationError(f"{name}: {total:,} bytes are offered, but {size:,} are on record")
-        for chunk in chunks:
+        if is_anew and done:
+            restart(file)  # the whole file comes again
+            done = 0
+        for chunk in chain([first], chunks):
             done += len(chunk)
             if done > size:
                 restart(file)
@@ -204,12 +222,14 @@ def _append(
 
 
 @contextmanager
-def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """An answer, and its body in pieces."""
-    from huggingface_hub import constants, get_session
+def opened(
+    url: str, headers: Mapping[str, str], timeout: float | None = None
+) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """An answer, and its body in pieces; `timeout` in seconds, that of downloads if it is not given."""
+    from huggingface_hub import constants
 
-    session: Any = get_session()
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    session = open_session()
+    timeout = timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
             yield response, response.iter_bytes(CHUNK)
@@ -228,7 +248,7 @@ def _total(response: Any) -> int | None:
     text = response.headers.get("Content-Range", "").rpartition("/")[2] or (
         response.headers.get("Content-Length", "") if response.status_code == 200 else ""
     )
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -248,5 +268,5 @@ def _asked_wait(error: BaseException) -> float:
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

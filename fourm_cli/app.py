@@ -1,5 +1,6 @@
 """The app: one line for each command; `main` turns errors and signals into sentences and exit codes."""
 
+import errno
 import io
 import os
 import signal
@@ -29,7 +30,10 @@ from fourm_cli.tokenize import tokenize
 from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from fourm_cli.verify import verify
 
-NOT_RESUMED = ("convert", "download", "plot", "tokenize", "verify")  # commands that have no --resume
+RESUMED = ("generate", "sr")  # commands that have --resume
+REPEATED = ("convert", "download", "plot", "tokenize")  # commands that keep what they made, and go on with it
+FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
+MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 
 app = typer.Typer(
     name="fourm",
@@ -93,9 +97,7 @@ def main() -> None:
         explain(error)
         code = error.exit_code
     except InterruptedRun as interrupt:
-        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        goes_on = "the same command" if command in NOT_RESUMED else "--resume"
-        print(f"fourm: interrupted; what was finished is kept, {goes_on} goes on", file=sys.stderr)
+        print(f"fourm: interrupted{_what_goes_on(sys.argv[1:])}", file=sys.stderr)
         code = 128 + interrupt.number
     except OSError as error:
         if is_debug:
@@ -132,9 +134,19 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
+def _what_goes_on(words: list[str]) -> str:
+    """What is kept of an interrupted command; nothing of one that only looks."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command not in (*RESUMED, *REPEATED) or MAKES_NOTHING & set(words):
+        return ""
+    return f"; what was finished is kept, {'--resume' if command in RESUMED else 'the same command'} goes on"
+
+
 def _from_system(error: OSError) -> FourMError:
-    """What the system refused, in a sentence; without a file it is what was printed."""
-    what = error.filename if error.filename is not None else "standard output cannot be written"
+    """What the system refused, in a sentence; what cannot be written and has no name is what was printed."""
+    is_print = error.errno in FAILED_WRITES
+    unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
+    what = unnamed if error.filename is None else error.filename
     return FourMError(f"{what} ({error.strerror or error})")
 
 

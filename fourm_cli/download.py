@@ -11,6 +11,7 @@ import typer
 from fourm.catalogue import CATALOGUE, GROUPS
 from fourm.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
 from fourm.errors import UsageError, VerificationError
+from fourm.hubclient import check_variables
 from fourm.store import KEPT
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
@@ -90,20 +91,22 @@ def download(
         return
     if not names and not config:
         raise UsageError("name what to fetch, such as 4m-21-b; `fourm download --list` shows all names")
-    _still_hub()
-    jobs = _plan(wanted, quiet)
+    jobs = _plan(wanted, quiet, dry_run)
     if dry_run:
         _print_plan(jobs, as_json)
         return
     _fetch(jobs, quiet, as_json)
 
 
-def _plan(wanted: Sequence[Wanted], quiet: bool) -> tuple[Job, ...]:
+def _plan(wanted: Sequence[Wanted], quiet: bool, dry_run: bool) -> tuple[Job, ...]:
     def report(event: Event) -> None:
         if not quiet and isinstance(event, Waiting):
             note(waiting_line(event))
 
-    return plan_downloads(wanted, replace(CLIENT, report=report))
+    check_variables()
+    _still_hub()
+    tries = 1 if dry_run else CLIENT.tries
+    return plan_downloads(wanted, replace(CLIENT, report=report, tries=tries), is_estimate=dry_run)
 
 
 def _fetch(jobs: Sequence[Job], quiet: bool, as_json: bool) -> None:
@@ -150,6 +153,8 @@ def _print_plan(jobs: Sequence[Job], as_json: bool) -> None:
     print_table(("name", "file", "size", "to fetch", "revision"), rows, numbers=("size", "to fetch"))
     for line in _licences(jobs):
         note(line)
+    if reason := next((job.unconfirmed for job in jobs if job.unconfirmed), ""):
+        note(f"{reason}; sizes are those on record here, or of the catalogue: of the largest file")
     whole, missing = sum(job.num_bytes for job in jobs), sum(job.to_fetch for job in jobs)
     note(f"{size_text(missing)} of {size_text(whole)} to fetch; nothing was fetched")
 

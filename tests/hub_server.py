@@ -59,6 +59,7 @@ class Hub:
     bytes_per_second: float = 0.0  # 0 = as fast as it goes
     url: str = ""
     etags: dict[str, str] = field(default_factory=dict)  # wrong checksums to tell, by file name
+    answer: bytes = b""  # in place of every description of a repository
 
     def put(
         self, name: str, files: Mapping[str, bytes], commit: str = HEAD_OF_MAIN, ref: str = "main"
@@ -178,6 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit(repo, revision or "main")
         if commit is None:
             return None
+        if self.hub.answer:
+            return self._send(200, self.hub.answer, {"Content-Type": "application/json"})
         rows = [self._row(n, c) for n, c in repo.commits[commit].items()]
         answer = {"id": name, "sha": commit, "siblings": rows, "private": False, "tags": [], "downloads": 0}
         return self._json(answer)
@@ -239,8 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = fault.kind if fault else ""
         if fault is not None and kind.isdigit():
             return self._fault(fault)
-        if kind == "page":
-            return self._send(200, b"<html>a page</html>", {"Content-Type": "text/html"})
+        if kind in ("page", "page-in-pieces"):
+            return self._page(kind == "page")
         if kind == "corrupt":
             content = content[:-1] + bytes([content[-1] ^ 1])
         if kind == "more":
@@ -277,6 +280,16 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "more":
             self.close_connection = True
         return None
+
+    def _page(self, is_sized: bool) -> None:
+        """A login page with its size, or without."""
+        body = b"\r\n<!-- portal -->\n<!DOCTYPE html><html>Log in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header(*(("Content-Length", str(len(body))) if is_sized else ("Connection", "close")))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = not is_sized
 
     def _write(self, name: str, body: bytes) -> None:
         step = 1 << 16

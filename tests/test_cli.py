@@ -308,6 +308,17 @@ def test_a_defect_is_a_line_that_says_how_to_see_more(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_the_system_refuses_is_not_taken_for_standard_output(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import errno, fourm_cli.app as a\n"
+        "def fail(): raise OSError(errno.EMFILE, 'Too many open files')\n"
+        "a.app.command()(fail)\na.main()\n"
+    )
+    done = subprocess.run([sys.executable, script, "fail"], text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "fourm: the system refuses a call (Too many open files)\n")
+
+
 def test_a_reader_that_goes_away_is_no_mistake(tiny: Path) -> None:
     command = f"{sys.executable} -m fourm_cli schedule show --model {tiny} --json | head -c 1"
     done = subprocess.run(command, shell=True, cwd=ROOT, text=True, capture_output=True, check=False)

@@ -110,7 +110,8 @@ BROKEN = [
     ("corrupt", "does not have the checksum on record"),
     ("more", r"more than the 1,500,000 bytes on record|4 bytes are offered"),
     ("size", "1,499,997 bytes are offered, but 1,500,000 are on record"),
-    ("page", "bytes are offered, but 1,500,000 are on record"),
+    ("page", "a web page, perhaps the login page of this network, is sent in place of this file"),
+    ("page-in-pieces", "a web page, perhaps the login page of this network, is sent in place of this file"),
 ]
 
 

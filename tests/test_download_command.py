@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from rich.console import Console
 
 from fourm import download as download_module
 from fourm.cache import cache_folder
 from fourm.catalogue import CATALOGUE
 from fourm.download import fetch
+from fourm.pins import pins_path
 from fourm.transfer import Advanced, Client, Done, Waiting
 from fourm_cli import download as command_module
 from fourm_cli.transfers import Transfers, display, headline, picture
@@ -22,6 +25,7 @@ from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, parti
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment, files_of, running
 
 ROOT = Path(__file__).resolve().parent.parent
+TEXT = "text_tokenizer_4m_wordpiece_30k.json"
 SIZE = sum(len(FILES[name]) for name in FETCHED)
 Run = Callable[..., tuple[int, str, str]]
 
@@ -74,6 +78,65 @@ def test_a_dry_run_only_says(hub: Hub, run: Run) -> None:
     run("download", NAME, "--quiet")
     (job,) = json.loads(run("download", NAME, "--dry-run", "--json")[1])
     assert (job["bytes"], job["to_fetch"], job["revision"]) == (SIZE, 0, HEAD_OF_MAIN)
+
+
+AWAY = [("127.0.0.1:9", "no connection"), ("HF_HUB_OFFLINE", "HF_HUB_OFFLINE forbids"),
+        ("503", "answers 503"), ("page", "a web page")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), AWAY)
+def test_a_dry_run_without_the_hub_says_at_once_what_the_catalogue_knows(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    waits: list[float] = []
+    hub.put("EPFL-VILAB/4M-21_B", FILES)
+    monkeypatch.setattr(command_module, "CLIENT", Client(sleep=waits.append))
+    if kind == "127.0.0.1:9":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    elif kind == "HF_HUB_OFFLINE":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        hub.fail("api", kind, times=99)
+    code, out, err = run("download", "4m-21-b", "tok-rgb", "parti-prompts", "text-tokenizer", "--dry-run")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert [row[:4] for row in rows] == [
+        ["4m-21-b", FILE, "3.37", "GB"], ["tok-rgb", FILE, "1.15", "GB"],
+        ["parti-prompts", "PartiPrompts.tsv", "123", "kB"], ["text-tokenizer", TEXT, "1.45", "MB"],
+    ]  # fmt: skip
+    assert said in err
+    assert "sizes are those on record here, or of the catalogue" in err
+    assert err.splitlines()[-1] == "4.52 GB of 4.52 GB to fetch; nothing was fetched"
+    assert "what has arrived" not in err
+    assert not waits
+    if kind != "page":
+        assert len([path for _, path in hub.asked if "/api/" in path]) <= 1
+    (row, *_) = json.loads(run("download", "4m-21-b", "--dry-run", "--json")[1])
+    assert (row["bytes"], row["to_fetch"], row["revision"], row["is_estimate"]) == (
+        CATALOGUE["4m-21-b"].num_bytes, CATALOGUE["4m-21-b"].num_bytes, "", True,
+    )  # fmt: skip
+    code, out, err = run("download", "some/thing", "--dry-run")
+    assert (code, out) == (4, "")
+    assert "what has arrived" not in err
+    assert run("download", "4m-21-b")[0] == 4
+
+
+def test_a_dry_run_without_the_hub_knows_what_is_here(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(run("download", NAME, "--quiet")[1].strip())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (folder / "config.json").unlink()
+    (folder / FILE).unlink()
+    (job,) = json.loads(run("download", NAME, "--dry-run", "--json")[1])
+    assert (job["bytes"], job["revision"], job["is_estimate"]) == (SIZE, HEAD_OF_MAIN, True)
+    assert job["to_fetch"] == len(FILES["config.json"]) + len(WEIGHTS)
+    pins_path().unlink()
+    (folder / FILE).write_bytes(WEIGHTS)
+    (job,) = json.loads(run("download", NAME, "--dry-run", "--json")[1])
+    assert (job["to_fetch"], job["path"], job["revision"]) == (0, str(folder), HEAD_OF_MAIN)
+    (job,) = json.loads(run("download", f"{NAME}@v9", "--dry-run", "--json")[1])
+    assert job["to_fetch"] == CATALOGUE[NAME].num_bytes
 
 
 def test_json_is_one_record_for_each_name(hub: Hub, run: Run) -> None:
@@ -194,6 +257,19 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"bytes={kept}-" in hub.ranges
     assert whole_files() == FETCHED
+
+
+def test_an_interrupted_dry_run_has_kept_nothing(hub: Hub, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        hub.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {**environment(hub, tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "fourm_cli", "download", NAME, "--dry-run"]
+        asking = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        silent.accept()
+        asking.send_signal(signal.SIGINT)
+        out, err = asking.communicate(timeout=20)
+    assert (asking.returncode, out, err) == (130, "", "fourm: interrupted\n")
 
 
 def test_no_network_and_offline_are_exit_code_4(hub: Hub, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """What the Hub refuses, or cannot say, is one sentence with the right exit code."""
 
+import json
 import socket
 
 import pytest
 from huggingface_hub import constants
 
+from fourm import remote
 from fourm.cache import cache_folder
 from fourm.errors import FourMError, MissingError
 from tests.fetching import FILE, FILES, ID, NAME, Watch, whole_files
-from tests.hub_server import Hub
+from tests.hub_server import HEAD_OF_MAIN, Hub
 
 REFUSALS = [
     (
@@ -111,7 +113,7 @@ def test_no_network_is_said(hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPa
 
 def test_a_server_that_is_no_hub_is_said(hub: Hub, watch: Watch) -> None:
     hub.fail("api", "page", times=9)
-    with pytest.raises(MissingError, match=r"does not answer as a Hub does .*HF_ENDPOINT may be wrong"):
+    with pytest.raises(MissingError, match=r"does not answer as a Hub does \(a web page.*HF_ENDPOINT may"):
         watch.get(NAME)
 
 
@@ -121,3 +123,92 @@ def test_names_that_lead_out_of_the_cache_are_refused(hub: Hub, watch: Watch, na
     with pytest.raises(MissingError, match="does not answer as a Hub does"):
         watch.get("evil/model")
     assert not list(cache_folder().parent.rglob("*.safetensors"))
+
+
+def answer(*files: object, **more: object) -> bytes:
+    """A description of a repository with good weights and these files."""
+    good = {"rfilename": FILE, "size": 4, "lfs": {"sha256": "0" * 64, "size": 4}}
+    return json.dumps({"sha": HEAD_OF_MAIN, "siblings": [good, *files], **more}).encode()
+
+
+def small(name: object, size: object = 1, blob_id: object = "0" * 40) -> dict[str, object]:
+    return {"rfilename": name, "size": size, "blobId": blob_id}
+
+
+HOSTILE = {
+    "half a character": answer(small("\ud800.safetensors")),
+    "nested deep": b"[" * 200_000,
+    "a name nested deep": answer(small("x")).replace(b'"x"', b"[" * 200_000),
+    "bytes": b"\xff\xfe\x00",
+    "nothing": b"null",
+    "a list": b"[]",
+    "a number of many digits": answer(small("config.json")).replace(b'"size": 1', b'"size": ' + b"9" * 9_999),
+    "infinite": answer(small("config.json", size=float("inf"))),
+    "negative": answer(small("config.json", size=-1)),
+    "huge": answer(small("config.json", size=10**30)),
+    "true": answer(small("config.json", size=True)),
+    "no commit": answer(sha="main"),
+    "commit that is a path": answer(sha="../" * 13 + "a"),
+    "commit that is a number": answer(sha=7),
+    "files that are a number": answer(siblings=7),
+    "files that are words": answer(siblings=["a", "b"]),
+    "a name that is a list": answer(small(["config.json"])),
+    "no name": answer({"size": 1, "blobId": "0" * 40}),
+    "no size": answer({"rfilename": "config.json", "blobId": "0" * 40}),
+    "a checksum that is a path": answer(small("config.json", blob_id="../../x")),
+    "a checksum that is a number": answer(small("config.json", blob_id=1)),
+    "large, without a checksum": answer({"rfilename": "sr/model.safetensors", "size": 1, "lfs": {"size": 1}}),
+    "large, with a word": answer({"rfilename": "sr/model.safetensors", "size": 1, "lfs": "yes"}),
+    "twice": answer(small(FILE)),
+    "an empty name": answer(small("")),
+    "a zero byte": answer(small("a\0b")),
+    "another system's path": answer(small("..\\..\\x")),
+    "a line of a megabyte": answer(small("../" + "x" * 1_000_000)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_answer_is_one_short_sentence(hub: Hub, watch: Watch, kind: str) -> None:
+    hub.answer = HOSTILE[kind]
+    with pytest.raises(MissingError, match="does not answer as a Hub does") as told:
+        watch.get(NAME)
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 500
+    assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize("name", ["a\n.safetensors", "\x1b[31m.safetensors", "x" * 250 + ".safetensors",
+                                  "sr/" + "\u00fc" * 125 + ".safetensors"])  # fmt: skip
+def test_a_file_that_could_not_be_stored_is_named_before_anything_is_fetched(
+    hub: Hub, watch: Watch, name: str
+) -> None:
+    hub.answer = answer(small(name))
+    with pytest.raises(MissingError, match="has a name that no file can have here") as told:
+        watch.get(NAME)
+    assert str(told.value).isprintable()
+    assert not cache_folder().exists()
+
+
+def test_odd_names_of_files_that_are_not_fetched_do_not_matter(hub: Hub, watch: Watch) -> None:
+    hub.put(ID, {**FILES, "samples/a\nb.png": b"x", "x" * 300 + ".png": b"x"})
+    assert watch.get(NAME)
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(
+    hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_ANSWER", 1 << 20)
+    hub.answer = answer(more="x" * (2 << 20))
+    with pytest.raises(MissingError, match="more than 1,048,576 bytes"):
+        watch.get(NAME)
+    hub.answer = answer()
+    monkeypatch.setattr(remote, "ANSWER_TIME", -1.0)
+    with pytest.raises(MissingError, match="no answer in time"):
+        watch.get(NAME)
+
+
+def test_branches_with_hostile_names_are_no_advice(hub: Hub, watch: Watch) -> None:
+    hub.put(ID, FILES, ref="mian\x1b[31m")
+    hub.put(ID, FILES, ref="mian" + "x" * 500)
+    with pytest.raises(MissingError, match=r"no branch, tag or commit 'mian'; did you mean 'main'\?"):
+        watch.get(f"{ID}@mian")

@@ -22,7 +22,7 @@ fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums fourm.run
 fourm.results
 fourm.formats fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
-fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
+fourm.hubclient fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourm.cache import cache_folder
-from fourm.errors import MissingError
+from fourm.errors import MissingError, VerificationError
 from fourm.pins import find_pin, pins_path
 from fourm.transfer import persist
-from tests.fetching import FETCHED, FILE, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
+from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 
 PASSING = [
@@ -52,6 +52,48 @@ def test_the_server_says_how_long_to_wait(hub: Hub, watch: Watch) -> None:
     hub.fail(FILE, "503", retry_after="soon")
     watch.get(NAME)
     assert watch.slept == [7.0, 60.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("wait", ["9" * 5000, "Wed, 21 Oct 99999999999 07:28:00 GMT", "-5", "1e5", "nan"])
+def test_a_wait_that_makes_no_sense_is_our_own(hub: Hub, watch: Watch, wait: str) -> None:
+    hub.fail(FILE, "503", retry_after=wait)
+    watch.get(NAME)
+    assert watch.slept == [60.0 if wait.isdigit() else 1.0]
+
+
+@pytest.mark.parametrize(("kind", "times"), [("page", 1), ("page-in-pieces", 1), ("size", 1)])
+def test_what_was_collected_survives_a_network_that_sends_something_else(
+    hub: Hub, watch: Watch, kind: str, times: int
+) -> None:
+    hub.fail(FILE, "drop", after=1_000_000)
+    hub.fail(FILE, kind, times=times)
+    with pytest.raises(VerificationError):
+        watch.get(NAME)
+    kept = partial().stat().st_size
+    assert kept > 900_000
+    assert watch.get(NAME)
+    assert hub.ranges[-1] == f"bytes={kept}-"
+    assert whole_files() == FETCHED
+
+
+def test_a_card_that_begins_as_a_web_page_does_is_a_card(hub: Hub, watch: Watch) -> None:
+    hub.put(ID, {**FILES, "README.md": b"<!DOCTYPE html>\n# A model"})
+    watch.get(NAME)
+    assert whole_files() == FETCHED
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0, False), (1_000_000, True)])
+def test_what_has_arrived_is_told_only_if_something_has(
+    hub: Hub, watch: Watch, after: int, kept: bool
+) -> None:
+    for fault in ("drop", "500"):
+        shutil.rmtree(cache_folder(), ignore_errors=True)
+        hub.faults.clear()
+        hub.fail(FILE, "drop", after=after)
+        hub.fail(FILE, fault, times=99)
+        with pytest.raises(MissingError) as told:
+            watch.get(NAME)
+        assert ("what has arrived is kept" in str(told.value)) is kept
 
 
 def test_waits_grow_and_end() -> None:

@@ -1,0 +1,107 @@
+"""The Hub's own client for requests, after the variables and files that it reads were found good.
+
+The client itself fails on a wrong one in many ways: when it is imported, when it is made, or by waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fourm.errors import MissingError, UsageError, printable
+from fourm.opening import open_file, read_bytes
+
+LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
+MAX_TOKEN_BYTES = 1 << 20
+_ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
+            "no_proxy")  # fmt: skip
+# Files beside the cache that the client reads to its end, by their names among its constants.
+_FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "AGENT_HARNESSES_PATH")
+
+
+def check_variables() -> None:
+    """Refuse variables that the client cannot be imported with, or asked with; an empty one is unset."""
+    for name in (*_ADDRESSES, *_SECONDS, *_FOLDERS, *_CERTIFICATES):
+        if not os.environ.get(name, "set").strip():
+            del os.environ[name]
+    for name in _SECONDS:
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0"), re.ASCII):
+            raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
+    for name in _ADDRESSES:
+        if not _is_address(text := os.environ.get(name, "https://huggingface.co")):
+            raise UsageError(
+                f"{name}: '{printable(text)}' is no address of a server, such as https://huggingface.co"
+            )
+
+
+def open_session() -> Any:
+    """The client that makes requests; what keeps it from being made is said with the variable's name."""
+    from huggingface_hub import get_session
+
+    try:
+        if (path := os.environ.get("SSL_CERT_FILE")) is not None:
+            open_file(Path(path)).close()
+        return get_session()
+    except OSError as error:
+        raise MissingError(
+            f"nothing can be fetched with {_set(_certificates())}: {error.strerror or error}; name a file of "
+            "certificates, or unset it"
+        ) from error
+    except ImportError as error:
+        raise MissingError(
+            f"nothing can be fetched with {_set(_PROXIES)}: SOCKS proxies need another package, which "
+            "`pip install httpx[socks]` installs"
+        ) from error
+    except Exception as error:  # ValueError, or the client's own for an address that it cannot read
+        raise MissingError(
+            f"nothing can be fetched with {_set(_PROXIES)}: {printable(str(error))}; a proxy is written as "
+            "http://HOST:PORT or socks5://HOST:PORT"
+        ) from error
+
+
+def token_headers() -> dict[str, str]:
+    """Who asks: the user's token, if there is one, and what program this is."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    for path in (Path(getattr(constants, name)) for name in _FILES if hasattr(constants, name)):
+        try:
+            read_bytes(path, MAX_TOKEN_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
+    try:
+        headers = build_hf_headers(library_name="fourm")
+        headers.get("authorization", "").encode("ascii")
+    except UnicodeError:
+        raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
+    return headers
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        host = (parts.hostname or "").encode("idna")
+        return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
+    except ValueError:  # a port beyond 65535, half a bracket, a part of the name that is too long
+        return False
+
+
+def _certificates() -> tuple[str, ...]:
+    """The variables of certificates that count: the client passes over the folder where a file is named."""
+    passed_over = "SSL_CERT_DIR" if "SSL_CERT_FILE" in os.environ else ""
+    return tuple(name for name in _CERTIFICATES if name != passed_over)
+
+
+def _set(names: tuple[str, ...]) -> str:
+    """The variables of these that are set, with their values; without a proxy's user and password."""
+    found = {name: re.sub(r"//[^/@]*@", "//", os.environ[name]) for name in names if os.environ.get(name)}
+    return ", ".join(f"{name}={printable(text)}" for name, text in found.items()) or "this installation"
