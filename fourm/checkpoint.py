@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
-from fourm.header import TensorInfo, parse_header_config, read_header
-from fourm.hub import ModelFiles, load_config, weights_of
+from fourm.header import TensorInfo, config_of, read_header
+from fourm.hub import ModelFiles, weights_of
 from fourm.modalities import Kind
 from fourm.model import FourM, FourMConfig
 from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, fit_state, read_config
@@ -90,9 +90,7 @@ def _kind_of(info: TensorInfo) -> torch.dtype:
 def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
     """The config of a tokenizer's folder or file, as its tensors complete it, and where its weights are."""
     weights = weights_of(path)
-    beside = weights.parent / "config.json"
-    metadata, tensors = read_header(weights)
-    config = load_config(beside) if path.is_dir() and beside.exists() else parse_header_config(metadata)
+    config, tensors = config_of(path), read_header(weights)[1]
     try:
         return read_config(settle(config, {name: info.shape for name, info in tensors.items()})), weights
     except CheckpointError as error:

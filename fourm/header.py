@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without torch: metadata, and each tensor's dtype and shape."""
+"""What a checkpoint says of itself, read without torch: config.json, and dtype and shape of every tensor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from fourm.errors import CheckpointError, MissingError, UsageError
-from fourm.opening import open_file
+from fourm.catalogue import CONFIG_FILE, WEIGHTS_FILE
+from fourm.errors import CheckpointError, MissingError, UsageError, shown
+from fourm.opening import open_file, read_bytes
 
+_MAX_CONFIG = 1 << 24  # bytes of a config.json
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
 
 
 # What other files begin with, read where the length of the header makes no sense.
@@ -85,6 +87,35 @@ def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
     return {key: _literal(text) for key, text in metadata.items()}
 
 
+def config_of(path: Path) -> dict[str, object]:
+    """The configuration of a folder, from its config.json or else the header of its weights, or of a file."""
+    if path.is_dir() and os.path.lexists(path / CONFIG_FILE):
+        return load_config(path / CONFIG_FILE)
+    config = parse_header_config(read_header(path / WEIGHTS_FILE if path.is_dir() else path)[0])
+    if config.keys() <= {"format"}:  # which every library writes
+        if path.is_dir():
+            holder = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
+        else:
+            holder = "its header"
+        raise CheckpointError(f"{path}: {holder} holds no configuration")
+    return config
+
+
+def load_config(path: Path) -> dict[str, object]:
+    """A `config.json`: one JSON object."""
+    try:
+        config = json.loads(read_bytes(path, _MAX_CONFIG).decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
+    return config
+
+
 def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     """The header's JSON, checked against the bytes that follow it."""
     try:
@@ -118,7 +149,9 @@ def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple
         raise CheckpointError(f"{path}: tensor '{name}' is not described by an object")
     dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        raise CheckpointError(f"{path}: tensor '{name}' has the unknown dtype {dtype!r}")
+        raise CheckpointError(
+            f"{path}: tensor '{name}' is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read"
+        )
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
         raise CheckpointError(f"{path}: tensor '{name}' lacks a proper shape or place in the file")
     tensor = TensorInfo(dtype, tuple(shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,16 +20,14 @@ from fourm.catalogue import (
     tokenizer_entry,
 )
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
-from fourm.header import parse_header_config, read_header
+from fourm.header import config_of, parse_header_config, read_header
 from fourm.modalities import RELEASED, Kind, Modality, Registry, is_released, load_registry
-from fourm.opening import read_bytes
 from fourm.pins import text_tokenizer_path
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 TEXT = CATALOGUE["text-tokenizer"].name
 _DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_CONFIG_BYTES = 1 << 24
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 
 
@@ -209,21 +206,6 @@ def weights_of(path: Path) -> Path:
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
-def load_config(path: Path) -> dict[str, object]:
-    """A `config.json`: one JSON object."""
-    try:
-        config = json.loads(read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
-    return config
-
-
 def _locate(name: str) -> ModelFiles:
     """The files of a model, with those parts that it brings itself."""
     if name == DEMO:
@@ -288,9 +270,8 @@ def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> Mo
     files = _listed(folder)
     weights = _weights_in(folder, files, advice)
     if CONFIG_FILE in files:
-        config = load_config(_whole(folder / CONFIG_FILE, advice))
-    else:
-        config = parse_header_config(read_header(weights)[0])
+        _whole(folder / CONFIG_FILE, advice)
+    config = config_of(folder)
     registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
     tokenizers = folder / "tokenizers"
     parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fourm.cache import find_cached
 from fourm.catalogue import CATALOGUE, CONFIG_FILE, Entry, Part, find_entry, tokenizer_entry
-from fourm.header import TensorInfo, parse_header_config, read_header
-from fourm.hub import DEMO, DEMO_SR, ModelFiles, find_model, load_config, resolve_tokenizer, weights_of
+from fourm.header import TensorInfo, load_config, parse_header_config, read_header
+from fourm.hub import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.modalities import RELEASED, Kind, Modality
 from fourm.pins import text_tokenizer_path
 

@@ -16,9 +16,12 @@ from fourm.checkpoint import load_model, load_tokenizer
 from fourm.errors import CheckpointError, FourMError, MissingError
 from fourm.header import read_header
 from fourm.hub import find_model
-from fourm.tokenizers.vq import Part
-from tests.tiny import build_tiny
+from fourm.tokenizers.config import VQConfig
+from fourm.tokenizers.vq import Part, VQTokenizer
+from tests.tiny import TOKENIZERS, build_tiny, save, write_config
 
+Run = Callable[..., tuple[int, str, str]]
+Spoil = Callable[[dict[str, torch.Tensor], str], None]
 NAME = "encoder.1.mlp.fc1.weight"
 
 
@@ -75,6 +78,24 @@ def test_a_tokenizer_in_half_precision_searches_in_full(own: Path) -> None:
     again = load_tokenizer(own / "tokenizers/rgb").set_network_dtype(torch.bfloat16).state_dict()
     assert {n: t.dtype for n, t in again.items()} == {n: t.dtype for n, t in state.items()}
     assert all(torch.equal(again[n], t) for n, t in state.items())
+
+
+def test_a_post_mlp_is_precise_where_it_leads_to_the_search(tmp_path: Path) -> None:
+    config = {**TOKENIZERS["rgb"], "post_mlp": True}
+    save(VQTokenizer(VQConfig.from_dict(config)), tmp_path, torch.Generator().manual_seed(0), ())
+    write_config(tmp_path, config)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain = load_tokenizer(tmp_path)
+    for half in (
+        load_tokenizer(tmp_path, dtype=torch.bfloat16),
+        load_tokenizer(tmp_path).set_network_dtype(torch.bfloat16),
+    ):
+        kinds = {name: tensor.dtype for name, tensor in half.state_dict().items() if "_mlp." in name}
+        of_encoder = {kinds[name] for name in kinds if name.startswith("encoder.")}
+        of_decoder = {kinds[name] for name in kinds if name.startswith("decoder.")}
+        assert (of_encoder, of_decoder) == ({torch.float32}, {torch.bfloat16})
+        assert half.encode(picture).dtype == torch.float32
+        assert half.decode_tokens(plain.tokenize(picture)).dtype == torch.float32
 
 
 def spoil_gzip(path: Path) -> None:
@@ -163,20 +184,109 @@ def test_a_config_that_is_none_is_told(
     assert not Path("results").exists()
 
 
-def test_a_tokenizer_with_fewer_codes_than_the_model_has_tokens_is_refused_before_loading(
-    own: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+def reshape(state: dict[str, torch.Tensor], name: str) -> None:
+    state[name] = torch.zeros(3, 5)
+
+
+def add(state: dict[str, torch.Tensor], name: str) -> None:
+    state[name + "_more"] = torch.zeros(3)
+
+
+def drop(state: dict[str, torch.Tensor], name: str) -> None:
+    del state[name]
+
+
+def to_integers(state: dict[str, torch.Tensor], name: str) -> None:
+    state[name] = state[name].to(torch.int8)
+
+
+def to_eight_bits(state: dict[str, torch.Tensor], name: str) -> None:
+    state[name] = state[name].to(torch.float8_e4m3fn)
+
+
+def to_other_eight_bits(state: dict[str, torch.Tensor], name: str) -> None:
+    state |= {n: t.to(torch.float8_e5m2) for n, t in state.items() if t.is_floating_point()}
+
+
+SPOILT = {
+    reshape: "is (3, 5)", add: "has no place in the", drop: "is missing", to_integers: "holds whole numbers",
+    to_eight_bits: "is stored as F8_E4M3; F64, F32, F16 and BF16 are read",
+    to_other_eight_bits: "is stored as F8_E5M2; F64, F32, F16 and BF16 are read",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("model.safetensors", NAME), ("tokenizers/rgb/model.safetensors", "decoder.out_proj.weight")],
+)
+def test_tensors_that_do_not_fit_are_named_before_anything_is_loaded(
+    own: Path, run: Run, monkeypatch: pytest.MonkeyPatch, file: str, name: str, spoil: Spoil
+) -> None:
+    state = load_file(own / file)
+    spoil(state, name)
+    save_file(state, own / file)
+    monkeypatch.setattr("fourm.pipeline.load_parts", lambda *_: pytest.fail("weights were loaded"))
+    code, out, err = run("generate", "red", "--model", own, "--out", "results", "--targets", "tok_rgb")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{own / file}: tensor '" in err
+    assert SPOILT[spoil] in err
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizers/rgb/model.safetensors"])
+def test_weights_of_eight_bits_are_named_by_all_who_read_headers(own: Path, run: Run, file: str) -> None:
+    state = load_file(own / file)
+    to_other_eight_bits(state, "")
+    save_file(state, own / file)
+    for words in (
+        ("schedule", "validate", "--model", own, "--targets", "tok_rgb"),
+        ("models", "show", (own / file).parent),
+        ("tokenize", "in", "--model", own, "--out", "o", "--modalities", "rgb"),
+    ):
+        Path("in/rgb/a").mkdir(parents=True, exist_ok=True)
+        Path("in/rgb/a/0.png").touch()
+        if words[0] == "tokenize" and file == "model.safetensors":
+            continue
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        assert "is stored as F8_E5M2; F64, F32, F16 and BF16 are read" in err
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(own: Path, run: Run) -> None:
+    for path in (own / "config.json", own / "tokenizers/rgb/config.json"):
+        path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    words = ("generate", "red", "--model", own, "--targets", "tok_rgb", "--steps", "1", "--out", "o")
+    assert run(*words)[0] == 0
+
+
+@pytest.mark.parametrize("folder", [".", "tokenizers/rgb"])
+def test_a_folder_without_a_config_is_told(own: Path, run: Run, folder: str) -> None:
+    (own / folder / "config.json").unlink()
+    code, out, err = run("generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results")
+    assert (code, out) == (2, "")
+    where = own if folder == "." else own / folder
+    said = "no config.json in this folder, and the header of model.safetensors holds no configuration"
+    assert err == f"fourm: {where}: {said}\n"
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(("count", "said"), [(20, "only 20 codes"), (65, "65 codes")])
+def test_a_tokenizer_with_fewer_or_more_codes_than_the_model_has_tokens_is_refused_before_loading(
+    own: Path, run: Run, monkeypatch: pytest.MonkeyPatch, count: int, said: str
 ) -> None:
     folder = own / "tokenizers/rgb"
-    config = json.loads((folder / "config.json").read_text()) | {"codebook_size": 20}
+    config = json.loads((folder / "config.json").read_text()) | {"codebook_size": count}
     state = load_file(folder / "model.safetensors")
-    state["quantize._codebook.embed"] = state["quantize._codebook.embed"][:20].clone()
+    codes = state["quantize._codebook.embed"]
+    state["quantize._codebook.embed"] = torch.cat([codes, codes])[:count].clone()
     state = {n: t for n, t in state.items() if "cluster_size" not in n}
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("fourm.pipeline.load_parts", lambda *_: pytest.fail("weights were loaded"))
     code, _, err = run("generate", "a red circle", "--model", own, "--out", "results", "--targets", "tok_rgb")
     assert code == 2
-    assert "64 tokens, but its tokenizer has only 20 codes" in err
+    assert f"64 tokens, but its tokenizer has {said}" in err
     assert not Path("results").exists()
 
 
