@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.bench import Bench, Cases
 from benchmarks.gpu.commands import count_results
+from benchmarks.gpu.driver import PARTS, Run
+from benchmarks.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +60,35 @@ def test_what_does_not_fit_into_the_time_is_a_line(tmp_path: Path) -> None:
     assert {row["part"]: (row["status"], row["note"]) for row in data["rows"]} == dict.fromkeys(
         PARTS, ("left out", "no time left")
     )
+
+
+def troubled(bench: Bench) -> Cases:
+    """Cases of which one kills its process and one does not end."""
+    return {
+        "good": lambda: {"s": 1.0},
+        "deadly": lambda: os.kill(os.getpid(), signal.SIGKILL) or {},
+        "wrong": lambda: {"s": 1 / 0},
+        "endless": lambda: time.sleep(1000) or {},
+        "late": lambda: {"s": 2.0},
+    }
+
+
+def test_a_case_may_kill_its_process_or_never_end(tmp_path: Path) -> None:
+    parts = dict.fromkeys(("one", "other"), ("tests.test_benchmarks:troubled", 5.0))
+    report = Report(tmp_path, "trouble")
+    run = Run(report, "cpu", True, tmp_path, 6.0, time.monotonic() + 8, parts)
+    for name in parts:
+        run.part(name)
+    for name in parts:
+        found = {row.name: (row.status, row.note) for row in report.rows if row.part == name}
+        assert found == {
+            "good": ("ok", ""),
+            "deadly": ("failed", "its process ended with -9"),
+            "wrong": ("failed", "ZeroDivisionError: division by zero"),
+            "endless": ("left out", "stopped: its time was up"),
+            "late": ("left out", "stopped: its time was up"),
+        }
+    assert time.monotonic() < run.deadline + 1
 
 
 def test_results_of_tests_are_read_from_a_log_that_breaks_off() -> None:

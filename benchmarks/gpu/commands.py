@@ -1,5 +1,6 @@
 """Loading from files, the tests for GPUs, and `fourm generate` from Enter to the end."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,10 +36,17 @@ def _run_tests(bench: Bench) -> Values:
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     command += [str(path.relative_to(ROOT)) for path in files]
     log, note = bench.out / "pytest.log", ""
+    environment = {"OMP_NUM_THREADS": "4", **os.environ}  # the CPU's side is tiny
     with log.open("w", encoding="utf-8") as output:
         try:
             subprocess.run(
-                command, cwd=ROOT, stdout=output, stderr=output, timeout=max(1.0, bench.left - 3), check=False
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                timeout=max(1.0, bench.left - 3),
+                check=False,
             )
         except subprocess.TimeoutExpired:
             note = "stopped, time was up; "

@@ -77,6 +77,7 @@ class _Compared:
 
 def tokens(bench: Bench) -> Cases:
     """float32 in every batch size, run to run, then what the other dtypes change."""
+    torch.set_num_threads(min(4, torch.get_num_threads()))  # more hinder each other on so small a model
     compared = _Compared(bench, find_model("demo"))
     maps, most, sizes = (QUICK, 4, (1, 2, 4)) if bench.quick else (MAPS, 16, (1, 2, 4, 8, 16))
     cases = {

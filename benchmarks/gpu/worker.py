@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_part(part: str, where: str, bench: Bench, done: Collection[str], send: Connection) -> None:
-    """The body of the process: sends the names of all cases, a `Row` for each that is not done, then None.
+    """The body of the process.
 
+    It sends a list of all cases, then the name and the `Row` of each that is not done, and None at the end.
     where: "module:function" that makes the cases.
     """
     os.setsid()  # the whole group is killed when its time is up
@@ -54,6 +55,7 @@ def _run_cases(part: str, where: str, bench: Bench, done: Collection[str], send:
         if name in done:
             continue
         print(f"-- {name}", flush=True)
+        send.send(name)
         status, values, note = bench.attempt(work)
         now = time.monotonic()
         send.send(Row(part, name, status, values, note, round(now - began, 2)))
@@ -69,4 +71,4 @@ def _prepare(where: str, bench: Bench) -> tuple[Bench, Cases]:
     if bench.device == "auto":
         bench = replace(bench, device="cuda" if torch.cuda.is_available() else "cpu")
     module, _, function = where.partition(":")
-    return bench, getattr(import_module(f"benchmarks.gpu.{module}"), function)(bench)
+    return bench, getattr(import_module(module), function)(bench)
