@@ -104,13 +104,16 @@ def config_of(path: Path) -> dict[str, object]:
 def load_config(path: Path) -> dict[str, object]:
     """A `config.json`: one JSON object."""
     try:
-        config = json.loads(read_bytes(path, _MAX_CONFIG).decode("utf-8-sig"))
+        data = read_bytes(path, _MAX_CONFIG)
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        config = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON file ({error})") from None
+        what = f"a web page under the name {path.name}" if is_web_page(data) else error
+        raise CheckpointError(f"{path}: not a readable JSON file ({what})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
     return config

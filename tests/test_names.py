@@ -14,6 +14,7 @@ from hubcache import COMMIT, put, put_folder, put_whole, write_tokenizer
 
 from fourm.catalogue import CATALOGUE
 from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.header import read_header
 from fourm.hub import (
     check_tokenizers,
     codebook_size,
@@ -422,6 +423,30 @@ def test_a_pickle_or_a_page_under_the_right_name_is_refused(model: Path) -> None
         with pytest.raises(CheckpointError) as caught:
             find_model("4m-7-b")
         assert "\n" not in str(caught.value)
+
+
+PAGES = [
+    b"<!DOCTYPE html><html>Not found</html>",
+    b"<!doctype HTML PUBLIC '-//W3C//DTD HTML 4.01//EN'>",
+    b"\r\n\t <HTML lang=en>" + bytes(4096),
+    b"\xef\xbb\xbf<html>",
+    b"<?xml version='1.0'?>\n<!-- portal -->\n<!DOCTYPE html SYSTEM 'about:legacy-compat'>",
+    b"<head><title>Log in</title>",
+    b"<script>location='/login'</script>",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_web_page_in_place_of_a_file_is_told_as_one(model: Path, page: bytes) -> None:
+    config, weights = (Path(os.path.realpath(model / name)) for name in ("config.json", "model.safetensors"))
+    whole = config.read_bytes()
+    config.write_bytes(page)
+    with pytest.raises(CheckpointError, match=r"config\.json: not a readable JSON file \(a web page"):
+        find_model("4m-7-b")
+    config.write_bytes(whole)
+    weights.write_bytes(page)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: a web page under another name"):
+        read_header(find_model("4m-7-b").weights)
 
 
 def test_a_configuration_that_is_not_json_is_refused(model: Path) -> None:
