@@ -15,8 +15,9 @@ from fourm.films import Film, Frame, limited, read_film, steps_of
 from fourm.hub import find_model
 from fourm.inputs import CAPTION
 from fourm.layout import Key, Place
+from fourm.processes import Failure
 from fourm.reading import Reader, find_row, reader_for, rows_of
-from fourm.results import Failure, Results, Run, chain_names, open_results
+from fourm.results import Results, Run, chain_names, open_results
 from fourm.runfile import SR, RunRecord
 
 __all__ = ["Album", "Entry", "Film", "Frame", "Label", "Panel", "Stage", "View", "open_album"]

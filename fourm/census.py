@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from fourm.layout import Place
-from fourm.results import Failure, Run
+from fourm.processes import Failure
+from fourm.results import Run
 
 ALL = -1  # instead of a variation: the file that all variations share
 _VARIATION = re.compile(r"(.+)-v(0|[1-9][0-9]*)")
@@ -38,7 +39,7 @@ class Traces:
     """Files of one result, as bits by the number of their place."""
 
     there: int = 0
-    listed: int = 0  # in checksums.sha256
+    listed: int = 0  # with a checksum
 
 
 @dataclass(slots=True)

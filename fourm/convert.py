@@ -79,6 +79,7 @@ def _write(crops: list[object], source: Path, out: Path, target: Path) -> None:
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out, target, write)
 
 

@@ -1,17 +1,24 @@
 """Samples and output folders: keys of samples, their paths, whole-or-nothing files, what is left to do."""
 
-import contextlib
 import hashlib
 import itertools
 import os
+import re
+import secrets
+import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
+from typing import BinaryIO
 
 from fourm.errors import FourMError, UsageError
-from fourm.opening import open_file
+from fourm.locks import try_lock, wait_for_lock
+from fourm.opening import open_own, read_bytes
 
 PARTIAL = ".partial"  # folder for files that are being written
 FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
@@ -20,8 +27,12 @@ SAMPLES_PER_FOLDER = 1000
 MAX_SAMPLES = 10_000_000
 # Of a sample's name. File systems take 255; a variation and a suffix are added to this.
 MAX_NAME_BYTES = 220
-ABANDONED = 24 * 3600.0  # seconds after which a leftover of another machine counts as dead
+ABANDONED = 24 * 3600.0  # seconds after which a leftover counts as dead of which nobody can tell
+_LOCK = ".lock"
+_OURS = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)  # names in PARTIAL
+_TRIES = 100  # to make a file in a folder that others remove when they find it empty
 _counter = itertools.count()
+_claims = dict[str, BinaryIO]()  # locks that this process holds, by folder
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -109,84 +120,224 @@ def is_done(root: Path, key: Key, places: Iterable[Place], variation: int | None
 
 
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root."""
-    if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
-        raise FourMError(f"{path} leads out of {root}; nothing is written there")
-    unfinished = root / PARTIAL / f"{_host()}-{os.getpid()}-{next(_counter)}{path.suffix}"
+    """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root.
+
+    root must be there: one that was deleted while a run works is not made again.
+    """
+    _check_inside(root, path)
     try:
-        if not path.parent.resolve().is_relative_to(root.resolve()):
-            raise FourMError(f"{path.parent} is a link that leads out of {root}; nothing is written there")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _touch(unfinished)
-        write(unfinished)
-        os.replace(unfinished, path)
+        unfinished = _new_file(root, path.suffix)
+        try:
+            if not path.parent.resolve().is_relative_to(root.resolve()):
+                raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
+            make_below(root, path.parent)
+            write(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
+        if not root.is_dir():
+            raise vanished(root) from error
         raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if os.path.lexists(unfinished):
-            unfinished.unlink()
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
     """A whole text file in UTF-8, or none."""
-    data = text.encode("utf-8", errors="surrogateescape")
-
-    def write(file: Path) -> None:
-        file.write_bytes(data)
-
-    write_atomic(root, path, write)
+    write_atomic(root, path, partial(_fill, text))
 
 
-def ends_a_line(path: Path) -> bool:
-    """Whether the last line of a file that is not empty is whole: its writer was not killed in it."""
-    with open_file(path) as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
+    """As `write_atomic`, but False where there is a file already: of several processes one succeeds."""
+    _check_inside(root, path)
+    unfinished = _new_file(root, path.suffix)
+    try:
+        write(unfinished)
+        make_below(root, path.parent)
+        return _link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def create_text(root: Path, path: Path, text: str) -> bool:
+    """As `write_text`, but False where there is a file already."""
+    return create_atomic(root, path, partial(_fill, text))
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder below root, and those between; FileNotFoundError where root itself is missing."""
+    if folder == root:
+        root.stat()
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        make_below(root, folder.parent)
+        folder.mkdir(exist_ok=True)
+
+
+def vanished(root: Path) -> FourMError:
+    """The mistake of a folder that disappeared under a process."""
+    return FourMError(
+        f"{root}: was deleted or renamed while this process wrote into it, so it stops here; if the folder "
+        "has another name now, --resume goes on there"
+    )
+
+
+def check_writable(root: Path) -> None:
+    """OSError where no file can be written below root."""
+    try:
+        _new_file(root, "").unlink()
+    finally:
+        remove_leftovers(root)
+
+
+def server_clock(root: Path) -> float:
+    """Seconds by which the clock that stamps files in root is ahead of the one of this machine."""
+    file = _new_file(root, "")
+    try:
+        return file.stat().st_mtime - time.time()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@cache
+def process_name() -> str:
+    """A name that no other process has; it begins with the machine."""
+    return f"{_machine()}-{secrets.token_hex(6)}"
+
+
+def is_alive(root: Path, process: str) -> bool | None:
+    """Whether the process of that name runs and writes below root; None: nobody can tell.
+
+    The kernel frees its lock when it ends. A free one means something on the same machine only, because some
+    network file systems keep the locks of every machine apart.
+    """
+    try:
+        with open_own(root / PARTIAL / f"{process}{_LOCK}", "r+") as file:
+            is_free = try_lock(file)
+    except OSError:
+        return None
+    if is_free is False:
+        return True
+    return False if is_free and process.startswith(_machine()) else None
+
+
+def has_locks(root: Path) -> bool:
+    """Whether the file system of a folder has locks, so that others can tell that this process runs."""
+    _claim(root)
+    return try_lock(_claims[os.path.abspath(root)]) is not None
+
+
+def check_partial(root: Path) -> None:
+    """Refuse a root whose place for unfinished files is a link or a file."""
+    partial = root / PARTIAL
+    if os.path.lexists(partial) and not _is_folder(partial):
+        raise UsageError(f"{partial}: is a link or a file where unfinished files would go; move it away")
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete unfinished files of processes that are gone, and the folder for them when it is empty."""
+    """Delete unfinished files of processes that are gone, and the folder for them when it is empty.
+
+    Nothing is touched that is not named as this program names its files. To be called where this process
+    writes nothing.
+    """
+    _end_claim(root)
     partial = root / PARTIAL
-    if not partial.is_dir():
+    if not _is_folder(partial):
         return
-    for file in partial.iterdir():
-        if _is_abandoned(file):
-            file.unlink(missing_ok=True)
-    if not any(partial.iterdir()):
-        with contextlib.suppress(OSError):  # another process has just put something there
-            partial.rmdir()
+    with os.scandir(partial) as entries:
+        ours = [(_OURS.fullmatch(e.name), Path(e.path)) for e in entries if e.is_file(follow_symlinks=False)]
+    found = [(match[1], path) for match, path in ours if match]
+    alive = {process: is_alive(root, process) for process, _ in found}
+    for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
+        if alive[process] is False or (alive[process] is None and _is_old(path)):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # something is left
+        partial.rmdir()
 
 
-def _touch(file: Path) -> None:
-    """Create the file; until then another process that tidies up may remove its folder at any moment."""
-    for _ in range(10):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            file.touch()
-            return
+def _check_inside(root: Path, path: Path) -> None:
+    if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
+        raise FourMError(f"{path} leads out of {root}; nothing is written there")
 
 
-def _is_abandoned(file: Path) -> bool:
-    """True if the process that the file is named for has ended; of other machines only the age is known."""
-    host, _, rest = file.name.partition("-")
-    pid = rest.partition("-")[0]
-    if host == _host() and pid.isdigit():
-        return int(pid) == os.getpid() or not _is_alive(int(pid))
+def _link(file: Path, path: Path) -> bool:
+    """Give a whole file a second name; False if that is taken."""
     try:
-        return time.time() - file.stat().st_mtime > ABANDONED
+        os.link(file, path)
+    except FileExistsError:  # some network file systems say so of a link that they have just made
+        return os.path.samestat(file.lstat(), path.lstat())
+    except OSError:  # no hard links: other processes may see the file before it is whole
+        with suppress(FileExistsError), path.open("xb") as new, open_own(file, "r") as whole:
+            shutil.copyfileobj(whole, new)
+            return True
+        return False
+    return True
+
+
+def _fill(text: str, file: Path) -> None:
+    file.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+
+
+def _new_file(root: Path, suffix: str) -> Path:
+    """An empty file of this process in `root/.partial`, which another that tidies up may remove meanwhile."""
+    _claim(root)
+    file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            open_own(file, "x").close()
+            return file
+        (root / PARTIAL).mkdir(exist_ok=True)
+    raise FourMError(f"{file.parent}: is removed again and again by another process")
+
+
+def _claim(root: Path) -> None:
+    """Hold the lock that tells others that this process writes below root."""
+    if os.path.abspath(root) in _claims:
+        return
+    check_partial(root)
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    for _ in range(_TRIES):
+        (root / PARTIAL).mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            file = open_own(path, "a")
+            wait_for_lock(file)
+            if path.exists():  # nobody took it for a dead process's before it was locked
+                _claims[os.path.abspath(root)] = file
+                return
+            file.close()
+    raise FourMError(f"{path.parent}: is removed again and again by another process")
+
+
+def _end_claim(root: Path) -> None:
+    file = _claims.pop(os.path.abspath(root), None)
+    if file is None:
+        return
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    with suppress(OSError):  # Windows deletes no open file
+        path.unlink(missing_ok=True)
+    file.close()
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    """True for a folder itself, not for a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_old(file: Path) -> bool:
+    try:
+        return time.time() - file.lstat().st_mtime > ABANDONED
     except FileNotFoundError:
         return False
 
 
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_alive(pid: int) -> bool:
+@cache
+def _machine() -> str:
+    """A short name of the running kernel, the same in all of its containers."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        name = read_bytes(Path("/proc/sys/kernel/random/boot_id"), 1 << 10)
+    except OSError:
+        name = f"{socket.gethostname()} {uuid.getnode()}".encode()
+    return hashlib.sha256(name).hexdigest()[:8]

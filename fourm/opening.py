@@ -10,6 +10,7 @@ import re
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 # Windows has none of the first three, and needs the last one.
 _WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
@@ -29,6 +30,20 @@ def open_file(path: Path) -> BufferedReader:
     raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
 
 
+def open_own(path: Path, mode: str) -> BinaryIO:
+    """A file of this program's own, opened in a binary mode ("r", "r+", "a", "x"): no link is followed."""
+    try:
+        file: BinaryIO = open(path, mode + "b", opener=_open_own)  # type: ignore[assignment] # noqa: SIM115
+    except OSError as error:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "a link, and none is followed here", str(path)) from error
+        raise
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """All bytes of a file, or of a stream that this process was started with; more than `limit` are refused.
 
@@ -40,6 +55,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if max(size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"more than {_in_words(limit)}", str(path))
     return data
+
+
+def _open_own(path: str, flags: int) -> int:
+    not_followed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, flags | not_followed, 0o666)
 
 
 def _inherited(path: Path) -> BufferedReader | None:

@@ -22,7 +22,8 @@ from fourm.hub import (
 from fourm.layout import Place
 from fourm.modalities import Kind, Modality
 from fourm.preview import preview_places
-from fourm.record import digest_of_samples, now, sha256_of
+from fourm.processes import now
+from fourm.record import digest_of_samples, sha256_of
 from fourm.request import Request
 from fourm.runfile import RunRecord
 from fourm.schedule import joining_problem

@@ -26,10 +26,11 @@ from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.preview import Film
-from fourm.record import close_output, now, open_output
+from fourm.processes import Launch, now
+from fourm.record import close_output, open_output
 from fourm.request import Origin, Request
 from fourm.results import Run, samples_for
-from fourm.runfile import RUN, Launch, RunRecord
+from fourm.runfile import RUN, RunRecord
 from fourm.sampling import Noise
 from fourm.saving import Saver
 from fourm.wordpiece import WordPiece
@@ -74,8 +75,10 @@ def run(request: Request) -> Iterator[Event]:
     started = time.perf_counter()
     job = check(request)
     out, launch = request.out, Launch(request.world.rank, request.world.size, now())
-    number = open_output(out, job.record, launch, request.resume, request.overwrite, request.record)
-    saver = Saver(request, job.outputs, job.dtype)
+    process = open_output(
+        out, job.record, launch, request.resume, request.overwrite, request.record, request.world.began
+    )
+    saver = Saver(request, job.outputs, job.dtype, process)
     tally = saver.tally
     try:
         with arithmetic(job.dtype):
@@ -88,7 +91,7 @@ def run(request: Request) -> Iterator[Event]:
             launch.rank, launch.size, launch.started, now(),
             len(tally.saved), tally.skipped, tally.failed, round(seconds, 3),
         )  # fmt: skip
-        close_output(out, number, ended, tally.saved, request.record)
+        close_output(process, ended)
     yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
 
 

@@ -80,6 +80,7 @@ class Plotter:
         remove_leftovers(folder)
 
     def _save(self, sheet: Image.Image, path: Path) -> Path:
+        (self.album.root / PLOTS).mkdir(exist_ok=True)
         save = partial(sheet.save, format="PNG")
         write_atomic(self.album.root / PLOTS, path, save)
         return path

@@ -1,43 +1,49 @@
-"""Who may write into an output folder: its record is begun, compared, closed; what failed is noted."""
+"""How a process joins an output folder: who may write into it, and what `--overwrite` deletes."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from fourm.checksums import drop_checksums, sha256_of_file, tidy_checksums
+from fourm.checksums import sha256_of_file
 from fourm.errors import UsageError
-from fourm.layout import PARTIAL, Sample, ends_a_line, remove_leftovers, write_text
-from fourm.opening import read_bytes
-from fourm.runfile import (
-    BASE,
-    FAILURES,
-    LOCK,
-    RUN,
-    SR,
-    SR_RUN,
-    Launch,
-    RunFile,
-    RunRecord,
-    read_run,
-    write_run,
+from fourm.layout import (
+    PARTIAL,
+    Sample,
+    check_partial,
+    check_writable,
+    create_text,
+    remove_leftovers,
+    server_clock,
+    write_text,
 )
+from fourm.processes import (
+    FAILURES,
+    LAUNCH,
+    PROCESSES,
+    Launch,
+    Process,
+    find_living,
+    list_processes,
+    of_kind,
+    remove_processes,
+    write_failures,
+)
+from fourm.runfile import RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
 
-MAX_FAILURES_BYTES = 1 << 30  # of failures.jsonl
+# Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
+# it is done.
+FIRST_WAIT, EMPTYING_WAIT = 60.0, 3600.0
+_POLL = 0.1  # seconds
 # What may differ between a run and the one that resumes it.
 FREE = ("versions", "command", "device", "created", "options")
 MAX_DIFFERENCES = 5  # named in the sentence that refuses to resume
-
-
-def now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def digest_of_samples(samples: list[Sample]) -> str:
@@ -64,12 +70,13 @@ def check_output(
         raise UsageError(f"--out {out}: is a file, not a folder")
     if not _is_free(out, record):
         before = _load(out, record)
-        if not resume and not overwrite and not _is_partner(before, launch):
+        if not resume and not overwrite and not _is_partner(out, before.identity, launch):
             raise _exists(out, record)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     _make(out)
-    with locked(out):
-        return made
+    with _said(out):
+        check_writable(out)
+    return made
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
@@ -80,56 +87,61 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def open_output(
-    out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
-) -> int:
-    """Join the folder: write the record, or compare with the one there. Returns this launch's number.
+    out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool, record: str = RUN,
+    since: float = 0.0,
+) -> Process:  # fmt: skip
+    """Join the folder: write the record, or compare with the one there. Returns this process's place in it.
 
     Several processes may do this at once, in any order; the first of them writes the record.
+    since: when the job of this process began, in seconds since 1970; with `overwrite`, a record that was
+    written later is its own.
     """
     _make(out)
-    with locked(out):
+    try:
+        with _said(out):
+            return _join(out, settings, launch, (resume, overwrite), record, since)
+    except BaseException:
         remove_leftovers(out)
-        if _is_free(out, record):
-            if record == SR_RUN:
-                _check_unclaimed(out, settings)
-            return _add(out, record, settings, (), launch)
-        before = _load(out, record)
-        partner = _is_partner(before, launch)
-        if overwrite and not partner:
-            _empty(out, record)
-            return _add(out, record, settings, (), launch)
-        if not resume and not partner:
-            raise _exists(out, record)
-        _compare(out, before.run, settings)
-        return _add(out, record, before.run, before.launches, launch)
+        raise
 
 
-def close_output(
-    out: Path, number: int, launch: Launch, saved: Container[tuple[str, int]], record: str = RUN
-) -> None:
-    """Note how a launch ended, forget failures of samples (key, variation) that it has saved, tidy up."""
-    with locked(out):
-        before = _load(out, record)
-        launches = [*before.launches[:number], launch, *before.launches[number + 1 :]]
-        write_text(out, out / record, write_run(before.run, launches))
-        _forget_failures(out, saved, BASE if record == RUN else SR)
-        tidy_checksums(out)
-        remove_leftovers(out)
+def _join(
+    out: Path, settings: RunRecord, launch: Launch, choice: tuple[bool, bool], record: str, since: float
+) -> Process:
+    """As `open_output`; choice: resume, overwrite."""
+    resume, overwrite = choice
+    _check_names(out)
+    remove_leftovers(out)
+    run = secrets.token_hex(4)
+    text = write_run(settings, run)
+    if _is_free(out, record):
+        if record == SR_RUN:
+            _check_unclaimed(out, settings)
+        if create_text(out, out / record, text):
+            if record == RUN:
+                remove_processes(out, [run])  # of a run whose record somebody has deleted
+            return _begin_once(out, record, run, launch)
+    if overwrite and not _is_of_job(out, record, launch, since):
+        if launch.rank == 0:
+            return _overwrite(out, record, text, _begin_alone(out, run, launch))
+        _wait_for_first(out, record, launch, since)
+    before = _load(out, record)
+    if not (resume or overwrite or _is_partner(out, before.identity, launch)):
+        raise _exists(out, record)
+    _compare(out, before.run, settings)
+    if resume or overwrite:
+        return _begin(out, before.identity, launch)
+    return _begin_once(out, record, before.identity, launch)
 
 
-def add_failure(out: Path, key: str, variation: int, reason: str, record: str = RUN) -> None:
-    """Append one line to failures.jsonl, whole, whoever else is writing."""
-    stage = {} if record == RUN else {"stage": SR}
-    failure = {"key": key, "variation": variation, **stage, "reason": reason, "time": now()}
-    line = json.dumps(failure) + "\n"
-    with locked(out), (out / FAILURES).open("a", encoding="utf-8") as file:
-        file.write(line if file.tell() == 0 or ends_a_line(out / FAILURES) else "\n" + line)
-
-
-def forget_failures(out: Path, saved: Container[tuple[str, int]]) -> None:
-    """Take samples (key, variation) that are saved by now out of failures.jsonl."""
-    with locked(out):
-        _forget_failures(out, saved, BASE)
+def close_output(process: Process, launch: Launch) -> None:
+    """Note how a launch ended, renew the list of failures, tidy up."""
+    try:
+        process.check()
+        process.end(launch)
+        write_failures(process.out)
+    finally:
+        remove_leftovers(process.out)
 
 
 def read_record(out: Path, record: str = RUN) -> RunRecord:
@@ -142,11 +154,74 @@ def _exists(out: Path, record: str) -> UsageError:
     return UsageError(f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again")
 
 
-def _is_partner(before: RunFile, launch: Launch) -> bool:
+def _is_partner(out: Path, run: str, launch: Launch) -> bool:
     """True for a process whose own share nobody has begun yet, in a job of the same size."""
-    others = [(other.rank, other.size) for other in before.launches]
-    same_size = all(size == launch.size for _, size in others)
-    return launch.size > 1 and same_size and (launch.rank, launch.size) not in others
+    return launch.size > 1 and not _is_begun(out, run, launch)
+
+
+def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
+    """Whether a launch other than that of `process` has begun the same share, or shares of another size."""
+    own = process.path(LAUNCH) if process else None
+    others = [file for file in of_kind(out, LAUNCH) if file.run == run and file.path != own]
+    return any(file.size != launch.size or file.rank == launch.rank for file in others)
+
+
+def _begin(out: Path, run: str, launch: Launch) -> Process:
+    process = Process(out, run, launch)
+    process.begin()
+    return process
+
+
+def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
+    """Begin, but not if another process begins the same share at the same moment; each sees the other."""
+    process = _begin(out, run, launch)
+    if _is_begun(out, run, launch, process):
+        process.withdraw()
+        raise _exists(out, record)
+    return process
+
+
+def _begin_alone(out: Path, run: str, launch: Launch) -> Process:
+    """Begin to empty a folder; refuse one in which others work."""
+    if living := find_living(out):
+        share = f"process {living[0].rank} of {living[0].size}"
+        raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
+    return _begin(out, run, launch)
+
+
+def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
+    try:
+        _empty(out, record, process.run)
+        write_text(out, out / record, text)
+    except BaseException:
+        process.withdraw()
+        raise
+    return process
+
+
+def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
+    """True if the job of this process wrote the record: it is younger than the job."""
+    if launch.size == 1:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return (out / record).lstat().st_mtime >= since + server_clock(out)
+    return False
+
+
+def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> None:
+    """Wait until process 0 of this job has emptied the folder, which it alone does."""
+    end, is_seen = time.monotonic() + FIRST_WAIT, False
+    while not _is_of_job(out, record, launch, since):
+        first = [f for f in of_kind(out, LAUNCH) if (f.rank, f.size) == (0, launch.size)]
+        if not is_seen and any(_is_of_job(out, str(f.path.relative_to(out)), launch, since) for f in first):
+            end, is_seen = time.monotonic() + EMPTYING_WAIT, True
+        if time.monotonic() > end:
+            waited = EMPTYING_WAIT if is_seen else FIRST_WAIT
+            raise UsageError(
+                f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
+                f"for {waited:.0f} seconds; start all processes of a job together"
+            )
+        time.sleep(_POLL)
 
 
 def _compare(out: Path, there: RunRecord, here: RunRecord) -> None:
@@ -189,16 +264,20 @@ def _load(out: Path, name: str) -> RunFile:
         ) from error
 
 
-def _add(out: Path, name: str, run: RunRecord, launches: Sequence[Launch], launch: Launch) -> int:
-    write_text(out, out / name, write_run(run, [*launches, launch]))
-    return len(launches)
-
-
 def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _said(out: Path) -> Iterator[None]:
+    """What the system refuses about an output folder, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
 def _is_free(out: Path, record: str) -> bool:
@@ -207,11 +286,23 @@ def _is_free(out: Path, record: str) -> bool:
     A run that writes beside others only minds its own record.
     """
     try:
+        _check_names(out)
         if record != RUN:
             return not os.path.lexists(out / record)
-        return not os.path.exists(out) or all(path.name in (PARTIAL, LOCK) for path in out.iterdir())
+        names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
+    return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
+
+
+def _check_names(out: Path) -> None:
+    """Refuse links and files of another kind where this program has its own."""
+    check_partial(out)
+    for name in (RUN, SR_RUN, FAILURES, PROCESSES):
+        path, kind = out / name, "folder" if name == PROCESSES else "file"
+        is_right = path.is_dir() if name == PROCESSES else path.is_file()
+        if os.path.lexists(path) and (path.is_symlink() or not is_right):
+            raise UsageError(f"{path}: is not a {kind} of this program; move it away")
 
 
 def _check_unclaimed(out: Path, settings: RunRecord) -> None:
@@ -226,18 +317,21 @@ def _check_unclaimed(out: Path, settings: RunRecord) -> None:
             raise UsageError(f"{folder}: holds files that no run of super-resolution wrote; move them away")
 
 
-def _empty(out: Path, name: str) -> None:
-    """Delete the files of a run, and of one that went on from it; nothing else. RUN stays until replaced."""
+def _empty(out: Path, name: str, run: str) -> None:
+    """Delete the files of a run, and of one that went on from it, but not those of `run`, which begins.
+
+    The record stays until it is replaced.
+    """
     names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
     places = [(each, place) for each in names for place in _load(out, each).run.places]
+    kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, _load(out, RUN).identity]
     for each, place in places:  # all of them before anything is deleted
         _check_own(out, each, place.folder)
     for _, place in places:
         _empty_place(out, place.folder, place.suffix)
-    if SR_RUN in names:
-        (out / SR_RUN).unlink()
-    if name == RUN:
-        (out / FAILURES).unlink(missing_ok=True)
+    remove_processes(out, kept)
+    for each in (SR_RUN, FAILURES) if name == RUN else ():
+        (out / each).unlink(missing_ok=True)
 
 
 def _check_own(out: Path, record: str, folder: str) -> None:
@@ -251,53 +345,9 @@ def _check_own(out: Path, record: str, folder: str) -> None:
 
 def _empty_place(out: Path, place: str, suffix: str) -> None:
     folder = out / place
-    drop_checksums(out, place, suffix)
     for where, _, names in os.walk(folder, topdown=False):
         for name in names:
             if name.endswith(suffix):
                 Path(where, name).unlink()
         remove_empty([Path(where)])
     remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
-
-
-def _forget_failures(out: Path, saved: Container[tuple[str, int]], stage: str) -> None:
-    path = out / FAILURES
-    if not path.exists():
-        return
-    latest: dict[tuple[str, str, int], str] = {}
-    for line in read_bytes(path, MAX_FAILURES_BYTES).decode("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off by a kill
-            failure = json.loads(line)
-            latest[failure.get("stage", BASE), failure["key"], failure["variation"]] = line + "\n"
-    kept = [line for (where, *pair), line in latest.items() if where != stage or tuple(pair) not in saved]
-    if kept:
-        write_text(out, path, "".join(kept))
-    else:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """One process at a time; the kernel frees the lock of one that is killed. Nothing is left behind."""
-    path = out / LOCK
-    try:
-        file = path.open("a")
-        while not _acquire(file.fileno(), path):
-            file.close()
-            file = path.open("a")
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _acquire(descriptor: int, path: Path) -> bool:
-    """Wait for the lock; False if its last holder has deleted the file, so that it locks nothing any more."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

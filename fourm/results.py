@@ -1,6 +1,5 @@
 """An output folder read back: its runs, their samples, and where each file of a sample lies."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,9 @@ from typing import Any
 from fourm.dataset import list_folder, suffix_of
 from fourm.errors import UsageError, printable
 from fourm.layout import Key, Place, Sample, path_of
-from fourm.opening import read_bytes
-from fourm.record import MAX_FAILURES_BYTES, read_record
-from fourm.runfile import FAILURES, RUN, SR_RUN, RunRecord
+from fourm.processes import Failure, read_failures
+from fourm.record import read_record
+from fourm.runfile import RUN, SR_RUN, RunRecord
 
 _VARIATION = re.compile(r"(.+)-v([0-9]+)")
 
@@ -40,16 +39,6 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """One line of failures.jsonl."""
-
-    key: str
-    variation: int
-    reason: str
-    stage: str
-
-
-@dataclass(frozen=True, slots=True)
 class Results:
     """An output folder."""
 
@@ -71,25 +60,8 @@ class Results:
         return max((run.variations for run in self.runs), key=len)
 
     def failures(self) -> list[Failure]:
-        """What is written down of samples that failed; lines that were cut off are passed over."""
+        """What is written down of samples that failed and were not made since."""
         return read_failures(self.root)
-
-
-def read_failures(root: Path) -> list[Failure]:
-    """Lines of failures.jsonl; those that were cut off are passed over."""
-    found = list[Failure]()
-    try:
-        text = read_bytes(root / FAILURES, MAX_FAILURES_BYTES).decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return found
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-            stage = str(row.get("stage", "base"))
-            found.append(Failure(str(row["key"]), int(row["variation"]), str(row["reason"]), stage))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue
-    return found
 
 
 def open_results(root: Path) -> Results:

@@ -4,26 +4,26 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fourm.checksums import CHECKSUMS
 from fourm.errors import UsageError, printable
 from fourm.layout import FORMS, MAX_SAMPLES, PARTIAL, Place
 from fourm.opening import read_bytes
+from fourm.processes import FAILURES, PROCESSES, RUN_IDENTITY
 from fourm.settings import MAX_SEED
 from fourm.typed import fit
 
-RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
+RUN = "run.json"
 SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
 PLOTS = "plots"  # pictures of a run, made from it at any time
-OURS = (RUN, SR_RUN, CHECKSUMS, FAILURES, PLOTS, PARTIAL, LOCK)  # names that no folder of results has
+OURS = (RUN, SR_RUN, PROCESSES, FAILURES, PLOTS, PARTIAL)  # names that no folder of results has
 BASE, SR = "base", "sr"  # stages of making a sample
-FORMAT = 2  # of run.json
+FORMAT = 3  # of run.json
 MAX_BYTES = 1 << 28  # of run.json
-_DIGEST = "sha256"  # of all that the record says of its run
+_IDENTITY, _DIGEST = "identity", "sha256"  # the latter of all that the record says of its run
 # What a run that goes on from another one depends on: fields of the other's record.
 _ORIGIN = ("model", "revision", "files", "options", "samples_sha256", "num_variations", "seed", "dtype")
 # What is read from a step of a recorded schedule.
@@ -68,32 +68,18 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """One process that worked on a folder, from when to when and with what result."""
-
-    rank: int
-    size: int
-    started: str
-    finished: str | None = None
-    saved: int = 0
-    skipped: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class RunFile:
     """A record that was read and found to be one."""
 
     run: RunRecord
-    launches: tuple[Launch, ...]
+    identity: str  # which the names of files of its processes hold
     is_as_written: bool  # False: it can be read, but something in it was changed
 
 
-def write_run(run: RunRecord, launches: Sequence[Launch]) -> str:
+def write_run(run: RunRecord, identity: str) -> str:
     """The text of a record."""
-    facts, rows = run.to_json(), [asdict(launch) for launch in launches]
-    return _text({"format": FORMAT, **facts, _DIGEST: _digest(facts), "launches": rows})
+    facts = {_IDENTITY: identity, **run.to_json()}
+    return _text({"format": FORMAT, **facts, _DIGEST: _digest(facts)})
 
 
 def read_run(path: Path) -> RunFile:
@@ -101,11 +87,13 @@ def read_run(path: Path) -> RunFile:
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8")
         said = json.loads(text)
-        facts = {name: value for name, value in said.items() if name not in ("format", _DIGEST, "launches")}
+        facts = {name: value for name, value in said.items() if name not in ("format", _DIGEST)}
         if said["format"] != FORMAT:
             raise ValueError(f"another version of this program wrote format {said['format']!r}")
-        run = fit(RunRecord, facts, "run")
-        launches = fit(tuple[Launch, ...], said["launches"], "launches")
+        identity = fit(str, said[_IDENTITY], _IDENTITY)
+        run = fit(RunRecord, {name: value for name, value in facts.items() if name != _IDENTITY}, "run")
+        if not RUN_IDENTITY.fullmatch(identity):
+            raise ValueError(f"its identity is {identity!r}")
         _check(run)
     except FileNotFoundError:
         raise
@@ -114,7 +102,7 @@ def read_run(path: Path) -> RunFile:
         raise UsageError(
             f"{printable(str(path))}: is not a record of this program, or was damaged ({why})"
         ) from error
-    return RunFile(run, launches, text == _text(said) and said.get(_DIGEST) == _digest(facts))
+    return RunFile(run, identity, text == _text(said) and said.get(_DIGEST) == _digest(facts))
 
 
 def _text(said: Mapping[str, Any]) -> str:

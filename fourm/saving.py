@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fourm import __version__
-from fourm.checksums import add_checksums, digests_of, read_checksums
+from fourm.checksums import list_files
 from fourm.codecs import Codec
 from fourm.codecs.files import write_ids
 from fourm.codecs.images import Diffusion, GridCodec
@@ -25,8 +25,10 @@ from fourm.inputs import CAPTION
 from fourm.layout import Place, is_done, path_of, write_atomic, write_text
 from fourm.outputs import Output, malformed_place
 from fourm.preview import Film, preview_places
-from fourm.record import add_failure, locked, sha256_of
+from fourm.processes import Failure, Process, lacking, now, read_checksums
+from fourm.record import sha256_of
 from fourm.request import PREVIEW_STEPS, Request
+from fourm.runfile import BASE, RUN, SR
 from fourm.sampling import Noise
 from fourm.state import Batch
 
@@ -47,6 +49,7 @@ class Saver:
     request: Request
     outputs: Sequence[Output]
     dtype: str
+    process: Process
     codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
     tally: Tally = field(default_factory=Tally)
     _hashed: set[Path] = field(default_factory=set)
@@ -58,9 +61,10 @@ class Saver:
 
     def adopt(self, works: Sequence[Work]) -> None:
         """Note checksums of finished samples whose process was killed before it could."""
-        known = read_checksums(self.request.out)
+        world = self.request.world
+        known = read_checksums(self.request.out, (world.rank, world.size))
         paths = {path for work in works for path in self._paths(work)}
-        lacking = [p for p in paths if p.relative_to(self.request.out).as_posix() not in known]
+        lacking = [path for path in paths if self._name(path) not in known]
         self._note_checksums(sorted(lacking))
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
@@ -69,6 +73,7 @@ class Saver:
         Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
         """
         works = [row.work for row in rows]
+        self.process.check()
         for output in self.outputs:
             if output.form == "ids" and output.is_written:
                 self._write_ids(output, rows, batch)
@@ -95,7 +100,9 @@ class Saver:
         """Note that a sample cannot be made."""
         request, key = self.request, work.sample.key.text
         self.tally.failed += 1
-        add_failure(request.out, key, work.variation, reason, request.record)
+        files = lacking(request.out, self._paths(work))
+        stage = BASE if request.record == RUN else SR
+        self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
         return Failed(key, work.variation, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
@@ -195,6 +202,10 @@ class Saver:
         variation = None if place.shared else self._suffix(work)
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
 
+    def _name(self, path: Path) -> str:
+        """A file as lists name it."""
+        return path.relative_to(self.request.out).as_posix()
+
     def _suffix(self, work: Work) -> int | None:
         """The variation as file names show it: only where there is more than one."""
         return work.variation if self.request.num_variations > 1 else None
@@ -203,9 +214,7 @@ class Saver:
         new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
         if not new:
             return
-        digests = digests_of(self.request.out, new)
-        with locked(self.request.out):
-            add_checksums(self.request.out, digests)
+        self.process.add_checksums(list_files(self.request.out, new))
         # Files of conditions are met again with the next variation; all others never.
         self._hashed |= {path for path in new if any(path.is_relative_to(f) for f in self._shared_folders)}
 

@@ -28,11 +28,13 @@ from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.hub import weights_of
 from fourm.layers import set_attention
-from fourm.layout import Key, path_of, remove_leftovers, write_atomic, write_text
+from fourm.layout import Key, create_atomic, create_text, path_of, remove_leftovers, write_atomic, write_text
 from fourm.modalities import Modality
 from fourm.precision import DTYPES, arithmetic, choose_dtype
+from fourm.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.rawdata import RawSample, TokenizeRequest
-from fourm.record import add_failure, forget_failures, locked, sha256_of
+from fourm.record import sha256_of
+from fourm.runfile import BASE
 from fourm.sampling import Noise
 from fourm.tokenizers.vq import Part
 
@@ -52,6 +54,7 @@ class Work:
 class Tally:
     """What a run has done so far."""
 
+    process: Process
     saved: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0
     failed: int = 0
@@ -75,7 +78,7 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
             f"{features[0]}: features of a picture cannot be cropped, so there can be one crop only, "
             f"not {num_crops}"
         )
-    tally = Tally()
+    tally = Tally(Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now())))
     try:
         request.out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(request.out)
@@ -86,7 +89,7 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
         raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
     finally:
         if request.out.is_dir():
-            forget_failures(request.out, tally.saved)
+            write_failures(request.out)
             remove_leftovers(request.out)
     seconds = time.perf_counter() - started
     yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds)
@@ -139,12 +142,12 @@ def _claim(request: TokenizeRequest, num_crops: int, dtype: str, device: torch.d
             "attention": request.attention,
             "device": device.type,
         }
-        with locked(request.out):
-            if request.overwrite or not (request.out / row.name).is_dir():
-                text = json.dumps({**record, "fourm": __version__, "model": request.model.name}, indent=1)
-                write_text(request.out, path, text + "\n")
-            elif path.exists():
-                _compare(path, record)
+        text = json.dumps({**record, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
+        is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
+        if request.overwrite:
+            write_text(request.out, path, text)
+        elif not (is_new and create_text(request.out, path, text)) and path.exists():
+            _compare(path, record)
 
 
 def _compare(path: Path, here: Mapping[str, object]) -> None:
@@ -167,7 +170,7 @@ def _tokenize(
 ) -> Iterator[Event]:
     """The work of one process: look what is there, load, then batch after batch."""
     mine = request.world.share(request.samples)
-    todo, wrong = list[Work](), list[tuple[Key, str]]()
+    todo, wrong = list[Work](), list[tuple[Work, str]]()
     for sample in mine:
         rows = [row for row in request.rows if row.name in sample.files]
         try:
@@ -175,14 +178,14 @@ def _tokenize(
                 raise SampleError(sample.problem)
             left = tuple(row for row in rows if not _is_made(request, row, sample.key, num_crops))
         except SampleError as error:
-            wrong.append((sample.key, str(error)))
+            wrong.append((Work(sample, tuple(rows)), str(error)))
         else:
             todo += [Work(sample, left)] if left else []
     tally.skipped = len(mine) - len(todo) - len(wrong)
     size = request.batch_size or rows_at_once(device)
     yield Started(len(mine), tally.skipped, size, request.model.name, str(device), 0)
-    for key, reason in wrong:
-        yield _fail(request, key, reason, tally)
+    for work, reason in wrong:
+        yield _fail(request, work, reason, tally)
     if not todo:
         return
     needed = {row.name: row for work in todo for row in work.rows}
@@ -227,7 +230,7 @@ def _make_batch(
     for work in works:
         key = work.sample.key
         if key in problems:
-            yield _fail(request, key, "; ".join(problems[key]), tally)
+            yield _fail(request, work, "; ".join(problems[key]), tally)
         else:
             tally.saved.add((key.text, 0))
             yield Saved(key.text, 0, tuple(files[key]))
@@ -246,20 +249,17 @@ def _settle_crops(
         return ()
     whole = read_size(sample.picture or sample.files[maps[0]])
     path = path_of(request.out, CROP_SETTINGS, sample.key, ".npy")
-    with locked(request.out):  # two processes may begin with different modalities of a sample
-        there = path if path.is_file() else sample.settings
-        if there is not None:
-            crops = read_crops(there, whole)
-        else:
-            crops = draw_crops(request.seed, sample.key, whole, num_crops, request.min_scale)
-        if len(crops) != num_crops:
-            raise SampleError(
-                f"{there}: has {len(crops)} crops, where there are {num_crops} of other samples"
-            )
-        if there is None:
-            _check_alone(request, sample, num_crops)
-        if there != path:
-            write_atomic(request.out, path, partial(write_crops, crops))
+    there = path if path.is_file() else sample.settings
+    if there is not None:
+        crops = read_crops(there, whole)
+    else:
+        crops = draw_crops(request.seed, sample.key, whole, num_crops, request.min_scale)
+    if len(crops) != num_crops:
+        raise SampleError(f"{there}: has {len(crops)} crops, where there are {num_crops} of other samples")
+    if there is None:
+        _check_alone(request, sample, num_crops)
+    if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
+        return _settle_crops(request, codecs, work, num_crops)  # a process with other modalities was first
     return crops
 
 
@@ -317,7 +317,9 @@ def _is_made(request: TokenizeRequest, row: Modality, key: Key, num_crops: int) 
     return True
 
 
-def _fail(request: TokenizeRequest, key: Key, reason: str, tally: Tally) -> Failed:
+def _fail(request: TokenizeRequest, work: Work, reason: str, tally: Tally) -> Failed:
+    key = work.sample.key
     tally.failed += 1
-    add_failure(request.out, key.text, 0, reason)
+    files = lacking(request.out, [path_of(request.out, row.name, key, ".npy") for row in work.rows])
+    tally.process.add_failure(Failure(key.text, 0, reason, BASE, now(), files))
     return Failed(key.text, 0, reason)

@@ -1,18 +1,34 @@
 """An output folder against its records and checksums: what is missing, cut off, altered or nobody's."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fourm.census import Census, Member, Status
-from fourm.checksums import CHECKSUMS, scan_checksums, sha256_of_file
+from fourm.checksums import sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
 from fourm.layout import PARTIAL
 from fourm.opening import open_file
-from fourm.results import Failure, Run, read_failures
-from fourm.runfile import BASE, FAILURES, LOCK, OURS, RUN, SR, SR_RUN, read_run
+from fourm.processes import (
+    ANY_RUN,
+    CHECKSUMS,
+    FAILURES,
+    LAUNCH,
+    PROCESSES,
+    Failure,
+    ProcessFile,
+    is_closed,
+    list_processes,
+    read_failures,
+    read_launch,
+    read_launches,
+    scan_checksums,
+    scan_failures,
+)
+from fourm.results import Run
+from fourm.runfile import BASE, OURS, RUN, SR, SR_RUN, read_run
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
 UNREADABLE = "unreadable"
@@ -95,22 +111,27 @@ class _Search:
 
     def read_records(self) -> None:
         """The records of runs, their failures, and the checksums."""
-        self._read_checksums()
+        self._read_processes()
         failures = self._read_failures()
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
             if not os.path.lexists(self.root / file):
                 continue
             try:
                 read = read_run(self.root / file)
+                launches = read_launches(self.root, read.identity)
             except UsageError as error:
                 self._find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
                 continue
             if not read.is_as_written:
                 self._find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
-            census = Census(Run(read.run, file), bool(read.launches and read.launches[-1].finished))
+            if not launches:
+                self._find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
+            census = Census(Run(read.run, file), is_closed(launches))
             census.count_failures(f for f in failures if f.stage == stage)
             self.censuses.append(census)
         self._compare_records()
+        if all(census.is_closed for census in self.censuses):
+            self._check_failures(failures)
         for census in self.censuses:
             for number, place in enumerate(census.places):
                 self._owners.setdefault(place.folder, []).append((census, number))
@@ -118,11 +139,11 @@ class _Search:
             owners.sort(key=lambda owner: -len(owner[0].places[owner[1]].suffix))
         if os.path.lexists(self.root / RUN) or self._is_beside_a_dataset():
             return
-        if not any(os.path.lexists(self.root / file) for file in (SR_RUN, CHECKSUMS)):
+        if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
             raise UsageError(
                 f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
             )
-        self._find(MISSING, RUN, f"of its files only those that {CHECKSUMS} lists can be checked")
+        self._find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
     def list_files(self) -> None:
         """All files in the folders of runs; what lies beside these."""
@@ -134,7 +155,7 @@ class _Search:
                 if name not in known and self.has_base:
                     self._find(FOREIGN, name, "no record here tells of it")
                 self._walk(entry)
-            elif name in (PARTIAL, LOCK):
+            elif name == PARTIAL:
                 self._note(
                     UNFINISHED, name, "of a process that works here, or was killed; --resume tidies up"
                 )
@@ -150,7 +171,7 @@ class _Search:
         for path in sorted(self.sums.keys() - there):
             self._sort_in(path, is_there=False)
             if not self._is_blocked(path):
-                self._find(MISSING, path, f"{CHECKSUMS} lists it")
+                self._find(MISSING, path, f"{PROCESSES} lists it")
         for census in self.censuses:
             if census.run.file == SR_RUN:
                 census.excused = self._unable(census)
@@ -196,23 +217,63 @@ class _Search:
         elif flaw is not None:
             self._find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
         elif said is not None:
-            self._find(ALTERED, path, f"its checksum is not the one in {CHECKSUMS}")
+            self._find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
 
-    def _read_checksums(self) -> None:
-        try:
-            self.sums, damaged = scan_checksums(self.root)
-        except OSError as error:
-            self._find(UNREADABLE, CHECKSUMS, f"cannot be read ({error.strerror or error})")
-            return
-        if damaged:
-            more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-            self._find(ALTERED, CHECKSUMS, f"line {damaged[0]}{more} is cut off or holds no checksum")
+    def _read_processes(self) -> None:
+        """The files of all processes; what else lies beside them."""
+        files, strange = list_processes(self.root)
+        for name in strange:
+            self._find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
+        by_process = dict[str, dict[str, ProcessFile]]()
+        for file in files:
+            by_process.setdefault(file.path.stem, {})[file.kind] = file
+        for name, kinds in by_process.items():
+            self._read_process(f"{PROCESSES}/{name}", kinds)
+
+    def _read_process(self, name: str, kinds: Mapping[str, ProcessFile]) -> None:
+        """What one process wrote down, which it noted when it ended."""
+        launch = None
+        if LAUNCH in kinds:
+            try:
+                launch = read_launch(kinds[LAUNCH].path)
+            except UsageError as error:
+                self._find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
+        elif any(file.run != ANY_RUN for file in kinds.values()):
+            self._find(MISSING, name + LAUNCH, "other files of this process are here")
+        noted = launch.files if launch else {}
+        for kind in sorted(noted.keys() - kinds.keys()):
+            self._find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
+        for kind, file in kinds.items():
+            try:
+                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
+                wrong = self._read_list(file, is_finished=kind in noted) if kind == CHECKSUMS else ""
+            except (OSError, UsageError) as error:
+                self._find(UNREADABLE, name + kind, f"cannot be read ({error})")
+            else:
+                if wrong or is_changed:
+                    self._find(ALTERED, name + kind, wrong or "was changed after its process had ended")
+
+    def _read_list(self, file: ProcessFile, is_finished: bool) -> str:
+        """Take in checksums; says what is wrong. Of a killed process the last line may be cut off."""
+        scan = scan_checksums(file.path)
+        self.sums |= {path: one.sha256 for path, one in scan.listed.items()}
+        damaged = scan.damaged + (scan.cut if is_finished else [])
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        return f"line {damaged[0]}{more} is cut off or holds no checksum" if damaged else ""
+
+    def _check_failures(self, failures: list[Failure]) -> None:
+        """Whether `failures.jsonl` has what all processes noted; it is written when they end."""
+        told = {failure.where for failure in scan_failures(self.root / FAILURES)}
+        if lost := {failure.where for failure in failures} - told:
+            there = os.path.lexists(self.root / FAILURES)
+            detail = f"{len(lost)} more failed samples are noted in {PROCESSES}"
+            self._find(ALTERED if there else MISSING, FAILURES, detail)
 
     def _read_failures(self) -> list[Failure]:
         try:
             return read_failures(self.root)
-        except OSError as error:
-            self._find(UNREADABLE, FAILURES, f"cannot be read ({error.strerror or error})")
+        except (OSError, UsageError) as error:
+            self._find(UNREADABLE, FAILURES, f"cannot be read ({error})")
             return []
 
     def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
@@ -306,12 +367,12 @@ class _Search:
             elif status is Status.MADE:
                 (lost if census.is_closed else late).append(path)
         if late:
-            self._note(UNLISTED, CHECKSUMS, f"{_named(late)} not listed yet; --resume does it")
-        if lost and not os.path.lexists(self.root / CHECKSUMS):
-            self._find(MISSING, CHECKSUMS, "without it, files can only be checked by their formats")
+            self._note(UNLISTED, PROCESSES, f"{_named(late)} not listed yet; --resume does it")
+        if lost and not self.sums:
+            self._find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
         elif lost:
             self._find(
-                ALTERED, CHECKSUMS, f"{_named(lost)} not listed; --resume adds what belongs to samples"
+                ALTERED, PROCESSES, f"{_named(lost)} not listed; --resume adds what belongs to samples"
             )
 
     def _find(self, kind: str, file: str, detail: str) -> None:

@@ -1,13 +1,18 @@
 """Which share of the samples this process does: rank and size from torchrun, and `--shard i/n`."""
 
+import os
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from fourm.errors import UsageError
+from fourm.opening import read_bytes
 
 T = TypeVar("T")
+_LOADED = time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,8 @@ class World:
     local_rank: int = 0  # index of the device on this machine
     group_rank: int = 0  # among the processes of one torchrun
     group_size: int = 1
+    # When this process's job began, in seconds since 1970: all that its processes write is younger.
+    began: float = field(default_factory=lambda: start_of(os.getpid()), compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -34,7 +41,17 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
     index, count = parse_shard(shard) if shard is not None else (0, 1)
-    return World(index * size + rank, count * size, local_rank, group_rank=rank, group_size=size)
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else os.getpid()
+    return World(index * size + rank, count * size, local_rank, rank, size, start_of(launcher))
+
+
+def start_of(process: int) -> float:
+    """When a process was started, in seconds since 1970; if that is not told, when this module was loaded."""
+    try:
+        ticks = int(read_bytes(Path(f"/proc/{process}/stat"), 1 << 12).rpartition(b")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return _LOADED
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import typer
 
 from fourm.errors import SampleError, UsageError
 from fourm.events import Event
-from fourm.record import check_output, now, remove_empty
+from fourm.processes import Launch, now
+from fourm.record import check_output, remove_empty
 from fourm.request import Request
-from fourm.runfile import Launch
 from fourm.world import World
 from fourm_cli import console
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from fourm.layout import Key, Place, path_of
-from fourm.runfile import FORMAT, RUN, RunRecord
+from fourm.processes import PROCESSES
+from fourm.runfile import FORMAT, RUN, SR_RUN, RunRecord
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")
@@ -34,7 +35,7 @@ def write_record(root: Path, places: Sequence[Place], file: str = RUN, **changes
         places=tuple(places),
     )  # fmt: skip
     root.mkdir(parents=True, exist_ok=True)
-    data = {"format": FORMAT, **record.to_json(), "launches": []} | changes
+    data = {"format": FORMAT, **record.to_json(), "identity": "0123abcd"} | changes
     (root / file).write_text(json.dumps(data))
 
 
@@ -51,6 +52,12 @@ def put(root: Path, place: Place, key: Key, value: object, variation: int | None
     else:
         Image.fromarray(np.asarray(value, dtype=np.uint8)).save(path)
     return path
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file of the samples of runs, by path: all but the records, and what each process noted."""
+    files = (p for p in sorted(out.rglob("*")) if p.is_file() and p.parent.name != PROCESSES)
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files if p.name not in (RUN, SR_RUN)}
 
 
 def noise(seed: int, *shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

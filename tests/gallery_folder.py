@@ -11,7 +11,8 @@ from PIL import Image
 
 from fourm.codecs.colours import turbo
 from fourm.layout import Key, Place, path_of
-from fourm.runfile import BASE, FAILURES, FORMAT, RUN, SR, SR_RUN, RunRecord
+from fourm.processes import FAILURES
+from fourm.runfile import BASE, FORMAT, RUN, SR, SR_RUN, RunRecord
 
 STEPS = 4  # of each target
 
@@ -83,7 +84,7 @@ def _record(
         made.variations, 7,
         "float32", "cpu", "", True, 25, int(made.preview), tuple(places), stage, options=options,
     )  # fmt: skip
-    _write(root / file, json.dumps({"format": FORMAT, **record.to_json(), "launches": []}))
+    _write(root / file, json.dumps({"format": FORMAT, **record.to_json(), "identity": "0123abcd"}))
 
 
 def _scene(index: int, variation: int, side: int) -> tuple[Image.Image, Image.Image]:

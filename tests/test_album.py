@@ -18,8 +18,9 @@ from fourm.hub import find_model
 from fourm.layout import Key, Place
 from fourm.modalities import RELEASED
 from fourm.preview import ORDER
+from fourm.processes import FAILURES
 from fourm.reading import find_row, reader_for, rows_of
-from fourm.runfile import FAILURES, SR_RUN
+from fourm.runfile import SR_RUN
 
 DET = Place("det", ".json", modality="det")
 CIRCLE = {"instances": [{"boxes": [0.25, 0.25, 0.75, 0.75], "class_name": "circle", "score": 1.0}]}

@@ -1,6 +1,5 @@
 """The command line: every mistake gets one sentence and the right exit code, before torch is imported."""
 
-import json
 import os
 import pickle
 import shutil
@@ -15,6 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fourm import __version__
+from fourm.processes import read_launches
+from fourm.runfile import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -341,7 +342,7 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
         _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.splitlines()[-1] == "fourm: interrupted; what was finished is kept, --resume goes on"
-    launches = json.loads((tmp_path / "out" / "run.json").read_text())["launches"]
-    assert launches[0]["finished"]
-    assert 0 < launches[0]["saved"] < 400
+    (launch,) = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
+    assert launch.finished
+    assert 0 < launch.saved < 400
     assert not (tmp_path / "out" / ".partial").exists()

@@ -19,8 +19,9 @@ from PIL import Image
 from demo import album
 from fourm.layout import Place
 from fourm.modalities import RELEASED
+from fourm.processes import Failure, Launch
 from fourm.record import FREE
-from fourm.runfile import Launch, RunRecord
+from fourm.runfile import RunRecord
 from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,15 +147,15 @@ def test_every_modality_is_in_the_table_of_modalities() -> None:
 
 def test_every_field_of_a_record_is_described_and_those_that_may_differ_are_marked() -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    part = page.partition("### run.json")[2].partition("### checksums.sha256")[0]
+    part = page.partition("### run.json")[2].partition("### processes")[0]
     rows = [row.split(" | ")[0] for row in part.splitlines() if row.startswith("| `")]
     told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     names = [f.name for kind in (RunRecord, Place) for f in fields(kind)]
-    assert sorted(told) == sorted([*names, "format", "sha256", "launches"])
+    assert sorted(told) == sorted([*names, "format", "identity", "sha256"])
     marked = {name for row in rows if row.endswith(r"\*") for name in re.findall(r"`(\w+)`", row)}
-    assert marked == {*FREE, "sha256", "launches"}
-    assert [f.name for f in fields(Launch) if f"`{f.name}`" not in part] == []
-    assert [name for name in ("key", "variation", "reason", "time", "stage") if f"`{name}`" not in part] == []
+    assert marked == {*FREE, "identity", "sha256"}
+    rest = page.partition("### processes")[2]
+    assert [f.name for kind in (Launch, Failure) for f in fields(kind) if f"`{f.name}`" not in rest] == []
 
 
 def test_every_kind_of_finding_is_described() -> None:

@@ -15,17 +15,15 @@ import pytest
 from PIL import Image
 
 from fourm.hub import find_model
+from fourm.processes import read_checksums, read_launches
+from fourm.runfile import read_run
+from fourm.verify import verify
+from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle")
 PROMPTS = [f"a {size} {c} {s}" for size in ("small", "large") for c in COLOURS for s in SHAPES]
-
-
-def tree(out: Path) -> dict[str, bytes]:
-    """Every file of a run but its record, by path."""
-    files = (p for p in sorted(out.rglob("*")) if p.is_file() and p.name != "run.json")
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
 
 def start(*words: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -73,7 +71,7 @@ def test_prompts_become_folders_of_aligned_names(run: Run, tiny: Path, tmp_path:
         "clip",
         "rgb",
         "run.json",
-        "checksums.sha256",
+        "processes",
     }
 
 
@@ -135,9 +133,7 @@ def test_batch_size_and_order_and_neighbours_change_nothing(
     assert len(list((tmp_path / "1/rgb").rglob("*-v1.png"))) == len(PROMPTS)
     assert run(*base, "--num-samples", "3", "--out", "few")[0] == 0
     few = tree(tmp_path / "few")
-    assert set(few.pop("checksums.sha256").split(b"\n")) <= set(
-        tree(tmp_path / "1")["checksums.sha256"].split(b"\n")
-    )
+    assert read_checksums(tmp_path / "few").items() <= read_checksums(tmp_path / "1").items()
     assert few.items() <= tree(tmp_path / "1").items()
     assert run(*base, "--seed", "1", "--num-samples", "3", "--out", "seed")[0] == 0
     assert tree(tmp_path / "seed") != few
@@ -163,8 +159,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_folder_is_the_same(
         time.sleep(chance.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        visible = {k: v for k, v in tree(out).items() if not k.startswith((".partial/", ".lock"))}
-        visible.pop("checksums.sha256", None)  # it grows line by line
+        visible = {k: v for k, v in tree(out).items() if not k.startswith(".partial/")}
         assert visible.items() <= expected.items()
         seen.append(len(visible))
     assert seen == sorted(seen)
@@ -172,6 +167,8 @@ def test_killed_at_ten_random_moments_and_resumed_the_folder_is_the_same(
     last = start(*words, "--out", out, "--resume")
     assert last.wait() == 0, last.communicate()[1]
     assert tree(out) == expected
+    assert read_checksums(out) == read_checksums(tmp_path / "whole")
+    assert verify(out).ok
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "shard"])
@@ -192,8 +189,9 @@ def test_processes_that_share_a_folder_make_the_folder_of_one(
         said.append(out)
     assert [bool(out) for out in said] == [True, True, kind == "shard", kind == "shard"]
     assert tree(tmp_path / "out") == tree(tmp_path / "alone")
-    launches = json.loads((tmp_path / "out/run.json").read_text())["launches"]
-    assert sorted(launch["saved"] for launch in launches) == [6, 6, 6]
+    assert read_checksums(tmp_path / "out") == read_checksums(tmp_path / "alone")
+    launches = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
+    assert sorted(launch.saved for launch in launches) == [6, 6, 6]
 
 
 def test_resume_overwrite_and_refusal(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fourm.errors import FourMError, UsageError
 from fourm.layout import (
+    ABANDONED,
     PARTIAL,
     Key,
     Place,
+    check_writable,
+    create_text,
     is_done,
     number_keys,
     outputs_of,
@@ -84,13 +88,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FourMError, match=r"cannot write .*No space left"):
         write_atomic(tmp_path, tmp_path / "rgb" / "a.png", write)
     assert not (tmp_path / "rgb" / "a.png").exists()
-    assert not any((tmp_path / PARTIAL).iterdir())
+    assert [p.suffix for p in (tmp_path / PARTIAL).iterdir()] == [".lock"]
     remove_leftovers(tmp_path)
     assert not (tmp_path / PARTIAL).exists()
 
 
-def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    code = """
+HALF = """
 import os, sys
 from pathlib import Path
 from fourm.layout import write_atomic
@@ -100,18 +103,141 @@ def write(file):
     sys.stdin.read()
 write_atomic(Path(sys.argv[1]), Path(sys.argv[1], "a.npy"), write)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), "die"], stdout=subprocess.DEVNULL, check=False)
+NO_LOCKS = """
+import errno, fcntl
+def flock(*args): raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+OTHER_MACHINE = """
+from fourm import layout
+layout._machine = lambda: "0" * 8
+"""
+
+
+def leave_half(root: Path, *before: str) -> None:
+    """What a process leaves that is killed while it writes a file."""
+    code = "".join(before) + HALF
+    subprocess.run([sys.executable, "-c", code, str(root), "die"], stdout=subprocess.DEVNULL, check=False)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / PARTIAL).iterdir())
+
+
+def make_old(root: Path) -> None:
+    for path in (root / PARTIAL).iterdir():
+        os.utime(path, (time.time() - ABANDONED - 60,) * 2, follow_symlinks=False)
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    """A living one keeps its files however old they are, whatever its process id and host name."""
+    leave_half(tmp_path)
+    dead = names(tmp_path)
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HALF, str(tmp_path), "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as living:
         assert living.stdout is not None
         living.stdout.readline()
-        assert len(list((tmp_path / PARTIAL).iterdir())) == 2
+        alive = set(names(tmp_path)) - set(dead)
+        assert len(dead) == len(alive) == 2
+        make_old(tmp_path)
         remove_leftovers(tmp_path)
-        (kept,) = (tmp_path / PARTIAL).iterdir()
-        assert f"-{living.pid}-" in kept.name
+        assert set(names(tmp_path)) == alive
         living.communicate(b"")
     assert (tmp_path / "a.npy").read_bytes() == b"half"
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / PARTIAL).exists()
+
+
+@pytest.mark.parametrize("before", [NO_LOCKS, OTHER_MACHINE])
+def test_leftovers_of_which_nobody_can_tell_stay_for_a_day(tmp_path: Path, before: str) -> None:
+    """Without locks, and of other machines, whose locks some file systems do not show."""
+    leave_half(tmp_path, before)
+    tidy = (NO_LOCKS if before == NO_LOCKS else "") + "\n".join(
+        ["import sys", "from pathlib import Path", "from fourm.layout import remove_leftovers",
+         "remove_leftovers(Path(sys.argv[1]))"]
+    )  # fmt: skip
+    there = names(tmp_path)
+    subprocess.run([sys.executable, "-c", tidy, str(tmp_path)], check=True)
+    assert names(tmp_path) == there
+    make_old(tmp_path)
+    subprocess.run([sys.executable, "-c", tidy, str(tmp_path)], check=True)
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_only_files_with_names_of_this_program_are_deleted(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    leave_half(tmp_path)
+    partial, one = tmp_path / PARTIAL, "0a1b2c3d-0a1b2c3d4e5f"
+    foreign = ["notes.txt", "0a1b2c3d-12-0.npy", f"{one}.txt", f"{one}-x.npy", f"x{one}-0.npy", "old.lock"]
+    for name in foreign:
+        (partial / name).write_text("mine")
+    (partial / f"{one}-1.npy").mkdir()
+    (partial / f"{one}-2.npy").symlink_to(victim)
+    (partial / f"{one}-3.npy").write_text("a leftover")
+    make_old(tmp_path)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([*foreign, f"{one}-1.npy", f"{one}-2.npy"])
+    write_text(tmp_path, tmp_path / "caption.txt", "what lies there is nobody's hindrance")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "file"])
+def test_a_link_or_file_in_the_place_of_unfinished_files_is_refused(tmp_path: Path, kind: str) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    out.mkdir()
+    victim.mkdir()
+    (victim / "0a1b2c3d-0a1b2c3d4e5f-3.npy").write_text("x")
+    os.utime(victim / "0a1b2c3d-0a1b2c3d4e5f-3.npy", (0, 0))
+    if kind == "file":
+        (out / PARTIAL).write_text("x")
+    else:
+        (out / PARTIAL).symlink_to(victim if kind == "link" else tmp_path / "gone")
+    remove_leftovers(out)
+    for act in (check_writable, lambda root: write_text(root, root / "a.txt", "x")):
+        with pytest.raises(UsageError, match=r"\.partial: is a link or a file .*move it away"):
+            act(out)
+    assert [path.name for path in victim.iterdir()] == ["0a1b2c3d-0a1b2c3d4e5f-3.npy"]
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_text(out, out / "rgb" / "a" / "1.txt", "x")
+    out.rename(tmp_path / "renamed")
+    for path in (out / "rgb" / "a" / "2.txt", out / "3.txt"):
+        with pytest.raises(FourMError, match="was deleted or renamed while this process wrote into it"):
+            write_text(out, path, "x")
+    assert not out.exists()
+
+
+def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from fourm.layout import create_text
+root = Path(sys.argv[1])
+print(sum(create_text(root, root / "a" / f"{i}.txt", sys.argv[2]) for i in range(200)))
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)], stdout=subprocess.PIPE)
+        for n in range(3)
+    ]
+    assert sum(int(process.communicate()[0]) for process in running) == 200
+    assert all(path.read_text() in "012" for path in (tmp_path / "a").iterdir())
+
+
+def test_a_file_is_created_once_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert create_text(tmp_path, tmp_path / "a.txt", "first")
+    assert not create_text(tmp_path, tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"
 
 
 def test_a_sample_is_done_when_all_its_files_are_there(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fourm.pipeline import NOT_FINITE, run
 from fourm.request import Request
 from fourm.schedule import TargetSpec, make_chain
 from fourm.world import World
+from tests.folders import tree
 
 PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle", "a large red square"]
 
@@ -35,22 +36,13 @@ def request(tiny: Path, out: Path, **changes: object) -> Request:
     return replace(basis, **changes)
 
 
-def files_of(out: Path) -> dict[str, bytes]:
-    """Every file but the record, whose times differ."""
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.name != "run.json"
-    }
-
-
 def make(*args: object, **kwargs: object) -> list[Event]:
     return list(run(request(*args, **kwargs)))
 
 
 def test_a_run_writes_tokens_pictures_conditions_and_a_record(tiny: Path, tmp_path: Path) -> None:
     events = make(tiny, tmp_path / "out")
-    files = files_of(tmp_path / "out")
+    files = tree(tmp_path / "out")
     for folder, suffix in (("caption", "txt"), ("tok_clip@64", "npy"), ("tok_rgb@64", "npy"), ("rgb", "png")):
         assert f"{folder}/00000/000003.{suffix}" in files
     ids = np.load(tmp_path / "out/tok_rgb@64/00000/000001.npy", allow_pickle=False)
@@ -75,7 +67,7 @@ def test_batch_size_order_shards_and_variations_do_not_change_a_sample(tiny: Pat
     backwards = samples_of_prompts(PROMPTS)[::-1]
     for rank in (1, 0, 2):
         make(tiny, tmp_path / "c", batch_size=2, num_variations=2, world=World(rank, 3), samples=backwards)
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b") == files_of(tmp_path / "c")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") == tree(tmp_path / "c")
     one, two = (np.load(tmp_path / f"a/tok_rgb@64/00000/000000-v{v}.npy") for v in (0, 1))
     assert not np.array_equal(one, two)
 
@@ -89,16 +81,16 @@ def test_an_interrupted_run_resumed_is_the_run(tiny: Path, tmp_path: Path) -> No
     interrupted.close()
     events = make(tiny, tmp_path / "cut", batch_size=3, resume=True)
     assert events[0].skipped == 1
-    assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
+    assert tree(tmp_path / "whole") == tree(tmp_path / "cut")
 
 
 def test_a_finished_run_resumed_does_nothing(tiny: Path, tmp_path: Path) -> None:
     make(tiny, tmp_path / "out")
-    before = files_of(tmp_path / "out")
+    before = tree(tmp_path / "out")
     events = make(tiny, tmp_path / "out", resume=True)
     assert events[-1].skipped == 4
     assert not any(isinstance(e, Stepped) for e in events)
-    assert files_of(tmp_path / "out") == before
+    assert tree(tmp_path / "out") == before
 
 
 def test_resuming_with_another_seed_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -118,8 +110,8 @@ def test_tokens_written_by_one_run_are_conditions_of_the_next(tiny: Path, tmp_pa
         for i in range(3)
     ]  # fmt: skip
     make(tiny, tmp_path / "second", chain=chain, samples=samples)
-    files = files_of(tmp_path / "second")
-    assert files["tok_rgb@64/00000/000001.npy"] == files_of(tmp_path / "first")["tok_rgb@64/00000/000001.npy"]
+    files = tree(tmp_path / "second")
+    assert files["tok_rgb@64/00000/000001.npy"] == tree(tmp_path / "first")["tok_rgb@64/00000/000001.npy"]
     depth = np.load(tmp_path / "second/depth/00000/000002.npy", allow_pickle=False)
     assert (depth.shape, depth.dtype) == ((64, 64), np.float32)
 

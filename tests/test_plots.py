@@ -19,7 +19,8 @@ from fourm.errors import FourMError, UsageError
 from fourm.layout import Key, Place, number_keys
 from fourm.plots import PlotRequest, Plotted, Plotter, plot_paths
 from fourm.preview import ORDER
-from fourm.runfile import FAILURES, SR_RUN
+from fourm.processes import FAILURES
+from fourm.runfile import SR_RUN
 from fourm.samplesheet import MAX_VARIATIONS, draw_sample
 from fourm.sheets import fit, legend_block, text_block
 from fourm.strips import MAX_FILMS, chosen, draw_films, order_map

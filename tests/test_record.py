@@ -1,19 +1,34 @@
 """Who may write into an output folder, what is compared on resume, and what --overwrite deletes."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fourm import record
 from fourm.errors import UsageError
-from fourm.layout import Place, samples_of_prompts, write_text
+from fourm.layout import Place, remove_leftovers, samples_of_prompts, write_text
+from fourm.processes import (
+    FAILED,
+    FAILURES,
+    LAUNCH,
+    PROCESSES,
+    Failure,
+    Launch,
+    Process,
+    lacking,
+    now,
+    read_failures,
+    read_launches,
+)  # fmt: skip
 from fourm.record import (
     FREE,
-    add_failure,
     check_output,
     close_output,
     digest_of_samples,
@@ -21,10 +36,11 @@ from fourm.record import (
     read_record,
     sha256_of,
 )
-from fourm.runfile import FAILURES, RUN, Launch, RunRecord
+from fourm.runfile import RUN, RunRecord, read_run
 from tests.folders import snapshot
 
-ALONE = Launch(rank=0, size=1, started="t")
+ROOT = Path(__file__).resolve().parent.parent
+ALONE = Launch(rank=0, size=1, started=now())
 STEP = {"index": 0, "target": "tok_rgb@64", "num_tokens": 64, "temperature": 1.0}
 SETTINGS = RunRecord(
     schedule={"conditions": [], "steps": [STEP], "top_k": 0},
@@ -47,29 +63,27 @@ SETTINGS = RunRecord(
 
 def begin(
     out: Path, launch: Launch = ALONE, resume: bool = False, overwrite: bool = False, **changes: object
-) -> int:
+) -> Process:
     check_output(out, launch, resume, overwrite)
     return open_output(out, replace(SETTINGS, **changes), launch, resume, overwrite)  # type: ignore[arg-type]
 
 
+def ranks(out: Path) -> list[int]:
+    """Of the processes that worked on the run in a folder."""
+    return sorted(launch.rank for launch in read_launches(out, read_run(out / RUN).identity))
+
+
+def fail(process: Process, key: str, reason: str = "bad", variation: int = 0, *files: str) -> None:
+    process.add_failure(Failure(key, variation, reason, "base", now(), dict.fromkeys(files)))
+
+
 def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
-    number = begin(tmp_path / "new" / "out")
-    close_output(tmp_path / "new" / "out", number, replace(ALONE, finished="u", saved=2), set())
-    assert read_record(tmp_path / "new" / "out") == SETTINGS
-    record = json.loads((tmp_path / "new" / "out" / RUN).read_text())
-    assert record["launches"] == [
-        {
-            "rank": 0,
-            "size": 1,
-            "started": "t",
-            "finished": "u",
-            "saved": 2,
-            "skipped": 0,
-            "failed": 0,
-            "seconds": 0.0,
-        }
-    ]
-    assert [p.name for p in (tmp_path / "new" / "out").iterdir()] == [RUN]
+    out = tmp_path / "new" / "out"
+    close_output(begin(out), replace(ALONE, finished=now(), saved=2))
+    assert read_record(out) == SETTINGS
+    (launch,) = read_launches(out, read_run(out / RUN).identity)
+    assert (launch.rank, launch.size, launch.saved, launch.started) == (0, 1, 2, ALONE.started)
+    assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
 
 
 def test_an_existing_run_is_refused_without_resume_or_overwrite(tmp_path: Path) -> None:
@@ -128,18 +142,21 @@ def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -> None:
-    begin(tmp_path)
+    process = begin(tmp_path)
     own = [tmp_path / "caption" / "00000" / "000000.txt", tmp_path / "tok_rgb@64" / "00000" / "000000.npy"]
     foreign = [tmp_path / "notes.md", tmp_path / "caption" / "00000" / "mine.md", tmp_path / "rgb" / "a.png"]
     for path in own + foreign:
         write_text(tmp_path, path, "x")
-    add_failure(tmp_path, "00000/000001", 0, "bad")
+    fail(process, "00000/000001")
+    close_output(process, ALONE)
+    assert (tmp_path / FAILURES).exists()
     begin(tmp_path, overwrite=True, seed=3)
     assert not any(path.exists() for path in own)
     assert all(path.exists() for path in foreign)
     assert not (tmp_path / FAILURES).exists()
     assert not (tmp_path / "tok_rgb@64").exists()
     assert read_record(tmp_path).seed == 3
+    assert len(list((tmp_path / PROCESSES).iterdir())) == 1  # the launch that overwrites
 
 
 @pytest.mark.parametrize(
@@ -159,8 +176,8 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -
         ".partial",
         "run.json",
         "run.sr.json",
-        "checksums.sha256",
-        ".lock",
+        "processes",
+        "processes/a",
         "failures.jsonl",
         "plots/a",
     ],
@@ -175,6 +192,7 @@ def test_overwrite_never_follows_a_record_out_of_the_folder(tmp_path: Path, fold
     record["places"] += [{**record["places"][0], "folder": folder, "suffix": ".npy"}]
     (out / RUN).write_text(json.dumps(record))
     write_text(out, out / "caption" / "a.txt", "x")
+    remove_leftovers(out)
     before = snapshot(tmp_path)
     with pytest.raises(UsageError, match=r"no run has results in|is a link"):
         begin(out, overwrite=True)
@@ -183,9 +201,10 @@ def test_overwrite_never_follows_a_record_out_of_the_folder(tmp_path: Path, fold
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"format": 1}', '{"format": 1, "launches": [3]}', '{"format": 99}', "[" * 100_000,
-     '{"format": 1, "launches": []}', '{"format": 1, "launches": [], "places": [{}]}',
-     '{"format": 1, "launches": [], "places": [{"folder": "a\\u0000b", "suffix": ""}]}'],
+    ["", "{", "[]", '{"format": 3}', '{"format": 3, "identity": 3}', '{"format": 99}', "[" * 100_000,
+     '{"format": 3, "identity": "0123abcd"}', '{"format": 3, "identity": "0123abcd", "places": [{}]}',
+     '{"format": 3, "identity": "0123abcd", "places": [{"folder": "a\\u0000b", "suffix": ""}]}',
+     '{"format": 3, "identity": "../../..", "places": []}'],
 )  # fmt: skip
 def test_a_damaged_record_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
@@ -194,70 +213,164 @@ def test_a_damaged_record_is_a_sentence(tmp_path: Path, text: str) -> None:
 
 
 def test_partners_join_in_any_order_but_no_share_is_begun_twice(tmp_path: Path) -> None:
-    partners = [Launch(rank, 3, "t") for rank in (2, 0, 1)]
-    assert [begin(tmp_path, partner) for partner in partners] == [0, 1, 2]
-    with pytest.raises(UsageError, match="--resume"):
-        begin(tmp_path, partners[0])
-    with pytest.raises(UsageError, match="--resume"):
-        begin(tmp_path, Launch(0, 4, "t"))
+    partners = [Launch(rank, 3, now()) for rank in (2, 0, 1)]
+    for partner in partners:
+        begin(tmp_path, partner)
+    assert ranks(tmp_path) == [
+        0,
+        1,
+        2,
+    ]
+    for again in (partners[0], Launch(0, 4, now())):
+        with pytest.raises(UsageError, match="--resume"):
+            begin(tmp_path, again)
+        with pytest.raises(UsageError, match="--resume"):
+            open_output(tmp_path, SETTINGS, again, resume=False, overwrite=False)
+    assert len(list((tmp_path / PROCESSES).iterdir())) == 3
     begin(tmp_path, partners[0], resume=True)
     begin(tmp_path, ALONE, resume=True)
 
 
 def test_a_partner_with_other_settings_is_refused(tmp_path: Path) -> None:
-    begin(tmp_path, Launch(0, 2, "t"))
+    begin(tmp_path, Launch(0, 2, now()))
     with pytest.raises(UsageError, match="seed is 0 there and 1 here"):
-        begin(tmp_path, Launch(1, 2, "t"), seed=1)
+        begin(tmp_path, Launch(1, 2, now()), seed=1)
 
 
-def test_only_the_first_of_several_processes_overwrites(tmp_path: Path) -> None:
-    begin(tmp_path, Launch(0, 2, "t"))
-    begin(tmp_path, Launch(1, 2, "t"))
+def in_process(code: str, *words: object) -> subprocess.Popen[str]:
+    """Another process that runs some code with `out`, the first of the words; it prints and reads lines."""
+    start = """
+import sys, time
+from pathlib import Path
+from fourm.processes import *
+from fourm.record import *
+from fourm.layout import write_text
+from tests.test_record import SETTINGS, fail
+out, words = Path(sys.argv[1]), sys.argv[2:]
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", start + code, *map(str, words)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def age(path: Path, seconds: float) -> None:
+    """Let a file have been written some time ago."""
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+OVERWRITE = """
+process = open_output(out, SETTINGS, Launch(int(words[0]), 2, now()), False, True, since=float(words[1]))
+write_text(out, out / "caption" / "a" / f"new-{words[0]}.txt", "x")
+close_output(process, Launch(int(words[0]), 2, now(), finished=now()))
+"""
+
+
+def test_no_process_joins_the_run_that_its_job_overwrites(tmp_path: Path) -> None:
+    """Of the run that is there only process 0 had begun; process 1 of the next job could join it."""
+    close_output(begin(tmp_path, Launch(0, 2, now())), Launch(0, 2, now()))
+    age(tmp_path / RUN, 60)
     write_text(tmp_path, tmp_path / "caption" / "a" / "old.txt", "x")
-    begin(tmp_path, Launch(1, 2, "u"), overwrite=True, seed=5)
-    write_text(tmp_path, tmp_path / "caption" / "a" / "new.txt", "x")
-    begin(tmp_path, Launch(0, 2, "u"), overwrite=True, seed=5)
-    assert [p.name for p in (tmp_path / "caption" / "a").iterdir()] == ["new.txt"]
+    remove_leftovers(tmp_path)
+    before, since = read_run(tmp_path / RUN).identity, time.time()
+    second = in_process(OVERWRITE, tmp_path, 1, since)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(2)
+    assert (tmp_path / "caption" / "a" / "old.txt").exists()
+    first = in_process(OVERWRITE, tmp_path, 0, since)
+    assert [first.wait(20), second.wait(20)] == [0, 0], (first.communicate(), second.communicate())
+    assert sorted(p.name for p in (tmp_path / "caption" / "a").iterdir()) == ["new-0.txt", "new-1.txt"]
+    assert ranks(tmp_path) == [
+        0,
+        1,
+    ]
+    assert read_run(tmp_path / RUN).identity != before
+
+
+def test_a_process_that_its_launcher_started_again_keeps_what_its_job_has_made(tmp_path: Path) -> None:
+    since = time.time() - 1
+    for rank in (1, 0, 0):  # the first of them finds the folder empty; process 0 dies, and comes again
+        process = in_process(OVERWRITE, tmp_path, rank, since)
+        assert process.wait(20) == 0, process.communicate()
+    assert sorted(p.name for p in (tmp_path / "caption" / "a").iterdir()) == ["new-0.txt", "new-1.txt"]
+    assert ranks(tmp_path) == [
+        0,
+        0,
+        1,
+    ]
+
+
+def test_a_process_whose_job_never_overwrites_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_output(begin(tmp_path, Launch(0, 2, now())), Launch(0, 2, now()))
+    age(tmp_path / RUN, 60)
+    monkeypatch.setattr(record, "FIRST_WAIT", 0.3)
+    with pytest.raises(UsageError, match="process 0 of 2, which alone overwrites a folder, has not done so"):
+        open_output(tmp_path, SETTINGS, Launch(1, 2, now()), False, True, since=time.time())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [PROCESSES, RUN]
+
+
+def test_a_folder_in_which_somebody_works_is_not_overwritten(tmp_path: Path) -> None:
+    code = "open_output(out, SETTINGS, Launch(0, 1, now()), False, False); print(flush=True); input()"
+    with in_process(code, tmp_path) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="process 0 of 1 of a run writes there now"):
+            begin(tmp_path, overwrite=True)
+        assert len(list((tmp_path / PROCESSES).iterdir())) == 1
+        other.kill()
+    begin(tmp_path, overwrite=True)
 
 
 def test_many_processes_write_one_record_and_whole_failure_lines(tmp_path: Path) -> None:
     code = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from fourm.record import add_failure, close_output, open_output
-from fourm.runfile import Launch
-from tests.test_record import SETTINGS
-out, rank = Path(sys.argv[1]), int(sys.argv[2])
-number = open_output(out, SETTINGS, Launch(rank, 6, "t"), False, False)
+rank = int(words[0])
+process = open_output(out, SETTINGS, Launch(rank, 6, now()), False, False)
 for i in range(20):
-    add_failure(out, f"a/{rank}-{i}", 0, "x" * 5000)
-close_output(out, number, Launch(rank, 6, "t", finished="u", failed=20), {(f"a/{rank}-0", 0)})
+    fail(process, f"a/{rank}-{i}", "x" * 5000, 0, f"caption/a/{rank}-{i}.txt")
+write_text(out, out / f"caption/a/{rank}-0.txt", "made after all")
+close_output(process, Launch(rank, 6, process.launch.started, finished=now(), failed=20))
 """
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    processes = [subprocess.Popen([*command, str(rank)], cwd=root) for rank in range(6)]
-    assert [process.wait() for process in processes] == [0] * 6
-    record = json.loads((tmp_path / "out" / RUN).read_text())
-    assert sorted(launch["rank"] for launch in record["launches"]) == list(range(6))
-    assert {launch["finished"] for launch in record["launches"]} == {"u"}
-    failures = [json.loads(line)["key"] for line in (tmp_path / "out" / FAILURES).read_text().splitlines()]
+    out = tmp_path / "out"
+    running = [in_process(code, out, rank) for rank in range(6)]
+    assert [process.wait() for process in running] == [0] * 6, [p.communicate() for p in running]
+    launches = read_launches(out, read_run(out / RUN).identity)
+    assert sorted(launch.rank for launch in launches) == list(range(6))
+    assert all(launch.finished for launch in launches)
+    failures = [json.loads(line)["key"] for line in (out / FAILURES).read_text().splitlines()]
     assert sorted(failures) == sorted(f"a/{rank}-{i}" for rank in range(6) for i in range(1, 20))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [FAILURES, RUN]
+    assert sorted(p.name for p in out.iterdir()) == ["caption", FAILURES, PROCESSES, RUN]
 
 
-def test_failures_of_samples_that_were_saved_later_are_forgotten(tmp_path: Path) -> None:
-    number = begin(tmp_path)
-    add_failure(tmp_path, "a/1", 0, "first")
-    with (tmp_path / FAILURES).open("a") as file:
-        file.write('[]\n{}\n{"key": "a/2", "var')  # killed while it wrote
-    add_failure(tmp_path, "a/1", 0, "second")
-    add_failure(tmp_path, "a/2", 1, "third")
-    close_output(tmp_path, number, ALONE, {("a/2", 1)})
-    (line,) = (tmp_path / FAILURES).read_text().splitlines()
-    assert json.loads(line)["reason"] == "second"
-    close_output(tmp_path, number, ALONE, {("a/1", 0)})
-    assert not (tmp_path / FAILURES).exists()
+def test_failures_of_samples_that_any_later_process_made_are_forgotten(tmp_path: Path) -> None:
+    process = begin(tmp_path, Launch(0, 2, now()))
+    fail(process, "a/1", "first", 0, "caption/a/1.txt")
+    with process.path(FAILED).open("a") as file:
+        file.write('[]\n{}\n{"key": "a/2", "var\n')
+    fail(process, "a/1", "second", 0, "caption/a/1.txt")
+    fail(process, "a/2", "third", 1, "caption/a/2.txt")
+    with process.path(FAILED).open("a") as file:
+        file.write('{"key": "a/3", "variation": 0, "rea')  # killed while it wrote
+    close_output(process, ALONE)
+    lines = [json.loads(line) for line in (tmp_path / FAILURES).read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["second", "third"]
+    for name, left in (("2", ["a/1"]), ("1", [])):
+        other = begin(tmp_path, Launch(1, 2, now()), resume=True)
+        write_text(tmp_path, tmp_path / f"caption/a/{name}.txt", "made")
+        assert [failure.key for failure in read_failures(tmp_path)] == left
+        close_output(other, ALONE)
+        assert (tmp_path / FAILURES).exists() == bool(left)
+
+
+def test_a_file_that_is_there_but_wrong_is_no_sign_of_success(tmp_path: Path) -> None:
+    process = begin(tmp_path)
+    path = tmp_path / "caption" / "a.txt"
+    write_text(tmp_path, path, "cut off")
+    process.add_failure(Failure("x/a", 0, "bad", "base", now(), lacking(tmp_path, [path])))
+    assert [failure.key for failure in read_failures(tmp_path)] == ["x/a"]
+    age(path, -1)
+    assert read_failures(tmp_path) == []
 
 
 def test_an_output_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
@@ -278,9 +391,12 @@ def test_a_read_only_folder_is_a_sentence() -> None:
 
 def test_a_run_killed_before_its_record_leaves_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / ".partial").mkdir()
-    (tmp_path / ".lock").touch()
-    close_output(tmp_path, begin(tmp_path), ALONE, set())
-    assert [p.name for p in tmp_path.iterdir()] == [RUN]
+    (tmp_path / PROCESSES).mkdir()
+    old = Process(tmp_path, "89abcdef", ALONE)
+    old.begin()  # somebody has deleted the record of its run
+    close_output(begin(tmp_path), ALONE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [PROCESSES, RUN]
+    assert not old.path(LAUNCH).exists()
 
 
 def test_digests_tell_samples_and_files_apart(tmp_path: Path) -> None:

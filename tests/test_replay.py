@@ -10,20 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.folders import tree
+
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = (
     "a small red circle above a blue square",
     "a large green triangle at the center on a tan background",
 )
-
-
-def tree(out: Path) -> dict[str, bytes]:
-    """Every file but the records and checksums, by path."""
-    files = (
-        p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(("run.", "checksums"))
-    )
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="module")

@@ -33,12 +33,12 @@ def is_a_record(out: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", [*RunRecord.__dataclass_fields__, "launches", "format"])
+@pytest.mark.parametrize("name", [*RunRecord.__dataclass_fields__, "identity", "format"])
 def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
     tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / "out"
-    close_output(out, begin(out), ALONE, set())
+    close_output(begin(out), ALONE)
     record = json.loads((out / RUN).read_text())
     (out / "caption").mkdir()
     (out / "caption" / "a.txt").write_text("x")
@@ -72,7 +72,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
     ],
 )  # fmt: skip
 def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, **changes), ()))
+    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, **changes), "0123abcd"))
     with pytest.raises(UsageError, match=said):
         read_record(tmp_path)
 
@@ -90,7 +90,7 @@ def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str
 )
 def test_a_place_where_no_run_puts_files_is_a_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     place = replace(Place("rgb", ".png"), **changes)
-    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, places=(place,)), ()))
+    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, places=(place,)), "0123abcd"))
     with pytest.raises(UsageError, match="is not a record of this program"):
         read_record(tmp_path)
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fourm.results import open_results
+from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -23,12 +24,6 @@ PROMPTS = (
 )
 QUICK = ("--targets", "tok_rgb", "--steps", "4")  # of the base
 SR_QUICK = ("--targets", "tok_rgb", "--steps", "2")
-
-
-def tree(out: Path) -> dict[str, bytes]:
-    """Every file but the records, by path."""
-    files = (p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith("run."))
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def test_finer_pictures_lie_beside_what_they_were_made_from(run: Run, out: Path)
     code, said, err = run("sr", out)
     assert (code, said) == (0, f"{out}\n"), err
     after = tree(out)
-    assert {k: v for k, v in before.items() if k != "checksums.sha256"}.items() <= after.items()
+    assert before.items() <= after.items()
     for folder, suffix, size in (("tok_clip@128", ".npy", 256), ("tok_rgb@128", ".npy", 256)):
         names = sorted(p.name for p in (out / folder / "00000").iterdir())
         assert names == [f"00000{i}-v{v}{suffix}" for i in (0, 1) for v in (0, 1)]
@@ -75,7 +70,7 @@ def test_in_one_go_is_the_same_as_later(run: Run, out: Path, tmp_path: Path) -> 
     assert tree(out) == tree(tmp_path / "once")
     first, second = (json.loads((o / "run.sr.json").read_text()) for o in (out, tmp_path / "once"))
     for record in (first, second):
-        for free in ("created", "launches", "command"):
+        for free in ("created", "identity", "sha256", "command"):
             record.pop(free)
     assert first == second
 
@@ -148,7 +143,7 @@ def test_overwriting_the_base_takes_what_was_made_of_it_away(run: Run, out: Path
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     assert run("generate", PROMPTS[0], *QUICK, "-q", "--out", out, "--overwrite")[0] == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "caption", "checksums.sha256", "rgb", "run.json", "tok_rgb@64",
+        "caption", "processes", "rgb", "run.json", "tok_rgb@64",
     ]  # fmt: skip
 
 
@@ -178,7 +173,7 @@ def test_a_dataset_that_no_run_made_can_be_made_finer(run: Run, out: Path, tmp_p
         shutil.copy(out / "tok_rgb@64" / f"{name}-v0.npy", target)
     assert run("sr", data, "-q", *SR_QUICK)[0] == 0
     assert sorted(p.name for p in data.iterdir()) == [
-        "checksums.sha256", "rgb@128", "run.sr.json", "tok_rgb@128", "tok_rgb@64",
+        "processes", "rgb@128", "run.sr.json", "tok_rgb@128", "tok_rgb@64",
     ]  # fmt: skip
     (data / "run.sr.json").unlink()
     code, _, err = run("sr", data, "-q", *SR_QUICK)
@@ -252,7 +247,7 @@ def test_shards_of_one_go_meet_in_one_folder(run: Run, tmp_path: Path) -> None:
         {"num_variations": 10**9}, {"num_variations": 0}, {"samples": -1}, {"variation": 7}, {"seed": -1},
         {"places": [{"folder": "../x", "suffix": ".npy"}]}, {"places": [{"folder": "/x", "suffix": ".npy"}]},
         {"schedule": None}, {"model": 5}, {"format": 1}, {"num_variations": "2"}, {"files": []},
-        {"files": {"weights": None}}, {"launches": 5}, {"versions": None}, {"model": "a\0b"}, {"seed": 2**64},
+        {"files": {"weights": None}}, {"identity": 5}, {"versions": None}, {"model": "a\0b"}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_a_record_that_was_changed_by_hand_is_a_sentence_everywhere(

@@ -11,14 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.opening fourm.crops fourm.grammars fourm.grammars.structured
+fourm fourm.errors fourm.locks fourm.opening fourm.crops fourm.grammars fourm.grammars.structured
 fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
-fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums fourm.runfile fourm.record
+fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums
+fourm.processes fourm.runfile fourm.record
 fourm.results
 fourm.formats fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
@@ -123,7 +124,7 @@ OPEN_ALREADY = (
     "zipfile.ZipFile(stream)", "zipfile.ZipFile(file)", "tarfile.open(fileobj=", "files(__name__).joinpath(",
 )  # fmt: skip
 OPENS = {
-    "fourm.opening": ("os.open(path, _FLAGS)",),
+    "fourm.opening": ("os.open(path, _FLAGS)", "open(path, mode + 'b', opener=", "os.open(path, flags | "),
     # The library maps a file by its name; the file's header was read through `open_file` just before.
     "fourm.checkpoint": ("safe_open(path, framework='pt')",),
     "fourm_cli.app": ("open(os.devnull, mode)", "os.open(os.devnull, os.O_WRONLY)"),

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fourm.checksums import CHECKSUMS
 from fourm.errors import UsageError
 from fourm.events import Saved, Stepped
 from fourm.hub import find_model
 from fourm.layout import Key, Sample, samples_of_prompts
 from fourm.pipeline import run
+from fourm.processes import PROCESSES
 from fourm.record import read_record
 from fourm.request import Origin, Request
 from fourm.results import open_results, samples_for
@@ -94,8 +94,18 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))
 
 
+def list_of(root: Path) -> Path:
+    """The checksums of the only process of a run."""
+    (path,) = (root / PROCESSES).glob("*.sha256")
+    return path
+
+
 def kinds(verdict: Verdict) -> set[tuple[str, str]]:
     return {(finding.kind, finding.file) for finding in verdict.findings}
+
+
+def is_of_sample(path: Path) -> bool:
+    return path.name not in (RUN, SR_RUN, "failures.jsonl") and path.parent.name != PROCESSES
 
 
 def files_of(root: Path) -> list[Path]:
@@ -110,8 +120,7 @@ def test_untouched_folders_are_as_their_runs_left_them(folders: dict[str, Path])
         "one": (3, 0),
     }  # fmt: skip
     for name, path in folders.items():
-        records = (RUN, SR_RUN, CHECKSUMS, "failures.jsonl")
-        assert verdicts[name].files == len([p for p in files_of(path) if p.name not in records])
+        assert verdicts[name].files == len([p for p in files_of(path) if is_of_sample(p)])
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -122,7 +131,7 @@ def test_whatever_happens_to_one_file_is_found(folders: dict[str, Path], data: s
         root = Path(shutil.copytree(source, Path(scratch) / "out"))
         path = data.draw(st.sampled_from(files_of(root)))
         content = path.read_bytes()
-        has_checksum = path.name not in (RUN, SR_RUN, "failures.jsonl")
+        has_checksum = is_of_sample(path) or path.suffix == ".sha256"
         ways = ["delete", "add", *(["extend"] if has_checksum else []), *(["cut"] if content else [])]
         does = data.draw(st.sampled_from([*ways, *(["flip"] if has_checksum and content else [])]))
         if does == "delete":
@@ -140,7 +149,7 @@ def test_whatever_happens_to_one_file_is_found(folders: dict[str, Path], data: s
         found = verify(root)
         assert not found.ok
         name = path.relative_to(root).as_posix()
-        if has_checksum and path.name != CHECKSUMS:
+        if has_checksum:
             assert name in {finding.file for finding in found.findings}
 
 
@@ -227,14 +236,12 @@ def test_a_complete_sample_of_another_run_is_foreign(copy: Callable[[str], Path]
 
 def test_pictures_made_of_a_run_and_leftovers_are_no_mistakes(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
-    for file in ("plots/contact.png", ".partial/ab-1-0.npy", ".lock"):
+    for file in ("plots/contact.png", ".partial/ab-1-0.npy"):
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_bytes(b"")
     verdict = verify(root)
     assert verdict.ok
-    assert [(note.kind, note.file) for note in verdict.notes] == [
-        ("unfinished", ".lock"), ("unfinished", ".partial"),
-    ]  # fmt: skip
+    assert [(note.kind, note.file) for note in verdict.notes] == [("unfinished", ".partial")]
 
 
 def test_links_that_lead_out_are_not_followed(copy: Callable[[str], Path], tmp_path: Path) -> None:
@@ -274,18 +281,15 @@ def test_what_cannot_be_read_is_one_finding(copy: Callable[[str], Path]) -> None
 
 def stop_after(tiny: Path, out: Path, count: int, **changes: object) -> None:
     """A run that is killed as soon as some samples are saved; nothing is tidied up."""
-    record, events = out / RUN, run(request(tiny, out, batch_size=1, **changes))
-    saved = 0
+    events, saved = run(request(tiny, out, batch_size=1, **changes)), 0
     for event in events:
         saved += isinstance(event, Saved)
         if saved == count:
             break
-    running = record.read_bytes()
-    sums = (out / CHECKSUMS).read_bytes() if (out / CHECKSUMS).exists() else None
+    running = {path: path.read_bytes() for path in (out / PROCESSES).iterdir()}
     events.close()  # a kill would not have let it note its end
-    record.write_bytes(running)
-    if sums is not None:
-        (out / CHECKSUMS).write_bytes(sums)
+    for path, data in running.items():
+        path.write_bytes(data)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -300,7 +304,7 @@ def test_a_killed_run_lacks_samples_until_it_is_resumed(tiny: Path, tmp_path: Pa
     else:
         assert verdict.ok
     (note,) = verdict.notes  # the last sample was killed between its files and their lines
-    assert (note.kind, note.file) == ("unlisted", CHECKSUMS)
+    assert (note.kind, note.file) == ("unlisted", PROCESSES)
     list(run(request(tiny, out, preview=2, resume=True)))
     verdict = verify(out)
     assert (verdict.findings, verdict.notes, verdict.samples) == ((), (), 3)
@@ -345,27 +349,67 @@ def test_a_share_of_a_run_lacks_the_others(tiny: Path, tmp_path: Path) -> None:
 def test_failures_are_known_and_missed_when_nobody_tells_of_them(copy: Callable[[str], Path]) -> None:
     root = copy("failed")
     assert verify(root).failed == 2
+    (noted,) = (root / PROCESSES).glob("*.jsonl")
+    text = noted.read_bytes()
+    noted.unlink()
+    assert kinds(verify(root)) == {("missing", f"{PROCESSES}/{noted.name}")}
     (root / "failures.jsonl").unlink()
-    (found,) = verify(root).findings
-    assert found.detail == "2 of 8 results were not made; --resume makes them"
+    details = [found.detail for found in verify(root).findings]
+    assert details[-1] == "2 of 8 results were not made; --resume makes them"
+    noted.write_bytes(text)
+    assert verify(root).failed == 2
+    assert kinds(verify(root)) == {("missing", "failures.jsonl")}
 
 
 def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
-    lines = (root / CHECKSUMS).read_bytes().splitlines(keepends=True)
-    (root / CHECKSUMS).write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
+    path = list_of(root)
+    name, text = f"{PROCESSES}/{path.name}", path.read_bytes()
+    lines = text.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
     found = verify(root).findings
-    assert [(f.kind, f.file) for f in found] == [("altered", CHECKSUMS)] * 2
-    assert "line 6 is cut off" in found[0].detail
-    (root / CHECKSUMS).write_bytes(b"".join(lines[:2]))
-    (one,) = verify(root).findings
-    assert "caption/00000/000002.txt and 3 more files are not listed" in one.detail
-    (root / CHECKSUMS).unlink()
-    assert kinds(verify(root)) == {("missing", CHECKSUMS)}
-    (root / "tok_rgb@64/00000/000000.npy").unlink()
-    assert kinds(verify(root)) == {("missing", CHECKSUMS), ("missing", "tok_rgb@64/00000/000000.npy")}
-    (root / CHECKSUMS).write_bytes(b"0" * 64 + b"  ../../../etc/passwd\n" + b"0" * 64 + b"  /etc/passwd\n")
+    assert [(f.kind, f.file) for f in found] == [("altered", name), ("altered", PROCESSES)]
+    assert "line 12 is cut off" in found[0].detail
+    path.write_bytes(b"".join(lines[:4]))
+    found = verify(root).findings
+    assert found[0].detail == "was changed after its process had ended"
+    assert "caption/00000/000001.txt and 3 more files are not listed" in found[1].detail
+    path.unlink()
+    assert kinds(verify(root)) == {("missing", name), ("missing", PROCESSES)}
+    path.write_bytes(b"0" * 64 + b"  ../../../etc/passwd\n" + b"0" * 64 + b"  /etc/passwd\n")
     assert {("missing", "../../../etc/passwd"), ("missing", "/etc/passwd")} <= kinds(verify(root))
+    path.write_bytes(text[:-1])
+    assert kinds(verify(root)) == {("altered", name), ("altered", PROCESSES)}
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "foreign"])
+def test_what_no_process_wrote_is_found_beside_their_files(
+    copy: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    root = copy("tokens")
+    path = (
+        root
+        / PROCESSES
+        / ("notes.txt" if kind == "foreign" else list_of(root).name.replace("0-of-1", "0-of-2"))
+    )
+    if kind == "link":
+        path.symlink_to(list_of(root))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir() if kind == "folder" else path.write_text("mine")
+    assert kinds(verify(root)) == {("foreign", f"{PROCESSES}/{path.name}")}
+
+
+def test_the_last_line_of_a_killed_process_may_be_cut_off(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_after(tiny, out, 3)
+    killed = list_of(out)
+    killed.write_bytes(killed.read_bytes()[:-30])
+    assert verify(out).ok
+    list(run(request(tiny, out, resume=True)))
+    verdict = verify(out)
+    assert (verdict.findings, verdict.notes) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -381,7 +425,7 @@ def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Calla
         ({"places": [{**PLACE, "folder": ["a"]}]}, "run.places[0].folder is ['a']"),
         ({"places": [{"suffix": ".npy"}]}, "run.places[0] has no folder"),
         ({"format": 1}, "another version"),
-        ({"launches": [{"rank": 0, "size": 1, "colour": "red"}]}, "launches[0] has no failed"),
+        ({"identity": "../../.."}, "its identity is '../../..'"),
         ({"samples": 3.0}, "run.samples is 3.0"),
         ({"seed": 1}, "is not as its run wrote it"),
         ({"options": ""}, "is not as its run wrote it"),
@@ -416,7 +460,7 @@ def test_every_fact_of_a_record_that_is_changed_is_found(copy: Callable[[str], P
         text = (root / file).read_text()
         record = json.loads(text)
         for name, value in record.items():
-            if name not in ("format", "launches"):
+            if name not in ("format",):
                 (root / file).write_text(json.dumps(record | {name: other_than(value)}, indent=1) + "\n")
                 assert ("altered", file) in kinds(verify(root)), (file, name)
         for spoilt in (text[:-1], text + "\n", text.replace("\n", " ")):

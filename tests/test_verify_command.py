@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fourm.checksums import add_checksums
+from fourm.checksums import Listed
 from fourm.layout import Place
+from fourm.processes import Launch, now
 from fourm.record import close_output, open_output
-from fourm.runfile import RUN, SR_RUN, Launch, RunRecord
+from fourm.runfile import RUN, SR_RUN, RunRecord
 from fourm_cli import verify as command
 
 Run = Callable[..., tuple[int, str, str]]
@@ -90,7 +91,7 @@ def test_wrong_folders_are_wrong_usage(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_found_not_fatal(run: Run, made: Path) -> None:
-    (made / RUN).write_text('{"format": 2, "launches": [')
+    (made / RUN).write_text('{"format": 3, "identity": [')
     code, out, err = run("verify", "out")
     assert (code, err) == (5, "")
     assert out.splitlines()[1].startswith("altered  run.json  is not a record of this program")
@@ -160,8 +161,8 @@ def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
         seed=0, dtype="float32", device_type="cpu", attention="sdpa", decode=True, detokenizer_steps=1,
         preview=0, places=places,
     )  # fmt: skip
-    launch = Launch(0, 1, "t", finished="u")
-    index = open_output(out, record, launch, resume=False, overwrite=False)
+    launch = Launch(0, 1, now(), finished=now())
+    process = open_output(out, record, launch, resume=False, overwrite=False)
     names = [f"{i // 1000:05d}/{i:06d}.txt" for i in range(number)]
     for folder in ("a", "b"):
         for i in range(0, number, 1000):
@@ -169,8 +170,8 @@ def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
         for name in names:
             (out / folder / name).touch()
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    add_checksums(out, {f"{folder}/{name}": empty for folder in ("a", "b") for name in names})
-    close_output(out, index, launch, set())
+    process.add_checksums({f"{folder}/{n}": Listed(empty, 0) for folder in ("a", "b") for n in names})
+    close_output(process, launch)
     assert run("verify", "out")[:2] == (0, "ok: 20,000 files of 10,000 samples checked\n")
     (out / "b/00009/009999.txt").write_text("x")
     (out / "a/00007/007007.txt").unlink()

@@ -43,6 +43,7 @@ def write_gallery(
             _write_page(file, album, side, seen)
 
     folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder, path, write)
     remove_leftovers(folder)
     return path.stat().st_size
