@@ -92,7 +92,7 @@ def find_modalities(name: str) -> ModelFiles:
         return find_model(name)
     except MissingError:
         entry = find_entry(name)
-        if entry is None or not entry.is_model:
+        if entry is None:
             raise
         sized = _sized(RELEASED, entry.config)
         return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
@@ -362,9 +362,9 @@ def _checked(files: ModelFiles) -> ModelFiles:
 def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
     """The registry with the grids that depend on the model's `image_size` (rows without their own)."""
     size = config.get("image_size", 224)
-    if not isinstance(size, int):
+    if type(size) is not int or size < 1:
         raise CheckpointError(
-            f"'image_size' of the model's configuration must be a whole number, not {size!r}"
+            f"'image_size' of the model's configuration must be a whole number above 0, not {size!r}"
         )
     rows = []
     for row in registry.rows.values():

@@ -32,9 +32,10 @@ class PinnedFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not self.name or any(part in ("", ".", "..") for part in PurePosixPath(self.name).parts):
+        parts = PurePosixPath(self.name).parts
+        if not parts or any(part.startswith("/") or part == ".." for part in parts):
             raise ValueError(f"no file of a repository: {self.name!r}")
-        if self.name.startswith("/") or type(self.size) is not int or not _SHA256.fullmatch(self.sha256):
+        if type(self.size) is not int or self.size < 0 or not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"no record of a file: {self.name!r}")
 
 

@@ -82,6 +82,16 @@ def test_what_another_program_fetched_is_checked_and_not_fetched_again(hub: Hub,
     assert Done(FILE, len(WEIGHTS), is_new=False) in watch.events
 
 
+def test_terms_are_for_what_is_fetched(hub: Hub, watch: Watch) -> None:
+    for name in FETCHED:
+        huggingface_hub.hf_hub_download(ID, name, cache_dir=cache_folder())
+    (job,) = watch.plan(NAME)
+    assert (job.to_fetch, job.licence) == (0, None)
+    shutil.rmtree(cache_folder())
+    (job,) = watch.plan(NAME)
+    assert job.licence is CATALOGUE[NAME].licence
+
+
 def test_a_damaged_file_of_another_program_is_replaced(hub: Hub, watch: Watch) -> None:
     path = Path(huggingface_hub.hf_hub_download(ID, FILE, cache_dir=cache_folder())).resolve()
     path.write_bytes(WEIGHTS[:-1] + b"?" if WEIGHTS[-1:] != b"?" else WEIGHTS[:-1] + b"!")
@@ -300,6 +310,13 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
     with pytest.raises(FourMError, match=r"1,500,020 bytes are to be fetched, but only 5 are free") as told:
         check_room([job])
     assert told.value.exit_code == 1
+    for free in (job.to_fetch - 1, job.to_fetch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, free))  # type: ignore[attr-defined]  # noqa: B023
+        if free < job.to_fetch:
+            with pytest.raises(FourMError, match="are to be fetched"):
+                check_room([job])
+        else:
+            check_room([job])
     whole = store.receive
 
     def full(client: Client, name: str, url: str, headers: object, file: object, size: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.header import parse_header_config, read_header
-from fourm.hub import find_model, find_sr
+from fourm.hub import find_modalities, find_model, find_sr
 
 CONFIG = {"domains_in": ["caption", "rgb@224"], "domains_out": ["caption", "tok_rgb@224", "rgb@224"]}
 
@@ -133,6 +133,33 @@ def test_the_global_modalities_take_their_grid_from_the_models_image_size(folder
     (folder / "config.json").write_text(json.dumps({**CONFIG, "image_size": 448}))
     row = find_model(folder).registry.get("tok_dinov2_global")
     assert (row.grid, row.max_tokens) == ((8, 8), 64)
+
+
+@pytest.mark.parametrize("size", ["224", 1.5, None, True, 0, -448, [224, 224]])
+def test_a_picture_size_that_is_none_is_refused(folder: Path, size: object) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "image_size": size}))
+    with pytest.raises(CheckpointError, match=r"'image_size' .* must be a whole number above 0"):
+        find_model(folder)
+
+
+def test_what_is_no_tokenizer_in_the_folder_of_tokenizers_is_passed_over(folder: Path) -> None:
+    (folder / "tokenizers").mkdir()
+    (folder / "tokenizers" / "notes.txt").write_text("x")
+    (folder / "tokenizers" / "rgb").mkdir()
+    assert set(find_model(folder).tokenizers) == {"rgb"}
+
+
+def test_only_the_modalities_of_a_released_model_are_known_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    files = find_modalities("4m-7-b")
+    assert "tok_rgb@224" in files.writes
+    assert (files.name, files.revision) == ("EPFL-VILAB/4M-7_B_CC12M", "")
+    for name, kind in (("me/mine", MissingError), ("tok-rgb", UsageError), ("4m-7-bb", UsageError)):
+        with pytest.raises(kind):
+            find_modalities(name)
 
 
 @pytest.mark.parametrize(

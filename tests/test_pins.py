@@ -77,9 +77,19 @@ def test_files_lie_where_the_client_of_the_hub_has_its_own(monkeypatch: pytest.M
         json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
             "../../x": {"size": 1, "sha256": SHA}}}}}),
         json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
+            "": {"size": 1, "sha256": SHA}}}}}),
+        json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
+            "//x": {"size": 1, "sha256": SHA}}}}}),
+        json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
             "/x": {"size": 1, "sha256": SHA}}}}}),
         json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
             "x": {"size": "1", "sha256": SHA}}}}}),
+        json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
+            "x": {"size": -1, "sha256": SHA}}}}}),
+        json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
+            "x": {"size": True, "sha256": SHA}}}}}),
+        json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
+            "a/./x/..": {"size": 1, "sha256": SHA}}}}}),
         json.dumps({"format": 1, "pins": {"a/b": {"revision": COMMIT, "repo_type": "model", "files": {
             "x": {"size": 1, "sha256": 7}}}}}),
     ],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fourm.cache import cache_folder
 from fourm.errors import MissingError, VerificationError
 from fourm.pins import find_pin, pins_path
-from fourm.transfer import persist
+from fourm.transfer import UnreachableError, explain_failure, persist, reason_of
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 
@@ -80,6 +80,29 @@ def test_a_card_that_begins_as_a_web_page_does_is_a_card(hub: Hub, watch: Watch)
     hub.put(ID, {**FILES, "README.md": b"<!DOCTYPE html>\n# A model"})
     watch.get(NAME)
     assert whole_files() == FETCHED
+
+
+@pytest.mark.parametrize("error", [OverflowError("port must be 0-65535."), UnicodeError("label too long"),
+                                   RecursionError("too deep"), ConnectionResetError("reset")])  # fmt: skip
+def test_whatever_a_connection_raises_is_a_sentence(error: Exception) -> None:
+    told = explain_failure(error, "a/b", "http://h:1/x")
+    assert isinstance(told, UnreachableError)
+    assert str(told) == f"a/b cannot be fetched from h:1: no connection ({error})"
+
+
+def test_a_mistake_of_the_program_or_the_disk_is_not_blamed_on_the_network() -> None:
+    for error in (KeyError("x"), OSError(28, "No space left on device"), PermissionError(13, "denied", "/x")):
+        with pytest.raises(type(error)):
+            explain_failure(error, "a/b", "http://h/x")
+
+
+def test_what_an_error_says_is_short_and_printable() -> None:
+    said = reason_of(ConnectionError("a\n b\x1b[31m" + "c" * 5000))
+    assert said.startswith("no connection (a b\\x1b[31mccc")
+    assert len(said) < 300
+    assert said.isprintable()
+    assert reason_of(ConnectionError()) == "no connection (ConnectionError)"
+    assert reason_of(TimeoutError()) == reason_of(OSError("timed out")) == "no answer in time"
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0, False), (1_000_000, True)])
