@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fourm.catalogue import CATALOGUE
 from fourm.checkpoint import unused_names
-from fourm.modalities import RELEASED, load_registry
+from fourm.modalities import RELEASED
 from fourm.model import FourM, FourMConfig
+from fourm.rows import load_registry
 from fourm.tokenizers.build import build_tokenizer, read_config
 
 TOKENIZERS = ("tok-rgb", "tok-clip", "tok-depth", "tok-normal", "tok-semseg")

@@ -21,8 +21,9 @@ from fourm.catalogue import (
 )
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
 from fourm.header import config_of, parse_header_config, read_header
-from fourm.modalities import RELEASED, Kind, Modality, Registry, is_released, load_registry
+from fourm.modalities import RELEASED, Kind, Modality, Registry, is_released, shared_folder
 from fourm.pins import text_tokenizer_path
+from fourm.rows import load_registry
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 TEXT = CATALOGUE["text-tokenizer"].name
@@ -356,6 +357,8 @@ def _checked(files: ModelFiles) -> ModelFiles:
     """The same files, after their lists of modalities were found good."""
     if not files.reads and not files.writes:
         raise CheckpointError(f"{files.name}: the model reads and writes no modality")
+    if shared := shared_folder(files.rows):
+        raise CheckpointError(f"{files.name}: {shared[1]}")
     return files
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from types import MappingProxyType
 
 from fourm.errors import UsageError, near_match, shown
-from fourm.yamlfile import Entry, read_rows
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 POSITIONS = ("sincos2d", "sincos1d", "learned")
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
+# What else an output folder holds: records, checksums, plots, previews, texts that keep to no grammar.
+_RESERVED = re.compile(
+    r"(?:run|failures|checksums)\..*|plots|preview|malformed|done", re.IGNORECASE | re.DOTALL
+)
+_SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")
+_MAX_NAME = 200  # bytes; more is added to some
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
 
 
@@ -65,16 +70,20 @@ class Modality:
     def __post_init__(self) -> None:
         for bad, problem in (
             (not self.name or set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
-            (self.name.startswith(".") or not self.name.isprintable(), "a name begins with a letter"),
+            (not self.name[:1].isalnum() or not self.name.isprintable(), "a name begins with a letter"),
             (self.max_tokens < 1, "max_tokens must be at least 1"),
             (
                 max(self.max_tokens, self.vocab_size, self.max_positions, self.embedding_width) > MAX_SIZE,
                 f"a size is above {MAX_SIZE:,}",
             ),
-            (not _stays_inside(self.folder), "folder must be a relative path that stays inside the data set"),
+            (not _is_free(self.name), "an output folder has something else under this name"),
             (
-                bool(self.suffix) and (self.suffix[0] != "." or bool(set(self.suffix) & set("/\0"))),
-                "suffix must be a file extension such as .png",
+                bool(self.folder) and not _is_plain(self.folder),
+                f"folder must be one plain name{_not(self.folder)}",
+            ),
+            (
+                bool(self.suffix) and _SUFFIX.fullmatch(self.suffix) is None,
+                f"suffix must be a file extension such as .png{_not(self.suffix)}",
             ),
             (self.positions not in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
             (self.takes_ids and self.vocab_size < 1, "vocab_size must be at least 1"),
@@ -164,10 +173,37 @@ class Registry:
         return min(exact or grids, key=lambda n: self.rows[n].resolution or 0, default=None)
 
 
-def _stays_inside(folder: str) -> bool:
-    """True for "" and for paths below a data set's root that no part leads out of."""
-    parts = folder.split("/") if folder else []
-    return "\0" not in folder and not any(part == "" or part.startswith(".") for part in parts)
+def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
+    """Of rows whose files would be written over one another the name of one, and a sentence."""
+    rows = tuple(rows)
+    # Some file systems do not know upper and lower case apart.
+    taken = {row.name.casefold(): f"the tokens of {row.name}" for row in rows if row.kind is Kind.GRID}
+    for row in rows:
+        folder = row.folder.casefold()
+        if row.takes_ids and folder and folder in taken:
+            where, advice = f"the folder '{row.folder}'", f"folder: {row.name.removeprefix(TOKENS)}"
+            return row.name, (
+                f"the values of {row.name} would lie in {where}, and so would {taken[folder]}; "
+                f"give one of them another in modalities.yaml, such as '{advice}'"
+            )
+        if row.takes_ids:
+            taken[folder] = f"the values of {row.name}"
+    return None
+
+
+def _is_free(name: str) -> bool:
+    """True for a name that an output folder can have for a folder of files."""
+    return _RESERVED.fullmatch(name) is None and len(name.encode(errors="replace")) <= _MAX_NAME
+
+
+def _is_plain(folder: str) -> bool:
+    return (
+        _is_free(folder) and folder.isprintable() and folder[0] not in ".-" and not set(folder) & set("/\\")
+    )
+
+
+def _not(text: str) -> str:
+    return f", not {shown(ascii(text))}"
 
 
 _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
@@ -264,104 +300,3 @@ def is_released(row: Modality) -> bool:
     return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
         row.kind, row.vocab_size, row.tokenizer, row.patch_size
     )  # fmt: skip
-
-
-def load_registry(path: Path, base: Registry = RELEASED) -> Registry:
-    """The base registry with the rows of a model's `modalities.yaml`.
-
-    A row names only what differs from the base row of the same key (`tok_rgb@64` from `tok_rgb@224`), or from
-    the row that it names as `like`.
-    """
-    return base.extended(_row(entries, base, path) for entries in read_rows(path))
-
-
-def _row(entries: tuple[Entry, ...], base: Registry, path: Path) -> Modality:
-    by_key = {entry.key: entry for entry in entries}
-    if "name" not in by_key:
-        raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
-    allowed = [field.name for field in fields(Modality)] + ["like"]
-    for entry in entries:
-        if entry.key not in allowed:
-            raise UsageError(f"{entry.where}: unknown key '{entry.key}'{near_match(entry.key, allowed)}")
-    where = by_key["name"].where
-    try:
-        given: dict[str, object] = {e.key: _field(e) for e in entries if e.key != "like"}
-        like = by_key["like"].value if "like" in by_key else _same_key(str(given["name"]), base)
-        if like is None:
-            for required in ("kind", "max_tokens"):
-                if required not in given and not (required == "max_tokens" and "grid" in given):
-                    raise UsageError(f"'{required}' is missing")
-        return _build(given, base.get(str(like)) if like is not None else None)
-    except UsageError as error:
-        text = str(error)
-        raise UsageError(text if text.startswith(str(path)) else f"{where}: {text}") from None
-
-
-def _build(given: dict[str, object], like: Modality | None) -> Modality:
-    grid = given.get("grid")
-    if isinstance(grid, tuple):
-        given.setdefault("max_tokens", grid[0] * grid[1])
-    kind = given.get("kind", like.kind if like is not None else None)
-    if kind is Kind.SEQUENCE and "max_tokens" in given:
-        given.setdefault("max_positions", given["max_tokens"])
-    if "defaults" in given:
-        given.setdefault("rgb_defaults", given["defaults"])
-    if like is not None:
-        return replace(like, **given)  # type: ignore[arg-type]
-    key = str(given["name"]).partition("@")[0]
-    filled = {"codec": key, "folder": key.removeprefix("tok_"), "suffix": ".npy", "title": key, **given}
-    if given["kind"] in (Kind.SEQUENCE, Kind.EMBEDDING):
-        filled.setdefault("positions", "sincos1d")
-    if given["kind"] in (Kind.GRID, Kind.SEQUENCE):
-        plain = Defaults("roar", 8) if given["kind"] is Kind.GRID else Defaults("autoregressive")
-        filled = {"defaults": plain, "rgb_defaults": plain, **filled}
-    return Modality(**filled)  # type: ignore[arg-type]
-
-
-def _same_key(name: str, base: Registry) -> str | None:
-    key = name.partition("@")[0]
-    return next((row.name for row in base.rows.values() if row.key == key), None)
-
-
-def _field(entry: Entry) -> object:
-    """The value of one field, checked against its type."""
-    value, problem = entry.value, None
-    if entry.key == "kind":
-        if value in [kind.value for kind in Kind]:
-            return Kind(value)
-        problem = f"must be one of {', '.join(kind.value for kind in Kind)}"
-    elif entry.key == "grid":
-        if isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
-            return tuple(value)
-        problem = "must be two whole numbers, for example [8, 8]"
-    elif entry.key in ("defaults", "rgb_defaults"):
-        return _defaults(entry)
-    elif entry.key == "labels":
-        if isinstance(value, list) and all(isinstance(v, str) and v.isprintable() for v in value):
-            return tuple(value)
-        problem = "must be a list of names"
-    elif entry.key in ("name", "positions", "codec", "tokenizer", "folder", "suffix", "title"):
-        problem = None if isinstance(value, str) else "must be text"
-    elif type(value) is not int or value < 0:
-        problem = "must be a whole number, 0 or more"
-    if problem:
-        raise UsageError(f"{entry.where}: '{entry.key}' {problem}, not {shown(repr(value))}")
-    return value
-
-
-def _defaults(entry: Entry) -> Defaults:
-    value = entry.value
-    types: dict[str, tuple[type, ...]] = {
-        "scheme": (str,), "num_steps": (int, type(None)), "token_curve": (str,), "temperature": (int, float),
-        "temperature_curve": (str,), "guidance": (int, float), "num_tokens": (int, type(None)),
-    }  # fmt: skip
-    if not isinstance(value, dict) or "scheme" not in value:
-        raise UsageError(f"{entry.where}: '{entry.key}' must be a mapping with at least 'scheme'")
-    for key, item in value.items():
-        if key not in types:
-            raise UsageError(
-                f"{entry.where}: unknown key '{key}' in '{entry.key}'{near_match(str(key), types)}"
-            )
-        if not isinstance(item, types[key]) or isinstance(item, bool):
-            raise UsageError(f"{entry.where}: '{key}' in '{entry.key}' cannot be {shown(repr(item))}")
-    return Defaults(**value)

@@ -1,14 +1,21 @@
 """The registry: the released table, rows of a model's own, and what is said of mistakes in them."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+import fourm
 from fourm.errors import UsageError
-from fourm.modalities import RELEASED, Kind, load_registry
+from fourm.modalities import RELEASED, Kind
+from fourm.rows import load_registry
+from fourm.runfile import OURS
 from fourm.schedule import field_problem
 
+DEMO = Path(fourm.__file__).parent / "demo"
 MODEL = ["caption", "tok_rgb@64", "tok_rgb@128", "tok_clip@64"]
 ROWS = """
 - name: tok_rgb@64
@@ -122,9 +129,8 @@ def test_rows_of_a_model_say_only_what_differs(tmp_path: Path) -> None:
         ("- name: caption\n  defaults: roar\n", 2, "must be a mapping"),
         ("- name: caption\n  name: caption\n", 2, "given twice"),
         ("- name: ..\n  like: caption\n", 1, "a name begins with a letter"),
-        ("- name: caption\n  folder: ../x\n", 1, "folder must be a relative path"),
-        ("- name: caption\n  folder: /etc\n", 1, "folder must be a relative path"),
-        ('- name: caption\n  folder: "a\\0b"\n', 1, "folder must be a relative path"),
+        ("- name: '@64'\n  like: caption\n", 1, "a name begins with a letter"),
+        ("- name: caption\n- name: det\n- name: caption\n", 3, "has a row already"),
         ("- name: caption\n  suffix: a/../../b\n", 1, "suffix must be a file extension"),
         ("- name: caption\n  max_tokens: 1000000000000\n", 1, "a size is above"),
         ("- name: [\n", 2, "not valid YAML"),
@@ -145,3 +151,91 @@ def test_a_wrong_row_is_refused_with_file_and_line(tmp_path: Path, text: str, li
 def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a list of rows was expected"):
         load(tmp_path, "name: caption\n")
+
+
+UNFIT = ["", "a/b", "/etc", "..", ".", "../x", ".partial", "a\\b", "a\0b", "a\nb", "a\x1b[31m", "-x",
+         "x" * 300, "run.x.json", "malformed", "preview", "PLOTS", *OURS]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", UNFIT)
+def test_a_folder_that_cannot_hold_results_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(UsageError, match=r"line [123]: .*(one plain name|must not be)") as caught:
+        load(tmp_path, f"- name: tok_rgb@64\n  grid: [8, 8]\n  folder: {json.dumps(folder)}\n")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "suffix", ["", ".", "png", ".p/g", ".p\n", ".p\x1b[31m", "..", ".a.b.c", "." + "x" * 99, ". png"]
+)
+def test_a_suffix_that_no_file_can_have_is_refused(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(UsageError, match=r"line [123]: .*(file extension|must not be)") as caught:
+        load(tmp_path, f"- name: tok_rgb@64\n  grid: [8, 8]\n  suffix: {json.dumps(suffix)}\n")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["plots", "run.json", "malformed", "preview"])
+def test_a_name_that_an_output_folder_has_for_other_things_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .*something else under this name"):
+        load(tmp_path, f"- name: {name}\n  like: tok_rgb@224\n")
+
+
+def folders(tmp_path: Path, *rows: str) -> list[str]:
+    """The folders of these rows, each a name with or without more of its row."""
+    names = [row.partition(",")[0] for row in rows]
+    text = "".join(f"- {{name: {row}, grid: [8, 8], vocab_size: 9}}\n" for row in rows)
+    path = tmp_path / "modalities.yaml"
+    path.write_text(text)
+    registry = load_registry(path)
+    return [registry.get(name).folder for name in names]
+
+
+def test_rows_of_several_resolutions_have_folders_of_their_own(tmp_path: Path) -> None:
+    assert folders(tmp_path, "tok_rgb@64") == ["rgb"]
+    assert folders(tmp_path, "tok_rgb@128", "tok_rgb@64", "tok_depth@64") == ["rgb@128", "rgb", "depth"]
+    assert folders(tmp_path, "tok_rgb@224", "tok_rgb@448") == ["rgb", "rgb@448"]
+    assert folders(tmp_path, "tok_rgb@64", "tok_rgb@224") == ["rgb@64", "rgb"]
+    assert folders(tmp_path, "tok_rgb@64", "tok_rgb@128, folder: rgb") == ["rgb@64", "rgb"]
+    assert folders(tmp_path, "tok_rgb@64", "tok_rgb@128, folder: fine") == ["rgb", "fine"]
+    assert folders(tmp_path, "tok_rgb@64", "tok_heat@64, like: tok_rgb@224") == ["rgb", "heat"]
+    assert folders(tmp_path, "heat, kind: grid") == ["heat@values"]
+    assert folders(tmp_path, "tok_heat, kind: grid", "tok_heat@9, kind: grid") == ["heat", "heat@9"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("tok_rgb@64", "tok_depth@64, folder: rgb"), "so would the values of tok_depth@64"),
+        (("tok_depth@64, folder: maps", "tok_rgb@64, folder: Maps"), "so would the values of tok_depth@64"),
+        (("tok_rgb@64", "tok_depth@64, folder: tok_rgb@64"), "so would the tokens of tok_rgb@64"),
+        (("tok_rgb@64, folder: tok_rgb@64",), "so would the tokens of tok_rgb@64"),
+    ],
+)
+def test_rows_that_share_a_folder_are_refused(tmp_path: Path, rows: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=r"modalities\.yaml, line [12]: the values of") as caught:
+        folders(tmp_path, *rows)
+    assert said in str(caught.value) or "folder 'rgb'" in str(caught.value)
+
+
+def test_a_row_that_shares_the_folder_of_a_released_one_is_refused_for_a_model_that_has_both(
+    run: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["domains_out"].append("tok_rgb@224")
+    (model / "config.json").write_text(json.dumps(config))
+    code, _, err = run("generate", "red", "--model", model, "--out", "o")
+    assert code == 2
+    assert "the folder 'rgb'" in err
+    assert "tok_rgb@64" in err
+    assert "tok_rgb@224" in err
+
+
+def test_two_targets_of_one_key_keep_their_pictures_apart(run: Callable[..., tuple[int, str, str]]) -> None:
+    model = Path(shutil.copytree(DEMO, "model"))
+    rows = yaml.safe_load((model / "modalities.yaml").read_text())
+    next(row for row in rows if row["name"] == "tok_normal@64")["folder"] = "rgb"
+    (model / "modalities.yaml").write_text(yaml.safe_dump(rows))
+    code, _, err = run("generate", "red", "--model", model, "--targets", "tok_normal-tok_rgb", "--out", "o")
+    assert code == 2
+    assert "the folder 'rgb'" in err
+    assert not Path("o").exists()

@@ -14,7 +14,7 @@ PLAN = """
 fourm fourm.errors fourm.locks fourm.opening fourm.crops fourm.grammars fourm.grammars.structured
 fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
-fourm.pins fourm.yamlfile fourm.modalities fourm.catalogue fourm.cache
+fourm.pins fourm.yamlfile fourm.modalities fourm.rows fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert

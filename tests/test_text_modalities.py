@@ -17,11 +17,11 @@ from fourm.codecs import build_codec
 from fourm.grammars.structured import Structured
 from fourm.hub import find_model
 from fourm.layout import samples_of_prompts
-from fourm.modalities import load_registry
 from fourm.model import FourM, FourMConfig
 from fourm.pipeline import run as generate
 from fourm.plan import parse_chain
 from fourm.request import Request
+from fourm.rows import load_registry
 from fourm.wordpiece import WordPiece
 
 Run = Callable[..., tuple[int, str, str]]

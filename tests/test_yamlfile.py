@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fourm.errors import FourMError, UsageError
-from fourm.modalities import load_registry
+from fourm.rows import load_registry
 from fourm.settings import read_settings
 from fourm.yamlfile import read_mapping, read_rows
 

@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fourm.checkpoint import unused_names
 from fourm.hub import find_model
-from fourm.modalities import load_registry
 from fourm.model import FourM, FourMConfig
+from fourm.rows import load_registry
 from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.vq import VQTokenizer
 
