@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fourm.errors import FourMError, UsageError
-from fourm.opening import read_bytes
+from fourm.opening import open_own, read_bytes
 
 FORMAT = 1  # of pins.json
 MAX_BYTES = 1 << 26  # of it
@@ -143,7 +143,7 @@ def _locked() -> Iterator[None]:
     path = fourm_home() / "pins.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = open_own(path, "a")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise FourMError(f"{path}: cannot be written ({error.strerror})") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,10 @@ def test_many_writers_lose_nothing() -> None:
 def test_the_record_needs_neither_torch_nor_the_hub() -> None:
     code = "import sys, fourm.pins; sys.exit(any(m in sys.modules for m in ('torch', 'huggingface_hub')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(home: Path) -> None:
+    (home / "fourm").mkdir(parents=True)
+    os.mkfifo(home / "fourm/pins.lock")
+    with pytest.raises(FourMError, match=r"pins\.lock: cannot be written"):
+        write_pin(PIN)
