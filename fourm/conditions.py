@@ -1,7 +1,7 @@
 """From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION, shows_part
 from fourm.layout import Sample
 from fourm.modalities import Kind
+from fourm.portions import free, is_out_of_memory
 from fourm.request import Request
 from fourm.state import Batch, Slot, full_grid
 
@@ -54,6 +55,14 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Coming:
+    """A group that a thread prepares."""
+
+    works: Sequence[Work]
+    prepared: Future[Prepared]
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """How the conditions of a run are read."""
 
@@ -70,14 +79,24 @@ class Conditions:
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
-            coming = None
+            coming: Coming | None = None
             for group in groups:
-                following = thread.submit(self.prepare, group)
+                following = Coming(group, thread.submit(self.prepare, group))
                 if coming is not None:
-                    yield coming.result()
+                    yield self._await(coming)
                 coming = following
             if coming is not None:
-                yield coming.result()
+                yield self._await(coming)
+
+    def _await(self, coming: "Coming") -> Prepared:
+        """What the thread has prepared; where memory ran out beside what was decoded, once more, alone."""
+        try:
+            return coming.prepared.result()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free()
+        return self.prepare(coming.works)
 
     def prepare(self, works: Sequence[Work]) -> Prepared:
         """Read a group of samples; each that cannot be read is a failure of its own."""

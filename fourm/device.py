@@ -7,15 +7,19 @@ from pathlib import Path
 import torch
 
 from fourm.codecs.images import rows_at_once
-from fourm.cost import WIDTHS, estimate
+from fourm.cost import WIDTHS, Cost, estimate
 from fourm.errors import UsageError
-from fourm.memory import MOST_ROWS
+from fourm.memory import MOST_ROWS, Peak, overhead, tokenizer_bytes
 from fourm.opening import read_bytes
+from fourm.rawdata import TokenizeRequest
 from fourm.request import Request
 from fourm.world import World
 
 # Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# The files of a control group, of version 1 and 2: its limit, what it has taken, and what of that is cache.
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
 # How far an estimate may be off: what may still fit is tried.
 _DOUBT = 0.15
 _MAX_BYTES = 1 << 20  # of a file of /proc or /sys
@@ -49,6 +53,16 @@ def choose_batch_size(request: Request, device: torch.device) -> int:
     )
 
 
+def fit_batch_size(request: Request, device: torch.device) -> int:
+    """The batch size that was asked for; else what suits the device, or less where memory is short."""
+    if request.batch_size:
+        return request.batch_size
+    size, there = choose_batch_size(request, device), free_memory(device)
+    while size > 1 and there is not None and _cost(request, size, device).memory * (1 - _DOUBT) > there:
+        size //= 2
+    return size
+
+
 def choose_rows(request: Request, device: torch.device) -> int:
     """Rows with all tokens of a sample that together suit the device; 1 to 64."""
     registry = request.model.registry
@@ -59,22 +73,41 @@ def choose_rows(request: Request, device: torch.device) -> int:
 
 def check_memory(request: Request, device: torch.device) -> None:
     """Refuse a run whose memory, by its estimate, the device does not have; nothing has been loaded yet."""
-    wanted = request.batch_size or choose_batch_size(request, device)
-    size = min(wanted, max(1, len(request.samples) * request.num_variations))
-    cost = estimate(
-        request.chain, request.model, request.dtype, size, request.decode, rows_at_once(device),
-        choose_rows(request, device),
-    )  # fmt: skip
-    there = free_memory(device)
-    if there is None or cost.memory * (1 - _DOUBT) <= there:
-        return
+    size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
+    cost = _cost(request, size, device)
     helps = ["--dtype bfloat16"] if WIDTHS[request.dtype] > WIDTHS["bfloat16"] else []
     if size > 1:
         helps.append(f"--batch-size {size // 2}")
+    _refuse(cost.memory, cost.weights, device, request.model.name, helps)
+
+
+def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
+    """The same for a run that only tokenizes."""
+    width, paths = WIDTHS[request.dtype], {request.model.tokenizers[row.tokenizer] for row in request.rows}
+    weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
+    helps = ["--dtype bfloat16"] if width > WIDTHS["bfloat16"] else []
+    if len(paths) > 1:
+        helps.append("one --modalities after the other")
+    _refuse(weights + overhead(Peak(0)), weights, device, "this", helps)
+
+
+def _cost(request: Request, size: int, device: torch.device) -> Cost:
+    """Of batches of this size."""
+    return estimate(
+        request.chain, request.model, request.dtype, size, request.decode, min(size, rows_at_once(device)),
+        choose_rows(request, device),
+    )  # fmt: skip
+
+
+def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: list[str]) -> None:
+    """UsageError if so many bytes, or somewhat fewer, are not there."""
+    there = free_memory(device)
+    if there is None or memory * (1 - _DOUBT) <= there:
+        return
     advice = f"; {' or '.join(helps)} needs less" if helps else "; a smaller model needs less"
     raise UsageError(
-        f"{request.model.name} needs about {_gigabytes(cost.memory)} for this ({_gigabytes(cost.weights)} "
-        f"for weights), but only {_gigabytes(there)} are free on {device}{advice}"
+        f"{name} needs about {_gigabytes(memory)} ({_gigabytes(weights)} for weights), but only "
+        f"{_gigabytes(there)} are free on {device}{advice}"
     )
 
 
@@ -96,24 +129,27 @@ def _from_meminfo(path: Path) -> Iterator[int]:
 
 
 def _from_cgroups(root: Path) -> Iterator[int]:
-    """What a container, and every group around it, leaves to this process (cgroup v2)."""
+    """What a container, and every group around it, leaves to this process."""
     try:
-        entry = next(x for x in _text(root / "proc/self/cgroup").splitlines() if x.startswith("0::"))
-    except (OSError, StopIteration):
+        entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
+    except (OSError, ValueError):
         return
-    top = root / "sys/fs/cgroup"
-    group = top / entry.removeprefix("0::").lstrip("/")
-    while group.is_relative_to(top):
-        yield from _from_cgroup(group)
-        group = group.parent
+    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, names = (root / "sys/fs/cgroup/memory", _V1) if controllers else (root / "sys/fs/cgroup", _V2)
+        group = top / path.lstrip("/")
+        while group.is_relative_to(top):
+            yield from _from_cgroup(group, names)
+            group = group.parent
 
 
-def _from_cgroup(group: Path) -> Iterator[int]:
+def _from_cgroup(group: Path, names: tuple[str, str, str]) -> Iterator[int]:
     """The limit less what is taken, without the files' cache, which gives way."""
     try:
-        limit, taken = (_text(group / name).strip() for name in ("memory.max", "memory.current"))
+        limit, taken = (_text(group / name).strip() for name in names[:2])
         lines = _text(group / "memory.stat").splitlines()
-        cache = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        cache = next(int(line.split()[1]) for line in lines if line.startswith(f"{names[2]} "))
         if limit != "max":
             yield max(0, int(limit) - int(taken) + cache)
     except (OSError, StopIteration, ValueError, IndexError):

@@ -59,6 +59,18 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Halved:
+    """Memory ran out; from here on fewer samples are worked on together. Results are the same."""
+
+    rows: int  # samples that there was room for
+    device: str
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a flat record."""
+        return _record("halved", self)
+
+
+@dataclass(frozen=True, slots=True)
 class Detokenized:
     """One step of a diffusion that turns tokens into pictures is done."""
 
@@ -143,7 +155,7 @@ class Finished:
         return _record("finished", self)
 
 
-Event = Started | Loading | Stepped | Detokenized | Saved | Noted | Malformed | Failed | Finished
+Event = Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Finished
 
 
 def _record(name: str, event: "Event") -> dict[str, object]:

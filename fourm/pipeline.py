@@ -8,6 +8,7 @@ alone, so batches, processes and resumed runs all lead to the same folder.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from fourm.checkpoint import check_files, load_model, load_tokenizer
 from fourm.codecs import Codec, build_codec
 from fourm.codecs.images import rows_at_once
 from fourm.conditions import Conditions, Prepared, Work
-from fourm.device import choose_batch_size, choose_device, choose_rows
+from fourm.device import check_memory, choose_device, choose_rows, fit_batch_size
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError
-from fourm.events import Event, Finished, Loading, Noted, Started, Stepped
+from fourm.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.layers import set_attention
 from fourm.modalities import Kind
 from fourm.model import FourM
 from fourm.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.portions import Portions, is_out_of_memory, too_little
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.preview import Film
 from fourm.processes import Launch, now
@@ -63,6 +65,7 @@ def check(request: Request) -> Job:
     set_attention(torch.nn.Identity(), request.attention, device)
     outputs = plan_outputs(request)
     check_files(request.model, tokenizers_of(outputs))
+    check_memory(request, device)
     return Job(request, outputs, device, dtype)
 
 
@@ -79,17 +82,23 @@ def run(request: Request) -> Iterator[Event]:
         out, job.record, launch, request.resume, request.overwrite, request.record, request.world.began
     )
     saver = Saver(request, job.outputs, job.dtype, process)
-    tally = saver.tally
+    tally, halved_to = saver.tally, None
     try:
         with arithmetic(job.dtype):
-            yield from _generate(job, saver)
-    except OSError as error:
+            for event in _generate(job, saver):
+                halved_to = event.rows if isinstance(event, Halved) else halved_to
+                yield event
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise too_little(job.device, job.dtype) from error
+        if not isinstance(error, OSError):
+            raise
         raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
     finally:
         seconds = time.perf_counter() - started
         ended = Launch(
             launch.rank, launch.size, launch.started, now(),
-            len(tally.saved), tally.skipped, tally.failed, round(seconds, 3),
+            len(tally.saved), tally.skipped, tally.failed, round(seconds, 3), halved_to,
         )  # fmt: skip
         close_output(process, ended)
     yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
@@ -120,7 +129,7 @@ def _generate(job: Job, saver: Saver) -> Iterator[Event]:
     finished = set(map(id, made))
     todo = [work for work in mine if id(work) not in finished]
     saver.tally.skipped = len(made)
-    size = request.batch_size or choose_batch_size(request, device)
+    size = fit_batch_size(request, device)
     steps, evaluations = len(request.chain.steps), count_evaluations(request, job.outputs)
     yield Started(
         len(mine), len(made), size, request.model.name, str(device), steps, evaluations, request.stage
@@ -131,8 +140,15 @@ def _generate(job: Job, saver: Saver) -> Iterator[Event]:
     parts = load_parts(request, job.outputs, device, DTYPES[job.dtype])
     saver.codecs = parts.codecs
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
+    decoding, saving = (Portions(rows, device, job.dtype) for rows in (size, rows_at_once(device)))
     for prepared in Conditions(request, parts.codecs).prepared(groups):
-        yield from _make_batch(request, parts, saver, prepared)
+        for work, reason in prepared.failures:
+            yield saver.fail(work, reason)
+        for row in prepared.rows:
+            for name, notes in row.notes.items():
+                yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
+        make = partial(_make, request, parts, saver, prepared, decoding, saving)
+        yield from decoding.each(range(len(prepared.rows)), make)
 
 
 def _has_conditions(request: Request, work: Work) -> bool:
@@ -174,20 +190,19 @@ def load_parts(
     return Parts(network, codecs, sentinels, device)
 
 
-def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared) -> Iterator[Event]:
-    """Decode and write one batch; what cannot be read or written is left out and reported."""
-    rows, works = prepared.rows, [row.work for row in prepared.rows]
-    for work, reason in prepared.failures:
-        yield saver.fail(work, reason)
-    for row in rows:
-        for name, notes in row.notes.items():
-            yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
-    if not rows:
-        return
-    batch = with_targets(prepared.batch, request.chain, request.model.registry).to(parts.device)
+def _make(
+    request: Request, parts: Parts, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
+    chosen: Sequence[int],
+) -> Iterator[Event]:  # fmt: skip
+    """Decode and write the chosen rows of a group; what cannot be decoded or written is left out and told."""
+    rows = [prepared.rows[index] for index in chosen]
+    works = [row.work for row in rows]
+    conditions = prepared.batch.select(torch.tensor(chosen))
+    batch = with_targets(conditions, request.chain, request.model.registry).to(parts.device)
     samples = [(work.sample.key.text, work.variation) for work in works]
     noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
-    engine = Engine(parts.network, parts.sentinels, max_rows=choose_rows(request, parts.device))
+    together = decoding.halved_to or choose_rows(request, parts.device)
+    engine = Engine(parts.network, parts.sentinels, max_rows=together)
     film, steps, faults = Film(), request.chain.steps, dict[int, str]()
     sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
     for progress in engine.run(batch, request.chain, noise.to(parts.device)):
@@ -201,11 +216,13 @@ def _make_batch(request: Request, parts: Parts, saver: Saver, prepared: Prepared
     for index in sorted(faults):
         yield saver.fail(works[index], faults[index])
     finished = [index for index in range(len(rows)) if index not in faults]
-    size = rows_at_once(parts.device)
-    for first in range(0, len(finished), size):
-        group = finished[first : first + size]
-        made = batch.select(torch.tensor(group, device=parts.device))
-        yield from saver.save([rows[index] for index in group], made)
+
+    def save(group: Sequence[int]) -> Iterator[Event]:
+        left = [index for index in group if not saver.is_saved(works[index])]
+        made = batch.select(torch.tensor(left, device=parts.device))
+        yield from saver.save([rows[index] for index in left], made)
+
+    yield from saving.each(finished, save)
 
 
 def _stepped(progress: Progress, steps: int) -> Stepped:

@@ -45,6 +45,7 @@ class Launch:
     skipped: int = 0
     failed: int = 0
     seconds: float = 0.0
+    halved_to: int | None = None  # samples that were worked on together, where memory had room for no more
     # sha256 of the other files of a process that has ended, by the ends of their names.
     files: Mapping[str, str] = field(default_factory=dict)
 

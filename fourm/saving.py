@@ -59,6 +59,10 @@ class Saver:
         places = [output.place for output in self.outputs if output.is_written]
         return is_done(self.request.out, work.sample.key, places, self._suffix(work))
 
+    def is_saved(self, work: Work) -> bool:
+        """True when this run has made a sample and variation."""
+        return (work.sample.key.text, work.variation) in self.tally.saved
+
     def adopt(self, works: Sequence[Work]) -> None:
         """Note checksums of finished samples whose process was killed before it could."""
         world = self.request.world
@@ -94,7 +98,7 @@ class Saver:
             return
         for index, row in enumerate(rows):
             yield from self._save_values(row, {name: made[index] for name, made in decoded.items()})
-        self._note_checksums([path for work in works if self._is_saved(work) for path in self._paths(work)])
+        self._note_checksums([path for work in works if self.is_saved(work) for path in self._paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Note that a sample cannot be made."""
@@ -191,9 +195,6 @@ class Saver:
         path = self._path(output.place, work)
         if not (output.place.shared and path.exists()):  # another variation may have written the condition
             write_atomic(self.request.out, path, write)
-
-    def _is_saved(self, work: Work) -> bool:
-        return (work.sample.key.text, work.variation) in self.tally.saved
 
     def _paths(self, work: Work) -> list[Path]:
         return [self._path(output.place, work) for output in self.outputs if output.is_written]

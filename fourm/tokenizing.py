@@ -6,7 +6,7 @@ is, so the same command goes on where an earlier one stopped, and processes shar
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,14 @@ from fourm.codecs.files import read_array, read_json, read_size, write_ids
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.crops import CROP_SETTINGS, NUM_UNIFORMS, Crop, centre_crop, random_crop
-from fourm.device import choose_device
+from fourm.device import check_tokenizing_memory, choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.hub import weights_of
 from fourm.layers import set_attention
 from fourm.layout import Key, create_atomic, create_text, path_of, remove_leftovers, write_atomic, write_text
 from fourm.modalities import Modality
+from fourm.portions import Portions, is_out_of_memory, too_little
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.rawdata import RawSample, TokenizeRequest
@@ -78,6 +79,7 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
             f"{features[0]}: features of a picture cannot be cropped, so there can be one crop only, "
             f"not {num_crops}"
         )
+    check_tokenizing_memory(request, device)
     tally = Tally(Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now())))
     try:
         request.out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,11 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
         _claim(request, num_crops, dtype, device)
         with arithmetic(dtype):
             yield from _tokenize(request, num_crops, device, dtype, tally)
-    except OSError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise too_little(device, dtype) from error
+        if not isinstance(error, OSError):
+            raise
         raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
     finally:
         if request.out.is_dir():
@@ -198,13 +204,14 @@ def _tokenize(
     codecs = {
         name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in needed.items()
     }
+    portions = Portions(rows_at_once(device), device, dtype)
     for first in range(0, len(todo), size):
-        yield from _make_batch(request, codecs, todo[first : first + size], num_crops, tally)
+        yield from _make_batch(request, codecs, todo[first : first + size], num_crops, tally, portions)
 
 
 def _make_batch(
     request: TokenizeRequest, codecs: Mapping[str, GridCodec], works: Sequence[Work], num_crops: int,
-    tally: Tally,
+    tally: Tally, portions: Portions,
 ) -> Iterator[Event]:  # fmt: skip
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     crops, problems = dict[Key, tuple[Crop, ...]](), dict[Key, list[str]]()
@@ -223,7 +230,8 @@ def _make_batch(
                     ready.append((key, _prepare(codec, work.sample, crops[key])))
                 except SampleError as error:
                     problems.setdefault(key, []).append(str(error))
-        for key, ids in _tokens(codec, ready, problems).items() if ready else ():
+        made = (yield from _tokens(codec, ready, problems, portions)) if ready else {}
+        for key, ids in made.items():
             path = path_of(request.out, name, key, ".npy")
             write_atomic(request.out, path, partial(write_ids, ids))
             files.setdefault(key, []).append(path)
@@ -288,16 +296,26 @@ def _prepare(codec: GridCodec, sample: RawSample, crops: Iterable[Crop]) -> list
 
 
 def _tokens(
-    codec: GridCodec, ready: Sequence[tuple[Key, list[Tensor]]], problems: dict[Key, list[str]]
-) -> dict[Key, NDArray[np.int64]]:
+    codec: GridCodec, ready: Sequence[tuple[Key, list[Tensor]]], problems: dict[Key, list[str]],
+    portions: Portions,
+) -> Generator[Event, None, dict[Key, NDArray[np.int64]]]:  # fmt: skip
     """Ids (crops, L) by sample; where all together fail, each is tried alone, and what fails is noted."""
+    made, found = list[Tensor](), dict[Key, NDArray[np.int64]]()
+
+    def tokenize(crops: Sequence[Tensor]) -> Iterator[Event]:
+        made.append(codec.tokenize(crops))
+        yield from ()
+
     try:
-        ids = codec.tokenize([x for _, crops in ready for x in crops])
+        yield from portions.each([x for _, crops in ready for x in crops], tokenize)
     except SampleError as error:
         if len(ready) == 1:
             problems.setdefault(ready[0][0], []).append(str(error))
             return {}
-        return {k: ids for one in ready for k, ids in _tokens(codec, [one], problems).items()}
+        for one in ready:
+            found |= yield from _tokens(codec, [one], problems, portions)
+        return found
+    ids = torch.cat(made)
     each = ids.view(len(ready), -1, ids.shape[-1]).numpy()
     return {key: each[index] for index, (key, _) in enumerate(ready)}
 

@@ -21,6 +21,7 @@ from fourm.events import (
     Event,
     Failed,
     Finished,
+    Halved,
     Loading,
     Malformed,
     Noted,
@@ -151,6 +152,9 @@ def lines(
         elif isinstance(event, Noted) and tally.noted <= FAILURES_SHOWN:
             notes = printable("; ".join(event.notes))
             say(f"note: {printable(event.key)}: {event.condition}: {notes}")
+        elif isinstance(event, Halved):
+            rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
+            say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
         elif calm is not None and isinstance(event, Started):
             say(headline(event))
         elif calm is not None and isinstance(event, Loading):

@@ -73,6 +73,7 @@ class Gpu(TorchFunctionMode):
         self.device = torch.device(name)
         self.waits = Counter[str]()
         self.most_bytes: int | None = None  # of one tensor; a larger one does not fit
+        self.largest = 0  # bytes of one tensor
 
     @staticmethod
     def active() -> "Gpu":
@@ -114,6 +115,7 @@ class Gpu(TorchFunctionMode):
             raise TypeError(
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
             )
+        self.largest = max(self.largest, x.numel() * x.element_size())
         if self.most_bytes is not None and x.numel() * x.element_size() > self.most_bytes:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
         return GpuTensor(x, self.device)

@@ -1,17 +1,22 @@
 """Devices, dtypes and batch sizes that are chosen, and those that are refused."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from fourm.device import check_memory, choose_batch_size, choose_device, free_memory
+from fourm.cost import estimate
+from fourm.device import check_memory, choose_batch_size, choose_device, fit_batch_size, free_memory
 from fourm.errors import UsageError
 from fourm.hub import find_model
 from fourm.layout import Key, Sample
 from fourm.plan import parse_chain
 from fourm.request import Request
 from fourm.world import World
+from tests.emulated_gpu import emulated
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
@@ -72,6 +77,23 @@ def test_free_memory_is_what_the_tightest_limit_leaves(
     assert free_memory(torch.device("cpu"), linux(tmp_path, 1 << 30, groups, own)) == free
 
 
+@pytest.mark.parametrize(
+    ("limit", "own", "free"),
+    [(5000, "/docker/x", 3400), ((1 << 63) - 4096, "/docker/x", 1 << 30), (5000, "/not/mounted", 1 << 30)],
+)
+def test_older_groups_of_linux_have_limits_too(tmp_path: Path, limit: int, own: str, free: int) -> None:
+    """cgroup v1: another folder, other names, and a huge number for none."""
+    linux(tmp_path, 1 << 30, {})
+    entries = f"12:pids:{own}\n4:cpu,cpuacct:{own}\n3:cpuset,memory:{own}\n0::/\n"
+    (tmp_path / "proc/self/cgroup").write_text(entries)
+    group = tmp_path / "sys/fs/cgroup/memory/docker/x"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (group / "memory.usage_in_bytes").write_text("2000\n")
+    (group / "memory.stat").write_text("cache 900\ninactive_file 1\ntotal_inactive_file 400\n")
+    assert free_memory(torch.device("cpu"), tmp_path) == free
+
+
 def test_memory_that_nobody_tells_of_is_not_checked(tmp_path: Path) -> None:
     assert free_memory(torch.device("cpu"), tmp_path) is None
 
@@ -97,3 +119,36 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
     for free in (1 << 40, None):
         monkeypatch.setattr("fourm.device.free_memory", lambda _, free=free: free)
         check_memory(full, cpu)
+
+
+def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cpu = find_model(tiny), torch.device("cpu")
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path)
+    assert fit_batch_size(request, cpu) == choose_batch_size(request, cpu) == 16
+    enough = estimate(chain, model, batch_size=4).memory
+    monkeypatch.setattr("fourm.device.free_memory", lambda _: round(enough * 0.851))  # 15 % are doubt
+    assert fit_batch_size(request, cpu) == 4
+    assert fit_batch_size(replace(request, batch_size=7), cpu) == 7
+
+
+def test_commands_refuse_what_does_not_fit_before_anything_is_loaded_or_written(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "data/rgb/a").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data/rgb/a/x.png")
+    quick = ("--steps", 1, "--quiet")
+    assert run("generate", "a red circle", "--targets", "tok_clip-tok_rgb", *quick, "--out", "made")[0] == 0
+    with emulated(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (1 << 20, 80 << 30))
+        for words in (
+            ("generate", "a red circle", *quick),
+            ("sr", "made", *quick),
+            ("tokenize", "data", "--quiet"),
+        ):
+            code, out, err = run(*words, "--device", "cuda", "--out", "new")
+            assert (code, out) == (2, ""), err
+            assert "but only 0.00105 GB are free on cuda:0; --dtype bfloat16" in err
+            assert not Path("new").exists()

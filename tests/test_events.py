@@ -22,6 +22,7 @@ from PIL import Image
 
 from fourm.events import Event, Failed, Finished, Saved, Started
 from fourm.runfile import BASE, SR
+from tests.emulated_gpu import emulated
 
 Run = Callable[..., tuple[int, str, str]]
 Log = list[dict[str, object]]
@@ -250,9 +251,26 @@ def test_a_log_of_tokenize_keeps_to_the_page(run: Run, tiny: Path, tmp_path: Pat
     assert {event["event"] for event in log} == {"started", "loading", "saved", "failed", "finished"}
 
 
+def test_a_batch_that_was_too_large_is_in_the_log(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", "a red circle", "--targets", "tok_rgb", "--schemes", "maskgit", "--steps", 2, "-q",
+             "--num-variations", 4, "--batch-size", 4, "--no-decode", "--device", "cuda")  # fmt: skip
+    with emulated(monkeypatch) as gpu:
+        assert run(*words, "--out", "whole")[0] == 0
+        gpu.most_bytes = round(0.6 * gpu.largest)
+        assert run(*words, "--out", "short", "--log-json", "log")[0] == 0
+    log = read_log(tmp_path / "log")
+    (halved,) = [event for event in log if event["event"] == "halved"]
+    assert (halved["rows"], halved["device"]) == (2, "cuda:0")
+    assert [len(event["keys"]) for event in log if event["event"] == "step"] == [2] * 4
+    assert log[-1]["saved"] == 4
+
+
 def test_every_event_of_the_page_is_in_a_log_of_these_tests() -> None:
     """So that none is promised which nobody has seen."""
-    seen = {"started", "loading", "step", "detokenized", "saved", "noted", "malformed", "failed", "finished"}
+    seen = {"started", "loading", "step", "halved", "detokenized", "saved", "noted", "malformed", "failed",
+            "finished"}  # fmt: skip
     assert {example(kind)["event"] for kind in EVENTS} == seen
 
 

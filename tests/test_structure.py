@@ -37,8 +37,8 @@ fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.coc
 fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms fourm.codecs.images
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
-fourm.preview fourm.precision fourm.device fourm.outputs fourm.conditions fourm.saving fourm.pipeline
-fourm.tokenizing
+fourm.preview fourm.precision fourm.portions fourm.device fourm.outputs fourm.conditions fourm.saving
+fourm.pipeline fourm.tokenizing
 fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
 fourm.samplesheet fourm.strips fourm.contact fourm.plots fourm.gallery.pictures fourm.gallery
 """.split()
