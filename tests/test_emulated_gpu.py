@@ -53,16 +53,15 @@ def tokens(out: str) -> dict[str, list[int]]:
     return {path.relative_to(out).as_posix(): np.load(path).ravel().tolist() for path in files}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
 def test_every_target_of_the_demo_is_made_in_every_dtype(gpu: Gpu, run: Command, dtype: str) -> None:
     assert run(*PROMPTS, "--targets", ALL, "--dtype", dtype)[0] == 0
     assert len(tokens("o")) == 12
     record = json.loads(Path("o/run.json").read_text())
-    assert (record["dtype"], record["device_type"], record["launches"][0]["saved"]) == (dtype, "cuda", 2)
-    other = "float32" if dtype == "tf32" else "tf32"
-    code, _, err = run(*PROMPTS, "--targets", ALL, "--dtype", other, "--resume")
+    assert (record["dtype"], record["device_type"]) == (dtype, "cuda")
+    code, _, err = run(*PROMPTS, "--targets", ALL, "--dtype", "float32", "--resume")
     assert code == 2
-    assert f'dtype is "{dtype}" there and "{other}" here' in err
+    assert f'dtype is "{dtype}" there and "float32" here' in err
 
 
 @pytest.mark.parametrize(

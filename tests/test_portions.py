@@ -59,8 +59,8 @@ def files(out: str) -> dict[str, bytes]:
 
 
 def halved_to(out: str) -> object:
-    (launch,) = json.loads(Path(out, "run.json").read_text())["launches"]
-    return launch["halved_to"]
+    (launch,) = Path(out, "processes").glob("*.json")
+    return json.loads(launch.read_text())["halved_to"]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
