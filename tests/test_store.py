@@ -158,12 +158,20 @@ def test_a_branch_is_never_noted_through_a_link(hub: Hub, watch: Watch, mine: Pa
 
 def test_the_record_is_never_written_through_a_link(hub: Hub, watch: Watch, mine: Path) -> None:
     fourm_home().mkdir(parents=True)
-    for name in ("pins.partial", "pins.lock"):
-        (fourm_home() / name).symlink_to(mine)
-    (mine.parent / "gone").unlink(missing_ok=True)
+    (mine.parent / "pins").write_text('{"format": 1, "pins": {}}')
+    pins_path().symlink_to(mine.parent / "pins")
+    pins_path().with_name(f"{pins_path().name}.{os.getpid()}.partial").symlink_to(mine)
     watch.get(NAME)
     assert find_pin(ID)
     assert mine.read_bytes() == DAMAGED
+    assert (mine.parent / "pins").read_text() == '{"format": 1, "pins": {}}'
+    pins_path().unlink()
+    lock = fourm_home() / "pins.lock"
+    lock.unlink()
+    lock.symlink_to(mine.parent / "gone")
+    with pytest.raises(FourMError, match=r"pins\.lock: cannot be written"):
+        watch.get(NAME)
+    assert not (mine.parent / "gone").exists()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
