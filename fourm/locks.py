@@ -1,12 +1,13 @@
 """Locks of files that the kernel frees when their process ends, where the file system has such locks."""
 
 import errno
+import logging
 import time
+from functools import cache
 from typing import BinaryIO
 
 from filelock import lock_descriptor
 
-NO_LOCKS = "the file system there has no file locks, so leftovers of a killed process stay for a day"
 _MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _POLL = 0.02  # seconds between two tries to get a lock
 
@@ -16,9 +17,10 @@ def try_lock(file: BinaryIO) -> bool | None:
     try:
         return lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
-        if error.errno in _MISSING:
-            return None
-        raise
+        if error.errno not in _MISSING:
+            raise
+        _say_missing()
+        return None
 
 
 def wait_for_lock(file: BinaryIO) -> bool:
@@ -26,3 +28,12 @@ def wait_for_lock(file: BinaryIO) -> bool:
     while (is_ours := try_lock(file)) is False:
         time.sleep(_POLL)
     return bool(is_ours)
+
+
+@cache
+def _say_missing() -> None:
+    """Note it once; a program that logs nothing gets the line on stderr."""
+    logging.getLogger("fourm").warning(
+        "note: this file system has no file locks; leftovers of a killed process stay for a day, and two "
+        "downloads of one file do not wait for each other"
+    )

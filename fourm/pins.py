@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fourm.errors import FourMError, UsageError
+from fourm.locks import wait_for_lock
 from fourm.opening import open_own, read_bytes
 
 FORMAT = 1  # of pins.json
+LOOK_AGAIN = 0.2  # seconds after which a pin is looked for that was written without a lock
 MAX_BYTES = 1 << 26  # of it
 REPO_TYPES = ("model", "dataset")
 _TEXT_TOKENIZER = "text_tokenizer_4m_wordpiece_30k.json"
@@ -103,15 +105,29 @@ def pinned_revision(hub_id: str) -> str | None:
 
 
 def write_pin(pin: Pin) -> None:
-    """Add a pin, or replace the one of its repository. Others may do the same at the same time."""
-    with _locked():
-        pins = load_pins() | {pin.hub_id: pin}
-        rows = {hub_id: _to_json(pins[hub_id]) for hub_id in sorted(pins)}
-        text = json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n"
-        try:
-            replace_text(pins_path(), text)
-        except OSError as error:
-            raise FourMError(f"{pins_path()}: cannot be written ({error.strerror})") from error
+    """Add a pin, or replace the one of its repository. Others may do the same at the same time.
+
+    Where there are no locks, another process may have replaced the file by one without this pin: it is looked
+    for again a moment later.
+    """
+    with _locked() as has_locks:
+        _add(pin)
+        if has_locks:
+            return
+        time.sleep(LOOK_AGAIN)
+        while find_pin(pin.hub_id) != pin:
+            _add(pin)
+            time.sleep(LOOK_AGAIN)
+
+
+def _add(pin: Pin) -> None:
+    pins = load_pins() | {pin.hub_id: pin}
+    rows = {hub_id: _to_json(pins[hub_id]) for hub_id in sorted(pins)}
+    text = json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n"
+    try:
+        replace_text(pins_path(), text)
+    except OSError as error:
+        raise FourMError(f"{pins_path()}: cannot be written ({error.strerror})") from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -138,14 +154,14 @@ def _to_json(pin: Pin) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
-    """One writer at a time; the kernel frees the lock of one that is killed. The file for it stays."""
+def _locked() -> Iterator[bool]:
+    """One writer at a time, where there are locks. The file for it stays."""
     path = fourm_home() / "pins.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open_own(path, "a")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        has_locks = wait_for_lock(file)
     except OSError as error:
         raise FourMError(f"{path}: cannot be written ({error.strerror})") from error
     with file:
-        yield
+        yield has_locks

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import FourMError, VerificationError
+from fourm.locks import try_lock
 from fourm.opening import open_file
 from fourm.remote import RemoteFile, explain_file
 from fourm.transfer import Advanced, Client, Done, Waiting, receive, restart
@@ -21,8 +21,9 @@ UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 READ = 1 << 22  # bytes read at once to check a file
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
-# Appends to a plain file or a new one, never through a link, and never waits for the reader of a pipe.
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | sum(
+# Writes into a plain file or a new one, never through a link, and never waits for the reader of a pipe. Each
+# process writes at its own place, so two of them, where there are no locks, write the same bytes there.
+_WRITE = os.O_RDWR | os.O_CREAT | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 )  # fmt: skip
 
@@ -156,38 +157,42 @@ def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     while not target.exists():
         with _open_growing(path) as growing:
-            while not _is_locked(growing):
+            while try_lock(growing) is False:
                 if not has_waited:
                     client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
                 has_waited = True
                 client.sleep(OTHER_PROCESS)
-            with suppress(FileNotFoundError):  # its last holder may have renamed or deleted it
-                if os.path.samestat(os.fstat(growing.fileno()), path.stat()):
-                    yield growing
-                    return
+            if not _is_at(growing, path):  # its last holder has renamed or deleted it
+                continue
+            growing.seek(0, os.SEEK_END)
+            try:
+                yield growing
+            except FileNotFoundError:  # another process has renamed it, where there are no locks
+                if not target.is_file():
+                    raise
+            return
     yield None
 
 
-def _is_locked(file: BinaryIO) -> bool:
-    """Take the lock if it is free; the kernel frees that of a process which is killed."""
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """True if the open file is the one that lies at a path."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
-    return True
 
 
 def _open_growing(path: Path) -> BinaryIO:
     try:
-        file = os.fdopen(os.open(path, _APPEND, 0o666), "ab")
+        descriptor = os.open(path, _WRITE, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _no_plain_file(path) from None
         raise
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise _no_plain_file(path)
-    return file
+    return os.fdopen(descriptor, "r+b")
 
 
 def _no_plain_file(path: Path) -> FourMError:

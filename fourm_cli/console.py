@@ -1,6 +1,7 @@
 """What people and programs see of a run: live bars, plain lines, JSON lines, tables. Alone in using Rich."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -306,6 +307,11 @@ def explain(error: FourMError) -> None:
     problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
     for problem in problems:
         print(f"fourm: {shown(printable(problem), MAX_SENTENCE)}", file=sys.stderr)
+
+
+def quiet_library(is_quiet: bool) -> None:
+    """Let what the library notes by itself (no file locks) appear on stderr, or not."""
+    logging.getLogger("fourm").setLevel(logging.CRITICAL if is_quiet else logging.WARNING)
 
 
 def note(text: str) -> None:

@@ -16,7 +16,7 @@ from fourm.store import KEPT
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
 from fourm_cli.completion import download_names
-from fourm_cli.console import note, print_json, print_table, size_text
+from fourm_cli.console import note, print_json, print_table, quiet_library, size_text
 from fourm_cli.transfers import Transfers, display, headline, waiting_line
 
 EXAMPLES = """
@@ -110,6 +110,7 @@ def _plan(wanted: Sequence[Wanted], quiet: bool, dry_run: bool) -> tuple[Job, ..
 
 
 def _fetch(jobs: Sequence[Job], quiet: bool, as_json: bool) -> None:
+    quiet_library(quiet)
     if not quiet:
         for line in _licences(jobs):
             note(line)

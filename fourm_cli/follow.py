@@ -47,6 +47,7 @@ def make(
     """
     if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
         raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
+    console.quiet_library(quiet or request.world.group_rank > 0)
     launch = Launch(request.world.rank, request.world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:

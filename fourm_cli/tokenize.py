@@ -133,6 +133,7 @@ def tokenize(
         device=parse_device(device), dtype=parse_dtype(dtype or "auto"), attention=attention,
         overwrite=overwrite, world=world,
     )  # fmt: skip
+    console.quiet_library(quiet or world.group_rank > 0)
     if not quiet and world.group_rank == 0:
         for one in found:
             count = sum(one.row.name in sample.files for sample in request.samples)

@@ -355,6 +355,26 @@ def test_two_processes_fetch_a_file_once(hub: Hub, tmp_path: Path) -> None:
     assert whole_files() == FETCHED
 
 
+def test_without_file_locks_two_processes_fetch_whole_files(hub: Hub, tmp_path: Path) -> None:
+    hub.bytes_per_second = 3_000_000
+    code = (
+        "import errno, fcntl\ndef flock(*args): raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "fcntl.flock = flock\nfrom fourm_cli.app import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, "download", NAME]
+    env = {**environment(hub, tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in "ab"
+    ]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [err.count("no file locks") for _, err in said] == [1, 1]
+    assert whole_files() == FETCHED
+
+
 def test_waiting_for_another_process_is_said(hub: Hub, watch: Watch) -> None:
     import fcntl
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fourm import record
-from fourm.errors import UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.layout import Place, remove_leftovers, samples_of_prompts, write_text
 from fourm.processes import (
     FAILED,
@@ -416,3 +416,44 @@ def test_overwriting_deletes_nothing_when_one_of_the_folders_leads_out(tmp_path:
     with pytest.raises(UsageError, match="is a link"):
         begin(out, overwrite=True)
     assert mine.exists()
+
+
+@pytest.mark.parametrize("name", [RUN, "run.sr.json", FAILURES, PROCESSES, ".partial"])
+@pytest.mark.parametrize("target", ["file", "folder", "nothing"])
+def test_nothing_is_written_through_a_link_in_the_place_of_a_file_of_ours(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    close_output(begin(out), ALONE)
+    if target == "file":
+        victim.write_text("mine")
+    elif target == "folder":
+        victim.mkdir()
+        (victim / "mine").write_text("mine")
+    if (out / name).is_dir():
+        (out / name).rename(tmp_path / "moved")
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(victim)
+    before = snapshot(tmp_path)
+    for resume, overwrite in ((True, False), (False, True), (False, False)):
+        for act in (check_output, lambda *words: open_output(words[0], SETTINGS, *words[1:])):
+            with pytest.raises(UsageError, match="move it away"):
+                act(out, ALONE, resume, overwrite)
+    assert snapshot(tmp_path) == before
+    assert os.path.lexists(victim) == (target != "nothing")
+
+
+def test_a_process_writes_nothing_into_another_folder_of_the_same_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = begin(out)
+    out.rename(tmp_path / "renamed")
+    for is_made_again in (False, True):
+        if is_made_again:
+            out.mkdir()
+        for act in (process.check, lambda: process.add_checksums({}), lambda: fail(process, "a/b")):
+            with pytest.raises(FourMError, match="was deleted or renamed while this process wrote into it"):
+                act()
+        with pytest.raises(FourMError, match="was deleted or renamed"):
+            close_output(process, ALONE)
+    assert list(out.iterdir()) == []
+    close_output(begin(tmp_path / "renamed", resume=True), ALONE)

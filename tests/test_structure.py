@@ -141,7 +141,7 @@ def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
         opener = function.attr if is_method else getattr(function, "id", "")
         is_ours = not is_method and opener in ("read_text", "read_bytes")
         writes = any(
-            ast.unparse(argument) in ("'w'", "'wb'", "'x'", "'xb'", "'a'", "'ab'", "_APPEND")
+            ast.unparse(argument) in ("'w'", "'wb'", "'x'", "'xb'", "'a'", "'ab'", "_WRITE")
             for argument in call.args
         )
         if text.startswith(("np.load(", "torch.load(")) or (opener in OPENERS and not is_ours and not writes):
