@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from fourm.crops import Crop
 from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
+from fourm.formats import find_flaw
 from fourm.grammars.instances import SIDE, from_json
 from fourm.layout import path_of, remove_leftovers, write_atomic
 from fourm.opening import open_file
@@ -41,7 +43,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
             yield Converted(sample.files.get(FOLDER, root / FOLDER), target, problem=sample.problem)
             continue
         source = sample.files[FOLDER]
-        if target.exists() and not overwrite:
+        if os.path.lexists(target) and not overwrite and _is_whole(target):
             yield Converted(source, target, was_there=True)
             continue
         try:
@@ -51,6 +53,15 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
         else:
             yield Converted(source, target)
     remove_leftovers(out)
+
+
+def _is_whole(path: Path) -> bool:
+    """False for a file without an end, as a power cut leaves it; what somebody has changed stays."""
+    try:
+        flaw = find_flaw(path)
+    except SampleError:
+        return False
+    return flaw is None or not flaw.is_cut
 
 
 def read_instances(path: Path) -> list[object]:

@@ -142,7 +142,10 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
-    """A whole text file in UTF-8, or none."""
+    """A whole text file in UTF-8, or none.
+
+    It is on the disk before it has its name: records decide what counts, and a power cut must not empty them.
+    """
     write_atomic(root, path, partial(_fill, text))
 
 
@@ -276,7 +279,10 @@ def _link(file: Path, path: Path) -> bool:
 
 
 def _fill(text: str, file: Path) -> None:
-    file.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+    with file.open("wb") as stream:
+        stream.write(text.encode("utf-8", errors="surrogateescape"))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _new_file(root: Path, suffix: str) -> Path:

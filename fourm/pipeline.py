@@ -7,6 +7,7 @@ alone, so batches, processes and resumed runs all lead to the same folder.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from fourm.device import check_memory, choose_device, choose_rows, fit_batch_siz
 from fourm.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.errors import FourMError
 from fourm.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
+from fourm.finished import Folder
 from fourm.layers import set_attention
 from fourm.modalities import Kind
 from fourm.model import FourM
@@ -29,7 +31,7 @@ from fourm.portions import Portions, is_out_of_memory, too_little
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.preview import Film
 from fourm.processes import Launch, now
-from fourm.record import close_output, open_output
+from fourm.record import Joining, close_output, withdraw_output
 from fourm.request import Origin, Request
 from fourm.results import Run, samples_for
 from fourm.runfile import RUN, RunRecord
@@ -72,36 +74,65 @@ def check(request: Request) -> Job:
 def run(request: Request) -> Iterator[Event]:
     """Make every sample of the request that is not there yet, and say what happens on the way.
 
-    Errors of the request come before anything is loaded. A sample that fails is reported and noted in
-    failures.jsonl; the others go on.
+    Errors of the request, and of what it loads, come before anything is written. A sample that fails is
+    reported and noted in failures.jsonl; the others go on.
     """
     started = time.perf_counter()
     job = check(request)
-    out, launch = request.out, Launch(request.world.rank, request.world.size, now())
-    process = open_output(
-        out, job.record, launch, request.resume, request.overwrite, request.record, request.world.began
+    world = request.world
+    launch = Launch(world.rank, world.size, now())
+    joining = Joining(
+        request.out, job.record, launch, request.resume, request.overwrite, request.record, world.began
     )
-    saver = Saver(request, job.outputs, job.dtype, process)
-    tally, halved_to = saver.tally, None
+    joining.check()
+    share = _share(job)
+    yield share.started()
+    parts = None
+    if share.todo:
+        yield Loading(f"model {request.model.name}")
+        with _said(job):
+            parts = load_parts(request, job.outputs, job.device, DTYPES[job.dtype])
+    saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
+    tally, has_ended, halved_to = saver.tally, False, None
     try:
-        with arithmetic(job.dtype):
-            for event in _generate(job, saver):
+        with _said(job), arithmetic(job.dtype):
+            saver.adopt(share.made)
+            for event in _generate(parts, saver, share) if parts is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
                 yield event
+        has_ended = True
+    finally:
+        seconds = time.perf_counter() - started
+        ended = replace(
+            launch, finished=now(), saved=len(tally.saved), skipped=tally.skipped, failed=tally.failed,
+            seconds=round(seconds, 3), halved_to=halved_to,
+        )  # fmt: skip
+        is_idle = not (has_ended or tally.saved or tally.skipped or tally.failed)
+        if not (is_idle and withdraw_output(saver.process, request.record)):
+            close_output(saver.process, ended)
+    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
+
+
+@contextmanager
+def _said(job: Job) -> Iterator[None]:
+    """What the system cannot give, as a sentence."""
+    try:
+        yield
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             raise too_little(job.device, job.dtype) from error
         if not isinstance(error, OSError):
             raise
-        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
-    finally:
-        seconds = time.perf_counter() - started
-        ended = Launch(
-            launch.rank, launch.size, launch.started, now(),
-            len(tally.saved), tally.skipped, tally.failed, round(seconds, 3), halved_to,
-        )  # fmt: skip
-        close_output(process, ended)
-    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
+        raise FourMError(
+            f"{error.filename or job.request.out}: cannot be written ({error.strerror})"
+        ) from error
+
+
+def check_weights(job: Job) -> None:
+    """Read all weights as loading does, keeping none of them: some may be no numbers."""
+    load_model(job.request.model, "meta")
+    for name, part in tokenizers_of(job.outputs).items():
+        load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
 def follow_on(base: Request, finer: Request) -> Request:
@@ -116,31 +147,44 @@ def follow_on(base: Request, finer: Request) -> Request:
     )  # fmt: skip
 
 
-def _generate(job: Job, saver: Saver) -> Iterator[Event]:
-    """The work of one process: load, then batch after batch."""
-    request, device = job.request, job.device
-    everything = [
-        Work(s, v) for s in sorted(request.samples, key=lambda s: s.key) for v in request.variations
-    ]
-    mine = [work for work in request.world.share(everything) if _has_conditions(request, work)]
-    made = [work for work in mine if saver.is_made(work)]
-    if made:
-        saver.adopt(made)
-    finished = set(map(id, made))
-    todo = [work for work in mine if id(work) not in finished]
-    saver.tally.skipped = len(made)
-    size = fit_batch_size(request, device)
-    steps, evaluations = len(request.chain.steps), count_evaluations(request, job.outputs)
-    yield Started(
-        len(mine), len(made), size, request.model.name, str(device), steps, evaluations, request.stage
-    )
-    if not todo:
-        return
-    yield Loading(f"model {request.model.name}")
-    parts = load_parts(request, job.outputs, device, DTYPES[job.dtype])
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What falls to this process."""
+
+    job: Job
+    folder: Folder
+    made: list[Work]  # that is there already
+    todo: list[Work]
+    size: int  # of a batch
+
+    def started(self) -> Started:
+        """The event that says it."""
+        request, done = self.job.request, len(self.made)
+        return Started(
+            done + len(self.todo), done, self.size, request.model.name, str(self.job.device),
+            len(request.chain.steps), count_evaluations(request, self.job.outputs), request.stage,
+        )  # fmt: skip
+
+
+def _share(job: Job) -> Share:
+    """Sort the work of this process by whether it is done."""
+    request, there = job.request, Folder.of(job.request, job.outputs)
+    samples = sorted(request.samples, key=lambda sample: sample.key)
+    works = request.world.share([Work(sample, v) for sample in samples for v in request.variations])
+    made, todo = list[Work](), list[Work]()
+    for work in works:
+        if _has_conditions(request, work):
+            (made if there.is_made(work) else todo).append(work)
+    size = fit_batch_size(request, job.device)
+    return Share(job, there, made, todo, size)
+
+
+def _generate(parts: "Parts", saver: Saver, share: Share) -> Iterator[Event]:
+    """The work of one process, batch after batch."""
+    request, size, device, dtype = saver.request, share.size, share.job.device, share.job.dtype
     saver.codecs = parts.codecs
-    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
-    decoding, saving = (Portions(rows, device, job.dtype) for rows in (size, rows_at_once(device)))
+    groups = [share.todo[first : first + size] for first in range(0, len(share.todo), size)]
+    decoding, saving = (Portions(rows, device, dtype) for rows in (size, rows_at_once(device)))
     for prepared in Conditions(request, parts.codecs).prepared(groups):
         for work, reason in prepared.failures:
             yield saver.fail(work, reason)

@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from fourm.runfile import RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
 
 # Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
 # it is done.
-FIRST_WAIT, EMPTYING_WAIT = 60.0, 3600.0
+FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
 _POLL = 0.1  # seconds
 # What may differ between a run and the one that resumes it.
 FREE = ("versions", "command", "device", "created", "options")
@@ -86,52 +86,86 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def open_output(
-    out: Path, settings: RunRecord, launch: Launch, resume: bool, overwrite: bool, record: str = RUN,
-    since: float = 0.0,
-) -> Process:  # fmt: skip
-    """Join the folder: write the record, or compare with the one there. Returns this process's place in it.
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How a process means to join a folder.
 
-    Several processes may do this at once, in any order; the first of them writes the record.
     since: when the job of this process began, in seconds since 1970; with `overwrite`, a record that was
     written later is its own.
     """
-    _make(out)
-    try:
-        with _said(out):
-            return _join(out, settings, launch, (resume, overwrite), record, since)
-    except BaseException:
+
+    out: Path
+    settings: RunRecord
+    launch: Launch
+    resume: bool = False
+    overwrite: bool = False
+    record: str = RUN
+    since: float = 0.0
+
+    def check(self) -> None:
+        """Refuse what `enter` would refuse; nothing is written, so that there is time to load a model."""
+        if _is_free(self.out, self.record):
+            if self.record == SR_RUN:
+                _check_unclaimed(self.out, self.settings)
+            return
+        before = _load(self.out, self.record)
+        if not self.overwrite:
+            self._compare(before)
+
+    def enter(self) -> Process:
+        """Write the record, or compare with the one there. Returns this process's place in the folder.
+
+        Several processes may do this at once, in any order; the first of them writes the record.
+        """
+        _make(self.out)
+        try:
+            with _said(self.out):
+                return self._join()
+        except BaseException:
+            remove_leftovers(self.out)
+            raise
+
+    def _join(self) -> Process:
+        out, record, launch = self.out, self.record, self.launch
+        _check_names(out)
         remove_leftovers(out)
-        raise
+        run = secrets.token_hex(4)
+        text = write_run(self.settings, run)
+        if _is_free(out, record):
+            if record == SR_RUN:
+                _check_unclaimed(out, self.settings)
+            if create_text(out, out / record, text):
+                if record == RUN:
+                    remove_processes(out, [run])  # of a run whose record somebody has deleted
+                return _begin_once(out, record, run, launch)
+        if self.overwrite and not _is_of_job(out, record, launch, self.since):
+            if launch.rank == 0:
+                return _overwrite(out, record, text, _begin_alone(out, run, launch))
+            _wait_for_first(out, record, launch, self.since)
+        before = _load(out, record)
+        self._compare(before)
+        if self.resume or self.overwrite:
+            return _begin(out, before.identity, launch)
+        return _begin_once(out, record, before.identity, launch)
+
+    def _compare(self, before: RunFile) -> None:
+        """Refuse a run that this process may not join, or that has other settings."""
+        is_wanted = self.resume or self.overwrite
+        if not (is_wanted or _is_partner(self.out, before.identity, self.launch)):
+            raise _exists(self.out, self.record)
+        _compare(self.out, before.run, self.settings)
 
 
-def _join(
-    out: Path, settings: RunRecord, launch: Launch, choice: tuple[bool, bool], record: str, since: float
-) -> Process:
-    """As `open_output`; choice: resume, overwrite."""
-    resume, overwrite = choice
-    _check_names(out)
+def withdraw_output(process: Process, record: str) -> bool:
+    """Leave nothing of a run that this process alone has begun and that has made nothing; else False."""
+    out, own = process.out, process.path(LAUNCH)
+    launches = [file.path for file in of_kind(out, LAUNCH) if file.run == process.run]
+    if process.launch.size > 1 or launches != [own] or not (out / record).is_file():
+        return False
+    _empty(out, record, "")
+    (out / record).unlink()
     remove_leftovers(out)
-    run = secrets.token_hex(4)
-    text = write_run(settings, run)
-    if _is_free(out, record):
-        if record == SR_RUN:
-            _check_unclaimed(out, settings)
-        if create_text(out, out / record, text):
-            if record == RUN:
-                remove_processes(out, [run])  # of a run whose record somebody has deleted
-            return _begin_once(out, record, run, launch)
-    if overwrite and not _is_of_job(out, record, launch, since):
-        if launch.rank == 0:
-            return _overwrite(out, record, text, _begin_alone(out, run, launch))
-        _wait_for_first(out, record, launch, since)
-    before = _load(out, record)
-    if not (resume or overwrite or _is_partner(out, before.identity, launch)):
-        raise _exists(out, record)
-    _compare(out, before.run, settings)
-    if resume or overwrite:
-        return _begin(out, before.identity, launch)
-    return _begin_once(out, record, before.identity, launch)
+    return True
 
 
 def close_output(process: Process, launch: Launch) -> None:

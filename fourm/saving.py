@@ -20,12 +20,13 @@ from fourm.conditions import Given, Work
 from fourm.engine import Progress
 from fourm.errors import SampleError
 from fourm.events import Detokenized, Event, Failed, Malformed, Saved
+from fourm.finished import Folder
 from fourm.grammars.structured import Structured
 from fourm.inputs import CAPTION
-from fourm.layout import Place, is_done, path_of, write_atomic, write_text
+from fourm.layout import Place, path_of, write_atomic, write_text
 from fourm.outputs import Output, malformed_place
 from fourm.preview import Film, preview_places
-from fourm.processes import Failure, Process, lacking, now, read_checksums
+from fourm.processes import Failure, Process, lacking, now
 from fourm.record import sha256_of
 from fourm.request import PREVIEW_STEPS, Request
 from fourm.runfile import BASE, RUN, SR
@@ -50,26 +51,20 @@ class Saver:
     outputs: Sequence[Output]
     dtype: str
     process: Process
+    folder: Folder
     codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
     tally: Tally = field(default_factory=Tally)
     _hashed: set[Path] = field(default_factory=set)
 
-    def is_made(self, work: Work) -> bool:
-        """True when every file of a sample and variation is there."""
-        places = [output.place for output in self.outputs if output.is_written]
-        return is_done(self.request.out, work.sample.key, places, self._suffix(work))
+    def adopt(self, works: Sequence[Work]) -> None:
+        """Note checksums of finished samples whose process was killed before it could."""
+        self.tally.skipped = len(works)
+        paths = {path for work in works for path in self.folder.paths(work)}
+        self._note_checksums(sorted(path for path in paths if not self.folder.is_listed(path)))
 
     def is_saved(self, work: Work) -> bool:
         """True when this run has made a sample and variation."""
         return (work.sample.key.text, work.variation) in self.tally.saved
-
-    def adopt(self, works: Sequence[Work]) -> None:
-        """Note checksums of finished samples whose process was killed before it could."""
-        world = self.request.world
-        known = read_checksums(self.request.out, (world.rank, world.size))
-        paths = {path for work in works for path in self._paths(work)}
-        lacking = [path for path in paths if self._name(path) not in known]
-        self._note_checksums(sorted(lacking))
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
         """Write all files of some finished samples; each file appears whole or not at all.
@@ -98,13 +93,15 @@ class Saver:
             return
         for index, row in enumerate(rows):
             yield from self._save_values(row, {name: made[index] for name, made in decoded.items()})
-        self._note_checksums([path for work in works if self.is_saved(work) for path in self._paths(work)])
+        self._note_checksums(
+            [path for work in works if self.is_saved(work) for path in self.folder.paths(work)]
+        )
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Note that a sample cannot be made."""
         request, key = self.request, work.sample.key.text
         self.tally.failed += 1
-        files = lacking(request.out, self._paths(work))
+        files = lacking(request.out, self.folder.paths(work))
         stage = BASE if request.record == RUN else SR
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
         return Failed(key, work.variation, reason)
@@ -152,7 +149,7 @@ class Saver:
             yield self.fail(work, str(error))
             return
         self.tally.saved.add((key, work.variation))
-        yield Saved(key, work.variation, tuple(self._paths(work)), self.request.stage)
+        yield Saved(key, work.variation, self.folder.paths(work), self.request.stage)
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
         """The values of one target; a diffusion reports its steps."""
@@ -193,19 +190,12 @@ class Saver:
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
         path = self._path(output.place, work)
-        if not (output.place.shared and path.exists()):  # another variation may have written the condition
+        if not (output.place.shared and self.folder.is_whole(path)):  # with another variation
             write_atomic(self.request.out, path, write)
-
-    def _paths(self, work: Work) -> list[Path]:
-        return [self._path(output.place, work) for output in self.outputs if output.is_written]
 
     def _path(self, place: Place, work: Work) -> Path:
         variation = None if place.shared else self._suffix(work)
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
-
-    def _name(self, path: Path) -> str:
-        """A file as lists name it."""
-        return path.relative_to(self.request.out).as_posix()
 
     def _suffix(self, work: Work) -> int | None:
         """The variation as file names show it: only where there is more than one."""

@@ -81,12 +81,10 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
         )
     check_tokenizing_memory(request, device)
     tally = Tally(Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now())))
+    claims = _claims(request, num_crops, dtype, device)
     try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(request.out)
-        _claim(request, num_crops, dtype, device)
         with arithmetic(dtype):
-            yield from _tokenize(request, num_crops, device, dtype, tally)
+            yield from _tokenize(request, claims, num_crops, device, dtype, tally)
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             raise too_little(device, dtype) from error
@@ -137,23 +135,36 @@ def _count(request: TokenizeRequest) -> int:
     return count
 
 
-def _claim(request: TokenizeRequest, num_crops: int, dtype: str, device: torch.device) -> None:
-    """Note in each folder of tokens what makes them; refuse one that was begun with something else."""
+def _claims(
+    request: TokenizeRequest, num_crops: int, dtype: str, device: torch.device
+) -> dict[Path, Mapping[str, object]]:
+    """What makes the tokens of each folder, by its record; refuse one that was begun with something else."""
+    claims = dict[Path, Mapping[str, object]]()
     for row in request.rows:
         path = request.out / row.name / RECORD
-        record = {
+        claims[path] = {
             "tokenizer": sha256_of(weights_of(request.model.tokenizers[row.tokenizer])),
             "crops": num_crops,
             "dtype": dtype,
             "attention": request.attention,
             "device": device.type,
         }
-        text = json.dumps({**record, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
+        if path.exists() and not request.overwrite:
+            _compare(path, claims[path])
+    return claims
+
+
+def _begin(request: TokenizeRequest, claims: Mapping[Path, Mapping[str, object]]) -> None:
+    """Note in each folder of tokens what makes them; another process may just have begun to."""
+    request.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(request.out)
+    for path, claim in claims.items():
+        text = json.dumps({**claim, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
         is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
         if request.overwrite:
             write_text(request.out, path, text)
         elif not (is_new and create_text(request.out, path, text)) and path.exists():
-            _compare(path, record)
+            _compare(path, claim)
 
 
 def _compare(path: Path, here: Mapping[str, object]) -> None:
@@ -172,9 +183,13 @@ def _compare(path: Path, here: Mapping[str, object]) -> None:
 
 
 def _tokenize(
-    request: TokenizeRequest, num_crops: int, device: torch.device, dtype: str, tally: Tally
-) -> Iterator[Event]:
-    """The work of one process: look what is there, load, then batch after batch."""
+    request: TokenizeRequest, claims: Mapping[Path, Mapping[str, object]], num_crops: int,
+    device: torch.device, dtype: str, tally: Tally,
+) -> Iterator[Event]:  # fmt: skip
+    """The work of one process: look what is there, load, then batch after batch.
+
+    Nothing is written before all is loaded.
+    """
     mine = request.world.share(request.samples)
     todo, wrong = list[Work](), list[tuple[Work, str]]()
     for sample in mine:
@@ -190,23 +205,29 @@ def _tokenize(
     tally.skipped = len(mine) - len(todo) - len(wrong)
     size = request.batch_size or rows_at_once(device)
     yield Started(len(mine), tally.skipped, size, request.model.name, str(device), 0)
+    codecs = dict[str, GridCodec]()
+    if todo:
+        yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for w in todo for row in w.rows}))}")
+        codecs = _load(request, todo, device, dtype)
+    _begin(request, claims)
     for work, reason in wrong:
         yield _fail(request, work, reason, tally)
-    if not todo:
-        return
+    portions = Portions(rows_at_once(device), device, dtype)
+    for first in range(0, len(todo), size):
+        yield from _make_batch(request, codecs, todo[first : first + size], num_crops, tally, portions)
+
+
+def _load(
+    request: TokenizeRequest, todo: Sequence[Work], device: torch.device, dtype: str
+) -> dict[str, GridCodec]:
+    """The codecs of what is to be made, by its row."""
     needed = {row.name: row for work in todo for row in work.rows}
     loaded = sorted({row.tokenizer for row in needed.values()})
-    yield Loading(f"tokenizers {', '.join(loaded)}")
     part, kind = Part.ENCODER, DTYPES[dtype]
     tokenizers = {key: load_tokenizer(request.model.tokenizers[key], device, kind, part) for key in loaded}
     for module in tokenizers.values():
         set_attention(module, request.attention, device)
-    codecs = {
-        name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in needed.items()
-    }
-    portions = Portions(rows_at_once(device), device, dtype)
-    for first in range(0, len(todo), size):
-        yield from _make_batch(request, codecs, todo[first : first + size], num_crops, tally, portions)
+    return {name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in needed.items()}
 
 
 def _make_batch(
@@ -321,9 +342,12 @@ def _tokens(
 
 
 def _is_made(request: TokenizeRequest, row: Modality, key: Key, num_crops: int) -> bool:
-    """True for a token file that is there and whole; one that is not is refused, for it may be somebody's."""
+    """True for a token file that is there and whole; one that is not is refused, for it may be somebody's.
+
+    An empty one is made anew: a power cut leaves such.
+    """
     path = path_of(request.out, row.name, key, ".npy")
-    if request.overwrite or not path.is_file():
+    if request.overwrite or not path.is_file() or path.stat().st_size == 0:
         return False
     ids = read_array(path)
     wanted = (num_crops, row.max_tokens)

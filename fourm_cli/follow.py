@@ -62,9 +62,13 @@ def make(
 
 
 def _begin(request: Request, finer: Request | None) -> list[Iterator[Event]]:
-    from fourm.pipeline import check, follow_on, run
+    from fourm.pipeline import check, check_weights, follow_on, run
 
-    requests = [request] if finer is None else [request, follow_on(request, finer)]
-    for each in requests:
-        check(each)  # what is wrong with the last is said before the first begins
-    return [run(each) for each in requests]
+    if finer is None:
+        return [run(request)]
+    finer = follow_on(request, finer)
+    check(request)  # what is wrong with the second is said before the first begins
+    job = check(finer)
+    if finer.overwrite or not (finer.out / finer.record).exists():
+        check_weights(job)
+    return [run(request), run(finer)]

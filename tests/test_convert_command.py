@@ -104,6 +104,17 @@ def test_converting_again_goes_on_where_it_stopped(dataset: Path, run: Run) -> N
     assert first.read_text() == second.read_text()
 
 
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_result_without_an_end_is_converted_again(dataset: Path, run: Run, size: int) -> None:
+    run("convert", "sam-instances", dataset, "--out", "made")
+    path = Path("made/sam_instance/x/a.json")
+    before = path.read_bytes()
+    path.write_bytes(before[:size])
+    _, _, err = run("convert", "sam-instances", dataset, "--out", "made")
+    assert "1 converted, 1 were there" in err
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("make", ["nothing", "file", "empty"])
 def test_what_is_no_dataset_is_refused(tmp_path: Path, run: Run, make: str) -> None:
     source = tmp_path / "data"

@@ -29,10 +29,10 @@ from fourm.processes import (
 )  # fmt: skip
 from fourm.record import (
     FREE,
+    Joining,
     check_output,
     close_output,
     digest_of_samples,
-    open_output,
     read_record,
     sha256_of,
 )
@@ -65,7 +65,7 @@ def begin(
     out: Path, launch: Launch = ALONE, resume: bool = False, overwrite: bool = False, **changes: object
 ) -> Process:
     check_output(out, launch, resume, overwrite)
-    return open_output(out, replace(SETTINGS, **changes), launch, resume, overwrite)  # type: ignore[arg-type]
+    return Joining(out, replace(SETTINGS, **changes), launch, resume, overwrite).enter()  # type: ignore[arg-type]
 
 
 def ranks(out: Path) -> list[int]:
@@ -91,7 +91,7 @@ def test_an_existing_run_is_refused_without_resume_or_overwrite(tmp_path: Path) 
     with pytest.raises(UsageError, match="--resume goes on"):
         check_output(tmp_path, ALONE, resume=False, overwrite=False)
     with pytest.raises(UsageError, match="--resume goes on"):
-        open_output(tmp_path, SETTINGS, ALONE, resume=False, overwrite=False)
+        Joining(tmp_path, SETTINGS, ALONE, resume=False, overwrite=False).enter()
     begin(tmp_path, resume=True, command=("fourm",), versions={"torch": "9"})
 
 
@@ -225,7 +225,7 @@ def test_partners_join_in_any_order_but_no_share_is_begun_twice(tmp_path: Path) 
         with pytest.raises(UsageError, match="--resume"):
             begin(tmp_path, again)
         with pytest.raises(UsageError, match="--resume"):
-            open_output(tmp_path, SETTINGS, again, resume=False, overwrite=False)
+            Joining(tmp_path, SETTINGS, again, resume=False, overwrite=False).enter()
     assert len(list((tmp_path / PROCESSES).iterdir())) == 3
     begin(tmp_path, partners[0], resume=True)
     begin(tmp_path, ALONE, resume=True)
@@ -260,7 +260,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 OVERWRITE = """
-process = open_output(out, SETTINGS, Launch(int(words[0]), 2, now()), False, True, since=float(words[1]))
+process = Joining(out, SETTINGS, Launch(int(words[0]), 2, now()), False, True, since=float(words[1])).enter()
 write_text(out, out / "caption" / "a" / f"new-{words[0]}.txt", "x")
 close_output(process, Launch(int(words[0]), 2, now(), finished=now()))
 """
@@ -307,12 +307,12 @@ def test_a_process_whose_job_never_overwrites_says_so(
     age(tmp_path / RUN, 60)
     monkeypatch.setattr(record, "FIRST_WAIT", 0.3)
     with pytest.raises(UsageError, match="process 0 of 2, which alone overwrites a folder, has not done so"):
-        open_output(tmp_path, SETTINGS, Launch(1, 2, now()), False, True, since=time.time())
+        Joining(tmp_path, SETTINGS, Launch(1, 2, now()), False, True, since=time.time()).enter()
     assert sorted(p.name for p in tmp_path.iterdir()) == [PROCESSES, RUN]
 
 
 def test_a_folder_in_which_somebody_works_is_not_overwritten(tmp_path: Path) -> None:
-    code = "open_output(out, SETTINGS, Launch(0, 1, now()), False, False); print(flush=True); input()"
+    code = "Joining(out, SETTINGS, Launch(0, 1, now()), False, False).enter(); print(flush=True); input()"
     with in_process(code, tmp_path) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -326,7 +326,7 @@ def test_a_folder_in_which_somebody_works_is_not_overwritten(tmp_path: Path) -> 
 def test_many_processes_write_one_record_and_whole_failure_lines(tmp_path: Path) -> None:
     code = """
 rank = int(words[0])
-process = open_output(out, SETTINGS, Launch(rank, 6, now()), False, False)
+process = Joining(out, SETTINGS, Launch(rank, 6, now()), False, False).enter()
 for i in range(20):
     fail(process, f"a/{rank}-{i}", "x" * 5000, 0, f"caption/a/{rank}-{i}.txt")
 write_text(out, out / f"caption/a/{rank}-0.txt", "made after all")

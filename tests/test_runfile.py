@@ -9,7 +9,7 @@ import pytest
 
 from fourm.errors import UsageError
 from fourm.layout import Place
-from fourm.record import close_output, open_output, read_record
+from fourm.record import Joining, close_output, read_record
 from fourm.runfile import RUN, RunRecord, write_run
 from tests.folders import snapshot
 from tests.test_record import ALONE, SETTINGS, begin
@@ -50,7 +50,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
         said = set[str]()
         for resume in (True, False):
             with pytest.raises(UsageError, match=r"run\.json: is not a record of this program") as caught:
-                open_output(out, SETTINGS, ALONE, resume, not resume)
+                Joining(out, SETTINGS, ALONE, resume, not resume).enter()
             said.add(str(caught.value))
         assert len(said) == 1
         assert snapshot(out) == before

@@ -17,11 +17,11 @@ fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.rows fourm.catalogue fourm.cache
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.layout fourm.shards fourm.dataset fourm.pickled fourm.convert
+fourm.layout fourm.shards fourm.dataset fourm.formats fourm.pickled fourm.convert
 fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums
 fourm.processes fourm.runfile fourm.record
 fourm.results
-fourm.formats fourm.census fourm.verify
+fourm.census fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
 fourm.hubclient fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
 """.split()
@@ -37,7 +37,8 @@ fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.coc
 fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms fourm.codecs.images
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
 fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
-fourm.preview fourm.precision fourm.portions fourm.device fourm.outputs fourm.conditions fourm.saving
+fourm.preview fourm.precision fourm.portions fourm.device fourm.outputs fourm.conditions
+fourm.finished fourm.saving
 fourm.pipeline fourm.tokenizing
 fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
 fourm.samplesheet fourm.strips fourm.contact fourm.plots fourm.gallery.pictures fourm.gallery

@@ -239,6 +239,16 @@ def test_token_files_that_are_not_whole_are_left_alone_unless_told(
     assert np.load(strange).shape == (1, 64)
 
 
+def test_an_empty_token_file_is_made_anew(tiny: Path, dataset: Path) -> None:
+    model = find_model(tiny)
+    list(run(request(dataset, model, "rgb")))
+    path = dataset / "tok_rgb@64/f/s0.npy"
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    assert counts(list(run(request(dataset, model, "rgb")))) == (1, 2, 0)
+    assert path.read_bytes() == before
+
+
 def test_another_number_of_crops_than_there_are_is_refused(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
     list(run(request(dataset, model, "rgb", num_crops=2)))

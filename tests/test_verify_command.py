@@ -13,7 +13,7 @@ import pytest
 from fourm.checksums import Listed
 from fourm.layout import Place
 from fourm.processes import Launch, now
-from fourm.record import close_output, open_output
+from fourm.record import Joining, close_output
 from fourm.runfile import RUN, SR_RUN, RunRecord
 from fourm_cli import verify as command
 
@@ -162,7 +162,7 @@ def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
         preview=0, places=places,
     )  # fmt: skip
     launch = Launch(0, 1, now(), finished=now())
-    process = open_output(out, record, launch, resume=False, overwrite=False)
+    process = Joining(out, record, launch, resume=False, overwrite=False).enter()
     names = [f"{i // 1000:05d}/{i:06d}.txt" for i in range(number)]
     for folder in ("a", "b"):
         for i in range(0, number, 1000):

@@ -1,0 +1,131 @@
+"""What `--resume` takes for finished: files that are as they were written, and nothing else."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fourm.checksums import list_files
+from fourm.events import Saved, Started
+from fourm.finished import READ_BYTES, Folder
+from fourm.hub import find_model
+from fourm.layout import samples_of_prompts
+from fourm.pipeline import run
+from fourm.processes import CHECKSUMS, of_kind
+from fourm.request import Request
+from fourm.schedule import TargetSpec, make_chain
+from fourm.verify import verify
+from tests.folders import snapshot
+
+PROMPTS = ("a red circle", "a blue square", "the green triangle")
+RGB = TargetSpec("tok_rgb@64", 64, "roar", 2)
+KINDS = ("caption/00000/000001.txt", "tok_rgb@64/00000/000001-v1.npy", "rgb/00000/000001-v1.png")
+
+
+def request(tiny: Path, out: Path, **changes: object) -> Request:
+    basis = Request(
+        find_model(tiny), make_chain([RGB], ["caption"]), samples_of_prompts(PROMPTS), out, device="cpu",
+        num_variations=2,
+    )  # fmt: skip
+    return replace(basis, **changes)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Every file but those that tell of processes."""
+    return {name: data for name, data in snapshot(out).items() if not name.startswith(("processes/", "run."))}
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("resume") / "out"
+    list(run(request(tiny, out)))
+    return out
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "out"))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def exchange(path: Path) -> None:
+    """With the same file of another sample: for tokens it has as many bytes."""
+    shutil.copy(path.with_name(path.name.replace("000001", "000002")), path)
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.parents[2] / "elsewhere")
+    (path.parents[2] / "elsewhere").write_text("precious")
+
+
+def lead_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("file", KINDS)
+@pytest.mark.parametrize("damage", [empty, cut, exchange, zero, link, lead_nowhere, os.unlink])
+def test_a_file_that_is_not_as_it_was_written_is_made_again(
+    tiny: Path, made: Path, out: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    damage(out / file)
+    events = list(run(request(tiny, out, resume=True)))
+    again = [event.variation for event in events if isinstance(event, Saved)]
+    assert again == ([0, 1] if "caption" in file else [1])
+    if damage is link:
+        assert (out / "elsewhere").read_text() == "precious"
+        (out / "elsewhere").unlink()
+    assert results(out) == results(made)
+    assert not (out / file).is_symlink()
+    assert verify(out).ok
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [(file, damage) for file in KINDS[1:] for damage in (empty, cut, zero, link, lead_nowhere)]
+    + [(KINDS[0], empty), (KINDS[0], lead_nowhere)],  # any other text is a text
+)
+def test_a_file_without_a_checksum_is_judged_by_its_format(
+    tiny: Path, made: Path, out: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    for listed in of_kind(out, CHECKSUMS):
+        listed.path.unlink()
+    damage(out / file)
+    list(run(request(tiny, out, resume=True)))
+    (out / "elsewhere").unlink(missing_ok=True)
+    assert results(out) == results(made)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: Path, made: Path, out: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "processes" not in path.parts}
+    (started,) = [e for e in run(request(tiny, out, resume=True)) if isinstance(e, Started)]
+    assert (started.total, started.skipped) == (6, 6)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -> None:
+    """`fourm verify` reads all of it."""
+    for size, is_taken in ((READ_BYTES, False), (READ_BYTES + 1, True)):
+        path = tmp_path / f"{size}.png"
+        path.write_bytes(bytes(size))
+        there = Folder(request(tiny, tmp_path), [], list_files(tmp_path, [path]))
+        assert there.is_whole(path)
+        path.write_bytes(bytes(size - 1) + b"x")
+        assert there.is_whole(path) is is_taken
+        path.write_bytes(bytes(size + 1))
+        assert not there.is_whole(path)
