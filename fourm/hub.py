@@ -240,6 +240,10 @@ def _path_of(name: str) -> Path:
 
 def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
     """Entry (None for what is not released), snapshot and commit of a model or tokenizer in the cache."""
+    if os.path.exists(path := os.path.expanduser(name)):
+        raise UsageError(
+            f"{path}: cannot be read (neither a file nor a folder, but a pipe, a device or a socket)"
+        )
     bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
     if not is_hub_id(bare):
         raise UsageError(f"{name}: no such file or folder")

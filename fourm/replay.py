@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fourm.errors import UsageError, printable
 from fourm.hub import DEMO_SR, ModelFiles
@@ -85,7 +85,7 @@ def sr_name(base: ModelFiles, stage: Stage) -> str | None:
 
 def read_replay(path: Path) -> Replay:
     """From a picture that this program wrote, or from the record of a run."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UsageError(f"--replay {printable(str(path))}: no such file")
     if path.name in (RUN, SR_RUN):
         return _whole_run(path)
@@ -135,9 +135,12 @@ def _chunks(path: Path) -> dict[str, str]:
     try:
         with open_file(path) as file, Image.open(file, formats=["PNG"]) as picture:
             found: dict[str, Any] = dict(getattr(picture, "text", {}))
+    except UnidentifiedImageError:
+        raise UsageError(f"--replay {printable(str(path))}: is not a PNG that can be read") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--replay {printable(str(path))}: is not a PNG that can be read ({error})"
+            f"--replay {printable(str(path))}: is not a PNG that can be read ({reason})"
         ) from error
     said = {str(name): str(text) for name, text in found.items()}
     if not said.get("software", "").startswith("fourm ") or "schedule" not in said:

@@ -169,8 +169,21 @@ def test_pipes_among_the_records_of_a_run_are_not_waited_for(run: Run, tiny: Pat
 
 def test_a_pipe_is_no_picture_to_repeat(run: Run) -> None:
     as_pipe(Path("a.png"))
+    Path("b.png").write_bytes(b"no picture")
     code, _, err = run("generate", "--replay", "a.png")
-    assert (code, err) == (2, "fourm: --replay a.png: no such file\n")
+    assert (code, err) == (2, f"fourm: --replay a.png: is not a PNG that can be read ({SPECIAL})\n")
+    code, _, err = run("generate", "--replay", "b.png")
+    assert (code, err) == (2, "fourm: --replay b.png: is not a PNG that can be read\n")
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.safetensors"])
+def test_a_pipe_is_no_model_and_no_tokenizer(run: Run, name: str) -> None:
+    as_pipe(Path(name))
+    for words in (("--model", name), ("--tokenizer", f"rgb={name}")):
+        code, _, err = run("generate", "red", *words, "--out", "o")
+        assert code == 2
+        assert f"{name}: cannot be read (" in err
+        assert "a pipe, a device or a socket" in err
 
 
 def test_prompts_and_settings_come_from_what_a_shell_makes_of_a_command(run: Run, tiny: Path) -> None:
