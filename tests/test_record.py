@@ -436,7 +436,7 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_file_of_ours(
     (out / name).symlink_to(victim)
     before = snapshot(tmp_path)
     for resume, overwrite in ((True, False), (False, True), (False, False)):
-        for act in (check_output, lambda *words: open_output(words[0], SETTINGS, *words[1:])):
+        for act in (check_output, lambda *words: Joining(words[0], SETTINGS, *words[1:]).enter()):
             with pytest.raises(UsageError, match="move it away"):
                 act(out, ALONE, resume, overwrite)
     assert snapshot(tmp_path) == before
