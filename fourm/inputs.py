@@ -12,6 +12,7 @@ from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
 from fourm.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
 from fourm.modalities import Kind, Modality
+from fourm.paths import local_name
 from fourm.prompts import find_parti, parse_columns, parse_prompts, read_file, read_prompts, read_stream
 from fourm.wordpiece import WordPiece, check_prompt
 
@@ -41,6 +42,8 @@ def read_samples(
     """
     if source.prompts and source.data is not None:
         raise UsageError("prompts are given both as arguments and with --data; give one of them")
+    for text in (source.data or "", *(prompt for prompt in source.prompts if " " not in prompt)):
+        local_name(text)
     if source.data == "":
         raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
     if source.data is not None and source.data.lower().endswith(PICTURES):

@@ -75,9 +75,8 @@ def parse_columns(
         rows = _json_records(text, where)
         listed = list(rows[0][1]) if rows else []
     elif suffix in (".tsv", ".csv"):
-        head, *body = _cells(text, where, suffix)
-        listed = [cell.strip() for cell in head]
-        rows = [(number, dict(zip(listed, row, strict=False))) for number, row in enumerate(body, 2)]
+        listed, body = _cells(text, where, suffix)
+        rows = [(number, dict(zip(listed, row, strict=False))) for number, row in body]
     else:
         raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
     if not rows:
@@ -85,9 +84,11 @@ def parse_columns(
     found = list[dict[str, str]]()
     columns = {name: _column(listed, column if name == COLUMNS[0] else name, where) for name in names}
     for number, row in rows:
-        missing = [source for source in columns.values() if source not in row]
-        if missing:
-            raise UsageError(f"{where}: row {number} has nothing under '{missing[0]}'")
+        for name, source in columns.items():
+            if source not in row or (
+                name == COLUMNS[0] and row[source] is not None and _is_blank(row[source])
+            ):
+                raise UsageError(f"{where}: line {number} has nothing under '{source}'")
         cells = {name: row[source] for name, source in columns.items()}
         found.append({n: c if isinstance(c, str) else json.dumps(c) for n, c in cells.items()})
     return found
@@ -130,11 +131,23 @@ def _json_records(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
 
 def _json_line(line: str, number: int, where: str) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
         raise UsageError(f"{where}: line {number} is not JSON that holds a prompt") from error
+    except KeyError as error:
+        raise UsageError(f"{where}: line {number} has {error} twice") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. KeyError for a key that is given twice."""
+    found = dict[str, object]()
+    for key, value in pairs:
+        if key in found:
+            raise KeyError(key)
+        found[key] = value
+    return found
 
 
 def _json_lines(text: str, where: str, column: str | None) -> list[str]:
@@ -149,6 +162,8 @@ def _json_lines(text: str, where: str, column: str | None) -> list[str]:
             record = record.get(name)
         if not isinstance(record, str):
             raise UsageError(f"{where}: line {number} has no text under '{name or COLUMNS[0]}'")
+        if name and _is_blank(record):
+            raise UsageError(f"{where}: line {number} has nothing under '{name}'")
         try:
             record.encode()
         except UnicodeEncodeError as error:
@@ -158,38 +173,68 @@ def _json_lines(text: str, where: str, column: str | None) -> list[str]:
 
 
 def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
-    head, *body = _cells(text, where, suffix)
-    if not head:
+    names, body = _cells(text, where, suffix)
+    if not names:
         return []
-    names = [cell.strip() for cell in head]
-    index = names.index(_column(names, column, where))
-    return [row[index] for row in body if index < len(row)]
+    name = _column(names, column, where)
+    index = names.index(name)
+    for number, row in body:
+        if _is_blank(row[index]):
+            raise UsageError(f"{where}: line {number} has nothing under '{name}'")
+    return [row[index] for _, row in body]
 
 
-def _cells(text: str, where: str, suffix: str) -> list[Sequence[str]]:
-    """Rows of a table that are not blank, at least one.
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _cells(text: str, where: str, suffix: str) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
+    """The names of a table's columns, and its rows that are not blank with the numbers of their lines.
 
     A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
     """
-    rows: Iterable[Sequence[str]]
+    rows: Iterable[tuple[int, Sequence[str]]]
     if suffix == ".tsv":
-        rows = [line.rstrip("\r").split("\t") for line in text.split("\n")]
+        rows = enumerate((line.rstrip("\r").split("\t") for line in text.split("\n")), start=1)
     else:
-        try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        except csv.Error as error:
-            raise UsageError(f"{where}: is not a .csv table ({error})") from error
-    return [row for row in rows if any(cell.strip() for cell in row)] or [[]]
+        rows = _csv_rows(text, where)
+    filled = [(number, row) for number, row in rows if not all(map(_is_blank, row))]
+    if not filled:
+        return [], []
+    names = [cell.strip() for cell in filled[0][1]]
+    advice = "; a comma in a text needs quotation marks around a cell" if suffix == ".csv" else ""
+    for number, row in filled[1:]:
+        if len(row) < len(names) or not all(map(_is_blank, row[len(names) :])):
+            cells = f"{len(row)} cell{'' if len(row) == 1 else 's'}"
+            raise UsageError(f"{where}: line {number} has {cells}, where the header has {len(names)}{advice}")
+    return names, filled[1:]
+
+
+def _csv_rows(text: str, where: str) -> Iterable[tuple[int, Sequence[str]]]:
+    """Rows with the numbers of the lines in which they begin."""
+    reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for row in reader:
+            if any(cell.lstrip().startswith('"') and not cell.startswith('"') for cell in row):
+                raise UsageError(
+                    f"{where}: line {line} has a blank before a quotation mark, which makes the mark a part "
+                    "of the text; a quoted cell begins right behind the comma"
+                )
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{where}: is not a .csv table ({error})") from error
 
 
 def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     """The column to read: the wanted one, or the first of the usual names, in any case."""
     by_case = {name.lower(): name for name in reversed(names)}
     for candidate in COLUMNS if wanted is None else (wanted,):
-        if candidate in names:
-            return candidate
-        if candidate.lower() in by_case:
-            return by_case[candidate.lower()]
+        found = candidate if candidate in names else by_case.get(candidate.lower())
+        if found is not None:
+            if names.count(found) > 1:
+                raise UsageError(f"{where}: has {names.count(found)} columns '{found}'")
+            return found
     listed = ", ".join(names)
     if wanted is None:
         raise UsageError(f"{where}: no column {', '.join(COLUMNS)} among {listed}; name it with --column")

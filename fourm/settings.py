@@ -13,6 +13,7 @@ from pathlib import Path
 from fourm.errors import near_match, shown
 from fourm.language import Item, Layer, load_layer, parse_options
 from fourm.modalities import RELEASED
+from fourm.paths import output_path, scheme_problem
 from fourm.plan import OPTIONS, merge
 from fourm.yamlfile import Entry
 
@@ -65,7 +66,7 @@ class RunSettings:
         if self.output_dir is None:
             return None
         names = "--".join(name for name in (self.name, self.sr_name) if name)
-        return Path(self.output_dir, *(part for part in (self.data_name, names) if part))
+        return output_path(Path(self.output_dir, *(part for part in (self.data_name, names) if part)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,9 @@ def _named_after(path: Path, key: str, value: str) -> str:
 
 
 def _text(value: object) -> str:
-    return "" if isinstance(value, str) and "\0" not in value else "must be text"
+    if not isinstance(value, str) or "\0" in value:
+        return "must be text"
+    return "must be a name or a path on this machine" if scheme_problem(value) else ""
 
 
 def _count(value: object) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from fourm.convert import convert_dataset
 from fourm.errors import SampleError
+from fourm.paths import local_path, output_path
 from fourm_cli.console import note
 
 EXAMPLES = """
@@ -18,9 +19,18 @@ convert_app = typer.Typer(
     help="Convert files of other programs to open formats.", no_args_is_help=True, epilog=EXAMPLES
 )
 Source = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Dataset folder with sam_instance/<folder>/<name>.npy.")
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Dataset folder with sam_instance/<folder>/<name>.npy.", parser=local_path
+    ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for sam_instance/<folder>/<name>.json.", show_default=False)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for sam_instance/<folder>/<name>.json.", parser=output_path, metavar="DIR",
+        show_default=False,
+    ),
+]  # fmt: skip
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Convert again what is there already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
 

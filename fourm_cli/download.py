@@ -12,6 +12,7 @@ from fourm.catalogue import CATALOGUE, GROUPS
 from fourm.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
 from fourm.errors import UsageError, VerificationError
 from fourm.hubclient import check_variables
+from fourm.paths import local_name, local_path
 from fourm.store import KEPT
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
@@ -39,14 +40,18 @@ Names = Annotated[
     typer.Argument(
         metavar="NAME",
         help="Short names, Hub ids (either also as NAME@REVISION), or a group: models, tokenizers.",
+        parser=local_name,
         autocompletion=download_names,
         show_default=False,
     ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("-c", "--config", help="YAML with models: all that it names.", rich_help_panel=CHOICE),
-]
+    typer.Option(
+        "-c", "--config", help="YAML with models: all that it names.", parser=local_path, metavar="FILE",
+        rich_help_panel=CHOICE,
+    ),
+]  # fmt: skip
 Revision = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ import typer
 
 from fourm.cache import cache_folder
 from fourm.inventory import Item, Sheet, describe, list_items
+from fourm.paths import local_name
 from fourm_cli.completion import known_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import AsJson
@@ -26,6 +27,7 @@ SHOWN_COMMIT = 7  # characters of a commit in tables
 Name = Annotated[
     str,
     typer.Argument(
+        parser=local_name,
         metavar="NAME",
         help="Short name, Hub id, folder or .safetensors file.",
         autocompletion=known_names,

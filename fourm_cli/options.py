@@ -13,6 +13,7 @@ import typer
 from fourm.errors import UsageError, near_match
 from fourm.hub import ModelFiles, resolve_tokenizer
 from fourm.language import Item
+from fourm.paths import local_name, local_path, output_path
 from fourm.plan import OPTIONS, Option
 from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
 from fourm_cli.completion import model_names, of_setting, one_of
@@ -20,12 +21,15 @@ from fourm_cli.completion import model_names, of_setting, one_of
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
 MAX_PATH = 1 << 16  # characters that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_YAML: dict[str, Any] = {"parser": local_path, "metavar": "FILE", "rich_help_panel": CONFIG_PANEL}
 SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
 
 Model = Annotated[
     str | None,
     typer.Option(
         help="Name, Hub id, folder or .safetensors file. Without it, demo.",
+        parser=local_name,
+        metavar="NAME",
         autocompletion=model_names,
         rich_help_panel=MODEL_PANEL,
     ),
@@ -41,6 +45,7 @@ SrModel = Annotated[
     typer.Option(
         help="Super-resolution after generation, by this model. With -src or an option --sr-..., the one "
         "that belongs to the model.",
+        parser=local_name,
         autocompletion=model_names,
         metavar="NAME",
         rich_help_panel=MODEL_PANEL,
@@ -56,18 +61,16 @@ Dtype = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("-c", "--config", help="YAML with model settings.", rich_help_panel=CONFIG_PANEL),
+    typer.Option("-c", "--config", help="YAML with model settings.", **_YAML),
 ]
-DataConfig = Annotated[
-    Path | None, typer.Option("-dc", "--data-config", help="YAML with data.", rich_help_panel=CONFIG_PANEL)
-]
+DataConfig = Annotated[Path | None, typer.Option("-dc", "--data-config", help="YAML with data.", **_YAML)]
 GenConfig = Annotated[
     Path | None,
-    typer.Option("-gc", "--gen-config", help="YAML with a schedule.", rich_help_panel=CONFIG_PANEL),
+    typer.Option("-gc", "--gen-config", help="YAML with a schedule.", **_YAML),
 ]
 SrConfig = Annotated[
     Path | None,
-    typer.Option("-src", "--sr-config", help="YAML with the sr_ schedule.", rich_help_panel=CONFIG_PANEL),
+    typer.Option("-src", "--sr-config", help="YAML with the sr_ schedule.", **_YAML),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 Folder = Annotated[
@@ -109,13 +112,13 @@ def settings_from(
 def parse_folder(text: str, stdin: TextIO) -> Path:
     """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
     if text != "-":
-        folder, where = Path(text), text
+        folder, where = output_path(text), text
     else:
         lines = stdin.read(MAX_PATH).splitlines()
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"standard input: the path of a folder was expected, in one line, not {found}")
-        folder, where = Path(lines[0]), f"standard input: {lines[0]}"
+        folder, where = output_path(lines[0]), f"standard input: {lines[0]}"
     if not os.path.isdir(folder):
         raise UsageError(f"{where}: no such folder")
     return folder
@@ -153,7 +156,7 @@ def parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
         if not name or key not in keys:
             near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
             raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
-        found[key] = files.tokenizers.get(name) or resolve_tokenizer(name)
+        found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
     return found
 
 

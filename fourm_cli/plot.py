@@ -9,6 +9,7 @@ import typer
 
 from fourm.errors import SampleError, UsageError
 from fourm.hub import find_model
+from fourm.paths import local_name
 from fourm.results import open_results
 from fourm_cli.console import note, print_json
 from fourm_cli.options import Folder, parse_folder
@@ -61,7 +62,11 @@ Sheets = Annotated[
 ]
 PlotModel = Annotated[
     str | None,
-    typer.Option(help="Whose modalities these are, where the model of the run is not here any more."),
+    typer.Option(
+        help="Whose modalities these are, where the model of the run is not here any more.",
+        parser=local_name,
+        metavar="NAME",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ import typer
 
 from fourm.errors import UsageError
 from fourm.hub import DEMO, find_model
+from fourm.paths import local_path
 from fourm_cli.console import note, print_json, print_table
 from fourm_cli.options import AsJson, Model
 
@@ -20,8 +21,12 @@ fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out
 fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
 """
 
-Queries = Annotated[Path, typer.Argument(metavar="DIR", help="Samples to find neighbours for.")]
-Among = Annotated[Path, typer.Option(help="Folder of the samples that may be found.", metavar="DIR")]
+Queries = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Samples to find neighbours for.", parser=local_path)
+]
+Among = Annotated[
+    Path, typer.Option(help="Folder of the samples that may be found.", parser=local_path, metavar="DIR")
+]
 By = Annotated[
     str | None,
     typer.Option(help="Features to compare: dinov2_global, clip, ... Without it, clip.", metavar="NAME"),
@@ -30,7 +35,9 @@ Count = Annotated[int, typer.Option("--count", "-k", min=1, help="Neighbours of 
 Metric = Annotated[str, typer.Option(help="euclidean or cosine.", metavar="NAME")]
 Sheet = Annotated[
     Path | None,
-    typer.Option(help="Also draw queries and neighbours side by side, as this PNG.", metavar="FILE"),
+    typer.Option(
+        help="Also draw queries and neighbours side by side, as this PNG.", parser=local_path, metavar="FILE"
+    ),
 ]
 Show = Annotated[
     str, typer.Option(help="What the sheet shows of neighbours: rgb, depth, semseg, ...", metavar="NAME")

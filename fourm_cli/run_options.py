@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fourm.paths import local_name, local_path, output_path
 from fourm.request import ATTENTIONS
 from fourm_cli.completion import one_of
 from fourm_cli.options import MODEL_PANEL
@@ -18,6 +19,7 @@ Data = Annotated[
         help="Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts; tables may "
         "have a column for each condition that is text. A dataset: "
         "a folder that holds MODALITY/FOLDER/NAME.EXT. Or empty: no condition at all, with --num-samples.",
+        parser=local_name,
         metavar="SOURCE",
         rich_help_panel=INPUT,
     ),
@@ -47,6 +49,7 @@ ReplayFile = Annotated[
     typer.Option(
         "--replay",
         help="Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.",
+        parser=local_path,
         metavar="FILE",
         rich_help_panel=INPUT,
     ),
@@ -79,6 +82,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         help="Output folder. By default the first free of out/001, out/002, ...",
+        parser=output_path,
         metavar="DIR",
         rich_help_panel=OUTPUT,
     ),
@@ -144,5 +148,8 @@ AsJson = Annotated[
     ),
 ]
 LogJson = Annotated[
-    Path | None, typer.Option(help="Write one JSON object per event.", metavar="FILE", rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option(
+        help="Write one JSON object per event.", parser=local_path, metavar="FILE", rich_help_panel=OUTPUT
+    ),
 ]

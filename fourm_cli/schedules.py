@@ -9,6 +9,7 @@ import typer
 from fourm.cost import Cost, estimate
 from fourm.errors import UsageError, printable
 from fourm.hub import DEMO, ModelFiles, find_model
+from fourm.paths import local_path
 from fourm.plan import build_chain
 from fourm.schedule import Chain, Step
 from fourm.superres import plan_finer
@@ -33,6 +34,7 @@ Chart = Annotated[
     typer.Option(
         "--plot",
         help="Also draw tokens, temperature and guidance of each step, as this PNG.",
+        parser=local_path,
         metavar="FILE",
         show_default=False,
     ),

@@ -13,6 +13,7 @@ from fourm.errors import UsageError
 from fourm.events import Event
 from fourm.hub import DEMO, find_modalities
 from fourm.language import Item, parse_list
+from fourm.paths import local_path, output_path
 from fourm.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
 from fourm.world import parse_world
 from fourm_cli import console
@@ -54,7 +55,10 @@ fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
 Folder = Annotated[
     Path,
     typer.Argument(
-        metavar="DIR", help="A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", show_default=False
+        metavar="DIR",
+        help="A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.",
+        parser=local_path,
+        show_default=False,
     ),
 ]
 Modalities = Annotated[
@@ -88,8 +92,11 @@ BatchSize = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Where folders of tokens go. By default DIR.", metavar="DIR", rich_help_panel=OUTPUT),
-]
+    typer.Option(
+        help="Where folders of tokens go. By default DIR.", parser=output_path, metavar="DIR",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Make token files anew that are there.", rich_help_panel=OUTPUT),
@@ -125,7 +132,7 @@ def tokenize(
     files = replace(files, tokenizers={**files.tokenizers, **own})
     names = None if modalities is None else _names(modalities)
     found = find_folders(folder, files, names)
-    out = out if out is not None else folder
+    out = out if out is not None else output_path(folder)
     world = parse_world(shard, os.environ)
     request = TokenizeRequest(
         files, tuple(one.row for one in found), list_samples(folder, out, found), out, num_crops=crops,

@@ -33,6 +33,10 @@ def test_csv_reads_quotation_marks_and_takes_the_named_column() -> None:
     assert parse_prompts(data, "p.csv", ".csv", column="OTHER") == ["x", "y"]
 
 
+def test_blank_cells_beyond_the_header_and_blank_rows_are_no_fault() -> None:
+    assert parse_prompts(b"caption,id\na,1,,\n,,\n\nb,2, \n", "p.csv", ".csv") == ["a", "b"]
+
+
 def test_json_lines_hold_objects_or_strings() -> None:
     data = b'{"id": 1, "text": "a"}\n\n{"text": "b", "id": 2}\n'
     assert parse_prompts(data, "p.jsonl", ".jsonl") == ["a", "b"]
@@ -60,6 +64,23 @@ def test_json_lines_hold_objects_or_strings() -> None:
         ("p.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", None, "line 1 is not JSON"),
         ("p.jsonl", b'{"prompt": "\\ud800 red"}', None, "line 1 holds half a character"),
         ("p.json", b"[]", None, "not from .json"),
+        ("p.csv", b"id,caption\n1,a\n2\n3,b\n", None, "line 3 has 1 cell, where the header has 2"),
+        ("p.csv", b"caption,id\na\n", None, "line 2 has 1 cell, where the header has 2"),
+        ("p.tsv", b"id\tcaption\n1\ta\n\n2\n", None, "line 4 has 1 cell, where the header has 2"),
+        ("p.csv", b"id,caption\n1,a\n4,\n", None, "line 3 has nothing under 'caption'"),
+        ("p.tsv", b"id\tprompt\n1\t \n", None, "line 2 has nothing under 'prompt'"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ""}\n', None, "line 2 has nothing under 'prompt'"),
+        ("p.csv", b"id,caption\n1,red, blue\n", None, "line 2 has 3 cells.*quotation marks around a cell"),
+        ("p.csv", b"caption\nred, blue\n", None, "line 2 has 2 cells, where the header has 1"),
+        ("p.csv", b"caption,id\nred, blue,1\n", None, "line 2 has 3 cells"),
+        ("p.csv", b"id,caption\n1,red\\, blue\n", None, "line 2 has 3 cells"),
+        ("p.csv", b"id,caption\n1,'red, blue'\n", None, "line 2 has 3 cells"),
+        ("p.csv", b'id, caption\n1, "red, blue"\n', None, "line 2 has a blank before a quotation mark"),
+        ("p.csv", b'id, caption\n1, "blue"\n', None, "line 2 has a blank before a quotation mark"),
+        ("p.csv", b'id,caption\n1,"a\nb"\n2,c,d\n', None, "line 4 has 3 cells"),
+        ("p.tsv", b"id\tcaption\n1\ta\tb\n", None, "line 2 has 3 cells, where the header has 2"),
+        ("p.csv", b"caption,id,id,caption\na,1,1,b\n", None, "2 columns 'caption'"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}\n', None, "line 1 has 'prompt' twice"),
     ],
 )
 def test_every_wrong_file_gets_a_sentence(
@@ -116,8 +137,11 @@ def test_data_in_json_lines_stays_json() -> None:
     [
         ("caption\nx\n", ".tsv", "no column 'det' among caption"),
         ("a line\n", ".txt", "are columns of a .tsv, .csv or .jsonl file"),
-        ('{"caption": "x", "det": ""}\n{"caption": "y"}\n', ".jsonl", "row 2 has nothing under 'det'"),
-        ("caption\tdet\nx\n", ".tsv", "row 2 has nothing under 'det'"),
+        ('{"caption": "x", "det": ""}\n{"caption": "y"}\n', ".jsonl", "line 2 has nothing under 'det'"),
+        ('{"caption": " ", "det": ""}\n', ".jsonl", "line 1 has nothing under 'caption'"),
+        ("caption\tdet\n\tx\n", ".tsv", "line 2 has nothing under 'caption'"),
+        ("caption,det\n\n\nx,y,z\n", ".csv", "line 4 has 3 cells, where the header has 2"),
+        ("caption\tdet\nx\n", ".tsv", "line 2 has 1 cell, where the header has 2"),
         ("[1]\n", ".jsonl", "line 1 is no object"),
         ("\n", ".jsonl", "holds no row"),
         ("caption\tdet\n", ".tsv", "holds no row"),
