@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs import build_codec
-from fourm.codecs.files import write_array
+from fourm.codecs.files import read_size, write_array
 from fourm.codecs.forms import FORMS
 from fourm.codecs.pictures import (
     read_classes,
@@ -203,7 +203,7 @@ def test_class_numbers_are_those_of_the_file_whatever_its_palette(tmp_path: Path
     image.save(tmp_path / "palette.png")
     for name in ("grey", "palette"):
         assert np.array_equal(read_classes(tmp_path / f"{name}.png"), numbers)
-    for mode in ("RGB", "RGBA", "1", "I;16", "LA"):
+    for mode in ("RGB", "RGBA", "I;16", "LA"):
         Image.new("L", (3, 3)).convert(mode).save(tmp_path / "bad.png")
         with pytest.raises(
             SampleError, match=r"bad\.png: class numbers need an 8-bit grey or palette picture"
@@ -257,7 +257,7 @@ def test_depth_is_a_picture_of_sixteen_bits_or_an_array(tmp_path: Path) -> None:
             read_depth(tmp_path / "bad.png")
     for array in (np.zeros((2, 2, 2)), np.zeros((2, 2), np.int64), np.zeros((0, 2)), np.array(1.0)):
         write_array(array, tmp_path / "bad.npy")
-        with pytest.raises(SampleError, match=r"bad\.npy: .*where 2 axes of fractions belong"):
+        with pytest.raises(SampleError, match=r"bad\.npy: .*where 2 axes of fractions or 16-bit levels"):
             read_depth(tmp_path / "bad.npy")
     for value in (np.nan, np.inf, 1e300):
         write_array(np.array([[0.0, value]]), tmp_path / "bad.npy")
@@ -322,3 +322,133 @@ def test_levels_of_depth_are_the_same_from_a_picture_and_an_array(tmp_path: Path
     for suffix in ("png", "npy"):
         found = read_depth(tmp_path / f"x.{suffix}")
         assert (found.dtype, found.tolist()) == (np.uint16, levels.tolist())
+
+
+def low_bits(numbers: NDArray[np.uint8], bits: int) -> bytes:
+    """A grey PNG whose levels (H, W) have 1, 2 or 4 bits."""
+    packed = np.packbits(
+        np.unpackbits(numbers[..., None], axis=2)[..., -bits:].reshape(len(numbers), -1), axis=1
+    )
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    head = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, data) for name, data in chunks)
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_class_numbers_of_few_bits_are_not_scaled(tmp_path: Path, bits: int) -> None:
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8) % (1 << bits)
+    (tmp_path / "x.png").write_bytes(low_bits(numbers, bits))
+    assert np.array_equal(read_classes(tmp_path / "x.png"), numbers)
+    image = Image.fromarray(numbers)
+    image.putpalette([(50 * i + c) % 256 for i in range(1 << bits) for c in range(3)])
+    image.save(tmp_path / "palette.png", bits=bits)
+    assert (tmp_path / "palette.png").read_bytes()[24:26] == bytes((bits, 3))
+    assert np.array_equal(read_classes(tmp_path / "palette.png"), numbers)
+
+
+def test_class_numbers_that_other_formats_scale_or_invert_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "15.pgm").write_bytes(b"P5 2 1 15\n\x01\x0f")
+    (tmp_path / "plain.pgm").write_bytes(b"P2 2 1 7\n1 7\n")
+    (tmp_path / "bits.pbm").write_bytes(b"P4 8 1\n\xf0")
+    numbers = Image.fromarray(np.array([[0, 3]], np.uint8))
+    numbers.save(tmp_path / "white.tif", tiffinfo={262: 0})
+    numbers.convert("1").save(tmp_path / "bits.tif")
+    for name in ("15.pgm", "plain.pgm", "bits.pbm", "white.tif", "bits.tif"):
+        with pytest.raises(SampleError, match=rf"{name}: class numbers need"):
+            read_classes(tmp_path / name)
+    (tmp_path / "255.pgm").write_bytes(b"P5 2 1 255\n\x00\x03")
+    (tmp_path / "text.pgm").write_bytes(b"P2 2 1 255\n0 3\n")
+    for name in ("black.tif", "lzw.tif", "x.bmp"):
+        numbers.save(tmp_path / name, **({"compression": "tiff_lzw"} if name == "lzw.tif" else {}))
+    for name in ("255.pgm", "text.pgm", "black.tif", "lzw.tif", "x.bmp"):
+        assert read_classes(tmp_path / name).tolist() == [[0, 3]], name
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.webp", "x.jp2", "jpeg.tif"])
+def test_formats_that_change_numbers_hold_no_class_numbers_and_no_masks(tmp_path: Path, name: str) -> None:
+    more = {"compression": "jpeg"} if name.endswith("tif") else {}
+    Image.new("L", (16, 16), 255).save(tmp_path / name, **more)
+    for read in (read_classes, read_valid):
+        with pytest.raises(SampleError, match=rf"{name}: \w+ stores approximate values; .* such as PNG"):
+            read(tmp_path / name)
+    assert read_grey(tmp_path / name).shape == (16, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_no_format_turns_its_pixels(tmp_path: Path, orientation: int, compression: str) -> None:
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.tif", exif=exif, compression=compression)
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", exif=exif, lossless=True)
+    for name in ("x.tif", "x.png", "x.webp"):
+        assert np.array_equal(read_rgb(tmp_path / name), pixels), name
+        assert read_size(tmp_path / name) == (4, 6), name
+
+
+def test_levels_of_any_byte_order_are_read(tmp_path: Path) -> None:
+    levels = np.array([[0, 1, 65535]], np.uint16)
+    for order in "<>=":
+        np.save(tmp_path / "x.npy", levels.astype(f"{order}u2"))
+        read = read_depth(tmp_path / "x.npy")
+        assert (read.tolist(), read.dtype) == (levels.tolist(), np.uint16)
+        assert read_distance(tmp_path / "x.npy").tolist() == [pytest.approx([-1, 2 / 65535 - 1, 1])]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"tEXt", b"Comment\0good")[:-1] + b"\0",
+        png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"iCCP", b"no profile"),
+        png_chunk(b"eXIf", b"\xff" * 40),
+        png_chunk(b"gAMA", b"")[:-1] + b"\1",
+        png_chunk(b"pHYs", b"1"),
+        png_chunk(b"tRNS", b"12345"),
+        png_chunk(b"acTL", b"1"),
+    ],
+    ids=lambda data: data[4:8].decode(),
+)
+def test_good_pixels_beside_spoilt_or_large_metadata_are_read(tmp_path: Path, metadata: bytes) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    plain = (tmp_path / "x.png").read_bytes()
+    for at in (33, len(plain) - 12):  # before the pixels and behind them
+        (tmp_path / "x.png").write_bytes(plain[:at] + metadata + plain[at:])
+        assert np.array_equal(read_rgb(tmp_path / "x.png"), pixels)
+        assert read_size(tmp_path / "x.png") == (4, 4)
+
+
+def test_a_damaged_picture_is_not_told_to_be_of_another_format(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(a damaged PNG file\)"):
+        read_rgb(tmp_path / "x.png")
+
+
+def test_spoilt_metadata_of_other_formats_harms_nothing(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    image = Image.fromarray(pixels)
+    for junk in (b"\xff" * 60, b"Exif\0\0MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\xee" * 40):
+        image.save(tmp_path / "x.webp", exif=junk, xmp=junk, icc_profile=junk, lossless=True)
+        assert np.array_equal(read_rgb(tmp_path / "x.webp"), pixels)
+        image.save(tmp_path / "x.jpg", exif=junk, icc_profile=junk)
+        assert read_rgb(tmp_path / "x.jpg").shape == (4, 4, 3)
+    for tag in (
+        34665,
+        34853,
+        37724,
+        34675,
+        700,
+        33723,
+    ):  # pointers to EXIF and GPS, Photoshop, ICC, XMP, IPTC
+        image.save(tmp_path / "x.tif", tiffinfo={tag: 0x7FFFFFFF if tag in (34665, 34853) else b"\xff" * 9})
+        assert np.array_equal(read_rgb(tmp_path / "x.tif"), pixels), tag

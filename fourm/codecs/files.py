@@ -24,7 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    TiffImageFile,
+)
 
 from fourm.errors import SampleError
 from fourm.opening import read_bytes
@@ -37,6 +45,17 @@ MAX_REASON = 200  # characters of what a library says about a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
+_LOSSY = ("JPEG", "JPEG2000", "WEBP")  # of WebP's lossless variant no picture is grey
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_STARTS = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_WHITE_IS_0 = 0  # as a TIFF's photometric interpretation
+_ORIENTATION = 0x0112  # EXIF tag
+_TURN = Image.Transpose
+_TURNED_BACK = {  # what undoes an orientation
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_90, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_270,
+}  # fmt: skip
 # What NumPy's header parser and Pillow's decoders raise for malformed bytes.
 _HEADER_ERRORS = (
     ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, tokenize.TokenError,
@@ -130,11 +149,60 @@ def read_json(path: Path) -> object:
         raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture, fully decoded, in the mode that the file has; of an animation its first frame."""
+def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
+    """A picture, fully decoded, in the mode that the file has, not turned; of an animation its first frame.
+
+    is_exact: refuse formats that store approximate values, such as JPEG.
+    """
     with _opened(path) as image:
-        image.load()
-        return image.copy()
+        if is_exact:
+            _check_exact(image, path)
+        return _as_stored(image)
+
+
+def read_levels(path: Path) -> NDArray[np.uint8]:
+    """(H, W) numbers of a grey or palette picture of at most 8 bits as they are stored.
+
+    Pillow scales grey levels of fewer bits to 0..255; for PNG, whose levels count from black, this is undone.
+    """
+    with _opened(path) as image:
+        _check_exact(image, path)
+        step = _level_step(image)
+        if image.mode not in ("L", "P") and not (image.mode == "1" and step):
+            raise SampleError(
+                f"{path}: class numbers need an 8-bit grey or palette picture, not {image.mode}"
+            )
+        if not step:
+            raise SampleError(f"{path}: class numbers need 8 bits, black for 0; these grey levels are scaled")
+        return np.asarray(_as_stored(image)).astype(np.uint8) // np.uint8(step)
+
+
+def _check_exact(image: Image.Image, path: Path) -> None:
+    if image.format in _LOSSY or image.info.get("compression") in _LOSSY_TIFF:
+        raise SampleError(
+            f"{path}: {image.format} stores approximate values; class numbers and masks need a lossless "
+            "picture, such as PNG"
+        )
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    """The decoded picture as its pixels are stored: Pillow turns TIFFs, and no other format, by their tag."""
+    turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
+    image.load()
+    return image.transpose(_TURNED_BACK[turned]) if turned in _TURNED_BACK else image.copy()
+
+
+def _level_step(image: Image.Image) -> int:
+    """The difference of two neighbouring grey levels as Pillow decodes them; 0: not known, or inverted."""
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        return int(tags.get(BITSPERSAMPLE) == (8,) and tags.get(PHOTOMETRIC_INTERPRETATION) != _WHITE_IS_0)
+    args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
+    if image.format == "PNG":
+        return {"L;2": 85, "L;4": 17}.get(str(args), 1)
+    if image.format == "PPM":
+        return int(args in ("L", ("L", 255)))
+    return int(image.mode != "1")
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -145,16 +213,18 @@ def read_size(path: Path) -> tuple[int, int]:
             raise SampleError(f"{path}: an array of shape {shape} is no map of pixels")
         return shape[0], shape[1]
     with _opened(path) as image:
+        if isinstance(image, TiffImageFile):  # Pillow says the size of the turned picture
+            return image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
         return image.height, image.width
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture of which the header was read; whatever Pillow finds wrong, in the block too, is one error."""
-    data = _read_bytes(path, MAX_BYTES)
+    data = _without_metadata(_read_bytes(path, MAX_BYTES))
     try:
         with (
-            # Spoilt metadata beside good pixels is nobody's concern.
+            # Spoilt metadata beside good pixels does not matter.
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
         ):
@@ -162,11 +232,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
+        if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
+            raise SampleError(f"{path}: not a picture that can be read (a damaged {kind} file)") from error
         raise SampleError(
             f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
         ) from error
     except _PICTURE_ERRORS as error:
         raise SampleError(f"{path}: not a picture that can be read ({_short(error)})") from error
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG file without its ancillary chunks (lower-case names), which no pixel depends on; else the same.
+
+    Pillow refuses good pixels beside metadata that is large or damaged.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [data[: len(_PNG)]], len(_PNG)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if not data[at + 4] & 0x20:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.colours import to_bytes
-from fourm.codecs.files import read_array, read_picture
+from fourm.codecs.files import read_array, read_levels, read_picture
 from fourm.crops import Crop, centre_crop
 from fourm.errors import SampleError
 
@@ -33,23 +33,20 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 
 def read_valid(path: Path) -> NDArray[np.uint8]:
     """(H, W), 255 where a mask says that the pixels of other maps mean something, else 0."""
-    return np.where(read_grey(path) == 255, np.uint8(255), np.uint8(0))
+    return np.where(_eight_bit(path, "L", is_exact=True) == 255, np.uint8(255), np.uint8(0))
 
 
 def read_classes(path: Path) -> NDArray[np.uint8]:
     """(H, W) class numbers from 0, NO_CLASS where there is none."""
-    image = read_picture(path)
-    if image.mode not in ("L", "P"):
-        raise SampleError(f"{path}: class numbers need an 8-bit grey or palette picture, not {image.mode}")
-    return np.asarray(image)
+    return read_levels(path)
 
 
 def read_depth(path: Path) -> Value:
     """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
     if is_array(path):
         levels = read_array(path)
-        is_levels = levels.dtype == np.uint16 and levels.ndim == 2 and levels.size > 0
-        return levels if is_levels else _read_floats(path, 2)
+        is_levels = levels.dtype.kind == "u" and levels.itemsize == 2 and levels.ndim == 2 and levels.size > 0
+        return levels.astype(np.uint16) if is_levels else _read_floats(path, 2, "or 16-bit levels (uint16) ")
     image = read_picture(path)
     levels = np.asarray(image)
     if image.mode == "F":
@@ -108,8 +105,8 @@ def _rectangle(value: Value, crop: Crop, outside: int) -> Value:
     return whole
 
 
-def _eight_bit(path: Path, mode: str) -> NDArray[np.uint8]:
-    image = read_picture(path)
+def _eight_bit(path: Path, mode: str, is_exact: bool = False) -> NDArray[np.uint8]:
+    image = read_picture(path, is_exact)
     image.info.pop("transparency", None)  # dropped like an alpha channel
     if image.mode[0] in "IF":  # Pillow would clip instead of scaling
         image = Image.fromarray(_scaled(np.asarray(image), path))
@@ -136,11 +133,11 @@ def _check_levels(levels: Value, path: Path) -> None:
         raise SampleError(f"{path}: a picture of 16 bits lies in 0 to {DEPTH_LEVELS}, not {low} to {high}")
 
 
-def _read_floats(path: Path, rank: int) -> NDArray[np.float32]:
+def _read_floats(path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
     array = read_array(path)
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
         raise SampleError(
-            f"{path}: {array.dtype} of shape {array.shape}, where {rank} axes of fractions belong"
+            f"{path}: {array.dtype} of shape {array.shape}, where {rank} axes of fractions {other}belong"
         )
     return _finite(array, path)
 
