@@ -133,12 +133,23 @@ class Conditions:
                 values[name] = codec.typed(work.sample.typed[name])
                 codec.encode([values[name]])
                 continue
-            values[name], slot = _from_file(self.codecs[name], _there(path, work, name), crop)
+            values[name], slot = self._from_file(self.codecs[name], _there(path, work, name), crop)
             if row.kind is Kind.GRID:
                 ids[name] = slot.values[0].cpu().numpy()
             elif found := _notes(self.codecs[name], values[name], _there(path, work, name), crop):
                 notes[name] = found
         return Given(work, values, ids, notes)
+
+    def _from_file(self, codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
+        """A value and what the model reads of it; whatever is wrong with either names the file."""
+        value, origin = codec.read(path, crop), self.request.origin
+        is_made = origin is not None and origin.record is not None  # a run may have made an empty caption
+        if isinstance(codec, CaptionCodec) and not is_made and not codec.wordpiece.encode(value):
+            raise SampleError(f"{path}: holds no word, so it is no caption")
+        try:
+            return value, codec.encode([value])  # what the model cannot read fails alone
+        except SampleError as error:
+            raise SampleError(f"{path}: {error}") from error
 
     def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
         """The picture or map whose size crops refer to."""
@@ -154,15 +165,6 @@ class Conditions:
             else:
                 slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
         return Batch(tuple(row.work.sample.key.text for row in rows), slots)
-
-
-def _from_file(codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
-    """A value and what the model reads of it; whatever is wrong with either names the file."""
-    value = codec.read(path, crop)
-    try:
-        return value, codec.encode([value])  # what the model cannot read fails alone
-    except SampleError as error:
-        raise SampleError(f"{path}: {error}") from error
 
 
 def _notes(codec: Codec[Any], value: Any, path: Path, crop: Crop | None) -> tuple[str, ...]:

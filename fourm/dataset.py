@@ -1,6 +1,8 @@
 """Datasets on disk: folders and tar shards listed, samples matched by name, a part of them chosen."""
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +11,13 @@ from fourm.errors import SampleError, UsageError, printable
 from fourm.layout import MAX_SAMPLES, Key, Sample
 from fourm.shards import COMPRESSED, SUFFIX, read_shard
 
-EXTENSIONS = frozenset((
-    ".json.gz", ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jpx",
-    ".gif", ".npy", ".npz", ".json", ".txt",
-))  # fmt: skip
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif",
+    ".tiff", ".webp", ".jp2", ".j2k", ".jpx", ".jpeg2000", ".gif",
+)  # fmt: skip
+EXTENSIONS = frozenset((*PICTURES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
+TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
+_KINDS_SHOWN = 6  # extensions that a note names
 REST = "*"  # name of the samples of a folder or shard that cannot be listed, whose names nobody knows
 
 
@@ -25,6 +30,7 @@ class Dataset:
 
     samples: tuple[Sample, ...]
     incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
+    notes: tuple[str, ...] = ()  # sentences about files that are no samples
 
 
 def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
@@ -37,6 +43,7 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
     extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
+    match_spellings([*found.values(), *extra.values()])
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
     for key in _ordered_keys(found):
         files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
@@ -56,9 +63,10 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     for modality, one in found.items():
         untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
         samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
+    notes = [note for one in found.values() for note in one.notes]
     if all(sample.problem for sample in samples):
-        raise _nothing_to_read(root, list(folders.values()), samples, incomplete)
-    return Dataset(tuple(samples), tuple(incomplete))
+        raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
+    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
 
 
 def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
@@ -86,6 +94,34 @@ class Listing:
     files: dict[Key, Path] = field(default_factory=dict)
     problems: dict[Key, str] = field(default_factory=dict)  # of samples that no file can be read for
     unlisted: dict[str, str] = field(default_factory=dict)  # folder of keys -> why there may be more in it
+    top: Path = Path()  # the modality's folder
+    flat: list[str] = field(default_factory=list)  # names of files directly in it, which are not read
+    unread: Counter[str] = field(default_factory=Counter)  # extension -> number of files that have it
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about files that are passed over."""
+        notes = list[str]()
+        if self.flat:
+            some = (
+                f"lies in {self.top}"
+                if len(self.flat) == 1
+                else f"and {len(self.flat) - 1:,} more lie in {self.top}"
+            )
+            notes.append(
+                f"{self.flat[0]} {some} itself, where no file is read; it belongs in a folder there, such as "
+                f"{self.top / 'all' / self.flat[0]}"
+            )
+        if count := self.unread.total():
+            kinds = sorted(self.unread)
+            more = f" and {len(kinds) - _KINDS_SHOWN} more" if len(kinds) > _KINDS_SHOWN else ""
+            files = (
+                "1 file has an extension that is"
+                if count == 1
+                else f"{count:,} files have extensions that are"
+            )
+            notes.append(f"{self.top}: {files} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
+        return notes
 
     def add(self, key: Key, path: Path) -> None:
         """Note a sample's file; two of them are none, for nobody knows which is meant."""
@@ -109,6 +145,31 @@ class Listing:
         parts = key.folder.split("/") if self.unlisted else []
         above = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
         return next((folder for folder in above if folder in self.unlisted), "")
+
+
+def match_spellings(listings: Sequence[Listing]) -> None:
+    """Give names that differ in Unicode normal form only, as on other systems, one key: the composed form.
+
+    Names that are spelled in one way throughout stay as they are, and so do two spellings in one listing.
+    """
+    spellings = dict[Key, set[Key]]()
+    for listing in listings:
+        for key in (*listing.files, *listing.problems):
+            if not (key.folder.isascii() and key.name.isascii()):
+                spellings.setdefault(_composed(key), set()).add(key)
+    for composed, keys in spellings.items():
+        own = [[key for key in keys if key in one.files or key in one.problems] for one in listings]
+        if len(keys) == 1 or any(len(found) > 1 for found in own):
+            continue
+        for listing, found in zip(listings, own, strict=True):
+            for table in (listing.files, listing.problems):
+                for key in found:
+                    if key in table:
+                        table[composed] = table.pop(key)  # type: ignore[assignment]
+
+
+def _composed(key: Key) -> Key:
+    return Key(unicodedata.normalize("NFC", key.folder), unicodedata.normalize("NFC", key.name))
 
 
 def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
@@ -136,16 +197,27 @@ def _nothing_to_read(
 
 def list_folder(root: Path, folder: str) -> Listing:
     """Everything in `root/folder`, which must be there."""
-    top, found = root / folder, Listing()
+    top, found = root / folder, Listing(top=root / folder)
     if not os.path.isdir(top):
         try:
             names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         except OSError as error:
             raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
-        raise UsageError(f"{root}: {what}; there is {', '.join(names) or 'no folder at all'}")
+        raise UsageError(
+            f"{root}: {what}; there is {', '.join(names) or 'no folder at all'}{flat_advice(root, folder)}"
+        )
     _walk(top, found)
     return found
+
+
+def flat_advice(root: Path, folder: str) -> str:
+    """Half a sentence for a folder of pictures that is no dataset: where they would lie in one."""
+    name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURES)), "")
+    if not name:
+        return ""
+    folder = "rgb" if folder == "caption" else folder
+    return f"; pictures that lie in it belong in {root / folder / 'all' / name} and so on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +273,8 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     if suffix := suffix_of(name):
         if folder:
             found.add(Key(folder, name[: -len(suffix)]), Path(entry.path))
+        elif name != TOKENIZER:
+            found.flat.append(name)
     elif name.lower().endswith(SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
     elif packed := next((end for end in COMPRESSED if name.lower().endswith(end)), ""):
@@ -210,6 +284,8 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         target = os.readlink(entry.path)
         found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
+    else:
+        found.unread[_kind_of(name)] += 1
 
 
 def _add_shard(found: Listing, path: Path, folder: str) -> None:
@@ -225,7 +301,10 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
     for name in (*shard.members, *shard.spoilt):
         *above, last = name.split("/")
         suffix = suffix_of(last)
-        if not suffix or any(part.startswith(".") for part in (*above, last)):
+        if any(part.startswith(".") for part in (*above, last)):
+            continue
+        if not suffix:
+            found.unread[_kind_of(last)] += 1
             continue
         key = Key("/".join((folder, *above)), last[: -len(suffix)])
         found.add(key, path / name)
@@ -246,6 +325,12 @@ def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
     for key, folder_ in folders.items():
         if folder_.name not in occupied and key not in found.files:
             found.problems[key] = f"{folder_.path}: a folder, where a file should be"
+
+
+def _kind_of(name: str) -> str:
+    """The extension of a file that is not read, as a note names it."""
+    suffix = os.path.splitext(name)[1].lower()
+    return printable(suffix) if len(suffix) > 1 else "none"
 
 
 def suffix_of(name: str) -> str:

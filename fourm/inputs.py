@@ -2,22 +2,30 @@
 
 import os
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from fourm.crops import CROP_SETTINGS, WHOLE
-from fourm.dataset import Dataset, list_dataset, take
+from fourm.dataset import PICTURES, Dataset, list_dataset, take
 from fourm.errors import UsageError
 from fourm.hub import ModelFiles, require_text_tokenizer
 from fourm.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
 from fourm.modalities import Kind, Modality
 from fourm.paths import local_name
-from fourm.prompts import find_parti, parse_columns, parse_prompts, read_file, read_prompts, read_stream
+from fourm.prompts import (
+    find_parti,
+    missing_file,
+    parse_columns,
+    parse_prompts,
+    read_file,
+    read_prompts,
+    read_stream,
+)
 from fourm.wordpiece import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
 PARTI, EMPTY, STREAM = "parti_prompts", "empty", "-"
 SHOWN = 5  # unknown words that a note names
 
@@ -46,13 +54,9 @@ def read_samples(
         local_name(text)
     if source.data == "":
         raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
-    if source.data is not None and source.data.lower().endswith(PICTURES):
-        name = os.path.basename(source.data)
-        raise UsageError(
-            f"--data {source.data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
-            "--data DATA --cond rgb"
-        )
     is_folder = source.data is not None and os.path.isdir(source.data)  # False for a name that cannot be
+    if source.data is not None and not is_folder:
+        _check_file(source.data)
     if source.column is not None and (source.data in (None, EMPTY) or is_folder):
         raise UsageError(
             f"--column {source.column}: only .tsv, .csv and .jsonl files given by --data have one"
@@ -71,13 +75,36 @@ def read_samples(
     else:
         _check_takes_prompts(source, conditions, model)
         captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
+        notes = _note_single_words(source.prompts)
         if len(captions) < len(conditions):
             samples = _typed_samples(source, conditions, captions, stdin)
         else:
             samples = samples_of_prompts(_prompts(source, model, stdin))
         _check_prompts(samples, conditions, model)
-        dataset = Dataset(tuple(samples), ())
-    return Dataset(tuple(take(dataset.samples, source.num_samples, source.subset_seed)), dataset.incomplete)
+        dataset = Dataset(tuple(samples), (), notes)
+    chosen = take(dataset.samples, source.num_samples, source.subset_seed)
+    return replace(dataset, samples=tuple(chosen))
+
+
+def _check_file(data: str) -> None:
+    """Refuse a `--data` that is not there, or a picture."""
+    name = os.path.basename(data)
+    if name.lower().endswith(UNREAD_PICTURES):
+        raise UsageError(f"--data {data}: is a picture in a format that is not read; convert it to PNG")
+    if name.lower().endswith(PICTURES):
+        raise UsageError(
+            f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
+            "--data DATA --cond rgb"
+        )
+    if data not in (STREAM, PARTI, EMPTY) and not os.path.exists(data):
+        raise missing_file(Path(data))
+
+
+def _note_single_words(prompts: Sequence[str]) -> tuple[str, ...]:
+    """A note where quotation marks may have been forgotten."""
+    if len(prompts) < 2 or any(len(prompt.split()) != 1 for prompt in prompts):
+        return ()
+    return (f'{len(prompts)} prompts of one word each; quotation marks make them one: "{" ".join(prompts)}"',)
 
 
 def shows_part(row: Modality, raw: Container[str]) -> bool:

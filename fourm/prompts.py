@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,7 @@ def read_file(path: Path) -> bytes:
     try:
         return read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: there is no such file or folder{_near_file(path)}") from error
+        raise missing_file(path) from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -241,7 +242,9 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     raise UsageError(f"{where}: no column '{wanted}' among {listed}{near_match(wanted, names)}")
 
 
-def _near_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    return near_match(path.name, (p.name for p in path.parent.iterdir()))
+def missing_file(path: Path) -> UsageError:
+    """The error for a file or folder that is not there, with a near name."""
+    near = ""
+    if os.path.isdir(path.parent):
+        near = near_match(path.name, os.listdir(path.parent))
+    return UsageError(f"{path}: there is no such file or folder{near}")

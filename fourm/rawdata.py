@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.crops import CROP_SETTINGS
-from fourm.dataset import REST, Listing, list_folder
+from fourm.dataset import REST, Listing, flat_advice, list_folder, match_spellings
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.header import read_header
 from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
@@ -109,12 +109,22 @@ def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     )
 
 
-def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[RawSample, ...]:
+@dataclass(frozen=True, slots=True)
+class RawDataset:
     """All samples that have a file in one of the folders at least, sorted by key."""
+
+    samples: tuple[RawSample, ...]
+    notes: tuple[str, ...]  # sentences about files that are no samples
+
+
+def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> RawDataset:
+    """What there is to do in a dataset; `out` may have crop settings of its own."""
     listed = {one.row.name: list_folder(root, one.folder) for one in folders}
     pictures, valid, settings = (_list(root, name) for name in (PICTURES, VALID, CROP_SETTINGS))
     own_settings = _list(out, CROP_SETTINGS)  # those that belong to the tokens come first
+    match_spellings([*listed.values(), pictures, valid, settings, own_settings])
     problems = _problems(listed.values())
+    notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     for key in keys:
         crops = own_settings if key in own_settings.files else settings
@@ -123,10 +133,11 @@ def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[R
             problems.setdefault(key, found[0])
     if not keys:
         names = ", ".join(one.folder for one in folders)
-        raise UsageError(f"{root}: no file in {names}; files lie in FOLDER/ANY/NAME.EXT")
+        why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
+        raise UsageError(f"{root}: no file in {names}; {why}")
     if len(keys) > MAX_SAMPLES:
         raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
-    return tuple(
+    samples = tuple(
         RawSample(
             key, {name: one.files[key] for name, one in listed.items() if key in one.files},
             pictures.files.get(key), valid.files.get(key),
@@ -134,6 +145,7 @@ def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> tuple[R
         )
         for key in keys
     )  # fmt: skip
+    return RawDataset(samples, notes)
 
 
 def _problems(listed: Iterable[Listing]) -> dict[Key, str]:
@@ -199,4 +211,5 @@ def _nothing(root: Path, model: ModelFiles, rows: Sequence[Modality], present: S
     advice = (
         f"; {root / deeper[0]} has some" if deeper else f"; there is {', '.join(present) or 'none at all'}"
     )
+    advice += "" if deeper else flat_advice(root, "rgb")
     return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}){advice}"

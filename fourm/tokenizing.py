@@ -24,6 +24,8 @@ from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.crops import CROP_SETTINGS, NUM_UNIFORMS, Crop, centre_crop, random_crop
 from fourm.device import check_tokenizing_memory, choose_device
+from fourm.dataset import TOKENIZER
+from fourm.device import choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.hub import weights_of
@@ -39,7 +41,6 @@ from fourm.runfile import BASE
 from fourm.sampling import Noise
 from fourm.tokenizers.vq import Part
 
-RECORD = "tokenizer.json"  # in a folder of tokens: what made them
 _STAGE = "crop"  # of the noise
 
 
@@ -141,7 +142,7 @@ def _claims(
     """What makes the tokens of each folder, by its record; refuse one that was begun with something else."""
     claims = dict[Path, Mapping[str, object]]()
     for row in request.rows:
-        path = request.out / row.name / RECORD
+        path = request.out / row.name / TOKENIZER
         claims[path] = {
             "tokenizer": sha256_of(weights_of(request.model.tokenizers[row.tokenizer])),
             "crops": num_crops,

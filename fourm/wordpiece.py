@@ -126,6 +126,8 @@ def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
     for token in RESERVED:
         if token in text:
             raise UsageError(f"prompt {_shortened(text)}: {token} is reserved for the model; leave it out")
+    if not wordpiece.encode(text):
+        raise UsageError(f"prompt {_shortened(text)}: holds no word that a model could read")
     count = len(encode_full(text, wordpiece))
     if count > max_tokens:
         raise UsageError(

@@ -35,9 +35,22 @@ class World:
         """Every size-th item from rank on; the caller gives all processes the same sorted items."""
         return list(items[self.rank :: self.size])
 
+    def describe_share(self, samples: int, variations: int = 1) -> str:
+        """`process 0 of 8: 1 of 2 samples`; with several variations what is divided are results."""
+        results = samples * variations
+        what = "samples" if variations == 1 else f"results ({samples:,} samples x {variations} variations)"
+        share = len(range(self.rank, results, self.size))
+        return f"process {self.rank} of {self.size}: {share:,} of {results:,} {what}"
+
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
     """The world of torchrun's variables, divided once more by `--shard i/n` (i counts from 0)."""
+    for name, other in (("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")):
+        if name in environment and other not in environment:
+            raise UsageError(
+                f"environment variable {name} is {environment[name]}, but {other} is not set; torchrun sets "
+                "both, a single process needs neither"
+            )
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
     index, count = parse_shard(shard) if shard is not None else (0, 1)

@@ -53,6 +53,8 @@ def make(
     try:
         if not quiet and request.world.group_rank == 0:
             say_notes()
+            if request.world.size > 1:
+                console.note(request.world.describe_share(len(request.samples), len(request.variations)))
         follow(
             partial(_begin, request, finer), request.world, request.out,
             quiet=quiet, as_json=as_json, log_json=log_json,

@@ -159,7 +159,8 @@ def say_notes(dataset: Dataset, files: ModelFiles) -> None:
     lacking = list(dataset.incomplete[:INCOMPLETE_SHOWN])
     if rest := len(dataset.incomplete) - len(lacking):
         lacking.append(f"{rest:,} more samples lack a file")
-    for note in (*lacking, note_unknown_words(dataset.samples, files)):
+    notes = [f"note: {text}" for text in dataset.notes]
+    for note in (*lacking, *notes, note_unknown_words(dataset.samples, files)):
         if note:
             console.note(note)
 

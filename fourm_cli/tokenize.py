@@ -134,8 +134,9 @@ def tokenize(
     found = find_folders(folder, files, names)
     out = out if out is not None else output_path(folder)
     world = parse_world(shard, os.environ)
+    dataset = list_samples(folder, out, found)
     request = TokenizeRequest(
-        files, tuple(one.row for one in found), list_samples(folder, out, found), out, num_crops=crops,
+        files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(batch_size),
         device=parse_device(device), dtype=parse_dtype(dtype or "auto"), attention=attention,
         overwrite=overwrite, world=world,
@@ -145,8 +146,10 @@ def tokenize(
         for one in found:
             count = sum(one.row.name in sample.files for sample in request.samples)
             console.note(f"{one.folder} -> {one.row.name}: {count} files")
-        for text in missing_tokenizers(folder, files) if names is None else ():
+        for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
             console.note(f"note: {text}")
+        if world.size > 1:
+            console.note(world.describe_share(len(request.samples)))
     follow(partial(_begin, request), world, out, quiet=quiet, as_json=as_json, log_json=log_json)
 
 

@@ -301,6 +301,7 @@ def test_boxes_are_truncated_and_what_nobody_sees_is_left_out() -> None:
 
 GOOD: dict[str, Any] = {"bbox": [[10, 10, 20, 20]], "token_ids": [list(CODES)], "points": [SQUARE]}
 BAD = [
+    ({"bbox": [[5, 5, 4, 9]]}, r"bbox 0: \[ymin, xmin, ymax, xmax\] must be in order, not \[5, 5, 4, 9\]"),
     ({"bbox": None}, "'bbox' is missing"),
     ({"bbox": "x"}, "'bbox' is not a list"),
     ({"bbox": [[1, 2, 3]]}, "bbox 0: .*where 4 numbers belong"),

@@ -121,7 +121,7 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
     (root / "crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), root / "crop_settings/f/x.npy")
     folders = find_folders(root, model, ["rgb", "depth"])
-    samples = {one.key: one for one in list_samples(root, tmp_path / "out", folders)}
+    samples = {one.key: one for one in list_samples(root, tmp_path / "out", folders).samples}
     assert list(samples) == [Key("f", "x"), Key("f", "y"), Key("g", "z")]
     x, y, z = samples.values()
     assert set(x.files) == {"tok_rgb@64", "tok_depth@64"}
@@ -129,11 +129,14 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
     assert x.settings == root / "crop_settings/f/x.npy"
     assert (set(y.files), y.valid, y.settings) == ({"tok_rgb@64"}, None, None)
     assert (set(z.files), z.picture) == ({"tok_depth@64"}, None)
-    (only,) = list_samples(root, tmp_path / "out", find_folders(root, model, ["depth"]))[:1]
+    (only,) = list_samples(root, tmp_path / "out", find_folders(root, model, ["depth"])).samples[:1]
     assert only.picture == root / "rgb/f/x.png"  # whose size is the whole, also when only depth is read
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
-    assert list_samples(root, tmp_path / "out", folders)[0].settings == tmp_path / "out/crop_settings/f/x.npy"
+    assert (
+        list_samples(root, tmp_path / "out", folders).samples[0].settings
+        == tmp_path / "out/crop_settings/f/x.npy"
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,9 +190,11 @@ def test_pictures_and_crops_that_cannot_be_told_are_problems_of_their_samples(
     root, model = make("depth", "rgb", "crop_settings"), find_model(tiny)
     (root / "crop_settings/f/x.npz").write_bytes(b"0")
     folders = find_folders(root, model, ["depth"])
-    assert "two files for one sample" in list_samples(root, tmp_path / "out", folders)[0].problem
+    assert "two files for one sample" in list_samples(root, tmp_path / "out", folders).samples[0].problem
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
-    assert not list_samples(root, tmp_path / "out", folders)[0].problem  # the tokens' own crops are clear
+    assert (
+        not list_samples(root, tmp_path / "out", folders).samples[0].problem
+    )  # the tokens' own crops are clear
     (root / "rgb/f/x.jpg").write_bytes(b"0")
-    assert "rgb/f/x.jpg and x." in list_samples(root, tmp_path / "out", folders)[0].problem
+    assert "rgb/f/x.jpg and x." in list_samples(root, tmp_path / "out", folders).samples[0].problem

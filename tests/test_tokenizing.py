@@ -20,6 +20,7 @@ from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec
 from fourm.codecs.pictures import cut
 from fourm.crops import centre_crop
+from fourm.dataset import TOKENIZER
 from fourm.errors import FourMError, UsageError
 from fourm.events import Event, Failed, Finished, Saved, Started
 from fourm.hub import ModelFiles, find_model
@@ -27,7 +28,7 @@ from fourm.modalities import RELEASED, Kind, Modality
 from fourm.rawdata import TokenizeRequest, find_folders, list_samples
 from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.vq import VQTokenizer
-from fourm.tokenizing import RECORD, run
+from fourm.tokenizing import run
 
 Array = NDArray[Any]
 ROW = Modality("tok_rgb@48", Kind.GRID, 9, 64, (3, 3), 16, 48, codec="tok_rgb", tokenizer="rgb", folder="rgb")
@@ -40,7 +41,7 @@ def request(
     out = out or root
     folders = find_folders(root, model, names or None)
     rows = tuple(one.row for one in folders)
-    made = TokenizeRequest(model, rows, list_samples(root, out, folders), out, device="cpu")
+    made = TokenizeRequest(model, rows, list_samples(root, out, folders).samples, out, device="cpu")
     return replace(made, **changes)
 
 
@@ -282,7 +283,7 @@ def test_a_folder_of_tokens_belongs_to_one_tokenizer(tiny: Path, dataset: Path) 
     with pytest.raises(UsageError, match="dtype is float32 there and bfloat16 here"):
         list(run(request(dataset, model, dtype="bfloat16")))
     assert counts(list(run(request(dataset, other, overwrite=True)))) == (3, 0, 0)
-    (dataset / "tok_rgb@64" / RECORD).write_text("[]")
+    (dataset / "tok_rgb@64" / TOKENIZER).write_text("[]")
     with pytest.raises(UsageError, match="is not a record"):
         list(run(request(dataset, other)))
 

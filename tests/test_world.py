@@ -35,6 +35,19 @@ def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
         parse_shard(text)
 
 
+@pytest.mark.parametrize(("name", "other"), [("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")])
+def test_half_of_torchruns_pair_is_refused(name: str, other: str) -> None:
+    for value in ("0", "1", "8"):
+        with pytest.raises(UsageError, match=f"{name} is {value}, but {other} is not set"):
+            parse_world(None, {name: value})
+
+
+def test_the_share_of_a_process_is_said_in_words() -> None:
+    said = [World(rank, 8).describe_share(9) for rank in (0, 1)]
+    assert said == ["process 0 of 8: 2 of 9 samples", "process 1 of 8: 1 of 9 samples"]
+    assert World(1, 2).describe_share(3, 3) == "process 1 of 2: 4 of 9 results (3 samples x 3 variations)"
+
+
 def test_a_broken_environment_is_named() -> None:
     with pytest.raises(UsageError, match="WORLD_SIZE"):
         parse_world(None, {"RANK": "0", "WORLD_SIZE": "many"})

@@ -16,6 +16,7 @@ from fourm.crops import Crop
 from fourm.grammars.structured import Grammar, finite, groups_of, number_of, quoted, shown, words_of
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FARTHEST = 10.0  # pictures away: no detector finds a box there, so such numbers are pixels
 
 
@@ -113,13 +114,26 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | No
     return tuple(sorted(boxes, key=ORDERS[rules.order]))
 
 
-def boxes_to_json(boxes: Sequence[Box]) -> object:
-    """The data of a file with these boxes, in their order."""
-    return {
-        "instances": [
-            {"boxes": list(box.corners), "class_name": box.name, "score": box.score} for box in boxes
-        ]
-    }
+def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
+    """The data of a file with these boxes, in their order.
+
+    A model may write corners in the wrong order, or a box that is smaller than a bin; in a file every box has
+    ordered corners and an area, and becomes the same bins again.
+    """
+    instances = list[dict[str, object]]()
+    for box in boxes:
+        xmin, xmax = _side(box.xmin, box.xmax, bins)
+        ymin, ymax = _side(box.ymin, box.ymax, bins)
+        instances.append({"boxes": [xmin, ymin, xmax, ymax], "class_name": box.name, "score": box.score})
+    return {"instances": instances}
+
+
+def _side(one: float, other: float, bins: int) -> tuple[float, float]:
+    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
+    if one != other:
+        return min(one, other), max(one, other)
+    quarter = 0.25 / (bins - 1)
+    return max(one - quarter, 0.0), min(one + quarter, 1.0)
 
 
 def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
@@ -129,7 +143,7 @@ def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
         parse=partial(parse_boxes, bins=rules.bins),
         to_text=partial(boxes_to_text, bins=rules.bins),
         from_json=partial(boxes_from_json, rules=rules),
-        to_json=boxes_to_json,
+        to_json=partial(boxes_to_json, bins=rules.bins),
         to_pieces=lambda boxes: [box_words(box, rules.bins) for box in boxes],
     )
 
@@ -173,6 +187,13 @@ def _read_instance(data: object, where: str) -> _Instance:
     numbers = tuple(finite(corner, f"{where}: every corner of 'boxes'") for corner in corners)
     if max(map(abs, numbers)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
+    for low, high, where_high in (("xmin", "xmax", "right of"), ("ymin", "ymax", "below")):
+        first, second = (numbers[_CORNERS.index(name)] for name in (low, high))
+        if first > second:
+            raise ValueError(
+                f"{where}: {high} {second:g} is not {where_high} {low} {first:g}; boxes are corners, not "
+                "centre and size"
+            )
     score = finite(data.get("score", 1.0), f"{where}: 'score'")
     return _Instance(numbers, _read_name(data.get("class_name"), where), score)
 

@@ -208,6 +208,8 @@ def _read_instances(entry: dict[str, object]) -> list[Instance | None]:
     instances = list[Instance | None]()
     for index, (box, ids) in enumerate(zip(boxes, codes, strict=True)):
         y0, x0, y1, x1 = (int(corner) for corner in read_numbers(box, (4,), f"bbox {index}"))
+        if y1 < y0 or x1 < x0:
+            raise ValueError(f"bbox {index}: [ymin, xmin, ymax, xmax] must be in order, not {shortened(box)}")
         of_mask = read_codes(ids, NUM_CODES_OF_MASK, f"token_ids {index}")
         instances.append(_instance((x0, y0, x1, y1), of_mask))
     return instances
