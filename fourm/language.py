@@ -109,9 +109,12 @@ def parse_options(values: Mapping[str, object], items: Mapping[str, Item], flags
 
 def load_layer(path: Path, items: Mapping[str, Item], known: Collection[str]) -> tuple[Layer, list[Entry]]:
     """The settings of a YAML file, and its entries with other known keys. An unknown key is a problem."""
-    ours, others, unknown = list[Entry](), list[Entry](), list[str]()
+    ours, others, unknown, seen = list[Entry](), list[Entry](), list[str](), set[str]()
     for entry in read_mapping(path):
         key = entry.key.replace("-", "_")
+        if key in seen:
+            unknown.append(f"{entry.where}: '{key}' is given twice, as '{entry.key}' too")
+        seen.add(key)
         if key in items:
             ours.append(Entry(key, entry.value, entry.where))
         elif key in known:

@@ -20,6 +20,7 @@ from fourm_cli.generate import EXAMPLES, generate
 from fourm_cli.models import models_app
 from fourm_cli.plot import EXAMPLES as PLOT_EXAMPLES
 from fourm_cli.plot import plot
+from fourm_cli.repeated import refuse_repeated
 from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
 from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
@@ -88,7 +89,9 @@ def main() -> None:
         signal.signal(number, _interrupt)
     code = 0
     try:
-        app(prog_name="fourm")
+        whole = typer.main.get_command(app)
+        refuse_repeated(whole, sys.argv[1:])
+        whole(prog_name="fourm")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except FourMError as error:

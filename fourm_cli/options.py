@@ -156,6 +156,8 @@ def parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
         if not name or key not in keys:
             near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
             raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
+        if key in found:
+            raise UsageError(f"--tokenizer: '{key}' is given twice")
         found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
     return found
 
