@@ -96,8 +96,14 @@ def _check_file(data: str) -> None:
             f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
             "--data DATA --cond rgb"
         )
-    if data not in (STREAM, PARTI, EMPTY) and not os.path.exists(data):
-        raise missing_file(Path(data))
+    if data in (STREAM, PARTI, EMPTY):
+        return
+    try:
+        os.stat(data)
+    except FileNotFoundError as error:
+        raise missing_file(Path(data)) from error
+    except OSError as error:
+        raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
 
 
 def _note_single_words(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """The app: one line for each command; `main` turns errors and signals into sentences and exit codes."""
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from fourm_cli.retrieve import retrieve
 from fourm_cli.schedules import schedule_app
 from fourm_cli.sr import EXAMPLES as SR_EXAMPLES
 from fourm_cli.sr import sr
+from fourm_cli.streams import prepare_streams
 from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
 from fourm_cli.tokenize import tokenize
 from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
@@ -84,7 +84,7 @@ def options(
 def main() -> None:
     """Run the command line; never returns."""
     is_debug = "--debug" in sys.argv[1:]
-    _prepare_streams()
+    prepare_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     code = 0
@@ -124,19 +124,6 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _prepare_streams() -> None:
-    """Streams that take anything: empty ones for a process without (`<&-`), and no character that stops them.
-
-    Paths that are not UTF-8 go out as the bytes that they are; what an old encoding lacks is escaped.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
-
-
 def _what_goes_on(words: list[str]) -> str:
     """What is kept of an interrupted command; nothing of one that only looks."""
     command = next((word for word in words if not word.startswith("-")), "")
@@ -154,14 +141,13 @@ def _from_system(error: OSError) -> FourMError:
 
 
 def _flush() -> int:
-    """Write what is left for stdout, 1 if that fails; a reader that went away (`| head`) is no mistake."""
+    """Write what is left for stdout; 1 if that fails."""
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
-        if not isinstance(error, BrokenPipeError):
-            explain(_from_system(error))
-            return FourMError.exit_code
+        explain(_from_system(error))
+        return FourMError.exit_code
     return 0
 
 

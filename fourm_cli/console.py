@@ -30,6 +30,7 @@ from fourm.events import (
     Started,
     Stepped,
 )
+from fourm_cli.streams import print_path
 
 CALM = 10.0  # seconds between plain lines
 REFRESH = 8.0  # pictures of the live display per second
@@ -322,7 +323,7 @@ def note(text: str) -> None:
 def result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
     """The only thing that runs put on stdout: their folder, or a record with --json."""
     if not as_json:
-        print(out)
+        print_path(out)
         return
     first, *others = ends
     print_json({"out": str(out), **_counts(first), **{end.stage: _counts(end) for end in others}})

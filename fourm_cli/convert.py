@@ -9,6 +9,7 @@ from fourm.convert import convert_dataset
 from fourm.errors import SampleError
 from fourm.paths import local_path, output_path
 from fourm_cli.console import note
+from fourm_cli.streams import print_path
 
 EXAMPLES = """
 Examples:
@@ -54,6 +55,6 @@ def sam_instances(source: Source, out: Out, overwrite: Overwrite = False, quiet:
             made += 1
     if not quiet:
         note(f"{made} converted, {kept} were there, {failed} failed")
-    print(out)
+    print_path(out)
     if failed:
         raise typer.Exit(SampleError.exit_code)

@@ -1,6 +1,7 @@
 """`fourm download`: models, tokenizers, text tokenizer and prompt sets, fetched once, checked, recorded."""
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
 from fourm_cli.completion import download_names
 from fourm_cli.console import note, print_json, print_table, quiet_library, size_text
+from fourm_cli.console import note, print_json, print_table, size_text
+from fourm_cli.streams import print_path
 from fourm_cli.transfers import Transfers, display, headline, waiting_line
 
 EXAMPLES = """
@@ -130,7 +133,8 @@ def _fetch(jobs: Sequence[Job], quiet: bool, as_json: bool) -> None:
         with display(state, quiet) as report:
             path = fetch(job, replace(CLIENT, report=report))
         if not as_json:
-            print(path, flush=True)
+            print_path(path)
+            sys.stdout.flush()
     if as_json:
         print_json([job.to_json() | {"fetched": job.to_fetch} for job in jobs])
 

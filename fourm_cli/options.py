@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -19,7 +19,7 @@ from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
 from fourm_cli.completion import model_names, of_setting, one_of
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
-MAX_PATH = 1 << 16  # characters that are read where a path is expected
+MAX_PATH = 1 << 16  # bytes that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _YAML: dict[str, Any] = {"parser": local_path, "metavar": "FILE", "rich_help_panel": CONFIG_PANEL}
 SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
@@ -109,12 +109,12 @@ def settings_from(
     return read_settings([path for path in configs if path is not None], schedule)
 
 
-def parse_folder(text: str, stdin: TextIO) -> Path:
+def parse_folder(text: str, stdin: BinaryIO) -> Path:
     """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
     if text != "-":
         folder, where = output_path(text), text
     else:
-        lines = stdin.read(MAX_PATH).splitlines()
+        lines = os.fsdecode(stdin.read(MAX_PATH)).splitlines()
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"standard input: the path of a folder was expected, in one line, not {found}")

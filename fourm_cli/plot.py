@@ -14,6 +14,7 @@ from fourm.results import open_results
 from fourm_cli.console import note, print_json
 from fourm_cli.options import Folder, parse_folder
 from fourm_cli.run_options import AsJson, Quiet
+from fourm_cli.streams import print_path
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -89,7 +90,7 @@ def plot(
     """
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")
-    root = parse_folder(folder, sys.stdin)
+    root = parse_folder(folder, sys.stdin.buffer)
     results = open_results(root)
     if model is not None:
         find_model(model)
@@ -124,7 +125,7 @@ def plot(
         row = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
         print_json({**row, "samples": tally.done, "problems": problems})
     else:
-        print(root)
+        print_path(root)
     if problems:
         raise typer.Exit(SampleError.exit_code)
 

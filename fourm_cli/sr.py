@@ -89,7 +89,7 @@ def sr(
 
     Conditions are what the run was given and what it made. Results go beside them, or to --out.
     """
-    root = parse_folder(folder, sys.stdin)
+    root = parse_folder(folder, sys.stdin.buffer)
     settings, own = settings_from((config, None, None, sr_config), {}), read_settings([], schedule)
     origin = read_origin(root)
     made = None if origin is None else origin.runs[0].record

@@ -26,7 +26,7 @@ SHOWN = 20  # findings that get a line of their own; --json has all
 
 def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Check an output folder: files that are missing, cut off, altered or not of its run (exit code 5)."""
-    verdict = check_folder(parse_folder(folder, sys.stdin), _teller())
+    verdict = check_folder(parse_folder(folder, sys.stdin.buffer), _teller())
     if as_json:
         print_json(verdict.to_json())
     else:

@@ -36,7 +36,7 @@ def test_stdout_is_the_folder_and_stderr_says_what_was_done(run: Run, folder: Pa
 
 
 def test_a_chain_of_pipes_ends_in_plots(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("out\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"out\n")))
     code, out, _ = run("plot", "-", "--no-contact", "--count", "1")
     assert (code, out) == (0, "out\n")
     assert [path.name for path in (folder / "plots").iterdir()] == ["000000.png"]

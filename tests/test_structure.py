@@ -44,7 +44,8 @@ fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
 fourm.samplesheet fourm.strips fourm.contact fourm.plots fourm.gallery.pictures fourm.gallery
 """.split()
 CLI = """
-fourm_cli fourm_cli.completion fourm_cli.options fourm_cli.run_options fourm_cli.console fourm_cli.follow
+fourm_cli fourm_cli.completion fourm_cli.options fourm_cli.run_options fourm_cli.streams
+fourm_cli.console fourm_cli.follow
 fourm_cli.replay fourm_cli.repeated
 fourm_cli.generate fourm_cli.sr fourm_cli.schedules
 fourm_cli.models fourm_cli.convert fourm_cli.transfers fourm_cli.download fourm_cli.tokenize

@@ -69,7 +69,7 @@ def test_json_has_all_findings_and_a_table_the_first(run: Run, made: Path) -> No
 def test_the_folder_may_come_from_the_command_before_a_pipe(
     run: Run, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("out\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"out\n")))
     assert run("verify", "-")[:2] == (0, "ok: 10 files of 2 samples checked\n")
 
 
