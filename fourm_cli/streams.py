@@ -52,9 +52,8 @@ class Forgiving:
     def _ignored(self) -> Iterator[None]:
         try:
             yield
-        except (
-            self._kind
-        ):  # what is left in the stream's buffer goes nowhere, or Python would fail at its end
+        except self._kind:
+            # What is left in the buffer goes nowhere, or Python itself would fail at its end.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())

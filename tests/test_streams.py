@@ -1,4 +1,4 @@
-"""Standard streams: paths as the bytes that they are; neither a full disk nor a reader that left ends a run."""
+"""Paths are printed as the bytes that they are; neither a full disk nor a reader that left ends a run."""
 
 import io
 import os
