@@ -67,11 +67,11 @@ def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> Non
         is_cut = _is_limit(step) and 0 < top < step.num_tokens
         height = top if is_cut else step.num_tokens
         axes.bar(
-            step.index, height, 0.9, color=colours[step.target], hatch="//" if _is_limit(step) else "",
+            step.number, height, 0.9, color=colours[step.target], hatch="//" if _is_limit(step) else "",
             edgecolor="white", linewidth=0,
         )  # fmt: skip
         if _is_limit(step):
-            axes.annotate(f"≤ {step.num_tokens}", (step.index, height), ha="center", va="bottom", fontsize=8)
+            axes.annotate(f"≤ {step.num_tokens}", (step.number, height), ha="center", va="bottom", fontsize=8)
     axes.margins(y=0.15)
 
 
@@ -81,8 +81,8 @@ def _draw_line(
     """A point for each step, and a line through those of one target."""
     _frame(axes, name)
     for target in chain.targets:
-        steps = [step.index for step in chain.steps if step.target == target]
-        axes.plot(steps, [values[index] for index in steps], "o-", ms=3, lw=1.2, color=colours[target])
+        steps = [step.number for step in chain.steps if step.target == target]
+        axes.plot(steps, [values[number - 1] for number in steps], "o-", ms=3, lw=1.2, color=colours[target])
     axes.margins(y=0.15)
     if min(values, default=0) >= 0:
         axes.set_ylim(bottom=0)

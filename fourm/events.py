@@ -12,7 +12,7 @@ from pathlib import Path
 class Started:
     """The run knows what it has to do."""
 
-    total: int  # samples times variations of this process, the finished ones included
+    total: int  # results (samples times variations) of this process, the finished ones included
     skipped: int  # of these, finished by an earlier run
     batch_size: int
     model: str
@@ -20,6 +20,7 @@ class Started:
     steps: int  # decoding steps of one batch
     evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
     stage: str = "base"  # or "sr": super-resolution of what was made
+    variations: int = 1  # results of each sample
 
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""

@@ -20,7 +20,7 @@ MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made small
 class Frame:
     """What a target looked like after a step."""
 
-    step: int  # of the chain, from 0
+    step: int  # of the chain, from 1
     decided: int  # tokens of the target that were decided by then
     picture: Image.Image
 
@@ -33,7 +33,7 @@ class Film:
     title: str
     variation: int | None
     grid: tuple[int, int]  # rows, columns of tokens
-    order: tuple[int, ...] | None  # the step of the chain that decided each token, row by row
+    order: tuple[int, ...] | None  # the step of the chain, from 1, that decided each token, row by row
     frames: tuple[Frame, ...]
 
 
@@ -54,7 +54,7 @@ def read_film(
 
 
 def steps_of(record: RunRecord) -> list[tuple[int, str, int]]:
-    """Index, target and number of tokens of each step of a record's schedule."""
+    """Index (from 0), target and number of tokens of each step of a record's schedule."""
     steps = record.schedule["steps"]
     return [(step["index"], step["target"], step["num_tokens"]) for step in steps]
 
@@ -92,10 +92,10 @@ def _frames(
         if name != target:
             continue
         decided += count
-        path = path_of(root, pictures.folder, key, f"-step{index:03d}{pictures.suffix}", variation)
+        path = path_of(root, pictures.folder, key, f"-step{index + 1:03d}{pictures.suffix}", variation)
         if not path.is_file():
             continue
         try:
-            yield Frame(index, decided, limited(read_picture(path).convert("RGB")))
+            yield Frame(index + 1, decided, limited(read_picture(path).convert("RGB")))
         except SampleError as error:
             problems.append(error)

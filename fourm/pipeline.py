@@ -163,6 +163,7 @@ class Share:
         return Started(
             done + len(self.todo), done, self.size, request.model.name, str(self.job.device),
             len(request.chain.steps), count_evaluations(request, self.job.outputs), request.stage,
+            len(request.variations),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from fourm.modalities import Modality
 from fourm.state import Slot
 
 GREY = (128, 128, 128)
-ORDER = "-order.npy"  # the decoding step of each token, (L,) int16
+ORDER = "-order.npy"  # the decoding step of each token, from 1, (L,) int16
 
 
 def preview_places(target: str) -> tuple[Place, Place]:
@@ -33,7 +33,7 @@ class Film:
         self._waiting: dict[str, list[tuple[Sequence[Path], Slot, list[Any]]]] = {}
 
     def note(self, target: str, known: Tensor, step: int) -> Tensor:
-        """Take in what is known (B, L) after a step; returns (B, L) int16, -1 where nothing is decided."""
+        """Take in what is known (B, L) after a step; (B, L) int16 numbers of steps, -1 for undecided ones."""
         order = self._orders.setdefault(target, torch.full_like(known, -1, dtype=torch.int16))
         order[known & (order < 0)] = step
         return order

@@ -2,9 +2,12 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import re
 import secrets
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -185,7 +188,20 @@ def read_record(out: Path, record: str = RUN) -> RunRecord:
 
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
-    return UsageError(f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again")
+    return UsageError(
+        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{_free_beside(out)}"
+    )
+
+
+def _free_beside(out: Path) -> str:
+    """Half a sentence with a folder that is not there yet: out/001 -> out/002, cats -> cats-2."""
+    if out.name in ("", ".."):
+        return ""
+    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
+    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
+    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
+    free = next(path for path in numbers if not os.path.lexists(path))
+    return f", --out {shlex.quote(str(free))} is free"
 
 
 def _is_partner(out: Path, run: str, launch: Launch) -> bool:
@@ -295,6 +311,7 @@ def _load(out: Path, name: str) -> RunFile:
     except FileNotFoundError as error:
         raise UsageError(
             f"--out {out}: is not empty and holds no {name}, so no run wrote it; left as it is"
+            + _free_beside(out)
         ) from error
 
 

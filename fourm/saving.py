@@ -111,11 +111,11 @@ class Saver:
         request, step, name = self.request, progress.step, progress.step.target
         row, slot, codec = request.model.registry.get(name), progress.batch.slots[name], self.codecs[name]
         pictures, order_place = preview_places(name)
-        order = film.note(name, slot.known, step.index)
+        order = film.note(name, slot.known, step.number)
         if not isinstance(codec, GridCodec) or row.grid is None:
             return
-        if (step.index + 1) % request.preview == 0:
-            suffix = f"-step{step.index:03d}{pictures.suffix}"
+        if step.number % request.preview == 0:
+            suffix = f"-step{step.number:03d}{pictures.suffix}"
             paths = [self._path(Place(pictures.folder, suffix), work) for work in works]
             diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
             with suppress(SampleError):  # it will come again, and be reported, when the result is decoded

@@ -87,7 +87,7 @@ class Branch:
 class Step:
     """One decoding step."""
 
-    index: int
+    index: int  # in the chain, from 0, as in JSON
     target: str
     scheme: str
     num_tokens: int  # fixed by this step; for a causal scheme at most
@@ -96,6 +96,11 @@ class Step:
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
     leaves_out: bool = False  # a hidden modality is not there at all (weighted); else it is emptied
     passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
+
+    @property
+    def number(self) -> int:
+        """Its number in the chain, from 1, as people read it."""
+        return self.index + 1
 
     @property
     def guidance(self) -> float:

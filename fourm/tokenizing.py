@@ -23,9 +23,8 @@ from fourm.codecs.files import read_array, read_json, read_size, write_ids
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.crops import CROP_SETTINGS, NUM_UNIFORMS, Crop, centre_crop, random_crop
-from fourm.device import check_tokenizing_memory, choose_device
 from fourm.dataset import TOKENIZER
-from fourm.device import choose_device
+from fourm.device import check_tokenizing_memory, choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.hub import weights_of

@@ -88,8 +88,13 @@ class Tally:
 
     @property
     def todo(self) -> int:
-        """Samples times variations that are this run's work."""
+        """Results (samples times variations) that are this run's work."""
         return self.start.total - self.start.skipped if self.start else 0
+
+    @property
+    def counted(self) -> str:
+        """What the totals count: samples, if each has one result, else results."""
+        return "samples" if self.start is None or self.start.variations == 1 else "results"
 
     @property
     def has_no_steps(self) -> bool:
@@ -221,7 +226,7 @@ def picture(tally: Tally) -> RenderableType:
     grid.add_column(no_wrap=True, justify="right", min_width=14)
     done, left = tally.saved + tally.failed, tally.seconds_left
     time_left = "" if left is None else f"{duration(left)} left"
-    grid.add_row("samples", _bar(done, tally.todo), f"{done}/{tally.todo}", time_left)
+    grid.add_row(tally.counted, _bar(done, tally.todo), f"{done}/{tally.todo}", time_left)
     if isinstance(step := tally.step, Stepped):
         grid.add_row(
             printable(step.target),
@@ -245,20 +250,22 @@ def headline(start: Started) -> str:
     steps = f"{start.steps} decoding steps, " if start.steps else ""
     what = "super-resolution of " if start.stage == "sr" else ""
     return (
-        f"{what}{_samples(start.total)}{skipped}; model {start.model} on {start.device}, "
+        f"{what}{_counted(start)}{skipped}; model {start.model} on {start.device}, "
         f"{steps}batches of {start.batch_size}"
     )
 
 
-def _samples(count: int) -> str:
-    return f"{count} sample{'' if count == 1 else 's'}"
+def _counted(start: Started) -> str:
+    if start.variations > 1:
+        return f"{start.total} results, {start.variations} variations of each sample"
+    return f"{start.total} sample{'' if start.total == 1 else 's'}"
 
 
 def progress_line(tally: Tally, step: Stepped) -> str:
     """One plain line about where the run is."""
     left = tally.seconds_left
     return (
-        f"{tally.saved}/{tally.todo} samples; {step.target} step {step.step + 1}/{step.steps}, "
+        f"{tally.saved}/{tally.todo} {tally.counted}; {step.target} step {step.step + 1}/{step.steps}, "
         f"{step.done}/{step.total} tokens, {tally.tokens_per_second:.0f} tokens/s"
         + ("" if left is None else f", {duration(left)} left")
     )
@@ -273,8 +280,9 @@ def sample_line(tally: Tally) -> str:
 def detokenizing_line(tally: Tally, step: Detokenized) -> str:
     """One plain line about a diffusion that turns tokens into a picture."""
     left = tally.seconds_left
-    return f"{tally.saved}/{tally.todo} samples; {step.target} to values, step {step.done}/{step.total}" + (
-        "" if left is None else f", {duration(left)} left"
+    return (
+        f"{tally.saved}/{tally.todo} {tally.counted}; {step.target} to values, step {step.done}/{step.total}"
+        + ("" if left is None else f", {duration(left)} left")
     )
 
 

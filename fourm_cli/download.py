@@ -19,7 +19,6 @@ from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
 from fourm_cli.completion import download_names
 from fourm_cli.console import note, print_json, print_table, quiet_library, size_text
-from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.streams import print_path
 from fourm_cli.transfers import Transfers, display, headline, waiting_line
 

@@ -65,7 +65,7 @@ Seed = Annotated[
 BatchSize = Annotated[
     str,
     typer.Option(
-        help="Samples decoded together. It changes no result in float32.",
+        help="Results decoded together. It changes no result in float32.",
         metavar="auto|N",
         rich_help_panel=RUN,
     ),
@@ -73,7 +73,7 @@ BatchSize = Annotated[
 Shard = Annotated[
     str | None,
     typer.Option(
-        help="Do one n-th of the samples: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.",
+        help="Do one n-th of the results: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.",
         metavar="i/n",
         rich_help_panel=RUN,
     ),

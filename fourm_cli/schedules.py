@@ -112,7 +112,7 @@ def show(
 def _print_steps(chain: Chain) -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
-        (str(s.index), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",
+        (str(s.number), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",
          ", ".join(n for n in (*chain.conditions, *chain.targets) if n in s.guided))
         for s in chain.steps
     ]  # fmt: skip

@@ -4,22 +4,28 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from fourm.errors import UsageError
+from fourm.paths import local_name, output_path
 from fourm.plan import build_chain, merge
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
 from fourm.runfile import RunRecord
 from fourm.settings import read_settings
 from fourm.superres import find_finer, names_made, read_finer, read_origin
 from fourm.world import parse_world
+from fourm_cli.completion import model_names
 from fourm_cli.follow import make
 from fourm_cli.generate import say_notes, with_named_parts
 from fourm_cli.options import (
+    MODEL_PANEL,
     Config,
     Device,
     Dtype,
     Folder,
-    Model,
     SrConfig,
     parse_batch_size,
     parse_device,
@@ -29,19 +35,18 @@ from fourm_cli.options import (
     settings_from,
 )
 from fourm_cli.run_options import (
+    OUTPUT,
+    RUN,
     AsJson,
     Attention,
     BatchSize,
     Decode,
     DetokenizerSteps,
     LogJson,
-    NumVariations,
-    Out,
     Overwrite,
     Preview,
     Quiet,
     Resume,
-    Seed,
     Shard,
     Tokenizers,
 )
@@ -57,6 +62,39 @@ fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
 
 fourm sr DATASET --model 4m-7-sr-l --out finer
 """
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Name, Hub id, folder or .safetensors file of a model for super-resolution. Without it, the "
+        "one that belongs to the model of the run, or to demo.",
+        parser=local_name,
+        metavar="NAME",
+        autocompletion=model_names,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+NumVariations = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Results per sample. By default as many as the run has.", metavar="K", rich_help_panel=RUN
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Seed of all random draws. By default that of the run.", metavar="S", rich_help_panel=RUN
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output folder. By default DIR, beside the files that are read.",
+        parser=output_path,
+        metavar="DIR",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 @partial(schedule_options, sr=False)

@@ -43,7 +43,8 @@ def _show(verdict: Verdict) -> None:
         print(f"... and {rest:,} more")
     kinds = [finding.kind for finding in verdict.findings]
     counts = [f"{kinds.count(kind):,} {kind}" for kind in dict.fromkeys(kinds)]
-    failed = f", {verdict.failed:,} failed (see failures.jsonl)" if verdict.failed else ""
+    results = "result" if verdict.failed == 1 else "results"
+    failed = f", {verdict.failed:,} {results} failed (see failures.jsonl)" if verdict.failed else ""
     samples = "sample" if verdict.samples == 1 else "samples"
     what = f"{verdict.files:,} files of {verdict.samples:,} {samples} checked{failed}"
     print(f"{'ok' if verdict.ok else 'not ok'}: {what}{': ' if counts else ''}{', '.join(counts)}")

@@ -100,7 +100,7 @@ def _scene(index: int, variation: int, side: int) -> tuple[Image.Image, Image.Im
 
 def _film(root: Path, key: Key, variation: int | None, picture: Image.Image) -> None:
     """Tokens from top to bottom, a quarter of them in each step."""
-    order = np.repeat(np.arange(STEPS), 64 // STEPS).astype(np.int16) + STEPS
+    order = np.repeat(np.arange(STEPS), 64 // STEPS).astype(np.int16) + STEPS + 1
     folder = "preview/tok_rgb@64"
     path = path_of(root, folder, key, "-order.npy", variation)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,9 @@ def _film(root: Path, key: Key, variation: int | None, picture: Image.Image) -> 
         frame = np.full_like(np.asarray(picture), 128)
         rows = frame.shape[0] * (step + 1) // STEPS
         frame[:rows] = np.asarray(picture)[:rows]
-        _save(Image.fromarray(frame), path_of(root, folder, key, f"-step{step + STEPS:03d}.png", variation))
+        _save(
+            Image.fromarray(frame), path_of(root, folder, key, f"-step{step + STEPS + 1:03d}.png", variation)
+        )
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -187,14 +187,14 @@ def test_a_film_has_the_kept_steps_and_the_order_as_it_is_stored(tmp_path: Path)
     write_record(tmp_path, [CLIP, RGB], num_variations=2, preview=1)
     put(tmp_path, CLIP, FIRST, np.zeros((3, 8, 8), np.float32), 1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3), 1)
-    order, pixels = np.arange(64)[::-1] % 2 + 2, noise(5, 64, 64, 3)
+    order, pixels = np.arange(64)[::-1] % 2 + 3, noise(5, 64, 64, 3)
     preview = Place("preview/tok_rgb@64", ORDER)
     put(tmp_path, preview, FIRST, order.astype(np.int16)[None], 1)
-    put(tmp_path, replace(preview, suffix="-step002.png"), FIRST, pixels, 1)
+    put(tmp_path, replace(preview, suffix="-step003.png"), FIRST, pixels, 1)
     (film,) = view_of(tmp_path).films
     assert (film.modality, film.variation, film.grid) == ("tok_rgb@64", 1, (8, 8))
     assert film.order == tuple(order.tolist())
-    assert [(frame.step, frame.decided) for frame in film.frames] == [(2, 32)]
+    assert [(frame.step, frame.decided) for frame in film.frames] == [(3, 32)]
     assert np.array_equal(np.asarray(film.frames[0].picture), pixels)
 
 
@@ -203,11 +203,11 @@ def test_an_order_that_is_none_is_told(tmp_path: Path, order: object) -> None:
     write_record(tmp_path, [RGB], preview=1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3))
     put(tmp_path, Place("preview/tok_rgb@64", ORDER), FIRST, order)
-    put(tmp_path, Place("preview/tok_rgb@64", "-step000.png"), FIRST, b"junk")
+    put(tmp_path, Place("preview/tok_rgb@64", "-step001.png"), FIRST, b"junk")
     view = view_of(tmp_path)
     assert [problem.split(": ")[0] for problem in view.problems] == [
         "preview/tok_rgb@64/00000/000000-order.npy",
-        "preview/tok_rgb@64/00000/000000-step000.png",
+        "preview/tok_rgb@64/00000/000000-step001.png",
     ]
     assert view.films == ()
 

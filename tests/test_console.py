@@ -53,6 +53,21 @@ def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
     assert sum("step" in line for line in many) == 13
 
 
+def test_what_is_counted_is_named_samples_or_results() -> None:
+    def begun(variations: int) -> list[str]:
+        start = Started(24, 0, 8, "demo", "cpu", 4, variations=variations)
+        step = Stepped(("a",), "tok_rgb@64", "roar", 0, 4, 32, 64, 256, 3.0, 1.0, 0.1)
+        out: list[str] = []
+        assert len(list(console.lines([start, step], console.Tally(clock=Clock(1)), out.append, 0))) == 2
+        return out
+
+    one, four = begun(1), begun(4)
+    assert one[0].startswith("24 samples; model demo")
+    assert one[1].startswith("0/24 samples; ")
+    assert four[0].startswith("24 results, 4 variations of each sample; model demo")
+    assert four[1].startswith("0/24 results; ")
+
+
 def test_a_run_without_decoding_steps_counts_its_samples() -> None:
     def samples() -> Iterator[Event]:
         yield Started(total=12, skipped=2, batch_size=1, model="demo", device="cpu", steps=0)

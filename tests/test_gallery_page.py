@@ -279,13 +279,13 @@ def test_the_film_shows_which_step_decided_which_token(gallery: Path, visit: Ope
     page = visit(gallery, "00000/000000")
     page.get_by_role("button", name="RGB, variation 1").click()
     assert page.locator(".film select option:checked").inner_text() == "RGB · v1"
-    assert page.inner_text(".where") == "Step 4 of 4\n64 of 64 tokens decided"
+    assert page.inner_text(".where") == "Step 8 of 5 to 8\n64 of 64 tokens decided"
     last = page.get_attribute(".screen img", "src")
     page.keyboard.press(",")
     page.keyboard.press(",")
-    assert page.inner_text(".where") == "Step 2 of 4\n32 of 64 tokens decided"
+    assert page.inner_text(".where") == "Step 6 of 5 to 8\n32 of 64 tokens decided"
     assert page.get_attribute(".screen img", "src") != last
-    assert page.get_attribute(".strip [aria-current]", "aria-label") == "Step 2, 32 tokens"
+    assert page.get_attribute(".strip [aria-current]", "aria-label") == "Step 6, 32 tokens"
     # Tokens of the first step are in its colour, those of the last two not painted.
     first, last_row = page.evaluate(
         """() => { const map = document.querySelector('.map canvas');
@@ -295,11 +295,11 @@ def test_the_film_shows_which_step_decided_which_token(gallery: Path, visit: Ope
     assert first == [68, 1, 84, 255]
     assert last_row == [0, 0, 0, 0]
     page.locator(".strip button").nth(0).click()
-    assert page.inner_text(".where strong") == "Step 1 of 4"
+    assert page.inner_text(".where strong") == "Step 5 of 5 to 8"
     page.hover(".map canvas", position={"x": 4, "y": 4})
-    assert page.inner_text(".token") == "Row 1, column 1: step 1"
+    assert page.inner_text(".token") == "Row 1, column 1: step 5"
     page.get_by_role("button", name="Play").click()
-    until(page, "document.querySelector('.where strong').textContent === 'Step 4 of 4'")
+    until(page, "document.querySelector('.where strong').textContent === 'Step 8 of 5 to 8'")
 
 
 def test_everything_can_be_done_by_keyboard(gallery: Path, visit: Open) -> None:

@@ -299,10 +299,10 @@ def test_previews_show_the_picture_growing_and_go_with_the_run(run: Run, tiny: P
     base = ["generate", "a red circle", "--model", tiny, "--targets", "tok_rgb", "--out", "out", "--quiet"]
     assert run(*base, "--preview", "2")[0] == 0
     found = sorted((tmp_path / "out/preview/tok_rgb@64/00000").iterdir())
-    assert [p.name for p in found] == ["000000-order.npy", "000000-step001.png", "000000-step003.png"]
+    assert [p.name for p in found] == ["000000-order.npy", "000000-step002.png", "000000-step004.png"]
     order = np.load(found.pop(0), allow_pickle=False)
     assert (order.shape, order.dtype) == ((1, 64), np.int16)
-    assert sorted(set(order[0].tolist())) == list(range(order.max() + 1))  # every step decided something
+    assert sorted(set(order[0].tolist())) == list(range(1, order.max() + 1))  # every step decided something
     cut = [np.asarray(Image.open(p)).reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4) for p in found]
     assert [int((patches == 128).all(axis=(2, 3, 4)).sum()) for patches in cut] == [32, 0]
     final = np.asarray(Image.open(tmp_path / "out/rgb/00000/000000.png"))

@@ -457,3 +457,26 @@ def test_a_process_writes_nothing_into_another_folder_of_the_same_name(tmp_path:
             close_output(process, ALONE)
     assert list(out.iterdir()) == []
     close_output(begin(tmp_path / "renamed", resume=True), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("names", "free"),
+    [
+        (["001"], "002"), (["001", "002"], "003"), (["cats"], "cats-2"), (["cats", "cats-2"], "cats-3"),
+        (["run9"], "run10"), (["a b"], "'{}/a b-2'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("has_run", [True, False])
+def test_the_refusal_of_a_folder_names_one_that_is_free(
+    names: list[str], free: str, has_run: bool, tmp_path: Path
+) -> None:
+    for name in names:
+        if has_run:
+            begin(tmp_path / name)
+        else:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "x").touch()
+    wanted = free.format(tmp_path) if free.startswith("'") else f"{tmp_path}/{free}"
+    with pytest.raises(UsageError) as caught:
+        check_output(tmp_path / names[0], ALONE, resume=False, overwrite=False)
+    assert str(caught.value).endswith(f", --out {wanted} is free")

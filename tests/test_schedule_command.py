@@ -51,7 +51,7 @@ def test_show_prints_the_chain_as_data(model: str) -> None:
 
 def test_show_prints_a_table(model: str) -> None:
     text = run("show", "--model", model, "--targets", "tok_rgb", "--steps", "3", "--temps", "0.5")
-    assert len([line for line in text.splitlines() if "tok_rgb@224" in line]) == 3
+    assert [line.split()[0] for line in text.splitlines() if "tok_rgb@224" in line] == ["1", "2", "3"]
 
 
 def test_validate_says_what_the_run_costs(model: str) -> None:
@@ -164,11 +164,13 @@ def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
     given = {"cond_domains": "caption", "target_domains": "tok_clip-det", "decoding_steps": "4-none"}
     chain = build_chain(read_settings([], given).base, find_model(model))
     tokens, temperature, guidance = draw_chain(chain, "a $model$").axes
+    assert [round(patch.get_x() + patch.get_width() / 2) for patch in tokens.patches] == [1, 2, 3, 4, 5]
     bars = [patch.get_height() for patch in tokens.patches]
     assert bars[:4] == [49] * 4
     assert bars[4] == 98  # at most so many, cut off so that the others are seen
     assert [text.get_text() for text in tokens.texts] == ["≤ 256"]
     for axes, name in ((temperature, "temperature"), (guidance, "guidance")):
+        assert [x for line in axes.lines for x in line.get_xdata()] == [1, 2, 3, 4, 5]
         drawn = [value for line in axes.lines for value in line.get_ydata()]
         assert drawn == pytest.approx([getattr(step, name) for step in chain.steps])
 

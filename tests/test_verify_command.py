@@ -78,7 +78,7 @@ def test_a_failed_sample_is_said_and_no_mistake(run: Run, tiny: Path, tmp_path: 
     (tmp_path / "data/rgb/a/x.png").write_bytes(b"no picture")
     source = ("--data", "data", "--cond", "rgb", "--targets", "caption")
     assert run("generate", "--model", tiny, *source, "--out", "out")[0] == 3
-    said = "ok: 0 files of 0 samples checked, 1 failed (see failures.jsonl)\n"
+    said = "ok: 0 files of 0 samples checked, 1 result failed (see failures.jsonl)\n"
     assert run("verify", "out") == (0, said, "")
 
 

@@ -42,23 +42,23 @@ function makeFilm(films) {
     slider.min = steps.first;
     slider.max = steps.last;
     mapNode.hidden = !film.order;
-    scaleNode.firstChild.textContent = "1";
-    scaleNode.lastChild.textContent = String(steps.last - steps.first + 1);
+    scaleNode.firstChild.textContent = String(steps.first);
+    scaleNode.lastChild.textContent = String(steps.last);
     strip.replaceChildren(...film.frames.map((each) => el("li", {}, el("button", {
-      type: "button", "aria-label": `Step ${each.step - steps.first + 1}, ${plural(each.decided, "token")}`, onclick: () => { stop(); goTo(each.step); },
-    }, image(each.picture, "", 72), el("span", { "aria-hidden": "true" }, String(each.step - steps.first + 1))))));
+      type: "button", "aria-label": `Step ${each.step}, ${plural(each.decided, "token")}`, onclick: () => { stop(); goTo(each.step); },
+    }, image(each.picture, "", 72), el("span", { "aria-hidden": "true" }, String(each.step))))));
     draw();
   }
 
   function draw() {
     const last = film.frames.findLast((each) => each.step <= step);
     const tokens = film.order ? film.order.filter((each) => each >= 0 && each <= step).length : last?.decided ?? 0;
-    const text = `Step ${step - steps.first + 1} of ${steps.last - steps.first + 1}`;
+    const text = `Step ${step} of ${steps.first} to ${steps.last}`;
     const all = film.grid[0] * film.grid[1];
     where.replaceChildren(el("strong", {}, text), el("span", {}, `${tokens} of ${plural(all, "token")} decided`));
     slider.value = step;
     slider.setAttribute("aria-valuetext", `${text}, ${tokens} of ${plural(all, "token")}`);
-    frame.replaceChildren(last ? image(last.picture, `${film.title} after step ${last.step - steps.first + 1}`, 320)
+    frame.replaceChildren(last ? image(last.picture, `${film.title} after step ${last.step}`, 320)
       : el("span", {}, film.frames.length ? "No picture was kept yet" : "No pictures were kept"));
     for (const [index, item] of [...strip.children].entries()) {
       const current = film.frames[index] === last;
@@ -117,7 +117,7 @@ function makeFilm(films) {
     const row = Math.min(rows - 1, Math.floor((event.clientY - box.top) / box.height * rows));
     const column = Math.min(columns - 1, Math.floor((event.clientX - box.left) / box.width * columns));
     const at = film.order[row * columns + column];
-    token.textContent = `Row ${row + 1}, column ${column + 1}: ${at < 0 ? "not decided" : `step ${at - steps.first + 1}`}`;
+    token.textContent = `Row ${row + 1}, column ${column + 1}: ${at < 0 ? "not decided" : `step ${at}`}`;
   });
   map.addEventListener("pointerleave", () => { token.textContent = ""; });
   slider.addEventListener("input", () => { stop(); goTo(Number(slider.value)); });
