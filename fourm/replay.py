@@ -1,5 +1,6 @@
 """What made a file, read back from the file: enough to make it again."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,14 +14,17 @@ from fourm.hub import DEMO_SR, ModelFiles
 from fourm.inputs import CAPTION
 from fourm.layout import MAX_SAMPLES, Key, Sample
 from fourm.modalities import Kind
-from fourm.opening import open_file
+from fourm.opening import read_bytes
 from fourm.plan import parse_chain
+from fourm.png import strip_metadata
 from fourm.record import sha256_of
 from fourm.request import DETOKENIZER_STEPS
 from fourm.results import Run, open_results, samples_for
 from fourm.runfile import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
 from fourm.settings import MAX_SEED
+
+MAX_BYTES = 1 << 30  # of a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,8 @@ def _one_picture(path: Path) -> Replay:
 def _chunks(path: Path) -> dict[str, str]:
     """The text chunks of a PNG that this program wrote."""
     try:
-        with open_file(path) as file, Image.open(file, formats=["PNG"]) as picture:
+        data = strip_metadata(read_bytes(path, MAX_BYTES), keep_texts=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             found: dict[str, Any] = dict(getattr(picture, "text", {}))
     except UnidentifiedImageError:
         raise UsageError(f"--replay {printable(str(path))}: is not a PNG that can be read") from None

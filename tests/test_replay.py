@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.folders import tree
+from fourm.replay import read_replay
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -160,6 +162,16 @@ def test_chunks_that_say_nonsense_are_a_sentence(
 def test_good_chunks_by_hand_make_a_picture(run: Run, tmp_path: Path) -> None:
     assert run("generate", "--replay", plain(tmp_path / "x.png", GOOD), "--out", "out", "-q")[0] == 0
     assert (tmp_path / "out/rgb/00000/000000.png").exists()
+
+
+def test_other_metadata_may_be_large_or_damaged(tmp_path: Path) -> None:
+    data = plain(tmp_path / "x.png", GOOD).read_bytes()
+    large, spoilt = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2_000_000)), b"tEXta\0good"
+    sums = zlib.crc32(large), zlib.crc32(spoilt) ^ 1
+    for chunk, said in zip((large, spoilt), sums, strict=True):
+        extra = (len(chunk) - 4).to_bytes(4, "big") + chunk + said.to_bytes(4, "big")
+        (tmp_path / "x.png").write_bytes(data[:33] + extra + data[33:])
+        assert read_replay(tmp_path / "x.png").base.seed == 1
 
 
 @pytest.mark.parametrize("name", ["none.png", "text.txt", "cut.png", "empty.png", "run.json"])

@@ -36,6 +36,7 @@ from PIL.TiffImagePlugin import (
 
 from fourm.errors import SampleError
 from fourm.opening import read_bytes
+from fourm.png import SIGNATURE, strip_metadata
 from fourm.shards import read_member, split_path
 
 MAX_BYTES = 1 << 30  # of an array or picture file
@@ -47,8 +48,7 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memor
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")  # of WebP's lossless variant no picture is grey
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
-_PNG = b"\x89PNG\r\n\x1a\n"
-_STARTS = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _WHITE_IS_0 = 0  # as a TIFF's photometric interpretation
 _ORIENTATION = 0x0112  # EXIF tag
 _TURN = Image.Transpose
@@ -221,7 +221,7 @@ def read_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture of which the header was read; whatever Pillow finds wrong, in the block too, is one error."""
-    data = _without_metadata(_read_bytes(path, MAX_BYTES))
+    data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
         with (
             # Spoilt metadata beside good pixels does not matter.
@@ -239,22 +239,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
     except _PICTURE_ERRORS as error:
         raise SampleError(f"{path}: not a picture that can be read ({_short(error)})") from error
-
-
-def _without_metadata(data: bytes) -> bytes:
-    """A PNG file without its ancillary chunks (lower-case names), which no pixel depends on; else the same.
-
-    Pillow refuses good pixels beside metadata that is large or damaged.
-    """
-    if not data.startswith(_PNG):
-        return data
-    kept, at = [data[: len(_PNG)]], len(_PNG)
-    while at + 8 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if not data[at + 4] & 0x20:
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
