@@ -203,6 +203,8 @@ def _cells(text: str, where: str, suffix: str) -> tuple[list[str], list[tuple[in
     if not filled:
         return [], []
     names = [cell.strip() for cell in filled[0][1]]
+    while not names[-1]:  # as spreadsheets leave them
+        names.pop()
     advice = "; a comma in a text needs quotation marks around a cell" if suffix == ".csv" else ""
     for number, row in filled[1:]:
         if len(row) < len(names) or not all(map(_is_blank, row[len(names) :])):

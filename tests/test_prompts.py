@@ -35,6 +35,7 @@ def test_csv_reads_quotation_marks_and_takes_the_named_column() -> None:
 
 def test_blank_cells_beyond_the_header_and_blank_rows_are_no_fault() -> None:
     assert parse_prompts(b"caption,id\na,1,,\n,,\n\nb,2, \n", "p.csv", ".csv") == ["a", "b"]
+    assert parse_prompts(b"caption\tid\t\t\na\t1\nb\t2\t\n", "p.tsv", ".tsv") == ["a", "b"]
 
 
 def test_json_lines_hold_objects_or_strings() -> None:
