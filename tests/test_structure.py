@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.locks fourm.opening fourm.paths fourm.png fourm.crops fourm.grammars fourm.grammars.structured
+fourm fourm.errors fourm.locks fourm.opening fourm.paths fourm.png
+fourm.crops fourm.grammars fourm.grammars.structured
 fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
 fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
 fourm.pins fourm.yamlfile fourm.modalities fourm.rows fourm.catalogue fourm.cache
