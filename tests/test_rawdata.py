@@ -178,7 +178,7 @@ def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_
     assert found(root, find_modalities("4m-7-b")) == {"tok_semseg@224": "semseg"}
     (note,) = missing_tokenizers(root, find_modalities("4m-7-b"))
     assert "`fourm download tok-rgb` fetches it" in note
-    with pytest.raises(MissingError):
+    with pytest.raises(UsageError, match="did you mean '4m-21-b'"):
         find_modalities("4m-22-b")
     with pytest.raises(UsageError):
         find_modalities("tok-rgb")
