@@ -1,7 +1,9 @@
 """Paths as users type them: addresses of other systems are refused before they become local folders."""
 
+import itertools
 import os
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -36,3 +38,14 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
         raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
     return path
+
+
+def free_beside(out: Path) -> str:
+    """Half a sentence with a folder that is not there yet: out/001 -> out/002, cats -> cats-2."""
+    if out.name in ("", ".."):
+        return ""
+    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
+    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
+    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
+    free = next(path for path in numbers if not os.path.lexists(path))
+    return f", --out {shlex.quote(str(free))} is free"

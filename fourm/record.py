@@ -2,12 +2,9 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-import re
 import secrets
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -38,6 +35,7 @@ from fourm.processes import (
     remove_processes,
     write_failures,
 )
+from fourm.paths import free_beside
 from fourm.runfile import RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
 
 # Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
@@ -189,19 +187,8 @@ def read_record(out: Path, record: str = RUN) -> RunRecord:
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
     return UsageError(
-        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{_free_beside(out)}"
+        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{free_beside(out)}"
     )
-
-
-def _free_beside(out: Path) -> str:
-    """Half a sentence with a folder that is not there yet: out/001 -> out/002, cats -> cats-2."""
-    if out.name in ("", ".."):
-        return ""
-    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
-    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
-    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
-    free = next(path for path in numbers if not os.path.lexists(path))
-    return f", --out {shlex.quote(str(free))} is free"
 
 
 def _is_partner(out: Path, run: str, launch: Launch) -> bool:
@@ -311,7 +298,7 @@ def _load(out: Path, name: str) -> RunFile:
     except FileNotFoundError as error:
         raise UsageError(
             f"--out {out}: is not empty and holds no {name}, so no run wrote it; left as it is"
-            + _free_beside(out)
+            + free_beside(out)
         ) from error
 
 
