@@ -23,6 +23,7 @@ from fourm.layout import (
     server_clock,
     write_text,
 )
+from fourm.paths import free_beside
 from fourm.processes import (
     FAILURES,
     LAUNCH,
@@ -35,7 +36,6 @@ from fourm.processes import (
     remove_processes,
     write_failures,
 )
-from fourm.paths import free_beside
 from fourm.runfile import RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
 
 # Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
