@@ -77,8 +77,18 @@ def test_a_repeated_picture_can_be_repeated(run: Run, made: Path, tmp_path: Path
 def test_conditions_that_a_picture_does_not_hold_come_from_its_folder(
     run: Run, made: Path, tmp_path: Path
 ) -> None:
-    words = ("--cond", "rgb", "--targets", "tok_depth-tok_rgb", "--model", "demo", "--steps", "2-2", "-q")
-    code, _, err = run("generate", "--data", made, *words, "--cond", "tok_clip", "--out", "maps")
+    words = (
+        "--cond",
+        "tok_clip",
+        "--targets",
+        "tok_depth-tok_rgb",
+        "--model",
+        "demo",
+        "--steps",
+        "2-2",
+        "-q",
+    )
+    code, _, err = run("generate", "--data", made, *words, "--out", "maps")
     assert code == 0, err
     picture = tmp_path / "maps/rgb/00000/000000-v0.png"
     assert run("generate", "--replay", picture, "--out", "again", "-q")[0] == 0
