@@ -1,34 +1,39 @@
 """Would the tests notice? Changes one place of the library at a time and runs the tests nearest to it.
 
     python -m tests.mutate out/mutations.jsonl --count 100 --seed 1   # goes on where it was stopped
+    python -m tests.mutate out/mutations.jsonl --again                # survivors once more, with all tests
     python -m tests.mutate out/mutations.jsonl --report               # the share caught, and the survivors
 
-Not part of `.ci/run`: a hundred mutations take about an hour. They are made in a copy of the repository, so
-the checkout is never changed. A survivor is a missing test, or a change that no caller can see; a person has
-to say which.
+Not part of `.ci/run`: a hundred mutations take about an hour of one core. They are made in a copy of the
+repository, so the checkout is never changed. Of the nearest test files only those tests run that reach the
+changed function (or start a process, where nothing is seen), the quickest first. A survivor is a missing
+test, or a change that no caller can see; a person has to say which.
 """
 
 import argparse
-import ast
 import hashlib
 import itertools
 import json
 import os
 import random
-import re
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from tests.mutations import Mutation, Source
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "engine", "sampling", "schedule", "checkpoint", "saving", "record", "layout", "hub", "pipeline",
-    "superres", "replay",
+    "engine", "sampling", "schedule", "pipeline", "checkpoint", "superres", "replay", "saving", "record",
+    "layout", "hub",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
 NEAREST = {  # test files beside the one that has the module's name
@@ -39,110 +44,31 @@ NEAREST = {  # test files beside the one that has the module's name
     "saving": "pipeline outputs generate_cli sr_command",
     "record": "pipeline sr_command verify generate_cli torchrun",
     "layout": "pipeline prompts record",
-    "hub": "loading download models_command",
-    "pipeline": "generate_cli sr_command state",
-    "superres": "sr_command",
+    "hub": "loading names download models_command",
+    "pipeline": "generate_cli sr_command state torchrun",
+    "superres": "sr_command generate_cli",
+    "replay": "recorded_conditions recorded_dataset",
     "app": "cli generate_cli",
-    "console": "cli generate_cli",
-    "follow": "sr_command replay",
+    "console": "cli generate_cli events",
+    "follow": "sr_command generate_cli replay",
     "run_options": "generate_cli sr_command cli",
-    "options": "cli generate_cli",
-    "generate": "cli conditions_cli replay",
+    "options": "cli generate_cli settings",
+    "generate": "cli conditions_cli datasets_cli dense_cli replay",
     "schedules": "schedule_command",
     "transfers": "download_command",
     "retrieve": "retrieval",
     "models": "names",
+    "plot": "plots",
+    "tokenize": "tokenizing",
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
-          "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".ci")  # fmt: skip
-SECONDS = 600  # a mutation that makes the tests hang counts as caught
-SWAPS: dict[type[ast.AST], str] = {
-    ast.Eq: "!=", ast.NotEq: "==", ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Is: "is not",
-    ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in", ast.Add: "-", ast.Sub: "+", ast.Mult: "+",
-    ast.FloorDiv: "*", ast.Div: "*", ast.Mod: "+", ast.BitAnd: "|", ast.BitOr: "&", ast.And: "or",
-    ast.Or: "and",
-}  # fmt: skip
+          "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip
+MOST = 100  # seconds of tests for one mutation, the quickest first; all of them with --again
+SECONDS = 60  # a mutation is caught when its tests take this much longer than five times what they should
+MEMORY, FILE_SIZE = 16 << 30, 1 << 30  # bytes that a mutated program may take
 
 
-@dataclass(frozen=True)
-class Mutation:
-    """One place of one file, and what stands there instead."""
-
-    file: str
-    line: int
-    start: int  # in bytes of the file
-    end: int
-    before: str
-    after: str
-
-    @property
-    def name(self) -> str:
-        """Tells mutations apart, also after lines above have moved."""
-        said = f"{self.file}:{self.start}:{self.before}:{self.after}"
-        return hashlib.sha256(said.encode()).hexdigest()[:12]
-
-
-def mutations_of(file: str) -> Iterator[Mutation]:
-    """Every mutation of a file: other operators and constants, turned conditions, no call, no raise."""
-    source = (ROOT / file).read_bytes()
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-
-    def place(node: ast.expr | ast.stmt, after: str) -> Mutation:
-        first = starts[node.lineno - 1] + node.col_offset
-        last = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-        return Mutation(file, node.lineno, first, last, source[first:last].decode(), after)
-
-    def between(left: ast.expr, right: ast.expr, operator: ast.AST) -> Iterator[Mutation]:
-        first = starts[(left.end_lineno or 0) - 1] + (left.end_col_offset or 0)
-        last = starts[right.lineno - 1] + right.col_offset
-        text = source[first:last].decode()
-        if type(operator) in SWAPS and (match := re.search(r"(not in|is not|[^\s()]+)", text)):
-            after = text[: match.start()] + SWAPS[type(operator)] + text[match.end() :]
-            yield Mutation(file, left.end_lineno or 0, first, last, text, after)
-
-    tree = ast.parse(source)
-    docs = {
-        id(body[0])
-        for node in ast.walk(tree)
-        if isinstance(body := getattr(node, "body", None), list) and body and isinstance(body[0], ast.Expr)
-        and isinstance(body[0].value, ast.Constant)
-    }  # fmt: skip
-    hints = {id(part) for node in ast.walk(tree) for hint in _hints(node) for part in ast.walk(hint)}
-    for node in ast.walk(tree):
-        if id(node) in docs or id(node) in hints:
-            continue
-        match node:
-            case ast.Compare(left=left, ops=operators, comparators=rights):
-                for one, operator, other in zip([left, *rights], operators, rights, strict=False):
-                    yield from between(one, other, operator)
-            case ast.BinOp(left=left, op=operator, right=right):
-                yield from between(left, right, operator)
-            case ast.BoolOp(op=operator, values=values):
-                for one, other in itertools.pairwise(values):
-                    yield from between(one, other, operator)
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                yield place(node, ast.unparse(operand) and f"bool({ast.unparse(operand)})")
-            case ast.If(test=test) | ast.IfExp(test=test):
-                yield place(test, f"not ({ast.unparse(test)})")
-            case ast.Constant(value=bool() as value):
-                yield place(node, str(not value))
-            case ast.Constant(value=int() as number):
-                yield place(node, str(number + 1))
-            case ast.Raise() | ast.Expr(value=ast.Call()):
-                yield place(node, "pass")
-            case _:
-                pass
-
-
-def _hints(node: ast.AST) -> Iterator[ast.AST]:
-    for name in ("annotation", "returns"):
-        if (hint := getattr(node, name, None)) is not None:
-            yield hint
-
-
-def nearest_tests(file: str) -> list[str]:
+def nearest_files(file: str) -> list[str]:
     """Test files of a module: that of its name, and those in `NEAREST`."""
     name = Path(file).stem
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
@@ -150,75 +76,164 @@ def nearest_tests(file: str) -> list[str]:
     return [path for path in paths if (ROOT / path).exists()] or ["tests/test_cli.py"]
 
 
-def is_caught(mutation: Mutation, copy: Path) -> bool:
-    """Whether a test fails, or does not end, with this mutation."""
-    path = copy / mutation.file
-    whole = (ROOT / mutation.file).read_bytes()
-    path.write_bytes(whole[: mutation.start] + mutation.after.encode() + whole[mutation.end :])
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        *nearest_tests(mutation.file),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(copy),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    if (golden := ROOT.parent / "shared" / "golden").is_dir():
-        environment.setdefault("FOURM_GOLDEN", str(golden))
-    try:
-        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS)
-        return ended.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        path.write_bytes(whole)
+class Bench:
+    """A copy of the repository in which tests run, each time in a new process that has torch already."""
 
-
-def run(log: Path, count: int, seed: int) -> None:
-    """Try mutations until `count` of them are in the log; those that are there already count."""
-    files = sorted({p.relative_to(ROOT).as_posix() for pattern in FILES for p in ROOT.glob(pattern)})
-    every = {file: list(mutations_of(file)) for file in files}
-    order = random.Random(seed)
-    # As many from each file, so that the short ones are not forgotten.
-    chosen = [order.choice(every[file]) for _ in range(count) for file in files if every[file]][:count]
-    done = {entry["name"] for entry in _read(log)}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "fourm"
+    def __init__(self, copy: Path, notes: Path, *, thorough: bool) -> None:
+        self.copy, self._notes, self._thorough = copy, notes, thorough
         for name in COPIED:
-            source = ROOT / name
+            source, target = ROOT / name, copy / name
             if source.is_dir():
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                copy.mkdir(exist_ok=True)
-                shutil.copy(source, copy / name)
-        for mutation in dict.fromkeys(chosen):
-            if mutation.name in done:
-                continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+        self._stamp = time.time()
+
+    def is_caught(self, mutation: Mutation) -> bool:
+        """Whether a test fails, or does not end, with this mutation."""
+        path, source = self.copy / mutation.file, Source(self.copy, mutation.file)
+        tests = self._tests(mutation)
+        path.write_bytes(source.changed(mutation))
+        self._stamp += 1  # Python compiles a file anew only when its time in seconds or its size has changed
+        os.utime(path, (self._stamp, self._stamp))
+        try:
+            return self._pytest(list(tests), sum(tests.values()), choose=True) != 0
+        finally:
+            path.write_bytes(source.data)
+
+    def _tests(self, mutation: Mutation) -> dict[str, float]:
+        """Names and seconds of the tests that reach a mutation; of quick files and tests the first."""
+        known = {
+            name: test for file in nearest_files(mutation.file) for name, test in self._known(file).items()
+        }
+        passed = {name: test for name, test in known.items() if test["passed"]}
+        place = f"{mutation.file} {mutation.function}"
+        reached = {
+            name: test for name, test in passed.items() if place in test["functions"] or test["starts"]
+        }
+        chosen = reached if mutation.function and reached else passed
+        if not self._thorough:
+            chosen = _quickest(chosen)
+        whole: dict[str, float] = {}
+        for test in chosen.values():
+            whole[test["file"]] = whole.get(test["file"], 0.0) + test["seconds"]
+        order = sorted(chosen.items(), key=lambda t: (whole[t[1]["file"]], t[1]["file"], t[1]["seconds"]))
+        return {name: test["seconds"] for name, test in order}
+
+    def _known(self, file: str) -> dict[str, dict[str, Any]]:
+        """What the tests of a file do without a mutation; kept, as long as the file stays the same."""
+        digest = hashlib.sha256((self.copy / file).read_bytes()).hexdigest()[:12]
+        notes = self._notes / f"{Path(file).stem}-{digest}.json"
+        if not notes.exists():
+            self._notes.mkdir(parents=True, exist_ok=True)
+            self._pytest([file], 1200, notes=notes)
+        return json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+
+    def _pytest(
+        self, tests: list[str], seconds: float, *, choose: bool = False, notes: Path | None = None
+    ) -> int:
+        """Exit code of these tests; 1 where they do not end."""
+
+        def work() -> int:
+            import pytest
+
+            from tests.touched import Chosen, Touched
+
+            touched = Touched(self.copy)
+            files = list(dict.fromkeys(name.split("::")[0] for name in tests))
+            words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *(["-x"] if choose else []), *files]
+            code = int(pytest.main(words, plugins=[Chosen(tests) if choose else touched]))
+            if notes is not None:
+                said = {name: asdict(test) for name, test in touched.tests.items()}
+                notes.write_text(json.dumps(said), encoding="utf-8")
+            return code
+
+        return self._in_a_process(work, SECONDS + 5 * seconds)
+
+    def _in_a_process(self, work: Callable[[], int], seconds: float) -> int:
+        child = os.fork()
+        if not child:
+            os._exit(self._isolated(work))
+        end = time.monotonic() + seconds
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # also what a test left behind
+        return os.waitstatus_to_exitcode(ended[1] if ended[0] else os.waitpid(child, 0)[1])
+
+    def _isolated(self, work: Callable[[], int]) -> int:
+        """In the new process: the copy alone can be imported, nothing is printed, nothing grows for ever."""
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
+        os.chdir(self.copy)
+        said = os.open(self.copy / "pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(said, stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.path[:] = [str(self.copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
+        for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "fourm", "fourm_cli")]:
+            del sys.modules[name]
+        try:
+            return work()
+        except BaseException:
+            return 1
+        finally:
+            sys.stdout.flush()
+
+
+def _quickest(tests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """So many tests as take `MOST` seconds."""
+    spent, found = 0.0, {}
+    for name, test in sorted(tests.items(), key=lambda item: item[1]["seconds"]):
+        spent += test["seconds"]
+        if spent < MOST:
+            found[name] = test
+    return found
+
+
+def prepare() -> None:
+    """What every process of tests needs, once: variables, and libraries that take seconds to import."""
+    os.environ.update(OMP_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if (golden := ROOT.parent / "shared" / "golden").is_dir():
+        os.environ.setdefault("FOURM_GOLDEN", str(golden))
+    for name in "torch numpy PIL.Image pytest hypothesis yaml typer rich tokenizers".split():
+        __import__(name)
+
+
+def run(log: Path, mutations: list[Mutation], *, thorough: bool) -> None:
+    """Try mutations and log each."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder) / "fourm", log.parent / "tests", thorough=thorough)
+        os.environ["PYTHONPATH"] = str(bench.copy)
+        for mutation in mutations:
             started = time.perf_counter()
-            caught = is_caught(mutation, copy)
-            entry = {
-                "name": mutation.name,
-                "caught": caught,
-                "seconds": round(time.perf_counter() - started, 1),
-            }
+            caught = bench.is_caught(mutation)
+            seconds = round(time.perf_counter() - started, 1)
+            entry = {"name": mutation.name, "caught": caught, "seconds": seconds} | asdict(mutation)
             with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry | asdict(mutation)) + "\n")
-            said = f"{mutation.file}:{mutation.line}: {mutation.before!r} -> {mutation.after!r}"
-            print("caught  " if caught else "SURVIVED", said, flush=True)
+                file.write(json.dumps(entry) + "\n")
+            print("caught  " if caught else "SURVIVED", mutation, flush=True)
+
+
+def drawn(count: int, seed: int, patterns: list[str]) -> list[Mutation]:
+    """So many mutations, as many from each file, so that the short ones are not forgotten."""
+    files = sorted({p.relative_to(ROOT).as_posix() for pattern in patterns for p in ROOT.glob(pattern)})
+    every = {file: list(Source(ROOT, file).mutations()) for file in files}
+    order = random.Random(seed)
+    for mutations in every.values():
+        order.shuffle(mutations)
+    rounds = itertools.zip_longest(*every.values())
+    return [mutation for one in rounds for mutation in one if mutation is not None][:count]
 
 
 def report(log: Path) -> None:
     """The share that was caught, by file, and every survivor."""
-    entries = _read(log)
+    entries = list(read(log).values())
     for file in sorted({entry["file"] for entry in entries}):
         mine = [entry["caught"] for entry in entries if entry["file"] == file]
         print(f"{sum(mine):4} of {len(mine):3}  {file}")
@@ -228,18 +243,40 @@ def report(log: Path) -> None:
             print(f"{entry['file']}:{entry['line']}: {entry['before']!r} -> {entry['after']!r}")
 
 
-def _read(log: Path) -> list[dict[str, object]]:
+def read(log: Path) -> dict[str, dict[str, Any]]:
+    """What was tried, the last time of each mutation."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines]
+    return {entry["name"]: entry for entry in map(json.loads, lines)}
 
 
-if __name__ == "__main__":
+def survivors(log: Path) -> list[Mutation]:
+    """Mutations that were not caught, where they stand now; those whose place has gone are left out."""
+    left = [entry for entry in read(log).values() if not entry["caught"]]
+    found = []
+    for entry in left:
+        every = Source(ROOT, entry["file"]).mutations()
+        place = (entry["function"], entry["before"], entry["after"])
+        same = [m for m in every if (m.function, m.before, m.after) == place]
+        found += sorted(same, key=lambda m: abs(m.start - entry["start"]))[:1]
+    return found
+
+
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("log", type=Path, help="one line of JSON for each mutation")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--files", nargs="*", default=list(FILES), help="patterns of the files to change")
+    parser.add_argument("--again", action="store_true", help="try what survived once more, with all tests")
+    parser.add_argument("--report", action="store_true", help="only say what the log holds")
     options = parser.parse_args()
     if not options.report:
-        run(options.log, options.count, options.seed)
+        known = read(options.log)
+        chosen = [m for m in drawn(options.count, options.seed, options.files) if m.name not in known]
+        run(options.log, survivors(options.log) if options.again else chosen, thorough=options.again)
     report(options.log)
+
+
+if __name__ == "__main__":
+    main()
