@@ -84,6 +84,9 @@ class Request:
             raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
+        if self.overwrite and (self.resume or self.world.is_shard):
+            other = "--resume" if self.resume else "--shard"
+            raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
         if not self.overwrite or self.is_beside:
             return
         out = self.out.resolve()

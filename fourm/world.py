@@ -31,6 +31,11 @@ class World:
         if not 0 <= self.rank < self.size:
             raise UsageError(f"process {self.rank} of {self.size}: the number must lie in 0..{self.size - 1}")
 
+    @property
+    def is_shard(self) -> bool:
+        """Whether others of the job are started with `--shard`, perhaps at another time."""
+        return self.size > self.group_size
+
     def share(self, items: Sequence[T]) -> list[T]:
         """Every size-th item from rank on; the caller gives all processes the same sorted items."""
         return list(items[self.rank :: self.size])

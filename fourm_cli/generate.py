@@ -87,7 +87,7 @@ torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
 def generate(
     *, prompts: Prompts = None, data: Data = None, column: Column = None, num_samples: NumSamples = None,
     subset_seed: SubsetSeed = None, replay: ReplayFile = None, schedule: Mapping[str, object],
-    model: Model = None, sr_model: SrModel = None, tokenizers: Tokenizers = None, device: Device = "auto",
+    model: Model = None, sr_model: SrModel = None, tokenizers: Tokenizers = None, device: Device = None,
     dtype: Dtype = None, attention: Attention = "sdpa", config: Config = None, data_config: DataConfig = None,
     gen_config: GenConfig = None, sr_config: SrConfig = None, num_variations: NumVariations = None,
     seed: Seed = None, batch_size: BatchSize = "auto", shard: Shard = None, out: Out = None,
@@ -103,11 +103,11 @@ def generate(
     again = None if replay is None else read_replay(replay)
     named = (again.base.model if again else given.model) or DEMO
     files = with_named_parts(find_model(named if model is None else model), given, tokenizers)
-    folder = _output_folder(out or given.folder, world, resume, overwrite, shard)
+    folder = _output_folder(out or given.folder, world, resume or overwrite)
     run = partial(
         Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,
         overwrite=overwrite, batch_size=parse_batch_size(batch_size),
-        device=parse_device(device if device != "auto" else given.device or device),
+        device=parse_device(device or given.device or "auto"),
     )  # fmt: skip
     if again is not None:
         refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
@@ -165,16 +165,13 @@ def say_notes(dataset: Dataset, files: ModelFiles) -> None:
             console.note(note)
 
 
-def _output_folder(out: Path | None, world: World, resume: bool, overwrite: bool, shard: str | None) -> Path:
+def _output_folder(out: Path | None, world: World, is_there: bool) -> Path:
     """The folder that was asked for, or the first free one."""
-    if overwrite and (resume or shard is not None):
-        other = "--resume" if resume else "--shard"
-        raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
     if out is not None:
         return out
     if world.size > 1:
         raise UsageError("--out is missing; several processes need to agree on it")
-    if resume or overwrite:
+    if is_there:
         raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
     numbers = (Path("out", f"{number:03d}") for number in range(1, 1_000_000))
     return next(path for path in numbers if not path.exists())

@@ -35,9 +35,11 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="auto, cpu, cuda or mps.", autocompletion=one_of(*DEVICES), rich_help_panel=MODEL_PANEL
+        help="auto (without it), cpu, cuda or mps.",
+        autocompletion=one_of(*DEVICES),
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
 SrModel = Annotated[

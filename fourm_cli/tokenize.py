@@ -109,7 +109,7 @@ def tokenize(
     modalities: Modalities = None,
     model: Model = None,
     tokenizers: Tokenizers = None,
-    device: Device = "auto",
+    device: Device = None,
     dtype: Dtype = None,
     attention: Attention = "sdpa",
     crops: Crops = None,
@@ -138,7 +138,7 @@ def tokenize(
     request = TokenizeRequest(
         files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(batch_size),
-        device=parse_device(device), dtype=parse_dtype(dtype or "auto"), attention=attention,
+        device=parse_device(device or "auto"), dtype=parse_dtype(dtype or "auto"), attention=attention,
         overwrite=overwrite, world=world,
     )  # fmt: skip
     console.quiet_library(quiet or world.group_rank > 0)

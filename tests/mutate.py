@@ -33,7 +33,7 @@ from tests.mutations import Mutation, Source
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "engine", "sampling", "schedule", "pipeline", "checkpoint", "superres", "replay", "saving", "record",
-    "layout", "hub",
+    "processes", "checksums", "layout", "hub",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
 NEAREST = {  # test files beside the one that has the module's name
@@ -43,6 +43,8 @@ NEAREST = {  # test files beside the one that has the module's name
     "checkpoint": "loading tokenizers pipeline",
     "saving": "pipeline outputs generate_cli sr_command",
     "record": "pipeline sr_command verify generate_cli torchrun",
+    "processes": "record layout verify generate_cli sr_command",
+    "checksums": "verify verify_command record layout",
     "layout": "pipeline prompts record",
     "hub": "loading names download models_command",
     "pipeline": "generate_cli sr_command state torchrun",
@@ -63,7 +65,7 @@ NEAREST = {  # test files beside the one that has the module's name
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip
-MOST = 100  # seconds of tests for one mutation, the quickest first; all of them with --again
+MOST = 20  # seconds of tests for one mutation, the quickest first; all of them with --again
 SECONDS = 60  # a mutation is caught when its tests take this much longer than five times what they should
 MEMORY, FILE_SIZE = 16 << 30, 1 << 30  # bytes that a mutated program may take
 
@@ -155,11 +157,14 @@ class Bench:
         child = os.fork()
         if not child:
             os._exit(self._isolated(work))
-        end = time.monotonic() + seconds
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
-            time.sleep(0.05)
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # also what a test left behind
+        end, ended = time.monotonic() + seconds, (0, 1)
+        try:
+            while ended[0] == 0 and time.monotonic() < end:
+                time.sleep(0.05)
+                ended = os.waitpid(child, os.WNOHANG)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # also what a test left behind
         return os.waitstatus_to_exitcode(ended[1] if ended[0] else os.waitpid(child, 0)[1])
 
     def _isolated(self, work: Callable[[], int]) -> int:
@@ -197,6 +202,7 @@ def prepare() -> None:
     """What every process of tests needs, once: variables, and libraries that take seconds to import."""
     os.environ.update(OMP_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is ended, too
     if (golden := ROOT.parent / "shared" / "golden").is_dir():
         os.environ.setdefault("FOURM_GOLDEN", str(golden))
     for name in "torch numpy PIL.Image pytest hypothesis yaml typer rich tokenizers".split():

@@ -1,5 +1,6 @@
 """Plugins for pytest that `tests.mutate` uses: which test runs which function, and a choice of tests."""
 
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,8 @@ from types import CodeType, FrameType
 
 import pytest
 
+SLOW = 20  # seconds, after which a test is given up, and not used
+LONG = 150  # seconds of a file, after which its other tests are not used
 STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system"}
 
 
@@ -28,9 +31,13 @@ class Touched:
     """Notes what each test of a file runs below a folder."""
 
     def __init__(self, root: Path) -> None:
-        self.tests = dict[str, Test]()
+        self.tests, self._began = dict[str, Test](), time.perf_counter()
         self._root, self._codes, self._shared, self._starts = f"{root}/", set[CodeType](), set[str](), False
         sys.addaudithook(self._audit)
+        signal.signal(signal.SIGALRM, self._give_up)
+
+    def _give_up(self, _: int, frame: FrameType | None) -> None:
+        raise TimeoutError
 
     def _audit(self, event: str, _: object) -> None:
         self._starts = self._starts or event in STARTS
@@ -67,9 +74,18 @@ class Touched:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         """What the test itself runs; it has not passed where this raises."""
         test = self.tests[item.nodeid]
-        yield from self._watched()
+        signal.alarm(SLOW)
+        try:
+            yield from self._watched()
+        finally:
+            signal.alarm(0)
         test.functions, test.starts, test.passed = sorted(self._functions()), self._starts, True
         test.seconds = round(time.perf_counter() - test.seconds, 3)
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        """Stop where a file takes too long."""
+        if time.perf_counter() - self._began > LONG:
+            item.session.shouldstop = "enough is known"
 
     def pytest_sessionfinish(self) -> None:
         """Share what the fixtures ran."""
