@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from fourm.checksums import sha256_of_file
 from fourm.errors import UsageError, printable
 from fourm.hub import DEMO_SR, ModelFiles
 from fourm.inputs import CAPTION
@@ -17,6 +18,7 @@ from fourm.modalities import Kind
 from fourm.opening import read_bytes
 from fourm.plan import parse_chain
 from fourm.png import strip_metadata
+from fourm.processes import read_checksums
 from fourm.record import sha256_of
 from fourm.request import DETOKENIZER_STEPS
 from fourm.results import Run, open_results, samples_for
@@ -174,9 +176,11 @@ def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
         if not (folder / RUN).is_file():
             continue
         results = open_results(folder)
-        run = results.runs[0]
+        name = path.resolve().relative_to(folder).as_posix()
+        run, listed = results.runs[0], read_checksums(folder).get(name)
         same = (run.record.stage, run.record.options, run.record.seed) == (BASE, base.options, base.seed)
-        return (folder, run) if same and key in results.keys else None
+        is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
+        return (folder, run) if same and is_its_own and key in results.keys else None
     return None
 
 

@@ -66,7 +66,7 @@ NEAREST = {  # test files beside the one that has the module's name
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip
 MOST = 20  # seconds of tests for one mutation, the quickest first; all of them with --again
-SECONDS = 60  # a mutation is caught when its tests take this much longer than five times what they should
+SECONDS = 30  # a mutation is caught when its tests take this much longer than three times what they should
 MEMORY, FILE_SIZE = 16 << 30, 1 << 30  # bytes that a mutated program may take
 
 
@@ -151,7 +151,7 @@ class Bench:
                 notes.write_text(json.dumps(said), encoding="utf-8")
             return code
 
-        return self._in_a_process(work, SECONDS + 5 * seconds)
+        return self._in_a_process(work, SECONDS + 3 * seconds)
 
     def _in_a_process(self, work: Callable[[], int], seconds: float) -> int:
         child = os.fork()

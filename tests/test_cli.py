@@ -328,6 +328,33 @@ def test_a_reader_that_goes_away_is_no_mistake(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_a_command_that_does_not_end(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time, fourm_cli.app as a\n"
+        "def stuck():\n"
+        "    said = iter(['working', 'ending'])\n"
+        "    while True:\n"
+        "        try:\n"
+        "            print(next(said, 'still there'), flush=True)\n"
+        "            time.sleep(60)\n"
+        "        except BaseException: pass\n"
+        "a.app.command()(stuck)\na.main()\n"
+    )
+    command = [sys.executable, str(script), "stuck"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "ending\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (code, "", "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_so_and_can_be_resumed(
     tiny: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -194,6 +194,29 @@ def test_processes_that_share_a_folder_make_the_folder_of_one(
     assert sorted(launch.saved for launch in launches) == [6, 6, 6]
 
 
+def test_under_torchrun_a_failed_sample_does_not_end_the_other_processes(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun ends a job in which one process fails. Shards are on their own, and end with exit code 3."""
+    for name in ("0", "1"):
+        path = tmp_path / f"data/rgb/f/{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no picture")
+    words = ("generate", "--model", tiny, "--data", "data", "--cond", "rgb", "--targets", "tok_depth")
+    log = ("--device", "cpu", "--log-json", "log")
+    code, out, err = run(*words, *log, "--out", "shards", "--shard", "1/2")
+    assert (code, out) == (3, "shards\n"), err
+    assert not (tmp_path / "log.1").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("1", ""), ("0", "ranks\n")):
+        monkeypatch.setenv("RANK", rank)
+        code, out, err = run(*words, *log, "--out", "ranks")
+        assert (code, out) == (0, said), err
+        assert bool(err) is (rank == "0")
+    assert (tmp_path / "log.1").exists()
+    assert len((tmp_path / "ranks/failures.jsonl").read_text().splitlines()) == 2
+
+
 def test_resume_overwrite_and_refusal(run: Run, tiny: Path, tmp_path: Path) -> None:
     base = ["generate", "a red circle", "--model", tiny, "--out", "out", "--quiet"]
     assert run(*base)[0] == 0

@@ -1,6 +1,7 @@
 """The pipeline on a whole tiny model: files, resume, batches, shards, failures, and checks before loading."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fourm.events import Event, Failed, Finished, Saved, Started, Stepped
 from fourm.hub import find_model
 from fourm.layout import Key, Sample, samples_of_prompts
 from fourm.pipeline import NOT_FINITE, run
+from fourm.processes import read_checksums
 from fourm.request import Request
 from fourm.schedule import TargetSpec, make_chain
 from fourm.world import World
@@ -173,6 +175,38 @@ def test_results_that_are_no_numbers_fail_their_sample(tiny: Path, tmp_path: Pat
     failed = [e for e in make(folder, tmp_path / "other", preview=1) if isinstance(e, Failed)]
     assert len(failed) == len(PROMPTS)
     assert "tok_rgb@64: its tokenizer's results are not finite" in failed[0].reason
+
+
+def test_numbers_that_are_lost_early_in_a_chain_fail_the_sample(tiny: Path, tmp_path: Path) -> None:
+    """The first target's results are no numbers; those of the second are."""
+    name = "decoder_embeddings.tok_clip@64.to_logits.weight"
+    model = broken(
+        tiny, tmp_path / "m", lambda s: {n: t * 0 + 3e38 if n == name else t for n, t in s.items()}
+    )
+    failed = [e for e in make(model, tmp_path / "out") if isinstance(e, Failed)]
+    assert [event.reason for event in failed] == [NOT_FINITE] * len(PROMPTS)
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_of_a_group_the_value_that_cannot_be_decoded_fails_alone(tiny: Path, tmp_path: Path) -> None:
+    """One code of the tokenizer is spoilt, of those that a single sample has."""
+    make(tiny, tmp_path / "whole")
+    paths = sorted((tmp_path / "whole/tok_rgb@64").rglob("*.npy"))
+    ids = {path: set(np.load(path, allow_pickle=False).flatten().tolist()) for path in paths}
+    path, code = next((p, c) for p in paths for c in ids[p] if sum(c in ids[q] for q in paths) == 1)
+    model = Path(shutil.copytree(tiny, tmp_path / "m"))
+    weights = model / "tokenizers/rgb/model.safetensors"
+    state = load_file(weights)
+    state["quantize._codebook.embed"][..., code, :] = 3e38
+    save_file(state, weights)
+    events = make(model, tmp_path / "out")
+    assert [event.key for event in events if isinstance(event, Failed)] == [f"00000/{path.stem}"]
+    assert len([event for event in events if isinstance(event, Saved)]) == len(PROMPTS) - 1
+    made = tree(tmp_path / "out")
+    others = {name for name in tree(tmp_path / "whole") if path.stem not in name}
+    assert others <= made.keys()
+    assert f"rgb/00000/{path.stem}.png" not in made
+    assert set(read_checksums(tmp_path / "out")) == others
 
 
 def test_a_missing_or_renamed_tensor_is_named_and_nothing_is_written(tiny: Path, tmp_path: Path) -> None:

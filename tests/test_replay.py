@@ -100,6 +100,35 @@ def test_conditions_that_a_picture_does_not_hold_come_from_its_folder(
     assert not (tmp_path / "no").exists()
 
 
+def test_conditions_that_were_tokenised_are_read_as_the_tokens_that_they_became(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    words = ("--data", made, "--model", "demo", "--steps", "2", "-q")
+    assert run("generate", *words, "--cond", "tok_clip", "--targets", "tok_depth", "--out", "maps")[0] == 0
+    words = ("--data", "maps", "--model", "demo", "--steps", "2", "-q")
+    assert run("generate", *words, "--cond", "depth", "--targets", "tok_normal", "--out", "normals")[0] == 0
+    shutil.rmtree(tmp_path / "maps")
+    for file in ("run.json", "normal/00000/000001-v0.png"):
+        code, _, err = run("generate", "--replay", f"normals/{file}", "--out", file.partition(".")[0], "-q")
+        assert code == 0, err
+        tokens = "tok_normal@64/00000/000001-v0.npy"
+        assert tree(tmp_path / file.partition(".")[0])[tokens] == tree(tmp_path / "normals")[tokens]
+
+
+@pytest.mark.parametrize("changes", [("--seed", "9"), ("--seed", "1"), ("--steps", "6-4")])
+def test_a_picture_in_the_folder_of_another_run_is_repeated_from_itself(
+    run: Run, made: Path, tmp_path: Path, changes: tuple[str, str]
+) -> None:
+    """The other run has the same names, another prompt, perhaps another seed or schedule."""
+    settings = ("--num-variations", "2", "--seed", "9", "--temps", "3.0-0.5", "--steps", "6-5", "-q")
+    assert run("generate", "a blue square", *settings, *changes, "--out", "other")[0] == 0
+    name = "rgb/00000/000000-v1.png"
+    shutil.copy(made / name, tmp_path / "other" / name)
+    code, _, err = run("generate", "--replay", f"other/{name}", "--out", "again", "-q")
+    assert code == 0, err
+    assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
+
+
 def test_unconditional_pictures_are_repeated_too(run: Run, tmp_path: Path) -> None:
     words = ("--data", "empty", "--num-samples", "3", "--targets", "tok_rgb", "--steps", "3", "-q")
     assert run("generate", *words, "--out", "free")[0] == 0
