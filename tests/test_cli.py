@@ -350,7 +350,10 @@ def test_a_second_signal_ends_a_command_that_does_not_end(
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "ending\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (code, "", "")
 
 

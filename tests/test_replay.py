@@ -115,13 +115,14 @@ def test_conditions_that_were_tokenised_are_read_as_the_tokens_that_they_became(
         assert tree(tmp_path / file.partition(".")[0])[tokens] == tree(tmp_path / "normals")[tokens]
 
 
-@pytest.mark.parametrize("changes", [("--seed", "9"), ("--seed", "1"), ("--steps", "6-4")])
+@pytest.mark.parametrize("changes", [{}, {"--seed": "1"}, {"--steps": "6-4"}])
 def test_a_picture_in_the_folder_of_another_run_is_repeated_from_itself(
-    run: Run, made: Path, tmp_path: Path, changes: tuple[str, str]
+    run: Run, made: Path, tmp_path: Path, changes: dict[str, str]
 ) -> None:
     """The other run has the same names, another prompt, perhaps another seed or schedule."""
-    settings = ("--num-variations", "2", "--seed", "9", "--temps", "3.0-0.5", "--steps", "6-5", "-q")
-    assert run("generate", "a blue square", *settings, *changes, "--out", "other")[0] == 0
+    settings = {"--num-variations": "2", "--seed": "9", "--temps": "3.0-0.5", "--steps": "6-5"} | changes
+    words = [word for option in settings.items() for word in option]
+    assert run("generate", "a blue square", *words, "--out", "other", "-q")[0] == 0
     name = "rgb/00000/000000-v1.png"
     shutil.copy(made / name, tmp_path / "other" / name)
     code, _, err = run("generate", "--replay", f"other/{name}", "--out", "again", "-q")
