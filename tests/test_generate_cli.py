@@ -189,6 +189,9 @@ def test_processes_that_share_a_folder_make_the_folder_of_one(
         said.append(out)
     assert [bool(out) for out in said] == [True, True, kind == "shard", kind == "shard"]
     assert tree(tmp_path / "out") == tree(tmp_path / "alone")
+    lists = (path.read_text().splitlines() for path in (tmp_path / "out/processes").glob("*.sha256"))
+    listed = [line.split("  ")[1] for lines in lists for line in lines if not line.startswith("#")]
+    assert sorted(listed) == sorted(tree(tmp_path / "out"))  # none is lost, none is listed twice
     assert read_checksums(tmp_path / "out") == read_checksums(tmp_path / "alone")
     launches = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
     assert sorted(launch.saved for launch in launches) == [6, 6, 6]

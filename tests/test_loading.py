@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,20 @@ def test_weights_that_are_no_numbers_are_named(own: Path, value: float) -> None:
     with pytest.raises(CheckpointError, match=r"'quant_proj\.weight'"):
         load_tokenizer(path.parent)
     load_tokenizer(path.parent, part=Part.DECODER)  # what is not used may be anything
+
+
+@pytest.mark.parametrize(("count", "rest"), [(3, ""), (5, " (and 2 more)")])
+def test_three_problems_are_named_and_the_rest_is_counted(own: Path, count: int, rest: str) -> None:
+    path = own / "model.safetensors"
+    state = load_file(path)
+    spoilt = sorted(name for name in state if name.endswith("mlp.fc1.weight") or "attn" in name)[:count]
+    save_file({n: t * float("nan") if n in spoilt else t for n, t in state.items()}, path)
+    with pytest.raises(CheckpointError, match=r"tensor '[^']+', '[^']+', '[^']+'" + re.escape(rest) + "$"):
+        load_model(find_model(own))
+    save_file({n: t for n, t in state.items() if n not in spoilt}, path)
+    missing = "; tensor ".join(["'[^']+' is missing"] * 3)
+    with pytest.raises(CheckpointError, match=f"{path}: tensor {missing}" + re.escape(rest) + "$"):
+        load_model(find_model(own))
 
 
 def test_large_numbers_are_numbers(own: Path) -> None:

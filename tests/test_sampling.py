@@ -177,6 +177,14 @@ def test_noise_is_uniform_and_depends_on_nothing_but_its_names() -> None:
     assert torch.equal(noise.uniforms(2, 1, places[:, 100:200]), values[:, 100:200])
 
 
+def test_seeds_keep_the_noise_that_they_have_always_had() -> None:
+    noise = Noise.for_samples(7, [("a", 0), ("00000/000001", 3)], "sr")
+    drawn = noise.uniforms(2, 1, torch.tensor([[0, 5, 1000], [0, 5, 1000]]))
+    assert (drawn * 2**24).tolist() == [[16719021, 7659375, 8775520], [16671091, 3874927, 4112963]]
+    normals = [[0.32288163900375366, -1.0770376920700073], [0.24364615976810455, 2.4101436138153076]]
+    torch.testing.assert_close(noise.normals(4, (2,)), torch.tensor(normals))
+
+
 def test_neighbouring_seeds_steps_keys_and_variations_share_no_noise() -> None:
     places = torch.arange(64)[None]
     streams = [

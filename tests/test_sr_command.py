@@ -155,6 +155,28 @@ def test_what_the_base_did_not_make_is_left_out_and_told(run: Run, out: Path) ->
     assert len(list((out / "rgb@128/00000").iterdir())) == 3
 
 
+def test_one_variation_that_was_repeated_is_all_that_its_run_made(
+    run: Run, out: Path, tmp_path: Path
+) -> None:
+    assert run("generate", "--replay", out / "rgb/00000/000001-v1.png", "--out", "one", "-q")[0] == 0
+    code, _, err = run("sr", "one", *SR_QUICK)
+    assert (code, "not there" in err) == (0, False), err
+    assert [path.name for path in (tmp_path / "one/rgb@128/00000").iterdir()] == ["000001-v1.png"]
+    (tmp_path / "one/tok_rgb@64/00000/000001-v1.npy").unlink()
+    assert "1 of 1 results are not there" in run("sr", "one", *SR_QUICK, "--out", "none")[2]
+
+
+def test_a_run_whose_model_has_gone_is_a_sentence(run: Run, tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    words = ("a red circle", "--targets", "tok_rgb", "--steps", "1", "--no-decode", "-q")
+    assert run("generate", *words, "--model", model, "--out", "out")[0] == 0
+    shutil.rmtree(model)
+    code, said, err = run("sr", "out")
+    assert (code, said, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fourm: ")
+    assert str(model) in err
+
+
 def test_broken_tokens_fail_alone(run: Run, out: Path) -> None:
     (out / "tok_rgb@64/00000/000000-v1.npy").write_bytes(b"\x93NUMPY")
     code, _, err = run("sr", out, *SR_QUICK)

@@ -11,8 +11,8 @@ from types import CodeType, FrameType
 
 import pytest
 
-SLOW = 20  # seconds, after which a test is given up, and not used
-LONG = 150  # seconds of a file, after which its other tests are not used
+SLOW = 10  # seconds, after which a test is given up, and not used
+LONG = 75  # seconds of a file, after which its other tests are not used
 STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system"}
 
 
