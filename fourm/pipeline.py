@@ -90,7 +90,7 @@ def run(request: Request) -> Iterator[Event]:
     parts = None
     if share.todo:
         yield Loading(f"model {request.model.name}")
-        with _said(job):
+        with _said(job), arithmetic(job.dtype):
             parts = load_parts(request, job.outputs, job.device, DTYPES[job.dtype])
     saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
     tally, has_ended, halved_to = saver.tally, False, None
