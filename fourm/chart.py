@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fourm.layout import remove_leftovers, write_atomic
+from fourm.layout import write_alone
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -51,11 +51,8 @@ def draw_chain(chain: Chain, model: str) -> Figure:
 
 def save_chart(figure: Figure, path: Path) -> None:
     """A PNG, whole or not at all."""
-    folder = path.parent
     canvas = FigureCanvasAgg(figure)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder, path, partial(canvas.print_png, metadata={"Software": None}))
-    remove_leftovers(folder)
+    write_alone(path, partial(canvas.print_png, metadata={"Software": None}))
 
 
 def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> None:

@@ -1,8 +1,11 @@
 """Errors that a person can act on, each kind with the exit code that it means."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Of a word this long the middle is left out, so that the sentence around it can be read.
+_LONG_WORD = re.compile(r"(\S{200})\S{300,}(\S{100})")
 MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what is wrong with it
 
 
@@ -39,8 +42,7 @@ class SampleError(FourMError):
     exit_code = 3
 
     def __init__(self, message: str) -> None:
-        line = printable(message)
-        super().__init__(line if len(line) <= MAX_SENTENCE else f"{line[:MAX_SENTENCE]} ...")
+        super().__init__(one_line(message))
 
 
 class MissingError(FourMError):
@@ -60,6 +62,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(message: str) -> str:
+    """A message as it is shown: printable, without the middle of a very long word, and not endless."""
+    return shown(_LONG_WORD.sub(r"\1...\2", printable(message)), MAX_SENTENCE)
 
 
 def shown(value: object, most: int = 60) -> str:

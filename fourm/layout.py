@@ -166,6 +166,16 @@ def create_text(root: Path, path: Path, text: str) -> bool:
     return create_atomic(root, path, partial(_fill, text))
 
 
+def write_alone(path: Path, write: Callable[[Path], None]) -> None:
+    """Write one file that belongs to no run, whole or not at all; its folder is made if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomic(path.parent, path, write)
+    remove_leftovers(path.parent)
+
+
 def make_below(root: Path, folder: Path) -> None:
     """Make a folder below root, and those between; FileNotFoundError where root itself is missing."""
     if folder == root:

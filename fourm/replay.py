@@ -122,7 +122,7 @@ def _stage(record: RunRecord) -> Stage:
 
 def _one_picture(path: Path) -> Replay:
     said = _chunks(path)
-    key, count = _key(path, said), _number(path, said, "variations", MAX_SAMPLES)
+    key, count = _key(path, said), _number(path, said, "variations", least=1)
     variation = _number(path, said, "variation", count - 1)
     base, finer = _stage_of(path, said, ""), None
     if "base schedule" in said:
@@ -161,7 +161,7 @@ def _stage_of(path: Path, said: Mapping[str, str], prefix: str) -> Stage:
     return Stage(
         _text(path, said, prefix + "model"), _text(path, said, prefix + "schedule"),
         _number(path, said, prefix + "seed", MAX_SEED), said.get(prefix + "dtype", "float32"),
-        _number(path, said, "detokenizer steps"), weights=said.get(prefix + "weights", ""),
+        _number(path, said, "detokenizer steps", least=1), weights=said.get(prefix + "weights", ""),
     )  # fmt: skip
 
 
@@ -190,12 +190,12 @@ def _text(path: Path, said: Mapping[str, str], name: str) -> str:
     return said[name]
 
 
-def _number(path: Path, said: Mapping[str, str], name: str, most: int = MAX_SAMPLES) -> int:
+def _number(path: Path, said: Mapping[str, str], name: str, most: int = MAX_SAMPLES, least: int = 0) -> int:
     text = said.get(name, "")
     is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEED))
-    if not is_number or int(text) > most:
+    if not is_number or not least <= int(text) <= most:
         raise UsageError(
-            f"--replay {printable(str(path))}: its {name} is not a whole number, 0 to {most}: "
+            f"--replay {printable(str(path))}: its {name} is not a whole number, {least} to {most}: "
             f"'{printable(text[:40])}'"
         )
     return int(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from fourm.codecs.drawing import Font, lines_of
-from fourm.layout import remove_leftovers, write_atomic
+from fourm.layout import write_alone
 
 CELL, GAP, LINE = 128, 10, 16  # pixels: a picture's side, the space around it, the height of a line of text
 INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
@@ -46,10 +46,7 @@ def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     """A PNG, whole or not at all."""
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder, path, lambda file: sheet.save(file, format="PNG", optimize=True))
-    remove_leftovers(folder)
+    write_alone(path, lambda file: sheet.save(file, format="PNG", optimize=True))
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:

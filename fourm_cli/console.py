@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fourm.errors import MAX_SENTENCE, FourMError, ScheduleError, UsageError, printable, shown
+from fourm.errors import FourMError, ScheduleError, UsageError, one_line, printable
 from fourm.events import (
     Detokenized,
     Event,
@@ -315,7 +315,7 @@ def explain(error: FourMError) -> None:
     """Say an error on stderr; several mistakes get a line each."""
     problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
     for problem in problems:
-        print(f"fourm: {shown(printable(problem), MAX_SENTENCE)}", file=sys.stderr)
+        print(f"fourm: {one_line(problem)}", file=sys.stderr)
 
 
 def quiet_library(is_quiet: bool) -> None:

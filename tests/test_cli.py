@@ -96,7 +96,7 @@ OPTIONS = {
     "a column of nothing": ("a --column text", "--column text: only .tsv, .csv and .jsonl files"),
     "a seed for no subset": ("a --subset-seed 3", "--num-samples must say how many"),
     "a name too long": (f"--data {'x' * 300}", "cannot be read (File name too long)"),
-    "an output name too long": (f"a --out {'x' * 300}", "cannot be written (File name too long)"),
+    "an output name too long": (f"a --out {'x' * 300}", "(File name too long)"),
     "a batch size of many digits": (f"a --batch-size {'9' * 5000}", "is neither auto nor a whole number"),
     "a shard of many digits": (f"a --shard 0/{'9' * 5000}", "is not i/n"),
     "too many samples": ("--data empty --num-samples 99999999999 --out o", "at most 10,000,000"),

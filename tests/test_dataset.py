@@ -230,6 +230,7 @@ def test_a_subset_is_the_first_ones_or_a_seeded_choice_and_keeps_the_names() -> 
 
 def test_hostile_names_are_kept_listed_and_written_without_collision(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
+    out.mkdir()
     make(data, *(f"rgb/{name[:60]}/{name}.png" for name in HOSTILE))
     dataset = list_dataset(data, {"rgb": "rgb"})
     assert sorted(s.key.name for s in dataset.samples) == sorted(Key("a", name).name for name in HOSTILE)

@@ -155,7 +155,7 @@ def test_another_tokenizer_is_named_on_the_command_line(
     for wrong, code, message in (
         ("rgb", 2, "not KEY=NAME"),
         ("rbg=rgb", 2, "did you mean 'rgb'"),
-        ("rgb=nowhere", 4, "nowhere"),
+        ("rgb=nowhere", 2, "nowhere"),
         ("rgb=clip", 2, "codes"),
     ):
         got, _, err = run(*common, "--tokenizer", wrong, "--out", "c")

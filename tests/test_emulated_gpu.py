@@ -24,7 +24,8 @@ from tests.emulated_gpu import Gpu, GpuError, GpuTensor, emulated
 
 Command = Callable[..., tuple[int, str, str]]
 GPU = ("--quiet", "--device", "cuda", "--out", "o")
-PROMPTS = ("generate", "a red circle", "a small blue square", *GPU, "--steps", 2)
+TYPED_PROMPTS = ("generate", "a red circle", "a small blue square", "--quiet", "--steps", 2)
+PROMPTS = (*TYPED_PROMPTS, "--device", "cuda", "--out", "o")
 ALL = "det-metadata-tok_canny_edge-tok_clip-tok_depth-tok_normal-tok_rgb-tok_semseg"
 TYPED = full_sequence(torch.tensor([[20, 21, 25, 3, 0], [24, 23, 3, 0, 0], [29, 28, 27, 26, 3]]))
 
@@ -77,7 +78,7 @@ def test_every_target_of_the_demo_is_made_in_every_dtype(gpu: Gpu, run: Command,
 )  # fmt: skip
 def test_pictures_are_those_of_a_cpu(gpu: Gpu, run: Command, words: tuple[object, ...]) -> None:
     assert run(*PROMPTS, *words)[0] == 0
-    assert run(*PROMPTS, *words, "--device", "cpu", "--out", "cpu")[0] == 0
+    assert run(*TYPED_PROMPTS, *words, "--device", "cpu", "--out", "cpu")[0] == 0
     made, expected = tokens("o"), tokens("cpu")
     assert made.keys() == expected.keys()
     same = [a == b for name in made for a, b in zip(made[name], expected[name], strict=True)]
@@ -112,7 +113,7 @@ def test_a_mac_is_asked_for_nothing_that_it_lacks(
             "--detokenizer-steps",
             2,
         )
-        assert run(*PROMPTS, *words, "--device", "mps", "--dtype", dtype)[0] == 0
+        assert run(*TYPED_PROMPTS, *words, "--device", "mps", "--dtype", dtype, "--out", "o")[0] == 0
 
 
 # Waits

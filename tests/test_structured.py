@@ -223,8 +223,8 @@ def test_written_files_end_in_a_line_and_have_the_form_of_data_sets(
         codecs[name].write(Structured(codecs[name].grammar.parse(text)[0], text), tmp_path / "x")
         return (tmp_path / "x").read_text()
 
-    assert written("det", "v0=0 v1=999 v2=999 v3=0 cat") == (
-        '{"instances": [{"boxes": [0.0, 1.0, 1.0, 0.0], "class_name": "cat", "score": 1.0}]}\n'
+    assert written("det", "v0=0 v1=999 v2=999 v3=0 cat") == (  # corners in order, as they are read again
+        '{"instances": [{"boxes": [0.0, 0.0, 1.0, 1.0], "class_name": "cat", "score": 1.0}]}\n'
     )
     assert (
         written("metadata", "v1=16 v0=2 v1=0 v0=20") == '{"original_width": 640, "semantic_diversity": 2}\n'

@@ -17,7 +17,7 @@ from fourm.codecs.drawing import Ink
 from fourm.errors import UsageError, printable
 from fourm.gallery.pictures import encode
 from fourm.inputs import CAPTION
-from fourm.layout import remove_leftovers, write_atomic
+from fourm.layout import write_alone
 from fourm.runfile import RUN, SR
 
 _RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
@@ -42,10 +42,7 @@ def write_gallery(
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
             _write_page(file, album, side, seen)
 
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder, path, write)
-    remove_leftovers(folder)
+    write_alone(path, write)
     return path.stat().st_size
 
 
