@@ -174,7 +174,7 @@ GOOD = {
         ({"seed": str(2**64)}, "its seed is not a whole number"),
         ({"variations": "99999999999"}, "its variations is not a whole number"),
         ({"variation": "1"}, "its variation is not a whole number, 0 to 0"),
-        ({"variations": "0"}, "its variation is not a whole number"),
+        ({"variations": "0"}, "is not a whole number, 1 to"),
         ({"detokenizer steps": "0"}, ""),
         ({"model": "a\0b"}, ""),
         ({"dtype": "float7"}, "float7"),
