@@ -53,6 +53,14 @@ def test_weights_that_are_no_numbers_are_named(own: Path, value: float) -> None:
     load_tokenizer(path.parent, part=Part.DECODER)  # what is not used may be anything
 
 
+def test_a_config_that_describes_no_tokenizer_is_told_with_its_place(own: Path) -> None:
+    folder = own / "tokenizers/depth"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"undo_std": True}))
+    with pytest.raises(CheckpointError, match=f"^{folder}: undo_std: only for"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize(("count", "rest"), [(3, ""), (5, " (and 2 more)")])
 def test_three_problems_are_named_and_the_rest_is_counted(own: Path, count: int, rest: str) -> None:
     path = own / "model.safetensors"
