@@ -13,7 +13,7 @@ from fourm.errors import SampleError, UsageError
 from fourm.formats import find_flaw
 from fourm.grammars.instances import SIDE, from_json
 from fourm.layout import path_of, remove_leftovers, write_atomic
-from fourm.opening import open_file
+from fourm.opening import open_file, real
 from fourm.pickled import Array, parse_pickled
 
 FOLDER = "sam_instance"
@@ -35,7 +35,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     """`root/sam_instance/<folder>/<name>.npy` -> `out/sam_instance/<folder>/<name>.json`, one by one."""
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder")
-    if out.resolve() == root.resolve():
+    if real(out) == real(root):
         raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
     for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
         target = path_of(out, FOLDER, sample.key, ".json")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fourm import __version__
 from fourm.errors import MissingError, UsageError, printable
 from fourm.opening import open_file, read_bytes
 
@@ -23,7 +24,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
             "no_proxy")  # fmt: skip
 # Files beside the cache that the client reads to its end, by their names among its constants.
-_FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "AGENT_HARNESSES_PATH")
+_FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH")
 
 
 def check_variables() -> None:
@@ -68,8 +69,8 @@ def open_session() -> Any:
 
 def token_headers() -> dict[str, str]:
     """Who asks: the user's token, if there is one, and what program this is."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import __version__ as client_version
+    from huggingface_hub import constants, get_token
 
     for path in (Path(getattr(constants, name)) for name in _FILES if hasattr(constants, name)):
         try:
@@ -78,12 +79,15 @@ def token_headers() -> dict[str, str]:
             continue
         except OSError as error:
             raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
+    # Not the client's own headers: for these it asks the server what it may be called from, and reads the
+    # answer to its end.
+    headers = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
     try:
-        headers = build_hf_headers(library_name="fourm")
-        headers.get("authorization", "").encode("ascii")
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        (token or "").encode("ascii")
     except UnicodeError:
         raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
-    return headers
+    return {**headers, **({"authorization": f"Bearer {token}"} if token else {})}
 
 
 def _is_address(text: str) -> bool:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from fourm.errors import FourMError, UsageError
 from fourm.locks import try_lock, wait_for_lock
-from fourm.opening import open_own, read_bytes
+from fourm.opening import open_own, read_bytes, real
 
 PARTIAL = ".partial"  # folder for files that are being written
 FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
@@ -128,7 +128,7 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
     try:
         unfinished = _new_file(root, path.suffix)
         try:
-            if not path.parent.resolve().is_relative_to(root.resolve()):
+            if not real(path.parent).is_relative_to(real(root)):
                 raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
             make_below(root, path.parent)
             write(unfinished)

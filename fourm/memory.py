@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fourm.header import TensorInfo, read_header
 from fourm.hub import ModelFiles, weights_of
-from fourm.modalities import SEQUENCE_ROWS, Kind
+from fourm.modalities import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -55,8 +55,8 @@ class Sizes:
     def of(config: Mapping[str, object], width: int) -> Sizes:
         """From a config.json; what it lacks or spells wrong is told when the model is built."""
         dim, depth = _whole(config.get("dim"), 768), _whole(config.get("decoder_depth"), 12)
-        ratio = config.get("mlp_ratio", 4.0)
-        hidden = dim * (ratio if isinstance(ratio, int | float) else 4.0)
+        ratio = config.get("mlp_ratio")
+        hidden = dim * (ratio if isinstance(ratio, int | float) and 0 < ratio <= MAX_SIZE else 4.0)
         is_gated = config.get("gated_mlp") is True
         return Sizes(dim, round(hidden * 2 / 3 if is_gated else hidden), 3 if is_gated else 2, depth, width)
 
@@ -224,4 +224,4 @@ def _shape(tensors: Shapes, name: str) -> tuple[int, ...]:
 
 
 def _whole(value: object, default: int) -> int:
-    return value if isinstance(value, int) and value > 0 else default
+    return value if isinstance(value, int) and 0 < value <= MAX_SIZE else default

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
-from fourm.errors import CheckpointError
+from fourm.errors import CheckpointError, shown
 from fourm.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
 from fourm.modalities import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.state import Batch, Context, Packing, Slot
@@ -25,7 +25,7 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, 
 
 # Far beyond any model; a damaged config must not fill the memory or build layers for hours.
 SIZES: Mapping[str, tuple[float, float]] = {
-    "dim": (4, 1 << 16), "num_heads": (1, 1 << 12), "encoder_depth": (0, 1024), "decoder_depth": (0, 1024),
+    "dim": (4, 1 << 16), "num_heads": (1, 1 << 12), "encoder_depth": (0, 256), "decoder_depth": (0, 256),
     "mlp_ratio": (0.01, 64), "num_register_tokens": (0, 1 << 12),
 }  # fmt: skip
 
@@ -55,11 +55,13 @@ class FourMConfig:
 
     def __post_init__(self) -> None:
         if self.act_layer not in ACTIVATIONS:
-            raise CheckpointError(f"config: act_layer '{self.act_layer}' is not one of {list(ACTIVATIONS)}")
+            raise CheckpointError(
+                f"config: act_layer is none of {list(ACTIVATIONS)}: {shown(self.act_layer)}"
+            )
         for key, (least, most) in SIZES.items():
             value = getattr(self, key)
             if not least <= value <= most:
-                raise CheckpointError(f"config: {key} is {value:.6g}, expected {least:g} to {most:g}")
+                raise CheckpointError(f"config: {key} is {shown(value)}, expected {least:g} to {most:g}")
         if self.dim % 4 or self.dim % self.num_heads:
             raise CheckpointError(
                 f"config: dim {self.dim} is not divisible by 4 and by num_heads {self.num_heads}"
@@ -106,11 +108,10 @@ class FourMConfig:
 
 def _typed(name: str, value: object, wanted: object) -> object:
     """The value of a config key, or an error that names the key."""
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is wanted:
+    if type(value) is wanted or (wanted is float and type(value) is int):
         return value
-    raise CheckpointError(f"config: {name} is {value!r}, expected {getattr(wanted, '__name__', wanted)}")
+    expected = getattr(wanted, "__name__", wanted)
+    raise CheckpointError(f"config: {name} is {shown(repr(value))}, expected {expected}")
 
 
 class Embedding(nn.Module):

@@ -4,13 +4,20 @@ A pipe or a device in the place of a file could be waited for without end, or fi
 raise an OSError whose `strerror` says what is there instead, so that callers name it as they name any other.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import re
 import stat
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
 
 # Windows has none of the first three, and needs the last one.
 _WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
@@ -18,30 +25,58 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
 _DESCRIPTOR = re.compile(r"/dev/(?:(stdin)|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 
 
+class Ready(FileIO):
+    """A file whose bytes are all there; for those of some files below /proc a reader would wait for ever."""
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill the buffer."""
+        return _ready(super().readinto(buffer))
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return _ready(super().readall())
+
+
+def real(path: Path) -> Path:
+    """Where a path leads when all links are followed; one that leads back to itself ends there."""
+    return Path(os.path.realpath(path))
+
+
 def open_file(path: Path) -> BufferedReader:
     """A regular file, open for reading."""
     descriptor = os.open(path, _FLAGS)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
+        return BufferedReader(Ready(descriptor))
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "not a file, but a folder", str(path))
     raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
 
 
-def open_own(path: Path, mode: str) -> BinaryIO:
-    """A file of this program's own, opened in a binary mode ("r", "r+", "a", "x"): no link is followed."""
+def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
+    """A file of this program's own, opened in a binary mode ("r", "r+", "a", "x"): no link is followed.
+
+    limit: bytes; a larger file is refused.
+    """
     try:
         file: BinaryIO = open(path, mode + "b", opener=_open_own)  # type: ignore[assignment] # noqa: SIM115
     except OSError as error:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "a link, and none is followed here", str(path)) from error
         raise
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    told = os.fstat(file.fileno())
+    if stat.S_ISREG(told.st_mode) and (limit is None or told.st_size <= limit):
         return file
     file.close()
+    if stat.S_ISREG(told.st_mode):
+        raise _too_large(path, limit or 0)
     raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
+
+
+def open_text(path: Path) -> TextIO:
+    """A file or pipe to append text to; a pipe that nobody reads is refused, not waited for."""
+    return open(path, "a", encoding="utf-8", opener=_open_at_once)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -53,13 +88,28 @@ def read_bytes(path: Path, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size  # 0 for streams, and for the files of /proc
         data = file.read(size or limit + 1) if size <= limit else b""
     if max(size, len(data)) > limit:
-        raise OSError(errno.EFBIG, f"more than {_in_words(limit)}", str(path))
+        raise _too_large(path, limit)
     return data
+
+
+def _ready(result: T | None) -> T:
+    """What was read; None means that there is nothing yet."""
+    if result is None:
+        raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
+    return result
 
 
 def _open_own(path: str, flags: int) -> int:
     not_followed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return os.open(path, flags | not_followed, 0o666)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    not_waiting = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    descriptor = os.open(path, flags | not_waiting, 0o666)
+    if not_waiting:
+        os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _inherited(path: Path) -> BufferedReader | None:
@@ -70,6 +120,10 @@ def _inherited(path: Path) -> BufferedReader | None:
     number = 0 if match[1] else int(match[2] or match[3])
     # A file behind it is opened anew, so that it can be read twice.
     return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
+
+
+def _too_large(path: Path, limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"more than {_in_words(limit)}", str(path))
 
 
 def _in_words(count: int) -> str:

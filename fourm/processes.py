@@ -29,7 +29,7 @@ _NAME = re.compile(
     r"(\.json|\.sha256|\.jsonl)"
 )
 RUN_IDENTITY = re.compile(r"[0-9a-f]{8}")
-MAX_LAUNCH_BYTES, MAX_FAILURES_BYTES = 1 << 20, 1 << 30
+MAX_LAUNCH_BYTES, MAX_LIST_BYTES = 1 << 20, 1 << 30
 _counter = itertools.count()
 
 
@@ -221,7 +221,7 @@ def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str,
 
 def scan_checksums(path: Path) -> Scan:
     """The list of one process."""
-    with open_own(path, "r") as file:
+    with open_own(path, "r", MAX_LIST_BYTES) as file:
         return scan_lines(file)
 
 
@@ -274,8 +274,8 @@ def _remove_folder(out: Path) -> None:
 def read_launch(path: Path) -> Launch:
     """One launch; UsageError if its file is damaged."""
     try:
-        with open_own(path, "r") as file:
-            launch: Launch = fit(Launch, json.loads(file.read(MAX_LAUNCH_BYTES)), "launch")
+        with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
+            launch: Launch = fit(Launch, json.loads(file.read()), "launch")
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{printable(str(path))}: is not a record of this program ({error})") from error
     return launch
@@ -284,8 +284,8 @@ def read_launch(path: Path) -> Launch:
 def scan_failures(path: Path) -> Iterator[Failure]:
     """The failures in one file; lines that were cut off are passed over."""
     try:
-        with open_own(path, "r") as file:
-            lines = file.read(MAX_FAILURES_BYTES).decode("utf-8", errors="replace").split("\n")
+        with open_own(path, "r", MAX_LIST_BYTES) as file:
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return
     for line in lines:

@@ -15,7 +15,7 @@ from fourm.hub import DEMO_SR, ModelFiles
 from fourm.inputs import CAPTION
 from fourm.layout import MAX_SAMPLES, Key, Sample
 from fourm.modalities import Kind
-from fourm.opening import read_bytes
+from fourm.opening import read_bytes, real
 from fourm.plan import parse_chain
 from fourm.png import strip_metadata
 from fourm.processes import read_checksums
@@ -172,7 +172,7 @@ def _key(path: Path, said: Mapping[str, str]) -> Key:
 
 def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
     """The output folder that a picture lies in, if its record is of the run that made it."""
-    for folder in path.resolve().parents:
+    for folder in real(path).parents:
         if not (folder / RUN).is_file():
             continue
         results = open_results(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fourm.errors import UsageError, near_match
 from fourm.hub import ModelFiles
 from fourm.layout import MAX_SAMPLES, Sample
+from fourm.opening import real
 from fourm.runfile import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
 from fourm.settings import MAX_SEED
@@ -89,8 +90,8 @@ class Request:
             raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
         if not self.overwrite or self.is_beside:
             return
-        out = self.out.resolve()
+        out = real(self.out)
         read = (path for s in self.samples for files in (s.files, *s.varied) for path in files.values())
         for folder in {path.parent for path in read}:
-            if folder.resolve().is_relative_to(out):
+            if real(folder).is_relative_to(out):
                 raise UsageError(f"--out {self.out}: --overwrite would delete {folder}, which this run reads")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fourm.census import Census, Member, Status
-from fourm.checksums import sha256_of_file
+from fourm.checksums import Listed, sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
 from fourm.layout import PARTIAL
@@ -95,7 +95,7 @@ class _Search:
 
     root: Path
     censuses: list[Census] = field(default_factory=list)
-    sums: dict[str, str] = field(default_factory=dict)
+    sums: dict[str, Listed] = field(default_factory=dict)
     there: list[str] = field(default_factory=list)  # plain files in folders of runs
     blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
     unlisted: list[tuple[str, Census, Member]] = field(default_factory=list)
@@ -112,13 +112,17 @@ class _Search:
     def read_records(self) -> None:
         """The records of runs, their failures, and the checksums."""
         self._read_processes()
-        failures = self._read_failures()
+        told = self._read_failures()
+        failures = told or []
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
             if not os.path.lexists(self.root / file):
                 continue
             try:
                 read = read_run(self.root / file)
                 launches = read_launches(self.root, read.identity)
+            except FileNotFoundError:
+                self._find(UNREADABLE, file, "a link to a file that is gone")
+                continue
             except UsageError as error:
                 self._find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
                 continue
@@ -130,7 +134,7 @@ class _Search:
             census.count_failures(f for f in failures if f.stage == stage)
             self.censuses.append(census)
         self._compare_records()
-        if all(census.is_closed for census in self.censuses):
+        if told is not None and all(census.is_closed for census in self.censuses):
             self._check_failures(failures)
         for census in self.censuses:
             for number, place in enumerate(census.places):
@@ -140,9 +144,8 @@ class _Search:
         if os.path.lexists(self.root / RUN) or self._is_beside_a_dataset():
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
-            raise UsageError(
-                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
-            )
+            where = printable(str(self.root))
+            raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
         self._find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
     def list_files(self) -> None:
@@ -155,10 +158,10 @@ class _Search:
                 if name not in known and self.has_base:
                     self._find(FOREIGN, name, "no record here tells of it")
                 self._walk(entry)
+            elif name == PARTIAL and not entry.is_dir(follow_symlinks=False):
+                self._find(FOREIGN, name, "a file or a link where unfinished files would go")
             elif name == PARTIAL:
-                self._note(
-                    UNFINISHED, name, "of a process that works here, or was killed; --resume tidies up"
-                )
+                self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif self.has_base and name not in OURS:
                 self._find(FOREIGN, name, "no run of this program wrote it")
         self.there.sort()
@@ -192,7 +195,7 @@ class _Search:
             except SampleError as error:
                 self._find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
             except OSError as error:
-                self._find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
+                self._find(UNREADABLE, path, f"cannot be read ({_why(error)})")
         return len(paths)
 
     def _compare_records(self) -> None:
@@ -209,7 +212,10 @@ class _Search:
         file, said = self.root / path, self.sums.get(path)
         if said is not None:
             open_file(file).close()  # a pipe would be waited for
-            if sha256_of_file(file) == said:
+            if said.size is not None and file.stat().st_size > said.size:
+                self._find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
+                return
+            if sha256_of_file(file) == said.sha256:
                 return
         flaw = find_flaw(file)
         if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
@@ -245,10 +251,10 @@ class _Search:
             self._find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
         for kind, file in kinds.items():
             try:
-                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
                 wrong = self._read_list(file, is_finished=kind in noted) if kind == CHECKSUMS else ""
+                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
             except (OSError, UsageError) as error:
-                self._find(UNREADABLE, name + kind, f"cannot be read ({error})")
+                self._find(UNREADABLE, name + kind, f"cannot be read ({_why(error)})")
             else:
                 if wrong or is_changed:
                     self._find(ALTERED, name + kind, wrong or "was changed after its process had ended")
@@ -256,7 +262,7 @@ class _Search:
     def _read_list(self, file: ProcessFile, is_finished: bool) -> str:
         """Take in checksums; says what is wrong. Of a killed process the last line may be cut off."""
         scan = scan_checksums(file.path)
-        self.sums |= {path: one.sha256 for path, one in scan.listed.items()}
+        self.sums |= scan.listed
         damaged = scan.damaged + (scan.cut if is_finished else [])
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         return f"line {damaged[0]}{more} is cut off or holds no checksum" if damaged else ""
@@ -265,23 +271,23 @@ class _Search:
         """Whether `failures.jsonl` has what all processes noted; it is written when they end."""
         told = {failure.where for failure in scan_failures(self.root / FAILURES)}
         if lost := {failure.where for failure in failures} - told:
-            there = os.path.lexists(self.root / FAILURES)
-            detail = f"{len(lost)} more failed samples are noted in {PROCESSES}"
-            self._find(ALTERED if there else MISSING, FAILURES, detail)
+            kind = ALTERED if os.path.lexists(self.root / FAILURES) else MISSING
+            self._find(kind, FAILURES, f"{len(lost)} more failed samples are noted in {PROCESSES}")
 
-    def _read_failures(self) -> list[Failure]:
+    def _read_failures(self) -> list[Failure] | None:
+        """What is known to have failed; None where that cannot be read."""
         try:
             return read_failures(self.root)
         except (OSError, UsageError) as error:
-            self._find(UNREADABLE, FAILURES, f"cannot be read ({error})")
-            return []
+            self._find(UNREADABLE, FAILURES, f"cannot be read ({_why(error)})")
+            return None
 
     def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self._find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+            self._find(UNREADABLE, folder, f"cannot be read ({_why(error)})")
             self.blocked.add(folder)
             return []
 
@@ -371,9 +377,8 @@ class _Search:
         if lost and not self.sums:
             self._find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
         elif lost:
-            self._find(
-                ALTERED, PROCESSES, f"{_named(lost)} not listed; --resume adds what belongs to samples"
-            )
+            what = f"{_named(lost)} not listed; --resume adds what belongs to samples"
+            self._find(ALTERED, PROCESSES, what)
 
     def _find(self, kind: str, file: str, detail: str) -> None:
         self.findings.append(Finding(kind, file, detail))
@@ -382,9 +387,12 @@ class _Search:
         self.notes.append(Finding(kind, file, detail))
 
 
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _named(paths: list[str]) -> str:
-    rest = f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is"
-    return f"{paths[0]}{rest}"
+    return paths[0] + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")
 
 
 def _top(path: str) -> str:

@@ -14,6 +14,7 @@ from fourm.opening import read_bytes
 PAD_ID, UNK_ID, SOS_ID, EOS_ID, FIRST_SENTINEL = range(5)
 RESERVED = ("[PAD]", "[UNK]", "[SOS]", "[EOS]")
 MAX_BYTES = 1 << 26  # of the file
+_MAX_PROMPT = 1 << 20  # characters
 _SHOWN = 60  # characters of a prompt that an error repeats
 
 
@@ -123,6 +124,11 @@ def encode_full(text: str, wordpiece: WordPiece) -> list[int]:
 
 def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
     """Raise a UsageError for a prompt that the model cannot read whole, or that holds a reserved token."""
+    if len(text) > _MAX_PROMPT:  # a hundred times as many bytes are needed to make tokens of it
+        raise UsageError(
+            f"prompt {_shortened(text)}: {len(text):,} characters, "
+            f"but the model reads at most {max_tokens} tokens"
+        )
     for token in RESERVED:
         if token in text:
             raise UsageError(f"prompt {_shortened(text)}: {token} is reserved for the model; leave it out")

@@ -10,12 +10,27 @@ from fourm.opening import read_bytes
 
 MAX_BYTES = 1 << 17  # of a file: the parser takes seconds for so many
 MAX_NODES = 100_000  # of a file, aliases written out
-MAX_DEPTH = 32  # lists and mappings within one another
+MAX_DEPTH = 32  # lists and mappings within one another, below the value of a key
 MAX_DIGITS = 100  # of a number
 MAX_KEY = 100  # characters
 _DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+
+
+class _Loader(yaml.SafeLoader):
+    """The plain loader, which stops at what is too deep; its time grows with the square of the depth."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node with all that is in it."""
+        if self._depth > MAX_DEPTH + 3:  # rows, a row, its value
+            raise RecursionError
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +68,7 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UsageError(f"{path}, line {line}: not valid YAML ({error.reason})") from None

@@ -30,12 +30,14 @@ from fourm.events import (
     Started,
     Stepped,
 )
+from fourm.opening import open_file, open_text
 from fourm_cli.streams import print_path
 
 CALM = 10.0  # seconds between plain lines
 REFRESH = 8.0  # pictures of the live display per second
 WIDE = 1000  # columns of a table that goes to a file or pipe
 FAILURES_SHOWN = 20  # failed samples that get a line of their own; all stand in failures.jsonl
+_LOG_START = b'{"event": '  # of each line
 
 
 @dataclass(slots=True)
@@ -193,12 +195,18 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
 
 @contextmanager
 def open_log(path: Path | None) -> Iterator[TextIO | None]:
-    """The file for events, begun anew; None where none is asked for."""
+    """The file for events, begun anew; None where none is asked for. A file that is no log stays as it is."""
     if path is None:
         yield None
         return
     try:
-        file = path.open("w", encoding="utf-8")
+        file = open_text(path)
+        if path.is_file():
+            with open_file(path) as before:
+                if before.read(len(_LOG_START)) not in (b"", _LOG_START):
+                    file.close()
+                    raise UsageError(f"--log-json {path}: holds something else than a log; name another file")
+            file.truncate(0)
     except OSError as error:
         raise UsageError(f"--log-json {path}: cannot be written ({error.strerror})") from error
     try:

@@ -9,6 +9,7 @@ import typer
 
 from fourm.errors import SampleError, UsageError
 from fourm.events import Event
+from fourm.opening import real
 from fourm.processes import Launch, now
 from fourm.record import check_output, remove_empty
 from fourm.request import Request
@@ -45,7 +46,7 @@ def make(
 
     finer: super-resolution of what the request makes, still without samples.
     """
-    if log_json is not None and log_json.resolve().is_relative_to(request.out.resolve()):
+    if log_json is not None and real(log_json).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log_json}: lies in the output folder, which holds results only")
     console.quiet_library(quiet or request.world.group_rank > 0)
     launch = Launch(request.world.rank, request.world.size, now())

@@ -92,6 +92,8 @@ def show(
     """Print the chain of a schedule step by step, and that of super-resolution where it is asked for."""
     if chart is not None and chart.suffix.lower() != ".png":
         raise UsageError(f"--plot {printable(str(chart))}: must end in .png")
+    if chart is not None and chart.exists() and not chart.is_file():
+        raise UsageError(f"--plot {printable(str(chart))}: something that is no file is there")
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model(model or settings.run.model or DEMO)
     chain = build_chain(settings.base, files)

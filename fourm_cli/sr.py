@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fourm.errors import UsageError
+from fourm.opening import real
 from fourm.paths import local_name, output_path
 from fourm.plan import build_chain, merge
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
@@ -135,7 +136,7 @@ def sr(
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
-    is_beside = out is None or out.resolve() == root.resolve()
+    is_beside = out is None or real(out) == real(root)
     request = Request(
         files, chain, dataset.samples, root if out is None else out, world=parse_world(shard, os.environ),
         num_variations=_num_variations(made, num_variations),

@@ -12,12 +12,14 @@ from typing import Any, TextIO, cast
 def prepare_streams() -> None:
     """Streams that take anything: empty ones for a process without (`<&-`), and no character that stops them.
 
-    What an encoding lacks is escaped; paths go out as the bytes that they are (`print_path`). Progress
+    What an encoding lacks is escaped; paths come in and go out as the bytes that they are (`print_path`). Progress
     that cannot be written does not end a run, nor does a reader that went away (`| head`).
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
         is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")

@@ -168,3 +168,4 @@ def test_the_token_is_sent_and_what_program_asks(hub: Hub, monkeypatch: pytest.M
     headers = token_headers()
     assert headers["authorization"] == "Bearer hf_x"
     assert headers["user-agent"].startswith("fourm/")
+    assert not hub.asked  # the Hub's own headers need an answer of the server, read without limit

@@ -17,6 +17,8 @@ from fourm.checkpoint import load_model, load_tokenizer
 from fourm.errors import CheckpointError, FourMError, MissingError
 from fourm.header import read_header
 from fourm.hub import find_model
+from fourm.memory import Sizes
+from fourm.model import FourMConfig
 from fourm.tokenizers.config import VQConfig
 from fourm.tokenizers.vq import Part, VQTokenizer
 from tests.tiny import TOKENIZERS, build_tiny, save, write_config
@@ -363,3 +365,22 @@ def test_a_network_is_in_memory_once(tmp_path: Path, dtype: str) -> None:
     )
     # 32 MB of the file are mapped at a time; of a whole model that is nothing.
     assert float(done.stdout) < (1.15 if dtype == "float32" else 1.15 + 32 / 190)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("mlp_ratio", float("nan"), "mlp_ratio is nan"), ("mlp_ratio", 10**400, r"mlp_ratio is 10+\.\.\."),
+     ("dim", 10**400, r"dim is 10+\.\.\."),
+     ("qkv_bias", "a" * 100_000, r"qkv_bias is 'a+\.\.\., expected bool"),
+     ("act_layer", "a" * 100_000, r"act_layer is none of .*: a+\.\.\.$"), ("encoder_depth", 1000, "is 1000")],
+)  # fmt: skip
+def test_numbers_and_texts_of_any_size_in_a_configuration_are_refused_in_short(
+    tiny: Path, key: str, value: object, said: str
+) -> None:
+    """Also by what counts memory, which is asked before."""
+    files = find_model(tiny)
+    config = {**files.config, key: value}
+    assert Sizes.of(config, 4).hidden > 0
+    with pytest.raises(CheckpointError, match=said) as caught:
+        FourMConfig.from_dict(config, files.registry)
+    assert len(str(caught.value)) < 200

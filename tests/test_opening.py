@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
-from fourm.opening import open_file, read_bytes
+from fourm.opening import Ready, open_file, open_own, read_bytes, real
 from tests.test_structure import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
@@ -201,3 +202,72 @@ def test_the_path_of_standard_input_is_standard_input(tmp_path: Path) -> None:
     for line in (f"cat {tmp_path}/p.txt | {python}", f"{python} < {tmp_path}/p.txt"):
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
         assert done.stdout == "['red', 'blue']\n", done.stderr
+
+
+def test_a_file_that_has_nothing_to_read_yet_is_not_waited_for() -> None:
+    """As some files below /proc, whose bytes are still to come, though they are no pipes."""
+    for read in (lambda file: file.read(), lambda file: file.read(10), next):
+        end, start = os.pipe()
+        os.set_blocking(end, False)
+        with BufferedReader(Ready(end)) as file, pytest.raises(OSError, match="something that has to be"):
+            read(file)
+        os.close(start)
+
+
+def test_a_file_of_this_program_has_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "own"
+    path.write_bytes(bytes(1025))
+    with open_own(path, "r", 1025) as file:
+        assert len(file.read()) == 1025
+    with pytest.raises(OSError, match="more than 1 KiB"):
+        open_own(path, "r", 1024)
+
+
+def test_a_circle_of_links_has_an_end(run: Run, tiny: Path) -> None:
+    Path("circle").symlink_to("circle")
+    assert real(Path("circle")).name == "circle"
+    options = ("red", "--model", tiny, "--targets", "tok_rgb", "--steps", 1, "--out", "o")
+    code, _, err = run("generate", *options, "--log-json", "circle")
+    assert (code, Path("o").exists()) == (2, False)
+    assert "circle: cannot be written (Too many levels of symbolic links)" in err
+
+
+def test_a_chart_replaces_no_pipe(run: Run, tiny: Path) -> None:
+    as_pipe(Path("pipe.png"))
+    code, out, err = run("schedule", "show", "--model", tiny, "--plot", "pipe.png")
+    assert (code, out, err) == (2, "", "fourm: --plot pipe.png: something that is no file is there\n")
+    assert Path("pipe.png").is_fifo()
+
+
+def test_a_log_does_not_wait_for_a_reader_of_its_pipe(run: Run, tiny: Path) -> None:
+    as_pipe(Path("log"))
+    code, _, err = run("generate", "red", "--model", tiny, "--out", "o", "--log-json", "log")
+    assert (code, err) == (2, "fourm: --log-json log: cannot be written (No such device or address)\n")
+    assert not Path("o").exists()
+
+
+def test_a_log_replaces_nothing_but_a_log(run: Run, tiny: Path) -> None:
+    Path("prompts.txt").write_text("red\n")
+    options = ("generate", "--data", "prompts.txt", "--model", tiny, "--targets", "tok_rgb", "--steps", 1)
+    code, _, err = run(*options, "--out", "o", "--log-json", "prompts.txt")
+    assert code == 2
+    assert "--log-json prompts.txt: holds something else than a log" in err
+    assert (Path("prompts.txt").read_text(), Path("o").exists()) == ("red\n", False)
+    for out in ("o", "again"):
+        assert run(*options, "--out", out, "--log-json", "log")[0] == 0
+    assert Path("log").read_text().count('"started"') == 1
+
+
+def test_a_folder_from_a_pipe_may_have_any_name(tiny: Path, tmp_path: Path) -> None:
+    name = b"\xff" if sys.platform == "linux" else b"x"
+    command = [sys.executable, "-m", "fourm_cli", "verify", "-"]
+    said = subprocess.run(
+        command,
+        input=name + b"\n",
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (said.returncode, said.stdout) == (2, b"")
+    assert b"no such folder" in said.stderr

@@ -600,3 +600,46 @@ def test_arrays_in_archives_and_json_are_checked_by_their_formats(tmp_path: Path
     flaw = find_flaw(tmp_path / "a.npz")
     assert flaw is not None
     assert "compressed" in flaw.what
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "large", "link"])
+def test_failures_that_cannot_be_read_are_a_finding(copy: Callable[[str], Path], what: str) -> None:
+    root = copy("tokens")
+    path = root / "failures.jsonl"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    assert kinds(verify(root)) == {("unreadable", "failures.jsonl")}
+
+
+def test_a_record_that_is_a_link_to_nowhere_is_a_finding(copy: Callable[[str], Path]) -> None:
+    root = copy("beside")
+    (root / SR_RUN).unlink()
+    (root / SR_RUN).symlink_to("nowhere")
+    assert ("unreadable", SR_RUN) in kinds(verify(root))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("a"), Path.touch])
+def test_what_stands_in_the_place_of_unfinished_files_is_foreign(
+    copy: Callable[[str], Path], make: Callable[[Path], object]
+) -> None:
+    root = copy("tokens")
+    shutil.rmtree(root / ".partial", ignore_errors=True)
+    make(root / ".partial")
+    assert kinds(verify(root)) == {("foreign", ".partial")}
+
+
+def test_files_that_have_grown_without_end_are_not_read(copy: Callable[[str], Path]) -> None:
+    """A list beyond its limit and a result beyond its noted size; both would take hours."""
+    root = copy("tokens")
+    token = next(root.glob("tok_rgb@64/*/*.npy"))
+    os.truncate(token, 1 << 42)
+    assert kinds(verify(root)) == {("altered", str(token.relative_to(root)))}
+    os.truncate(list_of(root), 1 << 42)
+    assert ("unreadable", str(list_of(root).relative_to(root))) in kinds(verify(root))

@@ -196,3 +196,8 @@ def test_files_that_are_no_text_tokenizer_are_refused(golden: Path, tmp_path: Pa
     (tmp_path / "other.json").write_text(text.replace("[SOS]", "[CLS]"), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"\[SOS\] must have id 2"):
         WordPiece.load(tmp_path / "other.json")
+
+
+def test_a_prompt_of_many_megabytes_is_refused_before_it_is_cut_into_tokens(released: WordPiece) -> None:
+    with pytest.raises(UsageError, match="1,048,577 characters, but the model reads at most 256 tokens"):
+        check_prompt("a" * ((1 << 20) + 1), released, 256)

@@ -149,3 +149,11 @@ def test_whatever_bytes_a_file_has_it_is_read_or_refused(tmp_path: Path, data: b
             str(read(tmp_path / "x.yaml")).encode()
         except FourMError as error:
             str(error).encode()
+
+
+def test_lists_that_are_too_deep_are_refused_where_they_are(tmp_path: Path) -> None:
+    """The reader's time grows with the square of the depth: ten thousand lists took minutes."""
+    path = tmp_path / "deep.yaml"
+    path.write_text("a:\n" + " [\n" * 10_000 + " ]\n" * 10_000)
+    with pytest.raises(UsageError, match=r"line (3[0-9]|40): not valid YAML .*more than 32 lists"):
+        read_mapping(path)

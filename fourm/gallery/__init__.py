@@ -18,6 +18,7 @@ from fourm.errors import UsageError, printable
 from fourm.gallery.pictures import encode
 from fourm.inputs import CAPTION
 from fourm.layout import write_alone
+from fourm.opening import real
 from fourm.runfile import RUN, SR
 
 _RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
@@ -191,7 +192,7 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
 
 
 def _name(album: Album) -> str:
-    return _clean(album.root.name or album.root.resolve().name or "/")
+    return _clean(album.root.name or real(album.root).name or "/")
 
 
 def _clean(text: str) -> str:
