@@ -176,7 +176,7 @@ def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
         if not (folder / RUN).is_file():
             continue
         results = open_results(folder)
-        name = path.resolve().relative_to(folder).as_posix()
+        name = real(path).relative_to(folder).as_posix()
         run, listed = results.runs[0], read_checksums(folder).get(name)
         same = (run.record.stage, run.record.options, run.record.seed) == (BASE, base.options, base.seed)
         is_its_own = listed is None or listed.sha256 == sha256_of_file(path)

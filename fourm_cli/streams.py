@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 def prepare_streams() -> None:
     """Streams that take anything: empty ones for a process without (`<&-`), and no character that stops them.
 
-    What an encoding lacks is escaped; paths come in and go out as the bytes that they are (`print_path`). Progress
+    What an encoding lacks is escaped; paths are the bytes that they have on disk (`print_path`). Progress
     that cannot be written does not end a run, nor does a reader that went away (`| head`).
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
