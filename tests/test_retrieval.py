@@ -12,7 +12,7 @@ from PIL import Image
 
 from fourm.errors import UsageError
 from fourm.modalities import RELEASED
-from fourm.retrieval import Features, Neighbour, feature_row, load_features, nearest
+from fourm.retrieval import Features, Neighbour, as_rows, feature_row, load_features, nearest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,6 +64,20 @@ def test_maps_count_as_their_mean_and_spoilt_ones_are_told(tmp_path: Path) -> No
     assert read.keys == ("a/000", "a/003")
     np.testing.assert_allclose(read.vectors, written.vectors[[0, 3]], rtol=1e-6)
     assert [("001.npy" in p, "7 channels" in p) for p in read.problems] == [(True, False), (False, True)]
+
+
+def test_the_five_nearest_are_told_as_data_and_as_a_table(run: Run, tiny: Path, tmp_path: Path) -> None:
+    asked, library = features(2, 4, seed=1), features(8, 4)
+    write(tmp_path / "asked", asked)
+    write(tmp_path / "lib", library)
+    words = ("retrieve", "asked", "--among", "lib", "--model", tiny)
+    code, out, err = run(*words, "--json")
+    assert (code, err) == (0, "")
+    wanted = as_rows(asked.keys, nearest(asked.vectors, library, 5))
+    assert json.dumps(json.loads(out)) == json.dumps(wanted)
+    rows = [line.split() for line in run(*words)[1].splitlines()]
+    near = [(key, str(rank)) for key in asked.keys for rank in range(1, 6)]
+    assert [(row[0], row[1]) for row in rows if row and row[0] in asked.keys] == near
 
 
 def test_features_have_many_names() -> None:
