@@ -62,6 +62,7 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "retrieve": "retrieval",
     "models": "names",
     "repeated": "cli refusals",
+    "streams": "cli",
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip
