@@ -123,7 +123,7 @@ def _ask(path: str, parse: Callable[[Any], T]) -> T:
 
     began, body = time.monotonic(), bytearray()
     url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
-    with opened(url, token_headers(), timeout) as (response, chunks):
+    with opened(url, token_headers(), timeout, piece=None) as (response, chunks):
         if response.status_code != 200:
             raise Refused(response)
         for chunk in chunks:

@@ -223,19 +223,22 @@ def _append(
 
 @contextmanager
 def opened(
-    url: str, headers: Mapping[str, str], timeout: float | None = None
+    url: str, headers: Mapping[str, str], timeout: float | None = None, piece: int | None = CHUNK
 ) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """An answer, and its body in pieces; `timeout` in seconds, that of downloads if it is not given."""
+    """An answer, and its body in pieces; `timeout` in seconds, that of downloads if it is not given.
+
+    piece: bytes of each but the last one; None: as they arrive, so that slow ones are seen at once.
+    """
     from huggingface_hub import constants
 
     session = open_session()
     timeout = timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-            yield response, response.iter_bytes(CHUNK)
+            yield response, response.iter_bytes(piece)
     else:  # huggingface_hub before version 1
         with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
-            yield response, response.iter_content(CHUNK)
+            yield response, response.iter_content(piece)
 
 
 def _continues(response: Any, done: int) -> bool:

@@ -60,6 +60,7 @@ class Hub:
     url: str = ""
     etags: dict[str, str] = field(default_factory=dict)  # wrong checksums to tell, by file name
     answer: bytes = b""  # in place of every description of a repository
+    pause: float = 0.0  # seconds before each byte of a description
 
     def put(
         self, name: str, files: Mapping[str, bytes], commit: str = HEAD_OF_MAIN, ref: str = "main"
@@ -340,5 +341,9 @@ class _Handler(BaseHTTPRequestHandler):
         for header, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(header, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        for byte in body if self.hub.pause else b"":
+            time.sleep(self.hub.pause)
+            self.wfile.write(bytes([byte]))
+        self.wfile.write(b"" if self.hub.pause else body)

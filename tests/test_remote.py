@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 from huggingface_hub import constants
@@ -205,6 +206,18 @@ def test_an_answer_without_end_is_not_read_to_its_end(
     monkeypatch.setattr(remote, "ANSWER_TIME", -1.0)
     with pytest.raises(MissingError, match="no answer in time"):
         watch.get(NAME)
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(
+    hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put(ID, FILES)
+    hub.pause = 0.05  # half a minute for all of it, and there are five tries
+    monkeypatch.setattr(remote, "ANSWER_TIME", 0.2)
+    began = time.monotonic()
+    with pytest.raises(MissingError, match="no answer in time"):
+        watch.get(NAME)
+    assert time.monotonic() - began < 20
 
 
 def test_branches_with_hostile_names_are_no_advice(hub: Hub, watch: Watch) -> None:
