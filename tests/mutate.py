@@ -71,12 +71,12 @@ SECONDS = 30  # a mutation is caught when its tests take this much longer than t
 MEMORY, FILE_SIZE = 16 << 30, 1 << 30  # bytes that a mutated program may take
 
 
-def nearest_files(file: str) -> list[str]:
+def nearest_files(file: str, root: Path = ROOT) -> list[str]:
     """Test files of a module: that of its name, and those in `NEAREST`."""
     name = Path(file).stem
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
     paths = (f"tests/test_{one}.py" for one in dict.fromkeys(names))
-    return [path for path in paths if (ROOT / path).exists()] or ["tests/test_cli.py"]
+    return [path for path in paths if (root / path).exists()] or ["tests/test_cli.py"]
 
 
 class Bench:
@@ -108,7 +108,9 @@ class Bench:
     def _tests(self, mutation: Mutation) -> dict[str, float]:
         """Names and seconds of the tests that reach a mutation; of quick files and tests the first."""
         known = {
-            name: test for file in nearest_files(mutation.file) for name, test in self._known(file).items()
+            name: test
+            for file in nearest_files(mutation.file, self.copy)
+            for name, test in self._known(file).items()
         }
         passed = {name: test for name, test in known.items() if test["passed"]}
         place = f"{mutation.file} {mutation.function}"

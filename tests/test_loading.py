@@ -55,6 +55,17 @@ def test_weights_that_are_no_numbers_are_named(own: Path, value: float) -> None:
     load_tokenizer(path.parent, part=Part.DECODER)  # what is not used may be anything
 
 
+@pytest.mark.parametrize("shape", [None, (64,)])
+def test_a_tokenizer_whose_codebook_is_none_is_a_sentence(
+    own: Path, run: Run, shape: tuple[int, ...] | None
+) -> None:
+    path, name = own / "tokenizers/rgb/model.safetensors", "quantize._codebook.embed"
+    state = {n: t for n, t in load_file(path).items() if n != name}
+    save_file(state if shape is None else state | {name: torch.zeros(shape)}, path)
+    code, out, err = run("generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results")
+    assert (code, out, err.count("\n"), f"'{name}'" in err) == (2, "", 1, True), err
+
+
 def test_a_config_that_describes_no_tokenizer_is_told_with_its_place(own: Path) -> None:
     folder = own / "tokenizers/depth"
     config = json.loads((folder / "config.json").read_text())

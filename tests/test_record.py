@@ -35,6 +35,7 @@ from fourm.record import (
     digest_of_samples,
     read_record,
     sha256_of,
+    withdraw_output,
 )
 from fourm.runfile import RUN, RunRecord, read_run
 from tests.folders import snapshot
@@ -84,6 +85,15 @@ def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
     (launch,) = read_launches(out, read_run(out / RUN).identity)
     assert (launch.rank, launch.size, launch.saved, launch.started) == (0, 1, 2, ALONE.started)
     assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
+
+
+def test_only_a_process_that_is_alone_takes_back_a_run_that_has_made_nothing(tmp_path: Path) -> None:
+    """Another process of its job, which has not come yet, may count on the record."""
+    first = begin(tmp_path / "job", replace(ALONE, size=2))
+    assert not withdraw_output(first, RUN)
+    assert ranks(tmp_path / "job") == [0]
+    assert withdraw_output(begin(tmp_path / "alone"), RUN)
+    assert not list((tmp_path / "alone").iterdir())
 
 
 def test_an_existing_run_is_refused_without_resume_or_overwrite(tmp_path: Path) -> None:
