@@ -71,10 +71,23 @@ def _row(entries: tuple[Entry, ...], base: Registry, path: Path) -> Modality:
             for required in ("kind", "max_tokens"):
                 if required not in given and not (required == "max_tokens" and "grid" in given):
                     raise UsageError(f"'{required}' is missing")
-        return _build(given, base.get(str(like)) if like is not None else None)
+        row = _build(given, base.get(str(like)) if like is not None else None)
+        _check_files(row)
+        return row
     except UsageError as error:
         text = str(error)
         raise UsageError(text if text.startswith(str(path)) else f"{where}: {text}") from None
+
+
+def _check_files(row: Modality) -> None:
+    """A codec reads values of one kind and writes files of one format, whatever a row calls them."""
+    known = [one for one in RELEASED.rows.values() if one.codec == row.codec]
+    kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
+    for what, value, allowed in (("kind", row.kind.value, kinds), ("suffix", row.suffix, suffixes)):
+        if known and value not in allowed:
+            raise UsageError(
+                f"the {what} of codec '{row.codec}' is {' or '.join(sorted(allowed))}, not {value}"
+            )
 
 
 def _build(given: dict[str, object], like: Modality | None) -> Modality:

@@ -1,6 +1,7 @@
 """The registry: the released table, rows of a model's own, and what is said of mistakes in them."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,23 @@ def test_a_suffix_that_no_file_can_have_is_refused(tmp_path: Path, suffix: str) 
     with pytest.raises(UsageError, match=r"line [123]: .*(file extension|must not be)") as caught:
         load(tmp_path, f"- name: tok_rgb@64\n  grid: [8, 8]\n  suffix: {json.dumps(suffix)}\n")
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("tok_rgb@64\n  grid: [8, 8]\n  suffix: .npy", "the suffix of codec 'tok_rgb' is .png, not .npy"),
+        (
+            "maps@64\n  like: tok_depth@224\n  suffix: .png",
+            "the suffix of codec 'tok_depth' is .npy, not .png",
+        ),
+        ("tok_rgb@64\n  grid: [8, 8]\n  codec: caption", "the kind of codec 'caption' is sequence, not grid"),
+        ("words\n  like: caption\n  suffix: .json", "the suffix of codec 'caption' is .txt, not .json"),
+    ],
+)
+def test_a_row_whose_codec_writes_other_files_is_refused(tmp_path: Path, rows: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load(tmp_path, f"- name: {rows}\n")
 
 
 @pytest.mark.parametrize("name", ["plots", "run.json", "malformed", "preview"])
