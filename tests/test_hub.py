@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.header import parse_header_config, read_header
@@ -196,3 +198,10 @@ def test_the_super_resolution_model_lies_beside_the_base_model(folder: Path) -> 
     for name in ("config.json", "model.safetensors"):
         (folder / "sr" / name).write_bytes((folder / name).read_bytes())
     assert set(find_sr(find_model(folder)).tokenizers) == {"rgb"}
+
+
+def test_weights_alone_need_a_header_that_describes_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "alone.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match=f"^{path}: its header holds no model configuration"):
+        find_model(path)

@@ -87,6 +87,16 @@ def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
 
 
+def test_a_share_is_covered_by_a_later_process_that_had_all_of_its_samples() -> None:
+    earlier, later = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
+    share = Launch(3, 4, earlier)
+    covers = {
+        (rank, size): Launch(rank, size, later).covers(share) for size in (1, 2, 3, 4) for rank in range(size)
+    }
+    assert {share for share, is_covered in covers.items() if is_covered} == {(0, 1), (1, 2), (3, 4)}
+    assert not Launch(3, 4, earlier).covers(share)
+
+
 def test_only_a_process_that_is_alone_takes_back_a_run_that_has_made_nothing(tmp_path: Path) -> None:
     """Another process of its job, which has not come yet, may count on the record."""
     first = begin(tmp_path / "job", replace(ALONE, size=2))
