@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-lowest check clean
+.PHONY: demo test test-more test-lowest check clean
 
 demo: $(INSTALLED)
 	$(BIN)/fourm generate --out out/demo --overwrite
@@ -17,6 +17,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Slow tests too, and more examples for each property.
+test-more: $(INSTALLED)
+	FOURM_MORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu and not hub'
 
 # The lowest versions that pyproject.toml allows (torch aside), in an environment of their own.
 LOWEST := $(VENV)-lowest

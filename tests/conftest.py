@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.fetching import Watch
@@ -27,6 +28,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+# Tests of properties that don't say how many examples they want.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("more", max_examples=300, deadline=None)
+settings.load_profile("more" if os.environ.get("FOURM_MORE") else "quick")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.gpu.bench import Bench, Cases
 from benchmarks.gpu.commands import count_results
 from benchmarks.gpu.driver import PARTS, Run
@@ -26,6 +28,7 @@ def measure(out: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.more
 def test_every_part_runs_on_a_cpu_and_stands_in_both_files(tmp_path: Path) -> None:
     data = measure(tmp_path / "out", "--device", "cpu", "--minutes", "60")
     assert [part["part"] for part in data["parts"]] == list(PARTS)

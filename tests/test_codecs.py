@@ -245,7 +245,7 @@ def test_captions_of_random_bytes_are_text_or_sample_errors(
 
 
 @FEW
-@given(text=st.text())
+@given(text=st.text().filter(lambda text: not any(mark in text for mark in ("[PAD]", "[SOS]", "[EOS]"))))
 def test_written_captions_read_back(tmp_path: Path, caption: Codec[str], text: str) -> None:
     caption = replace(caption, row=replace(caption.row, max_tokens=1000))  # long enough for any of them
     caption.write(text, tmp_path / "x.txt")

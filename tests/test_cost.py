@@ -84,7 +84,7 @@ def write(folder: Path, case: Case) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux does")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.more)])
 @pytest.mark.parametrize("case", [PICTURES, ALL_AT_ONCE, TEXT, TO_PIXELS], ids=lambda case: case.chain)
 def test_a_run_takes_the_memory_that_was_estimated(tmp_path: Path, case: Case, dtype: str) -> None:
     folder = write(tmp_path / "model", case)

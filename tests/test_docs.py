@@ -111,6 +111,7 @@ def test_the_commands_about_datasets_run_as_written(tmp_path: Path) -> None:
         assert names == ["000000.npy", "000001.npy", "000002.npy"]
 
 
+@pytest.mark.more
 def test_the_commands_about_modalities_run_as_written_and_their_results_have_the_pictures(
     tmp_path: Path,
 ) -> None:

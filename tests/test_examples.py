@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "examples" / "README.md"
 SCHEDULE = ("--cond", "--targets", "--target", "--temps", "--top-p", "--cfg", "--sam-passes")
 PAGES = sorted(path for path in INDEX.parent.glob("*.md") if path != INDEX)
+SLOW = ("retrieval", "picture-to-everything")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,11 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.more] if page.stem in SLOW else []) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_an_example_runs_as_it_stands(page: Path, shim: str, tmp_path: Path) -> None:
     code = "\n".join(blocks(page, "sh"))
     done = subprocess.run(

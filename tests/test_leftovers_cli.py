@@ -34,7 +34,7 @@ def start(tiny: Path, folder: Path, *words: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("does", ["rename", "replace"])
+@pytest.mark.parametrize("does", ["rename", pytest.param("replace", marks=pytest.mark.more)])
 def test_a_folder_that_goes_away_under_a_run_is_said_and_resumed(
     tiny: Path, tmp_path: Path, does: str
 ) -> None:
