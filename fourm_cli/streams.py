@@ -16,7 +16,8 @@ def prepare_streams() -> None:
     that cannot be written does not end a run, nor does a reader that went away (`| head`).
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
