@@ -251,13 +251,15 @@ def test_help_fits_100_columns_and_goes_to_stdout(words: list[str], monkeypatch:
     assert "Usage: fourm" in done.stdout
 
 
-def test_help_answers_within_half_a_second() -> None:
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        fresh("--help")
-        times.append(time.perf_counter() - begun)
-    assert min(times) < 0.5
+def test_help_imports_nothing_that_takes_long() -> None:
+    """How long it takes is for a benchmark to say; a machine may have other work."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fourm_cli", "--help"],
+        cwd=ROOT, text=True, check=True, capture_output=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "matplotlib", "huggingface_hub", "httpx", "safetensors"}
 
 
 def test_the_version_is_said(run: Run) -> None:
