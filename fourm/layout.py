@@ -114,11 +114,6 @@ def outputs_of(root: Path, key: Key, places: Iterable[Place], variation: int | N
     )
 
 
-def is_done(root: Path, key: Key, places: Iterable[Place], variation: int | None) -> bool:
-    """True when every file of this sample and variation is there; files appear whole, so it is finished."""
-    return all(path.is_file() for path in outputs_of(root, key, places, variation))
-
-
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root.
 

@@ -122,7 +122,7 @@ class Joining:
         try:
             with _said(self.out):
                 return self._join()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing of this process stays
             remove_leftovers(self.out)
             raise
 
@@ -230,7 +230,7 @@ def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
     try:
         _empty(out, record, process.run)
         write_text(out, out / record, text)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: others must not wait for a process that has ended
         process.withdraw()
         raise
     return process

@@ -13,12 +13,9 @@ from fourm.layout import (
     ABANDONED,
     PARTIAL,
     Key,
-    Place,
     check_writable,
     create_text,
-    is_done,
     number_keys,
-    outputs_of,
     path_of,
     remove_leftovers,
     samples_of_prompts,
@@ -238,17 +235,3 @@ def test_a_file_is_created_once_where_there_are_no_hard_links(
     assert create_text(tmp_path, tmp_path / "a.txt", "first")
     assert not create_text(tmp_path, tmp_path / "a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == "first"
-
-
-def test_a_sample_is_done_when_all_its_files_are_there(tmp_path: Path) -> None:
-    key, places = (
-        Key("a", "b"),
-        [Place("caption", ".txt", shared=True), Place("tok_rgb", ".npy"), Place("rgb", ".png")],
-    )
-    paths = outputs_of(tmp_path, key, places, 1)
-    assert [p.name for p in paths] == ["b.txt", "b-v1.npy", "b-v1.png"]
-    for path in paths:
-        assert not is_done(tmp_path, key, places, 1)
-        write_text(tmp_path, path, "x")
-    assert is_done(tmp_path, key, places, 1)
-    assert not is_done(tmp_path, key, places, 0)
