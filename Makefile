@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	@echo "Captions are in out/demo/caption, pictures in out/demo/rgb."
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -20,7 +20,7 @@ check: $(INSTALLED)
 
 # Slow tests too, and more examples for each property.
 test-more: $(INSTALLED)
-	FOURM_MORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu and not hub'
+	FOURM_MORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not gpu and not hub'
 
 # The lowest versions that pyproject.toml allows (torch aside), in an environment of their own.
 LOWEST := $(VENV)-lowest
@@ -29,7 +29,7 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(LOWEST)/bin/python tests/lowest_bounds.py > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/lowest.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto --dist worksteal
 
 # Torch comes first and alone, so that a build that is on the machine already (CPU or CUDA) satisfies the rest.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -85,7 +85,11 @@ def write(folder: Path, case: Case) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux does")
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.more)])
-@pytest.mark.parametrize("case", [PICTURES, ALL_AT_ONCE, TEXT, TO_PIXELS], ids=lambda case: case.chain)
+@pytest.mark.parametrize(
+    "case",
+    [PICTURES, TO_PIXELS, *(pytest.param(case, marks=pytest.mark.more) for case in (ALL_AT_ONCE, TEXT))],
+    ids=lambda case: case.chain,
+)
 def test_a_run_takes_the_memory_that_was_estimated(tmp_path: Path, case: Case, dtype: str) -> None:
     folder = write(tmp_path / "model", case)
     model = find_model(folder)
