@@ -1,7 +1,6 @@
 """Which results are there already and whole, so that a run that goes on need not make them again."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,4 +65,4 @@ class Folder:
             return False
 
     def _name(self, path: Path) -> str:
-        return os.fspath(path)[len(os.fspath(self.request.out)) + 1 :].replace(os.sep, "/")
+        return path.relative_to(self.request.out).as_posix()

@@ -7,6 +7,7 @@ locks. The start of a file name is the same for all files of a process:
 
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,17 +174,21 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
     folder = out / PROCESSES
     if not folder.is_dir() or folder.is_symlink():
         return [], []
+    try:
+        with os.scandir(folder) as entries:
+            files = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except FileNotFoundError:  # another process has just removed it
+        return [], []
     found, strange = list[ProcessFile](), list[str]()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            match = _NAME.fullmatch(entry.name)
-            if match is None or not entry.is_file(follow_symlinks=False):
-                strange.append(entry.name)
-                continue
-            started, rank, size, run, process, number, kind = match.groups()
-            found.append(
-                ProcessFile(Path(entry.path), started, int(rank), int(size), run, process, int(number), kind)
-            )
+    for name, is_file in files.items():
+        match = _NAME.fullmatch(name)
+        if match is None or not is_file:
+            strange.append(name)
+            continue
+        started, rank, size, run, process, number, kind = match.groups()
+        found.append(
+            ProcessFile(folder / name, started, int(rank), int(size), run, process, int(number), kind)
+        )
     return sorted(found, key=lambda one: one.order), sorted(strange)
 
 
@@ -206,17 +211,22 @@ def is_closed(launches: Sequence[Launch]) -> bool:
 
 
 def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
-    """Checksums by path below `out`, the last one of a path; lines that are none are passed over.
+    """Checksums by path below `out`; a path's last line counts, and lines without a checksum are ignored.
 
-    share: (rank, size). The lists of its processes are enough where there are any; of a thousand processes
-    each should not read the lists of all.
+    share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
+    processes do not each read the lists of all the others.
     """
-    files = of_kind(out, CHECKSUMS)
-    own = [file for file in files if (file.rank, file.size) == share]
     listed = dict[str, Listed]()
-    for file in own or files:
+    for file in of_kind(out, CHECKSUMS):
+        if share is not None and not _overlap(share, (file.rank, file.size)):
+            continue
         listed |= scan_checksums(file.path).listed
     return listed
+
+
+def _overlap(share: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two shares have samples in common; (rank, size) is every size-th sample from rank on."""
+    return (share[0] - other[0]) % math.gcd(share[1], other[1]) == 0
 
 
 def scan_checksums(path: Path) -> Scan:

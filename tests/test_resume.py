@@ -18,6 +18,7 @@ from fourm.processes import CHECKSUMS, of_kind
 from fourm.request import Request
 from fourm.schedule import TargetSpec, make_chain
 from fourm.verify import verify
+from fourm.world import World
 from tests.folders import snapshot
 
 PROMPTS = ("a red circle", "a blue square", "the green triangle")
@@ -109,6 +110,35 @@ def test_a_file_without_a_checksum_is_judged_by_its_format(
     list(run(request(tiny, out, resume=True)))
     (out / "elsewhere").unlink(missing_ok=True)
     assert results(out) == results(made)
+
+
+def test_a_file_is_compared_with_its_checksum_in_the_working_folder_too(
+    tiny: Path, made: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(out)
+    exchange(out / KINDS[-1])
+    events = list(run(request(tiny, Path(), resume=True)))
+    assert [event.variation for event in events if isinstance(event, Saved)] == [1]
+    assert results(out) == results(made)
+    assert verify(out).ok
+
+
+def test_a_process_knows_the_checksums_of_processes_that_had_other_shares(
+    tiny: Path, made: Path, out: Path
+) -> None:
+    """One process, then two with shares of their own, which resume again after a file was exchanged."""
+    shares = [request(tiny, out, resume=True, world=World(rank, 2)) for rank in range(2)]
+    lost = [out / KINDS[-1].replace("000001", name) for name in ("000000", "000001", "000002")]
+    for path in lost[::2]:
+        path.unlink()
+    for _ in range(2):
+        for share in shares:
+            list(run(share))
+        exchange(lost[1])
+    for share in shares:
+        list(run(share))
+    assert results(out) == results(made)
+    assert verify(out).ok
 
 
 def test_a_finished_run_is_left_as_it_is(tiny: Path, made: Path, out: Path) -> None:
