@@ -1,4 +1,4 @@
-"""Samples and output folders: keys of samples, their paths, whole-or-nothing files, what is left to do."""
+"""Names of samples, paths of their files, and files that appear complete or not at all."""
 
 import hashlib
 import itertools
@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,8 @@ MAX_SAMPLES = 10_000_000
 MAX_NAME_BYTES = 220
 ABANDONED = 24 * 3600.0  # seconds after which a leftover counts as dead of which nobody can tell
 _LOCK = ".lock"
-_OURS = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)  # names in PARTIAL
+# Names of files in PARTIAL; they begin with the name of a process.
+_UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
 _TRIES = 100  # to make a file in a folder that others remove when they find it empty
 _counter = itertools.count()
 _claims = dict[str, BinaryIO]()  # locks that this process holds, by folder
@@ -123,8 +125,6 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
     try:
         unfinished = _new_file(root, path.suffix)
         try:
-            if not real(path.parent).is_relative_to(real(root)):
-                raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
             make_below(root, path.parent)
             write(unfinished)
             os.replace(unfinished, path)
@@ -177,10 +177,10 @@ def make_below(root: Path, folder: Path) -> None:
         root.stat()
         return
     try:
-        folder.mkdir(exist_ok=True)
+        _make_folder(folder)
     except FileNotFoundError:
         make_below(root, folder.parent)
-        folder.mkdir(exist_ok=True)
+        _make_folder(folder)
 
 
 def vanished(root: Path) -> FourMError:
@@ -236,10 +236,21 @@ def has_locks(root: Path) -> bool:
     return try_lock(_claims[os.path.abspath(root)]) is not None
 
 
+def mode_of(path: Path) -> int | None:
+    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
+
+    A single call, so that no other process changes what is there between two questions.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def check_partial(root: Path) -> None:
     """Refuse a root whose place for unfinished files is a link or a file."""
     partial = root / PARTIAL
-    if os.path.lexists(partial) and not _is_folder(partial):
+    if (mode := mode_of(partial)) is not None and not stat.S_ISDIR(mode):
         raise UsageError(f"{partial}: is a link or a file where unfinished files would go; move it away")
 
 
@@ -251,12 +262,10 @@ def remove_leftovers(root: Path) -> None:
     """
     _end_claim(root)
     partial = root / PARTIAL
-    if not _is_folder(partial):
+    if (mode := mode_of(partial)) is None or not stat.S_ISDIR(mode):
         return
-    with os.scandir(partial) as entries:
-        ours = [(_OURS.fullmatch(e.name), Path(e.path)) for e in entries if e.is_file(follow_symlinks=False)]
-    found = [(match[1], path) for match, path in ours if match]
-    alive = {process: is_alive(root, process) for process, _ in found}
+    found = _unfinished(partial)
+    alive = {process: is_alive(root, process) for process in {process for process, _ in found}}
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
         if alive[process] is False or (alive[process] is None and _is_old(path)):
             path.unlink(missing_ok=True)
@@ -264,9 +273,23 @@ def remove_leftovers(root: Path) -> None:
         partial.rmdir()
 
 
+def _unfinished(partial: Path) -> list[tuple[str, Path]]:
+    """The files in PARTIAL that this program wrote, each with the name of its process."""
+    try:
+        with os.scandir(partial) as entries:
+            files = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:  # another process has just removed the folder
+        return []
+    named = [(_UNFINISHED.fullmatch(path.name), path) for path in files]
+    return [(match[1], path) for match, path in named if match]
+
+
 def _check_inside(root: Path, path: Path) -> None:
+    """FourMError for a path outside of root, by its name or through a link."""
     if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
         raise FourMError(f"{path} leads out of {root}; nothing is written there")
+    if not real(path.parent).is_relative_to(real(root)):
+        raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
 
 
 def _link(file: Path, path: Path) -> bool:
@@ -275,11 +298,23 @@ def _link(file: Path, path: Path) -> bool:
         os.link(file, path)
     except FileExistsError:  # some network file systems say so of a link that they have just made
         return os.path.samestat(file.lstat(), path.lstat())
-    except OSError:  # no hard links: other processes may see the file before it is whole
-        with suppress(FileExistsError), path.open("xb") as new, open_own(file, "r") as whole:
-            shutil.copyfileobj(whole, new)
-            return True
+    except OSError:  # no hard links: other processes may see the file before it is complete
+        return _copy(file, path)
+    return True
+
+
+def _copy(file: Path, path: Path) -> bool:
+    """Copy a file to a path where nothing is; False if something is there."""
+    try:
+        new = path.open("xb")  # follows no link
+    except FileExistsError:
         return False
+    try:
+        with new, open_own(file, "r") as whole:
+            shutil.copyfileobj(whole, new)
+    except BaseException:  # Ctrl-C too
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -298,7 +333,7 @@ def _new_file(root: Path, suffix: str) -> Path:
         with suppress(FileNotFoundError):
             open_own(file, "x").close()
             return file
-        (root / PARTIAL).mkdir(exist_ok=True)
+        _make_folder(root / PARTIAL)
     raise FourMError(f"{file.parent}: is removed again and again by another process")
 
 
@@ -309,7 +344,7 @@ def _claim(root: Path) -> None:
     check_partial(root)
     path = root / PARTIAL / f"{process_name()}{_LOCK}"
     for _ in range(_TRIES):
-        (root / PARTIAL).mkdir(exist_ok=True)
+        _make_folder(root / PARTIAL)
         with suppress(FileNotFoundError):
             file = open_own(path, "a")
             wait_for_lock(file)
@@ -332,9 +367,10 @@ def _end_claim(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_folder(path: Path) -> bool:
-    """True for a folder itself, not for a link to one."""
-    return path.is_dir() and not path.is_symlink()
+def _make_folder(folder: Path) -> None:
+    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
+    with suppress(FileExistsError):
+        folder.mkdir()
 
 
 def _is_old(file: Path) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from fourm.layout import (
     check_partial,
     check_writable,
     create_text,
+    mode_of,
     remove_leftovers,
     server_clock,
     write_text,
@@ -74,9 +76,13 @@ def check_output(
         if not resume and not overwrite and not _is_partner(out, before.identity, launch):
             raise _exists(out, record)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
-    _make(out)
-    with _said(out):
-        check_writable(out)
+    try:
+        _make(out)
+        with _said(out):
+            check_writable(out)
+    except BaseException:  # Ctrl-C too
+        remove_empty(made)
+        raise
     return made
 
 
@@ -337,10 +343,9 @@ def _check_names(out: Path) -> None:
     """Refuse links and files of another kind where this program has its own."""
     check_partial(out)
     for name in (RUN, SR_RUN, FAILURES, PROCESSES):
-        path, kind = out / name, "folder" if name == PROCESSES else "file"
-        is_right = path.is_dir() if name == PROCESSES else path.is_file()
-        if os.path.lexists(path) and (path.is_symlink() or not is_right):
-            raise UsageError(f"{path}: is not a {kind} of this program; move it away")
+        kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
+        if (mode := mode_of(out / name)) is not None and not is_kind(mode):
+            raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
 
 
 def _check_unclaimed(out: Path, settings: RunRecord) -> None:

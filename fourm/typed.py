@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from types import UnionType
@@ -24,7 +25,7 @@ def fit(kind: Any, value: Any, name: str) -> Any:
         return {fit(str, key, name): fit(inner[1], item, f"{name}.{key}") for key, item in value.items()}
     if outer is UnionType:
         return None if value is None else fit(inner[0], value, name)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not kind or not _is_plain(value):
         raise ValueError(f"{name} is {_shown(value)}")

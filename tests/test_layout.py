@@ -1,10 +1,14 @@
 """Keys, paths and atomic files, with names as hostile as a file system allows."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +17,10 @@ from fourm.layout import (
     ABANDONED,
     PARTIAL,
     Key,
+    check_partial,
     check_writable,
     create_text,
+    make_below,
     number_keys,
     path_of,
     remove_leftovers,
@@ -72,8 +78,9 @@ def test_a_link_in_the_output_folder_cannot_lead_out(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (out / "rgb").symlink_to(elsewhere)
     for path in (out / "rgb" / "a" / "b.txt", out / ".." / "b.txt", tmp_path / "b.txt"):
-        with pytest.raises(FourMError, match="out of"):
-            write_text(out, path, "x")
+        for write in (write_text, create_text):
+            with pytest.raises(FourMError, match="out of"):
+                write(out, path, "x")
     assert list(elsewhere.iterdir()) == []
 
 
@@ -198,6 +205,50 @@ def test_a_link_or_file_in_the_place_of_unfinished_files_is_refused(tmp_path: Pa
     assert not (tmp_path / "gone").exists()
 
 
+def remove_after_each_look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes an empty folder whenever this one has looked what it is."""
+    looks = {name: getattr(os, name) for name in ("stat", "lstat")}
+
+    def look(name: str, path: Any, *args: Any, **kwargs: Any) -> Any:
+        found = looks[name](path, *args, **kwargs)
+        if str(path) == str(folder):
+            with suppress(OSError):
+                folder.rmdir()
+        return found
+
+    for name in looks:
+        monkeypatch.setattr(os, name, partial(look, name))
+
+
+@pytest.mark.parametrize("act", [check_partial, remove_leftovers])
+def test_a_folder_that_another_process_removes_at_the_same_moment_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Any
+) -> None:
+    (tmp_path / PARTIAL).mkdir()
+    remove_after_each_look(tmp_path / PARTIAL, monkeypatch)
+    act(tmp_path)
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_a_folder_is_made_again_that_another_process_removes_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mkdir` found it, and then it was gone."""
+    make, calls = os.mkdir, list[str]()
+
+    def mkdir(path: Any, *args: Any) -> None:
+        calls.append(str(path))
+        if len(calls) < 3:
+            raise FileExistsError(17, "File exists", str(path))
+        make(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    check_writable(tmp_path)
+    calls.clear()
+    make_below(tmp_path, tmp_path / "processes")
+    assert calls == [str(tmp_path / "processes")]
+
+
 def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -235,3 +286,22 @@ def test_a_file_is_created_once_where_there_are_no_hard_links(
     assert create_text(tmp_path, tmp_path / "a.txt", "first")
     assert not create_text(tmp_path, tmp_path / "a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_a_copy_that_fails_leaves_nothing_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def copy(source: object, target: Any) -> None:
+        target.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    (tmp_path / "taken.txt").symlink_to("nowhere")
+    assert not create_text(tmp_path, tmp_path / "taken.txt", "x")
+    with pytest.raises(OSError, match="No space left"):
+        create_text(tmp_path, tmp_path / "a.txt", "whole")
+    assert not (tmp_path / "a.txt").exists()

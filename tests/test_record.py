@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from fourm.processes import (
     lacking,
     now,
     read_failures,
+    read_launch,
     read_launches,
 )  # fmt: skip
 from fourm.record import (
@@ -401,6 +404,41 @@ def test_an_output_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -
         check_output(tmp_path / "file" / "out", ALONE, resume=False, overwrite=False)
     with pytest.raises(UsageError, match="cannot be written"):
         begin(Path("/proc/fourm/out"))
+
+
+def test_folders_that_were_made_for_a_name_that_is_refused_go_again(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be written \(File name too long"):
+        check_output(tmp_path / "new" / "folder" / ("x" * 300), ALONE, resume=False, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_appears_at_the_moment_of_a_look_is_not_taken_for_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins while this one joins."""
+    looks = {name: getattr(os, name) for name in ("stat", "lstat")}
+
+    def look(name: str, path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return looks[name](path, *args, **kwargs)
+        finally:
+            if str(path) == str(tmp_path / PROCESSES):
+                with suppress(FileExistsError):
+                    os.mkdir(path)
+
+    with monkeypatch.context() as patch:
+        for name in looks:
+            patch.setattr(os, name, partial(look, name))
+        process = begin(tmp_path)
+    assert process.path(LAUNCH).is_file()
+
+
+@pytest.mark.parametrize("seconds", ["1" + "0" * 400, "-1" + "0" * 400, "1e999", "NaN"])
+def test_a_launch_whose_seconds_are_no_number_is_a_sentence(tmp_path: Path, seconds: str) -> None:
+    path = begin(tmp_path).path(LAUNCH)
+    path.write_text(path.read_text().replace('"seconds": 0.0', f'"seconds": {seconds}'))
+    with pytest.raises(UsageError, match=r"is not a record of this program \(launch.seconds is"):
+        read_launch(path)
 
 
 def test_a_read_only_folder_is_a_sentence() -> None:
