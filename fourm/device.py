@@ -38,8 +38,12 @@ def choose_device(name: str, world: World) -> torch.device:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(device.type, False):
         raise UsageError(f"--device: '{name}' is not available on this machine")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        last = f"the last one is {device.type}:{count - 1}" if count > 1 else "there is only one"
+        raise UsageError(f"--device: '{name}' is not available on this machine; {last}")
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+        return torch.device("cuda", world.local_rank % count)
     return device
 
 

@@ -28,6 +28,18 @@ def test_devices_that_are_not_there_are_refused() -> None:
     assert choose_device("cpu", World()).type == "cpu"
 
 
+@pytest.mark.parametrize("name", ["cuda:1", "cuda:7", "cpu:1"])
+def test_a_device_with_a_number_that_none_has_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with emulated(monkeypatch):
+        assert choose_device("cuda:0", World()) == torch.device("cuda:0")
+        with pytest.raises(UsageError, match=f"'{name}' is not available on this machine; there is only one"):
+            choose_device(name, World())
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert choose_device("cuda:3", World()) == torch.device("cuda:3")
+        with pytest.raises(UsageError, match="the last one is cuda:3"):
+            choose_device("cuda:4", World())
+
+
 @pytest.mark.gpu
 def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
     count = torch.cuda.device_count()
