@@ -37,9 +37,8 @@ def arithmetic(dtype: str) -> Iterator[None]:
     """
     on_gpu, elsewhere = _newer()
     newer = [(owner, "fp32_precision", _own(owner, parent)) for owner, parent in (*on_gpu, *elsewhere)]
-    convolutions = _convolutions()
     _set((owner, name, "ieee") for owner, name, _ in newer)  # now the older ones can be read
-    products = torch.get_float32_matmul_precision()
+    products, convolutions = torch.get_float32_matmul_precision(), _convolutions()
     others = [(owner, name, _get(owner, name)) for owner, name, _ in _OTHERS if hasattr(owner, name)]
     is_coarse = dtype == TF32
     try:
@@ -80,12 +79,11 @@ def _own(owner: Any, parent: Any) -> str:
 
 
 def _convolutions() -> bool:
-    """The older switch for TF32 in cuDNN; it cannot be read where the newer one says something else."""
+    """The older switch for TF32 in cuDNN; reading it fails where it is on and the newer ones are off."""
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:
-        backends: Any = torch.backends
-        return bool(backends.cudnn.conv.fp32_precision != "tf32")
+        return True
 
 
 def _get(owner: Any, name: str) -> Any:

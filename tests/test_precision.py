@@ -127,6 +127,22 @@ def test_a_switch_that_follows_another_follows_it_again() -> None:
     assert backends.mkldnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "tf32"
 
 
+@newer_torch
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize(("conv", "rnn"), [("tf32", "ieee"), ("ieee", "tf32")])
+def test_the_older_switch_of_convolutions_comes_back_where_the_newer_ones_differ(
+    older: bool, conv: str, rnn: str
+) -> None:
+    backends.cudnn.allow_tf32 = older
+    backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision = conv, rnn
+    with arithmetic("float32"):
+        pass
+    assert (backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision) == (conv, rnn)
+    same = "tf32" if older else "ieee"  # it can be read where all say the same
+    backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = same
+    assert backends.cudnn.allow_tf32 is older
+
+
 def test_switches_come_back_when_a_run_fails_or_is_given_up() -> None:
     set_older()
     before = older_switches()
