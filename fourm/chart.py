@@ -32,7 +32,7 @@ def draw_chain(chain: Chain, model: str) -> Figure:
     if guided:
         _draw_line(axes[2], chain, colours, "guidance", [step.guidance for step in chain.steps])
     axes[-1].set_xlabel("step of the chain")
-    axes[-1].set_xlim(-0.7, max(len(chain.steps), 1) - 0.3)
+    axes[-1].set_xlim(0.3, max(len(chain.steps), 1) + 0.7)  # steps count from 1
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     given = ", ".join(chain.conditions) or "nothing"
     title = f"{model}: {given} → {', '.join(chain.targets)}"

@@ -54,7 +54,8 @@ class Tally:
     malformed: int = 0
     noted: int = 0
     tokens: int = 0
-    steps: int = 0
+    steps: int = 0  # events of decoding; an autoregressive target has one for each token
+    decoded: float = 0.0  # results, and of those that are being decoded the share that is done
     decoding: float = 0.0  # seconds inside decoding steps
     evaluations: int = 0  # steps of a diffusion, times the samples that took them together
     detokenizing: float = 0.0  # seconds inside them
@@ -72,6 +73,7 @@ class Tally:
                 self.steps += 1
                 self.tokens += event.fixed
                 self.decoding += event.seconds
+                self.decoded = self.saved + self.failed + len(event.keys) * _share(event)
             case Detokenized():
                 self.step = event
                 self.evaluations += len(event.keys)
@@ -110,19 +112,24 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the share of all steps that is done, each kind at its own pace; None before the first."""
+        """From the share of results that is done, each kind of step at its pace; None before the first."""
         if self.has_no_steps and (done := self.saved + self.failed):
             return (self.clock() - self.begun) * (self.todo - done) / done
         if not self.start or not self.steps:
             return None
-        batches = -(-self.todo // max(self.start.batch_size, 1))
-        whole = batches * self.start.steps * self.decoding / self.steps
+        whole = self.todo * self.decoding / self.decoded if self.decoded else 0.0
         if self.start.evaluations:
             if not self.evaluations:
                 return None
             whole += self.todo * self.start.evaluations * self.detokenizing / self.evaluations
         share = min((self.decoding + self.detokenizing) / whole, 1.0) if whole else 1.0
         return (self.clock() - self.begun) * (1 - share) / share
+
+
+def _share(step: Stepped) -> float:
+    """How much of its chain a batch has behind it. A text is one step, with an event for each token."""
+    is_over = step.fixed == 0 or step.scheme != "autoregressive"
+    return (step.step + (1.0 if is_over else step.done / step.total)) / step.steps
 
 
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
@@ -255,7 +262,7 @@ def picture(tally: Tally) -> RenderableType:
 def headline(start: Started) -> str:
     """What the run is about to do."""
     skipped = f", {start.skipped} already done" if start.skipped else ""
-    steps = f"{start.steps} decoding steps, " if start.steps else ""
+    steps = f"{start.steps} decoding step{'' if start.steps == 1 else 's'}, " if start.steps else ""
     what = "super-resolution of " if start.stage == "sr" else ""
     return (
         f"{what}{_counted(start)}{skipped}; model {start.model} on {start.device}, "
@@ -299,8 +306,12 @@ def summary(end: Finished, tally: Tally) -> str:
     parts = [f"{end.saved} saved"]
     parts += [f"{end.skipped} were done before"] if end.skipped else []
     parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
-    parts += [f"{tally.malformed} malformed texts kept (see malformed/)"] if tally.malformed else []
-    parts += [f"{tally.noted} conditions read in part"] if tally.noted else []
+    parts += (
+        [f"{tally.malformed} malformed text{'' if tally.malformed == 1 else 's'} kept (see malformed/)"]
+        if tally.malformed
+        else []
+    )
+    parts += [f"{tally.noted} condition{'' if tally.noted == 1 else 's'} read in part"] if tally.noted else []
     rate = f", {tally.tokens_per_second:.0f} tokens/s" if tally.tokens else ""
     return f"{', '.join(parts)} in {duration(end.seconds)}{rate}"
 

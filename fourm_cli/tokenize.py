@@ -145,7 +145,7 @@ def tokenize(
     if not quiet and world.group_rank == 0:
         for one in found:
             count = sum(one.row.name in sample.files for sample in request.samples)
-            console.note(f"{one.folder} -> {one.row.name}: {count} files")
+            console.note(f"{one.folder} -> {one.row.name}: {count} file{'' if count == 1 else 's'}")
         for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
             console.note(f"note: {text}")
         if world.size > 1:

@@ -117,7 +117,7 @@ def test_the_live_picture_fits_its_width_and_says_it_all(width: int) -> None:
         assert fact in text
 
 
-def test_the_time_left_follows_the_share_of_steps() -> None:
+def test_the_time_left_follows_the_share_of_results() -> None:
     now = Clock(0.0)
     tally = console.Tally(clock=now)
     assert tally.seconds_left is None
@@ -125,9 +125,38 @@ def test_the_time_left_follows_the_share_of_steps() -> None:
         tally.take(event)
         now.now += 1.0
     assert tally.steps == 5
-    assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * 7 / 5)
+    # One of 20 is saved, and a quarter of the next is decoded.
+    assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * (20 - 1.25) / 1.25)
     tally.take(list(events())[-1])
     assert "3 saved, 4 were done before, 1 failed" in console.summary(Finished(3, 4, 1, 187.0), tally)
+
+
+def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
+    tally = console.Tally(clock=Clock(0.0))
+    tally.take(Started(total=8, skipped=0, batch_size=2, model="demo", device="cpu", steps=2))
+    left = []
+    for batch in range(4):
+        keys = (f"{batch}a", f"{batch}b")
+        tally.take(Stepped(keys, "tok_rgb@64", "roar", 0, 2, 64, 64, 128, 0.0, 1.0, 5.0))
+        for token in range(1, 11):  # of at most 20
+            tally.take(Stepped(keys, "caption", "autoregressive", 1, 2, token, 20, 2, 0.0, 1.0, 0.5))
+            left.append(tally.decoded)
+        tally.take(Stepped(keys, "caption", "autoregressive", 1, 2, 10, 20, 0, 0.0, 1.0, 0.0))
+        left.append(tally.decoded)
+        for key in keys:
+            tally.take(Saved(key, 0, ()))
+    assert left == sorted(left)
+    assert left[:11] == [*(1 + token / 20 for token in range(1, 11)), 2.0]
+    assert left[10::11] == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_counts_of_one_have_their_singular() -> None:
+    start = Started(1, 0, 1, "demo", "cpu", 1)
+    assert console.headline(start) == "1 sample; model demo on cpu, 1 decoding step, batches of 1"
+    tally = console.Tally(malformed=1, noted=1)
+    said = console.summary(Finished(1, 0, 0, 1.0), tally)
+    assert "1 malformed text kept" in said
+    assert "1 condition read in part" in said
 
 
 def test_a_diffusion_is_shown_and_counted_at_its_own_pace() -> None:

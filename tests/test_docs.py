@@ -195,3 +195,14 @@ def test_options_that_documents_name_exist(path: Path) -> None:
         if "fourm generate" in line or "fourm_cli generate" in line:
             unknown = set(re.findall(r"(?<=\s)--[a-z][a-z-]+", line.split("#")[0])) - known
             assert not unknown, line
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "quickstart.md"], ids=lambda p: p.name)
+def test_commands_typed_one_after_the_other_find_their_folders_free(path: Path) -> None:
+    """A folder that another command wrote, or that holds such folders (as out/ does), is refused."""
+    used = [Path("out/demo"), Path("out/001")]  # of `make demo` and of a bare `fourm generate`
+    for line in "\n".join(blocks(path, "sh")).splitlines():
+        for out in [] if "--resume" in line else re.findall(r"(?<=--out )[^\s|]+", line.split(" #")[0]):
+            taken = [one for one in used if one.is_relative_to(out) or Path(out).is_relative_to(one)]
+            assert not taken, line
+            used.append(Path(out))

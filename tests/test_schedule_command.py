@@ -164,6 +164,9 @@ def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
     given = {"cond_domains": "caption", "target_domains": "tok_clip-det", "decoding_steps": "4-none"}
     chain = build_chain(read_settings([], given).base, find_model(model))
     tokens, temperature, guidance = draw_chain(chain, "a $model$").axes
+    left, right = guidance.get_xlim()
+    assert all(left <= bar.get_x() <= bar.get_x() + bar.get_width() <= right for bar in tokens.patches)
+    assert left > 0  # there is no step 0
     assert [round(patch.get_x() + patch.get_width() / 2) for patch in tokens.patches] == [1, 2, 3, 4, 5]
     bars = [patch.get_height() for patch in tokens.patches]
     assert bars[:4] == [49] * 4
