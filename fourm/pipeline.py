@@ -104,13 +104,13 @@ def run(request: Request) -> Iterator[Event]:
     finally:
         seconds = time.perf_counter() - started
         ended = replace(
-            launch, finished=now(), saved=len(tally.saved), skipped=tally.skipped, failed=tally.failed,
+            launch, finished=now(), saved=len(tally.saved), skipped=tally.skipped, failed=len(tally.failed),
             seconds=round(seconds, 3), halved_to=halved_to,
         )  # fmt: skip
         is_idle = not (has_ended or tally.saved or tally.skipped or tally.failed)
         if not (is_idle and withdraw_output(saver.process, request.record)):
             close_output(saver.process, ended)
-    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds, request.stage)
+    yield Finished(len(tally.saved), tally.skipped, len(tally.failed), seconds, request.stage)
 
 
 @contextmanager
@@ -263,7 +263,9 @@ def _make(
     finished = [index for index in range(len(rows)) if index not in faults]
 
     def save(group: Sequence[int]) -> Iterator[Event]:
-        left = [index for index in group if not saver.is_saved(works[index])]
+        left = [index for index in group if not saver.is_done(works[index])]
+        if not left:
+            return
         made = batch.select(torch.tensor(left, device=parts.device))
         yield from saver.save([rows[index] for index in left], made)
 

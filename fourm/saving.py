@@ -36,11 +36,11 @@ from fourm.state import Batch
 
 @dataclass(slots=True)
 class Tally:
-    """What a run has done so far."""
+    """What a run has done so far; samples by their key and variation."""
 
     saved: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0
-    failed: int = 0
+    failed: set[tuple[str, int]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -62,9 +62,10 @@ class Saver:
         paths = {path for work in works for path in self.folder.paths(work)}
         self._note_checksums(sorted(path for path in paths if not self.folder.is_listed(path)))
 
-    def is_saved(self, work: Work) -> bool:
-        """True when this run has made a sample and variation."""
-        return (work.sample.key.text, work.variation) in self.tally.saved
+    def is_done(self, work: Work) -> bool:
+        """True when this run has saved a sample and variation, or has reported that it failed."""
+        result = (work.sample.key.text, work.variation)
+        return result in self.tally.saved or result in self.tally.failed
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
         """Write all files of some finished samples; each file appears whole or not at all.
@@ -91,16 +92,19 @@ class Saver:
                 alone = batch.select(torch.tensor([index], device=batch.device))
                 yield from self.save([row], alone)
             return
-        for index, row in enumerate(rows):
-            yield from self._save_values(row, {name: made[index] for name, made in decoded.items()})
-        self._note_checksums(
-            [path for work in works if self.is_saved(work) for path in self.folder.paths(work)]
-        )
+        saved = list[Work]()
+        try:
+            for index, row in enumerate(rows):
+                values = {name: made[index] for name, made in decoded.items()}
+                if (yield from self._save_values(row, values)):
+                    saved.append(row.work)
+        finally:  # memory may run out for one of them; those before it are not saved again
+            self._note_checksums([path for work in saved for path in self.folder.paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Note that a sample cannot be made."""
         request, key = self.request, work.sample.key.text
-        self.tally.failed += 1
+        self.tally.failed.add((key, work.variation))
         files = lacking(request.out, self.folder.paths(work))
         stage = BASE if request.record == RUN else SR
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
@@ -132,8 +136,8 @@ class Saver:
                 written.append(path)
         self._note_checksums(written)
 
-    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
-        """Write the values of one sample."""
+    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Generator[Event, None, bool]:
+        """Write the values of one sample; False if one of them cannot be written."""
         work, key = row.work, row.work.sample.key.text
         text = self._chunks(work, row.values)
         shared_text = {name: said for name, said in text.items() if name != "variation"}  # whoever is first
@@ -147,9 +151,10 @@ class Saver:
                     self._write(output, work, partial(write, made.get(name, row.values.get(name))))
         except SampleError as error:
             yield self.fail(work, str(error))
-            return
+            return False
         self.tally.saved.add((key, work.variation))
         yield Saved(key, work.variation, self.folder.paths(work), self.request.stage)
+        return True
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
         """The values of one target; a diffusion reports its steps."""

@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fourm.errors import FourMError
-from fourm.events import Event, Halved, Saved, Stepped
+from fourm.codecs.images import _SIZES, GridCodec
+from fourm.errors import FourMError, SampleError
+from fourm.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.hub import find_model
-from fourm.layout import Key, Sample
+from fourm.layout import Key, Sample, samples_of_prompts
 from fourm.pipeline import run as run_request
 from fourm.plan import parse_chain
 from fourm.portions import Portions, is_out_of_memory
 from fourm.request import Request
+from fourm.verify import verify
 from tests.emulated_gpu import Gpu, emulated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,6 +184,60 @@ def test_values_that_do_not_fit_together_are_made_in_smaller_groups(gpu: Gpu, tm
         assert sum(isinstance(event, Stepped) for event in events) == 2
         assert sum(isinstance(event, Saved) for event in events) == 8
     assert tokens_of(tmp_path / "whole") == tokens_of(tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failed"),
+    [(["bad", "bad", "memory"], ["00000/000000"]), (["bad", "", "", "memory"], []), (["memory"], [])],
+)
+def test_memory_that_runs_out_after_some_of_a_group_are_done_makes_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcomes: list[str], failed: list[str]
+) -> None:
+    """outcomes: of the first calls that decode pictures: four together, then each alone."""
+    decode, left = GridCodec.decode, list(outcomes)
+
+    def scripted(codec: GridCodec, *args: Any) -> list[Any]:
+        match left.pop(0) if left else "":
+            case "bad":
+                raise SampleError("bad tokens")
+            case "memory":
+                raise MemoryError
+        return decode(codec, *args)
+
+    monkeypatch.setattr(GridCodec, "decode", scripted)
+    monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))
+    events = make_four(tmp_path / "out")
+    keys = [f"00000/{number:06d}" for number in range(4)]
+    assert [event.key for event in events if isinstance(event, Failed)] == failed
+    assert [event.key for event in events if isinstance(event, Saved)] == keys[len(failed) :]
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].saved, events[-1].failed) == (4 - len(failed), len(failed))
+    assert verify(tmp_path / "out").ok
+
+
+def test_checksums_of_samples_are_noted_that_were_written_before_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write, paths = GridCodec.write, list[Path]()
+
+    def scripted(codec: GridCodec, value: Any, path: Path, **rest: Any) -> None:
+        paths.append(path)
+        if len(paths) == 3:
+            raise MemoryError
+        write(codec, value, path, **rest)
+
+    monkeypatch.setattr(GridCodec, "write", scripted)
+    monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))
+    make_four(tmp_path / "out")
+    verdict = verify(tmp_path / "out")
+    assert verdict.ok, verdict.findings
+
+
+def make_four(out: Path) -> list[Event]:
+    model = find_model("demo")
+    chain = parse_chain("--targets tok_rgb --steps 2", model)
+    samples = samples_of_prompts(["a red circle"] * 4)
+    return list(run_request(Request(model, chain, samples, out, device="cpu", batch_size=4)))
 
 
 def test_tokenizing_goes_on_with_fewer_crops_at_once(gpu: Gpu, run: Command, tmp_path: Path) -> None:
