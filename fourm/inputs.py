@@ -75,7 +75,7 @@ def read_samples(
     else:
         _check_takes_prompts(source, conditions, model)
         captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
-        notes = _note_single_words(source.prompts)
+        notes = (*_note_single_words(source.prompts), *_note_paths(source.prompts))
         if len(captions) < len(conditions):
             samples = _typed_samples(source, conditions, captions, stdin)
         else:
@@ -111,6 +111,12 @@ def _note_single_words(prompts: Sequence[str]) -> tuple[str, ...]:
     if len(prompts) < 2 or any(len(prompt.split()) != 1 for prompt in prompts):
         return ()
     return (f'{len(prompts)} prompts of one word each; quotation marks make them one: "{" ".join(prompts)}"',)
+
+
+def _note_paths(prompts: Sequence[str]) -> tuple[str, ...]:
+    """A note where a file or folder was perhaps meant, not its name."""
+    named = next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), "")
+    return (f"'{named}' is read as words; --data {named} reads what has this name",) if named else ()
 
 
 def shows_part(row: Modality, raw: Container[str]) -> bool:
@@ -220,8 +226,19 @@ def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
 
 
 def _joined(prompts: Sequence[str]) -> bytes:
-    """Prompts as lines of a file; bytes that were not UTF-8 on the command line become those bytes again."""
-    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode("utf-8", "surrogateescape")
+    """Prompts as lines of a file.
+
+    UsageError for one without words, such as an unset variable's, by which all others would change their
+    names, for the `-` that means standard input elsewhere, and for bytes that are no text.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
+            raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
+        if not prompt.strip() and len(prompts) > 1:
+            raise UsageError(f"prompt {number} of {len(prompts)} is empty")
+        if prompt.strip() == STREAM:
+            raise UsageError(f"the prompt '{STREAM}' says nothing; --data {STREAM} reads standard input")
+    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode()
 
 
 def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:

@@ -21,7 +21,12 @@ def scheme_problem(text: str) -> str:
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
-    """The path that an option or argument names. UsageError for an address."""
+    """The path that an option or argument names. UsageError for an address, and for no text at all.
+
+    An unset variable in a script is no name of the working folder.
+    """
+    if not os.fspath(text):
+        raise UsageError("the name of a file or folder is empty")
     return Path(local_name(os.fspath(text)))
 
 
@@ -35,6 +40,8 @@ def local_name(text: str) -> str:
 def output_path(text: str | os.PathLike[str]) -> Path:
     """The path of a folder for results, which is printed as one line for the next command of a pipe."""
     path = local_path(text)
+    if str(path).isspace():
+        raise UsageError("the name of an output folder is blank")
     if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
         raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
     return path

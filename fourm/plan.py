@@ -379,7 +379,7 @@ def _filters(layer: Layer, problems: list[str]) -> tuple[int | float, float]:
     """top_k (0 = off) and top_p (1 = off)."""
     top_k, top_p = _single(layer, "top_k", 0, problems), _single(layer, "top_p", DEFAULT_TOP_P, problems)
     if not 0 <= top_p <= 1:
-        problems.append(f"{layer.settings['top_p'].where}: top_p is a share from 0 to 1, not {top_p:g}")
+        problems.append(f"{layer.settings['top_p'].where}: top_p is a share from 0 to 1, not {top_p!r}")
     if top_k < 0 or (isinstance(top_k, float) and top_k > 1):
         where = layer.settings["top_k"].where
         problems.append(f"{where}: top_k is a whole number (50) or a share from 0 to 1 (0.05), not {top_k!r}")

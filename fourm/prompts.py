@@ -14,11 +14,12 @@ from fourm.errors import MissingError, UsageError, near_match
 from fourm.opening import read_bytes
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
+JSON_LINES = (".jsonl", ".ndjson")
 MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 
 
 def read_prompts(path: Path, column: str | None = None) -> list[str]:
-    """Prompts of a .txt (one per line), .tsv, .csv or .jsonl file; other names are read as .txt."""
+    """Prompts of a .txt (one per line), .tsv, .csv or .jsonl (.ndjson) file; other names are read as .txt."""
     return parse_prompts(read_file(path), str(path), path.suffix.lower(), column)
 
 
@@ -43,7 +44,7 @@ def read_stream(stream: BinaryIO, where: str) -> bytes:
 def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | None = None) -> list[str]:
     """Prompts in the bytes of a file; `suffix` tells the format, `where` names the source in errors."""
     text = _text(data, where)
-    if suffix == ".jsonl":
+    if suffix in JSON_LINES:
         prompts = _json_lines(text, where, column)
     elif suffix in (".tsv", ".csv"):
         prompts = _table(text, where, suffix, column)
@@ -57,6 +58,7 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
         )
     else:
         prompts = text.replace("\r", "\n").split("\n")
+        _check_no_records(prompts, where)
     kept = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not kept:
         raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
@@ -72,7 +74,7 @@ def parse_columns(
     text; it stays JSON.
     """
     text = _text(data, where)
-    if suffix == ".jsonl":
+    if suffix in JSON_LINES:
         rows = _json_records(text, where)
         listed = list(rows[0][1]) if rows else []
     elif suffix in (".tsv", ".csv"):
@@ -86,10 +88,12 @@ def parse_columns(
     columns = {name: _column(listed, column if name == COLUMNS[0] else name, where) for name in names}
     for number, row in rows:
         for name, source in columns.items():
-            if source not in row or (
-                name == COLUMNS[0] and row[source] is not None and _is_blank(row[source])
-            ):
+            if source not in row:
                 raise UsageError(f"{where}: line {number} has nothing under '{source}'")
+            if name == COLUMNS[0]:
+                _check_prompt(row[source], number, source, where)
+            elif isinstance(row[source], str):
+                _check_whole(str(row[source]), number, where)
         cells = {name: row[source] for name, source in columns.items()}
         found.append({n: c if isinstance(c, str) else json.dumps(c) for n, c in cells.items()})
     return found
@@ -108,7 +112,7 @@ def find_parti() -> Path:
 
 def _text(data: bytes, where: str) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError(f"{where}: is UTF-16 text; save it as UTF-8")
+        raise UsageError(f"{where}: is UTF-16 or UTF-32 text; save it as UTF-8")
     if (zero := data.find(b"\0")) >= 0:
         raise UsageError(f"{where}: is a binary file (a zero byte at position {zero}), not text with prompts")
     try:
@@ -161,16 +165,41 @@ def _json_lines(text: str, where: str, column: str | None) -> list[str]:
         if isinstance(record, dict):
             name = name or _column(list(record), None, where)
             record = record.get(name)
-        if not isinstance(record, str):
-            raise UsageError(f"{where}: line {number} has no text under '{name or COLUMNS[0]}'")
-        if name and _is_blank(record):
-            raise UsageError(f"{where}: line {number} has nothing under '{name}'")
-        try:
-            record.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{where}: line {number} holds half a character, which is no text") from error
-        prompts.append(record)
+        prompts.append(_check_prompt(record, number, name or COLUMNS[0], where))
     return prompts
+
+
+def _check_prompt(value: object, number: int, name: str, where: str) -> str:
+    """The text of a record's prompt. UsageError for what is none, so that no row is lost or misread."""
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: line {number} has no text under '{name}'")
+    if _is_blank(value):
+        raise UsageError(f"{where}: line {number} has nothing under '{name}'")
+    _check_whole(value, number, where)
+    return value
+
+
+def _check_whole(text: str, number: int, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where}: line {number} holds half a character, which is no text") from error
+
+
+def _check_no_records(lines: Sequence[str], where: str) -> None:
+    """Refuse JSON lines that come under another name: each would become a prompt as it stands."""
+    number, line = next(((i, line) for i, line in enumerate(lines, start=1) if line.strip()), (0, ""))
+    if not line.lstrip().startswith("{"):
+        return
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
+        raise UsageError(
+            f"{where}: line {number} is JSON, where each line is a prompt; JSON lines are read from a "
+            "file whose name ends in .jsonl"
+        )
 
 
 def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
@@ -226,7 +255,7 @@ def _csv_rows(text: str, where: str) -> Iterable[tuple[int, Sequence[str]]]:
             yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{where}: is not a .csv table ({error})") from error
+        raise UsageError(f"{where}: is not a .csv table from line {line} on ({error})") from error
 
 
 def _column(names: Sequence[str], wanted: str | None, where: str) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from fourm.errors import UsageError
+from fourm.errors import UsageError, shown
 from fourm.opening import read_bytes
 
 T = TypeVar("T")
 _LOADED = time.time()
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class World:
     began: float = field(default_factory=lambda: start_of(os.getpid()), compare=False)
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"WORLD_SIZE is {self.size}; a job has at least one process")
         if not 0 <= self.rank < self.size:
             raise UsageError(f"process {self.rank} of {self.size}: the number must lie in 0..{self.size - 1}")
 
@@ -49,12 +52,16 @@ class World:
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
-    """The world of torchrun's variables, divided once more by `--shard i/n` (i counts from 0)."""
+    """The world of torchrun's variables, divided once more by `--shard i/n` (i counts from 0).
+
+    An empty variable counts as none.
+    """
+    environment = {name: text for name in _VARIABLES if (text := environment.get(name, ""))}
     for name, other in (("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")):
         if name in environment and other not in environment:
             raise UsageError(
-                f"environment variable {name} is {environment[name]}, but {other} is not set; torchrun sets "
-                "both, a single process needs neither"
+                f"environment variable {name} is {shown(environment[name])}, but {other} is not set; "
+                "torchrun sets both, a single process needs neither"
             )
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
@@ -88,5 +95,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 def _number(name: str, environment: Mapping[str, str], default: int) -> int:
     text = environment.get(name, str(default))
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UsageError(f"environment variable {name} is '{text}', not a whole number; torchrun sets it")
+        raise UsageError(
+            f"environment variable {name} is '{shown(text)}', not a whole number of at most 9 digits; "
+            "torchrun sets it"
+        )
     return int(text)

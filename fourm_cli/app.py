@@ -34,6 +34,7 @@ from fourm_cli.verify import verify
 RESUMED = ("generate", "sr")  # commands that have --resume
 REPEATED = ("convert", "download", "plot", "tokenize")  # commands that keep what they made, and go on with it
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
+NO_ROOM = ("failed to map segment", "annot allocate memory")  # what the loader says of a library
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 
 app = typer.Typer(
@@ -152,4 +153,8 @@ def _flush() -> int:
 
 
 def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    is_load = isinstance(error, ImportError) and any(text in str(error) for text in NO_ROOM)
+    if is_load or isinstance(error, MemoryError):
+        explain(FourMError("memory has no room for the libraries of this command; give it more (ulimit -v)"))
+        return
     print(f"fourm: {kind.__name__}: {error} (a defect of fourm; --debug shows where)", file=sys.stderr)

@@ -23,7 +23,8 @@ def follow(
 ) -> None:  # fmt: skip
     """Do what was found to be good, one run after the other, with exit code 3 where samples failed.
 
-    start imports torch, which takes seconds, and begins. One process of a torchrun speaks.
+    start imports torch, which takes seconds, and begins. One process of a torchrun speaks, the others
+    say their share.
     """
     rank = world.group_rank
     if log_json is not None and rank > 0:
@@ -54,8 +55,8 @@ def make(
     try:
         if not quiet and request.world.group_rank == 0:
             say_notes()
-            if request.world.size > 1:
-                console.note(request.world.describe_share(len(request.samples), len(request.variations)))
+        if not quiet and request.world.size > 1:
+            console.note(request.world.describe_share(len(request.samples), len(request.variations)))
         follow(
             partial(_begin, request, finer), request.world, request.out,
             quiet=quiet, as_json=as_json, log_json=log_json,

@@ -107,7 +107,7 @@ def generate(
     run = partial(
         Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,
         overwrite=overwrite, batch_size=parse_batch_size(batch_size),
-        device=parse_device(device or given.device or "auto"),
+        device=parse_device(device, given.device),
     )  # fmt: skip
     if again is not None:
         refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
@@ -127,7 +127,7 @@ def generate(
             model=files, chain=chain, samples=dataset.samples,
             num_variations=num_variations or given.num_variations or 1,
             seed=seed if seed is not None else given.seed or 0,
-            dtype=parse_dtype(dtype or given.dtype or "auto"), attention=attention, decode=decode,
+            dtype=parse_dtype(dtype, given.dtype), attention=attention, decode=decode,
             detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
             preview=preview,
         )  # fmt: skip

@@ -126,8 +126,9 @@ def parse_folder(text: str, stdin: BinaryIO) -> Path:
     return folder
 
 
-def parse_dtype(text: str) -> str:
-    """The full name of a `--dtype`."""
+def parse_dtype(*texts: str | None) -> str:
+    """The full name of a dtype: of an option, else of a file, else auto."""
+    text = next((one for one in texts if one is not None), "auto")
     if text not in DTYPES:
         raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
     return DTYPES[text]
@@ -142,9 +143,10 @@ def parse_batch_size(text: str) -> int | None:
     return int(text)
 
 
-def parse_device(text: str) -> str:
-    """A `--device` that may exist."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+def parse_device(*texts: str | None) -> str:
+    """A device that may exist: of an option, else of a file, else auto."""
+    text = next((one for one in texts if one is not None), "auto")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
         near = near_match(text, DEVICES)
         raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
     return text

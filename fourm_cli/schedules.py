@@ -64,7 +64,7 @@ def validate(
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model(model or settings.run.model or DEMO)
     chain = build_chain(settings.base, files)
-    width = parse_dtype(dtype or settings.run.dtype or "auto")
+    width = parse_dtype(dtype, settings.run.dtype)
     finer = plan_finer(settings, files, chain, sr_model)
     stages = [(files, chain, estimate(chain, files, width))]
     stages += [(*finer, estimate(finer[1], finer[0], width))] if finer else []

@@ -138,7 +138,7 @@ def tokenize(
     request = TokenizeRequest(
         files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(batch_size),
-        device=parse_device(device or "auto"), dtype=parse_dtype(dtype or "auto"), attention=attention,
+        device=parse_device(device), dtype=parse_dtype(dtype), attention=attention,
         overwrite=overwrite, world=world,
     )  # fmt: skip
     console.quiet_library(quiet or world.group_rank > 0)
@@ -148,8 +148,8 @@ def tokenize(
             console.note(f"{one.folder} -> {one.row.name}: {count} file{'' if count == 1 else 's'}")
         for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
             console.note(f"note: {text}")
-        if world.size > 1:
-            console.note(world.describe_share(len(request.samples)))
+    if not quiet and world.size > 1:
+        console.note(world.describe_share(len(request.samples)))
     follow(partial(_begin, request), world, out, quiet=quiet, as_json=as_json, log_json=log_json)
 
 

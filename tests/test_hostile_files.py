@@ -320,6 +320,11 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
     assert "is no number" in refused(read_json, tmp_path / "x.json")
 
 
+def test_a_key_of_json_that_stands_there_twice_has_no_value(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}]')
+    assert "'c' stands in one object twice" in refused(read_json, tmp_path / "x.json")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "", " ", '"', "[1,]", "\ufeff\ufeff1"]
 )

@@ -1,5 +1,6 @@
 """Addresses of other systems (`s3://bucket/x`) are no paths: every option and argument refuses them."""
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_no_input_is_one(source: Source) -> None:
         read_samples(source, [], None, None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["a:b", "./s3://x", "C:/x", r"C:\x", "c://x", "a//b", "s3:/x", "://x", ""])
+@pytest.mark.parametrize("text", ["a:b", "./s3://x", "C:/x", r"C:\x", "c://x", "a//b", "s3:/x", "://x"])
 def test_drives_and_names_with_colons_are_paths(text: str) -> None:
     assert local_path(text) == Path(text)
 
@@ -94,6 +95,14 @@ def test_drives_and_names_with_colons_are_paths(text: str) -> None:
 def test_other_schemes_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="give a path on this machine"):
         local_path(text)
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
+    for read in (local_path, output_path, lambda text: parse_folder(text, io.BytesIO())):
+        with pytest.raises(UsageError, match="the name of a file or folder is empty"):
+            read("")
+    with pytest.raises(UsageError, match="the name of an output folder is blank"):
+        output_path(" \u00a0")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1bb", "a\x85b", "a\u2028b"])

@@ -195,6 +195,23 @@ def test_masks_are_valid_where_they_are_white(tmp_path: Path) -> None:
     assert read_valid(tmp_path / "bits.png")[0].tolist() == [0, 255]
 
 
+def test_a_mask_that_counts_in_another_way_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
+    with pytest.raises(SampleError, match="white, 255, for what is valid; nothing is above 1"):
+        read_valid(path)
+    Image.fromarray(np.array([[0, 0]], np.uint8)).save(path)
+    assert not read_valid(path).any()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_in_the_place_of_a_picture_is_called_one(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    np.save(path, np.zeros((2, 2), np.uint8)) if suffix == ".npy" else np.savez(path, x=np.zeros(2))
+    with pytest.raises(SampleError, match="holds an array, where a picture belongs"):
+        read_classes(path)
+
+
 def test_class_numbers_are_those_of_the_file_whatever_its_palette(tmp_path: Path) -> None:
     numbers = np.array([[0, 7, 132, 255]], np.uint8)
     image = Image.fromarray(numbers)

@@ -42,6 +42,12 @@ def test_json_lines_hold_objects_or_strings() -> None:
     data = b'{"id": 1, "text": "a"}\n\n{"text": "b", "id": 2}\n'
     assert parse_prompts(data, "p.jsonl", ".jsonl") == ["a", "b"]
     assert parse_prompts(b'"a"\n"b"\n', "p.jsonl", ".jsonl") == ["a", "b"]
+    assert parse_prompts(data, "p.ndjson", ".ndjson") == ["a", "b"]
+
+
+@pytest.mark.parametrize("line", ["{a, b}", '{"a": 1}', "{}", '["caption"]', "{" * 10_000])
+def test_a_line_with_braces_is_a_prompt(line: str) -> None:
+    assert parse_prompts(f"{line}\nb".encode(), "p.txt") == [line, "b"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,12 @@ def test_json_lines_hold_objects_or_strings() -> None:
         ("p.tsv", b"id\tname\n1\tx\n", "nam", "no column 'nam' among id, name; did you mean 'name'"),
         ("p.tsv", b"prompt\n", None, "holds no prompt"),
         ("p.csv", b"", None, "holds no prompt"),
+        ("p.csv", b'id,prompt\n1,"a\n2,b\n', None, "is not a .csv table from line 2 on"),
+        ("p.jsonl", b'"a"\n""\n', None, "line 2 has nothing under 'caption'"),
+        ("p.txt", b'\n{"prompt": "a"}\n', None, r"line 2 is JSON, .* whose name ends in .jsonl"),
+        ("p.json5", b'{"Caption": "a"}\n', None, "line 1 is JSON"),
+        ("p.ndjson", b'{"caption": ""}\n', None, "line 1 has nothing under 'caption'"),
+        ("p.txt", "a".encode("utf-32"), None, "UTF-32"),
         ("p.csv", b'prompt\n"a', None, "is not a .csv table"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt"\n', None, "line 2 is not JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n{"x": "b"}\n', None, "line 2 has no text under 'prompt'"),
@@ -140,6 +152,11 @@ def test_data_in_json_lines_stays_json() -> None:
         ("a line\n", ".txt", "are columns of a .tsv, .csv or .jsonl file"),
         ('{"caption": "x", "det": ""}\n{"caption": "y"}\n', ".jsonl", "line 2 has nothing under 'det'"),
         ('{"caption": " ", "det": ""}\n', ".jsonl", "line 1 has nothing under 'caption'"),
+        ('{"caption": null, "det": ""}\n', ".jsonl", "line 1 has no text under 'caption'"),
+        ('{"caption": ["x"], "det": ""}\n', ".jsonl", "line 1 has no text under 'caption'"),
+        ('{"caption": 3, "det": ""}\n', ".jsonl", "line 1 has no text under 'caption'"),
+        ('{"caption": "\\ud800", "det": ""}\n', ".jsonl", "line 1 holds half a character"),
+        ('{"caption": "x", "det": "\\udfff"}\n', ".jsonl", "line 1 holds half a character"),
         ("caption\tdet\n\tx\n", ".tsv", "line 2 has nothing under 'caption'"),
         ("caption,det\n\n\nx,y,z\n", ".csv", "line 4 has 3 cells, where the header has 2"),
         ("caption\tdet\nx\n", ".tsv", "line 2 has 1 cell, where the header has 2"),

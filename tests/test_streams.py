@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fourm_cli import app
 from fourm_cli.options import parse_folder
 from fourm_cli.streams import print_path
 
@@ -73,3 +74,20 @@ def test_a_reader_that_left_is_no_mistake(command: str) -> None:
 def test_a_result_that_cannot_be_written_is_told() -> None:
     done = shell(f"{FOURM} schedule show > /dev/full")
     assert (done.returncode, b"cannot be written" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        ImportError("libx.so: cannot allocate memory in static TLS block"),
+    ],
+)
+def test_libraries_that_memory_has_no_room_for_are_no_defect(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app._explain_defect(type(error), error, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.startswith("fourm: memory has no room for the libraries")
+    app._explain_defect(ImportError, ImportError("no module"), None)  # type: ignore[arg-type]
+    assert "(a defect of fourm" in capsys.readouterr().err

@@ -48,7 +48,17 @@ def test_the_share_of_a_process_is_said_in_words() -> None:
     assert World(1, 2).describe_share(3, 3) == "process 1 of 2: 4 of 9 results (3 samples x 3 variations)"
 
 
+def test_an_empty_variable_counts_as_none() -> None:
+    assert parse_world(None, {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}) == World()
+    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but RANK is not set"):
+        parse_world(None, {"RANK": "", "WORLD_SIZE": "2"})
+
+
 def test_a_broken_environment_is_named() -> None:
+    with pytest.raises(UsageError, match="a job has at least one process"):
+        parse_world(None, {"RANK": "0", "WORLD_SIZE": "0"})
+    with pytest.raises(UsageError, match=r"'9{60}\.\.\.', not a whole number of at most 9 digits"):
+        parse_world(None, {"RANK": "0", "WORLD_SIZE": "9" * 5000})
     with pytest.raises(UsageError, match="WORLD_SIZE"):
         parse_world(None, {"RANK": "0", "WORLD_SIZE": "many"})
     with pytest.raises(UsageError, match="process 3 of 2"):

@@ -49,6 +49,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")  # of WebP's lossless variant no picture is grey
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_ARRAYS = (b"\x93NUMPY", b"PK\3\4")  # how .npy and .npz files begin
 _WHITE_IS_0 = 0  # as a TIFF's photometric interpretation
 _ORIENTATION = 0x0112  # EXIF tag
 _TURN = Image.Transpose
@@ -144,7 +145,9 @@ def read_json(path: Path) -> object:
                 data = file.read(MAX_TEXT_BYTES + 1)
             if len(data) > MAX_TEXT_BYTES:
                 raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
-        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+        return json.loads(
+            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_with_single_keys
+        )
     except (ValueError, RecursionError, MemoryError, EOFError, OSError, zlib.error) as error:
         raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
 
@@ -234,6 +237,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:  # whose own words name an address in memory
         if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
             raise SampleError(f"{path}: not a picture that can be read (a damaged {kind} file)") from error
+        if data.startswith(_ARRAYS):
+            raise SampleError(f"{path}: holds an array, where a picture belongs") from error
         raise SampleError(
             f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
         ) from error
@@ -277,6 +282,15 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is no number")
     return number
+
+
+def _with_single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of a JSON file. Of a key that stands there twice, nobody knows which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"{twice[:50]!r} stands in one object twice")
+    return found
 
 
 def _short(error: Exception) -> str:

@@ -32,8 +32,14 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 
 
 def read_valid(path: Path) -> NDArray[np.uint8]:
-    """(H, W), 255 where a mask says that the pixels of other maps mean something, else 0."""
-    return np.where(_eight_bit(path, "L", is_exact=True) == 255, np.uint8(255), np.uint8(0))
+    """(H, W), 255 where a mask says that the pixels of other maps mean something, else 0.
+
+    A mask without white that is not black counts in another way, perhaps 1 for valid.
+    """
+    mask = _eight_bit(path, "L", is_exact=True)
+    if 0 < (highest := mask.max()) < 255:
+        raise SampleError(f"{path}: a mask has white, 255, for what is valid; nothing is above {highest}")
+    return np.where(mask == 255, np.uint8(255), np.uint8(0))
 
 
 def read_classes(path: Path) -> NDArray[np.uint8]:
