@@ -16,6 +16,7 @@ from fourm.checksums import sha256_of_file
 from fourm.errors import UsageError
 from fourm.layout import (
     PARTIAL,
+    Place,
     Sample,
     check_partial,
     check_writable,
@@ -38,7 +39,7 @@ from fourm.processes import (
     remove_processes,
     write_failures,
 )
-from fourm.runfile import RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
+from fourm.runfile import NEXT, RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
 
 # Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
 # it is done.
@@ -110,7 +111,13 @@ class Joining:
     since: float = 0.0
 
     def check(self) -> None:
-        """Refuse what `enter` would refuse; nothing is written, so that there is time to load a model."""
+        """Refuse what `enter` would refuse; nothing is written, so that there is time to load a model.
+
+        Only an --overwrite that was interrupted while it emptied the folder is brought to its end.
+        """
+        if self.resume and os.path.lexists(self.out / NEXT[self.record]):
+            with _said(self.out):
+                self._end_overwrite()
         if _is_free(self.out, self.record):
             if self.record == SR_RUN:
                 _check_unclaimed(self.out, self.settings)
@@ -147,13 +154,30 @@ class Joining:
                 return _begin_once(out, record, run, launch)
         if self.overwrite and not _is_of_job(out, record, launch, self.since):
             if launch.rank == 0:
-                return _overwrite(out, record, text, _begin_alone(out, run, launch))
+                _check_alone(out)
+                return _overwrite(out, record, text, _begin(out, run, launch))
             _wait_for_first(out, record, launch, self.since)
         before = _load(out, record)
         self._compare(before)
         if self.resume or self.overwrite:
             return _begin(out, before.identity, launch)
         return _begin_once(out, record, before.identity, launch)
+
+    def _end_overwrite(self) -> None:
+        """Delete what is left of the run before; process 0 does it, and the others wait."""
+        out, waiting = self.out, self.out / NEXT[self.record]
+        _check_names(out)
+        end = time.monotonic() + FIRST_WAIT
+        while self.launch.rank > 0 and os.path.lexists(waiting):
+            if time.monotonic() > end:
+                raise _never_first(out, self.launch, FIRST_WAIT)
+            time.sleep(_POLL)
+        if self.launch.rank > 0:
+            return
+        following = _load(out, waiting.name)
+        _compare(out, following.run, self.settings)
+        _check_alone(out)
+        _replace(out, self.record, following.identity)
 
     def _compare(self, before: RunFile) -> None:
         """Refuse a run that this process may not join, or that has other settings."""
@@ -199,7 +223,8 @@ def _exists(out: Path, record: str) -> UsageError:
 
 def _is_partner(out: Path, run: str, launch: Launch) -> bool:
     """True for a process whose own share nobody has begun yet, in a job of the same size."""
-    return launch.size > 1 and not _is_begun(out, run, launch)
+    is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
+    return launch.size > 1 and not is_emptied and not _is_begun(out, run, launch)
 
 
 def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
@@ -224,22 +249,29 @@ def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
     return process
 
 
-def _begin_alone(out: Path, run: str, launch: Launch) -> Process:
-    """Begin to empty a folder; refuse one in which others work."""
+def _check_alone(out: Path) -> None:
+    """Refuse to empty a folder in which others work."""
     if living := find_living(out):
         share = f"process {living[0].rank} of {living[0].size}"
         raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
-    return _begin(out, run, launch)
 
 
 def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
+    """Empty a folder. Its next record comes first, so that --resume goes on where this was killed."""
     try:
-        _empty(out, record, process.run)
-        write_text(out, out / record, text)
+        _places(out, record)  # refuses before anything is written
+        write_text(out, out / NEXT[record], text)
+        _replace(out, record, process.run)
     except BaseException:  # Ctrl-C too: others must not wait for a process that has ended
         process.withdraw()
         raise
     return process
+
+
+def _replace(out: Path, record: str, run: str) -> None:
+    """Delete the files of a record, then let the next one take its place."""
+    _empty(out, record, run)
+    os.replace(out / NEXT[record], out / record)
 
 
 def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
@@ -260,11 +292,15 @@ def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> Non
             end, is_seen = time.monotonic() + EMPTYING_WAIT, True
         if time.monotonic() > end:
             waited = EMPTYING_WAIT if is_seen else FIRST_WAIT
-            raise UsageError(
-                f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
-                f"for {waited:.0f} seconds; start all processes of a job together"
-            )
+            raise _never_first(out, launch, waited)
         time.sleep(_POLL)
+
+
+def _never_first(out: Path, launch: Launch, waited: float) -> UsageError:
+    return UsageError(
+        f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
+        f"for {waited:.0f} seconds; start all processes of a job together"
+    )
 
 
 def _compare(out: Path, there: RunRecord, here: RunRecord) -> None:
@@ -342,7 +378,7 @@ def _is_free(out: Path, record: str) -> bool:
 def _check_names(out: Path) -> None:
     """Refuse links and files of another kind where this program has its own."""
     check_partial(out)
-    for name in (RUN, SR_RUN, FAILURES, PROCESSES):
+    for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
         kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
         if (mode := mode_of(out / name)) is not None and not is_kind(mode):
             raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
@@ -365,16 +401,22 @@ def _empty(out: Path, name: str, run: str) -> None:
 
     The record stays until it is replaced.
     """
-    names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
-    places = [(each, place) for each in names for place in _load(out, each).run.places]
+    places = _places(out, name)
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, _load(out, RUN).identity]
-    for each, place in places:  # all of them before anything is deleted
-        _check_own(out, each, place.folder)
-    for _, place in places:
+    for place in places:
         _empty_place(out, place.folder, place.suffix)
     remove_processes(out, kept)
-    for each in (SR_RUN, FAILURES) if name == RUN else ():
+    for each in (SR_RUN, NEXT[SR_RUN], FAILURES) if name == RUN else ():
         (out / each).unlink(missing_ok=True)
+
+
+def _places(out: Path, name: str) -> list[Place]:
+    """Where the files lie that go with a record; none of them leads out of the folder."""
+    names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
+    places = [(each, place) for each in names for place in _load(out, each).run.places]
+    for each, place in places:  # all of them before anything is deleted
+        _check_own(out, each, place.folder)
+    return [place for _, place in places]
 
 
 def _check_own(out: Path, record: str, folder: str) -> None:

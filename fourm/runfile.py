@@ -19,7 +19,10 @@ from fourm.typed import fit
 RUN = "run.json"
 SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
 PLOTS = "plots"  # pictures of a run, made from it at any time
-OURS = (RUN, SR_RUN, PROCESSES, FAILURES, PLOTS, PARTIAL)  # names that no folder of results has
+# What --overwrite puts in the place of a record; it is there from before anything is deleted until all is.
+NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
+# Names that no folder of results has.
+OURS = (RUN, SR_RUN, *NEXT.values(), PROCESSES, FAILURES, PLOTS, PARTIAL)
 BASE, SR = "base", "sr"  # stages of making a sample
 FORMAT = 3  # of run.json
 MAX_BYTES = 1 << 28  # of run.json

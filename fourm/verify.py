@@ -28,7 +28,7 @@ from fourm.processes import (
     scan_failures,
 )
 from fourm.results import Run
-from fourm.runfile import BASE, OURS, RUN, SR, SR_RUN, read_run
+from fourm.runfile import BASE, NEXT, OURS, RUN, SR, SR_RUN, read_run
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
 UNREADABLE = "unreadable"
@@ -162,6 +162,8 @@ class _Search:
                 self._find(FOREIGN, name, "a file or a link where unfinished files would go")
             elif name == PARTIAL:
                 self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
+            elif name in NEXT.values():
+                self._find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
             elif self.has_base and name not in OURS:
                 self._find(FOREIGN, name, "no run of this program wrote it")
         self.there.sort()
