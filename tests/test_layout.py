@@ -1,5 +1,6 @@
 """Keys, paths and atomic files, with names as hostile as a file system allows."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -61,6 +62,12 @@ def test_long_names_that_differ_only_at_the_end_stay_apart() -> None:
     first, second = (path_of(Path("o"), "rgb", key, "-step000.json.gz", 9_999_999) for key in keys)
     assert first != second
     assert len(os.fsencode(first.name)) <= 255
+
+
+def test_a_long_name_is_the_same_in_every_version() -> None:
+    """`--resume` looks for the files of an older version by their names."""
+    digest = hashlib.sha256(b"x" * 250).hexdigest()
+    assert Key("a", "x" * 250).name == "x" * 203 + "~" + digest[:16]
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "字", "\udcff"])

@@ -222,6 +222,15 @@ def test_a_model_of_other_modalities_gets_no_released_part(cache: Path, tmp_path
     assert find_model("demo").tokenizers["rgb"].parent.parent.name == "demo"
 
 
+def test_a_row_that_takes_the_folder_of_a_released_one_is_refused(tmp_path: Path) -> None:
+    folder = seven(tmp_path / "mine")
+    (folder / "modalities.yaml").write_text("- {name: tok_depth@224, folder: rgb}\n")
+    with pytest.raises(
+        CheckpointError, match=r"mine: the values of tok_(rgb|depth)@224 would lie in the folder 'rgb'"
+    ):
+        find_model(folder)
+
+
 def test_half_a_tokenizer_in_the_cache_is_none(model: Path, cache: Path, tmp_path: Path) -> None:
     snapshot = put_tokenizer(cache, tmp_path, "tok-rgb")
     Path(os.path.realpath(snapshot / "model.safetensors")).unlink()

@@ -1,6 +1,7 @@
 """What cannot be done is said before anything is written, and a run that made nothing leaves nothing."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fourm import pipeline
-from fourm.errors import CheckpointError
+from fourm.errors import CheckpointError, UsageError
 from fourm.events import Failed, Saved, Stepped
 from fourm.hub import DEMO, find_model
 from fourm.layout import samples_of_prompts
@@ -71,6 +72,15 @@ def test_a_run_that_cannot_begin_leaves_the_one_before_as_it_is(
     with pytest.raises(CheckpointError, match="not all numbers are finite"):
         list(pipeline.run(again))
     assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("change", [{"attention": "xformers"}, {"device": "cuda:9"}])
+def test_what_a_machine_lacks_is_said_before_anything_is_loaded(
+    tiny: Path, tmp_path: Path, change: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with pytest.raises(UsageError, match=f"--{next(iter(change))}[: ]"):
+        pipeline.check(request(tiny, tmp_path / "out", **change))
 
 
 def test_super_resolution_that_cannot_begin_leaves_the_base_as_it_is(tiny: Path, tmp_path: Path) -> None:
