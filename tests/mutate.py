@@ -76,6 +76,7 @@ def nearest_files(file: str, root: Path = ROOT) -> list[str]:
     """Test files of a module: that of its name, and those in `NEAREST`."""
     name = Path(file).stem
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
+    names += ("docs",) if file.startswith("fourm_cli/") else ()  # help texts are in docs/cli.md
     paths = (f"tests/test_{one}.py" for one in dict.fromkeys(names))
     return [path for path in paths if (root / path).exists()] or ["tests/test_cli.py"]
 

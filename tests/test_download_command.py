@@ -141,7 +141,8 @@ def test_a_dry_run_without_the_hub_knows_what_is_here(
 
 def test_json_is_one_record_for_each_name(hub: Hub, run: Run) -> None:
     hub.put("some/thing", {FILE: b"x"})
-    code, out, _ = run("download", NAME, "some/thing", "--json")
+    code, out, err = run("download", NAME, "some/thing", "--json")
+    assert "2 downloads, 1.5 MB to fetch" in err.splitlines()
     first, second = json.loads(out)
     assert code == 0
     assert (first["name"], first["hub_id"], first["fetched"]) == (NAME, ID, SIZE)
