@@ -31,6 +31,8 @@ OFFERS = [
     ("fourm generate --cond caption,d", {"caption,depth", "caption,det"}, set(), True),
     ("fourm generate --cond caption-tok_d", {"caption-tok_depth"}, set(), True),
     ("fourm generate --cond r", {"rgb"}, set(), True),
+    ("fourm generate --cond no", {"none", "normal"}, set(), True),
+    ("fourm generate --cond caption,no", {"caption,normal"}, set(), True),  # none stands alone
     ("fourm generate --model 4m-21-b --cond tok_dino", {"tok_dinov2", "tok_dinov2_global"}, set(), True),
     ("fourm schedule show --sr-targets tok_clip-tok_r", {"tok_clip-tok_rgb"}, set(), True),
     ("fourm generate --target tok_s", {"tok_semseg"}, set(), True),

@@ -153,7 +153,8 @@ def test_another_tokenizer_is_named_on_the_command_line(
     ids = [Path(out, "tok_rgb@64/00000/000000.npy").read_bytes() for out in ("a", "b")]
     assert ids[0] == ids[1]
     for wrong, code, message in (
-        ("rgb", 2, "not KEY=NAME"),
+        ("rgb", 2, "not KEY=NAME; did you mean 'rgb'?"),
+        ("zzz=rgb", 2, "not KEY=NAME; keys are clip, "),
         ("rbg=rgb", 2, "did you mean 'rgb'"),
         ("rgb=nowhere", 2, "nowhere"),
         ("rgb=clip", 2, "codes"),

@@ -20,6 +20,7 @@ from fourm.hub import (
     codebook_size,
     find_model,
     find_sr,
+    require_text_tokenizer,
     resolve_tokenizer,
     tokenizer_advice,
     with_parts,
@@ -218,8 +219,20 @@ def test_a_model_of_other_modalities_gets_no_released_part(cache: Path, tmp_path
     files = find_model(folder)
     assert set(files.tokenizers) == {"clip"}
     assert files.text_tokenizer is None
+    with pytest.raises(UsageError, match="comes without one"):
+        require_text_tokenizer(files, "caption")
     assert "lay it into" in tokenizer_advice(files, "rgb")
     assert find_model("demo").tokenizers["rgb"].parent.parent.name == "demo"
+
+
+def test_a_text_tokenizer_that_was_named_and_is_not_here_can_be_fetched(cache: Path, tmp_path: Path) -> None:
+    folder = seven(tmp_path / "mine")
+    (folder / "modalities.yaml").write_text(
+        "- {name: caption, vocab_size: 64}\n- {name: det, vocab_size: 64}\n"
+    )
+    files = with_parts(find_model(folder), {}, "text-tokenizer")
+    with pytest.raises(MissingError, match="`fourm download text-tokenizer` fetches it"):
+        require_text_tokenizer(files, "caption")
 
 
 def test_a_row_that_takes_the_folder_of_a_released_one_is_refused(tmp_path: Path) -> None:
