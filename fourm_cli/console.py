@@ -1,4 +1,4 @@
-"""What people and programs see of a run: live bars, plain lines, JSON lines, tables. Alone in using Rich."""
+"""What people and programs see of a run: live bars, plain lines, JSON lines, tables."""
 
 import json
 import logging

@@ -175,6 +175,15 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_a_table_tells_of_each_thing_once(path: Path) -> None:
+    """Two rows of one thing are what a merge leaves, and only one of them is kept true."""
+    for table in re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
+        first = [row.split("|")[1].strip() for row in table.splitlines()]
+        named = [name for name in first if re.fullmatch(r"`[^`]*[^`a-z][^`]*`", name)]
+        assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_schedule_commands_of_the_documents_work(path: Path) -> None:
     for line in "\n".join(blocks(path, "sh")).splitlines():
         if not line.startswith("fourm schedule"):
