@@ -54,6 +54,12 @@ class Stepped:
     guidance: float  # 1.0 = no guidance
     seconds: float
 
+    @property
+    def share(self) -> float:
+        """How much of its chain the batch has behind it. A text is one step, with an event for each token."""
+        is_over = self.fixed == 0 or self.scheme != "autoregressive"
+        return (self.step + (1.0 if is_over else self.done / self.total)) / self.steps
+
     def to_json(self) -> dict[str, object]:
         """The event as a flat record."""
         return _record("step", self)

@@ -316,13 +316,10 @@ def _spec(
         if option.key in settings and settings[option.key].values[0] is not None
     }
     values, where = _default_values(row, defaults, asked), {name: place for name, (_, place) in asked.items()}
-    found = [
-        f"{where.get(name, f'the defaults of {row.name}')}: {p}"
-        for name, value in values.items()
-        if (p := field_problem(name, value))
-    ]
-    if not found:
-        found = _misfits(row, values, where)
+    wrong = {name: problem for name, value in values.items() if (problem := field_problem(name, value))}
+    found = [f"{where.get(name, f'the defaults of {row.name}')}: {p}" for name, p in wrong.items()]
+    if not wrong.keys() & {"scheme", "num_tokens", "num_steps", "passes"}:
+        found += _misfits(row, values, where)
     if found:
         problems += found
         return None

@@ -73,7 +73,7 @@ class Tally:
                 self.steps += 1
                 self.tokens += event.fixed
                 self.decoding += event.seconds
-                self.decoded = self.saved + self.failed + len(event.keys) * _share(event)
+                self.decoded = self.saved + self.failed + len(event.keys) * event.share
             case Detokenized():
                 self.step = event
                 self.evaluations += len(event.keys)
@@ -126,12 +126,6 @@ class Tally:
         return (self.clock() - self.begun) * (1 - share) / share
 
 
-def _share(step: Stepped) -> float:
-    """How much of its chain a batch has behind it. A text is one step, with an event for each token."""
-    is_over = step.fixed == 0 or step.scheme != "autoregressive"
-    return (step.step + (1.0 if is_over else step.done / step.total)) / step.steps
-
-
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     """Consume a run's events: on stderr (live on a terminal, else plain lines) and in the log."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -175,16 +169,15 @@ def lines(
             say(headline(event))
         elif calm is not None and isinstance(event, Loading):
             say(tally.loading)
-        elif calm is not None and isinstance(event, Stepped) and tally.clock() - spoken >= calm:
+        elif (
+            calm is not None
+            and (
+                isinstance(event, Stepped | Detokenized) or (isinstance(event, Saved) and tally.has_no_steps)
+            )
+            and tally.clock() - spoken >= calm
+        ):
             spoken = tally.clock()
             say(progress_line(tally, event))
-        elif calm is not None and isinstance(event, Saved) and tally.has_no_steps:
-            if tally.clock() - spoken >= calm:
-                spoken = tally.clock()
-                say(sample_line(tally))
-        elif calm is not None and isinstance(event, Detokenized) and tally.clock() - spoken >= calm:
-            spoken = tally.clock()
-            say(detokenizing_line(tally, event))
         yield event
 
 
@@ -276,29 +269,18 @@ def _counted(start: Started) -> str:
     return f"{start.total} sample{'' if start.total == 1 else 's'}"
 
 
-def progress_line(tally: Tally, step: Stepped) -> str:
+def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
     """One plain line about where the run is."""
-    left = tally.seconds_left
-    return (
-        f"{tally.saved}/{tally.todo} {tally.counted}; {step.target} step {step.step + 1}/{step.steps}, "
-        f"{step.done}/{step.total} tokens, {tally.tokens_per_second:.0f} tokens/s"
-        + ("" if left is None else f", {duration(left)} left")
-    )
-
-
-def sample_line(tally: Tally) -> str:
-    """One plain line about a run that takes no decoding steps."""
-    left = tally.seconds_left
-    return f"{tally.saved}/{tally.todo} samples" + ("" if left is None else f", {duration(left)} left")
-
-
-def detokenizing_line(tally: Tally, step: Detokenized) -> str:
-    """One plain line about a diffusion that turns tokens into a picture."""
-    left = tally.seconds_left
-    return (
-        f"{tally.saved}/{tally.todo} {tally.counted}; {step.target} to values, step {step.done}/{step.total}"
-        + ("" if left is None else f", {duration(left)} left")
-    )
+    what, left = "", tally.seconds_left
+    if isinstance(event, Stepped):
+        what = (
+            f"; {event.target} step {event.step + 1}/{event.steps}, {event.done}/{event.total} tokens, "
+            f"{tally.tokens_per_second:.0f} tokens/s"
+        )
+    elif isinstance(event, Detokenized):
+        what = f"; {event.target} to values, step {event.done}/{event.total}"
+    time_left = "" if left is None else f", {duration(left)} left"
+    return f"{tally.saved}/{tally.todo} {tally.counted}{what}{time_left}"
 
 
 def summary(end: Finished, tally: Tally) -> str:

@@ -12,9 +12,9 @@ from fourm_cli.console import note
 from fourm_cli.streams import print_path
 
 EXAMPLES = """
-Examples:
+[bold]Examples[/bold]
 
-  fourm convert sam-instances dataset --out converted
+fourm convert sam-instances dataset --out converted
 """
 convert_app = typer.Typer(
     help="Convert files of other programs to open formats.", no_args_is_help=True, epilog=EXAMPLES

@@ -13,13 +13,13 @@ from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import AsJson
 
 EXAMPLES = """
-Examples:
+[bold]Examples[/bold]
 
-  fourm models
+fourm models
 
-  fourm models show 4m-21-xl
+fourm models show 4m-21-xl
 
-  fourm models show 4m-7-b --json
+fourm models show 4m-7-b --json
 """
 models_app = typer.Typer(help="List every known model and tokenizer, or show one whole.", epilog=EXAMPLES)
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities

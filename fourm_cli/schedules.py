@@ -40,11 +40,11 @@ Chart = Annotated[
     ),
 ]
 EXAMPLES = """
-Examples:
+[bold]Examples[/bold]
 
-  fourm schedule {0} --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
+fourm schedule {0} --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
 
-  fourm schedule {0} --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
+fourm schedule {0} --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
 """
 
 

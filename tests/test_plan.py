@@ -229,6 +229,12 @@ def test_a_mistake_in_the_defaults_of_a_row_is_a_sentence(tmp_path: Path) -> Non
     )
 
 
+def test_what_does_not_suit_a_modality_is_told_beside_what_is_wrong_by_itself(model: ModelFiles) -> None:
+    temps, steps = problems(model, target_domains="tok_rgb", temps="-1", decoding_steps="10000")
+    assert temps == "--temps: the temperature -1 is negative"
+    assert steps.startswith("--steps: 10000 steps are more than the ")
+
+
 def test_all_mistakes_are_reported_together(model: ModelFiles) -> None:
     found = problems(model, cond_domains="captoin", temps="x", top_p="2", decoding_steps="1-2-3")
     assert len(found) == 4
