@@ -104,7 +104,7 @@ def test_planning_and_the_command_line_never_import_torch() -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_files_and_functions_stay_short(name: str) -> None:
     text = modules()[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 500
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
