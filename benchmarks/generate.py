@@ -140,9 +140,12 @@ def decode(subject: Subject, engine: Engine, batch: Batch, device: str) -> int:
 
 
 def synchronise(device: str | torch.device) -> None:
-    """Wait for the device."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    """Wait until all work that was given to the device is done."""
+    match torch.device(device).type:
+        case "cuda":
+            torch.cuda.synchronize(device)
+        case "mps":
+            torch.mps.synchronize()
 
 
 def made_up(row: Modality, batch_size: int) -> Slot:

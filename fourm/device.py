@@ -1,4 +1,4 @@
-"""On what a run computes: the device, how many samples at once, and whether there is memory for it."""
+"""Chooses the device and the batch size of a run, and checks that there is enough memory."""
 
 import platform
 from collections.abc import Iterator
@@ -15,18 +15,21 @@ from fourm.rawdata import TokenizeRequest
 from fourm.request import Request
 from fourm.world import World
 
-# Tokens of a batch, all modalities together, that keep a device busy without filling its memory.
+# Tokens of a batch, in all modalities, that use a device well without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-# The files of a control group, of version 1 and 2: its limit, what it has taken, and what of that is cache.
+# Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
-# How far an estimate may be off: what may still fit is tried.
+# Relative error of an estimate: a run is refused only if it does not fit even with this much less.
 _DOUBT = 0.15
 _MAX_BYTES = 1 << 20  # of a file of /proc or /sys
 
 
 def choose_device(name: str, world: World) -> torch.device:
-    """The device of a name; `auto` is CUDA, then Apple's GPU, then the CPU. Processes share several GPUs."""
+    """The device with a name. `auto` is CUDA, else an Apple GPU, else the CPU.
+
+    Without a number, the processes of one machine are distributed over its GPUs.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -48,9 +51,9 @@ def choose_device(name: str, world: World) -> torch.device:
 
 
 def choose_batch_size(request: Request, device: torch.device) -> int:
-    """Samples per batch such that all their tokens together suit the device; 1 to 64.
+    """Samples per batch whose tokens together suit the device; 1 to 64.
 
-    A sample of which several texts are decoded together counts as often.
+    A sample with several texts, which are decoded together, counts that many times.
     """
     return max(
         1, choose_rows(request, device) // max((step.passes for step in request.chain.steps), default=1)
@@ -58,7 +61,7 @@ def choose_batch_size(request: Request, device: torch.device) -> int:
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:
-    """The batch size that was asked for; else what suits the device, or less where memory is short."""
+    """The requested batch size; without one, what suits the device, or less if memory is short."""
     if request.batch_size:
         return request.batch_size
     size, there = choose_batch_size(request, device), free_memory(device)
@@ -68,7 +71,7 @@ def fit_batch_size(request: Request, device: torch.device) -> int:
 
 
 def choose_rows(request: Request, device: torch.device) -> int:
-    """Rows with all tokens of a sample that together suit the device; 1 to 64."""
+    """Rows, each with all tokens of a sample, that together suit the device; 1 to 64."""
     registry = request.model.registry
     lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
     tokens = sum(lengths) + sum(request.chain.num_tokens.values())
@@ -76,7 +79,7 @@ def choose_rows(request: Request, device: torch.device) -> int:
 
 
 def check_memory(request: Request, device: torch.device) -> None:
-    """Refuse a run whose memory, by its estimate, the device does not have; nothing has been loaded yet."""
+    """Refuse a run that needs more memory than the device has, by an estimate, before anything is loaded."""
     size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
     helps = ["--dtype bfloat16"] if WIDTHS[request.dtype] > WIDTHS["bfloat16"] else []
@@ -86,7 +89,7 @@ def check_memory(request: Request, device: torch.device) -> None:
 
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
-    """The same for a run that only tokenizes."""
+    """`check_memory` for a run that only tokenizes."""
     width, paths = WIDTHS[request.dtype], {request.model.tokenizers[row.tokenizer] for row in request.rows}
     weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
     helps = ["--dtype bfloat16"] if width > WIDTHS["bfloat16"] else []
@@ -96,7 +99,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
 
 
 def _cost(request: Request, size: int, device: torch.device) -> Cost:
-    """Of batches of this size."""
+    """The estimated cost of batches of this size."""
     return estimate(
         request.chain, request.model, request.dtype, size, request.decode, min(size, rows_at_once(device)),
         choose_rows(request, device),
@@ -104,7 +107,7 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
 
 
 def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: list[str]) -> None:
-    """UsageError if so many bytes, or somewhat fewer, are not there."""
+    """UsageError if much more memory is needed than is free."""
     there = free_memory(device)
     if there is None or memory * (1 - _DOUBT) <= there:
         return
@@ -116,7 +119,7 @@ def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: l
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Bytes that a device can still give; None where nobody says. `root` is where /proc and /sys are."""
+    """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [*_from_meminfo(root / "proc/meminfo"), *_from_cgroups(root)]
@@ -124,7 +127,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
 
 
 def _from_meminfo(path: Path) -> Iterator[int]:
-    """What Linux thinks that it can hand out, the cache of files included."""
+    """Linux's estimate of available memory, which includes the file cache."""
     try:
         lines = _text(path).splitlines()
         yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -133,7 +136,7 @@ def _from_meminfo(path: Path) -> Iterator[int]:
 
 
 def _from_cgroups(root: Path) -> Iterator[int]:
-    """What a container, and every group around it, leaves to this process."""
+    """The free memory of the process's control group and of each group that contains it."""
     try:
         entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
     except (OSError, ValueError):
@@ -149,7 +152,7 @@ def _from_cgroups(root: Path) -> Iterator[int]:
 
 
 def _from_cgroup(group: Path, names: tuple[str, str, str]) -> Iterator[int]:
-    """The limit less what is taken, without the files' cache, which gives way."""
+    """The limit minus the usage; the file cache is not counted, because it can be freed."""
     try:
         limit, taken = (_text(group / name).strip() for name in names[:2])
         lines = _text(group / "memory.stat").splitlines()
@@ -169,7 +172,7 @@ def _gigabytes(count: int) -> str:
 
 
 def name_device(device: torch.device) -> str:
-    """The device and its make, for the record."""
+    """The device and its model, for the record."""
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"{device.type} {platform.processor() or platform.machine()}"

@@ -152,9 +152,9 @@ class Engine:
         logits = self._ask(_passes(batch, step), step, positions, known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
         drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
-        picks = scheme.keep(drawn.confidence, drawn.certainty, step.num_tokens)
+        picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
         filled = batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
-        return filled, drawn.certainty.isfinite().all(dim=1)
+        return filled, drawn.raw_prob.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
@@ -214,7 +214,7 @@ class Engine:
             with torch.inference_mode():
                 logits = ask(ids)[:, -1]
                 drawn = draw(logits, texts.uniforms(noise, j), step.temperature, chain.top_k, chain.top_p)
-                sound = sound & (drawn.certainty.isfinite() | ~active)
+                sound = sound & (drawn.raw_prob.isfinite() | ~active)
                 # A finished row is fed padding: nothing sampled after its end may touch it.
                 new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)

@@ -1,4 +1,4 @@
-"""Which results are there already and whole, so that a run that goes on need not make them again."""
+"""Which results of a run are already complete, so that `--resume` does not make them again."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from fourm.outputs import Output
 from fourm.processes import read_checksums
 from fourm.request import Request
 
-READ_BYTES = 1 << 16  # a file of up to so many is compared with its checksum, a larger one with its size
+READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What lies in an output folder, as far as this process needs it."""
+    """The output folder of a run: which of the files of this process's samples are complete."""
 
     request: Request
     outputs: Sequence[Output]
@@ -28,30 +28,30 @@ class Folder:
 
     @staticmethod
     def of(request: Request, outputs: Sequence[Output]) -> "Folder":
-        """Read the lists of checksums; where all is made anew, nothing is there."""
+        """Read the lists of checksums; with `overwrite` all files count as missing, so none is read."""
         share = (request.world.rank, request.world.size)
         listed = {} if request.overwrite or not request.out.is_dir() else read_checksums(request.out, share)
         return Folder(request, outputs, listed)
 
     def paths(self, work: Work) -> tuple[Path, ...]:
-        """All files that a sample and variation gets."""
+        """All files of a sample and variation."""
         variation = work.variation if self.request.num_variations > 1 else None
         places = [output.place for output in self.outputs if output.is_written]
         return outputs_of(self.request.out, work.sample.key, places, variation)
 
     def is_made(self, work: Work) -> bool:
-        """True when every file of a sample and variation is there and whole."""
+        """True if every file of a sample and variation exists and is complete."""
         return not self.request.overwrite and all(map(self.is_whole, self.paths(work)))
 
     def is_listed(self, path: Path) -> bool:
-        """Whether a list of checksums has the file."""
+        """True if a list of checksums contains the file."""
         return self._name(path) in self.listed
 
     def is_whole(self, path: Path) -> bool:
-        """Whether a file is as it was written: as its checksum says, or else its format.
+        """True if a file matches its checksum, or if it has none, is a complete file of its format.
 
-        Of a large file only the size is compared. An empty file without a checksum is none: a power cut
-        leaves such.
+        Only the size of a large file is compared. An empty file without a checksum is not complete: a power
+        failure can leave one.
         """
         try:
             size = path.stat().st_size

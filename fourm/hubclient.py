@@ -1,6 +1,6 @@
-"""The Hub's own client for requests, after the variables and files that it reads were found good.
+"""The HTTP client of `huggingface_hub`, after a check of the environment variables and files that it reads.
 
-The client itself fails on a wrong one in many ways: when it is imported, when it is made, or by waiting.
+With a wrong one, the client itself fails in many ways: at import, when a session is opened, or by waiting.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
             "no_proxy")  # fmt: skip
-# Files beside the cache that the client reads to its end, by their names among its constants.
+# Files that the client reads without a limit, by the names of its constants.
 _FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH")
 
 
 def check_variables() -> None:
-    """Refuse variables that the client cannot be imported with, or asked with; an empty one is unset."""
+    """Refuse variables with which the client cannot be imported or used; delete those that are empty."""
     for name in (*_ADDRESSES, *_SECONDS, *_FOLDERS, *_CERTIFICATES):
         if not os.environ.get(name, "set").strip():
             del os.environ[name]
@@ -43,7 +43,7 @@ def check_variables() -> None:
 
 
 def open_session() -> Any:
-    """The client that makes requests; what keeps it from being made is said with the variable's name."""
+    """The client's session; MissingError names the variable that prevents opening it."""
     from huggingface_hub import get_session
 
     try:
@@ -52,23 +52,23 @@ def open_session() -> Any:
         return get_session()
     except OSError as error:
         raise MissingError(
-            f"nothing can be fetched with {_set(_certificates())}: {error.strerror or error}; name a file of "
-            "certificates, or unset it"
+            f"nothing can be fetched with {_settings(_certificates())}: {error.strerror or error}; name a "
+            "file of certificates, or unset it"
         ) from error
     except ImportError as error:
         raise MissingError(
-            f"nothing can be fetched with {_set(_PROXIES)}: SOCKS proxies need another package, which "
+            f"nothing can be fetched with {_settings(_PROXIES)}: SOCKS proxies need another package, which "
             "`pip install httpx[socks]` installs"
         ) from error
-    except Exception as error:  # ValueError, or the client's own for an address that it cannot read
+    except Exception as error:  # ValueError, or the client's own for a proxy that it cannot parse
         raise MissingError(
-            f"nothing can be fetched with {_set(_PROXIES)}: {printable(str(error))}; a proxy is written as "
-            "http://HOST:PORT or socks5://HOST:PORT"
+            f"nothing can be fetched with {_settings(_PROXIES)}: {printable(str(error))}; a proxy is written "
+            "as http://HOST:PORT or socks5://HOST:PORT"
         ) from error
 
 
 def token_headers() -> dict[str, str]:
-    """Who asks: the user's token, if there is one, and what program this is."""
+    """HTTP headers: the user's token, if there is one, and the user agent."""
     from huggingface_hub import __version__ as client_version
     from huggingface_hub import constants, get_token
 
@@ -79,8 +79,7 @@ def token_headers() -> dict[str, str]:
             continue
         except OSError as error:
             raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
-    # Not the client's own headers: for these it asks the server what it may be called from, and reads the
-    # answer to its end.
+    # Not the client's own function for headers: it makes a request and reads the answer without a limit.
     headers = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
@@ -95,17 +94,17 @@ def _is_address(text: str) -> bool:
         parts = urlsplit(text)
         host = (parts.hostname or "").encode("idna")
         return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
-    except ValueError:  # a port beyond 65535, half a bracket, a part of the name that is too long
+    except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
         return False
 
 
 def _certificates() -> tuple[str, ...]:
-    """The variables of certificates that count: the client passes over the folder where a file is named."""
+    """The variables for certificates that are in effect: the client ignores SSL_CERT_DIR if a file is set."""
     passed_over = "SSL_CERT_DIR" if "SSL_CERT_FILE" in os.environ else ""
     return tuple(name for name in _CERTIFICATES if name != passed_over)
 
 
-def _set(names: tuple[str, ...]) -> str:
-    """The variables of these that are set, with their values; without a proxy's user and password."""
+def _settings(names: tuple[str, ...]) -> str:
+    """Those of the variables that are set, with their values; a proxy's user and password are left out."""
     found = {name: re.sub(r"//[^/@]*@", "//", os.environ[name]) for name in names if os.environ.get(name)}
     return ", ".join(f"{name}={printable(text)}" for name, text in found.items()) or "this installation"

@@ -24,24 +24,24 @@ from fourm.opening import open_own, read_bytes, real
 PARTIAL = ".partial"  # folder for files that are being written
 FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
 SAMPLES_PER_FOLDER = 1000
-# Of one run, variations included: more do not fit into the memory of a small machine.
+# Results of one run (samples x variations): more do not fit into the memory of a small machine.
 MAX_SAMPLES = 10_000_000
-# Of a sample's name. File systems take 255; a variation and a suffix are added to this.
+# Of a sample's name. File systems allow 255; the variation and the suffix are added.
 MAX_NAME_BYTES = 220
-ABANDONED = 24 * 3600.0  # seconds after which a leftover counts as dead of which nobody can tell
+ABANDONED = 24 * 3600.0  # seconds; older files of a process of unknown state are deleted
 _LOCK = ".lock"
 # Names of files in PARTIAL; they begin with the name of a process.
 _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
-_TRIES = 100  # to make a file in a folder that others remove when they find it empty
+_TRIES = 100  # to create a file in PARTIAL, which other processes remove when it is empty
 _counter = itertools.count()
-_claims = dict[str, BinaryIO]()  # locks that this process holds, by folder
+_claims = dict[str, BinaryIO]()  # lock files that this process holds, by output folder
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Name of a sample: `root/modality/folder/name.ext` in every modality's folder.
+    """Name of a sample: its files are `root/modality/folder/name.ext`, in the folder of each modality.
 
-    A name that is too long with all that is added to it is cut, and ends in a hash.
+    A name that is too long is cut and ends in a hash.
     """
 
     folder: str  # one or more path components, joined by "/"
@@ -60,20 +60,20 @@ class Key:
 
     @property
     def text(self) -> str:
-        """`folder/name`, which also seeds the sample's noise; printable even where a name is not UTF-8."""
+        """`folder/name`, which also seeds the sample's noise; names that are not UTF-8 are escaped."""
         return os.fsencode(f"{self.folder}/{self.name}").decode("utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One unit of work: a caption typed by somebody, or files by condition modality."""
+    """One sample of the input: a caption that the user typed, or files by condition modality."""
 
     key: Key
     caption: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
-    varied: Sequence[Mapping[str, Path]] = ()  # files of each variation, where they are not the same for all
-    typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed like captions
-    problem: str = ""  # why this one can only fail; found when its dataset was listed
+    varied: Sequence[Mapping[str, Path]] = ()  # files that differ from variation to variation
+    typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed by the user
+    problem: str = ""  # if set, the sample fails with this; found when the dataset was listed
 
     def files_of(self, variation: int) -> Mapping[str, Path]:
         """Files of one variation, by condition modality."""
@@ -82,7 +82,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run puts one kind of file, and what it is."""
+    """One kind of file that a run writes: its folder, suffix and contents."""
 
     folder: str  # "tok_rgb@64", "rgb": directly under the root
     suffix: str  # ".npy"
@@ -93,7 +93,7 @@ class Place:
 
 
 def number_keys(count: int) -> list[Key]:
-    """Keys of the samples without names of their own: `00000/000000`, a folder for each 1000."""
+    """Keys for samples without names: `00000/000000`, with a folder for each 1000."""
     return [Key(f"{i // SAMPLES_PER_FOLDER:05d}", f"{i:06d}") for i in range(count)]
 
 
@@ -109,7 +109,7 @@ def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | Non
 
 
 def outputs_of(root: Path, key: Key, places: Iterable[Place], variation: int | None) -> tuple[Path, ...]:
-    """Files that a finished sample and variation (None: the run has only one) has."""
+    """All files of a complete sample and variation (None: the run has only one)."""
     return tuple(
         path_of(root, place.folder, key, place.suffix, None if place.shared else variation)
         for place in places
@@ -119,7 +119,7 @@ def outputs_of(root: Path, key: Key, places: Iterable[Place], variation: int | N
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root.
 
-    root must be there: one that was deleted while a run works is not made again.
+    root must exist: if it was deleted during a run, it is not created again.
     """
     _check_inside(root, path)
     try:
@@ -137,15 +137,15 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
-    """A whole text file in UTF-8, or none.
+    """Write a text file in UTF-8, atomically.
 
-    It is on the disk before it has its name: records decide what counts, and a power cut must not empty them.
+    The data is flushed to disk before the file is renamed, so that a power failure leaves no empty record.
     """
     write_atomic(root, path, partial(_fill, text))
 
 
 def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
-    """As `write_atomic`, but False where there is a file already: of several processes one succeeds."""
+    """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
     _check_inside(root, path)
     unfinished = _new_file(root, path.suffix)
     try:
@@ -157,12 +157,12 @@ def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool
 
 
 def create_text(root: Path, path: Path, text: str) -> bool:
-    """As `write_text`, but False where there is a file already."""
+    """As `write_text`, but return False if the file exists."""
     return create_atomic(root, path, partial(_fill, text))
 
 
 def write_alone(path: Path, write: Callable[[Path], None]) -> None:
-    """Write one file that belongs to no run, whole or not at all; its folder is made if it is missing."""
+    """Write one file outside of any run's folder, atomically; create its folder if needed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -172,7 +172,7 @@ def write_alone(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def make_below(root: Path, folder: Path) -> None:
-    """Make a folder below root, and those between; FileNotFoundError where root itself is missing."""
+    """Create a folder below root, and its parents; FileNotFoundError if root does not exist."""
     if folder == root:
         root.stat()
         return
@@ -184,7 +184,7 @@ def make_below(root: Path, folder: Path) -> None:
 
 
 def vanished(root: Path) -> FourMError:
-    """The mistake of a folder that disappeared under a process."""
+    """The error for an output folder that disappeared during a run."""
     return FourMError(
         f"{root}: was deleted or renamed while this process wrote into it, so it stops here; if the folder "
         "has another name now, --resume goes on there"
@@ -192,7 +192,7 @@ def vanished(root: Path) -> FourMError:
 
 
 def check_writable(root: Path) -> None:
-    """OSError where no file can be written below root."""
+    """OSError if no file can be created below root."""
     try:
         _new_file(root, "").unlink()
     finally:
@@ -200,7 +200,7 @@ def check_writable(root: Path) -> None:
 
 
 def server_clock(root: Path) -> float:
-    """Seconds by which the clock that stamps files in root is ahead of the one of this machine."""
+    """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
     file = _new_file(root, "")
     try:
         return file.stat().st_mtime - time.time()
@@ -210,15 +210,15 @@ def server_clock(root: Path) -> float:
 
 @cache
 def process_name() -> str:
-    """A name that no other process has; it begins with the machine."""
+    """A unique name of this process; it begins with a name of the machine."""
     return f"{_machine()}-{secrets.token_hex(6)}"
 
 
 def is_alive(root: Path, process: str) -> bool | None:
-    """Whether the process of that name runs and writes below root; None: nobody can tell.
+    """True if the process with that name is running and writes below root; None if that is unknown.
 
-    The kernel frees its lock when it ends. A free one means something on the same machine only, because some
-    network file systems keep the locks of every machine apart.
+    The kernel releases the lock of a process when it ends. A released lock proves this only on the same
+    machine: on some network file systems, locks are not visible to other machines.
     """
     try:
         with open_own(root / PARTIAL / f"{process}{_LOCK}", "r+") as file:
@@ -231,7 +231,7 @@ def is_alive(root: Path, process: str) -> bool | None:
 
 
 def has_locks(root: Path) -> bool:
-    """Whether the file system of a folder has locks, so that others can tell that this process runs."""
+    """True if the file system of a folder supports locks, which show others that this process is running."""
     _claim(root)
     return try_lock(_claims[os.path.abspath(root)]) is not None
 
@@ -248,17 +248,16 @@ def mode_of(path: Path) -> int | None:
 
 
 def check_partial(root: Path) -> None:
-    """Refuse a root whose place for unfinished files is a link or a file."""
+    """Refuse a root in which PARTIAL is a link or a file."""
     partial = root / PARTIAL
     if (mode := mode_of(partial)) is not None and not stat.S_ISDIR(mode):
         raise UsageError(f"{partial}: is a link or a file where unfinished files would go; move it away")
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete unfinished files of processes that are gone, and the folder for them when it is empty.
+    """Delete temporary files of processes that have ended, and PARTIAL if it is empty then.
 
-    Nothing is touched that is not named as this program names its files. To be called where this process
-    writes nothing.
+    Files that do not have a name of this program are kept. To be called when this process is not writing.
     """
     _end_claim(root)
     partial = root / PARTIAL
@@ -269,7 +268,7 @@ def remove_leftovers(root: Path) -> None:
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
         if alive[process] is False or (alive[process] is None and _is_old(path)):
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # something is left
+    with suppress(OSError):  # it is not empty
         partial.rmdir()
 
 
@@ -293,10 +292,10 @@ def _check_inside(root: Path, path: Path) -> None:
 
 
 def _link(file: Path, path: Path) -> bool:
-    """Give a whole file a second name; False if that is taken."""
+    """Give a complete file a second name; False if something has that name."""
     try:
         os.link(file, path)
-    except FileExistsError:  # some network file systems say so of a link that they have just made
+    except FileExistsError:  # NFS may report this for a link that it has just created
         return os.path.samestat(file.lstat(), path.lstat())
     except OSError:  # no hard links: other processes may see the file before it is complete
         return _copy(file, path)
@@ -326,7 +325,7 @@ def _fill(text: str, file: Path) -> None:
 
 
 def _new_file(root: Path, suffix: str) -> Path:
-    """An empty file of this process in `root/.partial`, which another that tidies up may remove meanwhile."""
+    """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
     _claim(root)
     file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
     for _ in range(_TRIES):
@@ -338,7 +337,7 @@ def _new_file(root: Path, suffix: str) -> Path:
 
 
 def _claim(root: Path) -> None:
-    """Hold the lock that tells others that this process writes below root."""
+    """Take the lock that shows other processes that this one writes below root."""
     if os.path.abspath(root) in _claims:
         return
     check_partial(root)
@@ -348,7 +347,7 @@ def _claim(root: Path) -> None:
         with suppress(FileNotFoundError):
             file = open_own(path, "a")
             wait_for_lock(file)
-            if path.exists():  # nobody took it for a dead process's before it was locked
+            if path.exists():  # no other process deleted it before it was locked
                 _claims[os.path.abspath(root)] = file
                 return
             file.close()
@@ -382,7 +381,7 @@ def _is_old(file: Path) -> bool:
 
 @cache
 def _machine() -> str:
-    """A short name of the running kernel, the same in all of its containers."""
+    """A short name of the running kernel; all containers on a machine have the same."""
     try:
         name = read_bytes(Path("/proc/sys/kernel/random/boot_id"), 1 << 10)
     except OSError:

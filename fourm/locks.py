@@ -1,4 +1,4 @@
-"""Locks of files that the kernel frees when their process ends, where the file system has such locks."""
+"""File locks, which the kernel releases when a process ends. Some file systems do not support them."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ _POLL = 0.02  # seconds between two tries to get a lock
 
 
 def try_lock(file: BinaryIO) -> bool | None:
-    """Lock an open file: True if it is ours now, False if it is another's, None where there are no locks."""
+    """Try to lock an open file: True if locked, False if another process holds it, None without locks."""
     try:
         return lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
@@ -24,7 +24,7 @@ def try_lock(file: BinaryIO) -> bool | None:
 
 
 def wait_for_lock(file: BinaryIO) -> bool:
-    """Wait until an open file is ours; False where there are no locks."""
+    """Lock an open file, waiting as long as needed; False if the file system has no locks."""
     while (is_ours := try_lock(file)) is False:
         time.sleep(_POLL)
     return bool(is_ours)
@@ -32,8 +32,8 @@ def wait_for_lock(file: BinaryIO) -> bool:
 
 @cache
 def _say_missing() -> None:
-    """Note it once; a program that logs nothing gets the line on stderr."""
+    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
     logging.getLogger("fourm").warning(
-        "note: this file system has no file locks; leftovers of a killed process stay for a day, and two "
-        "downloads of one file do not wait for each other"
+        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
+        "two downloads of one file do not wait for each other"
     )

@@ -1,8 +1,9 @@
-"""Bytes that a run needs, counted from the headers of its files and the steps of its chain. No torch.
+"""Estimates the memory of a run from the headers of its files and the steps of its chain, without torch.
 
-Nothing here is fitted: every term is an array that the code allocates, named where it is counted. What cannot
-be counted (blocks that the allocator keeps, kernels that a library loads at its first call) is a constant,
-measured once. `tests/test_cost.py` holds the sum to the peak of real runs.
+Nothing is fitted: every term is an array that the code allocates, and a comment names it. Memory that cannot
+be counted (blocks kept by the allocator, kernels that a library loads at its first call) is a measured
+constant.
+`tests/test_cost.py` compares the sum with the peak of real runs.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from fourm.modalities import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
-MOST_ROWS = 64  # that are decoded together where nobody asks for more
-FLOAT32 = 4  # bytes; logits and everything drawn from them have it whatever the network's dtype
+MOST_ROWS = 64  # decoded together unless a larger batch size is requested
+FLOAT32 = 4  # bytes; logits and all that is computed from them are float32, whatever the network's dtype
 _LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 _GREEDY_BELOW = 1e-8  # temperature, as in `sampling`
-# Blocks up to this size return to the heap of the C library, which keeps two of them at its end.
+# Freed blocks up to this size stay in the heap of the C library, which keeps about two of them.
 _HEAP_BLOCK = 32 << 20
-# Parts of a tokenizer that one direction does without, those that both do, and the one that stays in float32.
+# Parts of a tokenizer: needed for one direction only, for training only, and the one kept in float32.
 _ONLY_ENCODING = ("encoder.", "quant_proj.", "cls_emb.")
 _ONLY_DECODING = ("decoder.", "post_quant_proj.")
 _TRAINING = ("quantize._codebook.initted", "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
@@ -35,10 +36,10 @@ Shapes = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What is in memory at once."""
+    """The most memory in use at one moment."""
 
     total: int  # bytes
-    block: int = 0  # the largest array among them that comes and goes
+    block: int = 0  # bytes of the largest temporary array
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,13 @@ class Sizes:
 
     dim: int
     hidden: int  # of the MLPs
-    mlp_arrays: int  # hidden arrays that live together
+    mlp_arrays: int  # hidden arrays in memory at once
     depth: int  # of the decoder
-    width: int  # bytes of a number
+    width: int  # bytes per number
 
     @staticmethod
     def of(config: Mapping[str, object], width: int) -> Sizes:
-        """From a config.json; what it lacks or spells wrong is told when the model is built."""
+        """From a config.json; wrong values get a default here, and an error when the model is built."""
         dim, depth = _whole(config.get("dim"), 768), _whole(config.get("decoder_depth"), 12)
         ratio = config.get("mlp_ratio")
         hidden = dim * (ratio if isinstance(ratio, int | float) and 0 < ratio <= MAX_SIZE else 4.0)
@@ -61,21 +62,21 @@ class Sizes:
         return Sizes(dim, round(hidden * 2 / 3 if is_gated else hidden), 3 if is_gated else 2, depth, width)
 
     def layers(self, rows: int, tokens: int) -> int:
-        """The most that a block holds besides its input: its norm, and the MLP's hidden arrays or q, k, v."""
+        """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""
         return rows * tokens * max(self.dim + self.mlp_arrays * self.hidden, 6 * self.dim) * self.width
 
     def vectors(self, rows: int, tokens: int, count: int = 1) -> int:
-        """So many arrays of one vector per token."""
+        """Bytes of `count` arrays with one vector per token."""
         return rows * tokens * self.dim * count * self.width
 
 
 def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
-    """The transformer's parameters and tables at `width` bytes a number."""
+    """Bytes of the transformer's parameters and tables at `width` bytes per number."""
     return sum(info.num_elements for _, info in _loaded(model)) * width
 
 
 def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, encodes: bool = False) -> int:
-    """What is loaded of a tokenizer's folder or file; its codebook stays in float32."""
+    """Bytes of the loaded parts of a tokenizer's folder or file; its codebook stays in float32."""
     left_out = (*_TRAINING, *(() if encodes else _ONLY_ENCODING), *(() if decodes else _ONLY_DECODING))
     tensors = read_header(weights_of(path))[1].items()
     kept = {name: info.num_elements for name, info in tensors if not name.startswith(left_out)}
@@ -83,8 +84,8 @@ def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, enco
 
 
 def loading_bytes(model: ModelFiles, width: int) -> int:
-    """The most that loading holds over the weights themselves: a tensor is mapped while it is converted."""
-    if width == FLOAT32:  # the mapped file is what is kept
+    """The peak of loading, without the weights: a tensor's file is mapped while the tensor is converted."""
+    if width == FLOAT32:  # the mapped file itself is used
         return 0
     kept, most = 0, 0
     for _, info in _loaded(model):
@@ -96,7 +97,7 @@ def loading_bytes(model: ModelFiles, width: int) -> int:
 def decoding_peak(
     chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int = MOST_ROWS
 ) -> Peak:
-    """The most that any step of a chain holds besides the weights; max_rows: see `estimate`."""
+    """The peak of all steps of a chain, without the weights; max_rows: see `estimate`."""
     sizes, peaks = Sizes.of(model.config, width), [Peak(0)]
     known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
     left = dict(chain.num_tokens)
@@ -119,7 +120,7 @@ def _joined(peaks: list[Peak]) -> Peak:
 def _grid_peaks(
     step: Step, chain: Chain, model: ModelFiles, sizes: Sizes, rows: int, known: int, left: int
 ) -> Iterator[Peak]:
-    """One step of an image target, from its embeddings to the tokens that it draws."""
+    """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
     named = [model.registry.get(name) for name in (*chain.conditions, *chain.targets) if name in model.reads]
     places = sum(row.max_tokens for row in named)
     texts = sum(row.max_tokens for row in named if row.kind in (Kind.SEQUENCE, Kind.EMBEDDING))
@@ -137,12 +138,12 @@ def _grid_peaks(
 
 
 def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) -> Iterator[Peak]:
-    """Guidance and sampling; logits is how many a row has."""
+    """The peaks of guidance and sampling; logits: the number per row."""
     flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
     one = rows // (1 + len(step.branches)) * logits * FLOAT32
     guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far
     yield Peak(flat + guided * one, min(flat, _HEAP_BLOCK))
-    # The logits and what they were before the filters, as probabilities; then, at the worst moment:
+    # The logits, and their probabilities before the filters. In addition, at the peak:
     arrays = 2.0
     if step.temperature > _GREEDY_BELOW:
         arrays = 6.0  # probabilities, and these scaled as float32 and as int64
@@ -152,9 +153,9 @@ def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) 
 
 
 def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> Peak:
-    """Texts: keys and values of the context and of every token for each block of the decoder.
+    """The peak of a text: keys and values of the context and of every token, for each block of the decoder.
 
-    passes: texts that each row has at once; their keys and values of the context are copies.
+    passes: texts per row that are decoded together; each has a copy of the context's keys and values.
     """
     known = max(known, 1)
     read = sizes.depth * sizes.vectors(rows * passes, known, 2)
@@ -166,7 +167,7 @@ def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> 
 
 
 def detokenizing_peak(chain: Chain, model: ModelFiles, width: int, rows: int) -> Peak:
-    """The most that turning tokens into values holds besides the weights; `rows` go through together."""
+    """The peak of decoding tokens to values, without the weights; `rows` are decoded together."""
     peaks = [Peak(0)]
     for name in chain.targets:
         row = model.registry.get(name)
@@ -177,7 +178,7 @@ def detokenizing_peak(chain: Chain, model: ModelFiles, width: int, rows: int) ->
 
 
 def _decoder_peak(tensors: Shapes, grid: tuple[int, int], patch: int, width: int, rows: int) -> Peak:
-    """One decoder: the UNet of a diffusion at its finest level, or a transformer and the values it gives."""
+    """The peak of one decoder: a diffusion UNet at its finest level, or a transformer and its output."""
     tokens = rows * math.prod(grid)
     first, last = (
         _shape(tensors, "decoder.input_blocks.0.0.weight"),
@@ -191,8 +192,8 @@ def _decoder_peak(tensors: Shapes, grid: tuple[int, int], patch: int, width: int
         ]  # fmt: skip
         joined = max((shape[1] for shape in blocks if shape[0] == wide), default=wide)
         skips = sum(shape[0] == wide for shape in blocks) + 1
-        # Skip connections that still wait, the input, and it joined, normed and activated; one kernel as
-        # the convolution likes it.
+        # Skip connections that are still needed, the input, the input after concatenation, norm and
+        # activation; one kernel in the layout of the convolution.
         cell = skips * wide + (joined - wide) + 3 * joined
         kernel = max((math.prod(shape) for shape in blocks), default=0)
         return Peak((cells * cell + kernel) * width, cells * joined * width)
@@ -205,12 +206,12 @@ def _decoder_peak(tensors: Shapes, grid: tuple[int, int], patch: int, width: int
 
 
 def overhead(peak: Peak) -> int:
-    """What libraries and the allocator hold beside the arrays of a run."""
+    """Memory of libraries and of the allocator, in addition to the arrays of a run."""
     return _LIBRARIES + 2 * min(peak.block, _HEAP_BLOCK)
 
 
 def _loaded(model: ModelFiles) -> Iterator[tuple[str, TensorInfo]]:
-    """Tensors of a model's file, without the embeddings of image targets, which nothing reads."""
+    """Tensors of a model's file, without the embeddings of image targets, which are not used."""
     for name, info in read_header(model.weights)[1].items():
         part, _, rest = name.partition(".")
         row = model.registry.rows.get(rest.removesuffix(".token_emb.weight"))

@@ -1,7 +1,7 @@
-"""The only place where files are opened for reading: regular files, and never more bytes than were asked for.
+"""Opens files, and refuses pipes, devices and files that are larger than a limit.
 
-A pipe or a device in the place of a file could be waited for without end, or fill the memory. Both functions
-raise an OSError whose `strerror` says what is there instead, so that callers name it as they name any other.
+Reading a pipe or a device that has the name of a file could wait forever or fill the memory. The functions
+raise an OSError whose `strerror` says what was found, so that callers can report it like any other OSError.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Windows has none of the first three, and needs the last one.
+# Windows has only the last one.
 _WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
 _DESCRIPTOR = re.compile(r"/dev/(?:(stdin)|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 
 
 class Ready(FileIO):
-    """A file whose bytes are all there; for those of some files below /proc a reader would wait for ever."""
+    """A file that is read without waiting; some files below /proc would block a reader forever."""
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer."""
+        """Read into the buffer; OSError if that would block."""
         return _ready(super().readinto(buffer))
 
     def readall(self) -> bytes:
-        """All that is left."""
+        """Read to the end; OSError if that would block."""
         return _ready(super().readall())
 
 
 def real(path: Path) -> Path:
-    """Where a path leads when all links are followed; one that leads back to itself ends there."""
+    """The path with all symbolic links resolved. Unlike `Path.resolve`, it accepts links in a circle."""
     return Path(os.path.realpath(path))
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A regular file, open for reading."""
+    """Open a regular file for reading."""
     descriptor = os.open(path, _FLAGS)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -55,7 +55,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
-    """A file of this program's own, opened in a binary mode ("r", "r+", "a", "x"): no link is followed.
+    """Open a file that only this program writes, in mode "r", "r+", "a" or "x" (all binary); refuse a link.
 
     limit: bytes; a larger file is refused.
     """
@@ -75,14 +75,14 @@ def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
 
 
 def open_text(path: Path) -> TextIO:
-    """A file or pipe to append text to; a pipe that nobody reads is refused, not waited for."""
+    """Open a file or pipe to append text to; a pipe without a reader is refused, not waited for."""
     return open(path, "a", encoding="utf-8", opener=_open_at_once)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """All bytes of a file, or of a stream that this process was started with; more than `limit` are refused.
+    """All bytes of a file or of a stream that this process inherited; more than `limit` bytes are refused.
 
-    Such streams are `/dev/stdin` and what a shell makes of `<(command)`. They are read to their end.
+    Inherited streams are `/dev/stdin` and the paths that a shell puts in the place of `<(command)`.
     """
     with _inherited(path) or open_file(path) as file:
         size = os.fstat(file.fileno()).st_size  # 0 for streams, and for the files of /proc
@@ -93,7 +93,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def _ready(result: T | None) -> T:
-    """What was read; None means that there is nothing yet."""
+    """The result of a read; None means that no data is available yet."""
     if result is None:
         raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
     return result
@@ -118,7 +118,7 @@ def _inherited(path: Path) -> BufferedReader | None:
     if match is None:
         return None
     number = 0 if match[1] else int(match[2] or match[3])
-    # A file behind it is opened anew, so that it can be read twice.
+    # A regular file is opened again by the caller: a descriptor can be read only once.
     return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
 
 

@@ -1,4 +1,4 @@
-"""Paths as users type them: addresses of other systems are refused before they become local folders."""
+"""Paths that users type: URLs such as `s3://` are refused, they would be created as local folders."""
 
 import itertools
 import os
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from fourm.errors import UsageError
 
-# `s3://bucket/x`. A single letter is a drive (`C:/x`); `./s3://x` and `a:b` are names of files.
+# Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
 _ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
 
 
 def scheme_problem(text: str) -> str:
-    """What is wrong with a path that is an address (`s3://bucket/x`); "" for all other text."""
+    """An error message for a path that is a URL (`s3://bucket/x`); "" for other text."""
     scheme = _SCHEME.match(text)
     return f"{scheme[1]}// is not supported; give a path on this machine" if scheme else ""
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
-    """The path that an option or argument names. UsageError for an address, and for no text at all.
+    """The path in an option or argument. UsageError for a URL, and for an empty text.
 
-    An unset variable in a script is no name of the working folder.
+    An empty text is often an unset variable of a script, and must not stand for the working folder.
     """
     if not os.fspath(text):
         raise UsageError("the name of a file or folder is empty")
@@ -31,14 +31,14 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 
 def local_name(text: str) -> str:
-    """The text of an option or argument that may name a path. UsageError for an address."""
+    """The text of an option or argument that may be a path. UsageError for a URL."""
     if problem := scheme_problem(text):
         raise UsageError(f"{text.strip()}: {problem}")
     return text
 
 
 def output_path(text: str | os.PathLike[str]) -> Path:
-    """The path of a folder for results, which is printed as one line for the next command of a pipe."""
+    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
     path = local_path(text)
     if str(path).isspace():
         raise UsageError("the name of an output folder is blank")
@@ -48,7 +48,7 @@ def output_path(text: str | os.PathLike[str]) -> Path:
 
 
 def free_beside(out: Path) -> str:
-    """Half a sentence with a folder that is not there yet: out/001 -> out/002, cats -> cats-2."""
+    """The end of a message, with a folder that does not exist yet: out/001 -> out/002, cats -> cats-2."""
     if out.name in ("", ".."):
         return ""
     match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)

@@ -1,8 +1,8 @@
-"""The only file that knows all the parts: a request in, events out, files written.
+"""Runs a request: loads the model, decodes all samples, writes their files, and yields events.
 
-`run` loads what a chain needs, turns samples into batches, lets the engine decode them and writes every
-sample's files as soon as its batch is done. A sample depends on (model, chain, seed, sample, variation)
-alone, so batches, processes and resumed runs all lead to the same folder.
+The samples are decoded in batches, and the files of a batch are written when it is done. A result depends
+only on (model, chain, seed, sample, variation), so batch size, number of processes and resuming do not
+change the output folder.
 """
 
 import time
@@ -47,7 +47,7 @@ NOT_FINITE = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that was found to be possible, and on what it is computed."""
+    """A request that passed all checks, with its outputs, device and dtype."""
 
     request: Request
     outputs: list[Output]
@@ -56,12 +56,12 @@ class Job:
 
     @property
     def record(self) -> RunRecord:
-        """What run.json will say; reads all of the model's files."""
+        """The record for run.json. Reads all files of the model for their checksums."""
         return make_record(self.request, self.outputs, self.device, self.dtype)
 
 
 def check(request: Request) -> Job:
-    """Find mistakes of the request (exit code 2) and missing files (4) before anything is loaded."""
+    """Check a request before anything is loaded: wrong settings (exit code 2), missing files (4)."""
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)
@@ -72,10 +72,10 @@ def check(request: Request) -> Job:
 
 
 def run(request: Request) -> Iterator[Event]:
-    """Make every sample of the request that is not there yet, and say what happens on the way.
+    """Make every sample of the request that is not complete yet, and yield events.
 
-    Errors of the request, and of what it loads, come before anything is written. A sample that fails is
-    reported and noted in failures.jsonl; the others go on.
+    Errors in the request or the model's files are raised before anything is written. A sample that fails is
+    reported and added to failures.jsonl; the others go on.
     """
     started = time.perf_counter()
     job = check(request)
@@ -90,13 +90,13 @@ def run(request: Request) -> Iterator[Event]:
     parts = None
     if share.todo:
         yield Loading(f"model {request.model.name}")
-        with _said(job), arithmetic(job.dtype):
+        with _as_fourm_error(job), arithmetic(job.dtype):
             parts = load_parts(request, job.outputs, job.device, DTYPES[job.dtype])
     saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
     tally, has_ended, halved_to = saver.tally, False, None
     try:
-        with _said(job), arithmetic(job.dtype):
-            saver.adopt(share.made)
+        with _as_fourm_error(job), arithmetic(job.dtype):
+            saver.add_missing_checksums(share.made)
             for event in _generate(parts, saver, share) if parts is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
                 yield event
@@ -114,8 +114,8 @@ def run(request: Request) -> Iterator[Event]:
 
 
 @contextmanager
-def _said(job: Job) -> Iterator[None]:
-    """What the system cannot give, as a sentence."""
+def _as_fourm_error(job: Job) -> Iterator[None]:
+    """Turn errors of memory and of the file system into FourMErrors."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -129,14 +129,14 @@ def _said(job: Job) -> Iterator[None]:
 
 
 def check_weights(job: Job) -> None:
-    """Read all weights as loading does, keeping none of them: some may be no numbers."""
+    """Check all weights as loading does (they must be finite), without keeping them."""
     load_model(job.request.model, "meta")
     for name, part in tokenizers_of(job.outputs).items():
         load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
 def follow_on(base: Request, finer: Request) -> Request:
-    """The super-resolution of everything that a run makes, beside it; both may be resumed at any moment."""
+    """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
     registry, record = finer.model.registry, check(base).record
     ids = {name: registry.get(name).kind is Kind.GRID for name in finer.chain.conditions}
     keys = [sample.key for sample in base.samples]
@@ -149,16 +149,16 @@ def follow_on(base: Request, finer: Request) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What falls to this process."""
+    """The work of this process."""
 
     job: Job
     folder: Folder
-    made: list[Work]  # that is there already
+    made: list[Work]  # already complete
     todo: list[Work]
     size: int  # of a batch
 
     def started(self) -> Started:
-        """The event that says it."""
+        """The event for the start of this work."""
         request, done = self.job.request, len(self.made)
         return Started(
             done + len(self.todo), done, self.size, request.model.name, str(self.job.device),
@@ -168,7 +168,7 @@ class Share:
 
 
 def _share(job: Job) -> Share:
-    """Sort the work of this process by whether it is done."""
+    """Find the work of this process, and which of it is complete."""
     request, there = job.request, Folder.of(job.request, job.outputs)
     samples = sorted(request.samples, key=lambda sample: sample.key)
     works = request.world.share([Work(sample, v) for sample in samples for v in request.variations])
@@ -181,7 +181,7 @@ def _share(job: Job) -> Share:
 
 
 def _generate(parts: "Parts", saver: Saver, share: Share) -> Iterator[Event]:
-    """The work of one process, batch after batch."""
+    """Decode and save the work of this process, batch by batch."""
     request, size, device, dtype = saver.request, share.size, share.job.device, share.job.dtype
     saver.codecs = parts.codecs
     groups = [share.todo[first : first + size] for first in range(0, len(share.todo), size)]
@@ -197,7 +197,7 @@ def _generate(parts: "Parts", saver: Saver, share: Share) -> Iterator[Event]:
 
 
 def _has_conditions(request: Request, work: Work) -> bool:
-    """Whether the run that super-resolution goes on from has made this sample; if not, it told of it."""
+    """True unless this is super-resolution of a sample that its run did not make (and has reported)."""
     if request.origin is None or request.origin.record is None:
         return True
     files = work.sample.files_of(work.variation)
@@ -239,7 +239,7 @@ def _make(
     request: Request, parts: Parts, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
     chosen: Sequence[int],
 ) -> Iterator[Event]:  # fmt: skip
-    """Decode and write the chosen rows of a group; what cannot be decoded or written is left out and told."""
+    """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
     rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
     conditions = prepared.batch.select(torch.tensor(chosen))

@@ -1,17 +1,17 @@
-"""PNG files without their metadata: Pillow refuses good pixels beside large or damaged chunks of text."""
+"""Removes metadata from PNG files: Pillow refuses valid pixels if a text chunk is large or damaged."""
 
 import zlib
 from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 1 << 20  # of a text chunk that is kept
-_TEXTS = (b"tEXt", b"iTXt")  # as this program writes them
+_TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
 def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
-    """A PNG without its ancillary chunks, whose names begin in lower case; other files as they are.
+    """A PNG without its ancillary chunks (their names begin with a lower-case letter); other data unchanged.
 
-    keep_texts: leave text chunks that are whole and of a usual size.
+    keep_texts: keep text chunks with a valid checksum and at most MAX_TEXT_BYTES.
     """
     if not data.startswith(SIGNATURE):
         return data
@@ -24,7 +24,7 @@ def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
-    """Chunks with their length, name and checksum; the last may be cut off."""
+    """The chunks, each with its length, name and checksum; the last one may be truncated."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")

@@ -1,4 +1,4 @@
-"""As many rows at once as memory has room for: where it runs out, half as many from then on."""
+"""Work on groups of rows; when memory runs out, the group size is halved for the rest of the run."""
 
 import errno
 import gc
@@ -12,7 +12,7 @@ from fourm.errors import FourMError
 from fourm.events import Event, Halved
 
 T = TypeVar("T")
-# What the allocators of CPUs, Apple's GPUs and CUDA's libraries say; they have no error class of their own.
+# Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.
 _SAID = (
     "can't allocate memory",
     "not enough memory",
@@ -23,7 +23,7 @@ _SAID = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had no memory left."""
+    """True if the error means that the device or the machine ran out of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -32,24 +32,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
-    """What is said where not even one row fits."""
+    """The error for a run that does not fit into memory; `even` is added to the message."""
     helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
     return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
 
 
 @dataclass(slots=True)
 class Portions:
-    """How many rows are worked on together, and what became of that."""
+    """The group size, and whether it had to be reduced."""
 
     rows: int
     device: torch.device
     dtype: str
-    halved_to: int | None = None  # where memory ran out
+    halved_to: int | None = None  # the group size after memory ran out; None: it did not
 
     def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
-        """Do work on all rows, portion after portion; one for which memory ran out is done again in halves.
+        """Call `work` on one group of rows after another; repeat in halves what runs out of memory.
 
-        That work is given up before it is done must do no harm.
+        So `work` must be safe to repeat after it stopped at any point.
         """
         at, told = 0, self.halved_to
         while at < len(rows):
@@ -72,6 +72,6 @@ class Portions:
 
 
 def free() -> None:
-    """Give back what arrays that nobody needs any more have held; errors keep such in their frames."""
+    """Free unused memory. Tracebacks can keep arrays alive in reference cycles until these are collected."""
     gc.collect()
-    torch.cuda.empty_cache()  # nothing where CUDA was not used
+    torch.cuda.empty_cache()  # does nothing if CUDA was not used

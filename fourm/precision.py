@@ -1,4 +1,4 @@
-"""In which numbers a run computes: the names of `--dtype`, and torch's switches for coarser arithmetic."""
+"""The dtypes of a run, by their names in `--dtype`, and torch's settings for TF32 and reduced precision."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 from fourm.errors import UsageError
 
-# TF32 is no dtype of tensors: the units of NVIDIA GPUs round the factors of float32 products to 10 bits.
+# TF32 is not a tensor dtype: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 TF32 = "tf32"
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32, TF32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -16,28 +16,28 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The key of `DTYPES` for a name; `auto` is float32 everywhere, so that no device changes a result."""
+    """The key of `DTYPES` for a name. `auto` is float32 on every device, so that all compute the same."""
     if name == "auto":
         return "float32"
     if name not in DTYPES:
         raise UsageError(f"--dtype: '{name}' is not one of auto, {', '.join(DTYPES)}")
     if name == TF32 and device.type != "cuda":
         raise UsageError(
-            f"--dtype tf32: only NVIDIA GPUs compute so, not '{device.type}'; take --dtype float32"
+            f"--dtype tf32: only NVIDIA GPUs support it, not '{device.type}'; use --dtype float32"
         )
     return name
 
 
 @contextmanager
 def arithmetic(dtype: str) -> Iterator[None]:
-    """Inside, torch computes as a key of `DTYPES` says, by algorithms that always give the same sums.
+    """Within this context, torch computes in a dtype (a key of `DTYPES`), with deterministic algorithms.
 
-    float32 is float32 in products and in convolutions; sums of 16-bit products are kept in float32. The
-    switches belong to the whole process: what a program had set is back afterwards.
+    float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
+    float32. torch's settings are global to the process; their earlier values are restored at the end.
     """
     on_gpu, elsewhere = _newer()
     newer = [(owner, "fp32_precision", _own(owner, parent)) for owner, parent in (*on_gpu, *elsewhere)]
-    _set((owner, name, "ieee") for owner, name, _ in newer)  # now the older ones can be read
+    _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
     products, convolutions = torch.get_float32_matmul_precision(), _convolutions()
     others = [(owner, name, _get(owner, name)) for owner, name, _ in _OTHERS if hasattr(owner, name)]
     is_coarse = dtype == TF32
@@ -52,18 +52,18 @@ def arithmetic(dtype: str) -> Iterator[None]:
         _set((*newer, *others))
 
 
-Switch = tuple[Any, str, Any]  # what it belongs to, its name, a value
+Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
 _OTHERS: tuple[Switch, ...] = (
     (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
     (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
     (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
-    (torch.backends.cudnn, "benchmark", False),  # which is fastest differs from run to run
+    (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm in each run
     (torch.backends.cudnn, "deterministic", True),
 )
 
 
 def _newer() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """The switches since torch 2.9, of GPUs and of CPUs, each with the one that it follows if unset."""
+    """The settings since torch 2.9, of GPUs and of CPUs, each with the parent whose value it has if unset."""
     backends: Any = torch.backends
     cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     if not hasattr(cudnn, "fp32_precision"):
@@ -73,13 +73,13 @@ def _newer() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
 
 
 def _own(owner: Any, parent: Any) -> str:
-    """What a newer switch is set to; "none" where it follows its parent."""
+    """The value of a newer setting; "none" if it has its parent's value."""
     value: str = owner.fp32_precision
     return "none" if value == parent.fp32_precision else value
 
 
 def _convolutions() -> bool:
-    """The older switch for TF32 in cuDNN; reading it fails where it is on and the newer ones are off."""
+    """The older setting for TF32 in cuDNN. Reading it raises if it is on while the newer ones are off."""
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:
@@ -87,7 +87,7 @@ def _convolutions() -> bool:
 
 
 def _get(owner: Any, name: str) -> Any:
-    """A switch with all that it carries: sums of 16-bit products may be split as well as rounded."""
+    """The value of a setting; reduced-precision settings are a pair with that of split-K."""
     split = f"{name}_split_k"
     return (getattr(owner, name), getattr(owner, split)) if hasattr(owner, split) else getattr(owner, name)
 
@@ -98,6 +98,6 @@ def _set(switches: Iterable[Switch]) -> None:
 
 
 def _set_older(products: str, convolutions: bool) -> None:
-    """The switches that every torch has. Those that are newer follow them, and are set afterwards."""
+    """Set the settings that every torch has. They change the newer ones too, so set those afterwards."""
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions

@@ -1,8 +1,8 @@
-"""What each process leaves in `OUT/processes`: its launch, checksums and failures. Readers merge them.
+"""The files of each process in `OUT/processes`: its launch, checksums and failures. Readers merge them.
 
-Every process writes files of its own and no others, so that any number of them work in one folder without
-locks. The start of a file name is the same for all files of a process:
-`20260131T093000Z-0-of-3-RUN-PROCESS-0`, with the identity of the run and of the process.
+Every process writes only files of its own, so any number of processes can share one folder without locks.
+All files of a process begin with the same name, `20260131T093000Z-0-of-3-RUN-PROCESS-0`, which contains the
+identity of the run and of the process.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fourm.typed import fit
 
 PROCESSES, FAILURES = "processes", "failures.jsonl"
 LAUNCH, CHECKSUMS, FAILED = ".json", ".sha256", ".jsonl"  # suffixes of a process's files
-ANY_RUN = "0" * 8  # of processes that belong to no run: those of `tokenize`
+ANY_RUN = "0" * 8  # identity of the run for `tokenize`, which has no run.json
 _NAME = re.compile(
     r"([0-9]{8}T[0-9]{6}Z)-([0-9]{1,9})-of-([0-9]{1,9})-([0-9a-f]{8})-([0-9a-f]{8}-[0-9a-f]{12})-([0-9]+)"
     r"(\.json|\.sha256|\.jsonl)"
@@ -36,7 +36,7 @@ _counter = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One process that worked on a folder, from when to when and with what result."""
+    """One process that worked on a folder: when it started and ended, and what it did."""
 
     rank: int
     size: int
@@ -46,35 +46,35 @@ class Launch:
     skipped: int = 0
     failed: int = 0
     seconds: float = 0.0
-    halved_to: int | None = None  # samples that were worked on together, where memory had room for no more
-    # sha256 of the other files of a process that has ended, by the ends of their names.
+    halved_to: int | None = None  # samples per group after memory ran out; None: it did not
+    # Set at the end: sha256 of the process's other files, by suffix (CHECKSUMS, FAILED).
     files: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, other: "Launch") -> bool:
-        """True where this launch began later, with all samples of the other one among its own."""
+        """True if this launch started later and its share contains the share of the other one."""
         is_part = other.size % self.size == 0 and other.rank % self.size == self.rank
         return is_part and self.started > other.started
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that could not be made."""
+    """A sample that failed."""
 
     key: str
     variation: int
     reason: str
     stage: str
     time: str = ""
-    # Those that it lacks, below the folder. If it lacks none: all, and when each was changed (nanoseconds).
+    # Paths of missing files, with None. If none is missing: all files, with their mtime in nanoseconds.
     files: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def where(self) -> tuple[str, int, str]:
-        """What failed."""
+        """What identifies the failed result: key, variation and stage."""
         return self.key, self.variation, self.stage
 
-    def is_mended(self, out: Path) -> bool:
-        """True if a later process has made the sample."""
+    def is_resolved(self, out: Path) -> bool:
+        """True if a later process made the sample: all files exist, and at least one is new."""
         changed = {file: _changed(out / file) for file in self.files}
         is_there = None not in changed.values()
         return is_there and any(time != self.files[file] for file, time in changed.items())
@@ -82,7 +82,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ProcessFile:
-    """One file of a process, as its name says."""
+    """One file of a process, with what its name tells."""
 
     path: Path
     started: str
@@ -95,13 +95,13 @@ class ProcessFile:
 
     @property
     def order(self) -> tuple[str, int, str, int]:
-        """By the time at which processes began."""
+        """Sort key: the time at which processes started."""
         return self.started, self.rank, self.process, self.number
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """This process, as it leaves its traces in an output folder."""
+    """This process, and the files that it writes into `OUT/processes`."""
 
     out: Path
     run: str
@@ -109,37 +109,37 @@ class Process:
     number: int = field(default_factory=lambda: next(_counter))
 
     def path(self, kind: str) -> Path:
-        """Where a file of this process lies."""
+        """The path of one of its files."""
         started = re.sub(r"\+00:00$", "Z", self.launch.started).translate({ord(c): None for c in "-:"})
         share = f"{self.launch.rank}-of-{self.launch.size}"
         name = f"{started}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
         return self.out / PROCESSES / name
 
     def begin(self) -> None:
-        """Note that this process works here."""
+        """Write the launch: this process works in the folder."""
         self._write(self.launch)
 
     def end(self, launch: Launch) -> None:
-        """Note how it ended, and what it has written down."""
+        """Rewrite the launch with its result, and the checksums of the other files."""
         files = {kind: self.path(kind) for kind in (CHECKSUMS, FAILED)}
         sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
         self._write(replace(launch, files=sums))
 
     def add_checksums(self, listed: Mapping[str, Listed]) -> None:
-        """Note checksums by path below the folder."""
+        """Append checksums, by path below the folder."""
         self._append(CHECKSUMS, format_checksums(listed))
 
     def add_failure(self, failure: Failure) -> None:
-        """Note that a sample cannot be made."""
+        """Append a failed sample."""
         self._append(FAILED, (_line(failure) + "\n").encode())
 
     def check(self) -> None:
-        """FourMError if the folder is no longer the one in which this process began."""
+        """FourMError if the folder was deleted or replaced since this process started."""
         if not os.path.lexists(self.path(LAUNCH)):
             raise vanished(self.out)
 
     def withdraw(self) -> None:
-        """Take back all files of this process, which has done nothing."""
+        """Delete all files of this process, which has done nothing."""
         for kind in (LAUNCH, CHECKSUMS, FAILED):
             self.path(kind).unlink(missing_ok=True)
         _remove_folder(self.out)
@@ -159,18 +159,18 @@ class Process:
 
 
 def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
-    """What a sample that failed lacks, of all its files: see `Failure.files`."""
+    """`Failure.files` of a sample with these paths."""
     changed = {path.relative_to(out).as_posix(): _changed(path) for path in paths}
     return {file: None for file, time in changed.items() if time is None} or changed
 
 
 def now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
+    """The current time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
-    """Files of processes in the order in which these began; names of all else in their folder."""
+    """Files of processes in the order in which they started, and the names of other files in the folder."""
     folder = out / PROCESSES
     if not folder.is_dir() or folder.is_symlink():
         return [], []
@@ -193,17 +193,17 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
 
 
 def of_kind(out: Path, kind: str) -> list[ProcessFile]:
-    """Files of one kind, in the order in which processes began."""
+    """Files of one kind, in the order in which the processes started."""
     return [file for file in list_processes(out)[0] if file.kind == kind]
 
 
 def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
-    """Every process that worked on a run, in the order in which they began."""
+    """The launches of all processes of a run, in the order in which they started."""
     return tuple(read_launch(file.path) for file in of_kind(out, LAUNCH) if file.run == run)
 
 
 def is_closed(launches: Sequence[Launch]) -> bool:
-    """True where every process has ended in order, or was followed by one that did, so that all is listed."""
+    """True if every process ended normally, or a later one with its samples did: all files are listed."""
     ended = [launch for launch in launches if launch.finished]
     return bool(ended) and all(
         launch.finished or any(other.covers(launch) for other in ended) for launch in launches
@@ -236,16 +236,19 @@ def scan_checksums(path: Path) -> Scan:
 
 
 def read_failures(out: Path) -> list[Failure]:
-    """Samples that failed and were not made since, in order; lines that were cut off are passed over."""
+    """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
     latest = dict[tuple[str, int, str], Failure]()
     for path in (out / FAILURES, *(file.path for file in of_kind(out, FAILED))):
         for failure in scan_failures(path):
             latest[failure.where] = failure
-    return [latest[where] for where in sorted(latest) if not latest[where].is_mended(out)]
+    return [latest[where] for where in sorted(latest) if not latest[where].is_resolved(out)]
 
 
 def write_failures(out: Path) -> None:
-    """Make `failures.jsonl` of what processes noted. Several may do so at once: the last one sees all."""
+    """Write `failures.jsonl` from the failures of all processes.
+
+    Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
+    """
     path = out / FAILURES
     if not os.path.lexists(path) and not of_kind(out, FAILED):
         return
@@ -259,13 +262,13 @@ def write_failures(out: Path) -> None:
 
 
 def find_living(out: Path) -> list[ProcessFile]:
-    """Launches of processes, this one aside, that certainly run."""
+    """Launches of other processes that are known to be running."""
     others = [file for file in of_kind(out, LAUNCH) if file.process != process_name()]
     return [file for file in others if is_alive(out, file.process)]
 
 
 def remove_processes(out: Path, runs: Iterable[str]) -> None:
-    """Delete the files of all processes but those of some runs."""
+    """Delete the files of all processes, except those of the given runs."""
     kept = set(runs)
     for file in list_processes(out)[0]:
         if file.run not in kept:
@@ -282,7 +285,7 @@ def _remove_folder(out: Path) -> None:
 
 
 def read_launch(path: Path) -> Launch:
-    """One launch; UsageError if its file is damaged."""
+    """Read one launch; UsageError if its file is damaged."""
     try:
         with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
             launch: Launch = fit(Launch, json.loads(file.read()), "launch")
@@ -292,7 +295,7 @@ def read_launch(path: Path) -> Launch:
 
 
 def scan_failures(path: Path) -> Iterator[Failure]:
-    """The failures in one file; lines that were cut off are passed over."""
+    """The failures in one file; incomplete lines are ignored."""
     try:
         with open_own(path, "r", MAX_LIST_BYTES) as file:
             lines = file.read().decode("utf-8", errors="replace").split("\n")
@@ -316,7 +319,7 @@ def _parse_failure(row: Mapping[str, Any]) -> Failure:
 
 
 def _changed(path: Path) -> int | None:
-    """When a file was changed, in nanoseconds; None if it is not there."""
+    """mtime of a file in nanoseconds; None if it does not exist."""
     try:
         return path.lstat().st_mtime_ns
     except OSError:
@@ -324,6 +327,6 @@ def _changed(path: Path) -> int | None:
 
 
 def _line(failure: Failure) -> str:
-    """One line of `failures.jsonl`; the stage is told where it is not the first."""
+    """One line of `failures.jsonl`; the stage is left out if it is "base"."""
     row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
     return json.dumps(row)

@@ -1,4 +1,4 @@
-"""How a process joins an output folder: who may write into it, and what `--overwrite` deletes."""
+"""How a process starts to write into an output folder: what is refused, and what `--overwrite` deletes."""
 
 import contextlib
 import hashlib
@@ -39,36 +39,36 @@ from fourm.processes import (
     remove_processes,
     write_failures,
 )
-from fourm.runfile import NEXT, RUN, SR_RUN, RunFile, RunRecord, read_run, write_run
+from fourm.runfile import NEXT, RUN, SR_RUN, RunFile, RunRecord, format_run, read_run
 
-# Seconds that other processes wait for process 0, which alone empties a folder: until it has begun, and until
-# it is done.
+# With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
+# until it is done.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
 _POLL = 0.1  # seconds
-# What may differ between a run and the one that resumes it.
-FREE = ("versions", "command", "device", "created", "options")
-MAX_DIFFERENCES = 5  # named in the sentence that refuses to resume
+# Fields of a record that may differ between a run and the one that resumes it.
+NOT_COMPARED = ("versions", "command", "device", "created", "options")
+MAX_DIFFERENCES = 5  # named in the message that refuses to resume
 
 
 def digest_of_samples(samples: list[Sample]) -> str:
-    """sha256 over keys and typed texts, in order; a file that was mended may have another extension."""
+    """sha256 over keys and typed texts, in order; without file names, so that a.jpg may become a.png."""
     rows = [[s.key.folder, s.key.name, s.caption, *([dict(s.typed)] if s.typed else [])] for s in samples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 @cache
 def sha256_of(path: Path) -> str:
-    """sha256 of a file that does not change, read once per process."""
+    """sha256 of a file that does not change; computed once per process."""
     return sha256_of_file(path)
 
 
 def check_output(
     out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
 ) -> tuple[Path, ...]:
-    """Make the output folder; refuse one that cannot be written or holds something. Nothing is loaded yet.
+    """Create the output folder; refuse one that is not writable or not empty. Loads nothing.
 
-    record: RUN, or SR_RUN for a run that writes beside the files it reads. Returns the folders that were
-    made, the innermost first.
+    record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
+    created, the innermost first.
     """
     if os.path.exists(out) and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a folder")
@@ -79,7 +79,7 @@ def check_output(
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     try:
         _make(out)
-        with _said(out):
+        with _as_usage_error(out):
             check_writable(out)
     except BaseException:  # Ctrl-C too
         remove_empty(made)
@@ -88,7 +88,7 @@ def check_output(
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that were made in vain, the innermost first; one that holds something stays."""
+    """Remove folders, given the innermost first; those that are not empty stay."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -96,10 +96,10 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How a process means to join a folder.
+    """A process that is about to write into an output folder.
 
-    since: when the job of this process began, in seconds since 1970; with `overwrite`, a record that was
-    written later is its own.
+    since: when the job of this process started, in seconds since 1970. With `overwrite`, a record that was
+    written later belongs to this job and is kept.
     """
 
     out: Path
@@ -111,12 +111,12 @@ class Joining:
     since: float = 0.0
 
     def check(self) -> None:
-        """Refuse what `enter` would refuse; nothing is written, so that there is time to load a model.
+        """Refuse what `enter` would refuse, before the model is loaded; nothing is written.
 
-        Only an --overwrite that was interrupted while it emptied the folder is brought to its end.
+        One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
         """
         if self.resume and os.path.lexists(self.out / NEXT[self.record]):
-            with _said(self.out):
+            with _as_usage_error(self.out):
                 self._end_overwrite()
         if _is_free(self.out, self.record):
             if self.record == SR_RUN:
@@ -124,16 +124,16 @@ class Joining:
             return
         before = _load(self.out, self.record)
         if not self.overwrite:
-            self._compare(before)
+            self._check_same_run(before)
 
     def enter(self) -> Process:
-        """Write the record, or compare with the one there. Returns this process's place in the folder.
+        """Write the record, or compare with the existing one, and register this process in the folder.
 
-        Several processes may do this at once, in any order; the first of them writes the record.
+        Several processes may do this at once, in any order; the first one writes the record.
         """
         _make(self.out)
         try:
-            with _said(self.out):
+            with _as_usage_error(self.out):
                 return self._join()
         except BaseException:  # Ctrl-C too: nothing of this process stays
             remove_leftovers(self.out)
@@ -144,13 +144,13 @@ class Joining:
         _check_names(out)
         remove_leftovers(out)
         run = secrets.token_hex(4)
-        text = write_run(self.settings, run)
+        text = format_run(self.settings, run)
         if _is_free(out, record):
             if record == SR_RUN:
                 _check_unclaimed(out, self.settings)
             if create_text(out, out / record, text):
                 if record == RUN:
-                    remove_processes(out, [run])  # of a run whose record somebody has deleted
+                    remove_processes(out, [run])  # left by a run whose record was deleted
                 return _begin_once(out, record, run, launch)
         if self.overwrite and not _is_of_job(out, record, launch, self.since):
             if launch.rank == 0:
@@ -158,13 +158,13 @@ class Joining:
                 return _overwrite(out, record, text, _begin(out, run, launch))
             _wait_for_first(out, record, launch, self.since)
         before = _load(out, record)
-        self._compare(before)
+        self._check_same_run(before)
         if self.resume or self.overwrite:
             return _begin(out, before.identity, launch)
         return _begin_once(out, record, before.identity, launch)
 
     def _end_overwrite(self) -> None:
-        """Delete what is left of the run before; process 0 does it, and the others wait."""
+        """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
         out, waiting = self.out, self.out / NEXT[self.record]
         _check_names(out)
         end = time.monotonic() + FIRST_WAIT
@@ -175,20 +175,20 @@ class Joining:
         if self.launch.rank > 0:
             return
         following = _load(out, waiting.name)
-        _compare(out, following.run, self.settings)
+        _check_settings(out, following.run, self.settings)
         _check_alone(out)
         _replace(out, self.record, following.identity)
 
-    def _compare(self, before: RunFile) -> None:
-        """Refuse a run that this process may not join, or that has other settings."""
+    def _check_same_run(self, before: RunFile) -> None:
+        """Refuse to continue a run without being asked to, or with other settings."""
         is_wanted = self.resume or self.overwrite
         if not (is_wanted or _is_partner(self.out, before.identity, self.launch)):
             raise _exists(self.out, self.record)
-        _compare(self.out, before.run, self.settings)
+        _check_settings(self.out, before.run, self.settings)
 
 
 def withdraw_output(process: Process, record: str) -> bool:
-    """Leave nothing of a run that this process alone has begun and that has made nothing; else False."""
+    """Delete a run that only this process has started and that has no results yet; False if it is another."""
     out, own = process.out, process.path(LAUNCH)
     launches = [file.path for file in of_kind(out, LAUNCH) if file.run == process.run]
     if process.launch.size > 1 or launches != [own] or not (out / record).is_file():
@@ -200,7 +200,7 @@ def withdraw_output(process: Process, record: str) -> bool:
 
 
 def close_output(process: Process, launch: Launch) -> None:
-    """Note how a launch ended, renew the list of failures, tidy up."""
+    """Record how a launch ended, rewrite the list of failures, delete temporary files."""
     try:
         process.check()
         process.end(launch)
@@ -222,13 +222,13 @@ def _exists(out: Path, record: str) -> UsageError:
 
 
 def _is_partner(out: Path, run: str, launch: Launch) -> bool:
-    """True for a process whose own share nobody has begun yet, in a job of the same size."""
+    """True if the run belongs to a job of this size, and no process with this rank has started yet."""
     is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
     return launch.size > 1 and not is_emptied and not _is_begun(out, run, launch)
 
 
 def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
-    """Whether a launch other than that of `process` has begun the same share, or shares of another size."""
+    """True if a launch other than that of `process` has the same rank, or is of a job of another size."""
     own = process.path(LAUNCH) if process else None
     others = [file for file in of_kind(out, LAUNCH) if file.run == run and file.path != own]
     return any(file.size != launch.size or file.rank == launch.rank for file in others)
@@ -241,7 +241,7 @@ def _begin(out: Path, run: str, launch: Launch) -> Process:
 
 
 def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
-    """Begin, but not if another process begins the same share at the same moment; each sees the other."""
+    """Begin, unless another process with the same rank does so at the same moment: then both are refused."""
     process = _begin(out, run, launch)
     if _is_begun(out, run, launch, process):
         process.withdraw()
@@ -250,7 +250,7 @@ def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
 
 
 def _check_alone(out: Path) -> None:
-    """Refuse to empty a folder in which others work."""
+    """Refuse to empty a folder while other processes are writing into it."""
     if living := find_living(out):
         share = f"process {living[0].rank} of {living[0].size}"
         raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
@@ -262,7 +262,7 @@ def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
         _places(out, record)  # refuses before anything is written
         write_text(out, out / NEXT[record], text)
         _replace(out, record, process.run)
-    except BaseException:  # Ctrl-C too: others must not wait for a process that has ended
+    except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
         process.withdraw()
         raise
     return process
@@ -275,7 +275,7 @@ def _replace(out: Path, record: str, run: str) -> None:
 
 
 def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
-    """True if the job of this process wrote the record: it is younger than the job."""
+    """True if the job of this process wrote the record, which then is newer than the start of the job."""
     if launch.size == 1:
         return False
     with contextlib.suppress(FileNotFoundError):
@@ -284,7 +284,7 @@ def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
 
 
 def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> None:
-    """Wait until process 0 of this job has emptied the folder, which it alone does."""
+    """Wait until process 0 of this job has emptied the folder."""
     end, is_seen = time.monotonic() + FIRST_WAIT, False
     while not _is_of_job(out, record, launch, since):
         first = [f for f in of_kind(out, LAUNCH) if (f.rank, f.size) == (0, launch.size)]
@@ -303,9 +303,9 @@ def _never_first(out: Path, launch: Launch, waited: float) -> UsageError:
     )
 
 
-def _compare(out: Path, there: RunRecord, here: RunRecord) -> None:
-    """Refuse to go on with another configuration, and say what differs."""
-    names = [each.name for each in fields(RunRecord) if each.name not in FREE]
+def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
+    """Refuse to continue a run with other settings; the message names what differs."""
+    names = [each.name for each in fields(RunRecord) if each.name not in NOT_COMPARED]
     before, after = (
         dict(_flat("", {name: json.loads(json.dumps(run.to_json()[name])) for name in names}))
         for run in (there, here)
@@ -323,7 +323,7 @@ def _compare(out: Path, there: RunRecord, here: RunRecord) -> None:
 
 
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
-    """Leaves of nested records with their paths; lists of plain values count as leaves."""
+    """The leaves of nested mappings and lists, with their paths; a list of plain values is a leaf."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             yield from _flat(f"{path}.{name}" if path else str(name), item)
@@ -352,8 +352,8 @@ def _make(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _said(out: Path) -> Iterator[None]:
-    """What the system refuses about an output folder, as a sentence."""
+def _as_usage_error(out: Path) -> Iterator[None]:
+    """Turn an OSError about the output folder into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -361,9 +361,9 @@ def _said(out: Path) -> Iterator[None]:
 
 
 def _is_free(out: Path, record: str) -> bool:
-    """True if no run is here: nothing but what one leaves that was killed before it began.
+    """True if the folder contains no run, at most the leftovers of one that was killed while it started.
 
-    A run that writes beside others only minds its own record.
+    For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
     """
     try:
         _check_names(out)
@@ -376,7 +376,7 @@ def _is_free(out: Path, record: str) -> bool:
 
 
 def _check_names(out: Path) -> None:
-    """Refuse links and files of another kind where this program has its own."""
+    """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
     check_partial(out)
     for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
         kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
@@ -385,7 +385,7 @@ def _check_names(out: Path) -> None:
 
 
 def _check_unclaimed(out: Path, settings: RunRecord) -> None:
-    """Refuse folders for results that hold files already, which no record here tells of."""
+    """Refuse result folders that contain files although no record lists them."""
     for place in settings.places:
         folder = out / place.folder
         if (
@@ -397,9 +397,9 @@ def _check_unclaimed(out: Path, settings: RunRecord) -> None:
 
 
 def _empty(out: Path, name: str, run: str) -> None:
-    """Delete the files of a run, and of one that went on from it, but not those of `run`, which begins.
+    """Delete the files of a run and of the super-resolution made from it, except those of the new run `run`.
 
-    The record stays until it is replaced.
+    The old record is kept; the caller replaces it.
     """
     places = _places(out, name)
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, _load(out, RUN).identity]
@@ -420,7 +420,7 @@ def _places(out: Path, name: str) -> list[Place]:
 
 
 def _check_own(out: Path, record: str, folder: str) -> None:
-    """Refuse to delete below a link, wherever it leads."""
+    """Refuse to delete files below a symbolic link."""
     above = out
     for part in folder.split("/"):
         above = above / part

@@ -1,4 +1,4 @@
-"""A model's `modalities.yaml`: rows that add to the registry, each checked where it stands."""
+"""Reads a model's `modalities.yaml`, whose rows add modalities to the registry; errors name the line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fourm.yamlfile import Entry, read_rows
 
 
 def load_registry(path: Path, base: Registry = RELEASED) -> Registry:
-    """The base registry with the rows of a model's `modalities.yaml`.
+    """The base registry plus the rows of a model's `modalities.yaml`.
 
-    A row names only what differs from the base row of the same key (`tok_rgb@64` from `tok_rgb@224`), or from
-    the row that it names as `like`. What is generated has a folder of its own, named by its row or not.
+    A row lists only what differs from the base row with the same key (`tok_rgb@64` from `tok_rgb@224`), or
+    from the row in its field `like`. Every target gets a folder of its own, also without the field `folder`.
     """
     rows, where, named = dict[str, Modality](), dict[str, str](), dict[str, str]()
     for entries in read_rows(path):
@@ -38,15 +38,15 @@ def load_registry(path: Path, base: Registry = RELEASED) -> Registry:
 
 
 def _with_folders(key: str, group: list[Modality], taken: set[str], base: Registry) -> Iterator[Modality]:
-    """Rows of one key, each with a folder: `rgb` for the lowest resolution of a file, `rgb@128` for others.
+    """Give each row of one key a folder: `rgb` for the lowest resolution in the file, `rgb@128` for others.
 
-    A row of a released name has the released folder.
+    A row whose name is that of a released modality gets its released folder.
     """
     like = _same_key(key, base)
     stem = base.rows[like].folder if like is not None else key.removeprefix(TOKENS)
     own = {row.name: base.rows[row.name].folder for row in group if row.name in base.rows}
     first = min(group, key=lambda row: row.resolution or 0).name
-    # The tokens of a grid whose name has neither 'tok_' nor '@' lie in a folder of this very name.
+    # Tokens lie in a folder with the name of the modality, which is `stem` without 'tok_' and '@'.
     is_taken = stem in taken or stem in own.values() or (group[0].kind is Kind.GRID and stem == first)
     for row in group:
         tail = row.name.partition("@")[2] or "values"
@@ -80,7 +80,7 @@ def _row(entries: tuple[Entry, ...], base: Registry, path: Path) -> Modality:
 
 
 def _check_files(row: Modality) -> None:
-    """A codec reads values of one kind and writes files of one format, whatever a row calls them."""
+    """Refuse a kind or suffix that the codec of the row does not support."""
     known = [one for one in RELEASED.rows.values() if one.codec == row.codec]
     kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
     for what, value, allowed in (("kind", row.kind.value, kinds), ("suffix", row.suffix, suffixes)):
@@ -102,7 +102,7 @@ def _build(given: dict[str, object], like: Modality | None) -> Modality:
     if like is not None:
         return replace(like, **given)  # type: ignore[arg-type]
     key = str(given["name"]).partition("@")[0]
-    filled = {"codec": key, "folder": key.removeprefix("tok_"), "suffix": ".npy", "title": key, **given}
+    filled = {"codec": key, "folder": key.removeprefix(TOKENS), "suffix": ".npy", "title": key, **given}
     if given["kind"] in (Kind.SEQUENCE, Kind.EMBEDDING):
         filled.setdefault("positions", "sincos1d")
     if given["kind"] in (Kind.GRID, Kind.SEQUENCE):
@@ -117,7 +117,7 @@ def _same_key(name: str, base: Registry) -> str | None:
 
 
 def _field(entry: Entry) -> object:
-    """The value of one field, checked against its type."""
+    """The value of one field, after a check of its type."""
     value, problem = entry.value, None
     if entry.key == "kind":
         if value in [kind.value for kind in Kind]:

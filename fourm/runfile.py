@@ -1,4 +1,4 @@
-"""`run.json`: what it says of a run. All that is read from it is checked here."""
+"""`run.json`, the record of a run: its fields, and how it is written, read and checked."""
 
 import hashlib
 import json
@@ -17,19 +17,19 @@ from fourm.settings import MAX_SEED
 from fourm.typed import fit
 
 RUN = "run.json"
-SR_RUN = "run.sr.json"  # record of super-resolution that lies beside the run which it goes on from
-PLOTS = "plots"  # pictures of a run, made from it at any time
-# What --overwrite puts in the place of a record; it is there from before anything is deleted until all is.
+SR_RUN = "run.sr.json"  # record of super-resolution in the folder of the run that it reads
+PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
+# The new record while --overwrite deletes the old run; then it is renamed to replace the old record.
 NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
-# Names that no folder of results has.
-OURS = (RUN, SR_RUN, *NEXT.values(), PROCESSES, FAILURES, PLOTS, PARTIAL)
+# No folder of results may have these names.
+RESERVED_NAMES = (RUN, SR_RUN, *NEXT.values(), PROCESSES, FAILURES, PLOTS, PARTIAL)
 BASE, SR = "base", "sr"  # stages of making a sample
 FORMAT = 3  # of run.json
 MAX_BYTES = 1 << 28  # of run.json
-_IDENTITY, _DIGEST = "identity", "sha256"  # the latter of all that the record says of its run
-# What a run that goes on from another one depends on: fields of the other's record.
+_IDENTITY, _DIGEST = "identity", "sha256"  # keys; the digest covers all other fields but the format
+# Fields of a run's record that the super-resolution of its results depends on.
 _ORIGIN = ("model", "revision", "files", "options", "samples_sha256", "num_variations", "seed", "dtype")
-# What is read from a step of a recorded schedule.
+# The fields of a recorded step that are read.
 _STEP: dict[str, type] = {"index": int, "target": str, "num_tokens": int}
 
 
@@ -46,47 +46,47 @@ class RunRecord:
     num_variations: int
     seed: int
     dtype: str
-    device_type: str  # "cpu", "cuda", "mps": other kernels, other rounding
-    attention: str  # which kernel: the same
+    device_type: str  # "cpu", "cuda", "mps"; they round differently
+    attention: str  # the kernel; they round differently
     decode: bool
     detokenizer_steps: int
     preview: int
     places: tuple[Place, ...]
     stage: str = BASE
-    variation: int | None = None  # the only one that was made
-    origin: Mapping[str, Any] = field(default_factory=dict)  # what this run went on from: see `as_origin`
-    options: str = ""  # the schedule as options of the command line
+    variation: int | None = None  # if only this one was made
+    origin: Mapping[str, Any] = field(default_factory=dict)  # `as_origin` of the run that this reads
+    options: str = ""  # the schedule as command line options
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     created: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it stands in `run.json`."""
+        """The fields as `run.json` contains them."""
         return asdict(self)
 
     def as_origin(self) -> dict[str, Any]:
-        """What the results of this run depend on, for the record of a run that goes on from them."""
+        """What the results of this run depend on, for the record of their super-resolution."""
         return {name: getattr(self, name) for name in _ORIGIN}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A record that was read and found to be one."""
+    """A valid record, as it was read."""
 
     run: RunRecord
-    identity: str  # which the names of files of its processes hold
-    is_as_written: bool  # False: it can be read, but something in it was changed
+    identity: str  # part of the file names of its processes
+    is_as_written: bool  # False: valid, but changed after it was written
 
 
-def write_run(run: RunRecord, identity: str) -> str:
+def format_run(run: RunRecord, identity: str) -> str:
     """The text of a record."""
     facts = {_IDENTITY: identity, **run.to_json()}
     return _text({"format": FORMAT, **facts, _DIGEST: _digest(facts)})
 
 
 def read_run(path: Path) -> RunFile:
-    """Read a record and check all of it; UsageError says what is wrong; FileNotFoundError stays."""
+    """Read a record and check all fields; UsageError if one is wrong, FileNotFoundError if there is none."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8")
         said = json.loads(text)
@@ -117,7 +117,7 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 
 def _check(run: RunRecord) -> None:
-    """ValueError for values of the right kind that no run has."""
+    """ValueError for values that have the right type but that no run can have."""
     counts = (run.samples, run.num_variations)
     if not all(0 < count <= MAX_SAMPLES for count in (*counts, math.prod(counts))):
         raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")
@@ -141,9 +141,9 @@ def _check(run: RunRecord) -> None:
 
 
 def _check_place(place: Place) -> None:
-    """ValueError for a place that is not below the output folder, or where other things lie."""
+    """ValueError for a place outside of the output folder, or one that has a reserved name."""
     parts = place.folder.split("/")
-    if {"", ".", ".."} & set(parts) or parts[0] in OURS or os.path.isabs(place.folder):
+    if {"", ".", ".."} & set(parts) or parts[0] in RESERVED_NAMES or os.path.isabs(place.folder):
         raise ValueError(f"no run has results in the folder {place.folder!r}")
     if not place.suffix.isprintable() or place.suffix.strip(".") == "" or "/" in place.suffix:
         raise ValueError(f"no run writes files that end in {place.suffix!r}")

@@ -31,9 +31,10 @@ def guide(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
-    """Set all but the largest entries of the last axis to -inf; ties with the last one kept stay.
+    """Set all but the largest entries of the last axis to -inf; ties with the smallest kept one are kept.
 
-    An int is a count, a float in (0, 1] a fraction of the vocabulary; 0 is off. At least one stays.
+    An int is a count, a float in (0, 1] a fraction of the vocabulary; 0 turns the filter off. At least one
+    entry is kept.
     """
     size = logits.shape[-1]
     count = top_k if isinstance(top_k, int) else int(top_k * size)
@@ -44,31 +45,31 @@ def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Set to -inf what lies outside the nucleus (Holtzman et al. 2020, arXiv:1904.09751).
+    """Nucleus sampling: set all entries outside the nucleus to -inf (Holtzman et al. 2020, arXiv:1904.09751).
 
-    Kept is the smallest set of most probable entries whose probabilities add up to more than top_p; the
-    most probable one always stays. 0 and everything from 1 upwards are off.
+    The nucleus is the smallest set of most probable entries whose probabilities sum to more than top_p. It
+    always contains the most probable entry. 0, and any value of 1 or more, turns the filter off.
     """
     if not 0 < top_p < 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     is_enough = _sums(ordered.softmax(dim=-1)) > int(top_p * WHOLE)
-    is_late = F.pad(is_enough[..., :-1], (1, 0))  # those before it are enough
+    is_late = F.pad(is_enough[..., :-1], (1, 0))  # the entries before it already exceed top_p
     outside = torch.empty_like(is_late).scatter(-1, order, is_late)
     return logits.masked_fill(outside, float("-inf"))
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0) -> Tensor:
-    """What a token is drawn from, (..., V): the filters act first, then the temperature (above 0)."""
+    """The distribution that a token is drawn from, (..., V): filters first, then temperature (above 0)."""
     return (keep_top_p(keep_top_k(logits, top_k), top_p) / temperature).softmax(dim=-1)
 
 
 class Drawn(NamedTuple):
-    """One token for every row, and how sure it is."""
+    """One token for every row, and its probability."""
 
     ids: Tensor  # (...) int64
-    confidence: Tensor  # (...) its probability after filters and temperature
-    certainty: Tensor  # (...) its probability before them, which tells equally confident ones apart
+    confidence: Tensor  # (...) its probability after the filters and the temperature
+    raw_prob: Tensor  # (...) its probability before them; breaks ties between equal confidences
 
 
 def draw(
@@ -76,28 +77,28 @@ def draw(
 ) -> Drawn:
     """One token for every row of logits (..., V), any float dtype; uniforms (...) in [0, 1).
 
-    The token is where the cumulative probability first exceeds the uniform; at temperature 0 it is the
-    most probable one, the first of equals, with full confidence.
+    The token is the first whose cumulative probability exceeds the uniform. At temperature 0 it is the most
+    probable token (the first one if several are equal), with confidence 1.
     """
     logits = logits.float()
-    certainty = logits.softmax(dim=-1)
+    raw_prob = logits.softmax(dim=-1)
     if temperature <= GREEDY_BELOW:
         ids = logits.argmax(dim=-1)
-        return Drawn(ids, torch.ones_like(logits[..., 0]), _at(certainty, ids))
+        return Drawn(ids, torch.ones_like(logits[..., 0]), _at(raw_prob, ids))
     confidence = probabilities(logits, temperature, top_k, top_p)
     cumulative = _sums(confidence)
     wanted = _part(cumulative[..., -1:], uniforms.unsqueeze(-1))
     # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
     ids = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
-    ids = ids.clamp_max(logits.shape[-1] - 1)  # where nothing is a number, so that it stays an id
-    return Drawn(ids, _at(confidence, ids), _at(certainty, ids))
+    ids = ids.clamp_max(logits.shape[-1] - 1)  # logits that are NaN would give an id beyond the last
+    return Drawn(ids, _at(confidence, ids), _at(raw_prob, ids))
 
 
 def _sums(probabilities: Tensor) -> Tensor:
-    """Cumulative sums over the last axis, int64 in units of 2^-60: of probabilities from 2^-36 on, exact.
+    """Cumulative sums over the last axis, as int64 in units of 2^-60; exact for probabilities above 2^-36.
 
-    Sums of floats depend on their order, and CUDA adds up in no fixed one; sums of integers do not. Those of
-    a distribution stay far below 2^63.
+    CUDA adds in no fixed order, which changes sums of floats but not sums of integers. The sums of a
+    distribution stay far below 2^63.
     """
     return (probabilities * WHOLE).long().cumsum_(dim=-1)
 
@@ -125,10 +126,10 @@ class Noise:
 
     @staticmethod
     def for_samples(seed: int, samples: list[tuple[str, int]], stage: str = "") -> "Noise":
-        """Streams for rows named by (sample key, variation); `stage` keeps super-resolution apart."""
+        """Streams for rows named by (sample key, variation); super-resolution has a `stage` of its own."""
         streams = []
         for key, variation in samples:
-            # Separators and lengths make (12, 3) and (1, 23) different streams.
+            # With separators, (12, 3) and (1, 23) are different streams; no key contains "\0".
             text = "\0".join(("fourm-noise-1", str(seed), stage, key, str(variation)))
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             streams.append(int.from_bytes(digest, "little", signed=True))
@@ -151,8 +152,8 @@ class Noise:
     def normals(self, step: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32, standard normal, on the CPU whatever the device of the streams.
 
-        Two uniforms make one number (Box and Muller 1958); in float64, so that rounding of logarithm and
-        cosine never shows.
+        Two uniforms make one number (Box and Muller 1958), computed in float64: CPUs round logarithms and
+        cosines differently, and these differences disappear in the conversion to float32.
         """
         noise = self.to("cpu")
         places = torch.arange(math.prod(shape)).expand(len(self.streams), -1)

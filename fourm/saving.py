@@ -1,4 +1,4 @@
-"""From decoded tokens to files: each sample's tokens, values, previews, and what is wrong with it."""
+"""Writes the files of each sample: tokens, decoded values, previews; records the samples that fail."""
 
 import json
 import time
@@ -36,7 +36,7 @@ from fourm.state import Batch
 
 @dataclass(slots=True)
 class Tally:
-    """What a run has done so far; samples by their key and variation."""
+    """Which samples are saved, skipped or failed so far, by key and variation."""
 
     saved: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0
@@ -56,21 +56,21 @@ class Saver:
     tally: Tally = field(default_factory=Tally)
     _hashed: set[Path] = field(default_factory=set)
 
-    def adopt(self, works: Sequence[Work]) -> None:
-        """Note checksums of finished samples whose process was killed before it could."""
+    def add_missing_checksums(self, works: Sequence[Work]) -> None:
+        """List the checksums of complete samples that are not listed yet; these samples are skipped."""
         self.tally.skipped = len(works)
         paths = {path for work in works for path in self.folder.paths(work)}
         self._note_checksums(sorted(path for path in paths if not self.folder.is_listed(path)))
 
     def is_done(self, work: Work) -> bool:
-        """True when this run has saved a sample and variation, or has reported that it failed."""
+        """True if this run has saved a sample and variation, or has reported that it failed."""
         result = (work.sample.key.text, work.variation)
         return result in self.tally.saved or result in self.tally.failed
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
-        """Write all files of some finished samples; each file appears whole or not at all.
+        """Write all files of decoded samples; each file is written atomically.
 
-        Tokens come first. Values are decoded together; where that fails, each sample is tried alone.
+        Tokens are written first. Values are decoded together; if that fails, each sample is decoded alone.
         """
         works = [row.work for row in rows]
         self.process.check()
@@ -98,11 +98,11 @@ class Saver:
                 values = {name: made[index] for name, made in decoded.items()}
                 if (yield from self._save_values(row, values)):
                     saved.append(row.work)
-        finally:  # memory may run out for one of them; those before it are not saved again
+        finally:  # if memory runs out for one of them, those before it are not saved again
             self._note_checksums([path for work in saved for path in self.folder.paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
-        """Note that a sample cannot be made."""
+        """Record a failed sample."""
         request, key = self.request, work.sample.key.text
         self.tally.failed.add((key, work.variation))
         files = lacking(request.out, self.folder.paths(work))
@@ -111,7 +111,7 @@ class Saver:
         return Failed(key, work.variation, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
-        """Keep the picture after a step; after a target's last, also which step decided which token."""
+        """Keep the picture after a step; after a target's last step, also the step of each token."""
         request, step, name = self.request, progress.step, progress.step.target
         row, slot, codec = request.model.registry.get(name), progress.batch.slots[name], self.codecs[name]
         pictures, order_place = preview_places(name)
@@ -122,10 +122,10 @@ class Saver:
             suffix = f"-step{step.number:03d}{pictures.suffix}"
             paths = [self._path(Place(pictures.folder, suffix), work) for work in works]
             diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
-            with suppress(SampleError):  # it will come again, and be reported, when the result is decoded
+            with suppress(SampleError):  # the same error is reported when the result is decoded
                 film.keep(name, paths, slot, codec.decode(slot, diffusion))
         written = list[Path]()
-        if is_last or not codec.shares_colours:  # colours that are shared wait for the last picture
+        if is_last or not codec.shares_colours:  # shared colours are known after the last picture
             for path, shown in film.draw(name, row, codec):
                 write_atomic(request.out, path, partial(shown.save, format="PNG"))
                 written.append(path)
@@ -140,7 +140,8 @@ class Saver:
         """Write the values of one sample; False if one of them cannot be written."""
         work, key = row.work, row.work.sample.key.text
         text = self._chunks(work, row.values)
-        shared_text = {name: said for name, said in text.items() if name != "variation"}  # whoever is first
+        # A shared file must not depend on which variation writes it.
+        shared_text = {name: said for name, said in text.items() if name != "variation"}
         yield from self._write_malformed(work, made)
         try:
             for output in self.outputs:
@@ -157,7 +158,7 @@ class Saver:
         return True
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
-        """The values of one target; a diffusion reports its steps."""
+        """Decode the values of one target; a diffusion decoder reports its steps."""
         codec, slot = self.codecs[name], batch.slots[name]
         if not (isinstance(codec, GridCodec) and codec.diffuses):
             return codec.decode(slot)
@@ -172,12 +173,12 @@ class Saver:
             yield Detokenized(keys, name, done, total, time.perf_counter() - started)
 
     def _diffusion(self, name: str, works: Sequence[Work], steps: int) -> Diffusion:
-        """Noise that belongs to the sample, as everywhere, and to the modality."""
+        """The settings of a diffusion decoder; its noise depends on the sample and the modality."""
         samples = [(work.sample.key.text, work.variation) for work in works]
         return Diffusion(steps, Noise.for_samples(self.request.seed, samples, f"detokenizer {name}"))
 
     def _write_malformed(self, work: Work, made: Mapping[str, Any]) -> Iterator[Event]:
-        """Keep the texts that do not keep to their grammar, and tell of them."""
+        """Write and report texts that violate the grammar of their modality."""
         for name, value in made.items():
             if isinstance(value, Structured) and value.problems:
                 path = self._path(malformed_place(name), work)
@@ -195,7 +196,7 @@ class Saver:
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
         path = self._path(output.place, work)
-        if not (output.place.shared and self.folder.is_whole(path)):  # with another variation
+        if not (output.place.shared and self.folder.is_whole(path)):  # else: written with another variation
             write_atomic(self.request.out, path, write)
 
     def _path(self, place: Place, work: Work) -> Path:
@@ -203,7 +204,7 @@ class Saver:
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
 
     def _suffix(self, work: Work) -> int | None:
-        """The variation as file names show it: only where there is more than one."""
+        """The variation in file names; None if there is only one."""
         return work.variation if self.request.num_variations > 1 else None
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
@@ -211,7 +212,7 @@ class Saver:
         if not new:
             return
         self.process.add_checksums(list_files(self.request.out, new))
-        # Files of conditions are met again with the next variation; all others never.
+        # Only files that variations share occur again.
         self._hashed |= {path for path in new if any(path.is_relative_to(f) for f in self._shared_folders)}
 
     @property
@@ -219,7 +220,7 @@ class Saver:
         return [self.request.out / o.place.folder for o in self.outputs if o.place.shared]
 
     def _chunks(self, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
-        """What the text chunks of a PNG say: enough to make it again."""
+        """The text chunks of a PNG: everything that is needed to make the picture again."""
         request = self.request
         registry = request.model.registry
         prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]

@@ -22,7 +22,7 @@ class Scheme:
     causal: bool  # True: one token after the other, each seeing the ones before it
     # unknown (B, L) bool with `left` True in each row, n, noise (B, L) -> positions (B, K) int64
     ask: Callable[[Tensor, int, int, Tensor], Tensor]
-    # confidence and certainty (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
+    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
     keep: Callable[[Tensor, Tensor, int], Tensor]
     even: bool = False  # True: steps take equal parts, whatever token schedule is named
 
@@ -43,17 +43,17 @@ def _ask_first(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
     return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :1]
 
 
-def _keep_most_confident(confidence: Tensor, certainty: Tensor, n: int) -> Tensor:
-    """The n most confident answers, ascending; of equal ones the most certain, then the lower index.
+def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
+    """The n most confident answers, ascending; ties go to the higher raw probability, then the lower index.
 
     Low temperatures and small nuclei give many answers a confidence of exactly 1.
     """
-    order = certainty.argsort(dim=1, descending=True, stable=True)
+    order = raw_prob.argsort(dim=1, descending=True, stable=True)
     by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
     return order.gather(1, by_confidence)[:, :n].sort(dim=1).values
 
 
-def _keep_all(confidence: Tensor, certainty: Tensor, n: int) -> Tensor:
+def _keep_all(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
     """Every answer."""
     # 0, 1, 2 ... for each row, made without importing torch.
     return confidence.argsort(dim=1).sort(dim=1).values

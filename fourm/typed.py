@@ -1,4 +1,4 @@
-"""Values of JSON as the dataclasses that they were written from; anybody may have changed a file by hand."""
+"""Parsed JSON to dataclasses, with every type checked: a user may have edited the file."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 
 def fit(kind: Any, value: Any, name: str) -> Any:
-    """A value as a kind: a dataclass, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, a plain type or Any.
+    """Convert a value to a type: dataclass, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, plain type, Any.
 
-    ValueError says what does not fit; `name` is what the value is called there.
+    ValueError if it does not fit; the message calls the value `name`.
     """
     outer, inner = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -33,7 +33,7 @@ def fit(kind: Any, value: Any, name: str) -> Any:
 
 
 def _fields(kind: Any, value: dict[str, Any], name: str) -> Any:
-    """All fields of a dataclass, none left out, none added."""
+    """A dataclass from a dict with exactly its fields."""
     hints = get_type_hints(kind)
     if missing := sorted(hints.keys() - value.keys()):
         raise ValueError(f"{name} has no {missing[0]}")

@@ -28,7 +28,7 @@ from fourm.processes import (
     scan_failures,
 )
 from fourm.results import Run
-from fourm.runfile import BASE, NEXT, OURS, RUN, SR, SR_RUN, read_run
+from fourm.runfile import BASE, NEXT, RESERVED_NAMES, RUN, SR, SR_RUN, read_run
 
 MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
 UNREADABLE = "unreadable"
@@ -164,7 +164,7 @@ class _Search:
                 self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif name in NEXT.values():
                 self._find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
-            elif self.has_base and name not in OURS:
+            elif self.has_base and name not in RESERVED_NAMES:
                 self._find(FOREIGN, name, "no run of this program wrote it")
         self.there.sort()
 

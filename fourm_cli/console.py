@@ -1,4 +1,4 @@
-"""What people and programs see of a run: live bars, plain lines, JSON lines, tables."""
+"""Shows runs to users and programs: live bars, plain lines, JSON lines, tables."""
 
 import json
 import logging
@@ -33,10 +33,10 @@ from fourm.events import (
 from fourm.opening import open_file, open_text
 from fourm_cli.streams import print_path
 
-CALM = 10.0  # seconds between plain lines
-REFRESH = 8.0  # pictures of the live display per second
-WIDE = 1000  # columns of a table that goes to a file or pipe
-FAILURES_SHOWN = 20  # failed samples that get a line of their own; all stand in failures.jsonl
+PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
+REFRESH = 8.0  # updates of the live display per second
+WIDE = 1000  # characters per line of a table in a file or pipe
+FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
 _LOG_START = b'{"event": '  # of each line
 
 
@@ -45,7 +45,7 @@ class Tally:
     """Running totals of one stream of events."""
 
     clock: Callable[[], float] = time.monotonic
-    begun: float = 0.0  # clock when decoding could start
+    begun: float = 0.0  # clock at the start of decoding
     start: Started | None = None
     step: Stepped | Detokenized | None = None
     loading: str = "starting"
@@ -57,8 +57,8 @@ class Tally:
     steps: int = 0  # events of decoding; an autoregressive target has one for each token
     decoded: float = 0.0  # results, and of those that are being decoded the share that is done
     decoding: float = 0.0  # seconds inside decoding steps
-    evaluations: int = 0  # steps of a diffusion, times the samples that took them together
-    detokenizing: float = 0.0  # seconds inside them
+    evaluations: int = 0  # diffusion steps times the samples of each
+    detokenizing: float = 0.0  # seconds inside diffusion steps
 
     def take(self, event: Event) -> None:
         """Add one event."""
@@ -92,12 +92,12 @@ class Tally:
 
     @property
     def todo(self) -> int:
-        """Results (samples times variations) that are this run's work."""
+        """Results (samples times variations) that this run has to make."""
         return self.start.total - self.start.skipped if self.start else 0
 
     @property
     def counted(self) -> str:
-        """What the totals count: samples, if each has one result, else results."""
+        """The unit of the totals: "samples" if each has one result, else "results"."""
         return "samples" if self.start is None or self.start.variations == 1 else "results"
 
     @property
@@ -112,7 +112,7 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the share of results that is done, each kind of step at its pace; None before the first."""
+        """An estimate from the work that is done, decoding and diffusion apart; None before the first step."""
         if self.has_no_steps and (done := self.saved + self.failed):
             return (self.clock() - self.begun) * (self.todo - done) / done
         if not self.start or not self.steps:
@@ -127,7 +127,7 @@ class Tally:
 
 
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
-    """Consume a run's events: on stderr (live on a terminal, else plain lines) and in the log."""
+    """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     is_live = sys.stderr.isatty() and not console.is_dumb_terminal
     tally = Tally()
@@ -139,7 +139,7 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     stage = live_display(console, tally) if is_live and not quiet else nullcontext()
     last: Event | None = None
     with stage:
-        for event in lines(logged(events, log), tally, say, calm=None if is_live else CALM):
+        for event in lines(logged(events, log), tally, say, interval=None if is_live else PLAIN_LINE_SECONDS):
             last = event
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
@@ -148,10 +148,10 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
 
 
 def lines(
-    events: Iterable[Event], tally: Tally, say: Callable[[str], None], calm: float | None
+    events: Iterable[Event], tally: Tally, say: Callable[[str], None], interval: float | None
 ) -> Iterator[Event]:
-    """Pass events on, saying failures at once and, unless `calm` is None, progress every `calm` seconds."""
-    spoken = -float("inf")
+    """Pass events on; print failures at once and, unless None, progress every `interval` seconds."""
+    printed = -float("inf")  # clock at the last line of progress
     for event in events:
         tally.take(event)
         if isinstance(event, Failed) and tally.failed <= FAILURES_SHOWN:
@@ -165,18 +165,18 @@ def lines(
         elif isinstance(event, Halved):
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
-        elif calm is not None and isinstance(event, Started):
+        elif interval is not None and isinstance(event, Started):
             say(headline(event))
-        elif calm is not None and isinstance(event, Loading):
+        elif interval is not None and isinstance(event, Loading):
             say(tally.loading)
         elif (
-            calm is not None
+            interval is not None
             and (
                 isinstance(event, Stepped | Detokenized) or (isinstance(event, Saved) and tally.has_no_steps)
             )
-            and tally.clock() - spoken >= calm
+            and tally.clock() - printed >= interval
         ):
-            spoken = tally.clock()
+            printed = tally.clock()
             say(progress_line(tally, event))
         yield event
 
@@ -195,7 +195,7 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
 
 @contextmanager
 def open_log(path: Path | None) -> Iterator[TextIO | None]:
-    """The file for events, begun anew; None where none is asked for. A file that is no log stays as it is."""
+    """Open an empty log, or None without a path. An existing file is replaced only if it is a log."""
     if path is None:
         yield None
         return
@@ -212,7 +212,7 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
     try:
         yield file
     finally:
-        with suppress(OSError):  # what could not be written was said when it was
+        with suppress(OSError):  # the failed write was already reported
             file.close()
 
 
@@ -226,7 +226,7 @@ def live_display(console: Console, tally: Tally) -> Iterator[None]:
 
 
 def picture(tally: Tally) -> RenderableType:
-    """The live display: samples, decoding steps of the running chain, and what the current step does."""
+    """The live display: bars for the samples and the steps of the current batch, and a line of details."""
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     grid.add_column(no_wrap=True, min_width=12)
     grid.add_column(ratio=1)
@@ -253,7 +253,7 @@ def picture(tally: Tally) -> RenderableType:
 
 
 def headline(start: Started) -> str:
-    """What the run is about to do."""
+    """The line at the start of a run."""
     skipped = f", {start.skipped} already done" if start.skipped else ""
     steps = f"{start.steps} decoding step{'' if start.steps == 1 else 's'}, " if start.steps else ""
     what = "super-resolution of " if start.stage == "sr" else ""
@@ -270,7 +270,7 @@ def _counted(start: Started) -> str:
 
 
 def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
-    """One plain line about where the run is."""
+    """A line of progress after an event."""
     what, left = "", tally.seconds_left
     if isinstance(event, Stepped):
         what = (
@@ -284,7 +284,7 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
 
 
 def summary(end: Finished, tally: Tally) -> str:
-    """One plain line about what became of the run."""
+    """The line at the end of a run."""
     parts = [f"{end.saved} saved"]
     parts += [f"{end.skipped} were done before"] if end.skipped else []
     parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
@@ -313,24 +313,24 @@ def variation(event: Failed | Malformed) -> str:
 
 
 def explain(error: FourMError) -> None:
-    """Say an error on stderr; several mistakes get a line each."""
+    """Print an error to stderr, with one line for each problem."""
     problems = error.problems if isinstance(error, ScheduleError) else (str(error),)
     for problem in problems:
         print(f"fourm: {one_line(problem)}", file=sys.stderr)
 
 
 def quiet_library(is_quiet: bool) -> None:
-    """Let what the library notes by itself (no file locks) appear on stderr, or not."""
+    """Turn the library's own warnings on stderr (no file locks) off, or on."""
     logging.getLogger("fourm").setLevel(logging.CRITICAL if is_quiet else logging.WARNING)
 
 
 def note(text: str) -> None:
-    """Say something worth knowing on stderr."""
+    """Print a note to stderr."""
     print(printable(text), file=sys.stderr)
 
 
 def result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
-    """The only thing that runs put on stdout: their folder, or a record with --json."""
+    """Print the result of a run to stdout: its folder, or a record with --json."""
     if not as_json:
         print_path(out)
         return
@@ -353,15 +353,15 @@ def size_text(num_bytes: int) -> str:
 
 
 def print_json(value: object) -> None:
-    """Data for a program, on stdout."""
+    """Print data for a program to stdout."""
     print(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on stdout; columns in `numbers` are set flush right. In a file or pipe lines are never cut."""
+    """Print a table to stdout, columns in `numbers` right-aligned. Lines in a file or pipe never wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        # On a narrow terminal the first column, which names the row, is broken last; nothing is cut.
+        # On a narrow terminal all columns but the first, which names the row, are wrapped.
         table.add_column(
             column,
             justify="right" if column in numbers else "left",
@@ -378,7 +378,7 @@ def _bar(done: int, total: int) -> ProgressBar:
 
 
 def _now(tally: Tally) -> str:
-    """What goes on at this moment, in a line."""
+    """A line about the current activity."""
     failed = [f"{tally.failed} failed"] if tally.failed else []
     if tally.has_no_steps and not tally.loading:
         passed = tally.clock() - tally.begun

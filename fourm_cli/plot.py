@@ -11,7 +11,7 @@ from fourm.errors import SampleError, UsageError
 from fourm.hub import find_model
 from fourm.paths import local_name
 from fourm.results import open_results
-from fourm_cli.console import note, print_json
+from fourm_cli.console import PLAIN_LINE_SECONDS, note, print_json
 from fourm_cli.options import Folder, parse_folder
 from fourm_cli.run_options import AsJson, Quiet
 from fourm_cli.streams import print_path
@@ -27,7 +27,6 @@ fourm plot out --count 20 --no-contact
 
 fourm plot out --html --no-sheets
 """
-_CALM = 10.0  # seconds between two lines of progress
 _SHOWN = 20  # problems that are said; all are in the data of --json
 
 Count = Annotated[
@@ -144,7 +143,7 @@ class _Tally:
         self.done += 1
         if problems:
             self.problems[key] = problems
-        if not self.quiet and time.monotonic() - self.spoken >= _CALM:
+        if not self.quiet and time.monotonic() - self.spoken >= PLAIN_LINE_SECONDS:
             self.spoken = time.monotonic()
             note(f"{self.done:,} of {self.total:,} samples drawn")
 

@@ -1,4 +1,4 @@
-"""Options that are given twice: of two values the first would be lost without a word, so both are refused."""
+"""Refuses options that are given twice, because the first value would be ignored silently."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswi
 def refuse_repeated(command: Any, words: Sequence[str]) -> None:
     """UsageError for an option in the words of a command line that is given twice but has one value.
 
-    command: what `typer.main.get_command` makes of the app. A flag may be given twice, but not with its
+    command: the result of `typer.main.get_command`. A flag may be given twice, but not together with its
     opposite.
     """
     given = dict[str, list[tuple[str, str]]]()
@@ -32,12 +32,12 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
 
 
 def _are_opposites(flags: Sequence[str]) -> bool:
-    """Whether one of two names of a flag denies the other: `--decode`, `--no-decode`; but `-q`, `--quiet`."""
+    """True for `--decode` and `--no-decode`, False for two names of one flag such as `-q` and `--quiet`."""
     return any("no-" in flag for flag in flags) and not all("no-" in flag for flag in flags)
 
 
 def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, str]]:
-    """Each option of a command line in order, with the name that was used and its value; "" for flags."""
+    """Each option of a command line in order, with the name that was used and its value ("" for flags)."""
     rest, options = list(words), _by_name(command)
     while rest and (word := rest.pop(0)) != "--":
         if word in getattr(command, "commands", {}):

@@ -1,4 +1,4 @@
-"""Standard streams that take anything and end no run; paths on stdout as the bytes that they have on disk."""
+"""Standard streams that accept any text and whose errors do not end a run; paths are printed as bytes."""
 
 import io
 import os
@@ -10,15 +10,15 @@ from typing import Any, TextIO, cast
 
 
 def prepare_streams() -> None:
-    """Streams that take anything: empty ones for a process without (`<&-`), and no character that stops them.
+    """Make the standard streams robust.
 
-    What an encoding lacks is escaped; paths are the bytes that they have on disk (`print_path`). Progress
-    that cannot be written does not end a run, nor does a reader that went away (`| head`).
+    A closed stream (`<&-`) is replaced by /dev/null. Characters that the encoding does not have are escaped.
+    A run does not end when progress cannot be written, nor when the reader of a pipe ends (`| head`).
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or stream.closed:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -29,25 +29,25 @@ def prepare_streams() -> None:
 
 
 def print_path(path: Path) -> None:
-    """A path on stdout, in a line of its own, as the bytes that it has on disk in any encoding."""
+    """Print a path as one line on stdout: the bytes of the file name, whatever the stream's encoding."""
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())
 
 
 class Forgiving:
-    """A standard stream on which an error of one kind is ignored, and what was to be written lost."""
+    """A standard stream that ignores errors of one kind; the text that could not be written is lost."""
 
     def __init__(self, stream: TextIO, kind: type[OSError]) -> None:
         self._stream, self._kind = stream, kind
 
     def write(self, text: str) -> int:
-        """The text, or nothing."""
+        """Write the text, or nothing if that fails."""
         with self._ignored():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """What was written so far, or nothing."""
+        """Flush the stream, or do nothing if that fails."""
         with self._ignored():
             self._stream.flush()
 
@@ -56,7 +56,7 @@ class Forgiving:
         try:
             yield
         except self._kind:
-            # What is left in the buffer goes nowhere, or Python itself would fail at its end.
+            # Python flushes the buffer at exit; without this, it would fail again there.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())

@@ -16,7 +16,7 @@ from rich.text import Text
 from fourm.download import Job
 from fourm.errors import printable
 from fourm.transfer import Advanced, Done, Event, Waiting
-from fourm_cli.console import CALM, REFRESH, duration, size_text
+from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, duration, size_text
 
 WINDOW = 8.0  # seconds over which the speed is taken
 NAME_WIDTH = 34  # columns for the name of a file
@@ -81,7 +81,7 @@ class Transfers:
 
 @contextmanager
 def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """A function that shows the events of a job: with bars on a terminal, else in calm plain lines."""
+    """A function that shows the events of a job: bars on a terminal, else a plain line every few seconds."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if quiet:
         yield state.take
@@ -106,7 +106,7 @@ def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Event], None]]:
                 console.print(Text(done_line(event)))
             elif isinstance(event, Waiting):
                 console.print(Text(waiting_line(event)))
-            elif isinstance(event, Advanced) and state.clock() - spoken >= CALM:
+            elif isinstance(event, Advanced) and state.clock() - spoken >= PLAIN_LINE_SECONDS:
                 console.print(Text(progress_line(state, event)))
             else:
                 return

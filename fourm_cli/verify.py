@@ -9,7 +9,7 @@ import typer
 from fourm.errors import VerificationError, printable
 from fourm.verify import Finding, Verdict
 from fourm.verify import verify as check_folder
-from fourm_cli.console import CALM, note, print_json, print_table
+from fourm_cli.console import PLAIN_LINE_SECONDS, note, print_json, print_table
 from fourm_cli.options import AsJson, Folder, parse_folder
 
 EXAMPLES = """
@@ -55,12 +55,12 @@ def _row(finding: Finding) -> tuple[str, str, str]:
 
 
 def _teller() -> Callable[[int, int], None]:
-    """Says on stderr how far a slow check is, at a calm rate."""
+    """Says on stderr the progress of a slow check, every few seconds."""
     spoken = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal spoken
-        if time.monotonic() - spoken >= CALM:
+        if time.monotonic() - spoken >= PLAIN_LINE_SECONDS:
             spoken = time.monotonic()
             note(f"{done:,} of {total:,} files")
 

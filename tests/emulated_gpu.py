@@ -1,8 +1,8 @@
-"""A GPU that is none: tensors with real values that say they are on `cuda:0` (or `mps`), for tests on a CPU.
+"""An emulated GPU for tests on a CPU: tensors that claim to be on `cuda:0` (or `mps`).
 
-What a GPU would refuse fails here: tensors of two devices in one call, `.numpy()`, attention between dtypes,
-float64 on `mps`, sums whose order CUDA leaves open. Every wait of the host for the device is counted, with
-the line of the library that waits: reading a value, a boolean mask, and copies in both directions.
+Calls that a GPU refuses fail here too: tensors of two devices, `.numpy()`, attention between dtypes, float64
+on `mps`. So do sums that are not deterministic on CUDA. Every synchronization of the host with the device is
+counted, with the line of the library that causes it: reading a value, a boolean mask, copies.
 """
 
 import sys
@@ -20,15 +20,16 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 READS = {"item", "tolist", "__int__", "__bool__", "__float__", "__index__", "__contains__", "equal",
          "allclose", "nonzero", "masked_select", "unique", "bincount", "is_nonzero"}  # fmt: skip
-# Of torch's list (`use_deterministic_algorithms`); of cumulative sums those of floats only.
+# Not deterministic on CUDA, from the documentation of `use_deterministic_algorithms`.
 OPEN_ORDER = {"scatter_add", "scatter_add_", "scatter_reduce", "index_add", "index_add_", "index_put", "put_",
               "histc", "kthvalue", "bincount"}  # fmt: skip
+# Not deterministic for floats only.
 CUMULATIVE = {"cumsum", "cumsum_", "cumprod", "logcumsumexp"}
 TAKES_BOTH = {"copy_", "expand_as", "view_as", "type_as", "reshape_as"}  # values from a tensor on any device
 
 
 class GpuError(RuntimeError):
-    """What CUDA would not do."""
+    """An operation that CUDA refuses, or that is not deterministic there."""
 
 
 class GpuTensor(Tensor):
@@ -55,7 +56,7 @@ class GpuTensor(Tensor):
 
 
 def real(x: Any) -> Any:
-    """The values behind an emulated tensor; all else as it is."""
+    """The CPU tensor of an emulated tensor; other values unchanged."""
     return x.held if isinstance(x, GpuTensor) else x
 
 
@@ -64,27 +65,27 @@ def _is_in_place(name: str) -> bool:
 
 
 class Gpu(TorchFunctionMode):
-    """The device: sees every call of torch, counts waits, and runs out of memory at will."""
+    """The emulated device: intercepts every call of torch, counts synchronizations, can run out of memory."""
 
-    _active: "list[Gpu]" = []  # noqa: RUF012 - the devices that are switched on, the newest last
+    _active: "list[Gpu]" = []  # noqa: RUF012 - the devices in use, the newest last
 
     def __init__(self, name: str = "cuda:0") -> None:
         super().__init__()
         self.device = torch.device(name)
         self.waits = Counter[str]()
-        self.most_bytes: int | None = None  # of one tensor; a larger one does not fit
-        self.largest = 0  # bytes of one tensor
+        self.most_bytes: int | None = None  # a larger tensor raises an out-of-memory error
+        self.largest = 0  # bytes of the largest tensor so far
 
     @staticmethod
     def active() -> "Gpu":
-        """The device that is switched on."""
+        """The device that is in use."""
         return Gpu._active[-1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """One call of torch, on real values, if a GPU would do it."""
+        """Carry out a call of torch on the CPU tensors, unless a GPU would refuse it."""
         with torch._C.DisableTorchFunction():
             name = getattr(func, "__name__", "")
             tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
@@ -108,7 +109,7 @@ class Gpu(TorchFunctionMode):
             return iter(map(self.wrap, out)) if name == "__iter__" else tree_map(self.wrap, out)
 
     def wrap(self, x: Any) -> Any:
-        """A tensor on this device; all else as it is."""
+        """Put a tensor on this device; other values are returned unchanged."""
         if not isinstance(x, Tensor) or isinstance(x, GpuTensor):
             return x
         if self.device.type == "mps" and x.dtype == torch.float64:
@@ -121,7 +122,7 @@ class Gpu(TorchFunctionMode):
         return GpuTensor(x, self.device)
 
     def _get(self, func: Any, args: Any) -> Any:
-        """A property of a tensor."""
+        """Read a property of a tensor."""
         if isinstance(args[0], GpuTensor):
             properties: Any = Tensor
             own = {properties.device.__get__: self.device, properties.is_cpu.__get__: False,
@@ -131,7 +132,7 @@ class Gpu(TorchFunctionMode):
         return func(*args)
 
     def _move(self, name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
-        """`to`, `cpu` and `cuda`: a copy between devices waits for both."""
+        """`to`, `cpu` and `cuda`; a copy between devices synchronizes."""
         was_here = isinstance(x, GpuTensor)
         if name == "to":
             if args and isinstance(args[0], Tensor):
@@ -150,7 +151,7 @@ class Gpu(TorchFunctionMode):
         return x if was_here and out is real(x) else self.wrap(out)
 
     def _make(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        """A new tensor: on this device, or on another that is named."""
+        """Create a tensor on the device in `kwargs`."""
         if torch.device(kwargs["device"]).type != self.device.type:
             return func(*tree_map(real, args), **kwargs)
         if name in ("tensor", "as_tensor", "asarray"):
@@ -158,7 +159,7 @@ class Gpu(TorchFunctionMode):
         return self.wrap(func(*tree_map(real, args), **{**kwargs, "device": "cpu"}))
 
     def _check(self, name: str, mine: list[GpuTensor], others: list[Tensor]) -> None:
-        """Refuse what a GPU refuses."""
+        """Raise an error for calls that a GPU refuses."""
         shapes = [tuple(x.shape) for x in others if x.ndim]
         if shapes and name not in TAKES_BOTH:
             raise GpuError(f"{name}: tensors on {self.device} and on cpu, of shapes {shapes}")
@@ -173,7 +174,7 @@ class Gpu(TorchFunctionMode):
             raise GpuError(f"{name}: the order of its sums is open on CUDA")
 
     def _index(self, index: Any) -> None:
-        """Indices that must be looked at on the host."""
+        """Count boolean masks, which synchronize because their result has an unknown shape."""
         for each in tree_flatten(index)[0]:
             if isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8):
                 self._wait("boolean mask")
@@ -188,7 +189,7 @@ class Gpu(TorchFunctionMode):
 
 @contextmanager
 def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[Gpu]:
-    """A GPU in this process, in its threads too, as long as the block lasts."""
+    """Emulate a GPU in this process, including its threads, within this context."""
     gpu, submit = Gpu(name), ThreadPoolExecutor.submit
 
     def submit_with_gpu(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Any:

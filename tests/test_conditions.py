@@ -148,7 +148,7 @@ def test_groups_are_the_same_as_read_one_by_one(tiny: Path, tmp_path: Path) -> N
 def test_malformed_texts_are_told_and_counted() -> None:
     said, tally = list[str](), Tally()
     events = [Malformed("00000/000000", 1, "det", ("'v0=1 cat' is no box",)), Saved("00000/000000", 1)]
-    assert list(lines(iter(events), tally, said.append, calm=None)) == events
+    assert list(lines(iter(events), tally, said.append, interval=None)) == events
     assert said == ["malformed: 00000/000000 variation 1: det: 'v0=1 cat' is no box"]
     assert tally.malformed == 1
     assert events[0].to_json()["problems"] == ["'v0=1 cat' is no box"]

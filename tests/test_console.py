@@ -37,15 +37,15 @@ class Clock:
         return self.now
 
 
-def said(calm: float | None, tick: float, failures: int = 1) -> list[str]:
+def said(interval: float | None, tick: float, failures: int = 1) -> list[str]:
     out: list[str] = []
     tally = console.Tally(clock=Clock(tick))
-    assert list(console.lines(events(failures), tally, out.append, calm)) == list(events(failures))
+    assert list(console.lines(events(failures), tally, out.append, interval)) == list(events(failures))
     return out
 
 
 def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
-    few, many = said(calm=1000, tick=0.1), said(calm=0, tick=0.1)
+    few, many = said(interval=1000, tick=0.1), said(interval=0, tick=0.1)
     assert few[0] == "loading the demo model"
     assert few[1] == "24 samples, 4 already done; model demo on cpu, 4 decoding steps, batches of 8"
     assert few[2].startswith("0/20 samples; tok_clip@64 step 1/4, 32/64 tokens, 2560 tokens/s, ")
@@ -77,19 +77,19 @@ def test_a_run_without_decoding_steps_counts_its_samples() -> None:
         yield Failed("f/9", 0, "f/9.png: not a picture")
         yield Finished(saved=9, skipped=2, failed=1, seconds=3.0)
 
-    for calm, lines in ((1000, 1), (0, 9), (None, 0)):
+    for interval, lines in ((1000, 1), (0, 9), (None, 0)):
         out: list[str] = []
         tally = console.Tally(clock=Clock(0.5))
-        list(console.lines(samples(), tally, out.append, calm))
+        list(console.lines(samples(), tally, out.append, interval))
         assert sum("/10 samples" in line for line in out) == lines
-        if calm is not None:
+        if interval is not None:
             assert out[0] == "12 samples, 2 already done; model demo on cpu, batches of 1"
             assert out[2].startswith("1/10 samples, ")
             assert out[2].endswith(" left")
 
 
 def test_only_the_first_failures_are_listed() -> None:
-    out = [line for line in said(calm=None, tick=1, failures=50) if line.startswith("failed")]
+    out = [line for line in said(interval=None, tick=1, failures=50) if line.startswith("failed")]
     assert len(out) == console.FAILURES_SHOWN
     assert out[-1].endswith("more failures are only counted here")
 
@@ -168,7 +168,7 @@ def test_a_diffusion_is_shown_and_counted_at_its_own_pace() -> None:
         Detokenized(("a",), "tok_rgb@64", 1, 50, 0.5),
         Detokenized(("a",), "tok_rgb@64", 2, 50, 0.5),
     ]
-    for event in console.lines(stream, tally, out.append, calm=0):
+    for event in console.lines(stream, tally, out.append, interval=0):
         now.now += event.seconds if isinstance(event, Detokenized) else 0.0
     # 1 s of decoding and 2 of 100 evaluations of 0.5 s are done: 2 of 51 s.
     assert tally.seconds_left == pytest.approx((now.now + 1.0) * 49 / 2)

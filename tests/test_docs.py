@@ -20,7 +20,7 @@ from demo import album
 from fourm.layout import Place
 from fourm.modalities import RELEASED
 from fourm.processes import Failure, Launch
-from fourm.record import FREE
+from fourm.record import NOT_COMPARED
 from fourm.runfile import RunRecord
 from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 
@@ -154,7 +154,7 @@ def test_every_field_of_a_record_is_described_and_those_that_may_differ_are_mark
     names = [f.name for kind in (RunRecord, Place) for f in fields(kind)]
     assert sorted(told) == sorted([*names, "format", "identity", "sha256"])
     marked = {name for row in rows if row.endswith(r"\*") for name in re.findall(r"`(\w+)`", row)}
-    assert marked == {*FREE, "identity", "sha256"}
+    assert marked == {*NOT_COMPARED, "identity", "sha256"}
     rest = page.partition("### processes")[2]
     assert [f.name for kind in (Launch, Failure) for f in fields(kind) if f"`{f.name}`" not in rest] == []
 

@@ -13,7 +13,7 @@ import fourm
 from fourm.errors import UsageError
 from fourm.modalities import RELEASED, Kind
 from fourm.rows import load_registry
-from fourm.runfile import OURS
+from fourm.runfile import RESERVED_NAMES
 from fourm.schedule import field_problem
 
 DEMO = Path(fourm.__file__).parent / "demo"
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
 
 
 UNFIT = ["", "a/b", "/etc", "..", ".", "../x", ".partial", "a\\b", "a\0b", "a\nb", "a\x1b[31m", "-x",
-         "x" * 300, "run.x.json", "malformed", "preview", "PLOTS", *OURS]  # fmt: skip
+         "x" * 300, "run.x.json", "malformed", "preview", "PLOTS", *RESERVED_NAMES]  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", UNFIT)

@@ -94,7 +94,7 @@ def test_a_dtype_is_float32_unless_another_is_named() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_tf32_is_refused_where_nothing_computes_so(device: str) -> None:
-    with pytest.raises(UsageError, match=f"only NVIDIA GPUs compute so, not '{device}'"):
+    with pytest.raises(UsageError, match=f"only NVIDIA GPUs support it, not '{device}'"):
         choose_dtype("tf32", torch.device(device))
 
 

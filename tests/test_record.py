@@ -31,7 +31,7 @@ from fourm.processes import (
     read_launches,
 )  # fmt: skip
 from fourm.record import (
-    FREE,
+    NOT_COMPARED,
     Joining,
     check_output,
     close_output,
@@ -153,7 +153,7 @@ def test_resuming_with_other_settings_says_what_differs(
 
 def test_every_field_that_is_not_free_is_compared_on_resume() -> None:
     compared = {name for changes, _ in COMPARED for name in changes}
-    assert compared == RunRecord.__dataclass_fields__.keys() - set(FREE)
+    assert compared == RunRecord.__dataclass_fields__.keys() - set(NOT_COMPARED)
 
 
 def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path: Path) -> None:

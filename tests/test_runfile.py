@@ -10,7 +10,7 @@ import pytest
 from fourm.errors import UsageError
 from fourm.layout import Place
 from fourm.record import Joining, close_output, read_record
-from fourm.runfile import RUN, RunRecord, write_run
+from fourm.runfile import RUN, RunRecord, format_run
 from tests.folders import snapshot
 from tests.test_record import ALONE, SETTINGS, begin
 
@@ -72,7 +72,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
     ],
 )  # fmt: skip
 def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, **changes), "0123abcd"))
+    (tmp_path / RUN).write_text(format_run(replace(SETTINGS, **changes), "0123abcd"))
     with pytest.raises(UsageError, match=said):
         read_record(tmp_path)
 
@@ -90,7 +90,7 @@ def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str
 )
 def test_a_place_where_no_run_puts_files_is_a_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     place = replace(Place("rgb", ".png"), **changes)
-    (tmp_path / RUN).write_text(write_run(replace(SETTINGS, places=(place,)), "0123abcd"))
+    (tmp_path / RUN).write_text(format_run(replace(SETTINGS, places=(place,)), "0123abcd"))
     with pytest.raises(UsageError, match="is not a record of this program"):
         read_record(tmp_path)
 

@@ -80,18 +80,18 @@ def test_draws_follow_the_exact_probabilities(temperature: float, top_k: int, to
 
 def test_temperature_zero_takes_the_best_token_and_ranks_by_its_true_probability() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.1, 0.0]])
-    ids, confidence, certainty = draw(logits, torch.tensor([0.9, 0.9]), 0.0)
+    ids, confidence, raw_prob = draw(logits, torch.tensor([0.9, 0.9]), 0.0)
     assert ids.tolist() == [1, 1]
     assert confidence.tolist() == [1, 1]
-    torch.testing.assert_close(certainty, logits.softmax(-1)[:, 1])
-    assert SCHEMES["maskgit"].keep(confidence[None], certainty[None], 1).tolist() == [[0]]
+    torch.testing.assert_close(raw_prob, logits.softmax(-1)[:, 1])
+    assert SCHEMES["maskgit"].keep(confidence[None], raw_prob[None], 1).tolist() == [[0]]
 
 
 def test_a_small_nucleus_still_leaves_an_order_of_certainty() -> None:
     logits = torch.tensor([[3.0, 0.0], [9.0, 0.0], [5.0, 0.0]])
     drawn = draw(logits, torch.tensor([0.5, 0.5, 0.5]), 1.0, top_p=0.5)
     assert drawn.confidence.tolist() == [1, 1, 1]
-    assert SCHEMES["maskgit"].keep(drawn.confidence[None], drawn.certainty[None], 2).tolist() == [[1, 2]]
+    assert SCHEMES["maskgit"].keep(drawn.confidence[None], drawn.raw_prob[None], 2).tolist() == [[1, 2]]
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(1, 40), st.integers(0, 2**31))
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_still_give_an_id() -> None:
     logits[1, 3], logits[2, 6], logits[3] = 0.0, float("inf"), float("-inf")
     drawn = draw(logits, torch.tensor([0.0, 0.3, 0.9, 1 - 2.0**-24]), 1.0)
     assert bool(((drawn.ids >= 0) & (drawn.ids < 7)).all())
-    assert not bool(drawn.certainty.isfinite().any())
+    assert not bool(drawn.raw_prob.isfinite().any())
 
 
 def test_filters_keep_at_least_one_token() -> None:

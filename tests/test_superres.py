@@ -233,5 +233,5 @@ def step_by_hand(model: FourM, batch: Batch, step: Step, weights: dict[str, floa
     positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
     logits = weighted(model, batch, step.target, positions, weights)
     drawn = draw(logits, noise.uniforms(step.index, DRAW, positions), step.temperature)
-    picks = scheme.keep(drawn.confidence, drawn.certainty, step.num_tokens)
+    picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
     return batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))

@@ -145,7 +145,7 @@ def test_torch_is_never_imported(run: Run, made: Path) -> None:
 
 
 def test_a_slow_check_says_how_far_it_is(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "CALM", 0.0)
+    monkeypatch.setattr(command, "PLAIN_LINE_SECONDS", 0.0)
     _, out, err = run("verify", "out")
     assert out.startswith("ok")
     assert err.splitlines() == [f"{done} of 10 files" for done in range(10)]

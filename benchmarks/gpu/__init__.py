@@ -1,5 +1,5 @@
-"""All measurements of a GPU in one command of a few minutes; `benchmarks/gpu.sh` starts it."""
+"""All GPU benchmarks in one command of a few minutes, started by `benchmarks/gpu.sh`."""
 
 import time
 
-STARTED = time.monotonic()  # before torch is imported, which can take long and counts
+STARTED = time.monotonic()  # before torch is imported: that time counts too

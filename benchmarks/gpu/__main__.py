@@ -1,4 +1,4 @@
-"""Measures everything about a GPU that matters, the most important first, and says what did not fit."""
+"""Runs all GPU benchmarks, the most important first; the report lists those that did not fit in the time."""
 
 import argparse
 import shutil
@@ -11,14 +11,14 @@ from benchmarks.gpu import STARTED
 from benchmarks.gpu.driver import MINUTES, PARTS, Run, preload
 from benchmarks.gpu.report import Report
 
-_MARGIN = 5.0  # seconds of the end that no part gets
+_MARGIN = 5.0  # seconds reserved at the end
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to check that everything runs")
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--parts", default=",".join(PARTS), help="by default all: " + ", ".join(PARTS))

@@ -1,4 +1,4 @@
-"""Loading from files, the tests for GPUs, and `fourm generate` from Enter to the end."""
+"""Benchmarks of loading files and of whole `fourm generate` commands; runs the tests marked `gpu`."""
 
 import os
 import re
@@ -15,18 +15,18 @@ from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
 from benchmarks.gpu.tokenizers import config as rgb_config
 from benchmarks.gpu.tokens import PROMPTS
+from benchmarks.gpu.worker import ROOT
 from benchmarks.released import Stage, follow, merged
 from fourm.catalogue import CATALOGUE
 from fourm.checkpoint import load_model, load_tokenizer
 from fourm.hub import find_model
 from fourm.tokenizers.vq import Part
 
-ROOT = Path(__file__).resolve().parents[2]
 _RESULT = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
 
 
 def marked(bench: Bench) -> Cases:
-    """The tests that need a GPU; without one they are skipped."""
+    """The tests that need a GPU; they are skipped without one."""
     return {"pytest -m gpu": partial(_run_tests, bench)}
 
 
@@ -36,7 +36,7 @@ def _run_tests(bench: Bench) -> Values:
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     command += [str(path.relative_to(ROOT)) for path in files]
     log, note = bench.out / "pytest.log", ""
-    environment = {"OMP_NUM_THREADS": "4", **os.environ}  # the CPU's side is tiny
+    environment = {"OMP_NUM_THREADS": "4", **os.environ}  # the tests need little of the CPU
     with log.open("w", encoding="utf-8") as output:
         try:
             subprocess.run(
@@ -54,7 +54,7 @@ def _run_tests(bench: Bench) -> Values:
 
 
 def count_results(text: str, note: str = "") -> Values:
-    """Counts of results in a verbose log of pytest, and what failed; its last words if it has none."""
+    """Counts of results in a verbose log of pytest, and what failed; without results, its last line."""
     found = _RESULT.findall(text)
     counts = {word.lower(): sum(one == word for _, one in found) for word in ("PASSED", "FAILED", "SKIPPED")}
     bad = [name.partition("::")[2] for name, word in found if word in ("FAILED", "ERROR")]
@@ -66,7 +66,7 @@ def count_results(text: str, note: str = "") -> Values:
 
 
 def bundle(bench: Bench) -> Path:
-    """4M-7 B with its RGB and CLIP tokenizers as files of float32, as released; written once."""
+    """A folder with 4M-7 B and its RGB and CLIP tokenizers in float32, as released; written once."""
     folder = bench.work / "4m-7-b"
     if not (folder / ".written").exists():
         size: dict[str, object] = {"dim": 64, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
@@ -79,7 +79,7 @@ def bundle(bench: Bench) -> Path:
 
 
 def load(bench: Bench) -> Cases:
-    """Files in the page cache to networks on the device."""
+    """Loading networks to the device from files in the page cache."""
     return {
         "write 4m-7-b, tok-rgb, tok-clip": partial(_write, bench),
         "4m-7-b, float32 file as bfloat16": partial(_load, bench, torch.bfloat16),
@@ -115,14 +115,14 @@ def _load_decoder(bench: Bench) -> Values:
 
 
 def generate_demo(bench: Bench) -> Cases:
-    """The embedded model, as it is typed."""
+    """The command with the embedded model."""
     options = ["--steps", "4-2"] if bench.quick else []
     count = 2 if bench.quick else 256
     return {f"demo, {count} prompts": partial(_generate, bench, "demo", count, options)}
 
 
 def generate_base(bench: Bench) -> Cases:
-    """4M-B with random weights, its CLIP features and RGB pictures."""
+    """The command with 4M-B and random weights, for CLIP features and RGB pictures."""
     options = ["--dtype", "bfloat16"]
     if bench.quick:
         options += ["--steps", "2-2", "--detokenizer-steps", "2"]
@@ -151,7 +151,7 @@ def _generate(bench: Bench, model: str, count: int, options: list[str]) -> Value
 
 
 def _summary(stages: dict[str, Stage], count: int) -> Values:
-    """Seconds of the whole command by what it did, and what starting and loading leave for each picture."""
+    """Seconds of each stage of a command, and pictures per second without start and loading."""
     seconds = {name: stage.seconds for name, stage in stages.items()}
     total = sum(seconds.values())
     start = seconds.pop("start Python and torch", 0.0)

@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each in a process of its own and within its time."""
+"""Runs the parts one after the other, each in its own process and with a time limit."""
 
 import multiprocessing
 import os
@@ -17,9 +17,9 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Report, Row, Spent
 from benchmarks.gpu.worker import run_part
 
-FORK = multiprocessing.get_context("fork")  # what is imported here need not be imported by every part
+FORK = multiprocessing.get_context("fork")  # modules imported here need not be imported again by every part
 MINUTES = 6.0
-# Name, what makes its cases, seconds at most of these minutes; in the order of importance.
+# Name: the function that makes the cases, and the time limit in seconds; the most important first.
 PARTS: Mapping[str, tuple[str, float]] = {
     "facts": ("benchmarks.gpu.facts:facts", 30.0),
     "tokens": ("benchmarks.gpu.tokens:tokens", 45.0),
@@ -38,7 +38,7 @@ PARTS: Mapping[str, tuple[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all parts share."""
+    """The settings of all parts."""
 
     report: Report
     device: str
@@ -49,7 +49,7 @@ class Run:
     parts: Mapping[str, tuple[str, float]]
 
     def part(self, name: str) -> None:
-        """One part, to its end or to that of its time; a row for every case of it, whatever happens."""
+        """Run one part until it ends or its time is up; every case gets a row in the report."""
         began = time.monotonic()
         limit = min(self.parts[name][1] * self.minutes / MINUTES, self.deadline - began)
         spent = Spent(name, round(max(limit, 0.0), 1))
@@ -61,7 +61,7 @@ class Run:
             found = self.report.names(name)
             missing = [case for case in planned or [name] if case not in found]
             if found == before:
-                break  # else the process died of one case, and another one takes the rest
+                break  # otherwise the process died in a case, and a new one runs the rest
         spent.seconds = round(time.monotonic() - began, 1)
         spent.status = note or "done"
         for case in missing:
@@ -69,7 +69,7 @@ class Run:
         self.report.write()
 
     def _follow(self, name: str, deadline: float) -> tuple[list[str], str]:
-        """Run what has no row yet; the names of all cases, and what cut the part short."""
+        """Run the cases without a row; returns the names of all cases, and why the part stopped early."""
         receive, send = FORK.Pipe(duplex=False)
         report = self.report
         bench = Bench(self.device, self.quick, report.folder, self.work, deadline - 1, report.peaks())
@@ -104,7 +104,7 @@ class Run:
 
 
 def _end(process: BaseProcess, receive: Connection) -> None:
-    """Kill a part and what it started."""
+    """Kill the process of a part and all processes that it started."""
     if process.pid is not None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -120,9 +120,9 @@ def _say(row: Row) -> None:
 
 
 def preload(parts: Mapping[str, tuple[str, float]]) -> None:
-    """Import what the parts need; nothing here may touch CUDA, which does not survive a fork."""
+    """Import the modules of the parts. Nothing here may use CUDA, which does not work after a fork."""
     for where, _ in parts.values():
         try:
             import_module(where.partition(":")[0])
-        except Exception as error:  # that part will say so itself
+        except Exception as error:  # the part will report it
             print(f"{where}: {error}", file=sys.stderr)

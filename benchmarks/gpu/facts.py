@@ -1,4 +1,4 @@
-"""The machine, and what it reaches at best: products, copies, launches of kernels."""
+"""Describes the machine and measures its peak speed: matrix products, copies, kernel launches."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "-
 
 
 def facts(bench: Bench) -> Cases:
-    """The machine first, then its peaks."""
+    """The cases: the machine, then its peak speeds."""
     peaks = {
         f"matmul {name}": partial(_matmul, bench, name)
         for name in ("bfloat16", "tf32", "float32", "float16")
@@ -71,7 +71,7 @@ def _matmul(bench: Bench, name: str) -> Values:
 
 
 def _copy(bench: Bench, source: str) -> Values:
-    """Bytes read and written are counted on one device, bytes moved between two."""
+    """Speed of a copy: bytes read plus written on one device, bytes moved between two devices."""
     count = (1 << 18) if bench.quick else (1 << 28)
     a = torch.rand(count, device=source)
     b = torch.empty_like(a, device=bench.device)
@@ -86,7 +86,7 @@ def _copy(bench: Bench, source: str) -> Values:
 
 
 def _launch(bench: Bench) -> Values:
-    """Mean time from one tiny kernel to the next: what each call of a network costs at least."""
+    """Mean time per launch of a tiny kernel, the minimum for every operation of a network."""
     x = torch.zeros(1, device=bench.device)
     count = 100 if bench.quick else 10_000
     for _ in range(2):

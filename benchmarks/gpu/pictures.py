@@ -15,10 +15,10 @@ from fourm.precision import DTYPES, arithmetic
 from fourm.schedule import Chain, TargetSpec, make_chain
 
 BATCHES = (1, 8, 64)
-STEPS = (49, 25)  # of cfgs/generation/settings_base/T2CR_roar49-25_cfg3_t6-0.5.yaml, as all that follows
-FEWER = (12, 6)  # where all of them would take too long: as many tokens, so the same length on average
+STEPS = (49, 25)  # like the settings below, of cfgs/generation/settings_base/T2CR_roar49-25_cfg3_t6-0.5.yaml
+FEWER = (12, 6)  # if all steps would take too long; the same number of tokens
 _TINY = {"4m-7-b": 64, "4m-7-xl": 96}  # width with --quick
-_TOKENS = 33  # of a caption, its start included
+_TOKENS = 33  # of a caption, with its start token
 
 
 def base(bench: Bench) -> Cases:
@@ -32,7 +32,7 @@ def xl(bench: Bench) -> Cases:
 
 
 def precision(bench: Bench) -> Cases:
-    """The smallest size in the dtypes of four bytes, over fewer steps."""
+    """The smallest size in float32 and TF32, with fewer steps."""
     names = ("tf32", "float32") if bench.on_gpu else ("float32",)
     found: dict[str, Callable[[], Values]] = {}
     for name in names:
@@ -59,7 +59,7 @@ def build(bench: Bench, name: str, dtype: str) -> FourM:
 
 
 def picture_chain(steps: tuple[int, int]) -> Chain:
-    """The published settings with another number of steps."""
+    """The published settings, with the given numbers of steps."""
     specs = [
         TargetSpec("tok_clip@224", 196, "roar", steps[0], "linear", 6.0, "onex:0.5:0.5", 3.0),
         TargetSpec("tok_rgb@224", 196, "roar", steps[1], "linear", 0.5, "constant", 3.0),
@@ -74,28 +74,28 @@ def caption_chain(tokens: int) -> Chain:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """Times chains on one network."""
+    """Measures chains on one network."""
 
     bench: Bench
     dtype: str
     build: Callable[[], FourM]
     few: bool
-    counted: dict[str, int]  # operations of one sample, by the text of a chain
+    counted: dict[str, int]  # operations per sample, by the text of the chain
 
     def pictures(self, size: int) -> Values:
-        """Tokens of pictures, all steps or fewer."""
+        """Measure tokens of pictures, with all steps or fewer."""
         short, full = picture_chain((2, 2)), picture_chain(STEPS)
         if self.bench.quick:
             return self._measure(size, short, picture_chain((3, 2)), full)
         return self._measure(size, short, picture_chain(FEWER) if self.few else full, full)
 
     def captions(self, size: int) -> Values:
-        """Tokens of a text, one after the other."""
+        """Measure autoregressive decoding of a caption."""
         chain = caption_chain(4 if self.bench.quick else _TOKENS)
         return self._measure(size, caption_chain(4), chain, chain)
 
     def _measure(self, size: int, short: Chain, chain: Chain, full: Chain) -> Values:
-        """Warm up with the short chain, choose what fits into the time, then the best of up to three runs."""
+        """Warm up with the short chain, then take the best of three runs; fewer steps if time is short."""
         model, bench, total = self.build(), self.bench, _count(full)
         bench.forget_peak()
         if not bench.quick:
@@ -118,7 +118,7 @@ class _Clock:
         }  # fmt: skip
 
     def _run(self, model: FourM, chain: Chain, size: int) -> tuple[float, int]:
-        """Seconds and steps of one batch, from conditions on the host to tokens on the device."""
+        """Seconds and number of steps of one batch, from conditions on the host to tokens on the device."""
         subject = Subject("", model, RELEASED, chain)
         batch = conditions(subject, size)
         with arithmetic(self.dtype):
@@ -128,5 +128,5 @@ class _Clock:
 
 
 def _count(chain: Chain) -> int:
-    """Steps of a chain of pictures, tokens of a text after its start."""
+    """The number of steps; for a caption, its tokens after the start token."""
     return len(chain.steps) if len(chain.steps) > 1 else chain.steps[0].num_tokens - 1

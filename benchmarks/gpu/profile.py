@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes: kernels of the device, and waits of the host for it."""
+"""Profiles decoding steps: time in kernels of the device, and synchronizations of the host with it."""
 
 import time
 import warnings
@@ -19,11 +19,11 @@ from fourm.model import FourM
 from fourm.precision import arithmetic
 from fourm.schedule import Chain
 
-_NAMED = 6  # kernels of a row
+_NAMED = 6  # kernels named in a row, those with the most time
 
 
 def where(bench: Bench) -> Cases:
-    """Few and many rows of both sizes, in bfloat16."""
+    """The cases: batches of 1 and 64 for both sizes of the model, in bfloat16."""
     networks = {name: cache(partial(build, bench, name, "bfloat16")) for name in ("4m-7-b", "4m-7-xl")}
     pictures, sizes = picture_chain(FEWER), () if bench.quick else (1, 64)
     cases = {
@@ -62,7 +62,7 @@ def _diffusion(bench: Bench, size: int) -> Values:
 
 
 def _profiled(bench: Bench, work: Callable[[], int]) -> Values:
-    """Wall time without the profiler, then kernels with it, and waits in a third run; all per step."""
+    """Wall time without the profiler, kernels with it, and synchronizations in a third run; all per step."""
     work()
     started = time.perf_counter()
     steps = work()
@@ -89,7 +89,7 @@ def _profiled(bench: Bench, work: Callable[[], int]) -> Values:
 
 
 def _waits(work: Callable[[], object]) -> int:
-    """How often the host waits for the device, the one at the end left out."""
+    """The number of synchronizations, without the one at the end."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""What was measured, as JSON and as Markdown; both files are written anew with every row."""
+"""The results as JSON and as Markdown; both files are rewritten after every row."""
 
 import json
 import os
@@ -13,19 +13,19 @@ Value = float | int | str | None
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One result of a part, or why there is none."""
+    """The result of one case, or why there is none."""
 
     part: str
     name: str
     status: str  # ok, failed, left out
     values: Mapping[str, Value] = field(default_factory=dict)
     note: str = ""
-    seconds: float = 0.0  # since the row before
+    seconds: float = 0.0  # since the previous row
 
 
 @dataclass(slots=True)
 class Spent:
-    """A part and its time."""
+    """The time and status of a part."""
 
     part: str
     limit: float
@@ -35,7 +35,7 @@ class Spent:
 
 @dataclass(slots=True)
 class Report:
-    """All rows so far."""
+    """All rows so far, and the two files that they are written to."""
 
     folder: Path
     title: str
@@ -45,12 +45,12 @@ class Report:
     parts: list[Spent] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
-        """Take in a row and write the files."""
+        """Add a row and write the files."""
         self.rows.append(row)
         self.write()
 
     def names(self, part: str) -> set[str]:
-        """The rows that a part has."""
+        """The names of a part's rows."""
         return {row.name for row in self.rows if row.part == part}
 
     def peaks(self) -> dict[str, float]:
@@ -63,7 +63,7 @@ class Report:
         return found
 
     def write(self) -> None:
-        """Both files, each whole at any moment."""
+        """Write both files, each atomically."""
         seconds = round(time.monotonic() - self.started, 1)
         data = {
             "title": self.title, "date": self.date, "seconds": seconds,
@@ -79,7 +79,7 @@ class Report:
 
 
 def _part(rows: list[Row]) -> list[str]:
-    """The table of a part: a single row lies on its side."""
+    """The table of a part; a single row is shown as two columns."""
     if len(rows) == 1 or rows[0].name == "machine":
         first, *rest = rows
         lines = [{first.name: name, "value": value} for name, value in first.values.items()]
@@ -99,7 +99,7 @@ def _part(rows: list[Row]) -> list[str]:
 
 
 def table(columns: tuple[str, ...], rows: Iterable[Mapping[str, object]]) -> list[str]:
-    """Rows as Markdown."""
+    """A table in Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_text(column, row.get(column)) for column in columns) + " |" for row in rows]
     return lines

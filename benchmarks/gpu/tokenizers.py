@@ -1,4 +1,4 @@
-"""Tokenizers at their real sizes with random weights: pictures by diffusion, and pictures to tokens."""
+"""The RGB tokenizer at its real size with random weights: tokens to pictures, pictures to tokens."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from fourm.precision import DTYPES, arithmetic
 from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
 from fourm.tokenizers.vq import Part
 
-STEPS = 50  # of a diffusion by default
+STEPS = 50  # the default number of diffusion steps
 _TIMED = 10
 _SMALL: Mapping[str, object] = {
     "enc_type": "vit_demo_enc",
@@ -24,7 +24,7 @@ _SMALL: Mapping[str, object] = {
 
 
 def config(bench: Bench) -> Mapping[str, object]:
-    """The RGB tokenizer; with --quick one of the same kind and very narrow."""
+    """The configuration of the RGB tokenizer; with --quick, a very narrow one of the same kind."""
     return {**CONFIGS["tok-rgb"], **_SMALL} if bench.quick else CONFIGS["tok-rgb"]
 
 

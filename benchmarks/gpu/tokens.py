@@ -1,4 +1,4 @@
-"""The embedded model's tokens on the device against those of the CPU, in every batch size and dtype."""
+"""Compares the embedded model's tokens on the device with those on the CPU, for batch sizes and dtypes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ MAPS = "--cond caption --targets tok_clip-tok_rgb-tok_depth-tok_normal-tok_semse
 TEXT = "--cond rgb --targets caption-tok_depth"
 QUICK = "--cond caption --targets tok_clip-tok_rgb --steps 4-4"
 
-Steps = list[tuple[str, list[int]]]  # of one sample: after every step, its target and that target's ids
+Steps = list[tuple[str, list[int]]]  # of one sample, for every step: the target and its ids so far
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """The embedded model on the CPU and on the device, and what was decoded already."""
+    """The embedded model on the CPU and on the device, and the CPU's tokens."""
 
     bench: Bench
     files: ModelFiles
@@ -49,7 +49,7 @@ class _Compared:
         return self.networks[device, dtype]
 
     def decode(self, text: str, device: str, dtype: str, size: int) -> list[Steps]:
-        """All samples, in batches of a size."""
+        """Decode all samples in batches of `size`."""
         network, chain = self.network(device, DTYPES[dtype]), parse_chain(text, self.files)
         whole = _conditions(self.files, chain, 4 if self.bench.quick else len(PROMPTS))
         found: list[Steps] = []
@@ -66,18 +66,18 @@ class _Compared:
         return self.kept[text]
 
     def with_cpu(self, text: str, dtype: str, size: int) -> Values:
-        """How much differs from the CPU."""
+        """Differences between the device and the CPU."""
         return differences(self.reference(text), self.decode(text, self.bench.device, dtype, size))
 
     def again(self, text: str, dtype: str, sizes: tuple[int, int]) -> Values:
-        """How much differs between two runs on the device."""
+        """Differences between two runs on the device."""
         one, other = (self.decode(text, self.bench.device, dtype, size) for size in sizes)
         return differences(one, other)
 
 
 def tokens(bench: Bench) -> Cases:
-    """float32 in every batch size, run to run, then what the other dtypes change."""
-    torch.set_num_threads(min(4, torch.get_num_threads()))  # more hinder each other on so small a model
+    """The cases: float32 in several batch sizes, two equal runs, then the other dtypes."""
+    torch.set_num_threads(min(4, torch.get_num_threads()))  # more threads slow down such a small model
     compared = _Compared(bench, find_model("demo"))
     maps, most, sizes = (QUICK, 4, (1, 2, 4)) if bench.quick else (MAPS, 16, (1, 2, 4, 8, 16))
     cases = {
@@ -126,7 +126,7 @@ def _decoded(network: FourM, files: ModelFiles, chain: Chain, batch: Batch, devi
 
 
 def differences(wanted: Sequence[Steps], got: Sequence[Steps]) -> Values:
-    """Differing tokens of the finished targets, samples that have some, and where the first came to be."""
+    """The numbers of tokens and samples that differ, and the step of the first difference."""
     count = tokens = samples = 0
     first = ""
     for number, (one, other) in enumerate(zip(wanted, got, strict=True)):

@@ -1,4 +1,4 @@
-"""Runs one part in a process of its own, so that neither a crash nor a spoilt CUDA reaches the others."""
+"""Runs one part in its own process, so that a crash or a CUDA error does not affect the other parts."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_part(part: str, where: str, bench: Bench, done: Collection[str], send: Connection) -> None:
-    """The body of the process.
+    """The main function of the process.
 
-    It sends a list of all cases, then the name and the `Row` of each that is not done, and None at the end.
+    It sends the names of all cases, then the name and the `Row` of each case that is not done, then None.
     where: "module:function" that makes the cases.
     """
-    os.setsid()  # the whole group is killed when its time is up
+    os.setsid()  # the driver kills the whole process group when the time is up
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(ROOT)
     if bench.device == "cpu":
@@ -36,11 +36,11 @@ def run_part(part: str, where: str, bench: Bench, done: Collection[str], send: C
     print(f"\n== {part}", flush=True)
     code = 0 if _run_cases(part, where, bench, done, send) else 1
     sys.stdout.flush()
-    os._exit(code)  # without the interpreter's end, which can hang in a driver
+    os._exit(code)  # the normal exit of Python can hang in a GPU driver
 
 
 def _run_cases(part: str, where: str, bench: Bench, done: Collection[str], send: Connection) -> bool:
-    """False where the process cannot go on to the last case."""
+    """Run the cases; False if the process had to stop before the last one."""
     began = time.monotonic()
     try:
         bench, cases = _prepare(where, bench)
@@ -67,7 +67,7 @@ def _run_cases(part: str, where: str, bench: Bench, done: Collection[str], send:
 
 
 def _prepare(where: str, bench: Bench) -> tuple[Bench, Cases]:
-    """The settings with the device found, and the cases."""
+    """The settings with `auto` replaced by a device, and the cases."""
     if bench.device == "auto":
         bench = replace(bench, device="cuda" if torch.cuda.is_available() else "cpu")
     module, _, function = where.partition(":")
