@@ -230,12 +230,6 @@ def is_alive(root: Path, process: str) -> bool | None:
     return False if is_free and process.startswith(_machine()) else None
 
 
-def has_locks(root: Path) -> bool:
-    """True if the file system of a folder supports locks, which show others that this process is running."""
-    _claim(root)
-    return try_lock(_claims[os.path.abspath(root)]) is not None
-
-
 def mode_of(path: Path) -> int | None:
     """`st_mode` of what is at a path, of a link itself; None if nothing is there.
 

@@ -112,7 +112,7 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the work that is done, decoding and diffusion apart; None before the first step."""
+        """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
         if self.has_no_steps and (done := self.saved + self.failed):
             return (self.clock() - self.begun) * (self.todo - done) / done
         if not self.start or not self.steps:
@@ -254,7 +254,7 @@ def picture(tally: Tally) -> RenderableType:
 
 def headline(start: Started) -> str:
     """The line at the start of a run."""
-    skipped = f", {start.skipped} already done" if start.skipped else ""
+    skipped = f", {start.skipped} already complete" if start.skipped else ""
     steps = f"{start.steps} decoding step{'' if start.steps == 1 else 's'}, " if start.steps else ""
     what = "super-resolution of " if start.stage == "sr" else ""
     return (
@@ -285,8 +285,9 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
 
 def summary(end: Finished, tally: Tally) -> str:
     """The line at the end of a run."""
-    parts = [f"{end.saved} saved"]
-    parts += [f"{end.skipped} were done before"] if end.skipped else []
+    unit = tally.counted.removesuffix("s") if end.saved == 1 else tally.counted
+    parts = [f"{end.saved} {unit} {'tokenized' if tally.has_no_steps else 'generated'}"]
+    parts += [f"{end.skipped} already complete"] if end.skipped else []
     parts += [f"{end.failed} failed (see failures.jsonl)"] if end.failed else []
     parts += (
         [f"{tally.malformed} malformed text{'' if tally.malformed == 1 else 's'} kept (see malformed/)"]

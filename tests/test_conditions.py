@@ -43,7 +43,7 @@ def test_maps_are_tokenised_on_the_way(run: Run, tiny: Path, tmp_path: Path) -> 
     pictures(tmp_path / "data", 3)
     words = ("generate", "--model", tiny, "--data", "data", "--targets", "tok_clip", "--device", "cpu")
     code, _, err = run(*words, "--cond", "depth", "--out", "out")
-    assert (code, "3 saved" in err) == (0, True)
+    assert (code, "3 samples generated" in err) == (0, True)
     model = find_model(tiny)
     row = model.registry.get("tok_depth@64")
     codec = build_codec(row, load_tokenizer(model.tokenizers["depth"], part=Part.ENCODER))
@@ -222,6 +222,6 @@ def test_what_is_not_read_of_a_condition_is_told_once_for_each_sample(
     assert err.count("note: ") == 2
     assert "note: a/long: caption: the model reads the first 15 of 10000 tokens" in err
     assert "note: a/odd: caption: the model does not know 'zebra'" in err
-    assert "6 saved, 2 conditions read in part" in err
+    assert "6 results generated, 2 conditions read in part" in err
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [event["key"] for event in events if event["event"] == "noted"] == ["a/long", "a/odd"]

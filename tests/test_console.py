@@ -47,7 +47,7 @@ def said(interval: float | None, tick: float, failures: int = 1) -> list[str]:
 def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
     few, many = said(interval=1000, tick=0.1), said(interval=0, tick=0.1)
     assert few[0] == "loading the demo model"
-    assert few[1] == "24 samples, 4 already done; model demo on cpu, 4 decoding steps, batches of 8"
+    assert few[1] == "24 samples, 4 already complete; model demo on cpu, 4 decoding steps, batches of 8"
     assert few[2].startswith("0/20 samples; tok_clip@64 step 1/4, 32/64 tokens, 2560 tokens/s, ")
     assert few[3:] == [r"failed: 00000/\x1b[31m0 variation 1: caption:\ntoo long"]
     assert sum("step" in line for line in many) == 13
@@ -83,7 +83,7 @@ def test_a_run_without_decoding_steps_counts_its_samples() -> None:
         list(console.lines(samples(), tally, out.append, interval))
         assert sum("/10 samples" in line for line in out) == lines
         if interval is not None:
-            assert out[0] == "12 samples, 2 already done; model demo on cpu, batches of 1"
+            assert out[0] == "12 samples, 2 already complete; model demo on cpu, batches of 1"
             assert out[2].startswith("1/10 samples, ")
             assert out[2].endswith(" left")
 
@@ -128,7 +128,9 @@ def test_the_time_left_follows_the_share_of_results() -> None:
     # One of 20 is saved, and a quarter of the next is decoded.
     assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * (20 - 1.25) / 1.25)
     tally.take(list(events())[-1])
-    assert "3 saved, 4 were done before, 1 failed" in console.summary(Finished(3, 4, 1, 187.0), tally)
+    assert "3 samples generated, 4 already complete, 1 failed" in console.summary(
+        Finished(3, 4, 1, 187.0), tally
+    )
 
 
 def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
@@ -201,7 +203,7 @@ def test_quiet_says_nothing_and_stdout_has_only_the_result(capfd: pytest.Capture
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines()[-1].startswith(
-        "3 saved, 4 were done before, 1 failed (see failures.jsonl) in 3:07 min"
+        "3 samples generated, 4 already complete, 1 failed (see failures.jsonl) in 3:07 min"
     )
     assert "\x1b" not in err
     console.result(Path("out"), [end], as_json=False)

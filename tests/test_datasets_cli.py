@@ -81,11 +81,11 @@ def test_seven_bad_samples_of_twenty_fail_alone_and_can_be_mended(
 ) -> None:
     folder = pictures(tmp_path / "data/rgb/set", 20)
     code, _, err = run(*words(tiny, "data", "whole"))
-    assert (code, "20 saved" in err) == (0, True)
+    assert (code, "20 samples generated" in err) == (0, True)
     spoil(folder)
     code, out, err = run(*words(tiny, "data", "out"))
     assert (code, out) == (3, "out\n")
-    assert "13 saved, 7 failed (see failures.jsonl)" in err
+    assert "13 samples generated, 7 failed (see failures.jsonl)" in err
     found = failures(tmp_path / "out")
     where = "data/rgb/set"
     assert found.pop("set/04").startswith(f"{where}/04.png: not a picture that can be read (")
@@ -107,7 +107,7 @@ def test_seven_bad_samples_of_twenty_fail_alone_and_can_be_mended(
     mend(folder)
     code, _, err = run(*words(tiny, "data", "out"), "--resume")
     assert code == 0, err
-    assert "7 saved, 13 were done before" in err
+    assert "7 samples generated, 13 already complete" in err
     assert tree(tmp_path / "out") == whole
 
 
@@ -181,7 +181,7 @@ def test_a_shard_that_is_cut_off_can_be_mended_where_names_are_known(
     assert {reason.partition(":")[0] for reason in found.values()} == {"data/rgb/s.tar"}
     shard.write_bytes(whole)
     code, _, err = run(*words(tiny, "data", "out", "rgb-caption"), "--resume")
-    assert (code, "3 saved, 2 were done before" in err) == (0, True)
+    assert (code, "3 samples generated, 2 already complete" in err) == (0, True)
 
 
 def test_what_nobody_knows_the_names_of_is_one_failure(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prompts_become_folders_of_aligned_names(run: Run, tiny: Path, tmp_path: Path) -> None:
     code, out, err = run("generate", "a red circle", "a blue square", "--model", tiny, "--out", "out")
     assert (code, out) == (0, "out\n")
-    assert "2 saved" in err
+    assert "2 samples generated" in err
     names = ["00000/000000", "00000/000001"]
     for folder, suffix in {"caption": ".txt", "tok_clip@64": ".npy", "tok_rgb@64": ".npy", "clip": ".npy",
                            "rgb": ".png"}.items():  # fmt: skip

@@ -113,7 +113,7 @@ def test_a_file_without_a_caption_fails_its_sample(
     code, _, err = run(*words, "--out", "out", "--device", "cpu")
     assert code == 3, err
     assert f"failed: a/empty: data/caption/a/empty{suffix}: holds no word, so it is no caption" in err
-    assert "1 saved, 1 failed" in err
+    assert "1 sample generated, 1 failed" in err
 
 
 def test_data_that_is_not_there_is_told_whatever_the_condition(tmp_path: Path) -> None:

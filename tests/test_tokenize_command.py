@@ -44,7 +44,7 @@ def test_a_dataset_becomes_tokens_that_generate_reads(run: Run, tiny: Path, data
     assert "rgb -> tok_rgb@64: 4 files" in err
     assert "depth -> tok_depth@64: 4 files" in err
     assert "4 samples; model" in err
-    assert "4 saved" in err
+    assert "4 samples tokenized" in err
     assert len(tokens(data)) == 12
     words = ["--data", data, "--cond", "tok_rgb", "--targets", "tok_depth", "--out", "made"]
     code, out, err = run("generate", "--model", tiny, *words)
@@ -62,7 +62,7 @@ def test_a_second_run_does_what_is_left(run: Run, tiny: Path, data: Path) -> Non
     result = json.loads(out)
     assert result.pop("seconds") >= 0
     assert result == {"out": str(data), "saved": 1, "skipped": 3, "failed": 0}
-    assert "4 samples, 3 already done" in err
+    assert "4 samples, 3 already complete" in err
     assert tokens(data) == before
 
 
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     assert all(np.load(path).shape == (3, 64) for path in made.iterdir())  # whole, or not there
     code, _, err = run("tokenize", *words)
     assert code == 0, err
-    assert "already done" in err
+    assert "already complete" in err
     run("tokenize", *words[:-1], tmp_path / "whole", "--quiet")
     assert tokens(tmp_path / "out") == tokens(tmp_path / "whole")
     assert not (tmp_path / "out/.partial").exists()
