@@ -257,7 +257,7 @@ def _check_alone(out: Path) -> None:
 
 
 def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
-    """Empty a folder. Its next record comes first, so that --resume goes on where this was killed."""
+    """Empty a folder. The new record is written first, so that --resume can continue an interrupted one."""
     try:
         _places(out, record)  # refuses before anything is written
         write_text(out, out / NEXT[record], text)
@@ -269,7 +269,7 @@ def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
 
 
 def _replace(out: Path, record: str, run: str) -> None:
-    """Delete the files of a record, then let the next one take its place."""
+    """Delete the files of the old run, then replace its record by the new one."""
     _empty(out, record, run)
     os.replace(out / NEXT[record], out / record)
 
@@ -411,7 +411,7 @@ def _empty(out: Path, name: str, run: str) -> None:
 
 
 def _places(out: Path, name: str) -> list[Place]:
-    """Where the files lie that go with a record; none of them leads out of the folder."""
+    """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
     names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
     places = [(each, place) for each in names for place in _load(out, each).run.places]
     for each, place in places:  # all of them before anything is deleted
