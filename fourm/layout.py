@@ -34,7 +34,7 @@ _LOCK = ".lock"
 _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
 _TRIES = 100  # to create a file in PARTIAL, which other processes remove when it is empty
 _counter = itertools.count()
-_claims = dict[str, BinaryIO]()  # lock files that this process holds, by output folder
+_claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -208,10 +208,9 @@ def server_clock(root: Path) -> float:
         file.unlink(missing_ok=True)
 
 
-@cache
 def process_name() -> str:
-    """A unique name of this process; it begins with a name of the machine."""
-    return f"{_machine()}-{secrets.token_hex(6)}"
+    """A unique name of this process, also of a forked one; it begins with a name of the machine."""
+    return _name_of(os.getpid())
 
 
 def is_alive(root: Path, process: str) -> bool | None:
@@ -332,7 +331,8 @@ def _new_file(root: Path, suffix: str) -> Path:
 
 def _claim(root: Path) -> None:
     """Take the lock that shows other processes that this one writes below root."""
-    if os.path.abspath(root) in _claims:
+    claim = process_name(), os.path.abspath(root)
+    if claim in _claims:
         return
     check_partial(root)
     path = root / PARTIAL / f"{process_name()}{_LOCK}"
@@ -342,14 +342,14 @@ def _claim(root: Path) -> None:
             file = open_own(path, "a")
             wait_for_lock(file)
             if path.exists():  # no other process deleted it before it was locked
-                _claims[os.path.abspath(root)] = file
+                _claims[claim] = file
                 return
             file.close()
     raise FourMError(f"{path.parent}: is removed again and again by another process")
 
 
 def _end_claim(root: Path) -> None:
-    file = _claims.pop(os.path.abspath(root), None)
+    file = _claims.pop((process_name(), os.path.abspath(root)), None)
     if file is None:
         return
     path = root / PARTIAL / f"{process_name()}{_LOCK}"
@@ -371,6 +371,12 @@ def _is_old(file: Path) -> bool:
         return time.time() - file.lstat().st_mtime > ABANDONED
     except FileNotFoundError:
         return False
+
+
+@cache
+def _name_of(pid: int) -> str:
+    """A random name for each process id: a forked process inherits the cache, but has another id."""
+    return f"{_machine()}-{secrets.token_hex(6)}"
 
 
 @cache

@@ -283,6 +283,30 @@ print(sum(create_text(root, root / "a" / f"{i}.txt", sys.argv[2]) for i in range
     assert all(path.read_text() in "012" for path in (tmp_path / "a").iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_processes_have_names_and_locks_of_their_own(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from fourm.layout import is_alive, process_name, write_text
+root = Path(sys.argv[1])
+write_text(root, root / "first.txt", "x")
+parent, (read, write) = process_name(), os.pipe()
+if child := os.fork():
+    os.close(write)
+    name = os.read(read, 100).decode()
+    print(name != parent, is_alive(root, name), os.waitpid(child, 0)[1], is_alive(root, name), flush=True)
+else:
+    for number in range(20):
+        write_text(root, root / f"{number}.txt", "x")
+    os.write(write, process_name().encode())
+    __import__("time").sleep(1)
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True", "0", "False"], done.stderr
+
+
 def test_a_file_is_created_once_where_there_are_no_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
