@@ -258,6 +258,7 @@ def remove_leftovers(root: Path) -> None:
         return
     found = _unfinished(partial)
     alive = {process: is_alive(root, process) for process in {process for process, _ in found}}
+    alive[process_name()] = False  # a signal may have come between the making of a file and its removal
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
         if alive[process] is False or (alive[process] is None and _is_old(path)):
             path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from fourm.layout import (
     write_atomic,
     write_text,
 )
+from fourm.opening import open_own
 
 
 def test_prompts_are_numbered_with_a_folder_for_each_thousand() -> None:
@@ -138,6 +139,27 @@ def names(root: Path) -> list[str]:
 def make_old(root: Path) -> None:
     for path in (root / PARTIAL).iterdir():
         os.utime(path, (time.time() - ABANDONED - 60,) * 2, follow_symlinks=False)
+
+
+def test_a_signal_in_the_moment_in_which_a_file_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the signal raises comes before anybody has the name of the file."""
+
+    def interrupted(path: Path, mode: str, *limit: int) -> Any:
+        opened = open_own(path, mode, *limit)
+        if mode == "x":
+            opened.close()
+            raise KeyboardInterrupt
+        return opened
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fourm.layout.open_own", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(tmp_path, tmp_path / "a" / "b.npy", lambda path: None)
+    assert len(list((tmp_path / PARTIAL).iterdir())) == 2  # and a lock
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
