@@ -10,9 +10,10 @@ from pathlib import Path
 from fourm.crops import Crop
 from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
+from fourm.folders import check_folder, check_root
 from fourm.formats import find_flaw
 from fourm.grammars.instances import SIDE, from_json
-from fourm.layout import path_of, remove_leftovers, write_atomic
+from fourm.layout import check_partial, path_of, remove_leftovers, write_atomic
 from fourm.opening import open_file, real
 from fourm.pickled import Array, parse_pickled
 
@@ -37,6 +38,9 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
         raise UsageError(f"{root}: there is no such folder")
     if real(out) == real(root):
         raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
+    check_root(out)
+    check_partial(out)
+    check_folder(out, out / FOLDER)
     for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
         target = path_of(out, FOLDER, sample.key, ".json")
         if sample.problem:

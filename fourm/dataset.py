@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -282,8 +283,9 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
             f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
         )
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
-        target = os.readlink(entry.path)
-        found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
+        with suppress(OSError):  # it is gone by now
+            target = os.readlink(entry.path)
+            found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
     else:
         found.unread[_kind_of(name)] += 1
 

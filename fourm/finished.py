@@ -1,6 +1,7 @@
 """Which results of a run are already complete, so that `--resume` does not make them again."""
 
 import hashlib
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +52,13 @@ class Folder:
         """True if a file matches its checksum, or if it has none, is a complete file of its format.
 
         Only the size of a large file is compared. An empty file without a checksum is not complete: a power
-        failure can leave one.
+        failure can leave one. Neither is a link: what it leads to does not belong to the folder.
         """
         try:
-            size = path.stat().st_size
+            told = path.lstat()
+            if not stat.S_ISREG(told.st_mode):
+                return False
+            size = told.st_size
             said = self.listed.get(self._name(path))
             if said is None:
                 return size > 0 and find_flaw(path) is None

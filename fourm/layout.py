@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import FourMError, UsageError
+from fourm.folders import make_below, make_folder, mode_of
 from fourm.locks import try_lock, wait_for_lock
 from fourm.opening import open_own, read_bytes, real
 
@@ -171,18 +172,6 @@ def write_alone(path: Path, write: Callable[[Path], None]) -> None:
     remove_leftovers(path.parent)
 
 
-def make_below(root: Path, folder: Path) -> None:
-    """Create a folder below root, and its parents; FileNotFoundError if root does not exist."""
-    if folder == root:
-        root.stat()
-        return
-    try:
-        _make_folder(folder)
-    except FileNotFoundError:
-        make_below(root, folder.parent)
-        _make_folder(folder)
-
-
 def vanished(root: Path) -> FourMError:
     """The error for an output folder that disappeared during a run."""
     return FourMError(
@@ -229,17 +218,6 @@ def is_alive(root: Path, process: str) -> bool | None:
     return False if is_free and process.startswith(_machine()) else None
 
 
-def mode_of(path: Path) -> int | None:
-    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
-
-    A single call, so that no other process changes what is there between two questions.
-    """
-    try:
-        return path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def check_partial(root: Path) -> None:
     """Refuse a root in which PARTIAL is a link or a file."""
     partial = root / PARTIAL
@@ -256,7 +234,7 @@ def remove_leftovers(root: Path) -> None:
     partial = root / PARTIAL
     if (mode := mode_of(partial)) is None or not stat.S_ISDIR(mode):
         return
-    found = _unfinished(partial)
+    found, _ = _sort_partial(partial)
     alive = {process: is_alive(root, process) for process in {process for process, _ in found}}
     alive[process_name()] = False  # a signal may have come between the making of a file and its removal
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
@@ -266,15 +244,22 @@ def remove_leftovers(root: Path) -> None:
         partial.rmdir()
 
 
-def _unfinished(partial: Path) -> list[tuple[str, Path]]:
-    """The files in PARTIAL that this program wrote, each with the name of its process."""
-    try:
-        with os.scandir(partial) as entries:
-            files = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
-    except FileNotFoundError:  # another process has just removed the folder
-        return []
-    named = [(_UNFINISHED.fullmatch(path.name), path) for path in files]
-    return [(match[1], path) for match, path in named if match]
+def strange_leftovers(root: Path) -> list[str]:
+    """Names of what lies among unfinished files and is none of this program's, so that nobody removes it."""
+    return sorted(_sort_partial(root / PARTIAL)[1])
+
+
+def _sort_partial(partial: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Process and path of unfinished files that this program wrote; names of all else beside them."""
+    ours, strange = list[tuple[str, Path]](), list[str]()
+    with suppress(FileNotFoundError), os.scandir(partial) as entries:  # another process may have removed it
+        for entry in entries:
+            match = _UNFINISHED.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                ours.append((match[1], Path(entry.path)))
+            else:
+                strange.append(entry.name)
+    return ours, strange
 
 
 def _check_inside(root: Path, path: Path) -> None:
@@ -326,7 +311,7 @@ def _new_file(root: Path, suffix: str) -> Path:
         with suppress(FileNotFoundError):
             open_own(file, "x").close()
             return file
-        _make_folder(root / PARTIAL)
+        make_folder(root / PARTIAL)
     raise FourMError(f"{file.parent}: is removed again and again by another process")
 
 
@@ -338,7 +323,7 @@ def _claim(root: Path) -> None:
     check_partial(root)
     path = root / PARTIAL / f"{process_name()}{_LOCK}"
     for _ in range(_TRIES):
-        _make_folder(root / PARTIAL)
+        make_folder(root / PARTIAL)
         with suppress(FileNotFoundError):
             file = open_own(path, "a")
             wait_for_lock(file)
@@ -359,12 +344,6 @@ def _end_claim(root: Path) -> None:
     file.close()
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
-    with suppress(FileExistsError):
-        folder.mkdir()
 
 
 def _is_old(file: Path) -> bool:

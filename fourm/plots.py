@@ -55,6 +55,12 @@ class Plotter:
 
     def run(self) -> Iterator[Plotted]:
         """Draw one sample after the other; the contact sheets are there after the last."""
+        try:
+            yield from self._draw()
+        finally:
+            remove_leftovers(self.album.root / PLOTS)
+
+    def _draw(self) -> Iterator[Plotted]:
         folder = plots_folder(self.album.root)
         names = plot_paths(self.album.root, self.album.keys)
         variations = self.album.results.variations
@@ -77,7 +83,6 @@ class Plotter:
             written.add(self._save(page, folder / contact.name))
         if self.request.contact and folder.is_dir():
             _remove_others(folder, written)
-        remove_leftovers(folder)
 
     def _save(self, sheet: Image.Image, path: Path) -> Path:
         (self.album.root / PLOTS).mkdir(exist_ok=True)
@@ -109,5 +114,5 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
 def _remove_others(folder: Path, written: set[Path]) -> None:
     """Contact sheets of an earlier time, when there were more of them."""
     for path in folder.glob("contact*.png"):
-        if _CONTACT.fullmatch(path.stem) and path not in written:
+        if _CONTACT.fullmatch(path.stem) and path not in written and not path.is_dir():
             path.unlink()

@@ -5,6 +5,7 @@ All files of a process begin with the same name, `20260131T093000Z-0-of-3-RUN-PR
 identity of the run and of the process.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -18,7 +19,8 @@ from typing import Any
 
 from fourm.checksums import Listed, Scan, format_checksums, scan_lines, sha256_of_file
 from fourm.errors import UsageError, printable
-from fourm.layout import is_alive, make_below, process_name, vanished, write_text
+from fourm.folders import make_below
+from fourm.layout import is_alive, process_name, vanished, write_text
 from fourm.opening import open_own
 from fourm.typed import fit
 
@@ -30,6 +32,7 @@ _NAME = re.compile(
     r"(\.json|\.sha256|\.jsonl)"
 )
 RUN_IDENTITY = re.compile(r"[0-9a-f]{8}")
+_DIGEST = "sha256"  # of all else that a launch says
 MAX_LAUNCH_BYTES, MAX_LIST_BYTES = 1 << 20, 1 << 30
 _counter = itertools.count()
 
@@ -110,7 +113,7 @@ class Process:
 
     def path(self, kind: str) -> Path:
         """The path of one of its files."""
-        started = re.sub(r"\+00:00$", "Z", self.launch.started).translate({ord(c): None for c in "-:"})
+        started = _stamp(self.launch.started)
         share = f"{self.launch.rank}-of-{self.launch.size}"
         name = f"{started}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
         return self.out / PROCESSES / name
@@ -131,7 +134,7 @@ class Process:
 
     def add_failure(self, failure: Failure) -> None:
         """Append a failed sample."""
-        self._append(FAILED, (_line(failure) + "\n").encode())
+        self._append(FAILED, to_line(failure).encode())
 
     def check(self) -> None:
         """FourMError if the folder was deleted or replaced since this process started."""
@@ -145,7 +148,7 @@ class Process:
         _remove_folder(self.out)
 
     def _write(self, launch: Launch) -> None:
-        write_text(self.out, self.path(LAUNCH), json.dumps(asdict(launch), indent=1) + "\n")
+        write_text(self.out, self.path(LAUNCH), _text({**asdict(launch), _DIGEST: _digest(launch)}))
 
     def _append(self, kind: str, data: bytes) -> None:
         try:
@@ -237,15 +240,18 @@ def scan_checksums(path: Path) -> Scan:
 
 def read_failures(out: Path) -> list[Failure]:
     """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
-    latest = dict[tuple[str, int, str], Failure]()
-    for path in (out / FAILURES, *(file.path for file in of_kind(out, FAILED))):
-        for failure in scan_failures(path):
-            latest[failure.where] = failure
-    return [latest[where] for where in sorted(latest) if not latest[where].is_resolved(out)]
+    told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
+    return _left(out, told | noted_failures(out))
+
+
+def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:
+    """The last failure of each sample in the files of processes, whether it was made later or not."""
+    files = of_kind(out, FAILED)
+    return {failure.where: failure for file in files for failure in scan_failures(file.path)}
 
 
 def write_failures(out: Path) -> None:
-    """Write `failures.jsonl` from the failures of all processes.
+    """Write `failures.jsonl` from the failures of all processes; its old lines do not count.
 
     Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
     """
@@ -253,7 +259,7 @@ def write_failures(out: Path) -> None:
     if not os.path.lexists(path) and not of_kind(out, FAILED):
         return
     text: str | None = None
-    while (latest := "".join(_line(failure) + "\n" for failure in read_failures(out))) != text:
+    while (latest := "".join(map(to_line, _left(out, noted_failures(out))))) != text:
         text = latest
         if text:
             write_text(out, path, text)
@@ -288,10 +294,23 @@ def read_launch(path: Path) -> Launch:
     """Read one launch; UsageError if its file is damaged."""
     try:
         with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
-            launch: Launch = fit(Launch, json.loads(file.read()), "launch")
+            said = json.loads(file.read())
+        if isinstance(said, dict):
+            said.pop(_DIGEST, None)
+        launch: Launch = fit(Launch, said, "launch")
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{printable(str(path))}: is not a record of this program ({error})") from error
     return launch
+
+
+def is_launch_as_written(file: ProcessFile, launch: Launch) -> bool:
+    """True if nothing in the file of a launch, or of its name, was changed. Older ones have no checksum."""
+    facts = asdict(launch)
+    texts = (_text({**facts, _DIGEST: _digest(launch)}), _text(facts))
+    with open_own(file.path, "r", MAX_LAUNCH_BYTES) as content:
+        is_text = content.read() in [text.encode() for text in texts]
+    named = (_stamp(launch.started), launch.rank, launch.size)
+    return is_text and named == (file.started, file.rank, file.size)
 
 
 def scan_failures(path: Path) -> Iterator[Failure]:
@@ -306,6 +325,19 @@ def scan_failures(path: Path) -> Iterator[Failure]:
             yield _parse_failure(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1) + "\n"
+
+
+def _digest(launch: Launch) -> str:
+    return hashlib.sha256(json.dumps(asdict(launch), sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(started: str) -> str:
+    """When a process began, as names of files have it."""
+    return re.sub(r"\+00:00$", "Z", started).translate({ord(c): None for c in "-:"})
 
 
 def _parse_failure(row: Mapping[str, Any]) -> Failure:
@@ -326,7 +358,11 @@ def _changed(path: Path) -> int | None:
         return None
 
 
-def _line(failure: Failure) -> str:
+def to_line(failure: Failure) -> str:
     """One line of `failures.jsonl`; the stage is left out if it is "base"."""
     row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
-    return json.dumps(row)
+    return json.dumps(row) + "\n"
+
+
+def _left(out: Path, failures: Mapping[tuple[str, int, str], Failure]) -> list[Failure]:
+    return [failures[where] for where in sorted(failures) if not failures[where].is_resolved(out)]

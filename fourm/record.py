@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fourm.checksums import sha256_of_file
 from fourm.errors import UsageError
+from fourm.folders import check_folder, check_root, mode_of
 from fourm.layout import (
     PARTIAL,
     Place,
@@ -21,7 +22,6 @@ from fourm.layout import (
     check_partial,
     check_writable,
     create_text,
-    mode_of,
     remove_leftovers,
     server_clock,
     write_text,
@@ -70,8 +70,7 @@ def check_output(
     record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
     created, the innermost first.
     """
-    if os.path.exists(out) and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file, not a folder")
+    check_root(out)
     if not _is_free(out, record):
         before = _load(out, record)
         if not resume and not overwrite and not _is_partner(out, before.identity, launch):
@@ -125,6 +124,8 @@ class Joining:
         before = _load(self.out, self.record)
         if not self.overwrite:
             self._check_same_run(before)
+        for place in self.settings.places:
+            check_folder(self.out, self.out / place.folder)
 
     def enter(self) -> Process:
         """Write the record, or compare with the existing one, and register this process in the folder.
@@ -141,7 +142,7 @@ class Joining:
 
     def _join(self) -> Process:
         out, record, launch = self.out, self.record, self.launch
-        _check_names(out)
+        check_names(out)
         remove_leftovers(out)
         run = secrets.token_hex(4)
         text = format_run(self.settings, run)
@@ -166,7 +167,7 @@ class Joining:
     def _end_overwrite(self) -> None:
         """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
         out, waiting = self.out, self.out / NEXT[self.record]
-        _check_names(out)
+        check_names(out)
         end = time.monotonic() + FIRST_WAIT
         while self.launch.rank > 0 and os.path.lexists(waiting):
             if time.monotonic() > end:
@@ -241,9 +242,9 @@ def _begin(out: Path, run: str, launch: Launch) -> Process:
 
 
 def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
-    """Begin, unless another process with the same rank does so at the same moment: then both are refused."""
+    """Begin, unless another process with the same rank does so at the same moment, or overwrites the run."""
     process = _begin(out, run, launch)
-    if _is_begun(out, run, launch, process):
+    if _load(out, record).identity != run or _is_begun(out, run, launch, process):
         process.withdraw()
         raise _exists(out, record)
     return process
@@ -366,7 +367,7 @@ def _is_free(out: Path, record: str) -> bool:
     For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
     """
     try:
-        _check_names(out)
+        check_names(out)
         if record != RUN:
             return not os.path.lexists(out / record)
         names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
@@ -375,7 +376,7 @@ def _is_free(out: Path, record: str) -> bool:
     return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
 
 
-def _check_names(out: Path) -> None:
+def check_names(out: Path) -> None:
     """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
     check_partial(out)
     for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
@@ -388,6 +389,7 @@ def _check_unclaimed(out: Path, settings: RunRecord) -> None:
     """Refuse result folders that contain files although no record lists them."""
     for place in settings.places:
         folder = out / place.folder
+        check_folder(out, folder)
         if (
             place.form != "extra"
             and os.path.lexists(folder)

@@ -61,7 +61,11 @@ class Results:
 
     def failures(self) -> list[Failure]:
         """What is written down of samples that failed and were not made since."""
-        return read_failures(self.root)
+        try:
+            return read_failures(self.root)
+        except OSError as error:
+            where = printable(str(error.filename or self.root))
+            raise UsageError(f"{where}: cannot be read ({error.strerror}); move it away") from error
 
 
 def open_results(root: Path) -> Results:

@@ -26,6 +26,7 @@ RESERVED_NAMES = (RUN, SR_RUN, *NEXT.values(), PROCESSES, FAILURES, PLOTS, PARTI
 BASE, SR = "base", "sr"  # stages of making a sample
 FORMAT = 3  # of run.json
 MAX_BYTES = 1 << 28  # of run.json
+MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
 _IDENTITY, _DIGEST = "identity", "sha256"  # keys; the digest covers all other fields but the format
 # Fields of a run's record that the super-resolution of its results depends on.
 _ORIGIN = ("model", "revision", "files", "options", "samples_sha256", "num_variations", "seed", "dtype")
@@ -145,6 +146,10 @@ def _check_place(place: Place) -> None:
     parts = place.folder.split("/")
     if {"", ".", ".."} & set(parts) or parts[0] in RESERVED_NAMES or os.path.isabs(place.folder):
         raise ValueError(f"no run has results in the folder {place.folder!r}")
+    if len(os.fsencode(place.folder)) > MAX_FOLDER_BYTES or len(os.fsencode(place.suffix)) > MAX_SUFFIX_BYTES:
+        raise ValueError(
+            f"no run has a folder or suffix as long as {place.folder[:20]!r}, {place.suffix[:20]!r}"
+        )
     if not place.suffix.isprintable() or place.suffix.strip(".") == "" or "/" in place.suffix:
         raise ValueError(f"no run writes files that end in {place.suffix!r}")
     if place.form not in FORMS:

@@ -27,15 +27,24 @@ from fourm.dataset import TOKENIZER
 from fourm.device import check_tokenizing_memory, choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
+from fourm.folders import check_folder, check_root
 from fourm.hub import weights_of
 from fourm.layers import set_attention
-from fourm.layout import Key, create_atomic, create_text, path_of, remove_leftovers, write_atomic, write_text
+from fourm.layout import (
+    Key,
+    create_atomic,
+    create_text,
+    path_of,
+    remove_leftovers,
+    write_atomic,
+    write_text,
+)
 from fourm.modalities import Modality
 from fourm.portions import Portions, is_out_of_memory, too_little
 from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.rawdata import RawSample, TokenizeRequest
-from fourm.record import sha256_of
+from fourm.record import check_names, sha256_of
 from fourm.runfile import BASE
 from fourm.sampling import Noise
 from fourm.tokenizers.vq import Part
@@ -80,6 +89,7 @@ def run(request: TokenizeRequest) -> Iterator[Event]:
             f"not {num_crops}"
         )
     check_tokenizing_memory(request, device)
+    _check_output(request)
     tally = Tally(Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now())))
     claims = _claims(request, num_crops, dtype, device)
     try:
@@ -133,6 +143,14 @@ def _count(request: TokenizeRequest) -> int:
             "them, so the numbers must be the same"
         )
     return count
+
+
+def _check_output(request: TokenizeRequest) -> None:
+    """Refuse an output folder in which something else has the name of a folder or file of ours."""
+    check_root(request.out)
+    check_names(request.out)
+    for name in (*(row.name for row in request.rows), CROP_SETTINGS):
+        check_folder(request.out, request.out / name)
 
 
 def _claims(

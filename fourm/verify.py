@@ -1,7 +1,7 @@
 """An output folder against its records and checksums: what is missing, cut off, altered or nobody's."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -9,41 +9,25 @@ from fourm.census import Census, Member, Status
 from fourm.checksums import Listed, sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
 from fourm.formats import find_flaw
-from fourm.layout import PARTIAL
-from fourm.opening import open_file
-from fourm.processes import (
-    ANY_RUN,
-    CHECKSUMS,
-    FAILURES,
-    LAUNCH,
-    PROCESSES,
-    Failure,
-    ProcessFile,
-    is_closed,
-    list_processes,
-    read_failures,
-    read_launch,
-    read_launches,
-    scan_checksums,
-    scan_failures,
+from fourm.layout import PARTIAL, strange_leftovers
+from fourm.ledger import (
+    ALTERED,
+    FOREIGN,
+    MISSING,
+    TRUNCATED,
+    UNFINISHED,
+    UNLISTED,
+    UNREADABLE,
+    Finding,
+    Ledger,
+    why,
 )
+from fourm.opening import open_file
+from fourm.processes import PROCESSES, Failure, is_closed, read_launches
 from fourm.results import Run
-from fourm.runfile import BASE, NEXT, RESERVED_NAMES, RUN, SR, SR_RUN, read_run
-
-MISSING, TRUNCATED, ALTERED, FOREIGN = "missing", "truncated", "altered", "foreign"
-UNREADABLE = "unreadable"
-UNFINISHED, UNLISTED = "unfinished", "unlisted"  # notes: nothing is wrong with a file
+from fourm.runfile import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SR, SR_RUN, read_run
 
 Tell = Callable[[int, int], None]  # files that were read so far, and how many there are
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it should be, or worth knowing."""
-
-    kind: str
-    file: str  # below the folder, with "/"
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +80,7 @@ class _Search:
     root: Path
     censuses: list[Census] = field(default_factory=list)
     sums: dict[str, Listed] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
     there: list[str] = field(default_factory=list)  # plain files in folders of runs
     blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
     unlisted: list[tuple[str, Census, Member]] = field(default_factory=list)
@@ -111,9 +96,8 @@ class _Search:
 
     def read_records(self) -> None:
         """The records of runs, their failures, and the checksums."""
-        self._read_processes()
-        told = self._read_failures()
-        failures = told or []
+        ledger = Ledger.of(self.root)
+        self.sums, self.findings, self.failures = ledger.sums, ledger.findings, ledger.failures
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
             if not os.path.lexists(self.root / file):
                 continue
@@ -126,16 +110,18 @@ class _Search:
             except UsageError as error:
                 self._find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
                 continue
+            if (self.root / file).is_symlink():
+                self._find(FOREIGN, file, "a link in the place of a record, which other commands refuse")
             if not read.is_as_written:
                 self._find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
             if not launches:
                 self._find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
             census = Census(Run(read.run, file), is_closed(launches))
-            census.count_failures(f for f in failures if f.stage == stage)
+            census.count_failures(f for f in self.failures if f.stage == stage)
             self.censuses.append(census)
         self._compare_records()
-        if told is not None and all(census.is_closed for census in self.censuses):
-            self._check_failures(failures)
+        if all(census.is_closed for census in self.censuses):
+            ledger.check_failures()
         for census in self.censuses:
             for number, place in enumerate(census.places):
                 self._owners.setdefault(place.folder, []).append((census, number))
@@ -160,7 +146,11 @@ class _Search:
                 self._walk(entry)
             elif name == PARTIAL and not entry.is_dir(follow_symlinks=False):
                 self._find(FOREIGN, name, "a file or a link where unfinished files would go")
+            elif name == PLOTS and not entry.is_dir(follow_symlinks=False):
+                self._find(FOREIGN, name, "a file or a link where plots would go")
             elif name == PARTIAL:
+                for strange in strange_leftovers(self.root):
+                    self._find(FOREIGN, f"{name}/{strange}", "no process of this program wrote it")
                 self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif name in NEXT.values():
                 self._find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
@@ -197,7 +187,7 @@ class _Search:
             except SampleError as error:
                 self._find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
             except OSError as error:
-                self._find(UNREADABLE, path, f"cannot be read ({_why(error)})")
+                self._find(UNREADABLE, path, f"cannot be read ({why(error)})")
         return len(paths)
 
     def _compare_records(self) -> None:
@@ -227,69 +217,12 @@ class _Search:
         elif said is not None:
             self._find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
 
-    def _read_processes(self) -> None:
-        """The files of all processes; what else lies beside them."""
-        files, strange = list_processes(self.root)
-        for name in strange:
-            self._find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
-        by_process = dict[str, dict[str, ProcessFile]]()
-        for file in files:
-            by_process.setdefault(file.path.stem, {})[file.kind] = file
-        for name, kinds in by_process.items():
-            self._read_process(f"{PROCESSES}/{name}", kinds)
-
-    def _read_process(self, name: str, kinds: Mapping[str, ProcessFile]) -> None:
-        """What one process wrote down, which it noted when it ended."""
-        launch = None
-        if LAUNCH in kinds:
-            try:
-                launch = read_launch(kinds[LAUNCH].path)
-            except UsageError as error:
-                self._find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
-        elif any(file.run != ANY_RUN for file in kinds.values()):
-            self._find(MISSING, name + LAUNCH, "other files of this process are here")
-        noted = launch.files if launch else {}
-        for kind in sorted(noted.keys() - kinds.keys()):
-            self._find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
-        for kind, file in kinds.items():
-            try:
-                wrong = self._read_list(file, is_finished=kind in noted) if kind == CHECKSUMS else ""
-                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
-            except (OSError, UsageError) as error:
-                self._find(UNREADABLE, name + kind, f"cannot be read ({_why(error)})")
-            else:
-                if wrong or is_changed:
-                    self._find(ALTERED, name + kind, wrong or "was changed after its process had ended")
-
-    def _read_list(self, file: ProcessFile, is_finished: bool) -> str:
-        """Take in checksums; says what is wrong. Of a killed process the last line may be cut off."""
-        scan = scan_checksums(file.path)
-        self.sums |= scan.listed
-        damaged = scan.damaged + (scan.cut if is_finished else [])
-        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        return f"line {damaged[0]}{more} is cut off or holds no checksum" if damaged else ""
-
-    def _check_failures(self, failures: list[Failure]) -> None:
-        """Whether `failures.jsonl` has what all processes noted; it is written when they end."""
-        told = {failure.where for failure in scan_failures(self.root / FAILURES)}
-        if lost := {failure.where for failure in failures} - told:
-            kind = ALTERED if os.path.lexists(self.root / FAILURES) else MISSING
-            self._find(kind, FAILURES, f"{len(lost)} more failed samples are noted in {PROCESSES}")
-
-    def _read_failures(self) -> list[Failure] | None:
-        """What is known to have failed; None where that cannot be read."""
-        try:
-            return read_failures(self.root)
-        except (OSError, UsageError) as error:
-            self._find(UNREADABLE, FAILURES, f"cannot be read ({_why(error)})")
-            return None
-
     def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self._find(UNREADABLE, folder, f"cannot be read ({_why(error)})")
+            self._find(UNREADABLE, folder, f"cannot be read ({why(error)})")
             self.blocked.add(folder)
             return []
 
@@ -311,7 +244,7 @@ class _Search:
         """What is wrong with where a link leads, if anything."""
         if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
             return "a link that leads out of the folder"
-        return "a link to a folder, which is not followed" if entry.is_dir() else ""
+        return "a link to a folder, which is not followed" if os.path.isdir(entry.path) else ""
 
     def _is_blocked(self, path: str) -> bool:
         """True below what was not looked into, so that nobody knows what is missing there."""
@@ -366,12 +299,14 @@ class _Search:
 
     def _judge_unlisted(self) -> None:
         """Files without a checksum: of a process that was killed, or nobody's."""
-        lost, late = list[str](), list[str]()
+        lost, late, lacked = list[str](), list[str](), self._lacked()
         for path, census, member in self.unlisted:
             status = census.status_of(member)
             if status is Status.FOREIGN:
                 self.strange.add(path)
                 self._find(FOREIGN, path, "belongs to no sample of a run")
+            elif census.is_closed and path in lacked:
+                self._find(FOREIGN, path, "its sample failed without it")
             elif status is Status.MADE:
                 (lost if census.is_closed else late).append(path)
         if late:
@@ -382,15 +317,15 @@ class _Search:
             what = f"{_named(lost)} not listed; --resume adds what belongs to samples"
             self._find(ALTERED, PROCESSES, what)
 
+    def _lacked(self) -> set[str]:
+        """Files that failed samples lacked when they failed."""
+        return {file for each in self.failures for file, time in each.files.items() if time is None}
+
     def _find(self, kind: str, file: str, detail: str) -> None:
         self.findings.append(Finding(kind, file, detail))
 
     def _note(self, kind: str, file: str, detail: str) -> None:
         self.notes.append(Finding(kind, file, detail))
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _named(paths: list[str]) -> str:

@@ -210,3 +210,13 @@ def test_a_result_too_large_to_be_read_again_is_refused(
     assert code == 3
     assert "b.npy: comes to more than 0 MiB of JSON" in err
     assert "2 converted" in err
+
+
+def test_a_file_where_a_folder_is_due_is_refused(dataset: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "sam_instance").symlink_to(tmp_path)
+    for name in ("file", "made"):
+        code, out, err = run("convert", "sam-instances", dataset, "--out", name)
+        assert (code, out) == (2, "")
+        assert "not a folder" in err

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fourm.errors import FourMError, UsageError
+from fourm.folders import make_below
 from fourm.layout import (
     ABANDONED,
     PARTIAL,
@@ -21,7 +22,6 @@ from fourm.layout import (
     check_partial,
     check_writable,
     create_text,
-    make_below,
     number_keys,
     path_of,
     remove_leftovers,

@@ -92,6 +92,28 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     assert not (folder / "plots").exists()
 
 
+def test_failures_that_cannot_be_read_are_refused(run: Run, folder: Path) -> None:
+    (folder / "failures.jsonl").symlink_to("nowhere")
+    code, out, err = run("plot", "out")
+    assert (code, out) == (2, "")
+    assert "failures.jsonl: cannot be read" in err
+    assert not (folder / "plots").exists()
+
+
+def test_a_folder_with_the_name_of_a_contact_sheet_stays(run: Run, folder: Path) -> None:
+    (folder / "plots" / "contact-05.png").mkdir(parents=True)
+    (folder / "plots" / "contact-06.png").touch()
+    assert run("plot", "out")[0] == 0
+    assert sorted(path.name for path in (folder / "plots").glob("contact*")) == [
+        "contact-05.png",
+        "contact.png",
+    ]
+    (folder / "plots" / "contact.png").unlink()
+    (folder / "plots" / "contact.png").mkdir()
+    assert run("plot", "out")[0] == 1
+    assert not (folder / "plots" / ".partial").exists()
+
+
 def test_a_record_that_is_no_record_is_refused(run: Run, folder: Path) -> None:
     (folder / "run.json").write_text("{}")
     code, out, err = run("plot", "out")

@@ -17,6 +17,7 @@ from fourm import record
 from fourm.errors import FourMError, UsageError
 from fourm.layout import Place, remove_leftovers, samples_of_prompts, write_text
 from fourm.processes import (
+    ANY_RUN,
     FAILED,
     FAILURES,
     LAUNCH,
@@ -40,7 +41,7 @@ from fourm.record import (
     sha256_of,
     withdraw_output,
 )
-from fourm.runfile import RUN, RunRecord, read_run
+from fourm.runfile import RUN, SR_RUN, RunRecord, read_run
 from tests.folders import snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -538,3 +539,58 @@ def test_the_refusal_of_a_folder_names_one_that_is_free(
     with pytest.raises(UsageError) as caught:
         check_output(tmp_path / names[0], ALONE, resume=False, overwrite=False)
     assert str(caught.value).endswith(f", --out {wanted} is free")
+
+
+def test_a_process_of_no_run_writes_nothing_through_a_link_either(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / PROCESSES).symlink_to(elsewhere)
+    with pytest.raises(FourMError, match="is a link out of"):
+        fail(Process(out, ANY_RUN, ALONE), "a/b")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_failures_of_an_overwritten_run_beside_another_are_forgotten(tmp_path: Path) -> None:
+    close_output(begin(tmp_path), ALONE)
+    finer = replace(SETTINGS, stage="sr", places=(Place("rgb@128", ".png"),))
+    process = Joining(tmp_path, finer, ALONE, record=SR_RUN).enter()
+    process.add_failure(Failure("a/b", 0, "broken", "sr", files={"rgb@128/a/b.png": None}))
+    close_output(process, ALONE)
+    assert (tmp_path / FAILURES).exists()
+    other = replace(finer, places=(Place("depth@128", ".npy"),))
+    close_output(Joining(tmp_path, other, ALONE, overwrite=True, record=SR_RUN).enter(), ALONE)
+    assert not (tmp_path / FAILURES).exists()
+
+
+def test_a_file_where_a_folder_is_due_is_refused_before_anything_is_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    close_output(begin(out), ALONE)
+    (tmp_path / "elsewhere").mkdir()
+    folder = out / SETTINGS.places[0].folder
+    for make in (Path.touch, os.mkfifo, lambda path: path.symlink_to(tmp_path / "elsewhere")):
+        make(folder)
+        before = snapshot(tmp_path)
+        for resume, overwrite in ((True, False), (False, True)):
+            with pytest.raises(UsageError, match="not a folder; move it away"):
+                Joining(out, SETTINGS, ALONE, resume, overwrite).check()
+        assert snapshot(tmp_path) == before
+        folder.unlink()
+
+
+def test_a_run_that_is_overwritten_before_it_has_begun_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees yet that it lives; its results would be among those of the other run."""
+    real = record._begin
+
+    def late(*words: Any) -> Process:
+        monkeypatch.setattr(record, "_begin", real)
+        begin(tmp_path, overwrite=True, seed=5)
+        return real(*words)
+
+    monkeypatch.setattr(record, "_begin", late)
+    with pytest.raises(UsageError, match="is not empty"):
+        begin(tmp_path)
+    assert read_record(tmp_path).seed == 5
+    assert len(list((tmp_path / PROCESSES).iterdir())) == 1

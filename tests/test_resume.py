@@ -74,13 +74,19 @@ def link(path: Path) -> None:
     (path.parents[2] / "elsewhere").write_text("precious")
 
 
+def link_to_same(path: Path) -> None:
+    """What another program has moved away is nothing of this folder any more."""
+    path.rename(path.parents[2] / "elsewhere")
+    path.symlink_to(path.parents[2] / "elsewhere")
+
+
 def lead_nowhere(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere")
 
 
 @pytest.mark.parametrize("file", KINDS)
-@pytest.mark.parametrize("damage", [empty, cut, exchange, zero, link, lead_nowhere, os.unlink])
+@pytest.mark.parametrize("damage", [empty, cut, exchange, zero, link, link_to_same, lead_nowhere, os.unlink])
 def test_a_file_that_is_not_as_it_was_written_is_made_again(
     tiny: Path, made: Path, out: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
@@ -88,8 +94,8 @@ def test_a_file_that_is_not_as_it_was_written_is_made_again(
     events = list(run(request(tiny, out, resume=True)))
     again = [event.variation for event in events if isinstance(event, Saved)]
     assert again == ([0, 1] if "caption" in file else [1])
-    if damage is link:
-        assert (out / "elsewhere").read_text() == "precious"
+    if damage in (link, link_to_same):
+        assert damage is link_to_same or (out / "elsewhere").read_text() == "precious"
         (out / "elsewhere").unlink()
     assert results(out) == results(made)
     assert not (out / file).is_symlink()

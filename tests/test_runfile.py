@@ -86,6 +86,9 @@ def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str
         {"suffix": "\n"},
         {"form": "other"},
         {"folder": "a\0"},
+        {"folder": "a" * 256},
+        {"folder": "/".join("a" * 130)},
+        {"suffix": "." + "a" * 24},
     ],
 )
 def test_a_place_where_no_run_puts_files_is_a_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:

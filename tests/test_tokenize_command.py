@@ -112,6 +112,40 @@ def test_mistakes_are_one_sentence_and_change_nothing(
     assert sorted(p.name for p in data.iterdir()) == ["depth", "rgb"]
 
 
+@pytest.mark.parametrize("name", ["tok_depth@64", "crop_settings", "processes", ".partial", "failures.jsonl"])
+@pytest.mark.parametrize("kind", ["folder", "nothing", "file"])
+def test_nothing_is_written_where_a_link_or_file_has_a_name_of_ours(
+    run: Run, tiny: Path, data: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    (data / "depth" / "f" / "s1.npy").write_bytes(b"broken")  # so that a failure is to be noted
+    (tmp_path / "elsewhere").mkdir()
+    made = tmp_path / "made"
+    made.mkdir()
+    if kind == "file" and name != "failures.jsonl":
+        (made / name).touch()
+    else:
+        (made / name).symlink_to(tmp_path / ("elsewhere" if kind == "folder" else "nowhere"))
+    code, out, err = run("tokenize", data, "--model", tiny, "--crops", 2, "--out", made)
+    assert (code, out) == (2, "")
+    assert name in err
+    assert "loading" not in err
+    assert [path.name for path in made.iterdir()] == [name]
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_for_an_output_folder_is_refused_before_anything_is_loaded(
+    run: Run, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        code, _, err = run("tokenize", data, "--model", tiny, "--out", tmp_path / name)
+        assert code == 2
+        assert "not a folder" in err
+        assert "loading" not in err
+
+
 def test_a_folder_that_is_no_dataset_is_one_sentence(run: Run, tiny: Path, tmp_path: Path) -> None:
     code, out, err = run("tokenize", "nowhere", "--model", tiny)
     assert (code, out, err) == (2, "", "fourm: nowhere: no such folder\n")

@@ -236,7 +236,7 @@ def test_a_complete_sample_of_another_run_is_foreign(copy: Callable[[str], Path]
 
 def test_pictures_made_of_a_run_and_leftovers_are_no_mistakes(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
-    for file in ("plots/contact.png", ".partial/ab-1-0.npy"):
+    for file in ("plots/contact.png", ".partial/0123abcd-0123456789ab-0.npy"):
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_bytes(b"")
     verdict = verify(root)
@@ -643,3 +643,113 @@ def test_files_that_have_grown_without_end_are_not_read(copy: Callable[[str], Pa
     assert kinds(verify(root)) == {("altered", str(token.relative_to(root)))}
     os.truncate(list_of(root), 1 << 42)
     assert ("unreadable", str(list_of(root).relative_to(root))) in kinds(verify(root))
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def loop_of_two(path: Path) -> None:
+    path.symlink_to("other")
+    path.with_name("other").symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [loop, loop_of_two])
+def test_a_link_that_leads_to_itself_is_a_finding(
+    copy: Callable[[str], Path], make: Callable[[Path], None]
+) -> None:
+    root = copy("tokens")
+    token = next(root.glob("tok_rgb@64/*/*.npy"))
+    token.unlink()
+    make(token)
+    assert ("unreadable", str(token.relative_to(root))) in kinds(verify(root))
+
+
+@pytest.mark.parametrize("name", [RUN, SR_RUN])
+def test_a_record_that_is_a_link_is_a_finding(copy: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """`--resume` and all others refuse it."""
+    root = copy("beside")
+    (root / name).rename(tmp_path / "record")
+    (root / name).symlink_to(tmp_path / "record")
+    assert kinds(verify(root)) == {("foreign", name)}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(".."), Path.touch])
+def test_what_stands_in_the_place_of_plots_is_foreign(
+    copy: Callable[[str], Path], make: Callable[[Path], object]
+) -> None:
+    root = copy("tokens")
+    make(root / "plots")
+    assert kinds(verify(root)) == {("foreign", "plots")}
+
+
+def test_what_lies_among_unfinished_files_and_is_none_is_foreign(copy: Callable[[str], Path]) -> None:
+    root = copy("tokens")
+    (root / ".partial" / "folder").mkdir(parents=True)
+    (root / ".partial" / "0123abcd-0123456789ab-7.npy").touch()  # of a killed process
+    (root / ".partial" / "mine").touch()
+    found = verify(root)
+    assert kinds(found) == {("foreign", ".partial/folder"), ("foreign", ".partial/mine")}
+    assert [note.kind for note in found.notes] == ["unfinished"]
+
+
+@pytest.mark.parametrize("folder", ["tokens", "failed"])
+def test_every_fact_of_a_launch_that_is_changed_is_found(copy: Callable[[str], Path], folder: str) -> None:
+    root = copy(folder)
+    (path,) = (root / PROCESSES).glob("*.json")
+    name, text = ("altered", f"{PROCESSES}/{path.name}"), path.read_text()
+    facts = json.loads(text)
+    others = {
+        "files": {},
+        "finished": None,
+        "halved_to": 1,
+        "started": "2030-01-01T00:00:00+00:00",
+        "sha256": "",
+    }
+    for fact, value in facts.items():
+        other = others[fact] if fact in others else value + 1
+        path.write_text(json.dumps({**facts, fact: other}, indent=1) + "\n")
+        assert name in kinds(verify(root)), fact
+    for other in (f"{text}\n", text[:-1], text.replace("{", '{\n "rank": 0,', 1), f"\ufeff{text}"):
+        path.write_text(other)
+        assert name in kinds(verify(root)), other
+    facts.pop("sha256")  # as written by versions without it
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    assert verify(root).ok
+
+
+def test_a_process_under_another_name_is_found(copy: Callable[[str], Path]) -> None:
+    for before, after in (("-0-of-1-", "-0-of-2-"), ("T", "T0")):
+        root = copy("tokens")
+        for path in list((root / PROCESSES).iterdir()):
+            path.rename(path.with_name(path.name.replace(before, after).replace("T0", "T", after == "T0")))
+        if after == "T0":  # a day later
+            for path in list((root / PROCESSES).iterdir()):
+                path.rename(path.with_name("2099" + path.name[4:]))
+        assert {kind for kind, _ in kinds(verify(root))} == {"altered"}
+        shutil.rmtree(root)
+
+
+def test_whatever_is_changed_in_the_list_of_failures_is_found(copy: Callable[[str], Path]) -> None:
+    root = copy("failed")
+    path = root / "failures.jsonl"
+    text = path.read_text()
+    first, second = text.splitlines(keepends=True)
+    made_up = json.dumps({"key": "a b/-v0", "variation": 0, "reason": "x"}) + "\n"
+    for other in (
+        "", first, second + first, text + first, text + "\n", text[:-1], text + "x\n", text + made_up,
+        text.replace("null", "1", 1), text.replace('"reason": "', '"reason": "x', 1),
+    ):  # fmt: skip
+        path.write_text(other)
+        assert ("altered" if other else "missing", path.name) in kinds(verify(root)), other
+    (copy("tokens") / path.name).touch()
+    assert kinds(verify(root.with_name("tokens"))) == {("foreign", path.name)}
+
+
+def test_a_file_that_a_failed_sample_lacked_is_foreign(copy: Callable[[str], Path]) -> None:
+    root = copy("failed")
+    for good in root.glob("tok_depth@64/a b/Zürich-v1.npy"):
+        strange = root / "tok_depth@64" / "c" / "bad-v1.npy"
+        strange.parent.mkdir(exist_ok=True)
+        shutil.copy(good, strange)
+    assert kinds(verify(root)) == {("foreign", "tok_depth@64/c/bad-v1.npy")}

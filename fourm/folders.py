@@ -1,0 +1,64 @@
+"""Folders of an output folder: made where they are missing, refused where something else has their name."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from fourm.errors import FourMError, UsageError
+from fourm.opening import real
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder below root, and those between; FileNotFoundError where root itself is missing.
+
+    FourMError where a link on the way leads out of root: nothing may be written there.
+    """
+    if leads_out(root, folder):
+        raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
+    _make_folders(root, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+
+
+def leads_out(root: Path, folder: Path) -> bool:
+    """Whether a link on the way to a folder below root leads out of root."""
+    return not real(folder).is_relative_to(real(root))
+
+
+def mode_of(path: Path) -> int | None:
+    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
+
+    A single call, so that no other process changes what is there between two questions.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_root(out: Path) -> None:
+    """Refuse an output folder whose name is taken by something else."""
+    if os.path.lexists(out) and not out.is_dir():
+        what = "a file" if out.exists() else "a link to nowhere"
+        raise UsageError(f"--out {out}: is {what}, not a folder")
+
+
+def check_folder(root: Path, folder: Path) -> None:
+    """UsageError where a folder below root is due, and something else has taken its name."""
+    if os.path.lexists(folder) and (not folder.is_dir() or leads_out(root, folder)):
+        raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    if folder == root:
+        root.stat()
+        return
+    try:
+        make_folder(folder)
+    except FileNotFoundError:
+        _make_folders(root, folder.parent)
+        make_folder(folder)
