@@ -150,9 +150,13 @@ class Joining:
             if record == SR_RUN:
                 _check_unclaimed(out, self.settings)
             if create_text(out, out / record, text):
-                if record == RUN:
-                    remove_processes(out, [run])  # left by a run whose record was deleted
-                return _begin_once(out, record, run, launch)
+                try:
+                    if record == RUN:
+                        remove_processes(out, [run])  # left by a run whose record was deleted
+                    return _begin_once(out, record, run, launch)
+                except BaseException:  # Ctrl-C too
+                    _remove_new_record(out, record, run)
+                    raise
         if self.overwrite and not _is_of_job(out, record, launch, self.since):
             if launch.rank == 0:
                 _check_alone(out)
@@ -248,6 +252,14 @@ def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
         process.withdraw()
         raise _exists(out, record)
     return process
+
+
+def _remove_new_record(out: Path, record: str, run: str) -> None:
+    """Remove a record that this process has just written, unless another process has joined its run."""
+    with contextlib.suppress(UsageError):
+        if _load(out, record).identity == run and not any(f.run == run for f in of_kind(out, LAUNCH)):
+            (out / record).unlink()
+    remove_empty([out / PROCESSES])
 
 
 def _check_alone(out: Path) -> None:

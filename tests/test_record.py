@@ -594,3 +594,16 @@ def test_a_run_that_is_overwritten_before_it_has_begun_stops(
         begin(tmp_path)
     assert read_record(tmp_path).seed == 5
     assert len(list((tmp_path / PROCESSES).iterdir())) == 1
+
+
+def test_a_run_that_cannot_begin_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that is full after the record."""
+
+    def full(process: Process) -> None:
+        (process.out / PROCESSES).mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Process, "begin", full)
+    with pytest.raises(UsageError, match="No space left"):
+        begin(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
