@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -34,8 +34,11 @@ from fourm.processes import (
     Launch,
     Process,
     find_living,
+    is_closed,
     list_processes,
     of_kind,
+    read_checksums,
+    read_launches,
     remove_processes,
     write_failures,
 )
@@ -415,10 +418,10 @@ def _empty(out: Path, name: str, run: str) -> None:
 
     The old record is kept; the caller replaces it.
     """
-    places = _places(out, name)
+    places, listed = _places(out, name), _written(out, name)
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, _load(out, RUN).identity]
     for place in places:
-        _empty_place(out, place.folder, place.suffix)
+        _empty_place(out, place.folder, place.suffix, listed)
     remove_processes(out, kept)
     for each in (SR_RUN, NEXT[SR_RUN], FAILURES) if name == RUN else ():
         (out / each).unlink(missing_ok=True)
@@ -426,11 +429,24 @@ def _empty(out: Path, name: str, run: str) -> None:
 
 def _places(out: Path, name: str) -> list[Place]:
     """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
-    names = [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
-    places = [(each, place) for each in names for place in _load(out, each).run.places]
+    places = [(each, place) for each in _records(out, name) for place in _load(out, each).run.places]
     for each, place in places:  # all of them before anything is deleted
         _check_own(out, each, place.folder)
     return [place for _, place in places]
+
+
+def _records(out: Path, name: str) -> list[str]:
+    return [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
+
+
+def _written(out: Path, name: str) -> Container[str] | None:
+    """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
+    try:
+        launches = [read_launches(out, _load(out, each).identity) for each in _records(out, name)]
+        listed = read_checksums(out)
+    except (OSError, UsageError):
+        return None
+    return listed if listed and all(map(is_closed, launches)) else None
 
 
 def _check_own(out: Path, record: str, folder: str) -> None:
@@ -442,11 +458,13 @@ def _check_own(out: Path, record: str, folder: str) -> None:
             raise UsageError(f"{out / record}: names the folder '{folder}', but {above} is a link")
 
 
-def _empty_place(out: Path, place: str, suffix: str) -> None:
+def _empty_place(out: Path, place: str, suffix: str, listed: Container[str] | None) -> None:
+    """Delete the files with this suffix, of which only those that are listed, if all are."""
     folder = out / place
     for where, _, names in os.walk(folder, topdown=False):
         for name in names:
-            if name.endswith(suffix):
-                Path(where, name).unlink()
+            path = Path(where, name)
+            if name.endswith(suffix) and (listed is None or path.relative_to(out).as_posix() in listed):
+                path.unlink()
         remove_empty([Path(where)])
     remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fourm import record
+from fourm.checksums import list_files
 from fourm.errors import FourMError, UsageError
 from fourm.layout import Place, remove_leftovers, samples_of_prompts, write_text
 from fourm.processes import (
@@ -607,3 +608,21 @@ def test_a_run_that_cannot_begin_leaves_no_record(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="No space left"):
         begin(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_overwrite_leaves_files_in_the_folders_of_a_run_that_it_did_not_write(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    """Of a run whose process was killed nobody can tell them apart."""
+    process = begin(tmp_path)
+    own, mine = (tmp_path / "tok_rgb@64" / "00000" / f"{name}.npy" for name in ("000000", "mine"))
+    for path in (own, mine):
+        write_text(tmp_path, path, "x")
+    process.add_checksums(list_files(tmp_path, [own]))
+    if not is_killed:
+        close_output(process, replace(ALONE, finished=now()))
+    remove_leftovers(tmp_path)
+    begin(tmp_path, overwrite=True, seed=3)
+    assert not own.exists()
+    assert mine.exists() is not is_killed
