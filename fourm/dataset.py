@@ -192,7 +192,7 @@ def _nothing_to_read(
             f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
         )
         return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
-    reason = f": {incomplete[0]}" if incomplete else ""
+    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
     return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
 
@@ -205,9 +205,9 @@ def list_folder(root: Path, folder: str) -> Listing:
         except OSError as error:
             raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
-        raise UsageError(
-            f"{root}: {what}; there is {', '.join(names) or 'no folder at all'}{flat_advice(root, folder)}"
-        )
+        listed = ", ".join(names) or "no folder at all"
+        advice = f"; give {root.parent}" if root.name == folder else flat_advice(root, folder)
+        raise UsageError(f"{root}: {what}; there is {listed}{advice}")
     _walk(top, found)
     return found
 

@@ -41,10 +41,11 @@ def mode_of(path: Path) -> int | None:
 
 
 def check_root(out: Path) -> None:
-    """Refuse an output folder whose name is taken by something else."""
-    if os.path.lexists(out) and not out.is_dir():
-        what = "a file" if out.exists() else "a link to nowhere"
-        raise UsageError(f"--out {out}: is {what}, not a folder")
+    """Refuse an output folder whose name, or that of a folder above it, is taken by something else."""
+    there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
+    if there is not None and not there.is_dir():
+        what = "a file" if there.exists() else "a link to nowhere"
+        raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
 
 
 def check_folder(root: Path, folder: Path) -> None:

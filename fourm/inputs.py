@@ -39,6 +39,7 @@ class Source:
     column: str | None = None  # of a table
     num_samples: int | None = None
     subset_seed: int | None = None  # None: the first num_samples
+    num_variations: int = 1  # of each sample; they count where samples are limited
 
 
 def read_samples(
@@ -146,8 +147,9 @@ def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
         raise UsageError(f"--data {EMPTY}: leaves nothing for the condition {conditions[0]}; use --cond none")
     if source.num_samples is None:
         raise UsageError("without conditions, --num-samples must say how many samples to make")
-    if source.num_samples > MAX_SAMPLES:
-        raise UsageError(f"--num-samples {source.num_samples}: one run makes at most {MAX_SAMPLES:,}")
+    if source.num_samples * source.num_variations > MAX_SAMPLES:
+        times = f", {source.num_variations} times" if source.num_variations > 1 else ""
+        raise UsageError(f"--num-samples {source.num_samples}{times}: one run makes at most {MAX_SAMPLES:,}")
     return [Sample(key) for key in number_keys(source.num_samples)]
 
 

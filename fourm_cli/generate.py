@@ -121,11 +121,14 @@ def generate(
         chain = build_chain(settings.base, files)
         data = given.data_path if data is None and not prompts else data
         subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
-        source = Source(tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed)
+        num_variations = num_variations or given.num_variations or 1
+        source = Source(
+            tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed, num_variations
+        )  # fmt: skip
         dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
         request = run(
             model=files, chain=chain, samples=dataset.samples,
-            num_variations=num_variations or given.num_variations or 1,
+            num_variations=num_variations,
             seed=seed if seed is not None else given.seed or 0,
             dtype=parse_dtype(dtype, given.dtype), attention=attention, decode=decode,
             detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,

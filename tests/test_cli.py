@@ -108,6 +108,9 @@ OPTIONS = {
     "a batch size of many digits": (f"a --batch-size {'9' * 5000}", "is neither auto nor a whole number"),
     "a shard of many digits": (f"a --shard 0/{'9' * 5000}", "is not i/n"),
     "too many samples": ("--data empty --num-samples 99999999999 --out o", "at most 10,000,000"),
+    "too many of both": (
+        "--data empty --num-samples 10000000 --num-variations 2 --out o", "at most 10,000,000"
+    ),
     "too many variations": ("a --num-variations 99999999999 --out o", "at most 10,000,000"),
     "a terminal's control characters": ("a --targets \x1b[31m", "unknown modality '\\x1b[31m'"),
     "a log": ("a --log-json folder", "--log-json folder: cannot be written"),

@@ -156,3 +156,12 @@ def test_prompts_of_one_word_each_get_a_note(prompts: tuple[str, ...], notes: tu
 def test_a_prompt_without_anything_to_read_is_refused() -> None:
     with pytest.raises(UsageError, match="holds no word that a model could read"):
         read_samples(Source(("red", "\u200b")), ["caption"], find_model("demo"), None)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_one_modality_is_told_where_its_dataset_is(tmp_path: Path) -> None:
+    (tmp_path / "data" / "caption" / "x").mkdir(parents=True)
+    (tmp_path / "data" / "caption" / "x" / ".y.txt").write_text("a red circle")
+    with pytest.raises(UsageError, match=rf"no folder 'caption'; there is x; give {tmp_path}/data$"):
+        list_dataset(tmp_path / "data" / "caption", {"caption": "caption"})
+    with pytest.raises(UsageError, match="names that begin with a dot are passed over"):
+        list_dataset(tmp_path / "data", {"caption": "caption"})

@@ -1,5 +1,6 @@
 """What cannot be done is said before anything is written, and a run that made nothing leaves nothing."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -155,3 +156,26 @@ def test_what_is_no_number_early_in_a_chain_fails_the_sample(tiny: Path, tmp_pat
         events = list(pipeline.run(request(folder, out, chain=make_chain(specs, ["caption"]))))
         assert [event.reason for event in events if isinstance(event, Failed)] == [NOT_FINITE]
         assert not list(out.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("command", ["generate a", "tokenize data", "convert sam-instances data"])
+@pytest.mark.parametrize("kind", ["file", "pipe", "circle", "below a file"])
+def test_an_output_folder_that_cannot_be_one_is_exit_code_2(
+    run: Run, tiny: Path, tmp_path: Path, command: str, kind: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(make(tmp_path / "data" / "rgb" / "x") / "y.png")
+    make(tmp_path / "data" / "sam_instance" / "x")
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    out = "file/out" if kind == "below a file" else kind
+    model = [] if command.startswith("convert") else ["--model", tiny]
+    code, said, err = run(*command.split(), *model, "--out", out)
+    assert (code, said) == (2, "")
+    assert f"--out {out}: " in err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

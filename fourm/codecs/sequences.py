@@ -52,8 +52,12 @@ class CaptionCodec:
         return tuple(found)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """A .txt file in UTF-8; there is no room for `text` in it."""
-        path.write_bytes(value.encode("utf-8", "surrogateescape"))
+        """A .txt file in UTF-8; there is no room for `text` in it.
+
+        Of two byte order marks readers take the first for one, so a text that begins with one stays as it is.
+        """
+        marked = f"\ufeff{value}" if value.startswith("\ufeff") else value
+        path.write_bytes(marked.encode("utf-8", "surrogateescape"))
 
     def encode(self, values: Sequence[str]) -> Slot:
         """Ids padded to the row's max_tokens; every one of the text is known."""
