@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+MAX_COLUMNS_DIGITS = 4  # a terminal has at most 9,999 columns
+
 
 def prepare_streams() -> None:
     """Make the standard streams robust.
@@ -15,6 +17,9 @@ def prepare_streams() -> None:
     A closed stream (`<&-`) is replaced by /dev/null. Characters that the encoding does not have are escaped.
     A run does not end when progress cannot be written, nor when the reader of a pipe ends (`| head`).
     """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and len(columns) > MAX_COLUMNS_DIGITS:
+        del os.environ["COLUMNS"]  # Rich would fill lines of that width with blanks
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or stream.closed:

@@ -212,6 +212,12 @@ def test_an_array_in_the_place_of_a_picture_is_called_one(tmp_path: Path, suffix
         read_classes(path)
 
 
+def test_long_numbers_that_may_be_of_eight_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "long.tif")
+    with pytest.raises(SampleError, match=r"long\.tif: has whole numbers of 32 bits below 256"):
+        read_rgb(tmp_path / "long.tif")
+
+
 def test_class_numbers_are_those_of_the_file_whatever_its_palette(tmp_path: Path) -> None:
     numbers = np.array([[0, 7, 132, 255]], np.uint8)
     image = Image.fromarray(numbers)

@@ -91,3 +91,11 @@ def test_libraries_that_memory_has_no_room_for_are_no_defect(
     assert capsys.readouterr().err.startswith("fourm: memory has no room for the libraries")
     app._explain_defect(ImportError, ImportError("no module"), None)  # type: ignore[arg-type]
     assert "(a defect of fourm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["999999999", "00000000080"])
+def test_absurd_widths_of_a_terminal_are_ignored(columns: str) -> None:
+    """Rich would fill every line of help with blanks up to that width."""
+    done = shell(f"{FOURM} schedule show --help", COLUMNS=columns)
+    assert done.returncode == 0
+    assert len(done.stdout) < 100_000

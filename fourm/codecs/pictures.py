@@ -130,6 +130,8 @@ def _scaled(levels: Value, path: Path) -> NDArray[np.uint8]:
             raise SampleError(f"{path}: a picture of fractions lies in 0 to 1, not {low:g} to {high:g}")
         return to_bytes(levels)
     _check_levels(levels, path)
+    if levels.itemsize == 4 and 0 < levels.max() < 256:
+        raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
     return (levels >> 8).astype(np.uint8)
 
 
