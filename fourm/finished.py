@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.checksums import Listed
+from fourm.codecs.files import is_written_row
 from fourm.conditions import Work
 from fourm.errors import SampleError
 from fourm.formats import find_flaw
@@ -51,8 +52,9 @@ class Folder:
     def is_whole(self, path: Path) -> bool:
         """True if a file matches its checksum, or if it has none, is a complete file of its format.
 
-        Only the size of a large file is compared. An empty file without a checksum is not complete: a power
-        failure can leave one. Neither is a link: what it leads to does not belong to the folder.
+        Tokens without a checksum must also be as many as their modality has, and of its vocabulary. Only the
+        size of a large file is compared. An empty file without a checksum is not complete: a power failure
+        can leave one. Neither is a link: what it leads to does not belong to the folder.
         """
         try:
             told = path.lstat()
@@ -61,12 +63,19 @@ class Folder:
             size = told.st_size
             said = self.listed.get(self._name(path))
             if said is None:
-                return size > 0 and find_flaw(path) is None
+                return size > 0 and find_flaw(path) is None and self._fits_its_row(path)
             if said.size is not None and (size != said.size or size > READ_BYTES):
                 return size == said.size
             return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
         except (OSError, SampleError):
             return False
+
+    def _fits_its_row(self, path: Path) -> bool:
+        """True unless the file is one of tokens, and others than this run would write."""
+        for output in self.outputs:
+            if output.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
+                return is_written_row(path, output.modality.max_tokens, output.modality.vocab_size)
+        return True
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.request.out).as_posix()

@@ -45,8 +45,46 @@ def _check_any(file: BinaryIO) -> Flaw | None:
     return None if file.read(1) else Flaw(True, "is empty")
 
 
+def find_flaw_of_tokens(path: Path, count: int | None) -> Flaw | None:
+    """What is wrong with a complete .npy file, if it should hold one row of tokens; None: of any number."""
+    try:
+        with open_file(path) as file:
+            header = _read_header(file)
+            data = file.read(PIECE)
+    except OSError as error:
+        raise SampleError(f"cannot be read ({error.strerror or error})") from error
+    if isinstance(header, Flaw):
+        return header
+    kind, shape = header.descr.lstrip("<|="), header.shape
+    if kind not in ("i2", "i4") or len(shape) != 2 or shape[0] != 1 or count not in (None, shape[1]):
+        has = "one row of tokens" if count is None else f"one row of {count:,} tokens"
+        return Flaw(False, f"holds {header.descr} of shape {shape}, not {has}")
+    tokens = struct.unpack(f"<{len(data) // int(kind[1])}{'h' if kind == 'i2' else 'i'}", data)
+    return Flaw(False, "holds a token below 0") if min(tokens, default=0) < 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What the header of a .npy file says."""
+
+    descr: str
+    shape: tuple[int, ...]
+    num_bytes: int  # of all numbers
+    end: int  # where they begin
+
+
 def _check_array(file: BinaryIO) -> Flaw | None:
     """A .npy file: its header against its size."""
+    header = _read_header(file)
+    if isinstance(header, Flaw):
+        return header
+    size, there = header.num_bytes, file.seek(0, 2) - header.end
+    if there == size:
+        return None
+    return Flaw(there < size, f"has {there:,} bytes of numbers, where its header announces {size:,}")
+
+
+def _read_header(file: BinaryIO) -> _Header | Flaw:
     start = file.read(8)
     if not start.startswith(b"\x93NUMPY"[: len(start)]):
         return Flaw(False, "is not a .npy file")
@@ -57,16 +95,13 @@ def _check_array(file: BinaryIO) -> Flaw | None:
         return Flaw(True, "ends within its header")
     try:
         said = ast.literal_eval(header.decode("latin-1").strip())
-        bits = _DTYPE.fullmatch(said["descr"])
-        size = math.prod(int(side) for side in said["shape"]) * int(bits[1] if bits else -1)
+        bits, shape = _DTYPE.fullmatch(said["descr"]), tuple(int(side) for side in said["shape"])
+        size = math.prod(shape) * int(bits[1] if bits else -1)
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         return Flaw(False, "has no header of a .npy file")
     if bits is None or size < 0:
         return Flaw(False, "does not hold numbers")
-    there = file.seek(0, 2) - (8 + width + length)
-    if there == size:
-        return None
-    return Flaw(there < size, f"has {there:,} bytes of numbers, where its header announces {size:,}")
+    return _Header(said["descr"], shape, size, 8 + width + length)
 
 
 def _check_picture(file: BinaryIO) -> Flaw | None:

@@ -37,6 +37,11 @@ class Run:
             return (None,)
         return (record.variation,) if record.variation is not None else tuple(range(record.num_variations))
 
+    def count_tokens(self, place: Place) -> int | None:
+        """Tokens in each file of a target of the run; None where its record does not tell."""
+        steps = [step for step in self.record.schedule["steps"] if step["target"] == place.modality]
+        return sum(step["num_tokens"] for step in steps) if steps else None
+
 
 @dataclass(frozen=True, slots=True)
 class Results:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from fourm.census import Census, Member, Status
 from fourm.checksums import Listed, sha256_of_file
 from fourm.errors import SampleError, UsageError, printable
-from fourm.formats import find_flaw
+from fourm.formats import find_flaw, find_flaw_of_tokens
 from fourm.layout import PARTIAL, strange_leftovers
 from fourm.ledger import (
     ALTERED,
@@ -59,7 +59,7 @@ def verify(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     """Check every file of a folder; UsageError if it is none of a run. Nothing is changed.
 
     A file with a checksum is compared with it; any other by its format, which tells one that is cut off, but
-    not one that was exchanged.
+    not one that was exchanged. Tokens without a checksum must also be as many as the record says.
     """
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
@@ -85,6 +85,9 @@ class _Search:
     blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
     unlisted: list[tuple[str, Census, Member]] = field(default_factory=list)
     strange: set[str] = field(default_factory=set)  # files that are not read
+    tokens: dict[str, int | None] = field(
+        default_factory=dict
+    )  # how many an unlisted file has, if it is known
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     _owners: dict[str, list[tuple[Census, int]]] = field(default_factory=dict)
@@ -210,6 +213,8 @@ class _Search:
             if sha256_of_file(file) == said.sha256:
                 return
         flaw = find_flaw(file)
+        if flaw is None and path in self.tokens:
+            flaw = find_flaw_of_tokens(file, self.tokens[path])
         if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
             self._find(TRUNCATED, path, "is empty")
         elif flaw is not None:
@@ -259,6 +264,9 @@ class _Search:
             census.take(member, is_there, is_listed)
             if not is_listed:
                 self.unlisted.append((path, census, member))
+                place = census.places[member.place]
+                if place.form == "ids":
+                    self.tokens[path] = None if place.is_condition else census.run.count_tokens(place)
         elif not is_listed:
             self.strange.add(path)
             if self.has_base or _top(path) in map(_top, self._owners):

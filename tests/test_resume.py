@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fourm.checksums import list_files
@@ -115,6 +116,45 @@ def test_a_file_without_a_checksum_is_judged_by_its_format(
     damage(out / file)
     list(run(request(tiny, out, resume=True)))
     (out / "elsewhere").unlink(missing_ok=True)
+    assert results(out) == results(made)
+
+
+def tokens(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    np.save(path, change(np.load(path)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids[:, :-1],
+        lambda ids: np.concatenate([ids, ids], axis=1),
+        lambda ids: np.concatenate([ids, ids]),  # as two crops: conditions are read from the first
+        lambda ids: ids[0],
+        lambda ids: ids.reshape(8, 8),
+        lambda ids: ids.astype(np.int64),
+        lambda ids: ids.astype(np.float32),
+        lambda ids: ids - 1 - ids.max(),
+        lambda ids: ids.astype(">i2"),
+    ],
+)
+def test_tokens_without_a_checksum_are_those_of_their_modality(
+    tiny: Path, made: Path, out: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    for listed in of_kind(out, CHECKSUMS):
+        listed.path.unlink()
+    tokens(out / KINDS[1], change)
+    assert ("altered", KINDS[1]) in {(found.kind, found.file) for found in verify(out).findings}
+    events = list(run(request(tiny, out, resume=True)))
+    assert [event.variation for event in events if isinstance(event, Saved)] == [1]
+    assert results(out) == results(made)
+
+
+def test_tokens_without_a_checksum_are_within_the_vocabulary(tiny: Path, made: Path, out: Path) -> None:
+    for listed in of_kind(out, CHECKSUMS):
+        listed.path.unlink()
+    tokens(out / KINDS[1], lambda ids: ids * 0 + np.int16(32000))
+    events = list(run(request(tiny, out, resume=True)))
+    assert [event.variation for event in events if isinstance(event, Saved)] == [1]
     assert results(out) == results(made)
 
 
