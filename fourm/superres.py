@@ -24,7 +24,7 @@ def plan_finer(
 
     It is asked for by a model (`name`, or one of the settings) or by any setting of its own.
     """
-    name = name or settings.run.sr_model
+    name = settings.run.sr_model if name is None else name
     if name is None and not settings.sr.settings:
         return None
     files = find_sr(model, name)

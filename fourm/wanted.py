@@ -38,7 +38,9 @@ class Wanted:
         return self.entry is not None and self.entry.kind is Part.TEXT_TOKENIZER
 
 
-def read_wanted(names: Sequence[str], config: Path | None = None, revision: str = "") -> tuple[Wanted, ...]:
+def read_wanted(
+    names: Sequence[str], config: Path | None = None, revision: str | None = None
+) -> tuple[Wanted, ...]:
     """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched."""
     found: list[Wanted] = []
     for name in names:
@@ -48,11 +50,15 @@ def read_wanted(names: Sequence[str], config: Path | None = None, revision: str 
     for one in found:
         by_home.setdefault((one.hub_id, one.revision), one)
     found = list(by_home.values())
-    if not revision:
+    if revision is None:
         return tuple(found)
     split_revision(f"NAME@{revision}")
     if len(found) != 1 or found[0].is_text_tokenizer:
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
+    if found[0].revision not in ("", revision):
+        raise UsageError(
+            f"--revision {revision}: {found[0].name}@{found[0].revision} is named; give one of them"
+        )
     return (replace(found[0], revision=revision),)
 
 

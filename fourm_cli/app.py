@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fourm import __version__
-from fourm.errors import FourMError
+from fourm.errors import FourMError, UsageError
 from fourm_cli.console import explain
 from fourm_cli.convert import convert_app
 from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
@@ -106,8 +106,9 @@ def main() -> None:
     except OSError as error:
         if is_debug:
             raise
-        explain(_from_system(error))
-        code = FourMError.exit_code
+        said = _from_system(error)
+        explain(said)
+        code = said.exit_code
     finally:
         if not is_debug:
             sys.excepthook = _explain_defect  # here, for Typer sets one of its own
@@ -134,11 +135,15 @@ def _what_goes_on(words: list[str]) -> str:
 
 
 def _from_system(error: OSError) -> FourMError:
-    """What the system refused, in a sentence; what cannot be written and has no name is what was printed."""
+    """What the system refused, in a sentence; what cannot be written and has no name is what was printed.
+
+    A name that is longer than any file's was typed, and is a mistake of usage.
+    """
     is_print = error.errno in FAILED_WRITES
     unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
     what = unnamed if error.filename is None else error.filename
-    return FourMError(f"{what} ({error.strerror or error})")
+    kind = UsageError if error.errno == errno.ENAMETOOLONG else FourMError
+    return kind(f"{what} ({error.strerror or error})")
 
 
 def _flush() -> int:

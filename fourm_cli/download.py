@@ -90,9 +90,9 @@ def download(
     if list_all:
         _print_names(as_json)
         return
-    wanted = read_wanted(names or (), config, revision or "")
+    wanted = read_wanted(names or (), config, revision)
     if verify:
-        if revision or dry_run:
+        if revision is not None or dry_run:
             raise UsageError("--verify compares what is here; it takes neither --revision nor --dry-run")
         _verify([one.hub_id for one in wanted] if names or config else None, as_json, quiet)
         return

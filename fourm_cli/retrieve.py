@@ -49,7 +49,7 @@ def retrieve(
     model: Model = None, sheet: Sheet = None, show: Show = "rgb", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the samples of a folder whose features are nearest to those of other samples."""
-    registry = find_model(model or DEMO).registry
+    registry = find_model(DEMO if model is None else model).registry
     for folder in (queries, among):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
@@ -59,7 +59,7 @@ def retrieve(
     from fourm.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
     from fourm.sheets import save_sheet
 
-    row = feature_row(registry, by or "clip")
+    row = feature_row(registry, "clip" if by is None else by)
     asked, library = load_features(queries, row), load_features(among, row)
     for problem in (*asked.problems, *library.problems):
         note(problem)

@@ -62,7 +62,7 @@ def validate(
 ) -> None:
     """Check a schedule against a model and say what the run will cost."""
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    files = find_model(model or settings.run.model or DEMO)
+    files = find_model((settings.run.model or DEMO) if model is None else model)
     chain = build_chain(settings.base, files)
     width = parse_dtype(dtype, settings.run.dtype)
     finer = plan_finer(settings, files, chain, sr_model)
@@ -95,7 +95,7 @@ def show(
     if chart is not None and chart.exists() and not chart.is_file():
         raise UsageError(f"--plot {printable(str(chart))}: something that is no file is there")
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    files = find_model(model or settings.run.model or DEMO)
+    files = find_model((settings.run.model or DEMO) if model is None else model)
     chain = build_chain(settings.base, files)
     finer = plan_finer(settings, files, chain, sr_model)
     if chart is not None:

@@ -132,7 +132,8 @@ def sr(
     settings, own = settings_from((config, None, None, sr_config), {}), read_settings([], schedule)
     origin = read_origin(root)
     made = None if origin is None else origin.runs[0].record
-    files = with_named_parts(find_finer(origin, model or settings.run.sr_model), settings.run, tokenizers)
+    named = settings.run.sr_model if model is None else model
+    files = with_named_parts(find_finer(origin, named), settings.run, tokenizers)
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)

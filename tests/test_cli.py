@@ -119,6 +119,12 @@ OPTIONS = {
 }  # fmt: skip
 
 
+def test_a_name_that_no_file_can_have_is_wrong_usage(run: Run) -> None:
+    code, out, err = run("schedule", "show", "--plot", "x" * 300 + ".png")
+    assert (code, out) == (2, "")
+    assert "(File name too long)" in err
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_wrong_option_or_input_is_refused_in_one_sentence(
     run: Run, tiny: Path, tmp_path: Path, name: str

@@ -162,6 +162,31 @@ def test_an_empty_name_is_not_the_folder_of_the_process(tiny: Path, monkeypatch:
             find("")
 
 
+EMPTY = [
+    ("generate", "a", "--model", ""),
+    ("generate", "a", "--sr-model", ""),
+    ("schedule", "show", "--model", ""),
+    ("schedule", "show", "--sr-model", ""),
+    ("schedule", "validate", "--model", ""),
+    ("schedule", "validate", "--sr-model", ""),
+    ("sr", ".", "--model", ""),
+    ("retrieve", ".", "--among", ".", "--model", ""),
+    ("retrieve", ".", "--among", ".", "--by", ""),
+    ("tokenize", ".", "--model", ""),
+    ("models", "show", ""),
+    ("download", "4m-7-b", "--dry-run", "--revision", ""),
+]
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_name_is_not_the_default(
+    cache: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, ...]
+) -> None:
+    code, out, err = run(*words)  # of a variable that is not set: it chose the embedded model without a word
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert "is empty" in err or "'' are no features" in err or "after @ comes" in err
+
+
 @pytest.mark.parametrize("name", ["4m-7-b", SEVEN_ID, "me/mine", "4m-7-b@v9"])
 def test_a_known_name_that_is_not_here_is_exit_code_4_everywhere(
     cache: Path, tiny: Path, run: Callable[..., tuple[int, str, str]], name: str

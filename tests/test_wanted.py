@@ -46,6 +46,9 @@ def test_a_revision_is_for_one_repository() -> None:
             read_wanted(names, revision="v1")
     with pytest.raises(UsageError, match="after @"):
         read_wanted([NAME], revision="../..")
+    assert read_wanted([f"{NAME}@v1"], revision="v1")[0].revision == "v1"
+    with pytest.raises(UsageError, match=f"--revision v2: {NAME}@v1 is named; give one of them"):
+        read_wanted([f"{NAME}@v1"], revision="v2")
 
 
 def test_a_models_file_stands_for_all_that_it_names(tmp_path: Path) -> None:
