@@ -168,8 +168,10 @@ def write_alone(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
-    write_atomic(path.parent, path, write)
-    remove_leftovers(path.parent)
+    try:
+        write_atomic(path.parent, path, write)
+    finally:
+        remove_leftovers(path.parent)
 
 
 def vanished(root: Path) -> FourMError:

@@ -7,7 +7,7 @@ import shlex
 import unicodedata
 from pathlib import Path
 
-from fourm.errors import UsageError
+from fourm.errors import UsageError, printable
 
 # Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
@@ -45,6 +45,14 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
         raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
     return path
+
+
+def check_drawing(option: str, path: Path) -> None:
+    """UsageError for a name under which no picture can be written."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{option} {printable(str(path))}: must end in .png")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {printable(str(path))}: something that is no file is there")
 
 
 def free_beside(out: Path) -> str:

@@ -20,7 +20,7 @@ from fourm.plan import parse_chain
 from fourm.png import strip_metadata
 from fourm.processes import read_checksums
 from fourm.record import sha256_of
-from fourm.request import DETOKENIZER_STEPS
+from fourm.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.results import Run, open_results, samples_for
 from fourm.runfile import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.schedule import Chain
@@ -161,7 +161,8 @@ def _stage_of(path: Path, said: Mapping[str, str], prefix: str) -> Stage:
     return Stage(
         _text(path, said, prefix + "model"), _text(path, said, prefix + "schedule"),
         _number(path, said, prefix + "seed", MAX_SEED), said.get(prefix + "dtype", "float32"),
-        _number(path, said, "detokenizer steps", least=1), weights=said.get(prefix + "weights", ""),
+        _number(path, said, "detokenizer steps", MAX_DETOKENIZER_STEPS, least=1),
+        weights=said.get(prefix + "weights", ""),
     )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
 
 
 def _text(path: Path, said: Mapping[str, str], name: str) -> str:
-    if name not in said:
+    if not said.get(name, "").strip():
         raise UsageError(f"--replay {printable(str(path))}: does not say its {name}")
     return said[name]
 

@@ -14,6 +14,7 @@ from fourm.settings import MAX_SEED
 from fourm.world import World
 
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
+MAX_DETOKENIZER_STEPS = 10_000_000  # what a picture says of them can be read back
 ATTENTIONS = ("sdpa", "xformers")
 PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
@@ -80,6 +81,10 @@ class Request:
         check_seed(self.seed)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
+        if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
+            raise UsageError(
+                f"--detokenizer-steps {self.detokenizer_steps}: must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
+            )
         if self.attention not in ATTENTIONS:
             near = near_match(self.attention, ATTENTIONS)
             raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")

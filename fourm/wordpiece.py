@@ -18,6 +18,9 @@ _MAX_PROMPT = 1 << 20  # characters
 _SHOWN = 60  # characters of a prompt that an error repeats
 
 
+_STRANGE = "\U0002a6d6"  # an ideograph that hardly any vocabulary has; not one that is cleaned away
+
+
 @dataclass(frozen=True, slots=True)
 class WordPiece:
     """A trained text tokenizer: normaliser, words and special tokens are what its file says."""
@@ -39,6 +42,10 @@ class WordPiece:
             tokenizer = Tokenizer.from_buffer(data)
         except ValueError as error:
             raise CheckpointError(f"{path}: not a text tokenizer ({error})") from error
+        try:
+            tokenizer.encode(_STRANGE, add_special_tokens=False)
+        except Exception as error:  # bare, whatever is wrong
+            raise CheckpointError(f"{path}: cannot read a word that it does not know ({error})") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         for wanted, token in enumerate((*RESERVED, "[S_0]", "[S_1]", "[S_2]")):

@@ -101,7 +101,7 @@ def generate(
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     given, world = settings.run, parse_world(shard, os.environ)
     again = None if replay is None else read_replay(replay)
-    named = (again.base.model if again else given.model) or DEMO
+    named = again.base.model if again else given.model or DEMO
     files = with_named_parts(find_model(named if model is None else model), given, tokenizers)
     folder = _output_folder(out or given.folder, world, resume or overwrite)
     run = partial(

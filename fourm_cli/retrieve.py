@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fourm.errors import UsageError
+from fourm.errors import SampleError, UsageError
 from fourm.hub import DEMO, find_model
-from fourm.paths import local_path
+from fourm.paths import check_drawing, local_path
 from fourm_cli.console import note, print_json, print_table
 from fourm_cli.options import AsJson, Model
 
@@ -53,8 +53,8 @@ def retrieve(
     for folder in (queries, among):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UsageError(f"--sheet {sheet}: must end in .png")
+    if sheet is not None:
+        check_drawing("--sheet", sheet)
 
     from fourm.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
     from fourm.sheets import save_sheet
@@ -69,10 +69,12 @@ def retrieve(
         save_sheet(drawn, sheet)
     if as_json:
         print_json(as_rows(asked.keys, found))
-        return
-    lines = [
-        (key, str(rank), one.key, f"{one.distance:.4f}")
-        for key, row_of in zip(asked.keys, found, strict=True)
-        for rank, one in enumerate(row_of, 1)
-    ]
-    print_table(("query", "rank", "neighbour", "distance"), lines, numbers=("rank", "distance"))
+    else:
+        lines = [
+            (key, str(rank), one.key, f"{one.distance:.4f}")
+            for key, row_of in zip(asked.keys, found, strict=True)
+            for rank, one in enumerate(row_of, 1)
+        ]
+        print_table(("query", "rank", "neighbour", "distance"), lines, numbers=("rank", "distance"))
+    if asked.problems or library.problems:
+        raise typer.Exit(SampleError.exit_code)

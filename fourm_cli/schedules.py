@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from fourm.cost import Cost, estimate
-from fourm.errors import UsageError, printable
 from fourm.hub import DEMO, ModelFiles, find_model
-from fourm.paths import local_path
+from fourm.paths import check_drawing, local_path
 from fourm.plan import build_chain
 from fourm.schedule import Chain, Step
 from fourm.superres import plan_finer
@@ -90,10 +89,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the chain of a schedule step by step, and that of super-resolution where it is asked for."""
-    if chart is not None and chart.suffix.lower() != ".png":
-        raise UsageError(f"--plot {printable(str(chart))}: must end in .png")
-    if chart is not None and chart.exists() and not chart.is_file():
-        raise UsageError(f"--plot {printable(str(chart))}: something that is no file is there")
+    if chart is not None:
+        check_drawing("--plot", chart)
     settings = settings_from((config, data_config, gen_config, sr_config), schedule)
     files = find_model((settings.run.model or DEMO) if model is None else model)
     chain = build_chain(settings.base, files)

@@ -90,7 +90,7 @@ OPTIONS = {
     "no condition, no count": ("--cond none", "--num-samples must say how many"),
     "empty, but a condition": ("--cond caption --data empty --num-samples 2", "use --cond none"),
     "a file as folder": ("a --out p.txt", "p.txt: is a file, not a folder"),
-    "a folder in a file": ("a --out p.txt/out", "cannot be written"),
+    "a folder in a file": ("a --out p.txt/out", "p.txt is a file, not a folder"),
     "a folder of somebody": ("a --out folder", "is not empty and holds no run.json"),
     "resume nothing": ("a --resume", "--out is missing"),
     "overwrite and resume": ("a --out o --overwrite --resume", "exclude each other"),
@@ -106,6 +106,9 @@ OPTIONS = {
     "a name too long": (f"--data {'x' * 300}", "cannot be read (File name too long)"),
     "an output name too long": (f"a --out {'x' * 300}", "(File name too long)"),
     "a batch size of many digits": (f"a --batch-size {'9' * 5000}", "is neither auto nor a whole number"),
+    "more detokenizer steps than a picture could say": (
+        "a --detokenizer-steps 10000001", "--detokenizer-steps 10000001: must lie in 1..10,000,000"
+    ),
     "a shard of many digits": (f"a --shard 0/{'9' * 5000}", "is not i/n"),
     "too many samples": ("--data empty --num-samples 99999999999 --out o", "at most 10,000,000"),
     "too many of both": (

@@ -26,6 +26,7 @@ from fourm.layout import (
     path_of,
     remove_leftovers,
     samples_of_prompts,
+    write_alone,
     write_atomic,
     write_text,
 )
@@ -358,3 +359,11 @@ def test_a_copy_that_fails_leaves_nothing_where_there_are_no_hard_links(
     with pytest.raises(OSError, match="No space left"):
         create_text(tmp_path, tmp_path / "a.txt", "whole")
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_lone_file_that_cannot_be_written_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "taken.png").mkdir()
+    for name in ("taken.png", "x" * 300 + ".png"):
+        with pytest.raises(FourMError, match="cannot write"):
+            write_alone(tmp_path / name, lambda path: path.touch())
+        assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]

@@ -169,6 +169,8 @@ GOOD = {
         ({"software": "paint"}, "fourm did not write it"),
         ({"schedule": None}, "fourm did not write it"),
         ({"model": None}, "does not say its model"),
+        ({"model": ""}, "does not say its model"),
+        ({"schedule": " "}, "does not say its schedule"),
         ({"seed": "x"}, "its seed is not a whole number"),
         ({"seed": "9" * 30}, "its seed is not a whole number"),
         ({"seed": str(2**64)}, "its seed is not a whole number"),

@@ -113,6 +113,8 @@ def test_a_command_finds_prints_and_draws(run: Run, tiny: Path, tmp_path: Path) 
         (("--metric", "manhattan"), "is not one of euclidean, cosine"),
         (("--by", "rgb"), "'rgb' are no features"),
         (("--sheet", "x.jpg"), "must end in .png"),
+        (("--sheet", "lib.png"), "something that is no file is there"),
+        (("--sheet", "x" * 300 + ".png"), "(File name too long)"),
         (("--among", "nowhere"), "nowhere: no such folder"),
         (("--among", "other"), "come from different models"),
         (("--sheet", "x.png", "--show", "depht"), "did you mean 'depth'"),
@@ -123,8 +125,19 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     write(tmp_path / "lib", features(3, 4))
     write(tmp_path / "other", features(3, 5))
+    (tmp_path / "lib.png").mkdir()
     among = () if "--among" in words else ("--among", "lib")
     code, out, err = run("retrieve", "lib", *among, "--model", tiny, *words)
     assert (code, out) == (2, "")
     assert said in err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_features_that_cannot_be_read_are_told_and_are_exit_code_3(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "lib", features(3, 4))
+    np.save(tmp_path / "lib/clip/a/001.npy", np.full((4, 2, 3), np.nan, np.float32))
+    for more in ((), ("--json",)):
+        code, out, err = run("retrieve", "lib", "--among", "lib", "--model", tiny, *more)
+        assert (code, "a/002" in out, err.count("001.npy")) == (3, True, 2)

@@ -198,6 +198,18 @@ def test_files_that_are_no_text_tokenizer_are_refused(golden: Path, tmp_path: Pa
         WordPiece.load(tmp_path / "other.json")
 
 
+def test_a_file_that_has_nothing_for_unknown_words_is_refused(tiny: Path, tmp_path: Path) -> None:
+    for name, model in {
+        "WordLevel": {"unk_token": "[ZZZ]"},
+        "Unigram": {"vocab": [["a", -1.0]], "unk_id": None},
+    }.items():
+        said = json.loads((tiny / "text_tokenizer.json").read_text())
+        said["model"] = {**(said["model"] if name == "WordLevel" else {}), "type": name, **model}
+        (tmp_path / "strange.json").write_text(json.dumps(said))
+        with pytest.raises(CheckpointError, match=r"strange\.json: cannot read a word that it does not know"):
+            WordPiece.load(tmp_path / "strange.json")
+
+
 def test_a_prompt_of_many_megabytes_is_refused_before_it_is_cut_into_tokens(released: WordPiece) -> None:
     with pytest.raises(UsageError, match="1,048,577 characters, but the model reads at most 256 tokens"):
         check_prompt("a" * ((1 << 20) + 1), released, 256)
