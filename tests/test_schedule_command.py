@@ -1,6 +1,7 @@
 """`fourm schedule` from the outside: tables, JSON, cost, exit codes, and that torch stays out."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,11 @@ def test_a_dtype_is_read_as_in_generate(model: str) -> None:
 def test_a_text_counts_a_pass_for_every_token(model: str) -> None:
     data = json.loads(run("validate", "--model", model, "--cond", "rgb", "--targets", "det", "--json"))
     assert (data["passes"], data["tokens"]) == (256, 256)
+
+
+def test_a_chain_without_conditions_says_so(model: str) -> None:
+    said = run("validate", "--model", model, "--cond", "none", "--targets", "tok_rgb")
+    assert re.search(r"^conditions +none\s*$", said, re.MULTILINE)
 
 
 def test_yaml_files_come_before_options(model: str, tmp_path: Path) -> None:

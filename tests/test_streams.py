@@ -98,4 +98,13 @@ def test_absurd_widths_of_a_terminal_are_ignored(columns: str) -> None:
     """Rich would fill every line of help with blanks up to that width."""
     done = shell(f"{FOURM} schedule show --help", COLUMNS=columns)
     assert done.returncode == 0
+    assert b"--targets" in done.stdout
     assert len(done.stdout) < 100_000
+
+
+def test_names_that_an_encoding_lacks_are_escaped_in_tables(tmp_path: Path) -> None:
+    run = f"{FOURM} generate red --targets tok_clip --steps 1 --no-decode -q --out {tmp_path}/o"
+    done = shell(f"{run} > /dev/null && touch {tmp_path}/o/caption/é && {FOURM} verify {tmp_path}/o",
+                 PYTHONIOENCODING="ascii")  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert rb"caption/\xe9" in done.stdout

@@ -367,7 +367,7 @@ def test_a_mask_reaches_only_a_tokenizer_that_takes_one(tiny: Path, dataset: Pat
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tiny: Path, dataset: Path) -> None:
     (dataset.parent / "file").write_text("")
-    with pytest.raises(FourMError, match="cannot be written"):
+    with pytest.raises(FourMError, match="is a file, not a folder"):
         list(run(request(dataset, find_model(tiny), out=dataset.parent / "file")))
 
 
