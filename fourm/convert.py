@@ -10,7 +10,7 @@ from pathlib import Path
 from fourm.crops import Crop
 from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
-from fourm.folders import check_folder, check_root
+from fourm.folders import check_folder, check_root, make_all
 from fourm.formats import find_flaw
 from fourm.grammars.instances import SIDE, from_json
 from fourm.layout import check_partial, path_of, remove_leftovers, write_atomic
@@ -94,7 +94,7 @@ def _write(crops: list[object], source: Path, out: Path, target: Path) -> None:
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_all(out)
     write_atomic(out, target, write)
 
 

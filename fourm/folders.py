@@ -1,5 +1,6 @@
 """Folders of an output folder: made where they are missing, refused where something else has their name."""
 
+import itertools
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,13 @@ def make_folder(folder: Path) -> None:
     """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
     with suppress(FileExistsError):
         folder.mkdir()
+
+
+def make_all(folder: Path) -> None:
+    """Make a folder and those above it; `parents=True` is a recursion, for which a thousand are too many."""
+    above = itertools.takewhile(lambda path: not os.path.lexists(path), folder.parents)
+    for path in (*reversed(tuple(above)), folder):
+        path.mkdir(exist_ok=True)
 
 
 def leads_out(root: Path, folder: Path) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.errors import FourMError, UsageError
-from fourm.folders import make_below, make_folder, mode_of
+from fourm.folders import make_all, make_below, make_folder, mode_of
 from fourm.locks import try_lock, wait_for_lock
 from fourm.opening import open_own, read_bytes, real
 
@@ -165,7 +165,7 @@ def create_text(root: Path, path: Path, text: str) -> bool:
 def write_alone(path: Path, write: Callable[[Path], None]) -> None:
     """Write one file outside of any run's folder, atomically; create its folder if needed."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_all(path.parent)
     except OSError as error:
         raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fourm.checksums import sha256_of_file
 from fourm.errors import UsageError
-from fourm.folders import check_folder, check_root, mode_of
+from fourm.folders import check_folder, check_root, make_all, mode_of
 from fourm.layout import (
     PARTIAL,
     Place,
@@ -362,7 +362,7 @@ def _load(out: Path, name: str) -> RunFile:
 
 def _make(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_all(out)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
 

@@ -27,7 +27,7 @@ from fourm.dataset import TOKENIZER
 from fourm.device import check_tokenizing_memory, choose_device
 from fourm.errors import FourMError, SampleError, UsageError
 from fourm.events import Event, Failed, Finished, Loading, Saved, Started
-from fourm.folders import check_folder, check_root
+from fourm.folders import check_folder, check_root, make_all
 from fourm.hub import weights_of
 from fourm.layers import set_attention
 from fourm.layout import (
@@ -174,7 +174,7 @@ def _claims(
 
 def _begin(request: TokenizeRequest, claims: Mapping[Path, Mapping[str, object]]) -> None:
     """Note in each folder of tokens what makes them; another process may just have begun to."""
-    request.out.mkdir(parents=True, exist_ok=True)
+    make_all(request.out)
     remove_leftovers(request.out)
     for path, claim in claims.items():
         text = json.dumps({**claim, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"

@@ -1,6 +1,7 @@
 """Keys, paths and atomic files, with names as hostile as a file system allows."""
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from fourm.errors import FourMError, UsageError
-from fourm.folders import make_below
+from fourm.folders import make_all, make_below
 from fourm.layout import (
     ABANDONED,
     PARTIAL,
@@ -367,3 +368,22 @@ def test_a_lone_file_that_cannot_be_written_leaves_nothing_beside_it(tmp_path: P
         with pytest.raises(FourMError, match="cannot write"):
             write_alone(tmp_path / name, lambda path: path.touch())
         assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_folders_are_made_without_a_recursion(tmp_path: Path) -> None:
+    limit = sys.getrecursionlimit()
+    deep, beyond = tmp_path.joinpath(*["x"] * 200), tmp_path / "new" / ".." / "other"
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        make_all(deep)
+    finally:
+        sys.setrecursionlimit(limit)
+    make_all(deep)
+    make_all(beyond)
+    assert deep.is_dir()
+    assert beyond.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_all(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        make_all(tmp_path / "file/below")
