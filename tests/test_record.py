@@ -402,7 +402,7 @@ def test_an_output_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file, not a folder"):
         check_output(tmp_path / "file", ALONE, resume=False, overwrite=False)
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="file is a file, not a folder"):
         check_output(tmp_path / "file" / "out", ALONE, resume=False, overwrite=False)
     with pytest.raises(UsageError, match="cannot be written"):
         begin(Path("/proc/fourm/out"))
