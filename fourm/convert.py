@@ -41,6 +41,13 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     check_root(out)
     check_partial(out)
     check_folder(out, out / FOLDER)
+    try:
+        yield from _convert(root, out, overwrite)
+    finally:  # also where the disk is full
+        remove_leftovers(out)
+
+
+def _convert(root: Path, out: Path, overwrite: bool) -> Iterator[Converted]:
     for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
         target = path_of(out, FOLDER, sample.key, ".json")
         if sample.problem:
@@ -56,7 +63,6 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
             yield Converted(source, target, problem=str(error))
         else:
             yield Converted(source, target)
-    remove_leftovers(out)
 
 
 def _is_whole(path: Path) -> bool:

@@ -220,3 +220,12 @@ def test_a_file_where_a_folder_is_due_is_refused(dataset: Path, run: Run, tmp_pa
         code, out, err = run("convert", "sam-instances", dataset, "--out", name)
         assert (code, out) == (2, "")
         assert "not a folder" in err
+
+
+def test_what_cannot_be_written_leaves_no_unfinished_file(dataset: Path, run: Run, tmp_path: Path) -> None:
+    taken = tmp_path / "made/sam_instance/x/a.json"
+    taken.mkdir(parents=True)
+    code, _, err = run("convert", "sam-instances", dataset, "--out", "made")
+    assert code == 1
+    assert "cannot write made/sam_instance/x/a.json" in err
+    assert not (tmp_path / "made/.partial").exists()
