@@ -58,7 +58,7 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
     """
     repository = repository_folder(hub_id, repo_type)
     wanted = revision or pinned_revision(hub_id) or MAIN
-    commit = _read_ref(repository / "refs" / wanted) or wanted
+    commit = read_ref(repository / "refs" / wanted) or wanted
     folder = repository / "snapshots" / commit
     return Snapshot(folder, commit) if os.path.isdir(folder) else None
 
@@ -75,7 +75,7 @@ def find_cached(entry: Entry) -> tuple[Path, str] | None:
     return (path, snapshot.revision) if os.path.isfile(path) else None
 
 
-def _read_ref(path: Path) -> str:
+def read_ref(path: Path) -> str:
     """The commit that a branch or tag stood for when it was fetched, or an empty string."""
     try:
         commit = read_bytes(path, MAX_REF_BYTES).decode("ascii").strip()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from fourm.cache import MAIN, cache_folder, find_cached, repository_folder
+from fourm.cache import MAIN, cache_folder, find_cached, read_ref, repository_folder
 from fourm.catalogue import CONFIG_FILE, PROMPTS_FILE, WEIGHTS_FILE, Licence, Part, find_entry
 from fourm.errors import FourMError, MissingError, VerificationError, printable
 from fourm.hubclient import check_variables, token_headers
@@ -166,14 +166,16 @@ def fetch(job: Job, client: Client) -> Path:
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
         files = []
         for file in job.files:
-            if file.is_here and file.remote.name in known:
+            if _has_size(file.path, file.remote.size) and file.remote.name in known:
                 client.report(Done(file.remote.name, file.remote.size, is_new=False))
                 files.append(known[file.remote.name])
             else:
                 sha256 = _fetch_file(job, file, client)
                 files.append(PinnedFile(file.remote.name, file.remote.size, sha256))
         _write_ref(job)
-        write_pin(Pin(job.wanted.hub_id, job.revision, tuple(files), job.wanted.repo_type))
+        found = Pin(job.wanted.hub_id, job.revision, tuple(files), job.wanted.repo_type)
+        if found != pin:  # a cache that is whole may be one that cannot be written
+            write_pin(found)
         return job.path
     except OSError as error:
         raise _explain_disk(error, job) from error
@@ -303,11 +305,14 @@ def _is_text(name: str) -> bool:
 
 def _look(path: Path, content: Path, remote: RemoteFile) -> File:
     """How much of a file is here: its content whole, or what an earlier run has collected."""
-    for whole in (path, content):
-        if os.path.isfile(whole) and whole.stat().st_size == remote.size:
-            return File(remote, path, remote.size)
+    if _has_size(path, remote.size) or _has_size(content, remote.size):
+        return File(remote, path, remote.size)
     growing = unfinished(content)
     return File(remote, path, min(growing.stat().st_size, remote.size) if os.path.isfile(growing) else 0)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return os.path.isfile(path) and path.stat().st_size == size
 
 
 def _fetch_file(job: Job, file: File, client: Client) -> str:
@@ -355,7 +360,9 @@ def _write_ref(job: Job) -> None:
     if job.revision == ref:
         return
     home = repository_folder(job.wanted.hub_id, job.wanted.repo_type)
-    make_folder(path := home / "refs" / ref, home)
+    if read_ref(path := home / "refs" / ref) == job.revision:
+        return
+    make_folder(path, home)
     replace_text(path, job.revision)
 
 

@@ -64,11 +64,11 @@ class Watch:
         self.slept: list[float] = []
         self.client = Client(sleep=self.slept.append, report=self.events.append)
 
-    def get(self, *names: str, revision: str = "", config: Path | None = None) -> list[Path]:
+    def get(self, *names: str, revision: str | None = None, config: Path | None = None) -> list[Path]:
         jobs = self.plan(*names, revision=revision, config=config)
         return [fetch(job, self.client) for job in jobs]
 
-    def plan(self, *names: str, revision: str = "", config: Path | None = None) -> tuple[Job, ...]:
+    def plan(self, *names: str, revision: str | None = None, config: Path | None = None) -> tuple[Job, ...]:
         return plan_downloads(read_wanted(names, config, revision), self.client)
 
     @property

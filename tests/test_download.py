@@ -184,6 +184,31 @@ def test_a_file_that_was_deleted_comes_back_at_the_recorded_commit(hub: Hub, wat
     assert whole_files() == FETCHED
 
 
+@pytest.mark.parametrize("damage", ["missing", "elsewhere", "cut"])
+def test_a_snapshot_that_does_not_show_its_whole_blob_is_mended(
+    hub: Hub, watch: Watch, tmp_path: Path, damage: str
+) -> None:
+    (folder,) = watch.get(NAME)
+    path, other = folder / FILE, tmp_path / "other"
+    other.write_bytes(b"precious")
+    path.unlink()
+    if damage == "elsewhere":
+        path.symlink_to(other)
+    elif damage == "cut":
+        path.write_bytes(WEIGHTS[:9])
+    watch.get(NAME)
+    assert path.read_bytes() == WEIGHTS
+    assert other.read_bytes() == b"precious"
+
+
+def test_what_is_here_needs_no_writing(hub: Hub, watch: Watch) -> None:
+    """A cache that is shared by many may be one that they can only read."""
+    watch.get(NAME)
+    before = {path: path.lstat().st_mtime_ns for path in pins_path().parents[1].rglob("*")}
+    watch.get(NAME)
+    assert {path: path.lstat().st_mtime_ns for path in pins_path().parents[1].rglob("*")} == before
+
+
 def test_a_branch_is_found_by_its_name(hub: Hub, watch: Watch) -> None:
     hub.put(ID, FILES, commit=OTHER, ref="pr/1")
     (folder,) = watch.get(f"{ID}@pr/1")
