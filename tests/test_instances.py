@@ -279,6 +279,16 @@ def test_without_query_points_the_same_seven_are_asked_for_every_file(golden: Pa
         assert groups == from_json(file_of(case, [list(point) for point in QUERY_POINTS]))
 
 
+def test_queries_and_contours_that_take_minutes_to_compare_are_refused() -> None:
+    square = [[i % 224, i % 7] for i in range(5000)]
+    entry = {"bbox": [[20, 100, 120, 200]], "token_ids": [[1] * 16], "points": [square]}
+    queries = [{"point": [1, 1]}] * 2001
+    with pytest.raises(ValueError, match=r"2,001 queries without 'instances' and 5,000 points .* too many"):
+        from_json([{**entry, "queries": queries}])
+    named = [{"point": [1, 1], "instances": [0]}] * 3000
+    assert len(from_json([{**entry, "queries": [*named, *queries[:3]]}])) == 3003
+
+
 def test_the_crop_chooses_its_entry() -> None:
     crops = [
         {"bbox": [[10, 10, 20, 20 + n]], "token_ids": [list(CODES)], "points": [SQUARE],

@@ -26,6 +26,7 @@ from fourm.grammars.structured import Grammar, Structured, words_of
 SIDE = 224  # pixels per side of the crop
 NUM_CODES_OF_MASK = 16  # a grid of 4 x 4, row by row
 MAX_WORDS = 289  # that a model reads, with [EOS] 290
+_MAX_PAIRS = 10_000_000  # of queries and points, about three seconds; real files have some 100,000
 _WORDS_OF_POLYGON = 4 + NUM_CODES_OF_MASK
 # (x, y) where instances are looked up unless a file says where: the centre, and six points around it. Models
 # were trained on seven random points; with the same ones for every sample, a file always means the same.
@@ -193,12 +194,23 @@ def _read_groups(entry: dict[str, object]) -> Groups:
     """The groups of one crop of a file."""
     instances = _read_instances(entry)
     contours = _read_contours(entry, len(instances))
-    groups = list[Group]()
-    for query in _read_queries(entry, contours):
+    groups, queries = list[Group](), _read_queries(entry, contours)
+    _check_size(queries, contours or [])
+    for query in queries:
         point, numbers = _read_query(query, contours, len(instances))
         seen = tuple(one for number in numbers if (one := instances[number]) is not None)
         groups += [Group(point, seen)] if point or seen else []
     return tuple(groups)
+
+
+def _check_size(queries: Sequence[object], contours: Sequence[Contour]) -> None:
+    """Each query is compared with each point of the contours, which takes minutes for a file of megabytes."""
+    asked = sum(not isinstance(query, dict) or query.get("instances") is None for query in queries)
+    points = sum(map(len, contours))
+    if asked * points > _MAX_PAIRS:
+        raise ValueError(
+            f"{asked:,} queries without 'instances' and {points:,} points of contours are too many to compare"
+        )
 
 
 def _read_instances(entry: dict[str, object]) -> list[Instance | None]:
