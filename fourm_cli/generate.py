@@ -12,6 +12,7 @@ from fourm.errors import UsageError
 from fourm.header import read_header
 from fourm.hub import DEMO, ModelFiles, find_model, with_parts
 from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
+from fourm.opening import real
 from fourm.plan import build_chain
 from fourm.replay import read_replay
 from fourm.request import DETOKENIZER_STEPS, Origin, Request
@@ -120,6 +121,8 @@ def generate(
     else:
         chain = build_chain(settings.base, files)
         data = given.data_path if data is None and not prompts else data
+        if overwrite and data is not None:
+            _check_kept(Path(data), folder)
         subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
         num_variations = num_variations or given.num_variations or 1
         source = Source(
@@ -137,6 +140,13 @@ def generate(
         finer = _finer(request, settings, sr_model)
     notes = partial(say_notes, dataset, files)
     make(request, finer, notes, quiet=quiet, as_json=as_json, log_json=log_json)
+
+
+def _check_kept(data: Path, out: Path) -> None:
+    """Refuse a file of prompts among the results that --overwrite deletes; one beside their folders stays."""
+    path, root = real(data), real(out)
+    if path.is_relative_to(root) and path.parent != root and path.is_file():
+        raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
 
 
 def _finer(request: Request, settings: Settings, sr_model: str | None) -> Request | None:

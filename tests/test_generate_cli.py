@@ -247,6 +247,9 @@ def test_overwriting_never_deletes_what_is_read(run: Run, tiny: Path, tmp_path: 
         code, _, err = run("generate", "--model", tiny, *source, "--out", "out", "--overwrite")
         assert code == 2
         assert "--overwrite would delete" in err
+    (prompts,) = (tmp_path / "out/caption").rglob("*.txt")
+    code, _, err = run("generate", "--model", tiny, "--data", prompts, "--out", "out", "--overwrite")
+    assert (code, f"would delete {prompts}, which this run reads" in err.replace("\n", " ")) == (2, True)
     assert tree(tmp_path / "out") == before
 
 
