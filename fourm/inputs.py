@@ -14,7 +14,6 @@ from fourm.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
 from fourm.modalities import Kind, Modality
 from fourm.paths import local_name
 from fourm.prompts import (
-    find_parti,
     missing_file,
     parse_columns,
     parse_prompts,
@@ -22,11 +21,12 @@ from fourm.prompts import (
     read_prompts,
     read_stream,
 )
+from fourm.wanted import PARTI, find_parti
 from fourm.wordpiece import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
 UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
-PARTI, EMPTY, STREAM = "parti_prompts", "empty", "-"
+EMPTY, STREAM = "empty", "-"
 SHOWN = 5  # unknown words that a note names
 
 

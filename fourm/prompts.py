@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.cache import find_cached
-from fourm.catalogue import CATALOGUE
-from fourm.errors import MissingError, UsageError, near_match
+from fourm.errors import UsageError, near_match
 from fourm.opening import read_bytes
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
@@ -97,17 +95,6 @@ def parse_columns(
         cells = {name: row[source] for name, source in columns.items()}
         found.append({n: c if isinstance(c, str) else json.dumps(c) for n, c in cells.items()})
     return found
-
-
-def find_parti() -> Path:
-    """The Parti prompt table in the Hub's cache on this machine."""
-    found = find_cached(CATALOGUE["parti-prompts"])
-    if found is not None:
-        return found[0]
-    raise MissingError(
-        "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
-        "or give the table itself: --data PartiPrompts.tsv"
-    )
 
 
 def _text(data: bytes, where: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from fourm.errors import near_match, shown
+from fourm.errors import ScheduleError, near_match, shown
 from fourm.language import Item, Layer, load_layer, parse_options
 from fourm.modalities import RELEASED
 from fourm.paths import output_path, scheme_problem
@@ -103,6 +103,18 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
         sr,
         RunSettings(**run, tokenizers=tokenizers),  # type: ignore[arg-type]
     )
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Models, tokenizers, text tokenizer and data that a YAML file names, by key."""
+    settings = read_settings([path], {})
+    if problems := (*settings.base.problems, *settings.sr.problems):
+        raise ScheduleError(*dict.fromkeys(problems))
+    run = settings.run
+    named = {"model": run.model, "sr_model": run.sr_model, "text_tok_path": run.text_tok_path,
+             "data_path": run.data_path}  # fmt: skip
+    named |= {key + TOKENIZER_SUFFIX: name for key, name in run.tokenizers.items()}
+    return {key: name for key, name in named.items() if name}
 
 
 def _part(layer: Layer, prefix: str) -> Layer:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fourm.cache import is_hub_id, split_revision
-from fourm.catalogue import GROUPS, Entry, Part, find_entry, near_entry
-from fourm.errors import ScheduleError, UsageError
+from fourm.cache import find_cached, is_hub_id, split_revision
+from fourm.catalogue import CATALOGUE, GROUPS, Entry, Part, find_entry, near_entry
+from fourm.errors import MissingError, UsageError
 from fourm.hub import DEMO, DEMO_SR
-from fourm.inputs import PARTI
 from fourm.pins import text_tokenizer_path
-from fourm.settings import TOKENIZER_SUFFIX, read_settings
 
+PARTI = "parti_prompts"  # as `data_path` and `--data` name it
 TEXT_TOKENIZER, PARTI_PROMPTS = "text-tokenizer", "parti-prompts"
 
 
@@ -39,13 +38,19 @@ class Wanted:
 
 
 def read_wanted(
-    names: Sequence[str], config: Path | None = None, revision: str | None = None
+    names: Sequence[str],
+    config: Mapping[str, str] | None = None,
+    where: str = "",
+    revision: str | None = None,
 ) -> tuple[Wanted, ...]:
-    """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched."""
+    """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched.
+
+    config: what a YAML file names, by key (`fourm.settings.read_names`); where: that file.
+    """
     found: list[Wanted] = []
     for name in names:
         found += [_named(member) for member in _members(name)]
-    found += _of_config(config) if config is not None else []
+    found += _of_config(config, where) if config is not None else []
     by_home: dict[tuple[str, str], Wanted] = {}
     for one in found:
         by_home.setdefault((one.hub_id, one.revision), one)
@@ -87,29 +92,33 @@ def _named(text: str) -> Wanted:
     raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
 
 
-def _of_config(path: Path) -> list[Wanted]:
-    """Everything that a models file names; what is a path on this machine needs no download."""
-    settings = read_settings([path], {})
-    if problems := (*settings.base.problems, *settings.sr.problems):
-        raise ScheduleError(*dict.fromkeys(problems))
-    run = settings.run
-    named = {"model": run.model, "sr_model": run.sr_model}
-    named |= {key + TOKENIZER_SUFFIX: name for key, name in run.tokenizers.items()}
-    found = []
-    for key, name in named.items():
-        if name and name not in (DEMO, DEMO_SR) and not os.path.exists(os.path.expanduser(name)):
+def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
+    """Everything that a YAML file names; what is a path on this machine needs no download."""
+    others, found = dict(named), list[Wanted]()
+    text_tokenizer, data = others.pop("text_tok_path", ""), others.pop("data_path", "")
+    for key, name in others.items():
+        if name not in (DEMO, DEMO_SR) and not os.path.exists(os.path.expanduser(name)):
             try:
                 found.append(_named(name))
             except UsageError as error:
-                raise UsageError(f"{path}: {key}: {error}") from None
-    if run.text_tok_path and not os.path.exists(os.path.expanduser(run.text_tok_path)):
-        if Path(run.text_tok_path).name not in (TEXT_TOKENIZER, text_tokenizer_path().name):
-            raise UsageError(
-                f"{path}: text_tok_path: {run.text_tok_path}: no such file, nor {TEXT_TOKENIZER}"
-            )
+                raise UsageError(f"{where}: {key}: {error}") from None
+    if text_tokenizer and not os.path.exists(os.path.expanduser(text_tokenizer)):
+        if Path(text_tokenizer).name not in (TEXT_TOKENIZER, text_tokenizer_path().name):
+            raise UsageError(f"{where}: text_tok_path: {text_tokenizer}: no such file, nor {TEXT_TOKENIZER}")
         found.append(_named(TEXT_TOKENIZER))
-    if run.data_path == PARTI:
+    if data == PARTI:
         found.append(_named(PARTI_PROMPTS))
-    if not found and not any(named.values()):
-        raise UsageError(f"{path}: names no model, tokenizer or prompt set")
+    if not found and not others:
+        raise UsageError(f"{where}: names no model, tokenizer or prompt set")
     return found
+
+
+def find_parti() -> Path:
+    """The Parti prompt table in the Hub's cache on this machine."""
+    found = find_cached(CATALOGUE[PARTI_PROMPTS])
+    if found is not None:
+        return found[0]
+    raise MissingError(
+        "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
+        "or give the table itself: --data PartiPrompts.tsv"
+    )

@@ -14,6 +14,7 @@ from fourm.download import Job, Verified, check_room, fetch, plan_downloads, ver
 from fourm.errors import UsageError, VerificationError
 from fourm.hubclient import check_variables
 from fourm.paths import local_name, local_path
+from fourm.settings import read_names
 from fourm.store import KEPT
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import Wanted, read_wanted
@@ -90,7 +91,7 @@ def download(
     if list_all:
         _print_names(as_json)
         return
-    wanted = read_wanted(names or (), config, revision)
+    wanted = read_wanted(names or (), read_names(config) if config else None, str(config), revision)
     if verify:
         if revision is not None or dry_run:
             raise UsageError("--verify compares what is here; it takes neither --revision nor --dry-run")

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from fourm import store
 from fourm.cache import repository_folder
 from fourm.download import Job, fetch, plan_downloads
+from fourm.settings import read_names
 from fourm.transfer import Client, Event, Waiting
 from fourm.wanted import read_wanted
 from tests.hub_server import Hub, running
@@ -69,7 +70,8 @@ class Watch:
         return [fetch(job, self.client) for job in jobs]
 
     def plan(self, *names: str, revision: str | None = None, config: Path | None = None) -> tuple[Job, ...]:
-        return plan_downloads(read_wanted(names, config, revision), self.client)
+        named = read_names(config) if config else None
+        return plan_downloads(read_wanted(names, named, str(config), revision), self.client)
 
     @property
     def reasons(self) -> list[str]:

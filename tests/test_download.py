@@ -21,8 +21,9 @@ from fourm.catalogue import CATALOGUE
 from fourm.download import check_room, fetch, verify_cached
 from fourm.errors import FourMError, MissingError, VerificationError
 from fourm.pins import find_pin, pins_path, text_tokenizer_path
-from fourm.prompts import find_parti, read_prompts
+from fourm.prompts import read_prompts
 from fourm.transfer import Client, Done
+from fourm.wanted import find_parti
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, OTHER, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment
 

@@ -27,7 +27,8 @@ from fourm.hub import (
 )
 from fourm.modalities import RELEASED
 from fourm.pins import text_tokenizer_path
-from fourm.prompts import find_parti, read_prompts
+from fourm.prompts import read_prompts
+from fourm.wanted import find_parti
 
 OTHER = "f" * 40
 SEVEN_ID, RGB_ID = CATALOGUE["4m-7-b"].hub_id, CATALOGUE["tok-rgb"].hub_id

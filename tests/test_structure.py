@@ -19,12 +19,12 @@ fourm.pins fourm.yamlfile fourm.modalities fourm.rows fourm.catalogue fourm.cach
 fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
 fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
 fourm.folders fourm.layout fourm.shards fourm.dataset fourm.formats fourm.pickled fourm.convert
-fourm.prompts fourm.wordpiece fourm.inputs fourm.typed fourm.checksums
+fourm.prompts fourm.wordpiece fourm.wanted fourm.inputs fourm.typed fourm.checksums
 fourm.processes fourm.runfile fourm.record
 fourm.results
 fourm.census fourm.ledger fourm.verify
 fourm.world fourm.request fourm.superres fourm.replay
-fourm.hubclient fourm.transfer fourm.remote fourm.store fourm.wanted fourm.download fourm.rawdata fourm.chart
+fourm.hubclient fourm.transfer fourm.remote fourm.store  fourm.download fourm.rawdata fourm.chart
 """.split()
 NETS = """
 fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config

@@ -5,11 +5,16 @@ from pathlib import Path
 import pytest
 
 from fourm.errors import UsageError
-from fourm.wanted import read_wanted
+from fourm.settings import read_names
+from fourm.wanted import Wanted, read_wanted
 from tests.fetching import ID, NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "text_tokenizer_4m_wordpiece_30k.json"
+
+
+def of_file(path: Path) -> tuple[Wanted, ...]:
+    return read_wanted([], read_names(path), str(path))
 
 
 def test_names_become_repositories() -> None:
@@ -53,17 +58,17 @@ def test_a_revision_is_for_one_repository() -> None:
 
 def test_a_models_file_stands_for_all_that_it_names(tmp_path: Path) -> None:
     path = ROOT / "cfgs" / "generation" / "models" / "4m-xl_mod7+sr_4m-l_mod7.yaml"
-    names = [one.name for one in read_wanted([], path)]
+    names = [one.name for one in of_file(path)]
     expected = {"4m-7-xl", "4m-7-sr-l", "tok-rgb", "tok-depth", "tok-normal", "tok-semseg", "tok-clip"}
     assert set(names) == expected | {"text-tokenizer"}
     assert len(names) == len(set(names))
     for each in path.parent.glob("*.yaml"):
-        assert read_wanted([], each)
+        assert of_file(each)
     data = path.parent.parent / "data" / "parti_3x.yaml"
-    assert [one.name for one in read_wanted([], data)] == ["parti-prompts"]
+    assert [one.name for one in of_file(data)] == ["parti-prompts"]
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"model: {tmp_path}\ntext_tok_path: ./fourm/utils/tokenizer/trained/{TEXT}\n")
-    assert [one.name for one in read_wanted([], mine)] == ["text-tokenizer"]
+    assert [one.name for one in of_file(mine)] == ["text-tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +86,4 @@ def test_a_models_file_stands_for_all_that_it_names(tmp_path: Path) -> None:
 def test_a_wrong_models_file_is_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(UsageError, match=sentence):
-        read_wanted([], tmp_path / "x.yaml")
+        of_file(tmp_path / "x.yaml")
