@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fourm.layout import write_alone
+from fourm.paths import DRAWING
 from fourm.schedule import Chain, Step
 from fourm.schemes import SCHEMES
 
@@ -52,7 +53,7 @@ def draw_chain(chain: Chain, model: str) -> Figure:
 def save_chart(figure: Figure, path: Path) -> None:
     """A PNG, whole or not at all."""
     canvas = FigureCanvasAgg(figure)
-    write_alone(path, partial(canvas.print_png, metadata={"Software": None}))
+    write_alone(path, partial(canvas.print_png, metadata={"Software": None, **DRAWING}))
 
 
 def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> None:

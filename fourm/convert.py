@@ -10,7 +10,7 @@ from pathlib import Path
 from fourm.crops import Crop
 from fourm.dataset import list_dataset
 from fourm.errors import SampleError, UsageError
-from fourm.folders import check_folder, check_root, make_all
+from fourm.folders import check_folder, check_root, make_all, refuse_inside
 from fourm.formats import find_flaw
 from fourm.grammars.instances import SIDE, from_json
 from fourm.layout import check_partial, path_of, remove_leftovers, write_atomic
@@ -38,6 +38,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
         raise UsageError(f"{root}: there is no such folder")
     if real(out) == real(root):
         raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
+    refuse_inside(out, root / FOLDER)
     check_root(out)
     check_partial(out)
     check_folder(out, out / FOLDER)

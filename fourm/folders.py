@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +61,37 @@ def check_folder(root: Path, folder: Path) -> None:
     """UsageError where a folder below root is due, and something else has taken its name."""
     if os.path.lexists(folder) and (not folder.is_dir() or leads_out(root, folder)):
         raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
+
+
+def check_apart(out: Path, samples: Iterable[tuple[str, Mapping[str, Path]]]) -> None:
+    """UsageError where an output folder lies in a modality's folder that is read.
+
+    samples: of each the folder of its key, and its files, `root/modality/folder/name.ext`, by modality.
+
+    Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
+    """
+    # A thousand samples share a folder, and there may be a million of them.
+    one_of = {(name, folder): path for folder, files in samples for name, path in files.items()}
+    tops = {
+        path.parents[folder.count("/") + 1]
+        for (_, folder), path in one_of.items()
+        if path.parent.as_posix().endswith(f"/{folder}")
+    }
+    for top in sorted(tops):
+        refuse_inside(out, top)
+
+
+def refuse_inside(out: Path, top: Path) -> None:
+    """UsageError where an output folder is a modality's folder that is read, or lies in it."""
+    there, around = real(out), real(top)
+    # What begins with a dot is no sample.
+    if there.is_relative_to(around) and not any(
+        part.startswith(".") for part in there.relative_to(around).parts
+    ):
+        raise UsageError(
+            f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
+            "name a folder elsewhere"
+        )
 
 
 def _make_folders(root: Path, folder: Path) -> None:

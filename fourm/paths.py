@@ -8,9 +8,14 @@ import unicodedata
 from pathlib import Path
 
 from fourm.errors import UsageError, printable
+from fourm.opening import open_file
 
 # Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
+# A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
+DRAWING = {"drawing": "fourm"}
+_DRAWING = b"tEXtdrawing\0fourm"
+_DRAWING_WITHIN = 1 << 12  # bytes at the beginning of a file; before the pixels stand a few small chunks
 _ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
 
 
@@ -48,11 +53,28 @@ def output_path(text: str | os.PathLike[str]) -> Path:
 
 
 def check_drawing(option: str, path: Path) -> None:
-    """UsageError for a name under which no picture can be written."""
+    """UsageError for a name under which no picture can be written, and for a picture that is no drawing.
+
+    The same command may draw anew, but a result or a photograph that has the name would be lost.
+    """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{option} {printable(str(path))}: must end in .png")
     if path.exists() and not path.is_file():
         raise UsageError(f"{option} {printable(str(path))}: something that is no file is there")
+    if path.exists() and not _is_drawing(path):
+        raise UsageError(
+            f"{option} {printable(str(path))}: holds something else than a drawing; name another file"
+        )
+
+
+def _is_drawing(path: Path) -> bool:
+    """Whether a file is empty or says that this program has drawn it."""
+    try:
+        with open_file(path) as file:
+            start = file.read(_DRAWING_WITHIN)
+    except OSError:
+        return False
+    return not start or _DRAWING in start
 
 
 def free_beside(out: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fourm.crops import CROP_SETTINGS
 from fourm.dataset import REST, Listing, flat_advice, list_folder, match_spellings
 from fourm.errors import MissingError, UsageError, near_match
+from fourm.folders import check_apart
 from fourm.header import read_header
 from fourm.hub import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.layout import MAX_SAMPLES, Key
@@ -61,6 +62,7 @@ class TokenizeRequest:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.errors import UsageError, near_match
+from fourm.folders import check_apart
 from fourm.hub import ModelFiles
 from fourm.layout import MAX_SAMPLES, Sample
 from fourm.opening import real
@@ -93,6 +94,8 @@ class Request:
         if self.overwrite and (self.resume or self.world.is_shard):
             other = "--resume" if self.resume else "--shard"
             raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
+        if not self.is_beside:
+            check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
         if not self.overwrite or self.is_beside:
             return
         out = real(self.out)

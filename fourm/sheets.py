@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from fourm.codecs.drawing import Font, lines_of
 from fourm.layout import write_alone
+from fourm.paths import DRAWING
 
 CELL, GAP, LINE = 128, 10, 16  # pixels: a picture's side, the space around it, the height of a line of text
 INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
@@ -46,7 +48,10 @@ def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     """A PNG, whole or not at all."""
-    write_alone(path, lambda file: sheet.save(file, format="PNG", optimize=True))
+    said = PngInfo()
+    for name, value in DRAWING.items():
+        said.add_text(name, value)
+    write_alone(path, lambda file: sheet.save(file, format="PNG", optimize=True, pnginfo=said))
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:

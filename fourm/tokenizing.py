@@ -45,7 +45,7 @@ from fourm.precision import DTYPES, arithmetic, choose_dtype
 from fourm.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.rawdata import RawSample, TokenizeRequest
 from fourm.record import check_names, sha256_of
-from fourm.runfile import BASE
+from fourm.runfile import BASE, RUN, SR_RUN, read_run
 from fourm.sampling import Noise
 from fourm.tokenizers.vq import Part
 
@@ -151,6 +151,22 @@ def _check_output(request: TokenizeRequest) -> None:
     check_names(request.out)
     for name in (*(row.name for row in request.rows), CROP_SETTINGS):
         check_folder(request.out, request.out / name)
+    if request.overwrite:
+        _check_results(request)
+
+
+def _check_results(request: TokenizeRequest) -> None:
+    """Refuse to replace what a run has decoded; the pictures beside it were made of these very tokens."""
+    for path in (request.out / RUN, request.out / SR_RUN):
+        try:
+            taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()
+        except UsageError:  # of another program, which may name its files so
+            continue
+        if found := next((row.name for row in request.rows if row.name in taken), None):
+            raise UsageError(
+                f"{request.out / found}: --overwrite would replace results of the run in {path}; name "
+                "another folder with --out"
+            )
 
 
 def _claims(

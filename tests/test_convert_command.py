@@ -133,6 +133,11 @@ def test_the_dataset_itself_is_no_place_for_results(dataset: Path, run: Run) -> 
     assert code == 2
     assert "is the dataset itself" in err
 
+    code, out, err = run("convert", "sam-instances", str(dataset), "--out", str(dataset / "sam_instance/new"))
+    assert (code, out) == (2, "")
+    assert "which this command reads, so results would be taken for samples" in err
+    assert not (dataset / "sam_instance/new").exists()
+
 
 def test_torch_and_numpy_are_not_needed(dataset: Path, tmp_path: Path) -> None:
     program = (

@@ -107,6 +107,25 @@ def test_a_command_finds_prints_and_draws(run: Run, tiny: Path, tmp_path: Path) 
     assert (row["query"], row["neighbours"][0]["key"], len(row["neighbours"])) == ("a/7", "a/007", 3)
 
 
+def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> None:
+    write(tmp_path / "lib", features(3, 4))
+    folder = tmp_path / "lib" / "rgb" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "0.png")
+    (tmp_path / "link.png").symlink_to(folder / "0.png")
+    before = (folder / "0.png").read_bytes()
+    words = ("retrieve", "lib", "--among", "lib", "--model", tiny, "--sheet")
+    for name in ("lib/rgb/a/0.png", "link.png"):
+        code, out, err = run(*words, name)
+        assert (code, out) == (2, "")
+        assert f"--sheet {name}: holds something else than a drawing; name another file" in err
+    assert (folder / "0.png").read_bytes() == before
+    (tmp_path / "sheet.png").touch()  # as mktemp leaves it
+    for _ in range(2):
+        assert run(*words, "sheet.png")[0] == 0
+    assert Image.open(tmp_path / "sheet.png").width > 100
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -157,6 +157,7 @@ def test_show_draws_the_chain(model: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / "chain.png"
     text = run(*words, "--plot", str(path))
     assert text == run(*words)
+    assert run(*words, "--plot", str(path)) == text  # a chart may be drawn anew
     assert [one.name for one in path.parent.iterdir()] == ["chain.png"]
     picture = Image.open(path).convert("RGB")
     assert picture.width >= 1000
@@ -188,6 +189,12 @@ def test_a_chart_is_a_png_and_nothing_else(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--plot .*x\.jpg: must end in \.png"):
         run("show", "--model", model, "--plot", str(tmp_path / "x.jpg"))
     assert list(tmp_path.iterdir()) == []
+    photo = tmp_path / "x.png"
+    Image.new("RGB", (8, 8), "red").save(photo)
+    before = photo.read_bytes()
+    with pytest.raises(UsageError, match=r"--plot .*x\.png: holds something else than a drawing"):
+        run("show", "--model", model, "--plot", str(photo))
+    assert photo.read_bytes() == before
 
 
 def test_only_a_chart_imports_matplotlib(model: str) -> None:

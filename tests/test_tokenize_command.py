@@ -66,6 +66,43 @@ def test_a_second_run_does_what_is_left(run: Run, tiny: Path, data: Path) -> Non
     assert tokens(data) == before
 
 
+def test_overwrite_replaces_no_results_of_a_run(run: Run, tiny: Path, data: Path) -> None:
+    words = ("generate", "--model", tiny, "--data", data, "--cond", "depth", "--targets", "tok_rgb")
+    assert run(*words, "--out", "made")[0] == 0
+    before = tokens(Path("made"))
+    again = ("tokenize", "made", "--model", tiny, "--modalities", "rgb", "--overwrite")
+    code, out, err = run(*again)
+    assert (code, out) == (2, "")
+    assert "made/tok_rgb@64: --overwrite would replace results of the run in made/run.json" in err
+    assert tokens(Path("made")) == before
+    assert run("verify", "made")[0] == 0
+    assert run(*again, "--out", "apart")[0] == 0
+    Path("made/run.json").write_text("{}")  # of another program
+    assert run(*again)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["data/rgb", "data/rgb/new", "data/rgb/f/new", "link/new"])
+def test_results_do_not_go_among_the_samples_that_are_read(
+    run: Run, tiny: Path, data: Path, name: str
+) -> None:
+    Path("link").symlink_to(data / "rgb" / "f")
+    before = sorted(data.rglob("*"))
+    generate = ("generate", "--data", data, "--cond", "rgb", "--targets", "tok_depth", "--overwrite")
+    for words in (generate, ("tokenize", data, "--modalities", "rgb")):
+        code, out, err = run(*words, "--model", tiny, "--out", name)
+        assert (code, out) == (2, "")
+        assert f"--out {name}: " in err
+        assert "which this command reads" in err or "is not empty" in err
+    assert sorted(data.rglob("*")) == before
+
+
+def test_results_may_go_beside_the_samples_that_are_read(run: Run, tiny: Path, data: Path) -> None:
+    words = ("generate", "--data", data, "--cond", "rgb", "--targets", "tok_depth", "--model", tiny)
+    for name in ("data/new", "data/rgb2", "data/rgb/.new"):  # what begins with a dot is no sample
+        assert run(*words, "--out", name)[0] == 0
+        assert run(*words, "--out", name, "--resume")[0] == 0
+
+
 def test_quiet_says_nothing_but_the_result(run: Run, tiny: Path, data: Path) -> None:
     code, out, err = run(
         "tokenize", data, "--model", tiny, "--out", "made", "--quiet", "--log-json", "log.jsonl"
