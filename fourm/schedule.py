@@ -245,7 +245,7 @@ def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
     }  # fmt: skip
     if step.passes > 1:
         row["passes"] = step.passes
-    if len(step.branches) > 1:
+    if step.leaves_out or len(step.branches) > 1:  # also of one weight, or zeros alone
         row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
     return row
 

@@ -112,10 +112,18 @@ def _print_steps(chain: Chain) -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
         (str(s.number), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",
-         ", ".join(n for n in (*chain.conditions, *chain.targets) if n in s.guided))
+         ", ".join(_weighted(n, s) for n in (*chain.conditions, *chain.targets) if n in s.guided))
         for s in chain.steps
     ]  # fmt: skip
     print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
+
+
+def _weighted(name: str, step: Step) -> str:
+    """A guided modality, with its weight where each has one of its own."""
+    if not step.leaves_out:
+        return name
+    weights = (branch.weight for branch in step.branches if name in branch.visible)
+    return f"{name}:{next(weights, 0.0):g}"
 
 
 def _tokens(step: Step) -> str:

@@ -132,6 +132,20 @@ def test_weighted_conditions_have_a_branch_each() -> None:
     assert rows[0]["branches"] == [{"visible": ["c"], "weight": 2.0}, {"visible": ["d"], "weight": -1.0}]
 
 
+def test_chains_that_differ_in_weights_alone_differ_as_json() -> None:
+    conditions = ["c", "d"]
+    chains = [
+        make_chain([spec("a", 2.0)], conditions),
+        *(
+            make_chain([spec("a", 2.0)], conditions, weights=weights)
+            for weights in ({"c": 2.0, "d": 0.0}, {"c": 0.0, "d": 2.0}, {"c": 2.0}, {"c": 0.0, "d": 0.0})
+        ),
+        make_chain([spec("a", 0.0)], conditions),
+    ]
+    texts = [json.dumps(chain.to_json()) for chain in chains]
+    assert len(set(texts)) == len(texts), texts
+
+
 def test_an_integer_guidance_scale_is_a_scale() -> None:
     assert make_chain([spec("a", 3)], ["c"]).steps[0].branches == (Branch(frozenset("c"), 3.0),)
 

@@ -55,6 +55,16 @@ def test_show_prints_a_table(model: str) -> None:
     assert [line.split()[0] for line in text.splitlines() if "tok_rgb@224" in line] == ["1", "2", "3"]
 
 
+def test_a_table_has_the_weights_of_conditions(model: str) -> None:
+    words = ("--targets", "tok_clip-tok_rgb", "--steps", "1", "--cfg", "3")
+    text = run("show", "--model", model, "--cond", "caption:2,tok_depth:0,det", *words)
+    assert [line.split()[6:] for line in text.splitlines()[1:3]] == [
+        ["caption:2,", "tok_depth@224:0"],
+        ["caption:2,", "tok_depth@224:0,", "tok_clip@224:3"],
+    ]
+    assert "caption," in run("show", "--model", model, "--cond", "caption,det", *words)
+
+
 def test_validate_says_what_the_run_costs(model: str) -> None:
     data = json.loads(run("validate", "--model", model, "--target", "tok_rgb:steps=5", "--json"))
     assert (data["steps"], data["passes"], data["tokens"], data["fetch_bytes"]) == (5, 10, 196, 0)
