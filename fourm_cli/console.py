@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,11 @@ PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no ter
 REFRESH = 8.0  # updates of the live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
-_LOG_START = b'{"event": '  # of each line
+# Of each line; other programs write logs of events too, whose names are others.
+_LOG_LINE = re.compile(
+    rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
+)
+_LOG_LINE_START = 64  # bytes, more than what the pattern can match
 
 
 @dataclass(slots=True)
@@ -203,7 +208,8 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
         file = open_text(path)
         if path.is_file():
             with open_file(path) as before:
-                if before.read(len(_LOG_START)) not in (b"", _LOG_START):
+                start = before.read(_LOG_LINE_START)
+                if start and not _LOG_LINE.match(start):
                     file.close()
                     raise UsageError(f"--log-json {path}: holds something else than a log; name another file")
             file.truncate(0)

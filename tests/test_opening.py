@@ -1,6 +1,8 @@
 """Opening files for reading: what is no regular file, or is too large, is refused at once, wherever it is."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fourm.opening import Ready, open_file, open_own, read_bytes, real
+from fourm_cli.console import open_log
 from tests.test_structure import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
@@ -253,9 +256,24 @@ def test_a_log_replaces_nothing_but_a_log(run: Run, tiny: Path) -> None:
     assert code == 2
     assert "--log-json prompts.txt: holds something else than a log" in err
     assert (Path("prompts.txt").read_text(), Path("o").exists()) == ("red\n", False)
+    other = '{"event": "red"}\n'  # of another program, or a column of prompts
+    Path("events.jsonl").write_text(other)
+    code, _, err = run(*options, "--out", "o", "--log-json", "events.jsonl")
+    assert (code, Path("events.jsonl").read_text()) == (2, other)
+    assert "--log-json events.jsonl: holds something else than a log" in err
     for out in ("o", "again"):
         assert run(*options, "--out", out, "--log-json", "log")[0] == 0
     assert Path("log").read_text().count('"started"') == 1
+
+
+def test_every_event_begins_a_line_of_a_log(tmp_path: Path) -> None:
+    schema = json.loads((ROOT / "docs" / "events.schema.json").read_text())
+    names = re.findall(r'"const": "(\w+)"', json.dumps(schema))
+    assert len(names) == 10
+    for name in names:
+        (tmp_path / "log").write_text(f'{{"event": "{name}", "x": 1}}\n')
+        with open_log(tmp_path / "log"):
+            assert (tmp_path / "log").read_text() == ""
 
 
 def test_a_folder_from_a_pipe_may_have_any_name(tiny: Path, tmp_path: Path) -> None:
