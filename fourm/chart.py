@@ -23,7 +23,7 @@ _TITLE = 90  # characters
 
 def draw_chain(chain: Chain, model: str) -> Figure:
     """Three charts one below the other, with the steps of the chain from left to right."""
-    guided = any(step.guidance != 1 for step in chain.steps)
+    guided = any(step.guided for step in chain.steps)  # weights may add up to 1
     figure = Figure(figsize=(11, 6.4 if guided else 4.8), dpi=120, layout="constrained")
     axes = figure.subplots(3 if guided else 2, 1, sharex=True, squeeze=False)[:, 0]
     table = colormaps["tab10" if len(chain.targets) <= 10 else "tab20"]

@@ -195,6 +195,16 @@ def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
         assert drawn == pytest.approx([getattr(step, name) for step in chain.steps])
 
 
+@pytest.mark.parametrize(("conditions", "charts"), [("caption:2,det:-1", 3), ("caption,det", 2)])
+def test_a_chart_has_guidance_where_weights_add_up_to_one(model: str, conditions: str, charts: int) -> None:
+    from fourm.chart import draw_chain
+
+    given = {"cond_domains": conditions, "target_domains": "tok_rgb", "cfg_scales": "1"}
+    chain = build_chain(read_settings([], given).base, find_model(model))
+    assert {step.guidance for step in chain.steps} == {1.0}
+    assert len(draw_chain(chain, "a model").axes) == charts
+
+
 def test_a_chart_is_a_png_and_nothing_else(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--plot .*x\.jpg: must end in \.png"):
         run("show", "--model", model, "--plot", str(tmp_path / "x.jpg"))
