@@ -20,12 +20,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
-from fourm.catalogue import CATALOGUE
-from fourm.checkpoint import unused_names
-from fourm.modalities import RELEASED
-from fourm.model import FourM, FourMConfig
-from fourm.rows import load_registry
-from fourm.tokenizers.build import build_tokenizer, read_config
+from fourm.hub.catalogue import CATALOGUE
+from fourm.modalities.registry import RELEASED
+from fourm.modalities.rows import load_registry
+from fourm.networks.checkpoint import unused_names
+from fourm.networks.model import FourM, FourMConfig
+from fourm.networks.tokenizers.build import build_tokenizer, read_config
 
 TOKENIZERS = ("tok-rgb", "tok-clip", "tok-depth", "tok-normal", "tok-semseg")
 _VIT = {"enc_type": "vit_b_enc", "dec_type": "vit_b_dec", "image_size": 448, "patch_size": 16,

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks.bundle import CONFIGS
 from benchmarks.generate import synchronise
-from fourm.checkpoint import load_tokenizer
-from fourm.hub import find_model
-from fourm.layers import set_attention
-from fourm.sampling import Noise
-from fourm.tokenizers.build import build_tokenizer, read_config
-from fourm.tokenizers.divae import DiVAE
-from fourm.tokenizers.vq import Part
+from fourm.decoding.sampling import Noise
+from fourm.hub.files import find_model
+from fourm.networks.checkpoint import load_tokenizer
+from fourm.networks.layers import set_attention
+from fourm.networks.tokenizers.build import build_tokenizer, read_config
+from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers.vq import Part
 
 FEWER = (1, 2, 4, 5, 8, 10, 20, 25, 50)
 

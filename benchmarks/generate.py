@@ -17,17 +17,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bundle import random_tensor
-from fourm.catalogue import CATALOGUE
-from fourm.checkpoint import load_model
-from fourm.engine import Engine, with_targets
-from fourm.hub import find_model
-from fourm.modalities import RELEASED, Kind, Modality, Registry
-from fourm.model import FourM, FourMConfig
-from fourm.precision import DTYPES
-from fourm.sampling import Noise
-from fourm.schedule import Chain, TargetSpec, make_chain
-from fourm.state import Batch, Slot, full_grid, full_pixels, full_sequence
-from fourm.wordpiece import EOS_ID, PAD_ID
+from fourm.decoding.engine import Engine, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.hub.catalogue import CATALOGUE
+from fourm.hub.files import find_model
+from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
+from fourm.modalities.wordpiece import EOS_ID, PAD_ID
+from fourm.networks.checkpoint import load_model
+from fourm.networks.model import FourM, FourMConfig
+from fourm.networks.precision import DTYPES
+from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
+from fourm.schedule.chain import Chain, TargetSpec, make_chain
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ ENDS = {"rgb": ".png", "caption": ".txt"}
 LIST = """
 import resource, sys, time
 from pathlib import Path
-from fourm.dataset import list_dataset
+from fourm.data.dataset import list_dataset
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, started = peak(), time.perf_counter()
 dataset = list_dataset(Path(sys.argv[1]), {"rgb": "rgb", "caption": "caption"})

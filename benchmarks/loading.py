@@ -14,14 +14,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.bundle import write_model
-from fourm.catalogue import CATALOGUE
+from fourm.hub.catalogue import CATALOGUE
 
 LOAD = """
 import sys, time, torch
 from pathlib import Path
-from fourm.checkpoint import load_model
-from fourm.hub import find_model
-from fourm.model import FourM, FourMConfig
+from fourm.networks.checkpoint import load_model
+from fourm.hub.files import find_model
+from fourm.networks.model import FourM, FourMConfig
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 files = find_model(sys.argv[1])

@@ -20,17 +20,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from demo import handmade
-from fourm.codecs import Codec, build_codec
 from fourm.codecs.colours import LegendEntry
 from fourm.codecs.crops import read_crops
 from fourm.codecs.drawing import draw_boxes, font_for
 from fourm.codecs.files import read_array, read_picture, read_size
 from fourm.codecs.images import GridCodec
-from fourm.grammars.structured import Structured
-from fourm.hub import find_model
-from fourm.layout import number_keys, path_of
-from fourm.modalities import RELEASED, Registry
-from fourm.wordpiece import WordPiece
+from fourm.codecs.table import Codec, build_codec
+from fourm.data.layout import number_keys, path_of
+from fourm.hub.files import find_model
+from fourm.modalities.registry import RELEASED, Registry
+from fourm.modalities.structured import Structured
+from fourm.modalities.wordpiece import WordPiece
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "modalities.md"

@@ -7,7 +7,7 @@ import torch
 from demo.optim import Plan, answers_of, initialise, train
 from demo.rows import base_config, write_rows
 from demo.tasks import BASE_MENU, GRIDS, Example, Tasks, of_objects
-from fourm.model import FourM, FourMConfig
+from fourm.networks.model import FourM, FourMConfig
 
 PLAN = Plan(steps=9000)
 

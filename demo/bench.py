@@ -13,16 +13,16 @@ from torch import Tensor
 from demo.diffusion import NAME
 from demo.tasks import GRIDS, PIXELS, TEXTS, padded, pixels_of, stack_tokens, text_of
 from demo.world import Scene, sample_scene
-from fourm.checkpoint import load_model, load_tokenizer
-from fourm.codecs import build_codec
 from fourm.codecs.images import Diffusion, GridCodec
-from fourm.engine import Engine, with_targets
-from fourm.hub import ModelFiles, find_model, find_sr
-from fourm.model import FourM
-from fourm.plan import parse_chain
-from fourm.sampling import Noise
-from fourm.state import Batch, Slot, full_grid, full_pixels, full_sequence
-from fourm.wordpiece import WordPiece, encode_full
+from fourm.codecs.table import build_codec
+from fourm.decoding.engine import Engine, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.hub.files import ModelFiles, find_model, find_sr
+from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.model import FourM
+from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
+from fourm.schedule.plan import parse_chain
 
 DIFFUSED = "tok_rgb@64"  # whose tokens the diffusion detokenizer reads
 _CHUNK = 25  # samples decoded together

@@ -25,13 +25,13 @@ from demo.world import (
     straighten,
 )
 from fourm.codecs.files import read_picture as open_picture
-from fourm.events import Failed
-from fourm.hub import DEMO, find_model
-from fourm.inputs import Source, read_samples
-from fourm.layout import Key, number_keys, path_of
-from fourm.pipeline import run
-from fourm.plan import parse_chain
-from fourm.request import Request
+from fourm.data.layout import Key, number_keys, path_of
+from fourm.hub.files import DEMO, find_model
+from fourm.runs.events import Failed
+from fourm.runs.inputs import Source, read_samples
+from fourm.runs.pipeline import run
+from fourm.runs.request import Request
+from fourm.schedule.plan import parse_chain
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")
 FLOOR, GROUND = 0.87, 60  # of a range of 1; 8-bit levels: what is nearer or differs more is no background

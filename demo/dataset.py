@@ -18,7 +18,7 @@ from demo.bench import held_out_scenes
 from demo.metadata import metadata_values
 from demo.render import Maps, render
 from demo.world import Scene, describe, palette_colours, print_caption, straighten
-from fourm.layout import Key, number_keys
+from fourm.data.layout import Key, number_keys
 
 DEPTH_LEVELS = 65535  # of 16-bit pictures
 NO_CLASS = 255

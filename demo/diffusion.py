@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from demo.patches import patch_table, tokens_of
 from demo.tokenizers import LATENT_DIM
 from demo.world import SIDE, sample_scene
-from fourm.tokenizers.diffusion import add_noise, cumulative_alphas
-from fourm.tokenizers.unet import PatchedUNet, UNetShape
+from fourm.networks.tokenizers.diffusion import add_noise, cumulative_alphas
+from fourm.networks.tokenizers.unet import PatchedUNet, UNetShape
 
 NAME = "rgb_divae"  # its folder, beside that of the tokenizer whose tokens it reads
 READS = "rgb"

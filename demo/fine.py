@@ -9,7 +9,7 @@ from demo.base import score
 from demo.optim import Plan, initialise, train
 from demo.rows import fine_config, write_rows
 from demo.tasks import FINE_MENU, Tasks
-from fourm.model import FourM, FourMConfig
+from fourm.networks.model import FourM, FourMConfig
 
 # Rounds with fresh optimizers and falling rates, each in a folder of its own. After the first, one token in a
 # thousand was wrong, which shows at borders of objects; after the last, hardly any.

@@ -22,7 +22,7 @@ from demo.readback import agrees, caption_of
 from demo.render import render
 from demo.world import Scene, describe, print_caption
 from fourm.codecs.files import read_picture
-from fourm.layout import Key, number_keys, path_of
+from fourm.data.layout import Key, number_keys, path_of
 
 SCALE = 2
 WAYS = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC,

@@ -8,8 +8,8 @@ from PIL import Image
 
 from fourm.codecs.figures import POSE_NUMBERS, draw_figures
 from fourm.codecs.masks import draw_instances
-from fourm.grammars.instances import QUERY_POINTS, Group, Groups, Instance
-from fourm.grammars.poses import People, Person
+from fourm.modalities.instances import QUERY_POINTS, Group, Groups, Instance
+from fourm.modalities.poses import People, Person
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.tasks import Example
-from fourm.model import FourM
+from fourm.networks.model import FourM
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from demo.evaluate import USUAL
 from demo.render import render
 from demo.tasks import DENSE
 from demo.world import describe, print_caption
-from fourm.state import Slot
+from fourm.networks.state import Slot
 
 _TILE = 128  # pixels per side of a shown picture
 _LINE = 12  # pixels of a line of text

@@ -23,7 +23,7 @@ from demo.metadata import FIELDS
 from demo.readback import agrees, caption_of
 from demo.world import NUM_BINS, Caption, Claim, describe, normalise, parse_caption
 from fourm.codecs.files import read_array, read_json, read_picture, read_text
-from fourm.layout import Key, path_of
+from fourm.data.layout import Key, path_of
 
 # Conditions of the second command, from what the first one wrote; the last three draw on several at once.
 BACK = (

@@ -25,9 +25,9 @@ from demo.world import (
     straighten,
     vary,
 )
-from fourm.modalities import Kind
-from fourm.state import S1_ID, S2_ID, Batch, Slot
-from fourm.wordpiece import EOS_ID
+from fourm.modalities.registry import Kind
+from fourm.modalities.wordpiece import EOS_ID
+from fourm.networks.state import S1_ID, S2_ID, Batch, Slot
 
 GRIDS = {  # name -> the map it shows, and its scale
     "tok_rgb@64": ("rgb", 1),

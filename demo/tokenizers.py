@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo.patches import patch_table
-from fourm.tokenizers.config import VQConfig
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.vq import VQTokenizer
 
 LATENT_DIM = 16
 _NOISE = 0.05  # added to the codes while training: codes keep apart, the decoder forgives rounding

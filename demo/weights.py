@@ -42,8 +42,8 @@ from demo.patches import tokens_of
 from demo.readback import agrees, caption_of
 from demo.world import COLOURS, describe
 from fourm.codecs.files import read_array
-from fourm.layout import Key, path_of
-from fourm.sheets import Cell, draw_sheet, save_sheet
+from fourm.data.layout import Key, path_of
+from fourm.views.sheets import Cell, draw_sheet, save_sheet
 
 FEATURES, DEPTH, RGB = "tok_clip@64", "tok_depth@64", "tok_rgb@64"
 CAPTION_WEIGHTS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # against features at 1

@@ -5,13 +5,13 @@ from typing import Protocol
 
 import typer
 
-from fourm.catalogue import CATALOGUE, GROUPS, find_entry
-from fourm.curves import TOKEN_CURVES
 from fourm.errors import FourMError
-from fourm.hub import DEMO, DEMO_SR, find_model
-from fourm.modalities import RELEASED, TOKENS, Registry
-from fourm.plan import ALL
-from fourm.schemes import SCHEMES
+from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
+from fourm.hub.files import DEMO, DEMO_SR, find_model
+from fourm.modalities.registry import RELEASED, TOKENS, Registry
+from fourm.schedule.curves import TOKEN_CURVES
+from fourm.schedule.plan import ALL
+from fourm.schedule.schemes import SCHEMES
 
 NONE = "none"  # in place of conditions
 SEPARATORS = "-,"  # between items of a list

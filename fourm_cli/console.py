@@ -17,8 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fourm.data.opening import open_file, open_text
 from fourm.errors import FourMError, ScheduleError, UsageError, one_line, printable
-from fourm.events import (
+from fourm.runs.events import (
     Detokenized,
     Event,
     Failed,
@@ -31,7 +32,6 @@ from fourm.events import (
     Started,
     Stepped,
 )
-from fourm.opening import open_file, open_text
 from fourm_cli.streams import print_path
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal

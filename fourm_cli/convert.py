@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fourm.convert import convert_dataset
+from fourm.data.paths import local_path, output_path
 from fourm.errors import SampleError
-from fourm.paths import local_path, output_path
+from fourm.runs.convert import convert_dataset
 from fourm_cli.console import note
 from fourm_cli.streams import print_path
 

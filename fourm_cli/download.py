@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from fourm.catalogue import CATALOGUE, GROUPS
-from fourm.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
+from fourm.data.paths import local_name, local_path
 from fourm.errors import UsageError, VerificationError
-from fourm.hubclient import check_variables
-from fourm.paths import local_name, local_path
-from fourm.settings import read_names
-from fourm.store import KEPT
-from fourm.transfer import Client, Event, Waiting
-from fourm.wanted import Wanted, read_wanted
+from fourm.hub.catalogue import CATALOGUE, GROUPS
+from fourm.hub.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
+from fourm.hub.hubclient import check_variables
+from fourm.hub.store import KEPT
+from fourm.hub.transfer import Client, Event, Waiting
+from fourm.hub.wanted import Wanted, read_wanted
+from fourm.schedule.settings import read_names
 from fourm_cli.completion import download_names
 from fourm_cli.console import note, print_json, print_table, quiet_library, size_text
 from fourm_cli.streams import print_path

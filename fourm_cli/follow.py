@@ -7,13 +7,13 @@ from pathlib import Path
 
 import typer
 
+from fourm.data.opening import real
 from fourm.errors import SampleError, UsageError
-from fourm.events import Event
-from fourm.opening import real
-from fourm.processes import Launch, now
-from fourm.record import check_output, remove_empty
-from fourm.request import Request
-from fourm.world import World
+from fourm.output.processes import Launch, now
+from fourm.output.record import check_output, remove_empty
+from fourm.runs.events import Event
+from fourm.runs.request import Request
+from fourm.runs.world import World
 from fourm_cli import console
 
 
@@ -66,7 +66,7 @@ def make(
 
 
 def _begin(request: Request, finer: Request | None) -> list[Iterator[Event]]:
-    from fourm.pipeline import check, check_weights, follow_on, run
+    from fourm.runs.pipeline import check, check_weights, follow_on, run
 
     if finer is None:
         return [run(request)]

@@ -7,18 +7,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fourm.dataset import Dataset
+from fourm.data.dataset import Dataset
+from fourm.data.opening import real
 from fourm.errors import UsageError
-from fourm.header import read_header
-from fourm.hub import DEMO, ModelFiles, find_model, with_parts
-from fourm.inputs import EMPTY, Source, note_unknown_words, read_samples
-from fourm.opening import real
-from fourm.plan import build_chain
-from fourm.replay import read_replay
-from fourm.request import DETOKENIZER_STEPS, Origin, Request
-from fourm.settings import RunSettings, Settings
-from fourm.superres import plan_finer
-from fourm.world import World, parse_world
+from fourm.hub.files import DEMO, ModelFiles, find_model, with_parts
+from fourm.hub.header import read_header
+from fourm.runs.inputs import EMPTY, Source, note_unknown_words, read_samples
+from fourm.runs.replay import read_replay
+from fourm.runs.request import DETOKENIZER_STEPS, Origin, Request
+from fourm.runs.superres import plan_finer
+from fourm.runs.world import World, parse_world
+from fourm.schedule.plan import build_chain
+from fourm.schedule.settings import RunSettings, Settings
 from fourm_cli import console
 from fourm_cli.follow import make
 from fourm_cli.options import (

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fourm.cache import cache_folder
-from fourm.inventory import Item, Sheet, describe, list_items
-from fourm.paths import local_name
+from fourm.data.paths import local_name
+from fourm.hub.cache import cache_folder
+from fourm.hub.inventory import Item, Sheet, describe, list_items
 from fourm_cli.completion import known_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import AsJson

@@ -10,12 +10,12 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from fourm.data.paths import local_name, local_path, output_path
 from fourm.errors import UsageError, near_match
-from fourm.hub import ModelFiles, resolve_tokenizer
-from fourm.language import Item
-from fourm.paths import local_name, local_path, output_path
-from fourm.plan import OPTIONS, Option
-from fourm.settings import DTYPES, SR_PREFIX, Settings, read_settings
+from fourm.hub.files import ModelFiles, resolve_tokenizer
+from fourm.schedule.language import Item
+from fourm.schedule.plan import OPTIONS, Option
+from fourm.schedule.settings import DTYPES, SR_PREFIX, Settings, read_settings
 from fourm_cli.completion import model_names, of_setting, one_of
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"

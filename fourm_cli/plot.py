@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from fourm.data.paths import local_name
 from fourm.errors import SampleError, UsageError
-from fourm.hub import find_model
-from fourm.paths import local_name
-from fourm.results import open_results
+from fourm.hub.files import find_model
+from fourm.output.results import open_results
 from fourm_cli.console import PLAIN_LINE_SECONDS, note, print_json
 from fourm_cli.options import Folder, parse_folder
 from fourm_cli.run_options import AsJson, Quiet
@@ -94,9 +94,9 @@ def plot(
     if model is not None:
         find_model(model)
 
-    from fourm.album import View, open_album
-    from fourm.gallery import PAGE, write_gallery
-    from fourm.plots import PlotRequest, Plotter, plots_folder
+    from fourm.views.album import View, open_album
+    from fourm.views.gallery.page import PAGE, write_gallery
+    from fourm.views.plots import PlotRequest, Plotter, plots_folder
 
     plots = plots_folder(root)
     album = open_album(root, model, results)

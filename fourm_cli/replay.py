@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from fourm.errors import UsageError
-from fourm.hub import ModelFiles, find_sr
-from fourm.plan import parse_chain
-from fourm.replay import Replay, Stage, sr_name
-from fourm.request import Origin, Request
-from fourm.schedule import Chain
+from fourm.hub.files import ModelFiles, find_sr
+from fourm.runs.replay import Replay, Stage, sr_name
+from fourm.runs.request import Origin, Request
+from fourm.schedule.chain import Chain
+from fourm.schedule.plan import parse_chain
 
 
 def repeat(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from fourm.data.paths import check_drawing, local_path
 from fourm.errors import SampleError, UsageError
-from fourm.hub import DEMO, find_model
-from fourm.paths import check_drawing, local_path
+from fourm.hub.files import DEMO, find_model
 from fourm_cli.console import note, print_json, print_table
 from fourm_cli.options import AsJson, Model
 
@@ -56,8 +56,8 @@ def retrieve(
     if sheet is not None:
         check_drawing("--sheet", sheet)
 
-    from fourm.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
-    from fourm.sheets import save_sheet
+    from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
+    from fourm.views.sheets import save_sheet
 
     row = feature_row(registry, "clip" if by is None else by)
     asked, library = load_features(queries, row), load_features(among, row)

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fourm.cost import Cost, estimate
-from fourm.hub import DEMO, ModelFiles, find_model
-from fourm.paths import check_drawing, local_path
-from fourm.plan import build_chain
-from fourm.schedule import Chain, Step
-from fourm.superres import plan_finer
+from fourm.data.paths import check_drawing, local_path
+from fourm.hub.files import DEMO, ModelFiles, find_model
+from fourm.runs.superres import plan_finer
+from fourm.schedule.chain import Chain, Step
+from fourm.schedule.cost import Cost, estimate
+from fourm.schedule.plan import build_chain
 from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import (
     AsJson,
@@ -96,7 +96,7 @@ def show(
     chain = build_chain(settings.base, files)
     finer = plan_finer(settings, files, chain, sr_model)
     if chart is not None:
-        from fourm.chart import draw_chain, save_chart  # imports Matplotlib: half a second
+        from fourm.schedule.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
         save_chart(draw_chain(chain, files.name), chart)
     if as_json:

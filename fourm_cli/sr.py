@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
+from fourm.data.opening import real
+from fourm.data.paths import local_name, output_path
 from fourm.errors import UsageError
-from fourm.opening import real
-from fourm.paths import local_name, output_path
-from fourm.plan import build_chain, merge
-from fourm.request import DETOKENIZER_STEPS, Origin, Request
-from fourm.runfile import RunRecord
-from fourm.settings import read_settings
-from fourm.superres import find_finer, names_made, read_finer, read_origin
-from fourm.world import parse_world
+from fourm.output.runfile import RunRecord
+from fourm.runs.request import DETOKENIZER_STEPS, Origin, Request
+from fourm.runs.superres import find_finer, names_made, read_finer, read_origin
+from fourm.runs.world import parse_world
+from fourm.schedule.plan import build_chain, merge
+from fourm.schedule.settings import read_settings
 from fourm_cli.completion import model_names
 from fourm_cli.follow import make
 from fourm_cli.generate import say_notes, with_named_parts

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
+from fourm.data.paths import local_path, output_path
 from fourm.errors import UsageError
-from fourm.events import Event
-from fourm.hub import DEMO, find_modalities
-from fourm.language import Item, parse_list
-from fourm.paths import local_path, output_path
-from fourm.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
-from fourm.world import parse_world
+from fourm.hub.files import DEMO, find_modalities
+from fourm.runs.events import Event
+from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
+from fourm.runs.world import parse_world
+from fourm.schedule.language import Item, parse_list
 from fourm_cli import console
 from fourm_cli.follow import follow
 from fourm_cli.options import (
@@ -154,7 +154,7 @@ def tokenize(
 
 
 def _begin(request: TokenizeRequest) -> list[Iterator[Event]]:
-    from fourm.tokenizing import run
+    from fourm.runs.tokenizing import run
 
     return [run(request)]
 

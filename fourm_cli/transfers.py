@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fourm.download import Job
 from fourm.errors import printable
-from fourm.transfer import Advanced, Done, Event, Waiting
+from fourm.hub.download import Job
+from fourm.hub.transfer import Advanced, Done, Event, Waiting
 from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, duration, size_text
 
 WINDOW = 8.0  # seconds over which the speed is taken

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import typer
 
 from fourm.errors import VerificationError, printable
-from fourm.ledger import Finding
-from fourm.verify import Verdict
-from fourm.verify import verify as check_folder
+from fourm.output.ledger import Finding
+from fourm.output.verify import Verdict
+from fourm.output.verify import verify as check_folder
 from fourm_cli.console import PLAIN_LINE_SECONDS, note, print_json, print_table
 from fourm_cli.options import AsJson, Folder, parse_folder
 

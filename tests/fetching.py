@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fourm import store
-from fourm.cache import repository_folder
-from fourm.download import Job, fetch, plan_downloads
-from fourm.settings import read_names
-from fourm.transfer import Client, Event, Waiting
-from fourm.wanted import read_wanted
+from fourm.hub import store
+from fourm.hub.cache import repository_folder
+from fourm.hub.download import Job, fetch, plan_downloads
+from fourm.hub.transfer import Client, Event, Waiting
+from fourm.hub.wanted import read_wanted
+from fourm.schedule.settings import read_names
 from tests.hub_server import Hub, running
 
 NAME, ID = "4m-7-b", "EPFL-VILAB/4M-7_B_CC12M"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourm.layout import Key, Place, path_of
-from fourm.processes import PROCESSES
-from fourm.runfile import FORMAT, RUN, SR_RUN, RunRecord
+from fourm.data.layout import Key, Place, path_of
+from fourm.output.processes import PROCESSES
+from fourm.output.runfile import FORMAT, RUN, SR_RUN, RunRecord
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from fourm.codecs.colours import turbo
-from fourm.layout import Key, Place, path_of
-from fourm.processes import FAILURES
-from fourm.runfile import BASE, FORMAT, RUN, SR, SR_RUN, RunRecord
+from fourm.data.layout import Key, Place, path_of
+from fourm.output.processes import FAILURES
+from fourm.output.runfile import BASE, FORMAT, RUN, SR, SR_RUN, RunRecord
 
 STEPS = 4  # of each target
 

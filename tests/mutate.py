@@ -78,7 +78,7 @@ def nearest_files(file: str, root: Path = ROOT) -> list[str]:
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
     names += ("docs",) if file.startswith("fourm_cli/") else ()  # help texts are in docs/cli.md
     paths = (f"tests/test_{one}.py" for one in dict.fromkeys(names))
-    return [path for path in paths if (root / path).exists()] or ["tests/test_cli.py"]
+    return [path for path in paths if (root / path).exists()] or ["tests/cli/test_cli.py"]
 
 
 class Bench:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.bundle import words
-from fourm.catalogue import CATALOGUE, PROMPTS_FILE
-from fourm.checkpoint import unused_names
-from fourm.modalities import RELEASED
-from fourm.model import FourM, FourMConfig
-from fourm.pins import text_tokenizer_path
-from fourm.tokenizers.config import VQConfig
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.hub.catalogue import CATALOGUE, PROMPTS_FILE
+from fourm.hub.pins import text_tokenizer_path
+from fourm.modalities.registry import RELEASED
+from fourm.networks.checkpoint import unused_names
+from fourm.networks.model import FourM, FourMConfig
+from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.vq import VQTokenizer
 from tests.headers import FINE, SEVEN
 from tests.hubcache import put, put_folder
 from tests.tiny import CONFIG, save, write_config

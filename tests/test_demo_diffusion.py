@@ -14,8 +14,8 @@ from demo.patches import network_input, tokens_of
 from demo.readback import caption_of
 from demo.render import render
 from demo.world import describe, normalise, sample_scene
-from fourm.checkpoint import load_tokenizer
-from fourm.tokenizers.divae import DiVAE
+from fourm.networks.checkpoint import load_tokenizer
+from fourm.networks.tokenizers.divae import DiVAE
 
 SCENES = [sample_scene(random.Random(seed), held_out=True) for seed in range(6)]
 FOLDER = BUNDLE / "tokenizers"

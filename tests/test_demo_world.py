@@ -27,9 +27,9 @@ from demo.world import (
     sample_scene,
     vary,
 )
-from fourm.codecs import build_codec
-from fourm.hub import find_model
-from fourm.wordpiece import WordPiece
+from fourm.codecs.table import build_codec
+from fourm.hub.files import find_model
+from fourm.modalities.wordpiece import WordPiece
 
 
 def scenes(count: int, seed: int = 0) -> list[Scene]:

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from demo import album
-from fourm.layout import Place
-from fourm.modalities import RELEASED
-from fourm.processes import Failure, Launch
-from fourm.record import NOT_COMPARED
-from fourm.runfile import RunRecord
-from fourm.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
+from fourm.data.layout import Place
+from fourm.modalities.registry import RELEASED
+from fourm.output.processes import Failure, Launch
+from fourm.output.record import NOT_COMPARED
+from fourm.output.runfile import RunRecord
+from fourm.output.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

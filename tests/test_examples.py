@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_docs import blocks, reference
+
+from tests.test_docs import blocks, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "docs" / "examples" / "README.md"
@@ -70,8 +71,8 @@ def test_every_use_of_the_notebooks_has_a_page() -> None:
 
 def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) -> None:
     """Without their weights: what is asked of 4M-7 and 4M-21 fits their modalities."""
-    from fourm.hub import find_modalities
-    from fourm.plan import parse_chain
+    from fourm.hub.files import find_modalities
+    from fourm.schedule.plan import parse_chain
 
     for page in PAGES:
         code = "\n".join(blocks(page, "console")).replace("\\\n", " ")

@@ -11,38 +11,38 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every module may import only modules before it (docs/architecture.md).
 PLAN = """
-fourm fourm.errors fourm.locks fourm.opening fourm.paths fourm.png
-fourm.crops fourm.grammars fourm.grammars.structured
-fourm.grammars.boxes fourm.grammars.metadata fourm.grammars.palette
-fourm.grammars.numbers fourm.grammars.poses fourm.grammars.instances
-fourm.pins fourm.yamlfile fourm.modalities fourm.rows fourm.catalogue fourm.cache
-fourm.schemes fourm.curves fourm.header fourm.hub fourm.inventory
-fourm.schedule fourm.language fourm.plan fourm.settings fourm.memory fourm.cost fourm.events
-fourm.folders fourm.layout fourm.shards fourm.dataset fourm.formats fourm.pickled fourm.convert
-fourm.prompts fourm.wordpiece fourm.wanted fourm.inputs fourm.typed fourm.checksums
-fourm.processes fourm.runfile fourm.record
-fourm.results
-fourm.census fourm.ledger fourm.verify
-fourm.world fourm.request fourm.superres fourm.replay
-fourm.hubclient fourm.transfer fourm.remote fourm.store  fourm.download fourm.rawdata fourm.chart
+fourm fourm.errors fourm.data.locks fourm.data.opening fourm.data.paths fourm.data.png
+fourm.data.crops fourm.grammars fourm.modalities.structured
+fourm.modalities.boxes fourm.modalities.metadata fourm.modalities.palette
+fourm.modalities.numbers fourm.modalities.poses fourm.modalities.instances
+fourm.hub.pins fourm.modalities.yamlfile fourm.modalities.registry fourm.modalities.rows fourm.hub.catalogue fourm.hub.cache
+fourm.schedule.schemes fourm.schedule.curves fourm.hub.header fourm.hub.files fourm.hub.inventory
+fourm.schedule.chain fourm.schedule.language fourm.schedule.plan fourm.schedule.settings fourm.schedule.memory fourm.schedule.cost fourm.runs.events
+fourm.data.folders fourm.data.layout fourm.data.shards fourm.data.dataset fourm.output.formats fourm.runs.pickled fourm.runs.convert
+fourm.data.prompts fourm.modalities.wordpiece fourm.hub.wanted fourm.runs.inputs fourm.modalities.typed fourm.output.checksums
+fourm.output.processes fourm.output.runfile fourm.output.record
+fourm.output.results
+fourm.output.census fourm.output.ledger fourm.output.verify
+fourm.runs.world fourm.runs.request fourm.runs.superres fourm.runs.replay
+fourm.hub.hubclient fourm.hub.transfer fourm.hub.remote fourm.hub.store  fourm.hub.download fourm.runs.rawdata fourm.schedule.chart
 """.split()
 NETS = """
-fourm.state fourm.layers fourm.blocks fourm.model fourm.tokenizers fourm.tokenizers.config
-fourm.tokenizers.shapes fourm.tokenizers.encoders fourm.tokenizers.quantizers fourm.tokenizers.vq
-fourm.tokenizers.diffusion
-fourm.tokenizers.unet fourm.tokenizers.uvit_transformer fourm.tokenizers.uvit fourm.tokenizers.divae
-fourm.tokenizers.plms fourm.tokenizers.controlnet fourm.tokenizers.build
+fourm.networks.state fourm.networks.layers fourm.networks.blocks fourm.networks.model fourm.networks.tokenizers fourm.networks.tokenizers.config
+fourm.networks.tokenizers.shapes fourm.networks.tokenizers.encoders fourm.networks.tokenizers.quantizers fourm.networks.tokenizers.vq
+fourm.networks.tokenizers.diffusion
+fourm.networks.tokenizers.unet fourm.networks.tokenizers.uvit_transformer fourm.networks.tokenizers.uvit fourm.networks.tokenizers.divae
+fourm.networks.tokenizers.plms fourm.networks.tokenizers.controlnet fourm.networks.tokenizers.build
 """.split()
 RUN = """
-fourm.sampling fourm.engine fourm.checkpoint fourm.codecs.files fourm.codecs.coco fourm.codecs.colours
+fourm.decoding.sampling fourm.decoding.engine fourm.networks.checkpoint fourm.codecs.files fourm.codecs.coco fourm.codecs.colours
 fourm.codecs.drawing fourm.codecs.pictures fourm.codecs.crops fourm.codecs.forms fourm.codecs.images
 fourm.codecs.sequences fourm.codecs.parts fourm.codecs.masks fourm.codecs.figures
-fourm.codecs.structured fourm.codecs.embeddings fourm.codecs
-fourm.preview fourm.precision fourm.portions fourm.device fourm.outputs fourm.conditions
-fourm.finished fourm.saving
-fourm.pipeline fourm.tokenizing
-fourm.sheets fourm.retrieval fourm.reading fourm.films fourm.album
-fourm.samplesheet fourm.strips fourm.contact fourm.plots fourm.gallery.pictures fourm.gallery
+fourm.codecs.structured fourm.codecs.embeddings fourm.codecs.table
+fourm.runs.preview fourm.networks.precision fourm.runs.portions fourm.runs.device fourm.runs.outputs fourm.runs.conditions
+fourm.runs.finished fourm.runs.saving
+fourm.runs.pipeline fourm.runs.tokenizing
+fourm.views.sheets fourm.views.retrieval fourm.views.reading fourm.views.films fourm.views.album
+fourm.views.samplesheet fourm.views.strips fourm.views.contact fourm.views.plots fourm.views.gallery.pictures fourm.views.gallery.page
 """.split()
 CLI = """
 fourm_cli fourm_cli.completion fourm_cli.options fourm_cli.run_options fourm_cli.streams
@@ -127,9 +127,13 @@ OPEN_ALREADY = (
     "zipfile.ZipFile(stream)", "zipfile.ZipFile(file)", "tarfile.open(fileobj=", "files(__name__).joinpath(",
 )  # fmt: skip
 OPENS = {
-    "fourm.opening": ("os.open(path, _FLAGS)", "open(path, mode + 'b', opener=", "os.open(path, flags | "),
+    "fourm.data.opening": (
+        "os.open(path, _FLAGS)",
+        "open(path, mode + 'b', opener=",
+        "os.open(path, flags | ",
+    ),
     # The library maps a file by its name; the file's header was read through `open_file` just before.
-    "fourm.checkpoint": ("safe_open(path, framework='pt')",),
+    "fourm.networks.checkpoint": ("safe_open(path, framework='pt')",),
     "fourm_cli.app": ("os.open(os.devnull, os.O_WRONLY)",),
     "fourm_cli.streams": ("open(os.devnull, mode)", "os.open(os.devnull, os.O_WRONLY)"),
 }

@@ -15,12 +15,12 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fourm.checkpoint import unused_names
-from fourm.hub import find_model
-from fourm.model import FourM, FourMConfig
-from fourm.rows import load_registry
-from fourm.tokenizers.config import VQConfig
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.hub.files import find_model
+from fourm.modalities.rows import load_registry
+from fourm.networks.checkpoint import unused_names
+from fourm.networks.model import FourM, FourMConfig
+from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.vq import VQTokenizer
 
 WORDS = [
     "a",

@@ -24,7 +24,7 @@ class Test:
     seconds: float
     passed: bool
     starts: bool  # another process, whose functions are not seen
-    functions: list[str]  # `fourm/engine.py Engine.run`; those of the file's fixtures too
+    functions: list[str]  # `fourm/decoding/engine.py Engine.run`; those of the file's fixtures too
 
 
 class Touched:

@@ -17,10 +17,10 @@ from benchmarks.gpu.tokenizers import config as rgb_config
 from benchmarks.gpu.tokens import PROMPTS
 from benchmarks.gpu.worker import ROOT
 from benchmarks.released import Stage, follow, merged
-from fourm.catalogue import CATALOGUE
-from fourm.checkpoint import load_model, load_tokenizer
-from fourm.hub import find_model
-from fourm.tokenizers.vq import Part
+from fourm.hub.catalogue import CATALOGUE
+from fourm.hub.files import find_model
+from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.tokenizers.vq import Part
 
 _RESULT = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
 

@@ -7,12 +7,12 @@ from functools import cache, partial
 
 from benchmarks.generate import Subject, conditions, decode, random_model
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
-from fourm.catalogue import CATALOGUE
-from fourm.engine import Engine
-from fourm.modalities import RELEASED
-from fourm.model import FourM
-from fourm.precision import DTYPES, arithmetic
-from fourm.schedule import Chain, TargetSpec, make_chain
+from fourm.decoding.engine import Engine
+from fourm.hub.catalogue import CATALOGUE
+from fourm.modalities.registry import RELEASED
+from fourm.networks.model import FourM
+from fourm.networks.precision import DTYPES, arithmetic
+from fourm.schedule.chain import Chain, TargetSpec, make_chain
 
 BATCHES = (1, 8, 64)
 STEPS = (49, 25)  # like the settings below, of cfgs/generation/settings_base/T2CR_roar49-25_cfg3_t6-0.5.yaml

@@ -13,11 +13,11 @@ from benchmarks.generate import Subject, conditions, decode, synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
 from benchmarks.gpu.pictures import FEWER, build, caption_chain, picture_chain
 from benchmarks.gpu.tokenizers import config
-from fourm.engine import Engine
-from fourm.modalities import RELEASED
-from fourm.model import FourM
-from fourm.precision import arithmetic
-from fourm.schedule import Chain
+from fourm.decoding.engine import Engine
+from fourm.modalities.registry import RELEASED
+from fourm.networks.model import FourM
+from fourm.networks.precision import arithmetic
+from fourm.schedule.chain import Chain
 
 _NAMED = 6  # kernels named in a row, those with the most time
 

@@ -10,9 +10,9 @@ from benchmarks.bundle import CONFIGS
 from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
-from fourm.precision import DTYPES, arithmetic
-from fourm.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
-from fourm.tokenizers.vq import Part
+from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
+from fourm.networks.tokenizers.vq import Part
 
 STEPS = 50  # the default number of diffusion steps
 _TIMED = 10

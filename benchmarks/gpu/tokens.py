@@ -8,18 +8,18 @@ import torch
 
 from benchmarks.generate import made_up
 from benchmarks.gpu.bench import Bench, Cases, Values
-from fourm.checkpoint import load_model
 from fourm.codecs.sequences import encode_texts
-from fourm.engine import Engine, with_targets
-from fourm.hub import ModelFiles, find_model
-from fourm.modalities import Kind
-from fourm.model import FourM
-from fourm.plan import parse_chain
-from fourm.precision import DTYPES, arithmetic
-from fourm.sampling import Noise
-from fourm.schedule import Chain
-from fourm.state import Batch
-from fourm.wordpiece import WordPiece
+from fourm.decoding.engine import Engine, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.hub.files import ModelFiles, find_model
+from fourm.modalities.registry import Kind
+from fourm.modalities.wordpiece import WordPiece
+from fourm.networks.checkpoint import load_model
+from fourm.networks.model import FourM
+from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.state import Batch
+from fourm.schedule.chain import Chain
+from fourm.schedule.plan import parse_chain
 
 COLOURS, SHAPES = ("red", "green", "blue", "white"), ("circle", "square", "triangle")
 PROMPTS = tuple(f"a small {one} {shape}" for one in COLOURS for shape in SHAPES) + tuple(

@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fourm.grammars.boxes import Box
-from fourm.grammars.metadata import Fact
-from fourm.grammars.palette import Colour
+from fourm.modalities.boxes import Box
+from fourm.modalities.metadata import Fact
+from fourm.modalities.palette import Colour
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Ink = tuple[int, int, int]  # red, green, blue

@@ -13,10 +13,10 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_members, write_members
 from fourm.codecs.images import Diffusion
-from fourm.crops import Crop
+from fourm.data.crops import Crop
 from fourm.errors import SampleError
-from fourm.modalities import Modality
-from fourm.state import Slot, full_embedding
+from fourm.modalities.registry import Modality
+from fourm.networks.state import Slot, full_embedding
 
 Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them meant
 

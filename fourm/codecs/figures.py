@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fourm.codecs.parts import Decode
-from fourm.grammars.poses import SIDE, People, Person
+from fourm.modalities.poses import SIDE, People, Person
 
 Floats = NDArray[np.float64]
 Colour = tuple[int, int, int]

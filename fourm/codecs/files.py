@@ -34,10 +34,10 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from fourm.data.opening import read_bytes
+from fourm.data.png import SIGNATURE, strip_metadata
+from fourm.data.shards import read_member, split_path
 from fourm.errors import SampleError
-from fourm.opening import read_bytes
-from fourm.png import SIGNATURE, strip_metadata
-from fourm.shards import read_member, split_path
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked

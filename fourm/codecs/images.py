@@ -21,14 +21,14 @@ from fourm.codecs.colours import NO_CLASS, LegendEntry, feature_colours, legend,
 from fourm.codecs.files import write_array, write_png
 from fourm.codecs.forms import Form, unit
 from fourm.codecs.pictures import Value, cut, fit_square, read_rgb, read_valid
-from fourm.crops import Crop
+from fourm.data.crops import Crop
+from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
-from fourm.modalities import Modality
-from fourm.sampling import Noise
-from fourm.state import Slot, full_grid, full_pixels
-from fourm.tokenizers.build import AnyTokenizer
-from fourm.tokenizers.divae import DiVAE
-from fourm.tokenizers.vq import IMAGENET
+from fourm.modalities.registry import Modality
+from fourm.networks.state import Slot, full_grid, full_pixels
+from fourm.networks.tokenizers.build import AnyTokenizer
+from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers.vq import IMAGENET
 
 _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
 # Convolutions choose their order of sums by the shape of the batch. On a CPU a network always sees one row;

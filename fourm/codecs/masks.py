@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from fourm.codecs.drawing import font_for
 from fourm.codecs.parts import Decode
-from fourm.grammars.instances import SIDE, Groups
+from fourm.modalities.instances import SIDE, Groups
 
 Masks = NDArray[np.float32]
 Boxes = NDArray[np.int64]

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.errors import SampleError, UsageError
-from fourm.grammars.numbers import NUM_CODES
-from fourm.modalities import Modality
-from fourm.tokenizers.build import AnyTokenizer
-from fourm.tokenizers.vq import VQTokenizer
+from fourm.modalities.numbers import NUM_CODES
+from fourm.modalities.registry import Modality
+from fourm.networks.tokenizers.build import AnyTokenizer
+from fourm.networks.tokenizers.vq import VQTokenizer
 
 Decode = Callable[[Sequence[tuple[int, ...]]], NDArray[np.float32]]  # codes (n, k) -> (n, C, H, W)
 _AT_ONCE = 512  # parts that are decoded together; a text holds far fewer

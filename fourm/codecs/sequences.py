@@ -10,11 +10,11 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_json, read_text
 from fourm.codecs.images import Diffusion
-from fourm.crops import Crop
+from fourm.data.crops import Crop
 from fourm.errors import SampleError
-from fourm.modalities import Modality
-from fourm.state import Slot, full_sequence
-from fourm.wordpiece import WordPiece, encode_full
+from fourm.modalities.registry import Modality
+from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.networks.state import Slot, full_sequence
 
 _MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
 _SHOWN = 5  # unknown words that a note names

@@ -17,18 +17,18 @@ from fourm.codecs.images import Diffusion
 from fourm.codecs.masks import MASK_CODES, draw_instances, outline_instances
 from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.sequences import encode_texts
-from fourm.crops import Crop
+from fourm.data.crops import Crop
 from fourm.errors import SampleError
-from fourm.grammars.boxes import Boxes, BoxRules, box_grammar
-from fourm.grammars.instances import JOINED, SAM_INSTANCES
-from fourm.grammars.metadata import METADATA
-from fourm.grammars.palette import palette_grammar
-from fourm.grammars.poses import HUMAN_POSES
-from fourm.grammars.structured import Grammar, Structured
-from fourm.modalities import Modality
-from fourm.state import Slot
-from fourm.tokenizers.build import AnyTokenizer
-from fourm.wordpiece import WordPiece
+from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
+from fourm.modalities.instances import JOINED, SAM_INSTANCES
+from fourm.modalities.metadata import METADATA
+from fourm.modalities.palette import palette_grammar
+from fourm.modalities.poses import HUMAN_POSES
+from fourm.modalities.registry import Modality
+from fourm.modalities.structured import Grammar, Structured
+from fourm.modalities.wordpiece import WordPiece
+from fourm.networks.state import Slot
+from fourm.networks.tokenizers.build import AnyTokenizer
 
 
 @dataclass(frozen=True, slots=True)

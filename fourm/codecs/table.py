@@ -1,0 +1,95 @@
+"""What a codec is, and the table of codecs: file <-> value <-> tokens, value -> picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from fourm.codecs.embeddings import EmbeddingCodec
+from fourm.codecs.forms import FORMS
+from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
+from fourm.codecs.sequences import CaptionCodec
+from fourm.codecs.structured import STRUCTURED, StructuredCodec
+from fourm.data.crops import Crop
+from fourm.errors import UsageError, near_match
+from fourm.modalities.registry import Modality
+from fourm.modalities.wordpiece import WordPiece
+from fourm.networks.state import Slot
+from fourm.networks.tokenizers.build import AnyTokenizer
+
+T = TypeVar("T")
+
+
+class Codec(Protocol[T]):
+    """Values of type T in all their forms. Errors of one value are SampleErrors."""
+
+    def read(self, path: Path, crop: Crop | None = None) -> T:
+        """A value from a file: of a whole picture, or the part that a crop shows, at the row's size."""
+
+    def write(self, value: T, path: Path, text: Mapping[str, str] | None = None) -> None:
+        """A file at exactly this path; `text` (prompt, seed, ...) goes along where the format has room."""
+
+    def encode(self, values: Sequence[T]) -> Slot:
+        """What the model reads, one row per value; everything is known."""
+
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[T]:
+        """One value per row; `diffusion` is for tokenizers that decode by it."""
+
+    def picture(self, value: T) -> Image.Image:
+        """Something to look at."""
+
+
+def build_codec(
+    row: Modality, tokenizer: AnyTokenizer | None = None, wordpiece: WordPiece | None = None
+) -> Codec[Any]:
+    """The codec of a row. A grid can be read, written and shown without its tokenizer."""
+    check_codec(row)
+    return _BUILDERS[row.codec](row, tokenizer, wordpiece)
+
+
+def check_codec(row: Modality) -> None:
+    """Refuse a row whose values nothing here reads or writes."""
+    if row.codec not in _BUILDERS:
+        close = near_match(row.codec, _BUILDERS)
+        raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
+
+
+def _pixels(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> PixelsCodec:
+    return PixelsCodec(row)
+
+
+def _caption(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> CaptionCodec:
+    if wordpiece is None:
+        raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+    return CaptionCodec(row, wordpiece)
+
+
+def _embedding(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> EmbeddingCodec:
+    return EmbeddingCodec(row)
+
+
+def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
+    if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
+        size = tokenizer.config.codebook_size
+        raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
+    return GridCodec(row, FORMS[row.codec], tokenizer)
+
+
+def _structured(
+    row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None
+) -> StructuredCodec:
+    if wordpiece is None:
+        raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+    form = STRUCTURED[row.codec]
+    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.drawing(row, tokenizer))
+
+
+# By the codec name of a row.
+_BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
+    "rgb": _pixels,
+    "caption": _caption,
+    "t5_caption": _embedding,
+    **dict.fromkeys(FORMS, _grid),
+    **dict.fromkeys(STRUCTURED, _structured),
+}

@@ -1,0 +1,344 @@
+"""Datasets on disk: folders and tar shards listed, samples matched by name, a part of them chosen."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourm.data.layout import MAX_SAMPLES, Key, Sample
+from fourm.data.shards import COMPRESSED, SUFFIX, read_shard
+from fourm.errors import SampleError, UsageError, printable
+
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif",
+    ".tiff", ".webp", ".jp2", ".j2k", ".jpx", ".jpeg2000", ".gif",
+)  # fmt: skip
+EXTENSIONS = frozenset((*PICTURES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
+TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
+_KINDS_SHOWN = 6  # extensions that a note names
+REST = "*"  # name of the samples of a folder or shard that cannot be listed, whose names nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples, and what is missing of those that do not have a file in every condition's folder.
+
+    A sample with a problem is among the samples: it fails when its turn comes, and the others go on.
+    """
+
+    samples: tuple[Sample, ...]
+    incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
+    notes: tuple[str, ...] = ()  # sentences about files that are no samples
+
+
+def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
+    """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
+
+    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
+    Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
+    be there, come with the samples that have them, under the folder's name; what is wrong with one of them is
+    a problem of its sample, which would be read in another way without it.
+    """
+    found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
+    extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
+    match_spellings([*found.values(), *extra.values()])
+    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
+    for key in _ordered_keys(found):
+        files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
+        problems = [one.problems[key] for one in found.values() if key in one.problems]
+        missing = [m for m, one in found.items() if key not in one.files and key not in one.problems]
+        for modality in missing:
+            if folder := found[modality].unlisted_above(key):
+                problems.append(found[modality].unlisted[folder])
+                told.add((modality, folder))
+        if not missing:
+            problems += [problem for one in extra.values() if (problem := one.problem_of(key))]
+        files |= {folder: listing.files[key] for folder, listing in extra.items() if key in listing.files}
+        if problems or not missing:
+            samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
+        else:
+            incomplete.append(f"{key.text} has no file in {', '.join(folders[m] for m in missing)}")
+    for modality, one in found.items():
+        untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
+        samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
+    notes = [note for one in found.values() for note in one.notes]
+    if all(sample.problem for sample in samples):
+        raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
+    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
+
+
+def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
+    """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    if seed is None:
+        return list(samples[:count])
+    return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
+    import numpy as np  # a tenth of a second that only this choice takes
+
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
+    draw = np.random.RandomState(seed if len(words) < 2 else words)
+    return [int(i) for i in draw.permutation(count)]
+
+
+@dataclass(slots=True)
+class Listing:
+    """What lies in one modality's folder, or in tar shards there."""
+
+    files: dict[Key, Path] = field(default_factory=dict)
+    problems: dict[Key, str] = field(default_factory=dict)  # of samples that no file can be read for
+    unlisted: dict[str, str] = field(default_factory=dict)  # folder of keys -> why there may be more in it
+    top: Path = Path()  # the modality's folder
+    flat: list[str] = field(default_factory=list)  # names of files directly in it, which are not read
+    unread: Counter[str] = field(default_factory=Counter)  # extension -> number of files that have it
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about files that are passed over."""
+        notes = list[str]()
+        if self.flat:
+            some = (
+                f"lies in {self.top}"
+                if len(self.flat) == 1
+                else f"and {len(self.flat) - 1:,} more lie in {self.top}"
+            )
+            notes.append(
+                f"{self.flat[0]} {some} itself, where no file is read; it belongs in a folder there, such as "
+                f"{self.top / 'all' / self.flat[0]}"
+            )
+        if count := self.unread.total():
+            kinds = sorted(self.unread)
+            more = f" and {len(kinds) - _KINDS_SHOWN} more" if len(kinds) > _KINDS_SHOWN else ""
+            files = (
+                "1 file has an extension that is"
+                if count == 1
+                else f"{count:,} files have extensions that are"
+            )
+            notes.append(f"{self.top}: {files} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
+        return notes
+
+    def add(self, key: Key, path: Path) -> None:
+        """Note a sample's file; two of them are none, for nobody knows which is meant."""
+        if len(self.files) + len(self.problems) >= MAX_SAMPLES:
+            raise UsageError(f"{path}: a dataset has at most {MAX_SAMPLES:,} samples")
+        if key in self.files:
+            other = self.files[key]
+            both = f"{other} and {path.name if path.parent == other.parent else path}"
+            self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
+        self.files.setdefault(key, path)
+
+    def problem_of(self, key: Key) -> str:
+        """Why nobody knows which file the key has here; "" where it has one, or none."""
+        if key in self.problems:
+            return self.problems[key]
+        folder = "" if key in self.files else self.unlisted_above(key)
+        return self.unlisted[folder] if folder else ""
+
+    def unlisted_above(self, key: Key) -> str:
+        """The folder or shard of the key that could not be listed; "" where all could."""
+        parts = key.folder.split("/") if self.unlisted else []
+        above = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((folder for folder in above if folder in self.unlisted), "")
+
+
+def match_spellings(listings: Sequence[Listing]) -> None:
+    """Give names that differ in Unicode normal form only, as on other systems, one key: the composed form.
+
+    Names that are spelled in one way throughout stay as they are, and so do two spellings in one listing.
+    """
+    spellings = dict[Key, set[Key]]()
+    for listing in listings:
+        for key in (*listing.files, *listing.problems):
+            if not (key.folder.isascii() and key.name.isascii()):
+                spellings.setdefault(_composed(key), set()).add(key)
+    for composed, keys in spellings.items():
+        own = [[key for key in keys if key in one.files or key in one.problems] for one in listings]
+        if len(keys) == 1 or any(len(found) > 1 for found in own):
+            continue
+        for listing, found in zip(listings, own, strict=True):
+            for table in (listing.files, listing.problems):
+                for key in found:
+                    if key in table:
+                        table[composed] = table.pop(key)  # type: ignore[assignment]
+
+
+def _composed(key: Key) -> Key:
+    return Key(unicodedata.normalize("NFC", key.folder), unicodedata.normalize("NFC", key.name))
+
+
+def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
+    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
+    names = dict[Key, str]()
+    for one in found.values():
+        for key in one.problems:
+            names.setdefault(key, key.name)
+        for key, path in one.files.items():
+            names[key] = names.get(key) or path.name
+    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
+
+
+def _nothing_to_read(
+    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
+) -> UsageError:
+    if samples:
+        reason = (
+            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
+        )
+        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
+    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
+    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
+
+
+def list_folder(root: Path, folder: str) -> Listing:
+    """Everything in `root/folder`, which must be there."""
+    top, found = root / folder, Listing(top=root / folder)
+    if not os.path.isdir(top):
+        try:
+            names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        except OSError as error:
+            raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
+        what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
+        listed = ", ".join(names) or "no folder at all"
+        advice = f"; give {root.parent}" if root.name == folder else flat_advice(root, folder)
+        raise UsageError(f"{root}: {what}; there is {listed}{advice}")
+    _walk(top, found)
+    return found
+
+
+def flat_advice(root: Path, folder: str) -> str:
+    """Half a sentence for a folder of pictures that is no dataset: where they would lie in one."""
+    name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURES)), "")
+    if not name:
+        return ""
+    folder = "rgb" if folder == "caption" else folder
+    return f"; pictures that lie in it belong in {root / folder / 'all' / name} and so on"
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that is still to be read."""
+
+    path: str
+    name: str  # as keys have it; "" for the modality's own
+    above: tuple[tuple[int, int], ...]  # device and inode of those around it, so that a circle of links ends
+
+
+def _walk(top: Path, found: Listing) -> None:
+    todo, named_like_files = [_Folder(str(top), "", ())], dict[Key, _Folder]()
+    for _ in range(MAX_SAMPLES):
+        if not todo:
+            break
+        folder = todo.pop()
+        try:
+            status = os.stat(folder.path)
+            above = (*folder.above, (status.st_dev, status.st_ino))
+            with os.scandir(folder.path) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder.name:
+                raise UsageError(f"{top}: cannot be read ({error.strerror})") from error
+            found.unlisted[folder.name] = f"{folder.path}: cannot be read ({error.strerror})"
+            continue
+        for entry in entries if above[-1] not in folder.above else ():
+            if entry.name.startswith("."):
+                continue
+            if not _is_folder(entry):
+                _add_file(found, entry, folder.name)
+                continue
+            below = _Folder(entry.path, f"{folder.name}/{entry.name}".lstrip("/"), above)
+            todo.append(below)
+            if folder.name and (suffix := suffix_of(entry.name)):
+                named_like_files[Key(folder.name, entry.name[: -len(suffix)])] = below
+    else:
+        raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
+    _add_empty_folders(found, named_like_files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
+    """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
+    name, within = entry.name, f"{folder}/" if folder else ""
+    if suffix := suffix_of(name):
+        if folder:
+            found.add(Key(folder, name[: -len(suffix)]), Path(entry.path))
+        elif name != TOKENIZER:
+            found.flat.append(name)
+    elif name.lower().endswith(SUFFIX):
+        _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
+    elif packed := next((end for end in COMPRESSED if name.lower().endswith(end)), ""):
+        found.unlisted[within + name[: -len(packed)]] = (
+            f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
+        )
+    elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
+        with suppress(OSError):  # it is gone by now
+            target = os.readlink(entry.path)
+            found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
+    else:
+        found.unread[_kind_of(name)] += 1
+
+
+def _add_shard(found: Listing, path: Path, folder: str) -> None:
+    """Note the members of a tar file as the files of a folder."""
+    try:
+        shard = read_shard(path)
+    except OSError as error:
+        found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
+        return
+    except SampleError as error:  # not a file
+        found.unlisted[folder] = str(error)
+        return
+    for name in (*shard.members, *shard.spoilt):
+        *above, last = name.split("/")
+        suffix = suffix_of(last)
+        if any(part.startswith(".") for part in (*above, last)):
+            continue
+        if not suffix:
+            found.unread[_kind_of(last)] += 1
+            continue
+        key = Key("/".join((folder, *above)), last[: -len(suffix)])
+        found.add(key, path / name)
+        if name in shard.spoilt:
+            found.problems[key] = f"{path / name}: {shard.spoilt[name]}"
+    if shard.problem:
+        found.unlisted[folder] = f"{path}: {shard.problem}"
+
+
+def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
+    """A folder `name.png` that holds no sample stands where a file should be."""
+    if not folders:
+        return
+    occupied = set(found.unlisted)
+    for folder in {key.folder for key in found.files}:
+        parts = folder.split("/")
+        occupied |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    for key, folder_ in folders.items():
+        if folder_.name not in occupied and key not in found.files:
+            found.problems[key] = f"{folder_.path}: a folder, where a file should be"
+
+
+def _kind_of(name: str) -> str:
+    """The extension of a file that is not read, as a note names it."""
+    suffix = os.path.splitext(name)[1].lower()
+    return printable(suffix) if len(suffix) > 1 else "none"
+
+
+def suffix_of(name: str) -> str:
+    """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
+    lower = name.lower()
+    suffix = lower[lower.rfind(".") :] if "." in lower else ""
+    if suffix == ".gz":
+        suffix = ".json.gz" if lower.endswith(".json.gz") else ""
+    return suffix if suffix in EXTENSIONS and suffix != lower else ""

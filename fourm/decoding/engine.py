@@ -1,0 +1,346 @@
+"""Runs a chain over a batch: one loop for every scheme, a fast query and a plain one that judges it.
+
+The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress`
+with a new, independent state; the last one holds the finished batch.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fourm.decoding.sampling import draw, guide
+from fourm.modalities.registry import MAX_SIZE, Kind, Registry
+from fourm.modalities.wordpiece import FIRST_SENTINEL, PAD_ID, merge_spans
+from fourm.networks.blocks import DecoderCache
+from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack
+from fourm.schedule.chain import Chain, Step
+from fourm.schedule.memory import MOST_ROWS
+from fourm.schedule.schemes import SCHEMES
+
+ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
+# Rows are padded to a multiple of this, so that a sample's sums do not depend on how long the other rows
+# of its batch are: a vector register on CPUs (16 floats), a tile of the matrix units elsewhere.
+PAD_MULTIPLE = {"cpu": 16}
+PAD_MULTIPLE_ELSEWHERE = 64
+RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
+
+
+class Network(Protocol):
+    """A model as the engine sees it: `FourM`, or a few lines in a test."""
+
+    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context: ...
+    def decode(
+        self,
+        target: str,
+        positions: Tensor,
+        ids: Tensor | None,
+        context: Context,
+        cache: DecoderCache | None = None,
+    ) -> Tensor: ...
+    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache: ...
+    def room_for(self, sequence: str) -> int | None: ...
+
+
+class NoiseSource(Protocol):
+    """Uniforms (B, K) in [0, 1) for positions (B, K) of a step; `fourm.decoding.sampling.Noise`, or a test's own."""
+
+    def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What one decoding step did; a sequence reports after every token."""
+
+    step: Step
+    batch: Batch  # the state after the step
+    fixed: int  # tokens fixed now, per sample, over all passes
+    done: int  # tokens of the target fixed so far, per sample
+    total: int  # tokens of the target; for a sequence the limit, times its passes
+    seconds: float
+    sound: Tensor  # (B,) bool, False for rows whose logits were not finite: their tokens mean nothing
+    faults: Mapping[int, str] = field(default_factory=dict)  # rows that cannot go on, and why
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Texts that are decoded together: P passes of each sample; those of one sample are neighbours."""
+
+    batch: Batch
+    step: Step
+    numbers: range  # (P) which passes, of all that the step has
+    limit: int  # tokens of a text at most
+
+    @property
+    def rows(self) -> Tensor:
+        """(B * P,) int64: the sample of each text."""
+        samples = torch.arange(len(self.batch.keys), device=self.batch.device)
+        return samples.repeat_interleave(len(self.numbers))
+
+    @property
+    def slot(self) -> Slot:
+        """The state of each text before it is decoded."""
+        return self.batch.slots[self.step.target].select(self.rows)
+
+    def uniforms(self, noise: NoiseSource, j: int) -> Tensor:
+        """(B * P,) noise for the token at j, of each pass its own; the first has that of a single text."""
+        # No text is so long that its positions reach those of the next pass.
+        numbers = torch.arange(self.numbers.start, self.numbers.stop, device=self.batch.device)
+        positions = (j + numbers * MAX_SIZE).expand(len(self.batch.keys), -1)
+        return noise.uniforms(self.step.index, DRAW, positions).flatten()
+
+    def per_sample(self, sound: Tensor) -> Tensor:
+        """(B,) bool: whether all of a sample's texts (B * P,) are sound."""
+        return sound.view(len(self.batch.keys), -1).all(dim=1)
+
+    def report(self, made: int, sound: Tensor, seconds: float) -> Progress:
+        """What a token of every text has come to; passes before these count as done."""
+        count = len(self.numbers)
+        done, total = self.numbers.start * self.limit + made * count, self.limit * self.step.passes
+        return Progress(self.step, self.batch, count, done, total, seconds, sound)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A network and how to ask it."""
+
+    network: Network
+    sentinels: range = RELEASED_SENTINELS  # ids of [S_0], [S_1], ... in the model's text tokenizer
+    plain: bool = False  # True: every pass alone, nothing cached or padded; slow and easy to read
+    max_rows: int = MOST_ROWS  # texts decoded together where a sample has several; it changes no result
+
+    def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
+        """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
+        # Counted on the host, so that no step waits for the device: what each row of each pass may read,
+        # and how many tokens of each target are left.
+        masks = Batch(batch.keys, {name: _on_host(slot) for name, slot in batch.slots.items()})
+        known, left = list[int](), dict[str, int]()
+        for step in chain.steps:
+            started, slot = time.perf_counter(), batch.slots[step.target]
+            if slot.kind is Kind.SEQUENCE:
+                counts = _num_known(_passes(masks, step))
+                for progress in self._decode_sequence(batch, step, chain, noise, counts):
+                    yield progress
+                batch = progress.batch
+                masks = masks.with_slot(step.target, _on_host(batch.slots[step.target]))
+                continue
+            if step.target not in left:
+                left[step.target] = _num_wanted(masks.slots[step.target], step.target)
+                known = _num_known(_passes(masks, step))
+            fixed = min(step.num_tokens, left[step.target])
+            if not fixed:
+                continue
+            with torch.inference_mode():
+                batch, sound = self._decode_together(batch, step, chain, noise, known, left[step.target])
+            known = [count + fixed for count in known]
+            left[step.target] -= fixed
+            masks = masks.with_slot(step.target, _count_off(masks.slots[step.target], fixed))
+            total = slot.known.shape[1]
+            done, seconds = total - left[step.target], time.perf_counter() - started
+            yield Progress(step, batch, fixed, done, total, seconds, sound)
+
+    def _decode_together(
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int], left: int
+    ) -> tuple[Batch, Tensor]:
+        """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
+        scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
+        places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
+        positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
+        logits = self._ask(_passes(batch, step), step, positions, known)
+        uniforms = noise.uniforms(step.index, DRAW, positions)
+        drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
+        picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
+        filled = batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
+        return filled, drawn.raw_prob.isfinite().all(dim=1)
+
+    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
+        """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
+        if self.plain:
+            contexts = [self.network.encode(one) for one in passes]
+            logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
+        else:
+            context = self._encode(passes, known)
+            flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
+            logits = flat.view(len(passes), -1, *flat.shape[1:])
+        return _guide(logits, step)
+
+    def _encode(self, passes: list[Batch], known: list[int]) -> Context:
+        """All passes in one batch, padded to what the device's sums are insensitive to."""
+        batch = stack(passes)
+        device = next(iter(batch.slots.values())).known.device
+        multiple = PAD_MULTIPLE.get(device.type, PAD_MULTIPLE_ELSEWHERE)
+        return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
+
+    def _decode_sequence(
+        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int]
+    ) -> Iterator[Progress]:
+        """Decode a text of each sample, or several; the last report carries them merged into the state."""
+        slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
+        sound, made = torch.ones(count, dtype=torch.bool, device=batch.device), 0
+        found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
+        limit = int(_places(slot, step.num_tokens)[2].max())
+        with torch.inference_mode():
+            context = self._encode(states, known) if not self.plain else None
+        size = max(1, self.max_rows // max(count, 1))
+        for first in range(0, step.passes, size):
+            texts = Texts(batch, step, range(first, min(first + size, step.passes)), limit)
+            with torch.inference_mode():
+                ask = self._asker(context, texts) if context else self._plain_asker(states, texts)
+            ids, good = yield from self._decode_texts(texts, chain, noise, ask)
+            sound, made = sound & texts.per_sample(good), made + (ids.shape[1] - 1) * len(texts.numbers)
+            merged = iter(_merge(texts.slot, ids, self.sentinels))
+            for sample in found:
+                sample += [next(merged) for _ in texts.numbers]
+        faults = self._faults(found, step, chain)
+        found = [[[]] * step.passes if row in faults else one for row, one in enumerate(found)]
+        joined = batch.with_slot(step.target, _joined(found).to(batch.device))
+        yield Progress(step, joined, 0, made, limit * step.passes, 0.0, sound, faults)
+
+    def _decode_texts(
+        self, texts: "Texts", chain: Chain, noise: NoiseSource, ask: "Asker"
+    ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+        """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
+        step = texts.step
+        starts, stops, room = _places(texts.slot, step.num_tokens)
+        ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
+        sound = torch.ones_like(active)
+        for j in range(texts.limit):
+            started = time.perf_counter()
+            if not bool(active.any()):
+                break
+            with torch.inference_mode():
+                logits = ask(ids)[:, -1]
+                drawn = draw(logits, texts.uniforms(noise, j), step.temperature, chain.top_k, chain.top_p)
+                sound = sound & (drawn.raw_prob.isfinite() | ~active)
+                # A finished row is fed padding: nothing sampled after its end may touch it.
+                new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
+                ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
+                active = active & (new != stops) & (j + 1 < room)
+            yield texts.report(j + 1, texts.per_sample(sound), time.perf_counter() - started)
+        return ids, sound
+
+    def _faults(self, found: list[list[list[int]]], step: Step, chain: Chain) -> dict[int, str]:
+        """Samples whose joined texts are longer than the network takes, where a later step would see them."""
+        reader = next((s.target for s in chain.steps[step.index + 1 :] if s.sees(step.target)), None)
+        if step.passes == 1 or reader is None or (room := self.network.room_for(step.target)) is None:
+            return {}
+        counts = (sum(len(text) for text in texts) for texts in found)
+        return {
+            row: f"{step.target}: its {step.passes} passes have {count:,} tokens, but the model can read "
+            f"{room} for {reader}; make {step.target} the last target, or ask for fewer passes"
+            for row, count in enumerate(counts)
+            if count > room
+        }
+
+    def _plain_asker(self, states: list[Batch], texts: "Texts") -> "Asker":
+        """Logits from the whole text so far, everything computed anew for each token."""
+        contexts = [self.network.encode(one.select(texts.rows)) for one in states]
+
+        def ask(ids: Tensor) -> Tensor:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            logits = [self.network.decode(texts.step.target, positions, ids, c) for c in contexts]
+            return _guide(torch.stack(logits), texts.step)
+
+        return ask
+
+    def _asker(self, context: Context, texts: "Texts") -> "Asker":
+        """Logits from the newest token, the ones before it remembered in a cache."""
+        step, count = texts.step, len(texts.numbers)
+        cache = self.network.start_cache(context, texts.limit)
+        if count > 1:  # what a sample's passes read is computed once
+            cache = cache.repeated(count)
+            context = Context(context.tokens, context.visible.repeat_interleave(count, dim=0))
+        states = 1 + len(step.branches)
+
+        def ask(ids: Tensor) -> Tensor:
+            newest = ids[:, -1:].repeat(states, 1)
+            positions = torch.full_like(newest, ids.shape[1] - 1)
+            flat = self.network.decode(step.target, positions, newest, context, cache)
+            return _guide(flat.view(states, -1, *flat.shape[1:]), step)
+
+        return ask
+
+
+Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 or j, V), the newest last
+
+
+def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
+    """The batch with a pending slot for each target of the chain; a target that is there stays as it is."""
+    for target, num_tokens in chain.num_tokens.items():
+        if target not in batch.slots:
+            slot = pending(registry.get(target).kind, len(batch.keys), num_tokens)
+            batch = batch.with_slot(target, slot)
+    return batch
+
+
+def _on_host(slot: Slot) -> Slot:
+    """The masks of a slot, from which tokens can be counted without waiting for a device; without values."""
+    known = slot.known.cpu()
+    return Slot(slot.kind, known, known, slot.wanted.cpu())
+
+
+def _count_off(masks: Slot, fixed: int) -> Slot:
+    """Masks after so many tokens of each row were fixed; which ones they were only the device knows."""
+    now = masks.wanted & (masks.wanted.cumsum(dim=1) <= fixed)
+    return replace(masks, known=masks.known | now, wanted=masks.wanted & ~now)
+
+
+def _num_wanted(slot: Slot, target: str) -> int:
+    """How many tokens of an image target are to be decoded: equally many in every row."""
+    counts = slot.wanted.sum(dim=1)
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest != most:
+        raise ValueError(f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones")
+    return most
+
+
+def _passes(batch: Batch, step: Step) -> list[Batch]:
+    """The states that a step asks: the base, then one for each branch."""
+    if not step.guided:
+        return [batch]
+    hide = batch.without if step.leaves_out else batch.hide
+    return [hide(step.guided), *(hide(step.guided - branch.visible) for branch in step.branches)]
+
+
+def _guide(logits: Tensor, step: Step) -> Tensor:
+    """Combine passes (1 + n, B, K, V) by the step's weights, in float32."""
+    return guide(logits.float(), torch.tensor([branch.weight for branch in step.branches]))
+
+
+def _num_known(passes: list[Batch]) -> list[int]:
+    """How many tokens each row of each pass may read."""
+    return torch.cat([one.num_known() for one in passes]).tolist()
+
+
+def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First id, stop id and number of tokens to decode, each (B,), of a pending text."""
+    order = slot.wanted.long().argsort(dim=1, descending=True, stable=True)
+    counts = slot.wanted.sum(dim=1)
+    first, last = order[:, :1], order.gather(1, (counts - 1).clamp_min(0).unsqueeze(1))
+    starts, stops = slot.values.gather(1, first)[:, 0], slot.values.gather(1, last)[:, 0]
+    return starts, stops, counts.clamp_max(max_tokens)
+
+
+def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
+    """Each text of a slot with the decoded spans (B, 1 + j) where their sentinels stand."""
+    slot = slot.to("cpu")  # once, not text by text
+    rows, stops = [], _places(slot, ids.shape[1])[1]
+    for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
+        visible = values[known].tolist() or [S1_ID]
+        end = new.index(stop, 1) + 1 if stop in new[1:] else len(new)
+        rows.append(merge_spans(visible, new[:end], sentinels))
+    return rows
+
+
+def _joined(found: list[list[list[int]]]) -> Slot:
+    """The texts of each sample, one after the other, as a slot of which nothing is left to decode."""
+    rows = [[token for text in texts for token in text] for texts in found]
+    length = max((1, *(len(row) for row in rows)))
+    padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
+    lengths = torch.tensor([[len(text) for text in texts] for texts in found], dtype=torch.int64)
+    real = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
+    several = lengths if lengths.shape[1] > 1 else None
+    return Slot(Kind.SEQUENCE, padded, real, torch.zeros_like(real), several)

@@ -1,1 +1,0 @@
-"""Structured values as text: boxes, metadata, palettes, poses, instances. Plain Python, no torch."""

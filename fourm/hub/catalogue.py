@@ -1,0 +1,199 @@
+"""Every released model and tokenizer: short name, Hub id, sizes, modalities, licence. One row each.
+
+Counts come from the published architectures with every tensor stored in float32, so the size of a download is
+what the Hub says, and these figures are close to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from fourm.errors import near_match
+from fourm.modalities.registry import RELEASED
+
+OWNER = "EPFL-VILAB"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+PROMPTS_FILE = "PartiPrompts.tsv"
+
+
+class Part(Enum):
+    """What kind of thing an entry is."""
+
+    MODEL = "model"
+    SR = "sr"
+    TOKENIZER = "tokenizer"
+    TEXT_TOKENIZER = "text tokenizer"
+    PROMPTS = "prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """Under which terms an entry may be used."""
+
+    name: str
+    sentence: str  # for people, before a download
+    is_free: bool  # False: shown before the first download
+
+
+class Licences(Enum):
+    """The licences that occur."""
+
+    WEIGHTS = Licence(
+        "non-commercial", "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)", False
+    )
+    APACHE = Licence("Apache-2.0", "Apache License 2.0", True)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that can be fetched and used by name."""
+
+    name: str  # short, as typed: "4m-7-b"
+    hub_id: str  # "" where the Hub is not its home
+    kind: Part
+    title: str
+    licence: Licence
+    num_bytes: int  # of its largest file, model.safetensors for weights
+    num_params: int = 0  # numbers in the weights: parameters, and a tokenizer's codebook; a shared one once
+    reads: tuple[str, ...] = ()  # modalities of a model
+    writes: tuple[str, ...] = ()
+    key: str = ""  # of a tokenizer: the `tokenizer` of the modality rows that it serves
+    tokenizers: tuple[str, ...] = ()  # short names of the tokenizers of a model's modalities
+    config: Mapping[str, object] = field(default_factory=dict)  # of a model, as published; a file's own wins
+
+    @property
+    def is_model(self) -> bool:
+        """True for the transformers, super-resolution too."""
+        return self.kind in (Part.MODEL, Part.SR)
+
+    @property
+    def repo_type(self) -> str:
+        """What the Hub calls it: "model" or "dataset"."""
+        return "dataset" if self.kind is Part.PROMPTS else "model"
+
+
+# Width, blocks on each side, heads.
+_SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16), "XL": (2048, 24, 32)}
+# (parameters, bytes) by family and size.
+_COUNTS = {
+    ("4M-7", "B"): (441_474_048, 1_779_059_712),
+    ("4M-7", "L"): (1_029_271_552, 4_134_932_480),
+    ("4M-7", "XL"): (3_470_024_704, 13_915_791_360),
+    ("4M-21", "B"): (834_404_352, 3_370_521_600),
+    ("4M-21", "L"): (1_553_178_624, 6_256_881_664),
+    ("4M-21", "XL"): (4_517_838_848, 18_159_689_728),
+    ("4M-7-SR", "L"): (953_321_472, 3_858_239_488),
+}
+_SEVEN = (
+    "caption", "det", "rgb@224", "tok_clip@224", "tok_depth@224", "tok_normal@224", "tok_rgb@224",
+    "tok_semseg@224",
+)  # fmt: skip
+_TWENTY_ONE = tuple(name for name in RELEASED.names if not name.endswith("@448"))
+_FINE = tuple(name for name in RELEASED.names if name.endswith("@448"))
+# What each family reads; it writes what of this (of _FINE for super-resolution) has token ids.
+_READS = {"4M-7": _SEVEN, "4M-21": _TWENTY_ONE, "4M-7-SR": (*_SEVEN, *_FINE)}
+
+# Key, short name, Hub name, title, numbers in the weights.
+_TOKENIZERS = (
+    ("rgb", "tok-rgb", "rgb_16k_224-448", "RGB", 287_886_673),
+    ("depth", "tok-depth", "depth_8k_224-448", "Depth", 287_075_633),
+    ("normal", "tok-normal", "normal_8k_224-448", "Surface normals", 287_616_337),
+    ("edges", "tok-edge", "edge_8k_224-512", "Canny and SAM edges", 287_259_953),
+    ("semseg", "tok-semseg", "semseg_4k_224-448", "Semantic segmentation", 219_918_241),
+    ("clip", "tok-clip", "CLIP-B16_8k_224-448", "CLIP-B/16 features", 181_869_089),
+    ("dinov2", "tok-dinov2", "DINOv2-B14_8k_224-448", "DINOv2-B/14 features", 182_631_201),
+    ("dinov2_glob", "tok-dinov2-global", "DINOv2-B14-global_8k_16_224", "DINOv2-B/14 global features",
+     115_042_048),
+    ("imagebind", "tok-imagebind", "ImageBind-H14_8k_224-448", "ImageBind-H/14 features", 183_418_145),
+    ("imagebind_glob", "tok-imagebind-global", "ImageBind-H14-global_8k_16_224",
+     "ImageBind-H/14 global features", 116_091_136),
+    ("sam_instance", "tok-sam-instance", "sam-instance_1k_64", "SAM instances", 182_600_069),
+    ("human_poses", "tok-human-poses", "human-poses_1k_8", "Human poses", 106_683_599),
+)  # fmt: skip
+_BY_KEY = {key: name for key, name, *_ in _TOKENIZERS}
+
+
+def _model(name: str, repository: str, family: str, size: str, title: str) -> Entry:
+    reads = tuple(sorted(_READS[family]))
+    written = _FINE if family == "4M-7-SR" else reads
+    writes = tuple(sorted(n for n in written if RELEASED.get(n).takes_ids))
+    keys = [RELEASED.get(n).tokenizer for n in (*reads, *writes)]
+    dim, depth, heads = _SIZES[size]
+    num_params, num_bytes = _COUNTS[family, size]
+    config: dict[str, object] = {
+        "domains_in": list(reads), "domains_out": list(writes), "image_size": 224, "patch_size": 16,
+        "mlp_ratio": 4, "qkv_bias": False, "proj_bias": False, "mlp_bias": False, "norm_bias": False,
+        "act_layer": "SiLU", "gated_mlp": True, "qk_norm": False, "dim": dim, "encoder_depth": depth,
+        "decoder_depth": depth, "num_heads": heads,
+    }  # fmt: skip
+    return Entry(
+        name, f"{OWNER}/{repository}", Part.SR if family == "4M-7-SR" else Part.MODEL, title,
+        Licences.WEIGHTS.value, num_bytes, num_params, reads, writes,
+        tokenizers=tuple(_BY_KEY[key] for key in dict.fromkeys(keys) if key),
+        config=MappingProxyType(config),
+    )  # fmt: skip
+
+
+def _tokenizer(key: str, name: str, repository: str, title: str, num_params: int) -> Entry:
+    return Entry(
+        name, f"{OWNER}/4M_tokenizers_{repository}", Part.TOKENIZER, title, Licences.WEIGHTS.value,
+        4 * num_params, num_params, key=key,
+    )  # fmt: skip
+
+
+def _models() -> list[Entry]:
+    """All transformers, from the smallest family to super-resolution."""
+    found = [_model(f"4m-7-{s.lower()}", f"4M-7_{s}_CC12M", "4M-7", s, f"4M-7 {s}") for s in _SIZES]
+    found += [
+        _model(f"4m-7-{s.lower()}-coyo", f"4M-7_{s}_COYO700M", "4M-7", s, f"4M-7 {s}, trained on COYO700M")
+        for s in _SIZES
+    ]
+    found += [
+        _model(f"4m-7-t2i-{s.lower()}", f"4M-7-T2I_{s}_CC12M", "4M-7", s, f"4M-7 {s}, text to image")
+        for s in _SIZES
+    ]
+    found += [_model(f"4m-21-{s.lower()}", f"4M-21_{s}", "4M-21", s, f"4M-21 {s}") for s in _SIZES]
+    return [*found, _model("4m-7-sr-l", "4M-7-SR_L_CC12M", "4M-7-SR", "L", "Super-resolution, 224 to 448")]
+
+
+_TEXT_TOKENIZER = Entry(
+    "text-tokenizer", "", Part.TEXT_TOKENIZER, "WordPiece of 30,000 words", Licences.APACHE.value, 1_451_469
+)
+_PARTI = Entry(
+    "parti-prompts", "nateraw/parti-prompts", Part.PROMPTS, "1,632 prompts (PartiPrompts)",
+    Licences.APACHE.value, 123_106,
+)  # fmt: skip
+_ENTRIES = (*_models(), *(_tokenizer(*row) for row in _TOKENIZERS), _TEXT_TOKENIZER, _PARTI)
+
+CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+# One word for several entries.
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "models": tuple(e.name for e in _ENTRIES if e.is_model),
+        "tokenizers": tuple(e.name for e in _ENTRIES if e.kind is Part.TOKENIZER),
+    }
+)
+_BY_NAME = {word.lower(): e for e in _ENTRIES for word in (e.name, e.hub_id) if word}
+
+
+def find_entry(name: str) -> Entry | None:
+    """The entry with this short name or Hub id, upper and lower case alike; None where there is none."""
+    return _BY_NAME.get(name.lower())
+
+
+def tokenizer_entry(key: str) -> Entry | None:
+    """The released tokenizer for a modality row's `tokenizer`."""
+    return CATALOGUE.get(_BY_KEY.get(key, ""))
+
+
+def near_entry(name: str) -> str:
+    """`; did you mean 'tok-rgb'?` for a misspelt short name, group or Hub id, or an empty string."""
+    named = {e.hub_id.lower(): e.hub_id for e in _ENTRIES if e.hub_id}
+    words = named if "/" in name else {word: word for word in (*CATALOGUE, *GROUPS)}
+    advice = near_match(name.lower(), words)
+    for lower, word in words.items():
+        advice = advice.replace(f"'{lower}'", f"'{word}'")
+    return advice

@@ -1,0 +1,383 @@
+"""A model's name, folder or file becomes local files and a configuration, read without torch or a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fourm import __version__
+from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
+from fourm.hub.cache import find_snapshot, is_hub_id, split_revision
+from fourm.hub.catalogue import (
+    CATALOGUE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Entry,
+    Part,
+    find_entry,
+    near_entry,
+    tokenizer_entry,
+)
+from fourm.hub.header import config_of, parse_header_config, read_header
+from fourm.hub.pins import text_tokenizer_path
+from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, is_released, shared_folder
+from fourm.modalities.rows import load_registry
+
+DEMO, DEMO_SR = "demo", "demo-sr"
+TEXT = CATALOGUE["text-tokenizer"].name
+_DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the parts of one model lie, and what its configuration says."""
+
+    name: str  # a folder or file as it was given; the id of a repository of the Hub
+    revision: str  # "" for a folder or file of the user's own
+    weights: Path
+    config: Mapping[str, object]
+    registry: Registry
+    text_tokenizer: Path | None = None
+    prompts: Path | None = None
+    tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
+    absent: Mapping[str, str] = field(default_factory=dict)  # named, but not here: by key, TEXT for text's
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Modalities that the encoder takes."""
+        return self._domains("domains_in")
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Modalities that the decoder can produce."""
+        return tuple(n for n in self._domains("domains_out") if self.registry.get(n).takes_ids)
+
+    @property
+    def rows(self) -> tuple[Modality, ...]:
+        """The rows of all its modalities, each once."""
+        return tuple(self.registry.get(name) for name in dict.fromkeys((*self.reads, *self.writes)))
+
+    def _domains(self, key: str) -> tuple[str, ...]:
+        if key not in self.config and "codebook_size" in self.config:
+            raise CheckpointError(f"{self.name}: a tokenizer, where a model is needed")
+        names = self.config.get(key)
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise CheckpointError(f"{self.name}: '{key}' of the model's configuration is not a list of names")
+        for name in names:
+            if name not in self.registry.rows:
+                advice = near_match(name, self.registry.rows) or "; add its row to modalities.yaml"
+                raise CheckpointError(f"{self.name}: '{key}' names the unknown modality '{name}'{advice}")
+        return tuple(names)
+
+
+def find_model(name_or_path: str | Path) -> ModelFiles:
+    """The files of a model with all its parts that are here; nothing is fetched.
+
+    The name is `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot of the Hub's cache), a
+    `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
+    on the Hub; these two also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the
+    released ones, where they are here and its modalities are the released ones.
+    """
+    if name_or_path == DEMO_SR:
+        return find_sr(find_model(DEMO))
+    return _with_released(_locate(str(name_or_path)))
+
+
+def find_modalities(name: str) -> ModelFiles:
+    """The same for one that has only its tokenizers to do: the weights of a released model may be missing."""
+    try:
+        return find_model(name)
+    except MissingError:
+        entry = find_entry(name)
+        if entry is None:
+            raise
+        sized = _sized(RELEASED, entry.config)
+        return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
+
+
+def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
+    """The super-resolution model of that name, else the one in the folder `sr` beside a model's weights.
+
+    The base model's tokenizers serve both, unless the super-resolution model brings its own. One that was
+    named for the base, but is not here, is not here for both.
+    """
+    folder = model.weights.parent / "sr"
+    if name == DEMO_SR and model.name != DEMO:
+        return find_sr(find_model(DEMO))
+    name = None if name == DEMO_SR else name
+    if name is None and not folder.is_dir():
+        raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
+    own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"
+    files = _from_folder(folder, own, model.revision) if name is None else _locate(name)
+    return _with_released(
+        replace(
+            files,
+            text_tokenizer=files.text_tokenizer or model.text_tokenizer,
+            tokenizers={**model.tokenizers, **files.tokenizers},
+            absent={key: name for key, name in model.absent.items() if key not in files.tokenizers},
+        )
+    )
+
+
+def resolve_tokenizer(name_or_path: str | Path) -> Path:
+    """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
+    name = str(name_or_path)
+    path = _path_of(name)
+    if os.path.isdir(path):
+        _weights_in(path, _listed(path), "")
+        return path
+    if os.path.isfile(path):
+        read_header(path)
+        return path
+    entry, folder, _ = _find_repository(name, Part.TOKENIZER)
+    _weights_in(folder, _listed(folder), _fetches(entry.name if entry else name))
+    return folder
+
+
+def with_parts(
+    files: ModelFiles, tokenizers: Mapping[str, str], text_tokenizer: str | None = None
+) -> ModelFiles:
+    """The model with tokenizers that were named (a modality row's `tokenizer` -> name or path).
+
+    A name may also be that of another tokenizer which the model brings. What is not here becomes `absent`,
+    which matters only if a run needs it (`tokenizer_advice`).
+    """
+    found, absent = dict(files.tokenizers), dict(files.absent)
+    for key, name in tokenizers.items():
+        found.pop(key, None)  # another one in its place would be a silent mistake
+        absent.pop(key, None)
+        try:
+            found[key] = files.tokenizers[name] if name in files.tokenizers else resolve_tokenizer(name)
+        except MissingError:
+            absent[key] = name
+    text = files.text_tokenizer
+    if text_tokenizer is not None and (text := _text_tokenizer(text_tokenizer)) is None:
+        absent[TEXT] = text_tokenizer
+    return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
+
+
+def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
+    """Refuse a tokenizer that has not one code for each token of a grid, judged by its header alone."""
+    for row in rows:
+        if row.kind is not Kind.GRID or row.tokenizer not in files.tokenizers:
+            continue
+        path = files.tokenizers[row.tokenizer]
+        size = codebook_size(path)
+        if size is not None and size != row.vocab_size:
+            few = "only " if size < row.vocab_size else ""
+            entry = _released_for(files, row.tokenizer)
+            better = f"; the released one is {entry.name}" if entry else ""
+            raise CheckpointError(
+                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {few}{size} codes "
+                f"({path}){better}"
+            )
+
+
+def codebook_size(path: Path) -> int | None:
+    """How many codes a tokenizer has, counted from its tensors; None where it has no codebook."""
+    tensors = read_header(weights_of(path))[1]
+    shapes = [tensors[name].shape for name in _CODEBOOKS if name in tensors]
+    return shapes[0][-2] if shapes and len(shapes[0]) >= 2 else None
+
+
+def tokenizer_advice(files: ModelFiles, key: str) -> str:
+    """Half a sentence: how to get a tokenizer that is not here."""
+    name = files.absent.get(key)
+    entry = _released_for(files, key)
+    if name is None and entry is None:
+        return f"lay it into the folder tokenizers/{key} beside the model's weights"
+    return _fetches(name or (entry.name if entry else "")).removeprefix("; ")
+
+
+def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
+    """The model's text tokenizer, or an error that says what needs it and how to get it."""
+    if files.text_tokenizer is not None:
+        return files.text_tokenizer
+    if TEXT in files.absent or any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+        raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT)}")
+    raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
+
+
+def weights_of(path: Path) -> Path:
+    """The weights of a tokenizer that is a folder or a file."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def _locate(name: str) -> ModelFiles:
+    """The files of a model, with those parts that it brings itself."""
+    if name == DEMO:
+        if not (_DEMO_FOLDER / CONFIG_FILE).exists():
+            raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
+        return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
+    path = _path_of(name)
+    if os.path.isdir(path):  # False, not an error, for a name that no file can have
+        return _from_folder(path, name, "")
+    if os.path.isfile(path) and path.suffix == ".safetensors":
+        metadata, _ = read_header(path)
+        config = parse_header_config(metadata)
+        if "domains_in" not in config:
+            raise CheckpointError(
+                f"{path}: its header holds no model configuration; give the folder with the config.json"
+            )
+        return _checked(ModelFiles(name, "", path, config, _sized(RELEASED, config)))
+    if os.path.isfile(path):
+        raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
+    entry, folder, revision = _find_repository(name, Part.MODEL)
+    hub_id = entry.hub_id if entry else name.partition("@")[0]
+    return _from_folder(folder, hub_id, revision, _fetches(entry.name if entry else name))
+
+
+def _path_of(name: str) -> Path:
+    """What a name is as a path; an empty one, as of a variable that is not set, is not the folder `.`."""
+    if not name:
+        raise UsageError("the name of a model or tokenizer is empty")
+    return Path(os.path.expanduser(name))
+
+
+def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
+    """Entry (None for what is not released), snapshot and commit of a model or tokenizer in the cache."""
+    if os.path.exists(path := os.path.expanduser(name)):
+        raise UsageError(
+            f"{path}: cannot be read (neither a file nor a folder, but a pipe, a device or a socket)"
+        )
+    bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
+    if not is_hub_id(bare):
+        raise UsageError(f"{name}: no such file or folder")
+    entry = find_entry(bare)
+    if entry and entry.kind is not kind and not (kind is Part.MODEL and entry.is_model):
+        raise UsageError(f"'{name}' is {_A[entry.kind]}, where {_A[kind]} is needed")
+    if entry is None and "/" not in bare:
+        known = near_match(bare, [DEMO, DEMO_SR]) if kind is Part.MODEL else ""
+        advice = near_entry(bare) or known or "; `fourm models` lists all names"
+        raise UsageError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
+    snapshot = find_snapshot(entry.hub_id if entry else bare, revision)
+    if snapshot is None:
+        fetched = (entry.name if entry else bare) + (f" --revision {revision}" if revision else "")
+        advice = (near_entry(bare) if entry is None else "") or _fetches(fetched)
+        raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
+    return entry, snapshot.folder, snapshot.revision
+
+
+_A = {Part.MODEL: "a model", Part.SR: "a super-resolution model", Part.TOKENIZER: "a tokenizer",
+      Part.TEXT_TOKENIZER: "a text tokenizer", Part.PROMPTS: "a set of prompts"}  # fmt: skip
+
+
+def _fetches(name: str) -> str:
+    return f"; `fourm download {name}` fetches it"
+
+
+def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> ModelFiles:
+    """A model folder with its parts; `advice` says how to mend one of the Hub's cache."""
+    files = _listed(folder)
+    weights = _weights_in(folder, files, advice)
+    if CONFIG_FILE in files:
+        _whole(folder / CONFIG_FILE, advice)
+    config = config_of(folder)
+    registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
+    tokenizers = folder / "tokenizers"
+    parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
+    return _checked(
+        ModelFiles(
+            name, revision, weights, config, _sized(registry, config),
+            text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
+            prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
+            tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
+        )
+    )  # fmt: skip
+
+
+def _listed(folder: Path) -> frozenset[str]:
+    """The names in a folder."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _weights_in(folder: Path, files: frozenset[str], advice: str) -> Path:
+    """The weights of a folder that holds these files."""
+    if WEIGHTS_FILE in files:
+        return _whole(folder / WEIGHTS_FILE, advice)
+    pickles = sorted(name for name in files if name.endswith(_PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
+        )
+    raise _lacking(f"{folder}: no {WEIGHTS_FILE} in this folder", advice)
+
+
+def _whole(path: Path, advice: str) -> Path:
+    """The path, unless it is a link into nothing."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise _lacking(f"{path}: a link to a file that is gone", advice)
+    return path
+
+
+def _lacking(sentence: str, advice: str) -> FourMError:
+    """What is not here: of the Hub's cache it can be fetched, of a folder of the user's own it cannot."""
+    return MissingError(sentence + advice) if advice else CheckpointError(sentence)
+
+
+def _with_released(files: ModelFiles) -> ModelFiles:
+    """The model with released tokenizers from the Hub's cache for those that it does not bring itself."""
+    found = dict[str, Path]()
+    for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys() - files.absent.keys():
+        entry = _released_for(files, key)
+        snapshot = find_snapshot(entry.hub_id) if entry else None
+        if snapshot is not None and os.path.isfile(snapshot.folder / WEIGHTS_FILE):
+            found[key] = snapshot.folder
+    text = files.text_tokenizer
+    if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+        text = text_tokenizer_path()
+    return replace(
+        files,
+        tokenizers={**files.tokenizers, **found},
+        text_tokenizer=text if text is not None and os.path.lexists(text) else None,
+    )
+
+
+def _released_for(files: ModelFiles, key: str) -> Entry | None:
+    """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
+    served = [row for row in files.rows if row.tokenizer == key]
+    return tokenizer_entry(key) if served and all(map(is_released, served)) else None
+
+
+def _text_tokenizer(name: str) -> Path | None:
+    """A text tokenizer's file: a path, or the released one by its name; None for a released one not here."""
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return path
+    # The reference's configuration files name the file by its place in the reference's own tree.
+    if name.lower() == TEXT or path.name == text_tokenizer_path().name:
+        return text_tokenizer_path() if os.path.isfile(text_tokenizer_path()) else None
+    raise UsageError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
+
+
+def _checked(files: ModelFiles) -> ModelFiles:
+    """The same files, after their lists of modalities were found good."""
+    if not files.reads and not files.writes:
+        raise CheckpointError(f"{files.name}: the model reads and writes no modality")
+    if shared := shared_folder(files.rows):
+        raise CheckpointError(f"{files.name}: {shared[1]}")
+    return files
+
+
+def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
+    """The registry with the grids that depend on the model's `image_size` (rows without their own)."""
+    size = config.get("image_size", 224)
+    if type(size) is not int or size < 1:
+        raise CheckpointError(
+            f"'image_size' of the model's configuration must be a whole number above 0, not {size!r}"
+        )
+    rows = []
+    for row in registry.rows.values():
+        side = (
+            size // row.patch_size if row.kind is Kind.GRID and row.patch_size and not row.image_size else 0
+        )
+        if side and row.grid != (side, side):
+            rows.append(replace(row, grid=(side, side), max_tokens=side * side))
+    return registry.extended(rows) if rows else registry

@@ -1,0 +1,197 @@
+"""What a checkpoint says of itself, read without torch: config.json, and dtype and shape of every tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from fourm.data.opening import open_file, read_bytes
+from fourm.errors import CheckpointError, MissingError, UsageError, shown
+from fourm.hub.catalogue import CONFIG_FILE, WEIGHTS_FILE
+
+_MAX_CONFIG = 1 << 24  # bytes of a config.json
+_MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+_DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
+
+
+# What other files begin with, read where the length of the header makes no sense.
+_FOREIGN = {
+    b"\x80\x02": "a pickled PyTorch file", b"\x80\x04": "a pickled PyTorch file",
+    b"\x80\x05": "a pickled PyTorch file", b"PK": "a pickled PyTorch file", b"\x1f\x8b": "a gzip archive",
+    b"version ": "a Git LFS pointer, without the file that it stands for,", b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file", b"\x93NUMPY": "a NumPy file",
+}  # fmt: skip
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<(?:!--|\?xml).*?>\s*)*<(?:!doctype\s+html|html|head|body|title|meta|script)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+PAGE_BYTES = 1 << 10  # of a file, enough to tell that it is a web page
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file, as its header describes it."""
+
+    dtype: str  # "F32", "BF16", ...
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Metadata strings and tensors, in the order of their bytes; anything malformed is a CheckpointError."""
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
+                beginning = start + file.read(PAGE_BYTES)
+                raise CheckpointError(f"{path}: {_what_else(beginning, length, size)}")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return _read_table(raw, size - 8 - length, path)
+
+
+def is_web_page(start: bytes) -> bool:
+    """True if a file that begins so is a web page, as a network that wants a login sends for any file."""
+    return _PAGE.match(start[:PAGE_BYTES]) is not None
+
+
+def _what_else(start: bytes, length: int, size: int) -> str:
+    """What a file is that cannot be safetensors."""
+    foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
+    foreign = "a web page" if is_web_page(start) else foreign
+    if foreign:
+        return f"{foreign} under another name; only safetensors files are loaded"
+    if length > _MAX_HEADER and size - 8 > _MAX_HEADER:
+        return f"not a safetensors file (it claims a header of {length:,} bytes)"
+    return f"truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
+
+
+def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Header strings as values: Python or JSON literals are parsed, every other string is kept as it is."""
+    return {key: _literal(text) for key, text in metadata.items()}
+
+
+def config_of(path: Path) -> dict[str, object]:
+    """The configuration of a folder, from its config.json or else the header of its weights, or of a file."""
+    if path.is_dir() and os.path.lexists(path / CONFIG_FILE):
+        return load_config(path / CONFIG_FILE)
+    config = parse_header_config(read_header(path / WEIGHTS_FILE if path.is_dir() else path)[0])
+    if config.keys() <= {"format"}:  # which every library writes
+        if path.is_dir():
+            holder = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
+        else:
+            holder = "its header"
+        raise CheckpointError(f"{path}: {holder} holds no configuration")
+    return config
+
+
+def load_config(path: Path) -> dict[str, object]:
+    """A `config.json`: one JSON object."""
+    try:
+        data = read_bytes(path, _MAX_CONFIG)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        config = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        what = f"a web page under the name {path.name}" if is_web_page(data) else error
+        raise CheckpointError(f"{path}: not a readable JSON file ({what})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
+    return config
+
+
+def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """The header's JSON, checked against the bytes that follow it."""
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_twins)
+    except (ValueError, UsageError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file (its header is not valid: {error})") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: not a safetensors file (its header is not an object)")
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: the header's metadata must be strings")
+    tensors, spans = {}, []
+    for name, info in table.items():
+        tensors[name], span = _read_tensor(name, info, path)
+        spans.append((*span, name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' begins at byte {start:,} of the data instead of {end:,}"
+            )
+        end = stop
+    if end != num_bytes:
+        what = "truncated" if num_bytes < end else "damaged"
+        raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
+    return metadata, {name: tensors[name] for *_, name in sorted(spans)}
+
+
+def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path}: tensor '{name}' is not described by an object")
+    dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read"
+        )
+    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
+        raise CheckpointError(f"{path}: tensor '{name}' lacks a proper shape or place in the file")
+    tensor = TensorInfo(dtype, tuple(shape))
+    if span[1] - span[0] != tensor.num_elements * _DTYPE_BYTES[dtype]:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' of shape {shape} does not fill its {span[1] - span[0]:,} bytes"
+        )
+    return tensor, (span[0], span[1])
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise UsageError("a name occurs twice")
+    return table
+
+
+# A Python literal becomes JSON: strings in single quotes, and three words outside of strings.
+_PYTHON = re.compile(r"'((?:[^'\\]|\\.)*)'|\"(?:[^\"\\]|\\.)*\"|\b(True|False|None)\b")
+_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def _literal(text: str) -> object:
+    def to_json(match: re.Match[str]) -> str:
+        if match[1] is not None:
+            return json.dumps(match[1].replace("\\'", "'").replace("\\\\", "\\"))
+        return _WORDS.get(match[2] or "", match[0])
+
+    try:
+        return json.loads(_PYTHON.sub(to_json, text), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(word: str) -> object:
+    raise ValueError(word)

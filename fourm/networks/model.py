@@ -1,0 +1,340 @@
+"""The 4M transformer: embeddings for each kind of modality, encoder, decoder, heads.
+
+Mizrahi et al. 2023 (arXiv:2312.06647), Bachmann et al. 2024 (arXiv:2406.09406). Parameters are named
+as in the released checkpoints, so that loading is a plain strict load. The model maps tensors to
+logits: it knows nothing of schedules, files or sampling.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourm.errors import CheckpointError, shown
+from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
+from fourm.networks.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
+from fourm.networks.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
+from fourm.networks.state import Batch, Context, Packing, Slot
+
+PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
+
+# Far beyond any model; a damaged config must not fill the memory or build layers for hours.
+SIZES: Mapping[str, tuple[float, float]] = {
+    "dim": (4, 1 << 16), "num_heads": (1, 1 << 12), "encoder_depth": (0, 256), "decoder_depth": (0, 256),
+    "mlp_ratio": (0.01, 64), "num_register_tokens": (0, 1 << 12),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FourMConfig:
+    """Architecture of one model; the fields are the keys of its config.json."""
+
+    modalities_in: tuple[Modality, ...]
+    modalities_out: tuple[Modality, ...]
+    image_size: int
+    patch_size: int
+    norm_bias: bool
+    act_layer: str
+    dim: int = 768
+    encoder_depth: int = 12
+    decoder_depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    gated_mlp: bool = False
+    qk_norm: bool = False
+    num_register_tokens: int = 0
+    share_modality_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.act_layer not in ACTIVATIONS:
+            raise CheckpointError(
+                f"config: act_layer is none of {list(ACTIVATIONS)}: {shown(self.act_layer)}"
+            )
+        for key, (least, most) in SIZES.items():
+            value = getattr(self, key)
+            if not least <= value <= most:
+                raise CheckpointError(f"config: {key} is {shown(value)}, expected {least:g} to {most:g}")
+        if self.dim % 4 or self.dim % self.num_heads:
+            raise CheckpointError(
+                f"config: dim {self.dim} is not divisible by 4 and by num_heads {self.num_heads}"
+            )
+
+    @staticmethod
+    def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
+        """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
+        values: dict[str, object] = {}
+        missing = []
+        for item in fields(FourMConfig):
+            if item.name in ("modalities_in", "modalities_out"):
+                continue
+            if item.name in config:
+                values[item.name] = _typed(item.name, config[item.name], item.type)
+            elif item.default is MISSING:
+                missing.append(item.name)
+        rows = {}
+        for key in ("domains_in", "domains_out"):
+            names = config.get(key)
+            if isinstance(names, list):
+                rows[key] = tuple(registry.get(str(name)) for name in names)
+            else:
+                missing.append(key)
+        if missing:
+            raise CheckpointError(f"config: {', '.join(missing)} missing or of the wrong type")
+        decodable = tuple(m for m in rows["domains_out"] if m.kind in (Kind.GRID, Kind.SEQUENCE))
+        return FourMConfig(modalities_in=rows["domains_in"], modalities_out=decodable, **values)  # type: ignore[arg-type]
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLPs; two thirds of it when gated, so that the parameter count stays."""
+        hidden = int(self.dim * self.mlp_ratio)
+        return int(2 * hidden / 3) if self.gated_mlp else hidden
+
+    def norm(self, width: int | None = None) -> LayerNorm:
+        """A norm of this model's kind."""
+        return LayerNorm(width or self.dim, bias=self.norm_bias)
+
+    def mlp(self) -> Mlp:
+        """An MLP of this model's kind."""
+        return Mlp(self.dim, self.mlp_hidden, ACTIVATIONS[self.act_layer](), self.mlp_bias, self.gated_mlp)
+
+
+def _typed(name: str, value: object, wanted: object) -> object:
+    """The value of a config key, or an error that names the key."""
+    if type(value) is wanted or (wanted is float and type(value) is int):
+        return value
+    expected = getattr(wanted, "__name__", wanted)
+    raise CheckpointError(f"config: {name} is {shown(repr(value))}, expected {expected}")
+
+
+class Embedding(nn.Module):
+    """Content and address of one modality's tokens, on the encoder's side."""
+
+    pos_emb: Tensor  # (1, L, D); sequences have SEQUENCE_ROWS rows
+
+    def __init__(self, modality: Modality, config: FourMConfig) -> None:
+        super().__init__()
+        self.modality = modality
+        self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
+        _add_positions(self, modality, config)
+        if modality.kind is Kind.PIXELS:
+            self.proj = nn.Linear(3 * modality.patch_size**2, config.dim, bias=False)
+        elif modality.kind is Kind.EMBEDDING:
+            self.emb_proj = nn.Linear(modality.embedding_width, config.dim)
+        else:
+            self.token_emb = TokenTable(modality.vocab_size, config.dim)
+
+    def forward(self, slot: Slot) -> tuple[Tensor, Tensor]:
+        """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
+        kind = self.modality.kind
+        if kind is Kind.PIXELS:
+            pixels = slot.values.to(self.proj.weight.dtype)
+            return self.proj(_patches(pixels, self.modality)), self.pos_emb + self.mod_emb
+        if kind is Kind.GRID:
+            if slot.values.shape[1] != self.pos_emb.shape[1]:
+                got, want = slot.values.shape[1], self.pos_emb.shape[1]
+                raise ValueError(f"{self.modality.name}: {got} tokens, the model has {want} positions")
+            return self.token_emb(slot.values), self.pos_emb + self.mod_emb
+        if kind is Kind.SEQUENCE:
+            content = self.token_emb(slot.values)
+        else:
+            content = self.emb_proj(slot.values.to(self.emb_proj.weight.dtype))
+        # A sequence counts its known tokens only: holes do not move what follows them.
+        order = (slot.known.long().cumsum(dim=1) - 1).clamp_min(0)
+        return content, F.embedding(order, self.pos_emb[0]) + self.mod_emb
+
+
+class Head(nn.Module):
+    """Address of one target's positions on the decoder's side, and its logits."""
+
+    pos_emb: Tensor  # (1, L, D)
+
+    def __init__(self, modality: Modality, config: FourMConfig) -> None:
+        super().__init__()
+        self.modality = modality
+        self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
+        _add_positions(self, modality, config)
+        if modality.kind is Kind.SEQUENCE:
+            self.token_emb = TokenTable(modality.vocab_size, config.dim)
+        self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
+
+    def address(self, positions: Tensor) -> Tensor:
+        """(B, K) positions -> (B, K, D). Past max_positions a sequence falls back to 0, as it was trained."""
+        if self.modality.kind is Kind.SEQUENCE:
+            inside = positions < self.modality.max_positions
+            positions = torch.where(inside, positions, torch.zeros_like(positions))
+        return F.embedding(positions, self.pos_emb[0]) + self.mod_emb
+
+
+def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -> None:
+    """`pos_emb` (1, L, D): a buffer when fixed, a parameter when learned; both are in the checkpoint."""
+    if modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING):
+        table = sincos_1d(SEQUENCE_ROWS, config.dim)
+    else:
+        rows, columns = modality.grid or (0, 0)
+        table = sincos_2d(rows, columns, config.dim)
+    if modality.positions == "learned":
+        module.pos_emb = nn.Parameter(table)
+    else:
+        module.register_buffer("pos_emb", table)
+
+
+def _patches(image: Tensor, modality: Modality) -> Tensor:
+    """(B, 3, H, W) -> (B, L, P * P * 3): rows of patches; inside a patch row, column, then channel."""
+    patch, (rows, columns) = modality.patch_size, modality.grid or (0, 0)
+    expected = (3, rows * patch, columns * patch)
+    if image.shape[1:] != expected:
+        raise ValueError(f"{modality.name}: image {tuple(image.shape[1:])}, expected {expected}")
+    x = image.view(image.shape[0], 3, rows, patch, columns, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(image.shape[0], rows * columns, patch * patch * 3)
+
+
+class FourM(nn.Module):
+    """The encoder-decoder: from what is known of a batch to logits for the positions asked."""
+
+    def __init__(self, config: FourMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder_embeddings = nn.ModuleDict({m.name: Embedding(m, config) for m in config.modalities_in})
+        self.decoder_embeddings = nn.ModuleDict({m.name: Head(m, config) for m in config.modalities_out})
+        if config.share_modality_embeddings:
+            for name in self.shared_names():
+                self.head(name).mod_emb = self.embedding(name).mod_emb
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.dim))
+        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
+        self.encoder_norm = config.norm()
+        self.decoder_proj_context = nn.Linear(config.dim, config.dim)
+        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.decoder_norm = config.norm()
+
+    def embedding(self, name: str) -> Embedding:
+        """The encoder's side of one modality."""
+        return cast("Embedding", self.encoder_embeddings[name])
+
+    def head(self, name: str) -> Head:
+        """The decoder's side of one modality."""
+        return cast("Head", self.decoder_embeddings[name])
+
+    def shared_names(self) -> list[str]:
+        """Modalities whose modality vector is one tensor under two names."""
+        if not self.config.share_modality_embeddings:
+            return []
+        return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Content (B, L, D), address (B, L, D) and known (B, L) of all positions that the model can read.
+
+        Modalities that the model does not know are left out.
+        """
+        slots = {name: slot for name, slot in batch.slots.items() if name in self.encoder_embeddings}
+        if not slots:
+            empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)
+            return empty, empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device)
+        contents, addresses = [], []
+        for name, slot in slots.items():
+            content, address = self.embedding(name)(slot)
+            contents.append(content)
+            addresses.append(address.expand_as(content))
+        known = torch.cat([slot.known for slot in slots.values()], dim=1)
+        return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), known
+
+    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
+        """Run the encoder over all known tokens of the batch.
+
+        Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row:
+        default the largest count of a row; more is padding, fewer cuts. `total` is how many are kept in
+        all. Both are looked up on the device, which costs a wait, where they are not given.
+        """
+        content, address, known = self.embed(batch)
+        if budget is None:
+            budget = int(known.sum(dim=1).max()) if known.shape[1] else 0
+        order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :budget]  # known first, in order
+        visible = F.pad(known.gather(1, order), (0, budget - order.shape[1]))
+        total = int(visible.sum()) if total is None else total
+        content, address = (_pack(part, order, visible) for part in (content, address))
+        if self.config.num_register_tokens:
+            registers = self.register_tokens.expand(len(batch.keys), -1, -1)
+            content = torch.cat([registers, content], dim=1)
+            address = torch.cat([torch.zeros_like(registers), address], dim=1)
+            visible = torch.cat([visible.new_ones(registers.shape[:2]), visible], dim=1)
+            total += registers.shape[0] * registers.shape[1]
+        packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
+        out = self._run_encoder(content + address, visible, packing)
+        return Context(out + address, visible, packing)
+
+    def _run_encoder(self, x: Tensor, visible: Tensor, packing: Packing | None) -> Tensor:
+        """Encoder blocks, final norm and context projection over (B, N, D)."""
+        mask = visible[:, None, None, :]
+        x = packing.pack(x) if packing else x
+        for block in self.encoder:
+            x = block(x, mask, packing)
+        x = self.decoder_proj_context(self.encoder_norm(x))
+        return packing.unpack(x) if packing else x
+
+    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
+        """Everything about a context that decoding a sequence of at most max_tokens needs only once."""
+        return DecoderCache(
+            tuple(self._read_context(context)),
+            tuple(SelfMemory(max_tokens) for _ in self.decoder),
+        )
+
+    def room_for(self, sequence: str) -> int | None:
+        """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
+        return self.embedding(sequence).pos_emb.shape[1] if sequence in self.encoder_embeddings else None
+
+    def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of the context for one decoder block after the other."""
+        tokens = context.packing.pack(context.tokens) if context.packing else context.tokens
+        for block in self.decoder:
+            yield cast("DecoderBlock", block).read_context(tokens, context.packing)
+
+    def decode(
+        self,
+        target: str,
+        positions: Tensor,
+        ids: Tensor | None,
+        context: Context,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """Logits (B, K, V) of one target at positions (B, K).
+
+        Image tokens are decoded together and see each other; `ids` is None. A sequence is decoded causally:
+        `ids` (B, K) are the tokens before the ones asked, `positions` count from 0. With a cache, only
+        tokens that it has not seen yet are passed.
+        """
+        head = self.head(target)
+        content = self.mask_token if ids is None else head.token_emb(ids)
+        y = content + head.address(positions)
+        causal = ids is not None and cache is None
+        return head.to_logits(self.run_decoder(y, context, causal=causal, cache=cache))
+
+    def run_decoder(
+        self,
+        y: Tensor,
+        context: Context,
+        self_visible: Tensor | None = None,
+        causal: bool = False,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """Decoder blocks and final norm over given inputs y (B, K, D); self_visible: (B, 1, K, K) bool."""
+        visible = context.visible[:, None, None, :]
+        crosses = cache.cross if cache else self._read_context(context)
+        for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
+            y = block(y, cross, visible, self_visible, causal, cache.memory[i] if cache else None)
+        return self.decoder_norm(y)
+
+
+def _pack(x: Tensor, order: Tensor, visible: Tensor) -> Tensor:
+    """The entries of x (B, L, D) in this order (B, N'), zero where not visible (B, N)."""
+    packed = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    packed = F.pad(packed, (0, 0, 0, visible.shape[1] - order.shape[1]))
+    return torch.where(visible.unsqueeze(-1), packed, torch.zeros_like(packed))

@@ -1,0 +1,249 @@
+"""The state of a generation: one immutable slot per modality, and the batch that holds them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from fourm.modalities.registry import Kind
+from fourm.modalities.wordpiece import EOS_ID, FIRST_SENTINEL, PAD_ID
+
+S1_ID = FIRST_SENTINEL + 1  # [S_1]; [S_k] is FIRST_SENTINEL + k in every 4M text tokenizer
+S2_ID = FIRST_SENTINEL + 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One modality of a batch, partly decoded. A position is known, wanted, or neither; never both."""
+
+    kind: Kind
+    values: Tensor  # GRID, SEQUENCE (B, L) int64 | PIXELS (B, 3, H, W) float | EMBEDDING (B, L, E) float
+    known: Tensor  # (B, L) bool, True where the encoder may read; for PIXELS one entry per patch
+    wanted: Tensor  # (B, L) bool, True where a token is still to be decoded
+    # (B, P) int64: known tokens of each of P predictions that stand one after the other; None = one text
+    lengths: Tensor | None = None
+
+    def fill(self, positions: Tensor, ids: Tensor) -> "Slot":
+        """Fix ids at positions, both (B, K) int64. Returns a new slot; self is untouched."""
+        yes = torch.ones_like(positions, dtype=torch.bool)
+        return replace(
+            self,
+            values=self.values.scatter(1, positions, ids),
+            known=self.known.scatter(1, positions, yes),
+            wanted=self.wanted.scatter(1, positions, ~yes),
+        )
+
+    def hide(self) -> "Slot":
+        """What an unconditional pass sees: nothing of an image, one empty marker of a sequence.
+
+        A sequence keeps [S_1] at its first position and embeddings one zero vector: the states that
+        4M models saw in training for "nothing is known".
+        """
+        if self.kind in (Kind.PIXELS, Kind.GRID):
+            return self.blank()
+        nothing = torch.zeros_like(self.known)
+        values, first = torch.zeros_like(self.values), nothing.clone()
+        first[:, 0] = True
+        if self.kind is Kind.SEQUENCE:
+            values[:, 0] = S1_ID
+        return replace(self, values=values, known=first, wanted=nothing)
+
+    def blank(self) -> "Slot":
+        """The same rows with nothing known and nothing wanted: what is not there at all."""
+        nothing = torch.zeros_like(self.known)
+        return replace(self, known=nothing, wanted=nothing)
+
+    def select(self, rows: Tensor) -> "Slot":
+        """The rows with these indices, (B',) int64, as a slot of B' rows."""
+        return replace(
+            self,
+            values=self.values[rows],
+            known=self.known[rows],
+            wanted=self.wanted[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
+
+    def to(self, device: torch.device | str) -> "Slot":
+        """The same slot on another device."""
+        return replace(
+            self,
+            values=self.values.to(device),
+            known=self.known.to(device),
+            wanted=self.wanted.to(device),
+            lengths=None if self.lengths is None else self.lengths.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Slots by modality name, one row per sample; rows are the same in every slot."""
+
+    keys: tuple[str, ...]  # (B) names of the samples, for events and errors
+    slots: Mapping[str, Slot]
+
+    def __post_init__(self) -> None:
+        for name, slot in self.slots.items():
+            if slot.known.shape[0] != len(self.keys):
+                raise ValueError(f"{name}: {slot.known.shape[0]} rows for {len(self.keys)} samples")
+
+    def with_slot(self, name: str, slot: Slot) -> "Batch":
+        """A batch with this slot added or replaced; the order of modalities is kept."""
+        return replace(self, slots=MappingProxyType({**self.slots, name: slot}))
+
+    def hide(self, names: Iterable[str]) -> "Batch":
+        """A batch in which these modalities tell nothing; unknown names are ignored."""
+        hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
+        return replace(self, slots=MappingProxyType({**self.slots, **hidden}))
+
+    def without(self, names: Iterable[str]) -> "Batch":
+        """A batch in which these modalities are not there at all."""
+        left_out = set(names)
+        return replace(
+            self, slots=MappingProxyType({n: s for n, s in self.slots.items() if n not in left_out})
+        )
+
+    def fill(self, target: str, positions: Tensor, ids: Tensor) -> "Batch":
+        """Fix tokens of one target; positions and ids are (B, K) int64."""
+        return self.with_slot(target, self.slots[target].fill(positions, ids))
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The rows with these indices, (B',) int64."""
+        keys = tuple(self.keys[i] for i in rows.tolist())
+        return Batch(keys, MappingProxyType({name: slot.select(rows) for name, slot in self.slots.items()}))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of a batch with slots are."""
+        return next(iter(self.slots.values())).values.device
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return replace(self, slots=MappingProxyType({n: s.to(device) for n, s in self.slots.items()}))
+
+    def num_known(self) -> Tensor:
+        """(B,) int64: how many tokens the encoder may read in each row."""
+        counts = [slot.known.sum(dim=1) for slot in self.slots.values()]
+        return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(self.keys), dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packing:
+    """Where the visible tokens of a padded batch stand, so that layers can leave the padding out.
+
+    Rows of guided passes differ much in length: a pass without its conditions may be half as long.
+    """
+
+    taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N)
+    source: Tensor  # (B * N) int64, where each place finds its token; a hidden one finds any
+    length: int  # N
+
+    @staticmethod
+    def of(visible: Tensor, total: int) -> "Packing":
+        """The packing of visible (B, N) bool, of which `total` are True (known to the host beforehand)."""
+        flat = visible.flatten()
+        taken = (~flat).to(torch.uint8).argsort(stable=True)[:total]
+        return Packing(taken, (flat.cumsum(dim=0) - 1).clamp_min(0), visible.shape[1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (T, W)."""
+        return x.flatten(0, 1).index_select(0, self.taken)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(T, W) -> (B, N, W); what stands at a hidden place is finite and of no meaning."""
+        return x.index_select(0, self.source).view(-1, self.length, x.shape[-1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What the decoder attends to."""
+
+    tokens: Tensor  # (B, N, D)
+    visible: Tensor  # (B, N) bool
+    packing: Packing | None = None  # None: hardly any padding
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Batches one after the other in one batch of all their rows.
+
+    A modality that one of them lacks tells nothing there.
+    """
+    templates: dict[str, Slot] = {}
+    for batch in batches:
+        templates = {**batch.slots, **templates}
+    slots = {}
+    for name, template in templates.items():
+        parts = [batch.slots.get(name, template.blank()) for batch in batches]
+        slots[name] = Slot(
+            template.kind,
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.known for part in parts]),
+            torch.cat([part.wanted for part in parts]),
+        )
+    return Batch(tuple(key for batch in batches for key in batch.keys), MappingProxyType(slots))
+
+
+def full_grid(ids: Tensor) -> Slot:
+    """A finished image modality: ids (B, L) of any integer type, all known."""
+    known = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
+    return Slot(Kind.GRID, ids.long(), known, ~known)
+
+
+def full_pixels(image: Tensor, patch_size: int) -> Slot:
+    """An image as condition: (B, 3, H, W) float, ImageNet-normalised; every patch is known."""
+    batch, _, height, width = image.shape
+    known = torch.ones(
+        batch, height // patch_size * (width // patch_size), dtype=torch.bool, device=image.device
+    )
+    return Slot(Kind.PIXELS, image, known, ~known)
+
+
+def full_embedding(vectors: Tensor, valid: Tensor) -> Slot:
+    """A sequence of outside vectors as condition: (B, L, E) float and valid (B, L) bool."""
+    return Slot(Kind.EMBEDDING, vectors, valid, torch.zeros_like(valid))
+
+
+def full_sequence(ids: Tensor, known: Tensor | None = None) -> Slot:
+    """A text as condition: ids (B, L), per row known up to and including its first [EOS].
+
+    A row without [EOS] keeps all that `known` marks (default: all that is not padding), so a text
+    that generation cut short loses nothing.
+    """
+    real = ids != PAD_ID if known is None else known
+    is_eos = (ids == EOS_ID) & real
+    after_eos = is_eos.long().cumsum(dim=1) - is_eos.long() > 0
+    shown = real & ~after_eos
+    return Slot(Kind.SEQUENCE, ids.long(), shown, torch.zeros_like(shown))
+
+
+def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
+    """A target of which nothing is decoded yet.
+
+    GRID: every position wanted. SEQUENCE: one readable [S_1], then the places to decode, [S_1] first
+    and [S_2] (where decoding stops) last; at least two positions.
+    """
+    if kind is Kind.GRID:
+        wanted = torch.ones(batch_size, num_tokens, dtype=torch.bool)
+        return Slot(kind, torch.zeros(batch_size, num_tokens, dtype=torch.int64), ~wanted, wanted)
+    if kind is not Kind.SEQUENCE:
+        raise ValueError(f"{kind.name} cannot be decoded")
+    values = torch.zeros(batch_size, max(num_tokens, 2), dtype=torch.int64)
+    values[:, :2] = S1_ID
+    values[:, -1] = S2_ID
+    known = torch.zeros_like(values, dtype=torch.bool)
+    known[:, 0] = True
+    return Slot(kind, values, known, ~known)
+
+
+def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
+    """A text as typed (1, L): known as it stands, followed by `room` places to decode.
+
+    Sentinels inside the text say "there may be more here"; decoding fills them (infilling).
+    """
+    tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
+    tail[:, 0], tail[:, -1] = start_id, end_id
+    values = torch.cat([ids.long(), tail], dim=1)
+    known = torch.zeros_like(values, dtype=torch.bool)
+    known[:, : ids.shape[1]] = True
+    return Slot(Kind.SEQUENCE, values, known, ~known)

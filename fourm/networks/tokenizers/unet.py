@@ -1,0 +1,212 @@
+"""The UNet decoder of diffusion tokenizers (Ho et al. 2020; Dhariwal and Nichol 2021), working on patches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourm.errors import CheckpointError
+from fourm.networks.layers import Kernel, attention, sdpa
+from fourm.networks.tokenizers.diffusion import timestep_embedding
+
+_GROUPS = 32
+_MAX_BLOCKS = 64  # per level, far beyond any decoder
+
+
+@dataclass(frozen=True, slots=True)
+class UNetShape:
+    """How large a UNet is."""
+
+    patch_size: int = 4  # pixels per side
+    model_channels: int = 256  # width that channel_mult multiplies
+    num_res_blocks: int = 3  # per level
+    attention_resolutions: tuple[int, ...] = (4, 8)  # downsampling factors of levels with attention
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # one per level
+
+    def __post_init__(self) -> None:
+        if min(self.patch_size, self.model_channels, *self.channel_mult, len(self.channel_mult)) < 1:
+            raise CheckpointError("dec_structure: patch_size, model_channels and channel_mult begin at 1")
+        if self.num_res_blocks > _MAX_BLOCKS:
+            raise CheckpointError(
+                f"dec_structure: num_res_blocks: {self.num_res_blocks} is over {_MAX_BLOCKS}"
+            )
+        if self.model_channels % 2:
+            raise CheckpointError(f"dec_structure: model_channels: {self.model_channels} is not even")
+        if any(width % _GROUPS for width in self.widths):
+            raise CheckpointError(f"dec_structure: widths {self.widths} are not all multiples of {_GROUPS}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.model_channels * factor for factor in self.channel_mult)
+
+
+UNETS = {"unet_patched": UNetShape()}
+
+
+class PatchedUNet(nn.Module):
+    """A UNet on patches of pixels; the tokens' latents join its input as further channels."""
+
+    def __init__(self, shape: UNetShape, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        self.shape, self.channels = shape, channels
+        widths, wide = shape.widths, 4 * shape.model_channels
+        pixels = channels * shape.patch_size**2
+        self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
+        self.time_embed = nn.Sequential(
+            nn.Linear(shape.model_channels, wide), nn.SiLU(), nn.Linear(wide, wide)
+        )
+        first = nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)
+        self.input_blocks = nn.ModuleList([Block([first])])
+        skips, width, factor = [widths[0]], widths[0], 1
+        for level, out in enumerate(widths):
+            for _ in range(shape.num_res_blocks):
+                self.input_blocks.append(Block(_layers(shape, width, out, wide, factor)))
+                skips.append(width := out)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Block([Downsample(width)]))
+                skips.append(width)
+                factor *= 2
+        self.middle_block = Block(
+            [ResBlock(width, width, wide), AttentionBlock(width), ResBlock(width, width, wide)]
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, out in reversed(list(enumerate(widths))):
+            for index in range(shape.num_res_blocks + 1):
+                layers = list(_layers(shape, width + skips.pop(), out, wide, factor))
+                width = out
+                if level and index == shape.num_res_blocks:
+                    layers.append(Upsample(width))
+                    factor //= 2
+                self.output_blocks.append(Block(layers))
+        self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
+
+    def condition(self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None) -> Tensor:
+        """The latents' share of the first convolution, (B, width, H / P, W / P): it is linear.
+
+        quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = latents are left out.
+        """
+        if cond_mask is not None:
+            quant = quant.masked_fill(cond_mask.unsqueeze(1), 0)
+        first = self._first
+        grid = (size[0] // self.shape.patch_size, size[1] // self.shape.patch_size)
+        latents = F.interpolate(quant.to(first.weight.dtype), size=grid, mode="nearest")
+        weight = first.weight[:, -quant.shape[1] :]
+        return F.conv2d(_last(latents), weight, first.bias, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x (B, C, H, W), t () or (B,), from `condition` -> (B, C, H, W) float32."""
+        first, patch = self._first, self.shape.patch_size
+        patches = F.pixel_unshuffle(x.to(first.weight.dtype), patch)
+        time = timestep_embedding(t, self.shape.model_channels).to(first.weight.dtype)
+        emb = F.silu(self.time_embed(time))
+        h = condition + F.conv2d(_last(patches), first.weight[:, : patches.shape[1]], padding=1)
+        skips = [h]
+        for block in list(self.input_blocks)[1:]:
+            skips.append(h := block(h, emb))
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return F.pixel_shuffle(self.out(h), patch).float()
+
+    @property
+    def _first(self) -> nn.Conv2d:
+        first = self.input_blocks[0][0]  # type: ignore[index]
+        assert isinstance(first, nn.Conv2d)
+        return first
+
+
+class Block(nn.ModuleList):
+    """Layers in a row, some of which look at the time."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, h, w), emb (1 or B, E) -> (B, C', h', w')."""
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time added between them, beside a skip connection."""
+
+    def __init__(self, width: int, out: int, wide: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(wide, out))
+        self.out_layers = nn.Sequential(
+            GroupNorm(out), nn.SiLU(), nn.Identity(), nn.Conv2d(out, out, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, h, w), emb (1 or B, E) after its activation -> (B, C', h, w)."""
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head over all positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kernel: Kernel = sdpa
+        self.norm = GroupNorm(width)
+        self.qkv = nn.Conv1d(width, 3 * width, 1)
+        self.proj_out = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
+        qkv = self.qkv(self.norm(x).flatten(2))
+        q, k, v = (part.transpose(1, 2).unsqueeze(1) for part in qkv.chunk(3, dim=1))
+        out = attention(q, k, v, kernel=self.kernel).squeeze(1).transpose(1, 2)
+        return x + self.proj_out(out).view_as(x)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32 whatever the dtype of the network."""
+
+    def __init__(self, width: int, groups: int = _GROUPS, eps: float = 1e-5) -> None:
+        super().__init__(groups, width, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape and dtype."""
+        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
+            x.dtype
+        )
+
+
+class Downsample(nn.Module):
+    """Half the size, by a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h / 2, w / 2)."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size, every position repeated, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2 h, 2 w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _layers(shape: UNetShape, width: int, out: int, wide: int, factor: int) -> Iterator[nn.Module]:
+    yield ResBlock(width, out, wide)
+    if factor in shape.attention_resolutions:
+        yield AttentionBlock(out)
+
+
+def _last(x: Tensor) -> Tensor:
+    """Channels last in memory, which convolutions on CPUs and tensor cores prefer."""
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,368 @@
+"""The files of each process in `OUT/processes`: its launch, checksums and failures. Readers merge them.
+
+Every process writes only files of its own, so any number of processes can share one folder without locks.
+All files of a process begin with the same name, `20260131T093000Z-0-of-3-RUN-PROCESS-0`, which contains the
+identity of the run and of the process.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fourm.data.folders import make_below
+from fourm.data.layout import is_alive, process_name, vanished, write_text
+from fourm.data.opening import open_own
+from fourm.errors import UsageError, printable
+from fourm.modalities.typed import fit
+from fourm.output.checksums import Listed, Scan, format_checksums, scan_lines, sha256_of_file
+
+PROCESSES, FAILURES = "processes", "failures.jsonl"
+LAUNCH, CHECKSUMS, FAILED = ".json", ".sha256", ".jsonl"  # suffixes of a process's files
+ANY_RUN = "0" * 8  # identity of the run for `tokenize`, which has no run.json
+_NAME = re.compile(
+    r"([0-9]{8}T[0-9]{6}Z)-([0-9]{1,9})-of-([0-9]{1,9})-([0-9a-f]{8})-([0-9a-f]{8}-[0-9a-f]{12})-([0-9]+)"
+    r"(\.json|\.sha256|\.jsonl)"
+)
+RUN_IDENTITY = re.compile(r"[0-9a-f]{8}")
+_DIGEST = "sha256"  # of all else that a launch says
+MAX_LAUNCH_BYTES, MAX_LIST_BYTES = 1 << 20, 1 << 30
+_counter = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One process that worked on a folder: when it started and ended, and what it did."""
+
+    rank: int
+    size: int
+    started: str
+    finished: str | None = None
+    saved: int = 0
+    skipped: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    halved_to: int | None = None  # samples per group after memory ran out; None: it did not
+    # Set at the end: sha256 of the process's other files, by suffix (CHECKSUMS, FAILED).
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def covers(self, other: "Launch") -> bool:
+        """True if this launch started later and its share contains the share of the other one."""
+        is_part = other.size % self.size == 0 and other.rank % self.size == self.rank
+        return is_part and self.started > other.started
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that failed."""
+
+    key: str
+    variation: int
+    reason: str
+    stage: str
+    time: str = ""
+    # Paths of missing files, with None. If none is missing: all files, with their mtime in nanoseconds.
+    files: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def where(self) -> tuple[str, int, str]:
+        """What identifies the failed result: key, variation and stage."""
+        return self.key, self.variation, self.stage
+
+    def is_resolved(self, out: Path) -> bool:
+        """True if a later process made the sample: all files exist, and at least one is new."""
+        changed = {file: _changed(out / file) for file in self.files}
+        is_there = None not in changed.values()
+        return is_there and any(time != self.files[file] for file, time in changed.items())
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFile:
+    """One file of a process, with what its name tells."""
+
+    path: Path
+    started: str
+    rank: int
+    size: int
+    run: str  # identity of the run
+    process: str  # identity of the process
+    number: int  # of the launch in this process
+    kind: str  # LAUNCH, CHECKSUMS or FAILED
+
+    @property
+    def order(self) -> tuple[str, int, str, int]:
+        """Sort key: the time at which processes started."""
+        return self.started, self.rank, self.process, self.number
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """This process, and the files that it writes into `OUT/processes`."""
+
+    out: Path
+    run: str
+    launch: Launch
+    number: int = field(default_factory=lambda: next(_counter))
+
+    def path(self, kind: str) -> Path:
+        """The path of one of its files."""
+        started = _stamp(self.launch.started)
+        share = f"{self.launch.rank}-of-{self.launch.size}"
+        name = f"{started}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
+        return self.out / PROCESSES / name
+
+    def begin(self) -> None:
+        """Write the launch: this process works in the folder."""
+        self._write(self.launch)
+
+    def end(self, launch: Launch) -> None:
+        """Rewrite the launch with its result, and the checksums of the other files."""
+        files = {kind: self.path(kind) for kind in (CHECKSUMS, FAILED)}
+        sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
+        self._write(replace(launch, files=sums))
+
+    def add_checksums(self, listed: Mapping[str, Listed]) -> None:
+        """Append checksums, by path below the folder."""
+        self._append(CHECKSUMS, format_checksums(listed))
+
+    def add_failure(self, failure: Failure) -> None:
+        """Append a failed sample."""
+        self._append(FAILED, to_line(failure).encode())
+
+    def check(self) -> None:
+        """FourMError if the folder was deleted or replaced since this process started."""
+        if not os.path.lexists(self.path(LAUNCH)):
+            raise vanished(self.out)
+
+    def withdraw(self) -> None:
+        """Delete all files of this process, which has done nothing."""
+        for kind in (LAUNCH, CHECKSUMS, FAILED):
+            self.path(kind).unlink(missing_ok=True)
+        _remove_folder(self.out)
+
+    def _write(self, launch: Launch) -> None:
+        write_text(self.out, self.path(LAUNCH), _text({**asdict(launch), _DIGEST: _digest(launch)}))
+
+    def _append(self, kind: str, data: bytes) -> None:
+        try:
+            if self.run != ANY_RUN:
+                self.check()
+            make_below(self.out, self.out / PROCESSES)
+            with open_own(self.path(kind), "a") as file:
+                file.write(data)
+        except FileNotFoundError:
+            raise vanished(self.out) from None
+
+
+def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
+    """`Failure.files` of a sample with these paths."""
+    changed = {path.relative_to(out).as_posix(): _changed(path) for path in paths}
+    return {file: None for file, time in changed.items() if time is None} or changed
+
+
+def now() -> str:
+    """The current time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
+    """Files of processes in the order in which they started, and the names of other files in the folder."""
+    folder = out / PROCESSES
+    if not folder.is_dir() or folder.is_symlink():
+        return [], []
+    try:
+        with os.scandir(folder) as entries:
+            files = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except FileNotFoundError:  # another process has just removed it
+        return [], []
+    found, strange = list[ProcessFile](), list[str]()
+    for name, is_file in files.items():
+        match = _NAME.fullmatch(name)
+        if match is None or not is_file:
+            strange.append(name)
+            continue
+        started, rank, size, run, process, number, kind = match.groups()
+        found.append(
+            ProcessFile(folder / name, started, int(rank), int(size), run, process, int(number), kind)
+        )
+    return sorted(found, key=lambda one: one.order), sorted(strange)
+
+
+def of_kind(out: Path, kind: str) -> list[ProcessFile]:
+    """Files of one kind, in the order in which the processes started."""
+    return [file for file in list_processes(out)[0] if file.kind == kind]
+
+
+def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
+    """The launches of all processes of a run, in the order in which they started."""
+    return tuple(read_launch(file.path) for file in of_kind(out, LAUNCH) if file.run == run)
+
+
+def is_closed(launches: Sequence[Launch]) -> bool:
+    """True if every process ended normally, or a later one with its samples did: all files are listed."""
+    ended = [launch for launch in launches if launch.finished]
+    return bool(ended) and all(
+        launch.finished or any(other.covers(launch) for other in ended) for launch in launches
+    )
+
+
+def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
+    """Checksums by path below `out`; a path's last line counts, and lines without a checksum are ignored.
+
+    share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
+    processes do not each read the lists of all the others.
+    """
+    listed = dict[str, Listed]()
+    for file in of_kind(out, CHECKSUMS):
+        if share is not None and not _overlap(share, (file.rank, file.size)):
+            continue
+        listed |= scan_checksums(file.path).listed
+    return listed
+
+
+def _overlap(share: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two shares have samples in common; (rank, size) is every size-th sample from rank on."""
+    return (share[0] - other[0]) % math.gcd(share[1], other[1]) == 0
+
+
+def scan_checksums(path: Path) -> Scan:
+    """The list of one process."""
+    with open_own(path, "r", MAX_LIST_BYTES) as file:
+        return scan_lines(file)
+
+
+def read_failures(out: Path) -> list[Failure]:
+    """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
+    told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
+    return _left(out, told | noted_failures(out))
+
+
+def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:
+    """The last failure of each sample in the files of processes, whether it was made later or not."""
+    files = of_kind(out, FAILED)
+    return {failure.where: failure for file in files for failure in scan_failures(file.path)}
+
+
+def write_failures(out: Path) -> None:
+    """Write `failures.jsonl` from the failures of all processes; its old lines do not count.
+
+    Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
+    """
+    path = out / FAILURES
+    if not os.path.lexists(path) and not of_kind(out, FAILED):
+        return
+    text: str | None = None
+    while (latest := "".join(map(to_line, _left(out, noted_failures(out))))) != text:
+        text = latest
+        if text:
+            write_text(out, path, text)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def find_living(out: Path) -> list[ProcessFile]:
+    """Launches of other processes that are known to be running."""
+    others = [file for file in of_kind(out, LAUNCH) if file.process != process_name()]
+    return [file for file in others if is_alive(out, file.process)]
+
+
+def remove_processes(out: Path, runs: Iterable[str]) -> None:
+    """Delete the files of all processes, except those of the given runs."""
+    kept = set(runs)
+    for file in list_processes(out)[0]:
+        if file.run not in kept:
+            file.path.unlink(missing_ok=True)
+    _remove_folder(out)
+
+
+def _remove_folder(out: Path) -> None:
+    """Remove the folder of processes if it is empty."""
+    try:
+        (out / PROCESSES).rmdir()
+    except OSError:
+        return
+
+
+def read_launch(path: Path) -> Launch:
+    """Read one launch; UsageError if its file is damaged."""
+    try:
+        with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
+            said = json.loads(file.read())
+        if isinstance(said, dict):
+            said.pop(_DIGEST, None)
+        launch: Launch = fit(Launch, said, "launch")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{printable(str(path))}: is not a record of this program ({error})") from error
+    return launch
+
+
+def is_launch_as_written(file: ProcessFile, launch: Launch) -> bool:
+    """True if nothing in the file of a launch, or of its name, was changed. Older ones have no checksum."""
+    facts = asdict(launch)
+    texts = (_text({**facts, _DIGEST: _digest(launch)}), _text(facts))
+    with open_own(file.path, "r", MAX_LAUNCH_BYTES) as content:
+        is_text = content.read() in [text.encode() for text in texts]
+    named = (_stamp(launch.started), launch.rank, launch.size)
+    return is_text and named == (file.started, file.rank, file.size)
+
+
+def scan_failures(path: Path) -> Iterator[Failure]:
+    """The failures in one file; incomplete lines are ignored."""
+    try:
+        with open_own(path, "r", MAX_LIST_BYTES) as file:
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield _parse_failure(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1) + "\n"
+
+
+def _digest(launch: Launch) -> str:
+    return hashlib.sha256(json.dumps(asdict(launch), sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(started: str) -> str:
+    """When a process began, as names of files have it."""
+    return re.sub(r"\+00:00$", "Z", started).translate({ord(c): None for c in "-:"})
+
+
+def _parse_failure(row: Mapping[str, Any]) -> Failure:
+    files = {
+        file: time if isinstance(time, int) else None
+        for file, time in dict(row.get("files", {})).items()
+        if "\0" not in file
+    }
+    key, variation, reason = str(row["key"]), int(row["variation"]), str(row["reason"])
+    return Failure(key, variation, reason, str(row.get("stage", "base")), str(row.get("time", "")), files)
+
+
+def _changed(path: Path) -> int | None:
+    """mtime of a file in nanoseconds; None if it does not exist."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def to_line(failure: Failure) -> str:
+    """One line of `failures.jsonl`; the stage is left out if it is "base"."""
+    row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
+    return json.dumps(row) + "\n"
+
+
+def _left(out: Path, failures: Mapping[tuple[str, int, str], Failure]) -> list[Failure]:
+    return [failures[where] for where in sorted(failures) if not failures[where].is_resolved(out)]

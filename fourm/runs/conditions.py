@@ -1,0 +1,185 @@
+"""From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourm.codecs.crops import read_crop
+from fourm.codecs.files import read_ids
+from fourm.codecs.images import GridCodec
+from fourm.codecs.sequences import CaptionCodec
+from fourm.codecs.structured import StructuredCodec
+from fourm.codecs.table import Codec
+from fourm.data.crops import CROP_SETTINGS, WHOLE, Crop
+from fourm.data.layout import Sample
+from fourm.errors import SampleError
+from fourm.modalities.registry import Kind
+from fourm.modalities.structured import Structured
+from fourm.networks.state import Batch, Slot, full_grid
+from fourm.runs.inputs import CAPTION, shows_part
+from fourm.runs.portions import free, is_out_of_memory
+from fourm.runs.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sample and variation that is still to be made."""
+
+    sample: Sample
+    variation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one sample brings: the values of its conditions and, of grids, the token ids."""
+
+    work: Work
+    values: Mapping[str, Any] = field(default_factory=dict)
+    ids: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (L,) each
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A group of samples, ready to be decoded, and those whose conditions cannot be read."""
+
+    rows: Sequence[Given]
+    batch: Batch  # all conditions of the rows, everything known; on the CPU
+    failures: Sequence[tuple[Work, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A group that a thread prepares."""
+
+    works: Sequence[Work]
+    prepared: Future[Prepared]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How the conditions of a run are read."""
+
+    request: Request
+    codecs: Mapping[str, Codec[Any]]  # by modality
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether values are read of which a crop shows a part."""
+        registry = self.request.model.registry
+        chain = self.request.chain
+        return any(shows_part(registry.get(name), chain.raw) for name in chain.conditions)
+
+    def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
+        """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
+            coming: Coming | None = None
+            for group in groups:
+                following = Coming(group, thread.submit(self.prepare, group))
+                if coming is not None:
+                    yield self._await(coming)
+                coming = following
+            if coming is not None:
+                yield self._await(coming)
+
+    def _await(self, coming: "Coming") -> Prepared:
+        """What the thread has prepared; where memory ran out beside what was decoded, once more, alone."""
+        try:
+            return coming.prepared.result()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free()
+        return self.prepare(coming.works)
+
+    def prepare(self, works: Sequence[Work]) -> Prepared:
+        """Read a group of samples; each that cannot be read is a failure of its own."""
+        rows, failures = list[Given](), list[tuple[Work, str]]()
+        for work in works:
+            try:
+                if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
+                    # Another variation of the same
+                    rows.append(Given(work, rows[-1].values, rows[-1].ids))
+                else:
+                    rows.append(self._read(work))
+            except SampleError as error:
+                failures.append((work, str(error)))
+        return Prepared(rows, self._batch(rows), failures)
+
+    def _read(self, work: Work) -> Given:
+        if work.sample.problem:
+            raise SampleError(work.sample.problem)
+        values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
+        notes = dict[str, tuple[str, ...]]()
+        files, crop = work.sample.files_of(work.variation), None
+        if self.reads_pictures:
+            crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(files))
+        for name in self.request.chain.conditions:
+            row, path = self.request.model.registry.get(name), files.get(name)
+            if row.kind is Kind.GRID and name not in self.request.chain.raw:
+                ids[name] = read_ids(_there(path, work, name), row.max_tokens, row.vocab_size)
+                continue
+            if path is None and row.codec == CAPTION and work.sample.caption is not None:
+                values[name] = work.sample.caption
+                self.codecs[name].encode([values[name]])
+                continue
+            if name in work.sample.typed and isinstance(codec := self.codecs[name], StructuredCodec):
+                values[name] = codec.typed(work.sample.typed[name])
+                codec.encode([values[name]])
+                continue
+            values[name], slot = self._from_file(self.codecs[name], _there(path, work, name), crop)
+            if row.kind is Kind.GRID:
+                ids[name] = slot.values[0].cpu().numpy()
+            elif found := _notes(self.codecs[name], values[name], _there(path, work, name), crop):
+                notes[name] = found
+        return Given(work, values, ids, notes)
+
+    def _from_file(self, codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
+        """A value and what the model reads of it; whatever is wrong with either names the file."""
+        value, origin = codec.read(path, crop), self.request.origin
+        is_made = origin is not None and origin.record is not None  # a run may have made an empty caption
+        if isinstance(codec, CaptionCodec) and not is_made and not codec.wordpiece.encode(value):
+            raise SampleError(f"{path}: holds no word, so it is no caption")
+        try:
+            return value, codec.encode([value])  # what the model cannot read fails alone
+        except SampleError as error:
+            raise SampleError(f"{path}: {error}") from error
+
+    def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
+        """The picture or map whose size crops refer to."""
+        maps = [name for name in sorted(self.request.chain.raw) if name in files]
+        of_pixels = [name for name in maps if _is_map(self.codecs[name])]
+        return files.get(WHOLE) or (files[of_pixels[0]] if of_pixels else None)
+
+    def _batch(self, rows: Sequence[Given]) -> Batch:
+        slots: dict[str, Slot] = {}
+        for name in self.request.chain.conditions if rows else ():
+            if self.request.model.registry.get(name).kind is Kind.GRID:
+                slots[name] = full_grid(torch.from_numpy(np.stack([row.ids[name] for row in rows])))
+            else:
+                slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
+        return Batch(tuple(row.work.sample.key.text for row in rows), slots)
+
+
+def _notes(codec: Codec[Any], value: Any, path: Path, crop: Crop | None) -> tuple[str, ...]:
+    """What of a file the model does not read, in a sentence each."""
+    if isinstance(codec, CaptionCodec):
+        return codec.notes(path, crop)
+    return value.problems if isinstance(value, Structured) else ()
+
+
+def _there(path: Path | None, work: Work, name: str) -> Path:
+    if path is None:
+        raise SampleError(f"sample {work.sample.key.text} has no {name}")
+    return path
+
+
+def _is_map(codec: Codec[Any]) -> bool:
+    """True for values that have a picture's size: features have not."""
+    return isinstance(codec, GridCodec) and codec.form.resample is not None

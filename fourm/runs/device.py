@@ -1,0 +1,178 @@
+"""Chooses the device and the batch size of a run, and checks that there is enough memory."""
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fourm.codecs.images import rows_at_once
+from fourm.data.opening import read_bytes
+from fourm.errors import UsageError
+from fourm.runs.rawdata import TokenizeRequest
+from fourm.runs.request import Request
+from fourm.runs.world import World
+from fourm.schedule.cost import WIDTHS, Cost, estimate
+from fourm.schedule.memory import MOST_ROWS, Peak, overhead, tokenizer_bytes
+
+# Tokens of a batch, in all modalities, that use a device well without filling its memory.
+TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
+# Relative error of an estimate: a run is refused only if it does not fit even with this much less.
+_DOUBT = 0.15
+_MAX_BYTES = 1 << 20  # of a file of /proc or /sys
+
+
+def choose_device(name: str, world: World) -> torch.device:
+    """The device with a name. `auto` is CUDA, else an Apple GPU, else the CPU.
+
+    Without a number, the processes of one machine are distributed over its GPUs.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"--device: '{name}' is not a device; known are auto, cpu, cuda, cuda:N and mps"
+        ) from None
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(device.type, False):
+        raise UsageError(f"--device: '{name}' is not available on this machine")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        last = f"the last one is {device.type}:{count - 1}" if count > 1 else "there is only one"
+        raise UsageError(f"--device: '{name}' is not available on this machine; {last}")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", world.local_rank % count)
+    return device
+
+
+def choose_batch_size(request: Request, device: torch.device) -> int:
+    """Samples per batch whose tokens together suit the device; 1 to 64.
+
+    A sample with several texts, which are decoded together, counts that many times.
+    """
+    return max(
+        1, choose_rows(request, device) // max((step.passes for step in request.chain.steps), default=1)
+    )
+
+
+def fit_batch_size(request: Request, device: torch.device) -> int:
+    """The requested batch size; without one, what suits the device, or less if memory is short."""
+    if request.batch_size:
+        return request.batch_size
+    size, there = choose_batch_size(request, device), free_memory(device)
+    while size > 1 and there is not None and _cost(request, size, device).memory * (1 - _DOUBT) > there:
+        size //= 2
+    return size
+
+
+def choose_rows(request: Request, device: torch.device) -> int:
+    """Rows, each with all tokens of a sample, that together suit the device; 1 to 64."""
+    registry = request.model.registry
+    lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
+    tokens = sum(lengths) + sum(request.chain.num_tokens.values())
+    return max(1, min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
+
+
+def check_memory(request: Request, device: torch.device) -> None:
+    """Refuse a run that needs more memory than the device has, by an estimate, before anything is loaded."""
+    size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
+    cost = _cost(request, size, device)
+    helps = ["--dtype bfloat16"] if WIDTHS[request.dtype] > WIDTHS["bfloat16"] else []
+    if size > 1:
+        helps.append(f"--batch-size {size // 2}")
+    _refuse(cost.memory, cost.weights, device, request.model.name, helps)
+
+
+def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
+    """`check_memory` for a run that only tokenizes."""
+    width, paths = WIDTHS[request.dtype], {request.model.tokenizers[row.tokenizer] for row in request.rows}
+    weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
+    helps = ["--dtype bfloat16"] if width > WIDTHS["bfloat16"] else []
+    if len(paths) > 1:
+        helps.append("one --modalities after the other")
+    _refuse(weights + overhead(Peak(0)), weights, device, "this", helps)
+
+
+def _cost(request: Request, size: int, device: torch.device) -> Cost:
+    """The estimated cost of batches of this size."""
+    return estimate(
+        request.chain, request.model, request.dtype, size, request.decode, min(size, rows_at_once(device)),
+        choose_rows(request, device),
+    )  # fmt: skip
+
+
+def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: list[str]) -> None:
+    """UsageError if much more memory is needed than is free."""
+    there = free_memory(device)
+    if there is None or memory * (1 - _DOUBT) <= there:
+        return
+    advice = f"; {' or '.join(helps)} needs less" if helps else "; a smaller model needs less"
+    raise UsageError(
+        f"{name} needs about {_gigabytes(memory)} ({_gigabytes(weights)} for weights), but only "
+        f"{_gigabytes(there)} are free on {device}{advice}"
+    )
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [*_from_meminfo(root / "proc/meminfo"), *_from_cgroups(root)]
+    return min(limits, default=None)
+
+
+def _from_meminfo(path: Path) -> Iterator[int]:
+    """Linux's estimate of available memory, which includes the file cache."""
+    try:
+        lines = _text(path).splitlines()
+        yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+
+
+def _from_cgroups(root: Path) -> Iterator[int]:
+    """The free memory of the process's control group and of each group that contains it."""
+    try:
+        entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
+    except (OSError, ValueError):
+        return
+    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, names = (root / "sys/fs/cgroup/memory", _V1) if controllers else (root / "sys/fs/cgroup", _V2)
+        group = top / path.lstrip("/")
+        while group.is_relative_to(top):
+            yield from _from_cgroup(group, names)
+            group = group.parent
+
+
+def _from_cgroup(group: Path, names: tuple[str, str, str]) -> Iterator[int]:
+    """The limit minus the usage; the file cache is not counted, because it can be freed."""
+    try:
+        limit, taken = (_text(group / name).strip() for name in names[:2])
+        lines = _text(group / "memory.stat").splitlines()
+        cache = next(int(line.split()[1]) for line in lines if line.startswith(f"{names[2]} "))
+        if limit != "max":
+            yield max(0, int(limit) - int(taken) + cache)
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+
+
+def _text(path: Path) -> str:
+    return read_bytes(path, _MAX_BYTES).decode()
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
+
+
+def name_device(device: torch.device) -> str:
+    """The device and its model, for the record."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {platform.processor() or platform.machine()}"

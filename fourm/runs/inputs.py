@@ -1,0 +1,252 @@
+"""From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
+
+import os
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from fourm.data.crops import CROP_SETTINGS, WHOLE
+from fourm.data.dataset import PICTURES, Dataset, list_dataset, take
+from fourm.data.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
+from fourm.data.paths import local_name
+from fourm.data.prompts import (
+    missing_file,
+    parse_columns,
+    parse_prompts,
+    read_file,
+    read_prompts,
+    read_stream,
+)
+from fourm.errors import UsageError
+from fourm.hub.files import ModelFiles, require_text_tokenizer
+from fourm.hub.wanted import PARTI, find_parti
+from fourm.modalities.registry import Kind, Modality
+from fourm.modalities.wordpiece import WordPiece, check_prompt
+
+CAPTION = "caption"  # codec of the modality that prompts are
+UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
+EMPTY, STREAM = "empty", "-"
+SHOWN = 5  # unknown words that a note names
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where samples come from, as a user says it."""
+
+    prompts: tuple[str, ...] = ()
+    data: str | None = None  # a file, a folder, STREAM, PARTI or EMPTY
+    column: str | None = None  # of a table
+    num_samples: int | None = None
+    subset_seed: int | None = None  # None: the first num_samples
+    num_variations: int = 1  # of each sample; they count where samples are limited
+
+
+def read_samples(
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str] = ()
+) -> Dataset:
+    """The samples that a run with these conditions (full names) works on, all of them checked.
+
+    raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`).
+    """
+    if source.prompts and source.data is not None:
+        raise UsageError("prompts are given both as arguments and with --data; give one of them")
+    for text in (source.data or "", *(prompt for prompt in source.prompts if " " not in prompt)):
+        local_name(text)
+    if source.data == "":
+        raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
+    is_folder = source.data is not None and os.path.isdir(source.data)  # False for a name that cannot be
+    if source.data is not None and not is_folder:
+        _check_file(source.data)
+    if source.column is not None and (source.data in (None, EMPTY) or is_folder):
+        raise UsageError(
+            f"--column {source.column}: only .tsv, .csv and .jsonl files given by --data have one"
+        )
+    if source.subset_seed is not None and source.num_samples is None:
+        raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
+    if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
+        return Dataset(tuple(_unconditional(source, conditions)), ())
+    if source.data is not None and is_folder:
+        if not conditions:
+            raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
+        root = Path(source.data)
+        rows = [model.registry.get(condition) for condition in conditions]
+        beside = (WHOLE, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
+        dataset = list_dataset(root, _folders(root, rows, raw), beside)
+    else:
+        _check_takes_prompts(source, conditions, model)
+        captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
+        notes = (*_note_single_words(source.prompts), *_note_paths(source.prompts))
+        if len(captions) < len(conditions):
+            samples = _typed_samples(source, conditions, captions, stdin)
+        else:
+            samples = samples_of_prompts(_prompts(source, model, stdin))
+        _check_prompts(samples, conditions, model)
+        dataset = Dataset(tuple(samples), (), notes)
+    chosen = take(dataset.samples, source.num_samples, source.subset_seed)
+    return replace(dataset, samples=tuple(chosen))
+
+
+def _check_file(data: str) -> None:
+    """Refuse a `--data` that is not there, or a picture."""
+    name = os.path.basename(data)
+    if name.lower().endswith(UNREAD_PICTURES):
+        raise UsageError(f"--data {data}: is a picture in a format that is not read; convert it to PNG")
+    if name.lower().endswith(PICTURES):
+        raise UsageError(
+            f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
+            "--data DATA --cond rgb"
+        )
+    if data in (STREAM, PARTI, EMPTY):
+        return
+    try:
+        os.stat(data)
+    except FileNotFoundError as error:
+        raise missing_file(Path(data)) from error
+    except OSError as error:
+        raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
+
+
+def _note_single_words(prompts: Sequence[str]) -> tuple[str, ...]:
+    """A note where quotation marks may have been forgotten."""
+    if len(prompts) < 2 or any(len(prompt.split()) != 1 for prompt in prompts):
+        return ()
+    return (f'{len(prompts)} prompts of one word each; quotation marks make them one: "{" ".join(prompts)}"',)
+
+
+def _note_paths(prompts: Sequence[str]) -> tuple[str, ...]:
+    """A note where a file or folder was perhaps meant, not its name."""
+    named = next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), "")
+    return (f"'{named}' is read as words; --data {named} reads what has this name",) if named else ()
+
+
+def shows_part(row: Modality, raw: Container[str]) -> bool:
+    """Whether a condition's values show a part of a picture: tokens and captions are of a crop already."""
+    return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
+
+
+def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | None:
+    """A sentence about words that the model cannot know, or None."""
+    if model.text_tokenizer is None:
+        return None
+    wordpiece = WordPiece.load(model.text_tokenizer)
+    found = [wordpiece.unknown_words(s.caption) for s in samples if s.caption is not None]
+    words = list(dict.fromkeys(word for words in found for word in words))
+    if not words:
+        return None
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    shown = ", ".join(repr(word) for word in words[:SHOWN])
+    return (
+        f"note: model '{model.name}' does not know {shown}{more} "
+        f"({sum(map(bool, found))} of {len(found)} prompts)"
+    )
+
+
+def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
+    if conditions:
+        raise UsageError(f"--data {EMPTY}: leaves nothing for the condition {conditions[0]}; use --cond none")
+    if source.num_samples is None:
+        raise UsageError("without conditions, --num-samples must say how many samples to make")
+    if source.num_samples * source.num_variations > MAX_SAMPLES:
+        times = f", {source.num_variations} times" if source.num_variations > 1 else ""
+        raise UsageError(f"--num-samples {source.num_samples}{times}: one run makes at most {MAX_SAMPLES:,}")
+    return [Sample(key) for key in number_keys(source.num_samples)]
+
+
+def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[str, str]:
+    """Folder of a dataset for each condition: token ids lie under the modality's own name."""
+    folders = dict[str, str]()
+    for row in rows:
+        if row.kind is not Kind.GRID:
+            folders[row.name] = row.folder
+        elif row.name in raw:
+            named = [name for name in row.value_names if (root / name).is_dir()]
+            folders[row.name] = named[0] if named else row.value_names[-1]
+        else:
+            folders[row.name] = row.name
+            _check_has_tokens(root, row)
+    return folders
+
+
+def _check_has_tokens(root: Path, row: Modality) -> None:
+    """Tell a dataset of maps from one of tokens: to ask for the wrong one is an easy mistake."""
+    values = [name for name in row.value_names if (root / name).is_dir()]
+    if values and not (root / row.name).exists():
+        raise UsageError(
+            f"{root}: no folder '{row.name}' of tokens; --cond {values[0]} reads the folder "
+            f"'{values[0]}' and tokenises it"
+        )
+
+
+def _check_takes_prompts(source: Source, conditions: Sequence[str], model: ModelFiles) -> None:
+    rows = [model.registry.get(name) for name in conditions]
+    if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
+        raise UsageError(
+            f"--cond {others[0]}: prompts give texts only; "
+            f"name a dataset that holds {', '.join(conditions)} with --data DIR"
+        )
+    typed = [row.name for row in rows if row.codec != CAPTION]
+    if typed and (source.data in (None, PARTI)):
+        raise UsageError(
+            f"--cond {typed[0]}: prompts give captions only; --data FILE.jsonl gives {', '.join(conditions)} "
+            "under a key each, --data DIR in a folder each"
+        )
+    if not conditions:
+        raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
+
+
+def _typed_samples(
+    source: Source, conditions: Sequence[str], captions: Sequence[str], stdin: BinaryIO
+) -> list[Sample]:
+    """A sample for each row of a table that has a column for each condition; of a stream, of JSON lines."""
+    if source.data == STREAM:
+        data, where, suffix = read_stream(stdin, "standard input"), "standard input", ".jsonl"
+    else:
+        path = Path(source.data or "")
+        data, where, suffix = read_file(path), str(path), path.suffix.lower()
+    rows = parse_columns(data, where, suffix, conditions, source.column)
+    typed = [{name: text for name, text in row.items() if name not in captions} for row in rows]
+    said = [next((row[name] for name in captions), None) for row in rows]
+    return [
+        Sample(key, caption, typed=texts)
+        for key, caption, texts in zip(number_keys(len(rows)), said, typed, strict=True)
+    ]
+
+
+def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
+    if source.prompts:
+        return parse_prompts(_joined(source.prompts), "the prompts given")
+    if source.data == STREAM:
+        return parse_prompts(read_stream(stdin, "standard input"), "standard input", column=source.column)
+    if source.data == PARTI and not os.path.exists(PARTI):
+        return read_prompts(find_parti(), source.column)
+    if source.data is not None:
+        return read_prompts(Path(source.data), source.column)
+    if model.prompts is not None:
+        return read_prompts(model.prompts)
+    raise UsageError(f"model '{model.name}' has no prompts of its own; give some, or a file with --data FILE")
+
+
+def _joined(prompts: Sequence[str]) -> bytes:
+    """Prompts as lines of a file.
+
+    UsageError for one without words, such as an unset variable's, by which all others would change their
+    names, for the `-` that means standard input elsewhere, and for bytes that are no text.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
+            raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
+        if not prompt.strip() and len(prompts) > 1:
+            raise UsageError(f"prompt {number} of {len(prompts)} is empty")
+        if prompt.strip() == STREAM:
+            raise UsageError(f"the prompt '{STREAM}' says nothing; --data {STREAM} reads standard input")
+    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode()
+
+
+def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:
+    wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
+    rows = [model.registry.get(name) for name in conditions]
+    max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
+    for sample in samples:
+        if sample.caption is not None:
+            check_prompt(sample.caption, wordpiece, max_tokens)

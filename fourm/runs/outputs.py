@@ -1,0 +1,204 @@
+"""Which files a run will write, what they need, and what its record says."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from fourm import __version__
+from fourm.codecs.table import check_codec
+from fourm.data.layout import Place
+from fourm.errors import MissingError, UsageError
+from fourm.hub.files import (
+    ModelFiles,
+    check_tokenizers,
+    require_text_tokenizer,
+    tokenizer_advice,
+    weights_of,
+)
+from fourm.modalities.registry import Kind, Modality
+from fourm.networks.checkpoint import tokenizer_config
+from fourm.networks.tokenizers.config import DiVAEConfig
+from fourm.networks.tokenizers.vq import Part
+from fourm.output.processes import now
+from fourm.output.record import digest_of_samples, sha256_of
+from fourm.output.runfile import RunRecord
+from fourm.runs.device import name_device
+from fourm.runs.preview import preview_places
+from fourm.runs.request import Request
+from fourm.schedule.chain import joining_problem
+
+
+def malformed_place(target: str) -> Place:
+    """Where texts lie that do not keep to their grammar, as the model wrote them."""
+    return Place(f"malformed/{target}", ".json", modality=target, form="extra")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One kind of file that every sample gets."""
+
+    place: Place
+    modality: Modality
+    is_written: bool = True  # False for conditions that lie in the output folder already
+
+    @property
+    def form(self) -> str:
+        """`ids` or `value`."""
+        return self.place.form
+
+    @property
+    def is_condition(self) -> bool:
+        """True for what the run was given."""
+        return self.place.is_condition
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """True for values of a grid, which tokens become only through a tokenizer; texts are read without."""
+        return self.form == "value" and self.modality.kind is Kind.GRID and bool(self.modality.tokenizer)
+
+
+def plan_outputs(request: Request) -> list[Output]:
+    """Every kind of file that a sample of this request gets; what cannot be made is refused here.
+
+    Conditions that lie in the output folder already are not written again.
+    """
+    registry, outputs = request.model.registry, list[Output]()
+    writes = not request.is_beside
+    for name in request.chain.conditions:
+        row = registry.get(name)
+        shared = not any(name in files for sample in request.samples for files in sample.varied)
+        if row.kind is Kind.GRID:
+            outputs.append(Output(Place(row.name, ".npy", shared, name, "ids", True), row, writes))
+        if row.kind is not Kind.GRID or name in request.chain.raw:
+            outputs.append(Output(Place(row.folder, row.suffix, shared, name, "value", True), row, writes))
+    taken = {output.place.folder for output in outputs if output.is_written} | _taken(request)
+    for name in request.chain.targets:
+        row = registry.get(name)
+        if row.kind is Kind.GRID:
+            outputs.append(Output(Place(row.name, ".npy", modality=name, form="ids"), row))
+        if row.kind is Kind.SEQUENCE or request.decode:
+            folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
+            outputs.append(Output(Place(folder, row.suffix, modality=name), row))
+    for spec in request.chain.specs:
+        if spec.passes > 1 and (problem := joining_problem(registry.get(spec.target))):
+            raise UsageError(problem)
+    for output in outputs:
+        _check_output(request.model, output)
+    check_tokenizers(request.model, [output.modality for output in outputs if output.form == "value"])
+    count_evaluations(request, outputs)
+    return outputs
+
+
+def _taken(request: Request) -> set[str]:
+    """Folders of the run that this one writes beside."""
+    if request.origin is None or request.origin.record is None or not request.is_beside:
+        return set()
+    return {place.folder for place in request.origin.record.places}
+
+
+def _check_output(model: ModelFiles, output: Output) -> None:
+    """Refuse a value that needs a tokenizer which is not here."""
+    row, verb = output.modality, "encodes" if output.is_condition else "decodes"
+    check_codec(row)
+    if output.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{_way_out(output)}")
+    if output.form == "value" and row.kind is Kind.SEQUENCE:
+        require_text_tokenizer(model, row.name)
+    if output.needs_tokenizer and row.tokenizer not in model.tokenizers:
+        raise MissingError(
+            f"{row.name}: the tokenizer '{row.tokenizer}' that {verb} it is not here; "
+            f"{tokenizer_advice(model, row.tokenizer)}{_way_out(output)}"
+        )
+
+
+def _way_out(output: Output) -> str:
+    """How a run can do without a tokenizer."""
+    if output.is_condition:
+        return f", --cond {output.modality.key} reads tokens"
+    return ", --no-decode keeps tokens only"
+
+
+def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
+    """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
+    steps, count = request.detokenizer_steps, 0
+    for output in outputs:
+        if output.is_condition or not output.needs_tokenizer:
+            continue
+        config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
+        if isinstance(config, DiVAEConfig):
+            check_steps(steps, config.num_train_timesteps)
+            count += steps
+    return count
+
+
+def check_steps(steps: int, trained: int) -> None:
+    """Refuse numbers of steps that a diffusion of so many timesteps cannot take evenly."""
+    if steps <= trained and trained % steps == 0:
+        return
+    even = [n for n in range(1, trained + 1) if trained % n == 0]
+    near = [str(n) for n in (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])]
+    raise UsageError(
+        f"--detokenizer-steps {steps}: the {trained:,} timesteps of the tokenizer cannot be spaced evenly; "
+        f"{' or '.join(near)} would do"
+    )
+
+
+def make_record(request: Request, outputs: list[Output], device: torch.device, dtype: str) -> RunRecord:
+    """What run.json says of this run."""
+    model, samples = request.model, list(request.samples)
+    files = {
+        "weights": model.weights,
+        **{f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(outputs)},
+    }
+    if model.text_tokenizer is not None:
+        files["text_tokenizer"] = model.text_tokenizer
+    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    return RunRecord(
+        schedule=request.chain.to_json(),
+        model=model.name,
+        revision=model.revision,
+        files={name: sha256_of(path) for name, path in sorted(files.items())},
+        samples=len(samples),
+        samples_sha256=digest_of_samples(samples),
+        num_variations=request.num_variations,
+        seed=request.seed,
+        dtype=dtype,
+        device_type=device.type,
+        attention=request.attention,
+        decode=request.decode,
+        detokenizer_steps=request.detokenizer_steps,
+        preview=request.preview,
+        stage=request.stage,
+        variation=request.variation,
+        origin=request.origin.record.as_origin() if request.origin and request.origin.record else {},
+        options=request.chain.to_text(),
+        places=(*(output.place for output in outputs if output.is_written), *_occasional(request)),
+        device=name_device(device),
+        versions={"fourm": __version__, "python": platform.python_version()}
+        | {p: version(p) for p in packages},
+        command=request.command,
+        created=now(),
+    )
+
+
+def _occasional(request: Request) -> list[Place]:
+    """Where files lie that only some samples have."""
+    rows = [request.model.registry.get(name) for name in request.chain.targets]
+    previewed = rows if request.preview else []
+    return [
+        *(place for row in previewed if row.kind is Kind.GRID for place in preview_places(row.name)),
+        *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
+    ]
+
+
+def tokenizers_of(outputs: Sequence[Output]) -> dict[str, Part]:
+    """Tokenizers that conditions are read or targets written through, and the half that this takes."""
+    needed = dict[str, Part]()
+    for output in outputs:
+        key, part = output.modality.tokenizer, Part.ENCODER if output.is_condition else Part.DECODER
+        if output.needs_tokenizer:
+            needed[key] = part if needed.get(key, part) is part else Part.WHOLE
+    return dict(sorted(needed.items()))

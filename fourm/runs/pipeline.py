@@ -1,0 +1,280 @@
+"""Runs a request: loads the model, decodes all samples, writes their files, and yields events.
+
+The samples are decoded in batches, and the files of a batch are written when it is done. A result depends
+only on (model, chain, seed, sample, variation), so batch size, number of processes and resuming do not
+change the output folder.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from fourm.codecs.images import rows_at_once
+from fourm.codecs.table import Codec, build_codec
+from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.errors import FourMError
+from fourm.modalities.registry import Kind
+from fourm.modalities.wordpiece import WordPiece
+from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
+from fourm.networks.layers import set_attention
+from fourm.networks.model import FourM
+from fourm.networks.precision import DTYPES, arithmetic, choose_dtype
+from fourm.output.processes import Launch, now
+from fourm.output.record import Joining, close_output, withdraw_output
+from fourm.output.results import Run, samples_for
+from fourm.output.runfile import RUN, RunRecord
+from fourm.runs.conditions import Conditions, Prepared, Work
+from fourm.runs.device import check_memory, choose_device, choose_rows, fit_batch_size
+from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
+from fourm.runs.finished import Folder
+from fourm.runs.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.runs.portions import Portions, is_out_of_memory, too_little
+from fourm.runs.preview import Film
+from fourm.runs.request import Origin, Request
+from fourm.runs.saving import Saver
+
+NOT_FINITE = (
+    "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
+    "or float16 is too narrow for it (try --dtype float32)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that passed all checks, with its outputs, device and dtype."""
+
+    request: Request
+    outputs: list[Output]
+    device: torch.device
+    dtype: str  # a key of DTYPES
+
+    @property
+    def record(self) -> RunRecord:
+        """The record for run.json. Reads all files of the model for their checksums."""
+        return make_record(self.request, self.outputs, self.device, self.dtype)
+
+
+def check(request: Request) -> Job:
+    """Check a request before anything is loaded: wrong settings (exit code 2), missing files (4)."""
+    device = choose_device(request.device, request.world)
+    dtype = choose_dtype(request.dtype, device)
+    set_attention(torch.nn.Identity(), request.attention, device)
+    outputs = plan_outputs(request)
+    check_files(request.model, tokenizers_of(outputs))
+    check_memory(request, device)
+    return Job(request, outputs, device, dtype)
+
+
+def run(request: Request) -> Iterator[Event]:
+    """Make every sample of the request that is not complete yet, and yield events.
+
+    Errors in the request or the model's files are raised before anything is written. A sample that fails is
+    reported and added to failures.jsonl; the others go on.
+    """
+    started = time.perf_counter()
+    job = check(request)
+    world = request.world
+    launch = Launch(world.rank, world.size, now())
+    joining = Joining(
+        request.out, job.record, launch, request.resume, request.overwrite, request.record, world.began
+    )
+    joining.check()
+    share = _share(job)
+    yield share.started()
+    parts = None
+    if share.todo:
+        yield Loading(f"model {request.model.name}")
+        with _as_fourm_error(job), arithmetic(job.dtype):
+            parts = load_parts(request, job.outputs, job.device, DTYPES[job.dtype])
+    saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
+    tally, has_ended, halved_to = saver.tally, False, None
+    try:
+        with _as_fourm_error(job), arithmetic(job.dtype):
+            saver.add_missing_checksums(share.made)
+            for event in _generate(parts, saver, share) if parts is not None else ():
+                halved_to = event.rows if isinstance(event, Halved) else halved_to
+                yield event
+        has_ended = True
+    finally:
+        seconds = time.perf_counter() - started
+        ended = replace(
+            launch, finished=now(), saved=len(tally.saved), skipped=tally.skipped, failed=len(tally.failed),
+            seconds=round(seconds, 3), halved_to=halved_to,
+        )  # fmt: skip
+        is_idle = not (has_ended or tally.saved or tally.skipped or tally.failed)
+        if not (is_idle and withdraw_output(saver.process, request.record)):
+            close_output(saver.process, ended)
+    yield Finished(len(tally.saved), tally.skipped, len(tally.failed), seconds, request.stage)
+
+
+@contextmanager
+def _as_fourm_error(job: Job) -> Iterator[None]:
+    """Turn errors of memory and of the file system into FourMErrors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise too_little(job.device, job.dtype) from error
+        if not isinstance(error, OSError):
+            raise
+        raise FourMError(
+            f"{error.filename or job.request.out}: cannot be written ({error.strerror})"
+        ) from error
+
+
+def check_weights(job: Job) -> None:
+    """Check all weights as loading does (they must be finite), without keeping them."""
+    load_model(job.request.model, "meta")
+    for name, part in tokenizers_of(job.outputs).items():
+        load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
+
+
+def follow_on(base: Request, finer: Request) -> Request:
+    """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
+    registry, record = finer.model.registry, check(base).record
+    ids = {name: registry.get(name).kind is Kind.GRID for name in finer.chain.conditions}
+    keys = [sample.key for sample in base.samples]
+    samples = samples_for(base.out, Run(record, RUN), keys, finer.chain.conditions, ids)
+    return replace(
+        finer, samples=samples, out=base.out, origin=Origin(record), num_variations=base.num_variations,
+        variation=base.variation,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The work of this process."""
+
+    job: Job
+    folder: Folder
+    made: list[Work]  # already complete
+    todo: list[Work]
+    size: int  # of a batch
+
+    def started(self) -> Started:
+        """The event for the start of this work."""
+        request, done = self.job.request, len(self.made)
+        return Started(
+            done + len(self.todo), done, self.size, request.model.name, str(self.job.device),
+            len(request.chain.steps), count_evaluations(request, self.job.outputs), request.stage,
+            len(request.variations),
+        )  # fmt: skip
+
+
+def _share(job: Job) -> Share:
+    """Find the work of this process, and which of it is complete."""
+    request, there = job.request, Folder.of(job.request, job.outputs)
+    samples = sorted(request.samples, key=lambda sample: sample.key)
+    works = request.world.share([Work(sample, v) for sample in samples for v in request.variations])
+    made, todo = list[Work](), list[Work]()
+    for work in works:
+        if _has_conditions(request, work):
+            (made if there.is_made(work) else todo).append(work)
+    size = fit_batch_size(request, job.device)
+    return Share(job, there, made, todo, size)
+
+
+def _generate(parts: "Parts", saver: Saver, share: Share) -> Iterator[Event]:
+    """Decode and save the work of this process, batch by batch."""
+    request, size, device, dtype = saver.request, share.size, share.job.device, share.job.dtype
+    saver.codecs = parts.codecs
+    groups = [share.todo[first : first + size] for first in range(0, len(share.todo), size)]
+    decoding, saving = (Portions(rows, device, dtype) for rows in (size, rows_at_once(device)))
+    for prepared in Conditions(request, parts.codecs).prepared(groups):
+        for work, reason in prepared.failures:
+            yield saver.fail(work, reason)
+        for row in prepared.rows:
+            for name, notes in row.notes.items():
+                yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
+        make = partial(_make, request, parts, saver, prepared, decoding, saving)
+        yield from decoding.each(range(len(prepared.rows)), make)
+
+
+def _has_conditions(request: Request, work: Work) -> bool:
+    """True unless this is super-resolution of a sample that its run did not make (and has reported)."""
+    if request.origin is None or request.origin.record is None:
+        return True
+    files = work.sample.files_of(work.variation)
+    return all(name in files and files[name].is_file() for name in request.chain.conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything loaded for a run."""
+
+    network: FourM
+    codecs: Mapping[str, Codec[Any]]  # by modality
+    sentinels: range
+    device: torch.device
+
+
+def load_parts(
+    request: Request, outputs: Sequence[Output], device: torch.device, dtype: torch.dtype
+) -> Parts:
+    """The transformer, the text tokenizer, and the codecs with their tokenizers."""
+    model = request.model
+    wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
+    tokenizers = {
+        name: load_tokenizer(model.tokenizers[name], device, dtype, part)
+        for name, part in tokenizers_of(outputs).items()
+    }
+    codecs = {
+        o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)
+        for o in outputs
+    }
+    network = load_model(model, device, dtype)
+    for module in (network, *tokenizers.values()):
+        set_attention(module, request.attention, device)
+    sentinels = wordpiece.sentinels if wordpiece is not None else RELEASED_SENTINELS
+    return Parts(network, codecs, sentinels, device)
+
+
+def _make(
+    request: Request, parts: Parts, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
+    chosen: Sequence[int],
+) -> Iterator[Event]:  # fmt: skip
+    """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
+    rows = [prepared.rows[index] for index in chosen]
+    works = [row.work for row in rows]
+    conditions = prepared.batch.select(torch.tensor(chosen))
+    batch = with_targets(conditions, request.chain, request.model.registry).to(parts.device)
+    samples = [(work.sample.key.text, work.variation) for work in works]
+    noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
+    together = decoding.halved_to or choose_rows(request, parts.device)
+    engine = Engine(parts.network, parts.sentinels, max_rows=together)
+    film, steps, faults = Film(), request.chain.steps, dict[int, str]()
+    sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
+    for progress in engine.run(batch, request.chain, noise.to(parts.device)):
+        batch, sound, step = progress.batch, sound & progress.sound, progress.step
+        faults |= progress.faults
+        if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
+            is_last = step is steps[-1] or steps[step.index + 1].target != step.target
+            saver.preview(progress, film, works, is_last)
+        yield _stepped(progress, len(steps))
+    faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
+    for index in sorted(faults):
+        yield saver.fail(works[index], faults[index])
+    finished = [index for index in range(len(rows)) if index not in faults]
+
+    def save(group: Sequence[int]) -> Iterator[Event]:
+        left = [index for index in group if not saver.is_done(works[index])]
+        if not left:
+            return
+        made = batch.select(torch.tensor(left, device=parts.device))
+        yield from saver.save([rows[index] for index in left], made)
+
+    yield from saving.each(finished, save)
+
+
+def _stepped(progress: Progress, steps: int) -> Stepped:
+    step = progress.step
+    return Stepped(
+        progress.batch.keys, step.target, step.scheme, step.index, steps, progress.done, progress.total,
+        progress.fixed * len(progress.batch.keys), step.temperature, step.guidance, progress.seconds,
+    )  # fmt: skip

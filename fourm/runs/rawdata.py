@@ -1,0 +1,217 @@
+"""What `fourm tokenize` works on: folders of pictures and maps, the rows they become tokens of, samples."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourm.data.crops import CROP_SETTINGS
+from fourm.data.dataset import REST, Listing, flat_advice, list_folder, match_spellings
+from fourm.data.folders import check_apart
+from fourm.data.layout import MAX_SAMPLES, Key
+from fourm.errors import MissingError, UsageError, near_match
+from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
+from fourm.hub.header import read_header
+from fourm.modalities.registry import Kind, Modality
+from fourm.runs.request import ATTENTIONS, check_seed
+from fourm.runs.world import World
+
+PICTURES, VALID = "rgb", "mask_valid"  # folders of every sample's picture, and of its pixels that count
+MAX_CROPS = 10_000
+_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
+_ENCODERS = ("encoder.",)
+
+
+@dataclass(frozen=True, slots=True)
+class RawFolder:
+    """A folder of values, and the modality whose tokens they become."""
+
+    row: Modality
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """The files of one sample."""
+
+    key: Key
+    files: Mapping[str, Path]  # by the name of a row
+    picture: Path | None = None  # whose size is the whole that crops are parts of
+    valid: Path | None = None  # mask of the pixels that mean something
+    settings: Path | None = None  # crops
+    problem: str = ""  # why nothing can be read for it; "": all is well
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """Everything about one run of `tokenize`."""
+
+    model: ModelFiles
+    rows: tuple[Modality, ...]
+    samples: Sequence[RawSample]
+    out: Path
+    num_crops: int | None = None  # None: as many as the samples' crop settings have, else 1
+    min_scale: float = 0.8  # smallest share of a picture's area that a random crop shows
+    seed: int = 0
+    batch_size: int | None = None  # samples that are read together; None: chosen by the device
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    overwrite: bool = False
+    world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
+        if not 0 < self.min_scale <= 1:
+            raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
+        if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
+            raise UsageError(f"--crops {self.num_crops}: a sample has 1 to {MAX_CROPS:,} crops")
+        if self.attention not in ATTENTIONS:
+            near = near_match(self.attention, ATTENTIONS)
+            raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+
+
+def find_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> tuple[RawFolder, ...]:
+    """The folders that are to become tokens: those that are named, or all that the model's tokenizers read.
+
+    A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
+    """
+    if not root.is_dir():
+        raise UsageError(
+            f"{root}: no such folder" if not root.exists() else f"{root}: is a file, not a folder"
+        )
+    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
+    present = _present(root)
+    if names is None:
+        found = [
+            one for row in rows if (one := _folder_of(row, present)) and row.tokenizer in model.tokenizers
+        ]
+        if not found:
+            raise UsageError(_nothing(root, model, rows, present))
+    else:
+        chosen = {row.name: row for name in names for row in _named(name, rows, model)}
+        found = [_required(root, model, row, present) for row in chosen.values()]
+    check_tokenizers(model, [one.row for one in found])
+    for one in found:
+        path = model.tokenizers[one.row.tokenizer]
+        if not any(name.startswith(_ENCODERS) for name in read_header(weights_of(path))[1]):
+            raise UsageError(f"{one.row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
+    return tuple(found)
+
+
+def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
+    """Half a sentence for each folder that the model could read if its tokenizer were here."""
+    present = _present(root)
+    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer not in model.tokenizers]
+    return tuple(
+        f"{one.folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
+        for row in rows
+        if row.tokenizer and (one := _folder_of(row, present)) is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RawDataset:
+    """All samples that have a file in one of the folders at least, sorted by key."""
+
+    samples: tuple[RawSample, ...]
+    notes: tuple[str, ...]  # sentences about files that are no samples
+
+
+def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> RawDataset:
+    """What there is to do in a dataset; `out` may have crop settings of its own."""
+    listed = {one.row.name: list_folder(root, one.folder) for one in folders}
+    pictures, valid, settings = (_list(root, name) for name in (PICTURES, VALID, CROP_SETTINGS))
+    own_settings = _list(out, CROP_SETTINGS)  # those that belong to the tokens come first
+    match_spellings([*listed.values(), pictures, valid, settings, own_settings])
+    problems = _problems(listed.values())
+    notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
+    keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
+    for key in keys:
+        crops = own_settings if key in own_settings.files else settings
+        found = [problem for one in (pictures, valid, crops) if (problem := one.problem_of(key))]
+        if found:
+            problems.setdefault(key, found[0])
+    if not keys:
+        names = ", ".join(one.folder for one in folders)
+        why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
+        raise UsageError(f"{root}: no file in {names}; {why}")
+    if len(keys) > MAX_SAMPLES:
+        raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
+    samples = tuple(
+        RawSample(
+            key, {name: one.files[key] for name, one in listed.items() if key in one.files},
+            pictures.files.get(key), valid.files.get(key),
+            own_settings.files.get(key) or settings.files.get(key), problems.get(key, ""),
+        )
+        for key in keys
+    )  # fmt: skip
+    return RawDataset(samples, notes)
+
+
+def _problems(listed: Iterable[Listing]) -> dict[Key, str]:
+    """Why samples cannot be read; those of a folder that cannot be listed have no names."""
+    problems = dict[Key, str]()
+    for one in listed:
+        problems |= one.problems | {Key(folder, REST): why for folder, why in one.unlisted.items()}
+    return problems
+
+
+def _present(root: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
+
+
+def _list(root: Path, folder: str) -> Listing:
+    return list_folder(root, folder) if os.path.lexists(root / folder) else Listing()
+
+
+def _folders_of(row: Modality) -> tuple[str, ...]:
+    """Where the values of a modality may lie: its decoded values, or pictures of any size."""
+    names = (row.folder, row.key.removeprefix("tok_"), _OTHER_FOLDERS.get(row.key, ""))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _folder_of(row: Modality, present: Sequence[str]) -> RawFolder | None:
+    return next((RawFolder(row, name) for name in _folders_of(row) if name in present), None)
+
+
+def _named(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Modality]:
+    """The rows that a name means."""
+    found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
+    if not found:
+        known = [word for row in rows for word in (row.key.removeprefix("tok_"), row.name)]
+        raise UsageError(
+            f"--modalities: '{name}' is nothing that model '{model.name}' has a tokenizer for"
+            + (near_match(name, known) or f"; it has {', '.join(dict.fromkeys(known[::2]))}")
+        )
+    return found
+
+
+def _required(root: Path, model: ModelFiles, row: Modality, present: Sequence[str]) -> RawFolder:
+    one = _folder_of(row, present)
+    if one is None:
+        there = ", ".join(present) or "no folder at all"
+        raise UsageError(
+            f"{root}: no folder {' or '.join(_folders_of(row))} for {row.name}; there is {there}"
+        )
+    if row.tokenizer not in model.tokenizers:
+        advice = tokenizer_advice(model, row.tokenizer)
+        raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
+    return one
+
+
+def _nothing(root: Path, model: ModelFiles, rows: Sequence[Modality], present: Sequence[str]) -> str:
+    """Why there is nothing to do, and what would be right."""
+    if missing := missing_tokenizers(root, model):
+        return f"{root}: nothing to do; {missing[0]}"
+    wanted = dict.fromkeys(name for row in rows for name in _folders_of(row))
+    deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
+    advice = (
+        f"; {root / deeper[0]} has some" if deeper else f"; there is {', '.join(present) or 'none at all'}"
+    )
+    advice += "" if deeper else flat_advice(root, "rgb")
+    return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}){advice}"

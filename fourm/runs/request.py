@@ -1,0 +1,105 @@
+"""What a run is asked for: everything that its results depend on, and where they go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourm.data.folders import check_apart
+from fourm.data.layout import MAX_SAMPLES, Sample
+from fourm.data.opening import real
+from fourm.errors import UsageError, near_match
+from fourm.hub.files import ModelFiles
+from fourm.output.runfile import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.runs.world import World
+from fourm.schedule.chain import Chain
+from fourm.schedule.settings import MAX_SEED
+
+DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
+MAX_DETOKENIZER_STEPS = 10_000_000  # what a picture says of them can be read back
+ATTENTIONS = ("sdpa", "xformers")
+PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
+
+
+def check_seed(seed: int) -> None:
+    """Refuse numbers that records and YAML files could not hold."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What super-resolution goes on from."""
+
+    record: RunRecord | None = None  # of the run that made its conditions; None: a dataset of another origin
+    is_beside: bool = True  # results go into the folder that conditions are read from
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Everything about one run of `generate` or `sr`."""
+
+    model: ModelFiles
+    chain: Chain
+    samples: Sequence[Sample]
+    out: Path
+    num_variations: int = 1
+    seed: int = 0
+    batch_size: int | None = None  # None: chosen from the size of the chain
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    dtype: str = "auto"  # "auto" is float32: the same result everywhere
+    attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
+    decode: bool = True  # also write pictures and other values, not only tokens
+    detokenizer_steps: int = DETOKENIZER_STEPS
+    preview: int = 0  # keep the picture after every n-th step; 0 is never
+    world: World = field(default_factory=World)
+    resume: bool = False
+    overwrite: bool = False
+    command: tuple[str, ...] = ()
+    origin: Origin | None = None  # of super-resolution
+    variation: int | None = None  # make only this one
+
+    @property
+    def stage(self) -> str:
+        """BASE or SR."""
+        return SR if self.origin else BASE
+
+    @property
+    def is_beside(self) -> bool:
+        """True where conditions lie in the output folder already."""
+        return self.origin is not None and self.origin.is_beside
+
+    @property
+    def record(self) -> str:
+        """Name of the run's record in its folder."""
+        return SR_RUN if self.is_beside else RUN
+
+    @property
+    def variations(self) -> Sequence[int]:
+        """Numbers of the variations to make."""
+        return range(self.num_variations) if self.variation is None else (self.variation,)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
+            raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
+        if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
+            raise UsageError(
+                f"--detokenizer-steps {self.detokenizer_steps}: must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
+            )
+        if self.attention not in ATTENTIONS:
+            near = near_match(self.attention, ATTENTIONS)
+            raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+        if self.preview and not self.decode:
+            raise UsageError("--preview needs pictures; leave out --no-decode")
+        if self.overwrite and (self.resume or self.world.is_shard):
+            other = "--resume" if self.resume else "--shard"
+            raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
+        if not self.is_beside:
+            check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
+        if not self.overwrite or self.is_beside:
+            return
+        out = real(self.out)
+        read = (path for s in self.samples for files in (s.files, *s.varied) for path in files.values())
+        for folder in {path.parent for path in read}:
+            if real(folder).is_relative_to(out):
+                raise UsageError(f"--out {self.out}: --overwrite would delete {folder}, which this run reads")

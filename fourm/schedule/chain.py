@@ -1,0 +1,261 @@
+"""The chain: which targets are decoded, in which steps, from what, and with which guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from fourm.errors import ScheduleError, UsageError, near_match
+from fourm.modalities.instances import JOINED
+from fourm.modalities.registry import TOKENS, Kind, Modality
+from fourm.schedule.curves import TOKEN_CURVES, parse_temperature_curve
+from fourm.schedule.schemes import SCHEMES
+
+GUIDANCE_CURVES = ("constant",)
+MAX_PASSES = 1000  # a dense prediction has tens of them
+MAX_GUIDANCE = 1e6  # beyond it sums of logits overflow, and long before it the strongest token always wins
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """How one target is decoded, every setting known."""
+
+    target: str
+    num_tokens: int  # a sequence: at most
+    scheme: str
+    num_steps: int | None = None  # None for a causal scheme: it goes token by token
+    token_curve: str = "linear"
+    temperature: float = 1.0
+    temperature_curve: str = "constant"
+    guidance: float = 1.0  # 1 = none
+    guidance_curve: str = "constant"
+    passes: int = 1  # independent predictions that are joined into one value
+
+    def __post_init__(self) -> None:
+        problems = [
+            p for field in fields(self) if (p := field_problem(field.name, getattr(self, field.name)))
+        ]
+        if self.num_steps is None and self.scheme in SCHEMES and not SCHEMES[self.scheme].causal:
+            problems.append(f"the scheme '{self.scheme}' needs a number of decoding steps")
+        if problems:
+            raise ScheduleError(*(f"{self.target}: {problem}" for problem in problems))
+
+
+def field_problem(field: str, value: object) -> str:
+    """What is wrong with one setting of a target, whatever the others are; an empty text if nothing is."""
+    tables: dict[str, tuple[str, Collection[object]]] = {
+        "scheme": ("scheme", SCHEMES),
+        "token_curve": ("token schedule", TOKEN_CURVES),
+        "guidance_curve": ("guidance schedule", GUIDANCE_CURVES),
+    }
+    if field in tables and value not in tables[field][1]:
+        what, known = tables[field][0], [str(name) for name in tables[field][1]]
+        return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
+    if field in ("num_tokens", "num_steps") and isinstance(value, int) and value < 1:
+        return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
+    if field == "passes" and isinstance(value, int) and not 1 <= value <= MAX_PASSES:
+        return f"{value} passes; give 1 to {MAX_PASSES:,}"
+    if field == "temperature" and isinstance(value, float | int) and not 0 <= value < math.inf:
+        return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
+    if field == "guidance" and isinstance(value, float | int) and not abs(value) <= MAX_GUIDANCE:
+        return f"the guidance scale {value:g} is outside -{MAX_GUIDANCE:,.0f}..{MAX_GUIDANCE:,.0f}"
+    if field == "temperature_curve":
+        try:
+            parse_temperature_curve(str(value))
+        except UsageError as error:
+            return str(error)
+    return ""
+
+
+def joining_problem(row: Modality) -> str:
+    """Why several predictions of a modality cannot be made one; an empty text if they can."""
+    if row.kind is Kind.SEQUENCE and row.codec in JOINED:
+        return ""
+    return f"predictions of {row.name} cannot be joined, only those of {' or '.join(JOINED)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One guided pass: what it sees of the guided modalities, and its weight in the sum."""
+
+    visible: frozenset[str]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step."""
+
+    index: int  # in the chain, from 0, as in JSON
+    target: str
+    scheme: str
+    num_tokens: int  # fixed by this step; for a causal scheme at most
+    temperature: float
+    guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
+    branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
+    leaves_out: bool = False  # a hidden modality is not there at all (weighted); else it is emptied
+    passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
+
+    @property
+    def number(self) -> int:
+        """Its number in the chain, from 1, as people read it."""
+        return self.index + 1
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale; 1 without guidance, the sum of the weights with several branches."""
+        return sum((branch.weight for branch in self.branches), 0.0) if self.guided else 1.0
+
+    def sees(self, modality: str) -> bool:
+        """Whether any of the step's passes sees this modality, once it is known."""
+        return modality not in self.guided or any(modality in branch.visible for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The whole plan of one model: conditions in, targets out, one step after the other."""
+
+    conditions: tuple[str, ...]
+    specs: tuple[TargetSpec, ...]
+    steps: tuple[Step, ...]
+    top_k: int | float = 0  # int: that many tokens; float: that share of the vocabulary; 0 = off
+    top_p: float = 1.0  # 1 = off
+    grow: bool = True  # finished targets join the guided conditions
+    weights: tuple[tuple[str, float], ...] = ()  # weighted conditions, one branch each
+    raw: frozenset[str] = frozenset()  # conditions that come as values, to be tokenised first
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets, in order."""
+        return tuple(spec.target for spec in self.specs)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Everything that a sample has in the end: conditions and targets."""
+        return (*self.conditions, *self.targets)
+
+    @property
+    def num_tokens(self) -> dict[str, int]:
+        """How many tokens each target gets; a sequence at most, in each of its passes."""
+        totals: dict[str, int] = {}
+        for step in self.steps:
+            totals[step.target] = totals.get(step.target, 0) + step.num_tokens
+        return totals
+
+    def to_json(self) -> dict[str, object]:
+        """The chain as plain data, as `fourm schedule show --json` prints it."""
+        order = list(dict.fromkeys([*self.conditions, *self.targets]))
+        return {
+            "conditions": list(self.conditions),
+            **({"tokenised": sorted(self.raw)} if self.raw else {}),
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "steps": [_step_to_json(step, order) for step in self.steps],
+        }
+
+    def to_text(self, flag_prefix: str = "--") -> str:
+        """The chain as command-line options that parse to the same chain."""
+        weights = dict(self.weights)
+        names = {c: c.removeprefix(TOKENS) if c in self.raw else c for c in self.conditions}
+        cond = ",".join(f"{n}:{weights[c]!r}" if c in weights else n for c, n in names.items()) or "none"
+        words = [
+            f"{flag_prefix}cond {cond}",
+            *(f"{flag_prefix}target {_spec_to_text(s)}" for s in self.specs),
+        ]
+        words += [f"{flag_prefix}top-k {self.top_k}", f"{flag_prefix}top-p {self.top_p!r}"]
+        words.append(f"{flag_prefix}{'' if self.grow else 'no-'}grow-cond")
+        return " ".join(words)
+
+
+def make_chain(
+    specs: Sequence[TargetSpec],
+    conditions: Sequence[str],
+    *,
+    grow: bool = True,
+    weights: Mapping[str, float] | None = None,
+    reads: Collection[str] | None = None,
+    top_k: int | float = 0,
+    top_p: float = 1.0,
+    raw: Collection[str] = (),
+) -> Chain:
+    """The chain of settings that are known to be good.
+
+    weights: conditions that get a branch of their own. reads: what the encoder takes (None = everything);
+    a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
+    """
+    steps: list[Step] = []
+    weights, finished = dict(weights or {}), list[str]()
+    leaves_out = bool(weights)
+    for spec in specs:
+        guided, branches = _guidance(spec, conditions, weights, finished)
+        for num_tokens, temperature in _token_plan(spec):
+            steps.append(
+                Step(
+                    len(steps),
+                    spec.target,
+                    spec.scheme,
+                    num_tokens,
+                    temperature,
+                    guided,
+                    branches,
+                    leaves_out,
+                    spec.passes,
+                )
+            )
+        if grow and (reads is None or spec.target in reads):
+            finished.append(spec.target)
+    named = tuple((c, weights[c]) for c in conditions if c in weights)
+    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, frozenset(raw))
+
+
+def _guidance(
+    spec: TargetSpec, conditions: Sequence[str], weights: Mapping[str, float], finished: Sequence[str]
+) -> tuple[frozenset[str], tuple[Branch, ...]]:
+    """What is hidden in a target's base pass, and the passes that see some of it.
+
+    One scale: one pass sees all. Weights: one pass for each weighted condition and, with the target's own
+    scale, for each finished target; conditions without a weight are seen by every pass.
+    """
+    if weights:
+        named = [(c, weights[c]) for c in conditions if c in weights] + [(t, spec.guidance) for t in finished]
+        return frozenset(n for n, _ in named), tuple(Branch(frozenset([n]), w) for n, w in named if w != 0)
+    guided = frozenset([*conditions, *finished])
+    if spec.guidance == 1.0 or not guided:
+        return frozenset(), ()
+    return guided, () if spec.guidance == 0.0 else (Branch(guided, spec.guidance),)
+
+
+def _token_plan(spec: TargetSpec) -> list[tuple[int, float]]:
+    """Tokens and temperature of each step of a target; steps without a token are left out."""
+    if SCHEMES[spec.scheme].causal:
+        return [(spec.num_tokens, spec.temperature)]
+    name = "linear" if SCHEMES[spec.scheme].even else spec.token_curve
+    counts = TOKEN_CURVES[name](spec.num_steps or 1, spec.num_tokens)
+    curve, arguments = parse_temperature_curve(spec.temperature_curve)
+    temperatures = curve.values(spec.temperature, counts, *arguments)
+    return [(count, float(t)) for count, t in zip(counts, temperatures, strict=True) if count]
+
+
+def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
+    row: dict[str, object] = {
+        "index": step.index, "target": step.target, "scheme": step.scheme, "num_tokens": step.num_tokens,
+        "temperature": step.temperature, "guidance": step.guidance,
+        "guided": [name for name in order if name in step.guided],
+    }  # fmt: skip
+    if step.passes > 1:
+        row["passes"] = step.passes
+    if step.leaves_out or len(step.branches) > 1:  # also of one weight, or zeros alone
+        row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
+    return row
+
+
+def _spec_to_text(spec: TargetSpec) -> str:
+    words = [f"tokens={spec.num_tokens}", f"scheme={spec.scheme}", f"temp={spec.temperature!r}"]
+    if not SCHEMES[spec.scheme].causal:
+        words += [f"steps={spec.num_steps}", f"token-schedule={spec.token_curve}"]
+        words += [f"temp-schedule={spec.temperature_curve}"]
+    if spec.passes > 1:
+        words.append(f"passes={spec.passes}")
+    words += [f"cfg={spec.guidance!r}", f"cfg-schedule={spec.guidance_curve}"]
+    return f"{spec.target}:{','.join(words)}"

@@ -1,0 +1,98 @@
+"""The chart of a chain: tokens, temperature and guidance of each step, a colour for each target."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fourm.data.layout import write_alone
+from fourm.data.paths import DRAWING
+from fourm.schedule.chain import Chain, Step
+from fourm.schedule.schemes import SCHEMES
+
+Colour = tuple[float, float, float, float]  # red, green, blue, opacity
+
+_TALL = 2.0  # times as high as all other bars: a text's limit is cut off there, so that the others are seen
+_TITLE = 90  # characters
+
+
+def draw_chain(chain: Chain, model: str) -> Figure:
+    """Three charts one below the other, with the steps of the chain from left to right."""
+    guided = any(step.guided for step in chain.steps)  # weights may add up to 1
+    figure = Figure(figsize=(11, 6.4 if guided else 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots(3 if guided else 2, 1, sharex=True, squeeze=False)[:, 0]
+    table = colormaps["tab10" if len(chain.targets) <= 10 else "tab20"]
+    colours = {target: table(number % table.N) for number, target in enumerate(chain.targets)}
+    _draw_tokens(axes[0], chain, colours)
+    _draw_line(axes[1], chain, colours, "temperature", [step.temperature for step in chain.steps])
+    if guided:
+        _draw_line(axes[2], chain, colours, "guidance", [step.guidance for step in chain.steps])
+    axes[-1].set_xlabel("step of the chain")
+    axes[-1].set_xlim(0.3, max(len(chain.steps), 1) + 0.7)  # steps count from 1
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    given = ", ".join(chain.conditions) or "nothing"
+    title = f"{model}: {given} → {', '.join(chain.targets)}"
+    title = title if len(title) <= _TITLE else f"{title[:_TITLE].rstrip(', ')} ..."
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, parse_math=False)
+    texts = {step.target for step in chain.steps if _is_limit(step)}
+    handles = [
+        Patch(color=colours[name], label=f"{name}, {'at most ' if name in texts else ''}{count:,} tokens")
+        for name, count in chain.num_tokens.items()
+    ]
+    legend = figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def save_chart(figure: Figure, path: Path) -> None:
+    """A PNG, whole or not at all."""
+    canvas = FigureCanvasAgg(figure)
+    write_alone(path, partial(canvas.print_png, metadata={"Software": None, **DRAWING}))
+
+
+def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> None:
+    """A bar for each step; a text has one that says at most how many."""
+    _frame(axes, "tokens")
+    fixed = [step.num_tokens for step in chain.steps if not _is_limit(step)]
+    top = max(fixed, default=0) * _TALL
+    for step in chain.steps:
+        is_cut = _is_limit(step) and 0 < top < step.num_tokens
+        height = top if is_cut else step.num_tokens
+        axes.bar(
+            step.number, height, 0.9, color=colours[step.target], hatch="//" if _is_limit(step) else "",
+            edgecolor="white", linewidth=0,
+        )  # fmt: skip
+        if _is_limit(step):
+            axes.annotate(f"≤ {step.num_tokens}", (step.number, height), ha="center", va="bottom", fontsize=8)
+    axes.margins(y=0.15)
+
+
+def _draw_line(
+    axes: Axes, chain: Chain, colours: Mapping[str, Colour], name: str, values: list[float]
+) -> None:
+    """A point for each step, and a line through those of one target."""
+    _frame(axes, name)
+    for target in chain.targets:
+        steps = [step.number for step in chain.steps if step.target == target]
+        axes.plot(steps, [values[number - 1] for number in steps], "o-", ms=3, lw=1.2, color=colours[target])
+    axes.margins(y=0.15)
+    if min(values, default=0) >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _frame(axes: Axes, name: str) -> None:
+    axes.set_ylabel(name)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_limit(step: Step) -> bool:
+    """True where a text ends when it is finished, not after a number of tokens."""
+    return SCHEMES[step.scheme].causal

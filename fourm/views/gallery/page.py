@@ -1,0 +1,214 @@
+"""One HTML page with all samples of an output folder, which asks no network for anything."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, TextIO
+
+from fourm.codecs.drawing import Ink
+from fourm.data.layout import write_alone
+from fourm.data.opening import real
+from fourm.errors import UsageError, printable
+from fourm.output.runfile import RUN, SR
+from fourm.runs.inputs import CAPTION
+from fourm.views.album import Album, Film, Label, Panel, Stage, View
+from fourm.views.gallery.pictures import encode
+
+_RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
+PAGE = "index.html"
+SIDE = 512
+_SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
+_SAMPLES = "<!--samples-->"  # where the page's samples stand
+
+
+def write_gallery(
+    album: Album, path: Path, side: int = SIDE, seen: Callable[[View], None] = lambda view: None
+) -> int:
+    """Write the page of an album to `path`, whole or not at all; returns its size in bytes.
+
+    Samples are read, written, shown to `seen` and forgotten, one by one. UsageError where there are none.
+    side: pixels of a photo's longest side on the page.
+    """
+    if not album.keys:
+        raise UsageError(f"{printable(str(album.root))}: holds no samples yet, so there is nothing to show")
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            _write_page(file, album, side, seen)
+
+    write_alone(path, write)
+    return path.stat().st_size
+
+
+def _write_page(file: TextIO, album: Album, side: int, seen: Callable[[View], None]) -> None:
+    script, style = "".join(["\n'use strict';\n", *map(_asset, _SCRIPTS)]), _asset("page.css")
+    # Nothing is loaded, and no text can become markup or code: a mistake of the page would stop it instead.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    page = Template(_asset("page.html")).substitute(
+        policy=policy, title=html.escape(_name(album)), style=style, script=script, album=_json(_about(album))
+    )
+    head, tail = page.split(_SAMPLES)
+    file.write(head)
+    for key in album.keys:
+        view = album.view(key)
+        file.writelines(_blocks(album, view, side))
+        seen(view)
+    file.write(tail)
+
+
+def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
+    """What searching needs of a sample, then all of it."""
+    variations = {panel.variation for panel in view.panels if panel.variation is not None}
+    row = {
+        "key": _clean(view.key.text),
+        "prompt": _clean(view.prompt or ""),
+        "modalities": list(dict.fromkeys(p.modality for p in view.panels if _is_shown(p))),
+        "variations": len(variations),
+        "failed": len(view.problems),
+    }
+    contents = {
+        "panels": [_panel(panel, view.legends.get(panel.modality, ()), side) for panel in view.panels],
+        "films": [_film(film, side // 2) for film in view.films],
+        "problems": [*map(_clean, view.problems)],
+        "legends": {
+            name: [(_clean(label), _hex(colour)) for label, colour in labels]
+            for name, labels in view.legends.items()
+        },
+        "repeat": [
+            {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
+            for v in (sorted(variations) or (None,))
+            for role in ("target", "sr")
+        ],
+    }
+    yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
+    yield f'<script type="application/json">{_json(contents)}</script>\n'
+
+
+def _is_shown(panel: Panel) -> bool:
+    """True for what the page shows as a picture; captions are text there."""
+    return panel.picture is not None and panel.codec != CAPTION
+
+
+def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any]:
+    picture = panel.picture if _is_shown(panel) else None
+    size = picture.size if picture is not None else (0, 0)
+    return {
+        "modality": panel.modality,
+        "title": _clean(panel.title),
+        "role": panel.role,
+        "variation": panel.variation,
+        "codec": panel.codec,
+        "rgb": panel.codec in _RGB,
+        "words": panel.codec == CAPTION,
+        "text": _clean(panel.text),
+        "note": _clean(panel.note),
+        "file": _clean(panel.file),
+        "size": {"width": size[0], "height": size[1]},
+        "picture": encode(picture, side) if picture is not None else None,
+        "labels": _present(panel, labels),
+    }
+
+
+def _hex(colour: Ink) -> str:
+    red, green, blue = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _film(film: Film, side: int) -> Mapping[str, Any]:
+    return {
+        "modality": film.modality,
+        "title": _clean(film.title),
+        "variation": film.variation,
+        "grid": film.grid,
+        "order": film.order,
+        "frames": [
+            {"step": one.step, "decided": one.decided, "picture": encode(one.picture, side)}
+            for one in film.frames
+        ],
+    }
+
+
+def _present(panel: Panel, labels: Sequence[Label]) -> list[int]:
+    """Which of a modality's labels one of its maps has, by its colours."""
+    if panel.picture is None or not labels:
+        return []
+    colours = panel.picture.convert("RGB").getcolors(4096)
+    present = {colour for _, colour in colours} if colours is not None else {label[1] for label in labels}
+    return [index for index, (_, colour) in enumerate(labels) if colour in present]
+
+
+def repeat_command(root: Path, view: View, role: str, variation: int | None) -> str:
+    """The command that makes a variation again: from one of its PNG files, which say how, or from a record.
+
+    role: "target", or "sr" for super-resolution and all that it goes on from.
+    """
+    made = [p for p in view.panels if p.variation == variation and not p.note and p.file.endswith(".png")]
+    fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
+    best = max(fit, key=lambda panel: panel.codec in _RGB, default=None)  # the first RGB, else the first
+    path = os.path.join(root, best.file if best is not None else RUN)
+    return f"fourm generate --replay {shlex.quote(_clean(path))} --out again"
+
+
+def _about(album: Album) -> Mapping[str, Any]:
+    """What the page says of the folder as a whole."""
+    titles = {
+        entry.place.modality: entry.title
+        for entry in album.entries
+        if entry.reader is not None and entry.reader.row.codec != CAPTION
+    }
+    return {
+        "name": _name(album),
+        "total": len(album.keys),
+        "modalities": [
+            {"name": name, "title": _clean(title), "twin": list(titles.values()).count(title) > 1}
+            for name, title in titles.items()
+        ],
+        "variations": [v for v in album.results.variations if v is not None],
+        "stages": [_stage(stage) for stage in album.stages],
+        "problems": [*map(_clean, album.problems)],
+    }
+
+
+def _stage(stage: Stage) -> Mapping[str, Any]:
+    return {
+        "name": "Super-resolution" if stage.stage == SR else "Generation",
+        "model": _clean(stage.model),
+        "seed": stage.seed,
+        "variations": stage.num_variations,
+        "conditions": stage.conditions,
+        "targets": stage.targets,
+        "options": _clean(stage.options),
+    }
+
+
+def _name(album: Album) -> str:
+    return _clean(album.root.name or real(album.root).name or "/")
+
+
+def _clean(text: str) -> str:
+    """Text without what UTF-8 cannot say, as in file names of other encodings."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _json(value: object) -> str:
+    """JSON that no HTML parser takes for markup: in it `<` can only stand in strings."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """What a policy allows: one script or style with exactly this text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,160 @@
+"""Nearest neighbours among the features of a folder: exact, and the same for any order of files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fourm.codecs.drawing import text_card
+from fourm.codecs.files import read_text
+from fourm.codecs.images import GridCodec
+from fourm.codecs.pictures import read_rgb
+from fourm.codecs.table import build_codec
+from fourm.data.dataset import list_dataset
+from fourm.errors import SampleError, UsageError, near_match
+from fourm.modalities.registry import Kind, Modality, Registry
+from fourm.views.sheets import Cell, draw_sheet
+
+METRICS = ("euclidean", "cosine")
+_BLOCK = 1 << 24  # distances that are in memory at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """One vector for each sample of a folder, and what could not be read."""
+
+    keys: tuple[str, ...]  # N names, `folder/name`
+    vectors: NDArray[np.float32]  # (N, C)
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A sample and how far its features are from those of the query."""
+
+    key: str
+    distance: float  # Euclidean, or 1 - cosine
+
+
+def feature_row(registry: Registry, name: str) -> Modality:
+    """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`."""
+    rows = [row for row in registry.rows.values() if row.kind is Kind.GRID and row.suffix == ".npy"]
+    for row in rows:
+        if name in (row.name, row.key, *row.value_names):
+            return row
+    known = dict.fromkeys(row.value_names[-1] for row in rows)
+    close = near_match(name, known) or f"; there are {', '.join(known)}"
+    raise UsageError(f"--by: '{name}' are no features{close}")
+
+
+def load_features(root: Path, row: Modality) -> Features:
+    """The features of a dataset folder; a map of them (C, h, w) counts as the mean over its places."""
+    dataset, codec = list_dataset(root, {row.name: row.folder}), build_codec(row)
+    keys, vectors, problems = list[str](), list[NDArray[np.float32]](), list[str]()
+    for sample in dataset.samples:
+        path = sample.files.get(row.name, root)
+        try:
+            if sample.problem:
+                raise SampleError(sample.problem)
+            vector = np.asarray(codec.read(path), dtype=np.float32)
+            vector = vector.reshape(len(vector), -1).mean(axis=1)
+            if vectors and len(vector) != len(vectors[0]):
+                raise SampleError(f"{path}: {len(vector)} channels, where others have {len(vectors[0])}")
+        except SampleError as error:
+            problems.append(str(error))
+        else:
+            keys.append(sample.key.text)
+            vectors.append(vector)
+    if not vectors:
+        raise UsageError(f"{root}: no features can be read; {problems[0]}")
+    return Features(tuple(keys), np.stack(vectors), tuple(problems))
+
+
+def nearest(
+    queries: NDArray[np.float32], among: Features, count: int, metric: str = METRICS[0]
+) -> list[list[Neighbour]]:
+    """For each row of queries (Q, C) the nearest `count` samples, nearest first; equal ones by name."""
+    if metric not in METRICS:
+        near = near_match(metric, METRICS)
+        raise UsageError(f"--metric: '{metric}' is not one of {', '.join(METRICS)}{near}")
+    if queries.shape[1] != among.vectors.shape[1]:
+        raise UsageError(
+            f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}: "
+            "they come from different models"
+        )
+    order = sorted(range(len(among.keys)), key=lambda i: among.keys[i])
+    keys, vectors = [among.keys[i] for i in order], among.vectors[order].astype(np.float64)
+    rows, found = queries.astype(np.float64), list[list[Neighbour]]()
+    size = max(1, _BLOCK // max(vectors.size, 1))
+    for first in range(0, len(rows), size):
+        distances = _distances(rows[first : first + size], vectors, metric)
+        for row in distances:
+            best = np.argsort(row, kind="stable")[:count]
+            found.append([Neighbour(keys[i], float(row[i])) for i in best])
+    return found
+
+
+def _distances(rows: NDArray[np.float64], vectors: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
+    """(Q, C) and (N, C) -> (Q, N)."""
+    if metric == "cosine":
+        rows, vectors = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (rows, vectors))
+        return 1 - rows @ vectors.T
+    # Differences first: the expanded square loses the nearest neighbours' digits.
+    return np.sqrt(np.square(rows[:, None] - vectors[None]).sum(axis=2))
+
+
+def as_rows(keys: Sequence[str], found: Sequence[Sequence[Neighbour]]) -> list[dict[str, object]]:
+    """Neighbours of each query as plain data."""
+    return [
+        {"query": key, "neighbours": [{"key": n.key, "distance": round(n.distance, 6)} for n in row]}
+        for key, row in zip(keys, found, strict=True)
+    ]
+
+
+def draw_neighbours(
+    queries: Path, among: Path, registry: Registry, name: str, found: Mapping[str, Sequence[Neighbour]]
+) -> Image.Image:
+    """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name."""
+    row = _shown_row(registry, name)
+    shown = _files(among, row.folder)
+    keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
+    codec = build_codec(row)
+    values = [codec.read(shown[key]) for key in keys]
+    made = codec.pictures(values) if isinstance(codec, GridCodec) else map(codec.picture, values)
+    drawn = dict(zip(keys, made, strict=True))
+    pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))
+    rows = []
+    for key, neighbours in found.items():
+        if key in pictures:
+            asked = Image.fromarray(read_rgb(pictures[key]))
+        else:
+            asked = text_card(read_text(captions[key]) if key in captions else key)
+        cells = [Cell(asked, key)]
+        for one in neighbours:
+            cells.append(Cell(drawn.get(one.key) or text_card("no file"), f"{one.key}  {one.distance:.3f}"))
+        rows.append(cells)
+    return draw_sheet(rows)
+
+
+def _shown_row(registry: Registry, name: str) -> Modality:
+    """The row of maps or pictures that a user names by their folder."""
+    rows = {
+        key: row
+        for row in reversed(list(registry.rows.values()))
+        if row.kind in (Kind.GRID, Kind.PIXELS)
+        for key in (row.folder, row.key, *row.value_names)
+    }
+    if name not in rows:
+        raise UsageError(f"--show: '{name}' is no folder of pictures or maps{near_match(name, rows)}")
+    return rows[name]
+
+
+def _files(root: Path, folder: str) -> dict[str, Path]:
+    """The files of a folder by the names of their samples; none where there is no such folder."""
+    if not (root / folder).is_dir():
+        return {}
+    samples = list_dataset(root, {folder: folder}).samples
+    return {sample.key.text: sample.files[folder] for sample in samples if not sample.problem}

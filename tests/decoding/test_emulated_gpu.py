@@ -1,0 +1,243 @@
+"""Everything that computes runs on an emulated GPU: no tensor there meets one of the CPU, and few steps wait.
+
+The emulated values are real, so what is made is what a CPU makes.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from fourm.decoding.engine import Engine, Progress, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.hub.files import find_model
+from fourm.networks.checkpoint import load_model
+from fourm.networks.model import FourM
+from fourm.networks.state import Batch, full_sequence
+from fourm.schedule.chain import Chain, TargetSpec, make_chain
+from tests.emulated_gpu import Gpu, GpuError, GpuTensor, emulated
+
+Command = Callable[..., tuple[int, str, str]]
+GPU = ("--quiet", "--device", "cuda", "--out", "o")
+TYPED_PROMPTS = ("generate", "a red circle", "a small blue square", "--quiet", "--steps", 2)
+PROMPTS = (*TYPED_PROMPTS, "--device", "cuda", "--out", "o")
+ALL = "det-metadata-tok_canny_edge-tok_clip-tok_depth-tok_normal-tok_rgb-tok_semseg"
+TYPED = full_sequence(torch.tensor([[20, 21, 25, 3, 0], [24, 23, 3, 0, 0], [29, 28, 27, 26, 3]]))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    with emulated(monkeypatch) as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two pictures with their depth."""
+    rng = np.random.default_rng(0)
+    for folder, shape in (("rgb", (64, 80, 3)), ("depth", (64, 80))):
+        (tmp_path / "data" / folder / "a").mkdir(parents=True)
+        for name in "xy":
+            array = rng.integers(0, 256 if folder == "rgb" else 65536, shape)
+            picture = Image.fromarray(array.astype(np.uint8 if folder == "rgb" else np.uint16))
+            picture.save(tmp_path / "data" / folder / "a" / f"{name}.png")
+    return tmp_path / "data"
+
+
+def tokens(out: str) -> dict[str, list[int]]:
+    files = sorted(Path(out).glob("tok_*/**/*.npy"))
+    return {path.relative_to(out).as_posix(): np.load(path).ravel().tolist() for path in files}
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
+def test_every_target_of_the_demo_is_made_in_every_dtype(gpu: Gpu, run: Command, dtype: str) -> None:
+    assert run(*PROMPTS, "--targets", ALL, "--dtype", dtype)[0] == 0
+    assert len(tokens("o")) == 12
+    record = json.loads(Path("o/run.json").read_text())
+    assert (record["dtype"], record["device_type"]) == (dtype, "cuda")
+    code, _, err = run(*PROMPTS, "--targets", ALL, "--dtype", "float32", "--resume")
+    assert code == 2
+    assert f'dtype is "{dtype}" there and "float32" here' in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--targets", "tok_depth-tok_rgb", "--schemes", "maskgit", "--top-p", "0.9", "--preview", 1),
+        ("--targets", "tok_clip-tok_rgb", "--temps", 0, "--temp-schedules", "constant"),
+        ("--targets", "tok_rgb", "--cond", "caption:2.0", "--tokenizer", "rgb=rgb_divae",
+         "--detokenizer-steps", 2, "--preview", 2, "--num-variations", 2),
+        ("--targets", "tok_clip-tok_rgb", "--sr-targets", "tok_rgb", "--sr-steps", 2),
+    ],
+    ids=["maskgit with previews", "greedy", "weighted, by diffusion", "super-resolution"],
+)  # fmt: skip
+def test_pictures_are_those_of_a_cpu(gpu: Gpu, run: Command, words: tuple[object, ...]) -> None:
+    assert run(*PROMPTS, *words)[0] == 0
+    assert run(*TYPED_PROMPTS, *words, "--device", "cpu", "--out", "cpu")[0] == 0
+    made, expected = tokens("o"), tokens("cpu")
+    assert made.keys() == expected.keys()
+    same = [a == b for name in made for a, b in zip(made[name], expected[name], strict=True)]
+    assert np.mean(same) > 0.95  # rows are padded otherwise, which may show in last bits
+
+
+def test_pictures_and_maps_are_conditions(gpu: Gpu, run: Command, data: Path) -> None:
+    words = ("generate", "--data", data, "--cond", "rgb-depth", "--targets", "tok_normal-caption", *GPU)
+    assert run(*words, "--steps", 2)[0] == 0
+    assert len(tokens("o")) == 4
+    assert len(list(Path("o/caption").rglob("*.txt"))) == 2
+
+
+def test_pictures_and_maps_become_the_tokens_of_a_cpu(gpu: Gpu, run: Command, data: Path) -> None:
+    for device in ("cuda", "cpu"):
+        words = ("tokenize", data, "--modalities", "rgb-depth", "--crops", 3, "--quiet")
+        assert run(*words, "--device", device, "--out", device)[0] == 0
+    assert tokens("cuda") == tokens("cpu")
+    assert len(tokens("cpu")) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mac_is_asked_for_nothing_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, run: Command, dtype: str
+) -> None:
+    with emulated(monkeypatch, "mps"):
+        words = (
+            "--targets",
+            "det-tok_clip-tok_rgb",
+            "--tokenizer",
+            "rgb=rgb_divae",
+            "--detokenizer-steps",
+            2,
+        )
+        assert run(*TYPED_PROMPTS, *words, "--device", "mps", "--dtype", dtype, "--out", "o")[0] == 0
+
+
+# Waits
+
+
+@pytest.fixture
+def network(gpu: Gpu, tiny: Path) -> FourM:
+    return load_model(find_model(tiny), "cuda")
+
+
+def steps_of(
+    network: FourM, tiny: Path, chain: Chain, gpu: Gpu, **engine: int
+) -> list[tuple[Progress, dict]]:
+    """What each step did, and what the host waited for on the way to it."""
+    batch = Batch(("a", "b", "c"), {"caption": TYPED} if chain.conditions else {})
+    batch = with_targets(batch, chain, find_model(tiny).registry).to("cuda")
+    noise, found = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to("cuda"), []
+    gpu.waits.clear()
+    for progress in Engine(network, **engine).run(batch, chain, noise):
+        found.append((progress, dict(gpu.waits)))
+        gpu.waits.clear()
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["roar", "maskgit"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_no_step_of_an_image_waits_for_the_device(
+    gpu: Gpu, network: FourM, tiny: Path, scheme: str, guidance: float
+) -> None:
+    """The masks of a batch are copied once, before the first step."""
+    specs = [TargetSpec(f"{name}@64", 64, scheme, 4, guidance=guidance) for name in ("tok_clip", "tok_rgb")]
+    (_, first), *others = steps_of(network, tiny, make_chain(specs, ["caption"], top_p=0.9), gpu)
+    assert len(others) == 7
+    assert all("copy from GPU" in wait for wait in first)
+    assert [waits for _, waits in others if waits] == []
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_text_waits_once_for_a_token_and_a_few_times_in_all(
+    gpu: Gpu, network: FourM, tiny: Path, passes: int
+) -> None:
+    """Whether all texts have ended is asked for each token."""
+    text = TargetSpec("caption", 10, "autoregressive", guidance=2.0, passes=passes)
+    chain = make_chain([TargetSpec("tok_clip@64", 64, "roar", 2), text], [])
+    found = [(p, waits) for p, waits in steps_of(network, tiny, chain, gpu) if p.step.target == "caption"]
+    tokens = [sum(waits.values()) for progress, waits in found if progress.fixed]
+    assert len(tokens) > 3
+    assert set(tokens[1:]) == {1}
+    assert sum(sum(waits.values()) for _, waits in found) - len(tokens) <= 20
+
+
+def test_the_fast_texts_on_a_gpu_are_the_plain_ones(gpu: Gpu, network: FourM, tiny: Path) -> None:
+    text = TargetSpec("caption", 6, "autoregressive", guidance=2.0, passes=3)
+    chain = make_chain([TargetSpec("tok_clip@64", 64, "roar", 2), text], [])
+    fast, plain, split = (
+        steps_of(network, tiny, chain, gpu, **how)[-1][0].batch.slots["caption"].values.cpu()
+        for how in ({}, {"plain": True}, {"max_rows": 3})
+    )
+    assert torch.equal(fast, plain)
+    assert torch.equal(fast, split)
+
+
+# The emulation itself
+
+
+def test_the_emulation_refuses_what_a_gpu_refuses(gpu: Gpu) -> None:
+    here, there = torch.ones(2, 3, device="cuda"), torch.ones(2, 3)
+    assert isinstance(here, GpuTensor)
+    assert here.device == torch.device("cuda", 0)
+    for mixed in (
+        lambda: here + there,
+        lambda: torch.cat([here, there]),
+        lambda: torch.where(there > 0, here, here),
+        lambda: F.linear(there, here),
+        lambda: there.gather(1, here.long()),
+    ):
+        with pytest.raises(GpuError, match="tensors on cuda:0 and on cpu"):
+            mixed()
+    assert (here * torch.tensor(2.0)).tolist() == [[2.0] * 3] * 2  # a number may come from anywhere
+    with pytest.raises(TypeError, match="cuda:0 device type tensor to numpy"):
+        here.numpy()
+    with pytest.raises(TypeError, match="to numpy"):
+        np.asarray(here)
+    q = torch.ones(1, 1, 2, 4, device="cuda")
+    with pytest.raises(GpuError, match="attention between"):
+        F.scaled_dot_product_attention(q, q.bfloat16(), q)
+    for open_order in (lambda: here.cumsum(0), lambda: here.scatter_add(0, here.long(), here)):
+        with pytest.raises(GpuError, match="order of its sums is open"):
+            open_order()
+    assert here.long().cumsum(0).tolist() == [[1] * 3, [2] * 3]
+
+
+def test_the_emulation_counts_every_wait(gpu: Gpu) -> None:
+    x = torch.arange(6, device="cuda").view(2, 3)
+    for number, wait in enumerate(
+        (
+            lambda: x[0, 0].item(), lambda: x.tolist(), lambda: int(x.max()), lambda: bool(x.any()),
+            lambda: x[x > 1], lambda: x.nonzero(), lambda: x.cpu(), lambda: x.to("cpu"),
+            lambda: torch.tensor([1], device="cuda"), lambda: torch.ones(2).to("cuda"), lambda: float(x.sum())
+        ),
+        start=1,
+    ):  # fmt: skip
+        wait()
+        assert sum(gpu.waits.values()) == number, gpu.waits
+    quick = (
+        (x + 1).sum(),
+        x[:, 1:],
+        x.to("cuda"),
+        x.to(torch.float32),
+        torch.ones_like(x),
+        x.argsort(),
+        len(x),
+    )
+    assert quick
+    assert sum(gpu.waits.values()) == number
+
+
+def test_the_emulated_mac_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    with emulated(monkeypatch, "mps"), pytest.raises(TypeError, match="float64"):
+        torch.ones(2, device="mps").double()
+
+
+def test_the_emulation_runs_out_of_memory(gpu: Gpu) -> None:
+    gpu.most_bytes = 100
+    torch.ones(25, device="cuda")
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        torch.ones(26, device="cuda")

@@ -1,0 +1,182 @@
+"""Noise schedules, timesteps and single steps, bit for bit as recorded; and the laws that they keep."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fourm.errors import CheckpointError, UsageError
+from fourm.networks.tokenizers.diffusion import (
+    Clipping,
+    Sampler,
+    add_noise,
+    cumulative_alphas,
+    noise_of_velocity,
+    predict_clean,
+    predict_noise,
+    timestep_embedding,
+    timesteps,
+    velocity,
+)
+
+# The square roots and exponentials of vector libraries differ in the last bit from one kind of CPU to the
+# next, and rescaled schedules are differences of such roots.
+SCHEDULE, CALL = 1e-6, 1e-5
+
+
+def assert_met(got: Tensor, recorded: Tensor, limit: float, what: object = "") -> None:
+    assert (got - recorded).abs().max() <= limit * recorded.std(), what
+
+
+@pytest.fixture
+def schedulers(golden: Path) -> Path:
+    return golden / "divae" / "schedulers"
+
+
+def test_noise_schedules_are_the_recorded_ones(schedulers: Path) -> None:
+    checked = 0
+    for name, wanted in load_file(schedulers / "alphas_cumprod.safetensors").items():
+        steps, schedule, *ending = name.split("/")
+        if ending[-1:] == ["betas"]:
+            continue
+        zero = ending != ["plain"]
+        got = cumulative_alphas(schedule, int(steps[1:]), zero)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=SCHEDULE)
+        assert (got[-1] == 0) == (wanted[-1] == 0)
+        checked += 1
+    assert checked >= 18
+
+
+def test_timesteps_are_the_recorded_ones(schedulers: Path) -> None:
+    records = json.loads((schedulers / "timesteps.json").read_text())
+    for r in records:
+        got = timesteps(
+            r["scheduler"], r["num_train_timesteps"], r["requested_steps"], r["mode"], r["steps_offset"]
+        )
+        assert got == r["timesteps"], r
+        ratio = r["num_train_timesteps"] // r["requested_steps"]
+        assert [t - ratio for t in got] == r["previous"]
+    assert len(records) > 50
+
+
+def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
+    tensors = load_file(schedulers / "one_step.safetensors")
+    records = json.loads((schedulers / "one_step.json").read_text())
+    for r in records:
+        made, asked = r["constructor"], r["step_arguments"]
+        clipping = Clipping()
+        if made["thresholding"]:
+            ratio, most = made.get("dynamic_thresholding_ratio", 0.995), made.get("sample_max_value", 1.0)
+            clipping = Clipping("dynamic", ratio=ratio, max_value=most)
+        elif made["clip_sample"]:
+            clipping = Clipping("clamp", limit=made.get("clip_sample_range", 1.0))
+        sampler = Sampler(
+            r["scheduler"],
+            cumulative_alphas(made["beta_schedule"], 1000, made.get("zero_terminal_snr", True)),
+            made["prediction_type"], clipping, eta=asked.get("eta", 0.0),
+            reuse_clipped=asked.get("use_clipped_model_output", False),
+            ends_clean=made.get("set_alpha_to_one", True), variance=made.get("variance_type", "fixed_small"),
+        )  # fmt: skip
+        noise = tensors.get(f"{r['id']}.noise")
+        assert sampler.draws_at(r["timestep"]) == r["noise_used"] == (noise is not None)
+        after, clean = sampler.step(
+            tensors[f"{r['id']}.model_output"], r["timestep"], r["previous_timestep"],
+            tensors[f"{r['id']}.sample"], noise,
+        )  # fmt: skip
+        assert_met(after, tensors[f"{r['id']}.prev_sample"], CALL, r)
+        assert_met(clean, tensors[f"{r['id']}.pred_original_sample"], CALL, r)
+    assert len(records) > 50
+
+
+def test_the_forward_process_is_the_recorded_one(schedulers: Path) -> None:
+    tensors = load_file(schedulers / "forward_process.safetensors")
+    for schedule in ("linear", "shifted_cosine:0.5"):
+        get = {name: tensors[f"{schedule}/{name}"] for name in ("clean", "noise", "timesteps")}
+        a = cumulative_alphas(schedule, 1000)[get["timesteps"]]
+        noisy, v = add_noise(get["clean"], get["noise"], a), velocity(get["clean"], get["noise"], a)
+        assert_met(noisy, tensors[f"{schedule}/noisy"], CALL)
+        assert_met(v, tensors[f"{schedule}/velocity"], CALL)
+        back = noise_of_velocity(v, noisy, a)
+        torch.testing.assert_close(back, tensors[f"{schedule}/recovered_noise"], rtol=1e-6, atol=1e-7)
+
+
+def test_timesteps_are_embedded_as_recorded(schedulers: Path) -> None:
+    tensors = load_file(schedulers / "timestep_embedding.safetensors")
+    for dim in (32, 128, 256):
+        got = timestep_embedding(tensors["timesteps"], dim)
+        # An angle is a timestep times a frequency: where that is an ulp off, so is the angle.
+        ulp = torch.finfo(torch.float32).eps
+        limit = 1e-6 + tensors["timesteps"].double().view(-1, 1) * ulp
+        assert ((got - tensors[f"dim{dim}"]).abs() <= limit).all()
+    assert timestep_embedding(torch.tensor(7), 32).shape == (1, 32)
+
+
+NUMBERS = st.floats(-2, 2, width=32)
+
+
+def row(values: list[float]) -> Tensor:
+    return torch.tensor(values).view(1, 1, 1, -1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    clean=st.lists(NUMBERS, min_size=4, max_size=4), noise=st.lists(NUMBERS, min_size=4, max_size=4),
+    t=st.integers(20, 900), prediction=st.sampled_from(["sample", "epsilon", "v_prediction"]),
+    schedule=st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "shifted_cosine:1"]),
+)  # fmt: skip
+def test_a_network_that_is_always_right_leads_straight_to_the_value(
+    clean: list[float], noise: list[float], t: int, prediction: str, schedule: str
+) -> None:
+    x0, eps = row(clean), row(noise)
+    alphas = cumulative_alphas(schedule, 1000)
+    a, b = alphas[t], alphas[t - 20]
+    right = {"sample": x0, "epsilon": eps, "v_prediction": velocity(x0, eps, a)}[prediction]
+    noisy = add_noise(x0, eps, a)
+    slack = 1e-5 / float(min(a, 1 - a).sqrt())  # rounding, divided by how much there is of each
+    torch.testing.assert_close(predict_clean(right, a, noisy, prediction), x0, rtol=0, atol=slack)
+    torch.testing.assert_close(predict_noise(right, a, noisy, prediction), eps, rtol=0, atol=slack)
+    after, _ = Sampler("ddim", alphas, prediction).step(right, t, t - 20, noisy)
+    torch.testing.assert_close(after, add_noise(x0, eps, b), rtol=0, atol=2 * slack)
+    last, _ = Sampler("ddpm", alphas, prediction).step(right, t, -1, noisy, torch.zeros_like(noisy))
+    torch.testing.assert_close(last, x0, rtol=0, atol=2 * slack)
+
+
+@given(schedule=st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]),
+       steps=st.integers(2, 400))  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_signal_only_ever_falls(schedule: str, steps: int) -> None:
+    for zero in (True, False):
+        alphas = cumulative_alphas(schedule, steps, zero)
+        assert bool((alphas.diff() <= 0).all())
+        assert float(alphas[0]) <= 1
+        assert (float(alphas[-1]) == 0) == zero or schedule == "squaredcos_cap_v2"
+
+
+def test_thresholds_of_one_are_a_clamp() -> None:
+    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+    assert torch.equal(Clipping("dynamic")(x), x.clamp(-1, 1))
+    assert torch.equal(Clipping("none")(x), x)
+    assert float(Clipping("dynamic", max_value=2.0)(x).abs().max()) <= 1
+
+
+def test_what_cannot_be_is_refused() -> None:
+    alphas = cumulative_alphas("linear", 100)
+    x = torch.zeros(1, 1, 2, 2)
+    for sampler in (Sampler("ddpm", alphas, "sample"), Sampler("ddim", alphas, "sample", eta=1.0)):
+        with pytest.raises(ValueError, match="timestep 50 takes fresh noise"):
+            sampler.step(x, 50, 40, x)
+    with pytest.raises(CheckpointError, match="says nothing at timestep 99"):
+        Sampler("ddim", alphas, "epsilon").step(x, 99, 89, x)
+    with pytest.raises(CheckpointError, match="did you mean 'squaredcos_cap_v2'"):
+        cumulative_alphas("squaredcos", 100)
+    with pytest.raises(CheckpointError, match="prediction_type"):
+        Sampler("ddim", alphas, "noise")
+    with pytest.raises(UsageError, match="did you mean 'trailing'"):
+        timesteps("ddim", 100, 10, "trailin")
+    with pytest.raises(UsageError, match="from 1 to 100"):
+        timesteps("ddim", 100, 101)

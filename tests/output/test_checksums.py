@@ -1,0 +1,45 @@
+"""Lists of checksums: read back as they were written, by `sha256sum` too, whatever files are called."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fourm.output.checksums import Listed, format_checksums, list_files, scan_lines
+
+NAMES = ("a.npy", "b c/Zürich.png", "back\\slash", "\\n", "new\nline", "re\rturn", "# 5 bytes", "\udcff.npy")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> dict[str, Listed]:
+    """Files with odd names, each of another size."""
+    for size, name in enumerate(NAMES):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * size)
+    return list_files(tmp_path, [tmp_path / name for name in NAMES])
+
+
+def test_what_is_written_is_read_back(listed: dict[str, Listed]) -> None:
+    assert [one.size for one in listed.values()] == list(range(len(NAMES)))
+    scan = scan_lines(format_checksums(listed).splitlines(keepends=True))
+    assert (scan.listed, scan.damaged, scan.cut) == (listed, [], [])
+    without = {name: Listed(one.sha256) for name, one in listed.items()}
+    assert scan_lines(format_checksums(without).splitlines(keepends=True)).listed == without
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_sha256sum_reads_the_list(listed: dict[str, Listed], tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(format_checksums(listed))
+    done = subprocess.run(["sha256sum", "--check", "--strict", "list"], cwd=tmp_path, check=False,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"OK") == len(NAMES)
+
+
+def test_lines_that_are_none_are_numbered_and_their_sizes_forgotten() -> None:
+    one, other = (f"{letter * 64}  {letter}\n".encode() for letter in "ab")
+    scan = scan_lines([b"# 7 bytes\n", b"nonsense\n", one, b"# 8 bytes\n", other, one[:-1]])
+    assert scan.listed == {"a": Listed("a" * 64), "b": Listed("b" * 64, 8)}
+    assert (scan.damaged, scan.cut) == ([2], [6])

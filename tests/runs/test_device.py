@@ -1,0 +1,166 @@
+"""Devices, dtypes and batch sizes that are chosen, and those that are refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fourm.data.layout import Key, Sample
+from fourm.errors import UsageError
+from fourm.hub.files import find_model
+from fourm.runs.device import check_memory, choose_batch_size, choose_device, fit_batch_size, free_memory
+from fourm.runs.request import Request
+from fourm.runs.world import World
+from fourm.schedule.cost import estimate
+from fourm.schedule.plan import parse_chain
+from tests.emulated_gpu import emulated
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UsageError, match="not a device"):
+        choose_device("gpu7!", World())
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="'cuda' is not available"):
+            choose_device("cuda", World())
+    assert choose_device("cpu", World()).type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda:7", "cpu:1"])
+def test_a_device_with_a_number_that_none_has_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with emulated(monkeypatch):
+        assert choose_device("cuda:0", World()) == torch.device("cuda:0")
+        with pytest.raises(UsageError, match=f"'{name}' is not available on this machine; there is only one"):
+            choose_device(name, World())
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert choose_device("cuda:3", World()) == torch.device("cuda:3")
+        with pytest.raises(UsageError, match="the last one is cuda:3"):
+            choose_device("cuda:4", World())
+
+
+@pytest.mark.gpu
+def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
+    count = torch.cuda.device_count()
+    found = [choose_device("cuda", World(local_rank=rank)).index for rank in range(2 * count)]
+    assert found == [*range(count)] * 2
+
+
+def test_batches_hold_fewer_samples_when_samples_are_longer(tiny: Path, tmp_path: Path) -> None:
+    model = find_model(tiny)
+    one, three = (
+        Request(model, parse_chain(f"--cond none --targets {targets}", model), (), tmp_path)
+        for targets in ("tok_rgb", "tok_rgb-tok_clip-tok_depth")
+    )
+    cpu = torch.device("cpu")
+    assert (choose_batch_size(one, cpu), choose_batch_size(three, cpu)) == (1024 // 64, 1024 // 192)
+    assert choose_batch_size(one, torch.device("cuda")) == 64
+
+
+def linux(root: Path, available: int, groups: dict[str, tuple[str, int, int]], own: str = "/") -> Path:
+    """The files in which Linux says what is free: MemAvailable, and limit, use and cache of each group."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text(f"0::{own}\n")
+    for group, (limit, current, cache) in groups.items():
+        folder = root / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{current}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cache}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "free"),
+    [
+        ({}, "/", 1 << 30),
+        ({"": ("max", 100, 0)}, "/", 1 << 30),
+        ({"": (str(1 << 20), 1000, 600)}, "/", (1 << 20) - 400),
+        ({"": ("4000", 1000, 0), "a": ("max", 0, 0), "a/b": ("9000", 0, 0)}, "/a/b", 3000),
+        ({"": ("10", 1000, 0)}, "/", 0),
+        ({"": ("nonsense", 1000, 0)}, "/", 1 << 30),
+    ],
+)
+def test_free_memory_is_what_the_tightest_limit_leaves(
+    tmp_path: Path, groups: dict[str, tuple[str, int, int]], own: str, free: int
+) -> None:
+    assert free_memory(torch.device("cpu"), linux(tmp_path, 1 << 30, groups, own)) == free
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "free"),
+    [(5000, "/docker/x", 3400), ((1 << 63) - 4096, "/docker/x", 1 << 30), (5000, "/not/mounted", 1 << 30)],
+)
+def test_older_groups_of_linux_have_limits_too(tmp_path: Path, limit: int, own: str, free: int) -> None:
+    """cgroup v1: another folder, other names, and a huge number for none."""
+    linux(tmp_path, 1 << 30, {})
+    entries = f"12:pids:{own}\n4:cpu,cpuacct:{own}\n3:cpuset,memory:{own}\n0::/\n"
+    (tmp_path / "proc/self/cgroup").write_text(entries)
+    group = tmp_path / "sys/fs/cgroup/memory/docker/x"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (group / "memory.usage_in_bytes").write_text("2000\n")
+    (group / "memory.stat").write_text("cache 900\ninactive_file 1\ntotal_inactive_file 400\n")
+    assert free_memory(torch.device("cpu"), tmp_path) == free
+
+
+def test_memory_that_nobody_tells_of_is_not_checked(tmp_path: Path) -> None:
+    assert free_memory(torch.device("cpu"), tmp_path) is None
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cpu = find_model(tiny), torch.device("cpu")
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    samples = tuple(Sample(Key("s", str(number))) for number in range(9))
+    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: 10 << 20)
+    full, half, alone = (
+        Request(model, chain, samples, tmp_path, batch_size=size, dtype=dtype)
+        for size, dtype in ((6, "auto"), (4, "bfloat16"), (1, "bfloat16"))
+    )
+    for request, said in (
+        (full, r"needs about .* GB .* but only 0\.0105 GB .* on cpu; --dtype bfloat16 or --batch-size 3"),
+        (half, "; --batch-size 2 needs less"),
+        (alone, "; a smaller model needs less"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_memory(request, cpu)
+    for free in (1 << 40, None):
+        monkeypatch.setattr("fourm.runs.device.free_memory", lambda _, free=free: free)
+        check_memory(full, cpu)
+
+
+def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cpu = find_model(tiny), torch.device("cpu")
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path)
+    assert fit_batch_size(request, cpu) == choose_batch_size(request, cpu) == 16
+    enough = estimate(chain, model, batch_size=4).memory
+    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: round(enough * 0.851))  # 15 % are doubt
+    assert fit_batch_size(request, cpu) == 4
+    assert fit_batch_size(replace(request, batch_size=7), cpu) == 7
+
+
+def test_commands_refuse_what_does_not_fit_before_anything_is_loaded_or_written(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "data/rgb/a").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data/rgb/a/x.png")
+    quick = ("--steps", 1, "--quiet")
+    assert run("generate", "a red circle", "--targets", "tok_clip-tok_rgb", *quick, "--out", "made")[0] == 0
+    with emulated(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (1 << 20, 80 << 30))
+        for words in (
+            ("generate", "a red circle", *quick),
+            ("sr", "made", *quick),
+            ("tokenize", "data", "--quiet"),
+        ):
+            code, out, err = run(*words, "--device", "cuda", "--out", "new")
+            assert (code, out) == (2, ""), err
+            assert "but only 0.00105 GB are free on cuda:0; --dtype bfloat16" in err
+            assert not Path("new").exists()
