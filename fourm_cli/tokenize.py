@@ -154,9 +154,9 @@ def tokenize(
 
 
 def _begin(request: TokenizeRequest) -> list[Iterator[Event]]:
-    from fourm.runs.tokenizing import run
+    from fourm.runs.tokenizing import tokenize_dataset
 
-    return [run(request)]
+    return [tokenize_dataset(request)]
 
 
 def _names(text: str) -> list[str]:

@@ -8,8 +8,7 @@ import typer
 
 from fourm.errors import VerificationError, printable
 from fourm.output.ledger import Finding
-from fourm.output.verify import Verdict
-from fourm.output.verify import verify as check_folder
+from fourm.output.verify import Verdict, verify_folder
 from fourm_cli.console import PLAIN_LINE_SECONDS, note, print_json, print_table
 from fourm_cli.options import AsJson, Folder, parse_folder
 
@@ -27,7 +26,7 @@ SHOWN = 20  # findings that get a line of their own; --json has all
 
 def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Check an output folder: files that are missing, cut off, altered or not of its run (exit code 5)."""
-    verdict = check_folder(parse_folder(folder, sys.stdin.buffer), _teller())
+    verdict = verify_folder(parse_folder(folder, sys.stdin.buffer), _teller())
     if as_json:
         print_json(verdict.to_json())
     else:

@@ -32,21 +32,22 @@ from tests.mutations import Mutation, Source
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "engine", "sampling", "schedule", "pipeline", "checkpoint", "superres", "replay", "saving", "record",
-    "processes", "checksums", "layout", "hub",
+    "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
+    "runs/superres", "runs/replay", "runs/saving", "output/record", "output/processes", "output/checksums",
+    "data/layout", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
 NEAREST = {  # test files beside the one that has the module's name; not those that take minutes
     "engine": "dense superres weighted_guidance pipeline",
     "sampling": "engine superres",
-    "schedule": "plan dense_cli engine",
+    "chain": "schedule plan dense_cli engine",
     "checkpoint": "loading tokenizers pipeline",
     "saving": "pipeline outputs generate_cli sr_command verify",
     "record": "pipeline resume generate_cli",
     "processes": "record layout resume verify",
     "checksums": "verify verify_command record layout",
     "layout": "cli pipeline prompts record",
-    "hub": "loading names models_command",
+    "files": "hub loading names models_command",
     "pipeline": "generate_cli sr_command state resume refusals",
     "superres": "sr_command precedence",
     "replay": "recorded_conditions recorded_dataset opening",
@@ -77,8 +78,8 @@ def nearest_files(file: str, root: Path = ROOT) -> list[str]:
     name = Path(file).stem
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
     names += ("docs",) if file.startswith("fourm_cli/") else ()  # help texts are in docs/cli.md
-    paths = (f"tests/test_{one}.py" for one in dict.fromkeys(names))
-    return [path for path in paths if (root / path).exists()] or ["tests/cli/test_cli.py"]
+    found = [path for one in dict.fromkeys(names) for path in root.glob(f"tests/**/test_{one}.py")]
+    return [path.relative_to(root).as_posix() for path in found] or ["tests/cli/test_cli.py"]
 
 
 class Bench:

@@ -3,6 +3,7 @@
 UPDATE_DOCS=1 writes docs/cli.md anew.
 """
 
+import ast
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from fourm.output.processes import Failure, Launch
 from fourm.output.record import NOT_COMPARED
 from fourm.output.runfile import RunRecord
 from fourm.output.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
+from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +65,30 @@ def test_the_command_reference_is_current() -> None:
     if f"typer=={version('typer')}\n" not in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
         page, text = (" ".join(re.findall(r"^## .*|--[\w-]+", said, re.MULTILINE)) for said in (page, text))
     assert page == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
+
+
+def modules() -> str:
+    """What each file of the library and the command line is for: the first lines of their docstrings."""
+    parts = [
+        "# What each file is for",
+        "From docstrings; [architecture.md](architecture.md) shows the rooms.",
+    ]
+    folders = [ROOT / "fourm" / room for room in ROOMS] + [ROOT / "fourm_cli"]
+    for folder in folders:
+        parts.append(f"## {folder.relative_to(ROOT).as_posix()}\n\n| file | is for |\n| --- | --- |")
+        for path in sorted(folder.rglob("*.py")):
+            says = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+            if not path.name.startswith("__"):
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                parts[-1] += f"\n| `{name}` | {says.replace('|', chr(92) + '|')} |"
+    return "\n\n".join(parts) + "\n"
+
+
+def test_the_table_of_modules_is_current() -> None:
+    path, text = ROOT / "docs" / "modules.md", modules()
+    if os.environ.get("UPDATE_DOCS"):
+        path.write_text(text, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == text, "UPDATE_DOCS=1 pytest tests/test_docs.py writes it anew"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "api.md"], ids=lambda p: p.name)

@@ -46,7 +46,7 @@ class Network(Protocol):
 
 
 class NoiseSource(Protocol):
-    """Uniforms (B, K) in [0, 1) for positions (B, K) of a step; `fourm.decoding.sampling.Noise`, or a test's own."""
+    """Uniforms (B, K) in [0, 1) for positions (B, K) of a step; `sampling.Noise`, or a test's own."""
 
     def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor: ...
 

@@ -27,7 +27,7 @@ from fourm.modalities.rows import load_registry
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 TEXT = CATALOGUE["text-tokenizer"].name
-_DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
+_DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 

@@ -1,0 +1,22 @@
+"""The 4M transformer and its tokenizers, and the strict loading of their checkpoints."""
+
+from fourm import import_when_used
+
+# What other rooms and programs use, by file. The rest of this folder is private to it.
+PUBLIC = {
+    "blocks": "DecoderCache",
+    "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
+    "layers": "set_attention",
+    "model": "FourM FourMConfig",
+    "precision": "DTYPES arithmetic choose_dtype",
+    "state": (
+        "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending stack"
+    ),
+    "tokenizers.build": "AnyTokenizer build_tokenizer read_config",
+    "tokenizers.config": "DiVAEConfig VQConfig",
+    "tokenizers.diffusion": "add_noise cumulative_alphas",
+    "tokenizers.divae": "DiVAE",
+    "tokenizers.unet": "PatchedUNet UNetShape",
+    "tokenizers.vq": "IMAGENET Part VQTokenizer",
+}
+__all__, __getattr__ = import_when_used(__name__, PUBLIC)

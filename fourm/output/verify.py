@@ -55,7 +55,7 @@ class Verdict:
         }  # fmt: skip
 
 
-def verify(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
+def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     """Check every file of a folder; UsageError if it is none of a run. Nothing is changed.
 
     A file with a checksum is compared with it; any other by its format, which tells one that is cut off, but

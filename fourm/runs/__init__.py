@@ -1,0 +1,19 @@
+"""A request in, events out: from conditions through the engine to files."""
+
+from fourm import import_when_used
+
+# What other rooms and programs use, by file. The rest of this folder is private to it.
+PUBLIC = {
+    "convert": "convert_dataset",
+    "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
+    "inputs": "CAPTION EMPTY Source note_unknown_words read_samples",
+    "pipeline": "check check_weights follow_on run",
+    "preview": "preview_places",
+    "rawdata": "TokenizeRequest find_folders list_samples missing_tokenizers",
+    "replay": "Replay Stage read_replay sr_name",
+    "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request",
+    "superres": "find_finer names_made plan_finer read_finer read_origin",
+    "tokenizing": "tokenize_dataset",
+    "world": "World parse_world",
+}
+__all__, __getattr__ = import_when_used(__name__, PUBLIC)

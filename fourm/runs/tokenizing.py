@@ -70,7 +70,7 @@ class Tally:
     failed: int = 0
 
 
-def run(request: TokenizeRequest) -> Iterator[Event]:
+def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     """Make the token files that are not there yet, and say what happens on the way.
 
     A sample that fails is reported and noted in failures.jsonl; the others go on.

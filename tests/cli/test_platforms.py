@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def test_commands_run_without_posix_locks_and_signals(tmp_path: Path, words: tup
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     if words[0] == "generate":
         assert done.stdout == "o\n"
-        assert verify(tmp_path / "o").ok
+        assert verify_folder(tmp_path / "o").ok
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_without_file_locks_a_run_is_the_same_and_says_so_once(
     again = fourm(bare, tmp_path, *words, "--out", "out", "--resume", "--quiet")
     assert (again.returncode, again.stderr) == (0, "")
     assert tree(tmp_path / "out") == tree(tmp_path / "plain")
-    assert verify(tmp_path / "out").ok
+    assert verify_folder(tmp_path / "out").ok
 
 
 def test_without_file_locks_processes_lose_nothing(tiny: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_without_file_locks_processes_lose_nothing(tiny: Path, tmp_path: Path) -
     ]  # fmt: skip
     for process in running:
         assert process.wait(120) == 0, process.communicate()
-    assert verify(tmp_path / "out").ok
+    assert verify_folder(tmp_path / "out").ok
     assert not (tmp_path / "out/.partial").exists()
     launches = [json.loads(path.read_text()) for path in (tmp_path / "out/processes").glob("*.json")]
     assert sorted(launch["saved"] for launch in launches) == [2, 2, 2]

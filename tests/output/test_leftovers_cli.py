@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ def test_a_folder_that_goes_away_under_a_run_is_said_and_resumed(
     (tmp_path / "renamed").rename(out)
     again = start(tiny, tmp_path, "--resume")
     assert again.wait(180) == 0, again.communicate()
-    assert verify(out).ok
+    assert verify_folder(out).ok
     assert not (out / ".partial").exists()
 
 

@@ -18,7 +18,7 @@ from fourm.output.checksums import list_files
 from fourm.output.processes import PROCESSES, Launch, Process, now, read_checksums
 from fourm.output.record import Joining, check_output, close_output, read_record
 from fourm.output.runfile import NEXT, RUN, SR_RUN, RunRecord
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 from tests.folders import snapshot
 from tests.output.test_record import ALONE, SETTINGS
 
@@ -128,7 +128,7 @@ def test_nobody_else_goes_on_with_it(half: Path) -> None:
     with pytest.raises(UsageError, match="is not empty; --resume goes on with its run"):
         join(half, SETTINGS, launch=Launch(1, 2, now()))
     assert snapshot(half) == before
-    found = [finding for finding in verify(half).findings if finding.file == NEXT[RUN]]
+    found = [finding for finding in verify_folder(half).findings if finding.file == NEXT[RUN]]
     assert [finding.detail for finding in found] == [
         "an --overwrite was interrupted while it emptied; --resume goes on"
     ]

@@ -1,4 +1,4 @@
-"""`fourm.output.verify`: whatever happens to one file of a folder is found, and nothing where nothing happened."""
+"""`verify`: whatever happens to one file of a folder is found, and nothing where nothing happened."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from fourm.output.processes import PROCESSES
 from fourm.output.record import read_record
 from fourm.output.results import open_results, samples_for
 from fourm.output.runfile import RUN, SR_RUN
-from fourm.output.verify import Finding, Verdict, verify
+from fourm.output.verify import Finding, Verdict, verify_folder
 from fourm.runs.events import Saved, Stepped
 from fourm.runs.pipeline import run
 from fourm.runs.request import Origin, Request
@@ -113,7 +113,7 @@ def files_of(root: Path) -> list[Path]:
 
 
 def test_untouched_folders_are_as_their_runs_left_them(folders: dict[str, Path]) -> None:
-    verdicts = {name: verify(path) for name, path in folders.items()}
+    verdicts = {name: verify_folder(path) for name, path in folders.items()}
     assert {name: (v.findings, v.notes) for name, v in verdicts.items()} == dict.fromkeys(folders, ((), ()))
     assert {name: (v.samples, v.failed) for name, v in verdicts.items()} == {
         "varied": (3, 0), "tokens": (3, 0), "again": (3, 0), "failed": (3, 2), "beside": (3, 0),
@@ -146,7 +146,7 @@ def test_whatever_happens_to_one_file_is_found(folders: dict[str, Path], data: s
         else:
             path = path.with_name(data.draw(st.sampled_from(["", "x"])) + path.name + "~")
             path.write_bytes(content)
-        found = verify(root)
+        found = verify_folder(root)
         assert not found.ok
         name = path.relative_to(root).as_posix()
         if has_checksum:
@@ -161,9 +161,9 @@ def test_every_file_of_a_folder_is_missed_when_it_is_deleted(
     for path in files_of(root):
         content = path.read_bytes()
         path.unlink()
-        assert not verify(root).ok, path
+        assert not verify_folder(root).ok, path
         path.write_bytes(content)
-    assert verify(root).ok
+    assert verify_folder(root).ok
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_file_that_is_cut_off_is_told_from_one_that_was_exchanged(
     root = copy("varied")
     before = (root / file).read_bytes()
     (root / file).write_bytes(before[:content] if isinstance(content, int) else content)
-    (found,) = verify(root).findings
+    (found,) = verify_folder(root).findings
     assert (found.kind, found.file) == (kind, file)
     assert says in found.detail
 
@@ -194,7 +194,7 @@ def test_a_file_that_is_cut_off_is_told_from_one_that_was_exchanged(
 def test_a_valid_file_of_another_sample_is_altered(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     shutil.copy(root / "tok_rgb@64/00000/000000.npy", root / "tok_rgb@64/00000/000001.npy")
-    assert kinds(verify(root)) == {("altered", "tok_rgb@64/00000/000001.npy")}
+    assert kinds(verify_folder(root)) == {("altered", "tok_rgb@64/00000/000001.npy")}
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_a_file_that_no_run_wrote_is_foreign(copy: Callable[[str], Path], file: 
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_bytes(b"x")
     expected = "other" if file.startswith("other") else file
-    assert kinds(verify(root)) == {("foreign", expected)}
+    assert kinds(verify_folder(root)) == {("foreign", expected)}
 
 
 def test_a_name_that_is_no_text_is_told(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     with open(os.fsencode(root / "caption/00000") + b"/\xff\xfe.txt", "wb") as file:
         file.write(b"x")
-    (found,) = verify(root).findings
+    (found,) = verify_folder(root).findings
     assert (found.kind, os.fsencode(found.file)) == ("foreign", b"caption/00000/\xff\xfe.txt")
 
 
@@ -228,7 +228,7 @@ def test_a_complete_sample_of_another_run_is_foreign(copy: Callable[[str], Path]
     for path in files_of(root):
         if path.name.startswith("000000."):
             shutil.copy(path, path.with_name(f"strange{path.suffix}"))
-    assert kinds(verify(root)) == {
+    assert kinds(verify_folder(root)) == {
         ("foreign", "caption/00000/strange.txt"),
         ("foreign", "tok_rgb@64/00000/strange.npy"),
     }
@@ -239,7 +239,7 @@ def test_pictures_made_of_a_run_and_leftovers_are_no_mistakes(copy: Callable[[st
     for file in ("plots/contact.png", ".partial/0123abcd-0123456789ab-0.npy"):
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_bytes(b"")
-    verdict = verify(root)
+    verdict = verify_folder(root)
     assert verdict.ok
     assert [(note.kind, note.file) for note in verdict.notes] == [("unfinished", ".partial")]
 
@@ -252,7 +252,7 @@ def test_links_that_lead_out_are_not_followed(copy: Callable[[str], Path], tmp_p
     shutil.move(root / "preview", tmp_path / "preview")
     (root / "preview").symlink_to(tmp_path / "preview")
     (root / "tok_rgb@64/00000/loop").symlink_to(root)
-    verdict = verify(root)
+    verdict = verify_folder(root)
     assert kinds(verdict) == {
         ("foreign", "rgb/00000/000000-v1.png"), ("foreign", "preview"), ("foreign", "tok_rgb@64/00000/loop"),
     }  # fmt: skip
@@ -262,7 +262,7 @@ def test_links_that_lead_out_are_not_followed(copy: Callable[[str], Path], tmp_p
     inside = root / "tok_rgb@64/00000/000000.npy"
     shutil.move(inside, root / "plots/kept.npy")
     inside.symlink_to("../../plots/kept.npy")
-    assert verify(root).ok
+    assert verify_folder(root).ok
 
 
 def test_what_cannot_be_read_is_one_finding(copy: Callable[[str], Path]) -> None:
@@ -272,7 +272,7 @@ def test_what_cannot_be_read_is_one_finding(copy: Callable[[str], Path]) -> None
     os.mkfifo(path)
     (root / "caption/00000/000001.txt").unlink()
     (root / "caption/00000/000001.txt").symlink_to("gone")
-    verdict = verify(root)
+    verdict = verify_folder(root)
     assert kinds(verdict) == {
         ("unreadable", "tok_rgb@64/00000/000001.npy"), ("unreadable", "caption/00000/000001.txt"),
     }  # fmt: skip
@@ -296,7 +296,7 @@ def stop_after(tiny: Path, out: Path, count: int, **changes: object) -> None:
 def test_a_killed_run_lacks_samples_until_it_is_resumed(tiny: Path, tmp_path: Path, count: int) -> None:
     out = tmp_path / "out"
     stop_after(tiny, out, count, preview=2)
-    verdict = verify(out)
+    verdict = verify_folder(out)
     if count < 3:
         (found,) = verdict.findings
         assert (found.kind, found.file) == ("missing", RUN)
@@ -306,7 +306,7 @@ def test_a_killed_run_lacks_samples_until_it_is_resumed(tiny: Path, tmp_path: Pa
     (note,) = verdict.notes  # the last sample was killed between its files and their lines
     assert (note.kind, note.file) == ("unlisted", PROCESSES)
     list(run(request(tiny, out, preview=2, resume=True)))
-    verdict = verify(out)
+    verdict = verify_folder(out)
     assert (verdict.findings, verdict.notes, verdict.samples) == ((), (), 3)
 
 
@@ -315,14 +315,14 @@ def test_of_a_killed_run_a_file_without_checksum_is_checked_by_its_format(tiny: 
     stop_after(tiny, out, 3)
     path = out / "rgb/00000/000002.png"
     path.write_bytes(path.read_bytes()[:-20])
-    assert kinds(verify(out)) == {("truncated", "rgb/00000/000002.png")}
+    assert kinds(verify_folder(out)) == {("truncated", "rgb/00000/000002.png")}
 
 
 def test_a_sample_that_was_half_written_is_begun_not_damaged(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_after(tiny, out, 2)
     (out / "rgb/00000/000001.png").unlink()
-    (found,) = verify(out).findings
+    (found,) = verify_folder(out).findings
     assert found.detail == "2 of 3 results were not made (1 of them begun); --resume makes them"
 
 
@@ -333,7 +333,7 @@ def test_an_interrupted_run_is_not_complete(tiny: Path, tmp_path: Path) -> None:
         if isinstance(event, Stepped) and event.keys == ("00000/000002",) and event.step == 2:
             break
     events.close()
-    (found,) = verify(tmp_path / "out").findings
+    (found,) = verify_folder(tmp_path / "out").findings
     assert (found.kind, found.file) == ("missing", RUN)
     assert found.detail.startswith("1 of 3 results")
 
@@ -341,24 +341,24 @@ def test_an_interrupted_run_is_not_complete(tiny: Path, tmp_path: Path) -> None:
 def test_a_share_of_a_run_lacks_the_others(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(run(request(tiny, out, world=World(0, 2))))
-    assert [found.detail[:27] for found in verify(out).findings] == ["1 of 3 results were not mad"]
+    assert [found.detail[:27] for found in verify_folder(out).findings] == ["1 of 3 results were not mad"]
     list(run(request(tiny, out, world=World(1, 2))))
-    assert verify(out).ok
+    assert verify_folder(out).ok
 
 
 def test_failures_are_known_and_missed_when_nobody_tells_of_them(copy: Callable[[str], Path]) -> None:
     root = copy("failed")
-    assert verify(root).failed == 2
+    assert verify_folder(root).failed == 2
     (noted,) = (root / PROCESSES).glob("*.jsonl")
     text = noted.read_bytes()
     noted.unlink()
-    assert kinds(verify(root)) == {("missing", f"{PROCESSES}/{noted.name}")}
+    assert kinds(verify_folder(root)) == {("missing", f"{PROCESSES}/{noted.name}")}
     (root / "failures.jsonl").unlink()
-    details = [found.detail for found in verify(root).findings]
+    details = [found.detail for found in verify_folder(root).findings]
     assert details[-1] == "2 of 8 results were not made; --resume makes them"
     noted.write_bytes(text)
-    assert verify(root).failed == 2
-    assert kinds(verify(root)) == {("missing", "failures.jsonl")}
+    assert verify_folder(root).failed == 2
+    assert kinds(verify_folder(root)) == {("missing", "failures.jsonl")}
 
 
 def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Callable[[str], Path]) -> None:
@@ -367,19 +367,19 @@ def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Calla
     name, text = f"{PROCESSES}/{path.name}", path.read_bytes()
     lines = text.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
-    found = verify(root).findings
+    found = verify_folder(root).findings
     assert [(f.kind, f.file) for f in found] == [("altered", name), ("altered", PROCESSES)]
     assert "line 12 is cut off" in found[0].detail
     path.write_bytes(b"".join(lines[:4]))
-    found = verify(root).findings
+    found = verify_folder(root).findings
     assert found[0].detail == "was changed after its process had ended"
     assert "caption/00000/000001.txt and 3 more files are not listed" in found[1].detail
     path.unlink()
-    assert kinds(verify(root)) == {("missing", name), ("missing", PROCESSES)}
+    assert kinds(verify_folder(root)) == {("missing", name), ("missing", PROCESSES)}
     path.write_bytes(b"0" * 64 + b"  ../../../etc/passwd\n" + b"0" * 64 + b"  /etc/passwd\n")
-    assert {("missing", "../../../etc/passwd"), ("missing", "/etc/passwd")} <= kinds(verify(root))
+    assert {("missing", "../../../etc/passwd"), ("missing", "/etc/passwd")} <= kinds(verify_folder(root))
     path.write_bytes(text[:-1])
-    assert kinds(verify(root)) == {("altered", name), ("altered", PROCESSES)}
+    assert kinds(verify_folder(root)) == {("altered", name), ("altered", PROCESSES)}
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "foreign"])
@@ -398,7 +398,7 @@ def test_what_no_process_wrote_is_found_beside_their_files(
         os.mkfifo(path)
     else:
         path.mkdir() if kind == "folder" else path.write_text("mine")
-    assert kinds(verify(root)) == {("foreign", f"{PROCESSES}/{path.name}")}
+    assert kinds(verify_folder(root)) == {("foreign", f"{PROCESSES}/{path.name}")}
 
 
 def test_the_last_line_of_a_killed_process_may_be_cut_off(tiny: Path, tmp_path: Path) -> None:
@@ -406,9 +406,9 @@ def test_the_last_line_of_a_killed_process_may_be_cut_off(tiny: Path, tmp_path: 
     stop_after(tiny, out, 3)
     killed = list_of(out)
     killed.write_bytes(killed.read_bytes()[:-30])
-    assert verify(out).ok
+    assert verify_folder(out).ok
     list(run(request(tiny, out, resume=True)))
-    verdict = verify(out)
+    verdict = verify_folder(out)
     assert (verdict.findings, verdict.notes) == ((), ())
 
 
@@ -437,7 +437,7 @@ def test_a_damaged_record_is_one_finding(
     root = copy("tokens")
     record = json.loads((root / RUN).read_text())
     (root / RUN).write_text(json.dumps(record | change))
-    found = verify(root).findings
+    found = verify_folder(root).findings
     assert [(f.kind, f.file) for f in found] == [("altered", RUN)]
     assert says in found[0].detail
     assert str(root) not in found[0].detail
@@ -462,32 +462,32 @@ def test_every_fact_of_a_record_that_is_changed_is_found(copy: Callable[[str], P
         for name, value in record.items():
             if name not in ("format",):
                 (root / file).write_text(json.dumps(record | {name: other_than(value)}, indent=1) + "\n")
-                assert ("altered", file) in kinds(verify(root)), (file, name)
+                assert ("altered", file) in kinds(verify_folder(root)), (file, name)
         for spoilt in (text[:-1], text + "\n", text.replace("\n", " ")):
             (root / file).write_text(spoilt)
-            assert kinds(verify(root)) == {("altered", file)}
+            assert kinds(verify_folder(root)) == {("altered", file)}
         (root / file).write_text(text)
-    assert verify(root).ok
+    assert verify_folder(root).ok
 
 
 def test_super_resolution_of_another_run_is_found(copy: Callable[[str], Path]) -> None:
     root = copy("beside")
     shutil.copy(copy("again") / RUN, root / RUN)
-    assert ("altered", SR_RUN) in kinds(verify(root))
+    assert ("altered", SR_RUN) in kinds(verify_folder(root))
 
 
 def test_without_a_record_what_checksums_list_is_still_checked(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     (root / RUN).unlink()
     (root / "caption/00000/000000.txt").write_text("other")
-    assert kinds(verify(root)) == {("missing", RUN), ("altered", "caption/00000/000000.txt")}
+    assert kinds(verify_folder(root)) == {("missing", RUN), ("altered", "caption/00000/000000.txt")}
 
 
 def test_a_folder_of_nobody_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run of this program wrote it"):
-        verify(tmp_path)
+        verify_folder(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
-        verify(tmp_path / "gone")
+        verify_folder(tmp_path / "gone")
 
 
 def test_super_resolution_is_checked_with_the_run_that_it_goes_on_from(
@@ -496,12 +496,12 @@ def test_super_resolution_is_checked_with_the_run_that_it_goes_on_from(
     root = copy("beside")
     (root / "tok_depth@64/00000/000001-v1.npy").unlink()
     (root / "rgb/00000/000000-v0.png").unlink()
-    assert kinds(verify(root)) == {
+    assert kinds(verify_folder(root)) == {
         ("missing", "rgb/00000/000000-v0.png"), ("missing", "tok_depth@64/00000/000001-v1.npy"),
     }  # fmt: skip
     root = copy_again(root, "beside2", root.parent / "beside")
     list(run(super_resolution(tiny, root, resume=True)))
-    assert kinds(verify(root)) == {("missing", "rgb/00000/000000-v0.png")}
+    assert kinds(verify_folder(root)) == {("missing", "rgb/00000/000000-v0.png")}
 
 
 def copy_again(source: Path, name: str, origin: Path) -> Path:
@@ -513,7 +513,7 @@ def test_super_resolution_of_a_run_with_failures_is_complete_without_them(tiny: 
     chain = make_chain([RGB], ["rgb@64"])
     list(run(request(tiny, out, samples=data, chain=chain, num_variations=2)))
     list(run(super_resolution(tiny, out)))
-    verdict = verify(out)
+    verdict = verify_folder(out)
     assert (verdict.findings, verdict.failed) == ((), 2)
 
 
@@ -529,10 +529,10 @@ def test_beside_a_dataset_only_the_folders_of_super_resolution_are_checked(
     assert not (out / RUN).exists()
     paths[0].write_bytes(b"the dataset's own affair")
     (out / "more").mkdir()
-    assert verify(out).ok
+    assert verify_folder(out).ok
     (out / "depth/00000/000001.npy").unlink()
     (out / "depth/00000/x.npy").write_bytes(b"")
-    assert kinds(verify(out)) == {
+    assert kinds(verify_folder(out)) == {
         ("missing", "depth/00000/000001.npy"), ("foreign", "depth/00000/x.npy"),
     }  # fmt: skip
 
@@ -542,10 +542,10 @@ def test_names_that_are_too_long_are_known_again(tiny: Path, tmp_path: Path) -> 
     for count in (1, 2):
         out = tmp_path / str(count)
         list(run(request(tiny, out, samples=samples, num_variations=count)))
-        assert verify(out).ok
+        assert verify_folder(out).ok
         path = sorted((out / "rgb/f").iterdir())[0]
         path.unlink()
-        assert kinds(verify(out)) == {("missing", path.relative_to(out).as_posix())}
+        assert kinds(verify_folder(out)) == {("missing", path.relative_to(out).as_posix())}
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -556,30 +556,30 @@ def test_super_resolution_finds_samples_with_long_names(tiny: Path, tmp_path: Pa
     assert len(open_results(out).keys) == len(LENGTHS)
     finer = super_resolution(tiny, out)
     assert sum(isinstance(event, Saved) for event in run(finer)) == count * len(LENGTHS)
-    assert (verify(out).findings, verify(out).samples) == ((), len(LENGTHS))
+    assert (verify_folder(out).findings, verify_folder(out).samples) == ((), len(LENGTHS))
 
 
 def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str], Path]) -> None:
     root = copy("varied")
     (root / "rgb/00000/000001-v1.png").unlink()
-    assert not verify(root).ok
+    assert not verify_folder(root).ok
     again = request(tiny, root, num_variations=2, preview=2, resume=True)
     with contextlib.closing(run(again)) as events:
         assert [e.variation for e in events if isinstance(e, Saved)] == [1]
-    assert verify(root).ok
+    assert verify_folder(root).ok
     assert read_record(root).preview == 2
 
 
 def test_all_findings_have_the_same_form(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     (root / "x").write_bytes(b"")
-    said = verify(root).to_json()
+    said = verify_folder(root).to_json()
     assert said == {
         "out": str(root), "ok": False, "samples": 3, "failed": 0, "files": 6,
         "findings": [{"kind": "foreign", "file": "x", "detail": "no run of this program wrote it"}],
         "notes": [],
     }  # fmt: skip
-    assert verify(root).findings == (Finding("foreign", "x", "no run of this program wrote it"),)
+    assert verify_folder(root).findings == (Finding("foreign", "x", "no run of this program wrote it"),)
 
 
 def test_arrays_in_archives_and_json_are_checked_by_their_formats(tmp_path: Path) -> None:
@@ -615,14 +615,14 @@ def test_failures_that_cannot_be_read_are_a_finding(copy: Callable[[str], Path],
     else:
         path.touch()
         os.truncate(path, 1 << 40)
-    assert kinds(verify(root)) == {("unreadable", "failures.jsonl")}
+    assert kinds(verify_folder(root)) == {("unreadable", "failures.jsonl")}
 
 
 def test_a_record_that_is_a_link_to_nowhere_is_a_finding(copy: Callable[[str], Path]) -> None:
     root = copy("beside")
     (root / SR_RUN).unlink()
     (root / SR_RUN).symlink_to("nowhere")
-    assert ("unreadable", SR_RUN) in kinds(verify(root))
+    assert ("unreadable", SR_RUN) in kinds(verify_folder(root))
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("a"), Path.touch])
@@ -632,7 +632,7 @@ def test_what_stands_in_the_place_of_unfinished_files_is_foreign(
     root = copy("tokens")
     shutil.rmtree(root / ".partial", ignore_errors=True)
     make(root / ".partial")
-    assert kinds(verify(root)) == {("foreign", ".partial")}
+    assert kinds(verify_folder(root)) == {("foreign", ".partial")}
 
 
 def test_files_that_have_grown_without_end_are_not_read(copy: Callable[[str], Path]) -> None:
@@ -640,9 +640,9 @@ def test_files_that_have_grown_without_end_are_not_read(copy: Callable[[str], Pa
     root = copy("tokens")
     token = next(root.glob("tok_rgb@64/*/*.npy"))
     os.truncate(token, 1 << 42)
-    assert kinds(verify(root)) == {("altered", str(token.relative_to(root)))}
+    assert kinds(verify_folder(root)) == {("altered", str(token.relative_to(root)))}
     os.truncate(list_of(root), 1 << 42)
-    assert ("unreadable", str(list_of(root).relative_to(root))) in kinds(verify(root))
+    assert ("unreadable", str(list_of(root).relative_to(root))) in kinds(verify_folder(root))
 
 
 def loop(path: Path) -> None:
@@ -662,7 +662,7 @@ def test_a_link_that_leads_to_itself_is_a_finding(
     token = next(root.glob("tok_rgb@64/*/*.npy"))
     token.unlink()
     make(token)
-    assert ("unreadable", str(token.relative_to(root))) in kinds(verify(root))
+    assert ("unreadable", str(token.relative_to(root))) in kinds(verify_folder(root))
 
 
 @pytest.mark.parametrize("name", [RUN, SR_RUN])
@@ -671,7 +671,7 @@ def test_a_record_that_is_a_link_is_a_finding(copy: Callable[[str], Path], tmp_p
     root = copy("beside")
     (root / name).rename(tmp_path / "record")
     (root / name).symlink_to(tmp_path / "record")
-    assert kinds(verify(root)) == {("foreign", name)}
+    assert kinds(verify_folder(root)) == {("foreign", name)}
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(".."), Path.touch])
@@ -680,7 +680,7 @@ def test_what_stands_in_the_place_of_plots_is_foreign(
 ) -> None:
     root = copy("tokens")
     make(root / "plots")
-    assert kinds(verify(root)) == {("foreign", "plots")}
+    assert kinds(verify_folder(root)) == {("foreign", "plots")}
 
 
 def test_what_lies_among_unfinished_files_and_is_none_is_foreign(copy: Callable[[str], Path]) -> None:
@@ -688,7 +688,7 @@ def test_what_lies_among_unfinished_files_and_is_none_is_foreign(copy: Callable[
     (root / ".partial" / "folder").mkdir(parents=True)
     (root / ".partial" / "0123abcd-0123456789ab-7.npy").touch()  # of a killed process
     (root / ".partial" / "mine").touch()
-    found = verify(root)
+    found = verify_folder(root)
     assert kinds(found) == {("foreign", ".partial/folder"), ("foreign", ".partial/mine")}
     assert [note.kind for note in found.notes] == ["unfinished"]
 
@@ -709,13 +709,13 @@ def test_every_fact_of_a_launch_that_is_changed_is_found(copy: Callable[[str], P
     for fact, value in facts.items():
         other = others[fact] if fact in others else value + 1
         path.write_text(json.dumps({**facts, fact: other}, indent=1) + "\n")
-        assert name in kinds(verify(root)), fact
+        assert name in kinds(verify_folder(root)), fact
     for other in (f"{text}\n", text[:-1], text.replace("{", '{\n "rank": 0,', 1), f"\ufeff{text}"):
         path.write_text(other)
-        assert name in kinds(verify(root)), other
+        assert name in kinds(verify_folder(root)), other
     facts.pop("sha256")  # as written by versions without it
     path.write_text(json.dumps(facts, indent=1) + "\n")
-    assert verify(root).ok
+    assert verify_folder(root).ok
 
 
 def test_a_process_under_another_name_is_found(copy: Callable[[str], Path]) -> None:
@@ -726,7 +726,7 @@ def test_a_process_under_another_name_is_found(copy: Callable[[str], Path]) -> N
         if after == "T0":  # a day later
             for path in list((root / PROCESSES).iterdir()):
                 path.rename(path.with_name("2099" + path.name[4:]))
-        assert {kind for kind, _ in kinds(verify(root))} == {"altered"}
+        assert {kind for kind, _ in kinds(verify_folder(root))} == {"altered"}
         shutil.rmtree(root)
 
 
@@ -741,9 +741,9 @@ def test_whatever_is_changed_in_the_list_of_failures_is_found(copy: Callable[[st
         text.replace("null", "1", 1), text.replace('"reason": "', '"reason": "x', 1),
     ):  # fmt: skip
         path.write_text(other)
-        assert ("altered" if other else "missing", path.name) in kinds(verify(root)), other
+        assert ("altered" if other else "missing", path.name) in kinds(verify_folder(root)), other
     (copy("tokens") / path.name).touch()
-    assert kinds(verify(root.with_name("tokens"))) == {("foreign", path.name)}
+    assert kinds(verify_folder(root.with_name("tokens"))) == {("foreign", path.name)}
 
 
 def test_a_file_that_a_failed_sample_lacked_is_foreign(copy: Callable[[str], Path]) -> None:
@@ -752,4 +752,4 @@ def test_a_file_that_a_failed_sample_lacked_is_foreign(copy: Callable[[str], Pat
         strange = root / "tok_depth@64" / "c" / "bad-v1.npy"
         strange.parent.mkdir(exist_ok=True)
         shutil.copy(good, strange)
-    assert kinds(verify(root)) == {("foreign", "tok_depth@64/c/bad-v1.npy")}
+    assert kinds(verify_folder(root)) == {("foreign", "tok_depth@64/c/bad-v1.npy")}

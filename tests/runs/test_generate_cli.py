@@ -17,7 +17,7 @@ from PIL import Image
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums, read_launches
 from fourm.output.runfile import read_run
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +168,7 @@ def test_killed_at_random_moments_and_resumed_the_folder_is_the_same(
     assert last.wait() == 0, last.communicate()[1]
     assert tree(out) == expected
     assert read_checksums(out) == read_checksums(tmp_path / "whole")
-    assert verify(out).ok
+    assert verify_folder(out).ok
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "shard"])

@@ -17,7 +17,7 @@ from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.runs.pipeline import run as run_request
 from fourm.runs.portions import Portions, is_out_of_memory
@@ -212,7 +212,7 @@ def test_memory_that_runs_out_after_some_of_a_group_are_done_makes_nothing_twice
     assert [event.key for event in events if isinstance(event, Saved)] == keys[len(failed) :]
     assert isinstance(events[-1], Finished)
     assert (events[-1].saved, events[-1].failed) == (4 - len(failed), len(failed))
-    assert verify(tmp_path / "out").ok
+    assert verify_folder(tmp_path / "out").ok
 
 
 def test_checksums_of_samples_are_noted_that_were_written_before_memory_ran_out(
@@ -229,7 +229,7 @@ def test_checksums_of_samples_are_noted_that_were_written_before_memory_ran_out(
     monkeypatch.setattr(GridCodec, "write", scripted)
     monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))
     make_four(tmp_path / "out")
-    verdict = verify(tmp_path / "out")
+    verdict = verify_folder(tmp_path / "out")
     assert verdict.ok, verdict.findings
 
 

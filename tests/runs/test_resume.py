@@ -13,7 +13,7 @@ from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.output.checksums import list_files
 from fourm.output.processes import CHECKSUMS, of_kind
-from fourm.output.verify import verify
+from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved, Started
 from fourm.runs.finished import READ_BYTES, Folder
 from fourm.runs.pipeline import run
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_as_it_was_written_is_made_again(
         (out / "elsewhere").unlink()
     assert results(out) == results(made)
     assert not (out / file).is_symlink()
-    assert verify(out).ok
+    assert verify_folder(out).ok
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_tokens_without_a_checksum_are_those_of_their_modality(
     for listed in of_kind(out, CHECKSUMS):
         listed.path.unlink()
     tokens(out / KINDS[1], change)
-    assert ("altered", KINDS[1]) in {(found.kind, found.file) for found in verify(out).findings}
+    assert ("altered", KINDS[1]) in {(found.kind, found.file) for found in verify_folder(out).findings}
     events = list(run(request(tiny, out, resume=True)))
     assert [event.variation for event in events if isinstance(event, Saved)] == [1]
     assert results(out) == results(made)
@@ -166,7 +166,7 @@ def test_a_file_is_compared_with_its_checksum_in_the_working_folder_too(
     events = list(run(request(tiny, Path(), resume=True)))
     assert [event.variation for event in events if isinstance(event, Saved)] == [1]
     assert results(out) == results(made)
-    assert verify(out).ok
+    assert verify_folder(out).ok
 
 
 def test_a_process_knows_the_checksums_of_processes_that_had_other_shares(
@@ -184,7 +184,7 @@ def test_a_process_knows_the_checksums_of_processes_that_had_other_shares(
     for share in shares:
         list(run(share))
     assert results(out) == results(made)
-    assert verify(out).ok
+    assert verify_folder(out).ok
 
 
 def test_a_finished_run_is_left_as_it_is(tiny: Path, made: Path, out: Path) -> None:

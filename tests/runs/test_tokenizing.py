@@ -28,7 +28,7 @@ from fourm.networks.tokenizers.config import VQConfig
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
 from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples
-from fourm.runs.tokenizing import run
+from fourm.runs.tokenizing import tokenize_dataset
 
 Array = NDArray[Any]
 ROW = Modality("tok_rgb@48", Kind.GRID, 9, 64, (3, 3), 16, 48, codec="tok_rgb", tokenizer="rgb", folder="rgb")
@@ -85,7 +85,7 @@ def test_recorded_pictures_become_the_recorded_tokens(
     vq: Path, recorded_model: ModelFiles, tmp_path: Path
 ) -> None:
     root = vq / RECORDED
-    events = list(run(request(root, recorded_model, "rgb", out=tmp_path / "out")))
+    events = list(tokenize_dataset(request(root, recorded_model, "rgb", out=tmp_path / "out")))
     assert counts(events) == (2, 0, 0)
     for name in ("a/img_000", "b/img_001"):
         made = np.load(tmp_path / f"out/tok_rgb@48/{name}.npy")
@@ -144,7 +144,7 @@ def test_what_was_generated_becomes_the_same_tokens_again(tmp_path: Path) -> Non
     chain = parse_chain(f"--targets {'-'.join(names)} --temps 0.5", model)
     samples = samples_of_prompts(["a small red circle above a blue square", "a large green triangle"])
     list(generate(Request(model, chain, samples, tmp_path / "made", device="cpu")))
-    events = list(run(request(tmp_path / "made", model, out=tmp_path / "again")))
+    events = list(tokenize_dataset(request(tmp_path / "made", model, out=tmp_path / "again")))
     assert counts(events) == (2, 0, 0)
     for name in names:
         for path in sorted((tmp_path / "made" / f"{name}@64").rglob("*.npy")):
@@ -154,10 +154,10 @@ def test_what_was_generated_becomes_the_same_tokens_again(tmp_path: Path) -> Non
 
 def test_every_modality_of_a_sample_shows_the_same_crops(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
-    assert counts(list(run(request(dataset, model, "rgb", num_crops=4, seed=3)))) == (3, 0, 0)
+    assert counts(list(tokenize_dataset(request(dataset, model, "rgb", num_crops=4, seed=3)))) == (3, 0, 0)
     before = tree(dataset / "crop_settings")
     # Another seed, and no number: the crops are there already.
-    assert counts(list(run(request(dataset, model, "depth", seed=9)))) == (3, 0, 0)
+    assert counts(list(tokenize_dataset(request(dataset, model, "depth", seed=9)))) == (3, 0, 0)
     assert tree(dataset / "crop_settings") == before
     for number in range(3):
         rows = np.load(dataset / f"crop_settings/f/s{number}.npy")
@@ -173,33 +173,37 @@ def test_every_modality_of_a_sample_shows_the_same_crops(tiny: Path, dataset: Pa
 def test_a_sample_depends_on_itself_and_the_seed_alone(tiny: Path, dataset: Path, tmp_path: Path) -> None:
     model = find_model(tiny)
     whole = request(dataset, model, num_crops=3, out=tmp_path / "whole")
-    list(run(whole))
+    list(tokenize_dataset(whole))
     for changes in ({"batch_size": 1}, {"batch_size": 7}, {"samples": whole.samples[::-1]}):
         other = replace(whole, out=tmp_path / "other", **changes)
-        list(run(other))
+        list(tokenize_dataset(other))
         assert tree(other.out) == tree(whole.out)
         shutil.rmtree(other.out)
     for rank in range(2):
-        list(run(replace(whole, out=tmp_path / "other", world=replace(whole.world, rank=rank, size=2))))
+        list(
+            tokenize_dataset(
+                replace(whole, out=tmp_path / "other", world=replace(whole.world, rank=rank, size=2))
+            )
+        )
     assert tree(tmp_path / "other") == tree(whole.out)
-    list(run(replace(whole, out=tmp_path / "seed", seed=1)))
+    list(tokenize_dataset(replace(whole, out=tmp_path / "seed", seed=1)))
     assert tree(tmp_path / "seed/crop_settings") != tree(whole.out / "crop_settings")
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tiny: Path, dataset: Path, tmp_path: Path) -> None:
     model = find_model(tiny)
     whole = request(dataset, model, num_crops=2, out=tmp_path / "whole")
-    list(run(whole))
-    events: Iterator[Event] = run(replace(whole, out=tmp_path / "part"))
+    list(tokenize_dataset(whole))
+    events: Iterator[Event] = tokenize_dataset(replace(whole, out=tmp_path / "part"))
     for event in events:
         if isinstance(event, Saved):
             break
     del events
     part = request(dataset, model, out=tmp_path / "part")
     (tmp_path / "part/tok_depth@64/f/s0.npy").unlink()  # half of a sample
-    again = list(run(part))
+    again = list(tokenize_dataset(part))
     assert counts(again) == (3, 0, 0)
-    assert counts(list(run(part))) == (0, 3, 0)
+    assert counts(list(tokenize_dataset(part))) == (0, 3, 0)
     assert tree(tmp_path / "part") == tree(whole.out)
 
 
@@ -207,7 +211,7 @@ def test_a_sample_that_cannot_be_read_fails_alone_and_is_tried_again(tiny: Path,
     model = find_model(tiny)
     good = (dataset / "depth/f/s1.png").read_bytes()
     (dataset / "depth/f/s1.png").write_bytes(good[:200])
-    events = list(run(request(dataset, model)))
+    events = list(tokenize_dataset(request(dataset, model)))
     assert counts(events) == (2, 0, 1)
     assert "s1.png: not a picture that can be read" in failures(events)["f/s1"]
     assert (dataset / "tok_rgb@64/f/s1.npy").is_file()  # what could be made is made
@@ -215,7 +219,7 @@ def test_a_sample_that_cannot_be_read_fails_alone_and_is_tried_again(tiny: Path,
     (line,) = (dataset / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "f/s1"
     (dataset / "depth/f/s1.png").write_bytes(good)
-    assert counts(list(run(request(dataset, model)))) == (1, 2, 0)
+    assert counts(list(tokenize_dataset(request(dataset, model)))) == (1, 2, 0)
     assert not (dataset / "failures.jsonl").exists()
 
 
@@ -232,65 +236,65 @@ def test_token_files_that_are_not_whole_are_left_alone_unless_told(
     strange.parent.mkdir(parents=True)
     write_array(ids, strange)
     before = strange.read_bytes()
-    events = list(run(request(dataset, model, "rgb")))
+    events = list(tokenize_dataset(request(dataset, model, "rgb")))
     assert counts(events) == (2, 0, 1)
     assert "is not 1 crops of 64 tokens in 0..63; --overwrite" in failures(events)["f/s0"]
     assert strange.read_bytes() == before
-    assert counts(list(run(request(dataset, model, "rgb", overwrite=True)))) == (3, 0, 0)
+    assert counts(list(tokenize_dataset(request(dataset, model, "rgb", overwrite=True)))) == (3, 0, 0)
     assert np.load(strange).shape == (1, 64)
 
 
 def test_an_empty_token_file_is_made_anew(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
-    list(run(request(dataset, model, "rgb")))
+    list(tokenize_dataset(request(dataset, model, "rgb")))
     path = dataset / "tok_rgb@64/f/s0.npy"
     before = path.read_bytes()
     path.write_bytes(b"")
-    assert counts(list(run(request(dataset, model, "rgb")))) == (1, 2, 0)
+    assert counts(list(tokenize_dataset(request(dataset, model, "rgb")))) == (1, 2, 0)
     assert path.read_bytes() == before
 
 
 def test_another_number_of_crops_than_there_are_is_refused(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
-    list(run(request(dataset, model, "rgb", num_crops=2)))
+    list(tokenize_dataset(request(dataset, model, "rgb", num_crops=2)))
     with pytest.raises(UsageError, match=r"--crops 3: .*crop_settings/f/s0\.npy has 2"):
-        list(run(request(dataset, model, "depth", num_crops=3)))
+        list(tokenize_dataset(request(dataset, model, "depth", num_crops=3)))
     settings = dataset / "crop_settings/f/s1.npy"
     write_array(np.load(settings)[:1], settings)
-    events = list(run(request(dataset, model, "depth")))
+    events = list(tokenize_dataset(request(dataset, model, "depth")))
     assert counts(events) == (2, 0, 1)
     assert "has 1 crops, where there are 2" in failures(events)["f/s1"]
 
 
 def test_random_crops_are_not_drawn_beside_tokens_of_unknown_ones(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
-    list(run(request(dataset, model, "rgb", num_crops=2)))
+    list(tokenize_dataset(request(dataset, model, "rgb", num_crops=2)))
     shutil.rmtree(dataset / "crop_settings")
-    events = list(run(request(dataset, model, num_crops=2)))
+    events = list(tokenize_dataset(request(dataset, model, num_crops=2)))
     assert counts(events) == (0, 0, 3)
     assert "shows crops of which there is no file in crop_settings" in failures(events)["f/s0"]
 
 
 def test_a_folder_of_tokens_belongs_to_one_tokenizer(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
-    list(run(request(dataset, model)))
+    list(tokenize_dataset(request(dataset, model)))
     other = replace(model, tokenizers={**model.tokenizers, "rgb": dataset.parent / "other"})
     shutil.copytree(model.tokenizers["rgb"], dataset.parent / "other")
     weights = dataset.parent / "other" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(UsageError, match="tok_rgb@64: was begun with other settings: tokenizer is"):
-        list(run(request(dataset, other)))
+        list(tokenize_dataset(request(dataset, other)))
     with pytest.raises(UsageError, match="dtype is float32 there and bfloat16 here"):
-        list(run(request(dataset, model, dtype="bfloat16")))
-    assert counts(list(run(request(dataset, other, overwrite=True)))) == (3, 0, 0)
+        list(tokenize_dataset(request(dataset, model, dtype="bfloat16")))
+    assert counts(list(tokenize_dataset(request(dataset, other, overwrite=True)))) == (3, 0, 0)
     (dataset / "tok_rgb@64" / TOKENIZER).write_text("[]")
     with pytest.raises(UsageError, match="is not a record"):
-        list(run(request(dataset, other)))
+        list(tokenize_dataset(request(dataset, other)))
 
 
 def test_maps_of_another_size_than_the_picture_are_refused(tiny: Path, dataset: Path) -> None:
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(dataset / "depth/f/s2.png")
-    events = list(run(request(dataset, find_model(tiny), "depth")))
+    events = list(tokenize_dataset(request(dataset, find_model(tiny), "depth")))
     assert counts(events) == (2, 0, 1)
     assert "s2.png: 32 x 32 pixels, but the picture of this sample has 65 x 200" in failures(events)["f/s2"]
 
@@ -302,13 +306,13 @@ def test_features_are_tokens_of_one_crop_only(tiny: Path, tmp_path: Path) -> Non
         np.random.default_rng(0).normal(size=(14, 8, 8)).astype(np.float32), tmp_path / "clip/f/x.npy"
     )
     write_array(np.zeros((14, 4, 16), np.float32), tmp_path / "clip/f/wrong.npy")
-    events = list(run(request(tmp_path, model)))
+    events = list(tokenize_dataset(request(tmp_path, model)))
     assert counts(events) == (1, 0, 1)
     assert "features of 4 x 16 places, not 8 x 8" in failures(events)["f/wrong"]
     assert np.load(tmp_path / "tok_clip@64/f/x.npy").shape == (1, 64)
     assert not (tmp_path / "crop_settings").exists()
     with pytest.raises(UsageError, match="features of a picture cannot be cropped"):
-        list(run(request(tmp_path, model, num_crops=2)))
+        list(tokenize_dataset(request(tmp_path, model, num_crops=2)))
 
 
 def test_names_are_cut_at_the_last_dot_and_an_extension_is_known_in_any_case(
@@ -317,7 +321,7 @@ def test_names_are_cut_at_the_last_dot_and_an_extension_is_known_in_any_case(
     (tmp_path / "rgb/f").mkdir(parents=True)
     for name in ("a.b.png", "a.c.PNG", "ü ö.png", "v1.2.3.png"):
         write_png(np.zeros((9, 9, 3), np.uint8), tmp_path / "rgb/f" / name)
-    list(run(request(tmp_path, find_model(tiny))))
+    list(tokenize_dataset(request(tmp_path, find_model(tiny))))
     made = {path.name for path in (tmp_path / "tok_rgb@64/f").iterdir()}
     assert made == {"a.b.npy", "a.c.npy", "ü ö.npy", "v1.2.3.npy"}
 
@@ -357,7 +361,7 @@ def test_a_mask_reaches_only_a_tokenizer_that_takes_one(tiny: Path, dataset: Pat
             if not with_mask:
                 (dataset / "mask_valid").rename(tmp_path / "away")
             out = tmp_path / f"{name}{with_mask}"
-            assert counts(list(run(request(dataset, files, "rgb", out=out)))) == (3, 0, 0)
+            assert counts(list(tokenize_dataset(request(dataset, files, "rgb", out=out)))) == (3, 0, 0)
             made[f"{name}{with_mask}"] = tree(out / "tok_rgb@64/f")
             if not with_mask:
                 (tmp_path / "away").rename(dataset / "mask_valid")
@@ -368,11 +372,11 @@ def test_a_mask_reaches_only_a_tokenizer_that_takes_one(tiny: Path, dataset: Pat
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tiny: Path, dataset: Path) -> None:
     (dataset.parent / "file").write_text("")
     with pytest.raises(FourMError, match="is a file, not a folder"):
-        list(run(request(dataset, find_model(tiny), out=dataset.parent / "file")))
+        list(tokenize_dataset(request(dataset, find_model(tiny), out=dataset.parent / "file")))
 
 
 def test_a_run_says_what_it_will_do_first(tiny: Path, dataset: Path) -> None:
-    events = list(run(request(dataset, find_model(tiny))))
+    events = list(tokenize_dataset(request(dataset, find_model(tiny))))
     started = next(event for event in events if isinstance(event, Started))
     assert (started.total, started.skipped, started.steps, started.batch_size) == (3, 0, 0, 1)
     saved = [event for event in events if isinstance(event, Saved)]

@@ -206,7 +206,7 @@ def _json(value: object) -> str:
 
 
 def _asset(name: str) -> str:
-    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+    return files("fourm.views.gallery").joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
