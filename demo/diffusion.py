@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from demo.patches import patch_table, tokens_of
 from demo.tokenizers import LATENT_DIM
 from demo.world import SIDE, sample_scene
-from fourm.networks.tokenizers.diffusion import add_noise, cumulative_alphas
+from fourm.networks.tokenizers.diffusion import cumulative_alphas
 from fourm.networks.tokenizers.unet import PatchedUNet, UNetShape
 
 NAME = "rgb_divae"  # its folder, beside that of the tokenizer whose tokens it reads
@@ -84,7 +84,8 @@ class Run:
     def step(self, codes: Tensor, alphas: Tensor) -> float:
         """One step of the optimizer; returns the mean squared error of the predicted pictures."""
         tokens, pictures, t, noise = draw(self.plan, self.done)
-        noisy = add_noise(pictures, noise, alphas[t])
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * pictures + (1 - a).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             condition = self.network.condition(F.embedding(tokens, codes).movedim(-1, 1), (SIDE, SIDE))
             loss = F.mse_loss(self.network(noisy, t, condition), pictures)

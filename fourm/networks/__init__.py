@@ -14,7 +14,7 @@ PUBLIC = {
     ),
     "tokenizers.build": "AnyTokenizer build_tokenizer read_config",
     "tokenizers.config": "DiVAEConfig VQConfig",
-    "tokenizers.diffusion": "add_noise cumulative_alphas",
+    "tokenizers.diffusion": "cumulative_alphas",
     "tokenizers.divae": "DiVAE",
     "tokenizers.unet": "PatchedUNet UNetShape",
     "tokenizers.vq": "IMAGENET Part VQTokenizer",

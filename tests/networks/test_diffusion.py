@@ -14,14 +14,11 @@ from fourm.errors import CheckpointError, UsageError
 from fourm.networks.tokenizers.diffusion import (
     Clipping,
     Sampler,
-    add_noise,
     cumulative_alphas,
-    noise_of_velocity,
     predict_clean,
     predict_noise,
     timestep_embedding,
     timesteps,
-    velocity,
 )
 
 # The square roots and exponentials of vector libraries differ in the last bit from one kind of CPU to the
@@ -93,15 +90,25 @@ def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
     assert len(records) > 50
 
 
+def add_noise(clean: Tensor, noise: Tensor, a: Tensor) -> Tensor:
+    """The forward process; a of any shape that broadcasts over the values."""
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def velocity(clean: Tensor, noise: Tensor, a: Tensor) -> Tensor:
+    """What a v-prediction network predicts (Salimans and Ho 2022, arXiv:2202.00512)."""
+    return a.sqrt() * noise - (1 - a).sqrt() * clean
+
+
 def test_the_forward_process_is_the_recorded_one(schedulers: Path) -> None:
     tensors = load_file(schedulers / "forward_process.safetensors")
     for schedule in ("linear", "shifted_cosine:0.5"):
         get = {name: tensors[f"{schedule}/{name}"] for name in ("clean", "noise", "timesteps")}
-        a = cumulative_alphas(schedule, 1000)[get["timesteps"]]
+        a = cumulative_alphas(schedule, 1000)[get["timesteps"]].view(-1, 1, 1, 1)
         noisy, v = add_noise(get["clean"], get["noise"], a), velocity(get["clean"], get["noise"], a)
         assert_met(noisy, tensors[f"{schedule}/noisy"], CALL)
         assert_met(v, tensors[f"{schedule}/velocity"], CALL)
-        back = noise_of_velocity(v, noisy, a)
+        back = predict_noise(v, a, noisy, "v_prediction")
         torch.testing.assert_close(back, tensors[f"{schedule}/recovered_noise"], rtol=1e-6, atol=1e-7)
 
 

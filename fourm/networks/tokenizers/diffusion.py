@@ -250,31 +250,6 @@ def predict_noise(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tens
     return a.sqrt() * output + (1 - a).sqrt() * x
 
 
-# ---- the forward process, for training
-
-
-def add_noise(clean: Tensor, noise: Tensor, a: Tensor) -> Tensor:
-    """The noisy value; a (B,) or ()."""
-    a = _per_row(a, clean)
-    return a.sqrt() * clean + (1 - a).sqrt() * noise
-
-
-def velocity(clean: Tensor, noise: Tensor, a: Tensor) -> Tensor:
-    """What a v-prediction network predicts (Salimans and Ho 2022, arXiv:2202.00512); a (B,) or ()."""
-    a = _per_row(a, clean)
-    return a.sqrt() * noise - (1 - a).sqrt() * clean
-
-
-def noise_of_velocity(output: Tensor, noisy: Tensor, a: Tensor) -> Tensor:
-    """The noise, from a velocity and a noisy value; a (B,) or ()."""
-    a = _per_row(a, noisy)
-    return a.sqrt() * output + (1 - a).sqrt() * noisy
-
-
-def _per_row(a: Tensor, like: Tensor) -> Tensor:
-    return a.view(-1, *(1,) * (like.ndim - 1)) if a.ndim else a
-
-
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """t () or (B,) -> (1 or B, dim) float32: cosines, then sines, of t at dim / 2 frequencies."""
     half = dim // 2
