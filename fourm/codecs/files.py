@@ -34,8 +34,8 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from fourm.data.chunks import SIGNATURE, strip_metadata
 from fourm.data.opening import read_bytes
-from fourm.data.png import SIGNATURE, strip_metadata
 from fourm.data.shards import read_member, split_path
 from fourm.errors import SampleError
 

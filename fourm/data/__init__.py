@@ -4,6 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "chunks": "SIGNATURE strip_metadata",
     "crops": "CROP_SETTINGS Crop NUM_UNIFORMS WHOLE centre_crop random_crop",
     "dataset": (
         "Dataset Listing PICTURES REST TOKENIZER flat_advice list_dataset list_folder "
@@ -19,7 +20,6 @@ PUBLIC = {
     "locks": "try_lock wait_for_lock",
     "opening": "open_file open_own open_text read_bytes real",
     "paths": "DRAWING check_drawing free_beside local_name local_path output_path scheme_problem",
-    "png": "SIGNATURE strip_metadata",
     "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
     "shards": "read_member split_path",
 }

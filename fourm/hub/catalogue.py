@@ -193,7 +193,7 @@ def near_entry(name: str) -> str:
     """`; did you mean 'tok-rgb'?` for a misspelt short name, group or Hub id, or an empty string."""
     named = {e.hub_id.lower(): e.hub_id for e in _ENTRIES if e.hub_id}
     words = named if "/" in name else {word: word for word in (*CATALOGUE, *GROUPS)}
-    advice = near_match(name.lower(), words)
+    advice = "" if name.lower() in words else near_match(name.lower(), words)
     for lower, word in words.items():
         advice = advice.replace(f"'{lower}'", f"'{word}'")
     return advice

@@ -80,6 +80,10 @@ def read_finer(
     samples = samples_for(root, run, origin.keys, chain.conditions, ids)
     variations = run.record.num_variations if run.record.variation is None else 1
     lacking = run.record.samples * variations - _count(samples, run.record)
+    if samples and not _count(samples, run.record):
+        raise UsageError(
+            f"{root}: none of the results that its run made are there; --resume makes them again"
+        )
     incomplete = (f"{lacking} of {run.record.samples * variations} results are not there",) if lacking else ()
     return Dataset(tuple(samples), incomplete)
 

@@ -475,3 +475,20 @@ def test_spoilt_metadata_of_other_formats_harms_nothing(tmp_path: Path) -> None:
     ):  # pointers to EXIF and GPS, Photoshop, ICC, XMP, IPTC
         image.save(tmp_path / "x.tif", tiffinfo={tag: 0x7FFFFFFF if tag in (34665, 34853) else b"\xff" * 9})
         assert np.array_equal(read_rgb(tmp_path / "x.tif"), pixels), tag
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [b"\xff\xe0\0\x07JFIF\0", b"\xff\xe0\0\x08JFIF\0\1", b"\xff\xee\0\x07Adobe", b"\xff\xfe\0\x05abc",
+     b"\xff\xe2\0\x0eICC_PROFILE\0", b"\xff\xe2\0\x0fICC_PROFILE\0\1", b"\xff\xff\xff\xe5\0\x02"],
+)  # fmt: skip
+def test_spoilt_segments_of_a_jpeg_change_no_pixel(tmp_path: Path, segment: bytes) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for mode in ("RGB", "CMYK", "L"):
+        Image.fromarray(pixels).convert(mode).save(tmp_path / "x.jpg")
+        plain = (tmp_path / "x.jpg").read_bytes()
+        with Image.open(tmp_path / "x.jpg") as image:
+            whole = np.asarray(image.convert("RGB"))
+        for at in (2, 4 + int.from_bytes(plain[4:6], "big")):  # before and behind the first segment
+            (tmp_path / "x.jpg").write_bytes(plain[:at] + segment + plain[at:])
+            assert np.array_equal(read_rgb(tmp_path / "x.jpg"), whole)

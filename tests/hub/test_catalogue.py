@@ -127,3 +127,8 @@ def test_a_configuration_file_names_what_its_models_need(path: Path) -> None:
     size, family, *_ = path.stem.partition("+")[0].removeprefix("4m-").split("_", 1)
     assert model.name in (f"4m-{family.removeprefix('mod').replace('_', '-')}-{size}",
                           f"4m-7-{size}-coyo", f"4m-7-t2i-{size}")  # fmt: skip
+
+
+def test_a_name_that_is_right_has_no_near_match() -> None:
+    assert near_entry("EPFL-VILAB/4M-7-SR_L_CC12M") == ""
+    assert "did you mean 'EPFL-VILAB/4M-7-SR_L_CC12M'" in near_entry("EPFL-VILAB/4M-7-SR_L_CC12N")

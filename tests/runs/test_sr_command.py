@@ -163,7 +163,9 @@ def test_one_variation_that_was_repeated_is_all_that_its_run_made(
     assert (code, "not there" in err) == (0, False), err
     assert [path.name for path in (tmp_path / "one/rgb@128/00000").iterdir()] == ["000001-v1.png"]
     (tmp_path / "one/tok_rgb@64/00000/000001-v1.npy").unlink()
-    assert "1 of 1 results are not there" in run("sr", "one", *SR_QUICK, "--out", "none")[2]
+    code, said, err = run("sr", "one", *SR_QUICK, "--out", "none")
+    assert (code, said, "none of the results that its run made are there" in err) == (2, "", True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_whose_model_has_gone_is_a_sentence(run: Run, tiny: Path, tmp_path: Path) -> None:
