@@ -7,7 +7,6 @@ Pure float32 arithmetic on tensors; networks come from elsewhere. `a` is always 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,21 +18,6 @@ SHIFTED_COSINE = "shifted_cosine:"
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
 MODES = ("trailing", "leading", "linspace")
 _MAX_LOG_SNR = 15.0
-
-
-class DiffusionDecoder(Protocol):
-    """A network that predicts from a noisy value, with the tokens' latents as its condition."""
-
-    multiple: int  # sides of a value are multiples of this many pixels
-
-    def condition(self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None) -> object:
-        """What is constant over the steps.
-
-        quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = dropped.
-        """
-
-    def __call__(self, x: Tensor, t: Tensor, condition: object) -> Tensor:
-        """x (B, C, H, W), t () or (B,) -> (B, C, H, W)."""
 
 
 # ---- noise schedules
