@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_path, output_path
+from fourm.data.opening import local_path
+from fourm.data.writing import output_path
 from fourm.errors import SampleError
 from fourm.runs.convert import convert_dataset
 from fourm_cli.console import note

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_name, local_path
+from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError, VerificationError
 from fourm.hub.catalogue import CATALOGUE, GROUPS
 from fourm.hub.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_name
+from fourm.data.opening import local_name
 from fourm.hub.cache import cache_folder
 from fourm.hub.inventory import Item, Sheet, describe, list_items
 from fourm_cli.completion import known_names

@@ -10,7 +10,8 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from fourm.data.paths import local_name, local_path, output_path
+from fourm.data.opening import local_name, local_path
+from fourm.data.writing import output_path
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles, resolve_tokenizer
 from fourm.schedule.language import Item

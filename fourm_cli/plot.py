@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_name
+from fourm.data.opening import local_name
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import find_model
 from fourm.output.results import open_results

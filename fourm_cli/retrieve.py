@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import check_drawing, local_path
+from fourm.data.opening import local_path
+from fourm.data.writing import check_drawing
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import DEMO, find_model
 from fourm_cli.console import note, print_json, print_table

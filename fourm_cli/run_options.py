@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_name, local_path, output_path
+from fourm.data.opening import local_name, local_path
+from fourm.data.writing import output_path
 from fourm.runs.request import ATTENTIONS
 from fourm_cli.completion import one_of
 from fourm_cli.options import MODEL_PANEL

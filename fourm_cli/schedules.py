@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import check_drawing, local_path
+from fourm.data.opening import local_path
+from fourm.data.writing import check_drawing
 from fourm.hub.files import DEMO, ModelFiles, find_model
 from fourm.runs.superres import plan_finer
 from fourm.schedule.chain import Chain, Step

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.opening import real
-from fourm.data.paths import local_name, output_path
+from fourm.data.opening import local_name, real
+from fourm.data.writing import output_path
 from fourm.errors import UsageError
 from fourm.output.runfile import RunRecord
 from fourm.runs.request import DETOKENIZER_STEPS, Origin, Request

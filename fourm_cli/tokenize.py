@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.paths import local_path, output_path
+from fourm.data.opening import local_path
+from fourm.data.writing import output_path
 from fourm.errors import UsageError
 from fourm.hub.files import DEMO, find_modalities
 from fourm.runs.events import Event

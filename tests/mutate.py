@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
     "runs/superres", "runs/replay", "runs/saving", "output/record", "output/processes", "output/checksums",
-    "data/layout", "hub/files",
+    "data/layout", "data/writing", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
 NEAREST = {  # test files beside the one that has the module's name; not those that take minutes
@@ -44,9 +44,10 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "checkpoint": "loading tokenizers pipeline",
     "saving": "pipeline outputs generate_cli sr_command verify",
     "record": "pipeline resume generate_cli",
-    "processes": "record layout resume verify",
-    "checksums": "verify verify_command record layout",
+    "processes": "record writing resume verify",
+    "checksums": "verify verify_command record writing",
     "layout": "cli pipeline prompts record",
+    "writing": "cli pipeline record",
     "files": "hub loading names models_command",
     "pipeline": "generate_cli sr_command state resume refusals",
     "superres": "sr_command precedence",

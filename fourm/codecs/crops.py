@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourm.codecs.files import MAX_PIXELS, read_array, read_size, write_array
-from fourm.data.crops import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
 _COLUMNS = 5  # top, left, height, width, mirrored

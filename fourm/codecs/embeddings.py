@@ -13,7 +13,7 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_members, write_members
 from fourm.codecs.images import Diffusion
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import Modality
 from fourm.networks.state import Slot, full_embedding

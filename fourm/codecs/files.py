@@ -34,9 +34,8 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from fourm.data.chunks import SIGNATURE, strip_metadata
-from fourm.data.opening import read_bytes
-from fourm.data.shards import read_member, split_path
+from fourm.data.dataset import read_member, split_path
+from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata
 from fourm.errors import SampleError
 
 MAX_BYTES = 1 << 30  # of an array or picture file

@@ -21,7 +21,7 @@ from fourm.codecs.colours import NO_CLASS, LegendEntry, feature_colours, legend,
 from fourm.codecs.files import write_array, write_png
 from fourm.codecs.forms import Form, unit
 from fourm.codecs.pictures import Value, cut, fit_square, read_rgb, read_valid
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
 from fourm.modalities.registry import Modality

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fourm.codecs.colours import to_bytes
 from fourm.codecs.files import read_array, read_levels, read_picture
-from fourm.data.crops import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
 Value = NDArray[Any]

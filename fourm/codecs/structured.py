@@ -17,7 +17,7 @@ from fourm.codecs.images import Diffusion
 from fourm.codecs.masks import MASK_CODES, draw_instances, outline_instances
 from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.sequences import encode_texts
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
 from fourm.modalities.instances import JOINED, SAM_INSTANCES

@@ -11,7 +11,7 @@ from fourm.codecs.forms import FORMS
 from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import STRUCTURED, StructuredCodec
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality
 from fourm.modalities.wordpiece import WordPiece

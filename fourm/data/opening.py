@@ -1,4 +1,4 @@
-"""Opens files, and refuses pipes, devices and files that are larger than a limit.
+"""Opens files, and refuses pipes, devices, URLs and files that are larger than a limit.
 
 Reading a pipe or a device that has the name of a file could wait forever or fill the memory. The functions
 raise an OSError whose `strerror` says what was found, so that callers can report it like any other OSError.
@@ -10,19 +10,30 @@ import errno
 import os
 import re
 import stat
+import zlib
+from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeVar
 
+from fourm.errors import UsageError
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
 T = TypeVar("T")
-
 # Windows has only the last one.
 _WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
 _DESCRIPTOR = re.compile(r"/dev/(?:(stdin)|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
+# Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
+_SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_TEXT_BYTES = 1 << 20  # of a text chunk that is kept
+_JPEG, _SCAN = b"\xff\xd8", 0xDA  # the start of a JPEG; the marker before its pixels
+_COMMENT, _APPLICATION = 0xFE, range(0xE0, 0xF0)
+# Segments that say what the colours are: their marker, how they begin, and their least number of bytes.
+_COLOURS = ((0xE0, b"JFIF\0", 18), (0xEE, b"Adobe", 16))
+_TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
 class Ready(FileIO):
@@ -128,3 +139,78 @@ def _too_large(path: Path, limit: int) -> OSError:
 
 def _in_words(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def scheme_problem(text: str) -> str:
+    """An error message for a path that is a URL (`s3://bucket/x`); "" for other text."""
+    scheme = _SCHEME.match(text)
+    return f"{scheme[1]}// is not supported; give a path on this machine" if scheme else ""
+
+
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """The path in an option or argument. UsageError for a URL, and for an empty text.
+
+    An empty text is often an unset variable of a script, and must not stand for the working folder.
+    """
+    if not os.fspath(text):
+        raise UsageError("the name of a file or folder is empty")
+    return Path(local_name(os.fspath(text)))
+
+
+def local_name(text: str) -> str:
+    """The text of an option or argument that may be a path. UsageError for a URL."""
+    if problem := scheme_problem(text):
+        raise UsageError(f"{text.strip()}: {problem}")
+    return text
+
+
+def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
+    """A PNG without its ancillary chunks (their names begin with a lower-case letter), or a JPEG without its
+    application segments and comments; other data unchanged.
+
+    keep_texts: keep text chunks of a PNG with a valid checksum and at most MAX_TEXT_BYTES.
+    """
+    if data.startswith(_JPEG):
+        return b"".join(_segments(data))
+    if not data.startswith(SIGNATURE):
+        return data
+    kept = [SIGNATURE]
+    for chunk in _chunks(data):
+        is_critical = not chunk[4] & 0x20
+        if is_critical or (keep_texts and _is_good_text(chunk)):
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    """The chunks, each with its length, name and checksum; the last one may be truncated."""
+    at = len(SIGNATURE)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at:end]
+        at = end
+
+
+def _segments(data: bytes) -> Iterator[bytes]:
+    """The parts of a JPEG that its pixels need; what is malformed is left to the decoder."""
+    yield _JPEG
+    at = len(_JPEG)
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != _SCAN:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # bytes may be filled up before a marker
+            at += 1
+            continue
+        segment = data[at:end]
+        is_colour = any(
+            (marker, segment[4 : 4 + len(start)]) == (which, start) and len(segment) >= least
+            for which, start, least in _COLOURS
+        )
+        if is_colour or (marker not in _APPLICATION and marker != _COMMENT):
+            yield segment
+        at = end
+    yield data[at:]
+
+
+def _is_good_text(chunk: bytes) -> bool:
+    said = int.from_bytes(chunk[-4:], "big")
+    return chunk[4:8] in _TEXTS and len(chunk) <= MAX_TEXT_BYTES and zlib.crc32(chunk[4:-4]) == said

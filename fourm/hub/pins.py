@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fourm.data.locks import wait_for_lock
 from fourm.data.opening import open_own, read_bytes
+from fourm.data.writing import wait_for_lock
 from fourm.errors import FourMError, UsageError
 
 FORMAT = 1  # of pins.json

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.locks import try_lock
 from fourm.data.opening import open_file
+from fourm.data.writing import try_lock
 from fourm.errors import FourMError, VerificationError
 from fourm.hub.remote import RemoteFile, explain_file
 from fourm.hub.transfer import Advanced, Client, Done, Waiting, receive, restart

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.structured import Grammar, finite, groups_of, number_of, quoted, shown, words_of
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.numbers import (
     MAX_NUMBER,
     code_of,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import near_match
 from fourm.modalities.structured import Grammar, finite, groups_of, number_of, quoted, shown, words_of
 

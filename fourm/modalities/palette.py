@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.structured import Grammar, finite, number_of, quoted, shown, words_of
 
 MAX_COLOURS = 7

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from reprlib import repr as shortened
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.numbers import (
     MAX_NUMBER,
     code_of,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 
 T = TypeVar("T")
 _SHOWN = 40  # characters of somebody's text that a sentence repeats

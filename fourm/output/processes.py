@@ -17,9 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fourm.data.folders import make_below
-from fourm.data.layout import is_alive, process_name, vanished, write_text
 from fourm.data.opening import open_own
+from fourm.data.writing import is_alive, make_below, process_name, vanished, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
 from fourm.output.checksums import Listed, Scan, format_checksums, scan_lines, sha256_of_file

@@ -12,19 +12,21 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from fourm.data.folders import check_folder, check_root, make_all, mode_of
-from fourm.data.layout import (
+from fourm.data.layout import Place, Sample
+from fourm.data.writing import (
     PARTIAL,
-    Place,
-    Sample,
+    check_folder,
     check_partial,
+    check_root,
     check_writable,
     create_text,
+    free_beside,
+    make_all,
+    mode_of,
     remove_leftovers,
     server_clock,
     write_text,
 )
-from fourm.data.paths import free_beside
 from fourm.errors import UsageError
 from fourm.output.checksums import sha256_of_file
 from fourm.output.processes import (

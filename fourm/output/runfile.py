@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fourm.data.layout import FORMS, MAX_SAMPLES, PARTIAL, Place
+from fourm.data.layout import FORMS, MAX_SAMPLES, Place
 from fourm.data.opening import read_bytes
+from fourm.data.writing import PARTIAL
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fourm.data.layout import PARTIAL, strange_leftovers
 from fourm.data.opening import open_file
+from fourm.data.writing import PARTIAL, strange_leftovers
 from fourm.errors import SampleError, UsageError, printable
 from fourm.output.census import Census, Member, Status
 from fourm.output.checksums import Listed, sha256_of_file

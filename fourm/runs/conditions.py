@@ -16,8 +16,7 @@ from fourm.codecs.images import GridCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import StructuredCodec
 from fourm.codecs.table import Codec
-from fourm.data.crops import CROP_SETTINGS, WHOLE, Crop
-from fourm.data.layout import Sample
+from fourm.data.layout import CROP_SETTINGS, WHOLE, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.structured import Structured

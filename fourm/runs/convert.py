@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.crops import Crop
 from fourm.data.dataset import list_dataset
-from fourm.data.folders import check_folder, check_root, make_all, refuse_inside
-from fourm.data.layout import check_partial, path_of, remove_leftovers, write_atomic
+from fourm.data.layout import Crop, path_of
 from fourm.data.opening import open_file, real
+from fourm.data.writing import (
+    check_folder,
+    check_partial,
+    check_root,
+    make_all,
+    refuse_inside,
+    remove_leftovers,
+    write_atomic,
+)
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import SIDE, from_json
 from fourm.output.formats import find_flaw

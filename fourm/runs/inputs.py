@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.crops import CROP_SETTINGS, WHOLE
 from fourm.data.dataset import PICTURES, Dataset, list_dataset, take
-from fourm.data.layout import MAX_SAMPLES, Sample, number_keys, samples_of_prompts
-from fourm.data.paths import local_name
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Sample, number_keys, samples_of_prompts
+from fourm.data.opening import local_name
 from fourm.data.prompts import (
     missing_file,
     parse_columns,

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.crops import CROP_SETTINGS
 from fourm.data.dataset import REST, Listing, flat_advice, list_folder, match_spellings
-from fourm.data.folders import check_apart
-from fourm.data.layout import MAX_SAMPLES, Key
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, Key
+from fourm.data.writing import check_apart
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header

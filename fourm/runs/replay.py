@@ -9,9 +9,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from fourm.data.chunks import strip_metadata
 from fourm.data.layout import MAX_SAMPLES, Key, Sample
-from fourm.data.opening import read_bytes, real
+from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import UsageError, printable
 from fourm.hub.files import DEMO_SR, ModelFiles
 from fourm.modalities.registry import Kind

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.folders import check_apart
 from fourm.data.layout import MAX_SAMPLES, Sample
 from fourm.data.opening import real
+from fourm.data.writing import check_apart
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles
 from fourm.output.runfile import BASE, RUN, SR, SR_RUN, RunRecord

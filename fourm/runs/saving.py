@@ -15,7 +15,8 @@ from fourm import __version__
 from fourm.codecs.files import write_ids
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.table import Codec
-from fourm.data.layout import Place, path_of, write_atomic, write_text
+from fourm.data.layout import Place, path_of
+from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError

@@ -21,14 +21,14 @@ from fourm.codecs.crops import count_crops, read_crops, write_crops
 from fourm.codecs.files import read_array, read_json, read_size, write_ids
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
-from fourm.data.crops import CROP_SETTINGS, NUM_UNIFORMS, Crop, centre_crop, random_crop
 from fourm.data.dataset import TOKENIZER
-from fourm.data.folders import check_folder, check_root, make_all
-from fourm.data.layout import (
-    Key,
+from fourm.data.layout import CROP_SETTINGS, NUM_UNIFORMS, Crop, Key, centre_crop, path_of, random_crop
+from fourm.data.writing import (
+    check_folder,
+    check_root,
     create_atomic,
     create_text,
-    path_of,
+    make_all,
     remove_leftovers,
     write_atomic,
     write_text,

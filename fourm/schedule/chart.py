@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fourm.data.layout import write_alone
-from fourm.data.paths import DRAWING
+from fourm.data.writing import DRAWING, write_alone
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import SCHEMES
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from fourm.data.paths import output_path, scheme_problem
+from fourm.data.opening import scheme_problem
+from fourm.data.writing import output_path
 from fourm.errors import ScheduleError, near_match, shown
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.yamlfile import Entry

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from fourm.codecs.drawing import undrawable
-from fourm.data.layout import Key, path_of, remove_leftovers, write_atomic
+from fourm.data.layout import Key, path_of
+from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
 from fourm.views.album import Album, View
 from fourm.views.contact import Contact

@@ -8,8 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.codecs.drawing import Font, lines_of
-from fourm.data.layout import write_alone
-from fourm.data.paths import DRAWING
+from fourm.data.writing import DRAWING, write_alone
 
 CELL, GAP, LINE = 128, 10, 16  # pixels: a picture's side, the space around it, the height of a line of text
 INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"

@@ -29,7 +29,7 @@ from fourm.codecs.files import (
 )
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.table import Codec, build_codec
-from fourm.data.crops import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.modalities.wordpiece import RESERVED, WordPiece

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fourm.codecs.embeddings import EmbeddingCodec
 from fourm.codecs.files import MAX_MEMBER_BYTES, read_members
 from fourm.codecs.table import build_codec
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED, Kind, Modality
 

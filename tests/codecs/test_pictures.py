@@ -27,7 +27,7 @@ from fourm.codecs.pictures import (
     read_valid,
 )
 from fourm.codecs.table import build_codec
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED
 

@@ -16,8 +16,7 @@ from fourm.codecs.files import read_size, write_array, write_png
 from fourm.codecs.images import PixelsCodec
 from fourm.codecs.pictures import cut, fit_square
 from fourm.codecs.table import build_codec
-from fourm.data.crops import NUM_UNIFORMS, Crop, centre_crop, random_crop
-from fourm.data.layout import Key
+from fourm.data.layout import NUM_UNIFORMS, Crop, Key, centre_crop, random_crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.runs.tokenizing import draw_crops

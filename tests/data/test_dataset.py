@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from fourm.codecs.files import read_ids
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import EXTENSIONS, list_dataset, permutation, suffix_of, take
-from fourm.data.layout import Key, Place, outputs_of, samples_of_prompts, write_text
+from fourm.data.layout import Key, Place, outputs_of, samples_of_prompts
 from fourm.data.prompts import read_prompts
+from fourm.data.writing import write_text
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.hub.files import find_model

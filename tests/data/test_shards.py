@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fourm.codecs.files import read_array, read_json, read_picture, read_text
-from fourm.data.dataset import list_dataset
-from fourm.data.shards import read_member, read_shard, split_path
+from fourm.data.dataset import list_dataset, read_member, read_shard, split_path
 from fourm.errors import SampleError, UsageError
 
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourm.data.crops import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.modalities.boxes import (
     Box,
     BoxRules,

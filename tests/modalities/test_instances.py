@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.instances import (
     MAX_WORDS,
     QUERY_POINTS,

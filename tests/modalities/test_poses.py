@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourm.data.crops import Crop
+from fourm.data.layout import Crop
 from fourm.modalities.poses import MAX_PEOPLE, SIDE, People, Person, from_json, parse, to_json, to_text
 from fourm.modalities.wordpiece import WordPiece, encode_full
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourm.codecs.structured import STRUCTURED, StructuredCodec
 from fourm.codecs.table import build_codec
-from fourm.data.crops import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.boxes import Box

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fourm.data.layout import PARTIAL, Place, remove_leftovers, write_text
+from fourm.data.layout import Place
+from fourm.data.writing import PARTIAL, remove_leftovers, write_text
 from fourm.errors import UsageError
 from fourm.output import record
 from fourm.output.checksums import list_files

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from fourm.data.layout import Place, remove_leftovers, samples_of_prompts, write_text
+from fourm.data.layout import Place, samples_of_prompts
+from fourm.data.writing import remove_leftovers, write_text
 from fourm.errors import FourMError, UsageError
 from fourm.output import record
 from fourm.output.checksums import list_files

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from fourm.codecs.table import build_codec
-from fourm.data.crops import Crop, centre_crop
-from fourm.data.layout import Key, Sample
+from fourm.data.layout import Crop, Key, Sample, centre_crop
 from fourm.hub.files import find_model
 from fourm.modalities.structured import Structured
 from fourm.networks.checkpoint import load_tokenizer

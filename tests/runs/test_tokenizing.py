@@ -19,8 +19,8 @@ from fourm.codecs.files import read_size, write_array, write_png
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec
 from fourm.codecs.pictures import cut
-from fourm.data.crops import centre_crop
 from fourm.data.dataset import TOKENIZER
+from fourm.data.layout import centre_crop
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality

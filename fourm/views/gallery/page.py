@@ -13,8 +13,8 @@ from string import Template
 from typing import Any, TextIO
 
 from fourm.codecs.drawing import Ink
-from fourm.data.layout import write_alone
 from fourm.data.opening import real
+from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
 from fourm.output.runfile import RUN, SR
 from fourm.runs.inputs import CAPTION

@@ -1,0 +1,464 @@
+"""Files that appear complete or not at all, the locks behind them, and the folders that they may go to."""
+
+import errno
+import hashlib
+import itertools
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import stat
+import time
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import lock_descriptor
+
+from fourm.data.opening import local_path, open_file, open_own, read_bytes, real
+from fourm.errors import FourMError, UsageError, printable
+
+PARTIAL = ".partial"  # folder for files that are being written
+ABANDONED = 24 * 3600.0  # seconds; older files of a process of unknown state are deleted
+_LOCK = ".lock"
+# Names of files in PARTIAL; they begin with the name of a process.
+_UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
+_TRIES = 100  # to create a file in PARTIAL, which other processes remove when it is empty
+_counter = itertools.count()
+_claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
+# A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
+DRAWING = {"drawing": "fourm"}
+_DRAWING = b"tEXtdrawing\0fourm"
+_DRAWING_WITHIN = 1 << 12  # bytes at the beginning of a file; before the pixels stand a few small chunks
+_ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
+_MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+_POLL = 0.02  # seconds between two tries to get a lock
+
+
+def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root.
+
+    root must exist: if it was deleted during a run, it is not created again.
+    """
+    _check_inside(root, path)
+    try:
+        unfinished = _new_file(root, path.suffix)
+        try:
+            make_below(root, path.parent)
+            write(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        if not root.is_dir():
+            raise vanished(root) from error
+        raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(root: Path, path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically.
+
+    The data is flushed to disk before the file is renamed, so that a power failure leaves no empty record.
+    """
+    write_atomic(root, path, partial(_fill, text))
+
+
+def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
+    """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
+    _check_inside(root, path)
+    unfinished = _new_file(root, path.suffix)
+    try:
+        write(unfinished)
+        make_below(root, path.parent)
+        return _link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def create_text(root: Path, path: Path, text: str) -> bool:
+    """As `write_text`, but return False if the file exists."""
+    return create_atomic(root, path, partial(_fill, text))
+
+
+def write_alone(path: Path, write: Callable[[Path], None]) -> None:
+    """Write one file outside of any run's folder, atomically; create its folder if needed."""
+    try:
+        make_all(path.parent)
+    except OSError as error:
+        raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        write_atomic(path.parent, path, write)
+    finally:
+        remove_leftovers(path.parent)
+
+
+def vanished(root: Path) -> FourMError:
+    """The error for an output folder that disappeared during a run."""
+    return FourMError(
+        f"{root}: was deleted or renamed while this process wrote into it, so it stops here; if the folder "
+        "has another name now, --resume goes on there"
+    )
+
+
+def check_writable(root: Path) -> None:
+    """OSError if no file can be created below root."""
+    try:
+        _new_file(root, "").unlink()
+    finally:
+        remove_leftovers(root)
+
+
+def server_clock(root: Path) -> float:
+    """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
+    file = _new_file(root, "")
+    try:
+        return file.stat().st_mtime - time.time()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def process_name() -> str:
+    """A unique name of this process, also of a forked one; it begins with a name of the machine."""
+    return _name_of(os.getpid())
+
+
+def is_alive(root: Path, process: str) -> bool | None:
+    """True if the process with that name is running and writes below root; None if that is unknown.
+
+    The kernel releases the lock of a process when it ends. A released lock proves this only on the same
+    machine: on some network file systems, locks are not visible to other machines.
+    """
+    try:
+        with open_own(root / PARTIAL / f"{process}{_LOCK}", "r+") as file:
+            is_free = try_lock(file)
+    except OSError:
+        return None
+    if is_free is False:
+        return True
+    return False if is_free and process.startswith(_machine()) else None
+
+
+def check_partial(root: Path) -> None:
+    """Refuse a root in which PARTIAL is a link or a file."""
+    partial = root / PARTIAL
+    if (mode := mode_of(partial)) is not None and not stat.S_ISDIR(mode):
+        raise UsageError(f"{partial}: is a link or a file where unfinished files would go; move it away")
+
+
+def remove_leftovers(root: Path) -> None:
+    """Delete temporary files of processes that have ended, and PARTIAL if it is empty then.
+
+    Files that do not have a name of this program are kept. To be called when this process is not writing.
+    """
+    _end_claim(root)
+    partial = root / PARTIAL
+    if (mode := mode_of(partial)) is None or not stat.S_ISDIR(mode):
+        return
+    found, _ = _sort_partial(partial)
+    alive = {process: is_alive(root, process) for process in {process for process, _ in found}}
+    alive[process_name()] = False  # a signal may have come between the making of a file and its removal
+    for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
+        if alive[process] is False or (alive[process] is None and _is_old(path)):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not empty
+        partial.rmdir()
+
+
+def strange_leftovers(root: Path) -> list[str]:
+    """Names of what lies among unfinished files and is none of this program's, so that nobody removes it."""
+    return sorted(_sort_partial(root / PARTIAL)[1])
+
+
+def _sort_partial(partial: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Process and path of unfinished files that this program wrote; names of all else beside them."""
+    ours, strange = list[tuple[str, Path]](), list[str]()
+    with suppress(FileNotFoundError), os.scandir(partial) as entries:  # another process may have removed it
+        for entry in entries:
+            match = _UNFINISHED.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                ours.append((match[1], Path(entry.path)))
+            else:
+                strange.append(entry.name)
+    return ours, strange
+
+
+def _check_inside(root: Path, path: Path) -> None:
+    """FourMError for a path outside of root, by its name or through a link."""
+    if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
+        raise FourMError(f"{path} leads out of {root}; nothing is written there")
+    if not real(path.parent).is_relative_to(real(root)):
+        raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
+
+
+def _link(file: Path, path: Path) -> bool:
+    """Give a complete file a second name; False if something has that name."""
+    try:
+        os.link(file, path)
+    except FileExistsError:  # NFS may report this for a link that it has just created
+        return os.path.samestat(file.lstat(), path.lstat())
+    except OSError:  # no hard links: other processes may see the file before it is complete
+        return _copy(file, path)
+    return True
+
+
+def _copy(file: Path, path: Path) -> bool:
+    """Copy a file to a path where nothing is; False if something is there."""
+    try:
+        new = path.open("xb")  # follows no link
+    except FileExistsError:
+        return False
+    try:
+        with new, open_own(file, "r") as whole:
+            shutil.copyfileobj(whole, new)
+    except BaseException:  # Ctrl-C too
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _fill(text: str, file: Path) -> None:
+    with file.open("wb") as stream:
+        stream.write(text.encode("utf-8", errors="surrogateescape"))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _new_file(root: Path, suffix: str) -> Path:
+    """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
+    _claim(root)
+    file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            open_own(file, "x").close()
+            return file
+        make_folder(root / PARTIAL)
+    raise FourMError(f"{file.parent}: is removed again and again by another process")
+
+
+def _claim(root: Path) -> None:
+    """Take the lock that shows other processes that this one writes below root."""
+    claim = process_name(), os.path.abspath(root)
+    if claim in _claims:
+        return
+    check_partial(root)
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    for _ in range(_TRIES):
+        make_folder(root / PARTIAL)
+        with suppress(FileNotFoundError):
+            file = open_own(path, "a")
+            wait_for_lock(file)
+            if path.exists():  # no other process deleted it before it was locked
+                _claims[claim] = file
+                return
+            file.close()
+    raise FourMError(f"{path.parent}: is removed again and again by another process")
+
+
+def _end_claim(root: Path) -> None:
+    file = _claims.pop((process_name(), os.path.abspath(root)), None)
+    if file is None:
+        return
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    with suppress(OSError):  # Windows deletes no open file
+        path.unlink(missing_ok=True)
+    file.close()
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _is_old(file: Path) -> bool:
+    try:
+        return time.time() - file.lstat().st_mtime > ABANDONED
+    except FileNotFoundError:
+        return False
+
+
+@cache
+def _name_of(pid: int) -> str:
+    """A random name for each process id: a forked process inherits the cache, but has another id."""
+    return f"{_machine()}-{secrets.token_hex(6)}"
+
+
+@cache
+def _machine() -> str:
+    """A short name of the running kernel; all containers on a machine have the same."""
+    try:
+        name = read_bytes(Path("/proc/sys/kernel/random/boot_id"), 1 << 10)
+    except OSError:
+        name = f"{socket.gethostname()} {uuid.getnode()}".encode()
+    return hashlib.sha256(name).hexdigest()[:8]
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder below root, and those between; FileNotFoundError where root itself is missing.
+
+    FourMError where a link on the way leads out of root: nothing may be written there.
+    """
+    if leads_out(root, folder):
+        raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
+    _make_folders(root, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+
+
+def make_all(folder: Path) -> None:
+    """Make a folder and those above it; `parents=True` is a recursion, for which a thousand are too many."""
+    above = itertools.takewhile(lambda path: not os.path.lexists(path), folder.parents)
+    for path in (*reversed(tuple(above)), folder):
+        path.mkdir(exist_ok=True)
+
+
+def leads_out(root: Path, folder: Path) -> bool:
+    """Whether a link on the way to a folder below root leads out of root."""
+    return not real(folder).is_relative_to(real(root))
+
+
+def mode_of(path: Path) -> int | None:
+    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
+
+    A single call, so that no other process changes what is there between two questions.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_root(out: Path) -> None:
+    """Refuse an output folder whose name, or that of a folder above it, is taken by something else."""
+    there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
+    if there is not None and not there.is_dir():
+        what = "a file" if there.exists() else "a link to nowhere"
+        raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
+
+
+def check_folder(root: Path, folder: Path) -> None:
+    """UsageError where a folder below root is due, and something else has taken its name."""
+    if os.path.lexists(folder) and (not folder.is_dir() or leads_out(root, folder)):
+        raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
+
+
+def check_apart(out: Path, samples: Iterable[tuple[str, Mapping[str, Path]]]) -> None:
+    """UsageError where an output folder lies in a modality's folder that is read.
+
+    samples: of each the folder of its key, and its files, `root/modality/folder/name.ext`, by modality.
+
+    Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
+    """
+    # A thousand samples share a folder, and there may be a million of them.
+    one_of = {(name, folder): path for folder, files in samples for name, path in files.items()}
+    tops = {
+        path.parents[folder.count("/") + 1]
+        for (_, folder), path in one_of.items()
+        if path.parent.as_posix().endswith(f"/{folder}")
+    }
+    for top in sorted(tops):
+        refuse_inside(out, top)
+
+
+def refuse_inside(out: Path, top: Path) -> None:
+    """UsageError where an output folder is a modality's folder that is read, or lies in it."""
+    there, around = real(out), real(top)
+    # What begins with a dot is no sample.
+    if there.is_relative_to(around) and not any(
+        part.startswith(".") for part in there.relative_to(around).parts
+    ):
+        raise UsageError(
+            f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
+            "name a folder elsewhere"
+        )
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    if folder == root:
+        root.stat()
+        return
+    try:
+        make_folder(folder)
+    except FileNotFoundError:
+        _make_folders(root, folder.parent)
+        make_folder(folder)
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
+    path = local_path(text)
+    if str(path).isspace():
+        raise UsageError("the name of an output folder is blank")
+    if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
+        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
+    return path
+
+
+def check_drawing(option: str, path: Path) -> None:
+    """UsageError for a name under which no picture can be written, and for a picture that is no drawing.
+
+    The same command may draw anew, but a result or a photograph that has the name would be lost.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{option} {printable(str(path))}: must end in .png")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {printable(str(path))}: something that is no file is there")
+    if path.exists() and not _is_drawing(path):
+        raise UsageError(
+            f"{option} {printable(str(path))}: holds something else than a drawing; name another file"
+        )
+
+
+def _is_drawing(path: Path) -> bool:
+    """Whether a file is empty or says that this program has drawn it."""
+    try:
+        with open_file(path) as file:
+            start = file.read(_DRAWING_WITHIN)
+    except OSError:
+        return False
+    return not start or _DRAWING in start
+
+
+def free_beside(out: Path) -> str:
+    """The end of a message, with a folder that does not exist yet: out/001 -> out/002, cats -> cats-2."""
+    if out.name in ("", ".."):
+        return ""
+    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
+    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
+    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
+    free = next(path for path in numbers if not os.path.lexists(path))
+    return f", --out {shlex.quote(str(free))} is free"
+
+
+def try_lock(file: BinaryIO) -> bool | None:
+    """Try to lock an open file: True if locked, False if another process holds it, None without locks."""
+    try:
+        return lock_descriptor(file.fileno(), blocking=False)
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        _say_missing()
+        return None
+
+
+def wait_for_lock(file: BinaryIO) -> bool:
+    """Lock an open file, waiting as long as needed; False if the file system has no locks."""
+    while (is_ours := try_lock(file)) is False:
+        time.sleep(_POLL)
+    return bool(is_ours)
+
+
+@cache
+def _say_missing() -> None:
+    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
+    logging.getLogger("fourm").warning(
+        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
+        "two downloads of one file do not wait for each other"
+    )
