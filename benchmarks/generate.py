@@ -25,7 +25,7 @@ from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.modalities.wordpiece import EOS_ID, PAD_ID
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.precision import DTYPES
+from fourm.networks.precision import torch_dtype
 from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
 
@@ -180,9 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=["demo", "4m-b", "both"], default="both")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "tf32", "bfloat16", "float16"), default="float32")
     options = parser.parse_args(arguments)
-    dtype = DTYPES[options.dtype]
+    dtype = torch_dtype(options.dtype)
     peak = matmul_peak(options.device, dtype)
     threads = torch.get_num_threads()
     print(f"{options.device}, {options.dtype}, {threads} threads: peak {peak / 1e9:,.0f} GFLOP/s\n")

@@ -14,9 +14,10 @@ from fourm.data.opening import local_name, local_path
 from fourm.data.writing import output_path
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles, resolve_tokenizer
+from fourm.hub.header import DTYPES
 from fourm.schedule.language import Item
 from fourm.schedule.plan import OPTIONS, Option
-from fourm.schedule.settings import DTYPES, SR_PREFIX, Settings, read_settings
+from fourm.schedule.settings import SR_PREFIX, Settings, read_settings
 from fourm_cli.completion import model_names, of_setting, one_of
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
@@ -58,7 +59,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         help="auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.",
-        autocompletion=one_of(*dict.fromkeys(DTYPES.values())),
+        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values())),
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -132,7 +133,7 @@ def parse_dtype(*texts: str | None) -> str:
     text = next((one for one in texts if one is not None), "auto")
     if text not in DTYPES:
         raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
-    return DTYPES[text]
+    return DTYPES[text].name
 
 
 def parse_batch_size(text: str) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.generate import matmul_peak, synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm import __version__
-from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.precision import arithmetic, torch_dtype
 
 _SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
 
@@ -66,7 +66,7 @@ def _processor() -> str:
 def _matmul(bench: Bench, name: str) -> Values:
     side = 256 if bench.quick else 8192
     with arithmetic(name):
-        rate = matmul_peak(bench.device, DTYPES[name], side, 0.1 if bench.quick else 1.5)
+        rate = matmul_peak(bench.device, torch_dtype(name), side, 0.1 if bench.quick else 1.5)
     return {"side": side, "TFLOP/s": rate / 1e12}
 
 

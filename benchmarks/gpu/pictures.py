@@ -11,7 +11,7 @@ from fourm.decoding.engine import Engine
 from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
 from fourm.networks.model import FourM
-from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
 
 BATCHES = (1, 8, 64)
@@ -55,7 +55,7 @@ def build(bench: Bench, name: str, dtype: str) -> FourM:
     config = dict(CATALOGUE[name].config)
     if bench.quick:
         config |= {"dim": _TINY[name], "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
-    return random_model(config, bench.device, DTYPES[dtype])
+    return random_model(config, bench.device, torch_dtype(dtype))
 
 
 def picture_chain(steps: tuple[int, int]) -> Chain:

@@ -10,7 +10,7 @@ from benchmarks.bundle import CONFIGS
 from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
-from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
 from fourm.networks.tokenizers.vq import Part
 
@@ -42,7 +42,7 @@ def detokenize(bench: Bench) -> Cases:
 
 def _detokenize(bench: Bench, dtype: str, size: int) -> Values:
     device, timed = torch.device(bench.device), 2 if bench.quick else _TIMED
-    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(DTYPES[dtype])
+    tokenizer = random_detokenizer(device, config(bench)).set_network_dtype(torch_dtype(dtype))
     bench.forget_peak()
     with arithmetic(dtype):
         operations = count_operations(lambda: evaluate_once(tokenizer, device))
@@ -70,7 +70,7 @@ def _encoder(bench: Bench, dtype: str) -> AnyTokenizer:
     with torch.device(bench.device):
         tokenizer = build_tokenizer(read_config(config(bench)), Part.ENCODER)
         torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
-    return tokenizer.set_network_dtype(DTYPES[dtype]).requires_grad_(False).eval()
+    return tokenizer.set_network_dtype(torch_dtype(dtype)).requires_grad_(False).eval()
 
 
 def _encode(bench: Bench, build: Callable[[str], AnyTokenizer], dtype: str, size: int) -> Values:

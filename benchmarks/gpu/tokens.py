@@ -16,7 +16,7 @@ from fourm.modalities.registry import Kind
 from fourm.modalities.wordpiece import WordPiece
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM
-from fourm.networks.precision import DTYPES, arithmetic
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.state import Batch
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain
@@ -50,7 +50,7 @@ class _Compared:
 
     def decode(self, text: str, device: str, dtype: str, size: int) -> list[Steps]:
         """Decode all samples in batches of `size`."""
-        network, chain = self.network(device, DTYPES[dtype]), parse_chain(text, self.files)
+        network, chain = self.network(device, torch_dtype(dtype)), parse_chain(text, self.files)
         whole = _conditions(self.files, chain, 4 if self.bench.quick else len(PROMPTS))
         found: list[Steps] = []
         for first in range(0, len(whole.keys), size):

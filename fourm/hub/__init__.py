@@ -11,7 +11,7 @@ PUBLIC = {
         "DEMO DEMO_SR ModelFiles check_tokenizers find_modalities find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
-    "header": "TensorInfo config_of read_header",
+    "header": "DTYPES TensorInfo config_of read_header",
     "hubclient": "check_variables",
     "inventory": "Item Sheet describe list_items",
     "store": "KEPT",

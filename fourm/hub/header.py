@@ -21,6 +21,28 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16
                 "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """A dtype that a run can compute in."""
+
+    name: str  # in records and messages
+    torch_name: str
+    num_bytes: int  # of a number
+
+
+# By every name that users may type; "auto" is float32 on every device, so that all compute the same.
+DTYPES: Mapping[str, Dtype] = {
+    "auto": Dtype("float32", "float32", 4),
+    "float32": Dtype("float32", "float32", 4),
+    "fp32": Dtype("float32", "float32", 4),
+    # Not a dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
+    "tf32": Dtype("tf32", "float32", 4),
+    "bfloat16": Dtype("bfloat16", "bfloat16", 2),
+    "bf16": Dtype("bfloat16", "bfloat16", 2),
+    "float16": Dtype("float16", "float16", 2),
+    "fp16": Dtype("float16", "float16", 2),
+}
+
 # What other files begin with, read where the length of the header makes no sense.
 _FOREIGN = {
     b"\x80\x02": "a pickled PyTorch file", b"\x80\x04": "a pickled PyTorch file",

@@ -11,12 +11,11 @@ from pathlib import Path
 from fourm.hub.cache import find_cached
 from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, Entry, Part, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
-from fourm.hub.header import TensorInfo, load_config, parse_header_config, read_header
+from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.hub.pins import text_tokenizer_path
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
 TEXT_TOKENIZER = "text-tokenizer"
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
@@ -129,7 +128,7 @@ def _is_fixed(name: str, tensors: Mapping[str, TensorInfo], files: ModelFiles) -
 
 
 def _memory(num_loaded: int) -> dict[str, int]:
-    return {dtype: num_loaded * width for dtype, width in WIDTHS.items()}
+    return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
 
 
 def _item(entry: Entry) -> Item:

@@ -8,7 +8,7 @@ PUBLIC = {
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
     "layers": "set_attention",
     "model": "FourM FourMConfig",
-    "precision": "DTYPES arithmetic choose_dtype",
+    "precision": "arithmetic choose_dtype torch_dtype",
     "state": (
         "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending stack"
     ),

@@ -1,26 +1,28 @@
-"""The dtypes of a run, by their names in `--dtype`, and torch's settings for TF32 and reduced precision."""
+"""The dtype of a run, and torch's settings for TF32 and reduced precision."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from fourm.errors import UsageError
+from fourm.hub.header import DTYPES
 
-# TF32 is not a tensor dtype: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 TF32 = "tf32"
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32, TF32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of tensors for a key of `DTYPES`."""
+    dtype: torch.dtype = getattr(torch, DTYPES[name].torch_name)
+    return dtype
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The key of `DTYPES` for a name. `auto` is float32 on every device, so that all compute the same."""
-    if name == "auto":
-        return "float32"
+    """The full name of a dtype, "auto" resolved; UsageError where the device does not have it."""
     if name not in DTYPES:
-        raise UsageError(f"--dtype: '{name}' is not one of auto, {', '.join(DTYPES)}")
+        raise UsageError(f"--dtype: '{name}' is not one of {', '.join(DTYPES)}")
+    name = DTYPES[name].name
     if name == TF32 and device.type != "cuda":
         raise UsageError(
             f"--dtype tf32: only NVIDIA GPUs support it, not '{device.type}'; use --dtype float32"

@@ -9,10 +9,11 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.data.opening import read_bytes
 from fourm.errors import UsageError
+from fourm.hub.header import DTYPES
 from fourm.runs.rawdata import TokenizeRequest
 from fourm.runs.request import Request
 from fourm.runs.world import World
-from fourm.schedule.cost import WIDTHS, Cost, estimate
+from fourm.schedule.cost import Cost, estimate
 from fourm.schedule.memory import MOST_ROWS, Peak, overhead, tokenizer_bytes
 
 # Tokens of a batch, in all modalities, that use a device well without filling its memory.
@@ -82,7 +83,7 @@ def check_memory(request: Request, device: torch.device) -> None:
     """Refuse a run that needs more memory than the device has, by an estimate, before anything is loaded."""
     size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
-    helps = ["--dtype bfloat16"] if WIDTHS[request.dtype] > WIDTHS["bfloat16"] else []
+    helps = ["--dtype bfloat16"] if DTYPES[request.dtype].num_bytes > 2 else []
     if size > 1:
         helps.append(f"--batch-size {size // 2}")
     _refuse(cost.memory, cost.weights, device, request.model.name, helps)
@@ -90,9 +91,12 @@ def check_memory(request: Request, device: torch.device) -> None:
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
     """`check_memory` for a run that only tokenizes."""
-    width, paths = WIDTHS[request.dtype], {request.model.tokenizers[row.tokenizer] for row in request.rows}
+    width, paths = (
+        DTYPES[request.dtype].num_bytes,
+        {request.model.tokenizers[row.tokenizer] for row in request.rows},
+    )
     weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
-    helps = ["--dtype bfloat16"] if width > WIDTHS["bfloat16"] else []
+    helps = ["--dtype bfloat16"] if width > 2 else []
     if len(paths) > 1:
         helps.append("one --modalities after the other")
     _refuse(weights + overhead(Peak(0)), weights, device, "this", helps)

@@ -24,7 +24,7 @@ from fourm.modalities.wordpiece import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import set_attention
 from fourm.networks.model import FourM
-from fourm.networks.precision import DTYPES, arithmetic, choose_dtype
+from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.output.processes import Launch, now
 from fourm.output.record import Joining, close_output, withdraw_output
 from fourm.output.results import Run, samples_for
@@ -91,7 +91,7 @@ def run(request: Request) -> Iterator[Event]:
     if share.todo:
         yield Loading(f"model {request.model.name}")
         with _as_fourm_error(job), arithmetic(job.dtype):
-            parts = load_parts(request, job.outputs, job.device, DTYPES[job.dtype])
+            parts = load_parts(request, job.outputs, job.device, torch_dtype(job.dtype))
     saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
     tally, has_ended, halved_to = saver.tally, False, None
     try:

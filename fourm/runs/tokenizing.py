@@ -39,7 +39,7 @@ from fourm.hub.files import weights_of
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import set_attention
-from fourm.networks.precision import DTYPES, arithmetic, choose_dtype
+from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.networks.tokenizers.vq import Part
 from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.output.record import check_names, sha256_of
@@ -257,7 +257,7 @@ def _load(
     """The codecs of what is to be made, by its row."""
     needed = {row.name: row for work in todo for row in work.rows}
     loaded = sorted({row.tokenizer for row in needed.values()})
-    part, kind = Part.ENCODER, DTYPES[dtype]
+    part, kind = Part.ENCODER, torch_dtype(dtype)
     tokenizers = {key: load_tokenizer(request.model.tokenizers[key], device, kind, part) for key in loaded}
     for module in tokenizers.values():
         set_attention(module, request.attention, device)

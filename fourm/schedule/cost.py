@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fourm.hub.files import ModelFiles
+from fourm.hub.header import DTYPES
 from fourm.modalities.registry import Kind
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.memory import (
@@ -18,9 +19,6 @@ from fourm.schedule.memory import (
     weights_bytes,
 )
 from fourm.schedule.schemes import SCHEMES
-
-# Bytes of a number by the name of its dtype.
-WIDTHS = {"auto": 4, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +46,12 @@ def estimate(
     chain: Chain, model: ModelFiles, dtype: str = "auto", batch_size: int = 1,
     decode: bool = True, rows_at_once: int = 1, max_rows: int = MOST_ROWS,
 ) -> Cost:  # fmt: skip
-    """The cost of a chain; dtype (one of the full names, or auto) is that of weights and activations.
+    """The cost of a chain; dtype (a key of `DTYPES`) is that of weights and activations.
 
     decode: values are made of the tokens, `rows_at_once` rows of a batch together. max_rows: texts that are
     decoded together where a sample has several.
     """
-    width = WIDTHS[dtype]
+    width = DTYPES[dtype].num_bytes
     rows = model.registry.get
     decoders = {rows(name).tokenizer for name in chain.targets if rows(name).kind is Kind.GRID and decode}
     encoders = {rows(name).tokenizer for name in chain.raw}

@@ -13,6 +13,7 @@ from pathlib import Path
 from fourm.data.opening import scheme_problem
 from fourm.data.writing import output_path
 from fourm.errors import ScheduleError, near_match, shown
+from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.yamlfile import Entry
 from fourm.schedule.language import Item, Layer, load_layer, parse_options
@@ -22,8 +23,6 @@ MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"
 TOKENIZER_SUFFIX = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
-DTYPES = {"auto": "auto", "float32": "float32", "fp32": "float32", "tf32": "tf32", "bfloat16": "bfloat16",
-          "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}  # fmt: skip
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
 IGNORED = (
     "run_name", "image_size", "patch_size", "num_workers", "pin_mem", "parti_prompts_t5_embs",
@@ -135,7 +134,7 @@ def _read_run_key(entry: Entry, path: Path, run: dict[str, object], problems: li
     elif problem:
         problems.append(f"{entry.where}: '{key}' {problem}, not '{shown(value)}'")
     elif isinstance(value, str):
-        run[key] = DTYPES[value] if key == "dtype" else _named_after(path, key, value)
+        run[key] = DTYPES[value].name if key == "dtype" else _named_after(path, key, value)
     else:
         run[key] = value
 

@@ -10,7 +10,7 @@ import torch
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.networks.precision import DTYPES, arithmetic, choose_dtype
+from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
@@ -87,8 +87,8 @@ def test_a_dtype_is_float32_unless_another_is_named() -> None:
     assert choose_dtype("auto", CPU) == "float32"
     assert choose_dtype("bfloat16", CPU) == "bfloat16"
     assert choose_dtype("tf32", GPU) == "tf32"
-    assert DTYPES["tf32"] is torch.float32
-    with pytest.raises(UsageError, match="'float8' is not one of auto, float32, tf32"):
+    assert torch_dtype("tf32") is torch.float32
+    with pytest.raises(UsageError, match="'float8' is not one of auto, float32, "):
         choose_dtype("float8", CPU)
 
 
