@@ -31,6 +31,7 @@ from fourm.runs.events import (
     Saved,
     Started,
     Stepped,
+    event_to_json,
 )
 from fourm_cli.streams import print_path
 
@@ -191,7 +192,7 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
     for event in events:
         if log is not None:
             try:
-                log.write(json.dumps(event.to_json()) + "\n")
+                log.write(json.dumps(event_to_json(event)) + "\n")
                 log.flush()
             except OSError as error:
                 raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error

@@ -5,7 +5,9 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "convert": "convert_dataset",
-    "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
+    "events": (
+        "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped event_to_json"
+    ),
     "inputs": "CAPTION EMPTY Source note_unknown_words read_samples",
     "pipeline": "check check_weights follow_on run",
     "preview": "preview_places",

@@ -21,8 +21,8 @@ from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.structured import Structured
 from fourm.networks.state import Batch, Slot, full_grid
+from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION, shows_part
-from fourm.runs.portions import free, is_out_of_memory
 from fourm.runs.request import Request
 
 
@@ -94,7 +94,7 @@ class Conditions:
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-        free()
+        release_memory()
         return self.prepare(coming.works)
 
     def prepare(self, works: Sequence[Work]) -> Prepared:

@@ -1,21 +1,35 @@
-"""Chooses the device and the batch size of a run, and checks that there is enough memory."""
+"""Chooses the device and the batch size of a run, and halves the batches when memory runs out."""
 
+import errno
+import gc
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.data.opening import read_bytes
-from fourm.errors import UsageError
+from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES
+from fourm.runs.events import Event, Halved
 from fourm.runs.rawdata import TokenizeRequest
 from fourm.runs.request import Request
 from fourm.runs.world import World
 from fourm.schedule.cost import Cost, estimate
 from fourm.schedule.memory import MOST_ROWS, Peak, overhead, tokenizer_bytes
 
+T = TypeVar("T")
+# Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cannot allocate memory",
+    "alloc_failed",
+)
 # Tokens of a batch, in all modalities, that use a device well without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
@@ -180,3 +194,58 @@ def name_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"{device.type} {platform.processor() or platform.machine()}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if the error means that the device or the machine ran out of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
+    """The error for a run that does not fit into memory; `even` is added to the message."""
+    helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
+    return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
+
+
+@dataclass(slots=True)
+class Portions:
+    """The group size, and whether it had to be reduced."""
+
+    rows: int
+    device: torch.device
+    dtype: str
+    halved_to: int | None = None  # the group size after memory ran out; None: it did not
+
+    def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
+        """Call `work` on one group of rows after another; repeat in halves what runs out of memory.
+
+        So `work` must be safe to repeat after it stopped at any point.
+        """
+        at, told = 0, self.halved_to
+        while at < len(rows):
+            portion = rows[at : at + self.rows]
+            try:
+                yield from work(portion)
+                at += len(portion)
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(portion) == 1:
+                    raise too_little(self.device, self.dtype, ", even for one sample alone") from error
+                self.rows = self.halved_to = len(portion) // 2
+            else:
+                if told != self.halved_to:
+                    yield Halved(self.rows, str(self.device))
+                told = self.halved_to
+                continue
+            release_memory()
+
+
+def release_memory() -> None:
+    """Free unused memory. Tracebacks can keep arrays alive in reference cycles until these are collected."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing if CUDA was not used

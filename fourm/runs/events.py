@@ -1,7 +1,7 @@
-"""What a run reports while it goes on: one small object per event, each with a JSON-ready record.
+"""What a run reports while it goes on: one small object per event.
 
-Consumers (progress bars, plain lines, JSON lines, tests) read this stream; besides its files, a run has
-no other output.
+Progress bars, plain lines, JSON lines and tests read this stream; besides its files, a run has no other
+output.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,20 +22,12 @@ class Started:
     stage: str = "base"  # or "sr": super-resolution of what was made
     variations: int = 1  # results of each sample
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("started", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Loading:
     """A model or tokenizer is being read; silence would look like a hang."""
 
     what: str
-
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("loading", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +52,6 @@ class Stepped:
         is_over = self.fixed == 0 or self.scheme != "autoregressive"
         return (self.step + (1.0 if is_over else self.done / self.total)) / self.steps
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("step", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Halved:
@@ -71,10 +59,6 @@ class Halved:
 
     rows: int  # samples that there was room for
     device: str
-
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("halved", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +71,6 @@ class Detokenized:
     total: int
     seconds: float
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("detokenized", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -100,10 +80,6 @@ class Saved:
     variation: int
     files: tuple[Path, ...] = ()
     stage: str = "base"
-
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("saved", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +91,6 @@ class Noted:
     condition: str
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("noted", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
@@ -129,10 +101,6 @@ class Malformed:
     target: str
     problems: tuple[str, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("malformed", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -141,10 +109,6 @@ class Failed:
     key: str
     variation: int
     reason: str
-
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("failed", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,23 +121,17 @@ class Finished:
     seconds: float
     stage: str = "base"
 
-    def to_json(self) -> dict[str, object]:
-        """The event as a flat record."""
-        return _record("finished", self)
-
 
 Event = Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Finished
 
 
-def _record(name: str, event: "Event") -> dict[str, object]:
+def event_to_json(event: Event) -> dict[str, object]:
     """The event's name and its fields, in numbers, strings and lists."""
-    fields = {key: _plain(value) for key, value in asdict(event).items()}
-    return {"event": name, **fields}
+    name = "step" if isinstance(event, Stepped) else type(event).__name__.lower()
+    return {"event": name, **{key: _plain(value) for key, value in asdict(event).items()}}
 
 
 def _plain(value: object) -> object:
     if isinstance(value, float):
         return round(value, 6)
-    if isinstance(value, tuple):
-        return [str(item) for item in value]
-    return value
+    return [str(item) for item in value] if isinstance(value, tuple) else value

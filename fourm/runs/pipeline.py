@@ -30,11 +30,18 @@ from fourm.output.record import Joining, close_output, withdraw_output
 from fourm.output.results import Run, samples_for
 from fourm.output.runfile import RUN, RunRecord
 from fourm.runs.conditions import Conditions, Prepared, Work
-from fourm.runs.device import check_memory, choose_device, choose_rows, fit_batch_size
+from fourm.runs.device import (
+    Portions,
+    check_memory,
+    choose_device,
+    choose_rows,
+    fit_batch_size,
+    is_out_of_memory,
+    too_little,
+)
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.finished import Folder
 from fourm.runs.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
-from fourm.runs.portions import Portions, is_out_of_memory, too_little
 from fourm.runs.preview import Film
 from fourm.runs.request import Origin, Request
 from fourm.runs.saving import Saver

@@ -44,9 +44,8 @@ from fourm.networks.tokenizers.vq import Part
 from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.output.record import check_names, sha256_of
 from fourm.output.runfile import BASE, RUN, SR_RUN, read_run
-from fourm.runs.device import check_tokenizing_memory, choose_device
+from fourm.runs.device import Portions, check_tokenizing_memory, choose_device, is_out_of_memory, too_little
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
-from fourm.runs.portions import Portions, is_out_of_memory, too_little
 from fourm.runs.rawdata import RawSample, TokenizeRequest
 
 _STAGE = "crop"  # of the noise

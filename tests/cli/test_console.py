@@ -9,7 +9,17 @@ import pytest
 from rich.console import Console
 
 from fourm.errors import FourMError, ScheduleError, UsageError
-from fourm.runs.events import Detokenized, Event, Failed, Finished, Loading, Saved, Started, Stepped
+from fourm.runs.events import (
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    Saved,
+    Started,
+    Stepped,
+    event_to_json,
+)
 from fourm_cli import console
 
 
@@ -187,7 +197,7 @@ def test_events_are_logged_one_json_object_each(tmp_path: Path) -> None:
         end = console.show(events(), quiet=True, log=log)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [r["event"] for r in records[:3]] == ["loading", "started", "step"]
-    assert records == [event.to_json() for event in events()]
+    assert records == [event_to_json(event) for event in events()]
     assert end == list(events())[-1]
 
 

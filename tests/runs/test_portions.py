@@ -18,9 +18,9 @@ from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
 from fourm.output.verify import verify_folder
+from fourm.runs.device import Portions, is_out_of_memory
 from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.runs.pipeline import run as run_request
-from fourm.runs.portions import Portions, is_out_of_memory
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import Gpu, emulated
