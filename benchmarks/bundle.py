@@ -21,8 +21,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from fourm.hub.catalogue import CATALOGUE
-from fourm.modalities.registry import RELEASED
-from fourm.modalities.rows import load_registry
+from fourm.modalities.registry import RELEASED, load_registry
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers.build import build_tokenizer, read_config

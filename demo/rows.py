@@ -7,8 +7,7 @@ import yaml
 from demo import text
 from demo.patches import patch_table
 from demo.world import SHAPES
-from fourm.modalities.registry import Registry
-from fourm.modalities.rows import load_registry
+from fourm.modalities.registry import Registry, load_registry
 
 SEQUENCES = {  # vocabulary, longest text with its end marks
     "caption": (text.CAPTION_SIZE, 32),

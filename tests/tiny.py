@@ -16,7 +16,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fourm.hub.files import find_model
-from fourm.modalities.rows import load_registry
+from fourm.modalities.registry import load_registry
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers.config import VQConfig

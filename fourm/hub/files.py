@@ -22,8 +22,15 @@ from fourm.hub.catalogue import (
 )
 from fourm.hub.header import config_of, parse_header_config, read_header
 from fourm.hub.pins import text_tokenizer_path
-from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, is_released, shared_folder
-from fourm.modalities.rows import load_registry
+from fourm.modalities.registry import (
+    RELEASED,
+    Kind,
+    Modality,
+    Registry,
+    is_released,
+    load_registry,
+    shared_folder,
+)
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 TEXT = CATALOGUE["text-tokenizer"].name

@@ -12,12 +12,10 @@ PUBLIC = {
     "poses": "HUMAN_POSES People Person SIDE",
     "registry": (
         "Defaults GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
-        "UNORDERED is_released shared_folder"
+        "UNORDERED is_released load_registry shared_folder"
     ),
-    "rows": "load_registry",
     "structured": "Grammar Structured",
-    "typed": "fit",
+    "typed": "YamlEntry fit read_mapping",
     "wordpiece": "EOS_ID FIRST_SENTINEL PAD_ID WordPiece check_prompt encode_full merge_spans",
-    "yamlfile": "Entry read_mapping",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -1,14 +1,15 @@
-"""The registry: one typed row per modality, with its decoding defaults; look-up with near matches."""
-
-from __future__ import annotations
+"""The registry: one typed row per modality, with its decoding defaults; rows from a model's YAML file."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated, Any, get_type_hints
 
 from fourm.errors import UsageError, near_match, shown
+from fourm.modalities.typed import Limits, YamlEntry, fit, read_rows
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 POSITIONS = ("sincos2d", "sincos1d", "learned")
@@ -20,6 +21,9 @@ _RESERVED = re.compile(
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")
 _MAX_NAME = 200  # bytes; more is added to some
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
+Count = Annotated[int, Limits(0)]
+Side = Annotated[int, Limits(1)]
+Name = Annotated[str, Limits(1)]
 
 
 class Kind(Enum):
@@ -48,50 +52,51 @@ class Defaults:
 class Modality:
     """A row of the registry."""
 
-    name: str  # "tok_rgb@224"; unique, no "-" and no ","
+    name: Name  # "tok_rgb@224"; unique, no "-" and no ","
     kind: Kind
-    max_tokens: int  # L
-    vocab_size: int = 0  # V; 0 for PIXELS and EMBEDDING
-    grid: tuple[int, int] | None = None  # tokens per side, for PIXELS and GRID
-    patch_size: int = 0  # pixels per token side; 0 = none
-    image_size: int = 0  # pixels per picture side; 0 = none
-    max_positions: int = 0  # SEQUENCE: the decoder reads position 0 from here on; 0 for others
-    embedding_width: int = 0  # EMBEDDING: numbers per vector
+    max_tokens: Count  # L
+    vocab_size: Count = 0  # V; 0 for PIXELS and EMBEDDING
+    grid: tuple[Side, Side] | None = None  # tokens per side, for PIXELS and GRID
+    patch_size: Count = 0  # pixels per token side; 0 = none
+    image_size: Count = 0  # pixels per picture side; 0 = none
+    max_positions: Count = 0  # SEQUENCE: the decoder reads position 0 from here on; 0 for others
+    embedding_width: Count = 0  # EMBEDDING: numbers per vector
     positions: str = "sincos2d"  # one of POSITIONS, as in the checkpoints
     codec: str = ""  # key in the codec table
     tokenizer: str = ""  # key among the tokenizers of a model; "" = no tokenizer
-    folder: str = ""  # where decoded values live in a dataset (token ids live under `name`)
-    suffix: str = ""  # of a decoded value's file
+    folder: Name = ""  # where decoded values live in a dataset (token ids live under `name`)
+    suffix: Name = ""  # of a decoded value's file
     title: str = ""  # what plots print
     labels: tuple[str, ...] = ()  # names of the classes from 0 on; () where they are COCO's, or none
     rgb_defaults: Defaults | None = None  # with RGB among the conditions; None = cannot be a target
     defaults: Defaults | None = None  # otherwise
 
     def __post_init__(self) -> None:
-        for bad, problem in (
-            (not self.name or set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
-            (not self.name[:1].isalnum() or not self.name.isprintable(), "a name begins with a letter"),
-            (self.max_tokens < 1, "max_tokens must be at least 1"),
+        sizes = (self.max_tokens, self.vocab_size, self.max_positions, self.embedding_width)
+        area = None if self.grid is None else self.grid[0] * self.grid[1]
+        wanted_area = None if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING) else self.max_tokens
+        for is_right, rule in (
+            (not set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
+            (self.name[:1].isalnum() and self.name.isprintable(), "a name begins with a letter"),
+            (_is_free(self.name), "an output folder has something else under this name"),
+            (self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (max(sizes) <= MAX_SIZE, f"a size is above {MAX_SIZE:,}"),
             (
-                max(self.max_tokens, self.vocab_size, self.max_positions, self.embedding_width) > MAX_SIZE,
-                f"a size is above {MAX_SIZE:,}",
-            ),
-            (not _is_free(self.name), "an output folder has something else under this name"),
-            (
-                bool(self.folder) and not _is_plain(self.folder),
-                f"folder must be one plain name{_not(self.folder)}",
+                not self.folder or _is_plain(self.folder),
+                f"folder must be one plain name, not {shown(ascii(self.folder))}",
             ),
             (
-                bool(self.suffix) and _SUFFIX.fullmatch(self.suffix) is None,
-                f"suffix must be a file extension such as .png{_not(self.suffix)}",
+                not self.suffix or _SUFFIX.fullmatch(self.suffix),
+                f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}",
             ),
-            (self.positions not in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
-            (self.takes_ids and self.vocab_size < 1, "vocab_size must be at least 1"),
-            (not self.takes_ids and self.defaults is not None, f"{self.kind.value} cannot be a target"),
-            (self._grid_is_wrong(), "grid must be two sides whose product is max_tokens"),
+            (all(label.isprintable() for label in self.labels), "labels must be printable"),
+            (self.positions in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
+            (not self.takes_ids or self.vocab_size >= 1, "vocab_size must be at least 1"),
+            (self.takes_ids or self.defaults is None, f"{self.kind.value} cannot be a target"),
+            (area == wanted_area, "grid must be two sides whose product is max_tokens"),
         ):
-            if bad:
-                raise UsageError(f"modality '{self.name}': {problem}")
+            if not is_right:
+                raise UsageError(f"modality '{self.name}': {rule}")
 
     @property
     def key(self) -> str:
@@ -123,11 +128,6 @@ class Modality:
         """True where values are token ids (GRID and SEQUENCE)."""
         return self.kind in (Kind.GRID, Kind.SEQUENCE)
 
-    def _grid_is_wrong(self) -> bool:
-        if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING):
-            return self.grid is not None
-        return self.grid is None or self.grid[0] * self.grid[1] != self.max_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class Registry:
@@ -146,7 +146,7 @@ class Registry:
             raise UsageError(f"unknown modality '{name}'{near_match(name, self.rows)}")
         return self.rows[name]
 
-    def extended(self, rows: Iterable[Modality]) -> Registry:
+    def extended(self, rows: Iterable[Modality]) -> "Registry":
         """A registry with more rows; a row of a known name replaces it."""
         return Registry(MappingProxyType({**self.rows, **{row.name: row for row in rows}}))
 
@@ -200,10 +200,6 @@ def _is_plain(folder: str) -> bool:
     return (
         _is_free(folder) and folder.isprintable() and folder[0] not in ".-" and not set(folder) & set("/\\")
     )
-
-
-def _not(text: str) -> str:
-    return f", not {shown(ascii(text))}"
 
 
 _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
@@ -300,3 +296,111 @@ def is_released(row: Modality) -> bool:
     return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
         row.kind, row.vocab_size, row.tokenizer, row.patch_size
     )  # fmt: skip
+
+
+def load_registry(path: Path) -> Registry:
+    """The released rows plus those of a model's `modalities.yaml`; errors name the line.
+
+    A row lists only what differs from the released row with the same key (`tok_rgb@64` from `tok_rgb@224`),
+    or from the row in its field `like`. Every target gets a folder of its own, with or without `folder`.
+    """
+    rows, where, named = dict[str, Modality](), dict[str, str](), dict[str, str]()
+    for entries in read_rows(path):
+        row, places = _read_row(entries, path), {entry.key: entry.where for entry in entries}
+        if row.name in rows:
+            raise UsageError(f"{places['name']}: modality '{row.name}' has a row already ({where[row.name]})")
+        rows[row.name], where[row.name] = row, places.get("folder", places["name"])
+        if "folder" in places:
+            named[row.name] = row.folder
+    peers = dict[str, list[Modality]]()
+    for row in rows.values():
+        if row.takes_ids and row.name not in named:
+            peers.setdefault(row.key, []).append(row)
+    for key, group in peers.items():
+        taken = {folder for name, folder in named.items() if rows[name].key == key}
+        rows |= {row.name: row for row in _with_folders(key, group, taken)}
+    if shared := shared_folder(rows.values()):
+        raise UsageError(f"{where[shared[0]]}: {shared[1]}")
+    return RELEASED.extended(rows.values())
+
+
+def _with_folders(key: str, group: list[Modality], taken: set[str]) -> Iterator[Modality]:
+    """Give each row of one key a folder: `rgb` for the lowest resolution in the file, `rgb@128` for others.
+
+    A row whose name is that of a released modality gets its released folder.
+    """
+    like = _same_key(key)
+    stem = RELEASED.rows[like].folder if like else key.removeprefix(TOKENS)
+    own = {row.name: RELEASED.rows[row.name].folder for row in group if row.name in RELEASED.rows}
+    first = min(group, key=lambda row: row.resolution or 0).name
+    # Tokens lie in a folder with the name of the modality, which is `stem` without 'tok_' and '@'.
+    is_taken = stem in taken or stem in own.values() or (group[0].kind is Kind.GRID and stem == first)
+    for row in group:
+        tail = row.name.partition("@")[2] or "values"
+        default = stem if row.name == first and not is_taken else f"{stem}@{tail}"
+        yield replace(row, folder=own.get(row.name, default))
+
+
+def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:
+    where = {entry.key: entry.where for entry in entries}
+    if "name" not in where:
+        raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
+    hints = {**get_type_hints(Modality, include_extras=True), "like": str}
+    given, problems = dict[str, Any](), list[str]()
+    for entry in entries:
+        try:
+            if entry.key not in hints:
+                raise ValueError(f"unknown key '{entry.key}'{near_match(entry.key, hints)}")
+            if entry.value is None:
+                raise ValueError(f"'{entry.key}' has no value")
+            given[entry.key] = fit(hints[entry.key], entry.value, entry.key)
+        except ValueError as error:
+            problems.append(f"{entry.where}: {error}")
+    if problems:
+        raise UsageError("\n".join(problems))
+    try:
+        row = _complete_row(given)
+    except UsageError as error:
+        raise UsageError(f"{where['name']}: {error}") from None
+    return row
+
+
+def _complete_row(given: dict[str, Any]) -> Modality:
+    """A row from the fields that its file gives."""
+    name, kind = given["name"], given.get("kind")
+    like = given.pop("like", None) or _same_key(name)
+    base = RELEASED.get(like) if like else None
+    if "grid" in given:
+        given.setdefault("max_tokens", given["grid"][0] * given["grid"][1])
+    if "defaults" in given:
+        given.setdefault("rgb_defaults", given["defaults"])
+    for required in ("kind", "max_tokens") if base is None else ():
+        if required not in given:
+            raise UsageError(f"'{required}' is missing")
+    kind = kind or (base.kind if base else None)
+    if kind is Kind.SEQUENCE and "max_tokens" in given:
+        given.setdefault("max_positions", given["max_tokens"])
+    if base is None:
+        key = name.partition("@")[0]
+        given = {"codec": key, "folder": key.removeprefix(TOKENS), "suffix": ".npy", "title": key, **given}
+        if kind in (Kind.SEQUENCE, Kind.EMBEDDING):
+            given.setdefault("positions", "sincos1d")
+        if kind in (Kind.GRID, Kind.SEQUENCE):
+            plain = Defaults("roar", 8) if kind is Kind.GRID else Defaults("autoregressive")
+            given = {"defaults": plain, "rgb_defaults": plain, **given}
+    row = replace(base, **given) if base else Modality(**given)
+    # The codec of the row must be able to read and write its values.
+    known = [one for one in RELEASED.rows.values() if one.codec == row.codec]
+    kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
+    for what, value, allowed in (("kind", row.kind.value, kinds), ("suffix", row.suffix, suffixes)):
+        if known and value not in allowed:
+            raise UsageError(
+                f"the {what} of codec '{row.codec}' is {' or '.join(sorted(allowed))}, not {value}"
+            )
+    return row
+
+
+def _same_key(name: str) -> str | None:
+    """The released row of the same key that comes first."""
+    key = name.partition("@")[0]
+    return next((row.name for row in RELEASED.rows.values() if row.key == key), None)

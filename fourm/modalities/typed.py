@@ -1,59 +1,270 @@
-"""Parsed JSON to dataclasses, with every type checked: a user may have edited the file."""
+"""YAML and JSON data as typed values; a mistake is named by file and line, or by its path in the data."""
 
 import math
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from fourm.data.opening import read_bytes
+from fourm.errors import UsageError, near_match, shown
+
+MAX_BYTES = 1 << 17  # of a YAML file: the parser takes seconds for so many
+MAX_NODES = 100_000  # of a YAML file, aliases written out
+MAX_DEPTH = 32  # lists and mappings within one another, below the value of a key
+MAX_DIGITS = 100  # of a number
+MAX_KEY = 100  # characters
+_DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
+_TAG = "tag:yaml.org,2002:"
+_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")  # of plain data
+_WORDS: dict[object, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_MAX_PROBLEMS = 3  # that one message names
 
 
-def fit(kind: Any, value: Any, name: str) -> Any:
-    """Convert a value to a type: dataclass, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, plain type, Any.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Inclusive range of a number, or of the length of a text or list: `Annotated[int, Limits(1, 9)]`."""
 
-    ValueError if it does not fit; the message calls the value `name`.
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        most = f"to {self.most}" if self.most < math.inf else "or more"
+        return f"{self.least} {most}" if self.least < self.most else f"{self.least}"
+
+
+def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
+    """Convert parsed JSON or YAML to a type; a ValueError names everything that does not fit, by its path.
+
+    kind: str, int, float, bool, Any, an Enum, Literal, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, a
+    dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
+    are finite, texts can be part of a path. name: of the value in messages. strict: refuse unknown keys.
     """
     outer, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if outer in (UnionType, Union):
+        return None if value is None else fit(inner[0], value, name, strict)
+    if outer is Annotated:
+        fitted = fit(inner[0], value, name, strict)
+        if inner[1].least <= (len(fitted) if isinstance(fitted, str | tuple) else fitted) <= inner[1].most:
+            return fitted
+    elif outer is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            items = enumerate(zip(kinds, value, strict=True))
+            return tuple(_fit_all(((k, item, f"{name}[{i}]") for i, (k, item) in items), strict))
+    elif outer is Mapping and isinstance(value, dict):
+        keys = _fit_all(((str, key, f"a key of {name}") for key in value), strict)
+        items_of = _fit_all(((inner[1], value[key], f"{name}.{shown(key)}") for key in keys), strict)
+        return dict(zip(keys, items_of, strict=True))
+    elif is_dataclass(kind) and isinstance(value, dict):
+        hints = _hints_of_keys(kind, value, name, strict)
+        found = _fit_all(((hint, value[key], f"{name}.{key}") for key, hint in hints.items()), strict)
+        return kind(**dict(zip(hints, found, strict=True)))  # type: ignore[operator]
+    elif kind is Any or _is_plain(kind, value):
         return value
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _fields(kind, value, name)
-    if outer is tuple and isinstance(value, list):
-        return tuple(fit(inner[0], item, f"{name}[{number}]") for number, item in enumerate(value))
-    if outer is Mapping and isinstance(value, dict):
-        return {fit(str, key, name): fit(inner[1], item, f"{name}.{key}") for key, item in value.items()}
-    if outer is UnionType:
-        return None if value is None else fit(inner[0], value, name)
-    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        value = float(value)
-    if type(value) is not kind or not _is_plain(value):
-        raise ValueError(f"{name} is {_shown(value)}")
-    return value
+    elif isinstance(kind, type) and issubclass(kind, Enum) and value in [one.value for one in kind]:
+        return kind(value)
+    elif kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise ValueError(f"{name} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
 
 
-def _fields(kind: Any, value: dict[str, Any], name: str) -> Any:
-    """A dataclass from a dict with exactly its fields."""
-    hints = get_type_hints(kind)
-    if missing := sorted(hints.keys() - value.keys()):
-        raise ValueError(f"{name} has no {missing[0]}")
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise ValueError(f"{name} has an unknown {unknown[0]!r}")
-    return kind(**{key: fit(hint, value[key], f"{name}.{key}") for key, hint in hints.items()})
+def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any]:
+    """Fit several (kind, value, name); their problems are told together."""
+    found, problems = list[Any](), list[str]()
+    for kind, value, name in items:
+        try:
+            found.append(fit(kind, value, name, strict))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(_joined(problems))
+    return found
 
 
-def _is_plain(value: object) -> bool:
-    """True for finite numbers, and for texts that can be part of a path."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if not isinstance(value, str):
-        return True
+def _joined(problems: list[str]) -> str:
+    more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    return "; ".join([*problems[:_MAX_PROBLEMS], *more])
+
+
+@cache
+def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """The types of a dataclass's fields, and the fields that have no default."""
+    required = [one.name for one in fields(kind) if one.default is one.default_factory is MISSING]
+    return get_type_hints(kind, include_extras=True), required
+
+
+def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bool) -> dict[str, Any]:
+    """The types of the fields that a mapping has; a ValueError for missing and unknown ones."""
+    hints, required = _hints(kind)
+    problems = [f"{name} has no {key!r}" for key in required if key not in value]
+    for key in value if strict else ():
+        if key not in hints:
+            problems.append(f"{name} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
+    if problems:
+        raise ValueError(_joined(problems))
+    return {key: hint for key, hint in hints.items() if key in value}
+
+
+def _is_plain(kind: Any, value: object) -> bool:
+    """True for a value of exactly this type: a finite number, a text that can be part of a path, a choice."""
+    if isinstance(value, str):
+        try:
+            is_safe = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
+        return is_safe and (kind is str or (get_origin(kind) is Literal and value in get_args(kind)))
+    return kind in _WORDS and type(value) is kind and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _expected(kind: Any) -> str:
+    """A type in words."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is Annotated:
+        is_length = inner[0] is str or get_origin(inner[0]) is tuple
+        return f"{_expected(inner[0])}{' of length' if is_length else ','} {inner[1]}"
+    if outer is tuple:
+        return "a list" if inner[-1] is ... else f"a list of {len(inner)}"
+    if outer is Literal:
+        return f"one of {', '.join(inner)}"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(one.value for one in kind)}"
+    return _WORDS.get(kind, "a mapping")
+
+
+class _Loader(yaml.SafeLoader):
+    """The plain loader, which stops at what is too deep; its time grows with the square of the depth."""
+
+    # A date is text: no setting is one.
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as declared by the base class)
+        first: [one for one in resolvers if one[0] != _TAG + "timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node with all that is in it."""
+        if self._depth > MAX_DEPTH + 3:  # rows, a row, its value
+            raise RecursionError
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+@dataclass(frozen=True, slots=True)
+class YamlEntry:
+    """One `key: value` of a mapping."""
+
+    key: str
+    value: object  # plain YAML data: str, int, float, bool, None, list, dict
+    where: str  # "FILE, line N"
+
+
+def read_mapping(path: Path) -> tuple[YamlEntry, ...]:
+    """The entries of a file that holds one flat mapping; an empty file has none."""
+    loader, node = _parse(path)
+    if node is None or node.tag == f"{_TAG}null":
+        return ()
+    return _entries(loader, node, path)
+
+
+def read_rows(path: Path) -> tuple[tuple[YamlEntry, ...], ...]:
+    """The entries of each row of a file that holds a list of mappings."""
+    loader, node = _parse(path)
+    if not isinstance(node, yaml.SequenceNode):
+        raise UsageError(f"{path}: a list of rows was expected, each beginning with '- name: ...'")
+    return tuple(_entries(loader, row, path) for row in node.value)
+
+
+def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     try:
-        return b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
+        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(f"{path}, line {line}: not valid YAML ({error.reason})") from None
+    try:
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line if error.problem_mark else loader.line
+        problem = error.problem or error.context
+        raise UsageError(f"{path}, line {line + 1}: not valid YAML ({shown(problem)})") from None
+    # The last ones come from escapes such as "\\UFFFFFFFF" and numbers of directives.
+    except (yaml.YAMLError, ValueError, OverflowError):
+        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML") from None
+    except RecursionError:
+        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML for settings ({_DEEP})") from None
+    if node is not None and _expanded(node, {}) > MAX_NODES:
+        raise UsageError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
+    return loader, node
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [one for pair in node.value for one in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for when each alias is written out; a circle counts once."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 1
+        sizes[id(node)] += sum(_expanded(child, sizes) for child in _children(node))
+    return sizes[id(node)]
+
+
+def _entries(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> tuple[YamlEntry, ...]:
+    where = f"{path}, line {node.start_mark.line + 1}"
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{where}: 'key: value' lines were expected")
+    entries: dict[str, YamlEntry] = {}
+    for key_node, value_node in node.value:
+        where = f"{path}, line {key_node.start_mark.line + 1}"
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode) or len(key) > MAX_KEY or not key.isprintable():
+            raise UsageError(f"{where}: a key must be a plain word")
+        if key in entries:
+            raise UsageError(f"{where}: '{key}' is given twice (before: {entries[key].where})")
+        entries[key] = YamlEntry(key, _construct(loader, value_node, f"{where}: {key}"), where)
+    return tuple(entries.values())
+
+
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> object:
+    """A value of plain data: texts, numbers, true, false, nothing, lists and mappings of those."""
+    if problem := _problem(node, ()):
+        raise UsageError(f"{where}: this value cannot be read ({problem})")
+    try:
+        return loader.construct_object(node, deep=True)
+    # PyYAML looks words up, takes first letters and calculates without a check.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError):
+        raise UsageError(f"{where}: this value cannot be read") from None
+
+
+def _problem(node: yaml.Node, above: tuple[yaml.Node, ...]) -> str:
+    """Why a node within others cannot become plain data that can be shown and written; "" if it can."""
+    kind = node.tag.removeprefix(_TAG)
+    if kind not in _TAGS:
+        return f"'{shown(kind)}' is no plain data"
+    if node in above or len(above) > MAX_DEPTH:
+        return _DEEP
+    if isinstance(node, yaml.ScalarNode):
+        if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+            return f"a number of {len(node.value):,} digits"
+        if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            return "it holds half a character"
+    return next(filter(None, (_problem(child, (*above, node)) for child in _children(node))), "")

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 
 from fourm.errors import UsageError, near_match, shown
-from fourm.modalities.yamlfile import Entry, read_mapping
+from fourm.modalities.typed import YamlEntry, read_mapping
 
 Value = str | int | float | bool | None
 _DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scripts' digits are mistakes
@@ -103,29 +103,33 @@ def parse_target(text: str, items: Mapping[str, tuple[str, Item]], where: str) -
 
 def parse_options(values: Mapping[str, object], items: Mapping[str, Item], flags: Mapping[str, str]) -> Layer:
     """Options by key, `None` where one was not given."""
-    given = [Entry(key, value, flags[key]) for key, value in values.items() if value is not None]
+    given = [YamlEntry(key, value, flags[key]) for key, value in values.items() if value is not None]
     return _layer(given, items, lambda entry: entry.where)
 
 
-def load_layer(path: Path, items: Mapping[str, Item], known: Collection[str]) -> tuple[Layer, list[Entry]]:
+def load_layer(
+    path: Path, items: Mapping[str, Item], known: Collection[str]
+) -> tuple[Layer, list[YamlEntry]]:
     """The settings of a YAML file, and its entries with other known keys. An unknown key is a problem."""
-    ours, others, unknown, seen = list[Entry](), list[Entry](), list[str](), set[str]()
+    ours, others, unknown, seen = list[YamlEntry](), list[YamlEntry](), list[str](), set[str]()
     for entry in read_mapping(path):
         key = entry.key.replace("-", "_")
         if key in seen:
             unknown.append(f"{entry.where}: '{key}' is given twice, as '{entry.key}' too")
         seen.add(key)
         if key in items:
-            ours.append(Entry(key, entry.value, entry.where))
+            ours.append(YamlEntry(key, entry.value, entry.where))
         elif key in known:
-            others.append(Entry(key, entry.value, entry.where))
+            others.append(YamlEntry(key, entry.value, entry.where))
         else:
             unknown.append(f"{entry.where}: unknown key '{entry.key}'{near_match(key, [*items, *known])}")
     layer = _layer(ours, items, lambda entry: f"{entry.where}: {entry.key}")
     return Layer(layer.settings, (*unknown, *layer.problems)), others
 
 
-def _layer(entries: Iterable[Entry], items: Mapping[str, Item], where: Callable[[Entry], str]) -> Layer:
+def _layer(
+    entries: Iterable[YamlEntry], items: Mapping[str, Item], where: Callable[[YamlEntry], str]
+) -> Layer:
     settings, problems = dict[str, Setting](), list[str]()
     for entry in entries:
         try:

@@ -15,7 +15,7 @@ from fourm.data.writing import output_path
 from fourm.errors import ScheduleError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.yamlfile import Entry
+from fourm.modalities.typed import YamlEntry
 from fourm.schedule.language import Item, Layer, load_layer, parse_options
 from fourm.schedule.plan import OPTIONS, merge
 
@@ -123,7 +123,7 @@ def _part(layer: Layer, prefix: str) -> Layer:
     return Layer({keys[key]: setting for key, setting in layer.settings.items() if key in keys})
 
 
-def _read_run_key(entry: Entry, path: Path, run: dict[str, object], problems: list[str]) -> None:
+def _read_run_key(entry: YamlEntry, path: Path, run: dict[str, object], problems: list[str]) -> None:
     """Check one setting that is not part of a schedule, and put it where it belongs."""
     key, value = entry.key, entry.value
     if key in IGNORED:

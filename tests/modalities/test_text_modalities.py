@@ -15,7 +15,7 @@ import yaml
 from fourm.codecs.table import build_codec
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
-from fourm.modalities.rows import load_registry
+from fourm.modalities.registry import load_registry
 from fourm.modalities.structured import Structured
 from fourm.modalities.wordpiece import WordPiece
 from fourm.networks.model import FourM, FourMConfig

@@ -1,17 +1,19 @@
-"""YAML files: whatever stands in one is plain data, or a sentence with the file and the line."""
+"""YAML and JSON: what stands in a file is plain or typed data, or a sentence that names the place."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fourm.errors import FourMError, UsageError
-from fourm.modalities.rows import load_registry
-from fourm.modalities.yamlfile import read_mapping, read_rows
+from fourm.modalities.registry import Kind, load_registry
+from fourm.modalities.typed import Limits, fit, read_mapping, read_rows
 from fourm.schedule.settings import read_settings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -157,3 +159,65 @@ def test_lists_that_are_too_deep_are_refused_where_they_are(tmp_path: Path) -> N
     path.write_text("a:\n" + " [\n" * 10_000 + " ]\n" * 10_000)
     with pytest.raises(UsageError, match=r"line (3[0-9]|40): not valid YAML .*more than 32 lists"):
         read_mapping(path)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What stands in a list of the record below."""
+
+    name: Annotated[str, Limits(1)]
+    weights: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record with every kind of type."""
+
+    count: Annotated[int, Limits(1, 9)]
+    kind: Kind
+    stage: Literal["base", "sr"] = "base"
+    rows: tuple[Inner, ...] = ()
+    files: Mapping[str, bool] = field(default_factory=dict)
+    rest: Any = None
+
+
+def test_data_becomes_a_typed_record_with_its_defaults() -> None:
+    rows = [{"name": "a", "weights": [1, 2.5]}, {"name": "b", "weights": None}]
+    data = {"count": 9, "kind": "grid", "rows": rows, "files": {"x": True}, "rest": [1]}
+    wanted = Record(9, Kind.GRID, "base", (Inner("a", (1.0, 2.5)), Inner("b")), {"x": True}, [1])
+    assert fit(Record, data, "run") == wanted
+    assert fit(Record, {"count": 1, "kind": "grid"}, "run") == Record(1, Kind.GRID)
+    assert fit(Record, data | {"more": 1}, "run", strict=False) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 0}, "run.count is 0, expected a whole number, 1 to 9"),
+        ({"count": True}, "run.count is True, expected a whole number"),
+        ({"kind": "x"}, "run.kind is 'x', expected one of pixels, grid, sequence, embedding"),
+        ({"kind": ["grid"]}, r"run.kind is \['grid'\]"),
+        ({"stage": "other"}, "run.stage is 'other', expected one of base, sr"),
+        ({"rows": {}}, "run.rows is {}, expected a list"),
+        ({"rows": [{"name": ""}]}, r"run.rows\[0\].name is '', expected text of length 1 or more"),
+        ({"rows": [{}]}, r"run.rows\[0\] has no 'name'"),
+        ({"rows": [5]}, r"run.rows\[0\] is 5, expected a mapping"),
+        ({"rows": [{"name": "a", "weights": [1]}]}, r"weights is \[1\], expected a list of 2"),
+        ({"rows": [{"name": "a", "weights": [1, float("nan")]}]}, r"weights\[1\] is nan, expected a number"),
+        ({"rows": [{"name": "a", "weights": [1, 10**400]}]}, r"weights\[1\] is 10+\.\.\., expected a number"),
+        ({"rows": [{"name": "a\0"}]}, "expected text"),
+        ({"files": {"x": 1}}, "run.files.x is 1, expected true or false"),
+        ({"files": {3: True}}, "a key of run.files is 3, expected text"),
+        ({"stages": 1}, "run has an unknown key 'stages'; did you mean 'stage'"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}"):
+        fit(Record, {"count": 1, "kind": "grid"} | change, "run")
+
+
+def test_all_problems_are_named_together_and_many_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"run.count is 'x', .*; run.kind is 3, .*; run.stage is None"):
+        fit(Record, {"count": "x", "kind": 3, "stage": None}, "run")
+    with pytest.raises(ValueError, match=r"^n\[0\] is 1, .*; n\[2\] is 1, expected text; and 97 more$"):
+        fit(tuple[str, ...], [1] * 100, "n")
