@@ -35,7 +35,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from fourm.data.dataset import read_member, split_path
-from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata
+from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError
 
 MAX_BYTES = 1 << 30  # of an array or picture file
@@ -162,7 +162,7 @@ def read_json(path: Path) -> object:
             if len(data) > MAX_TEXT_BYTES:
                 raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
         return json.loads(
-            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_with_single_keys
+            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=with_single_keys
         )
     except (ValueError, RecursionError, MemoryError, EOFError, OSError, zlib.error) as error:
         raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
@@ -298,15 +298,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is no number")
     return number
-
-
-def _with_single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of a JSON file. Of a key that stands there twice, nobody knows which value is meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"{twice[:50]!r} stands in one object twice")
-    return found
 
 
 def _short(error: Exception) -> str:

@@ -13,15 +13,15 @@ PUBLIC = {
         "number_keys outputs_of path_of random_crop samples_of_prompts"
     ),
     "opening": (
-        "SIGNATURE local_name local_path open_file open_own open_text read_bytes real "
-        "scheme_problem strip_metadata"
+        "SIGNATURE local_name local_path open_file open_own open_text parse_json_lines read_bytes real "
+        "scheme_problem strip_metadata with_single_keys"
     ),
     "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
     "writing": (
         "DRAWING PARTIAL check_apart check_drawing check_folder check_partial check_root "
-        "check_writable create_atomic create_text free_beside is_alive make_all make_below mode_of "
+        "check_writable create_atomic create_text free_beside is_alive lock_file make_all make_below mode_of "
         "output_path process_name refuse_inside remove_leftovers server_clock strange_leftovers "
-        "try_lock vanished wait_for_lock write_alone write_atomic write_text"
+        "vanished write_alone write_atomic write_text"
     ),
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -1,4 +1,4 @@
-"""Opens files, and refuses pipes, devices, URLs and files that are larger than a limit.
+"""Reads files that may be anything: refuses pipes, devices, URLs, and what is larger than a limit.
 
 Reading a pipe or a device that has the name of a file could wait forever or fill the memory. The functions
 raise an OSError whose `strerror` says what was found, so that callers can report it like any other OSError.
@@ -7,6 +7,7 @@ raise an OSError whose `strerror` says what was found, so that callers can repor
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
@@ -14,17 +15,19 @@ import zlib
 from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
 
-from fourm.errors import UsageError
+from fourm.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
 T = TypeVar("T")
+_SPECIAL = "not a file, but a pipe, a device or a socket"
 # Windows has only the last one.
 _WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
-_DESCRIPTOR = re.compile(r"/dev/(?:(stdin)|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
+_DESCRIPTOR = re.compile(r"/dev/(?:stdin|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 # Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,7 +65,7 @@ def open_file(path: Path) -> BufferedReader:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "not a file, but a folder", str(path))
-    raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
+    raise OSError(errno.EINVAL, _SPECIAL, str(path))
 
 
 def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
@@ -80,9 +83,9 @@ def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
     if stat.S_ISREG(told.st_mode) and (limit is None or told.st_size <= limit):
         return file
     file.close()
-    if stat.S_ISREG(told.st_mode):
-        raise _too_large(path, limit or 0)
-    raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a socket", str(path))
+    if limit is not None and stat.S_ISREG(told.st_mode):
+        raise _too_large(path, limit)
+    raise OSError(errno.EINVAL, _SPECIAL, str(path))
 
 
 def open_text(path: Path) -> TextIO:
@@ -101,6 +104,34 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if max(size, len(data)) > limit:
         raise _too_large(path, limit)
     return data
+
+
+def parse_json_lines(text: str, where: str, skip_damaged: bool = False) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line that is not blank.
+
+    UsageError names a line that is not JSON. skip_damaged: leave it out, as a killed
+    process may have written only a part of it.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=with_single_keys)
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            if skip_damaged:
+                continue
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else shown(error)
+            raise UsageError(f"{where}: line {number} is not JSON ({reason})") from error
+        yield number, value
+
+
+def with_single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. ValueError for a key that is given twice, whose value is not known."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"{twice[:50]!r} stands in one object twice")
+    return found
 
 
 def _ready(result: T | None) -> T:
@@ -128,23 +159,14 @@ def _inherited(path: Path) -> BufferedReader | None:
     match = _DESCRIPTOR.fullmatch(str(path))
     if match is None:
         return None
-    number = 0 if match[1] else int(match[2] or match[3])
+    number = int(match[1] or match[2] or 0)
     # A regular file is opened again by the caller: a descriptor can be read only once.
     return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
 
 
 def _too_large(path: Path, limit: int) -> OSError:
-    return OSError(errno.EFBIG, f"more than {_in_words(limit)}", str(path))
-
-
-def _in_words(count: int) -> str:
-    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
-
-
-def scheme_problem(text: str) -> str:
-    """An error message for a path that is a URL (`s3://bucket/x`); "" for other text."""
-    scheme = _SCHEME.match(text)
-    return f"{scheme[1]}// is not supported; give a path on this machine" if scheme else ""
+    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+    return OSError(errno.EFBIG, f"more than {size}", str(path))
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
@@ -162,6 +184,12 @@ def local_name(text: str) -> str:
     if problem := scheme_problem(text):
         raise UsageError(f"{text.strip()}: {problem}")
     return text
+
+
+def scheme_problem(text: str) -> str:
+    """An error message for a path that is a URL (`s3://bucket/x`); "" for other text."""
+    scheme = _SCHEME.match(text)
+    return f"{scheme[1]}// is not supported; give a path on this machine" if scheme else ""
 
 
 def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:

@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from fourm.data.opening import read_bytes
+from fourm.data.opening import parse_json_lines, read_bytes
 from fourm.errors import UsageError, near_match
 
 COLUMNS = ("caption", "prompt", "text")  # looked for in this order, upper and lower case alike
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".tsv", ".csv")
 MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
+Row = tuple[int, Any]  # number of the line; a dict by column, or any other value of a JSON line
 
 
 def read_prompts(path: Path, column: str | None = None) -> list[str]:
@@ -42,10 +43,13 @@ def read_stream(stream: BinaryIO, where: str) -> bytes:
 def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | None = None) -> list[str]:
     """Prompts in the bytes of a file; `suffix` tells the format, `where` names the source in errors."""
     text = _text(data, where)
-    if suffix in JSON_LINES:
-        prompts = _json_lines(text, where, column)
-    elif suffix in (".tsv", ".csv"):
-        prompts = _table(text, where, suffix, column)
+    if suffix in (*JSON_LINES, *TABLES):
+        names, rows = _rows(text, where, suffix)
+        name = _column(names, column, where) if names else column or COLUMNS[0]
+        prompts = [
+            _check_prompt(row.get(name) if isinstance(row, dict) else row, number, name, where)
+            for number, row in rows
+        ]
     elif suffix in (".json", ".yaml", ".yml", ".parquet"):
         raise UsageError(
             f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl files, not from {suffix}"
@@ -72,28 +76,27 @@ def parse_columns(
     text; it stays JSON.
     """
     text = _text(data, where)
-    if suffix in JSON_LINES:
-        rows = _json_records(text, where)
-        listed = list(rows[0][1]) if rows else []
-    elif suffix in (".tsv", ".csv"):
-        listed, body = _cells(text, where, suffix)
-        rows = [(number, dict(zip(listed, row, strict=False))) for number, row in body]
-    else:
+    if suffix not in (*JSON_LINES, *TABLES):
         raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
+    listed, rows = _rows(text, where, suffix)
     if not rows:
         raise UsageError(f"{where}: holds no row")
-    found = list[dict[str, str]]()
+    if bare := [number for number, row in rows if not isinstance(row, dict)]:
+        raise UsageError(f"{where}: line {bare[0]} is no object with a key for each condition")
     columns = {name: _column(listed, column if name == COLUMNS[0] else name, where) for name in names}
+    found = list[dict[str, str]]()
     for number, row in rows:
+        cells = dict[str, str]()
         for name, source in columns.items():
             if source not in row:
                 raise UsageError(f"{where}: line {number} has nothing under '{source}'")
+            cell = row[source]
             if name == COLUMNS[0]:
-                _check_prompt(row[source], number, source, where)
-            elif isinstance(row[source], str):
-                _check_whole(str(row[source]), number, where)
-        cells = {name: row[source] for name, source in columns.items()}
-        found.append({n: c if isinstance(c, str) else json.dumps(c) for n, c in cells.items()})
+                cell = _check_prompt(cell, number, source, where)
+            elif isinstance(cell, str):
+                cell = _check_encodable(cell, number, where)
+            cells[name] = cell if isinstance(cell, str) else json.dumps(cell)
+        found.append(cells)
     return found
 
 
@@ -109,77 +112,28 @@ def _text(data: bytes, where: str) -> str:
         raise UsageError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
 
 
-def _json_records(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
-    """Objects of JSON lines, with the numbers of their lines."""
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            record = _json_line(line, number, where)
-            if not isinstance(record, dict):
-                raise UsageError(f"{where}: line {number} is no object with a key for each condition")
-            records.append((number, record))
-    return records
-
-
-def _json_line(line: str, number: int, where: str) -> object:
-    try:
-        return json.loads(line, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: line {number} is not JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
-        raise UsageError(f"{where}: line {number} is not JSON that holds a prompt") from error
-    except KeyError as error:
-        raise UsageError(f"{where}: line {number} has {error} twice") from error
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. KeyError for a key that is given twice."""
-    found = dict[str, object]()
-    for key, value in pairs:
-        if key in found:
-            raise KeyError(key)
-        found[key] = value
-    return found
-
-
-def _json_lines(text: str, where: str, column: str | None) -> list[str]:
-    prompts: list[str] = []
-    name = column
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _json_line(line, number, where)
-        if isinstance(record, dict):
-            name = name or _column(list(record), None, where)
-            record = record.get(name)
-        prompts.append(_check_prompt(record, number, name or COLUMNS[0], where))
-    return prompts
-
-
 def _check_prompt(value: object, number: int, name: str, where: str) -> str:
-    """The text of a record's prompt. UsageError for what is none, so that no row is lost or misread."""
+    """The text of a record's prompt; UsageError for anything else, so that no row is lost or misread."""
     if not isinstance(value, str):
         raise UsageError(f"{where}: line {number} has no text under '{name}'")
-    if _is_blank(value):
+    if not value.strip():
         raise UsageError(f"{where}: line {number} has nothing under '{name}'")
-    _check_whole(value, number, where)
-    return value
+    return _check_encodable(value, number, where)
 
 
-def _check_whole(text: str, number: int, where: str) -> None:
+def _check_encodable(text: str, number: int, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{where}: line {number} holds half a character, which is no text") from error
+    return text
 
 
 def _check_no_records(lines: Sequence[str], where: str) -> None:
-    """Refuse JSON lines that come under another name: each would become a prompt as it stands."""
+    """Refuse JSON lines in a file with another suffix: each would become a prompt as it stands."""
     number, line = next(((i, line) for i, line in enumerate(lines, start=1) if line.strip()), (0, ""))
-    if not line.lstrip().startswith("{"):
-        return
     try:
-        record = json.loads(line)
+        record = json.loads(line) if line.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
         return
     if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
@@ -189,57 +143,45 @@ def _check_no_records(lines: Sequence[str], where: str) -> None:
         )
 
 
-def _table(text: str, where: str, suffix: str, column: str | None) -> list[str]:
-    names, body = _cells(text, where, suffix)
-    if not names:
-        return []
-    name = _column(names, column, where)
-    index = names.index(name)
-    for number, row in body:
-        if _is_blank(row[index]):
-            raise UsageError(f"{where}: line {number} has nothing under '{name}'")
-    return [row[index] for _, row in body]
-
-
-def _is_blank(value: object) -> bool:
-    return isinstance(value, str) and not value.strip()
-
-
-def _cells(text: str, where: str, suffix: str) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
-    """The names of a table's columns, and its rows that are not blank with the numbers of their lines.
+def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
+    """The names of a table's columns, and its rows that are not blank.
 
     A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
     """
-    rows: Iterable[tuple[int, Sequence[str]]]
+    if suffix in JSON_LINES:
+        records = list(parse_json_lines(text, where))
+        return list(next((record for _, record in records if isinstance(record, dict)), {})), records
     if suffix == ".tsv":
-        rows = enumerate((line.rstrip("\r").split("\t") for line in text.split("\n")), start=1)
+        lines: Iterable[tuple[int, list[str]]] = enumerate(
+            (line.rstrip("\r").split("\t") for line in text.split("\n")), start=1
+        )
     else:
-        rows = _csv_rows(text, where)
-    filled = [(number, row) for number, row in rows if not all(map(_is_blank, row))]
+        lines = _csv_lines(text, where)
+    filled = [(number, cells) for number, cells in lines if any(cell.strip() for cell in cells)]
     if not filled:
         return [], []
     names = [cell.strip() for cell in filled[0][1]]
     while not names[-1]:  # as spreadsheets leave them
         names.pop()
     advice = "; a comma in a text needs quotation marks around a cell" if suffix == ".csv" else ""
-    for number, row in filled[1:]:
-        if len(row) < len(names) or not all(map(_is_blank, row[len(names) :])):
-            cells = f"{len(row)} cell{'' if len(row) == 1 else 's'}"
-            raise UsageError(f"{where}: line {number} has {cells}, where the header has {len(names)}{advice}")
-    return names, filled[1:]
+    for number, cells in filled[1:]:
+        if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
+            count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
+            raise UsageError(f"{where}: line {number} has {count}, where the header has {len(names)}{advice}")
+    return names, [(number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:]]
 
 
-def _csv_rows(text: str, where: str) -> Iterable[tuple[int, Sequence[str]]]:
-    """Rows with the numbers of the lines in which they begin."""
+def _csv_lines(text: str, where: str) -> Iterable[tuple[int, list[str]]]:
+    """Cells with the numbers of the lines in which their rows begin."""
     reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
-        for row in reader:
-            if any(cell.lstrip().startswith('"') and not cell.startswith('"') for cell in row):
+        for cells in reader:
+            if any(cell.lstrip().startswith('"') and not cell.startswith('"') for cell in cells):
                 raise UsageError(
                     f"{where}: line {line} has a blank before a quotation mark, which makes the mark a part "
                     "of the text; a quoted cell begins right behind the comma"
                 )
-            yield line, row
+            yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise UsageError(f"{where}: is not a .csv table from line {line} on ({error})") from error

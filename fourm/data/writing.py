@@ -14,8 +14,8 @@ import stat
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
@@ -33,13 +33,12 @@ _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lo
 _TRIES = 100  # to create a file in PARTIAL, which other processes remove when it is empty
 _counter = itertools.count()
 _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
 DRAWING = {"drawing": "fourm"}
 _DRAWING = b"tEXtdrawing\0fourm"
 _DRAWING_WITHIN = 1 << 12  # bytes at the beginning of a file; before the pixels stand a few small chunks
 _ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
-_MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-_POLL = 0.02  # seconds between two tries to get a lock
 
 
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
@@ -47,19 +46,16 @@ def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
 
     root must exist: if it was deleted during a run, it is not created again.
     """
-    _check_inside(root, path)
-    try:
-        unfinished = _new_file(root, path.suffix)
-        try:
-            make_below(root, path.parent)
-            write(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        if not root.is_dir():
-            raise vanished(root) from error
-        raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
+    with _unfinished(root, path) as file:
+        write(file)
+        os.replace(file, path)
+
+
+def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
+    """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
+    with _unfinished(root, path) as file:
+        write(file)
+        return _link(file, path)
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
@@ -68,18 +64,6 @@ def write_text(root: Path, path: Path, text: str) -> None:
     The data is flushed to disk before the file is renamed, so that a power failure leaves no empty record.
     """
     write_atomic(root, path, partial(_fill, text))
-
-
-def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool:
-    """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
-    _check_inside(root, path)
-    unfinished = _new_file(root, path.suffix)
-    try:
-        write(unfinished)
-        make_below(root, path.parent)
-        return _link(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def create_text(root: Path, path: Path, text: str) -> bool:
@@ -137,12 +121,35 @@ def is_alive(root: Path, process: str) -> bool | None:
     """
     try:
         with open_own(root / PARTIAL / f"{process}{_LOCK}", "r+") as file:
-            is_free = try_lock(file)
+            is_free = lock_file(file)
     except OSError:
         return None
     if is_free is False:
         return True
     return False if is_free and process.startswith(_machine()) else None
+
+
+def lock_file(file: BinaryIO, wait: bool = False) -> bool | None:
+    """Lock an open file: True if locked, False if another process holds it, None without locks.
+
+    The kernel releases the lock when the process ends.
+    """
+    try:
+        return lock_descriptor(file.fileno(), blocking=wait)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn_of_no_locks()
+        return None
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
+    logging.getLogger("fourm").warning(
+        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
+        "two downloads of one file do not wait for each other"
+    )
 
 
 def check_partial(root: Path) -> None:
@@ -157,44 +164,96 @@ def remove_leftovers(root: Path) -> None:
 
     Files that do not have a name of this program are kept. To be called when this process is not writing.
     """
-    _end_claim(root)
-    partial = root / PARTIAL
-    if (mode := mode_of(partial)) is None or not stat.S_ISDIR(mode):
+    _release(root)
+    if not stat.S_ISDIR(mode_of(root / PARTIAL) or 0):
         return
-    found, _ = _sort_partial(partial)
-    alive = {process: is_alive(root, process) for process in {process for process, _ in found}}
+    found = [(process, path) for process, path in _list_partial(root) if process]
+    alive = {process: is_alive(root, process) for process, _ in found}
     alive[process_name()] = False  # a signal may have come between the making of a file and its removal
     for process, path in sorted(found, key=lambda one: one[1].name.endswith(_LOCK)):
-        if alive[process] is False or (alive[process] is None and _is_old(path)):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process deleted it
+            is_old = time.time() - path.lstat().st_mtime > ABANDONED
+            if alive[process] is False or (alive[process] is None and is_old):
+                path.unlink()
     with suppress(OSError):  # it is not empty
-        partial.rmdir()
+        (root / PARTIAL).rmdir()
 
 
 def strange_leftovers(root: Path) -> list[str]:
-    """Names of what lies among unfinished files and is none of this program's, so that nobody removes it."""
-    return sorted(_sort_partial(root / PARTIAL)[1])
+    """Names of what lies among unfinished files and was not written by this program; nothing removes it."""
+    return sorted(path.name for process, path in _list_partial(root) if not process)
 
 
-def _sort_partial(partial: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Process and path of unfinished files that this program wrote; names of all else beside them."""
-    ours, strange = list[tuple[str, Path]](), list[str]()
-    with suppress(FileNotFoundError), os.scandir(partial) as entries:  # another process may have removed it
+def _list_partial(root: Path) -> Iterator[tuple[str, Path]]:
+    """The process and the path of each unfinished file; "" for what this program did not write."""
+    with suppress(FileNotFoundError), os.scandir(root / PARTIAL) as entries:
         for entry in entries:
             match = _UNFINISHED.fullmatch(entry.name)
-            if match and entry.is_file(follow_symlinks=False):
-                ours.append((match[1], Path(entry.path)))
-            else:
-                strange.append(entry.name)
-    return ours, strange
+            yield match[1] if match and entry.is_file(follow_symlinks=False) else "", Path(entry.path)
 
 
-def _check_inside(root: Path, path: Path) -> None:
-    """FourMError for a path outside of root, by its name or through a link."""
+@contextmanager
+def _unfinished(root: Path, path: Path) -> Iterator[Path]:
+    """A temporary file for what is to become `path`, whose folder is made."""
     if ".." in path.parts[len(root.parts) :] or not path.is_relative_to(root):
         raise FourMError(f"{path} leads out of {root}; nothing is written there")
-    if not real(path.parent).is_relative_to(real(root)):
-        raise FourMError(f"{path.parent} is a link out of {root}; nothing is written there")
+    try:
+        file = _new_file(root, path.suffix)
+        try:
+            make_below(root, path.parent)
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        if not root.is_dir():
+            raise vanished(root) from error
+        raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _new_file(root: Path, suffix: str) -> Path:
+    """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
+    file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            _claim(root)
+            open_own(file, "x").close()
+            return file
+        make_folder(root / PARTIAL)
+    raise FourMError(f"{file.parent}: is removed again and again by another process")
+
+
+def _claim(root: Path) -> None:
+    """Take the lock that shows other processes that this one writes below root."""
+    claim = process_name(), os.path.abspath(root)
+    if claim in _claims:
+        return
+    check_partial(root)
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    file = open_own(path, "a")
+    lock_file(file, wait=True)
+    if not path.exists():  # another process deleted it before it was locked
+        file.close()
+        raise FileNotFoundError(path)
+    _claims[claim] = file
+
+
+def _release(root: Path) -> None:
+    file = _claims.pop((process_name(), os.path.abspath(root)), None)
+    if file is None:
+        return
+    path = root / PARTIAL / f"{process_name()}{_LOCK}"
+    with suppress(OSError):  # Windows deletes no open file
+        path.unlink(missing_ok=True)
+    file.close()
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _fill(text: str, file: Path) -> None:
+    with file.open("wb") as stream:
+        stream.write(text.encode("utf-8", errors="surrogateescape"))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _link(file: Path, path: Path) -> bool:
@@ -223,63 +282,6 @@ def _copy(file: Path, path: Path) -> bool:
     return True
 
 
-def _fill(text: str, file: Path) -> None:
-    with file.open("wb") as stream:
-        stream.write(text.encode("utf-8", errors="surrogateescape"))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _new_file(root: Path, suffix: str) -> Path:
-    """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
-    _claim(root)
-    file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
-    for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
-            open_own(file, "x").close()
-            return file
-        make_folder(root / PARTIAL)
-    raise FourMError(f"{file.parent}: is removed again and again by another process")
-
-
-def _claim(root: Path) -> None:
-    """Take the lock that shows other processes that this one writes below root."""
-    claim = process_name(), os.path.abspath(root)
-    if claim in _claims:
-        return
-    check_partial(root)
-    path = root / PARTIAL / f"{process_name()}{_LOCK}"
-    for _ in range(_TRIES):
-        make_folder(root / PARTIAL)
-        with suppress(FileNotFoundError):
-            file = open_own(path, "a")
-            wait_for_lock(file)
-            if path.exists():  # no other process deleted it before it was locked
-                _claims[claim] = file
-                return
-            file.close()
-    raise FourMError(f"{path.parent}: is removed again and again by another process")
-
-
-def _end_claim(root: Path) -> None:
-    file = _claims.pop((process_name(), os.path.abspath(root)), None)
-    if file is None:
-        return
-    path = root / PARTIAL / f"{process_name()}{_LOCK}"
-    with suppress(OSError):  # Windows deletes no open file
-        path.unlink(missing_ok=True)
-    file.close()
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _is_old(file: Path) -> bool:
-    try:
-        return time.time() - file.lstat().st_mtime > ABANDONED
-    except FileNotFoundError:
-        return False
-
-
 @cache
 def _name_of(pid: int) -> str:
     """A random name for each process id: a forked process inherits the cache, but has another id."""
@@ -301,9 +303,11 @@ def make_below(root: Path, folder: Path) -> None:
 
     FourMError where a link on the way leads out of root: nothing may be written there.
     """
-    if leads_out(root, folder):
+    if not real(folder).is_relative_to(real(root)):
         raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
-    _make_folders(root, folder)
+    for part in folder.relative_to(root).parts:
+        root = root / part
+        make_folder(root)
 
 
 def make_folder(folder: Path) -> None:
@@ -317,11 +321,6 @@ def make_all(folder: Path) -> None:
     above = itertools.takewhile(lambda path: not os.path.lexists(path), folder.parents)
     for path in (*reversed(tuple(above)), folder):
         path.mkdir(exist_ok=True)
-
-
-def leads_out(root: Path, folder: Path) -> bool:
-    """Whether a link on the way to a folder below root leads out of root."""
-    return not real(folder).is_relative_to(real(root))
 
 
 def mode_of(path: Path) -> int | None:
@@ -345,16 +344,17 @@ def check_root(out: Path) -> None:
 
 def check_folder(root: Path, folder: Path) -> None:
     """UsageError where a folder below root is due, and something else has taken its name."""
-    if os.path.lexists(folder) and (not folder.is_dir() or leads_out(root, folder)):
+    is_ours = folder.is_dir() and real(folder).is_relative_to(real(root))
+    if os.path.lexists(folder) and not is_ours:
         raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
 
 
 def check_apart(out: Path, samples: Iterable[tuple[str, Mapping[str, Path]]]) -> None:
     """UsageError where an output folder lies in a modality's folder that is read.
 
-    samples: of each the folder of its key, and its files, `root/modality/folder/name.ext`, by modality.
-
     Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
+
+    samples: of each the folder of its key, and its files, `root/modality/folder/name.ext`, by modality.
     """
     # A thousand samples share a folder, and there may be a million of them.
     one_of = {(name, folder): path for folder, files in samples for name, path in files.items()}
@@ -370,25 +370,13 @@ def check_apart(out: Path, samples: Iterable[tuple[str, Mapping[str, Path]]]) ->
 def refuse_inside(out: Path, top: Path) -> None:
     """UsageError where an output folder is a modality's folder that is read, or lies in it."""
     there, around = real(out), real(top)
-    # What begins with a dot is no sample.
-    if there.is_relative_to(around) and not any(
-        part.startswith(".") for part in there.relative_to(around).parts
-    ):
+    if not there.is_relative_to(around):
+        return
+    if not any(part.startswith(".") for part in there.relative_to(around).parts):  # hidden: no sample
         raise UsageError(
             f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
             "name a folder elsewhere"
         )
-
-
-def _make_folders(root: Path, folder: Path) -> None:
-    if folder == root:
-        root.stat()
-        return
-    try:
-        make_folder(folder)
-    except FileNotFoundError:
-        _make_folders(root, folder.parent)
-        make_folder(folder)
 
 
 def output_path(text: str | os.PathLike[str]) -> Path:
@@ -406,14 +394,15 @@ def check_drawing(option: str, path: Path) -> None:
 
     The same command may draw anew, but a result or a photograph that has the name would be lost.
     """
+    problem = ""
     if path.suffix.lower() != ".png":
-        raise UsageError(f"{option} {printable(str(path))}: must end in .png")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{option} {printable(str(path))}: something that is no file is there")
-    if path.exists() and not _is_drawing(path):
-        raise UsageError(
-            f"{option} {printable(str(path))}: holds something else than a drawing; name another file"
-        )
+        problem = "must end in .png"
+    elif path.exists() and not path.is_file():
+        problem = "something that is no file is there"
+    elif path.exists() and not _is_drawing(path):
+        problem = "holds something else than a drawing; name another file"
+    if problem:
+        raise UsageError(f"{option} {printable(str(path))}: {problem}")
 
 
 def _is_drawing(path: Path) -> bool:
@@ -435,30 +424,3 @@ def free_beside(out: Path) -> str:
     numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
     free = next(path for path in numbers if not os.path.lexists(path))
     return f", --out {shlex.quote(str(free))} is free"
-
-
-def try_lock(file: BinaryIO) -> bool | None:
-    """Try to lock an open file: True if locked, False if another process holds it, None without locks."""
-    try:
-        return lock_descriptor(file.fileno(), blocking=False)
-    except OSError as error:
-        if error.errno not in _MISSING:
-            raise
-        _say_missing()
-        return None
-
-
-def wait_for_lock(file: BinaryIO) -> bool:
-    """Lock an open file, waiting as long as needed; False if the file system has no locks."""
-    while (is_ours := try_lock(file)) is False:
-        time.sleep(_POLL)
-    return bool(is_ours)
-
-
-@cache
-def _say_missing() -> None:
-    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
-    logging.getLogger("fourm").warning(
-        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
-        "two downloads of one file do not wait for each other"
-    )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from fourm.data.opening import open_file, read_bytes
-from fourm.errors import CheckpointError, MissingError, UsageError, shown
+from fourm.data.opening import open_file, read_bytes, with_single_keys
+from fourm.errors import CheckpointError, MissingError, shown
 from fourm.hub.catalogue import CONFIG_FILE, WEIGHTS_FILE
 
 _MAX_CONFIG = 1 << 24  # bytes of a config.json
@@ -144,8 +144,8 @@ def load_config(path: Path) -> dict[str, object]:
 def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     """The header's JSON, checked against the bytes that follow it."""
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_twins)
-    except (ValueError, UsageError, RecursionError) as error:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=with_single_keys)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file (its header is not valid: {error})") from None
     if not isinstance(table, dict):
         raise CheckpointError(f"{path}: not a safetensors file (its header is not an object)")
@@ -189,13 +189,6 @@ def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
-
-def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise UsageError("a name occurs twice")
-    return table
 
 
 # A Python literal becomes JSON: strings in single quotes, and three words outside of strings.

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fourm.data.opening import open_own, read_bytes
-from fourm.data.writing import wait_for_lock
+from fourm.data.writing import lock_file
 from fourm.errors import FourMError, UsageError
 
 FORMAT = 1  # of pins.json
@@ -160,7 +160,7 @@ def _locked() -> Iterator[bool]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open_own(path, "a")
-        has_locks = wait_for_lock(file)
+        has_locks = bool(lock_file(file, wait=True))
     except OSError as error:
         raise FourMError(f"{path}: cannot be written ({error.strerror})") from error
     with file:

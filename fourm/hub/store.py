@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fourm.data.opening import open_file
-from fourm.data.writing import try_lock
+from fourm.data.writing import lock_file
 from fourm.errors import FourMError, VerificationError
 from fourm.hub.remote import RemoteFile, explain_file
 from fourm.hub.transfer import Advanced, Client, Done, Waiting, receive, restart
@@ -157,7 +157,7 @@ def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     while not target.exists():
         with _open_growing(path) as growing:
-            while try_lock(growing) is False:
+            while lock_file(growing) is False:
                 if not has_waited:
                     client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
                 has_waited = True

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fourm.data.opening import open_own
+from fourm.data.opening import open_own, parse_json_lines
 from fourm.data.writing import is_alive, make_below, process_name, vanished, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
@@ -316,13 +316,13 @@ def scan_failures(path: Path) -> Iterator[Failure]:
     """The failures in one file; incomplete lines are ignored."""
     try:
         with open_own(path, "r", MAX_LIST_BYTES) as file:
-            lines = file.read().decode("utf-8", errors="replace").split("\n")
+            text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return
-    for line in lines:
+    for _, row in parse_json_lines(text, str(path), skip_damaged=True):
         try:
-            yield _parse_failure(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            yield _parse_failure(row)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
 
 

@@ -270,7 +270,7 @@ import sys, time
 from pathlib import Path
 from fourm.output.processes import *
 from fourm.output.record import *
-from fourm.data.layout import write_text
+from fourm.data.writing import write_text
 from tests.output.test_record import SETTINGS, fail
 out, words = Path(sys.argv[1]), sys.argv[2:]
 """
