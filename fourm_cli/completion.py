@@ -9,9 +9,8 @@ from fourm.errors import FourMError
 from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
 from fourm.hub.files import DEMO, DEMO_SR, find_model
 from fourm.modalities.registry import RELEASED, TOKENS, Registry
-from fourm.schedule.curves import TOKEN_CURVES
 from fourm.schedule.plan import ALL
-from fourm.schedule.schemes import SCHEMES
+from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 
 NONE = "none"  # in place of conditions
 SEPARATORS = "-,"  # between items of a list

@@ -15,9 +15,7 @@ from fourm.data.writing import output_path
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles, resolve_tokenizer
 from fourm.hub.header import DTYPES
-from fourm.schedule.language import Item
-from fourm.schedule.plan import OPTIONS, Option
-from fourm.schedule.settings import SR_PREFIX, Settings, read_settings
+from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item, Option, Settings, read_settings
 from fourm_cli.completion import model_names, of_setting, one_of
 
 MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fourm.errors import UsageError
-from fourm.schedule.plan import OPTIONS
+from fourm.schedule.settings import OPTIONS
 
 _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswith("_domains")}
 

@@ -121,7 +121,7 @@ def _print_steps(chain: Chain) -> None:
 
 def _weighted(name: str, step: Step) -> str:
     """A guided modality, with its weight where each has one of its own."""
-    if not step.leaves_out:
+    if not step.removes_hidden:
         return name
     weights = (branch.weight for branch in step.branches if name in branch.visible)
     return f"{name}:{next(weights, 0.0):g}"

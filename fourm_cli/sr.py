@@ -16,8 +16,8 @@ from fourm.output.runfile import RunRecord
 from fourm.runs.request import DETOKENIZER_STEPS, Origin, Request
 from fourm.runs.superres import find_finer, names_made, read_finer, read_origin
 from fourm.runs.world import parse_world
-from fourm.schedule.plan import build_chain, merge
-from fourm.schedule.settings import read_settings
+from fourm.schedule.plan import build_chain
+from fourm.schedule.settings import merge, read_settings
 from fourm_cli.completion import model_names
 from fourm_cli.follow import make
 from fourm_cli.generate import say_notes, with_named_parts

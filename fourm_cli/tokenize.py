@@ -16,7 +16,7 @@ from fourm.hub.files import DEMO, find_modalities
 from fourm.runs.events import Event
 from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
 from fourm.runs.world import parse_world
-from fourm.schedule.language import Item, parse_list
+from fourm.schedule.settings import Item, parse_list
 from fourm_cli import console
 from fourm_cli.follow import follow
 from fourm_cli.options import (

@@ -18,7 +18,7 @@ from fourm.modalities.wordpiece import FIRST_SENTINEL, PAD_ID, merge_spans
 from fourm.networks.blocks import DecoderCache
 from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack
 from fourm.schedule.chain import Chain, Step
-from fourm.schedule.memory import MOST_ROWS
+from fourm.schedule.cost import MOST_ROWS
 from fourm.schedule.schemes import SCHEMES
 
 ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
@@ -301,7 +301,7 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
     """The states that a step asks: the base, then one for each branch."""
     if not step.guided:
         return [batch]
-    hide = batch.without if step.leaves_out else batch.hide
+    hide = batch.without if step.removes_hidden else batch.hide
     return [hide(step.guided), *(hide(step.guided - branch.visible) for branch in step.branches)]
 
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourm.schedule.schemes import GREEDY_BELOW
+
 WHOLE = 1 << 60  # a probability of 1 as an integer
 _BITS = 24  # of a uniform
-GREEDY_BELOW = 1e-8  # temperatures at or under this are an argmax; linear curves end at 1e-9
 
 
 def guide(logits: Tensor, weights: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ PUBLIC = {
     "palette": "Colour palette_grammar",
     "poses": "HUMAN_POSES People Person SIDE",
     "registry": (
-        "Defaults GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
+        "GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
         "UNORDERED is_released load_registry shared_folder"
     ),
     "structured": "Grammar Structured",
-    "typed": "YamlEntry fit read_mapping",
+    "typed": "fit read_mapping",
     "wordpiece": "EOS_ID FIRST_SENTINEL PAD_ID WordPiece check_prompt encode_full merge_spans",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

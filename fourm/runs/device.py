@@ -18,8 +18,7 @@ from fourm.runs.events import Event, Halved
 from fourm.runs.rawdata import TokenizeRequest
 from fourm.runs.request import Request
 from fourm.runs.world import World
-from fourm.schedule.cost import Cost, estimate
-from fourm.schedule.memory import MOST_ROWS, Peak, overhead, tokenizer_bytes
+from fourm.schedule.cost import MOST_ROWS, Cost, Peak, estimate, overhead, tokenizer_bytes
 
 T = TypeVar("T")
 # Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.

@@ -6,12 +6,12 @@ from fourm import import_when_used
 PUBLIC = {
     "chain": "Chain Step TargetSpec joining_problem make_chain",
     "chart": "draw_chain save_chart",
-    "cost": "Cost estimate",
-    "curves": "TOKEN_CURVES",
-    "language": "Item parse_list",
-    "memory": "MOST_ROWS Peak overhead tokenizer_bytes",
-    "plan": "ALL OPTIONS Option build_chain merge parse_chain",
-    "schemes": "SCHEMES",
-    "settings": "MAX_SEED RunSettings SR_PREFIX Settings read_names read_settings",
+    "cost": "Cost MOST_ROWS Peak estimate overhead tokenizer_bytes",
+    "plan": "ALL build_chain parse_chain",
+    "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
+    "settings": (
+        "Item MAX_SEED OPTIONS Option RunSettings SR_PREFIX Settings merge parse_list "
+        "read_names read_settings"
+    ),
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -9,12 +9,16 @@ from dataclasses import dataclass, fields
 from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.modalities.instances import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
-from fourm.schedule.curves import TOKEN_CURVES, parse_temperature_curve
-from fourm.schedule.schemes import SCHEMES
+from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve
 
-GUIDANCE_CURVES = ("constant",)
 MAX_PASSES = 1000  # a dense prediction has tens of them
 MAX_GUIDANCE = 1e6  # beyond it sums of logits overflow, and long before it the strongest token always wins
+# Settings that name a row of a table: how messages call it, and the rows.
+_CHOICES: Mapping[str, tuple[str, Collection[str]]] = {
+    "scheme": ("scheme", SCHEMES),
+    "token_curve": ("token schedule", TOKEN_CURVES),
+    "guidance_curve": ("guidance schedule", ("constant",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,8 @@ class TargetSpec:
     passes: int = 1  # independent predictions that are joined into one value
 
     def __post_init__(self) -> None:
-        problems = [
-            p for field in fields(self) if (p := field_problem(field.name, getattr(self, field.name)))
-        ]
+        found = (field_problem(field.name, getattr(self, field.name)) for field in fields(self))
+        problems = [problem for problem in found if problem]
         if self.num_steps is None and self.scheme in SCHEMES and not SCHEMES[self.scheme].causal:
             problems.append(f"the scheme '{self.scheme}' needs a number of decoding steps")
         if problems:
@@ -43,33 +46,30 @@ class TargetSpec:
 
 
 def field_problem(field: str, value: object) -> str:
-    """What is wrong with one setting of a target, whatever the others are; an empty text if nothing is."""
-    tables: dict[str, tuple[str, Collection[object]]] = {
-        "scheme": ("scheme", SCHEMES),
-        "token_curve": ("token schedule", TOKEN_CURVES),
-        "guidance_curve": ("guidance schedule", GUIDANCE_CURVES),
-    }
-    if field in tables and value not in tables[field][1]:
-        what, known = tables[field][0], [str(name) for name in tables[field][1]]
+    """What is wrong with one setting of a target, whatever the others are; "" if nothing is."""
+    if field in _CHOICES and value not in _CHOICES[field][1]:
+        what, known = _CHOICES[field]
         return f"unknown {what} '{value}'{near_match(str(value), known) or '; known are ' + ', '.join(known)}"
-    if field in ("num_tokens", "num_steps") and isinstance(value, int) and value < 1:
-        return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
-    if field == "passes" and isinstance(value, int) and not 1 <= value <= MAX_PASSES:
-        return f"{value} passes; give 1 to {MAX_PASSES:,}"
-    if field == "temperature" and isinstance(value, float | int) and not 0 <= value < math.inf:
-        return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
-    if field == "guidance" and isinstance(value, float | int) and not abs(value) <= MAX_GUIDANCE:
-        return f"the guidance scale {value:g} is outside -{MAX_GUIDANCE:,.0f}..{MAX_GUIDANCE:,.0f}"
     if field == "temperature_curve":
         try:
             parse_temperature_curve(str(value))
         except UsageError as error:
             return str(error)
+    if not isinstance(value, int | float):
+        return ""
+    if field in ("num_tokens", "num_steps") and value < 1:
+        return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
+    if field == "passes" and not 1 <= value <= MAX_PASSES:
+        return f"{value} passes; give 1 to {MAX_PASSES:,}"
+    if field == "temperature" and not 0 <= value < math.inf:
+        return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
+    if field == "guidance" and not abs(value) <= MAX_GUIDANCE:
+        return f"the guidance scale {value:g} is outside -{MAX_GUIDANCE:,.0f}..{MAX_GUIDANCE:,.0f}"
     return ""
 
 
 def joining_problem(row: Modality) -> str:
-    """Why several predictions of a modality cannot be made one; an empty text if they can."""
+    """Why several predictions of a modality cannot be made one; "" if they can."""
     if row.kind is Kind.SEQUENCE and row.codec in JOINED:
         return ""
     return f"predictions of {row.name} cannot be joined, only those of {' or '.join(JOINED)}"
@@ -94,7 +94,7 @@ class Step:
     temperature: float
     guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
-    leaves_out: bool = False  # a hidden modality is not there at all (weighted); else it is emptied
+    removes_hidden: bool = False  # True (weighted guidance): a hidden modality is removed; else it is emptied
     passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
 
     @property
@@ -154,55 +154,43 @@ class Chain:
             "steps": [_step_to_json(step, order) for step in self.steps],
         }
 
-    def to_text(self, flag_prefix: str = "--") -> str:
+    def to_text(self) -> str:
         """The chain as command-line options that parse to the same chain."""
         weights = dict(self.weights)
         names = {c: c.removeprefix(TOKENS) if c in self.raw else c for c in self.conditions}
         cond = ",".join(f"{n}:{weights[c]!r}" if c in weights else n for c, n in names.items()) or "none"
-        words = [
-            f"{flag_prefix}cond {cond}",
-            *(f"{flag_prefix}target {_spec_to_text(s)}" for s in self.specs),
-        ]
-        words += [f"{flag_prefix}top-k {self.top_k}", f"{flag_prefix}top-p {self.top_p!r}"]
-        words.append(f"{flag_prefix}{'' if self.grow else 'no-'}grow-cond")
-        return " ".join(words)
+        targets = (f"--target {_spec_to_text(spec)}" for spec in self.specs)
+        grow = "--grow-cond" if self.grow else "--no-grow-cond"
+        return " ".join((f"--cond {cond}", *targets, f"--top-k {self.top_k} --top-p {self.top_p!r}", grow))
 
 
 def make_chain(
-    specs: Sequence[TargetSpec],
-    conditions: Sequence[str],
-    *,
-    grow: bool = True,
-    weights: Mapping[str, float] | None = None,
-    reads: Collection[str] | None = None,
-    top_k: int | float = 0,
-    top_p: float = 1.0,
-    raw: Collection[str] = (),
-) -> Chain:
+    specs: Sequence[TargetSpec], conditions: Sequence[str], *, grow: bool = True,
+    weights: Mapping[str, float] | None = None, reads: Collection[str] | None = None,
+    top_k: int | float = 0, top_p: float = 1.0, raw: Collection[str] = (),
+) -> Chain:  # fmt: skip
     """The chain of settings that are known to be good.
 
     weights: conditions that get a branch of their own. reads: what the encoder takes (None = everything);
     a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
     """
-    steps: list[Step] = []
-    weights, finished = dict(weights or {}), list[str]()
-    leaves_out = bool(weights)
+    weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
     for spec in specs:
         guided, branches = _guidance(spec, conditions, weights, finished)
-        for num_tokens, temperature in _token_plan(spec):
-            steps.append(
-                Step(
-                    len(steps),
-                    spec.target,
-                    spec.scheme,
-                    num_tokens,
-                    temperature,
-                    guided,
-                    branches,
-                    leaves_out,
-                    spec.passes,
-                )
+        steps += [
+            Step(
+                index,
+                spec.target,
+                spec.scheme,
+                num_tokens,
+                temperature,
+                guided,
+                branches,
+                bool(weights),
+                spec.passes,
             )
+            for index, (num_tokens, temperature) in enumerate(_token_plan(spec), start=len(steps))
+        ]
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
     named = tuple((c, weights[c]) for c in conditions if c in weights)
@@ -230,7 +218,7 @@ def _token_plan(spec: TargetSpec) -> list[tuple[int, float]]:
     """Tokens and temperature of each step of a target; steps without a token are left out."""
     if SCHEMES[spec.scheme].causal:
         return [(spec.num_tokens, spec.temperature)]
-    name = "linear" if SCHEMES[spec.scheme].even else spec.token_curve
+    name = "linear" if SCHEMES[spec.scheme].equal_steps else spec.token_curve
     counts = TOKEN_CURVES[name](spec.num_steps or 1, spec.num_tokens)
     curve, arguments = parse_temperature_curve(spec.temperature_curve)
     temperatures = curve.values(spec.temperature, counts, *arguments)
@@ -245,7 +233,7 @@ def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
     }  # fmt: skip
     if step.passes > 1:
         row["passes"] = step.passes
-    if step.leaves_out or len(step.branches) > 1:  # also of one weight, or zeros alone
+    if step.removes_hidden or len(step.branches) > 1:  # also of one weight, or zeros alone
         row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
     return row
 

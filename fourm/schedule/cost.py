@@ -1,24 +1,33 @@
-"""What a chain will cost on a model, counted from its steps and file headers before anything is loaded."""
+"""What a chain costs on a model: passes, tokens and memory, from its steps and file headers, without torch.
+
+Nothing is fitted: every term is an array that the code allocates, and a comment names it. Memory that cannot
+be counted (blocks kept by the allocator, kernels that a library loads at its first call) is a measured
+constant. `tests/schedule/test_cost.py` compares the sum with the peak of real runs.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from fourm.hub.files import ModelFiles
-from fourm.hub.header import DTYPES
-from fourm.modalities.registry import Kind
+from fourm.hub.files import ModelFiles, weights_of
+from fourm.hub.header import DTYPES, TensorInfo, read_header
+from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule.chain import Chain, Step
-from fourm.schedule.memory import (
-    MOST_ROWS,
-    Peak,
-    decoding_peak,
-    detokenizing_peak,
-    loading_bytes,
-    overhead,
-    tokenizer_bytes,
-    weights_bytes,
-)
-from fourm.schedule.schemes import SCHEMES
+from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
+
+MOST_ROWS = 64  # decoded together unless a larger batch size is requested
+FLOAT32 = 4  # bytes; logits and all that is computed from them are float32, whatever the network's dtype
+_LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
+# Freed blocks up to this size stay in the heap of the C library, which keeps about two of them.
+_HEAP_BLOCK = 32 << 20
+# Parts of a tokenizer: needed for one direction only, for training only, and the one kept in float32.
+_ONLY_ENCODING = ("encoder.", "quant_proj.", "cls_emb.")
+_ONLY_DECODING = ("decoder.", "post_quant_proj.")
+_TRAINING = ("quantize._codebook.initted", "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
+_IN_FLOAT32 = "quant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +61,9 @@ def estimate(
     decoded together where a sample has several.
     """
     width = DTYPES[dtype].num_bytes
-    rows = model.registry.get
-    decoders = {rows(name).tokenizer for name in chain.targets if rows(name).kind is Kind.GRID and decode}
-    encoders = {rows(name).tokenizer for name in chain.raw}
+    rows = model.registry.rows
+    decoders = {rows[name].tokenizer for name in chain.targets if rows[name].kind is Kind.GRID and decode}
+    encoders = {rows[name].tokenizer for name in chain.raw}
     tokenizers = [
         tokenizer_bytes(path, width, key in decoders, key in encoders)
         for key, path in model.tokenizers.items()
@@ -63,20 +72,202 @@ def estimate(
     peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
-    largest = Peak(max(p.total for p in peaks), max(p.block for p in peaks))
+    largest = _highest(peaks)
+    tokens = [step.num_tokens * step.passes for step in chain.steps]
+    asked = [count if SCHEMES[s.scheme].causal else 1 for s, count in zip(chain.steps, tokens, strict=True)]
     return Cost(
-        passes=sum(_width(s) * (_num_tokens(s) if SCHEMES[s.scheme].causal else 1) for s in chain.steps),
-        tokens=sum(map(_num_tokens, chain.steps)),
+        passes=sum((1 + len(s.branches)) * count for s, count in zip(chain.steps, asked, strict=True)),
+        tokens=sum(tokens),
         weights=weights_bytes(model, width) + sum(tokenizers),
         activations=largest.total + overhead(largest),
     )
 
 
-def _num_tokens(step: Step) -> int:
-    """Tokens of a step, of all its predictions."""
-    return step.num_tokens * step.passes
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most memory in use at one moment."""
+
+    total: int  # bytes
+    block: int = 0  # bytes of the largest temporary array
 
 
-def _width(step: Step) -> int:
-    """Passes of a step: the base and its branches."""
-    return 1 + len(step.branches)
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the memory of a transformer depends on."""
+
+    dim: int
+    hidden: int  # of the MLPs
+    mlp_arrays: int  # hidden arrays in memory at once
+    depth: int  # of the decoder
+    width: int  # bytes per number
+
+    @staticmethod
+    def of(config: Mapping[str, object], width: int) -> Sizes:
+        """From a config.json; wrong values get a default here, and an error when the model is built."""
+        dim, depth = _whole(config.get("dim"), 768), _whole(config.get("decoder_depth"), 12)
+        ratio = config.get("mlp_ratio")
+        hidden = dim * (ratio if isinstance(ratio, int | float) and 0 < ratio <= MAX_SIZE else 4.0)
+        is_gated = config.get("gated_mlp") is True
+        return Sizes(dim, round(hidden * 2 / 3 if is_gated else hidden), 3 if is_gated else 2, depth, width)
+
+    def layers(self, rows: int, tokens: int) -> int:
+        """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""
+        return rows * tokens * max(self.dim + self.mlp_arrays * self.hidden, 6 * self.dim) * self.width
+
+    def vectors(self, rows: int, tokens: int, count: int = 1) -> int:
+        """Bytes of `count` arrays with one vector per token."""
+        return rows * tokens * self.dim * count * self.width
+
+
+def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
+    """Bytes of the transformer's parameters and tables at `width` bytes per number."""
+    return sum(info.num_elements for _, info in _loaded(model)) * width
+
+
+def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, encodes: bool = False) -> int:
+    """Bytes of the loaded parts of a tokenizer's folder or file; its codebook stays in float32."""
+    left_out = (*_TRAINING, *(() if encodes else _ONLY_ENCODING), *(() if decodes else _ONLY_DECODING))
+    tensors = read_header(weights_of(path))[1].items()
+    kept = {name: info.num_elements for name, info in tensors if not name.startswith(left_out)}
+    return sum(n * (FLOAT32 if name.startswith(_IN_FLOAT32) else width) for name, n in kept.items())
+
+
+def loading_bytes(model: ModelFiles, width: int) -> int:
+    """The peak of loading, without the weights: a tensor's file is mapped while the tensor is converted."""
+    if width == FLOAT32:  # the mapped file itself is used
+        return 0
+    kept, most = 0, 0
+    for _, info in _loaded(model):
+        kept += info.num_elements * width
+        most = max(most, kept + info.num_elements * FLOAT32)
+    return most - kept
+
+
+def decoding_peak(
+    chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int = MOST_ROWS
+) -> Peak:
+    """The peak of all steps of a chain, without the weights; max_rows: see `estimate`."""
+    sizes, peaks = Sizes.of(model.config, width), [Peak(0)]
+    known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
+    left = dict(chain.num_tokens)
+    for step in chain.steps:
+        rows = batch_size * (1 + len(step.branches))
+        if SCHEMES[step.scheme].causal:
+            together = min(step.passes, max(1, max_rows // batch_size))
+            peaks.append(_text_peak(step, sizes, rows, together, known))
+        else:
+            peaks += _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
+        left[step.target] -= step.num_tokens
+        known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
+    return _highest(peaks)
+
+
+def _highest(peaks: list[Peak]) -> Peak:
+    return Peak(max(peak.total for peak in peaks), max(peak.block for peak in peaks))
+
+
+def _grid_peaks(
+    step: Step, chain: Chain, model: ModelFiles, sizes: Sizes, rows: int, known: int, left: int
+) -> Iterator[Peak]:
+    """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
+    named = [model.registry.get(name) for name in (*chain.conditions, *chain.targets) if name in model.reads]
+    places = sum(row.max_tokens for row in named)
+    texts = sum(row.max_tokens for row in named if row.kind in (Kind.SEQUENCE, Kind.EMBEDDING))
+    # Contents and addresses of all places, the parts that they are joined from, the addresses of texts.
+    yield Peak(sizes.vectors(rows, places, 3) + sizes.vectors(rows, texts), sizes.vectors(rows, places))
+    # Content, address and their sum stay while the blocks run.
+    yield Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
+    asked = left if step.scheme == "maskgit" else min(step.num_tokens, left)
+    # The context and its keys and values for one block, beside the queries.
+    yield Peak(
+        sizes.vectors(rows, known, 4) + sizes.vectors(rows, asked) + sizes.layers(rows, asked),
+        sizes.vectors(rows, known, 2),
+    )
+    yield from _draw_peaks(step, chain, sizes, rows, asked * model.registry.get(step.target).vocab_size)
+
+
+def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) -> Iterator[Peak]:
+    """The peaks of guidance and sampling; logits: the number per row."""
+    flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
+    one = rows // (1 + len(step.branches)) * logits * FLOAT32
+    guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far
+    yield Peak(flat + guided * one, min(flat, _HEAP_BLOCK))
+    # The logits, and their probabilities before the filters. In addition, at the peak:
+    arrays = 2.0
+    if step.temperature > GREEDY_BELOW:
+        arrays = 6.0  # probabilities, and these scaled as float32 and as int64
+        if 0 < chain.top_p < 1:
+            arrays = 9.0 + bool(chain.top_k)  # the same of sorted ones, beside these and their order (int64)
+    yield Peak(round(one * arrays), one)
+
+
+def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> Peak:
+    """The peak of a text: keys and values of the context and of every token, for each block of the decoder.
+
+    passes: texts per row that are decoded together; each has a copy of the context's keys and values.
+    """
+    known = max(known, 1)
+    read = sizes.depth * sizes.vectors(rows * passes, known, 2)
+    read += sizes.depth * sizes.vectors(rows, known, 2) if passes > 1 else 0
+    written = sizes.depth * sizes.vectors(rows * passes, step.num_tokens, 2)
+    kept = read + written + sizes.vectors(rows, known, 2)
+    encoding = sizes.vectors(rows, known, 3) + sizes.layers(rows, known)
+    return Peak(max(kept, encoding), sizes.vectors(rows, known, 2))
+
+
+def detokenizing_peak(chain: Chain, model: ModelFiles, width: int, rows: int) -> Peak:
+    """The peak of decoding tokens to values, without the weights; `rows` are decoded together."""
+    peaks = [Peak(0)]
+    for name in chain.targets:
+        row = model.registry.get(name)
+        if row.kind is Kind.GRID and row.tokenizer in model.tokenizers:
+            tensors = read_header(weights_of(model.tokenizers[row.tokenizer]))[1]
+            peaks.append(_decoder_peak(tensors, row.grid or (1, 1), row.patch_size, width, rows))
+    return _highest(peaks)
+
+
+def _decoder_peak(
+    tensors: Mapping[str, TensorInfo], grid: tuple[int, int], patch: int, width: int, rows: int
+) -> Peak:
+    """The peak of one decoder: a diffusion UNet at its finest level, or a transformer and its output."""
+    tokens = rows * math.prod(grid)
+    names = ("decoder.input_blocks.0.0.weight", "decoder.out_proj.weight")
+    first, last = (tensors[name].shape if name in tensors else () for name in names)
+    if len(first) == 4:
+        wide, cells = first[0], tokens * (patch // 4) ** 2
+        blocks = [
+            info.shape for name, info in tensors.items()
+            if name.startswith("decoder.output_blocks.") and name.endswith(".0.in_layers.2.weight")
+        ]  # fmt: skip
+        joined = max((shape[1] for shape in blocks if shape[0] == wide), default=wide)
+        skips = sum(shape[0] == wide for shape in blocks) + 1
+        # Skip connections that are still needed, the input, the input after concatenation, norm and
+        # activation; one kernel in the layout of the convolution.
+        cell = skips * wide + (joined - wide) + 3 * joined
+        kernel = max((math.prod(shape) for shape in blocks), default=0)
+        return Peak((cells * cell + kernel) * width, cells * joined * width)
+    if len(last) == 2:
+        outputs, dim = last
+        # A block's input, norm and hidden arrays; values before and after they are put in rows and columns.
+        values = tokens * outputs * FLOAT32
+        return Peak(tokens * dim * (2 + 2 * 4 + 2) * width + 3 * values, values)
+    return Peak(0)
+
+
+def overhead(peak: Peak) -> int:
+    """Memory of libraries and of the allocator, in addition to the arrays of a run."""
+    return _LIBRARIES + 2 * min(peak.block, _HEAP_BLOCK)
+
+
+def _loaded(model: ModelFiles) -> Iterator[tuple[str, TensorInfo]]:
+    """Tensors of a model's file, without the embeddings of image targets, which are not used."""
+    for name, info in read_header(model.weights)[1].items():
+        part, _, rest = name.partition(".")
+        row = model.registry.rows.get(rest.removesuffix(".token_emb.weight"))
+        is_unused = part == "decoder_embeddings" and rest.endswith(".token_emb.weight")
+        if not (is_unused and row is not None and row.kind is Kind.GRID):
+            yield name, info
+
+
+def _whole(value: object, default: int) -> int:
+    return value if isinstance(value, int) and 0 < value <= MAX_SIZE else default

@@ -1,22 +1,31 @@
-"""The table of decoding schemes: which positions a step asks for, and which of its answers it keeps.
+"""The tables of how a target is decoded: schemes, token curves and temperature curves.
 
-Pure functions of a mask and given noise. Tensors come in from the caller, so torch is not imported here and
-the table can be read, listed and checked without it.
+A scheme decides which positions a step asks for and which answers it keeps. A curve decides how many tokens
+each step fixes, or at which temperature it draws. Curves agree with the released 4M sampler wherever its
+result can be used; `cosine` is corrected where rounding made its last entry negative. Tensors come from the
+caller, so the tables can be listed and checked without importing torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
+
+from fourm.errors import UsageError, near_match
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MIN_TEMPERATURE = 1e-9
+GREEDY_BELOW = 1e-8  # temperatures at or under this take the most probable token
+
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A row of the table."""
+    """A row of the table of schemes."""
 
     name: str
     causal: bool  # True: one token after the other, each seeing the ones before it
@@ -24,7 +33,7 @@ class Scheme:
     ask: Callable[[Tensor, int, int, Tensor], Tensor]
     # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
     keep: Callable[[Tensor, Tensor, int], Tensor]
-    even: bool = False  # True: steps take equal parts, whatever token schedule is named
+    equal_steps: bool = False  # True: all steps fix equally many tokens, whatever token curve is named
 
 
 def _ask_all(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
@@ -40,7 +49,7 @@ def _ask_lowest_noise(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tens
 
 def _ask_first(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
     """The first unknown position of each row, (B, 1)."""
-    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :1]
+    return _ask_all(unknown, 1, n, noise)
 
 
 def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
@@ -63,6 +72,92 @@ SCHEMES: dict[str, Scheme] = {
     # MaskGIT (Chang et al. 2022, arXiv:2202.04200): ask for everything, keep what the model is surest of.
     "maskgit": Scheme("maskgit", causal=False, ask=_ask_all, keep=_keep_most_confident),
     # Random order: ask for a few positions drawn at random, keep them all.
-    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all, even=True),
+    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all, equal_steps=True),
     "autoregressive": Scheme("autoregressive", causal=True, ask=_ask_first, keep=_keep_all),
 }
+
+
+def linear_tokens(num_steps: int, total: int) -> list[int]:
+    """As even as possible, larger counts first; never more counts than tokens."""
+    each, more = divmod(total, num_steps)
+    return [count for count in [each + 1] * more + [each] * (num_steps - more) if count]
+
+
+def cosine_tokens(num_steps: int, total: int) -> list[int]:
+    """Few, many, few: `num_steps` counts (zeros possible) that sum to `total`."""
+    level = [(1 + math.cos(math.pi * i / num_steps)) / 2 for i in range(num_steps)] + [0.0]
+    counts = [round(total * (a - b)) for a, b in pairwise(level)][:-1]
+    counts.append(total - sum(counts))
+    # The rounding errors can add up to more than the last step: then round the running total instead.
+    if counts[-1] < 0:
+        ends = [round(total * (1 - b)) for b in level]
+        counts = [b - a for a, b in pairwise(ends)]
+    return counts
+
+
+# (steps, tokens) -> the number of tokens of each step
+TOKEN_CURVES: dict[str, Callable[[int, int], list[int]]] = {"linear": linear_tokens, "cosine": cosine_tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureCurve:
+    """A row of the table of temperature curves."""
+
+    arguments: tuple[str, ...]  # what stands behind the name, separated by colons
+    values: Callable[..., list[float]]  # (temperature, counts, *arguments) -> one temperature per count
+
+
+def constant_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
+    """The same in every step."""
+    return [temperature for _ in counts]
+
+
+def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
+    """Falls with the share of tokens that earlier steps have fixed."""
+    total = sum(counts)
+    before = [0, *accumulate(counts)]
+    return [max(temperature * (1 - done / total), MIN_TEMPERATURE) for done in before[:-1]]
+
+
+def onex_temperature(temperature: float, counts: Sequence[int], low: float, power: float) -> list[float]:
+    """Falls quickly, then slowly, to `low`: a hyperbola times the share of tokens still to come.
+
+    The hyperbola has one point per token but is read at the index of the step: that is how the published
+    settings were tuned.
+    """
+    total = sum(counts)
+    if total == 1:
+        return [max(low, MIN_TEMPERATURE) for _ in counts]
+    last = 100.0**-power
+    points = [(1 + 99 * min(i, total - 1) / (total - 1)) ** -power for i in range(len(counts))]
+    shape = [(point - last) / (1 - last) for point in points]
+    left = [1 - done / total for done in accumulate(counts)]
+    spread = temperature - low
+    return [max(low + spread * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
+
+
+TEMPERATURE_CURVES: dict[str, TemperatureCurve] = {
+    "constant": TemperatureCurve((), constant_temperature),
+    "linear": TemperatureCurve((), linear_temperature),
+    "onex": TemperatureCurve(("lowest temperature", "power"), onex_temperature),
+}
+
+
+def parse_temperature_curve(text: str) -> tuple[TemperatureCurve, tuple[float, ...]]:
+    """The curve of a text such as `linear` or `onex:0.5:0.5`, and its arguments."""
+    name, *parts = text.split(":")
+    if name not in TEMPERATURE_CURVES:
+        known = ", ".join(":".join([n, *row.arguments]) for n, row in TEMPERATURE_CURVES.items())
+        close = near_match(name, TEMPERATURE_CURVES) or f"; known are {known}"
+        raise UsageError(f"unknown temperature schedule '{text}'{close}")
+    curve = TEMPERATURE_CURVES[name]
+    try:
+        arguments = tuple(float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"temperature schedule '{text}': numbers must stand behind '{name}'") from None
+    if len(arguments) != len(curve.arguments):
+        wanted = " and ".join(curve.arguments) or "nothing"
+        raise UsageError(f"temperature schedule '{text}': {wanted} must stand behind '{name}'")
+    if not all(math.isfinite(a) and a >= 0 for a in arguments) or any(a < 1e-6 for a in arguments[1:]):
+        raise UsageError(f"temperature schedule '{text}': its numbers must be positive")
+    return curve, arguments

@@ -1,26 +1,26 @@
-"""Settings of a whole run from YAML files and options: the base and super-resolution schedules, and the rest.
+"""Settings from options and YAML files: the table of schedule settings, the text of their values, what wins.
 
-The configuration files of the reference implementation are read unchanged; keys that only steer its plumbing
-(process groups, experiment trackers, loader threads) are accepted and have no effect.
+Which names exist, and what fits what, is for `fourm.schedule.plan`. Configuration files of the reference
+implementation are read unchanged; keys that only steer its plumbing (process groups, experiment trackers,
+loader threads) are accepted and have no effect.
 """
 
-from __future__ import annotations
-
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 
 from fourm.data.opening import scheme_problem
 from fourm.data.writing import output_path
-from fourm.errors import ScheduleError, near_match, shown
+from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.typed import YamlEntry
-from fourm.schedule.language import Item, Layer, load_layer, parse_options
-from fourm.schedule.plan import OPTIONS, merge
+from fourm.modalities.typed import read_mapping
 
 MAX_SEED = (1 << 64) - 1
-SR_PREFIX = "sr_"
+SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
 TOKENIZER_SUFFIX = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
@@ -32,6 +32,90 @@ IGNORED = (
     "controlnet_id", "controlnet_guidance_scale", "controlnet_cond_scale", "config_path",
     "data_config_path", "gen_config_path", "sr_config_path",
 )  # fmt: skip
+_DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scripts' digits are mistakes
+_NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
+_SEPARATOR = re.compile(r"\s*[,-]\s*")
+
+Value = str | int | float | bool | None
+
+
+class Item(Enum):
+    """What one item of a list is: a name for messages, and the pattern of its text."""
+
+    NAME = ("a name", r"[^\s,:=-]+(?::" + _DECIMAL + ")?")  # with or without a weight: caption:2.0
+    COUNT = ("a whole number", r"[+-]?[0-9]+(?![\d.eE])")
+    NUMBER = ("a number", _DECIMAL)
+    CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*")
+    FLAG = ("true or false", r"(?i:true|false)")
+    COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL)  # top-k: 50, or 0.05 of the vocabulary
+    TEXT = ("a text", r"(?s:.+)")  # never split
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting of a schedule: its YAML key, its flag, and what its values are."""
+
+    key: str
+    flag: str
+    item: Item
+    help: str
+    field: str = ""  # of TargetSpec; "" = a setting of the whole chain
+    word: str = ""  # its name within --target NAME:WORD=VALUE
+    joined: bool = False  # True: in a list it is for targets whose predictions can be joined, and no others
+
+
+OPTIONS = (
+    Option("cond_domains", "--cond", Item.NAME,
+           "Conditions: caption-det. 'depth' reads maps and tokenises them, 'tok_depth' reads tokens. "
+           "With weights: caption:2.0,tok_depth:-1. 'none' for none"),
+    Option("target_domains", "--targets", Item.NAME,
+           "Targets in the order of decoding: tok_clip-tok_rgb, or all"),
+    Option("target", "--target", Item.TEXT,
+           "A target written whole, once for each: tok_rgb:steps=25,temp=0.5,cfg=2"),
+    Option("tokens_per_target", "--tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
+    Option("autoregression_schemes", "--schemes", Item.NAME,
+           "How positions are picked: maskgit, roar or autoregressive", "scheme", "scheme"),
+    Option("decoding_steps", "--steps", Item.COUNT, "Decoding steps: 49-25", "num_steps", "steps"),
+    Option("token_decoding_schedules", "--token-schedules", Item.CURVE,
+           "Tokens per step: cosine or linear", "token_curve", "token-schedule"),
+    Option("temps", "--temps", Item.NUMBER, "Start temperatures: 3.0-0.5", "temperature", "temp"),
+    Option("temp_schedules", "--temp-schedules", Item.CURVE,
+           "Temperature over the steps: constant, linear, onex:0.5:0.5",
+           "temperature_curve", "temp-schedule"),
+    Option("cfg_scales", "--cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
+    Option("cfg_schedules", "--cfg-schedules", Item.CURVE, "Guidance over the steps: constant",
+           "guidance_curve", "cfg-schedule"),
+    Option("sam_passes", "--sam-passes", Item.COUNT,
+           "Dense sam_instance: predict as often as this, each with its own noise, and join what is found",
+           "passes", "passes", joined=True),
+    Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
+    Option("top_p", "--top-p", Item.NUMBER,
+           "Draw from the most probable tokens that make up this share; 0 is off"),
+    Option("top_k", "--top-k", Item.COUNT_OR_SHARE,
+           "Draw from this many tokens (50), or this share of the vocabulary (0.05); 0 is off"),
+)  # fmt: skip
+TARGET_OPTIONS = tuple(option for option in OPTIONS if option.field)
+_WORDS = {option.word: option for option in TARGET_OPTIONS}
+# Item and flag of every key, those of super-resolution included.
+_KEYS = {o.key: (o.item, o.flag) for o in OPTIONS} | {
+    SR_PREFIX + o.key: (o.item, f"--sr-{o.flag.removeprefix('--')}") for o in OPTIONS
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The values of one setting, and the option or line that they come from."""
+
+    values: tuple[Value, ...]
+    where: str  # "--temps" or "FILE, line 3: temps"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings of one source, by key; what could not be read is among the problems."""
+
+    settings: Mapping[str, Setting]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +167,25 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
 
     What cannot be read is among the problems of `base`, to be reported with the schedule's mistakes.
     """
-    run, layers, problems = dict[str, object](), list[Layer](), list[str]()
+    layers, run = list[Layer](), dict[str, object]()
     for path in configs:
-        layer, others = load_layer(path, _ITEMS, _RUN_KEYS)
+        layer, values = load_layer(path)
         layers.append(layer)
-        for entry in others:
-            _read_run_key(entry, path, run, problems)
-    flags = {o.key: o.flag for o in OPTIONS}
-    flags |= {SR_PREFIX + o.key: f"--sr-{o.flag.removeprefix('--')}" for o in OPTIONS}
-    layers.append(parse_options(options, _ITEMS, flags))
-    base = merge([_part(layer, "") for layer in layers])
-    sr = merge([_part(layer, SR_PREFIX) for layer in layers])
-    problems += [problem for layer in layers for problem in layer.problems]
-    tokenizers = {
-        key: str(run.pop(key + TOKENIZER_SUFFIX)) for key in TOKENIZERS if key + TOKENIZER_SUFFIX in run
-    }
-    return Settings(
-        Layer(base.settings, tuple(problems)),
-        sr,
-        RunSettings(**run, tokenizers=tokenizers),  # type: ignore[arg-type]
-    )
+        run |= values
+    layers.append(parse_options(options))
+    base, sr = (merge([_with_prefix(layer, prefix) for layer in layers]) for prefix in ("", SR_PREFIX))
+    problems = tuple(problem for layer in layers for problem in layer.problems)
+    said = {key: value for key, value in run.items() if value is not None}
+    keys = [key for key in TOKENIZERS if key + TOKENIZER_SUFFIX in said]
+    tokenizers = {key: str(said.pop(key + TOKENIZER_SUFFIX)) for key in keys}
+    return Settings(Layer(base.settings, problems), sr, RunSettings(**said, tokenizers=tokenizers))  # type: ignore[arg-type]
 
 
 def read_names(path: Path) -> dict[str, str]:
     """Models, tokenizers, text tokenizer and data that a YAML file names, by key."""
     settings = read_settings([path], {})
-    if problems := (*settings.base.problems, *settings.sr.problems):
-        raise ScheduleError(*dict.fromkeys(problems))
+    if settings.base.problems:
+        raise ScheduleError(*dict.fromkeys(settings.base.problems))
     run = settings.run
     named = {"model": run.model, "sr_model": run.sr_model, "text_tok_path": run.text_tok_path,
              "data_path": run.data_path}  # fmt: skip
@@ -117,26 +193,153 @@ def read_names(path: Path) -> dict[str, str]:
     return {key: name for key, name in named.items() if name}
 
 
-def _part(layer: Layer, prefix: str) -> Layer:
-    """The schedule settings with a prefix, which is taken off; "" = those without one."""
+def merge(layers: Sequence[Layer]) -> Layer:
+    """Later layers win, key by key; problems add up.
+
+    Targets written whole replace the targets and the parallel lists of earlier layers, and are replaced by
+    later `target_domains`.
+    """
+    settings: dict[str, Setting] = {}
+    for layer in layers:
+        if "target" in layer.settings:
+            for key in ("target_domains", *(option.key for option in TARGET_OPTIONS)):
+                settings.pop(key, None)
+        elif "target_domains" in layer.settings:
+            settings.pop("target", None)
+        settings.update(layer.settings)
+    return Layer(settings, tuple(problem for layer in layers for problem in layer.problems))
+
+
+def _with_prefix(layer: Layer, prefix: str) -> Layer:
+    """The schedule settings whose keys begin with a prefix, which is taken off; "" = those without one."""
     keys = {prefix + option.key: option.key for option in OPTIONS}
     return Layer({keys[key]: setting for key, setting in layer.settings.items() if key in keys})
 
 
-def _read_run_key(entry: YamlEntry, path: Path, run: dict[str, object], problems: list[str]) -> None:
-    """Check one setting that is not part of a schedule, and put it where it belongs."""
-    key, value = entry.key, entry.value
-    if key in IGNORED:
-        return
-    problem = _CHECKS.get(key, _text)(value)
+def parse_options(values: Mapping[str, object]) -> Layer:
+    """Options by key, `None` where one was not given."""
+    settings, problems = dict[str, Setting](), list[str]()
+    for key, value in values.items():
+        item, flag = _KEYS[key]
+        try:
+            if value is not None:
+                settings[key] = Setting(parse_value(value, item), flag)
+        except UsageError as error:
+            problems.append(f"{flag}: {error}")
+    return Layer(settings, tuple(problems))
+
+
+def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
+    """The schedule's settings in a YAML file, and those of the run by key; None takes an earlier one back."""
+    settings, run, problems, seen = dict[str, Setting](), dict[str, object](), list[str](), set[str]()
+    for entry in read_mapping(path):
+        key = entry.key.replace("-", "_")
+        if key in seen:
+            problems.append(f"{entry.where}: '{key}' is given twice, as '{entry.key}' too")
+        seen.add(key)
+        where = f"{entry.where}: {key}" if key in _KEYS else entry.where
+        try:
+            if key in _KEYS:
+                settings[key] = Setting(parse_value(entry.value, _KEYS[key][0]), where)
+            elif key in _RUN_KEYS:
+                run[key] = _run_value(key, entry.value, path)
+            elif key not in IGNORED:
+                near = near_match(key, [*_KEYS, *_RUN_KEYS, *IGNORED])
+                raise UsageError(f"unknown key '{entry.key}'{near}")
+        except UsageError as error:
+            problems.append(f"{where}: {error}")
+    return Layer(settings, tuple(problems)), run
+
+
+def parse_target(text: str, where: str) -> tuple[str, Layer]:
+    """A whole target, `NAME:WORD=VALUE,...`, as its name and the settings given to it."""
+    name, _, rest = text.strip().partition(":")
+    settings, problems = dict[str, Setting](), list[str]()
+    for pair in [p.strip() for p in rest.split(",")] if rest.strip() else []:
+        word, equals, value = (part.strip() for part in pair.partition("="))
+        word = word.replace("_", "-")
+        if (option := _WORDS.get(word)) is None:
+            close = near_match(word, _WORDS) or f"; known are {', '.join(_WORDS)}"
+            problems.append(f"{where} {name}: unknown key '{word}'{close}")
+        elif not equals or not value:
+            problems.append(f"{where} {name}: '{word}' needs a value, for example {word}=...")
+        elif option.key in settings:
+            problems.append(f"{where} {name}: '{word}' is given twice")
+        else:
+            try:
+                settings[option.key] = Setting((_parse_item(value, option.item),), f"{where} {name}: {word}")
+            except UsageError as error:
+                problems.append(f"{where} {name}: {word}: {error}")
+    return name.strip(), Layer(settings, tuple(problems))
+
+
+def parse_value(value: object, item: Item) -> tuple[Value, ...]:
+    """The items of an option or YAML value: a text, a number, a truth value, nothing, or a list of those."""
+    if isinstance(value, list | tuple):
+        return tuple(_parse_item(one, item) for one in value)
+    if isinstance(value, str) and item is not Item.TEXT:
+        return parse_list(value, item) if value.strip() else ()
+    return (_parse_item(value, item),)
+
+
+def parse_list(text: str, item: Item) -> tuple[Value, ...]:
+    """The items of a list separated by commas or hyphens; `None` stands for the default.
+
+    Items are matched greedily from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
+    """
+    pattern, values, at = re.compile(item.value[1]), list[Value](), 0
+    text = text.strip()
+    while True:
+        match = _NONE.match(text, at) or pattern.match(text, at)
+        end = match.end() if match else at
+        separator = _SEPARATOR.match(text, end)
+        if match is None or (end < len(text) and separator is None):
+            piece = re.split(r",|(?<=[^eE\s,])-", text[at:])[0].strip() or text
+            raise UsageError(f"'{shown(piece)}' is not {item.value[0]}")
+        values.append(_convert(match[0], item))
+        if separator is None:
+            return tuple(values)
+        at = separator.end()
+
+
+def _parse_item(value: object, item: Item) -> Value:
+    """The one item that a value must be; a list within a list is none."""
+    if value is None or (item is Item.FLAG and isinstance(value, bool)):
+        return value
+    text = value.strip() if isinstance(value, str) else repr(value)
+    is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if not is_plain or not (_NONE.fullmatch(text) or re.fullmatch(item.value[1], text)):
+        raise UsageError(f"'{shown(text)}' is not {item.value[0]}")
+    return _convert(text, item)
+
+
+def _convert(text: str, item: Item) -> Value:
+    """One item that matched its pattern."""
+    if _NONE.fullmatch(text):
+        return None
+    is_short = re.fullmatch(r"[+-]?\d{1,18}", text) is not None
+    if is_short and item in (Item.COUNT, Item.COUNT_OR_SHARE):
+        return int(text)
+    if item in (Item.COUNT, Item.NUMBER, Item.COUNT_OR_SHARE):
+        if item is Item.COUNT or not math.isfinite(float(text)):
+            raise UsageError(f"'{shown(text, 18)}' is too large")
+        return float(text)
+    return text.lower() == "true" if item is Item.FLAG else text
+
+
+def _run_value(key: str, value: object, path: Path) -> object:
+    """The value of a setting of the run; None where nothing is said, UsageError where it cannot be one."""
     if value is None or value == "":
-        run.pop(key, None)
-    elif problem:
-        problems.append(f"{entry.where}: '{key}' {problem}, not '{shown(value)}'")
-    elif isinstance(value, str):
-        run[key] = DTYPES[value].name if key == "dtype" else _named_after(path, key, value)
-    else:
-        run[key] = value
+        return None
+    is_good, rule = _RULES.get(key, _TEXT)
+    if not is_good(value):
+        near = near_match(str(value), DTYPES) if key == "dtype" else ""
+        raise UsageError(f"'{key}' must be {rule}{near}, not '{shown(value)}'")
+    if not isinstance(value, str):
+        return value
+    if key not in _RULES and scheme_problem(value):
+        raise UsageError(f"'{key}' must be a name or a path on this machine, not '{shown(value)}'")
+    return DTYPES[value].name if key == "dtype" else _named_after(path, key, value)
 
 
 def _named_after(path: Path, key: str, value: str) -> str:
@@ -151,37 +354,20 @@ def _named_after(path: Path, key: str, value: str) -> str:
     return value
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        return "must be text"
-    return "must be a name or a path on this machine" if scheme_problem(value) else ""
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 64
 
 
-def _count(value: object) -> str:
-    return "" if type(value) is int and 0 < value < 1 << 64 else "must be a whole number above 0"
-
-
-def _seed(value: object) -> str:
-    return "" if type(value) is int and 0 <= value <= MAX_SEED else "must be a whole number, 0 to 2**64 - 1"
-
-
-def _dtype(value: object) -> str:
-    return (
-        "" if value in list(DTYPES) else f"must be one of {', '.join(DTYPES)}{near_match(str(value), DTYPES)}"
-    )
-
-
-def _off(value: object) -> str:
-    return "" if value is False else "must be false (there is no ControlNet here)"
-
-
-_CHECKS: dict[str, Callable[[object], str]] = {
-    "num_samples": _count, "num_variations": _count, "detokenizer_steps": _count, "seed": _seed,
-    "dtype": _dtype, "activate_controlnet": _off,
+Rule = tuple[Callable[[object], bool], str]
+_TEXT: Rule = (lambda value: isinstance(value, str) and "\0" not in value, "text")
+_COUNT: Rule = (_is_count, "a whole number above 0")
+_RULES: Mapping[str, Rule] = {
+    "num_samples": _COUNT, "num_variations": _COUNT, "detokenizer_steps": _COUNT,
+    "seed": (lambda value: type(value) is int and 0 <= value <= MAX_SEED, "a whole number, 0 to 2**64 - 1"),
+    "dtype": (lambda value: value in list(DTYPES), f"one of {', '.join(DTYPES)}"),
+    "activate_controlnet": (lambda value: value is False, "false (there is no ControlNet here)"),
 }  # fmt: skip
-_ITEMS: dict[str, Item] = {p + o.key: o.item for o in OPTIONS for p in ("", SR_PREFIX)}
 _RUN_KEYS = (
-    *(f.name for f in fields(RunSettings) if f.name != "tokenizers"),
+    *(one.name for one in fields(RunSettings) if one.name != "tokenizers"),
     *(key + TOKENIZER_SUFFIX for key in TOKENIZERS),
-    *IGNORED,
 )

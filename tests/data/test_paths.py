@@ -13,8 +13,7 @@ from fourm.data.opening import local_path
 from fourm.data.writing import output_path
 from fourm.errors import FourMError, UsageError
 from fourm.runs.inputs import Source, read_samples
-from fourm.schedule.plan import OPTIONS
-from fourm.schedule.settings import RunSettings, read_settings
+from fourm.schedule.settings import OPTIONS, RunSettings, read_settings
 from fourm_cli.app import app
 from fourm_cli.options import parse_folder
 

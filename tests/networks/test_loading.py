@@ -20,7 +20,7 @@ from fourm.networks.checkpoint import load_model, load_tokenizer
 from fourm.networks.model import FourMConfig
 from fourm.networks.tokenizers.config import VQConfig
 from fourm.networks.tokenizers.vq import Part, VQTokenizer
-from fourm.schedule.memory import Sizes
+from fourm.schedule.cost import Sizes
 from tests.tiny import TOKENIZERS, build_tiny, save, write_config
 
 Run = Callable[..., tuple[int, str, str]]

@@ -137,7 +137,7 @@ def test_one_stacked_query_gives_the_recorded_weighted_logits(
         batch, names = batch.with_slot(condition, one.slots[condition]), [*names, condition]
     # The recorded passes of conditions lack what only the base holds, which is hidden there in any case.
     branches = tuple(Branch(frozenset([n]), w) for n, w in zip(names, case["weights"], strict=True))
-    step = Step(0, case["target"], case["scheme"], 1, 0.0, frozenset(names), branches, leaves_out=True)
+    step = Step(0, case["target"], case["scheme"], 1, 0.0, frozenset(names), branches, removes_hidden=True)
     positions = torch.from_numpy(arrays["uncond.dec.pos"]).long()
     engine = Engine(load_fixture(unpacked, "swiglu_nobias"), plain=plain)
     states = _passes(batch, step)

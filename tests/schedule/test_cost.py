@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import fourm.schedule.memory as memory_module
 from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
-from fourm.decoding.sampling import GREEDY_BELOW
 from fourm.hub.files import find_model
 from fourm.hub.header import read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
 from fourm.networks.tokenizers.vq import Part
-from fourm.schedule.cost import estimate
-from fourm.schedule.memory import tokenizer_bytes, weights_bytes
+from fourm.schedule.cost import estimate, tokenizer_bytes, weights_bytes
 from fourm.schedule.plan import parse_chain
 from tests.headers import seven
 
@@ -130,10 +127,6 @@ def test_only_the_tokenizers_of_decoded_targets_are_counted(tiny: Path) -> None:
     chain = parse_chain("--cond none --targets tok_rgb", model)
     with_values, without = estimate(chain, model), estimate(chain, model, decode=False)
     assert with_values.weights - without.weights == tokenizer_bytes(model.tokenizers["rgb"])
-
-
-def test_the_line_between_drawing_and_the_most_probable_token_is_the_samplers() -> None:
-    assert memory_module._GREEDY_BELOW == GREEDY_BELOW
 
 
 def test_more_samples_and_filters_take_more_and_fewer_bytes_less(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import ScheduleError
 from fourm.schedule.chain import Branch, TargetSpec, make_chain
-from fourm.schedule.curves import MIN_TEMPERATURE, TOKEN_CURVES, parse_temperature_curve
+from fourm.schedule.schemes import MIN_TEMPERATURE, TOKEN_CURVES, parse_temperature_curve
 
 
 @pytest.fixture(scope="module")

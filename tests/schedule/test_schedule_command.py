@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from fourm.errors import FourMError, MissingError, ScheduleError, UsageError
 from fourm.hub.files import find_model
-from fourm.schedule.plan import OPTIONS, build_chain
-from fourm.schedule.settings import read_settings
+from fourm.schedule.plan import build_chain
+from fourm.schedule.settings import OPTIONS, read_settings
 from fourm_cli.options import schedule_options
 from fourm_cli.schedules import schedule_app
 from tests.headers import seven

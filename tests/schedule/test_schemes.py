@@ -1,11 +1,88 @@
-"""The schemes on masks small enough to check by hand."""
+"""Curves equal the recorded ones, or are right where those are wrong; schemes on masks checked by hand."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fourm.schedule.schemes import SCHEMES
+from fourm.errors import UsageError
+from fourm.schedule.schemes import (
+    SCHEMES,
+    TEMPERATURE_CURVES,
+    TOKEN_CURVES,
+    cosine_tokens,
+    linear_temperature,
+    linear_tokens,
+    onex_temperature,
+    parse_temperature_curve,
+)
 
 UNKNOWN = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]], dtype=torch.bool)
 NOISE = torch.tensor([[0.9, 0.0, 0.5, 0.1], [0.0, 0.3, 0.2, 0.1], [0.4, 0.4, 0.0, 0.9]])
+
+
+@pytest.fixture(scope="module")
+def recorded(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "fm" / "sampling" / "schedules.json").read_text())
+
+
+def test_linear_token_counts_are_the_recorded_ones(recorded: dict[str, Any]) -> None:
+    for case in recorded["linear_tokens"]:
+        assert linear_tokens(case["num_steps"], case["total_tokens"]) == case["result"]
+
+
+def test_cosine_token_counts_are_the_recorded_ones_and_never_negative(recorded: dict[str, Any]) -> None:
+    for case in recorded["cosine_tokens"]:
+        counts = cosine_tokens(case["num_steps"], case["total_tokens"])
+        if "defect" in case:
+            assert min(case["result"]) < 0
+            assert min(counts) >= 0
+            assert (len(counts), sum(counts)) == (case["num_steps"], case["total_tokens"])
+        else:
+            assert counts == case["result"]
+
+
+def test_linear_temperatures_are_the_recorded_ones(recorded: dict[str, Any]) -> None:
+    for case in recorded["linear_temperature"]:
+        got = linear_temperature(case["temp"], case["token_schedule"])
+        assert got == pytest.approx(case["result"], rel=1e-9, abs=0)
+
+
+def test_onex_temperatures_are_the_recorded_ones(recorded: dict[str, Any]) -> None:
+    for case in recorded["onex_temperature"]:
+        if case["power"] == 0:
+            with pytest.raises(UsageError, match="must be positive"):
+                parse_temperature_curve("onex:0.5:0")
+            continue
+        got = onex_temperature(case["max_t"], case["token_schedule"], case["min_t"], case["power"])
+        wanted = [case["min_t"]] if "defect" in case else case["result"]
+        assert got == pytest.approx(wanted, rel=1e-9, abs=0)
+
+
+@given(st.sampled_from(sorted(TOKEN_CURVES)), st.integers(1, 300), st.integers(1, 800))
+def test_token_counts_sum_and_are_never_negative(curve: str, num_steps: int, total: int) -> None:
+    counts = TOKEN_CURVES[curve](num_steps, total)
+    assert sum(counts) == total
+    assert min(counts) >= 0
+    assert len(counts) <= num_steps
+
+
+@pytest.mark.parametrize(
+    "text", ["onex", "onex:1", "onex:1:2:3", "onex:a:1", "constant:1", "onex:-1:1", "onex:1:0"]
+)
+def test_a_temperature_curve_with_wrong_numbers_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"temperature schedule '{text}'"):
+        parse_temperature_curve(text)
+
+
+def test_the_table_says_what_stands_behind_a_name() -> None:
+    with pytest.raises(UsageError, match="known are constant, linear, onex:lowest temperature:power"):
+        parse_temperature_curve("sqrt")
+    assert set(TEMPERATURE_CURVES) == {"constant", "linear", "onex"}
 
 
 def test_maskgit_asks_for_every_unknown_position_in_ascending_order() -> None:

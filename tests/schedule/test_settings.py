@@ -9,8 +9,8 @@ import pytest
 from fourm.errors import ScheduleError, UsageError
 from fourm.hub.files import find_model
 from fourm.schedule.chain import Chain
-from fourm.schedule.plan import OPTIONS, build_chain
-from fourm.schedule.settings import RunSettings, Settings, read_settings
+from fourm.schedule.plan import build_chain
+from fourm.schedule.settings import OPTIONS, RunSettings, Settings, read_settings
 from tests.headers import fine, seven
 
 ROOT = Path(__file__).resolve().parents[2]

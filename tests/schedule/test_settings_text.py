@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm.errors import UsageError
-from fourm.schedule.language import Item, Value, load_layer, parse_list, parse_target, parse_value
+from fourm.schedule.settings import Item, Value, load_layer, parse_list, parse_target, parse_value
 
 # What the reference misreads, and what the same text means here.
 MENDED: dict[str, list[Value]] = {
@@ -21,7 +21,6 @@ MENDED: dict[str, list[Value]] = {
     "linear-null": ["linear", None],
     "": [],
 }
-WORDS = {"steps": ("decoding_steps", Item.COUNT), "temp": ("temps", Item.NUMBER), "curve": ("c", Item.CURVE)}
 
 
 def test_every_recorded_list_has_its_recorded_meaning(golden: Path) -> None:
@@ -62,7 +61,7 @@ def test_every_recorded_list_has_its_recorded_meaning(golden: Path) -> None:
         ("false", Item.FLAG, (False,)),
     ],
 )
-def test_a_list_is_read(text: object, item: Item, wanted: tuple[Value, ...]) -> None:
+def test_a_list_becomes_values_of_its_type(text: object, item: Item, wanted: tuple[Value, ...]) -> None:
     got = parse_value(text, item)
     assert got == wanted
     assert [type(v) for v in got] == [type(v) for v in wanted]
@@ -111,18 +110,18 @@ def test_any_text_is_read_or_refused(text: str, item: Item) -> None:
 
 @given(st.text() | st.text("abcsteptmp:=,-.0123 "))
 def test_any_text_is_a_target_or_brings_a_problem(text: str) -> None:
-    name, layer = parse_target(text, WORDS, "--target")
+    name, layer = parse_target(text, "--target")
     assert isinstance(name, str)
     assert all(problem.startswith("--target") for problem in layer.problems)
 
 
 def test_a_whole_target_has_a_name_and_settings() -> None:
-    name, layer = parse_target("tok_clip:steps=49, temp=-1e-3,curve=onex:0.5:0.5", WORDS, "--target")
+    name, layer = parse_target("tok_clip:steps=49, temp=-1e-3,temp-schedule=onex:0.5:0.5", "--target")
     assert name == "tok_clip"
     values = {key: setting.values for key, setting in layer.settings.items()}
-    assert values == {"decoding_steps": (49,), "temps": (-1e-3,), "c": ("onex:0.5:0.5",)}
+    assert values == {"decoding_steps": (49,), "temps": (-1e-3,), "temp_schedules": ("onex:0.5:0.5",)}
     assert layer.settings["temps"].where == "--target tok_clip: temp"
-    assert parse_target("caption", WORDS, "--target")[0] == "caption"
+    assert parse_target("caption", "--target")[0] == "caption"
 
 
 @pytest.mark.parametrize(
@@ -138,19 +137,18 @@ def test_a_whole_target_has_a_name_and_settings() -> None:
     ],
 )
 def test_a_mistake_in_a_whole_target_is_named(text: str, said: str) -> None:
-    assert said in " ".join(parse_target(text, WORDS, "--target")[1].problems)
+    assert said in " ".join(parse_target(text, "--target")[1].problems)
 
 
 def test_a_file_knows_the_line_of_every_setting(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text("# a comment\ntemps: 3-0.5\n\nmodel: demo\ntmps: 1\nsteps: [1, x]\n")
-    items = {"temps": Item.NUMBER, "steps": Item.COUNT}
-    layer, others = load_layer(path, items, ["model"])
+    path.write_text("# a comment\ntemps: 3-0.5\n\nmodel: demo\ntmps: 1\ndecoding_steps: [1, x]\n")
+    layer, run = load_layer(path)
     assert layer.settings["temps"].where == f"{path}, line 2: temps"
-    assert [(entry.key, entry.value) for entry in others] == [("model", "demo")]
+    assert run == {"model": "demo"}
     assert layer.problems == (
         f"{path}, line 5: unknown key 'tmps'; did you mean 'temps'?",
-        f"{path}, line 6: steps: 'x' is not a whole number",
+        f"{path}, line 6: decoding_steps: 'x' is not a whole number",
     )
 
 
@@ -177,13 +175,13 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes, sa
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        load_layer(path, {"temps": Item.NUMBER}, [])
+        load_layer(path)
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
 
 
 def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        load_layer(tmp_path / "gone.yaml", {}, [])
+        load_layer(tmp_path / "gone.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_layer(tmp_path / "empty.yaml", {}, [])[0].settings == {}
+    assert load_layer(tmp_path / "empty.yaml")[0].settings == {}
