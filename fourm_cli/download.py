@@ -1,6 +1,5 @@
 """`fourm download`: models, tokenizers, text tokenizer and prompt sets, fetched once, checked, recorded."""
 
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,11 +11,18 @@ import typer
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError, VerificationError
 from fourm.hub.catalogue import CATALOGUE, GROUPS
-from fourm.hub.download import Job, Verified, check_room, fetch, plan_downloads, verify_cached
-from fourm.hub.hubclient import check_variables
-from fourm.hub.store import KEPT
-from fourm.hub.transfer import Client, Event, Waiting
-from fourm.hub.wanted import Wanted, read_wanted
+from fourm.hub.download import (
+    Job,
+    Verified,
+    Wanted,
+    check_room,
+    fetch,
+    plan_downloads,
+    read_wanted,
+    verify_cached,
+)
+from fourm.hub.remote import Client, Transfer, Waiting
+from fourm.hub.transfer import KEPT
 from fourm.schedule.settings import read_names
 from fourm_cli.completion import download_names
 from fourm_cli.console import note, print_json, print_table, quiet_library, size_text
@@ -107,12 +113,10 @@ def download(
 
 
 def _plan(wanted: Sequence[Wanted], quiet: bool, dry_run: bool) -> tuple[Job, ...]:
-    def report(event: Event) -> None:
+    def report(event: Transfer) -> None:
         if not quiet and isinstance(event, Waiting):
             note(waiting_line(event))
 
-    check_variables()
-    _still_hub()
     tries = 1 if dry_run else CLIENT.tries
     return plan_downloads(wanted, replace(CLIENT, report=report, tries=tries), is_estimate=dry_run)
 
@@ -205,10 +209,3 @@ def _print_names(as_json: bool) -> None:
     table = [(e.name, e.title, size_text(e.num_bytes), e.licence.name) for e in entries]
     print_table(("name", "what", "size", "licence"), table, numbers=("size",))
     note("groups: " + ", ".join(f"{group} (all {len(names)})" for group, names in GROUPS.items()))
-
-
-def _still_hub() -> None:
-    """Let the Hub's client say nothing on its own: bars, lines and errors are ours."""
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity(logging.ERROR)

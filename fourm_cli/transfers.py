@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fourm.errors import printable
 from fourm.hub.download import Job
-from fourm.hub.transfer import Advanced, Done, Event, Waiting
+from fourm.hub.remote import Advanced, Fetched, Transfer, Waiting
 from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, duration, size_text
 
 WINDOW = 8.0  # seconds over which the speed is taken
@@ -43,7 +43,7 @@ class Transfers:
         self.checking = {}
         self.left_later = max(0, self.left_later - job.to_fetch)
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Transfer) -> None:
         """Add one event."""
         if isinstance(event, Waiting):
             self.waiting = waiting_line(event)
@@ -51,7 +51,7 @@ class Transfers:
         self.waiting = ""
         if event.name not in self.sizes:  # outside a job, where files are only checked: one after the other
             self.sizes = {event.name: event.size}
-        if isinstance(event, Done):
+        if isinstance(event, Fetched):
             self.checking.pop(event.name, None)
             self.done[event.name] = event.size
         elif event.is_check:
@@ -80,7 +80,7 @@ class Transfers:
 
 
 @contextmanager
-def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Event], None]]:
+def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Transfer], None]]:
     """A function that shows the events of a job: bars on a terminal, else a plain line every few seconds."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if quiet:
@@ -90,19 +90,19 @@ def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Event], None]]:
             get_renderable=lambda: picture(state), console=console, refresh_per_second=REFRESH, transient=True
         ):
 
-            def show(event: Event) -> None:
+            def show(event: Transfer) -> None:
                 state.take(event)
-                if isinstance(event, Done) and event.is_new:
+                if isinstance(event, Fetched) and event.is_new:
                     console.print(Text(done_line(event)))
 
             yield show
     else:
         spoken = state.clock()
 
-        def say(event: Event) -> None:
+        def say(event: Transfer) -> None:
             nonlocal spoken
             state.take(event)
-            if isinstance(event, Done) and event.is_new:
+            if isinstance(event, Fetched) and event.is_new:
                 console.print(Text(done_line(event)))
             elif isinstance(event, Waiting):
                 console.print(Text(waiting_line(event)))
@@ -158,7 +158,7 @@ def progress_line(state: Transfers, event: Advanced) -> str:
     return printable(amount) + speed + left
 
 
-def done_line(event: Done) -> str:
+def done_line(event: Fetched) -> str:
     """One plain line about a file that has come."""
     return f"{printable(event.name)}: {size_text(event.size)}, checksum right"
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fourm.hub import store
+from fourm.hub import transfer
 from fourm.hub.cache import repository_folder
-from fourm.hub.download import Job, fetch, plan_downloads
-from fourm.hub.transfer import Client, Event, Waiting
-from fourm.hub.wanted import read_wanted
+from fourm.hub.download import Job, fetch, plan_downloads, read_wanted
+from fourm.hub.remote import Client, Transfer, Waiting
 from fourm.schedule.settings import read_names
 from tests.hub_server import Hub, running
 
@@ -61,7 +60,7 @@ class Watch:
     """A client that does not wait, and what it reported."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[Transfer] = []
         self.slept: list[float] = []
         self.client = Client(sleep=self.slept.append, report=self.events.append)
 
@@ -82,7 +81,7 @@ def whole_files() -> set[str]:
     """Names that the cache shows as whole, by snapshot links and by blobs with the right name."""
     repository = repository_folder(ID)
     for blob in (repository / "blobs").glob("*"):
-        if not blob.name.endswith(store.UNFINISHED):
+        if not blob.name.endswith(transfer.UNFINISHED):
             content = blob.read_bytes()
             names = {hashlib.sha256(content).hexdigest(),
                      hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}  # fmt: skip
@@ -93,4 +92,4 @@ def whole_files() -> set[str]:
 
 
 def partial() -> Path:
-    return store.unfinished(repository_folder(ID) / "blobs" / hashlib.sha256(WEIGHTS).hexdigest())
+    return transfer.unfinished(repository_folder(ID) / "blobs" / hashlib.sha256(WEIGHTS).hexdigest())

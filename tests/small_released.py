@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.bundle import words
+from fourm.hub.cache import text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE, PROMPTS_FILE
-from fourm.hub.pins import text_tokenizer_path
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig

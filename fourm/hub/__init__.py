@@ -4,18 +4,16 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "cache": "cache_folder",
-    "catalogue": "CATALOGUE GROUPS find_entry",
-    "download": "Job Verified check_room fetch plan_downloads verify_cached",
+    "cache": "cache_folder find_parti",
+    "catalogue": "CATALOGUE GROUPS PARTI find_entry",
+    "download": "Job Verified Wanted check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
         "DEMO DEMO_SR ModelFiles check_tokenizers find_modalities find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES TensorInfo config_of read_header",
-    "hubclient": "check_variables",
     "inventory": "Item Sheet describe list_items",
-    "store": "KEPT",
-    "transfer": "Advanced Client Done Event Waiting",
-    "wanted": "PARTI Wanted find_parti read_wanted",
+    "remote": "Advanced Client Fetched Transfer Waiting",
+    "transfer": "KEPT",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -1,19 +1,27 @@
-"""What the Hub's cache holds on this machine: snapshots of repositories. Nothing is fetched here."""
+"""The Hub's cache on this machine: snapshots, and the record of what was downloaded (`pins.json`)."""
 
-from __future__ import annotations
-
+import json
 import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.data.opening import read_bytes
-from fourm.errors import UsageError
-from fourm.hub.catalogue import PROMPTS_FILE, WEIGHTS_FILE, Entry, Part
-from fourm.hub.pins import fourm_home, pinned_revision, text_tokenizer_path
+from fourm.data.opening import open_own, read_bytes
+from fourm.data.writing import lock_file
+from fourm.errors import FourMError, MissingError, UsageError
+from fourm.hub.catalogue import CATALOGUE, PROMPTS_FILE, WEIGHTS_FILE, Entry, Part
 
 MAIN = "main"
-MAX_REF_BYTES = 1 << 10
+FORMAT = 1  # of pins.json
+LOOK_AGAIN = 0.2  # seconds after which a pin is looked for that was written without a lock
+REPO_TYPES = ("model", "dataset", "space")
+MAX_SIZE = 1 << 62  # bytes of a file
+_TEXT_TOKENIZER = "text_tokenizer_4m_wordpiece_30k.json"
+_MAX_PINS, _MAX_REF = 1 << 26, 1 << 10  # bytes of the record, and of the file of a branch
+_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 _HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
@@ -21,10 +29,59 @@ _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One revision of a repository as it lies in the cache; files may be missing or broken links."""
+    """One revision of a repository in the cache; files may be missing or broken links."""
 
     folder: Path
     revision: str  # the commit
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository, with its checksum on record."""
+
+    name: str  # relative to the repository, parts separated by "/"
+    size: int  # bytes
+    sha256: str = ""
+    blob_id: str = (
+        ""  # where the Hub has no sha256: SHA-1 of "blob SIZE", a zero byte and the content, as in Git
+    )
+
+    def __post_init__(self) -> None:
+        self.name.encode()  # a ValueError for half a character
+        is_path = all(part not in ("", ".", "..") for part in self.name.split("/"))
+        if not is_path or "\\" in self.name or "\0" in self.name:
+            raise ValueError(f"no file of a repository: {self.name!r}")
+        if type(self.size) is not int or not 0 <= self.size <= MAX_SIZE:
+            raise ValueError(f"no size of a file: {self.name!r}")
+
+    @property
+    def blob(self) -> str:
+        """The name of the content in the cache."""
+        return self.sha256 or self.blob_id
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A repository at one commit; what `pins.json` has of each repository that was downloaded."""
+
+    hub_id: str
+    revision: str  # 40 hexadecimal digits
+    files: tuple[HubFile, ...]
+    repo_type: str = "model"  # or "dataset" or "space"
+
+    def __post_init__(self) -> None:
+        if not _SHA1.fullmatch(self.revision) or self.repo_type not in REPO_TYPES:
+            raise ValueError(f"no commit of a repository: {self.repo_type} {self.revision!r}")
+        if len({file.name for file in self.files}) != len(self.files):
+            raise ValueError("a file is named twice")
+        for file in self.files:
+            if not (_SHA256.fullmatch(file.sha256) if file.sha256 else _SHA1.fullmatch(file.blob_id)):
+                raise ValueError(f"no checksum of {file.name}")
+
+    @property
+    def folder(self) -> Path:
+        """Its snapshot in the cache, which need not exist."""
+        return repository_folder(self.hub_id, self.repo_type) / "snapshots" / self.revision
 
 
 def is_hub_id(name: str) -> bool:
@@ -40,10 +97,21 @@ def split_revision(name: str) -> tuple[str, str]:
     return name, revision
 
 
+def fourm_home() -> Path:
+    """`$HF_HOME/fourm`, found as the Hub's client finds its own folder, without importing it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return _expand(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")) / "fourm"
+
+
 def cache_folder() -> Path:
-    """Where the Hub's cache lies, found as the Hub's client finds it: HF_HUB_CACHE, or below HF_HOME."""
+    """The Hub's cache, found as the Hub's client finds it: HF_HUB_CACHE, or below HF_HOME."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(os.path.expandvars(os.path.expanduser(named))) if named else fourm_home().parent / "hub"
+    return _expand(named) if named else fourm_home().parent / "hub"
+
+
+def text_tokenizer_path() -> Path:
+    """Where the released text tokenizer lies once it is downloaded; it need not exist."""
+    return fourm_home() / _TEXT_TOKENIZER
 
 
 def repository_folder(hub_id: str, repo_type: str = "model") -> Path:
@@ -56,8 +124,8 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
     Without a revision it is the one that was recorded when the repository was fetched, else the branch main.
     """
-    repository = repository_folder(hub_id, repo_type)
-    wanted = revision or pinned_revision(hub_id) or MAIN
+    repository, pin = repository_folder(hub_id, repo_type), None if revision else find_pin(hub_id)
+    wanted = pin.revision if pin else revision or MAIN
     commit = read_ref(repository / "refs" / wanted) or wanted
     folder = repository / "snapshots" / commit
     return Snapshot(folder, commit) if os.path.isdir(folder) else None
@@ -75,10 +143,110 @@ def find_cached(entry: Entry) -> tuple[Path, str] | None:
     return (path, snapshot.revision) if os.path.isfile(path) else None
 
 
+def find_parti() -> Path:
+    """The Parti prompt table in the Hub's cache on this machine."""
+    found = find_cached(CATALOGUE["parti-prompts"])
+    if found is not None:
+        return found[0]
+    raise MissingError(
+        "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
+        "or give the table itself: --data PartiPrompts.tsv"
+    )
+
+
 def read_ref(path: Path) -> str:
     """The commit that a branch or tag stood for when it was fetched, or an empty string."""
     try:
-        commit = read_bytes(path, MAX_REF_BYTES).decode("ascii").strip()
+        commit = read_bytes(path, _MAX_REF).decode("ascii").strip()
     except (OSError, ValueError):
         return ""
     return commit if re.fullmatch(r"\w{1,64}", commit, re.ASCII) else ""
+
+
+def pins_path() -> Path:
+    """The file with all pins; it need not exist."""
+    return fourm_home() / "pins.json"
+
+
+def load_pins() -> dict[str, Commit]:
+    """All pins by Hub id; none where nothing was ever downloaded. A damaged file is a `UsageError`."""
+    path = pins_path()
+    try:
+        record = json.loads(read_bytes(path, _MAX_PINS))
+        if record["format"] != FORMAT:
+            raise UsageError(
+                f"{path}: was written by another version of this program (format {record['format']})"
+            )
+        found = {}
+        for hub_id, row in record["pins"].items():
+            files = [HubFile(name, file["size"], file["sha256"]) for name, file in row["files"].items()]
+            found[hub_id] = Commit(hub_id, row["revision"], tuple(files), row["repo_type"])
+        return found
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); delete it, and the next `fourm download` "
+            "writes it anew"
+        ) from None
+
+
+def find_pin(hub_id: str) -> Commit | None:
+    """The pin of a repository, None if it was never downloaded by this program."""
+    return load_pins().get(hub_id)
+
+
+def write_pin(pin: Commit) -> None:
+    """Add a pin, or replace the one of its repository. Others may do the same at the same time.
+
+    Where there are no locks, another process may have replaced the file by one without this pin: it is looked
+    for again a moment later.
+    """
+    with _locked() as has_locks:
+        while True:
+            rows = {}
+            for hub_id, one in sorted((load_pins() | {pin.hub_id: pin}).items()):
+                files = {file.name: {"size": file.size, "sha256": file.sha256} for file in one.files}
+                rows[hub_id] = {"repo_type": one.repo_type, "revision": one.revision, "files": files}
+            try:
+                replace_text(pins_path(), json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n")
+            except OSError as error:
+                raise FourMError(f"{pins_path()}: cannot be written ({error.strerror})") from error
+            if has_locks:
+                return
+            time.sleep(LOOK_AGAIN)
+            if find_pin(pin.hub_id) == pin:
+                return
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file of the cache whole or not at all; a link of its name is replaced, not followed."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    unfinished.unlink(missing_ok=True)
+    try:
+        with unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+@contextmanager
+def _locked() -> Iterator[bool]:
+    """One writer at a time, where there are locks. The file for it stays."""
+    path = fourm_home() / "pins.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open_own(path, "a")
+        has_locks = bool(lock_file(file, wait=True))
+    except OSError as error:
+        raise FourMError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        yield has_locks

@@ -17,6 +17,7 @@ from fourm.modalities.registry import RELEASED
 OWNER = "EPFL-VILAB"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 PROMPTS_FILE = "PartiPrompts.tsv"
+PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 
 
 class Part(Enum):

@@ -1,35 +1,59 @@
-"""Repositories of the Hub into its cache, whole and checked, and the record of what was fetched.
+"""Downloads into the Hub's cache: what is asked for, what of it is missing, fetched, checked and recorded.
 
-A file grows beside its place, is read again and compared with the checksum that the Hub has on record, and
-only then becomes part of the cache. What is not whole stays beside it, and the next run goes on with it.
+A file is collected under a temporary name, compared with the checksum that the Hub has on record, and renamed
+into the cache. What is not complete keeps its temporary name, and the next run continues it.
 """
-
-from __future__ import annotations
 
 import errno
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from fourm.errors import FourMError, MissingError, VerificationError, printable
-from fourm.hub.cache import MAIN, cache_folder, find_cached, read_ref, repository_folder
-from fourm.hub.catalogue import CONFIG_FILE, PROMPTS_FILE, WEIGHTS_FILE, Licence, Part, find_entry
-from fourm.hub.hubclient import check_variables, token_headers
-from fourm.hub.pins import Pin, PinnedFile, find_pin, load_pins, replace_text, text_tokenizer_path, write_pin
+from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
+from fourm.hub.cache import (
+    MAIN,
+    Commit,
+    HubFile,
+    cache_folder,
+    find_cached,
+    find_pin,
+    is_hub_id,
+    load_pins,
+    read_ref,
+    replace_text,
+    repository_folder,
+    split_revision,
+    text_tokenizer_path,
+    write_pin,
+)
+from fourm.hub.catalogue import (
+    CONFIG_FILE,
+    GROUPS,
+    PARTI,
+    PROMPTS_FILE,
+    WEIGHTS_FILE,
+    Entry,
+    Licence,
+    Part,
+    find_entry,
+    near_entry,
+)
+from fourm.hub.files import DEMO, DEMO_SR
 from fourm.hub.remote import (
     TEXT_TOKENIZER_BYTES,
     TEXT_TOKENIZER_SHA256,
-    Remote,
-    RemoteFile,
+    Client,
+    Fetched,
+    UnreachableError,
+    check_variables,
     describe,
-    file_url,
-    github_url,
-    space_url,
+    file_source,
+    text_tokenizer_sources,
 )
-from fourm.hub.store import (
+from fourm.hub.transfer import (
     check_file,
     ensure_file,
     make_folder,
@@ -38,9 +62,8 @@ from fourm.hub.store import (
     remove_file,
     unfinished,
 )
-from fourm.hub.transfer import Client, Done, UnreachableError
-from fourm.hub.wanted import TEXT_TOKENIZER, Wanted
 
+TEXT_TOKENIZER, PARTI_PROMPTS = "text-tokenizer", "parti-prompts"
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
 MAX_PART = 255  # bytes of each part of a path, as in most file systems
@@ -49,17 +72,44 @@ _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", r
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """One repository, or the text tokenizer."""
+
+    name: str  # short name, or Hub id of a repository that is not in the catalogue
+    hub_id: str  # "" for the text tokenizer
+    entry: Entry | None = None
+    revision: str = ""  # branch, tag or commit; "" = the recorded one, else main
+
+    @property
+    def repo_type(self) -> str:
+        """What the Hub calls it: "model" or "dataset"."""
+        return self.entry.repo_type if self.entry else "model"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in the Hub's cache, or that of the text tokenizer."""
+        if self.is_text_tokenizer:
+            return text_tokenizer_path().parent
+        return repository_folder(self.hub_id, self.repo_type)
+
+    @property
+    def is_text_tokenizer(self) -> bool:
+        """True for the one thing whose home is not the Hub."""
+        return self.entry is not None and self.entry.kind is Part.TEXT_TOKENIZER
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One file of a job, and how much of it is here."""
 
-    remote: RemoteFile
-    path: Path  # where it lies once it is whole
+    remote: HubFile
+    path: Path  # where it lies once it is complete
     done: int  # bytes; all of them = it is here, and only its checksum may have to be compared
 
     @property
-    def is_here(self) -> bool:
-        """True if it is whole, as far as its size tells."""
-        return self.done == self.remote.size and os.path.exists(self.path)
+    def to_fetch(self) -> int:
+        """Bytes that are not here yet."""
+        return self.remote.size - self.done
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +130,7 @@ class Job:
     @property
     def to_fetch(self) -> int:
         """Bytes that are not here yet."""
-        return sum(file.remote.size - file.done for file in self.files)
+        return sum(file.to_fetch for file in self.files)
 
     @property
     def licence(self) -> Licence | None:
@@ -91,10 +141,7 @@ class Job:
 
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
-        files = [
-            {"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.remote.size - f.done}
-            for f in self.files
-        ]
+        files = [{"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.to_fetch} for f in self.files]
         return {
             "name": self.wanted.name, "hub_id": self.wanted.hub_id, "revision": self.revision,
             "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
@@ -114,25 +161,48 @@ class Verified:
 
     def to_json(self) -> dict[str, object]:
         """The result as plain data."""
-        return {
-            "name": self.name, "file": self.file, "path": str(self.path), "problem": self.problem,
-            "removed": self.removed,
-        }  # fmt: skip
+        return {**asdict(self), "path": str(self.path)}
+
+
+def read_wanted(
+    names: Sequence[str],
+    config: Mapping[str, str] | None = None,
+    where: str = "",
+    revision: str | None = None,
+) -> tuple[Wanted, ...]:
+    """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched.
+
+    config: what a YAML file names, by key (`fourm.schedule.settings.read_names`); where: that file.
+    """
+    found = [_named(member) for name in names for member in GROUPS.get(name.lower(), (name,))]
+    found += _of_config(config, where) if config is not None else []
+    found = list({(one.hub_id, one.revision): one for one in reversed(found)}.values())[::-1]
+    if revision is None:
+        return tuple(found)
+    split_revision(f"NAME@{revision}")
+    if len(found) != 1 or found[0].is_text_tokenizer:
+        raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
+    if found[0].revision not in ("", revision):
+        raise UsageError(
+            f"--revision {revision}: {found[0].name}@{found[0].revision} is named; give one of them"
+        )
+    return (replace(found[0], revision=revision),)
 
 
 def plan_downloads(wanted: Sequence[Wanted], client: Client, is_estimate: bool = False) -> tuple[Job, ...]:
-    """What is to be fetched; the Hub is asked only for what is not here whole and on record.
+    """What is to be fetched; the Hub is asked only for what is not here complete and on record.
 
     An estimate takes what is known here where the Hub cannot be asked. Such jobs say so, and are not fetched.
     """
     check_variables()
-    jobs, away = list[Job](), ""
+    jobs, away = list[Job](), ""  # away: why the Hub cannot be asked
     for one in wanted:
+        job = _plan_text(one) if one.is_text_tokenizer else _recorded(one)
+        is_known = job is not None and (one.is_text_tokenizer or not _is_lacking(job))
+        if not is_known:
+            job = _estimate(one, away) if away else None
         try:
-            if away and not one.is_text_tokenizer and (job := _recorded(one) or _estimate(one, away)):
-                jobs.append(job)
-            else:
-                jobs.append(_plan_text(one) if one.is_text_tokenizer else _plan(one, client))
+            jobs.append(job or _ask(one, client))
         except UnreachableError as error:
             job = _estimate(one, str(error)) if is_estimate else None
             if job is None:
@@ -154,7 +224,7 @@ def check_room(jobs: Sequence[Job]) -> None:
 
 
 def fetch(job: Job, client: Client) -> Path:
-    """Make a job's files whole and record them; returns its path.
+    """Make a job's files complete and record them; returns its path.
 
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
@@ -166,15 +236,15 @@ def fetch(job: Job, client: Client) -> Path:
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
         files = []
         for file in job.files:
-            if _has_size(file.path, file.remote.size) and file.remote.name in known:
-                client.report(Done(file.remote.name, file.remote.size, is_new=False))
-                files.append(known[file.remote.name])
+            name, size = file.remote.name, file.remote.size
+            if _has_size(file.path, size) and name in known:
+                client.report(Fetched(name, size, is_new=False))
+                files.append(known[name])
             else:
-                sha256 = _fetch_file(job, file, client)
-                files.append(PinnedFile(file.remote.name, file.remote.size, sha256))
+                files.append(HubFile(name, size, _fetch_file(job, file, client)))
         _write_ref(job)
-        found = Pin(job.wanted.hub_id, job.revision, tuple(files), job.wanted.repo_type)
-        if found != pin:  # a cache that is whole may be one that cannot be written
+        found = Commit(job.wanted.hub_id, job.revision, tuple(files), job.wanted.repo_type)
+        if found != pin:  # a cache that is complete may be one that cannot be written
             write_pin(found)
         return job.path
     except OSError as error:
@@ -186,10 +256,10 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
     The text tokenizer has the id "". A damaged file is removed, so that the next download fetches it again.
     """
-    pins = load_pins()
+    pins, text = load_pins(), text_tokenizer_path()
     if hub_ids is None:
-        chosen = [pin for pin in pins.values() if os.path.isdir(_snapshot(pin))]
-        is_text = os.path.exists(text_tokenizer_path())
+        chosen = [pin for pin in pins.values() if os.path.isdir(pin.folder)]
+        is_text = os.path.exists(text)
     else:
         for hub_id in hub_ids:
             if hub_id and hub_id not in pins:
@@ -199,41 +269,55 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
                 )
         chosen = [pins[hub_id] for hub_id in hub_ids if hub_id]
         is_text = "" in hub_ids
-    found = [
-        _verify_file(
-            _short(pin.hub_id),
-            _snapshot(pin) / file.name,
-            RemoteFile(file.name, file.size, file.sha256),
-            repository_folder(pin.hub_id, pin.repo_type),
-            client,
-        )
-        for pin in chosen
-        for file in pin.files
-    ]
+    found = []
+    for pin in chosen:
+        home = repository_folder(pin.hub_id, pin.repo_type)
+        for file in pin.files:
+            found.append(_verify_file(_short(pin.hub_id), pin.folder / file.name, file, home, client))
     if is_text:
-        path = text_tokenizer_path()
-        found.append(_verify_file(TEXT_TOKENIZER, path, _text_file(), path.parent, client))
+        found.append(_verify_file(TEXT_TOKENIZER, text, _text_file(), text.parent, client))
     return tuple(found)
 
 
-def _plan(wanted: Wanted, client: Client) -> Job:
-    """A repository: as it is on record, if all of that is here, else as the Hub says."""
-    job, pin = _recorded(wanted), find_pin(wanted.hub_id)
-    if job is not None and all(file.is_here for file in job.files):
-        return job
-    revision = wanted.revision or (pin.revision if pin else "")
-    remote = describe(wanted.hub_id, wanted.repo_type, revision, client)
-    repository = repository_folder(wanted.hub_id, wanted.repo_type)
-    folder = repository / "snapshots" / remote.revision
-    chosen = _choose(wanted, remote)
-    return _job(
-        wanted,
-        remote.revision,
-        tuple(
-            _look(folder / file.name, repository / "blobs" / file.blob, file)
-            for file in sorted(chosen, key=lambda file: file.size)  # the licence comes before the weights
-        ),
-    )
+def _named(text: str) -> Wanted:
+    """One thing by its short name or Hub id, with or without `@REVISION`."""
+    name, revision = split_revision(text)
+    entry = find_entry(name)
+    if entry is not None and entry.kind is Part.TEXT_TOKENIZER and revision:
+        raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
+    if entry is not None:
+        return Wanted(entry.name, entry.hub_id, entry, revision)
+    if name in (DEMO, DEMO_SR):
+        raise UsageError("the demo model is built in; there is nothing to download")
+    if "/" in name and is_hub_id(name):
+        return Wanted(name, name, None, revision)
+    if os.path.exists(name):
+        raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
+    if name in GROUPS:
+        raise UsageError(f"{text}: a group has no common revision; write NAME@REVISION for each")
+    advice = near_entry(name) or "; `fourm download --list` shows all names"
+    raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
+
+
+def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
+    """Everything that a YAML file names; what is a path on this machine needs no download."""
+    others, found = dict(named), list[Wanted]()
+    text_tokenizer, data = others.pop("text_tok_path", ""), others.pop("data_path", "")
+    for key, name in others.items():
+        if name not in (DEMO, DEMO_SR) and not os.path.exists(os.path.expanduser(name)):
+            try:
+                found.append(_named(name))
+            except UsageError as error:
+                raise UsageError(f"{where}: {key}: {error}") from None
+    if text_tokenizer and not os.path.exists(os.path.expanduser(text_tokenizer)):
+        if Path(text_tokenizer).name not in (TEXT_TOKENIZER, text_tokenizer_path().name):
+            raise UsageError(f"{where}: text_tok_path: {text_tokenizer}: no such file, nor {TEXT_TOKENIZER}")
+        found.append(_named(TEXT_TOKENIZER))
+    if data == PARTI:
+        found.append(_named(PARTI_PROMPTS))
+    if not found and not others:
+        raise UsageError(f"{where}: names no model, tokenizer or prompt set")
+    return found
 
 
 def _recorded(wanted: Wanted) -> Job | None:
@@ -241,11 +325,23 @@ def _recorded(wanted: Wanted) -> Job | None:
     pin = find_pin(wanted.hub_id)
     if pin is None or wanted.revision not in ("", pin.revision):
         return None
-    folder = _snapshot(pin)
-    recorded = [RemoteFile(file.name, file.size, file.sha256) for file in pin.files]
-    return _job(
-        wanted, pin.revision, tuple(_look(folder / file.name, folder / file.name, file) for file in recorded)
-    )
+    files = [_look(pin.folder / file.name, pin.folder / file.name, file) for file in pin.files]
+    return _job(wanted, pin.revision, files)
+
+
+def _is_lacking(job: Job) -> bool:
+    """True if a file of the job is not here, as far as sizes tell."""
+    return any(file.to_fetch or not os.path.exists(file.path) for file in job.files)
+
+
+def _ask(wanted: Wanted, client: Client) -> Job:
+    """A repository as the Hub describes it."""
+    pin = find_pin(wanted.hub_id)
+    revision = wanted.revision or (pin.revision if pin else "")
+    found = describe(wanted.hub_id, wanted.repo_type, revision, client)
+    chosen = sorted(_choose(wanted, found), key=lambda file: file.size)  # the licence before the weights
+    files = [_look(found.folder / file.name, wanted.folder / "blobs" / file.blob, file) for file in chosen]
+    return _job(wanted, found.revision, files)
 
 
 def _estimate(wanted: Wanted, reason: str) -> Job | None:
@@ -255,30 +351,29 @@ def _estimate(wanted: Wanted, reason: str) -> Job | None:
     entry = wanted.entry
     if entry is None:
         return None
-    here = None if wanted.revision else find_cached(entry)
     name = PROMPTS_FILE if entry.kind is Part.PROMPTS else WEIGHTS_FILE
-    folder = repository_folder(wanted.hub_id, wanted.repo_type)
-    path, revision = here or (folder / name, "")
+    here = None if wanted.revision else find_cached(entry)
+    path, revision = here or (wanted.folder / name, "")
     size = path.stat().st_size if here else entry.num_bytes
-    return Job(
-        wanted, revision, (File(RemoteFile(name, size), path, size if here else 0),), path.parent, reason
-    )
+    file = File(HubFile(name, size), path, size if here else 0)
+    return Job(wanted, revision, (file,), path.parent, reason)
 
 
-def _job(wanted: Wanted, revision: str, files: tuple[File, ...]) -> Job:
-    folder = repository_folder(wanted.hub_id, wanted.repo_type) / "snapshots" / revision
+def _job(wanted: Wanted, revision: str, files: Sequence[File]) -> Job:
+    folder = wanted.folder / "snapshots" / revision
     is_table = wanted.entry is not None and wanted.entry.kind is Part.PROMPTS
-    return Job(wanted, revision, files, folder / PROMPTS_FILE if is_table else folder)
+    return Job(wanted, revision, tuple(files), folder / PROMPTS_FILE if is_table else folder)
 
 
-def _choose(wanted: Wanted, remote: Remote) -> list[RemoteFile]:
+def _choose(wanted: Wanted, found: Commit) -> list[HubFile]:
     """The files that are fetched: never one that would have to be unpickled."""
+    at = f"at {found.revision[:7]}"
     if wanted.entry is not None and wanted.entry.kind is Part.PROMPTS:
-        chosen = [file for file in remote.files if file.name == PROMPTS_FILE or _is_text(file.name)]
+        chosen = [file for file in found.files if file.name == PROMPTS_FILE or _TEXT.fullmatch(file.name)]
         if not any(file.name == PROMPTS_FILE for file in chosen):
-            raise MissingError(f"{wanted.hub_id} has no file {PROMPTS_FILE} at {remote.revision[:7]}")
+            raise MissingError(f"{wanted.hub_id} has no file {PROMPTS_FILE} {at}")
         return chosen
-    chosen = [file for file in remote.files if _is_part(file.name)]
+    chosen = [file for file in found.files if _is_part(file.name)]
     for file in chosen:
         if not file.name.isprintable() or any(len(part.encode()) > MAX_PART for part in file.name.split("/")):
             raise MissingError(
@@ -286,25 +381,21 @@ def _choose(wanted: Wanted, remote: Remote) -> list[RemoteFile]:
                 f"{printable(file.name)[:80]}"
             )
     if not any(file.name.endswith(WEIGHTS) for file in chosen):
-        others = [file.name for file in remote.files if file.name.endswith(PICKLES)]
+        others = [file.name for file in found.files if file.name.endswith(PICKLES)]
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""
-        raise MissingError(f"{wanted.hub_id} has no {WEIGHTS} file at {remote.revision[:7]}{advice}")
+        raise MissingError(f"{wanted.hub_id} has no {WEIGHTS} file {at}{advice}")
     return chosen
 
 
 def _is_part(name: str) -> bool:
     """True for files of a model folder: its configuration, weights, parts, card and licence."""
     path = PurePosixPath(name)
-    is_wanted = path.name in PART_FILES or path.name.endswith(WEIGHTS) or _is_text(name)
-    return is_wanted and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
+    is_wanted = path.name in PART_FILES or path.name.endswith(WEIGHTS) or _TEXT.fullmatch(name)
+    return bool(is_wanted) and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
 
 
-def _is_text(name: str) -> bool:
-    return _TEXT.fullmatch(name) is not None
-
-
-def _look(path: Path, content: Path, remote: RemoteFile) -> File:
-    """How much of a file is here: its content whole, or what an earlier run has collected."""
+def _look(path: Path, content: Path, remote: HubFile) -> File:
+    """How much of a file is here: its complete content, or what an earlier run has collected."""
     if _has_size(path, remote.size) or _has_size(content, remote.size):
         return File(remote, path, remote.size)
     growing = unfinished(content)
@@ -316,24 +407,23 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _fetch_file(job: Job, file: File, client: Client) -> str:
-    """Make one file of a repository whole; returns its sha256."""
-    wanted, remote = job.wanted, file.remote
-    home = repository_folder(wanted.hub_id, wanted.repo_type)
+    """Make one file of a repository complete; returns its sha256."""
+    wanted, remote, home = job.wanted, file.remote, job.wanted.folder
     content = home / "blobs" / remote.blob
     is_link = os.path.exists(content) and os.path.exists(file.path) and file.path.samefile(content)
     if os.path.isfile(file.path) and not is_link:
         if sha256 := check_file(file.path, remote, client):
-            client.report(Done(remote.name, remote.size, is_new=False))
+            client.report(Fetched(remote.name, remote.size, is_new=False))
             return sha256
         remove_damaged(file.path, home)
-    url = file_url(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
-    sha256 = ensure_file(content, remote, wanted.hub_id, url, token_headers(), client, home)
+    source = file_source(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
+    sha256 = ensure_file(content, remote, source, client, home)
     place_file(content, file.path, home)
     return sha256
 
 
-def _text_file() -> RemoteFile:
-    return RemoteFile(text_tokenizer_path().name, TEXT_TOKENIZER_BYTES, TEXT_TOKENIZER_SHA256)
+def _text_file() -> HubFile:
+    return HubFile(text_tokenizer_path().name, TEXT_TOKENIZER_BYTES, TEXT_TOKENIZER_SHA256)
 
 
 def _plan_text(wanted: Wanted) -> Job:
@@ -342,13 +432,13 @@ def _plan_text(wanted: Wanted) -> Job:
 
 
 def _fetch_text(job: Job, client: Client) -> Path:
-    """The text tokenizer from its home, or from the Space if that does not give it."""
-    file, path = _text_file(), job.path
+    """The text tokenizer from its first home, or from the second if that does not give it."""
+    file, path, sources = _text_file(), job.path, text_tokenizer_sources(client)
     try:
-        ensure_file(path, file, TEXT_TOKENIZER, github_url(), {}, client, path.parent)
+        ensure_file(path, file, next(sources), client, path.parent)
     except (MissingError, VerificationError) as first:
         try:
-            ensure_file(path, file, TEXT_TOKENIZER, space_url(client), token_headers(), client, path.parent)
+            ensure_file(path, file, next(sources), client, path.parent)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
@@ -356,18 +446,11 @@ def _fetch_text(job: Job, client: Client) -> Path:
 
 def _write_ref(job: Job) -> None:
     """Note which commit the branch or tag was, as the Hub's client does; a commit needs no note."""
-    ref = job.wanted.revision or MAIN
-    if job.revision == ref:
-        return
-    home = repository_folder(job.wanted.hub_id, job.wanted.repo_type)
-    if read_ref(path := home / "refs" / ref) == job.revision:
-        return
-    make_folder(path, home)
-    replace_text(path, job.revision)
-
-
-def _snapshot(pin: Pin) -> Path:
-    return repository_folder(pin.hub_id, pin.repo_type) / "snapshots" / pin.revision
+    ref, home = job.wanted.revision or MAIN, job.wanted.folder
+    path = home / "refs" / ref
+    if job.revision != ref and read_ref(path) != job.revision:
+        make_folder(path, home)
+        replace_text(path, job.revision)
 
 
 def _short(hub_id: str) -> str:
@@ -375,7 +458,7 @@ def _short(hub_id: str) -> str:
     return entry.name if entry else hub_id
 
 
-def _verify_file(name: str, path: Path, file: RemoteFile, home: Path, client: Client) -> Verified:
+def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Client) -> Verified:
     if not os.path.isfile(path):
         return Verified(name, file.name, path, "missing")
     if check_file(path, file, client):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
-from fourm.hub.cache import find_snapshot, is_hub_id, split_revision
+from fourm.hub.cache import find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
     CATALOGUE,
     CONFIG_FILE,
@@ -21,7 +21,6 @@ from fourm.hub.catalogue import (
     tokenizer_entry,
 )
 from fourm.hub.header import config_of, parse_header_config, read_header
-from fourm.hub.pins import text_tokenizer_path
 from fourm.modalities.registry import (
     RELEASED,
     Kind,

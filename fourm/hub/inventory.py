@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.hub.cache import find_cached
+from fourm.hub.cache import find_cached, text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, Entry, Part, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
-from fourm.hub.pins import text_tokenizer_path
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
 TEXT_TOKENIZER = "text-tokenizer"

@@ -1,120 +1,297 @@
-"""What the Hub says of a repository: the commit, its files with size and checksum, or why it does not say."""
+"""Questions to the Hub, asked with the client of `huggingface_hub`: what a repository holds at which commit.
 
-from __future__ import annotations
+The client brings proxies, certificates, token, timeouts and the offline switch. `transfer` downloads with it,
+but not with the library's functions for that: `hf_hub_download` begins anew in every process, and a model has
+up to 18 GB; `http_get` can resume, but loses up to 10 MB at each interruption, and waits in silence for as
+long as a server asks.
+"""
 
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from fourm.errors import FourMError, MissingError, near_match
+from fourm import __version__
+from fourm.data.opening import open_file, read_bytes
+from fourm.errors import FourMError, MissingError, UsageError, near_match, printable
+from fourm.hub.cache import Commit, HubFile, text_tokenizer_path
 from fourm.hub.catalogue import near_entry
 from fourm.hub.header import PAGE_BYTES, is_web_page
-from fourm.hub.hubclient import LOG_IN, token_headers
-from fourm.hub.pins import text_tokenizer_path
-from fourm.hub.transfer import (
-    PAGE,
-    Client,
-    Refused,
-    UnreachableError,
-    brief,
-    error_code,
-    explain_failure,
-    opened,
-    persist,
-    status_of,
-)
 
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
-TEXT_TOKENIZER_COMMIT = "cda590faa3b9f022c28537193d3e1650527646a3"
-TEXT_TOKENIZER_PATH = f"apple/ml-4m/{TEXT_TOKENIZER_COMMIT}/fourm/utils/tokenizer/trained"
+GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
 TEXT_TOKENIZER_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 TEXT_TOKENIZER_BYTES = 1_451_469
-SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy
+SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
+LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
+
 MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
 ANSWER_TIME = 60.0  # seconds that it may take
-MAX_SIZE = 1 << 62  # bytes of a file
-T = TypeVar("T")
+MAX_TOKEN_BYTES = 1 << 20
+TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
+PAGE = "a web page, perhaps the login page of this network"
+# Errors of the client after which another try is of no use.
+_HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects",
+             "InvalidURL")  # fmt: skip
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_BLOB, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+
+_ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
+            "no_proxy")  # fmt: skip
+# Files that the client reads without a limit, by the names of its constants.
+_TOKEN_FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a repository and its checksum on record."""
+class Source:
+    """Where the content of a file is fetched from."""
 
-    name: str  # relative to the repository, parts separated by "/"
-    size: int  # bytes
-    sha256: str = ""  # of large files
-    blob_id: str = ""  # of small files, Git's: SHA-1 of "blob SIZE", a zero byte and the content
-
-    @property
-    def blob(self) -> str:
-        """The name of the content in the Hub's cache."""
-        return self.sha256 or self.blob_id
+    owner: str  # Hub id or name, for messages
+    url: str
+    sends_token: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """A repository at one commit."""
+class Advanced:
+    """So much of a file is on disk, or was read again to check it."""
 
-    revision: str  # 40 hexadecimal digits
-    files: tuple[RemoteFile, ...]
+    name: str
+    done: int  # bytes
+    size: int
+    is_check: bool = False
 
 
-def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Remote:
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something went wrong that may pass; it is tried again in so many seconds."""
+
+    name: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole file with the right checksum is in the cache."""
+
+    name: str
+    size: int
+    is_new: bool  # False: it was there before
+
+
+Transfer = Advanced | Waiting | Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """How to download: how often to try, how long to wait, whom to tell."""
+
+    tries: int = 5  # without a byte of progress
+    first_wait: float = 1.0  # seconds, then twice as long each time
+    longest_wait: float = 60.0  # also if the server asks for more
+    sleep: Callable[[float], None] = time.sleep
+    report: Callable[[Transfer], None] = field(default=lambda event: None)
+
+
+class UnreachableError(MissingError):
+    """Nothing that answers as it should: no network, a network that keeps us out, a server out of order."""
+
+
+class Refused(Exception):
+    """The server answered, but not with what was asked for."""
+
+    def __init__(self, response: Any) -> None:
+        self.status: int = response.status_code
+        self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
+        self.retry_after: str = response.headers.get("Retry-After", "").strip()  # seconds or a date
+        super().__init__(self.status)
+
+
+class Dropped(Exception):
+    """The connection ended before the file did."""
+
+
+def check_variables() -> None:
+    """Refuse variables with which the client cannot be imported or used; delete those that are empty."""
+    for name in (*_ADDRESSES, *_SECONDS, *_FOLDERS, *_CERTIFICATES):
+        if not os.environ.get(name, "set").strip():
+            del os.environ[name]
+    for name in _SECONDS:
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0"), re.ASCII):
+            raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
+    for name in _ADDRESSES:
+        if not _is_address(text := os.environ.get(name, GITHUB)):
+            raise UsageError(
+                f"{name}: '{printable(text)}' is no address of a server, such as https://huggingface.co"
+            )
+
+
+def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
     """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
     from huggingface_hub import constants
 
+    def parse(answer: Any) -> Commit:
+        files = tuple(map(_parse_file, answer.get("siblings") or ()))
+        return Commit(hub_id, answer["sha"], files, repo_type)
+
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
     try:
-        return persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true", _parse))
+        return persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true", parse))
     except FourMError:
         raise
     except _MALFORMED as error:
         raise UnreachableError(
-            f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({brief(error)}); "
+            f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)}); "
             "HF_ENDPOINT may be wrong"
         ) from error
-    except Exception as error:  # httpx's or requests' own, by the version of huggingface_hub
-        raise _explain(error, hub_id, repo_type, revision) from error
+    except Exception as error:
+        raise _explain_repository(error, hub_id, repo_type, revision) from error
 
 
-def file_url(hub_id: str, name: str, revision: str, repo_type: str) -> str:
-    """Where the content of a file is."""
+def file_source(hub_id: str, name: str, revision: str, repo_type: str) -> Source:
+    """A file of a repository at a commit."""
     from huggingface_hub import hf_hub_url
 
-    return hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type)
+    return Source(hub_id, hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type))
 
 
-def github_url() -> str:
-    """The released text tokenizer in the reference's repository, at a fixed commit."""
-    endpoint = os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
-    return f"{endpoint.rstrip('/')}/{TEXT_TOKENIZER_PATH}/{text_tokenizer_path().name}"
-
-
-def space_url(client: Client) -> str:
-    """The same file in the reference's demo on the Hub, wherever it lies there."""
+def text_tokenizer_sources(client: Client) -> Iterator[Source]:
+    """The released text tokenizer: in the reference's repository, then in its demo on the Hub."""
+    name, endpoint = text_tokenizer_path().name, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
+    yield Source("text-tokenizer", f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
     space = describe(SPACE, "space", "", client)
     for file in space.files:
-        if PurePosixPath(file.name).name == text_tokenizer_path().name:
-            return file_url(SPACE, file.name, space.revision, "space")
-    raise MissingError(f"the Space {SPACE} has no file {text_tokenizer_path().name}")
+        if PurePosixPath(file.name).name == name:
+            yield replace(file_source(SPACE, file.name, space.revision, "space"), owner="text-tokenizer")
+            return
+    raise MissingError(f"the Space {SPACE} has no file {name}")
 
 
-def explain_file(error: Exception, hub_id: str, name: str, url: str, has_begun: bool) -> FourMError:
-    """Why a file of a repository could not be fetched."""
-    if status_of(error) in (401, 403):
-        return _refused(hub_id, error_code(error), status_of(error))
-    if status_of(error) == 404:
-        return MissingError(f"{hub_id} has no file {name} at this revision any more")
-    return explain_failure(error, f"{hub_id}/{name}", url, has_begun)
+def persist(client: Client, name: str, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """The result of `action`, tried again while its failure may pass; any other error is raised as it is.
+
+    The count of failures begins anew when `progress` has grown.
+    """
+    failures, before = 0, progress()
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            failures = 1 if progress() > before else failures + 1
+            before = progress()
+            if failures >= client.tries or not _may_pass(error):
+                raise
+            wanted = max(_asked_wait(error), client.first_wait * 2 ** (failures - 1))
+            seconds = min(client.longest_wait, wanted)
+            client.report(Waiting(name, seconds, reason_of(error)))
+            client.sleep(seconds)
+
+
+def explain_failure(error: Exception, what: str, url: str, has_begun: bool = False) -> FourMError:
+    """A failed transfer as a sentence; `what` was to be fetched from `url`, and a part of it may be here."""
+    host, kept = urlsplit(url).netloc or url, "; what has arrived is kept" if has_begun else ""
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return UnreachableError(
+            f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
+        )
+    if isinstance(error, Refused):
+        told = f"{what} cannot be fetched: {host} answers {error.status}"
+        later = f"{kept}, so try again later" if kept else "; try again later"
+        return UnreachableError(told + later) if _may_pass(error) else MissingError(told)
+    if _is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError):
+        goes_on = f"{kept}, so the same command goes on" if kept else ""
+        return UnreachableError(f"{what} cannot be fetched from {host}: {reason_of(error)}{goes_on}")
+    raise error
+
+
+def explain_refusal(hub_id: str, error: Refused) -> MissingError:
+    """Why the Hub gives no access: a gate, a token, or none."""
+    from huggingface_hub import constants, get_token
+
+    if error.code == "GatedRepo":
+        return MissingError(
+            f"{hub_id} is gated: accept its terms at {constants.ENDPOINT}/{hub_id}, then {LOG_IN}"
+        )
+    if get_token():
+        return MissingError(
+            f"{hub_id}: the Hub refuses this token ({error.status}); {LOG_IN} that may read it"
+        )
+    return MissingError(f"{hub_id}: the Hub refuses access without a token ({error.status}); {LOG_IN}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a transfer failed, in a few words."""
+    if isinstance(error, Refused):
+        return f"the server answers {error.status}"
+    if isinstance(error, Dropped):
+        return "the connection was dropped"
+    text, kind = _brief(error), type(error).__name__
+    if "timeout" in kind.lower() or "timed out" in text.lower():
+        return "no answer in time"
+    return f"no connection ({text or kind})"
+
+
+def get(url: str, headers: dict[str, str], timeout: float) -> AbstractContextManager[Any]:
+    """A streamed answer."""
+    session = open_session()
+    return session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
+
+
+def open_session() -> Any:
+    """The client's session; MissingError names the variable that prevents opening it."""
+    from huggingface_hub import get_session
+
+    try:
+        if (path := os.environ.get("SSL_CERT_FILE")) is not None:
+            open_file(Path(path)).close()
+        return get_session()
+    except Exception as error:
+        if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
+            unused = "SSL_CERT_DIR" if "SSL_CERT_FILE" in os.environ else ""
+            names = tuple(name for name in _CERTIFICATES if name != unused)
+            why = f"{error.strerror or error}; name a file of certificates, or unset it"
+        elif isinstance(error, ImportError):
+            names = _PROXIES
+            why = "SOCKS proxies need another package, which `pip install httpx[socks]` installs"
+        else:  # ValueError, or the client's own for a proxy that it cannot parse
+            names = _PROXIES
+            why = f"{printable(str(error))}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
+        raise MissingError(f"nothing can be fetched with {_settings(names)}: {why}") from error
+
+
+def token_headers() -> dict[str, str]:
+    """HTTP headers: the user's token, if there is one, and the user agent."""
+    from huggingface_hub import __version__ as client_version
+    from huggingface_hub import constants, get_token
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told by our errors
+    for path in (Path(getattr(constants, name)) for name in _TOKEN_FILES if hasattr(constants, name)):
+        try:
+            read_bytes(path, MAX_TOKEN_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
+    # Not the client's own function for headers: it makes a request and reads the answer without a limit.
+    headers = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
+    try:
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        (token or "").encode("ascii")
+    except UnicodeError:
+        raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
+    return {**headers, **({"authorization": f"Bearer {token}"} if token else {})}
 
 
 def _ask(path: str, parse: Callable[[Any], T]) -> T:
@@ -122,11 +299,11 @@ def _ask(path: str, parse: Callable[[Any], T]) -> T:
     from huggingface_hub import constants
 
     began, body = time.monotonic(), bytearray()
-    url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
-    with opened(url, token_headers(), timeout, piece=None) as (response, chunks):
+    url = f"{constants.ENDPOINT}/api/{path}"
+    with get(url, token_headers(), constants.HF_HUB_ETAG_TIMEOUT) as response:
         if response.status_code != 200:
             raise Refused(response)
-        for chunk in chunks:
+        for chunk in response.iter_bytes():  # as they arrive, so that slow ones are seen at once
             body += chunk
             if len(body) > MAX_ANSWER:
                 raise ValueError(f"more than {MAX_ANSWER:,} bytes")
@@ -137,67 +314,84 @@ def _ask(path: str, parse: Callable[[Any], T]) -> T:
     return parse(json.loads(body))
 
 
-def _parse(answer: Any) -> Remote:
-    """The answer as types."""
-    if not _COMMIT.fullmatch(answer["sha"]):
-        raise ValueError("no commit")
-    files = tuple(_parse_file(row) for row in answer.get("siblings") or ())
-    if len({file.name for file in files}) != len(files):
-        raise ValueError("a file is named twice")
-    return Remote(answer["sha"], files)
+def _parse_file(row: Any) -> HubFile:
+    if lfs := row.get("lfs"):
+        return HubFile(row["rfilename"], lfs["size"], sha256=lfs["sha256"])
+    return HubFile(row["rfilename"], row["size"], blob_id=row["blobId"])
 
 
-def _parse_file(row: Any) -> RemoteFile:
-    name, lfs = row["rfilename"], row.get("lfs")
-    size = lfs["size"] if lfs else row["size"]
-    sha256, blob_id = (lfs["sha256"], "") if lfs else ("", row["blobId"])
-    is_path = all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name
-    name.encode()  # ValueError for half a character
-    if not is_path or "\0" in name or type(size) is not int or not 0 <= size <= MAX_SIZE:
-        raise ValueError(f"no file: {name!r}")
-    if not (_SHA256.fullmatch(sha256) if lfs else _BLOB.fullmatch(blob_id)):
-        raise ValueError(f"no checksum of {name}")
-    return RemoteFile(name, size, sha256, blob_id)
-
-
-def _explain(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
+def _explain_repository(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
     from huggingface_hub import constants
 
-    status, code = status_of(error), error_code(error)
-    if code == "RevisionNotFound":
+    if not isinstance(error, Refused):
+        return explain_failure(error, hub_id, constants.ENDPOINT)
+    if error.code == "RevisionNotFound":
         known = _known_revisions(hub_id, repo_type)
         advice = near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
         return MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}")
-    if code != "GatedRepo" and (status == 404 or code == "RepoNotFound"):
+    if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
         return MissingError(
             f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
             f"if it is private, {LOG_IN}"
         )
-    if status in (401, 403):
-        return _refused(hub_id, code, status)
+    if error.status in (401, 403):
+        return explain_refusal(hub_id, error)
     return explain_failure(error, hub_id, constants.ENDPOINT)
-
-
-def _refused(hub_id: str, code: str, status: int | None) -> MissingError:
-    from huggingface_hub import constants, get_token
-
-    if code == "GatedRepo":
-        return MissingError(
-            f"{hub_id} is gated: accept its terms at {constants.ENDPOINT}/{hub_id}, then {LOG_IN}"
-        )
-    if get_token():
-        return MissingError(f"{hub_id}: the Hub refuses this token ({status}); {LOG_IN} that may read it")
-    return MissingError(f"{hub_id}: the Hub refuses access without a token ({status}); {LOG_IN}")
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
     """Branches and tags, for advice; none if the Hub does not say."""
+
+    def parse(answer: Any) -> list[str]:
+        names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
+        return [name for name in names if name.isprintable() and len(name) < 100]
+
     try:
-        return _ask(f"{repo_type}s/{hub_id}/refs", _parse_names)
+        return _ask(f"{repo_type}s/{hub_id}/refs", parse)
     except Exception:  # advice is not worth another error
         return []
 
 
-def _parse_names(answer: Any) -> list[str]:
-    names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
-    return [name for name in names if name.isprintable() and len(name) < 100]
+def _is_transport(error: BaseException) -> bool:
+    """True if no whole answer came. The client is httpx or httpx2, by the version of huggingface_hub."""
+    is_client = type(error).__module__.startswith(("httpx", "httpcore"))
+    return is_client or isinstance(error, Dropped | ConnectionError | TimeoutError)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, Refused):
+        return error.status >= 500 or error.status in TOO_BUSY
+    return _is_transport(error) and type(error).__name__ not in _HOPELESS
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Seconds that the server asks for with Retry-After, a number or a date."""
+    from email.utils import parsedate_to_datetime
+
+    text = error.retry_after if isinstance(error, Refused) else ""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _brief(error: BaseException) -> str:
+    """What an error says, as one short line that is safe to print."""
+    return printable(" ".join(str(error)[:1000].split()))[:200]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        host = (parts.hostname or "").encode("idna")
+        return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
+    except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
+        return False
+
+
+def _settings(names: tuple[str, ...]) -> str:
+    """Those of the variables that are set, with their values; a proxy's user and password are left out."""
+    found = {name: re.sub(r"//[^/@]*@", "//", os.environ[name]) for name in names if os.environ.get(name)}
+    return ", ".join(f"{name}={printable(text)}" for name, text in found.items()) or "this installation"

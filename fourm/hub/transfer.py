@@ -1,249 +1,188 @@
-"""Bytes of an address into a file: resumed where they stopped, tried again with patience.
+"""One file from an address into the cache: continued where it stopped, checked, renamed into place."""
 
-The connection is that of the Hub's client, with its proxies, tokens, timeouts and offline switch; its own
-downloads are not used because they begin anew in every process (since version 1), and a model is up to 18 GB.
-"""
-
-from __future__ import annotations
-
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from fourm.errors import FourMError, MissingError, VerificationError, printable
+from fourm.data.opening import open_file, open_own
+from fourm.data.writing import lock_file
+from fourm.errors import FourMError, MissingError, VerificationError
+from fourm.hub.cache import HubFile
 from fourm.hub.header import is_web_page
-from fourm.hub.hubclient import open_session
+from fourm.hub.remote import (
+    PAGE,
+    Advanced,
+    Client,
+    Dropped,
+    Fetched,
+    Refused,
+    Source,
+    Waiting,
+    explain_failure,
+    explain_refusal,
+    get,
+    persist,
+    token_headers,
+)
 
+UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
-TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
+READ = 1 << 22  # bytes read at once to check a file
+OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 BEYOND = 416  # no such range: the file ends before it
-# The client is requests, httpx or httpx2, by the version of huggingface_hub.
-_CLIENTS = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
-_HOPELESS = ("UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects", "InvalidURL", "InvalidSchema",
-             "MissingSchema", "InvalidHeader")  # fmt: skip
+KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
-PAGE = "a web page, perhaps the login page of this network"
-T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Advanced:
-    """So much of a file is on disk, or was read again to check it."""
-
-    name: str
-    done: int  # bytes
-    size: int
-    is_check: bool = False
+def unfinished(target: Path) -> Path:
+    """Where the bytes of a file are collected until it is complete."""
+    return target.with_name(target.name + UNFINISHED)
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Something went wrong that may pass; it is tried again in so many seconds."""
+def ensure_file(target: Path, file: HubFile, source: Source, client: Client, home: Path) -> str:
+    """Make `target` a complete file with the checksum on record; returns its sha256.
 
-    name: str
-    seconds: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A whole file, its checksum right, lies in its place."""
-
-    name: str
-    size: int
-    is_new: bool  # False: it was there before
-
-
-Event = Advanced | Waiting | Done
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """How to download: how often to try, how long to wait, whom to tell."""
-
-    tries: int = 5  # without a byte of progress
-    first_wait: float = 1.0  # seconds, then twice as long each time
-    longest_wait: float = 60.0  # also if the server asks for more
-    sleep: Callable[[float], None] = time.sleep
-    report: Callable[[Event], None] = field(default=lambda event: None)
-
-
-class UnreachableError(MissingError):
-    """Nothing that answers as it should: no network, a network that keeps us out, a server out of order."""
-
-
-class Refused(Exception):
-    """The server answered, but not with what was asked for."""
-
-    def __init__(self, response: Any) -> None:
-        self.response = response
-        super().__init__(response.status_code)
-
-
-class Dropped(Exception):
-    """The connection ended before the file did."""
-
-
-def persist(client: Client, name: str, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-    """The result of `action`, tried again while its failure may pass; any other error is raised as it is.
-
-    The count of failures begins anew when `progress` has grown.
+    What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
+    VerificationError if what comes is damaged too; then nothing is left. On any other error what has arrived
+    stays in `unfinished(target)`.
     """
-    failures, before = 0, progress()
     while True:
-        try:
-            return action()
-        except Exception as error:  # what may not pass is raised again
-            failures = 1 if progress() > before else failures + 1
-            before = progress()
-            if failures >= client.tries or not _may_pass(error):
-                raise
-            wanted = max(_asked_wait(error), client.first_wait * 2 ** (failures - 1))
-            seconds = min(client.longest_wait, wanted)
-            client.report(Waiting(name, seconds, reason_of(error)))
-            client.sleep(seconds)
+        if target.is_file():
+            if sha256 := check_file(target, file, client):
+                client.report(Fetched(file.name, file.size, is_new=False))
+                return sha256
+            remove_damaged(target, home)
+        elif os.path.exists(target):
+            raise _no_plain_file(target)
+        with _claimed(target, file.name, client) as growing:
+            if growing is not None:
+                return _complete(growing, target, file, source, client)
+        # Another process has just made it.
 
 
-def receive(
-    client: Client, name: str, url: str, headers: Mapping[str, str], file: BinaryIO, size: int
-) -> None:
-    """Append what is missing of `size` bytes to a file that is open for appending.
+def place_file(content: Path, pointer: Path, home: Path) -> None:
+    """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
+    if os.path.exists(pointer) and pointer.samefile(content):
+        return
+    make_folder(pointer, home)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(content, pointer.parent))
+    except FileExistsError:  # another process did the same
+        return
+    except OSError:
+        os.replace(content, pointer)
 
-    What has arrived stays in the file whatever happens; VerificationError if the server has another size.
+
+def check_file(path: Path, file: HubFile, client: Client) -> str:
+    """The sha256 of a file that is as on record, an empty string of one that is not."""
+    size = path.stat().st_size
+    if size != file.size:
+        return ""
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    done = 0
+    with open_file(path) as content:
+        while data := content.read(READ):
+            sha256.update(data)
+            if not file.sha256:
+                blob.update(data)
+            done += len(data)
+            client.report(Advanced(file.name, min(done, size), size, is_check=True))
+    is_right = sha256.hexdigest() == file.sha256 if file.sha256 else blob.hexdigest() == file.blob_id
+    return sha256.hexdigest() if is_right else ""
+
+
+def make_folder(path: Path, home: Path) -> None:
+    """Make the folder that a file of the repository `home` is to be written into."""
+    if not _folder_of(path).is_relative_to(os.path.realpath(home)):
+        raise FourMError(f"{path}: a folder on the way to it is a link out of the cache; delete the link")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: Path, home: Path) -> bool:
+    """Delete a file of the repository `home`, and of what it is a link to only a blob of that repository.
+
+    False if nothing was deleted because a folder on the way to it is a link out of the cache.
     """
-
-    def append() -> None:
-        if file.tell() < size:
-            _append(client, name, url, headers, file, size)
-
-    persist(client, name, append, file.tell)
-
-
-def restart(file: BinaryIO) -> None:
-    """Empty a file that is open for appending."""
-    file.seek(0)
-    file.truncate()
+    root = Path(os.path.realpath(home.parent), home.name)  # `home` itself may be a link to a folder elsewhere
+    is_own = removed = _folder_of(path).is_relative_to(root)
+    while is_own:
+        target = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        is_own = target is not None and _folder_of(target) == root / "blobs"
+        path = target or path
+    return removed
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a transfer failed, in a few words."""
-    if status := status_of(error):
-        return f"the server answers {status}"
-    if isinstance(error, Dropped):
-        return "the connection was dropped"
-    text = brief(error)
-    kind = type(error).__name__
-    if "timeout" in kind.lower() or "timed out" in text.lower():
-        return "no answer in time"
-    return f"no connection ({text or kind})"
+def remove_damaged(path: Path, home: Path) -> None:
+    """Delete a damaged file of the repository `home`; an error if it is not the repository's own."""
+    if not remove_file(path, home):
+        raise VerificationError(f"{path}: is damaged, but {KEPT}")
 
 
-def brief(error: BaseException) -> str:
-    """What an error says, as one short line that is safe to print."""
-    return printable(" ".join(str(error)[:1000].split()))[:200]
+def receive(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+    """Append what is missing to an open file that is at its end; MissingError if it cannot be had.
+
+    What has arrived stays in the file. VerificationError if something else than the file on record is sent.
+    """
+    try:
+        persist(client, wanted.name, lambda: _append(client, wanted, source, file), file.tell)
+    except FourMError:
+        raise
+    except Exception as error:
+        if isinstance(error, Refused) and error.status in (401, 403):
+            raise explain_refusal(source.owner, error) from error
+        if isinstance(error, Refused) and error.status == 404:
+            raise MissingError(
+                f"{source.owner} has no file {wanted.name} at this revision any more"
+            ) from error
+        what = f"{source.owner}/{wanted.name}"
+        raise explain_failure(error, what, source.url, has_begun=file.tell() > 0) from error
+    finally:
+        file.flush()
 
 
-def status_of(error: BaseException) -> int | None:
-    """The status that a server answered with, if it did."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+def _append(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+    """One request for the bytes that are missing; an error that may pass if they did not all come."""
+    from huggingface_hub import constants
 
-
-def error_code(error: BaseException) -> str:
-    """The Hub's own word for what is wrong: "GatedRepo", "RepoNotFound", ...; "" where there is none."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    return str(headers.get("X-Error-Code") or "")
-
-
-def is_transport(error: BaseException) -> bool:
-    """True if no whole answer came."""
-    return (
-        isinstance(error, Dropped | ConnectionError | TimeoutError)
-        or type(error).__module__.partition(".")[0] in _CLIENTS
-    )
-
-
-def explain_failure(error: Exception, what: str, url: str, has_begun: bool = False) -> FourMError:
-    """A failed transfer as a sentence; `what` was to be fetched from `url`, and a part of it may be here."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    host = urlsplit(url).netloc or url
-    if isinstance(error, OfflineModeIsEnabled):
-        return UnreachableError(
-            f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
-        )
-    if (status := status_of(error)) is not None and status < 500 and status not in TOO_BUSY:
-        return MissingError(f"{what} cannot be fetched: {host} answers {status}")
-    kept = "; what has arrived is kept" if has_begun else ""
-    if status is not None:
-        later = f"{kept}, so try again later" if kept else "; try again later"
-        return UnreachableError(f"{what} cannot be fetched: {host} answers {status}{later}")
-    if is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError):
-        goes_on = f"{kept}, so the same command goes on" if kept else ""
-        return UnreachableError(f"{what} cannot be fetched from {host}: {reason_of(error)}{goes_on}")
-    raise error
-
-
-def _append(
-    client: Client, name: str, url: str, headers: Mapping[str, str], file: BinaryIO, size: int
-) -> None:
-    done = file.tell()
-    wanted = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with opened(url, wanted) as (response, chunks):
+    done, size = file.tell(), wanted.size
+    if done >= size:
+        return
+    headers = token_headers() if source.sends_token else {}
+    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with get(source.url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == BEYOND:
-            restart(file)
+            _restart(file)
             raise Dropped
         if response.status_code not in (200, 206):
             raise Refused(response)
+        chunks = response.iter_bytes(CHUNK)
         first, total = next(chunks, b""), _total(response)
-        is_anew = not (done and _continues(response, done))
-        if is_anew and is_web_page(first) and not name.lower().endswith(_PROSE):
-            raise VerificationError(f"{name}: {PAGE}, is sent in place of this file; nothing of it is kept")
+        span = response.headers.get("Content-Range", "").replace(" ", "").lower()
+        is_anew = not (done and response.status_code == 206 and span.startswith(f"bytes{done}-"))
+        if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
+            raise VerificationError(
+                f"{wanted.name}: {PAGE}, is sent in place of this file; nothing of it is kept"
+            )
         if total is not None and total != size:
-            raise VerificationError(f"{name}: {total:,} bytes are offered, but {size:,} are on record")
+            raise VerificationError(f"{wanted.name}: {total:,} bytes are offered, but {size:,} are on record")
         if is_anew and done:
-            restart(file)  # the whole file comes again
+            _restart(file)  # the whole file comes again
             done = 0
         for chunk in chain([first], chunks):
             done += len(chunk)
             if done > size:
-                restart(file)
-                raise VerificationError(f"{name}: more than the {size:,} bytes on record are sent")
+                _restart(file)
+                raise VerificationError(f"{wanted.name}: more than the {size:,} bytes on record are sent")
             file.write(chunk)
-            client.report(Advanced(name, done, size))
+            client.report(Advanced(wanted.name, done, size))
     if done < size:
         raise Dropped
-
-
-@contextmanager
-def opened(
-    url: str, headers: Mapping[str, str], timeout: float | None = None, piece: int | None = CHUNK
-) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """An answer, and its body in pieces; `timeout` in seconds, that of downloads if it is not given.
-
-    piece: bytes of each but the last one; None: as they arrive, so that slow ones are seen at once.
-    """
-    from huggingface_hub import constants
-
-    session = open_session()
-    timeout = timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-            yield response, response.iter_bytes(piece)
-    else:  # huggingface_hub before version 1
-        with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
-            yield response, response.iter_content(piece)
-
-
-def _continues(response: Any, done: int) -> bool:
-    span = str(response.headers.get("Content-Range", ""))
-    return response.status_code == 206 and span.replace(" ", "").lower().startswith(f"bytes{done}-")
 
 
 def _total(response: Any) -> int | None:
@@ -254,22 +193,77 @@ def _total(response: Any) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def _may_pass(error: BaseException) -> bool:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _HOPELESS:
-        return False
-    if (status := status_of(error)) is not None:
-        return status >= 500 or status in TOO_BUSY
-    return is_transport(error)
+def _restart(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
 
 
-def _asked_wait(error: BaseException) -> float:
-    """Seconds that the server asks for with Retry-After, a number or a date."""
-    text = str(getattr(getattr(error, "response", None), "headers", {}).get("Retry-After") or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
+def _complete(growing: BinaryIO, target: Path, file: HubFile, source: Source, client: Client) -> str:
+    """Fetch what is missing, check it, and rename it to `target`; returns its sha256."""
+    for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad: once more, anew
+        receive(client, file, source, growing)
+        if sha256 := check_file(unfinished(target), file, client):
+            os.replace(unfinished(target), target)
+            client.report(Fetched(file.name, file.size, is_new=True))
+            return sha256
+        _restart(growing)
+    unfinished(target).unlink()
+    raise VerificationError(
+        f"{source.owner}/{file.name}: what arrived does not have the checksum on record "
+        f"({file.blob[:12]}...), so it was removed; run the command again"
+    )
+
+
+@contextmanager
+def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | None]:
+    """The file that collects the bytes, for this process alone; None if another has finished it meanwhile.
+
+    Each process writes at its own position, so two of them, where there are no locks, write the same bytes.
+    """
+    path, has_waited = unfinished(target), False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not target.exists():
+        with _open_growing(path) as growing:
+            while lock_file(growing) is False:
+                if not has_waited:
+                    client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
+                has_waited = True
+                client.sleep(OTHER_PROCESS)
+            if not _is_at(growing, path):  # its last holder has renamed or deleted it
+                continue
+            growing.seek(0, os.SEEK_END)
+            try:
+                yield growing
+            except FileNotFoundError:  # another process has renamed it, where there are no locks
+                if not target.is_file():
+                    raise
+            return
+    yield None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """True if the open file is the one that lies at a path."""
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _open_growing(path: Path) -> BinaryIO:
+    """Open a plain file or make a new one, never through a link, without waiting for the reader of a pipe."""
+    while True:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise _no_plain_file(path)
+        with suppress(FileExistsError):
+            return open_own(path, "x")
+        with suppress(FileNotFoundError):  # another process may have renamed it meanwhile
+            return open_own(path, "r+")
+
+
+def _no_plain_file(path: Path) -> FourMError:
+    return FourMError(f"{path}: is no plain file, as a file of the cache must be; delete it")
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a file, without links."""
+    return Path(os.path.realpath(path.parent))

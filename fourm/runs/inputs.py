@@ -18,8 +18,9 @@ from fourm.data.prompts import (
     read_stream,
 )
 from fourm.errors import UsageError
+from fourm.hub.cache import find_parti
+from fourm.hub.catalogue import PARTI
 from fourm.hub.files import ModelFiles, require_text_tokenizer
-from fourm.hub.wanted import PARTI, find_parti
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.wordpiece import WordPiece, check_prompt
 

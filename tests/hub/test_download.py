@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import huggingface_hub
 import pytest
@@ -17,13 +18,21 @@ from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 from fourm.data.prompts import read_prompts
 from fourm.errors import FourMError, MissingError, VerificationError
 from fourm.hub import download as download_module
-from fourm.hub import store
-from fourm.hub.cache import cache_folder, find_cached, find_snapshot, repository_folder
+from fourm.hub import transfer
+from fourm.hub.cache import (
+    HubFile,
+    cache_folder,
+    find_cached,
+    find_parti,
+    find_pin,
+    find_snapshot,
+    pins_path,
+    repository_folder,
+    text_tokenizer_path,
+)
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import check_room, fetch, verify_cached
-from fourm.hub.pins import find_pin, pins_path, text_tokenizer_path
-from fourm.hub.transfer import Client, Done
-from fourm.hub.wanted import find_parti
+from fourm.hub.remote import Client, Fetched, Source
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, OTHER, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment
 
@@ -80,7 +89,7 @@ def test_what_another_program_fetched_is_checked_and_not_fetched_again(hub: Hub,
     assert job.to_fetch == sum(len(FILES[n]) for n in FETCHED if n != FILE)
     watch.get(NAME)
     assert hub.sent[FILE] == before
-    assert Done(FILE, len(WEIGHTS), is_new=False) in watch.events
+    assert Fetched(FILE, len(WEIGHTS), is_new=False) in watch.events
 
 
 def test_terms_are_for_what_is_fetched(hub: Hub, watch: Watch) -> None:
@@ -155,7 +164,7 @@ def test_a_file_that_never_fits_its_record_never_gets_in(hub: Hub, watch: Watch)
         with pytest.raises(VerificationError):
             watch.get(NAME)
         assert FILE not in whole_files()
-        assert not list(repository_folder(ID).rglob(f"*{store.UNFINISHED}"))
+        assert not list(repository_folder(ID).rglob(f"*{transfer.UNFINISHED}"))
 
 
 def test_the_recorded_commit_is_used_until_another_is_named(hub: Hub, watch: Watch) -> None:
@@ -343,19 +352,19 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
                 check_room([job])
         else:
             check_room([job])
-    whole = store.receive
+    whole = transfer.receive
 
-    def full(client: Client, name: str, url: str, headers: object, file: object, size: int) -> None:
-        if name == FILE:
-            file.write(WEIGHTS[:1000])  # type: ignore[attr-defined]
+    def full(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+        if wanted.name == FILE:
+            file.write(WEIGHTS[:1000])
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(client, name, url, headers, file, size)  # type: ignore[arg-type]
+        whole(client, wanted, source, file)
 
-    monkeypatch.setattr(store, "receive", full)
+    monkeypatch.setattr(transfer, "receive", full)
     with pytest.raises(FourMError, match=r"no space is left on the disk of .*the same command goes on"):
         fetch(job, watch.client)
     assert partial().stat().st_size == 1000
-    monkeypatch.setattr(store, "receive", whole)
+    monkeypatch.setattr(transfer, "receive", whole)
     watch.get(NAME)
     assert hub.ranges[-1] == "bytes=1000-"
 

@@ -14,11 +14,10 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from fourm.hub import download as download_module
-from fourm.hub.cache import cache_folder
+from fourm.hub.cache import cache_folder, pins_path
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import fetch
-from fourm.hub.pins import pins_path
-from fourm.hub.transfer import Advanced, Client, Done, Waiting
+from fourm.hub.remote import Advanced, Client, Fetched, Waiting
 from fourm_cli import download as command_module
 from fourm_cli.transfers import Transfers, display, headline, picture
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
@@ -346,7 +345,7 @@ def test_the_bars_show_bytes_speed_and_time_left(hub: Hub, watch: Watch) -> None
     assert drawn(state)[-1].strip() == "model.safetensors: the server answers 503; next try in 4.0 s"
     state.take(Advanced(FILE, 1000, len(WEIGHTS), is_check=True))
     assert "checking" in next(line for line in drawn(state) if line.startswith(FILE))
-    state.take(Done(FILE, len(WEIGHTS), is_new=True))
+    state.take(Fetched(FILE, len(WEIGHTS), is_new=True))
     assert all(len(line) <= 60 for line in drawn(state, width=60))
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fourm.hub.cache import text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
 from fourm.hub.inventory import count_parameters, describe, list_items
-from fourm.hub.pins import text_tokenizer_path
 from tests.headers import seven
 from tests.hubcache import COMMIT, put_folder, write_tokenizer
 

@@ -12,6 +12,7 @@ import pytest
 
 from fourm.data.prompts import read_prompts
 from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.hub.cache import Commit, find_parti, text_tokenizer_path, write_pin
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import (
     check_tokenizers,
@@ -24,8 +25,6 @@ from fourm.hub.files import (
     with_parts,
 )
 from fourm.hub.header import read_header
-from fourm.hub.pins import text_tokenizer_path
-from fourm.hub.wanted import find_parti
 from fourm.modalities.registry import RELEASED
 from tests.headers import fine, seven, twenty_one
 from tests.hubcache import COMMIT, put, put_folder, put_whole, write_tokenizer
@@ -78,15 +77,15 @@ def test_a_snapshot_folder_is_a_model_too(model: Path, cache: Path, tmp_path: Pa
 
 
 def test_a_revision_is_the_named_one_the_recorded_one_or_the_branch(
-    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, cache: Path, tmp_path: Path
 ) -> None:
     put_folder(cache, SEVEN_ID, tmp_path / "seven", OTHER, ref="v2")
     assert find_model("4m-7-b").revision == COMMIT
     assert find_model("4m-7-b@v2").revision == find_model(f"{SEVEN_ID}@{OTHER}").revision == OTHER
-    monkeypatch.setattr("fourm.hub.cache.pinned_revision", {SEVEN_ID: OTHER}.get)
+    write_pin(Commit(SEVEN_ID, OTHER, ()))
     assert find_model("4m-7-b").revision == OTHER
     assert find_model("4m-7-b@main").revision == COMMIT
-    monkeypatch.setattr("fourm.hub.cache.pinned_revision", {SEVEN_ID: "a" * 40}.get)
+    write_pin(Commit(SEVEN_ID, "a" * 40, ()))
     with pytest.raises(MissingError, match="`fourm download 4m-7-b` fetches it"):
         find_model("4m-7-b")  # another revision in its place would be a silent mistake
     with pytest.raises(MissingError, match="`fourm download 4m-7-b --revision v9` fetches it"):
@@ -519,14 +518,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         find_model(tmp_path / "x.txt")
 
 
-def test_the_prompts_are_those_that_were_fetched(
-    cache: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prompts_are_those_that_were_fetched(cache: Path, golden: Path) -> None:
     with pytest.raises(MissingError, match="`fourm download parti-prompts`"):
         find_parti()
     table = golden / "parti" / "PartiPrompts.tsv"
     put(cache, "nateraw/parti-prompts", {"PartiPrompts.tsv": table}, ref=None, repo_type="dataset")
-    monkeypatch.setattr("fourm.hub.cache.pinned_revision", {"nateraw/parti-prompts": COMMIT}.get)
+    write_pin(Commit("nateraw/parti-prompts", COMMIT, (), "dataset"))
     assert len(read_prompts(find_parti())) == 1632
 
 

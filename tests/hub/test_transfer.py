@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourm.errors import MissingError, VerificationError
-from fourm.hub.cache import cache_folder
-from fourm.hub.pins import find_pin, pins_path
-from fourm.hub.transfer import UnreachableError, explain_failure, persist, reason_of
+from fourm.hub.cache import cache_folder, find_pin, pins_path
+from fourm.hub.remote import UnreachableError, explain_failure, persist, reason_of
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 

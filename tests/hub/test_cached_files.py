@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 from fourm.errors import FourMError, VerificationError
-from fourm.hub.cache import cache_folder, find_snapshot, repository_folder
+from fourm.hub.cache import (
+    cache_folder,
+    find_pin,
+    find_snapshot,
+    fourm_home,
+    pins_path,
+    repository_folder,
+    text_tokenizer_path,
+)
 from fourm.hub.download import verify_cached
-from fourm.hub.pins import find_pin, fourm_home, pins_path, text_tokenizer_path
-from fourm.hub.store import place_file, remove_file
+from fourm.hub.transfer import place_file, remove_file
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 

@@ -12,13 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourm.errors import FourMError, UsageError
-from fourm.hub.pins import (
-    Pin,
-    PinnedFile,
+from fourm.hub.cache import (
+    Commit,
+    HubFile,
     find_pin,
     fourm_home,
     load_pins,
-    pinned_revision,
     pins_path,
     text_tokenizer_path,
     write_pin,
@@ -26,7 +25,7 @@ from fourm.hub.pins import (
 
 COMMIT, OTHER = "0123456789" * 4, "abcdef0123" * 4
 SHA = "ab" * 32
-PIN = Pin("a/b", COMMIT, (PinnedFile("config.json", 12, SHA), PinnedFile("deep/model.safetensors", 3, SHA)))
+PIN = Commit("a/b", COMMIT, (HubFile("config.json", 12, SHA), HubFile("deep/model.safetensors", 3, SHA)))
 
 
 @pytest.fixture(autouse=True)
@@ -37,27 +36,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_nothing_is_pinned_where_nothing_was_downloaded(home: Path) -> None:
     assert load_pins() == {}
-    assert pinned_revision("a/b") is None
+    assert find_pin("a/b") is None
     assert not home.exists()
 
 
 def test_what_is_written_is_read(home: Path) -> None:
     write_pin(PIN)
-    write_pin(Pin("c/d", OTHER, (), "dataset"))
+    write_pin(Commit("c/d", OTHER, (), "dataset"))
     assert find_pin("a/b") == PIN
-    assert pinned_revision("c/d") == OTHER
+    assert find_pin("c/d") == Commit("c/d", OTHER, (), "dataset")
     assert sorted(p.name for p in (home / "fourm").iterdir()) == ["pins.json", "pins.lock"]
 
 
 def test_the_last_pin_of_a_repository_counts() -> None:
     write_pin(PIN)
-    write_pin(Pin("a/b", OTHER, ()))
-    assert load_pins() == {"a/b": Pin("a/b", OTHER, ())}
+    write_pin(Commit("a/b", OTHER, ()))
+    assert load_pins() == {"a/b": Commit("a/b", OTHER, ())}
 
 
 def test_files_lie_where_the_client_of_the_hub_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "from huggingface_hub.constants import HF_HOME; from fourm.hub.pins import fourm_home\n"
+        "from huggingface_hub.constants import HF_HOME; from fourm.hub.cache import fourm_home\n"
         "assert str(fourm_home()) == HF_HOME + '/fourm', (fourm_home(), HF_HOME)"
     )
     for name, value in (("HF_HOME", "~/x/$USER"), ("XDG_CACHE_HOME", "/tmp/cache"), ("HOME", "/tmp/home")):
@@ -99,7 +98,7 @@ def test_a_damaged_file_is_one_sentence(text: str) -> None:
     pins_path().parent.mkdir(parents=True)
     pins_path().write_text(text)
     with pytest.raises(UsageError, match=r"pins\.json: is damaged .*`fourm download` writes it anew") as told:
-        pinned_revision("a/b")
+        find_pin("a/b")
     assert "\n" not in str(told.value)
     with pytest.raises(UsageError, match="is damaged"):
         write_pin(PIN)
@@ -134,8 +133,8 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(home: Path) -> None:
 
 def test_many_writers_lose_nothing() -> None:
     code = (
-        "import sys; from fourm.hub.pins import *\n"
-        "for i in range(10): write_pin(Pin(f'{sys.argv[1]}/{i}', '0' * 40, ()))"
+        "import sys; from fourm.hub.cache import *\n"
+        "for i in range(10): write_pin(Commit(f'{sys.argv[1]}/{i}', '0' * 40, ()))"
     )
     root = Path(__file__).resolve().parents[2]
     running = [subprocess.Popen([sys.executable, "-c", code, str(n)], cwd=root) for n in range(4)]
@@ -144,7 +143,9 @@ def test_many_writers_lose_nothing() -> None:
 
 
 def test_the_record_needs_neither_torch_nor_the_hub() -> None:
-    code = "import sys, fourm.hub.pins; sys.exit(any(m in sys.modules for m in ('torch', 'huggingface_hub')))"
+    code = (
+        "import sys, fourm.hub.cache; sys.exit(any(m in sys.modules for m in ('torch', 'huggingface_hub')))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fourm.errors import UsageError
-from fourm.hub.wanted import Wanted, read_wanted
+from fourm.hub.download import Wanted, read_wanted
 from fourm.schedule.settings import read_names
 from tests.fetching import ID, NAME
 

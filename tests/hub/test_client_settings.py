@@ -10,9 +10,8 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import _http
 
 from fourm.errors import MissingError, UsageError
-from fourm.hub.cache import cache_folder
-from fourm.hub.hubclient import check_variables, open_session, token_headers
-from fourm.hub.pins import fourm_home
+from fourm.hub.cache import cache_folder, fourm_home
+from fourm.hub.remote import check_variables, open_session, token_headers
 from tests.fetching import NAME, Watch
 from tests.hub_server import Hub
 
