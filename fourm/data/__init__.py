@@ -5,8 +5,8 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "dataset": (
-        "Dataset Listing PICTURES REST TOKENIZER flat_advice list_dataset list_folder "
-        "match_spellings read_member split_path suffix_of take"
+        "Dataset Listing PICTURES REST TOKENIZER flat_advice folders_in list_dataset "
+        "list_folder match_spellings read_member split_path suffix_of take"
     ),
     "layout": (
         "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS Place Sample WHOLE centre_crop "

@@ -4,6 +4,7 @@ A member of a tar shard has a path as if the shard were a folder: `rgb/shard-000
 unpacked: a shard's index is made once per process, and a member is read in place.
 """
 
+import itertools
 import os
 import tarfile
 import unicodedata
@@ -25,8 +26,8 @@ PICTURES = (
 )  # fmt: skip
 EXTENSIONS = frozenset((*PICTURES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
 TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
+REST = "*"  # stands for the samples of a folder or shard that cannot be listed: their names are unknown
 _KINDS_SHOWN = 6  # extensions that a note names
-REST = "*"  # name of the samples of a folder or shard that cannot be listed, whose names nobody knows
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAX_SHARDS = 4096  # whose index is kept
@@ -50,62 +51,8 @@ class Dataset:
     """
 
     samples: tuple[Sample, ...]
-    incomplete: tuple[str, ...]  # one sentence for each sample that lacks a file
+    incomplete: tuple[str, ...] = ()  # one sentence for each sample that lacks a file
     notes: tuple[str, ...] = ()  # sentences about files that are no samples
-
-
-def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
-    """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
-
-    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
-    Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
-    be there, come with the samples that have them, under the folder's name; what is wrong with one of them is
-    a problem of its sample, which would be read in another way without it.
-    """
-    found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
-    extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
-    match_spellings([*found.values(), *extra.values()])
-    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
-    for key in _ordered_keys(found):
-        files = {modality: one.files[key] for modality, one in found.items() if key in one.files}
-        problems = [one.problems[key] for one in found.values() if key in one.problems]
-        missing = [m for m, one in found.items() if key not in one.files and key not in one.problems]
-        for modality in missing:
-            if folder := found[modality].unlisted_above(key):
-                problems.append(found[modality].unlisted[folder])
-                told.add((modality, folder))
-        if not missing:
-            problems += [problem for one in extra.values() if (problem := one.problem_of(key))]
-        files |= {folder: listing.files[key] for folder, listing in extra.items() if key in listing.files}
-        if problems or not missing:
-            samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
-        else:
-            incomplete.append(f"{key.text} has no file in {', '.join(folders[m] for m in missing)}")
-    for modality, one in found.items():
-        untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
-        samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
-    notes = [note for one in found.values() for note in one.notes]
-    if all(sample.problem for sample in samples):
-        raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
-    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
-
-
-def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
-    """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
-    if count is None or count >= len(samples):
-        return list(samples)
-    if seed is None:
-        return list(samples[:count])
-    return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
-
-
-def permutation(count: int, seed: int) -> list[int]:
-    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
-    import numpy as np  # a tenth of a second that only this choice takes
-
-    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
-    draw = np.random.RandomState(seed if len(words) < 2 else words)
-    return [int(i) for i in draw.permutation(count)]
 
 
 @dataclass(slots=True)
@@ -124,28 +71,21 @@ class Listing:
         """Sentences about files that are passed over."""
         notes = list[str]()
         if self.flat:
-            some = (
-                f"lies in {self.top}"
-                if len(self.flat) == 1
-                else f"and {len(self.flat) - 1:,} more lie in {self.top}"
-            )
+            name, others = self.flat[0], len(self.flat) - 1
+            lies = f"and {others:,} more lie" if others else "lies"
             notes.append(
-                f"{self.flat[0]} {some} itself, where no file is read; it belongs in a folder there, such as "
-                f"{self.top / 'all' / self.flat[0]}"
+                f"{name} {lies} in {self.top} itself, where no file is read; it belongs in a folder there, "
+                f"such as {self.top / 'all' / name}"
             )
         if count := self.unread.total():
             kinds = sorted(self.unread)
             more = f" and {len(kinds) - _KINDS_SHOWN} more" if len(kinds) > _KINDS_SHOWN else ""
-            files = (
-                "1 file has an extension that is"
-                if count == 1
-                else f"{count:,} files have extensions that are"
-            )
-            notes.append(f"{self.top}: {files} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
+            have = "files have extensions that are" if count > 1 else "file has an extension that is"
+            notes.append(f"{self.top}: {count:,} {have} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
         return notes
 
     def add(self, key: Key, path: Path) -> None:
-        """Note a sample's file; two of them are none, for nobody knows which is meant."""
+        """Note a sample's file; two files for one sample are a problem, because either may be meant."""
         if len(self.files) + len(self.problems) >= MAX_SAMPLES:
             raise UsageError(f"{path}: a dataset has at most {MAX_SAMPLES:,} samples")
         if key in self.files:
@@ -155,17 +95,87 @@ class Listing:
         self.files.setdefault(key, path)
 
     def problem_of(self, key: Key) -> str:
-        """Why nobody knows which file the key has here; "" where it has one, or none."""
-        if key in self.problems:
-            return self.problems[key]
-        folder = "" if key in self.files else self.unlisted_above(key)
-        return self.unlisted[folder] if folder else ""
+        """Why it is unknown which file the key has here; "" where it has one, or none."""
+        return self.problems.get(key) or self.unlisted.get(self.unlisted_above(key), "")
 
     def unlisted_above(self, key: Key) -> str:
-        """The folder or shard of the key that could not be listed; "" where all could."""
-        parts = key.folder.split("/") if self.unlisted else []
-        above = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
-        return next((folder for folder in above if folder in self.unlisted), "")
+        """The folder or shard of a key without a file that could not be listed; "" where all could."""
+        if not self.unlisted or key in self.files:
+            return ""
+        return next((folder for folder in _folder_and_above(key.folder) if folder in self.unlisted), "")
+
+
+def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
+    """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
+
+    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
+    Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
+    be there, come with the samples that have them, under the folder's name; what is wrong with one of them is
+    a problem of its sample, which would be read in another way without it.
+    """
+    found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
+    extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
+    match_spellings([*found.values(), *extra.values()])
+    everything = found | extra
+    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
+    for key in _ordered_keys(found):
+        problems = [problem for one in found.values() if (problem := one.problem_of(key))]
+        lacking = [modality for modality, one in found.items() if key not in one.files]
+        if lacking and not problems:
+            incomplete.append(f"{key.text} has no file in {', '.join(folders[m] for m in lacking)}")
+            continue
+        told |= {(m, found[m].unlisted_above(key)) for m in lacking if key not in found[m].problems}
+        problems += [problem for one in extra.values() if (problem := one.problem_of(key))]
+        files = {name: one.files[key] for name, one in everything.items() if key in one.files}
+        samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
+    for modality, one in found.items():
+        untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
+        samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
+    notes = [note for one in found.values() for note in one.notes]
+    if all(sample.problem for sample in samples):
+        raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
+    return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
+
+
+def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
+    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
+    names = dict[Key, str]()
+    for one in found.values():
+        for key in one.problems:
+            names.setdefault(key, key.name)
+        for key, path in one.files.items():
+            names[key] = names.get(key) or path.name
+    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
+
+
+def _nothing_to_read(
+    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
+) -> UsageError:
+    if samples:
+        reason = (
+            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
+        )
+        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
+    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
+    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
+
+
+def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
+    """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    if seed is None:
+        return list(samples[:count])
+    return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
+    import numpy as np  # a tenth of a second that only this choice takes
+
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
+    draw = np.random.RandomState(seed if len(words) < 2 else words)
+    return [int(i) for i in draw.permutation(count)]
 
 
 def match_spellings(listings: Sequence[Listing]) -> None:
@@ -193,43 +203,25 @@ def _composed(key: Key) -> Key:
     return Key(unicodedata.normalize("NFC", key.folder), unicodedata.normalize("NFC", key.name))
 
 
-def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
-    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
-    names = dict[Key, str]()
-    for one in found.values():
-        for key in one.problems:
-            names.setdefault(key, key.name)
-        for key, path in one.files.items():
-            names[key] = names.get(key) or path.name
-    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
-
-
-def _nothing_to_read(
-    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
-) -> UsageError:
-    if samples:
-        reason = (
-            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
-        )
-        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
-    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
-    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
-
-
 def list_folder(root: Path, folder: str) -> Listing:
     """Everything in `root/folder`, which must be there."""
     top, found = root / folder, Listing(top=root / folder)
     if not os.path.isdir(top):
-        try:
-            names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        except OSError as error:
-            raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
+        names = folders_in(root)
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
         listed = ", ".join(names) or "no folder at all"
         advice = f"; give {root.parent}" if root.name == folder else flat_advice(root, folder)
         raise UsageError(f"{root}: {what}; there is {listed}{advice}")
     _walk(top, found)
     return found
+
+
+def folders_in(root: Path) -> tuple[str, ...]:
+    """Names of the folders of a dataset, sorted; hidden ones are left out."""
+    try:
+        return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
 
 
 def flat_advice(root: Path, folder: str) -> str:
@@ -342,11 +334,15 @@ def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
         return
     occupied = set(found.unlisted)
     for folder in {key.folder for key in found.files}:
-        parts = folder.split("/")
-        occupied |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
-    for key, folder_ in folders.items():
-        if folder_.name not in occupied and key not in found.files:
-            found.problems[key] = f"{folder_.path}: a folder, where a file should be"
+        occupied |= set(_folder_and_above(folder))
+    for key, one in folders.items():
+        if one.name not in occupied and key not in found.files:
+            found.problems[key] = f"{one.path}: a folder, where a file should be"
+
+
+def _folder_and_above(folder: str) -> list[str]:
+    """`a/b/c` -> `a`, `a/b`, `a/b/c`."""
+    return list(itertools.accumulate(folder.split("/"), "{}/{}".format))
 
 
 def _kind_of(name: str) -> str:
@@ -358,9 +354,7 @@ def _kind_of(name: str) -> str:
 def suffix_of(name: str) -> str:
     """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
     lower = name.lower()
-    suffix = lower[lower.rfind(".") :] if "." in lower else ""
-    if suffix == ".gz":
-        suffix = ".json.gz" if lower.endswith(".json.gz") else ""
+    suffix = ".json.gz" if lower.endswith(".json.gz") else os.path.splitext(lower)[1]
     return suffix if suffix in EXTENSIONS and suffix != lower else ""
 
 
@@ -406,51 +400,44 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     """The index of a shard of so many bytes, last changed at that time."""
     shard = Shard()
     with open_file(path) as file:
-        end = _read_end(shard, file)
+        end = _read_members(shard, file)
     for name, (first, count) in list(shard.members.items())[-1:]:
         if first + count > size:
             shard.spoilt[name] = "is cut off with the end of its shard"
             del shard.members[name]
     if end:
-        known = (
-            f"{len(shard.members):,} of its members are known" if shard.members else "nothing in it is known"
-        )
+        count = len(shard.members)
+        known = f"{count:,} of its members are known" if count else "nothing in it is known"
         shard.problem = "; ".join(filter(None, (shard.problem, end, known)))
     return shard
 
 
-def _read_end(shard: Shard, file: BinaryIO) -> str:
+def _read_members(shard: Shard, file: BinaryIO) -> str:
     """Fill in the members; what is wrong with the place where they end, or nothing."""
     start = file.read(_BLOCK)
     for magic, form in _MAGIC.items():
         if start.startswith(magic):
             return f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
+    file.seek(0)
+    guarded: Any = _Guarded(file)
+    before = -1
     try:
-        end = _read_headers(shard, file)
+        with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                if member.offset <= before or member.size < 0:
+                    raise tarfile.ReadError("a header leads backwards")
+                before = member.offset
+                _add_member(shard, member)
+            file.seek(tar.offset)
     except _TAR_ERRORS as error:
         return f"is cut off or damaged ({str(error)[:100]})"
-    file.seek(end)
-    block = file.read(_BLOCK)
+    end, block = file.tell(), file.read(_BLOCK)
     if block == bytes(_BLOCK):  # an archive ends with empty blocks
         return ""
     return "is cut off" if len(block) < _BLOCK else f"is damaged at byte {end}"
 
 
-def _read_headers(shard: Shard, file: BinaryIO) -> int:
-    """Fill in the members; the position behind the last one."""
-    file.seek(0)
-    guarded: Any = _Guarded(file)
-    before = -1
-    with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-        while (member := tar.next()) is not None:
-            if member.offset <= before or member.size < 0:
-                raise tarfile.ReadError("a header leads backwards")
-            before = member.offset
-            _add(shard, member)
-        return int(tar.offset)
-
-
-def _add(shard: Shard, member: tarfile.TarInfo) -> None:
+def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:
     """Note one member, under the name that it has without `./` and doubled slashes."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     name = "/".join(parts)

@@ -1,5 +1,6 @@
 """From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,16 +55,8 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
-    """A group that a thread prepares."""
-
-    works: Sequence[Work]
-    prepared: Future[Prepared]
-
-
-@dataclass(frozen=True, slots=True)
 class Conditions:
-    """How the conditions of a run are read."""
+    """Reads the conditions of a run."""
 
     request: Request
     codecs: Mapping[str, Codec[Any]]  # by modality
@@ -71,31 +64,26 @@ class Conditions:
     @property
     def reads_pictures(self) -> bool:
         """Whether values are read of which a crop shows a part."""
-        registry = self.request.model.registry
-        chain = self.request.chain
+        registry, chain = self.request.model.registry, self.request.chain
         return any(shows_part(registry.get(name), chain.raw) for name in chain.conditions)
 
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
-            coming: Coming | None = None
-            for group in groups:
-                following = Coming(group, thread.submit(self.prepare, group))
-                if coming is not None:
-                    yield self._await(coming)
-                coming = following
-            if coming is not None:
-                yield self._await(coming)
+            started = ((group, thread.submit(self.prepare, group)) for group in groups)
+            for current, _next in itertools.pairwise(itertools.chain(started, [None])):
+                if current is not None:
+                    yield self._result(*current)
 
-    def _await(self, coming: "Coming") -> Prepared:
+    def _result(self, group: Sequence[Work], future: Future[Prepared]) -> Prepared:
         """What the thread has prepared; where memory ran out beside what was decoded, once more, alone."""
         try:
-            return coming.prepared.result()
+            return future.result()
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
         release_memory()
-        return self.prepare(coming.works)
+        return self.prepare(group)
 
     def prepare(self, works: Sequence[Work]) -> Prepared:
         """Read a group of samples; each that cannot be read is a failure of its own."""
@@ -103,8 +91,7 @@ class Conditions:
         for work in works:
             try:
                 if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
-                    # Another variation of the same
-                    rows.append(Given(work, rows[-1].values, rows[-1].ids))
+                    rows.append(Given(work, rows[-1].values, rows[-1].ids))  # another variation of the same
                 else:
                     rows.append(self._read(work))
             except SampleError as error:
@@ -152,9 +139,8 @@ class Conditions:
 
     def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
         """The picture or map whose size crops refer to."""
-        maps = [name for name in sorted(self.request.chain.raw) if name in files]
-        of_pixels = [name for name in maps if _is_map(self.codecs[name])]
-        return files.get(WHOLE) or (files[of_pixels[0]] if of_pixels else None)
+        raw = (name for name in sorted(self.request.chain.raw) if name in files)
+        return files.get(WHOLE) or next((files[name] for name in raw if _is_map(self.codecs[name])), None)
 
     def _batch(self, rows: Sequence[Given]) -> Batch:
         slots: dict[str, Slot] = {}
@@ -180,5 +166,5 @@ def _there(path: Path | None, work: Work, name: str) -> Path:
 
 
 def _is_map(codec: Codec[Any]) -> bool:
-    """True for values that have a picture's size: features have not."""
+    """True for values that have the size of a picture, which features do not."""
     return isinstance(codec, GridCodec) and codec.form.resample is not None

@@ -4,6 +4,7 @@ import errno
 import gc
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +38,7 @@ _V2 = ("memory.max", "memory.current", "inactive_file")
 # Relative error of an estimate: a run is refused only if it does not fit even with this much less.
 _DOUBT = 0.15
 _MAX_BYTES = 1 << 20  # of a file of /proc or /sys
+_UNREADABLE = (OSError, StopIteration, ValueError, IndexError)  # of such files, which other kernels lack
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -104,10 +106,8 @@ def check_memory(request: Request, device: torch.device) -> None:
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
     """`check_memory` for a run that only tokenizes."""
-    width, paths = (
-        DTYPES[request.dtype].num_bytes,
-        {request.model.tokenizers[row.tokenizer] for row in request.rows},
-    )
+    width = DTYPES[request.dtype].num_bytes
+    paths = {request.model.tokenizers[row.tokenizer] for row in request.rows}
     weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
     helps = ["--dtype bfloat16"] if width > 2 else []
     if len(paths) > 1:
@@ -139,20 +139,13 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
     """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [*_from_meminfo(root / "proc/meminfo"), *_from_cgroups(root)]
+    limits = list(_limits_of_groups(root))
+    with suppress(*_UNREADABLE):
+        limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
     return min(limits, default=None)
 
 
-def _from_meminfo(path: Path) -> Iterator[int]:
-    """Linux's estimate of available memory, which includes the file cache."""
-    try:
-        lines = _text(path).splitlines()
-        yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return
-
-
-def _from_cgroups(root: Path) -> Iterator[int]:
+def _limits_of_groups(root: Path) -> Iterator[int]:
     """The free memory of the process's control group and of each group that contains it."""
     try:
         entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
@@ -164,20 +157,22 @@ def _from_cgroups(root: Path) -> Iterator[int]:
         top, names = (root / "sys/fs/cgroup/memory", _V1) if controllers else (root / "sys/fs/cgroup", _V2)
         group = top / path.lstrip("/")
         while group.is_relative_to(top):
-            yield from _from_cgroup(group, names)
+            if (free := _free_in_group(group, *names)) is not None:
+                yield free
             group = group.parent
 
 
-def _from_cgroup(group: Path, names: tuple[str, str, str]) -> Iterator[int]:
-    """The limit minus the usage; the file cache is not counted, because it can be freed."""
-    try:
-        limit, taken = (_text(group / name).strip() for name in names[:2])
-        lines = _text(group / "memory.stat").splitlines()
-        cache = next(int(line.split()[1]) for line in lines if line.startswith(f"{names[2]} "))
-        if limit != "max":
-            yield max(0, int(limit) - int(taken) + cache)
-    except (OSError, StopIteration, ValueError, IndexError):
-        return
+def _free_in_group(group: Path, limit: str, usage: str, cache: str) -> int | None:
+    """The limit minus the usage without the file cache, which can be freed; None without a limit."""
+    with suppress(*_UNREADABLE):
+        free = int(_text(group / limit)) - int(_text(group / usage))
+        return max(0, free + _number_after(cache, group / "memory.stat"))
+    return None
+
+
+def _number_after(name: str, path: Path) -> int:
+    """The number in the line that begins with a name."""
+    return next(int(line.split()[1]) for line in _text(path).splitlines() if line.startswith(f"{name} "))
 
 
 def _text(path: Path) -> str:
@@ -208,6 +203,19 @@ def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
     """The error for a run that does not fit into memory; `even` is added to the message."""
     helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
     return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
+
+
+@contextmanager
+def as_fourm_errors(device: torch.device, dtype: str, out: Path) -> Iterator[None]:
+    """Turn errors of memory and of the file system into FourMErrors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise too_little(device, dtype) from error
+        if not isinstance(error, OSError):
+            raise
+        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
 
 
 @dataclass(slots=True)

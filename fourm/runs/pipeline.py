@@ -7,7 +7,6 @@ change the output folder.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +17,6 @@ from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.decoding.sampling import Noise
-from fourm.errors import FourMError
 from fourm.modalities.registry import Kind
 from fourm.modalities.wordpiece import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
@@ -32,12 +30,11 @@ from fourm.output.runfile import RUN, RunRecord
 from fourm.runs.conditions import Conditions, Prepared, Work
 from fourm.runs.device import (
     Portions,
+    as_fourm_errors,
     check_memory,
     choose_device,
     choose_rows,
     fit_batch_size,
-    is_out_of_memory,
-    too_little,
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.finished import Folder
@@ -97,12 +94,12 @@ def run(request: Request) -> Iterator[Event]:
     parts = None
     if share.todo:
         yield Loading(f"model {request.model.name}")
-        with _as_fourm_error(job), arithmetic(job.dtype):
+        with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
             parts = load_parts(request, job.outputs, job.device, torch_dtype(job.dtype))
     saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
     tally, has_ended, halved_to = saver.tally, False, None
     try:
-        with _as_fourm_error(job), arithmetic(job.dtype):
+        with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
             saver.add_missing_checksums(share.made)
             for event in _generate(parts, saver, share) if parts is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
@@ -118,21 +115,6 @@ def run(request: Request) -> Iterator[Event]:
         if not (is_idle and withdraw_output(saver.process, request.record)):
             close_output(saver.process, ended)
     yield Finished(len(tally.saved), tally.skipped, len(tally.failed), seconds, request.stage)
-
-
-@contextmanager
-def _as_fourm_error(job: Job) -> Iterator[None]:
-    """Turn errors of memory and of the file system into FourMErrors."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if is_out_of_memory(error):
-            raise too_little(job.device, job.dtype) from error
-        if not isinstance(error, OSError):
-            raise
-        raise FourMError(
-            f"{error.filename or job.request.out}: cannot be written ({error.strerror})"
-        ) from error
 
 
 def check_weights(job: Job) -> None:

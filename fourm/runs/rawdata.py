@@ -1,21 +1,21 @@
-"""What `fourm tokenize` works on: folders of pictures and maps, the rows they become tokens of, samples."""
+"""What `fourm tokenize` is asked for and works on: folders of pictures and maps, samples, settings."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.dataset import REST, Listing, flat_advice, list_folder, match_spellings
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, Key
+from fourm.data.dataset import REST, Dataset, Listing, flat_advice, folders_in, list_folder, match_spellings
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Key, Sample
 from fourm.data.writing import check_apart
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
 from fourm.modalities.registry import Kind, Modality
-from fourm.runs.request import ATTENTIONS, check_seed
+from fourm.runs.request import check_attention, check_seed
 from fourm.runs.world import World
 
-PICTURES, VALID = "rgb", "mask_valid"  # folders of every sample's picture, and of its pixels that count
+VALID = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 MAX_CROPS = 10_000
 _OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
 _ENCODERS = ("encoder.",)
@@ -30,24 +30,15 @@ class RawFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class RawSample:
-    """The files of one sample."""
-
-    key: Key
-    files: Mapping[str, Path]  # by the name of a row
-    picture: Path | None = None  # whose size is the whole that crops are parts of
-    valid: Path | None = None  # mask of the pixels that mean something
-    settings: Path | None = None  # crops
-    problem: str = ""  # why nothing can be read for it; "": all is well
-
-
-@dataclass(frozen=True, slots=True)
 class TokenizeRequest:
-    """Everything about one run of `tokenize`."""
+    """Everything about one run of `tokenize`.
+
+    The files of a sample are named by row; WHOLE, VALID and CROP_SETTINGS may be among them.
+    """
 
     model: ModelFiles
     rows: tuple[Modality, ...]
-    samples: Sequence[RawSample]
+    samples: Sequence[Sample]
     out: Path
     num_crops: int | None = None  # None: as many as the samples' crop settings have, else 1
     min_scale: float = 0.8  # smallest share of a picture's area that a random crop shows
@@ -61,14 +52,12 @@ class TokenizeRequest:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_attention(self.attention)
         check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
             raise UsageError(f"--crops {self.num_crops}: a sample has 1 to {MAX_CROPS:,} crops")
-        if self.attention not in ATTENTIONS:
-            near = near_match(self.attention, ATTENTIONS)
-            raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
 
 
 def find_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> tuple[RawFolder, ...]:
@@ -77,19 +66,16 @@ def find_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> 
     A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
     """
     if not root.is_dir():
-        raise UsageError(
-            f"{root}: no such folder" if not root.exists() else f"{root}: is a file, not a folder"
-        )
+        raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
     rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
-    present = _present(root)
+    present = folders_in(root)
     if names is None:
-        found = [
-            one for row in rows if (one := _folder_of(row, present)) and row.tokenizer in model.tokenizers
-        ]
+        readable = [row for row in rows if row.tokenizer in model.tokenizers]
+        found = [one for row in readable if (one := _folder_of(row, present))]
         if not found:
-            raise UsageError(_nothing(root, model, rows, present))
+            raise UsageError(_nothing_to_do(root, model, rows, present))
     else:
-        chosen = {row.name: row for name in names for row in _named(name, rows, model)}
+        chosen = {row.name: row for name in names for row in _rows_of(name, rows, model)}
         found = [_required(root, model, row, present) for row in chosen.values()]
     check_tokenizers(model, [one.row for one in found])
     for one in found:
@@ -101,7 +87,7 @@ def find_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> 
 
 def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     """Half a sentence for each folder that the model could read if its tokenizer were here."""
-    present = _present(root)
+    present = folders_in(root)
     rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer not in model.tokenizers]
     return tuple(
         f"{one.folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
@@ -110,61 +96,36 @@ def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RawDataset:
-    """All samples that have a file in one of the folders at least, sorted by key."""
+def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> Dataset:
+    """All samples that have a file in one of the folders at least, sorted by key.
 
-    samples: tuple[RawSample, ...]
-    notes: tuple[str, ...]  # sentences about files that are no samples
-
-
-def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> RawDataset:
-    """What there is to do in a dataset; `out` may have crop settings of its own."""
+    Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
+    """
     listed = {one.row.name: list_folder(root, one.folder) for one in folders}
-    pictures, valid, settings = (_list(root, name) for name in (PICTURES, VALID, CROP_SETTINGS))
-    own_settings = _list(out, CROP_SETTINGS)  # those that belong to the tokens come first
-    match_spellings([*listed.values(), pictures, valid, settings, own_settings])
-    problems = _problems(listed.values())
+    beside = {name: _list_if_there(root, name) for name in (WHOLE, VALID, CROP_SETTINGS)}
+    own_settings = _list_if_there(out, CROP_SETTINGS)
+    match_spellings([*listed.values(), *beside.values(), own_settings])
+    problems = dict[Key, str]()
+    for one in listed.values():
+        problems |= one.problems | {Key(folder, REST): why for folder, why in one.unlisted.items()}
     notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
-    for key in keys:
-        crops = own_settings if key in own_settings.files else settings
-        found = [problem for one in (pictures, valid, crops) if (problem := one.problem_of(key))]
-        if found:
-            problems.setdefault(key, found[0])
     if not keys:
         names = ", ".join(one.folder for one in folders)
         why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
         raise UsageError(f"{root}: no file in {names}; {why}")
     if len(keys) > MAX_SAMPLES:
         raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
-    samples = tuple(
-        RawSample(
-            key, {name: one.files[key] for name, one in listed.items() if key in one.files},
-            pictures.files.get(key), valid.files.get(key),
-            own_settings.files.get(key) or settings.files.get(key), problems.get(key, ""),
-        )
-        for key in keys
-    )  # fmt: skip
-    return RawDataset(samples, notes)
+    samples = list[Sample]()
+    for key in keys:
+        extra = beside | ({CROP_SETTINGS: own_settings} if key in own_settings.files else {})
+        wrong = (problem for one in extra.values() if (problem := one.problem_of(key)))
+        files = {name: one.files[key] for name, one in (listed | extra).items() if key in one.files}
+        samples.append(Sample(key, files=files, problem=problems.get(key) or next(wrong, "")))
+    return Dataset(tuple(samples), notes=notes)
 
 
-def _problems(listed: Iterable[Listing]) -> dict[Key, str]:
-    """Why samples cannot be read; those of a folder that cannot be listed have no names."""
-    problems = dict[Key, str]()
-    for one in listed:
-        problems |= one.problems | {Key(folder, REST): why for folder, why in one.unlisted.items()}
-    return problems
-
-
-def _present(root: Path) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    except OSError as error:
-        raise UsageError(f"{root}: cannot be read ({error.strerror})") from error
-
-
-def _list(root: Path, folder: str) -> Listing:
+def _list_if_there(root: Path, folder: str) -> Listing:
     return list_folder(root, folder) if os.path.lexists(root / folder) else Listing()
 
 
@@ -178,7 +139,7 @@ def _folder_of(row: Modality, present: Sequence[str]) -> RawFolder | None:
     return next((RawFolder(row, name) for name in _folders_of(row) if name in present), None)
 
 
-def _named(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Modality]:
+def _rows_of(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Modality]:
     """The rows that a name means."""
     found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
     if not found:
@@ -203,14 +164,14 @@ def _required(root: Path, model: ModelFiles, row: Modality, present: Sequence[st
     return one
 
 
-def _nothing(root: Path, model: ModelFiles, rows: Sequence[Modality], present: Sequence[str]) -> str:
+def _nothing_to_do(root: Path, model: ModelFiles, rows: Sequence[Modality], present: Sequence[str]) -> str:
     """Why there is nothing to do, and what would be right."""
     if missing := missing_tokenizers(root, model):
         return f"{root}: nothing to do; {missing[0]}"
     wanted = dict.fromkeys(name for row in rows for name in _folders_of(row))
     deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
-    advice = (
-        f"; {root / deeper[0]} has some" if deeper else f"; there is {', '.join(present) or 'none at all'}"
-    )
-    advice += "" if deeper else flat_advice(root, "rgb")
+    if deeper:
+        advice = f"; {root / deeper[0]} has some"
+    else:
+        advice = f"; there is {', '.join(present) or 'none at all'}{flat_advice(root, WHOLE)}"
     return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}){advice}"

@@ -26,6 +26,13 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
 
 
+def check_attention(name: str) -> None:
+    """Refuse a name that is no attention kernel."""
+    if name not in ATTENTIONS:
+        near = near_match(name, ATTENTIONS)
+        raise UsageError(f"--attention: '{name}' is not one of {', '.join(ATTENTIONS)}{near}")
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What super-resolution goes on from."""
@@ -80,15 +87,13 @@ class Request:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_attention(self.attention)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
             raise UsageError(
                 f"--detokenizer-steps {self.detokenizer_steps}: must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
             )
-        if self.attention not in ATTENTIONS:
-            near = near_match(self.attention, ATTENTIONS)
-            raise UsageError(f"--attention: '{self.attention}' is not one of {', '.join(ATTENTIONS)}{near}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
         if self.overwrite and (self.resume or self.world.is_shard):

@@ -1,13 +1,13 @@
 """`fourm tokenize`: pictures and maps in, token files out, the same crops for all modalities of a sample.
 
-A sample's tokens depend on (tokenizer, seed, sample, crops) alone. Whatever is there and whole is left as it
-is, so the same command goes on where an earlier one stopped, and processes share nothing but the folder.
+A sample's tokens depend on (tokenizer, seed, sample, crops) alone. Complete files are kept, so the same
+command goes on where an earlier one stopped, and processes share nothing but the folder.
 """
 
 import json
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,17 @@ from fourm.codecs.files import read_array, read_json, read_size, write_ids
 from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.data.dataset import TOKENIZER
-from fourm.data.layout import CROP_SETTINGS, NUM_UNIFORMS, Crop, Key, centre_crop, path_of, random_crop
+from fourm.data.layout import (
+    CROP_SETTINGS,
+    NUM_UNIFORMS,
+    WHOLE,
+    Crop,
+    Key,
+    Sample,
+    centre_crop,
+    path_of,
+    random_crop,
+)
 from fourm.data.writing import (
     check_folder,
     check_root,
@@ -34,7 +44,7 @@ from fourm.data.writing import (
     write_text,
 )
 from fourm.decoding.sampling import Noise
-from fourm.errors import FourMError, SampleError, UsageError
+from fourm.errors import SampleError, UsageError
 from fourm.hub.files import weights_of
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
@@ -44,29 +54,37 @@ from fourm.networks.tokenizers.vq import Part
 from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
 from fourm.output.record import check_names, sha256_of
 from fourm.output.runfile import BASE, RUN, SR_RUN, read_run
-from fourm.runs.device import Portions, check_tokenizing_memory, choose_device, is_out_of_memory, too_little
+from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
-from fourm.runs.rawdata import RawSample, TokenizeRequest
+from fourm.runs.rawdata import VALID, TokenizeRequest
 
 _STAGE = "crop"  # of the noise
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A sample and the modalities of it that are still to be made."""
-
-    sample: RawSample
-    rows: tuple[Modality, ...]
-
-
 @dataclass(slots=True)
-class Tally:
-    """What a run has done so far."""
+class Tokenizing:
+    """One run of `tokenize`: what was decided for it, and what it has done so far."""
 
+    request: TokenizeRequest
+    num_crops: int
+    device: torch.device
+    dtype: str
     process: Process
-    saved: set[tuple[str, int]] = field(default_factory=set)
+    saved: int = 0
     skipped: int = 0
     failed: int = 0
+
+    def path(self, row: str, key: Key) -> Path:
+        """The file for the tokens of one sample."""
+        return path_of(self.request.out, row, key, ".npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Untokenized:
+    """A sample and the modalities of it that are still to be made."""
+
+    sample: Sample
+    rows: tuple[Modality, ...]
 
 
 def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
@@ -77,35 +95,23 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     started = time.perf_counter()
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
-    set_attention(torch.nn.Identity(), request.attention, device)  # said before anything is loaded
+    set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
     for row in request.rows:
         _check_row(row, request.model.tokenizers[row.tokenizer])
-    num_crops = _count(request)
-    features = [row.name for row in request.rows if FORMS[row.codec].resample is None]
-    if num_crops > 1 and features:
-        raise UsageError(
-            f"{features[0]}: features of a picture cannot be cropped, so there can be one crop only, "
-            f"not {num_crops}"
-        )
+    num_crops = _count_crops(request)
     check_tokenizing_memory(request, device)
     _check_output(request)
-    tally = Tally(Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now())))
-    claims = _claims(request, num_crops, dtype, device)
+    process = Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now()))
+    run = Tokenizing(request, num_crops, device, dtype, process)
+    origins = _origins(run)
     try:
-        with arithmetic(dtype):
-            yield from _tokenize(request, claims, num_crops, device, dtype, tally)
-    except (RuntimeError, MemoryError, OSError) as error:
-        if is_out_of_memory(error):
-            raise too_little(device, dtype) from error
-        if not isinstance(error, OSError):
-            raise
-        raise FourMError(f"{error.filename or request.out}: cannot be written ({error.strerror})") from error
+        with as_fourm_errors(device, dtype, request.out), arithmetic(dtype):
+            yield from _tokenize(run, origins)
     finally:
         if request.out.is_dir():
             write_failures(request.out)
             remove_leftovers(request.out)
-    seconds = time.perf_counter() - started
-    yield Finished(len(tally.saved), tally.skipped, tally.failed, seconds)
+    yield Finished(run.saved, run.skipped, run.failed, time.perf_counter() - started)
 
 
 def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scale: float) -> tuple[Crop, ...]:
@@ -118,7 +124,7 @@ def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scal
 
 
 def _check_row(row: Modality, path: Path) -> None:
-    """Refuse what no sample could mend."""
+    """Refuse a modality of which no sample can be tokenized."""
     if row.codec not in FORMS:
         raise UsageError(f"{row.name}: its values are not made of pictures or maps")
     config = tokenizer_config(path)
@@ -127,36 +133,39 @@ def _check_row(row: Modality, path: Path) -> None:
         raise UsageError(f"{row.name}: its tokenizer {path} reads {has}")
 
 
-def _count(request: TokenizeRequest) -> int:
+def _count_crops(request: TokenizeRequest) -> int:
     """The number of crops, which must be that of crop settings which are there already."""
-    found = next((sample.settings for sample in request.samples if sample.settings is not None), None)
-    if found is None:
-        return request.num_crops or 1
-    try:
-        count = count_crops(found)
-    except SampleError:  # told of this one sample later
-        return request.num_crops or 1
-    if request.num_crops not in (None, count):
+    count = request.num_crops or 1
+    found = next((path for s in request.samples if (path := s.files.get(CROP_SETTINGS))), None)
+    if found is not None:
+        try:
+            count = count_crops(found)
+        except SampleError:  # reported as a failure of this one sample later
+            found = None
+    if found is not None and request.num_crops not in (None, count):
         raise UsageError(
             f"--crops {request.num_crops}: {found} has {count}; other tokens of this dataset may belong to "
             "them, so the numbers must be the same"
+        )
+    features = [row.name for row in request.rows if FORMS[row.codec].resample is None]
+    if count > 1 and features:
+        raise UsageError(
+            f"{features[0]}: features of a picture cannot be cropped, so there can be one crop only, "
+            f"not {count}"
         )
     return count
 
 
 def _check_output(request: TokenizeRequest) -> None:
-    """Refuse an output folder in which something else has the name of a folder or file of ours."""
+    """Refuse an output folder in which something else has the name of a folder or file of ours.
+
+    With `overwrite`, also one whose tokens a run has decoded: its pictures were made of these very tokens.
+    """
     check_root(request.out)
     check_names(request.out)
     for name in (*(row.name for row in request.rows), CROP_SETTINGS):
         check_folder(request.out, request.out / name)
-    if request.overwrite:
-        _check_results(request)
-
-
-def _check_results(request: TokenizeRequest) -> None:
-    """Refuse to replace what a run has decoded; the pictures beside it were made of these very tokens."""
-    for path in (request.out / RUN, request.out / SR_RUN):
+    for path in (request.out / RUN, request.out / SR_RUN) if request.overwrite else ():
         try:
             taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()
         except UsageError:  # of another program, which may name its files so
@@ -168,36 +177,34 @@ def _check_results(request: TokenizeRequest) -> None:
             )
 
 
-def _claims(
-    request: TokenizeRequest, num_crops: int, dtype: str, device: torch.device
-) -> dict[Path, Mapping[str, object]]:
+def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
     """What makes the tokens of each folder, by its record; refuse one that was begun with something else."""
-    claims = dict[Path, Mapping[str, object]]()
+    request, origins = run.request, dict[Path, Mapping[str, object]]()
     for row in request.rows:
         path = request.out / row.name / TOKENIZER
-        claims[path] = {
+        origins[path] = {
             "tokenizer": sha256_of(weights_of(request.model.tokenizers[row.tokenizer])),
-            "crops": num_crops,
-            "dtype": dtype,
+            "crops": run.num_crops,
+            "dtype": run.dtype,
             "attention": request.attention,
-            "device": device.type,
+            "device": run.device.type,
         }
         if path.exists() and not request.overwrite:
-            _compare(path, claims[path])
-    return claims
+            _compare(path, origins[path])
+    return origins
 
 
-def _begin(request: TokenizeRequest, claims: Mapping[Path, Mapping[str, object]]) -> None:
+def _write_origins(request: TokenizeRequest, origins: Mapping[Path, Mapping[str, object]]) -> None:
     """Note in each folder of tokens what makes them; another process may just have begun to."""
     make_all(request.out)
     remove_leftovers(request.out)
-    for path, claim in claims.items():
-        text = json.dumps({**claim, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
+    for path, origin in origins.items():
+        text = json.dumps({**origin, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
         is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
         if request.overwrite:
             write_text(request.out, path, text)
         elif not (is_new and create_text(request.out, path, text)) and path.exists():
-            _compare(path, claim)
+            _compare(path, origin)
 
 
 def _compare(path: Path, here: Mapping[str, object]) -> None:
@@ -215,127 +222,118 @@ def _compare(path: Path, here: Mapping[str, object]) -> None:
             )
 
 
-def _tokenize(
-    request: TokenizeRequest, claims: Mapping[Path, Mapping[str, object]], num_crops: int,
-    device: torch.device, dtype: str, tally: Tally,
-) -> Iterator[Event]:  # fmt: skip
-    """The work of one process: look what is there, load, then batch after batch.
+def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> Iterator[Event]:
+    """The work of one process: find what is complete, load the tokenizers, then batch after batch.
 
     Nothing is written before all is loaded.
     """
+    request = run.request
     mine = request.world.share(request.samples)
-    todo, wrong = list[Work](), list[tuple[Work, str]]()
+    todo, wrong = list[Untokenized](), list[tuple[Untokenized, str]]()
     for sample in mine:
-        rows = [row for row in request.rows if row.name in sample.files]
+        rows = tuple(row for row in request.rows if row.name in sample.files)
         try:
             if sample.problem:
                 raise SampleError(sample.problem)
-            left = tuple(row for row in rows if not _is_made(request, row, sample.key, num_crops))
+            left = tuple(row for row in rows if not _is_made(run, row, sample.key))
         except SampleError as error:
-            wrong.append((Work(sample, tuple(rows)), str(error)))
+            wrong.append((Untokenized(sample, rows), str(error)))
         else:
-            todo += [Work(sample, left)] if left else []
-    tally.skipped = len(mine) - len(todo) - len(wrong)
-    size = request.batch_size or rows_at_once(device)
-    yield Started(len(mine), tally.skipped, size, request.model.name, str(device), 0)
+            todo += [Untokenized(sample, left)] if left else []
+    run.skipped = len(mine) - len(todo) - len(wrong)
+    size = request.batch_size or rows_at_once(run.device)
+    yield Started(len(mine), run.skipped, size, request.model.name, str(run.device), 0)
     codecs = dict[str, GridCodec]()
     if todo:
-        yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for w in todo for row in w.rows}))}")
-        codecs = _load(request, todo, device, dtype)
-    _begin(request, claims)
-    for work, reason in wrong:
-        yield _fail(request, work, reason, tally)
-    portions = Portions(rows_at_once(device), device, dtype)
+        needed = {row.name: row for one in todo for row in one.rows}
+        yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for row in needed.values()}))}")
+        codecs = _load(run, needed)
+    _write_origins(request, origins)
+    for one, reason in wrong:
+        yield _fail(run, one, reason)
+    portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(todo), size):
-        yield from _make_batch(request, codecs, todo[first : first + size], num_crops, tally, portions)
+        yield from _make_batch(run, codecs, todo[first : first + size], portions)
 
 
-def _load(
-    request: TokenizeRequest, todo: Sequence[Work], device: torch.device, dtype: str
-) -> dict[str, GridCodec]:
-    """The codecs of what is to be made, by its row."""
-    needed = {row.name: row for work in todo for row in work.rows}
-    loaded = sorted({row.tokenizer for row in needed.values()})
-    part, kind = Part.ENCODER, torch_dtype(dtype)
-    tokenizers = {key: load_tokenizer(request.model.tokenizers[key], device, kind, part) for key in loaded}
+def _load(run: Tokenizing, rows: Mapping[str, Modality]) -> dict[str, GridCodec]:
+    """The codecs of modalities, each with the encoder of its tokenizer."""
+    paths, dtype = run.request.model.tokenizers, torch_dtype(run.dtype)
+    tokenizers = {
+        name: load_tokenizer(paths[name], run.device, dtype, Part.ENCODER)
+        for name in sorted({row.tokenizer for row in rows.values()})
+    }
     for module in tokenizers.values():
-        set_attention(module, request.attention, device)
-    return {name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in needed.items()}
+        set_attention(module, run.request.attention, run.device)
+    return {name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in rows.items()}
 
 
 def _make_batch(
-    request: TokenizeRequest, codecs: Mapping[str, GridCodec], works: Sequence[Work], num_crops: int,
-    tally: Tally, portions: Portions,
-) -> Iterator[Event]:  # fmt: skip
+    run: Tokenizing, codecs: Mapping[str, GridCodec], batch: Sequence[Untokenized], portions: Portions
+) -> Iterator[Event]:
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     crops, problems = dict[Key, tuple[Crop, ...]](), dict[Key, list[str]]()
-    for work in works:
+    for one in batch:
         try:
-            crops[work.sample.key] = _settle_crops(request, codecs, work, num_crops)
+            crops[one.sample.key] = _settle_crops(run, codecs, one)
         except SampleError as error:
-            problems[work.sample.key] = [str(error)]
+            problems[one.sample.key] = [str(error)]
     files = dict[Key, list[Path]]()
     for name, codec in codecs.items():
         ready = list[tuple[Key, list[Tensor]]]()
-        for work in works:
-            key = work.sample.key
-            if key in crops and any(row.name == name for row in work.rows):
+        for one in batch:
+            key = one.sample.key
+            if key in crops and any(row.name == name for row in one.rows):
                 try:
-                    ready.append((key, _prepare(codec, work.sample, crops[key])))
+                    ready.append((key, _prepare(codec, one.sample, crops[key])))
                 except SampleError as error:
                     problems.setdefault(key, []).append(str(error))
         made = (yield from _tokens(codec, ready, problems, portions)) if ready else {}
         for key, ids in made.items():
-            path = path_of(request.out, name, key, ".npy")
-            write_atomic(request.out, path, partial(write_ids, ids))
+            path = run.path(name, key)
+            write_atomic(run.request.out, path, partial(write_ids, ids))
             files.setdefault(key, []).append(path)
-    for work in works:
-        key = work.sample.key
+    for one in batch:
+        key = one.sample.key
         if key in problems:
-            yield _fail(request, work, "; ".join(problems[key]), tally)
+            yield _fail(run, one, "; ".join(problems[key]))
         else:
-            tally.saved.add((key.text, 0))
+            run.saved += 1
             yield Saved(key.text, 0, tuple(files[key]))
 
 
-def _settle_crops(
-    request: TokenizeRequest, codecs: Mapping[str, GridCodec], work: Work, num_crops: int
-) -> tuple[Crop, ...]:
+def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
     """The crops of a sample: those that its files say, or new ones, written for all that come later.
 
     A sample of features alone has none.
     """
-    sample = work.sample
-    maps = [row.name for row in work.rows if codecs[row.name].form.resample is not None]
+    request, sample = run.request, one.sample
+    maps = [row.name for row in one.rows if codecs[row.name].form.resample is not None]
     if not maps:
         return ()
-    whole = read_size(sample.picture or sample.files[maps[0]])
-    path = path_of(request.out, CROP_SETTINGS, sample.key, ".npy")
-    there = path if path.is_file() else sample.settings
+    whole = read_size(sample.files.get(WHOLE) or sample.files[maps[0]])
+    path = run.path(CROP_SETTINGS, sample.key)
+    there = path if path.is_file() else sample.files.get(CROP_SETTINGS)
     if there is not None:
         crops = read_crops(there, whole)
     else:
-        crops = draw_crops(request.seed, sample.key, whole, num_crops, request.min_scale)
-    if len(crops) != num_crops:
-        raise SampleError(f"{there}: has {len(crops)} crops, where there are {num_crops} of other samples")
-    if there is None:
-        _check_alone(request, sample, num_crops)
+        crops = draw_crops(request.seed, sample.key, whole, run.num_crops, request.min_scale)
+    if len(crops) != run.num_crops:
+        raise SampleError(
+            f"{there}: has {len(crops)} crops, where there are {run.num_crops} of other samples"
+        )
+    if there is None and run.num_crops > 1 and not request.overwrite:
+        for row in request.rows:  # new random crops would not be those of older tokens
+            if (tokens := run.path(row.name, sample.key)).is_file():
+                raise SampleError(f"{tokens}: shows crops of which there is no file in {CROP_SETTINGS}")
     if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
-        return _settle_crops(request, codecs, work, num_crops)  # a process with other modalities was first
+        return _settle_crops(run, codecs, one)  # a process with other modalities was first
     return crops
 
 
-def _check_alone(request: TokenizeRequest, sample: RawSample, num_crops: int) -> None:
-    """Refuse new random crops beside tokens of older ones that nobody noted."""
-    for row in request.rows:
-        path = path_of(request.out, row.name, sample.key, ".npy")
-        if num_crops > 1 and path.is_file() and not request.overwrite:
-            raise SampleError(f"{path}: shows crops of which there is no file in {CROP_SETTINGS}")
-
-
-def _prepare(codec: GridCodec, sample: RawSample, crops: Iterable[Crop]) -> list[Tensor]:
+def _prepare(codec: GridCodec, sample: Sample, crops: Iterable[Crop]) -> list[Tensor]:
     """What the tokenizer reads of each crop of a sample."""
-    path, valid = sample.files[codec.row.name], sample.valid if codec.takes_mask else None
+    path, valid = sample.files[codec.row.name], sample.files.get(VALID) if codec.takes_mask else None
     value = codec.read(path)
     try:
         if codec.form.resample is None:
@@ -374,16 +372,16 @@ def _tokens(
     return {key: each[index] for index, (key, _) in enumerate(ready)}
 
 
-def _is_made(request: TokenizeRequest, row: Modality, key: Key, num_crops: int) -> bool:
-    """True for a token file that is there and whole; one that is not is refused, for it may be somebody's.
+def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
+    """True for a complete token file; one with other contents is refused, because it may be the user's own.
 
     An empty one is made anew: a power cut leaves such.
     """
-    path = path_of(request.out, row.name, key, ".npy")
-    if request.overwrite or not path.is_file() or path.stat().st_size == 0:
+    path = run.path(row.name, key)
+    if run.request.overwrite or not path.is_file() or path.stat().st_size == 0:
         return False
     ids = read_array(path)
-    wanted = (num_crops, row.max_tokens)
+    wanted = (run.num_crops, row.max_tokens)
     if ids.dtype.kind not in "iu" or ids.shape != wanted or ids.min() < 0 or ids.max() >= row.vocab_size:
         raise SampleError(
             f"{path}: {ids.dtype} of shape {ids.shape} is not {wanted[0]} crops of {wanted[1]} tokens in "
@@ -392,9 +390,9 @@ def _is_made(request: TokenizeRequest, row: Modality, key: Key, num_crops: int) 
     return True
 
 
-def _fail(request: TokenizeRequest, work: Work, reason: str, tally: Tally) -> Failed:
-    key = work.sample.key
-    tally.failed += 1
-    files = lacking(request.out, [path_of(request.out, row.name, key, ".npy") for row in work.rows])
-    tally.process.add_failure(Failure(key.text, 0, reason, BASE, now(), files))
+def _fail(run: Tokenizing, one: Untokenized, reason: str) -> Failed:
+    key = one.sample.key
+    run.failed += 1
+    files = lacking(run.request.out, [run.path(row.name, key) for row in one.rows])
+    run.process.add_failure(Failure(key.text, 0, reason, BASE, now(), files))
     return Failed(key.text, 0, reason)
