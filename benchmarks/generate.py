@@ -22,7 +22,7 @@ from fourm.decoding.sampling import Noise
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
-from fourm.modalities.wordpiece import EOS_ID, PAD_ID
+from fourm.modalities.text import EOS_ID, PAD_ID
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.precision import torch_dtype

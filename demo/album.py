@@ -29,8 +29,7 @@ from fourm.codecs.table import Codec, build_codec
 from fourm.data.layout import number_keys, path_of
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Registry
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import Structured, WordPiece
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "modalities.md"

@@ -18,7 +18,7 @@ from fourm.codecs.table import build_codec
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import ModelFiles, find_model, find_sr
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.text import WordPiece, encode_full
 from fourm.networks.checkpoint import load_model, load_tokenizer
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence

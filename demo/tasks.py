@@ -26,7 +26,7 @@ from demo.world import (
     vary,
 )
 from fourm.modalities.registry import Kind
-from fourm.modalities.wordpiece import EOS_ID
+from fourm.modalities.text import EOS_ID
 from fourm.networks.state import S1_ID, S2_ID, Batch, Slot
 
 GRIDS = {  # name -> the map it shows, and its scale

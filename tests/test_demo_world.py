@@ -29,7 +29,7 @@ from demo.world import (
 )
 from fourm.codecs.table import build_codec
 from fourm.hub.files import find_model
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import WordPiece
 
 
 def scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -120,7 +120,7 @@ def test_fast_text_ids_equal_those_of_the_bundles_tokenizer() -> None:
     path = find_model("demo").text_tokenizer
     assert path is not None
     wordpiece = WordPiece.load(path)
-    assert wordpiece.vocab_size == len(text.VOCABULARY)
+    assert wordpiece.tokenizer.get_vocab_size() == len(text.VOCABULARY)
     for scene in scenes(30):
         for name in TEXTS:
             words = text_of(scene, name)

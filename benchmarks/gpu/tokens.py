@@ -13,7 +13,7 @@ from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import Kind
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic, torch_dtype

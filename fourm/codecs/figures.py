@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fourm.codecs.parts import Decode
-from fourm.modalities.poses import SIDE, People, Person
+from fourm.modalities.poses import People, Person
+from fourm.modalities.text import PICTURE_SIDE
 
 Floats = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 POSE_CODES = (8, 1, 1)  # the codes of one pose as the tokenizer wants them
 POSE_NUMBERS = 23 * 9  # that it gives: a rotation matrix of every joint but the pelvis
-FOCAL_LENGTH = 5000 / 256 * SIDE  # pixels
+FOCAL_LENGTH = 5000 / 256 * PICTURE_SIDE  # pixels
 _SCALE = 2  # pixels of the drawing per pixel of the picture that poses are for
 _FINE = 3  # further pixels while limbs are drawn, for smooth edges
 _NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not drawn
-_FAR_OUT = 8 * SIDE  # pixels: nor is who lies that far beside the picture
+_FAR_OUT = 8 * PICTURE_SIDE  # pixels: nor is who lies that far beside the picture
 
 # Joints in SMPL's order, with the joint that each hangs on and where it is from there, in metres: arms
 # spread, y up, x to the person's left, z to the front.
@@ -93,19 +94,19 @@ def draw_figures(people: People, decode: Decode) -> Image.Image:
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
         each = enumerate(zip(people, rotations, strict=True))
         figures = [_limbs(person, turned, _colour(number)) for number, (person, turned) in each]
-    side = SIDE * _SCALE * _FINE
+    side = PICTURE_SIDE * _SCALE * _FINE
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     for limb in sorted((limb for limbs in figures for limb in limbs), key=lambda one: -one.depth):
         _draw_limb(draw, limb)
-    image = image.resize((SIDE * _SCALE, SIDE * _SCALE), Image.Resampling.LANCZOS)
+    image = image.resize((PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), Image.Resampling.LANCZOS)
     _label(image, people, [() if limbs else ("out of sight",) for limbs in figures])
     return image
 
 
 def draw_boxes_of_people(people: People) -> Image.Image:
     """Boxes and numbers alone, where there is no tokenizer that decodes poses."""
-    image = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), "white")
+    image = Image.new("RGB", (PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), "white")
     _label(image, people, [_numbers_of(person) for person in people])
     if people:
         note = "boxes and numbers: no tokenizer for poses"
@@ -118,7 +119,7 @@ def camera_translation(person: Person) -> tuple[float, float, float]:
     left, top, right, bottom = person.box
     scale, x, y = person.camera
     size = max(right - left, bottom - top) * scale + 1e-9
-    middle = SIDE / 2
+    middle = PICTURE_SIDE / 2
     across, down = (left + right) / 2 - middle, (top + bottom) / 2 - middle
     return 2 * across / size + x, 2 * down / size + y, 2 * FOCAL_LENGTH / size
 
@@ -148,7 +149,7 @@ def _limbs(person: Person, rotations: Floats, colour: Colour) -> list[Limb]:
     depths = places[:, 2]
     if depths.min() < _NEAR:
         return []
-    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + SIDE / 2
+    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
     if np.abs(seen).max() > _FAR_OUT:
         return []
     fine = _SCALE * _FINE

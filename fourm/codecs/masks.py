@@ -11,7 +11,8 @@ from torch.nn.functional import interpolate
 
 from fourm.codecs.drawing import font_for
 from fourm.codecs.parts import Decode
-from fourm.modalities.instances import SIDE, Groups
+from fourm.modalities.instances import Groups
+from fourm.modalities.text import PICTURE_SIDE
 
 Masks = NDArray[np.float32]
 Boxes = NDArray[np.int64]
@@ -27,7 +28,7 @@ def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
     """The instances at all query points; decode gives logits (n, 1, H, W) of codes (n, 16)."""
     instances = [instance for group in groups for instance in group.instances]
     if not instances:
-        return Image.new("RGB", (SIDE, SIDE))
+        return Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
     logits = decode([instance.codes for instance in instances])[:, 0]
     # tanh does not overflow where a plain sigmoid would.
     masks = 0.5 + 0.5 * np.tanh(0.5 * logits)
@@ -36,13 +37,19 @@ def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
 
 def outline_instances(groups: Groups) -> Image.Image:
     """The boxes alone, where there is no tokenizer that decodes masks."""
-    image = Image.new("RGB", (SIDE, SIDE))
+    image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
     draw = ImageDraw.Draw(image)
-    boxes = dict.fromkeys(tuple(box) for box in _by_area(_boxes_of(groups)).clip(max=SIDE - 1).tolist())
+    boxes = dict.fromkeys(
+        tuple(box) for box in _by_area(_boxes_of(groups)).clip(max=PICTURE_SIDE - 1).tolist()
+    )
     bright = (palette() // 2 + 128).tolist()  # some colours are too dark for a thin line
     for box, colour in zip(boxes, cycle(bright), strict=False):
         draw.rectangle(box, outline=tuple(colour), width=2)
-    place, note, font = (SIDE / 2, SIDE - 10), "boxes only: no tokenizer for masks", font_for("", 12)
+    place, note, font = (
+        (PICTURE_SIDE / 2, PICTURE_SIDE - 10),
+        "boxes only: no tokenizer for masks",
+        font_for("", 12),
+    )
     draw.rectangle(draw.textbbox(place, note, font, "mm"), "black")
     draw.text(place, note, "white", font, "mm")
     return image
@@ -53,7 +60,7 @@ def paint_instances(boxes: Boxes, masks: Masks) -> NDArray[np.uint8]:
 
     Large boxes come first, so that small things lie on top; masks of one thing are averaged.
     """
-    picture = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    picture = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
     order = np.argsort(-_areas(boxes), kind="stable")
     boxes, masks = boxes[order], masks[order]
     says_something = np.ptp(masks, axis=(1, 2)) >= _FLAT

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.numbers import NUM_CODES
 from fourm.modalities.registry import Modality
+from fourm.modalities.text import NUM_CODES
 from fourm.networks.tokenizers.build import AnyTokenizer
 from fourm.networks.tokenizers.vq import VQTokenizer
 

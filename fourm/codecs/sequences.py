@@ -13,7 +13,7 @@ from fourm.codecs.images import Diffusion
 from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import Modality
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.text import EOS_ID, PAD_ID, WordPiece, encode_full
 from fourm.networks.state import Slot, full_sequence
 
 _MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
@@ -35,7 +35,7 @@ class CaptionCodec:
         """
         text = _read_caption(path, crop)
         ids = encode_full(text, self.wordpiece)
-        if len(ids) <= self.row.max_tokens or ids[-1] != self.wordpiece.eos_id:
+        if len(ids) <= self.row.max_tokens or ids[-1] != EOS_ID:
             return text
         return self.wordpiece.beginning(text, self.row.max_tokens - 1)
 
@@ -99,7 +99,7 @@ def _caption_of_json(path: Path, number: int) -> str:
 
 def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
     """Ids of texts padded to the row's max_tokens; every one of a text is known."""
-    ids = torch.full((len(texts), row.max_tokens), wordpiece.pad_id, dtype=torch.int64)
+    ids = torch.full((len(texts), row.max_tokens), PAD_ID, dtype=torch.int64)
     known = torch.zeros_like(ids, dtype=torch.bool)
     for i, text in enumerate(texts):
         found = encode_full(text, wordpiece)

@@ -20,13 +20,11 @@ from fourm.codecs.sequences import encode_texts
 from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
+from fourm.modalities.facts import METADATA, palette_grammar
 from fourm.modalities.instances import JOINED, SAM_INSTANCES
-from fourm.modalities.metadata import METADATA
-from fourm.modalities.palette import palette_grammar
 from fourm.modalities.poses import HUMAN_POSES
 from fourm.modalities.registry import Modality
-from fourm.modalities.structured import Grammar, Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import Grammar, Structured, WordPiece
 from fourm.networks.state import Slot
 from fourm.networks.tokenizers.build import AnyTokenizer
 
@@ -67,10 +65,10 @@ class StructuredCodec:
                 return Structured(self.grammar.from_json(data, None))
             except ValueError as error:
                 raise SampleError(f"{self.row.name}: {error}") from error
-        value, problems = self.grammar.parse(text)
-        if problems:
-            raise SampleError(f"{self.row.name}: {problems[0]}")
-        return Structured(value, text)
+        value = self.grammar.understand(text)
+        if value.problems:
+            raise SampleError(f"{self.row.name}: {value.problems[0]}")
+        return value
 
     def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
         """A JSON file, the same for equal values; there is no room for `text` in it."""
@@ -101,7 +99,7 @@ class StructuredCodec:
 
     def _understood(self, ids: Tensor) -> Structured[Any]:
         """What the ids of one text (N,) say."""
-        return Structured(*_parsed(self.grammar, self.wordpiece.text_of(ids.tolist())))
+        return self.grammar.understand(self.wordpiece.text_of(ids.tolist()))
 
     def picture(self, value: Structured[Any]) -> Image.Image:
         """What could be understood, drawn as far as it goes."""
@@ -109,7 +107,7 @@ class StructuredCodec:
 
     def _fitting(self, value: Any) -> tuple[list[str], int]:
         """The pieces of the text that the model can read, and the number of all."""
-        if self.grammar.to_pieces is None:
+        if not self.grammar.is_divisible:
             return [self.grammar.to_text(value)], 1
         pieces, kept, room = self.grammar.to_pieces(value), list[str](), self.row.max_tokens - 1  # [EOS]
         for piece in pieces:
@@ -118,11 +116,6 @@ class StructuredCodec:
                 break
             kept.append(piece)
         return kept, len(pieces)
-
-
-def _parsed(grammar: Grammar[Any], text: str) -> tuple[Any, str, tuple[str, ...]]:
-    value, problems = grammar.parse(text)
-    return value, text, problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from fourm.codecs.structured import STRUCTURED, StructuredCodec
 from fourm.data.layout import Crop
 from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import WordPiece
 from fourm.networks.state import Slot
 from fourm.networks.tokenizers.build import AnyTokenizer
 

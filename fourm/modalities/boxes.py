@@ -5,19 +5,20 @@ sides. JSON: `{"instances": [{"boxes": [xmin, ymin, xmax, ymax], "class_name": "
 corners as fractions of the whole picture.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from fourm.data.layout import Crop
-from fourm.modalities.structured import Grammar, finite, groups_of, number_of, quoted, shown, words_of
+from fourm.errors import shown
+from fourm.modalities.text import Grammar, groups_of, number_of, quoted, words_of
+from fourm.modalities.typed import fit
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FARTHEST = 10.0  # pictures away: no detector finds a box there, so such numbers are pixels
+
+Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,11 @@ class Box:
     score: float = 1.0  # how sure a detector was; 1 for boxes that a model wrote
 
     def __post_init__(self) -> None:
-        if not all(0.0 <= value <= 1.0 for value in self.corners):
+        if not 0.0 <= min(self.corners) <= max(self.corners) <= 1.0:
             raise ValueError(f"a box beyond the picture: {self}")
 
     @property
-    def corners(self) -> tuple[float, float, float, float]:
+    def corners(self) -> Corners:
         """xmin, ymin, xmax, ymax."""
         return self.xmin, self.ymin, self.xmax, self.ymax
 
@@ -73,17 +74,12 @@ def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     the bins are limited to them.
     """
     before, groups = groups_of(words_of(text), lambda word: word.startswith("v0="))
-    problems: dict[str, None] = {}  # in order, each once
-    if before:
-        problems[f"{quoted(before)} stands before the first box"] = None
-    boxes = list[Box]()
+    boxes, problems = list[Box](), [f"{quoted(before)} stands before the first box"] if before else []
     for words in groups:
         box, problem = _parse_box(words, bins)
-        if box is not None:
-            boxes.append(box)
-        if problem:
-            problems[problem] = None
-    return tuple(boxes), tuple(problems)
+        boxes += [box] if box else []
+        problems += [problem] if problem else []
+    return tuple(boxes), tuple(dict.fromkeys(problems))
 
 
 def box_words(box: Box, bins: int = 1000) -> str:
@@ -92,9 +88,18 @@ def box_words(box: Box, bins: int = 1000) -> str:
     return " ".join([*numbers, box.name])
 
 
-def boxes_to_text(boxes: Sequence[Box], bins: int = 1000) -> str:
-    """Boxes as the model reads them, in their order; "" for none."""
-    return " ".join(box_words(box, bins) for box in boxes)
+@dataclass(frozen=True, slots=True)
+class _Detection:
+    """What a detector found, as a file has it; corners are fractions of the whole picture or beyond it."""
+
+    boxes: Corners
+    class_name: str
+    score: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Detections:
+    instances: tuple[_Detection, ...]
 
 
 def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | None = None) -> Boxes:
@@ -103,12 +108,10 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | No
     Left out are boxes with a low score, outside the crop, or without area. A box without a score is sure.
     """
     rules = rules or BoxRules()
-    instances = data.get("instances") if isinstance(data, dict) else None
-    if not isinstance(instances, list):
-        raise ValueError(f"an object with a list of 'instances' was expected, not {shown(data)}")
-    found = [_read_instance(instance, f"instance {i}") for i, instance in enumerate(instances)]
-    sure = [instance for instance in found if instance.score >= rules.min_score]
-    boxes = [box for box in (_visible(one, crop, rules.min_visibility) for one in sure) if box is not None]
+    found = fit(_Detections, data, "", strict=False).instances
+    names = [_checked_name(one, f"instance {i}") for i, one in enumerate(found)]
+    sure = [(one, name) for one, name in zip(found, names, strict=True) if one.score >= rules.min_score]
+    boxes = [box for one, name in sure if (box := _visible(one, name, crop, rules.min_visibility))]
     if rules.max_boxes is not None:
         boxes = sorted(boxes, key=ORDERS["score"])[: rules.max_boxes]
     return tuple(sorted(boxes, key=ORDERS[rules.order]))
@@ -128,23 +131,15 @@ def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
     return {"instances": instances}
 
 
-def _side(one: float, other: float, bins: int) -> tuple[float, float]:
-    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
-    if one != other:
-        return min(one, other), max(one, other)
-    quarter = 0.25 / (bins - 1)
-    return max(one - quarter, 0.0), min(one + quarter, 1.0)
-
-
 def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
     """The grammar of boxes under these rules."""
     rules = rules or BoxRules()
     return Grammar(
         parse=partial(parse_boxes, bins=rules.bins),
-        to_text=partial(boxes_to_text, bins=rules.bins),
+        to_pieces=lambda boxes: [box_words(box, rules.bins) for box in boxes],
         from_json=partial(boxes_from_json, rules=rules),
         to_json=partial(boxes_to_json, bins=rules.bins),
-        to_pieces=lambda boxes: [box_words(box, rules.bins) for box in boxes],
+        is_divisible=True,
     )
 
 
@@ -169,47 +164,34 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
     return Box(xmin, ymin, xmax, ymax, " ".join(names)), problem
 
 
-@dataclass(frozen=True, slots=True)
-class _Instance:
-    """What a detector found: corners in fractions of the whole picture, which they may exceed."""
+def _side(one: float, other: float, bins: int) -> tuple[float, float]:
+    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
+    if one != other:
+        return min(one, other), max(one, other)
+    quarter = 0.25 / (bins - 1)
+    return max(one - quarter, 0.0), min(one + quarter, 1.0)
 
-    corners: tuple[float, ...]
-    name: str
-    score: float
 
-
-def _read_instance(data: object, where: str) -> _Instance:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} must be an object, not {shown(data)}")
-    corners = data.get("boxes")
-    if not isinstance(corners, list) or len(corners) != 4:
-        raise ValueError(f"{where}: 'boxes' must be [xmin, ymin, xmax, ymax], not {shown(corners)}")
-    numbers = tuple(finite(corner, f"{where}: every corner of 'boxes'") for corner in corners)
-    if max(map(abs, numbers)) > _FARTHEST:
+def _checked_name(found: _Detection, where: str) -> str:
+    """The class name without spare blanks; a ValueError for a name or corners that mean nothing."""
+    xmin, ymin, xmax, ymax = found.boxes
+    if max(map(abs, found.boxes)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
-    for low, high, where_high in (("xmin", "xmax", "right of"), ("ymin", "ymax", "below")):
-        first, second = (numbers[_CORNERS.index(name)] for name in (low, high))
-        if first > second:
-            raise ValueError(
-                f"{where}: {high} {second:g} is not {where_high} {low} {first:g}; boxes are corners, not "
-                "centre and size"
-            )
-    score = finite(data.get("score", 1.0), f"{where}: 'score'")
-    return _Instance(numbers, _read_name(data.get("class_name"), where), score)
-
-
-def _read_name(data: object, where: str) -> str:
-    name = " ".join(data.split()) if isinstance(data, str) else ""
-    if not name:
-        raise ValueError(f"{where}: 'class_name' must be a name, not {shown(data)}")
-    if "=" in name or _MARK.search(name) or not name.isprintable():
-        raise ValueError(f"{where}: the name {shown(name)} cannot stand in the model's text")
+    for is_wrong, problem in (
+        (xmin > xmax, f"xmax {xmax:g} is not right of xmin {xmin:g}"),
+        (ymin > ymax, f"ymax {ymax:g} is not below ymin {ymin:g}"),
+    ):
+        if is_wrong:
+            raise ValueError(f"{where}: {problem}; boxes are corners, not centre and size")
+    name = " ".join(found.class_name.split())
+    if not name or "=" in name or _MARK.search(name) or not name.isprintable():
+        raise ValueError(f"{where}: the name {shown(ascii(name), 40)} cannot stand in the model's text")
     return name
 
 
-def _visible(found: _Instance, crop: Crop | None, min_visibility: float) -> Box | None:
+def _visible(found: _Detection, name: str, crop: Crop | None, min_visibility: float) -> Box | None:
     """What the crop shows of a box, if that is anything."""
-    x0, y0, x1, y1 = found.corners
+    x0, y0, x1, y1 = found.boxes
     if crop is not None:
         height, width = crop.whole
         x0, x1 = ((x * width - crop.left) / crop.width for x in (x0, x1))
@@ -219,5 +201,5 @@ def _visible(found: _Instance, crop: Crop | None, min_visibility: float) -> Box 
     seen = (x1 - x0) * (y1 - y0)
     if x0 >= x1 or y0 >= y1 or seen <= 0.0 or seen < min_visibility * whole:
         return None
-    box = Box(x0, y0, x1, y1, found.name, found.score)
+    box = Box(x0, y0, x1, y1, name, found.score)
     return replace(box, xmin=1.0 - x1, xmax=1.0 - x0) if crop is not None and crop.mirrored else box

@@ -1,7 +1,7 @@
 """The registry: one typed row per modality, with its decoding defaults; rows from a model's YAML file."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -312,33 +312,28 @@ def load_registry(path: Path) -> Registry:
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
         if "folder" in places:
             named[row.name] = row.folder
-    peers = dict[str, list[Modality]]()
-    for row in rows.values():
-        if row.takes_ids and row.name not in named:
-            peers.setdefault(row.key, []).append(row)
-    for key, group in peers.items():
-        taken = {folder for name, folder in named.items() if rows[name].key == key}
-        rows |= {row.name: row for row in _with_folders(key, group, taken)}
+    free = [row for row in rows.values() if row.takes_ids and row.name not in named]
+    for row in free:
+        peers = [one for one in free if one.key == row.key]
+        taken = {folder for name, folder in named.items() if rows[name].key == row.key}
+        rows[row.name] = replace(row, folder=_own_folder(row, peers, taken))
     if shared := shared_folder(rows.values()):
         raise UsageError(f"{where[shared[0]]}: {shared[1]}")
     return RELEASED.extended(rows.values())
 
 
-def _with_folders(key: str, group: list[Modality], taken: set[str]) -> Iterator[Modality]:
-    """Give each row of one key a folder: `rgb` for the lowest resolution in the file, `rgb@128` for others.
-
-    A row whose name is that of a released modality gets its released folder.
-    """
-    like = _same_key(key)
-    stem = RELEASED.rows[like].folder if like else key.removeprefix(TOKENS)
-    own = {row.name: RELEASED.rows[row.name].folder for row in group if row.name in RELEASED.rows}
-    first = min(group, key=lambda row: row.resolution or 0).name
-    # Tokens lie in a folder with the name of the modality, which is `stem` without 'tok_' and '@'.
-    is_taken = stem in taken or stem in own.values() or (group[0].kind is Kind.GRID and stem == first)
-    for row in group:
-        tail = row.name.partition("@")[2] or "values"
-        default = stem if row.name == first and not is_taken else f"{stem}@{tail}"
-        yield replace(row, folder=own.get(row.name, default))
+def _own_folder(row: Modality, peers: list[Modality], taken: set[str]) -> str:
+    """A folder for a row: that of the released row with its name, else `rgb` for the lowest resolution among
+    its peers, the rows of the same key that name no folder, and `rgb@128` for others."""
+    released = {one.name: RELEASED.rows[one.name].folder for one in peers if one.name in RELEASED.rows}
+    if row.name in released:
+        return released[row.name]
+    like = _same_key(row.name)
+    stem = RELEASED.rows[like].folder if like else row.key.removeprefix(TOKENS)
+    # The tokens of a grid lie in a folder with the name of the modality.
+    is_taken = stem in (*taken, *released.values()) or (row.kind is Kind.GRID and stem == row.name)
+    is_first = row.name == min(peers, key=lambda one: one.resolution or 0).name
+    return stem if is_first and not is_taken else f"{stem}@{row.name.partition('@')[2] or 'values'}"
 
 
 def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:

@@ -24,7 +24,12 @@ MAX_KEY = 100  # characters
 _DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
 _TAG = "tag:yaml.org,2002:"
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")  # of plain data
-_WORDS: dict[object, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS: dict[object, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+}
 _MAX_PROBLEMS = 3  # that one message names
 
 
@@ -54,18 +59,18 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
         fitted = fit(inner[0], value, name, strict)
         if inner[1].least <= (len(fitted) if isinstance(fitted, str | tuple) else fitted) <= inner[1].most:
             return fitted
-    elif outer is tuple and isinstance(value, list):
+    elif outer is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(kinds) == len(value):
             items = enumerate(zip(kinds, value, strict=True))
             return tuple(_fit_all(((k, item, f"{name}[{i}]") for i, (k, item) in items), strict))
     elif outer is Mapping and isinstance(value, dict):
         keys = _fit_all(((str, key, f"a key of {name}") for key in value), strict)
-        items_of = _fit_all(((inner[1], value[key], f"{name}.{shown(key)}") for key in keys), strict)
+        items_of = _fit_all(((inner[1], value[key], f"{_below(name)}{shown(key)}") for key in keys), strict)
         return dict(zip(keys, items_of, strict=True))
     elif is_dataclass(kind) and isinstance(value, dict):
         hints = _hints_of_keys(kind, value, name, strict)
-        found = _fit_all(((hint, value[key], f"{name}.{key}") for key, hint in hints.items()), strict)
+        found = _fit_all(((hint, value[key], f"{_below(name)}{key}") for key, hint in hints.items()), strict)
         return kind(**dict(zip(hints, found, strict=True)))  # type: ignore[operator]
     elif kind is Any or _is_plain(kind, value):
         return value
@@ -73,7 +78,7 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
         return kind(value)
     elif kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
-    raise ValueError(f"{name} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
+    raise ValueError(f"{name or 'the value'} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
 
 
 def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any]:
@@ -87,6 +92,10 @@ def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any
     if problems:
         raise ValueError(_joined(problems))
     return found
+
+
+def _below(name: str) -> str:
+    return f"{name}." if name else ""
 
 
 def _joined(problems: list[str]) -> str:
@@ -104,10 +113,12 @@ def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
 def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bool) -> dict[str, Any]:
     """The types of the fields that a mapping has; a ValueError for missing and unknown ones."""
     hints, required = _hints(kind)
-    problems = [f"{name} has no {key!r}" for key in required if key not in value]
+    problems = [f"{name or 'the value'} has no {key!r}" for key in required if key not in value]
     for key in value if strict else ():
         if key not in hints:
-            problems.append(f"{name} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
+            problems.append(
+                f"{name or 'the value'} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}"
+            )
     if problems:
         raise ValueError(_joined(problems))
     return {key: hint for key, hint in hints.items() if key in value}

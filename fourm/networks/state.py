@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fourm.modalities.registry import Kind
-from fourm.modalities.wordpiece import EOS_ID, FIRST_SENTINEL, PAD_ID
+from fourm.modalities.text import EOS_ID, FIRST_SENTINEL, PAD_ID
 
 S1_ID = FIRST_SENTINEL + 1  # [S_1]; [S_k] is FIRST_SENTINEL + k in every 4M text tokenizer
 S2_ID = FIRST_SENTINEL + 2

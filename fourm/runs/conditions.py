@@ -20,7 +20,7 @@ from fourm.codecs.table import Codec
 from fourm.data.layout import CROP_SETTINGS, WHOLE, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
-from fourm.modalities.structured import Structured
+from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION, shows_part

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fourm.data.dataset import list_dataset
@@ -20,7 +20,8 @@ from fourm.data.writing import (
     write_atomic,
 )
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.instances import SIDE, from_json
+from fourm.modalities.instances import instances_from_json
+from fourm.modalities.text import PICTURE_SIDE
 from fourm.output.formats import find_flaw
 from fourm.runs.pickled import Array, parse_pickled
 
@@ -93,8 +94,9 @@ def read_instances(path: Path) -> list[object]:
         raise SampleError(f"{path}: more than {MAX_BYTES >> 20} MiB")
     try:
         crops = _Unfolder(MAX_ENTRIES).crops(parse_pickled(data))
+        whole = Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
         for number in range(max(len(crops), 1)):
-            from_json(crops, Crop((SIDE, SIDE), 0, 0, SIDE, SIDE, number=number))
+            instances_from_json(crops, replace(whole, number=number))
     except ValueError as error:
         raise SampleError(f"{path}: {error}") from error
     return crops

@@ -22,7 +22,7 @@ from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
 from fourm.hub.files import ModelFiles, require_text_tokenizer
 from fourm.modalities.registry import Kind, Modality
-from fourm.modalities.wordpiece import WordPiece, check_prompt
+from fourm.modalities.text import WordPiece, check_prompt
 
 CAPTION = "caption"  # codec of the modality that prompts are
 UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")

@@ -18,7 +18,7 @@ from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.modalities.registry import Kind
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import set_attention
 from fourm.networks.model import FourM

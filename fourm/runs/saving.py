@@ -20,7 +20,7 @@ from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
-from fourm.modalities.structured import Structured
+from fourm.modalities.text import Structured
 from fourm.networks.state import Batch
 from fourm.output.checksums import list_files
 from fourm.output.processes import Failure, Process, lacking, now

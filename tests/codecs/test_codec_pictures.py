@@ -16,8 +16,7 @@ from fourm.modalities.boxes import Box
 from fourm.modalities.instances import Group, Instance
 from fourm.modalities.poses import Person
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import Structured, WordPiece
 
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 2000), (2000, 3), (64, 64)]  # height, width
 Shaped = Callable[[tuple[int, int]], NDArray[Any]]

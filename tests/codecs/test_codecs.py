@@ -32,7 +32,7 @@ from fourm.codecs.table import Codec, build_codec
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.registry import RELEASED, Kind, Modality
-from fourm.modalities.wordpiece import RESERVED, WordPiece
+from fourm.modalities.text import RESERVED, WordPiece
 
 Array = NDArray[Any]
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

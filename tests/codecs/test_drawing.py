@@ -22,8 +22,7 @@ from fourm.codecs.drawing import (
     text_card,
 )
 from fourm.modalities.boxes import Box, parse_boxes
-from fourm.modalities.metadata import metadata_from_json
-from fourm.modalities.palette import Colour, parse_palette
+from fourm.modalities.facts import Colour, metadata_from_json, parse_palette
 
 FEW = settings(max_examples=30, deadline=None)
 fractions = st.floats(0, 1)

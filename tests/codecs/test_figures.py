@@ -20,7 +20,8 @@ from fourm.codecs.figures import (
     nearest_rotations,
     place_joints,
 )
-from fourm.modalities.poses import SIDE, People, Person, parse
+from fourm.modalities.poses import People, Person, parse_people
+from fourm.modalities.text import PICTURE_SIDE
 from tests.modalities.test_poses import people_on_bins
 
 STILL = np.tile(np.eye(3), (23, 1, 1))  # arms spread
@@ -45,17 +46,17 @@ def turn(axis: int, angle: float) -> NDArray[np.float64]:
 
 def inside(people: People, decode: Any = still) -> NDArray[np.bool_]:
     """(224, 224) where somebody's body is drawn."""
-    with_figure = np.asarray(draw_figures(people, decode).resize((SIDE, SIDE))).astype(int)
+    with_figure = np.asarray(draw_figures(people, decode).resize((PICTURE_SIDE, PICTURE_SIDE))).astype(int)
     # Moved out of the picture to the right: all that is left are the boxes and numbers.
     hidden = tuple(replace(p, camera=(p.camera[0], p.camera[1] + 6, p.camera[2])) for p in people)
-    without = np.asarray(draw_figures(hidden, decode).resize((SIDE, SIDE))).astype(int)
+    without = np.asarray(draw_figures(hidden, decode).resize((PICTURE_SIDE, PICTURE_SIDE))).astype(int)
     return np.abs(with_figure - without).max(axis=-1) > 40
 
 
 def test_cameras_are_the_recorded_ones(golden: Path) -> None:
     checked = 0
     for case in json.loads((golden / "data" / "human_poses.json").read_text())["decode"]:
-        for person, wanted in zip(parse(case["string"])[0], case["people"], strict=True):
+        for person, wanted in zip(parse_people(case["string"])[0], case["people"], strict=True):
             assert wanted["focal_length_px"] == FOCAL_LENGTH
             assert np.allclose(camera_translation(person), wanted["camera_translation"], rtol=1e-5)
             checked += 1
@@ -126,7 +127,7 @@ def test_the_left_arm_of_somebody_facing_us_is_on_our_right() -> None:
 
     where = inside((SOMEBODY,), raised)
     shoulders = where[:80]
-    assert shoulders[:40, SIDE // 2 + 5 :].sum() > shoulders[:40, : SIDE // 2 - 15].sum()
+    assert shoulders[:40, PICTURE_SIDE // 2 + 5 :].sum() > shoulders[:40, : PICTURE_SIDE // 2 - 15].sum()
 
 
 @pytest.mark.parametrize(

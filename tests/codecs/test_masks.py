@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from fourm.codecs.masks import draw_instances, outline_instances, paint_instances, palette
-from fourm.modalities.instances import SIDE, Group, Groups, Instance, parse
+from fourm.modalities.instances import Group, Groups, Instance, parse_instances
+from fourm.modalities.text import PICTURE_SIDE
 from tests.modalities.test_instances import CAT, CODES, DOG, groups_that_fit
 
 # Of 50,176 pixels per picture: the resizing of another machine may round a border pixel differently.
@@ -33,7 +34,7 @@ def test_recorded_pictures_are_painted(golden: Path) -> None:
         for number, text in enumerate(data["batch_of_two"]["strings"]):
             wanted[f"row {number}"] = (text, pictures["batch_of_two"][number])
     for key, (text, picture) in wanted.items():
-        painted = np.asarray(draw_instances(parse(text)[0], formula))
+        painted = np.asarray(draw_instances(parse_instances(text)[0], formula))
         assert painted.shape == picture.shape
         assert (painted != picture).any(axis=-1).sum() <= MOST_DIFFERENT, key
     assert len(wanted) == 19
@@ -46,7 +47,9 @@ def test_colours_are_the_recorded_ones(golden: Path) -> None:
 
 def test_a_row_without_instances_is_black_and_harms_no_other(golden: Path) -> None:
     failure = json.loads((golden / "data" / "sam_instance.json").read_text())["reference_failures"][2]
-    first, second = (np.asarray(draw_instances(parse(text)[0], formula)) for text in failure["strings"])
+    first, second = (
+        np.asarray(draw_instances(parse_instances(text)[0], formula)) for text in failure["strings"]
+    )
     assert failure["reference_result_all_zero"]
     assert first.any()
     assert not second.any()
@@ -97,7 +100,7 @@ def test_boxes_are_cut_at_the_border() -> None:
     masks = np.ones((1, 8, 8), dtype=np.float32)
     masks[:, -1, -1] = 0.0
     picture = paint_instances(np.array([[150, 200, 999, 999]]), masks)
-    assert picture.shape == (SIDE, SIDE, 3)
+    assert picture.shape == (PICTURE_SIDE, PICTURE_SIDE, 3)
     assert picture[-1, -1].any()
 
 
@@ -113,8 +116,8 @@ def test_extreme_logits_are_no_error() -> None:
 @settings(max_examples=40, deadline=None)
 @given(groups_that_fit())
 def test_whatever_a_text_says_can_be_drawn(groups: Groups) -> None:
-    assert draw_instances(groups, formula).size == (SIDE, SIDE)
-    assert outline_instances(groups).size == (SIDE, SIDE)
+    assert draw_instances(groups, formula).size == (PICTURE_SIDE, PICTURE_SIDE)
+    assert outline_instances(groups).size == (PICTURE_SIDE, PICTURE_SIDE)
 
 
 def test_all_instances_are_decoded_at_once_in_the_order_of_the_text() -> None:

@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.table import build_codec
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.instances import SIDE, Group, Instance
+from fourm.modalities.instances import Group, Instance
 from fourm.modalities.poses import Person
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers.build import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
@@ -118,7 +117,7 @@ def test_instances_are_drawn_through_a_tokenizer(wordpiece: WordPiece) -> None:
     tokenizer = random_tokenizer(SAM_CONFIG)
     with_masks = build_codec(SAM, tokenizer, wordpiece).picture(value)
     without = build_codec(SAM, None, wordpiece).picture(value)
-    assert with_masks.size == without.size == (SIDE, SIDE)
+    assert with_masks.size == without.size == (PICTURE_SIDE, PICTURE_SIDE)
     assert with_masks.tobytes() != without.tobytes()
     other = Structured((Group((1, 2), (replace(CAT, codes=tuple(range(16))), DOG)),))
     assert build_codec(SAM, tokenizer, wordpiece).picture(other).tobytes() != with_masks.tobytes()

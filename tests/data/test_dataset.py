@@ -26,7 +26,7 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.text import WordPiece, encode_full
 from fourm.runs.inputs import Source, read_samples
 
 HOSTILE = [

@@ -37,7 +37,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.dataset import read_shard
 from fourm.errors import MAX_SENTENCE, SampleError, printable
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.wordpiece import RESERVED, WordPiece
+from fourm.modalities.text import RESERVED, WordPiece
 
 Reader = Callable[[Path], Any]
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

@@ -16,10 +16,9 @@ from fourm.codecs.masks import draw_instances
 from fourm.codecs.table import build_codec
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise, probabilities
-from fourm.modalities.instances import join_passes, parse
+from fourm.modalities.instances import join_passes, parse_instances
 from fourm.modalities.registry import RELEASED, Kind
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import EOS_ID, WordPiece
+from fourm.modalities.text import EOS_ID, Structured, WordPiece
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Slot
 from fourm.schedule.chain import Chain, Step
@@ -256,9 +255,13 @@ def test_recorded_texts_as_passes_are_joined_with_all_their_instances(
     ]
     codec = build_codec(DENSE, wordpiece=words)
     (value,) = codec.decode(slot_of([[*words.encode(text), EOS_ID] for text in texts]))
-    assert value == join_passes([Structured(parse(text)[0], text, parse(text)[1]) for text in texts])
+    assert value == join_passes(
+        [Structured(parse_instances(text)[0], text, parse_instances(text)[1]) for text in texts]
+    )
     found = [i for group in value.value for i in group.instances]
-    assert len(found) == sum(len(group.instances) for text in texts for group in parse(text)[0]) > 20
+    assert (
+        len(found) == sum(len(group.instances) for text in texts for group in parse_instances(text)[0]) > 20
+    )
     codec.write(value, tmp_path / "dense.json")
     again = codec.read(tmp_path / "dense.json")
     assert again.value == value.value
@@ -276,7 +279,7 @@ def test_a_picture_of_joined_passes_shows_what_each_of_them_shows(
     codec.write(value, tmp_path / "dense.json")
     groups = codec.read(tmp_path / "dense.json").value
     painted = np.asarray(draw_instances(groups, formula)).any(axis=-1)
-    singles = [np.asarray(draw_instances(parse(text)[0], formula)).any(axis=-1) for text in texts]
+    singles = [np.asarray(draw_instances(parse_instances(text)[0], formula)).any(axis=-1) for text in texts]
     assert np.array_equal(painted, np.logical_or.reduce(singles))
     colours = np.unique(np.asarray(draw_instances(groups, formula)).reshape(-1, 3), axis=0)
     assert len(colours) == 1 + 5  # black, and of six masks two are of one thing

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fourm.errors import SampleError
-from fourm.modalities.instances import from_json, to_text
+from fourm.modalities.instances import SAM_INSTANCES, instances_from_json
 from fourm.runs import convert
 from fourm.runs.convert import read_instances
 from tests.hub.test_pickled import HEADER, Runs
@@ -66,7 +66,7 @@ def test_the_recorded_data_set_is_converted(golden: Path, run: Run) -> None:
     assert (code, out) == (0, "made\n")
     data = json.loads(Path("made/sam_instance/x/s2.json").read_text())
     assert len(data) == 3
-    assert [to_text(from_json(data, crop(n)))[:60] for n in range(3)] == [
+    assert [SAM_INSTANCES.to_text(instances_from_json(data, crop(n)))[:60] for n in range(3)] == [
         "point v0=112 v1=112 none point v0=112 v1=182 none point v0=173"[:60]
     ] * 3  # fmt: skip
     assert data[2]["points"][0][0] == [12, 10]
@@ -152,15 +152,15 @@ def test_torch_and_numpy_are_not_needed(dataset: Path, tmp_path: Path) -> None:
 BAD: list[tuple[Any, str]] = [
     ([1], "crop 0 is no object with 'points', 'token_ids' and 'bbox'"),
     ([{}], "crop 0 is no object"),
-    ([GOOD, GOOD | {"bbox": np.zeros((2, 4))}], "crop 1: 'token_ids' has 1 entries, where there are 2"),
-    ([GOOD | {"token_ids": np.full((1, 16), 1024)}], "1024 is not a code"),
-    ([GOOD | {"token_ids": np.zeros((1, 16))}], "0.0 is not a code"),
-    ([GOOD | {"bbox": np.array([[1, 2, 3, np.nan]])}], "nan is not a finite number"),
+    ([GOOD, GOOD | {"bbox": np.zeros((2, 4))}], "crop 1: token_ids has 1 entries, and bbox has 2"),
+    ([GOOD | {"token_ids": np.full((1, 16), 1024)}], "is 1024, expected a whole number, 0 to 1023"),
+    ([GOOD | {"token_ids": np.zeros((1, 16))}], "is 0.0, expected a whole number"),
+    ([GOOD | {"bbox": np.array([[1, 2, 3, np.nan]])}], "is nan, expected a finite number"),
     ([GOOD | {"points": 5}], "something else stands where a list or an array belongs"),
     ([GOOD | {"points": [[5]]}], "a contour is no list of points"),
     ([GOOD | {"points": [["abc"]]}], "something else stands where"),
     ([GOOD | {"points": [[[[[[[1]]]]]]]}], "nested too deeply"),
-    ([GOOD | {"points": [[np.zeros((3, 3))]]}], "where 2 numbers belong"),
+    ([GOOD | {"points": [[np.zeros((3, 3))]]}], "expected a list of 2"),
     ([], "where a list of crops belongs"),
 ]
 

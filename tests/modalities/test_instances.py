@@ -13,21 +13,20 @@ from fourm.data.layout import Crop
 from fourm.modalities.instances import (
     MAX_WORDS,
     QUERY_POINTS,
-    SIDE,
+    SAM_INSTANCES,
     Group,
     Groups,
     Instance,
     contains,
-    from_json,
+    instances_from_json,
+    instances_to_json,
     join_passes,
-    parse,
-    to_json,
-    to_text,
+    parse_instances,
 )
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece, encode_full
 from tests.modalities.test_poses import JSON
 
+to_text = SAM_INSTANCES.to_text
 CODES = tuple(range(500, 516))
 CAT = Instance((10, 20, 60, 90), CODES)
 DOG = Instance((100, 20, 200, 120), CODES[::-1])
@@ -61,10 +60,10 @@ def file_of(case: dict[str, Any], points: list[list[int]] | None = None) -> list
 
 
 def crop(number: int) -> Crop:
-    return Crop((SIDE, SIDE), 0, 0, SIDE, SIDE, number=number)
+    return Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE, number=number)
 
 
-corner = st.integers(0, SIDE - 1)
+corner = st.integers(0, PICTURE_SIDE - 1)
 code = st.integers(0, 1023)
 
 
@@ -96,7 +95,7 @@ def test_recorded_texts_become_the_recorded_instances(golden: Path) -> None:
     for case in cases:
         found = [
             ([i.box[1], i.box[0], i.box[3], i.box[2]], list(i.codes))
-            for i in by_area(parse(case["string"])[0])
+            for i in by_area(parse_instances(case["string"])[0])
         ]
         wanted = [(i["box_ymin_xmin_ymax_xmax"], i["tokens"]) for i in case["instances_largest_box_first"]]
         assert found == wanted, case["id"]
@@ -106,7 +105,7 @@ def test_recorded_texts_become_the_recorded_instances(golden: Path) -> None:
 def test_recorded_contours_become_the_recorded_text(golden: Path) -> None:
     cases = recorded(golden)["encode"]
     for case in cases:
-        groups = from_json(file_of(case, case["query_points_xy"]))
+        groups = instances_from_json(file_of(case, case["query_points_xy"]))
         assert to_text(groups) == case["string_in_given_order"]
     assert len(cases) == 3
 
@@ -120,8 +119,8 @@ def test_the_recorded_data_set_is_what_the_reference_makes_of_it(golden: Path, t
         name = f"s{case['index'] + 1}.npy"
         crops: list[Any] = read_instances(golden / "data" / "mini_dataset" / "sam_instance" / "x" / name)
         crops = [{**entry, "queries": grid} for entry in crops]
-        groups = from_json(crops, crop(case["crop_number"]))
-        assert (groups, ()) == parse(case["string_grid_points_in_order"])
+        groups = instances_from_json(crops, crop(case["crop_number"]))
+        assert (groups, ()) == parse_instances(case["string_grid_points_in_order"])
         # The reference's text is longer than the 290 tokens that the model reads.
         assert case["string_grid_points_in_order"].startswith(to_text(groups))
         assert MAX_WORDS - 24 < len(to_text(groups).split()) <= MAX_WORDS
@@ -132,7 +131,7 @@ def test_boxes_that_break_the_reference_are_passed_over(golden: Path) -> None:
     failures = recorded(golden)["reference_failures"]
     for case in failures[:2]:
         assert case["reference_error"] == "IndexError"
-        groups, problems = parse(case["string"])
+        groups, problems = parse_instances(case["string"])
         assert groups == ()
         assert problems == ("point 1, polygon 1: its box is empty or outside the picture",)
 
@@ -140,12 +139,12 @@ def test_boxes_that_break_the_reference_are_passed_over(golden: Path) -> None:
 @given(groups_that_fit())
 def test_a_text_says_what_it_was_made_of(groups: Groups) -> None:
     assert len(to_text(groups).split()) <= MAX_WORDS
-    assert parse(to_text(groups)) == (groups, ())
+    assert parse_instances(to_text(groups)) == (groups, ())
 
 
 @given(groups_that_fit())
 def test_a_file_says_what_it_was_made_of(groups: Groups) -> None:
-    assert from_json(json.loads(json.dumps(to_json(groups)))) == groups
+    assert instances_from_json(json.loads(json.dumps(instances_to_json(groups)))) == groups
 
 
 @pytest.mark.parametrize(
@@ -172,18 +171,18 @@ def test_a_file_says_what_it_was_made_of(groups: Groups) -> None:
     ],
 )
 def test_what_is_malformed_is_passed_over_and_told(text: str, problem: str) -> None:
-    assert parse(text) == ((), (problem,))
+    assert parse_instances(text) == ((), (problem,))
 
 
 def test_one_malformed_polygon_does_not_spoil_the_others() -> None:
     text = f"point v0=1 v1=2 polygon v0=3 {CAT_WORDS} point v0=5 v1=6 none point v0=7"
-    groups, problems = parse(f"[PAD] {text} [EOS]")
+    groups, problems = parse_instances(f"[PAD] {text} [EOS]")
     assert groups == (Group((2, 1), (CAT,)), Group((6, 5)))
     assert problems == ("point 1, polygon 1: 1 words instead of 20", "point 3: no coordinates")
 
 
 def test_instances_without_a_point_are_kept() -> None:
-    groups, problems = parse(f"point {CAT_WORDS}")
+    groups, problems = parse_instances(f"point {CAT_WORDS}")
     assert groups == (Group(None, (CAT,)),)
     assert problems == ("point 1: no coordinates",)
 
@@ -192,28 +191,28 @@ def test_instances_without_a_point_are_kept() -> None:
     st.text() | st.lists(st.sampled_from([*CAT_WORDS.split()[:9], "point", "none", CAT_WORDS])).map(" ".join)
 )
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    groups, problems = parse(text)
+    groups, problems = parse_instances(text)
     assert groups or problems or not [w for w in text.split() if not w.startswith("[")]
     instances = [instance for group in groups for instance in group.instances]
     assert all(0 <= i.box[0] < i.box[2] <= 999 and len(i.codes) == 16 for i in instances)
-    assert from_json(to_json(groups)) == groups
+    assert instances_from_json(instances_to_json(groups)) == groups
 
 
 def test_a_huge_text_is_read_quickly() -> None:
-    groups, problems = parse("point v0=1 v1=2 " + f"{CAT_WORDS} " * 5000 + "polygon " * 100_000)
+    groups, problems = parse_instances("point v0=1 v1=2 " + f"{CAT_WORDS} " * 5000 + "polygon " * 100_000)
     assert (len(groups[0].instances), len(problems)) == (5000, 100_000)
 
 
 def test_a_text_ends_where_the_model_reads_no_further() -> None:
     groups = (Group((1, 2), (CAT,) * 9), Group((3, 4), (DOG,) * 9), Group((5, 6)))
     text = to_text(groups)
-    assert parse(text)[0] == (Group((1, 2), (CAT,) * 9), Group((3, 4), (DOG,) * 4))
+    assert parse_instances(text)[0] == (Group((1, 2), (CAT,) * 9), Group((3, 4), (DOG,) * 4))
     assert len(text.split()) <= MAX_WORDS
     many = (Group((1, 2)),) * 100
     assert to_text(many).split() == "point v0=2 v1=1 none".split() * (MAX_WORDS // 4)
     # Nothing is said to be none because it did not fit.
     full = (Group((1, 2), (CAT,) * 13), Group((3, 4), (DOG,)))
-    assert parse(to_text(full))[0] == full[:1]
+    assert parse_instances(to_text(full))[0] == full[:1]
 
 
 def test_every_word_is_one_token_of_the_released_tokenizer(golden: Path) -> None:
@@ -237,7 +236,7 @@ def test_passes_join_to_one_dense_value(golden: Path) -> None:
 
 
 def _split(text: str) -> tuple[Groups, str, tuple[str, ...]]:
-    groups, problems = parse(text)
+    groups, problems = parse_instances(text)
     return groups, text, problems
 
 
@@ -274,9 +273,9 @@ def test_a_contour_contains_the_same_points_wherever_it_begins(
 
 def test_without_query_points_the_same_seven_are_asked_for_every_file(golden: Path) -> None:
     for case in recorded(golden)["encode"]:
-        groups = from_json(file_of(case))
+        groups = instances_from_json(file_of(case))
         assert tuple(group.point for group in groups) == QUERY_POINTS
-        assert groups == from_json(file_of(case, [list(point) for point in QUERY_POINTS]))
+        assert groups == instances_from_json(file_of(case, [list(point) for point in QUERY_POINTS]))
 
 
 def test_queries_and_contours_that_take_minutes_to_compare_are_refused() -> None:
@@ -284,9 +283,9 @@ def test_queries_and_contours_that_take_minutes_to_compare_are_refused() -> None
     entry = {"bbox": [[20, 100, 120, 200]], "token_ids": [[1] * 16], "points": [square]}
     queries = [{"point": [1, 1]}] * 2001
     with pytest.raises(ValueError, match=r"2,001 queries without 'instances' and 5,000 points .* too many"):
-        from_json([{**entry, "queries": queries}])
+        instances_from_json([{**entry, "queries": queries}])
     named = [{"point": [1, 1], "instances": [0]}] * 3000
-    assert len(from_json([{**entry, "queries": [*named, *queries[:3]]}])) == 3003
+    assert len(instances_from_json([{**entry, "queries": [*named, *queries[:3]]}])) == 3003
 
 
 def test_the_crop_chooses_its_entry() -> None:
@@ -295,82 +294,85 @@ def test_the_crop_chooses_its_entry() -> None:
          "queries": [{"point": [15, 15]}]}
         for n in range(2)
     ]  # fmt: skip
-    assert from_json(crops) == from_json(crops, crop(0))
-    assert from_json(crops, crop(1))[0].instances[0].box == (10, 10, 21, 20)
+    assert instances_from_json(crops) == instances_from_json(crops, crop(0))
+    assert instances_from_json(crops, crop(1))[0].instances[0].box == (10, 10, 21, 20)
     with pytest.raises(ValueError, match="holds 2 crops; there is no crop 2"):
-        from_json(crops, crop(2))
+        instances_from_json(crops, crop(2))
 
 
 def test_boxes_are_truncated_and_what_nobody_sees_is_left_out() -> None:
     boxes = [[10.9, 10.2, 20.7, 20.99], [10.2, 10.2, 10.8, 20.0], [230, 0, 240, 9], [-3.5, -1, 9, 9]]
     query = {"point": [1, 1], "instances": [0, 1, 2, 3]}
     entry = {"bbox": boxes, "token_ids": [list(CODES)] * 4, "queries": [query]}
-    (group,) = from_json([entry])
+    (group,) = instances_from_json([entry])
     assert [instance.box for instance in group.instances] == [(10, 10, 20, 20), (0, 0, 9, 9)]
 
 
 GOOD: dict[str, Any] = {"bbox": [[10, 10, 20, 20]], "token_ids": [list(CODES)], "points": [SQUARE]}
 BAD = [
-    ({"bbox": [[5, 5, 4, 9]]}, r"bbox 0: \[ymin, xmin, ymax, xmax\] must be in order, not \[5, 5, 4, 9\]"),
-    ({"bbox": None}, "'bbox' is missing"),
-    ({"bbox": "x"}, "'bbox' is not a list"),
-    ({"bbox": [[1, 2, 3]]}, "bbox 0: .*where 4 numbers belong"),
-    ({"bbox": [[1, 2, 3, 1e999]]}, "bbox 0: inf is not a finite number"),
-    ({"token_ids": []}, "'token_ids' has 0 entries, where there are 1"),
-    ({"token_ids": [[1, 2]]}, "token_ids 0: .*where 16 codes belong"),
-    ({"token_ids": [[1024] * 16]}, "token_ids 0: 1024 is not a code"),
-    ({"token_ids": [[True] * 16]}, "token_ids 0: True is not a code"),
+    (
+        {"bbox": [[5, 5, 4, 9]]},
+        r"bbox 0: \[ymin, xmin, ymax, xmax\] must be in order, not \[5.0,",
+    ),
+    ({"bbox": None}, "bbox is None, expected a list"),
+    ({"bbox": "x"}, "bbox is 'x', expected a list"),
+    ({"bbox": [[1, 2, 3]]}, r"bbox\[0\] is \[1, 2, 3\], expected a list of 4"),
+    ({"bbox": [[1, 2, 3, 1e999]]}, r"bbox\[0\]\[3\] is inf, expected a finite number"),
+    ({"token_ids": []}, "token_ids has 0 entries, and bbox has 1"),
+    ({"token_ids": [[1, 2]]}, r"token_ids\[0\] is \[1, 2\], expected a list of length 16"),
+    ({"token_ids": [[1024] * 16]}, r"token_ids\[0\]\[0\] is 1024, expected a whole number, 0 to 1023"),
+    ({"token_ids": [[True] * 16]}, r"token_ids\[0\]\[0\] is True, expected a whole number"),
     ({"points": None}, "neither 'points' .* nor 'queries'"),
-    ({"points": [5]}, "points 0: 5, where a list of"),
-    ({"points": [[[1]]]}, "points 0: .*where 2 numbers belong"),
-    ({"queries": 5}, "'queries' is not a list"),
-    ({"queries": [5]}, "query 5 is not an object"),
+    ({"points": [5]}, r"points\[0\] is 5, expected a list"),
+    ({"points": [[[1]]]}, r"points\[0\]\[0\] is \[1\], expected a list of 2"),
+    ({"queries": 5}, "queries is 5, expected a list"),
+    ({"queries": [5]}, r"queries\[0\] is 5, expected a mapping"),
     ({"queries": [{}]}, "a query needs its 'point'"),
-    ({"queries": [{"point": [1]}]}, "point of a query: .*where 2 numbers belong"),
+    ({"queries": [{"point": [1]}]}, r"queries\[0\].point is \[1\], expected a list of 2"),
     ({"queries": [{"point": [1, 1]}], "points": None}, "a query needs its 'point' and the 'points'"),
-    ({"queries": [{"instances": [1]}]}, "'instances' of a query: .*where numbers 0..0 belong"),
-    ({"queries": [{"instances": [False]}]}, "'instances' of a query"),
+    ({"queries": [{"instances": [1]}]}, "a query has instance 1, where 1 instances are"),
+    ({"queries": [{"instances": [False]}]}, r"queries\[0\].instances\[0\] is False, expected a whole number"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_malformed_files_are_refused_in_a_sentence(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^crop 0: {message}"):
-        from_json([GOOD | change])
+        instances_from_json([GOOD | change])
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "x", 5, GOOD])
 def test_a_file_is_a_list_of_crops(data: object) -> None:
     with pytest.raises(ValueError, match="where a list of crops belongs"):
-        from_json(data)
+        instances_from_json(data)
 
 
 @settings(max_examples=200)
 @given(JSON, st.sampled_from(["", *GOOD, "queries"]))
 def test_any_json_is_read_or_refused(data: object, key: str) -> None:
     try:
-        groups = from_json([{**GOOD, key: data}] if key else data)
+        groups = instances_from_json([{**GOOD, key: data}] if key else data)
     except ValueError:
         return
-    assert parse(to_text(groups))[0] == groups
+    assert parse_instances(to_text(groups))[0] == groups
 
 
 @given(queries(st.integers(-5, 1005)))
 def test_the_queries_of_a_file_are_what_its_text_asks(queries: list[dict[str, Any]]) -> None:
     two = {"bbox": [[10, 10, 20, 20], [12, 12, 30, 30]], "token_ids": [list(CODES)] * 2}
     try:
-        groups = from_json([{**two, "points": [SQUARE, SQUARE], "queries": queries}])
+        groups = instances_from_json([{**two, "points": [SQUARE, SQUARE], "queries": queries}])
     except ValueError:
         assert {"point": None, "instances": None} in queries
     else:
-        assert parse(to_text(groups))[0] == groups
-        assert from_json(to_json(groups)) == groups
+        assert parse_instances(to_text(groups))[0] == groups
+        assert instances_from_json(instances_to_json(groups)) == groups
 
 
 def test_the_file_in_the_documentation_is_read_as_it_says() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     example = json.loads(text.split("```json\n")[1].split("```")[0])
     dog = Instance((100, 20, 200, 120), CODES)
-    assert from_json(example) == (Group((112, 112), (dog,)), Group((42, 112)))
+    assert instances_from_json(example) == (Group((112, 112), (dog,)), Group((42, 112)))
     named = ", ".join(f"({x}, {y})" for x, y in QUERY_POINTS)
     assert named in text

@@ -11,9 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourm.data.layout import Crop
-from fourm.modalities.poses import MAX_PEOPLE, SIDE, People, Person, from_json, parse, to_json, to_text
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.poses import (
+    HUMAN_POSES,
+    MAX_PEOPLE,
+    People,
+    Person,
+    parse_people,
+    people_from_json,
+    people_to_json,
+)
+from fourm.modalities.text import PICTURE_SIDE, WordPiece, encode_full
 
+to_text = HUMAN_POSES.to_text
 BLOCKS = {"human": 5, "global": 10, "pose": 9, "shape": 11, "camera": 4}  # words, in our order
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -58,7 +67,7 @@ def people_on_bins(draw: st.DrawFn) -> People:
     def person() -> Person:
         turn = some(9, 499.5, 499.5)
         return Person(
-            box=tuple(draw(numbers) / 999 * SIDE for _ in range(4)),  # type: ignore[arg-type]
+            box=tuple(draw(numbers) / 999 * PICTURE_SIDE for _ in range(4)),  # type: ignore[arg-type]
             orientation=(turn[:3], turn[3:6], turn[6:]),  # type: ignore[arg-type]
             pose_codes=tuple(draw(st.integers(0, 1023)) for _ in range(8)),
             betas=some(10, 166.5, 499.5),
@@ -77,7 +86,7 @@ STANDING = Person(
 def test_recorded_people_become_the_recorded_words(golden: Path) -> None:
     cases = recorded(golden)["encode"]
     for case in cases[:-2] + cases[-1:]:
-        assert to_text(from_json(case["people"], crop_of(case))) == reordered(case["string"])
+        assert to_text(people_from_json(case["people"], crop_of(case))) == reordered(case["string"])
     assert len(cases) == 6
 
 
@@ -86,13 +95,13 @@ def test_shapes_are_limited_to_words_that_exist_where_the_reference_does_not(gol
     assert "v0=1032" in case["string"]
     assert "v0=-17" in case["string"]
     wanted = case["string"].replace("v0=1032", "v0=999").replace("v0=-17", "v0=0")
-    assert to_text(from_json(case["people"], crop_of(case))) == reordered(wanted)
+    assert to_text(people_from_json(case["people"], crop_of(case))) == reordered(wanted)
 
 
 def test_recorded_texts_become_the_recorded_people(golden: Path) -> None:
     checked = 0
     for case in recorded(golden)["decode"]:
-        people, _ = parse(case["string"])
+        people, _ = parse_people(case["string"])
         for person, wanted in zip(people, case["people"], strict=True):
             assert list(person.pose_codes) == wanted["pose_tokens"]
             for found, key in (
@@ -105,24 +114,24 @@ def test_recorded_texts_become_the_recorded_people(golden: Path) -> None:
 
 
 def test_a_truncated_last_person_is_passed_over_and_told(golden: Path) -> None:
-    people, problems = parse(recorded(golden)["decode"][3]["string"])
+    people, problems = parse_people(recorded(golden)["decode"][3]["string"])
     assert len(people) == 2
     assert problems == ("person 3: 'global' needs 9 numbers",)
 
 
 def test_the_recorded_data_set_has_nobody_in_it(golden: Path) -> None:
     for path in (golden / "data" / "mini_dataset" / "human_poses" / "x").iterdir():
-        assert to_text(from_json(json.loads(path.read_text()))) == "none"
+        assert to_text(people_from_json(json.loads(path.read_text()))) == "none"
 
 
 @given(people_on_bins())
 def test_a_text_says_what_it_was_made_of(people: People) -> None:
-    assert parse(to_text(people)) == (people, ())
+    assert parse_people(to_text(people)) == (people, ())
 
 
 @given(people_on_bins())
 def test_a_file_says_what_it_was_made_of(people: People) -> None:
-    assert from_json(json.loads(json.dumps(to_json(people)))) == people
+    assert people_from_json(json.loads(json.dumps(people_to_json(people)))) == people
 
 
 @given(people_on_bins(), st.permutations(list(BLOCKS)[1:]))
@@ -135,13 +144,13 @@ def test_blocks_may_come_in_any_order(people: People, order: list[str]) -> None:
         for block in order:
             start = person.index(block)
             shuffled += person[start : start + BLOCKS[block]]
-    assert parse(" ".join(shuffled) or "none") == (people, ())
+    assert parse_people(" ".join(shuffled) or "none") == (people, ())
 
 
 @pytest.mark.parametrize("data", [{}, []])
 def test_nobody_is_none(data: object) -> None:
-    assert from_json(data) == ()
-    assert (to_text(()), to_json(()), parse("none"), parse("[PAD] none [EOS]")) == (
+    assert people_from_json(data) == ()
+    assert (to_text(()), people_to_json(()), parse_people("none"), parse_people("[PAD] none [EOS]")) == (
         "none", {}, ((), ()), ((), ()),
     )  # fmt: skip
 
@@ -159,26 +168,29 @@ def test_codes_from_512_on_are_counted_anew() -> None:
         ("human v0=1 v1=2", "person 1: the box needs 4 numbers"),
         ("human v0=1 v1=2 v2=3 v3=4 cat", "person 1: 'global' is missing"),
         (to_text((STANDING,)).replace("v1=", "v1=x"), "person 1: the box needs 4 numbers"),
-        (to_text((STANDING,)).replace("pose v0=0", "pose v1=999"), "person 1: 'pose' needs 8 codes, 0..1023"),
+        (
+            to_text((STANDING,)).replace("pose v0=0", "pose v1=999"),
+            "person 1: 'pose' needs 8 codes, 0..1023",
+        ),
         (to_text((STANDING,)).replace("camera", "kamera"), "person 1: 'camera' is missing"),
     ],
 )
 def test_whoever_is_incomplete_is_passed_over_and_told(text: str, problem: str) -> None:
-    assert parse(text) == ((), (problem,))
+    assert parse_people(text) == ((), (problem,))
 
 
 def test_a_missing_block_never_takes_the_place_of_another_persons() -> None:
     text = to_text((STANDING, STANDING))
     start = text.rindex(" camera")
-    people, problems = parse(text[:start])
-    assert people == parse(to_text((STANDING,)))[0]
+    people, problems = parse_people(text[:start])
+    assert people == parse_people(to_text((STANDING,)))[0]
     assert problems == ("person 2: 'camera' is missing",)
 
 
 def test_words_too_many_are_told_and_numbers_beyond_words_limited() -> None:
     text = to_text((STANDING,)).replace("human v0=45", "human v0=1032") + " cat v0=1"
-    people, problems = parse(text)
-    assert people[0].box[0] == SIDE
+    people, problems = parse_people(text)
+    assert people[0].box[0] == PICTURE_SIDE
     assert problems == ("person 1: 2 words too many",)
 
 
@@ -186,13 +198,13 @@ def test_words_too_many_are_told_and_numbers_beyond_words_limited() -> None:
     st.text() | st.lists(st.sampled_from(["human", *BLOCKS, "v0=3", "v1=999", "none", "[S_1]"])).map(" ".join)
 )
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    people, problems = parse(text)
+    people, problems = parse_people(text)
     assert people or problems or text.split().count("none") == 1
-    assert parse(to_text(people))[1] == ()
+    assert parse_people(to_text(people))[1] == ()
 
 
 def test_a_huge_text_is_read_quickly() -> None:
-    people, problems = parse(f"{to_text((STANDING,))} " * 2000 + "human " * 100_000)
+    people, problems = parse_people(f"{to_text((STANDING,))} " * 2000 + "human " * 100_000)
     assert (len(people), len(problems)) == (2000, 100_000)
 
 
@@ -207,42 +219,45 @@ def test_a_text_has_as_many_people_as_the_model_reads(golden: Path) -> None:
 
 def test_a_mirrored_crop_mirrors_where_people_are_but_not_how_they_stand(golden: Path) -> None:
     case = recorded(golden)["encode"][0]
-    (plain,) = from_json(case["people"], crop_of(case))
-    (mirrored,) = from_json(case["people"], crop_of(case, mirrored=True))
+    (plain,) = people_from_json(case["people"], crop_of(case))
+    (mirrored,) = people_from_json(case["people"], crop_of(case, mirrored=True))
     left, top, right, bottom = plain.box
-    assert np.allclose(mirrored.box, (SIDE - right, top, SIDE - left, bottom))
+    assert np.allclose(mirrored.box, (PICTURE_SIDE - right, top, PICTURE_SIDE - left, bottom))
     assert mirrored.camera == (plain.camera[0], -plain.camera[1], plain.camera[2])
     assert (mirrored.orientation, mirrored.pose_codes) == (plain.orientation, plain.pose_codes)
 
 
 def test_people_are_seen_as_long_as_a_part_of_their_box_is() -> None:
-    data = to_json((STANDING,))
-    whole = (SIDE, SIDE)
-    (seen,) = from_json(data, Crop(whole, 0, 100, 100, 100))
-    assert seen.box == pytest.approx((0, 20 * 2.24, 10 * 2.24, SIDE))
-    assert from_json(data, Crop(whole, 0, 111, 100, 100)) == ()
-    assert from_json(data, Crop(whole, 0, 0, 19, 200)) == ()
+    data = people_to_json((STANDING,))
+    whole = (PICTURE_SIDE, PICTURE_SIDE)
+    (seen,) = people_from_json(data, Crop(whole, 0, 100, 100, 100))
+    assert seen.box == pytest.approx((0, 20 * 2.24, 10 * 2.24, PICTURE_SIDE))
+    assert people_from_json(data, Crop(whole, 0, 111, 100, 100)) == ()
+    assert people_from_json(data, Crop(whole, 0, 0, 19, 200)) == ()
 
 
-GOOD = to_json((STANDING,))
+GOOD = people_to_json((STANDING,))
 BAD = [
-    (None, "None, where an object of people"),
-    ("nobody", "'nobody', where an object of people"),
-    ([1], "where an object of people"),
-    ({"people": []}, "'bbox_xyxy' is missing"),
-    ({"bbox_xyxy": {}}, "'bbox_xyxy' is not a list"),
-    ({"bbox_xyxy": []}, "'pred_smpl_params' is missing"),
-    ({"pred_cam": []}, "'pred_cam' has 0 entries, where there are 1"),
-    ({"pred_cam": [[1, 2]]}, "person 1: pred_cam: .*where 3 numbers belong"),
-    ({"pred_cam": [[1, 2, float("nan")]]}, "person 1: pred_cam: nan is not a finite number"),
-    ({"pred_cam": [[1, 2, 10**400]]}, "person 1: pred_cam: .* is not a finite number"),
-    ({"pred_cam": [[1, 2, True]]}, "person 1: pred_cam: True is not a finite number"),
-    ({"bbox_xyxy": [["a", 2, 3, 4]]}, "person 1: bbox_xyxy: 'a' is not a finite number"),
-    ({"pose_tokenized": [[1] * 7]}, "person 1: pose_tokenized: .*where 8 codes belong"),
-    ({"pose_tokenized": [[1] * 7 + [1024]]}, "1024 is not a code, 0..1023"),
-    ({"pose_tokenized": [[1] * 7 + [1.5]]}, "1.5 is not a code"),
-    ({"pred_smpl_params": {"betas": [[0] * 10]}}, "'global_orient' is missing"),
-    ({"pred_smpl_params": {"global_orient": [[[1, 0, 0]]], "betas": [[0] * 10]}}, "1 x 3 x 3 numbers"),
+    (None, "the value is None, expected a mapping"),
+    ("nobody", "the value is 'nobody', expected a mapping"),
+    ([1], r"the value is \[1\], expected a mapping"),
+    ({"people": []}, "the value has no 'bbox_xyxy'"),
+    ({"bbox_xyxy": {}}, "the value has no 'pred_cam'"),
+    ({"bbox_xyxy": []}, "has no 'pred_smpl_params'"),
+    ({"pred_cam": []}, "different numbers of people: 1, 1, 1, 1, 0"),
+    ({"pred_cam": [[1, 2]]}, r"pred_cam\[0\] is \[1, 2\], expected a list of 3"),
+    ({"pred_cam": [[1, 2, float("nan")]]}, r"pred_cam\[0\]\[2\] is nan, expected a finite number"),
+    ({"pred_cam": [[1, 2, 10**400]]}, r"pred_cam\[0\]\[2\] is 10+\.\.\., expected a finite number"),
+    ({"pred_cam": [[1, 2, True]]}, r"pred_cam\[0\]\[2\] is True, expected a finite number"),
+    ({"bbox_xyxy": [["a", 2, 3, 4]]}, r"bbox_xyxy\[0\]\[0\] is 'a', expected a finite number"),
+    ({"pose_tokenized": [[1] * 7]}, r"pose_tokenized\[0\] is \[1, .*, expected a list of length 8"),
+    ({"pose_tokenized": [[1] * 7 + [1024]]}, "is 1024, expected a whole number, 0 to 1023"),
+    ({"pose_tokenized": [[1] * 7 + [1.5]]}, "is 1.5, expected a whole number"),
+    ({"pred_smpl_params": {"betas": [[0] * 10]}}, "pred_smpl_params has no 'global_orient'"),
+    (
+        {"pred_smpl_params": {"global_orient": [[[1, 0, 0]]], "betas": [[0] * 10]}},
+        r"\[0\]\[0\]\[0\] is 1, expected a list of 3; ",
+    ),
 ]
 
 
@@ -254,14 +269,14 @@ def test_malformed_files_are_refused_in_a_sentence(change: object, message: str)
     is_box = isinstance(change, dict) and bool(change.get("bbox_xyxy"))
     data = {**GOOD, **change} if (is_part or is_box) else change  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=message):
-        from_json(data)
+        people_from_json(data)
 
 
 @settings(max_examples=200)
 @given(JSON, st.sampled_from(["", *GOOD]))  # type: ignore[misc]
 def test_any_json_is_read_or_refused(data: object, key: str) -> None:
     try:
-        people = from_json({**GOOD, key: data} if key else data)  # type: ignore[dict-item]
+        people = people_from_json({**GOOD, key: data} if key else data)  # type: ignore[dict-item]
     except ValueError:
         return
-    assert parse(to_text(people))[1] == ()
+    assert parse_people(to_text(people))[1] == ()

@@ -17,11 +17,9 @@ from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.boxes import Box
-from fourm.modalities.metadata import FIELDS, Fact
-from fourm.modalities.palette import Colour
+from fourm.modalities.facts import FIELDS, Colour, Fact
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.state import Slot
 from tests.texts import data_with, model_texts
 
@@ -247,7 +245,7 @@ def test_every_form_needs_a_text_tokenizer() -> None:
         ("det", "[" * 100_000, "not valid JSON"),
         ("metadata", "[1, 2]", "an object of names and numbers was expected"),
         ("metadata", '{"n_humans": ' + "9" * 5000 + "}", "not valid JSON"),
-        ("color_palette", '{"3": [[1, 2, 3]]}', "must be a list of 3 colours"),
+        ("color_palette", '{"3": [[1, 2, 3]]}', 'palette "3" .*, expected a list of length 3'),
     ],
 )
 def test_spoilt_files_are_sample_errors_of_one_sentence(

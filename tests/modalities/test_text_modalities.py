@@ -16,8 +16,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.modalities.registry import load_registry
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece
+from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.model import FourM, FourMConfig
 from fourm.runs.pipeline import run as generate
 from fourm.runs.request import Request

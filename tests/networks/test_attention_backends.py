@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.modalities.wordpiece import EOS_ID
+from fourm.modalities.text import EOS_ID
 from fourm.networks.blocks import SelfAttention
 from fourm.networks.checkpoint import load_model
 from fourm.networks.layers import attention, set_attention, xformers

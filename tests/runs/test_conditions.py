@@ -14,7 +14,7 @@ from PIL import Image
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Key, Sample, centre_crop
 from fourm.hub.files import find_model
-from fourm.modalities.structured import Structured
+from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers.vq import Part
 from fourm.runs.conditions import Conditions, Work

@@ -13,8 +13,7 @@ from fourm.codecs.embeddings import EmbeddingCodec
 from fourm.codecs.structured import StructuredCodec
 from fourm.codecs.table import Codec, build_codec
 from fourm.modalities.registry import RELEASED, Kind, Modality
-from fourm.modalities.structured import Structured
-from fourm.modalities.wordpiece import WordPiece, encode_full, merge_spans
+from fourm.modalities.text import EOS_ID, Structured, WordPiece, encode_full, merge_spans
 from fourm.networks.state import (
     Slot,
     full_embedding,
@@ -132,7 +131,7 @@ def test_a_caption_file_of_too_many_tokens_is_cut_and_ended(
     codec = build_codec(RELEASED.get("caption"), wordpiece=released)
     (tmp_path / "x.txt").write_text(case["value"])
     ids = released.encode(case["value"])
-    assert shown(codec.encode([codec.read(tmp_path / "x.txt")])) == [*ids[:255], released.eos_id]
+    assert shown(codec.encode([codec.read(tmp_path / "x.txt")])) == [*ids[:255], EOS_ID]
 
 
 def test_metadata_of_too_many_tokens_is_cut_between_two_fields_and_ended(
@@ -142,7 +141,7 @@ def test_metadata_of_too_many_tokens_is_cut_between_two_fields_and_ended(
     codec = build_codec(RELEASED.get("metadata"), wordpiece=released)
     ids = released.encode(" ".join(case["value"]))
     assert len(ids) == 42
-    assert shown(codec.encode([value_of(codec, case["value"])])) == [*ids[:38], released.eos_id]
+    assert shown(codec.encode([value_of(codec, case["value"])])) == [*ids[:38], EOS_ID]
 
 
 def test_recorded_grids_are_shown_whole(recorded: dict[str, Any], arrays: Arrays) -> None:

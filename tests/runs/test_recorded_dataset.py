@@ -15,7 +15,7 @@ from fourm.codecs.table import build_codec
 from fourm.errors import SampleError
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Registry
-from fourm.modalities.wordpiece import WordPiece, encode_full
+from fourm.modalities.text import EOS_ID, WordPiece, encode_full
 from fourm.runs.conditions import Conditions, Prepared, Work
 from fourm.runs.convert import convert_dataset
 from fourm.runs.inputs import Source, read_samples
@@ -112,7 +112,7 @@ def test_the_two_conditions_that_fail_in_the_reference_are_shown_too(
         whole = released.encode(case["string_grid_points_in_order"])
         # The reference's text is longer than the 290 tokens that the model reads.
         assert len(whole) > 290 - 24 < len(ids) <= 290
-        assert ids == [*whole[: len(ids) - 1], released.eos_id]
+        assert ids == [*whole[: len(ids) - 1], EOS_ID]
 
 
 def test_the_references_own_files_of_instances_are_refused_with_the_way_to_read_them(

@@ -13,7 +13,7 @@ from fourm.codecs.table import build_codec
 from fourm.decoding.engine import DRAW, ORDER, Engine, _num_known, _passes, with_targets
 from fourm.decoding.sampling import Noise, draw
 from fourm.modalities.registry import RELEASED, Kind
-from fourm.modalities.wordpiece import EOS_ID, WordPiece
+from fourm.modalities.text import EOS_ID, WordPiece
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Slot, full_grid, full_sequence
 from fourm.schedule.chain import Branch, Step, TargetSpec, make_chain

@@ -1,14 +1,18 @@
-"""Text and ids: the tokenizer JSON of a model, sentinel spans, and what a prompt may hold. No torch."""
+"""Text as models read it: ids of a text tokenizer, prompts, and what all grammars of texts share."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Generic, Self, TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
+from fourm.data.layout import Crop
 from fourm.data.opening import read_bytes
 from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.modalities.typed import Limits
+
+T = TypeVar("T")
 
 # The first ids of every 4M text tokenizer; [S_k] follows at FIRST_SENTINEL + k.
 PAD_ID, UNK_ID, SOS_ID, EOS_ID, FIRST_SENTINEL = range(5)
@@ -16,8 +20,7 @@ RESERVED = ("[PAD]", "[UNK]", "[SOS]", "[EOS]")
 MAX_BYTES = 1 << 26  # of the file
 _MAX_PROMPT = 1 << 20  # characters
 _SHOWN = 60  # characters of a prompt that an error repeats
-
-
+_QUOTED = 40  # characters of a model's text that a sentence repeats
 _STRANGE = "\U0002a6d6"  # an ideograph that hardly any vocabulary has; not one that is cleaned away
 
 
@@ -26,7 +29,7 @@ class WordPiece:
     """A trained text tokenizer: normaliser, words and special tokens are what its file says."""
 
     tokenizer: Tokenizer
-    num_sentinels: int
+    sentinels: range  # ids of [S_0], [S_1], ..., each of which stands for a hidden run of tokens
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -55,27 +58,7 @@ class WordPiece:
         count = 3
         while tokenizer.token_to_id(f"[S_{count}]") == FIRST_SENTINEL + count:
             count += 1
-        return cls(tokenizer, count)
-
-    @property
-    def pad_id(self) -> int:
-        """Id of [PAD]."""
-        return PAD_ID
-
-    @property
-    def eos_id(self) -> int:
-        """Id of [EOS], which ends a full text."""
-        return EOS_ID
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def sentinels(self) -> range:
-        """Ids of [S_0], [S_1], ..., each of which stands for a hidden run of tokens."""
-        return range(FIRST_SENTINEL, FIRST_SENTINEL + self.num_sentinels)
+        return cls(tokenizer, range(FIRST_SENTINEL, FIRST_SENTINEL + count))
 
     def sentinel_id(self, number: int) -> int:
         """Id of [S_number]."""
@@ -166,6 +149,102 @@ def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Con
     for token in visible:
         merged += owned.get(token, []) if token in sentinels else [token]
     return merged
+
+
+# Codes of a tokenizer stand in texts as `v0=0` to `v0=511`, then `v1=0` to `v1=511`.
+MAX_NUMBER = 999  # words of numbers go from v0=0 to v3=999
+NUM_CODES = 1024
+_CODES_PER_AXIS = 512
+PICTURE_SIDE = 224  # pixels per side of the picture that coordinates of people and instances are for
+Code = Annotated[int, Limits(0, NUM_CODES - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Structured(Generic[T]):
+    """A value that was read from text: what could be understood of it, and what could not.
+
+    Models write malformed text now and then. It is kept, and the problems say what was passed over.
+    """
+
+    value: T
+    text: str = ""  # as the model wrote it; "" for a value that comes from a file
+    problems: tuple[str, ...] = ()  # a short sentence for each thing passed over; none: well-formed
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar(Generic[T]):
+    """One sort of structured value, as text and as the plain data of a JSON file.
+
+    parse never raises: it passes over what is malformed and says so. from_json raises a ValueError whose
+    message says what is wrong with the data.
+    """
+
+    parse: Callable[[str], tuple[T, tuple[str, ...]]]  # text -> value, problems
+    to_pieces: Callable[[T], list[str]]  # value -> what the model reads, joined by blanks
+    from_json: Callable[[object, Crop | None], T]  # data of a file -> value as the crop shows it
+    to_json: Callable[[T], object]  # value -> data of a file, readable by from_json without a crop
+    is_divisible: bool = False  # pieces mean something alone, so a long text can end between two of them
+
+    def to_text(self, value: T) -> str:
+        """The value as the model reads it."""
+        return " ".join(self.to_pieces(value))
+
+    def understand(self, text: str) -> Structured[T]:
+        """What a model's text says."""
+        value, problems = self.parse(text)
+        return Structured(value, text, problems)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a model's text, without padding, end marks and sentinels."""
+    return [word for word in text.split() if not (word.startswith("[") and word.endswith("]"))]
+
+
+def groups_of(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list[str], list[list[str]]]:
+    """The words before the first group, and the groups, each with the word that begins it."""
+    before, groups = list[str](), list[list[str]]()
+    for word in words:
+        if begins(word):
+            groups.append([word])
+        else:
+            (groups[-1] if groups else before).append(word)
+    return before, groups
+
+
+def number_of(word: str) -> int | None:
+    """The whole number behind the first `=` of a word such as `v0=12`; None where there is none.
+
+    What has more than nine digits is a billion: beyond every limit of a grammar, and quick to read.
+    """
+    digits = word.partition("=")[2]
+    sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    digits = digits.lstrip("0")
+    return sign * (int(digits or "0") if len(digits) <= 9 else 10**9)
+
+
+def nearest_number(value: float) -> int:
+    """The nearest number that a word can say; halves go to the even one."""
+    return round(min(max(value, 0), MAX_NUMBER))
+
+
+def code_of(word: str) -> int | None:
+    """The code of a word: `v0=5` is 5, every other axis counts from 512; None for what is no code."""
+    number = number_of(word)
+    code = -1 if number is None else number + (0 if word.startswith("v0=") else _CODES_PER_AXIS)
+    return code if 0 <= code < NUM_CODES else None
+
+
+def code_word(code: int) -> str:
+    """The word of a code."""
+    return f"v0={code}" if code < _CODES_PER_AXIS else f"v1={code - _CODES_PER_AXIS}"
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Some words of a text as a sentence repeats them."""
+    text = " ".join(words[:_QUOTED])
+    return f"'{text}'" if len(text) <= _QUOTED else f"'{text[: _QUOTED - 3]}...'"
 
 
 def _shortened(text: str) -> str:

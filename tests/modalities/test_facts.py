@@ -1,4 +1,4 @@
-"""Metadata: the recorded table, texts and files; every index survives being read and written again."""
+"""Metadata and palettes: recorded tables, texts and files, what a model may write, what is refused."""
 
 import json
 import time
@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourm.modalities.metadata import (
+from fourm.modalities.facts import (
     FIELDS,
     METADATA,
+    Colour,
     Field,
     metadata_from_json,
-    metadata_to_json,
-    metadata_to_text,
+    palette_from_json,
+    palette_grammar,
+    palette_to_json,
     parse_metadata,
+    parse_palette,
 )
 from tests.texts import data_with, model_texts, value_or_refusal
 
@@ -47,8 +50,7 @@ def test_recorded_files_become_the_recorded_texts(golden: Path) -> None:
     assert len(cases) > 10
     for case in cases:
         facts = metadata_from_json(case["metadata"])
-        assert metadata_to_text(facts) == case["string"]
-        assert METADATA.to_pieces is not None
+        assert METADATA.to_text(facts) == case["string"]
         assert METADATA.to_pieces(facts) == case["chunks"]
 
 
@@ -89,8 +91,8 @@ def test_every_index_is_read_as_a_value_of_that_index(field: Field) -> None:
     for index in range(field.top + 1):
         text = f"v1={field.number} v0={index}"
         facts, problems = parse_metadata(text)
-        assert (metadata_to_text(facts), problems) == (text, ())
-        again = metadata_from_json(json.loads(json.dumps(metadata_to_json(facts))))
+        assert (METADATA.to_text(facts), problems) == (text, ())
+        again = metadata_from_json(json.loads(json.dumps(METADATA.to_json(facts))))
         assert again == facts
         assert [type(fact.value) for fact in again] == [type(fact.value) for fact in facts]
     assert parse_metadata(f"v1={field.number} v0={field.top + 1}")[0] == ()
@@ -101,39 +103,39 @@ def test_what_was_written_is_read_as_it_was(indices: dict[Field, int]) -> None:
     fields = [field for field in FIELDS if field in indices]
     data = {field.name: field.value_of(indices[field] % (field.top + 1)) for field in fields}
     facts = metadata_from_json(data)
-    assert parse_metadata(metadata_to_text(facts)) == (facts, ())
+    assert parse_metadata(METADATA.to_text(facts)) == (facts, ())
 
 
 @given(st.sampled_from(FIELDS), st.floats(allow_nan=False, allow_infinity=False) | st.integers())
 def test_any_number_has_an_index(field: Field, value: float) -> None:
     (fact,) = metadata_from_json({field.name: value})
-    text = metadata_to_text([fact])
-    assert metadata_to_text(parse_metadata(text)[0]) == text
+    text = METADATA.to_text((fact,))
+    assert METADATA.to_text(parse_metadata(text)[0]) == text
 
 
 @given(model_texts)
 def test_no_text_is_more_than_some_facts_and_some_sentences(text: str) -> None:
     facts, problems = parse_metadata(text)
     assert all(problem and len(problem) < 120 for problem in problems)
-    assert parse_metadata(metadata_to_text(facts)) == (facts, ())
+    assert parse_metadata(METADATA.to_text(facts)) == (facts, ())
 
 
 @given(data_with((*NAMES[:3], NAMES[9], NAMES[20])))
 def test_no_data_is_more_than_some_facts_or_a_value_error(data: object) -> None:
     facts = value_or_refusal(lambda: metadata_from_json(data))
     if facts is not None:
-        assert metadata_from_json(metadata_to_json(facts)) == facts
+        assert metadata_from_json(METADATA.to_json(facts)) == facts
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "an object of names and numbers was expected, not a list of 0"),
+        ([], r"an object of names and numbers was expected, not \[\]"),
         ({"brightnes": 3}, "unknown name 'brightnes'; did you mean 'brightness'"),
-        ({"brightness": "3"}, "'brightness' must be a number, not '3'"),
-        ({"n_humans": True}, "'n_humans' must be a number, not True"),
-        ({"n_humans": None}, "'n_humans' must be a number, not None"),
-        ({"n_humans": float("inf")}, "'n_humans' must be a finite number"),
+        ({"brightness": "3"}, "brightness is '3', expected a finite number"),
+        ({"n_humans": True}, "n_humans is True, expected a finite number"),
+        ({"n_humans": None}, "n_humans is None, expected a finite number"),
+        ({"n_humans": float("inf")}, "n_humans is inf, expected a finite number"),
     ],
 )
 def test_files_that_hold_no_metadata_are_refused(data: object, message: str) -> None:
@@ -143,13 +145,13 @@ def test_files_that_hold_no_metadata_are_refused(data: object, message: str) -> 
 
 def test_whole_numbers_are_written_as_such_whatever_the_file_has() -> None:
     facts = metadata_from_json({"n_humans": 3.0, "n_sam_instances": 2.9, "brightness": 120})
-    assert metadata_to_text(facts) == "v1=5 v0=3 v1=6 v0=2 v1=10 v0=23"
-    assert json.dumps(metadata_to_json(facts)) == '{"n_humans": 3, "n_sam_instances": 2, "brightness": 120}'
+    assert METADATA.to_text(facts) == "v1=5 v0=3 v1=6 v0=2 v1=10 v0=23"
+    assert json.dumps(METADATA.to_json(facts)) == '{"n_humans": 3, "n_sam_instances": 2, "brightness": 120}'
 
 
 def test_what_is_passed_over_is_said_once_each() -> None:
     facts, problems = parse_metadata("cat v1=0 v0=1 v1=0 v0=2 v1=77 v0=1 v1=5 v2=1 v1=5 v2=1 v1=10 v0=50")
-    assert metadata_to_json(facts) == {"original_width": 64}
+    assert METADATA.to_json(facts) == {"original_width": 64}
     assert problems == (
         "'cat' stands before the first field",
         "original_width is stated twice",
@@ -164,4 +166,104 @@ def test_huge_texts_take_linear_time() -> None:
     assert len(parse_metadata("v1=3 v0=4 " * 200_000)[0]) == 1
     assert len(parse_metadata("v1=" + "9" * 3_000_000 + " v0=3")[1]) == 1
     assert len(parse_metadata("cat " * 500_000)[1]) == 1
+    assert time.perf_counter() - started < 10
+
+
+palettes = st.lists(st.builds(Colour, *[st.integers(0, 255)] * 3), min_size=1, max_size=7).map(tuple)
+
+
+def test_recorded_palettes_become_the_recorded_texts(golden: Path) -> None:
+    recorded = json.loads((golden / "data" / "color_palette.json").read_text())
+    for case in recorded["encode"]:
+        size = case["n_colours"]
+        grammar = palette_grammar(size)
+        assert grammar.to_text(grammar.from_json(recorded["file_content"], None)) == case["string"]
+    # Where no size is asked for, the largest palette is read.
+    assert (
+        palette_grammar().to_text(palette_from_json(recorded["file_content"]))
+        == recorded["encode"][-1]["string"]
+    )
+
+
+def test_recorded_texts_hold_the_recorded_colours(golden: Path) -> None:
+    cases = json.loads((golden / "data" / "color_palette.json").read_text())["decode"]
+    assert len(cases) == 14
+    for case in cases:
+        colours, problems = parse_palette(case["string"])
+        if case["string"] == "v1=1 v0=999 v0=0 v0=256":
+            assert colours == ((255, 0, 255),)  # the reference's colours wrap around
+        elif case["picture"] is not None:
+            assert [list(colour) for colour in colours] == case["picture"]["stripes_rgb"]
+        else:
+            assert colours == (((1, 2, 3),) if case["string"].endswith("[S_1]") else ())
+        num_words = len(case["string"].removesuffix(" [S_1]").split())
+        assert bool(problems) == (not colours or num_words != 3 * len(colours) + 1)
+
+
+@given(palettes)
+def test_a_written_palette_is_read_as_it_was(colours: tuple[Colour, ...]) -> None:
+    assert parse_palette(palette_grammar().to_text(colours)) == (colours, ())
+    assert palette_from_json(json.loads(json.dumps(palette_to_json(colours)))) == colours
+
+
+def test_a_palette_without_colours_is_written_and_read() -> None:
+    assert palette_grammar().to_text(()) == ""
+    assert palette_from_json(json.loads(json.dumps(palette_to_json(())))) == ()
+
+
+@given(model_texts)
+def test_no_text_is_more_than_some_colours_and_some_sentences(text: str) -> None:
+    colours, problems = parse_palette(text)
+    assert all(0 <= level <= 255 for colour in colours for level in colour)
+    assert len(colours) <= 7
+    assert all(problem and len(problem) < 120 for problem in problems)
+    assert parse_palette(palette_grammar().to_text(colours))[0] == colours
+
+
+@given(data_with(("1", "2", "7")))
+def test_no_data_is_more_than_some_colours_or_a_value_error(data: object) -> None:
+    colours = value_or_refusal(lambda: palette_from_json(data))
+    if colours is not None:
+        assert palette_from_json(palette_to_json(colours)) == colours
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "a list with one object of palettes was expected, not 3"),
+        ([], r"was expected, not \[\]"),
+        ([{}, {}], r"was expected, not \[{}, {}\]"),
+        ([{"8": []}], 'palettes stand under "1" to "7", not under \'8\''),
+        ([{"one": []}], "not under 'one'"),
+        ([{"2": [[1, 2, 3]]}], r'palette "2" is \[\[1, 2, 3\]\], expected a list of length 2'),
+        ([{"1": [[1, 2]]}], r'palette "1"\[0\] is \[1, 2\], expected a list of 3'),
+        ([{"1": [[1, 2, "3"]]}], r"\[2\] is '3', expected a finite number"),
+        ([{"1": [[1, 2, 256]]}], r"\[2\] is 256, expected a finite number, 0 to 255"),
+        ([{"1": [[-1, 2, 3]]}], "is -1, expected a finite number, 0 to 255"),
+        ([{"1": [[0.5, 0.25, 1.0]]}], r"whole parts in 0..255, not \(\(0.5, 0.25, 1.0\),\)"),
+    ],
+)
+def test_files_that_hold_no_palette_are_refused(data: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        palette_from_json(data)
+
+
+def test_a_size_that_a_file_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds no palette of 3 colours"):
+        palette_from_json([{"1": [[1, 2, 3]]}], size=3)
+
+
+def test_what_is_passed_over_of_a_palette_is_said() -> None:
+    colours, problems = parse_palette("cat v1=3 v0=1 v0=2 v0=3 v1=7 v0=9")
+    assert colours == ((1, 2, 3),)
+    assert problems == (
+        "'cat v1=7 v0=9' is no part of a palette",
+        "'v1=3' announces a palette, but 1 colours follow",
+    )
+
+
+def test_huge_palettes_take_linear_time() -> None:
+    started = time.perf_counter()
+    assert len(parse_palette("v1=7 " + "v0=255 " * 500_000)[0]) == 7
+    assert len(parse_palette("cat " * 500_000)[1]) == 2
     assert time.perf_counter() - started < 10

@@ -1,0 +1,237 @@
+"""Facts about a whole picture: metadata (`metadata`) and the palette of its main colours (`color_palette`).
+
+Metadata are a picture's size, counts of things, statistics of its pixels, scores. Text: `v1=<field>
+v0=<index>`, repeated. JSON: one object of names and numbers. An index stands for all values of a bin; it is
+read as the one that `Field.value_of` says, which is written as the same index again.
+
+A palette has one to seven colours. Text: `v1=<count>`, then `v0=<red> v0=<green> v0=<blue>` for each colour.
+JSON: a list with one object, which has a palette of n colours `[red, green, blue]` under each key "n".
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
+
+from fourm.data.layout import Crop
+from fourm.errors import near_match, shown
+from fourm.modalities.text import MAX_NUMBER, Grammar, groups_of, number_of, quoted, words_of
+from fourm.modalities.typed import Limits, fit
+
+MAX_COLOURS = 7
+_SIDE = 32  # pixels per bin of a picture's side
+_BINS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that metadata can state."""
+
+    number: int  # in the text
+    name: str  # in files
+    top: int  # largest index
+    index_of: Callable[[float], int]  # any value -> index 0..top
+    value_of: Callable[[int], int | float]  # index 0..top -> a value of that bin
+    is_whole: bool = True  # values are whole numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """The value of one field."""
+
+    field: Field
+    value: int | float
+
+    @property
+    def words(self) -> str:
+        """The fact as the model reads it."""
+        return f"v1={self.field.number} v0={self.field.index_of(self.value)}"
+
+
+Metadata = tuple[Fact, ...]
+
+
+def _side(number: int, name: str) -> Field:
+    """A picture's side in pixels, rounded down to a multiple of 32."""
+    return Field(number, name, MAX_NUMBER, lambda v: _limited(v // _SIDE), lambda k: k * _SIDE)
+
+
+def _count(number: int, name: str) -> Field:
+    return Field(number, name, MAX_NUMBER, _limited, lambda k: k)
+
+
+def _limited(value: float) -> int:
+    return int(min(max(value, 0), MAX_NUMBER))
+
+
+def _range(number: int, name: str, high: float) -> Field:
+    """A value in [0, high]: 49 bins of equal width and one for `high` itself, each read as its centre."""
+    steps = _BINS - 1
+    return Field(
+        number, name, steps,
+        lambda v: math.floor(min(max(v, 0.0), high) / high * steps),
+        lambda k: high * min((k + 0.5) / steps, 1.0),
+        is_whole=False,
+    )  # fmt: skip
+
+
+def _score(number: int, name: str, bounds: tuple[float, ...], values: tuple[int, ...]) -> Field:
+    """A score of which only the bounds that it reaches count; `values` has one for each number of bounds."""
+    return Field(
+        number, name, len(bounds),
+        lambda v: sum(bound <= v for bound in bounds), lambda k: values[k], is_whole=False,
+    )  # fmt: skip
+
+
+# Every field, by its number in the text.
+FIELDS = (
+    _side(0, "original_width"),
+    _side(1, "original_height"),
+    _count(2, "caption_n_chars"),
+    _count(3, "caption_n_words"),
+    _count(4, "caption_n_sentences"),
+    _count(5, "n_humans"),
+    _count(6, "n_sam_instances"),
+    _count(7, "n_coco_instances"),
+    _count(8, "coco_instance_diversity"),
+    _range(9, "colorfulness", 150),
+    _range(10, "brightness", 255),
+    _range(11, "contrast", 127),
+    _range(12, "saturation", 255),
+    _range(13, "entropy", 10),
+    _range(14, "walkability", 1),
+    _range(15, "objectness", 1),
+    _count(16, "semantic_diversity"),
+    _range(17, "geometric_complexity", 0.75),
+    _range(18, "occlusion_score", 0.25),
+    _score(19, "watermark_score", (0.5,), (0, 1)),
+    _score(20, "aesthetic_score", (4.5, 5.5), (4, 5, 6)),
+)
+_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
+
+
+def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
+    """The facts of a text, in the order of FIELDS, and what was passed over.
+
+    A pair begins at each word with `v1`; of two for one field the later counts.
+    """
+    before, pairs = groups_of(words_of(text), lambda word: "v1" in word)
+    problems = [f"{quoted(before)} stands before the first field"] if before else []
+    facts: dict[int, Fact] = {}
+    for words in pairs:
+        if fact := _parse_pair(words):
+            problems += [f"{fact.field.name} is stated twice"] if fact.field.number in facts else []
+            facts[fact.field.number] = fact
+        else:
+            problems.append(f"{quoted(words)} states nothing that is known")
+    return tuple(facts[number] for number in sorted(facts)), tuple(dict.fromkeys(problems))
+
+
+def metadata_from_json(data: object, crop: Crop | None = None) -> Metadata:
+    """The facts of a file, in its order. They are of the whole picture, whatever the crop shows."""
+    if not isinstance(data, dict):
+        raise ValueError(f"an object of names and numbers was expected, not {shown(ascii(data), 40)}")
+    facts = list[Fact]()
+    for name, value in data.items():
+        field = _BY_NAME.get(name)
+        if field is None:
+            raise ValueError(f"unknown name {shown(ascii(name), 40)}{near_match(name, _BY_NAME)}")
+        number = fit(float, value, name)
+        facts.append(Fact(field, int(number) if field.is_whole or isinstance(value, int) else number))
+    return tuple(facts)
+
+
+METADATA: Grammar[Metadata] = Grammar(
+    parse=parse_metadata,
+    to_pieces=lambda facts: [fact.words for fact in facts],
+    from_json=metadata_from_json,
+    to_json=lambda facts: {fact.field.name: fact.value for fact in facts},
+    is_divisible=True,
+)
+
+
+def _parse_pair(words: list[str]) -> Fact | None:
+    if len(words) != 2 or not (words[0].startswith("v1=") and words[1].startswith("v0=")):
+        return None
+    number, index = number_of(words[0]), number_of(words[1])
+    if number is None or index is None or not 0 <= number < len(FIELDS):
+        return None
+    field = FIELDS[number]
+    return Fact(field, field.value_of(index)) if 0 <= index <= field.top else None
+
+
+class Colour(NamedTuple):
+    """Red, green and blue, each 0..255."""
+
+    red: int
+    green: int
+    blue: int
+
+
+Palette = tuple[Colour, ...]
+_Level = Annotated[float, Limits(0, 255)]
+
+
+def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
+    """The complete colours of a text, seven at most, and what was passed over.
+
+    Only `v0=` words behind the first `v1=` are read. Their number counts, not the one that `v1=` announces.
+    """
+    words = words_of(text)
+    start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
+    levels, ignored = list[int](), words[:start]
+    for word in words[start + 1 :]:
+        level = number_of(word) if word.startswith("v0=") else None
+        if level is None:
+            ignored.append(word)
+        else:
+            levels.append(min(max(level, 0), 255))
+    count = min(len(levels) // 3, MAX_COLOURS)
+    ignored += [f"v0={level}" for level in levels[3 * count :]]
+    problems = [f"{quoted(ignored)} is no part of a palette"] if ignored else []
+    if start == len(words):
+        problems.append("no word v1= begins a palette")
+    elif number_of(words[start]) != count:
+        problems.append(f"{quoted(words[start : start + 1])} announces a palette, but {count} colours follow")
+    return tuple(Colour(*levels[3 * i : 3 * i + 3]) for i in range(count)), tuple(problems)
+
+
+def palette_words(colours: Palette) -> list[str]:
+    """A palette as the model reads it; nothing for one without colours."""
+    levels = [f"v0={level}" for colour in colours for level in colour]
+    return [f"v1={len(colours)}", *levels] if colours else []
+
+
+def palette_from_json(data: object, crop: Crop | None = None, size: int | None = None) -> Palette:
+    """The palette of `size` colours of a file; by default the largest one there, which tells most.
+
+    Colours are of the whole picture, whatever the crop shows. A file without any palette gives no colours.
+    """
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    if not isinstance(data, dict):
+        raise ValueError(f"a list with one object of palettes was expected, not {shown(ascii(data), 40)}")
+    sizes = [str(count) for count in range(1, MAX_COLOURS + 1)]
+    if wrong := [shown(ascii(key), 40) for key in data if key not in sizes]:
+        raise ValueError(f'palettes stand under "1" to "{MAX_COLOURS}", not under {wrong[0]}')
+    if size is not None and str(size) not in data:
+        raise ValueError(f"holds no palette of {size} colours")
+    count = max(map(int, data), default=0) if size is None else size
+    of_count = Annotated[tuple[tuple[_Level, _Level, _Level], ...], Limits(count, count)]
+    levels = fit(of_count, data.get(str(count), []), f'palette "{count}"')
+    if any(level != round(level) for colour in levels for level in colour):
+        raise ValueError(f"colours have whole parts in 0..255, not {shown(levels)}")
+    return tuple(Colour(*map(round, colour)) for colour in levels)
+
+
+def palette_to_json(colours: Palette) -> object:
+    """The data of a file with this palette alone."""
+    return [{str(len(colours)): [list(colour) for colour in colours]} if colours else {}]
+
+
+def palette_grammar(size: int | None = None) -> Grammar[Palette]:
+    """The grammar of palettes; of a file the one of `size` colours is read, by default the largest."""
+    from_json = partial(palette_from_json, size=size)
+    return Grammar(parse_palette, palette_words, from_json, palette_to_json)
