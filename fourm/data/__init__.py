@@ -9,7 +9,7 @@ PUBLIC = {
         "list_folder match_spellings read_member split_path suffix_of take"
     ),
     "layout": (
-        "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS Place Sample WHOLE centre_crop "
+        "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS Place Sample WHOLE centre_crop check_apart "
         "number_keys outputs_of path_of random_crop samples_of_prompts"
     ),
     "opening": (
@@ -18,7 +18,7 @@ PUBLIC = {
     ),
     "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
     "writing": (
-        "DRAWING PARTIAL check_apart check_drawing check_folder check_partial check_root "
+        "DRAWING PARTIAL check_drawing check_folder check_partial check_root "
         "check_writable create_atomic create_text free_beside is_alive lock_file make_all make_below mode_of "
         "output_path process_name refuse_inside remove_leftovers server_clock strange_leftovers "
         "vanished write_alone write_atomic write_text"

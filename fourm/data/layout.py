@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.writing import PARTIAL
+from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
 
 FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
@@ -100,6 +100,22 @@ def outputs_of(root: Path, key: Key, places: Iterable[Place], variation: int | N
         path_of(root, place.folder, key, place.suffix, None if place.shared else variation)
         for place in places
     )
+
+
+def check_apart(out: Path, samples: Iterable[Sample]) -> None:
+    """UsageError where an output folder lies in a modality's folder that is read.
+
+    Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
+    """
+    # One file for each folder and modality: a thousand samples share a folder, and there may be a million.
+    files = {(name, sample.key.folder): path for sample in samples for name, path in sample.files.items()}
+    tops = {
+        path.parents[folder.count("/") + 1]
+        for (_, folder), path in files.items()
+        if path.parent.as_posix().endswith(f"/{folder}")
+    }
+    for top in sorted(tops):
+        refuse_inside(out, top)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import stat
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -241,12 +241,9 @@ def _release(root: Path) -> None:
     file = _claims.pop((process_name(), os.path.abspath(root)), None)
     if file is None:
         return
-    path = root / PARTIAL / f"{process_name()}{_LOCK}"
-    with suppress(OSError):  # Windows deletes no open file
-        path.unlink(missing_ok=True)
-    file.close()
+    file.close()  # first, because Windows deletes no open file
     with suppress(OSError):
-        path.unlink(missing_ok=True)
+        (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
 
 
 def _fill(text: str, file: Path) -> None:
@@ -347,24 +344,6 @@ def check_folder(root: Path, folder: Path) -> None:
     is_ours = folder.is_dir() and real(folder).is_relative_to(real(root))
     if os.path.lexists(folder) and not is_ours:
         raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
-
-
-def check_apart(out: Path, samples: Iterable[tuple[str, Mapping[str, Path]]]) -> None:
-    """UsageError where an output folder lies in a modality's folder that is read.
-
-    Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
-
-    samples: of each the folder of its key, and its files, `root/modality/folder/name.ext`, by modality.
-    """
-    # A thousand samples share a folder, and there may be a million of them.
-    one_of = {(name, folder): path for folder, files in samples for name, path in files.items()}
-    tops = {
-        path.parents[folder.count("/") + 1]
-        for (_, folder), path in one_of.items()
-        if path.parent.as_posix().endswith(f"/{folder}")
-    }
-    for top in sorted(tops):
-        refuse_inside(out, top)
 
 
 def refuse_inside(out: Path, top: Path) -> None:

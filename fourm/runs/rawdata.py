@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourm.data.dataset import REST, Dataset, Listing, flat_advice, folders_in, list_folder, match_spellings
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Key, Sample
-from fourm.data.writing import check_apart
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Key, Sample, check_apart
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
@@ -53,7 +52,7 @@ class TokenizeRequest:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_attention(self.attention)
-        check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
+        check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.layout import MAX_SAMPLES, Sample
+from fourm.data.layout import MAX_SAMPLES, Sample, check_apart
 from fourm.data.opening import real
-from fourm.data.writing import check_apart
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles
 from fourm.output.runfile import BASE, RUN, SR, SR_RUN, RunRecord
@@ -100,7 +99,7 @@ class Request:
             other = "--resume" if self.resume else "--shard"
             raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
         if not self.is_beside:
-            check_apart(self.out, ((s.key.folder, s.files) for s in self.samples))
+            check_apart(self.out, self.samples)
         if not self.overwrite or self.is_beside:
             return
         out = real(self.out)

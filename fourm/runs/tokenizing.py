@@ -6,14 +6,12 @@ command goes on where an earlier one stopped, and processes share nothing but th
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fourm import __version__
@@ -79,12 +77,15 @@ class Tokenizing:
         return path_of(self.request.out, row, key, ".npy")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Untokenized:
-    """A sample and the modalities of it that are still to be made."""
+    """A sample, the modalities of it that are still to be made, and what became of them."""
 
     sample: Sample
     rows: tuple[Modality, ...]
+    crops: tuple[Crop, ...] | None = None  # None: not known
+    problems: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
@@ -229,7 +230,7 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
     """
     request = run.request
     mine = request.world.share(request.samples)
-    todo, wrong = list[Untokenized](), list[tuple[Untokenized, str]]()
+    todo, wrong = list[Untokenized](), list[Untokenized]()
     for sample in mine:
         rows = tuple(row for row in request.rows if row.name in sample.files)
         try:
@@ -237,7 +238,7 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
                 raise SampleError(sample.problem)
             left = tuple(row for row in rows if not _is_made(run, row, sample.key))
         except SampleError as error:
-            wrong.append((Untokenized(sample, rows), str(error)))
+            wrong.append(Untokenized(sample, rows, problems=[str(error)]))
         else:
             todo += [Untokenized(sample, left)] if left else []
     run.skipped = len(mine) - len(todo) - len(wrong)
@@ -249,8 +250,8 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
         yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for row in needed.values()}))}")
         codecs = _load(run, needed)
     _write_origins(request, origins)
-    for one, reason in wrong:
-        yield _fail(run, one, reason)
+    for one in wrong:
+        yield _fail(run, one)
     portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(todo), size):
         yield from _make_batch(run, codecs, todo[first : first + size], portions)
@@ -272,34 +273,21 @@ def _make_batch(
     run: Tokenizing, codecs: Mapping[str, GridCodec], batch: Sequence[Untokenized], portions: Portions
 ) -> Iterator[Event]:
     """Read, tokenize and write some samples, one modality of all of them after the other."""
-    crops, problems = dict[Key, tuple[Crop, ...]](), dict[Key, list[str]]()
     for one in batch:
         try:
-            crops[one.sample.key] = _settle_crops(run, codecs, one)
+            one.crops = _settle_crops(run, codecs, one)
         except SampleError as error:
-            problems[one.sample.key] = [str(error)]
-    files = dict[Key, list[Path]]()
-    for name, codec in codecs.items():
-        ready = list[tuple[Key, list[Tensor]]]()
-        for one in batch:
-            key = one.sample.key
-            if key in crops and any(row.name == name for row in one.rows):
-                try:
-                    ready.append((key, _prepare(codec, one.sample, crops[key])))
-                except SampleError as error:
-                    problems.setdefault(key, []).append(str(error))
-        made = (yield from _tokens(codec, ready, problems, portions)) if ready else {}
-        for key, ids in made.items():
-            path = run.path(name, key)
-            write_atomic(run.request.out, path, partial(write_ids, ids))
-            files.setdefault(key, []).append(path)
+            one.problems.append(str(error))
+    for codec in codecs.values():
+        mine = (one for one in batch if codec.row in one.rows and one.crops is not None)
+        if ready := [(one, crops) for one in mine if (crops := _prepare(codec, one))]:
+            yield from _make_tokens(run, codec, ready, portions)
     for one in batch:
-        key = one.sample.key
-        if key in problems:
-            yield _fail(run, one, "; ".join(problems[key]))
+        if one.problems:
+            yield _fail(run, one)
         else:
             run.saved += 1
-            yield Saved(key.text, 0, tuple(files[key]))
+            yield Saved(one.sample.key.text, 0, tuple(one.files))
 
 
 def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
@@ -331,28 +319,29 @@ def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untoken
     return crops
 
 
-def _prepare(codec: GridCodec, sample: Sample, crops: Iterable[Crop]) -> list[Tensor]:
-    """What the tokenizer reads of each crop of a sample."""
-    path, valid = sample.files[codec.row.name], sample.files.get(VALID) if codec.takes_mask else None
-    value = codec.read(path)
+def _prepare(codec: GridCodec, one: Untokenized) -> list[Tensor]:
+    """What the tokenizer reads of each crop of a sample; nothing, and a problem, where it cannot be read."""
+    files = one.sample.files
+    path, valid = files[codec.row.name], files.get(VALID) if codec.takes_mask else None
     try:
+        value = codec.read(path)
         if codec.form.resample is None:
             return [codec.prepare(value)]
         return [
             codec.prepare(codec.cut(value, crop, path), codec.read_mask(valid, crop) if valid else None)
-            for crop in crops
+            for crop in one.crops or ()
         ]
     except SampleError as error:
         text = str(error)
-        raise SampleError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error
+        one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
+        return []
 
 
-def _tokens(
-    codec: GridCodec, ready: Sequence[tuple[Key, list[Tensor]]], problems: dict[Key, list[str]],
-    portions: Portions,
-) -> Generator[Event, None, dict[Key, NDArray[np.int64]]]:  # fmt: skip
-    """Ids (crops, L) by sample; where all together fail, each is tried alone, and what fails is noted."""
-    made, found = list[Tensor](), dict[Key, NDArray[np.int64]]()
+def _make_tokens(
+    run: Tokenizing, codec: GridCodec, ready: Sequence[tuple[Untokenized, list[Tensor]]], portions: Portions
+) -> Iterator[Event]:
+    """Tokenize and write what was read of samples; where all together fail, each is tried alone."""
+    made = list[Tensor]()  # (crops, L) each
 
     def tokenize(crops: Sequence[Tensor]) -> Iterator[Event]:
         made.append(codec.tokenize(crops))
@@ -362,14 +351,14 @@ def _tokens(
         yield from portions.each([x for _, crops in ready for x in crops], tokenize)
     except SampleError as error:
         if len(ready) == 1:
-            problems.setdefault(ready[0][0], []).append(str(error))
-            return {}
-        for one in ready:
-            found |= yield from _tokens(codec, [one], problems, portions)
-        return found
-    ids = torch.cat(made)
-    each = ids.view(len(ready), -1, ids.shape[-1]).numpy()
-    return {key: each[index] for index, (key, _) in enumerate(ready)}
+            ready[0][0].problems.append(str(error))
+        for alone in ready if len(ready) > 1 else ():
+            yield from _make_tokens(run, codec, [alone], portions)
+        return
+    for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
+        path = run.path(codec.row.name, one.sample.key)
+        write_atomic(run.request.out, path, partial(write_ids, ids.numpy()))
+        one.files.append(path)
 
 
 def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
@@ -390,8 +379,8 @@ def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
     return True
 
 
-def _fail(run: Tokenizing, one: Untokenized, reason: str) -> Failed:
-    key = one.sample.key
+def _fail(run: Tokenizing, one: Untokenized) -> Failed:
+    key, reason = one.sample.key, "; ".join(one.problems)
     run.failed += 1
     files = lacking(run.request.out, [run.path(row.name, key) for row in one.rows])
     run.process.add_failure(Failure(key.text, 0, reason, BASE, now(), files))
