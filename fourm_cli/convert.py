@@ -8,7 +8,6 @@ import typer
 from fourm.data.opening import local_path
 from fourm.data.writing import output_path
 from fourm.errors import SampleError
-from fourm.runs.convert import convert_dataset
 from fourm_cli.console import note
 from fourm_cli.streams import print_path
 
@@ -45,15 +44,15 @@ def convert() -> None:
 @convert_app.command("sam-instances", epilog=EXAMPLES)
 def sam_instances(source: Source, out: Out, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
     """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused."""
+    from fourm.runs.convert import convert_dataset
+
     made = kept = failed = 0
     for one in convert_dataset(source, out, overwrite):
+        kept += one.was_there
+        failed += bool(one.problem)
+        made += not (one.was_there or one.problem)
         if one.problem:
-            failed += 1
             note(one.problem)
-        elif one.was_there:
-            kept += 1
-        else:
-            made += 1
     if not quiet:
         note(f"{made} converted, {kept} were there, {failed} failed")
     print_path(out)

@@ -12,7 +12,7 @@ import typer
 from fourm.data.opening import local_path
 from fourm.data.writing import output_path
 from fourm.errors import UsageError
-from fourm.hub.files import DEMO, find_modalities
+from fourm.hub.files import DEMO, find_model
 from fourm.runs.events import Event
 from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
 from fourm.runs.world import parse_world
@@ -128,7 +128,7 @@ def tokenize(
 
     Files that are there and whole are left as they are: the same command goes on where it was interrupted.
     """
-    files = find_modalities(DEMO if model is None else model)
+    files = find_model(DEMO if model is None else model, needs_weights=False)
     own = parse_tokenizers(tokenizers or [], files)
     files = replace(files, tokenizers={**files.tokenizers, **own})
     names = None if modalities is None else _names(modalities)

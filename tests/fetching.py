@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from fourm.hub import transfer
 from fourm.hub.cache import repository_folder
-from fourm.hub.download import Job, fetch, plan_downloads, read_wanted
+from fourm.hub.download import Download, fetch, plan_downloads, read_wanted
 from fourm.hub.remote import Client, Transfer, Waiting
 from fourm.schedule.settings import read_names
 from tests.hub_server import Hub, running
@@ -68,7 +68,9 @@ class Watch:
         jobs = self.plan(*names, revision=revision, config=config)
         return [fetch(job, self.client) for job in jobs]
 
-    def plan(self, *names: str, revision: str | None = None, config: Path | None = None) -> tuple[Job, ...]:
+    def plan(
+        self, *names: str, revision: str | None = None, config: Path | None = None
+    ) -> tuple[Download, ...]:
         named = read_names(config) if config else None
         return plan_downloads(read_wanted(names, named, str(config), revision), self.client)
 

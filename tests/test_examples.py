@@ -71,7 +71,7 @@ def test_every_use_of_the_notebooks_has_a_page() -> None:
 
 def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) -> None:
     """Without their weights: what is asked of 4M-7 and 4M-21 fits their modalities."""
-    from fourm.hub.files import find_modalities
+    from fourm.hub.files import find_model
     from fourm.schedule.plan import parse_chain
 
     for page in PAGES:
@@ -86,4 +86,4 @@ def test_schedules_for_the_released_models_are_right(shim: str, tmp_path: Path) 
                     model = words.pop(0)
                 elif word in SCHEDULE:
                     schedule += [word, words.pop(0)]
-            assert parse_chain(" ".join(schedule), find_modalities(model)).steps
+            assert parse_chain(" ".join(schedule), find_model(model, needs_weights=False)).steps

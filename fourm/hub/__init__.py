@@ -6,13 +6,13 @@ from fourm import import_when_used
 PUBLIC = {
     "cache": "cache_folder find_parti",
     "catalogue": "CATALOGUE GROUPS PARTI find_entry",
-    "download": "Job Verified Wanted check_room fetch plan_downloads read_wanted verify_cached",
+    "download": "Download Verified Wanted check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
-        "DEMO DEMO_SR ModelFiles check_tokenizers find_modalities find_model find_sr "
+        "DEMO DEMO_SR ModelFiles check_tokenizers find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES TensorInfo config_of read_header",
-    "inventory": "Item Sheet describe list_items",
+    "inventory": "Details Summary describe list_models",
     "remote": "Advanced Client Fetched Transfer Waiting",
     "transfer": "KEPT",
 }

@@ -20,7 +20,7 @@ PROMPTS_FILE = "PartiPrompts.tsv"
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 
 
-class Part(Enum):
+class EntryKind(Enum):
     """What kind of thing an entry is."""
 
     MODEL = "model"
@@ -54,7 +54,7 @@ class Entry:
 
     name: str  # short, as typed: "4m-7-b"
     hub_id: str  # "" where the Hub is not its home
-    kind: Part
+    kind: EntryKind
     title: str
     licence: Licence
     num_bytes: int  # of its largest file, model.safetensors for weights
@@ -68,12 +68,12 @@ class Entry:
     @property
     def is_model(self) -> bool:
         """True for the transformers, super-resolution too."""
-        return self.kind in (Part.MODEL, Part.SR)
+        return self.kind in (EntryKind.MODEL, EntryKind.SR)
 
     @property
     def repo_type(self) -> str:
         """What the Hub calls it: "model" or "dataset"."""
-        return "dataset" if self.kind is Part.PROMPTS else "model"
+        return "dataset" if self.kind is EntryKind.PROMPTS else "model"
 
 
 # Width, blocks on each side, heads.
@@ -131,7 +131,7 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
         "decoder_depth": depth, "num_heads": heads,
     }  # fmt: skip
     return Entry(
-        name, f"{OWNER}/{repository}", Part.SR if family == "4M-7-SR" else Part.MODEL, title,
+        name, f"{OWNER}/{repository}", EntryKind.SR if family == "4M-7-SR" else EntryKind.MODEL, title,
         Licences.WEIGHTS.value, num_bytes, num_params, reads, writes,
         tokenizers=tuple(_BY_KEY[key] for key in dict.fromkeys(keys) if key),
         config=MappingProxyType(config),
@@ -140,7 +140,7 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
 
 def _tokenizer(key: str, name: str, repository: str, title: str, num_params: int) -> Entry:
     return Entry(
-        name, f"{OWNER}/4M_tokenizers_{repository}", Part.TOKENIZER, title, Licences.WEIGHTS.value,
+        name, f"{OWNER}/4M_tokenizers_{repository}", EntryKind.TOKENIZER, title, Licences.WEIGHTS.value,
         4 * num_params, num_params, key=key,
     )  # fmt: skip
 
@@ -161,10 +161,15 @@ def _models() -> list[Entry]:
 
 
 _TEXT_TOKENIZER = Entry(
-    "text-tokenizer", "", Part.TEXT_TOKENIZER, "WordPiece of 30,000 words", Licences.APACHE.value, 1_451_469
+    "text-tokenizer",
+    "",
+    EntryKind.TEXT_TOKENIZER,
+    "WordPiece of 30,000 words",
+    Licences.APACHE.value,
+    1_451_469,
 )
 _PARTI = Entry(
-    "parti-prompts", "nateraw/parti-prompts", Part.PROMPTS, "1,632 prompts (PartiPrompts)",
+    "parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)",
     Licences.APACHE.value, 123_106,
 )  # fmt: skip
 _ENTRIES = (*_models(), *(_tokenizer(*row) for row in _TOKENIZERS), _TEXT_TOKENIZER, _PARTI)
@@ -174,7 +179,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry i
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "models": tuple(e.name for e in _ENTRIES if e.is_model),
-        "tokenizers": tuple(e.name for e in _ENTRIES if e.kind is Part.TOKENIZER),
+        "tokenizers": tuple(e.name for e in _ENTRIES if e.kind is EntryKind.TOKENIZER),
     }
 )
 _BY_NAME = {word.lower(): e for e in _ENTRIES for word in (e.name, e.hub_id) if word}

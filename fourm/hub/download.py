@@ -36,8 +36,8 @@ from fourm.hub.catalogue import (
     PROMPTS_FILE,
     WEIGHTS_FILE,
     Entry,
+    EntryKind,
     Licence,
-    Part,
     find_entry,
     near_entry,
 )
@@ -48,15 +48,15 @@ from fourm.hub.remote import (
     Client,
     Fetched,
     UnreachableError,
+    ask_commit,
     check_variables,
-    describe,
-    file_source,
-    text_tokenizer_sources,
+    file_address,
+    text_tokenizer_addresses,
 )
 from fourm.hub.transfer import (
     check_file,
     ensure_file,
-    make_folder,
+    make_folder_inside,
     place_file,
     remove_damaged,
     remove_file,
@@ -95,11 +95,11 @@ class Wanted:
     @property
     def is_text_tokenizer(self) -> bool:
         """True for the one thing whose home is not the Hub."""
-        return self.entry is not None and self.entry.kind is Part.TEXT_TOKENIZER
+        return self.entry is not None and self.entry.kind is EntryKind.TEXT_TOKENIZER
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class DownloadFile:
     """One file of a job, and how much of it is here."""
 
     remote: HubFile
@@ -113,12 +113,12 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Download:
     """One repository at one commit, or the text tokenizer, and what of it is to be fetched."""
 
     wanted: Wanted
     revision: str  # the commit; "" outside the Hub
-    files: tuple[File, ...]
+    files: tuple[DownloadFile, ...]
     path: Path  # what it will be: the snapshot's folder, or the one file
     unconfirmed: str = ""  # why the Hub could not be asked; then files and sizes are those known here
 
@@ -189,30 +189,28 @@ def read_wanted(
     return (replace(found[0], revision=revision),)
 
 
-def plan_downloads(wanted: Sequence[Wanted], client: Client, is_estimate: bool = False) -> tuple[Job, ...]:
+def plan_downloads(
+    wanted: Sequence[Wanted], client: Client, is_estimate: bool = False
+) -> tuple[Download, ...]:
     """What is to be fetched; the Hub is asked only for what is not here complete and on record.
 
     An estimate takes what is known here where the Hub cannot be asked. Such jobs say so, and are not fetched.
     """
     check_variables()
-    jobs, away = list[Job](), ""  # away: why the Hub cannot be asked
+    jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for one in wanted:
-        job = _plan_text(one) if one.is_text_tokenizer else _recorded(one)
-        is_known = job is not None and (one.is_text_tokenizer or not _is_lacking(job))
-        if not is_known:
-            job = _estimate(one, away) if away else None
         try:
-            jobs.append(job or _ask(one, client))
+            jobs.append(_plan(one, client, away))
         except UnreachableError as error:
-            job = _estimate(one, str(error)) if is_estimate else None
+            away = str(error)
+            job = _estimate(one, away) if is_estimate else None
             if job is None:
                 raise
-            away = str(error)
             jobs.append(job)
     return tuple(jobs)
 
 
-def check_room(jobs: Sequence[Job]) -> None:
+def check_room(jobs: Sequence[Download]) -> None:
     """Refuse what does not fit on the disk."""
     folder, num_bytes = cache_folder(), sum(job.to_fetch for job in jobs)
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -223,7 +221,7 @@ def check_room(jobs: Sequence[Job]) -> None:
         )
 
 
-def fetch(job: Job, client: Client) -> Path:
+def fetch(job: Download, client: Client) -> Path:
     """Make a job's files complete and record them; returns its path.
 
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
@@ -283,7 +281,7 @@ def _named(text: str) -> Wanted:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
     name, revision = split_revision(text)
     entry = find_entry(name)
-    if entry is not None and entry.kind is Part.TEXT_TOKENIZER and revision:
+    if entry is not None and entry.kind is EntryKind.TEXT_TOKENIZER and revision:
         raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
     if entry is not None:
         return Wanted(entry.name, entry.hub_id, entry, revision)
@@ -320,7 +318,18 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
     return found
 
 
-def _recorded(wanted: Wanted) -> Job | None:
+def _plan(wanted: Wanted, client: Client, away: str) -> Download:
+    """What is to be fetched of a repository, or of the text tokenizer, whose size and checksum are known."""
+    if wanted.is_text_tokenizer:
+        path = text_tokenizer_path()
+        return Download(wanted, "", (_look(path, path, _text_file()),), path)
+    job = _recorded(wanted)
+    if job is not None and all(not file.to_fetch and os.path.exists(file.path) for file in job.files):
+        return job
+    return (_estimate(wanted, away) if away else None) or _ask(wanted, client)
+
+
+def _recorded(wanted: Wanted) -> Download | None:
     """A repository as it was fetched before; None for another revision, or if it never was."""
     pin = find_pin(wanted.hub_id)
     if pin is None or wanted.revision not in ("", pin.revision):
@@ -329,46 +338,41 @@ def _recorded(wanted: Wanted) -> Job | None:
     return _job(wanted, pin.revision, files)
 
 
-def _is_lacking(job: Job) -> bool:
-    """True if a file of the job is not here, as far as sizes tell."""
-    return any(file.to_fetch or not os.path.exists(file.path) for file in job.files)
-
-
-def _ask(wanted: Wanted, client: Client) -> Job:
+def _ask(wanted: Wanted, client: Client) -> Download:
     """A repository as the Hub describes it."""
     pin = find_pin(wanted.hub_id)
     revision = wanted.revision or (pin.revision if pin else "")
-    found = describe(wanted.hub_id, wanted.repo_type, revision, client)
+    found = ask_commit(wanted.hub_id, wanted.repo_type, revision, client)
     chosen = sorted(_choose(wanted, found), key=lambda file: file.size)  # the licence before the weights
     files = [_look(found.folder / file.name, wanted.folder / "blobs" / file.blob, file) for file in chosen]
     return _job(wanted, found.revision, files)
 
 
-def _estimate(wanted: Wanted, reason: str) -> Job | None:
+def _estimate(wanted: Wanted, reason: str) -> Download | None:
     """What the record or the catalogue knows of a repository; None for one that is in neither."""
     if (job := _recorded(wanted)) is not None:
         return replace(job, unconfirmed=reason)
     entry = wanted.entry
     if entry is None:
         return None
-    name = PROMPTS_FILE if entry.kind is Part.PROMPTS else WEIGHTS_FILE
+    name = PROMPTS_FILE if entry.kind is EntryKind.PROMPTS else WEIGHTS_FILE
     here = None if wanted.revision else find_cached(entry)
     path, revision = here or (wanted.folder / name, "")
     size = path.stat().st_size if here else entry.num_bytes
-    file = File(HubFile(name, size), path, size if here else 0)
-    return Job(wanted, revision, (file,), path.parent, reason)
+    file = DownloadFile(HubFile(name, size), path, size if here else 0)
+    return Download(wanted, revision, (file,), path.parent, reason)
 
 
-def _job(wanted: Wanted, revision: str, files: Sequence[File]) -> Job:
+def _job(wanted: Wanted, revision: str, files: Sequence[DownloadFile]) -> Download:
     folder = wanted.folder / "snapshots" / revision
-    is_table = wanted.entry is not None and wanted.entry.kind is Part.PROMPTS
-    return Job(wanted, revision, tuple(files), folder / PROMPTS_FILE if is_table else folder)
+    is_table = wanted.entry is not None and wanted.entry.kind is EntryKind.PROMPTS
+    return Download(wanted, revision, tuple(files), folder / PROMPTS_FILE if is_table else folder)
 
 
 def _choose(wanted: Wanted, found: Commit) -> list[HubFile]:
     """The files that are fetched: never one that would have to be unpickled."""
     at = f"at {found.revision[:7]}"
-    if wanted.entry is not None and wanted.entry.kind is Part.PROMPTS:
+    if wanted.entry is not None and wanted.entry.kind is EntryKind.PROMPTS:
         chosen = [file for file in found.files if file.name == PROMPTS_FILE or _TEXT.fullmatch(file.name)]
         if not any(file.name == PROMPTS_FILE for file in chosen):
             raise MissingError(f"{wanted.hub_id} has no file {PROMPTS_FILE} {at}")
@@ -394,19 +398,20 @@ def _is_part(name: str) -> bool:
     return bool(is_wanted) and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
 
 
-def _look(path: Path, content: Path, remote: HubFile) -> File:
+def _look(path: Path, content: Path, remote: HubFile) -> DownloadFile:
     """How much of a file is here: its complete content, or what an earlier run has collected."""
     if _has_size(path, remote.size) or _has_size(content, remote.size):
-        return File(remote, path, remote.size)
-    growing = unfinished(content)
-    return File(remote, path, min(growing.stat().st_size, remote.size) if os.path.isfile(growing) else 0)
+        return DownloadFile(remote, path, remote.size)
+    part = unfinished(content)
+    done = min(part.stat().st_size, remote.size) if os.path.isfile(part) else 0
+    return DownloadFile(remote, path, done)
 
 
 def _has_size(path: Path, size: int) -> bool:
     return os.path.isfile(path) and path.stat().st_size == size
 
 
-def _fetch_file(job: Job, file: File, client: Client) -> str:
+def _fetch_file(job: Download, file: DownloadFile, client: Client) -> str:
     """Make one file of a repository complete; returns its sha256."""
     wanted, remote, home = job.wanted, file.remote, job.wanted.folder
     content = home / "blobs" / remote.blob
@@ -416,8 +421,8 @@ def _fetch_file(job: Job, file: File, client: Client) -> str:
             client.report(Fetched(remote.name, remote.size, is_new=False))
             return sha256
         remove_damaged(file.path, home)
-    source = file_source(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
-    sha256 = ensure_file(content, remote, source, client, home)
+    address = file_address(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
+    sha256 = ensure_file(content, remote, address, client, home)
     place_file(content, file.path, home)
     return sha256
 
@@ -426,30 +431,25 @@ def _text_file() -> HubFile:
     return HubFile(text_tokenizer_path().name, TEXT_TOKENIZER_BYTES, TEXT_TOKENIZER_SHA256)
 
 
-def _plan_text(wanted: Wanted) -> Job:
-    path = text_tokenizer_path()
-    return Job(wanted, "", (_look(path, path, _text_file()),), path)
-
-
-def _fetch_text(job: Job, client: Client) -> Path:
+def _fetch_text(job: Download, client: Client) -> Path:
     """The text tokenizer from its first home, or from the second if that does not give it."""
-    file, path, sources = _text_file(), job.path, text_tokenizer_sources(client)
+    file, path, addresses = _text_file(), job.path, text_tokenizer_addresses(client)
     try:
-        ensure_file(path, file, next(sources), client, path.parent)
+        ensure_file(path, file, next(addresses), client, path.parent)
     except (MissingError, VerificationError) as first:
         try:
-            ensure_file(path, file, next(sources), client, path.parent)
+            ensure_file(path, file, next(addresses), client, path.parent)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
 
 
-def _write_ref(job: Job) -> None:
+def _write_ref(job: Download) -> None:
     """Note which commit the branch or tag was, as the Hub's client does; a commit needs no note."""
     ref, home = job.wanted.revision or MAIN, job.wanted.folder
     path = home / "refs" / ref
     if job.revision != ref and read_ref(path) != job.revision:
-        make_folder(path, home)
+        make_folder_inside(path, home)
         replace_text(path, job.revision)
 
 
@@ -466,7 +466,7 @@ def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Clien
     return Verified(name, file.name, path, "damaged", remove_file(path, home))
 
 
-def _explain_disk(error: OSError, job: Job) -> FourMError:
+def _explain_disk(error: OSError, job: Download) -> FourMError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FourMError(
             f"{job.wanted.name}: no space is left on the disk of {cache_folder()}; what has arrived is kept, "

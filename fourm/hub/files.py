@@ -1,7 +1,5 @@
 """A model's name, folder or file becomes local files and a configuration, read without torch or a network."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,13 +7,13 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
-from fourm.hub.cache import find_snapshot, is_hub_id, split_revision, text_tokenizer_path
+from fourm.hub.cache import Snapshot, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
     CATALOGUE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     Entry,
-    Part,
+    EntryKind,
     find_entry,
     near_entry,
     tokenizer_entry,
@@ -35,6 +33,10 @@ DEMO, DEMO_SR = "demo", "demo-sr"
 TEXT = CATALOGUE["text-tokenizer"].name
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WITH_ARTICLE = {
+    EntryKind.MODEL: "a model", EntryKind.SR: "a super-resolution model", EntryKind.TOKENIZER: "a tokenizer",
+    EntryKind.TEXT_TOKENIZER: "a text tokenizer", EntryKind.PROMPTS: "a set of prompts",
+}  # fmt: skip
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 
 
@@ -80,26 +82,22 @@ class ModelFiles:
         return tuple(names)
 
 
-def find_model(name_or_path: str | Path) -> ModelFiles:
+def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFiles:
     """The files of a model with all its parts that are here; nothing is fetched.
 
     The name is `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot of the Hub's cache), a
     `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
     on the Hub; these two also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the
     released ones, where they are here and its modalities are the released ones.
+    needs_weights: if False, a released model that is not here has the configuration of the catalogue.
     """
     if name_or_path == DEMO_SR:
         return find_sr(find_model(DEMO))
-    return _with_released(_locate(str(name_or_path)))
-
-
-def find_modalities(name: str) -> ModelFiles:
-    """The same for one that has only its tokenizers to do: the weights of a released model may be missing."""
     try:
-        return find_model(name)
+        return _with_released(_locate(str(name_or_path)))
     except MissingError:
-        entry = find_entry(name)
-        if entry is None:
+        entry = find_entry(str(name_or_path))
+        if needs_weights or entry is None:
             raise
         sized = _sized(RELEASED, entry.config)
         return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
@@ -139,9 +137,9 @@ def resolve_tokenizer(name_or_path: str | Path) -> Path:
     if os.path.isfile(path):
         read_header(path)
         return path
-    entry, folder, _ = _find_repository(name, Part.TOKENIZER)
-    _weights_in(folder, _listed(folder), _fetches(entry.name if entry else name))
-    return folder
+    _, snapshot, advice = _find_repository(name, EntryKind.TOKENIZER)
+    _weights_in(snapshot.folder, _listed(snapshot.folder), advice)
+    return snapshot.folder
 
 
 def with_parts(
@@ -185,7 +183,7 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
 
 def codebook_size(path: Path) -> int | None:
     """How many codes a tokenizer has, counted from its tensors; None where it has no codebook."""
-    tensors = read_header(weights_of(path))[1]
+    tensors = read_header(weights_of(path)).tensors
     shapes = [tensors[name].shape for name in _CODEBOOKS if name in tensors]
     return shapes[0][-2] if shapes and len(shapes[0]) >= 2 else None
 
@@ -223,8 +221,7 @@ def _locate(name: str) -> ModelFiles:
     if os.path.isdir(path):  # False, not an error, for a name that no file can have
         return _from_folder(path, name, "")
     if os.path.isfile(path) and path.suffix == ".safetensors":
-        metadata, _ = read_header(path)
-        config = parse_header_config(metadata)
+        config = parse_header_config(read_header(path).metadata)
         if "domains_in" not in config:
             raise CheckpointError(
                 f"{path}: its header holds no model configuration; give the folder with the config.json"
@@ -232,9 +229,8 @@ def _locate(name: str) -> ModelFiles:
         return _checked(ModelFiles(name, "", path, config, _sized(RELEASED, config)))
     if os.path.isfile(path):
         raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
-    entry, folder, revision = _find_repository(name, Part.MODEL)
-    hub_id = entry.hub_id if entry else name.partition("@")[0]
-    return _from_folder(folder, hub_id, revision, _fetches(entry.name if entry else name))
+    hub_id, snapshot, advice = _find_repository(name, EntryKind.MODEL)
+    return _from_folder(snapshot.folder, hub_id, snapshot.revision, advice)
 
 
 def _path_of(name: str) -> Path:
@@ -244,8 +240,8 @@ def _path_of(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
-    """Entry (None for what is not released), snapshot and commit of a model or tokenizer in the cache."""
+def _find_repository(name: str, kind: EntryKind) -> tuple[str, Snapshot, str]:
+    """Hub id and snapshot of a model or tokenizer in the cache, and half a sentence on how to fetch it."""
     if os.path.exists(path := os.path.expanduser(name)):
         raise UsageError(
             f"{path}: cannot be read (neither a file nor a folder, but a pipe, a device or a socket)"
@@ -254,22 +250,19 @@ def _find_repository(name: str, kind: Part) -> tuple[Entry | None, Path, str]:
     if not is_hub_id(bare):
         raise UsageError(f"{name}: no such file or folder")
     entry = find_entry(bare)
-    if entry and entry.kind is not kind and not (kind is Part.MODEL and entry.is_model):
-        raise UsageError(f"'{name}' is {_A[entry.kind]}, where {_A[kind]} is needed")
+    if entry and entry.kind is not kind and not (kind is EntryKind.MODEL and entry.is_model):
+        raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
     if entry is None and "/" not in bare:
-        known = near_match(bare, [DEMO, DEMO_SR]) if kind is Part.MODEL else ""
+        known = near_match(bare, [DEMO, DEMO_SR]) if kind is EntryKind.MODEL else ""
         advice = near_entry(bare) or known or "; `fourm models` lists all names"
         raise UsageError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
-    snapshot = find_snapshot(entry.hub_id if entry else bare, revision)
+    hub_id, short = (entry.hub_id, entry.name) if entry else (bare, bare)
+    snapshot = find_snapshot(hub_id, revision)
     if snapshot is None:
-        fetched = (entry.name if entry else bare) + (f" --revision {revision}" if revision else "")
+        fetched = f"{short} --revision {revision}" if revision else short
         advice = (near_entry(bare) if entry is None else "") or _fetches(fetched)
         raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
-    return entry, snapshot.folder, snapshot.revision
-
-
-_A = {Part.MODEL: "a model", Part.SR: "a super-resolution model", Part.TOKENIZER: "a tokenizer",
-      Part.TEXT_TOKENIZER: "a text tokenizer", Part.PROMPTS: "a set of prompts"}  # fmt: skip
+    return hub_id, snapshot, _fetches(entry.name if entry else name)
 
 
 def _fetches(name: str) -> str:

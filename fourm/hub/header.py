@@ -1,15 +1,16 @@
 """What a checkpoint says of itself, read without torch: config.json, and dtype and shape of every tensor."""
 
-from __future__ import annotations
-
+import ast
 import json
 import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
@@ -70,22 +71,22 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata strings and tensors, in the order of their bytes; anything malformed is a CheckpointError."""
+class Header(NamedTuple):
+    """What a safetensors file begins with."""
+
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]  # in the order of their bytes
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file, read once while the file stays the same; a CheckpointError if it is malformed."""
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-                beginning = start + file.read(PAGE_BYTES)
-                raise CheckpointError(f"{path}: {_what_else(beginning, length, size)}")
-            raw = file.read(length)
+        status = path.stat()
+        return _read_header(path, status.st_size, status.st_ino, status.st_mtime_ns)
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    return _read_table(raw, size - 8 - length, path)
 
 
 def is_web_page(start: bytes) -> bool:
@@ -105,21 +106,19 @@ def _what_else(start: bytes, length: int, size: int) -> str:
 
 
 def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
-    """Header strings as values: Python or JSON literals are parsed, every other string is kept as it is."""
+    """Header strings as values: JSON or Python literals are parsed, every other string is kept as it is."""
     return {key: _literal(text) for key, text in metadata.items()}
 
 
 def config_of(path: Path) -> dict[str, object]:
     """The configuration of a folder, from its config.json or else the header of its weights, or of a file."""
-    if path.is_dir() and os.path.lexists(path / CONFIG_FILE):
+    is_folder = path.is_dir()
+    if is_folder and os.path.lexists(path / CONFIG_FILE):
         return load_config(path / CONFIG_FILE)
-    config = parse_header_config(read_header(path / WEIGHTS_FILE if path.is_dir() else path)[0])
+    config = parse_header_config(read_header(path / WEIGHTS_FILE if is_folder else path).metadata)
     if config.keys() <= {"format"}:  # which every library writes
-        if path.is_dir():
-            holder = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
-        else:
-            holder = "its header"
-        raise CheckpointError(f"{path}: {holder} holds no configuration")
+        absent = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
+        raise CheckpointError(f"{path}: {absent if is_folder else 'its header'} holds no configuration")
     return config
 
 
@@ -141,8 +140,20 @@ def load_config(path: Path) -> dict[str, object]:
     return config
 
 
-def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """The header's JSON, checked against the bytes that follow it."""
+@lru_cache(maxsize=64)
+def _read_header(path: Path, size: int, inode: int, changed: int) -> Header:
+    """The header of a file of this size, inode and time of change."""
+    with open_file(path) as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
+            beginning = start + file.read(PAGE_BYTES)
+            raise CheckpointError(f"{path}: {_what_else(beginning, length, size)}")
+        return _parse_header(file.read(length), size - 8 - length, path)
+
+
+def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
+    """The header's JSON, checked against the number of bytes that follow it."""
     try:
         table = json.loads(raw.decode("utf-8"), object_pairs_hook=with_single_keys)
     except (ValueError, RecursionError) as error:
@@ -166,7 +177,7 @@ def _read_table(raw: bytes, num_bytes: int, path: Path) -> tuple[dict[str, str],
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return metadata, {name: tensors[name] for *_, name in sorted(spans)}
+    return Header(metadata, {name: tensors[name] for *_, name in sorted(spans)})
 
 
 def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
@@ -191,22 +202,15 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
 
-# A Python literal becomes JSON: strings in single quotes, and three words outside of strings.
-_PYTHON = re.compile(r"'((?:[^'\\]|\\.)*)'|\"(?:[^\"\\]|\\.)*\"|\b(True|False|None)\b")
-_WORDS = {"True": "true", "False": "false", "None": "null"}
-
-
 def _literal(text: str) -> object:
-    def to_json(match: re.Match[str]) -> str:
-        if match[1] is not None:
-            return json.dumps(match[1].replace("\\'", "'").replace("\\\\", "\\"))
-        return _WORDS.get(match[2] or "", match[0])
-
-    try:
-        return json.loads(_PYTHON.sub(to_json, text), parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return text
+    """What a string stands for: JSON, a Python literal of the kinds that JSON has, else the string itself."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text, parse_constant=_refuse)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        value = ast.literal_eval(text)
+        return value if value is None or isinstance(value, bool | int | float | str | list | dict) else text
+    return text
 
 
 def _refuse(word: str) -> object:
-    raise ValueError(word)
+    raise ValueError(word)  # NaN and Infinity are no JSON

@@ -1,15 +1,13 @@
-"""What there is and what of it is here: every model and tokenizer that is known, or all about one."""
-
-from __future__ import annotations
+"""What there is and what of it is here: a summary of every known model and tokenizer, or all about one."""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fourm.hub.cache import find_cached, text_tokenizer_path
-from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, Entry, Part, find_entry, tokenizer_entry
+from fourm.hub.cache import find_cached
+from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
@@ -22,7 +20,7 @@ _BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Summary:
     """One model, tokenizer or file, and whether it is here."""
 
     name: str
@@ -38,15 +36,15 @@ class Item:
     revision: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """The item as plain data."""
+        """The summary as plain data."""
         return {"name": self.name, "hub_id": self.hub_id, "kind": self.kind, "title": self.title,
                 "licence": self.licence, "bytes": self.num_bytes, "parameters": self.num_params,
                 "reads": list(self.reads), "writes": list(self.writes), "cached": self.path is not None,
-                "revision": self.revision, "path": None if self.path is None else str(self.path)}  # fmt: skip
+                "revision": self.revision, "path": _text_of(self.path)}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ModalityUse:
     """One modality of a model or tokenizer."""
 
     name: str
@@ -54,67 +52,65 @@ class Use:
     vocabulary: int
     reads: bool
     writes: bool
-    is_grid: bool  # False: a sequence, or what has no tokens of its own
     tokenizer: str  # key; "" = none
-
-    def to_json(self) -> dict[str, object]:
-        """The modality as plain data."""
-        return {"name": self.name, "tokens": self.tokens, "vocabulary": self.vocabulary,
-                "reads": self.reads, "writes": self.writes, "tokenizer": self.tokenizer}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """All about one item."""
+class Details:
+    """All about one model, tokenizer or file."""
 
-    item: Item
-    uses: tuple[Use, ...]
-    config: Mapping[str, object]
-    tokenizers: Mapping[str, tuple[str, Path | None]]  # key -> name to fetch, where it is
+    summary: Summary
+    uses: tuple[ModalityUse, ...] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
+    # By key: the name that is fetched, and where it is.
+    tokenizers: Mapping[str, tuple[str, Path | None]] = field(default_factory=dict)
     text_tokenizer: Path | None = None
     memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the weights as loaded
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What `fourm download` fetches for it: the item itself and its parts that are not here."""
-        wanted = [(self.item.name, self.item.path), *self.tokenizers.values()]
-        if any(use.vocabulary and not use.is_grid for use in self.uses) and self.item.reads:
-            wanted.append((TEXT_TOKENIZER, self.text_tokenizer))
-        return tuple(name for name, path in wanted if path is None and find_entry(name) is not None)
+    missing: tuple[str, ...] = ()  # what `fourm download` fetches for it
 
     def to_json(self) -> dict[str, object]:
-        """The sheet as plain data."""
-        tokenizers = {key: {"name": name, "path": None if path is None else str(path)}
+        """The details as plain data."""
+        tokenizers = {key: {"name": name, "path": _text_of(path)}
                       for key, (name, path) in self.tokenizers.items()}  # fmt: skip
-        text = None if self.text_tokenizer is None else str(self.text_tokenizer)
-        return {**self.item.to_json(), "memory": dict(self.memory), "tokenizers": tokenizers,
-                "text_tokenizer": text, "modalities": [use.to_json() for use in self.uses],
+        return {**self.summary.to_json(), "memory": dict(self.memory), "tokenizers": tokenizers,
+                "text_tokenizer": _text_of(self.text_tokenizer), "modalities": list(map(asdict, self.uses)),
                 "config": dict(self.config)}  # fmt: skip
 
 
-def list_items() -> list[Item]:
-    """The built-in model and everything in the catalogue."""
-    built_in = [_model_item(find_model(name)) for name in _BUILT_IN]
-    return [*built_in, *(_item(entry) for entry in CATALOGUE.values())]
+def list_models() -> list[Summary]:
+    """The built-in models and everything in the catalogue."""
+    built_in = [_summary_of(find_model(name)) for name in _BUILT_IN]
+    return [*built_in, *map(_summary_of_entry, CATALOGUE.values())]
 
 
-def describe(name_or_path: str) -> Sheet:
+def describe(name_or_path: str) -> Details:
     """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
     path = Path(os.path.expanduser(name_or_path))
-    if os.path.exists(path):
-        return _tokenizer_of(name_or_path) if _is_tokenizer(path) else _model_sheet(find_model(name_or_path))
-    entry = find_entry(name_or_path)
+    is_path = os.path.exists(path)
+    weights = weights_of(path)
+    if is_path and weights.is_file() and "codebook_size" in (config := _tokenizer_config(weights)):
+        weights = weights_of(resolve_tokenizer(name_or_path))
+        count = sum(info.num_elements for info in read_header(weights).tensors.values())
+        kind, size = EntryKind.TOKENIZER.value, weights.stat().st_size
+        summary = Summary(name_or_path, "", kind, "Tokenizer", "", size, count, path=weights)
+        return Details(summary, config=config, memory=_memory(count))
+    entry = None if is_path else find_entry(name_or_path)
     if entry is None:
-        return _model_sheet(find_model(name_or_path))
-    item = _item(entry)
-    if not entry.is_model:
-        return _part_sheet(item, entry.key)
-    return _uncached_model(entry, item) if item.path is None else _model_sheet(find_model(entry.hub_id))
+        return _details_of(find_model(name_or_path))
+    if entry.is_model:
+        return _details_of(find_model(entry.hub_id, needs_weights=False), entry)
+    summary = _summary_of_entry(entry)
+    config = _tokenizer_config(summary.path) if entry.key and summary.path is not None else {}
+    return Details(
+        summary, tuple(_use(row, True, True) for row in _rows_of(entry.key)), config,
+        memory=_memory(entry.num_params) if entry.key else {},
+        missing=() if summary.path else (entry.name,),
+    )  # fmt: skip
 
 
 def count_parameters(files: ModelFiles) -> int:
     """Trained numbers of a model, counted from its file's header: fixed tables, and twins, are none."""
-    tensors = read_header(files.weights)[1]
+    tensors = read_header(files.weights).tensors
     return sum(info.num_elements for name, info in tensors.items() if not _is_fixed(name, tensors, files))
 
 
@@ -126,19 +122,67 @@ def _is_fixed(name: str, tensors: Mapping[str, TensorInfo], files: ModelFiles) -
     return files.config.get("norm_bias") is False and _NORM_BIAS.fullmatch(name) is not None
 
 
-def _memory(num_loaded: int) -> dict[str, int]:
-    return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
-
-
-def _item(entry: Entry) -> Item:
-    found = find_cached(entry)
-    path, revision = found if found is not None else (None, "")
+def _summary_of_entry(entry: Entry) -> Summary:
+    """What the catalogue knows, with the file in the cache."""
+    path, revision = find_cached(entry) or (None, "")
     coded = tuple(row.name for row in _rows_of(entry.key))
-    return Item(
+    return Summary(
         entry.name, entry.hub_id, entry.kind.value, entry.title, entry.licence.sentence,
         path.stat().st_size if path is not None else entry.num_bytes, entry.num_params,
         entry.reads, entry.writes or coded, path, revision,
     )  # fmt: skip
+
+
+def _summary_of(files: ModelFiles) -> Summary:
+    """A model that is here."""
+    entry, kind, title = find_entry(files.name), EntryKind.MODEL, _BUILT_IN.get(files.name, "Model")
+    name, hub_id, licence = files.name, "", ""
+    if entry:
+        name, hub_id, licence = entry.name, entry.hub_id, entry.licence.sentence
+        kind, title = entry.kind, entry.title
+    return Summary(
+        name, hub_id, kind.value, title, licence, files.weights.stat().st_size, count_parameters(files),
+        files.reads, files.writes, files.weights, files.revision,
+    )  # fmt: skip
+
+
+def _details_of(files: ModelFiles, entry: Entry | None = None) -> Details:
+    """All about a model. One of the catalogue (`entry`) need not be here."""
+    if entry is None or find_cached(entry):
+        summary, tensors = _summary_of(files), read_header(files.weights).tensors
+        loaded = sum(info.num_elements for name, info in tensors.items() if not _is_unused(name, files))
+    else:
+        summary, dim = _summary_of_entry(entry), entry.config["dim"]
+        grids = [row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes]
+        unused = sum(row.vocab_size for row in grids)
+        loaded = entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)
+    tokenizers = {}
+    for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
+        released = tokenizer_entry(key)
+        tokenizers[key] = (released.name if released else key, files.tokenizers.get(key))
+    parts = [(summary.name, summary.path), *tokenizers.values()]
+    if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):
+        parts.append((TEXT_TOKENIZER, files.text_tokenizer))
+    return Details(
+        summary,
+        tuple(_use(row, row.name in files.reads, row.name in files.writes) for row in files.rows),
+        files.config,
+        tokenizers,
+        files.text_tokenizer,
+        _memory(loaded),
+        tuple(name for name, path in parts if path is None and find_entry(name) is not None),
+    )
+
+
+def _is_unused(name: str, files: ModelFiles) -> bool:
+    """True for tensors that are not loaded: embeddings of tokens that the decoder never gets."""
+    match = _UNUSED.fullmatch(name)
+    row = files.registry.rows.get(match[1]) if match else None
+    return row is not None and row.kind is Kind.GRID
+
+
+def _memory(num_loaded: int) -> dict[str, int]:
+    return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
 
 
 def _rows_of(key: str) -> list[Modality]:
@@ -146,79 +190,15 @@ def _rows_of(key: str) -> list[Modality]:
     return [row for row in RELEASED.rows.values() if key and row.tokenizer == key]
 
 
-def _model_item(files: ModelFiles) -> Item:
-    """A model that is here."""
-    entry = find_entry(files.name)
-    title = _BUILT_IN.get(files.name, entry.title if entry else "Model")
-    return Item(
-        entry.name if entry else files.name, entry.hub_id if entry else "",
-        entry.kind.value if entry else Part.MODEL.value, title,
-        entry.licence.sentence if entry else "", files.weights.stat().st_size, count_parameters(files),
-        files.reads, files.writes, files.weights, files.revision,
-    )  # fmt: skip
-
-
-def _model_sheet(files: ModelFiles) -> Sheet:
-    tensors = read_header(files.weights)[1]
-    loaded = 0
-    for name, info in tensors.items():
-        row = files.registry.rows.get(match[1]) if (match := _UNUSED.fullmatch(name)) else None
-        loaded += 0 if row is not None and row.kind is Kind.GRID else info.num_elements
-    names = {key: entry.name for row in files.rows if (entry := tokenizer_entry(key := row.tokenizer))}
-    keys = dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer)
-    return Sheet(
-        _model_item(files),
-        tuple(_use(row, row.name in files.reads, row.name in files.writes) for row in files.rows),
-        files.config,
-        {key: (names.get(key, key), files.tokenizers.get(key)) for key in keys},
-        files.text_tokenizer,
-        _memory(loaded),
-    )
-
-
-def _uncached_model(entry: Entry, item: Item) -> Sheet:
-    """What the catalogue knows."""
-    rows = [RELEASED.get(name) for name in dict.fromkeys((*entry.reads, *entry.writes))]
-    unused = sum(row.vocab_size for row in rows if row.kind is Kind.GRID and row.name in entry.writes)
-    dim = entry.config["dim"]
-    found = {CATALOGUE[name].key: (name, find_cached(CATALOGUE[name])) for name in entry.tokenizers}
-    text = text_tokenizer_path()
-    return Sheet(
-        item,
-        tuple(_use(row, row.name in entry.reads, row.name in entry.writes) for row in rows),
-        entry.config,
-        {key: (name, here[0] if here else None) for key, (name, here) in found.items()},
-        text if os.path.isfile(text) else None,
-        _memory(entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)),
-    )
-
-
-def _part_sheet(item: Item, key: str) -> Sheet:
-    """A released tokenizer, or a file that is none of the networks."""
-    uses = tuple(_use(row, True, True) for row in _rows_of(key))
-    config = _tokenizer_config(item.path) if key and item.path is not None else {}
-    return Sheet(item, uses, config, {}, None, _memory(item.num_params) if key else {})
-
-
-def _tokenizer_of(name: str) -> Sheet:
-    """A tokenizer in a folder or file of the user's own."""
-    path = weights_of(resolve_tokenizer(name))
-    num_params = sum(info.num_elements for info in read_header(path)[1].values())
-    kind = Part.TOKENIZER.value
-    item = Item(name, "", kind, "Tokenizer", "", path.stat().st_size, num_params, path=path)
-    return Sheet(item, (), _tokenizer_config(path), {}, None, _memory(num_params))
-
-
-def _use(row: Modality, reads: bool, writes: bool) -> Use:
-    return Use(row.name, row.max_tokens, row.vocab_size, reads, writes, row.kind is Kind.GRID, row.tokenizer)
+def _use(row: Modality, reads: bool, writes: bool) -> ModalityUse:
+    return ModalityUse(row.name, row.max_tokens, row.vocab_size, reads, writes, row.tokenizer)
 
 
 def _tokenizer_config(weights: Path) -> dict[str, object]:
+    """The configuration beside a tokenizer's weights, else that in their header."""
     beside = weights.parent / CONFIG_FILE
-    return load_config(beside) if beside.exists() else parse_header_config(read_header(weights)[0])
+    return load_config(beside) if beside.exists() else parse_header_config(read_header(weights).metadata)
 
 
-def _is_tokenizer(path: Path) -> bool:
-    """True for a folder or file whose configuration is that of a tokenizer."""
-    weights = weights_of(path)
-    return weights.is_file() and "codebook_size" in _tokenizer_config(weights)
+def _text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Address:
     """Where the content of a file is fetched from."""
 
     owner: str  # Hub id or name, for messages
@@ -138,7 +138,7 @@ def check_variables() -> None:
             )
 
 
-def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
+def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
     """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
     from huggingface_hub import constants
 
@@ -160,21 +160,21 @@ def describe(hub_id: str, repo_type: str, revision: str, client: Client) -> Comm
         raise _explain_repository(error, hub_id, repo_type, revision) from error
 
 
-def file_source(hub_id: str, name: str, revision: str, repo_type: str) -> Source:
+def file_address(hub_id: str, name: str, revision: str, repo_type: str) -> Address:
     """A file of a repository at a commit."""
     from huggingface_hub import hf_hub_url
 
-    return Source(hub_id, hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type))
+    return Address(hub_id, hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type))
 
 
-def text_tokenizer_sources(client: Client) -> Iterator[Source]:
+def text_tokenizer_addresses(client: Client) -> Iterator[Address]:
     """The released text tokenizer: in the reference's repository, then in its demo on the Hub."""
     name, endpoint = text_tokenizer_path().name, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
-    yield Source("text-tokenizer", f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
-    space = describe(SPACE, "space", "", client)
+    yield Address("text-tokenizer", f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
+    space = ask_commit(SPACE, "space", "", client)
     for file in space.files:
         if PurePosixPath(file.name).name == name:
-            yield replace(file_source(SPACE, file.name, space.revision, "space"), owner="text-tokenizer")
+            yield replace(file_address(SPACE, file.name, space.revision, "space"), owner="text-tokenizer")
             return
     raise MissingError(f"the Space {SPACE} has no file {name}")
 

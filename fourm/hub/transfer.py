@@ -15,12 +15,12 @@ from fourm.hub.cache import HubFile
 from fourm.hub.header import is_web_page
 from fourm.hub.remote import (
     PAGE,
+    Address,
     Advanced,
     Client,
     Dropped,
     Fetched,
     Refused,
-    Source,
     Waiting,
     explain_failure,
     explain_refusal,
@@ -43,7 +43,7 @@ def unfinished(target: Path) -> Path:
     return target.with_name(target.name + UNFINISHED)
 
 
-def ensure_file(target: Path, file: HubFile, source: Source, client: Client, home: Path) -> str:
+def ensure_file(target: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
     """Make `target` a complete file with the checksum on record; returns its sha256.
 
     What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
@@ -60,7 +60,7 @@ def ensure_file(target: Path, file: HubFile, source: Source, client: Client, hom
             raise _no_plain_file(target)
         with _claimed(target, file.name, client) as growing:
             if growing is not None:
-                return _complete(growing, target, file, source, client)
+                return _complete(growing, target, file, address, client)
         # Another process has just made it.
 
 
@@ -68,7 +68,7 @@ def place_file(content: Path, pointer: Path, home: Path) -> None:
     """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
     if os.path.exists(pointer) and pointer.samefile(content):
         return
-    make_folder(pointer, home)
+    make_folder_inside(pointer, home)
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(content, pointer.parent))
@@ -96,7 +96,7 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
     return sha256.hexdigest() if is_right else ""
 
 
-def make_folder(path: Path, home: Path) -> None:
+def make_folder_inside(path: Path, home: Path) -> None:
     """Make the folder that a file of the repository `home` is to be written into."""
     if not _folder_of(path).is_relative_to(os.path.realpath(home)):
         raise FourMError(f"{path}: a folder on the way to it is a link out of the cache; delete the link")
@@ -124,38 +124,38 @@ def remove_damaged(path: Path, home: Path) -> None:
         raise VerificationError(f"{path}: is damaged, but {KEPT}")
 
 
-def receive(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
     """Append what is missing to an open file that is at its end; MissingError if it cannot be had.
 
     What has arrived stays in the file. VerificationError if something else than the file on record is sent.
     """
     try:
-        persist(client, wanted.name, lambda: _append(client, wanted, source, file), file.tell)
+        persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
     except FourMError:
         raise
     except Exception as error:
         if isinstance(error, Refused) and error.status in (401, 403):
-            raise explain_refusal(source.owner, error) from error
+            raise explain_refusal(address.owner, error) from error
         if isinstance(error, Refused) and error.status == 404:
             raise MissingError(
-                f"{source.owner} has no file {wanted.name} at this revision any more"
+                f"{address.owner} has no file {wanted.name} at this revision any more"
             ) from error
-        what = f"{source.owner}/{wanted.name}"
-        raise explain_failure(error, what, source.url, has_begun=file.tell() > 0) from error
+        what = f"{address.owner}/{wanted.name}"
+        raise explain_failure(error, what, address.url, has_begun=file.tell() > 0) from error
     finally:
         file.flush()
 
 
-def _append(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
     """One request for the bytes that are missing; an error that may pass if they did not all come."""
     from huggingface_hub import constants
 
     done, size = file.tell(), wanted.size
     if done >= size:
         return
-    headers = token_headers() if source.sends_token else {}
+    headers = token_headers() if address.sends_token else {}
     headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with get(source.url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+    with get(address.url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == BEYOND:
             _restart(file)
             raise Dropped
@@ -198,10 +198,10 @@ def _restart(file: BinaryIO) -> None:
     file.truncate()
 
 
-def _complete(growing: BinaryIO, target: Path, file: HubFile, source: Source, client: Client) -> str:
+def _complete(growing: BinaryIO, target: Path, file: HubFile, address: Address, client: Client) -> str:
     """Fetch what is missing, check it, and rename it to `target`; returns its sha256."""
     for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad: once more, anew
-        receive(client, file, source, growing)
+        receive(client, file, address, growing)
         if sha256 := check_file(unfinished(target), file, client):
             os.replace(unfinished(target), target)
             client.report(Fetched(file.name, file.size, is_new=True))
@@ -209,7 +209,7 @@ def _complete(growing: BinaryIO, target: Path, file: HubFile, source: Source, cl
         _restart(growing)
     unfinished(target).unlink()
     raise VerificationError(
-        f"{source.owner}/{file.name}: what arrived does not have the checksum on record "
+        f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
         f"({file.blob[:12]}...), so it was removed; run the command again"
     )
 

@@ -32,7 +32,7 @@ from fourm.hub.cache import (
 )
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import check_room, fetch, verify_cached
-from fourm.hub.remote import Client, Fetched, Source
+from fourm.hub.remote import Address, Client, Fetched
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, OTHER, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment
 
@@ -354,11 +354,11 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
             check_room([job])
     whole = transfer.receive
 
-    def full(client: Client, wanted: HubFile, source: Source, file: BinaryIO) -> None:
+    def full(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
         if wanted.name == FILE:
             file.write(WEIGHTS[:1000])
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(client, wanted, source, file)
+        whole(client, wanted, address, file)
 
     monkeypatch.setattr(transfer, "receive", full)
     with pytest.raises(FourMError, match=r"no space is left on the disk of .*the same command goes on"):

@@ -18,7 +18,7 @@ from fourm.hub.cache import cache_folder, pins_path
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import fetch
 from fourm.hub.remote import Advanced, Client, Fetched, Waiting
-from fourm_cli import download as command_module
+from fourm_cli import transfers as command_module
 from fourm_cli.transfers import Transfers, display, headline, picture
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment, files_of, running

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fourm.errors import CheckpointError, MissingError, UsageError
-from fourm.hub.files import find_modalities, find_model, find_sr
+from fourm.hub.files import find_model, find_sr
 from fourm.hub.header import parse_header_config, read_header
 
 CONFIG = {"domains_in": ["caption", "rgb@224"], "domains_out": ["caption", "tok_rgb@224", "rgb@224"]}
@@ -156,12 +156,12 @@ def test_only_the_modalities_of_a_released_model_are_known_without_its_weights(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    files = find_modalities("4m-7-b")
+    files = find_model("4m-7-b", needs_weights=False)
     assert "tok_rgb@224" in files.writes
     assert (files.name, files.revision) == ("EPFL-VILAB/4M-7_B_CC12M", "")
     for name, kind in (("me/mine", MissingError), ("tok-rgb", UsageError), ("4m-7-bb", UsageError)):
         with pytest.raises(kind):
-            find_modalities(name)
+            find_model(name, needs_weights=False)
 
 
 @pytest.mark.parametrize(

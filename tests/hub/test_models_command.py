@@ -12,7 +12,7 @@ import pytest
 from fourm.hub.cache import text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
-from fourm.hub.inventory import count_parameters, describe, list_items
+from fourm.hub.inventory import count_parameters, describe, list_models
 from tests.headers import seven
 from tests.hubcache import COMMIT, put_folder, write_tokenizer
 
@@ -149,7 +149,7 @@ def test_parameters_are_counted_as_recorded(golden: Path, tmp_path: Path, name: 
 def test_the_list_never_opens_a_file_that_may_be_damaged(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"PK\x03\x04")
     put_folder(cache, CATALOGUE["4m-7-b"].hub_id, tmp_path)
-    assert next(item for item in list_items() if item.name == "4m-7-b").num_bytes == 4
+    assert next(item for item in list_models() if item.name == "4m-7-b").num_bytes == 4
 
 
 def test_help_fits_and_has_examples(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from fourm.codecs.files import write_array, write_png
 from fourm.data.layout import CROP_SETTINGS, WHOLE, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
-from fourm.hub.files import ModelFiles, find_modalities, find_model
+from fourm.hub.files import ModelFiles, find_model
 from fourm.runs.rawdata import (
     MAX_CROPS,
     VALID,
@@ -166,7 +166,7 @@ def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    files = find_modalities("4m-21-b")
+    files = find_model("4m-21-b", needs_weights=False)
     assert "tok_imagebind_global" in files.reads
     assert files.registry.get("tok_imagebind_global").grid == (4, 4)
     assert not files.tokenizers
@@ -179,13 +179,13 @@ def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_
     (folder / "config.json").write_text(json.dumps({"codebook_size": 4096}))
     put_folder(tmp_path / "home/hub", "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448", folder)
     root = make("semseg", "rgb")
-    assert found(root, find_modalities("4m-7-b")) == {"tok_semseg@224": "semseg"}
-    (note,) = missing_tokenizers(root, find_modalities("4m-7-b"))
+    assert found(root, find_model("4m-7-b", needs_weights=False)) == {"tok_semseg@224": "semseg"}
+    (note,) = missing_tokenizers(root, find_model("4m-7-b", needs_weights=False))
     assert "`fourm download tok-rgb` fetches it" in note
     with pytest.raises(UsageError, match="did you mean '4m-21-b'"):
-        find_modalities("4m-22-b")
+        find_model("4m-22-b", needs_weights=False)
     with pytest.raises(UsageError):
-        find_modalities("tok-rgb")
+        find_model("tok-rgb", needs_weights=False)
 
 
 def test_pictures_and_crops_that_cannot_be_told_are_problems_of_their_samples(
