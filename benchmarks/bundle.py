@@ -24,7 +24,8 @@ from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED, load_registry
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.tokenizers.build import build_tokenizer, read_config
+from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers.config import read_config
 
 TOKENIZERS = ("tok-rgb", "tok-clip", "tok-depth", "tok-normal", "tok-semseg")
 _VIT = {"enc_type": "vit_b_enc", "dec_type": "vit_b_dec", "image_size": 448, "patch_size": 16,

@@ -22,8 +22,9 @@ from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.layers import set_attention
-from fourm.networks.tokenizers.build import build_tokenizer, read_config
-from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers.config import read_config
+from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.vq import Part
 
 FEWER = (1, 2, 4, 5, 8, 10, 20, 25, 50)

@@ -72,7 +72,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def vq(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of recorded tokenizers, with their small networks in the preset table."""
-    from fourm.networks.tokenizers.encoders import VIT_PRESETS, ViTPreset
+    from fourm.networks.tokenizers.vq import VIT_PRESETS, ViTPreset
 
     for name, row in json.loads((golden / "vq" / "vit_presets.json").read_text()).items():
         preset = ViTPreset(row["dim_tokens"], row["depth"], row["num_heads"], row["mlp_ratio"])

@@ -15,7 +15,7 @@ from demo.readback import caption_of
 from demo.render import render
 from demo.world import describe, normalise, sample_scene
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers.diffusion import DiVAE
 
 SCENES = [sample_scene(random.Random(seed), held_out=True) for seed in range(6)]
 FOLDER = BUNDLE / "tokenizers"

@@ -11,7 +11,8 @@ from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.networks.precision import arithmetic, torch_dtype
-from fourm.networks.tokenizers.build import AnyTokenizer, build_tokenizer, read_config
+from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.vq import Part
 
 STEPS = 50  # the default number of diffusion steps

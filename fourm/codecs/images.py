@@ -26,8 +26,8 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
 from fourm.modalities.registry import Modality
 from fourm.networks.state import Slot, full_grid, full_pixels
-from fourm.networks.tokenizers.build import AnyTokenizer
-from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers import AnyTokenizer
+from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.vq import IMAGENET
 
 _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import NUM_CODES
-from fourm.networks.tokenizers.build import AnyTokenizer
+from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.vq import VQTokenizer
 
 Decode = Callable[[Sequence[tuple[int, ...]]], NDArray[np.float32]]  # codes (n, k) -> (n, C, H, W)

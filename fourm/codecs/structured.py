@@ -26,7 +26,7 @@ from fourm.modalities.poses import HUMAN_POSES
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Grammar, Structured, WordPiece
 from fourm.networks.state import Slot
-from fourm.networks.tokenizers.build import AnyTokenizer
+from fourm.networks.tokenizers import AnyTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.state import Slot
-from fourm.networks.tokenizers.build import AnyTokenizer
+from fourm.networks.tokenizers import AnyTokenizer
 
 T = TypeVar("T")
 

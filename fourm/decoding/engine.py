@@ -15,7 +15,7 @@ from torch import Tensor
 from fourm.decoding.sampling import draw, guide
 from fourm.modalities.registry import MAX_SIZE, Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL, PAD_ID, merge_spans
-from fourm.networks.blocks import DecoderCache
+from fourm.networks.layers import DecoderCache
 from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.cost import MOST_ROWS

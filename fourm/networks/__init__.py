@@ -4,18 +4,16 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "blocks": "DecoderCache",
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
-    "layers": "set_attention",
+    "layers": "DecoderCache set_attention",
     "model": "FourM FourMConfig",
     "precision": "arithmetic choose_dtype torch_dtype",
     "state": (
         "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending stack"
     ),
-    "tokenizers.build": "AnyTokenizer build_tokenizer read_config",
-    "tokenizers.config": "DiVAEConfig VQConfig",
-    "tokenizers.diffusion": "cumulative_alphas",
-    "tokenizers.divae": "DiVAE",
+    "tokenizers": "AnyTokenizer build_tokenizer",
+    "tokenizers.config": "DiVAEConfig VQConfig read_config",
+    "tokenizers.diffusion": "DiVAE cumulative_alphas",
     "tokenizers.unet": "PatchedUNet UNetShape",
     "tokenizers.vq": "IMAGENET Part VQTokenizer",
 }

@@ -7,6 +7,7 @@ stay as it is while they run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.files import ModelFiles, weights_of
-from fourm.hub.header import TensorInfo, config_of, read_header
+from fourm.hub.header import config_of, read_header
 from fourm.modalities.registry import Kind
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.tokenizers.build import AnyTokenizer, build_tokenizer, fit_state, read_config
-from fourm.networks.tokenizers.config import VQConfig
-from fourm.networks.tokenizers.shapes import settle
-from fourm.networks.tokenizers.vq import INITTED, TRAINING_BUFFERS, Part
+from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer, complete_config, keys_that_decide
+from fourm.networks.tokenizers.config import VQConfig, read_config
+from fourm.networks.tokenizers.quantizers import INITTED, TRAINING_BUFFERS, check_codebook
+from fourm.networks.tokenizers.vq import Part
 
 Network = TypeVar("Network", bound=nn.Module)
 _OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
@@ -33,12 +34,8 @@ def load_model(
     files: ModelFiles, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> FourM:
     """The transformer of a model folder or file, ready for inference."""
-    config = FourMConfig.from_dict(files.config, files.registry)
-    with torch.device("meta"):
-        model = FourM(config)
-    shapes = _tensor_shapes(files.weights)
-    plan = _plan(_fit_model(model, shapes, files.weights), shapes)
-    return _filled(model, plan, files.weights, device, lambda _: dtype)
+    model, sources = _fit_model(files)
+    return _filled(model, sources, files.weights, device, lambda _: dtype)
 
 
 def load_tokenizer(
@@ -48,74 +45,124 @@ def load_tokenizer(
     part: Part = Part.WHOLE,
 ) -> AnyTokenizer:
     """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
-    config, weights = _tokenizer_config(path)
-    shapes = _tensor_shapes(weights)
-    if INITTED in shapes:  # it is judged by its content, which a header does not have
-        shapes |= _read(weights, [INITTED])
-    plan = _plan(_fit_tokenizer(config, shapes, weights, part), shapes)
-    with torch.device("meta"):
-        tokenizer = build_tokenizer(config, part)
-    return _filled(tokenizer, plan, weights, device, lambda name: tokenizer.dtype_of(name, dtype))
+    tokenizer, sources = _fit_tokenizer(path, part)
+    return _filled(tokenizer, sources, weights_of(path), device, lambda name: tokenizer.dtype_of(name, dtype))
 
 
 def tokenizer_config(path: Path) -> VQConfig:
-    """What a tokenizer's folder or file says of itself; no weights are read."""
-    return _tokenizer_config(path)[0]
+    """What a tokenizer's folder or file says of itself, completed by its tensors; no weights are read."""
+    config, tensors = config_of(path), read_header(weights_of(path))[1]
+    with _naming(path):
+        return read_config(complete_config(config, {name: info.shape for name, info in tensors.items()}))
 
 
 def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
-    """Compare names and shapes of a model's and its tokenizers' tensors with their configs, loading none."""
-    config = FourMConfig.from_dict(files.config, files.registry)
-    with torch.device("meta"):
-        model = FourM(config)
-    _fit_model(model, _tensor_shapes(files.weights), files.weights)
+    """Compare a model's and its tokenizers' tensors with their configs, loading none."""
+    _fit_model(files)
     for name in tokenizers:
-        config_of, weights = _tokenizer_config(files.tokenizers[name])
-        # Training buffers are judged by their contents, which a header does not have.
-        shapes = {n: t for n, t in _tensor_shapes(weights).items() if n not in TRAINING_BUFFERS}
-        _fit_tokenizer(config_of, shapes, weights)
+        _fit_tokenizer(files.tokenizers[name], Part.WHOLE)
 
 
-def _tensor_shapes(path: Path) -> dict[str, Tensor]:
-    """Tensors without contents, as the header of a file describes them."""
-    tensors = read_header(path)[1].items()
-    return {n: torch.empty(info.shape, dtype=_kind_of(info), device="meta") for n, info in tensors}
+def _fit_model(files: ModelFiles) -> tuple[FourM, dict[str, str]]:
+    """The transformer without values, and for each name in it that of its tensor in the file."""
+    with torch.device("meta"):
+        model = FourM(FourMConfig.from_dict(files.config, files.registry))
+    tensors, unused = _outlines(files.weights), unused_names(model)
+    sources = {name: name for name in tensors if name not in unused}
+    for name in model.shared_names():
+        # The Hub stores a shared vector once, under either name.
+        pair = [f"{side}_embeddings.{name}.mod_emb" for side in ("encoder", "decoder")]
+        for one, other in (pair, reversed(pair)):
+            if one not in sources and other in sources:
+                sources[one] = other
+    with _naming(files.weights):
+        _compare({name: tensors[source] for name, source in sources.items()}, model, "model")
+    return model, sources
 
 
-def _kind_of(info: TensorInfo) -> torch.dtype:
-    """A dtype that stands for all floating point ones, or for all others."""
-    return torch.float32 if "F" in info.dtype else torch.int64
+def _fit_tokenizer(path: Path, part: Part) -> tuple[AnyTokenizer, dict[str, str]]:
+    """The same for a tokenizer, or half of one."""
+    config, weights = tokenizer_config(path), weights_of(path)
+    tensors = _outlines(weights)
+    if INITTED in tensors:  # it is judged by its content, which a header does not have
+        tensors |= _read(weights, [INITTED])
+    with _naming(weights):
+        return fit_tokenizer(config, tensors, part)
 
 
-def _tokenizer_config(path: Path) -> tuple[VQConfig, Path]:
-    """The config of a tokenizer's folder or file, as its tensors complete it, and where its weights are."""
-    weights = weights_of(path)
-    config, tensors = config_of(path), read_header(weights)[1]
+def fit_tokenizer(
+    config: VQConfig, tensors: Mapping[str, Tensor], part: Part = Part.WHOLE
+) -> tuple[AnyTokenizer, dict[str, str]]:
+    """The tokenizer of a config without values, and for each name in it that of its tensor in a checkpoint.
+
+    Buffers of training are dropped, and the tensors of the half that is not built. A missing, left-over or
+    misshapen tensor, a codebook that was never trained, or one of the other metric is a CheckpointError.
+    """
+    check_codebook(config, tensors)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config, part)
+    dropped = TRAINING_BUFFERS + part.unused_prefixes
+    # UViT files hold one convolution under two names, or under the second alone.
+    sources = {
+        name.replace("downsample_mid.Conv2d_0.", "downsample_mid.conv."): name
+        for name in tensors
+        if not name.startswith(dropped)
+    }
+    _compare({name: tensors[source] for name, source in sources.items()}, tokenizer, "tokenizer")
+    return tokenizer, sources
+
+
+def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None:
+    """CheckpointError for tensors that are missing, left over, of a wrong shape or of whole numbers."""
+    wanted, problems = network.state_dict(), list[str]()
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            problems.append(f"'{name}' is missing{near_match(name, found.keys() - wanted.keys())}")
+        elif name not in wanted:
+            problems.append(f"'{name}' has no place in the {what} that the config describes")
+        elif found[name].shape != wanted[name].shape:
+            shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
+            keys = f" (decided by {keys_that_decide(name)})" if what == "tokenizer" else ""
+            problems.append(f"'{name}' is {shapes}{keys}")
+        elif wanted[name].is_floating_point() and not found[name].is_floating_point():
+            problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
+    if problems:
+        raise CheckpointError(f"tensor {'; tensor '.join(problems[:_NAMED])}{_more(problems)}")
+
+
+def _more(problems: list[str]) -> str:
+    return f" (and {len(problems) - _NAMED} more)" if len(problems) > _NAMED else ""
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put a path before the message of a CheckpointError."""
     try:
-        return read_config(settle(config, {name: info.shape for name, info in tensors.items()})), weights
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _fit_tokenizer(
-    config: VQConfig, state: dict[str, Tensor], path: Path, part: Part = Part.WHOLE
-) -> dict[str, Tensor]:
-    try:
-        return fit_state(config, state, part)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+def _outlines(path: Path) -> dict[str, Tensor]:
+    """Tensors without contents, as the header of a file describes them: float32, or int64 for all others."""
+    return {
+        name: torch.empty(
+            info.shape, dtype=torch.float32 if "F" in info.dtype else torch.int64, device="meta"
+        )
+        for name, info in read_header(path)[1].items()
+    }
 
 
 def _filled(
-    module: Network, plan: Mapping[str, str], path: Path, device: str | torch.device,
+    module: Network, sources: Mapping[str, str], path: Path, device: str | torch.device,
     dtype_of: Callable[[str], torch.dtype],
 ) -> Network:  # fmt: skip
     """A module from the meta device with a file's tensors as its own, in evaluation mode.
 
-    plan: for each name of the module, the name of its tensor in the file.
+    sources: for each name of the module, the name of its tensor in the file.
     """
     targets = dict[str, list[str]]()
-    for name, source in plan.items():
+    for name, source in sources.items():
         targets.setdefault(source, []).append(name)
     state, spoilt = dict[str, Tensor](), list[str]()
     for source, tensor, is_finite in _stream(path, targets, torch.device(device), dtype_of):
@@ -123,9 +170,8 @@ def _filled(
             spoilt.append(source)
         state |= dict.fromkeys(targets[source], tensor)
     if spoilt:
-        more = f" (and {len(spoilt) - _NAMED} more)" if len(spoilt) > _NAMED else ""
         names = ", ".join(f"'{name}'" for name in spoilt[:_NAMED])
-        raise CheckpointError(f"{path}: not all numbers are finite in tensor {names}{more}")
+        raise CheckpointError(f"{path}: not all numbers are finite in tensor {names}{_more(spoilt)}")
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
 
@@ -167,44 +213,6 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
         return True
     return bool(tensor.isfinite().all())  # the sum itself may be too large
-
-
-def _plan(fitted: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name of a module the name of its tensor in the file."""
-    stored = {id(tensor): name for name, tensor in shapes.items()}
-    return {name: stored[id(tensor)] for name, tensor in fitted.items()}
-
-
-def _fit_model(model: FourM, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors that the transformer loads: every one of them, nothing left over, all shapes right."""
-    wanted = model.state_dict()
-    kept = {name: tensor for name, tensor in state.items() if name not in unused_names(model)}
-    for name in model.shared_names():
-        # The Hub stores a shared vector once, under either name.
-        pair = [f"{side}_embeddings.{name}.mod_emb" for side in ("encoder", "decoder")]
-        for one, other in (pair, reversed(pair)):
-            if one not in kept and other in kept:
-                kept[one] = kept[other]
-    problems = [
-        f"'{name}' is missing{near_match(name, kept.keys() - wanted.keys())}"
-        for name in wanted
-        if name not in kept
-    ]
-    problems += [f"'{name}' has no place in the model" for name in kept if name not in wanted]
-    problems += [
-        f"'{name}' is {tuple(kept[name].shape)}, the config asks for {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in kept and kept[name].shape != tensor.shape
-    ]
-    problems += [
-        f"'{name}' holds whole numbers, the model needs fractions"
-        for name, tensor in wanted.items()
-        if name in kept and tensor.is_floating_point() and not kept[name].is_floating_point()
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path}: tensor {'; tensor '.join(problems[:3])}{more}")
-    return kept
 
 
 def unused_names(model: FourM) -> frozenset[str]:

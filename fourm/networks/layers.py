@@ -1,15 +1,17 @@
-"""Attention, MLPs, norms and position tables: what every 4M network is made of."""
+"""What every 4M network is made of: attention and its kernels, MLPs, norms, positions, blocks, KV caches."""
 
 import importlib
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.errors import UsageError
+from fourm.networks.state import Packing
 
 # xFormers wants rows of heads and of masks to begin at multiples of so many numbers.
 _ALIGNED = 8
@@ -175,22 +177,22 @@ class TokenTable(nn.Embedding):
             super().reset_parameters()
 
 
-def has_contents() -> bool:
-    """False while a network is built on the meta device, to be filled from a file.
+def is_meta_default() -> bool:
+    """True while a network is built on the meta device, to be filled from a file.
 
     Its tables and random numbers would be computed for nothing, and most of torch's compiler loaded for it.
     """
-    return torch.get_default_device().type != "meta"
+    return torch.get_default_device().type == "meta"
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers with this standard deviation, where there are any (see `has_contents`)."""
-    return torch.randn(shape) * scale if has_contents() else torch.empty(shape)
+    """Normal numbers with this standard deviation; without values on the meta device."""
+    return torch.empty(shape) if is_meta_default() else torch.randn(shape) * scale
 
 
 def sincos_1d(length: int, width: int) -> Tensor:
     """Sine-cosine positions (1, length, width) float32: [sin(p w), cos(p w)], w_j = 10000^(-2j / width)."""
-    if not has_contents():
+    if is_meta_default():
         return torch.empty(1, length, width)
     angles = torch.arange(length).unsqueeze(1) * _frequencies(width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).unsqueeze(0)
@@ -201,7 +203,7 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 
     [sin(row w), cos(row w), sin(col w), cos(col w)], w_j = 10000^(-4j / dim); dim is divisible by 4.
     """
-    if not has_contents():
+    if is_meta_default():
         return torch.empty(1, height * width, dim)
     w = _frequencies(dim // 4)
     rows = torch.arange(height).repeat_interleave(width).unsqueeze(1) * w
@@ -212,3 +214,161 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 def _frequencies(count: int) -> Tensor:
     """(count,) geometric frequencies from 1 towards 1/10000."""
     return torch.exp(torch.arange(count) * (-math.log(10000.0) / count))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockConfig:
+    """Sizes and kinds of the layers of transformer blocks."""
+
+    dim: int
+    num_heads: int
+    hidden: int  # width of the MLPs
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    qk_norm: bool = False
+    gated_mlp: bool = False
+    act: type[nn.Module] = nn.GELU
+    norm_eps: float = 1e-6
+
+    def norm(self, width: int | None = None) -> LayerNorm:
+        """A norm of these blocks."""
+        return LayerNorm(width or self.dim, self.norm_bias, self.norm_eps)
+
+    def mlp(self, act: type[nn.Module] | None = None) -> Mlp:
+        """An MLP of these blocks, or one with another activation."""
+        return Mlp(self.dim, self.hidden, (act or self.act)(), self.mlp_bias, self.gated_mlp)
+
+
+class KVCache:
+    """Keys and values of the tokens decoded so far, for one block; the space is reserved beforehand."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.length = 0
+        self.keys: Tensor | None = None  # (B, H, max_tokens, d)
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, H, K, d) and return all keys and values so far, (B, H, length, d)."""
+        if self.keys is None or self.values is None:
+            batch, heads, _, width = keys.shape
+            self.keys = keys.new_empty(batch, heads, self.max_tokens, width)
+            self.values = torch.empty_like(self.keys)
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderCache:
+    """Keys and values that decoding a sequence token by token computes once, for each decoder block."""
+
+    cross: tuple[tuple[Tensor, Tensor], ...]  # of the context, (B, H, N, d)
+    past: tuple[KVCache, ...]  # of the tokens so far
+
+    def repeated(self, count: int) -> "DecoderCache":
+        """The same before any token, for `count` texts in place of each."""
+        cross = ((k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.cross)
+        return DecoderCache(tuple(cross), self.past)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.kernel: Kernel = sdpa
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
+        self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+        self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        visible: Tensor | None,
+        causal: bool = False,
+        past: KVCache | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """x: (B, N, D), or (T, D) when packed; visible: bool, broadcastable to (B, H, N, N). As x."""
+        qkv = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if past is not None:
+            k, v = past.append(k, v)
+        out = merge_heads(attention(q, k, v, visible, causal, self.kernel))
+        return self.proj(out if packing is None else packing.pack(out))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to a context, which may have a width of its own."""
+
+    def __init__(self, config: BlockConfig, context_width: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.kernel: Kernel = sdpa
+        self.q = nn.Linear(config.dim, config.dim, bias=config.qkv_bias)
+        self.kv = nn.Linear(context_width or config.dim, 2 * config.dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.dim, config.dim, bias=config.proj_bias)
+        self.q_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+        self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
+
+    def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """(B, N, D), or (T, D) when packed -> keys and values (B, H, N, d)."""
+        kv = self.kv(context) if packing is None else packing.unpack(self.kv(context))
+        k, v = (split_heads(part, self.num_heads) for part in kv.chunk(2, dim=-1))
+        return self.k_norm(k), v
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+        """x: (B, K, D); visible: (B, 1, 1, N) bool, None = all. Returns (B, K, D)."""
+        q = self.q_norm(split_heads(self.q(x), self.num_heads))
+        return self.proj(merge_heads(attention(q, keys, values, visible, kernel=self.kernel)))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm1, self.attn = config.norm(), SelfAttention(config)
+        self.norm2, self.mlp = config.norm(), config.mlp()
+
+    def forward(self, x: Tensor, visible: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all. As x."""
+        x = x + self.attn(self.norm1(x), visible, packing=packing)
+        return x + self.mlp(self.norm2(x))
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to the context, MLP."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm1, self.self_attn = config.norm(), SelfAttention(config)
+        self.query_norm, self.context_norm = config.norm(), config.norm()
+        self.cross_attn = CrossAttention(config)
+        self.norm2, self.mlp = config.norm(), config.mlp()
+
+    def read_context(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, N, d) of the context, (B, N, D) or packed (T, D), for this block."""
+        return self.cross_attn.keys_values(self.context_norm(context), packing)
+
+    def forward(
+        self,
+        y: Tensor,
+        cross: tuple[Tensor, Tensor],
+        visible: Tensor,
+        self_visible: Tensor | None = None,
+        causal: bool = False,
+        past: KVCache | None = None,
+    ) -> Tensor:
+        """y: (B, K, D); cross: keys and values of the context; visible: (B, 1, 1, N); returns (B, K, D)."""
+        y = y + self.self_attn(self.norm1(y), self_visible, causal, past)
+        y = y + self.cross_attn(self.query_norm(y), *cross, visible)
+        return y + self.mlp(self.norm2(y))

@@ -6,62 +6,56 @@ logits: it knows nothing of schedules, files or sampling.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourm.errors import CheckpointError, shown
+from fourm.errors import CheckpointError
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
-from fourm.networks.blocks import DecoderBlock, DecoderCache, EncoderBlock, SelfMemory
-from fourm.networks.layers import LayerNorm, Mlp, TokenTable, sincos_1d, sincos_2d
+from fourm.modalities.typed import Limits, fit
+from fourm.networks.layers import (
+    BlockConfig,
+    DecoderBlock,
+    DecoderCache,
+    EncoderBlock,
+    KVCache,
+    TokenTable,
+    sincos_1d,
+    sincos_2d,
+)
 from fourm.networks.state import Batch, Context, Packing, Slot
 
 PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
 
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
-
-# Far beyond any model; a damaged config must not fill the memory or build layers for hours.
-SIZES: Mapping[str, tuple[float, float]] = {
-    "dim": (4, 1 << 16), "num_heads": (1, 1 << 12), "encoder_depth": (0, 256), "decoder_depth": (0, 256),
-    "mlp_ratio": (0.01, 64), "num_register_tokens": (0, 1 << 12),
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class FourMConfig:
-    """Architecture of one model; the fields are the keys of its config.json."""
+    """Architecture of one model; the fields are keys of its config.json, but for the modalities.
 
-    modalities_in: tuple[Modality, ...]
-    modalities_out: tuple[Modality, ...]
-    image_size: int
-    patch_size: int
+    The limits are far beyond any model: a damaged config must not fill the memory or build layers for hours.
+    """
+
     norm_bias: bool
-    act_layer: str
-    dim: int = 768
-    encoder_depth: int = 12
-    decoder_depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
+    act_layer: Literal["SiLU", "GELU", "ReLU"]
+    dim: Annotated[int, Limits(4, 1 << 16)] = 768
+    encoder_depth: Annotated[int, Limits(0, 256)] = 12
+    decoder_depth: Annotated[int, Limits(0, 256)] = 12
+    num_heads: Annotated[int, Limits(1, 1 << 12)] = 12
+    mlp_ratio: Annotated[float, Limits(0.01, 64)] = 4.0
     qkv_bias: bool = True
     proj_bias: bool = True
     mlp_bias: bool = True
     gated_mlp: bool = False
     qk_norm: bool = False
-    num_register_tokens: int = 0
+    num_register_tokens: Annotated[int, Limits(0, 1 << 12)] = 0
     share_modality_embeddings: bool = True
+    modalities_in: tuple[Modality, ...] = ()  # domains_in
+    modalities_out: tuple[Modality, ...] = ()  # domains_out that are decoded as tokens
 
     def __post_init__(self) -> None:
-        if self.act_layer not in ACTIVATIONS:
-            raise CheckpointError(
-                f"config: act_layer is none of {list(ACTIVATIONS)}: {shown(self.act_layer)}"
-            )
-        for key, (least, most) in SIZES.items():
-            value = getattr(self, key)
-            if not least <= value <= most:
-                raise CheckpointError(f"config: {key} is {shown(value)}, expected {least:g} to {most:g}")
         if self.dim % 4 or self.dim % self.num_heads:
             raise CheckpointError(
                 f"config: dim {self.dim} is not divisible by 4 and by num_heads {self.num_heads}"
@@ -70,48 +64,26 @@ class FourMConfig:
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
         """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
-        values: dict[str, object] = {}
-        missing = []
-        for item in fields(FourMConfig):
-            if item.name in ("modalities_in", "modalities_out"):
-                continue
-            if item.name in config:
-                values[item.name] = _typed(item.name, config[item.name], item.type)
-            elif item.default is MISSING:
-                missing.append(item.name)
-        rows = {}
-        for key in ("domains_in", "domains_out"):
-            names = config.get(key)
-            if isinstance(names, list):
-                rows[key] = tuple(registry.get(str(name)) for name in names)
-            else:
-                missing.append(key)
-        if missing:
-            raise CheckpointError(f"config: {', '.join(missing)} missing or of the wrong type")
-        decodable = tuple(m for m in rows["domains_out"] if m.kind in (Kind.GRID, Kind.SEQUENCE))
-        return FourMConfig(modalities_in=rows["domains_in"], modalities_out=decodable, **values)  # type: ignore[arg-type]
+        own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
+        try:
+            fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
+            names = [
+                fit(tuple[str, ...], config.get(k), f"config.{k}") for k in ("domains_in", "domains_out")
+            ]
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        reads, writes = (tuple(registry.get(name) for name in side) for side in names)
+        return replace(fitted, modalities_in=reads, modalities_out=tuple(m for m in writes if m.takes_ids))
 
     @property
-    def mlp_hidden(self) -> int:
-        """Hidden width of the MLPs; two thirds of it when gated, so that the parameter count stays."""
+    def blocks(self) -> BlockConfig:
+        """What the blocks are like; a gated MLP has two thirds of the width, so that the parameters stay."""
         hidden = int(self.dim * self.mlp_ratio)
-        return int(2 * hidden / 3) if self.gated_mlp else hidden
-
-    def norm(self, width: int | None = None) -> LayerNorm:
-        """A norm of this model's kind."""
-        return LayerNorm(width or self.dim, bias=self.norm_bias)
-
-    def mlp(self) -> Mlp:
-        """An MLP of this model's kind."""
-        return Mlp(self.dim, self.mlp_hidden, ACTIVATIONS[self.act_layer](), self.mlp_bias, self.gated_mlp)
-
-
-def _typed(name: str, value: object, wanted: object) -> object:
-    """The value of a config key, or an error that names the key."""
-    if type(value) is wanted or (wanted is float and type(value) is int):
-        return value
-    expected = getattr(wanted, "__name__", wanted)
-    raise CheckpointError(f"config: {name} is {shown(repr(value))}, expected {expected}")
+        return BlockConfig(
+            self.dim, self.num_heads, int(2 * hidden / 3) if self.gated_mlp else hidden, self.qkv_bias,
+            self.proj_bias, self.mlp_bias, self.norm_bias, self.qk_norm, self.gated_mlp,
+            act=getattr(nn, self.act_layer),
+        )  # fmt: skip
 
 
 class Embedding(nn.Module):
@@ -210,11 +182,12 @@ class FourM(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.dim))
-        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
-        self.encoder_norm = config.norm()
+        blocks = config.blocks
+        self.encoder = nn.ModuleList(EncoderBlock(blocks) for _ in range(config.encoder_depth))
+        self.encoder_norm = blocks.norm()
         self.decoder_proj_context = nn.Linear(config.dim, config.dim)
-        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
-        self.decoder_norm = config.norm()
+        self.decoder = nn.ModuleList(DecoderBlock(blocks) for _ in range(config.decoder_depth))
+        self.decoder_norm = blocks.norm()
 
     def embedding(self, name: str) -> Embedding:
         """The encoder's side of one modality."""
@@ -282,10 +255,8 @@ class FourM(nn.Module):
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
         """Everything about a context that decoding a sequence of at most max_tokens needs only once."""
-        return DecoderCache(
-            tuple(self._read_context(context)),
-            tuple(SelfMemory(max_tokens) for _ in self.decoder),
-        )
+        past = tuple(KVCache(max_tokens) for _ in self.decoder)
+        return DecoderCache(tuple(self._read_context(context)), past)
 
     def room_for(self, sequence: str) -> int | None:
         """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
@@ -298,13 +269,9 @@ class FourM(nn.Module):
             yield cast("DecoderBlock", block).read_context(tokens, context.packing)
 
     def decode(
-        self,
-        target: str,
-        positions: Tensor,
-        ids: Tensor | None,
-        context: Context,
+        self, target: str, positions: Tensor, ids: Tensor | None, context: Context,
         cache: DecoderCache | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Logits (B, K, V) of one target at positions (B, K).
 
         Image tokens are decoded together and see each other; `ids` is None. A sequence is decoded causally:
@@ -318,18 +285,14 @@ class FourM(nn.Module):
         return head.to_logits(self.run_decoder(y, context, causal=causal, cache=cache))
 
     def run_decoder(
-        self,
-        y: Tensor,
-        context: Context,
-        self_visible: Tensor | None = None,
-        causal: bool = False,
+        self, y: Tensor, context: Context, self_visible: Tensor | None = None, causal: bool = False,
         cache: DecoderCache | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Decoder blocks and final norm over given inputs y (B, K, D); self_visible: (B, 1, K, K) bool."""
         visible = context.visible[:, None, None, :]
         crosses = cache.cross if cache else self._read_context(context)
         for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
-            y = block(y, cross, visible, self_visible, causal, cache.memory[i] if cache else None)
+            y = block(y, cross, visible, self_visible, causal, cache.past[i] if cache else None)
         return self.decoder_norm(y)
 
 

@@ -18,10 +18,9 @@ from fourm.modalities.poses import Person
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers.build import build_tokenizer
+from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
-from fourm.networks.tokenizers.encoders import VIT_PRESETS, ViTPreset
-from fourm.networks.tokenizers.vq import Part, VQTokenizer
+from fourm.networks.tokenizers.vq import VIT_PRESETS, Part, ViTPreset, VQTokenizer
 from tests.codecs.test_figures import SOMEBODY
 from tests.modalities.test_instances import CAT, DOG
 

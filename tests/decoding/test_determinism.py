@@ -15,8 +15,8 @@ from fourm.data.layout import Key, Sample
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
-from fourm.networks.blocks import DecoderCache
 from fourm.networks.checkpoint import load_model
+from fourm.networks.layers import DecoderCache
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Context, full_sequence
 from fourm.runs.pipeline import run

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.text import EOS_ID
-from fourm.networks.blocks import SelfAttention
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import attention, set_attention, xformers
+from fourm.networks.layers import SelfAttention, attention, set_attention, xformers
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, full_grid, full_sequence
 from fourm.networks.tokenizers.unet import AttentionBlock

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.networks.blocks import CrossAttention, SelfAttention
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import as_bias, attention, sdpa, set_attention
-from fourm.networks.tokenizers.build import build_tokenizer, read_config
+from fourm.networks.layers import CrossAttention, SelfAttention, as_bias, attention, sdpa, set_attention
+from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.unet import AttentionBlock
 
 UNET = {"dec_type": "unet_patched", "has_encoder": False,

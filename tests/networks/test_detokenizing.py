@@ -18,8 +18,9 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import full_grid
-from fourm.networks.tokenizers.build import build_tokenizer, read_config
-from fourm.networks.tokenizers.divae import DiVAE
+from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers.config import read_config
+from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.runs.events import Detokenized, Event, Failed, Finished, Started
 from fourm.runs.pipeline import run as run_request
 from fourm.runs.request import Request

@@ -17,9 +17,9 @@ from fourm.networks.tokenizers.diffusion import (
     cumulative_alphas,
     predict_clean,
     predict_noise,
-    timestep_embedding,
     timesteps,
 )
+from fourm.networks.tokenizers.unet import timestep_embedding
 
 # The square roots and exponentials of vector libraries differ in the last bit from one kind of CPU to the
 # next, and rescaled schedules are differences of such roots.
@@ -64,8 +64,13 @@ def test_timesteps_are_the_recorded_ones(schedulers: Path) -> None:
 def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
     tensors = load_file(schedulers / "one_step.safetensors")
     records = json.loads((schedulers / "one_step.json").read_text())
+    # Options that no config sets do not exist here.
+    other = ("set_alpha_to_one", "variance_type")
+    records = [
+        r for r in records if not r["step_arguments"] and not any(key in r["constructor"] for key in other)
+    ]
     for r in records:
-        made, asked = r["constructor"], r["step_arguments"]
+        made = r["constructor"]
         clipping = Clipping()
         if made["thresholding"]:
             ratio, most = made.get("dynamic_thresholding_ratio", 0.995), made.get("sample_max_value", 1.0)
@@ -75,9 +80,7 @@ def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
         sampler = Sampler(
             r["scheduler"],
             cumulative_alphas(made["beta_schedule"], 1000, made.get("zero_terminal_snr", True)),
-            made["prediction_type"], clipping, eta=asked.get("eta", 0.0),
-            reuse_clipped=asked.get("use_clipped_model_output", False),
-            ends_clean=made.get("set_alpha_to_one", True), variance=made.get("variance_type", "fixed_small"),
+            made["prediction_type"], clipping,
         )  # fmt: skip
         noise = tensors.get(f"{r['id']}.noise")
         assert sampler.draws_at(r["timestep"]) == r["noise_used"] == (noise is not None)
@@ -174,9 +177,8 @@ def test_thresholds_of_one_are_a_clamp() -> None:
 def test_what_cannot_be_is_refused() -> None:
     alphas = cumulative_alphas("linear", 100)
     x = torch.zeros(1, 1, 2, 2)
-    for sampler in (Sampler("ddpm", alphas, "sample"), Sampler("ddim", alphas, "sample", eta=1.0)):
-        with pytest.raises(ValueError, match="timestep 50 takes fresh noise"):
-            sampler.step(x, 50, 40, x)
+    with pytest.raises(ValueError, match="timestep 50 takes fresh noise"):
+        Sampler("ddpm", alphas, "sample").step(x, 50, 40, x)
     with pytest.raises(CheckpointError, match="says nothing at timestep 99"):
         Sampler("ddim", alphas, "epsilon").step(x, 99, 89, x)
     with pytest.raises(CheckpointError, match="did you mean 'squaredcos_cap_v2'"):

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from fourm.errors import CheckpointError
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers.build import build_tokenizer, read_config
-from fourm.networks.tokenizers.shapes import settle
-from fourm.networks.tokenizers.vq import TRAINING_BUFFERS, Part
+from fourm.networks.tokenizers import build_tokenizer, complete_config
+from fourm.networks.tokenizers.config import read_config
+from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
+from fourm.networks.tokenizers.vq import Part
 
 VQ = (
     "CLIP-B16_8k_224-448", "DINOv2-B14-global_8k_16_224", "DINOv2-B14_8k_224-448",
@@ -40,7 +41,7 @@ def test_released_vq_configs_may_say_next_to_nothing(golden: Path, name: str) ->
     listed = {n: tuple(row["shape"]) for n, row in manifest["state_dict"].items()}
     little = {key: value for key, value in manifest["config"].items() if key in NEEDED}
     wanted = {n: shape for n, shape in listed.items() if n not in TRAINING_BUFFERS}
-    assert tokenizer_shapes(settle(little, listed), part) == wanted
+    assert tokenizer_shapes(complete_config(little, listed), part) == wanted
 
 
 @pytest.mark.parametrize("name", DIVAE)
@@ -50,7 +51,7 @@ def test_released_divae_configs_may_say_next_to_nothing(golden: Path, name: str)
     listed = {n: tuple(row["shape"]) for n, row in manifest["tensors"].items()}
     little = {key: value for key, value in manifest["constructor"].items() if key in NEEDED}
     wanted = {n: shape for n, shape in listed.items() if n not in TRAINING_BUFFERS}
-    assert tokenizer_shapes(settle(little, listed), Part.WHOLE) == wanted
+    assert tokenizer_shapes(complete_config(little, listed), Part.WHOLE) == wanted
 
 
 def save(folder: Path, config: dict[str, Any], said: dict[str, Any]) -> Path:

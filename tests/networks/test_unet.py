@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError
+from fourm.networks.tokenizers.config import DiVAEConfig
+from fourm.networks.tokenizers.diffusion import build_decoder
 from fourm.networks.tokenizers.unet import UNETS, GroupNorm, PatchedUNet, UNetShape
 
 SMALL = UNetShape(
@@ -160,7 +162,8 @@ def test_levels_without_blocks_and_without_attention_are_networks_too() -> None:
     assert network(x, t, network.condition(quant, SIZE)).shape == x.shape
 
 
-@pytest.mark.parametrize("changes", [{"model_channels": 48}, {"channel_mult": ()}, {"patch_size": 0}])
+@pytest.mark.parametrize("changes", [{"model_channels": 48}, {"channel_mult": []}, {"patch_size": 0}])
 def test_sizes_that_make_no_network_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(CheckpointError, match="dec_structure"):
-        UNetShape(**{"channel_mult": (1,), **changes})  # type: ignore[arg-type]
+    config = DiVAEConfig(dec_type="unet_patched", dec_structure={"channel_mult": [1], **changes})
+    with pytest.raises(CheckpointError, match="dec_structure"), torch.device("meta"):
+        build_decoder(config)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError
-from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers.build import build_tokenizer, fit_state, read_config
-from fourm.networks.tokenizers.divae import DiVAE
-from fourm.networks.tokenizers.uvit import UVITS, UViT
-from fourm.networks.tokenizers.uvit_transformer import UViTShape
+from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
+from fourm.networks.tokenizers import build_tokenizer
+from fourm.networks.tokenizers.config import read_config
+from fourm.networks.tokenizers.diffusion import DiVAE
+from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
 from fourm.networks.tokenizers.vq import Part
 from tests.networks.test_divae import RUNS, case_of, recorded
 
@@ -33,8 +33,8 @@ PUBLISHED = {
     "uvit_l_p4_f16_extraconv": (24, 16, 1024, 426_639_875, 516_481_027),
 }
 SMALL = UViTShape(
-    block_out_channels=(16, 32), downsample_before_mid=True, mid_layers=3, mid_num_heads=2, mid_dim=16,
-    mid_hw_posemb=4, norm_num_groups=4, mid_use_long_skip=True,
+    block_out_channels=(16, 32), layers_per_block=(2, 2), downsample_before_mid=True, mid_layers=3,
+    mid_num_heads=2, mid_dim=16, mid_hw_posemb=4, norm_num_groups=4, mid_use_long_skip=True,
 )  # fmt: skip
 STRUCTURE: dict[str, object] = {
     "block_out_channels": [16, 32], "downsample_before_mid": True, "mid_layers": 1, "mid_dim": 16,
@@ -87,7 +87,7 @@ def test_a_convolution_with_two_names_is_read_under_either(kept: tuple[str, ...]
     del stored[f"decoder.downsample_mid.{kept[0]}.weight"]
     if len(kept) == 1:
         with pytest.raises(CheckpointError, match="downsample_mid"):
-            fit_state(config, stored, Part.DECODER)
+            fit_tokenizer(config, stored, Part.DECODER)
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "xattn"])
@@ -176,19 +176,30 @@ def test_runs_in_float64_are_the_recorded_ones_without_allowance_for_rounding(
     [
         ({"mid_layers": 2}, "odd"),
         ({"layers_per_block": (1,)}, "one number per level"),
-        ({"layers_per_block": 0}, "'layers_per_block' cannot be 0"),
         ({"mid_layers": 9999}, "more than 1,024 layers"),
         ({"mid_num_heads": 3}, "multiple of mid_num_heads"),
         ({"mid_mlp_ratio": 0.01}, "MLPs"),
         ({"mid_dim": 18}, "multiple of 4"),
         ({"block_out_channels": (18, 32)}, "groups"),
         ({"block_out_channels": (15, 32), "norm_num_groups": 1}, "even"),
-        ({"block_out_channels": ()}, "'block_out_channels' cannot be"),
     ],
 )
 def test_sizes_that_cannot_be_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers_per_block": 0}, r"layers_per_block\[0\] is 0, expected a whole number, 1 to"),
+        ({"block_out_channels": []}, "block_out_channels is .*, expected a list of length 1 to 16"),
+    ],
+)
+def test_numbers_of_a_config_that_cannot_be_are_named(change: dict[str, object], message: str) -> None:
+    config = read_config({**CONFIG, "dec_structure": {**STRUCTURE, **change}})
+    with pytest.raises(CheckpointError, match=message), torch.device("meta"):
+        build_tokenizer(config)
 
 
 NUMBERS = st.one_of(st.integers(0, 40), st.booleans(), st.floats(0, 40))

@@ -241,7 +241,7 @@ def test_absurd_sizes_of_a_config_are_refused_at_once(
     folder = broken(tiny, tmp_path / "m", dict)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(CheckpointError, match=f"config: {key} is .*, expected"):
+    with pytest.raises(CheckpointError, match=rf"config\.{key} is .*, expected"):
         make(folder, tmp_path / "out")
 
 

@@ -1,17 +1,14 @@
 """What a tokenizer's `config.json` says: the keys of the released format, their defaults and their checks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from fourm.errors import CheckpointError, near_match
+from fourm.errors import CheckpointError
+from fourm.modalities.typed import Limits, fit
 
-Size = tuple[int, int]  # height, width
-Structure = Mapping[str, object]
-
-QUANTIZERS = ("lucid", "memcodes")
-CONDITIONINGS = ("concat", "xattn")
-_MAX_COUNT = 1 << 20  # far beyond any tokenizer
+Count = Annotated[int, Limits(1, 1 << 20)]  # up to far beyond any tokenizer
+Size = tuple[Count, Count]  # height, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +18,8 @@ class VQConfig:
     image_size: Size = (224, 224)
     image_size_enc: Size | None = None
     image_size_dec: Size | None = None
-    n_channels: int = 3
-    n_labels: int | None = None
+    n_channels: Count = 3
+    n_labels: Count | None = None
     enc_type: str = "vit_b_enc"
     dec_type: str = "vit_b_dec"
     patch_size: Size = (16, 16)
@@ -31,32 +28,29 @@ class VQConfig:
     post_mlp: bool = False
     out_conv: bool = False
     quant_type: str = "lucid"
-    codebook_size: int = 16384
-    num_codebooks: int = 1
-    latent_dim: int = 32
+    codebook_size: Count = 16384
+    num_codebooks: Count = 1
+    latent_dim: Count = 32
     norm_codes: bool = True
     norm_latents: bool = False
     undo_std: bool = False
 
     def __post_init__(self) -> None:
-        if self.quant_type not in QUANTIZERS:
-            near = near_match(self.quant_type, QUANTIZERS)
-            raise CheckpointError(
-                f"quant_type: '{self.quant_type}' is not one of {', '.join(QUANTIZERS)}{near}"
-            )
-        if self.quant_type == "lucid" and self.num_codebooks > 1:
-            raise CheckpointError(f"num_codebooks: {self.num_codebooks}, but 'lucid' has one codebook")
-        if self.latent_dim % self.num_codebooks:
-            raise CheckpointError(
-                f"latent_dim: {self.latent_dim} cannot be split over {self.num_codebooks} codebooks evenly"
-            )
         if self.undo_std and (self.n_channels != 3 or self.n_labels is not None):
             raise CheckpointError("undo_std: only for tokenizers of RGB pictures (3 channels, no labels)")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, object]) -> Self:
         """From constructor arguments as stored with a checkpoint; unknown keys are training settings."""
-        return cls(**{f.name: _READ[f.type](f.name, config[f.name]) for f in fields(cls) if f.name in config})
+        values = {key: _number(value) for key, value in config.items()}
+        for field in fields(cls):
+            if field.type in (Size, Size | None) and type(values.get(field.name)) is int:
+                values[field.name] = [values[field.name]] * 2
+        try:
+            fitted: Self = fit(cls, values, "config", strict=False)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        return fitted
 
     @property
     def out_channels(self) -> int:
@@ -89,26 +83,35 @@ class DiVAEConfig(VQConfig):
     """What the `config.json` of a tokenizer says that decodes by diffusion."""
 
     dec_type: str = "unet_patched"
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Count = 1000
     scheduler: str = "ddpm"  # every other name is DDIM
     beta_schedule: str = "squaredcos_cap_v2"
     prediction_type: str = "v_prediction"
     clip_sample: bool = False
     thresholding: bool = True
     zero_terminal_snr: bool = True
-    conditioning: str = "concat"
-    dec_structure: Structure | None = None  # sizes of a decoder that no name stands for
+    conditioning: Literal["concat", "xattn"] = "concat"
+    dec_structure: Mapping[str, Any] | None = None  # sizes of a decoder that no name stands for
     has_encoder: bool = True  # false where a file holds the codebook and the decoder alone
 
     def __post_init__(self) -> None:
         VQConfig.__post_init__(self)
-        if self.conditioning not in CONDITIONINGS:
-            near = near_match(self.conditioning, CONDITIONINGS)
-            raise CheckpointError(
-                f"conditioning: '{self.conditioning}' is not one of {', '.join(CONDITIONINGS)}{near}"
-            )
         if self.n_labels is not None:
             raise CheckpointError("n_labels: class maps are not decoded by diffusion")
+
+
+def read_config(config: Mapping[str, object]) -> VQConfig:
+    """The config of a tokenizer: of diffusion where its decoder, or else a noise schedule, says so."""
+    decoder = config.get("dec_type")
+    by_name = isinstance(decoder, str) and ("unet_" in decoder or "uvit_" in decoder)
+    if by_name or (decoder is None and ("beta_schedule" in config or "num_train_timesteps" in config)):
+        return DiVAEConfig.from_dict(config)
+    return VQConfig.from_dict(config)
+
+
+def _number(value: object) -> object:
+    """A value as the number that its text is; other values as they are."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else value
 
 
 def _grid(image: Size, patch: Size, key: str) -> Size:
@@ -116,49 +119,3 @@ def _grid(image: Size, patch: Size, key: str) -> Size:
     if 0 in grid:
         raise CheckpointError(f"{key}: {image} pixels are less than one patch of {patch}")
     return grid
-
-
-def _read_count(key: str, value: object) -> int:
-    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else value
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MAX_COUNT:
-        raise CheckpointError(f"{key}: {value!r} is not a positive whole number up to {_MAX_COUNT}")
-    return number
-
-
-def _read_size(key: str, value: object) -> Size:
-    if isinstance(value, list | tuple):
-        if len(value) != 2:
-            raise CheckpointError(f"{key}: {value!r} is neither one number nor a pair (height, width)")
-        return _read_count(key, value[0]), _read_count(key, value[1])
-    side = _read_count(key, value)
-    return side, side
-
-
-def _read_flag(key: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{key}: {value!r} is neither true nor false")
-    return value
-
-
-def _read_text(key: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise CheckpointError(f"{key}: {value!r} is not a name")
-    return value
-
-
-def _read_structure(key: str, value: object) -> Structure | None:
-    if value is not None and not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
-        raise CheckpointError(f"{key}: {value!r} is not an object of settings")
-    return value
-
-
-# A reader for each type of field.
-_READ: dict[object, Callable[[str, object], Any]] = {
-    Size: _read_size,
-    Size | None: lambda key, value: None if value is None else _read_size(key, value),
-    int: _read_count,
-    int | None: lambda key, value: None if value is None else _read_count(key, value),
-    bool: _read_flag,
-    Structure | None: _read_structure,
-    str: _read_text,
-}

@@ -1,26 +1,33 @@
-"""Gaussian diffusion: noise schedules, timesteps, and the DDPM and DDIM steps from noise to a value.
+"""Tokenizers that decode by diffusion: noise schedules, timesteps, DDPM and DDIM steps, the loop over them.
 
-Pure float32 arithmetic on tensors; networks come from elsewhere. `a` is always the cumulative product of
-(1 - beta), the share of the clean signal in a noisy one.
+Steps are pure float32 arithmetic on tensors. `a` is always the cumulative product of (1 - beta), the share of
+the clean signal in a noisy one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError, near_match
+from fourm.modalities.typed import fit
+from fourm.networks.tokenizers.config import DiVAEConfig, Size
+from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
+from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
+from fourm.networks.tokenizers.vq import Part, Tokenizer
 
+DECODERS = (*UNETS, *UVITS)
+Decoder = PatchedUNet | UViT
+Shape = TypeVar("Shape", UNetShape, UViTShape)
 BETA_START, BETA_END = 1e-4, 0.02
 SHIFTED_COSINE = "shifted_cosine:"
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
 MODES = ("trailing", "leading", "linspace")
 _MAX_LOG_SNR = 15.0
-
-
-# ---- noise schedules
 
 
 def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True) -> Tensor:
@@ -81,9 +88,6 @@ _BETAS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-# ---- timesteps
-
-
 def timesteps(
     kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing", offset: int = 0
 ) -> list[int]:
@@ -105,9 +109,6 @@ def timesteps(
         points = torch.linspace(num_train_steps, 1, num_steps, dtype=torch.float64)
         spaced = [int(t) - 1 for t in points.round()]
     return [t + (0 if kind == "ddpm" else offset) for t in spaced]
-
-
-# ---- single steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,6 @@ class Sampler:
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
     prediction: str  # one of PREDICTIONS
     clipping: Clipping = Clipping()
-    eta: float = 0.0  # DDIM: share of fresh noise
-    reuse_clipped: bool = False  # DDIM: the noise is that of the clipped prediction
-    ends_clean: bool = True  # DDIM: before the first timestep lies the clean value, not the first alpha
-    variance: str = "fixed_small"  # DDPM: "fixed_small", "fixed_small_log", "fixed_large"
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -164,7 +161,7 @@ class Sampler:
 
     def draws_at(self, t: int) -> bool:
         """True where a step takes fresh noise."""
-        return t > 0 if self.kind == "ddpm" else self.eta > 0
+        return self.kind == "ddpm" and t > 0
 
     def step(
         self, output: Tensor, t: int, previous: int, x: Tensor, noise: Tensor | None = None
@@ -176,44 +173,20 @@ class Sampler:
         """
         output, x = output.float(), x.float()
         a = self.alphas[t]
+        b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
         self.check(t)
         clean = self.clipping(predict_clean(output, a, x, self.prediction))
-        step = self._ddpm if self.kind == "ddpm" else self._ddim
-        after, spread = step(output, clean, a, t, previous, x)
-        if spread is None:
-            return after, clean
-        if noise is None:
-            raise ValueError(f"the step from timestep {t} takes fresh noise, and none was given")
-        return after + spread * noise.float(), clean
-
-    def _ddim(
-        self, output: Tensor, clean: Tensor, a: Tensor, t: int, previous: int, x: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        b = self._alpha(previous, 1.0 if self.ends_clean else float(self.alphas[0]))
-        if self.reuse_clipped:
-            noise = (x - a.sqrt() * clean) / (1 - a).sqrt()
-        else:
-            noise = predict_noise(output, a, x, self.prediction)
-        sigma = self.eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        after = b.sqrt() * clean + (1 - b - sigma**2).sqrt() * noise
-        return after, sigma if self.eta > 0 else None
-
-    def _ddpm(
-        self, output: Tensor, clean: Tensor, a: Tensor, t: int, previous: int, x: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        b = self._alpha(previous, 1.0)
+        if self.kind == "ddim":
+            predicted = predict_noise(output, a, x, self.prediction)
+            return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
         alpha = a / b
         beta = 1 - alpha
         after = (b.sqrt() * beta / (1 - a)) * clean + (alpha.sqrt() * (1 - b) / (1 - a)) * x
         if t == 0:
-            return after, None
-        if self.variance == "fixed_large":
-            return after, beta.sqrt()
-        variance = ((1 - b) / (1 - a) * beta).clamp(min=1e-20)
-        return after, (0.5 * variance.log()).exp() if self.variance == "fixed_small_log" else variance.sqrt()
-
-    def _alpha(self, t: int, before_first: float) -> Tensor:
-        return self.alphas[t] if t >= 0 else torch.tensor(before_first)
+            return after, clean
+        if noise is None:
+            raise ValueError(f"the step from timestep {t} takes fresh noise, and none was given")
+        return after + ((1 - b) / (1 - a) * beta).clamp(min=1e-20).sqrt() * noise.float(), clean
 
 
 def predict_clean(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tensor:
@@ -234,9 +207,130 @@ def predict_noise(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tens
     return a.sqrt() * output + (1 - a).sqrt() * x
 
 
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """t () or (B,) -> (1 or B, dim) float32: cosines, then sines, of t at dim / 2 frequencies."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.reshape(-1, 1).float() * (-math.log(10000) * exponents).exp()
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+class DiVAE(Tokenizer):
+    """A tokenizer with a diffusion decoder.
+
+    decode:  tokens -> lookup (B, L, h, w) -> (B, C, H, W), one evaluation of the decoder for each step
+    """
+
+    config: DiVAEConfig
+
+    def __init__(self, config: DiVAEConfig, part: Part = Part.WHOLE) -> None:
+        super().__init__(config, part if config.has_encoder or part is Part.ENCODER else Part.DECODER)
+        if part is Part.ENCODER and not config.has_encoder:
+            raise CheckpointError("has_encoder: false, so that nothing here turns values into tokens")
+        self.sampler = make_sampler(config)
+        self.decoder: Decoder | None = None
+        if part is not Part.ENCODER:
+            self.decoder = build_decoder(config)
+
+    def output_shape(self, grid: Size) -> tuple[int, int, int]:
+        """(C, H, W) of the value of a grid (h, w) of tokens."""
+        height, width = (n * pixels for n, pixels in zip(grid, self.config.patch_size, strict=True))
+        return self.config.n_channels, height, width
+
+    def sample(
+        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None,
+        mode: str = "trailing", sampler: Sampler | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """The running value (B, C, H, W) float32 after every step; the last one is the result.
+
+        tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
+        with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
+        some. size is (H, W) in pixels, by default the grid's. `mode` spaces the timesteps of DDIM (see
+        `timesteps`); `sampler` takes the place of the config's. What cannot be is refused before anything is
+        drawn.
+        """
+        if self.decoder is None:
+            raise ValueError("this tokenizer was built without a decoder")
+        sampler = sampler or self.sampler
+        times = timesteps(sampler.kind, len(sampler.alphas), steps, mode)
+        for t in times:
+            sampler.check(t)
+        quant = self._latents(tokens)
+        channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
+        height, width = size or sides
+        multiple = self.decoder.multiple
+        if min(height, width) < 1 or height % multiple or width % multiple:
+            raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
+        shape = (len(quant), channels, height, width)
+        draw, ratio = partial(_draw, draws, shape, quant.device), len(sampler.alphas) // steps
+        return self._run(self.decoder, quant, draw, sampler, [(t, t - ratio) for t in times])
+
+    def _latents(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 4 or not tokens.is_floating_point():
+            return self.lookup(tokens)
+        if tokens.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"latents have {tokens.shape[1]} channels; this tokenizer has {self.config.latent_dim}"
+            )
+        return tokens
+
+    @staticmethod
+    def _run(
+        decoder: Decoder, quant: Tensor, draw: Callable[[int], Tensor], sampler: Sampler,
+        pairs: list[tuple[int, int]],
+    ) -> Iterator[Tensor]:  # fmt: skip
+        x, drawn = draw(0), 0
+        with torch.no_grad():
+            condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
+        on_device = torch.tensor([t for t, _ in pairs], device=x.device)
+        for index, (t, previous) in enumerate(pairs):
+            with torch.no_grad():
+                output = decoder(x, on_device[index], condition)
+                fresh = None
+                if sampler.draws_at(t):
+                    drawn += 1
+                    fresh = draw(drawn)
+                x, _ = sampler.step(output, t, previous, x, fresh)
+            yield x
+
+    def decode_tokens(
+        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
+    ) -> Tensor:
+        """The result of `sample`."""
+        *_, last = self.sample(tokens, draws, steps, size)
+        return last
+
+
+def _draw(draws: Callable[[int], Tensor], shape: tuple[int, ...], device: torch.device, index: int) -> Tensor:
+    noise = draws(index).to(device, torch.float32)
+    if noise.shape != shape:
+        raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
+    return noise
+
+
+def make_sampler(config: DiVAEConfig) -> Sampler:
+    """The steps that a config asks for."""
+    kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
+    clip = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
+    with torch.device("cpu"):  # also where the network is built without memory
+        alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
+    return Sampler(kind, alphas, config.prediction_type, clip)
+
+
+def build_decoder(config: DiVAEConfig) -> Decoder:
+    """The network that a config names or describes."""
+    channels, latent_dim = config.n_channels, config.latent_dim
+    if "unet_" in config.dec_type:
+        return PatchedUNet(_shape(UNETS.get(config.dec_type), UNetShape, config), channels, latent_dim)
+    shape = _shape(UVITS.get(config.dec_type), UViTShape, config)
+    return UViT(shape, channels, latent_dim, config.conditioning)
+
+
+def _shape(named: Shape | None, kind: type[Shape], config: DiVAEConfig) -> Shape:
+    """The sizes of a decoder: those that the config lists, else those of its name."""
+    if config.dec_structure is None:
+        if named is None:
+            near = near_match(config.dec_type, DECODERS)
+            raise CheckpointError(f"dec_type: unknown decoder '{config.dec_type}'{near}")
+        return named
+    sizes = dict(config.dec_structure)
+    if kind is UViTShape and type(count := sizes.get("layers_per_block", 2)) is int:  # for all levels
+        levels = sizes.get("block_out_channels", UViTShape().block_out_channels)
+        sizes["layers_per_block"] = [count] * (len(levels) if isinstance(levels, list | tuple) else 1)
+    try:
+        shape: Shape = fit(kind, sizes, "dec_structure")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return shape

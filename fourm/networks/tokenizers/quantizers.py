@@ -1,41 +1,55 @@
-"""Codebooks: latents (B, L, h, w) to token ids and token ids back to latents, in float32.
+"""Codebooks: latents (B, L, h, w) to token ids and token ids back to latents, in float32; their table.
 
-Nothing changes during inference, and nothing derived from the weights is stored: training sees no stale copy.
+A quantizer is a class here and its row in `QUANTIZERS`. Nothing changes during inference, and nothing derived
+from the weights is stored: training sees no stale copy.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fourm.errors import CheckpointError, near_match
 from fourm.networks.layers import normal
+from fourm.networks.tokenizers.config import VQConfig
 
 _ROWS_AT_ONCE = 4096  # latents scored against all codes together: bounds the memory of the search
+# Statistics of the codebook that only training reads.
+INITTED = "quantize._codebook.initted"
+TRAINING_BUFFERS = (INITTED, "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
 
 
 class NearestCode(nn.Module):
-    """One codebook: the nearest row by cosine (`cosine`) or Euclidean distance; tokens (B, h, w).
+    """One codebook: the nearest row by cosine (`norm_codes`) or Euclidean distance; tokens (B, h, w).
 
     The look-up gives the stored row, also where the search compares normalised ones.
     """
 
-    def __init__(self, num_codes: int, width: int, cosine: bool, norm_latents: bool) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.num_codes = num_codes
-        self.cosine = cosine
-        self.norm_latents = norm_latents
-        self._codebook = Codebook(num_codes, width)
+        if config.num_codebooks > 1:
+            raise CheckpointError(f"num_codebooks: {config.num_codebooks}, but 'lucid' has one codebook")
+        self.is_cosine, self.norm_latents = config.norm_codes, config.norm_latents
+        self._codebook = Codebook(config.codebook_size, config.latent_dim)
+
+    @staticmethod
+    def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+        """The keys of a config that the shapes of a checkpoint's tensors tell; {} for other quantizers."""
+        embed = shapes.get("quantize._codebook.embed", ())
+        return {"codebook_size": embed[0], "latent_dim": embed[1]} if len(embed) == 2 else {}
 
     @torch.no_grad()
     def indices(self, latents: Tensor) -> Tensor:
         """(B, L, h, w) -> (B, h, w) int64; the lowest index wins a tie."""
         flat = rearrange(latents.float(), "b l h w -> (b h w) l")
-        if self.norm_latents or self.cosine:
+        if self.norm_latents or self.is_cosine:
             flat = F.normalize(flat, dim=-1, eps=1e-12)
         codes = self._codebook.embed.float()
-        if self.cosine:
+        if self.is_cosine:
             codes = F.normalize(codes, dim=-1, eps=1e-12)
-        score = _cosine if self.cosine else _minus_distance
+        score = _cosine if self.is_cosine else _minus_distance
         tokens = torch.cat([score(part, codes).argmax(dim=-1) for part in torch.split(flat, _ROWS_AT_ONCE)])
         return tokens.view(latents.shape[0], *latents.shape[2:])
 
@@ -52,20 +66,41 @@ class Codebook(nn.Module):
         self.embed = nn.Parameter(normal(num_codes, width))
 
 
+def _cosine(rows: Tensor, codes: Tensor) -> Tensor:
+    return rows @ codes.T
+
+
+def _minus_distance(rows: Tensor, codes: Tensor) -> Tensor:
+    """(M, L), (K, L) -> (M, K) minus the squared distances."""
+    squares = rows.square().sum(dim=-1, keepdim=True)
+    return -(squares - 2 * rows @ codes.T + codes.square().sum(dim=-1))
+
+
 class MemCodes(nn.Module):
     """N codebooks, one for each N-th of the channels; learned keys are searched, learned values are returned.
 
     keys[n] = codes[n] @ to_k[n] and values[n] = codes[n] @ to_v[n]; the codes themselves are neither.
     """
 
-    def __init__(self, num_books: int, num_codes: int, width: int) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.num_books = num_books
-        self.num_codes = num_codes
-        part = width // num_books
-        self.codes = nn.Parameter(normal(num_books, num_codes, part))
-        self.to_k = Projections(num_books, part)
-        self.to_v = Projections(num_books, part)
+        self.num_books, width = config.num_codebooks, config.latent_dim
+        if width % self.num_books:
+            raise CheckpointError(
+                f"latent_dim: {width} cannot be split over {self.num_books} codebooks evenly"
+            )
+        part = width // self.num_books
+        self.codes = nn.Parameter(normal(self.num_books, config.codebook_size, part))
+        self.to_k = Projections(self.num_books, part)
+        self.to_v = Projections(self.num_books, part)
+
+    @staticmethod
+    def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+        """The keys of a config that the shapes of a checkpoint's tensors tell; {} for other quantizers."""
+        codes = shapes.get("quantize.codes", ())
+        if len(codes) != 3:
+            return {}
+        return {"num_codebooks": codes[0], "codebook_size": codes[1], "latent_dim": codes[0] * codes[2]}
 
     @torch.no_grad()
     def indices(self, latents: Tensor) -> Tensor:
@@ -97,11 +132,26 @@ class Projections(nn.Module):
         self.weight = nn.Parameter(normal(num_books, width, width, scale=width**-0.5))
 
 
-def _cosine(rows: Tensor, codes: Tensor) -> Tensor:
-    return rows @ codes.T
+# By `quant_type` of the config. A row has `config_from`, `indices` and `lookup`.
+QUANTIZERS: Mapping[str, type[NearestCode] | type[MemCodes]] = {"lucid": NearestCode, "memcodes": MemCodes}
 
 
-def _minus_distance(rows: Tensor, codes: Tensor) -> Tensor:
-    """(M, L), (K, L) -> (M, K) minus the squared distances."""
-    squares = rows.square().sum(dim=-1, keepdim=True)
-    return -(squares - 2 * rows @ codes.T + codes.square().sum(dim=-1))
+def build_quantizer(config: VQConfig) -> NearestCode | MemCodes:
+    """The codebook or codebooks of a tokenizer."""
+    if config.quant_type not in QUANTIZERS:
+        near = near_match(config.quant_type, QUANTIZERS)
+        raise CheckpointError(
+            f"quant_type: '{config.quant_type}' is not one of {', '.join(QUANTIZERS)}{near}"
+        )
+    return QUANTIZERS[config.quant_type](config)
+
+
+def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
+    """CheckpointError for a codebook that was never trained, or for another metric than the config says."""
+    initted, counts, averages = (state.get(name) for name in TRAINING_BUFFERS)
+    if initted is not None and not bool(initted.any()):
+        raise CheckpointError(f"the codebook was never trained ({INITTED} is 0)")
+    # Trainers keep running averages beside Euclidean codebooks only.
+    if counts is not None and (averages is None) != config.norm_codes:
+        metric = "cosine (norm_codes true)" if averages is None else "Euclidean (norm_codes false)"
+        raise CheckpointError(f"norm_codes: is {config.norm_codes}, but the file holds a {metric} codebook")

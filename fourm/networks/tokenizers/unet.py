@@ -1,37 +1,34 @@
 """The UNet decoder of diffusion tokenizers (Ho et al. 2020; Dhariwal and Nichol 2021), working on patches."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
+from fourm.modalities.typed import Limits
 from fourm.networks.layers import Kernel, attention, sdpa
-from fourm.networks.tokenizers.diffusion import timestep_embedding
 
 _GROUPS = 32
-_MAX_BLOCKS = 64  # per level, far beyond any decoder
+Side = Annotated[int, Limits(1, 1 << 16)]  # of what a decoder's structure says: up to far beyond any decoder
+Sides = Annotated[tuple[Side, ...], Limits(1, 16)]
 
 
 @dataclass(frozen=True, slots=True)
 class UNetShape:
     """How large a UNet is."""
 
-    patch_size: int = 4  # pixels per side
-    model_channels: int = 256  # width that channel_mult multiplies
-    num_res_blocks: int = 3  # per level
+    patch_size: Side = 4  # pixels per side
+    model_channels: Side = 256  # width that channel_mult multiplies
+    num_res_blocks: Annotated[int, Limits(0, 64)] = 3  # per level
     attention_resolutions: tuple[int, ...] = (4, 8)  # downsampling factors of levels with attention
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # one per level
+    channel_mult: Sides = (1, 2, 2, 2)  # one per level
 
     def __post_init__(self) -> None:
-        if min(self.patch_size, self.model_channels, *self.channel_mult, len(self.channel_mult)) < 1:
-            raise CheckpointError("dec_structure: patch_size, model_channels and channel_mult begin at 1")
-        if self.num_res_blocks > _MAX_BLOCKS:
-            raise CheckpointError(
-                f"dec_structure: num_res_blocks: {self.num_res_blocks} is over {_MAX_BLOCKS}"
-            )
         if self.model_channels % 2:
             raise CheckpointError(f"dec_structure: model_channels: {self.model_channels} is not even")
         if any(width % _GROUPS for width in self.widths):
@@ -205,6 +202,14 @@ def _layers(shape: UNetShape, width: int, out: int, wide: int, factor: int) -> I
     yield ResBlock(width, out, wide)
     if factor in shape.attention_resolutions:
         yield AttentionBlock(out)
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """t () or (B,) -> (1 or B, dim) float32: cosines, then sines, of t at dim / 2 frequencies."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.reshape(-1, 1).float() * (-math.log(10000) * exponents).exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _last(x: Tensor) -> Tensor:

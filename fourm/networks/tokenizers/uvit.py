@@ -1,19 +1,69 @@
 """The UViT decoder of diffusion tokenizers: convolutions around a transformer (Hoogeboom et al. 2023)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from fourm.networks.tokenizers.diffusion import timestep_embedding
-from fourm.networks.tokenizers.unet import GroupNorm, Upsample
-from fourm.networks.tokenizers.uvit_transformer import Transformer, UViTCondition, UViTShape
+from fourm.errors import CheckpointError
+from fourm.modalities.typed import Limits
+from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
+from fourm.networks.tokenizers.config import Size
+from fourm.networks.tokenizers.unet import GroupNorm, Side, Sides, Upsample, timestep_embedding
+from fourm.networks.tokenizers.vq import position_map, positions_at
 
-_B = UViTShape(block_out_channels=(128, 256), downsample_before_mid=True)
+_MAX_LAYERS = 1024  # far beyond any decoder
+Positive = Annotated[float, Limits(1e-9, 1 << 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class UViTShape:
+    """How large a UViT is; the names are those of the reference. Impossible ones are a CheckpointError."""
+
+    patch_size: Side = 4  # pixels per side
+    block_out_channels: Sides = (128, 256, 512)  # widths of the convolutional levels
+    layers_per_block: Sides = (2, 2, 2)  # residual blocks of each level; a config may give one number for all
+    downsample_before_mid: bool = False
+    mid_layers: Side = 12
+    mid_num_heads: Side = 12
+    mid_dim: Side = 768
+    mid_mlp_ratio: Positive = 4
+    mid_qkv_bias: bool = True
+    mid_hw_posemb: Side = 32  # side of the stored map of positions
+    mid_use_long_skip: bool = False
+    norm_num_groups: Side = 32
+    norm_eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        for is_wrong, problem in (
+            (self.mid_use_long_skip and self.mid_layers % 2 == 0, "long skips need an odd mid_layers"),
+            (len(self.layers_per_block) != len(widths), "layers_per_block needs one number per level"),
+            (sum(self.layers_per_block) + self.mid_layers > _MAX_LAYERS, f"more than {_MAX_LAYERS:,} layers"),
+            (self.mid_dim % self.mid_num_heads > 0, "mid_dim must be a multiple of mid_num_heads"),
+            (self.mid_dim % 4 > 0, "mid_dim must be a multiple of 4"),
+            (self.mid_dim * self.mid_mlp_ratio < 1, "mid_mlp_ratio leaves the MLPs no width"),
+            (widths[0] % 2 > 0, "the first width must be even"),
+            (any(width % groups for width in widths), "widths must fill the norm's groups"),
+        ):
+            if is_wrong:
+                raise CheckpointError(f"dec_structure: {problem}")
+
+    @property
+    def blocks(self) -> BlockConfig:
+        """What the blocks of the transformer are like."""
+        hidden = int(self.mid_dim * self.mid_mlp_ratio)
+        return BlockConfig(
+            self.mid_dim, self.mid_num_heads, hidden, qkv_bias=self.mid_qkv_bias, norm_eps=1e-5
+        )
+
+
+_B = UViTShape(block_out_channels=(128, 256), layers_per_block=(2, 2), downsample_before_mid=True)
 _L = replace(_B, mid_layers=24, mid_num_heads=16, mid_dim=1024)
-_WIDTHS = (128, 256, 512)
 UVITS = {
     "uvit_b_p4_f16": _B,
     "uvit_l_p4_f16": _L,
@@ -22,9 +72,18 @@ UVITS = {
     "uvit_l_p4_f16_longskip": replace(_L, mid_layers=25, mid_use_long_skip=True),
     "uvit_b_p4_f8": replace(_B, downsample_before_mid=False),
     "uvit_l_p4_f8": replace(_L, downsample_before_mid=False),
-    "uvit_b_p4_f16_extraconv": replace(_B, block_out_channels=_WIDTHS, downsample_before_mid=False),
-    "uvit_l_p4_f16_extraconv": replace(_L, block_out_channels=_WIDTHS, downsample_before_mid=False),
+    "uvit_b_p4_f16_extraconv": UViTShape(),
+    "uvit_l_p4_f16_extraconv": UViTShape(mid_layers=24, mid_num_heads=16, mid_dim=1024),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class UViTCondition:
+    """What the transformer needs at every step and no step changes."""
+
+    added: Tensor  # (1 or B, N, D): positions, and the projected latents where these are added
+    contexts: tuple[tuple[Tensor, Tensor], ...] = ()  # xattn: keys and values (B, H, M, d) for each block
+    visible: Tensor | None = None  # xattn: (B, 1, 1, M), False = no query reads it
 
 
 class UViT(nn.Module):
@@ -40,7 +99,7 @@ class UViT(nn.Module):
         self.time_embedding = TimeEmbedding(first, wide)
         self.down_blocks, width = nn.ModuleList(), first
         skips = [first]
-        for level, (out, count) in enumerate(zip(widths, shape.layers, strict=True)):
+        for level, (out, count) in enumerate(zip(widths, shape.layers_per_block, strict=True)):
             down = level < len(widths) - 1
             self.down_blocks.append(Down(shape, [width, *[out] * (count - 1)], out, wide, down))
             skips += [out] * (count + down)
@@ -51,7 +110,7 @@ class UViT(nn.Module):
         self.mid_block = Transformer(shape, width, wide, latent_dim, conditioning)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            out, count = widths[level], shape.layers[level] + 1
+            out, count = widths[level], shape.layers_per_block[level] + 1
             inputs = [(width if index == 0 else out) + skips.pop() for index in range(count)]
             self.up_blocks.append(Up(shape, inputs, out, wide, level > 0))
             width = out
@@ -155,7 +214,7 @@ class Downsample(nn.Module):
     """Half the size, by a convolution.
 
     The one before the transformer is stored under two names, `downsample_mid.conv` and, as in every file
-    that drops shared tensors, `downsample_mid.Conv2d_0`; `build.fit_state` reads either.
+    that drops shared tensors, `downsample_mid.Conv2d_0`; `checkpoint.fit_tokenizer` reads either.
     """
 
     def __init__(self, width: int) -> None:
@@ -169,3 +228,105 @@ class Downsample(nn.Module):
 
 def _norm(shape: UViTShape, width: int) -> GroupNorm:
     return GroupNorm(width, shape.norm_num_groups, shape.norm_eps)
+
+
+class Transformer(nn.Module):
+    """Blocks over the positions of a map, which they replace."""
+
+    def __init__(self, shape: UViTShape, width: int, wide: int, latent_dim: int, conditioning: str) -> None:
+        super().__init__()
+        self.shape, dim, side = shape, shape.mid_dim, shape.mid_hw_posemb
+        self.is_cross = conditioning == "xattn"
+        self.mid_pos_emb = position_map((side, side), dim)
+        self.mid_proj_in = nn.Linear(width, dim)
+        self.mid_proj_out = nn.Linear(dim, width)
+        if not self.is_cross:
+            self.mask_token = nn.Parameter(torch.zeros(dim))
+            self.mid_cond_proj = nn.Linear(latent_dim, dim)
+        half = shape.mid_layers // 2
+        context_width = latent_dim if self.is_cross else 0
+        self.mid_block = nn.ModuleList(
+            TransformerBlock(shape, wide, context_width, shape.mid_use_long_skip and index > half)
+            for index in range(shape.mid_layers)
+        )
+
+    def condition(self, quant: Tensor, grid: Size, cond_mask: Tensor | None) -> UViTCondition:
+        """Latents (B, D', h, w) for a map of this grid; cond_mask (B, h, w), True = hidden."""
+        if self.is_cross:
+            table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest")
+            return self._as_context(quant, table, cond_mask)
+        positions = positions_at(self.mid_pos_emb.float(), *grid)
+        latents = F.interpolate(quant.float(), size=grid, mode="nearest").to(quant.dtype)
+        added = self.mid_cond_proj(rearrange(latents, "b d h w -> b (h w) d"))
+        if cond_mask is not None:
+            mask = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
+            added = torch.where(rearrange(mask, "b 1 h w -> b (h w) 1"), self.mask_token, added)
+        return UViTCondition((added + positions).to(quant.dtype))
+
+    def _as_context(self, quant: Tensor, table: Tensor, cond_mask: Tensor | None) -> UViTCondition:
+        positions = rearrange(table, "b d h w -> b (h w) d").to(quant.dtype)
+        context, visible = rearrange(quant, "b d h w -> b (h w) d"), None
+        contexts = tuple(block.read_context(context) for block in self.mid_block)  # type: ignore[operator]
+        if cond_mask is not None:
+            hidden = rearrange(cond_mask, "b h w -> b 1 1 (h w)")
+            nothing = hidden.all(dim=-1, keepdim=True)
+            # A row that sees nothing reads the mean of all values: equal scores for all keys.
+            contexts = tuple((keys.masked_fill(nothing, 0), values) for keys, values in contexts)
+            visible = ~hidden | nothing
+        return UViTCondition(positions, contexts, visible)
+
+    def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
+        """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C, h, w)."""
+        grid = x.shape[2]
+        y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + condition.added
+        skips, half = list[Tensor](), len(self.mid_block) // 2
+        for index, block in enumerate(self.mid_block):
+            skip = skips.pop() if self.shape.mid_use_long_skip and index > half else None
+            y = block(y, time, condition.contexts[index] if self.is_cross else None, condition.visible, skip)
+            if index < half:
+                skips.append(y)
+        return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=grid)
+
+
+class TransformerBlock(nn.Module):
+    """Attention to the map, perhaps to the latents, and an MLP, led by the time (Peebles and Xie 2022)."""
+
+    def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
+        super().__init__()
+        blocks, dim, parts = shape.blocks, shape.mid_dim, 3 if context_width else 2
+        self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), blocks.mlp()
+        self.cross_attn: CrossAttention | None = None
+        if context_width:
+            self.self_attn = SelfAttention(blocks)
+            self.cross_attn = CrossAttention(blocks, context_width)
+            self.query_norm, self.context_norm = blocks.norm(), blocks.norm(context_width)
+        else:
+            self.attn = SelfAttention(blocks)
+        self.adaLN_modulation = nn.Linear(wide, 2 * parts * dim)
+        self.adaLN_gate = nn.Linear(wide, parts * dim)
+        self.skip_linear = nn.Linear(2 * dim, dim) if has_skip else None
+
+    def read_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, M, d) of latents (B, M, D')."""
+        assert self.cross_attn is not None
+        return self.cross_attn.keys_values(self.context_norm(context))
+
+    def forward(
+        self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+        skip: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x (B, N, D), time (1 or B, E), keys and values of the latents, an earlier block's result."""
+        changes = self.adaLN_modulation(time).unsqueeze(1).chunk(4 if context is None else 6, dim=-1)
+        gates = self.adaLN_gate(time).unsqueeze(1).chunk(2 if context is None else 3, dim=-1)
+        if self.skip_linear is not None and skip is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        look = self.attn if context is None else self.self_attn
+        x = x + gates[0] * look(_changed(self.norm1(x), changes[:2]), None)
+        if context is not None and self.cross_attn is not None:
+            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), changes[2:4]), *context, visible)
+        return x + gates[-1] * self.mlp(_changed(self.norm2(x), changes[-2:]))
+
+
+def _changed(x: Tensor, change: tuple[Tensor, ...]) -> Tensor:
+    shift, scale = change
+    return x * (1 + scale) + shift

@@ -1,33 +1,27 @@
-"""A discrete tokenizer: values to token ids and back, and what a checkpoint of one must hold."""
+"""Tokenizers whose decoder is a network that runs once: ViTs and MLPs around a codebook.
 
-from collections.abc import Mapping
+Layout is channels-first: a network maps (B, C, H, W) to (B, D, h, w) or back; tokens of a grid are flattened
+row by row. Parameter names are those of the released checkpoints.
+"""
+
+import re
+from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from fourm.errors import CheckpointError
-from fourm.networks.layers import TokenTable
-from fourm.networks.tokenizers.config import VQConfig
-from fourm.networks.tokenizers.encoders import (
-    BottleneckMlp,
-    MlpPreset,
-    ViTDecoder,
-    ViTEncoder,
-    parse_preset,
-)
-from fourm.networks.tokenizers.quantizers import MemCodes, NearestCode
+from fourm.errors import CheckpointError, near_match
+from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, TokenTable, sincos_2d
+from fourm.networks.tokenizers.config import Size, VQConfig
+from fourm.networks.tokenizers.quantizers import build_quantizer
 
-# Statistics of the codebook that only training reads.
-INITTED = "quantize._codebook.initted"
-TRAINING_BUFFERS = (
-    INITTED,
-    "quantize._codebook.cluster_size",
-    "quantize._codebook.embed_avg",
-)
-_IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
+_IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
+_MLP_DESCRIPTOR = re.compile(r"BottleneckMLP/[^_/-]*_(\d+)-[^_/-]*_(\d+)(?:-[^_/-]*_(\d+))?")
 
 
 class Part(Enum):
@@ -38,30 +32,13 @@ class Part(Enum):
     DECODER = "decoder"  # with the codebook
 
     @property
-    def leaves_out(self) -> tuple[str, ...]:
+    def unused_prefixes(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that it does without."""
         return {
             Part.WHOLE: (),
             Part.ENCODER: ("decoder.", "post_quant_proj."),
             Part.DECODER: ("encoder.", "quant_proj.", "cls_emb."),
         }[self]
-
-
-# Which keys of the config decide the shape of a tensor, by a part of its name.
-_DECIDED_BY = {
-    "encoder.pos_emb": "image_size, image_size_enc, patch_size",
-    "decoder.pos_emb": "image_size, image_size_dec, patch_size_dec",
-    "encoder.proj": "enc_type, n_channels, patch_size, patch_proj",
-    "decoder.out_proj": "dec_type, n_channels, n_labels, patch_size, patch_size_dec, patch_proj",
-    "decoder.input_blocks.0.0": "n_channels, latent_dim, dec_type, dec_structure",
-    "decoder.out.2": "n_channels, dec_type, dec_structure",
-    "_codebook.embed": "codebook_size, latent_dim",
-    "quantize.": "codebook_size, num_codebooks, latent_dim",
-    "cls_emb": "n_labels, n_channels",
-    "mlp.": "post_mlp, enc_type, dec_type",
-    "out_conv": "out_conv, n_channels",
-    "quant_proj": "latent_dim, enc_type, dec_type",
-}
 
 
 class Tokenizer(nn.Module):
@@ -171,28 +148,6 @@ def build_decoder(config: VQConfig) -> tuple[nn.Module, int]:
     return ViTDecoder(preset, *shape, config.post_mlp, config.out_conv), preset.dim
 
 
-def build_quantizer(config: VQConfig) -> NearestCode | MemCodes:
-    """The codebook or codebooks."""
-    if config.quant_type == "memcodes":
-        return MemCodes(config.num_codebooks, config.codebook_size, config.latent_dim)
-    return NearestCode(config.codebook_size, config.latent_dim, config.norm_codes, config.norm_latents)
-
-
-def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
-    initted, counts, averages = (state.get(name) for name in TRAINING_BUFFERS)
-    if initted is not None and not bool(initted.any()):
-        raise CheckpointError("the codebook was never trained (quantize._codebook.initted is 0)")
-    # Trainers keep running averages beside Euclidean codebooks only.
-    if counts is not None and (averages is None) != config.norm_codes:
-        metric = "cosine (norm_codes true)" if averages is None else "Euclidean (norm_codes false)"
-        raise CheckpointError(f"norm_codes: is {config.norm_codes}, but the file holds a {metric} codebook")
-
-
-def decided_by(name: str) -> str:
-    keys = next((keys for part, keys in _DECIDED_BY.items() if part in name), "enc_type, dec_type")
-    return f" (decided by {keys})"
-
-
 def _check_range(ids: Tensor, count: int, what: str) -> None:
     if ids.numel() == 0:
         return
@@ -206,3 +161,192 @@ def _undo_imagenet(x: Tensor) -> Tensor:
     shift = torch.tensor([-mean / std for mean, std in IMAGENET], dtype=x.dtype, device=x.device)
     scale = torch.tensor([1 / std for _, std in IMAGENET], dtype=x.dtype, device=x.device)
     return 2 * ((x - shift.view(3, 1, 1)) / scale.view(3, 1, 1)) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ViTPreset:
+    """Width, number of blocks, attention heads, and hidden width of the MLPs as a multiple of the width."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+    @property
+    def blocks(self) -> BlockConfig:
+        """What the blocks are like."""
+        return BlockConfig(self.dim, self.num_heads, int(self.mlp_ratio * self.dim))
+
+
+# `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
+# tokens wherever they lie, and equal tokens equal patches.
+VIT_PRESETS: dict[str, ViTPreset] = {
+    "vit_s_enc": ViTPreset(512, 8, 8),
+    "vit_s_dec": ViTPreset(512, 8, 8),
+    "vit_b_enc": ViTPreset(768, 12, 12),
+    "vit_b_dec": ViTPreset(768, 12, 12),
+    "vit_l_enc": ViTPreset(1024, 24, 16),
+    "vit_l_dec": ViTPreset(1024, 24, 16),
+    "vit_demo_enc": ViTPreset(64, 0, 4),
+    "vit_demo_dec": ViTPreset(64, 0, 4),
+    "vit_demo_rgb_dec": ViTPreset(128, 0, 4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MlpPreset:
+    """Number of blocks, thin width between them, wide width inside them."""
+
+    depth: int
+    thin: int
+    wide: int
+
+
+def parse_preset(name: str) -> ViTPreset | MlpPreset:
+    """The network that an `enc_type` or `dec_type` names, such as `BottleneckMLP/B_6-Wi_1024`."""
+    if match := _MLP_DESCRIPTOR.fullmatch(name):
+        depth, thin, expansion = match.groups()
+        return MlpPreset(int(depth), int(thin), int(thin) * int(expansion or 4))
+    if name in VIT_PRESETS:
+        return VIT_PRESETS[name]
+    raise CheckpointError(
+        f"unknown network '{name}'{near_match(name, VIT_PRESETS)} "
+        f"(known: {', '.join(VIT_PRESETS)}, BottleneckMLP/B_<blocks>-Wi_<width>)"
+    )
+
+
+class ViTEncoder(nn.Module):
+    """(B, C, H, W) -> (B, D, h, w): patches, positions, blocks, optional tanh MLP. No final norm."""
+
+    def __init__(self, preset: ViTPreset, channels: int, patch: Size, grid: Size, post_mlp: bool) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(channels, preset.dim, kernel_size=patch, stride=patch)
+        self.pos_emb = position_map(grid, preset.dim)
+        blocks = preset.blocks
+        self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
+        self.norm_mlp = blocks.norm() if post_mlp else None
+        self.post_mlp = blocks.mlp(nn.Tanh) if post_mlp else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any H and W divisible by the patch; positions are resized to the grid at hand."""
+        if x.shape[2] % self.patch[0] or x.shape[3] % self.patch[1]:
+            raise ValueError(
+                f"input is {x.shape[2]} x {x.shape[3]}; both sides must be multiples of the patch, "
+                f"{self.patch[0]} x {self.patch[1]}"
+            )
+        x = self.proj(x.to(self.proj.weight.dtype))
+        h, w = x.shape[2:]
+        tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = _add_tanh_mlp(tokens, self.norm_mlp, self.post_mlp)
+        return rearrange(tokens, "b (h w) d -> b d h w", h=h)
+
+
+class ViTDecoder(nn.Module):
+    """(B, D, h, w) -> (B, C, h * P, w * P): positions, blocks, tanh MLP, un-patch, ConvNeXt."""
+
+    def __init__(
+        self, preset: ViTPreset, channels: int, patch: Size, grid: Size, post_mlp: bool, out_conv: bool
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.pos_emb = position_map(grid, preset.dim)
+        blocks = preset.blocks
+        self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
+        self.norm_mlp = blocks.norm() if post_mlp else None
+        self.post_mlp = blocks.mlp(nn.Tanh) if post_mlp else None
+        self.out_proj = nn.Linear(preset.dim, channels * patch[0] * patch[1])
+        self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The grid comes from x, so decoding needs no size argument."""
+        h, w = x.shape[2:]
+        tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.out_proj(_add_tanh_mlp(tokens, self.norm_mlp, self.post_mlp))
+        rows, cols = self.patch
+        image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=rows, q=cols)
+        return image if self.out_conv is None else self.out_conv(image)
+
+
+class BottleneckMlp(nn.Module):
+    """(B, dim_in, h, w) -> (B, dim_out, h, w): the same residual MLP at every position."""
+
+    def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(dim_in, preset.thin)
+        self.blocks = nn.ModuleList(WideBlock(preset) for _ in range(preset.depth))
+        # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
+        self.layernorms = nn.ModuleList(
+            LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in range(preset.depth)
+        )
+        self.linear_out = nn.Linear(preset.thin, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels-first in and out."""
+        x = self.linear_in(x.movedim(1, -1).to(self.linear_in.weight.dtype))
+        for norm, block in zip(self.layernorms, self.blocks, strict=True):
+            x = x + block(norm(x))
+        return self.linear_out(x).movedim(-1, 1)
+
+
+class WideBlock(nn.Module):
+    """thin -> wide -> thin, as `block.0` and `block.2` of the checkpoints."""
+
+    def __init__(self, preset: MlpPreset) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Linear(preset.thin, preset.wide), nn.GELU(), nn.Linear(preset.wide, preset.thin)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., thin) -> the same shape."""
+        return self.block(x)
+
+
+class ConvNeXt(nn.Module):
+    """ConvNeXt block (Liu et al. 2022, arXiv:2201.03545) at full resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = LayerNorm(channels, bias=True)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))  # starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        y = self.norm(self.dwconv(x).movedim(1, -1))
+        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        return x + y.movedim(-1, 1)
+
+
+def resize_positions(table: Tensor, h: int, w: int) -> Tensor:
+    """(1, D, Nh, Nw) -> (1, D, h, w): bicubic, half-pixel centres, no antialiasing."""
+    if table.shape[2:] == (h, w):
+        return table
+    resized = F.interpolate(table.float(), size=(h, w), mode="bicubic", align_corners=False)
+    return resized.to(table.dtype)
+
+
+def positions_at(table: Tensor, h: int, w: int) -> Tensor:
+    """(1, D, Nh, Nw) -> (1, h * w, D), as tokens of a grid of this size."""
+    return rearrange(resize_positions(table, h, w), "b d h w -> b (h w) d")
+
+
+def position_map(grid: Size, dim: int) -> nn.Parameter:
+    """Sine-cosine positions (1, D, Nh, Nw), as checkpoints store them."""
+    table = rearrange(sincos_2d(grid[0], grid[1], dim), "b (h w) d -> b d h w", h=grid[0])
+    return nn.Parameter(table.contiguous())
+
+
+def _add_tanh_mlp(x: Tensor, norm: LayerNorm | None, mlp: Mlp | None) -> Tensor:
+    """In the precision of the MLP's own weights, which may be higher than that of the blocks."""
+    if norm is None or mlp is None:
+        return x
+    x = x.to(norm.weight.dtype)
+    return x + mlp(norm(x))
