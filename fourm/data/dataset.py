@@ -20,13 +20,13 @@ from fourm.data.layout import MAX_SAMPLES, Key, Sample
 from fourm.data.opening import open_file
 from fourm.errors import SampleError, UsageError, printable
 
-PICTURES = (
+PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif",
     ".tiff", ".webp", ".jp2", ".j2k", ".jpx", ".jpeg2000", ".gif",
 )  # fmt: skip
-EXTENSIONS = frozenset((*PICTURES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
+EXTENSIONS = frozenset((*PICTURE_SUFFIXES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
 TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
-REST = "*"  # stands for the samples of a folder or shard that cannot be listed: their names are unknown
+UNKNOWN = "*"  # name of the samples of a folder or shard that cannot be listed
 _KINDS_SHOWN = 6  # extensions that a note names
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -89,6 +89,11 @@ class Listing:
             self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
         self.files.setdefault(key, path)
 
+    @property
+    def all_problems(self) -> dict[Key, str]:
+        """Problems by sample; those of a folder that cannot be listed are named UNKNOWN."""
+        return self.problems | {Key(folder, UNKNOWN): why for folder, why in self.unlisted.items()}
+
     def problem_of(self, key: Key) -> str:
         """Why it is unknown which file the key has here; "" where it has one, or none."""
         return self.problems.get(key) or self.unlisted.get(self.unlisted_above(key), "")
@@ -125,7 +130,7 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
         samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
     for modality, one in found.items():
         untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
-        samples += [Sample(Key(folder, REST), problem=why) for folder, why in sorted(untold.items())]
+        samples += [Sample(Key(folder, UNKNOWN), problem=why) for folder, why in sorted(untold.items())]
     notes = [note for one in found.values() for note in one.notes]
     if all(sample.problem for sample in samples):
         raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
@@ -155,7 +160,7 @@ def _nothing_to_read(
     return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
 
-def take(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
+def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
     """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
     if count is None or count >= len(samples):
         return list(samples)
@@ -221,7 +226,7 @@ def folders_in(root: Path) -> tuple[str, ...]:
 
 def flat_advice(root: Path, folder: str) -> str:
     """Half a sentence for a folder of pictures that is no dataset: where they would lie in one."""
-    name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURES)), "")
+    name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURE_SUFFIXES)), "")
     if not name:
         return ""
     folder = "rgb" if folder == "caption" else folder

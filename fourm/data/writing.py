@@ -179,7 +179,7 @@ def remove_leftovers(root: Path) -> None:
         (root / PARTIAL).rmdir()
 
 
-def strange_leftovers(root: Path) -> list[str]:
+def foreign_leftovers(root: Path) -> list[str]:
     """Names of what lies among unfinished files and was not written by this program; nothing removes it."""
     return sorted(path.name for process, path in _list_partial(root) if not process)
 

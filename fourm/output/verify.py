@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fourm.data.opening import open_file
-from fourm.data.writing import PARTIAL, strange_leftovers
+from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import SampleError, UsageError, printable
 from fourm.output.census import Census, Member, Status
 from fourm.output.checksums import Listed, sha256_of_file
@@ -152,7 +152,7 @@ class _Search:
             elif name == PLOTS and not entry.is_dir(follow_symlinks=False):
                 self._find(FOREIGN, name, "a file or a link where plots would go")
             elif name == PARTIAL:
-                for strange in strange_leftovers(self.root):
+                for strange in foreign_leftovers(self.root):
                     self._find(FOREIGN, f"{name}/{strange}", "no process of this program wrote it")
                 self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif name in NEXT.values():

@@ -17,7 +17,7 @@ from fourm.codecs.images import GridCodec
 from fourm.codecs.sequences import CaptionCodec
 from fourm.codecs.structured import StructuredCodec
 from fourm.codecs.table import Codec
-from fourm.data.layout import CROP_SETTINGS, WHOLE, Crop, Sample
+from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
@@ -140,7 +140,7 @@ class Conditions:
     def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
         """The picture or map whose size crops refer to."""
         raw = (name for name in sorted(self.request.chain.raw) if name in files)
-        return files.get(WHOLE) or next((files[name] for name in raw if _is_map(self.codecs[name])), None)
+        return files.get(PICTURES) or next((files[name] for name in raw if _is_map(self.codecs[name])), None)
 
     def _batch(self, rows: Sequence[Given]) -> Batch:
         slots: dict[str, Slot] = {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.dataset import PICTURES, Dataset, list_dataset, take
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Sample, number_keys, samples_of_prompts
+from fourm.data.dataset import PICTURE_SUFFIXES, Dataset, choose_samples, list_dataset
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, Sample, number_keys, samples_of_prompts
 from fourm.data.opening import local_name
 from fourm.data.prompts import (
     missing_file,
@@ -71,7 +71,7 @@ def read_samples(
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
         root = Path(source.data)
         rows = [model.registry.get(condition) for condition in conditions]
-        beside = (WHOLE, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
+        beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
         dataset = list_dataset(root, _folders(root, rows, raw), beside)
     else:
         _check_takes_prompts(source, conditions, model)
@@ -83,7 +83,7 @@ def read_samples(
             samples = samples_of_prompts(_prompts(source, model, stdin))
         _check_prompts(samples, conditions, model)
         dataset = Dataset(tuple(samples), (), notes)
-    chosen = take(dataset.samples, source.num_samples, source.subset_seed)
+    chosen = choose_samples(dataset.samples, source.num_samples, source.subset_seed)
     return replace(dataset, samples=tuple(chosen))
 
 
@@ -92,7 +92,7 @@ def _check_file(data: str) -> None:
     name = os.path.basename(data)
     if name.lower().endswith(UNREAD_PICTURES):
         raise UsageError(f"--data {data}: is a picture in a format that is not read; convert it to PNG")
-    if name.lower().endswith(PICTURES):
+    if name.lower().endswith(PICTURE_SUFFIXES):
         raise UsageError(
             f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
             "--data DATA --cond rgb"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourm.data.dataset import REST, Dataset, Listing, flat_advice, folders_in, list_folder, match_spellings
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, WHOLE, Key, Sample, check_apart
+from fourm.data.dataset import Dataset, Listing, flat_advice, folders_in, list_folder, match_spellings
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, Key, Sample, check_apart
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
@@ -32,7 +32,7 @@ class RawFolder:
 class TokenizeRequest:
     """Everything about one run of `tokenize`.
 
-    The files of a sample are named by row; WHOLE, VALID and CROP_SETTINGS may be among them.
+    The files of a sample are named by row; PICTURES, VALID and CROP_SETTINGS may be among them.
     """
 
     model: ModelFiles
@@ -101,12 +101,12 @@ def list_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> Dataset
     Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
     """
     listed = {one.row.name: list_folder(root, one.folder) for one in folders}
-    beside = {name: _list_if_there(root, name) for name in (WHOLE, VALID, CROP_SETTINGS)}
+    beside = {name: _list_if_there(root, name) for name in (PICTURES, VALID, CROP_SETTINGS)}
     own_settings = _list_if_there(out, CROP_SETTINGS)
     match_spellings([*listed.values(), *beside.values(), own_settings])
     problems = dict[Key, str]()
     for one in listed.values():
-        problems |= one.problems | {Key(folder, REST): why for folder, why in one.unlisted.items()}
+        problems |= one.all_problems
     notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     if not keys:
@@ -172,5 +172,5 @@ def _nothing_to_do(root: Path, model: ModelFiles, rows: Sequence[Modality], pres
     if deeper:
         advice = f"; {root / deeper[0]} has some"
     else:
-        advice = f"; there is {', '.join(present) or 'none at all'}{flat_advice(root, WHOLE)}"
+        advice = f"; there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
     return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}){advice}"

@@ -23,7 +23,7 @@ from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import (
     CROP_SETTINGS,
     NUM_UNIFORMS,
-    WHOLE,
+    PICTURES,
     Crop,
     Key,
     Sample,
@@ -299,7 +299,7 @@ def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untoken
     maps = [row.name for row in one.rows if codecs[row.name].form.resample is not None]
     if not maps:
         return ()
-    whole = read_size(sample.files.get(WHOLE) or sample.files[maps[0]])
+    whole = read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
     path = run.path(CROP_SETTINGS, sample.key)
     there = path if path.is_file() else sample.files.get(CROP_SETTINGS)
     if there is not None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fourm.codecs.files import read_ids
 from fourm.codecs.table import build_codec
-from fourm.data.dataset import EXTENSIONS, list_dataset, permutation, suffix_of, take
+from fourm.data.dataset import EXTENSIONS, choose_samples, list_dataset, permutation, suffix_of
 from fourm.data.layout import Key, Place, outputs_of, samples_of_prompts
 from fourm.data.prompts import read_prompts
 from fourm.data.writing import write_text
@@ -144,7 +144,7 @@ def test_recorded_subsets_are_drawn(golden: Path) -> None:
         assert len(order) == case["length"]
         assert order[: len(indices)] == indices
         samples = samples_of_prompts([str(i) for i in range(length)])
-        taken = take(samples, count, case["seed"])
+        taken = choose_samples(samples, count, case["seed"])
         assert sorted(order) == [int(sample.caption or "") for sample in taken]
 
 
@@ -176,7 +176,7 @@ def test_the_recorded_prompts_are_samples_under_their_own_numbers(golden: Path) 
     categories, challenges = read_prompts(table, "Category"), read_prompts(table, "Challenge")
     assert {name: categories.count(name) for name in set(categories)} == facts["categories"]
     assert {name: challenges.count(name) for name in set(challenges)} == facts["challenges"]
-    chosen = take(samples, 20, 0)
+    chosen = choose_samples(samples, 20, 0)
     assert {int(sample.key.name) for sample in chosen} == set(facts["first_subsample_order"])
 
 
@@ -221,12 +221,12 @@ def test_the_recorded_dataset_is_read_as_recorded(golden: Path) -> None:
 
 def test_a_subset_is_the_first_ones_or_a_seeded_choice_and_keeps_the_names() -> None:
     samples = samples_of_prompts([str(i) for i in range(50)])
-    assert take(samples, 3, None) == samples[:3]
-    chosen = take(samples, 5, 7)
-    assert chosen == take(samples, 5, 7)
+    assert choose_samples(samples, 3, None) == samples[:3]
+    chosen = choose_samples(samples, 5, 7)
+    assert chosen == choose_samples(samples, 5, 7)
     assert chosen != samples[:5]
     assert chosen == sorted(chosen, key=lambda sample: sample.key)
-    assert take(samples, 99, None) == samples
+    assert choose_samples(samples, 99, None) == samples
 
 
 def test_hostile_names_are_kept_listed_and_written_without_collision(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fourm.data.dataset import Listing, list_dataset, list_folder, match_spellings
-from fourm.data.layout import WHOLE, Key
+from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.runs.inputs import Source, read_samples
@@ -87,7 +87,7 @@ def test_names_that_differ_in_unicode_normal_form_are_one_sample(
     }  # fmt: skip
     put(tmp_path, f"depth/{second}/{second}.png")
     raw = list_samples(tmp_path, tmp_path, find_folders(tmp_path, find_model("demo"), None)).samples
-    assert [sorted(one.files) for one in raw] == [[WHOLE, "tok_depth@64", "tok_rgb@64"]]
+    assert [sorted(one.files) for one in raw] == [[PICTURES, "tok_depth@64", "tok_rgb@64"]]
 
 
 def test_one_spelling_throughout_is_kept_and_two_in_one_folder_are_two_samples(tmp_path: Path) -> None:

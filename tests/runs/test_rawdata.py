@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fourm.codecs.files import write_array, write_png
-from fourm.data.layout import CROP_SETTINGS, WHOLE, Key
+from fourm.data.layout import CROP_SETTINGS, PICTURES, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.runs.rawdata import (
@@ -131,12 +131,14 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
     samples = {one.key: one for one in list_samples(root, tmp_path / "out", folders).samples}
     assert list(samples) == [Key("f", "x"), Key("f", "y"), Key("g", "z")]
     x, y, z = samples.values()
-    assert set(x.files) == {"tok_rgb@64", "tok_depth@64", WHOLE, VALID, CROP_SETTINGS}
-    assert (x.files[WHOLE], x.files[VALID]) == (root / "rgb/f/x.png", root / "mask_valid/f/x.png")
+    assert set(x.files) == {"tok_rgb@64", "tok_depth@64", PICTURES, VALID, CROP_SETTINGS}
+    assert (x.files[PICTURES], x.files[VALID]) == (root / "rgb/f/x.png", root / "mask_valid/f/x.png")
     assert x.files[CROP_SETTINGS] == root / "crop_settings/f/x.npy"
-    assert (set(y.files), set(z.files)) == ({"tok_rgb@64", WHOLE}, {"tok_depth@64"})
+    assert (set(y.files), set(z.files)) == ({"tok_rgb@64", PICTURES}, {"tok_depth@64"})
     (only,) = list_samples(root, tmp_path / "out", find_folders(root, model, ["depth"])).samples[:1]
-    assert only.files[WHOLE] == root / "rgb/f/x.png"  # whose size is the whole, also when only depth is read
+    assert (
+        only.files[PICTURES] == root / "rgb/f/x.png"
+    )  # crops are parts of it, also of depth alone
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
     own = list_samples(root, tmp_path / "out", folders).samples[0].files[CROP_SETTINGS]
