@@ -1,4 +1,4 @@
-"""Reads samples from prompts, tables, folders and tar shards; opens files safely and writes them atomically."""
+"""Reads samples from prompts, tables, folders and tar shards; opens files safely, writes them atomically."""
 
 from fourm import import_when_used
 
