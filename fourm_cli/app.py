@@ -1,41 +1,37 @@
 """The app: one line for each command; `main` turns errors and signals into sentences and exit codes."""
 
 import errno
+import io
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Annotated
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
 from fourm import __version__
-from fourm.errors import FourMError, UsageError
-from fourm_cli.console import explain
+from fourm.errors import FourMError, ScheduleError, UsageError, one_line
+from fourm.schedule.settings import OPTIONS
 from fourm_cli.convert import convert_app
 from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from fourm_cli.download import download
-from fourm_cli.generate import EXAMPLES, generate
+from fourm_cli.folders import plot, retrieve, verify
+from fourm_cli.generate import generate, sr, tokenize
 from fourm_cli.models import models_app
-from fourm_cli.plot import EXAMPLES as PLOT_EXAMPLES
-from fourm_cli.plot import plot
-from fourm_cli.repeated import refuse_repeated
-from fourm_cli.retrieve import EXAMPLES as RETRIEVE_EXAMPLES
-from fourm_cli.retrieve import retrieve
+from fourm_cli.options import add_command
 from fourm_cli.schedules import schedule_app
-from fourm_cli.sr import EXAMPLES as SR_EXAMPLES
-from fourm_cli.sr import sr
-from fourm_cli.streams import prepare_streams
-from fourm_cli.tokenize import EXAMPLES as TOKENIZE_EXAMPLES
-from fourm_cli.tokenize import tokenize
-from fourm_cli.verify import EXAMPLES as VERIFY_EXAMPLES
-from fourm_cli.verify import verify
 
 RESUMED = ("generate", "sr")  # commands that have --resume
 REPEATED = ("convert", "download", "plot", "tokenize")  # commands that keep what they made, and go on with it
+MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # what the loader says of a library
-MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
+MAX_COLUMNS_DIGITS = 4  # a terminal has at most 9,999 columns
+_LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswith("_domains")}
 
 app = typer.Typer(
     name="fourm",
@@ -45,13 +41,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command(epilog=EXAMPLES)(generate)
-app.command(epilog=SR_EXAMPLES)(sr)
-app.command(epilog=TOKENIZE_EXAMPLES)(tokenize)
+add_command(app, generate)
+add_command(app, sr)
+add_command(app, tokenize)
 app.command(epilog=DOWNLOAD_EXAMPLES)(download)
-app.command(epilog=RETRIEVE_EXAMPLES)(retrieve)
-app.command(epilog=PLOT_EXAMPLES)(plot)
-app.command(epilog=VERIFY_EXAMPLES)(verify)
+add_command(app, retrieve)
+add_command(app, plot)
+add_command(app, verify)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
@@ -84,54 +80,41 @@ def options(
 
 def main() -> None:
     """Run the command line; never returns."""
-    is_debug = "--debug" in sys.argv[1:]
+    words = sys.argv[1:]
+    is_debug = "--debug" in words
     prepare_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     code = 0
     try:
-        whole = typer.main.get_command(app)
-        refuse_repeated(whole, sys.argv[1:])
-        whole(prog_name="fourm")
+        command = typer.main.get_command(app)
+        refuse_repeated(command, words)
+        command(prog_name="fourm")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except FourMError as error:
-        if is_debug:
-            raise
-        explain(error)
-        code = error.exit_code
     except InterruptedRun as interrupt:
-        print(f"fourm: interrupted{_what_goes_on(sys.argv[1:])}", file=sys.stderr)
+        print(f"fourm: interrupted{_what_goes_on(words)}", file=sys.stderr)
         code = 128 + interrupt.number
-    except OSError as error:
+    except (FourMError, OSError) as error:
         if is_debug:
             raise
-        said = _from_system(error)
-        explain(said)
-        code = said.exit_code
+        code = explain(error)
     finally:
         if not is_debug:
             sys.excepthook = _explain_defect  # here, for Typer sets one of its own
     sys.exit(_flush() or code)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _leave)
-    raise InterruptedRun(number)
+# Errors and signals.
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """A second signal does not wait for the end of what the first began; files are whole at any moment."""
-    os._exit(128 + number)
-
-
-def _what_goes_on(words: list[str]) -> str:
-    """What is kept of an interrupted command; nothing of one that only looks."""
-    command = next((word for word in words if not word.startswith("-")), "")
-    if command not in (*RESUMED, *REPEATED) or MAKES_NOTHING & set(words):
-        return ""
-    return f"; what was finished is kept, {'--resume' if command in RESUMED else 'the same command'} goes on"
+def explain(error: FourMError | OSError) -> int:
+    """Print an error to stderr, with one line for each problem; its exit code."""
+    if isinstance(error, OSError):
+        error = _from_system(error)
+    for problem in error.problems if isinstance(error, ScheduleError) else (str(error),):
+        print(f"fourm: {one_line(problem)}", file=sys.stderr)
+    return error.exit_code
 
 
 def _from_system(error: OSError) -> FourMError:
@@ -146,20 +129,148 @@ def _from_system(error: OSError) -> FourMError:
     return kind(f"{what} ({error.strerror or error})")
 
 
-def _flush() -> int:
-    """Write what is left for stdout; 1 if that fails."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
-        explain(_from_system(error))
-        return FourMError.exit_code
-    return 0
-
-
 def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     is_load = isinstance(error, ImportError) and any(text in str(error) for text in NO_ROOM)
     if is_load or isinstance(error, MemoryError):
         explain(FourMError("memory has no room for the libraries of this command; give it more (ulimit -v)"))
         return
     print(f"fourm: {kind.__name__}: {error} (a defect of fourm; --debug shows where)", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _leave)
+    raise InterruptedRun(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at a second signal, not after what the first one began; files are whole at any moment."""
+    os._exit(128 + number)
+
+
+def _what_goes_on(words: Sequence[str]) -> str:
+    """What is kept of an interrupted command; nothing of one that only looks."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command not in (*RESUMED, *REPEATED) or MAKES_NOTHING & set(words):
+        return ""
+    return f"; what was finished is kept, {'--resume' if command in RESUMED else 'the same command'} goes on"
+
+
+# Standard streams.
+
+
+def prepare_streams() -> None:
+    """Make the standard streams robust.
+
+    A closed stream (`<&-`) is replaced by /dev/null. Characters that the encoding does not have are escaped.
+    A run does not end when progress cannot be written, nor when the reader of a pipe ends (`| head`).
+    """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and len(columns) > MAX_COLUMNS_DIGITS:
+        del os.environ["COLUMNS"]  # Rich would fill lines of that width with blanks
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+    sys.stderr = cast(TextIO, Forgiving(sys.stderr, OSError))
+    sys.stdout = cast(TextIO, Forgiving(sys.stdout, BrokenPipeError))
+
+
+class Forgiving:
+    """A standard stream that ignores errors of one kind; the text that could not be written is lost."""
+
+    def __init__(self, stream: TextIO, kind: type[OSError]) -> None:
+        self._stream, self._kind = stream, kind
+
+    def write(self, text: str) -> int:
+        """Write the text, or nothing if that fails."""
+        with self._ignored():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, or do nothing if that fails."""
+        with self._ignored():
+            self._stream.flush()
+
+    @contextmanager
+    def _ignored(self) -> Iterator[None]:
+        try:
+            yield
+        except self._kind:
+            with suppress(OSError, ValueError):
+                _write_nowhere(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _flush() -> int:
+    """Write what is left for stdout; an exit code if that fails, else 0."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _write_nowhere(sys.stdout)
+        return explain(error)
+    return 0
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Let a stream write to /dev/null: Python flushes its buffer at exit, which would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+# Options that are given twice, of which Typer ignores the first.
+
+
+def refuse_repeated(command: Any, words: Sequence[str]) -> None:
+    """UsageError for an option in the words of a command line that is given twice but has one value.
+
+    command: the result of `typer.main.get_command`. A flag may be given twice, but not together with its
+    opposite.
+    """
+    given = dict[str, list[tuple[str, str]]]()
+    for option, flag, value in _options_in(command, words):
+        if not option.multiple:
+            given.setdefault(option.name, []).append((flag, value))
+    for uses in given.values():
+        flags, values = [flag for flag, _ in uses], [value for _, value in uses if value]
+        if len(values) > 1:
+            is_list = flags[0].replace("--sr-", "--") in _LISTS
+            advice = f", as one list: {flags[0]} {','.join(values)}" if is_list else ""
+            raise UsageError(
+                f"{flags[0]} is given {len(values)} times ({', '.join(values)}); give it once{advice}"
+            )
+        # Not two names of one flag, such as `-q` and `--quiet`.
+        if not values and len({"no-" in flag for flag in flags}) > 1:
+            raise UsageError(f"{' and '.join(dict.fromkeys(flags))} are both given; give one of them")
+
+
+def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, str]]:
+    """Each option of a command line in order, with the name that was used and its value ("" for flags)."""
+    rest, options = list(words), _by_name(command)
+    while rest and (word := rest.pop(0)) != "--":
+        if word in getattr(command, "commands", {}):
+            command = command.commands[word]
+            options = _by_name(command)
+            continue
+        flag, equals, value = word.partition("=")
+        if flag not in options and re.match("-[^-]", word):  # letters, such as `-qc` or `-cFILE`
+            flag, value = word[:2], word[2:]
+            equals = value
+            if flag in options and options[flag].is_flag and value:
+                rest.insert(0, f"-{value}")
+        if option := options.get(flag):
+            if not option.is_flag and not equals:
+                value = rest.pop(0) if rest else ""
+            yield option, flag, "" if option.is_flag else value
+
+
+def _by_name(command: Any) -> dict[str, Any]:
+    options = [one for one in command.params if one.param_type_name == "option"]
+    return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}

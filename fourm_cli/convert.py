@@ -8,8 +8,7 @@ import typer
 from fourm.data.opening import local_path
 from fourm.data.writing import output_path
 from fourm.errors import SampleError
-from fourm_cli.console import note
-from fourm_cli.streams import print_path
+from fourm_cli.console import note, print_path
 
 EXAMPLES = """
 [bold]Examples[/bold]

@@ -7,7 +7,7 @@ import typer
 
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
-from fourm_cli.completion import download_names
+from fourm_cli.options import download_names
 
 EXAMPLES = """
 [bold]Examples[/bold]

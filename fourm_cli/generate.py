@@ -1,190 +1,415 @@
-"""`fourm generate`: strings in, one library call, its events shown."""
+"""The commands `generate`, `sr` and `tokenize`: options become one request, whose events are shown."""
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fourm.data.dataset import Dataset
-from fourm.data.opening import real
-from fourm.errors import UsageError
-from fourm.hub.files import DEMO, ModelFiles, find_model, with_parts
+import typer
+
+from fourm.data.opening import local_name, local_path, real
+from fourm.data.writing import output_path
+from fourm.errors import SampleError, UsageError
+from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, with_parts
 from fourm.hub.header import read_header
-from fourm.runs.inputs import EMPTY, Source, note_unknown_words, read_samples
-from fourm.runs.replay import read_replay
-from fourm.runs.request import DETOKENIZER_STEPS, Origin, Request
-from fourm.runs.superres import plan_finer
-from fourm.runs.world import World, parse_world
-from fourm.schedule.plan import build_chain
-from fourm.schedule.settings import RunSettings, Settings
+from fourm.schedule.chain import Chain
+from fourm.schedule.plan import build_chain, parse_chain
+from fourm.schedule.settings import Item, RunSettings, merge, parse_list, read_settings
 from fourm_cli import console
-from fourm_cli.follow import make
 from fourm_cli.options import (
-    Config,
-    DataConfig,
-    Device,
-    Dtype,
-    GenConfig,
-    Model,
-    SrConfig,
-    SrModel,
+    INPUT,
+    RUN,
+    ConfigFiles,
+    Machine,
+    Report,
+    Schedule,
+    ScheduleWithSr,
+    Writing,
+    argument,
+    option,
     parse_batch_size,
     parse_device,
     parse_dtype,
+    parse_folder,
     parse_tokenizers,
-    schedule_options,
-    settings_from,
+    with_options,
 )
-from fourm_cli.replay import refuse, repeat
-from fourm_cli.run_options import (
-    AsJson,
-    Attention,
-    BatchSize,
-    Column,
-    Data,
-    Decode,
-    DetokenizerSteps,
-    LogJson,
-    NumSamples,
-    NumVariations,
-    Out,
-    Overwrite,
-    Preview,
-    Prompts,
-    Quiet,
-    ReplayFile,
-    Resume,
-    Seed,
-    Shard,
-    SubsetSeed,
-    Tokenizers,
-)
+
+if TYPE_CHECKING:
+    from fourm.data.dataset import Dataset
+    from fourm.runs.events import Event
+    from fourm.runs.replay import Replay, Stage
+    from fourm.runs.request import Request
+    from fourm.runs.world import World
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
-EXAMPLES = """
-[bold]Examples[/bold]
-
-fourm generate
-
-fourm generate "a small red circle above a blue square" --temps 3.0-0.5 --out out
-
-cat prompts.txt | fourm generate --data - --targets tok_clip-tok_rgb --out out
-
-fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out out
-
-fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
-
-fourm generate --data prompts.txt --sr-targets tok_clip-tok_rgb --out out
-
-fourm generate --replay out/rgb/00000/000003.png --out again
-
-torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
-"""
 
 
-@schedule_options
+@with_options(
+    prompts=argument("Captions, a sample for each.", "PROMPT"),
+    data=option(
+        "Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts; tables may have "
+        "a column for each condition that is text. A dataset: a folder that holds MODALITY/FOLDER/NAME.EXT. "
+        "Or empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name,
+    ),
+    column=option(
+        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT
+    ),
+    num_samples=option("Only the first N samples.", "N", INPUT, min=1),
+    subset_seed=option(
+        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0
+    ),
+    replay=option(
+        "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
+        INPUT, parser=local_path,
+    ),
+)  # fmt: skip
 def generate(
-    *, prompts: Prompts = None, data: Data = None, column: Column = None, num_samples: NumSamples = None,
-    subset_seed: SubsetSeed = None, replay: ReplayFile = None, schedule: Mapping[str, object],
-    model: Model = None, sr_model: SrModel = None, tokenizers: Tokenizers = None, device: Device = None,
-    dtype: Dtype = None, attention: Attention = "sdpa", config: Config = None, data_config: DataConfig = None,
-    gen_config: GenConfig = None, sr_config: SrConfig = None, num_variations: NumVariations = None,
-    seed: Seed = None, batch_size: BatchSize = "auto", shard: Shard = None, out: Out = None,
-    resume: Resume = False, overwrite: Overwrite = False, decode: Decode = True,
-    detokenizer_steps: DetokenizerSteps = None, preview: Preview = 0, quiet: Quiet = False,
-    as_json: AsJson = False, log_json: LogJson = None,
+    *, prompts: list[str] | None = None, data: str | None = None, column: str | None = None,
+    num_samples: int | None = None, subset_seed: int | None = None, replay: Path | None = None,
+    schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None, machine: Machine,
+    configs: ConfigFiles, num_variations: int | None = None, seed: int | None = None,
+    out: Path | None = None, writing: Writing, report: Report,
 ) -> None:  # fmt: skip
-    """Generate pictures, depth, captions ... from captions or other conditions, target after target."""
+    """Generate pictures, depth, captions ... from captions or other conditions, target after target.
+
+    Examples:
+        fourm generate
+        fourm generate "a small red circle above a blue square" --temps 3.0-0.5 --out out
+        cat prompts.txt | fourm generate --data - --targets tok_clip-tok_rgb --out out
+        fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out out
+        fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
+        fourm generate --data prompts.txt --sr-targets tok_clip-tok_rgb --out out
+        fourm generate --replay out/rgb/00000/000003.png --out again
+        torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
+    """
+    from fourm.runs.inputs import EMPTY, Source, read_samples
+    from fourm.runs.replay import read_replay
+    from fourm.runs.superres import plan_finer
+    from fourm.runs.world import parse_world
+
     if data == EMPTY and schedule.get("cond_domains") is None:
         schedule = {**schedule, "cond_domains": "none"}
-    settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    given, world = settings.run, parse_world(shard, os.environ)
+    settings = read_settings(configs.paths, schedule)
+    given, world = settings.run, parse_world(machine.shard, os.environ)
     again = None if replay is None else read_replay(replay)
     named = again.base.model if again else given.model or DEMO
-    files = with_named_parts(find_model(named if model is None else model), given, tokenizers)
-    folder = _output_folder(out or given.folder, world, resume or overwrite)
-    run = partial(
-        Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=resume,
-        overwrite=overwrite, batch_size=parse_batch_size(batch_size),
-        device=parse_device(device, given.device),
-    )  # fmt: skip
+    files = _with_named_parts(find_model(named if model is None else model), given, machine)
+    folder = _output_folder(out or given.folder, world, writing)
+    run = _requester(machine, writing, given, folder, world)
     if again is not None:
-        refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
-                "--num-variations": num_variations, "options of a schedule": schedule, "--dtype": dtype,
-                "configuration files": config or data_config or gen_config or sr_config,
-                "--sr-model": sr_model, "--no-decode": not decode, "--preview": preview,
-                "--detokenizer-steps": detokenizer_steps})  # fmt: skip
-        request, finer, doubts = repeat(again, files, run)
-        dataset = Dataset(tuple(request.samples), tuple(doubts))
-    else:
-        chain = build_chain(settings.base, files)
-        data = given.data_path if data is None and not prompts else data
-        if overwrite and data is not None:
-            _check_kept(Path(data), folder)
-        subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
-        num_variations = num_variations or given.num_variations or 1
-        source = Source(
-            tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed, num_variations
-        )  # fmt: skip
-        dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
-        request = run(
-            model=files, chain=chain, samples=dataset.samples,
-            num_variations=num_variations,
-            seed=seed if seed is not None else given.seed or 0,
-            dtype=parse_dtype(dtype, given.dtype), attention=attention, decode=decode,
-            detokenizer_steps=detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
-            preview=preview,
-        )  # fmt: skip
-        finer = _finer(request, settings, sr_model)
-    notes = partial(say_notes, dataset, files)
-    make(request, finer, notes, quiet=quiet, as_json=as_json, log_json=log_json)
+        _refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
+                 "--num-variations": num_variations, "options of a schedule": schedule,
+                 "--dtype": machine.dtype, "configuration files": configs.paths, "--sr-model": sr_model,
+                 "--no-decode": not writing.decode, "--preview": writing.preview,
+                 "--detokenizer-steps": writing.detokenizer_steps})  # fmt: skip
+        request, finer, dataset = _repeat(again, files, run)
+        _make(request, finer, _notes(dataset, files), report)
+        return
+    chain = build_chain(settings.base, files)
+    data = given.data_path if data is None and not prompts else data
+    if writing.overwrite and data is not None:
+        _check_kept(Path(data), folder)
+    subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
+    variations = num_variations or given.num_variations or 1
+    source = Source(
+        tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed, variations
+    )
+    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
+    request = run(
+        model=files, chain=chain, samples=dataset.samples, num_variations=variations,
+        seed=seed if seed is not None else given.seed or 0,
+    )  # fmt: skip
+    planned = plan_finer(settings, files, chain, sr_model)
+    _make(request, _finer(request, *planned) if planned else None, _notes(dataset, files), report)
 
 
-def _check_kept(data: Path, out: Path) -> None:
-    """Refuse a file of prompts among the results that --overwrite deletes; one beside their folders stays."""
-    path, root = real(data), real(out)
-    if path.is_relative_to(root) and path.parent != root and path.is_file():
-        raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
+@with_options(
+    model="Name, Hub id, folder or .safetensors file of a model for super-resolution. Without it, the one "
+    "that belongs to the model of the run, or to demo.",
+    num_variations="Results per sample. By default as many as the run has.",
+    seed="Seed of all random draws. By default that of the run.",
+    out="Output folder. By default DIR, beside the files that are read.",
+)
+def sr(
+    *, folder: str, schedule: Schedule, model: str | None = None, machine: Machine,
+    config: Path | None = None, sr_config: Path | None = None, num_variations: int | None = None,
+    seed: int | None = None, out: Path | None = None, writing: Writing, report: Report,
+) -> None:  # fmt: skip
+    """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
+
+    Conditions are what the run was given and what it made. Results go beside them, or to --out.
+
+    Examples:
+        fourm sr out
+        fourm generate "a small red circle above a blue square" --out out | fourm sr -
+        fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
+        fourm sr DATASET --model 4m-7-sr-l --out finer
+    """
+    from fourm.runs.request import Origin
+    from fourm.runs.superres import find_finer, names_made, read_finer, read_origin
+    from fourm.runs.world import parse_world
+
+    root = parse_folder(folder, sys.stdin.buffer)
+    settings = read_settings(ConfigFiles(config, sr_config=sr_config).paths, {})
+    own = read_settings([], schedule)
+    origin = read_origin(root)
+    made = None if origin is None else origin.runs[0].record
+    named = settings.run.sr_model if model is None else model
+    files = _with_named_parts(find_finer(origin, named), settings.run, machine)
+    layer = merge([settings.base, settings.sr, own.base])
+    chain = build_chain(layer, files, names_made(root, origin, files))
+    dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
+    variations = num_variations or 1
+    if made is not None and made.num_variations > 1:  # each of them gets one result
+        variations = made.num_variations
+        if num_variations not in (None, variations):
+            raise UsageError(
+                f"--num-variations {num_variations}: the run made {variations} variations, each of which "
+                "gets one result; leave it out"
+            )
+    run = _requester(machine, writing, settings.run, out or root, parse_world(machine.shard, os.environ))
+    request = run(
+        model=files, chain=chain, samples=dataset.samples, num_variations=variations,
+        variation=made.variation if made else None,
+        seed=seed if seed is not None else made.seed if made else 0,
+        dtype=parse_dtype(machine.dtype, made.dtype if made else None),
+        origin=Origin(made, is_beside=out is None or real(out) == real(root)),
+    )  # fmt: skip
+    _make(request, None, _notes(dataset, files), report)
 
 
-def _finer(request: Request, settings: Settings, sr_model: str | None) -> Request | None:
-    """The super-resolution that is asked for, still without samples."""
-    planned = plan_finer(settings, request.model, request.chain, sr_model)
-    if planned is None:
-        return None
-    files, chain = planned
+@with_options(
+    folder=argument(
+        "A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", "DIR", parser=local_path,
+        show_default=False,
+    ),
+    modalities=option(
+        "Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.", "NAMES", INPUT
+    ),
+    crops=option(
+        "Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
+        "else 1.", "N", RUN,
+    ),
+    min_scale=option("Smallest share of a picture's area that a random crop shows.", "SHARE", RUN),
+    batch_size="Samples read together. It changes no result.",
+    out="Where folders of tokens go. By default DIR.",
+    overwrite="Make token files anew that are there.",
+)  # fmt: skip
+def tokenize(
+    *, folder: Path, modalities: str | None = None, model: str | None = None, machine: Machine,
+    crops: int | None = None, min_scale: float = 0.8, seed: int | None = None, out: Path | None = None,
+    overwrite: bool = False, report: Report,
+) -> None:  # fmt: skip
+    """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
+
+    Files that are there and whole are left as they are: the same command goes on where it was interrupted.
+
+    Examples:
+        fourm tokenize DATASET
+        fourm tokenize DATASET/train --modalities rgb-depth-normal --model 4m-21-b
+        fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
+        fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
+    """
+    from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
+    from fourm.runs.world import parse_world
+
+    files = find_model(DEMO if model is None else model, needs_weights=False)
+    own = parse_tokenizers(machine.tokenizers or [], files)
+    files = replace(files, tokenizers={**files.tokenizers, **own})
+    names = None if modalities is None else _names(modalities)
+    found = find_folders(folder, files, names)
+    out = out if out is not None else output_path(folder)
+    world = parse_world(machine.shard, os.environ)
+    dataset = list_samples(folder, out, found)
+    request = TokenizeRequest(
+        files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
+        min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(machine.batch_size),
+        device=parse_device(machine.device), dtype=parse_dtype(machine.dtype), attention=machine.attention,
+        overwrite=overwrite, world=world,
+    )  # fmt: skip
+
+    def notes() -> Iterator[str]:
+        for one in found:
+            count = sum(one.row.name in sample.files for sample in request.samples)
+            yield f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}"
+        for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
+            yield f"note: {text}"
+
+    def begin() -> "Sequence[Iterator[Event]]":
+        from fourm.runs.tokenizing import tokenize_dataset
+
+        return [tokenize_dataset(request)]
+
+    console.quiet_library(report.quiet or world.group_rank > 0)
+    _follow(begin, world, out, notes(), world.describe_share(len(request.samples)), report)
+
+
+# What a request is made of.
+
+
+def _requester(
+    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
+) -> "Callable[..., Request]":
+    """Makes requests of what options and files say; the caller adds the rest, or other values."""
+    from fourm.runs.request import DETOKENIZER_STEPS, Request
+
+    return partial(
+        Request, out=out, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
+        overwrite=writing.overwrite, batch_size=parse_batch_size(machine.batch_size),
+        device=parse_device(machine.device, given.device), dtype=parse_dtype(machine.dtype, given.dtype),
+        attention=machine.attention, decode=writing.decode, preview=writing.preview,
+        detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
+    )  # fmt: skip
+
+
+def _finer(request: "Request", files: ModelFiles, chain: Chain) -> "Request":
+    """Super-resolution of what a request makes, still without samples."""
+    from fourm.runs.request import Origin
+
     read_header(files.weights)
     return replace(request, model=files, chain=chain, samples=(), origin=Origin())
 
 
-def with_named_parts(files: ModelFiles, given: RunSettings, tokenizers: list[str] | None) -> ModelFiles:
+def _with_named_parts(files: ModelFiles, given: RunSettings, machine: Machine) -> ModelFiles:
     """A model with the tokenizers that YAML files and options name."""
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    own = parse_tokenizers(tokenizers or [], files)
+    own = parse_tokenizers(machine.tokenizers or [], files)
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def say_notes(dataset: Dataset, files: ModelFiles) -> None:
-    """What is worth knowing of samples before they are made."""
-    lacking = list(dataset.incomplete[:INCOMPLETE_SHOWN])
-    if rest := len(dataset.incomplete) - len(lacking):
-        lacking.append(f"{rest:,} more samples lack a file")
-    notes = [f"note: {text}" for text in dataset.notes]
-    for note in (*lacking, *notes, note_unknown_words(dataset.samples, files)):
-        if note:
-            console.note(note)
-
-
-def _output_folder(out: Path | None, world: World, is_there: bool) -> Path:
+def _output_folder(out: Path | None, world: "World", writing: Writing) -> Path:
     """The folder that was asked for, or the first free one."""
     if out is not None:
         return out
     if world.size > 1:
         raise UsageError("--out is missing; several processes need to agree on it")
-    if is_there:
+    if writing.resume or writing.overwrite:
         raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
     numbers = (Path("out", f"{number:03d}") for number in range(1, 1_000_000))
     return next(path for path in numbers if not path.exists())
+
+
+def _check_kept(data: Path, out: Path) -> None:
+    """Refuse a file of prompts among the results that --overwrite deletes; one beside their folders stays."""
+
+    path, root = real(data), real(out)
+    if path.is_relative_to(root) and path.parent != root and path.is_file():
+        raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
+
+
+def _names(text: str) -> list[str]:
+    """The items of a list of names."""
+    try:
+        names = parse_list(text, Item.NAME)
+    except UsageError as error:
+        raise UsageError(f"--modalities: {error}") from error
+    return [name if isinstance(name, str) else "none" for name in names]
+
+
+def _refuse(given: Mapping[str, object]) -> None:
+    """Refuse options that would make something else than what `--replay` repeats."""
+    named = [flag for flag, value in given.items() if value]
+    if named:
+        raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(named)}")
+
+
+def _repeat(
+    replay: "Replay", files: ModelFiles, run: "Callable[..., Request]"
+) -> "tuple[Request, Request | None, Dataset]":
+    """The run that repeats what made a file, its super-resolution if there was one, samples and doubts."""
+    from fourm.data.dataset import Dataset
+    from fourm.runs.replay import sr_name
+    from fourm.runs.request import Origin
+
+    def again(stage: "Stage", **fields: Any) -> "Request":
+        return run(
+            num_variations=replay.num_variations, variation=replay.variation, seed=stage.seed,
+            dtype=stage.dtype, attention=stage.attention, decode=stage.decode,
+            detokenizer_steps=stage.detokenizer_steps, preview=stage.preview, **fields,
+        )  # fmt: skip
+
+    chain = replay.chain(files)
+    request = again(replay.base, model=files, chain=chain, samples=replay.samples(chain, files))
+    finer, models = None, [(replay.base, files)]
+    if (stage := replay.finer) is not None:
+        fine = find_sr(files, sr_name(files, stage))
+        finer = again(stage, model=fine, chain=parse_chain(stage.options, fine), samples=(), origin=Origin())
+        models.append((stage, fine))
+    return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
+
+
+# Runs that were found to be good, followed to their end.
+
+
+def _notes(dataset: "Dataset", files: ModelFiles) -> Iterator[str]:
+    """What is worth knowing of samples before they are made."""
+    from fourm.runs.inputs import note_unknown_words
+
+    yield from dataset.incomplete[:INCOMPLETE_SHOWN]
+    if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
+        yield f"{rest:,} more samples lack a file"
+    yield from (f"note: {text}" for text in dataset.notes)
+    if note := note_unknown_words(dataset.samples, files):
+        yield note
+
+
+def _make(request: "Request", finer: "Request | None", notes: Iterable[str], report: Report) -> None:
+    """Check where the results of a request go, then make them, and those of its super-resolution.
+
+    finer: super-resolution of what the request makes, still without samples.
+    """
+    from fourm.output.processes import Launch, now
+    from fourm.output.record import check_output, remove_empty
+
+    def begin() -> "Sequence[Iterator[Event]]":
+        from fourm.runs.pipeline import check, check_weights, follow_on, run
+
+        if finer is None:
+            return [run(request)]
+        second = follow_on(request, finer)
+        check(request)  # what is wrong with the second is said before the first begins
+        job = check(second)
+        if second.overwrite or not (second.out / second.record).exists():
+            check_weights(job)
+        return [run(request), run(second)]
+
+    log, world = report.log_json, request.world
+    if log is not None and real(log).is_relative_to(real(request.out)):
+        raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
+    console.quiet_library(report.quiet or world.group_rank > 0)
+    launch = Launch(world.rank, world.size, now())
+    made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
+    try:
+        share = world.describe_share(len(request.samples), len(request.variations))
+        _follow(begin, world, request.out, notes, share, report)
+    finally:
+        remove_empty(made)  # where a mistake came to light later
+
+
+def _follow(
+    begin: "Callable[[], Sequence[Iterator[Event]]]", world: "World", out: Path,
+    notes: Iterable[str], share: str, report: Report,
+) -> None:  # fmt: skip
+    """Say what is worth knowing, then do one run after the other; exit code 3 where samples failed.
+
+    begin imports torch, which takes seconds. One process of a torchrun speaks, the others say their share.
+    """
+    rank, log_json = world.group_rank, report.log_json
+    if not report.quiet:
+        for text in (*(notes if rank == 0 else ()), *([share] if world.size > 1 else ())):
+            console.note(text)
+    if log_json is not None and rank > 0:
+        log_json = log_json.with_name(f"{log_json.name}.{rank}")
+    with console.open_log(log_json) as log:
+        # The same sums for every batch shape; it is read when torch loads its kernels.
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        ends = [console.show(events, report.quiet or rank > 0, log) for events in begin()]
+    if rank == 0:
+        console.result(out, ends, report.as_json)
+    if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
+        raise typer.Exit(SampleError.exit_code)

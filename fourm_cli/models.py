@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourm.data.opening import local_name
-from fourm_cli.completion import known_names
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import AsJson
+from fourm_cli.options import AsJson, known_names
 
 if TYPE_CHECKING:
     from fourm.hub.inventory import Details, Summary

@@ -1,114 +1,348 @@
-"""Options that several commands share, each declared once; the options of a schedule come from its table."""
+"""Options that several commands share: their help, their values, and what the shell offers after Tab."""
 
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
 from fourm.data.opening import local_name, local_path
 from fourm.data.writing import output_path
-from fourm.errors import UsageError, near_match
-from fourm.hub.files import ModelFiles, resolve_tokenizer
+from fourm.errors import FourMError, UsageError, near_match
+from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
+from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer
 from fourm.hub.header import DTYPES
-from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item, Option, Settings, read_settings
-from fourm_cli.completion import model_names, of_setting, one_of
+from fourm.modalities.registry import RELEASED, TOKENS, Registry
+from fourm.schedule.plan import ALL
+from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
+from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 
-MODEL_PANEL, CONFIG_PANEL = "Model", "Configuration files"
+# Panels of the help text.
+INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"
+SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"
 MAX_PATH = 1 << 16  # bytes that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
-_YAML: dict[str, Any] = {"parser": local_path, "metavar": "FILE", "rich_help_panel": CONFIG_PANEL}
-SCHEDULE_PANEL, SR_PANEL = "Schedule", "Schedule of super-resolution"
+NONE = "none"  # in place of conditions
+SEPARATORS = "-,"  # between items of a list
+_BUILT_IN = (DEMO, DEMO_SR)
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Name, Hub id, folder or .safetensors file. Without it, demo.",
-        parser=local_name,
-        metavar="NAME",
-        autocompletion=model_names,
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="auto (without it), cpu, cuda or mps.",
-        autocompletion=one_of(*DEVICES),
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-SrModel = Annotated[
-    str | None,
-    typer.Option(
-        help="Super-resolution after generation, by this model. With -src or an option --sr-..., the one "
-        "that belongs to the model.",
-        parser=local_name,
-        autocompletion=model_names,
-        metavar="NAME",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.",
-        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values())),
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option("-c", "--config", help="YAML with model settings.", **_YAML),
-]
-DataConfig = Annotated[Path | None, typer.Option("-dc", "--data-config", help="YAML with data.", **_YAML)]
-GenConfig = Annotated[
-    Path | None,
-    typer.Option("-gc", "--gen-config", help="YAML with a schedule.", **_YAML),
-]
-SrConfig = Annotated[
-    Path | None,
-    typer.Option("-src", "--sr-config", help="YAML with the sr_ schedule.", **_YAML),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
-Folder = Annotated[
-    str, typer.Argument(metavar="DIR", help="Output folder of a run, or - to read its path from stdin.")
-]
+Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
 
 
-def schedule_options(command: Callable[..., None], *, sr: bool = True) -> Callable[..., None]:
-    """A command with an option for each row of the schedule's table, and for each row with `--sr-`.
+# What the shell offers after Tab, without torch or the network.
 
-    The command itself takes one parameter `schedule`: what was given, by key (`temps`, `sr_temps`).
-    The options stand in its place, so that the order of parameters is the order of the help text.
+
+def one_of(*words: str) -> Complete:
+    """Completes a single value out of these."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def list_of(*words: str) -> Complete:
+    """Completes a list of values out of these, each as often as one likes."""
+    return lambda incomplete: _continued(incomplete, words)
+
+
+def download_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Completes what `fourm download` takes and was not named yet."""
+    given = context.params.get("names") or ()
+    return [name for name in (*CATALOGUE, *GROUPS) if name.startswith(incomplete) and name not in given]
+
+
+def attention_names(incomplete: str) -> list[str]:
+    """Completes the name of an attention kernel."""
+    from fourm.runs.request import ATTENTIONS
+
+    return one_of(*ATTENTIONS)(incomplete)
+
+
+def condition_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Completes what the model reads, as tokens (`tok_depth`) or as values (`depth`); each once in a list."""
+    reads, _, registry = _model(context)
+    keys = _keys(reads, registry)
+    values = [key.removeprefix(TOKENS) for key in keys]
+    words = [*keys, *(v for v in values if v not in keys and registry.of_values(v, reads))]
+    return _continued(incomplete, _left(incomplete, words), first=(NONE,))
+
+
+def target_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Completes what the model produces; each once in a list."""
+    _, writes, registry = _model(context)
+    return _continued(incomplete, _left(incomplete, _keys(writes, registry)), first=(ALL,))
+
+
+def whole_target(context: typer.Context, incomplete: str) -> list[str]:
+    """Completes the name with which a whole target begins."""
+    _, writes, registry = _model(context)
+    return one_of(*_keys(writes, registry))(incomplete)
+
+
+known_names = one_of(*_BUILT_IN, *CATALOGUE)
+model_names = one_of(*_BUILT_IN, *(name for name, entry in CATALOGUE.items() if entry.is_model))
+# Settings of a schedule whose values are names; others are numbers.
+_COMPLETED: dict[str, Complete] = {
+    "cond_domains": condition_names,
+    "target_domains": target_names,
+    "target": whole_target,
+    "autoregression_schemes": list_of(*SCHEMES),
+    "token_decoding_schedules": list_of(*TOKEN_CURVES),
+    "temp_schedules": list_of("constant", "linear", "onex:0.5:0.5"),
+    "cfg_schedules": list_of("constant"),
+}
+
+
+def _continued(incomplete: str, words: Iterable[str], first: Iterable[str] = ()) -> list[str]:
+    """The list so far with each word that its last item may become; `first` only alone.
+
+    An item that has come to its weight (`caption:2`, `caption:-`) is not a name any more.
     """
-    added = [_parameter(o.key, o, "--", SCHEDULE_PANEL) for o in OPTIONS]
-    if sr:
-        added += [_parameter(SR_PREFIX + o.key, o, "--sr-", SR_PANEL) for o in OPTIONS]
-
-    @wraps(command)
-    def with_schedule(**values: Any) -> None:
-        schedule = {parameter.name: values.pop(parameter.name) for parameter in added}
-        command(**values, schedule={key: value for key, value in schedule.items() if value not in (None, [])})
-
-    parameters: list[inspect.Parameter] = []
-    for own in inspect.signature(command).parameters.values():
-        is_place = own.name == "schedule"
-        parameters += added if is_place else [own.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-    with_schedule.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_schedule.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_schedule
+    cut = max(incomplete.rfind(sign) for sign in SEPARATORS) + 1
+    head, item = incomplete[:cut], incomplete[cut:]
+    if ":" in item or head.endswith(":-"):
+        return []
+    offered = [*words, *(() if head else first)]
+    return [head + word for word in offered if word.startswith(item)]
 
 
-def settings_from(
-    configs: tuple[Path | None, Path | None, Path | None, Path | None], schedule: Mapping[str, object]
-) -> Settings:
-    """The settings of the files given as `-c`, `-dc`, `-gc` and `-src`, in this order, and of the options."""
-    return read_settings([path for path in configs if path is not None], schedule)
+def _left(incomplete: str, words: Sequence[str]) -> list[str]:
+    """Words that are not in the list yet; its last item is still being typed."""
+    items = re.split(f"[{SEPARATORS} ]", incomplete)[:-1]
+    used = {item.partition(":")[0].partition("@")[0] for item in items}
+    return [word for word in words if word not in used]
+
+
+def _keys(names: Iterable[str], registry: Registry) -> list[str]:
+    """Names without resolutions, for a shell may break words at `@`."""
+    return list(dict.fromkeys(registry.get(name).key for name in names))
+
+
+def _model(context: typer.Context) -> tuple[Sequence[str], Sequence[str], Registry]:
+    """What the model named before the cursor, else the built-in one, reads and writes, and its modalities."""
+    name = str(context.params.get("model") or DEMO)
+    entry = find_entry(name.partition("@")[0])
+    if entry is not None and entry.is_model:
+        return entry.reads, entry.writes, RELEASED
+    try:
+        files = find_model(name)
+    except (FourMError, OSError):  # is said when the command runs
+        files = find_model(DEMO)
+    return files.reads, files.writes, files.registry
+
+
+# The table of options.
+
+
+class Row(NamedTuple):
+    """What the help says of an option or argument, and what else Typer is told of it."""
+
+    declare: Callable[..., Any]  # typer.Option or typer.Argument
+    text: str
+    metavar: str | None
+    panel: str | None
+    flags: tuple[str, ...]
+    more: Mapping[str, Any]
+
+
+def option(text: str, metavar: str | None = None, panel: str | None = None, *flags: str, **more: Any) -> Row:
+    """The row of an option. Without flags it is called like its parameter."""
+    return Row(typer.Option, text, metavar, panel, flags, more)
+
+
+def argument(text: str, metavar: str, **more: Any) -> Row:
+    """The row of an argument."""
+    return Row(typer.Argument, text, metavar, None, (), more)
+
+
+_NAME = {"parser": local_name, "autocompletion": model_names}
+# By the name of the parameter.
+TABLE = {
+    "folder": argument("Output folder of a run, or - to read its path from stdin.", "DIR"),
+    "model": option("Name, Hub id, folder or .safetensors file. Without it, demo.", "NAME", MODEL, **_NAME),
+    "sr_model": option(
+        "Super-resolution after generation, by this model. With -src or an option --sr-..., the one that "
+        "belongs to the model.", "NAME", MODEL, **_NAME,
+    ),
+    "tokenizers": option(
+        "Another tokenizer for a key of the model: a name, Hub id, folder or file. May be repeated.",
+        "KEY=NAME", MODEL, "--tokenizer",
+    ),
+    "device": option("auto (without it), cpu, cuda or mps.", None, MODEL, autocompletion=one_of(*DEVICES)),
+    "dtype": option(
+        "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", None, MODEL,
+        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values())),
+    ),
+    "attention": option(
+        "sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
+        autocompletion=attention_names,
+    ),
+    "config": option("YAML with model settings.", "FILE", CONFIG, "-c", "--config", parser=local_path),
+    "data_config": option("YAML with data.", "FILE", CONFIG, "-dc", "--data-config", parser=local_path),
+    "gen_config": option("YAML with a schedule.", "FILE", CONFIG, "-gc", "--gen-config", parser=local_path),
+    "sr_config": option(
+        "YAML with the sr_ schedule.", "FILE", CONFIG, "-src", "--sr-config", parser=local_path
+    ),
+    "num_variations": option("Results per sample. By default 1.", "K", RUN, min=1),
+    "seed": option("Seed of all random draws. By default 0.", "S", RUN, min=0),
+    "batch_size": option("Results decoded together. It changes no result in float32.", "auto|N", RUN),
+    "shard": option("Do one n-th of the results: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.", "i/n", RUN),
+    "out": option(
+        "Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT, parser=output_path
+    ),
+    "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
+    "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
+    "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
+    "detokenizer_steps": option(
+        "Steps of tokenizers that decode by diffusion. By default 50, at most 25 for previews.", "N", OUTPUT,
+        min=1,
+    ),
+    "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
+    "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
+    "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
+    "log_json": option("Write one JSON object per event.", "FILE", OUTPUT, parser=local_path),
+}  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+
+
+# Groups: parameters of commands that stand for several options.
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFiles:
+    """YAML files; later ones win."""
+
+    config: Path | None = None
+    data_config: Path | None = None
+    gen_config: Path | None = None
+    sr_config: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Those that are given, in their order."""
+        files = (self.config, self.data_config, self.gen_config, self.sr_config)
+        return [path for path in files if path is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How a model runs, and which share of the samples."""
+
+    tokenizers: list[str] | None = None
+    device: str | None = None
+    dtype: str | None = None
+    attention: str = "sdpa"
+    batch_size: str = "auto"
+    shard: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What is written of each sample, and what happens to files of an earlier run."""
+
+    resume: bool = False
+    overwrite: bool = False
+    decode: bool = True
+    detokenizer_steps: int | None = None
+    preview: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is said of a run while it goes on, and at its end."""
+
+    quiet: bool = False
+    as_json: bool = False
+    log_json: Path | None = None
+
+
+# What a command has been given of a schedule, by key (`temps`), and of that of super-resolution (`sr_temps`).
+Schedule = Annotated[Mapping[str, object], ""]
+ScheduleWithSr = Annotated[Mapping[str, object], SR_PREFIX]
+_KINDS: Mapping[Item, Any] = {Item.FLAG: bool | None, Item.TEXT: list[str] | None}
+_METAVARS = {
+    Item.NAME: "NAMES", Item.COUNT: "COUNTS", Item.NUMBER: "NUMBERS", Item.CURVE: "CURVES",
+    Item.COUNT_OR_SHARE: "NUMBER", Item.TEXT: "NAME:KEY=VALUE,...",
+}  # fmt: skip
+
+
+def with_options(**own: Row | str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command for Typer its options: of each parameter that has a row, of groups one for each field.
+
+    own: rows of this command alone, or another help text for one of the table, by parameter. The order of
+    parameters is the order of the help text.
+    """
+    rows = dict(TABLE)
+    for name, row in own.items():
+        rows[name] = rows[name]._replace(text=row) if isinstance(row, str) else row
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = list[inspect.Parameter]()
+        groups = dict[str, tuple[Callable[..., object], list[str]]]()
+        for name, given in inspect.signature(command).parameters.items():
+            kind: Any = given.annotation
+            if kind in (Schedule, ScheduleWithSr):
+                added = _of_schedule("", "--", SCHEDULE)
+                added += _of_schedule(SR_PREFIX, "--sr-", SR_SCHEDULE) if kind == ScheduleWithSr else []
+                groups[name] = _given, [one.name for one in added]
+            elif is_dataclass(kind):
+                added = [_parameter(rows[f.name], f.name, f.type, f.default) for f in fields(kind)]
+                groups[name] = kind, [one.name for one in added]  # type: ignore[assignment]
+            else:
+                added = [_parameter(rows[name], name, kind, given.default)]
+            parameters += added
+
+        @wraps(command)
+        def with_groups(**values: Any) -> None:
+            for name, (build, names) in groups.items():
+                values[name] = build(**{one: values.pop(one) for one in names})
+            command(**values)
+
+        with_groups.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_groups.__annotations__ = {one.name: one.annotation for one in parameters}
+        return with_groups
+
+    return decorate
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Register a command; what its docstring says after `Examples:` stands at the end of its help."""
+    text, _, lines = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
+    epilog = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in lines.splitlines())])
+    app.command(help=text, epilog=epilog)(command)
+
+
+def _parameter(row: Row, name: str, kind: Any, default: Any) -> inspect.Parameter:
+    """A parameter as Typer reads it. A flag that is off has no opposite, `--resume` but no `--no-resume`."""
+    flags = row.flags or ((f"--{name.replace('_', '-')}",) if default is False else ())
+    told = row.declare(*flags, help=row.text, metavar=row.metavar, rich_help_panel=row.panel, **row.more)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told]
+    )
+
+
+def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
+    """A parameter for each setting of schedules, under names that begin in this way."""
+    found = list[inspect.Parameter]()
+    for setting in OPTIONS:
+        name, kind = setting.flag.removeprefix("--"), _KINDS.get(setting.item, str | None)
+        flags = f"{flag}{name}/{flag}no-{name}" if setting.item is Item.FLAG else flag + name
+        text = f"As {setting.flag}, for super-resolution." if key else f"{setting.help}."
+        row = option(
+            text, _METAVARS.get(setting.item), panel, flags, show_default=False,
+            autocompletion=_COMPLETED.get(setting.key),
+        )  # fmt: skip
+        found.append(_parameter(row, key + setting.key, kind, None))
+    return found
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value not in (None, [])}
+
+
+# What values of options mean.
 
 
 def parse_folder(text: str, stdin: BinaryIO) -> Path:
@@ -134,15 +368,6 @@ def parse_dtype(*texts: str | None) -> str:
     return DTYPES[text].name
 
 
-def parse_batch_size(text: str) -> int | None:
-    """The number of a `--batch-size`; None for auto."""
-    if text == "auto":
-        return None
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
-    return int(text)
-
-
 def parse_device(*texts: str | None) -> str:
     """A device that may exist: of an option, else of a file, else auto."""
     text = next((one for one in texts if one is not None), "auto")
@@ -152,7 +377,16 @@ def parse_device(*texts: str | None) -> str:
     return text
 
 
-def parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
+def parse_batch_size(text: str) -> int | None:
+    """The number of a `--batch-size`; None for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
+    return int(text)
+
+
+def parse_tokenizers(texts: Sequence[str], files: ModelFiles) -> dict[str, Path]:
     """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
     found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
     for text in texts:
@@ -164,30 +398,3 @@ def parse_tokenizers(texts: list[str], files: ModelFiles) -> dict[str, Path]:
             raise UsageError(f"--tokenizer: '{key}' is given twice")
         found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
     return found
-
-
-def _parameter(key: str, option: Option, prefix: str, panel: str) -> inspect.Parameter:
-    """One row as a parameter of a command."""
-    name = option.flag.removeprefix("--")
-    flag = prefix + name
-    kind: Any = str | None
-    if option.item is Item.FLAG:
-        kind, flag = bool | None, f"{flag}/{prefix}no-{name}"
-    elif option.item is Item.TEXT:
-        kind = list[str] | None
-    help_text = option.help if prefix == "--" else f"As {option.flag}, for super-resolution"
-    metavar = None if option.item is Item.FLAG else _METAVARS[option.item]
-    annotation = Annotated[
-        kind,
-        typer.Option(
-            flag, help=help_text + ".", metavar=metavar, show_default=False, rich_help_panel=panel,
-            autocompletion=of_setting(option.key),
-        ),
-    ]  # fmt: skip
-    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-_METAVARS = {
-    Item.NAME: "NAMES", Item.COUNT: "COUNTS", Item.NUMBER: "NUMBERS", Item.CURVE: "CURVES",
-    Item.COUNT_OR_SHARE: "NUMBER", Item.TEXT: "NAME:KEY=VALUE,...",
-}  # fmt: skip

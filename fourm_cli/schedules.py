@@ -2,117 +2,113 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from fourm.data.opening import local_path
 from fourm.data.writing import check_drawing
 from fourm.hub.files import DEMO, ModelFiles, find_model
-from fourm.runs.superres import plan_finer
 from fourm.schedule.chain import Chain, Step
-from fourm.schedule.cost import Cost, estimate
 from fourm.schedule.plan import build_chain
+from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import print_json, print_table, size_text
-from fourm_cli.options import (
-    AsJson,
-    Config,
-    DataConfig,
-    Dtype,
-    GenConfig,
-    Model,
-    SrConfig,
-    SrModel,
-    parse_dtype,
-    schedule_options,
-    settings_from,
-)
+from fourm_cli.options import ConfigFiles, ScheduleWithSr, add_command, option, parse_dtype, with_options
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
-Chart = Annotated[
-    Path | None,
-    typer.Option(
-        "--plot",
-        help="Also draw tokens, temperature and guidance of each step, as this PNG.",
-        parser=local_path,
-        metavar="FILE",
-        show_default=False,
-    ),
-]
-EXAMPLES = """
-[bold]Examples[/bold]
-
-fourm schedule {0} --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
-
-fourm schedule {0} --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
-"""
 
 
+@with_options()
 def validate(
-    *,
-    schedule: Mapping[str, object],
-    model: Model = None,
-    sr_model: SrModel = None,
-    dtype: Dtype = None,
-    config: Config = None,
-    data_config: DataConfig = None,
-    gen_config: GenConfig = None,
-    sr_config: SrConfig = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check a schedule against a model and say what the run will cost."""
-    settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    files = find_model((settings.run.model or DEMO) if model is None else model)
-    chain = build_chain(settings.base, files)
+    *, schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
+    dtype: str | None = None, configs: ConfigFiles, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Check a schedule against a model and say what the run will cost.
+
+    Examples:
+        fourm schedule validate --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
+        fourm schedule validate --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
+    """
+    from fourm.schedule.cost import estimate
+
+    settings, stages = _plan(schedule, configs, model, sr_model)
     width = parse_dtype(dtype, settings.run.dtype)
-    finer = plan_finer(settings, files, chain, sr_model)
-    stages = [(files, chain, estimate(chain, files, width))]
-    stages += [(*finer, estimate(finer[1], finer[0], width))] if finer else []
+    costs = [(files, chain, estimate(chain, files, width)) for files, chain in stages]
     if as_json:
-        said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in stages]
-        print_json({**said[0], **({"sr": said[1]} if finer else {})})
+        said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
+        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
         return
-    tables = [dict(_cost_rows(c, cost, f)) for f, c, cost in stages]
-    columns = ("what", "how much", *(["super-resolution"] if finer else []))
-    print_table(columns, [(what, *(table[what] for table in tables)) for what in tables[0]])
+    columns = [
+        (
+            files.name,
+            ", ".join(chain.conditions) or "none",
+            ", ".join(chain.targets),
+            f"{len(chain.steps):,}",
+            f"{cost.passes:,}",
+            f"{cost.tokens:,}",
+            size_text(cost.weights),
+            f"about {size_text(cost.activations)} per sample of a batch",
+            size_text(cost.fetch) if cost.fetch else "nothing",
+        )
+        for files, chain, cost in costs
+    ]
+    rows = ("model", "conditions", "targets", "decoding steps", "forward passes per sample",
+            "tokens per sample", "memory for weights", "memory for activations", "to fetch")  # fmt: skip
+    print_table(
+        ("what", "how much", "super-resolution")[: 1 + len(costs)], [*zip(rows, *columns, strict=True)]
+    )
 
 
+@with_options(
+    chart=option(
+        "Also draw tokens, temperature and guidance of each step, as this PNG.", "FILE", None, "--plot",
+        parser=local_path, show_default=False,
+    ),
+)  # fmt: skip
 def show(
-    *,
-    schedule: Mapping[str, object],
-    model: Model = None,
-    sr_model: SrModel = None,
-    config: Config = None,
-    data_config: DataConfig = None,
-    gen_config: GenConfig = None,
-    sr_config: SrConfig = None,
-    chart: Chart = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print the chain of a schedule step by step, and that of super-resolution where it is asked for."""
+    *, schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
+    configs: ConfigFiles, chart: Path | None = None, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Print the chain of a schedule step by step, and that of super-resolution where it is asked for.
+
+    Examples:
+        fourm schedule show --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
+        fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
+    """
     if chart is not None:
         check_drawing("--plot", chart)
-    settings = settings_from((config, data_config, gen_config, sr_config), schedule)
-    files = find_model((settings.run.model or DEMO) if model is None else model)
-    chain = build_chain(settings.base, files)
-    finer = plan_finer(settings, files, chain, sr_model)
+    (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
         from fourm.schedule.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
         save_chart(draw_chain(chain, files.name), chart)
     if as_json:
-        print_json({**chain.to_json(), **({"sr": finer[1].to_json()} if finer else {})})
+        print_json({**chain.to_json(), **({"sr": finer[0][1].to_json()} if finer else {})})
         return
     _print_steps(chain)
-    if finer:
-        print(f"\nsuper-resolution, {finer[0].name}\n")
-        _print_steps(finer[1])
+    for finer_files, finer_chain in finer:
+        print(f"\nsuper-resolution, {finer_files.name}\n")
+        _print_steps(finer_chain)
+
+
+def _plan(
+    schedule: Mapping[str, object], configs: ConfigFiles, model: str | None, sr_model: str | None
+) -> tuple[Settings, list[tuple[ModelFiles, Chain]]]:
+    """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
+    from fourm.runs.superres import plan_finer
+
+    settings = read_settings(configs.paths, schedule)
+    files = find_model((settings.run.model or DEMO) if model is None else model)
+    chain = build_chain(settings.base, files)
+    finer = plan_finer(settings, files, chain, sr_model)
+    return settings, [(files, chain), *([finer] if finer else [])]
 
 
 def _print_steps(chain: Chain) -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
-        (str(s.number), s.target, s.scheme, _tokens(s), f"{s.temperature:.6g}", f"{s.guidance:g}",
+        (str(s.number), s.target, s.scheme,
+         f"{s.passes} x {s.num_tokens}" if s.passes > 1 else str(s.num_tokens),
+         f"{s.temperature:.6g}", f"{s.guidance:g}",
          ", ".join(_weighted(n, s) for n in (*chain.conditions, *chain.targets) if n in s.guided))
         for s in chain.steps
     ]  # fmt: skip
@@ -127,23 +123,5 @@ def _weighted(name: str, step: Step) -> str:
     return f"{name}:{next(weights, 0.0):g}"
 
 
-def _tokens(step: Step) -> str:
-    return f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
-
-
-def _cost_rows(chain: Chain, cost: Cost, files: ModelFiles) -> list[tuple[str, str]]:
-    return [
-        ("model", files.name),
-        ("conditions", ", ".join(chain.conditions) or "none"),
-        ("targets", ", ".join(chain.targets)),
-        ("decoding steps", f"{len(chain.steps):,}"),
-        ("forward passes per sample", f"{cost.passes:,}"),
-        ("tokens per sample", f"{cost.tokens:,}"),
-        ("memory for weights", size_text(cost.weights)),
-        ("memory for activations", f"about {size_text(cost.activations)} per sample of a batch"),
-        ("to fetch", size_text(cost.fetch) if cost.fetch else "nothing"),
-    ]
-
-
-schedule_app.command("validate", epilog=EXAMPLES.format("validate"))(schedule_options(validate))
-schedule_app.command("show", epilog=EXAMPLES.format("show"))(schedule_options(show))
+add_command(schedule_app, validate)
+add_command(schedule_app, show)

@@ -24,11 +24,11 @@ from fourm_cli.console import (
     duration,
     note,
     print_json,
+    print_path,
     print_table,
     quiet_library,
     size_text,
 )
-from fourm_cli.streams import print_path
 
 CLIENT = Client()  # how often to try and how long to wait
 SHOWN = 5  # files that are named in an error

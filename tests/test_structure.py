@@ -158,8 +158,7 @@ OPENS = {
     ),
     # The library maps a file by its name; the file's header was read through `open_file` just before.
     "fourm.networks.checkpoint": ("safe_open(path, framework='pt')",),
-    "fourm_cli.app": ("os.open(os.devnull, os.O_WRONLY)",),
-    "fourm_cli.streams": ("open(os.devnull, mode)", "os.open(os.devnull, os.O_WRONLY)"),
+    "fourm_cli.app": ("open(os.devnull, mode)", "os.open(os.devnull, os.O_WRONLY)"),
 }
 
 

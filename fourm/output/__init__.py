@@ -6,7 +6,6 @@ from fourm import import_when_used
 PUBLIC = {
     "checksums": "Listed list_files sha256_of_file",
     "formats": "find_flaw",
-    "ledger": "Finding",
     "processes": "ANY_RUN Failure Launch Process lacking now read_checksums write_failures",
     "record": (
         "Joining check_names check_output close_output digest_of_samples remove_empty sha256_of "

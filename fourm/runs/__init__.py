@@ -12,7 +12,7 @@ PUBLIC = {
     "pipeline": "check check_weights follow_on run",
     "preview": "preview_places",
     "rawdata": "TokenizeRequest find_folders list_samples missing_tokenizers",
-    "replay": "Replay Stage read_replay sr_name",
+    "replay": "read_replay sr_name",
     "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request",
     "superres": "find_finer names_made plan_finer read_finer read_origin",
     "tokenizing": "tokenize_dataset",

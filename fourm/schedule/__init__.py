@@ -10,7 +10,7 @@ PUBLIC = {
     "plan": "ALL build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (
-        "Item MAX_SEED OPTIONS Option RunSettings SR_PREFIX Settings merge parse_list "
+        "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list "
         "read_names read_settings"
     ),
 }

@@ -106,11 +106,11 @@ def _distances(rows: NDArray[np.float64], vectors: NDArray[np.float64], metric: 
     return np.sqrt(np.square(rows[:, None] - vectors[None]).sum(axis=2))
 
 
-def as_rows(keys: Sequence[str], found: Sequence[Sequence[Neighbour]]) -> list[dict[str, object]]:
+def as_rows(found: Mapping[str, Sequence[Neighbour]]) -> list[dict[str, object]]:
     """Neighbours of each query as plain data."""
     return [
-        {"query": key, "neighbours": [{"key": n.key, "distance": round(n.distance, 6)} for n in row]}
-        for key, row in zip(keys, found, strict=True)
+        {"query": key, "neighbours": [{"key": n.key, "distance": round(n.distance, 6)} for n in neighbours]}
+        for key, neighbours in found.items()
     ]
 
 

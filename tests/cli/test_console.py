@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from fourm.runs.events import (
     Failed,
     Finished,
     Loading,
+    Malformed,
+    Noted,
     Saved,
     Started,
     Stepped,
     event_to_json,
 )
 from fourm_cli import console
+from fourm_cli.app import explain
 
 
 def events(failures: int = 1) -> Iterator[Event]:
@@ -134,7 +138,7 @@ def test_the_time_left_follows_the_share_of_results() -> None:
     for event in list(events())[1:8]:
         tally.take(event)
         now.now += 1.0
-    assert tally.steps == 5
+    assert tally.counts[Stepped] == 5
     # One of 20 is saved, and a quarter of the next is decoded.
     assert tally.seconds_left == pytest.approx((now.now - 1.0 + 0.1) * (20 - 1.25) / 1.25)
     tally.take(list(events())[-1])
@@ -165,7 +169,7 @@ def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
 def test_counts_of_one_have_their_singular() -> None:
     start = Started(1, 0, 1, "demo", "cpu", 1)
     assert console.headline(start) == "1 sample; model demo on cpu, 1 decoding step, batches of 1"
-    tally = console.Tally(malformed=1, noted=1)
+    tally = console.Tally(counts=Counter({Malformed: 1, Noted: 1}))
     said = console.summary(Finished(1, 0, 0, 1.0), tally)
     assert "1 malformed text kept" in said
     assert "1 condition read in part" in said
@@ -229,7 +233,7 @@ def test_a_stream_that_breaks_off_is_an_error() -> None:
 
 
 def test_several_mistakes_get_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    console.explain(ScheduleError("--temps: a", "--steps: b"))
+    explain(ScheduleError("--temps: a", "--steps: b"))
     assert capsys.readouterr().err == "fourm: --temps: a\nfourm: --steps: b\n"
 
 

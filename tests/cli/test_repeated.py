@@ -9,8 +9,7 @@ import typer
 
 from fourm.errors import UsageError
 from fourm.schedule.settings import read_settings
-from fourm_cli.app import app
-from fourm_cli.repeated import refuse_repeated
+from fourm_cli.app import app, refuse_repeated
 
 Run = Callable[..., tuple[int, str, str]]
 APP = typer.main.get_command(app)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fourm_cli import app
+from fourm_cli.console import print_path
 from fourm_cli.options import parse_folder
-from fourm_cli.streams import print_path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOURM = f"{sys.executable} -m fourm_cli"

@@ -15,7 +15,7 @@ from fourm.output.checksums import Listed
 from fourm.output.processes import Launch, now
 from fourm.output.record import Joining, close_output
 from fourm.output.runfile import RUN, SR_RUN, RunRecord
-from fourm_cli import verify as command
+from fourm_cli import console, folders
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_json_has_all_findings_and_a_table_the_first(run: Run, made: Path) -> No
         (made / f"rgb/00000/x{number:02d}.png").write_bytes(b"")
     code, out, _ = run("verify", "out")
     assert code == 5
-    assert len(out.splitlines()) == 1 + command.SHOWN + 2
+    assert len(out.splitlines()) == 1 + folders.SHOWN + 2
     assert "... and 30 more\n" in out
     code, out, err = run("verify", "out", "--json")
     assert (code, err) == (5, "")
@@ -146,7 +146,7 @@ def test_torch_is_never_imported(run: Run, made: Path) -> None:
 
 
 def test_a_slow_check_says_how_far_it_is(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(console, "PLAIN_LINE_SECONDS", 0.0)
     _, out, err = run("verify", "out")
     assert out.startswith("ok")
     assert err.splitlines() == [f"{done} of 10 files" for done in range(10)]

@@ -149,7 +149,7 @@ def test_malformed_texts_are_told_and_counted() -> None:
     events = [Malformed("00000/000000", 1, "det", ("'v0=1 cat' is no box",)), Saved("00000/000000", 1)]
     assert list(lines(iter(events), tally, said.append, interval=None)) == events
     assert said == ["malformed: 00000/000000 variation 1: det: 'v0=1 cat' is no box"]
-    assert tally.malformed == 1
+    assert tally.counts[Malformed] == 1
     assert event_to_json(events[0])["problems"] == ["'v0=1 cat' is no box"]
     assert Structured([]).problems == ()
 

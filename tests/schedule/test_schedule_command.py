@@ -16,7 +16,7 @@ from fourm.errors import FourMError, MissingError, ScheduleError, UsageError
 from fourm.hub.files import find_model
 from fourm.schedule.plan import build_chain
 from fourm.schedule.settings import OPTIONS, read_settings
-from fourm_cli.options import schedule_options
+from fourm_cli.options import ScheduleWithSr, option, with_options
 from fourm_cli.schedules import schedule_app
 from tests.headers import seven
 
@@ -111,19 +111,20 @@ def test_mistakes_are_raised_as_sentences_before_anything_is_loaded(model: str) 
 def test_help_fits_and_names_every_option() -> None:
     text = run("show", "--help")
     assert max(map(len, text.splitlines())) <= 100
-    for option in OPTIONS:
-        assert option.flag in text
-        assert option.flag.replace("--", "--sr-", 1) in text
+    for setting in OPTIONS:
+        assert setting.flag in text
+        assert setting.flag.replace("--", "--sr-", 1) in text
     assert "Examples" in text
 
 
 def test_a_command_gets_what_was_given_and_nothing_else() -> None:
     app, seen = typer.Typer(), list[dict[str, object]]()
 
-    def command(schedule: dict[str, object], name: str = "x") -> None:
+    @with_options(name=option("A name."))
+    def command(schedule: ScheduleWithSr, name: str = "x") -> None:
         seen.append({"name": name, **schedule})
 
-    app.command()(schedule_options(command))
+    app.command()(command)
     words = ["--temps", "-1.0", "--sr-temps", "2", "--target", "a", "--target", "b", "--no-grow-cond"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
@@ -148,8 +149,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
 
 def test_the_documented_table_is_the_table_of_settings() -> None:
     text = DOCS.read_text()
-    for option in OPTIONS:
-        words = [f"`{option.flag}`", f"`{option.key}`", option.item.value[0], option.help]
+    for setting in OPTIONS:
+        words = [f"`{setting.flag}`", f"`{setting.key}`", setting.item.value[0], setting.help]
         row = next(line for line in text.splitlines() if line.startswith("| " + words[0]))
         assert all(word in row for word in words), row
 

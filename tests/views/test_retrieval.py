@@ -73,7 +73,7 @@ def test_the_five_nearest_are_told_as_data_and_as_a_table(run: Run, tiny: Path, 
     words = ("retrieve", "asked", "--among", "lib", "--model", tiny)
     code, out, err = run(*words, "--json")
     assert (code, err) == (0, "")
-    wanted = as_rows(asked.keys, nearest(asked.vectors, library, 5))
+    wanted = as_rows(dict(zip(asked.keys, nearest(asked.vectors, library, 5), strict=True)))
     assert json.dumps(json.loads(out)) == json.dumps(wanted)
     rows = [line.split() for line in run(*words)[1].splitlines()]
     near = [(key, str(rank)) for key in asked.keys for rank in range(1, 6)]

@@ -1,0 +1,180 @@
+"""The commands that look at folders of samples: `plot` draws them, `retrieve` compares, `verify` checks."""
+
+import itertools
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from fourm.data.opening import local_path
+from fourm.data.writing import check_drawing
+from fourm.errors import SampleError, UsageError, VerificationError
+from fourm.hub.files import DEMO, find_model
+from fourm_cli.console import Paced, counted, note, print_json, print_path, print_table
+from fourm_cli.options import argument, option, parse_folder, with_options
+
+SHOWN = 20  # problems that get a line of their own; all are in the data of --json
+
+
+@with_options(
+    count=option("Draw the first N samples only.", "N", min=1, show_default=False),
+    films=option(
+        "Film strips of samples made with --preview: NAME-film.png, at most 8 steps of each target."
+    ),
+    contact=option(
+        "One picture of each sample and variation on a sheet, contact.png; more than 60 make several: "
+        "contact-01.png, contact-02.png, ..."
+    ),
+    html=option(
+        "One page with all samples, index.html: search, zoom, compare, step through films. It needs no "
+        "network."
+    ),
+    sheets=option("Draw sheets; without them --html makes the page alone."),
+    model="Whose modalities these are, where the model of the run is not here any more.",
+)
+def plot(
+    *, folder: str, count: int | None = None, films: bool = True, contact: bool = True, html: bool = False,
+    sheets: bool = True, model: str | None = None, quiet: bool = False, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Draw what an output folder holds: a sheet for each sample, DIR/plots/NAME.png.
+
+    It shows conditions, targets and super-resolution, a row for each variation (32 at most).
+    Where names alone are not clear, it is DIR/plots/FOLDER/NAME.png. Drawing again replaces plots.
+
+    Examples:
+        fourm plot out
+        fourm generate "a small red circle" --num-variations 4 --preview 5 --out out | fourm plot -
+        fourm plot out --count 20 --no-contact
+        fourm plot out --html --no-sheets
+    """
+    if not (sheets or html):
+        raise UsageError("--no-sheets: there is nothing to draw without --html")
+    root = parse_folder(folder, sys.stdin.buffer)
+    if model is not None:
+        find_model(model)
+
+    from fourm.views.album import open_album
+    from fourm.views.gallery.page import PAGE, write_gallery
+    from fourm.views.plots import PlotRequest, Plotter, plots_folder
+
+    album, plots, progress = open_album(root, model), plots_folder(root), Paced(quiet)
+    plotter = Plotter(album, PlotRequest(count, films, contact))
+    page = plots / PAGE if html else None
+    found = dict[str, tuple[str, ...]]()  # problems of each sample that was drawn
+
+    def seen(key: str, problems: tuple[str, ...], number: int) -> None:
+        found[key] = problems
+        progress.note(f"{number:,} of {len(plotter.keys):,} samples drawn")
+
+    if sheets:
+        for number, one in enumerate(plotter.run(), 1):
+            seen(one.key, one.problems, number)
+    if page is not None:
+        numbers = itertools.count(1)
+        shown = replace(album, keys=plotter.keys)
+        write_gallery(shown, page, seen=lambda view: seen(view.key.text, view.problems, next(numbers)))
+    problems: list[tuple[str | None, str]] = [(None, text) for text in album.problems]
+    problems += [(key, text) for key, texts in found.items() for text in texts]
+    if not quiet:
+        for key, text in problems[:SHOWN]:
+            note(f"{key}: {text}" if key else text)
+        if (rest := len(problems) - SHOWN) > 0:
+            note(f"and {rest:,} more problems; --json has them all")
+        if plotter.undrawn:
+            few = " ".join(sorted(plotter.undrawn)[:10])
+            advice = "question marks stand for them (Noto fonts have most)"
+            note(f"note: no font on this machine has {few}; {advice}")
+        note(f"{counted(len(found), 'sample')} drawn in {page or plots}")
+    if as_json:
+        said = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
+        rows = [{"key": key, "problem": text} for key, text in problems]
+        print_json(said | {"samples": len(found), "problems": rows})
+    else:
+        print_path(root)
+    if problems:
+        raise typer.Exit(SampleError.exit_code)
+
+
+@with_options(
+    queries=argument("Samples to find neighbours for.", "DIR", parser=local_path),
+    among=option("Folder of the samples that may be found.", "DIR", parser=local_path),
+    by=option("Features to compare: dinov2_global, clip, ... Without it, clip.", "NAME"),
+    count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
+    metric=option("euclidean or cosine.", "NAME"),
+    sheet=option("Also draw queries and neighbours side by side, as this PNG.", "FILE", parser=local_path),
+    show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME"),
+)
+def retrieve(
+    *, queries: Path, among: Path, by: str | None = None, count: int = 5, metric: str = "euclidean",
+    model: str | None = None, sheet: Path | None = None, show: str = "rgb", as_json: bool = False,
+) -> None:  # fmt: skip
+    """Find the samples of a folder whose features are nearest to those of other samples.
+
+    Examples:
+        fourm generate --data photos --cond rgb --targets tok_dinov2_global --model 4m-21-xl --out library
+        fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
+        fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
+    """
+    registry = find_model(DEMO if model is None else model).registry
+    for folder in (queries, among):
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+    if sheet is not None:
+        check_drawing("--sheet", sheet)
+
+    from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
+    from fourm.views.sheets import save_sheet
+
+    row = feature_row(registry, "clip" if by is None else by)
+    asked, library = load_features(queries, row), load_features(among, row)
+    problems = (*asked.problems, *library.problems)
+    for problem in problems:
+        note(problem)
+    found = dict(zip(asked.keys, nearest(asked.vectors, library, count, metric), strict=True))
+    if sheet is not None:
+        save_sheet(draw_neighbours(queries, among, registry, show, found), sheet)
+    if as_json:
+        print_json(as_rows(found))
+    else:
+        rows = [
+            (key, str(rank), one.key, f"{one.distance:.4f}")
+            for key, neighbours in found.items()
+            for rank, one in enumerate(neighbours, 1)
+        ]
+        print_table(("query", "rank", "neighbour", "distance"), rows, numbers=("rank", "distance"))
+    if problems:
+        raise typer.Exit(SampleError.exit_code)
+
+
+@with_options()
+def verify(*, folder: str, as_json: bool = False) -> None:
+    """Check an output folder: files that are missing, cut off, altered or not of its run (exit code 5).
+
+    Examples:
+        fourm verify out/001
+        fourm generate "a red circle" | fourm verify -
+        fourm verify out/001 --json | jq -r '.findings[].file'
+    """
+    from fourm.output.verify import verify_folder
+
+    progress = Paced()
+    verdict = verify_folder(
+        parse_folder(folder, sys.stdin.buffer),
+        lambda done, total: progress.note(f"{done:,} of {total:,} files"),
+    )
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        if shown := [*verdict.findings[:SHOWN], *verdict.notes[:SHOWN]]:
+            print_table(("what", "file", "detail"), [(one.kind, one.file, one.detail) for one in shown])
+        if (rest := len(verdict.findings) - SHOWN) > 0:
+            print(f"... and {rest:,} more")
+        kinds = Counter(finding.kind for finding in verdict.findings)
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
+        what = f"{verdict.files:,} files of {counted(verdict.samples, 'sample')} checked"
+        what += f", {counted(verdict.failed, 'result')} failed (see failures.jsonl)" if verdict.failed else ""
+        print(f"{'ok' if verdict.ok else 'not ok'}: {what}{': ' if counts else ''}{counts}")
+    if not verdict.ok:
+        raise typer.Exit(VerificationError.exit_code)
