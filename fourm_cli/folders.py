@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,14 +79,7 @@ def plot(
     problems: list[tuple[str | None, str]] = [(None, text) for text in album.problems]
     problems += [(key, text) for key, texts in found.items() for text in texts]
     if not quiet:
-        for key, text in problems[:SHOWN]:
-            note(f"{key}: {text}" if key else text)
-        if (rest := len(problems) - SHOWN) > 0:
-            note(f"and {rest:,} more problems; --json has them all")
-        if plotter.undrawn:
-            few = " ".join(sorted(plotter.undrawn)[:10])
-            advice = "question marks stand for them (Noto fonts have most)"
-            note(f"note: no font on this machine has {few}; {advice}")
+        _note_problems(problems, plotter.undrawn)
         note(f"{counted(len(found), 'sample')} drawn in {page or plots}")
     if as_json:
         said = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
@@ -95,6 +89,16 @@ def plot(
         print_path(root)
     if problems:
         raise typer.Exit(SampleError.exit_code)
+
+
+def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]) -> None:
+    for key, text in problems[:SHOWN]:
+        note(f"{key}: {text}" if key else text)
+    if (rest := len(problems) - SHOWN) > 0:
+        note(f"and {rest:,} more problems; --json has them all")
+    if undrawn:
+        few, advice = " ".join(sorted(undrawn)[:10]), "question marks stand for them (Noto fonts have most)"
+        note(f"note: no font on this machine has {few}; {advice}")
 
 
 @with_options(
