@@ -39,11 +39,9 @@ def load_model(
 
 
 def load_tokenizer(
-    path: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
     part: Part = Part.WHOLE,
-) -> AnyTokenizer:
+) -> AnyTokenizer:  # fmt: skip
     """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
     tokenizer, sources = _fit_tokenizer(path, part)
     return _filled(tokenizer, sources, weights_of(path), device, lambda name: tokenizer.dtype_of(name, dtype))

@@ -94,13 +94,9 @@ def _check_xformers(device: torch.device, like: Tensor | None) -> None:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    visible: Tensor | None = None,
-    causal: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False,
     kernel: Kernel = sdpa,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Softmax attention over the visible keys.
 
     q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
@@ -289,13 +285,9 @@ class SelfAttention(nn.Module):
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
     def forward(
-        self,
-        x: Tensor,
-        visible: Tensor | None,
-        causal: bool = False,
-        past: KVCache | None = None,
+        self, x: Tensor, visible: Tensor | None, causal: bool = False, past: KVCache | None = None,
         packing: Packing | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """x: (B, N, D), or (T, D) when packed; visible: bool, broadcastable to (B, H, N, N). As x."""
         qkv = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
@@ -360,14 +352,9 @@ class DecoderBlock(nn.Module):
         return self.cross_attn.keys_values(self.context_norm(context), packing)
 
     def forward(
-        self,
-        y: Tensor,
-        cross: tuple[Tensor, Tensor],
-        visible: Tensor,
-        self_visible: Tensor | None = None,
-        causal: bool = False,
-        past: KVCache | None = None,
-    ) -> Tensor:
+        self, y: Tensor, cross: tuple[Tensor, Tensor], visible: Tensor, self_visible: Tensor | None = None,
+        causal: bool = False, past: KVCache | None = None,
+    ) -> Tensor:  # fmt: skip
         """y: (B, K, D); cross: keys and values of the context; visible: (B, 1, 1, N); returns (B, K, D)."""
         y = y + self.self_attn(self.norm1(y), self_visible, causal, past)
         y = y + self.cross_attn(self.query_norm(y), *cross, visible)

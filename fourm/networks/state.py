@@ -1,6 +1,6 @@
 """The state of a generation: one immutable slot per modality, and the batch that holds them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -57,23 +57,16 @@ class Slot:
 
     def select(self, rows: Tensor) -> "Slot":
         """The rows with these indices, (B',) int64, as a slot of B' rows."""
-        return replace(
-            self,
-            values=self.values[rows],
-            known=self.known[rows],
-            wanted=self.wanted[rows],
-            lengths=None if self.lengths is None else self.lengths[rows],
-        )
+        return self._mapped(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "Slot":
         """The same slot on another device."""
-        return replace(
-            self,
-            values=self.values.to(device),
-            known=self.known.to(device),
-            wanted=self.wanted.to(device),
-            lengths=None if self.lengths is None else self.lengths.to(device),
-        )
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Slot":
+        """A slot with every tensor changed."""
+        lengths = None if self.lengths is None else change(self.lengths)
+        return Slot(self.kind, change(self.values), change(self.known), change(self.wanted), lengths)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,19 +83,17 @@ class Batch:
 
     def with_slot(self, name: str, slot: Slot) -> "Batch":
         """A batch with this slot added or replaced; the order of modalities is kept."""
-        return replace(self, slots=MappingProxyType({**self.slots, name: slot}))
+        return _batch(self.keys, {**self.slots, name: slot})
 
     def hide(self, names: Iterable[str]) -> "Batch":
         """A batch in which these modalities tell nothing; unknown names are ignored."""
         hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
-        return replace(self, slots=MappingProxyType({**self.slots, **hidden}))
+        return _batch(self.keys, {**self.slots, **hidden})
 
     def without(self, names: Iterable[str]) -> "Batch":
         """A batch in which these modalities are not there at all."""
-        left_out = set(names)
-        return replace(
-            self, slots=MappingProxyType({n: s for n, s in self.slots.items() if n not in left_out})
-        )
+        removed = set(names)
+        return _batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in removed})
 
     def fill(self, target: str, positions: Tensor, ids: Tensor) -> "Batch":
         """Fix tokens of one target; positions and ids are (B, K) int64."""
@@ -111,7 +102,7 @@ class Batch:
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
         keys = tuple(self.keys[i] for i in rows.tolist())
-        return Batch(keys, MappingProxyType({name: slot.select(rows) for name, slot in self.slots.items()}))
+        return _batch(keys, {name: slot.select(rows) for name, slot in self.slots.items()})
 
     @property
     def device(self) -> torch.device:
@@ -120,12 +111,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return replace(self, slots=MappingProxyType({n: s.to(device) for n, s in self.slots.items()}))
+        return _batch(self.keys, {name: slot.to(device) for name, slot in self.slots.items()})
 
     def num_known(self) -> Tensor:
         """(B,) int64: how many tokens the encoder may read in each row."""
         counts = [slot.known.sum(dim=1) for slot in self.slots.values()]
         return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(self.keys), dtype=torch.int64)
+
+
+def _batch(keys: tuple[str, ...], slots: dict[str, Slot]) -> Batch:
+    """A batch of slots that nobody can change."""
+    return Batch(keys, MappingProxyType(slots))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,13 +171,9 @@ def stack(batches: Sequence[Batch]) -> Batch:
     slots = {}
     for name, template in templates.items():
         parts = [batch.slots.get(name, template.blank()) for batch in batches]
-        slots[name] = Slot(
-            template.kind,
-            torch.cat([part.values for part in parts]),
-            torch.cat([part.known for part in parts]),
-            torch.cat([part.wanted for part in parts]),
-        )
-    return Batch(tuple(key for batch in batches for key in batch.keys), MappingProxyType(slots))
+        tensors = ([getattr(part, field) for part in parts] for field in ("values", "known", "wanted"))
+        slots[name] = Slot(template.kind, *map(torch.cat, tensors))
+    return _batch(tuple(key for batch in batches for key in batch.keys), slots)
 
 
 def full_grid(ids: Tensor) -> Slot:
@@ -193,9 +185,8 @@ def full_grid(ids: Tensor) -> Slot:
 def full_pixels(image: Tensor, patch_size: int) -> Slot:
     """An image as condition: (B, 3, H, W) float, ImageNet-normalised; every patch is known."""
     batch, _, height, width = image.shape
-    known = torch.ones(
-        batch, height // patch_size * (width // patch_size), dtype=torch.bool, device=image.device
-    )
+    patches = height // patch_size * (width // patch_size)
+    known = torch.ones(batch, patches, dtype=torch.bool, device=image.device)
     return Slot(Kind.PIXELS, image, known, ~known)
 
 

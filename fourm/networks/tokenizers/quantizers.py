@@ -32,7 +32,7 @@ class NearestCode(nn.Module):
         if config.num_codebooks > 1:
             raise CheckpointError(f"num_codebooks: {config.num_codebooks}, but 'lucid' has one codebook")
         self.is_cosine, self.norm_latents = config.norm_codes, config.norm_latents
-        self._codebook = Codebook(config.codebook_size, config.latent_dim)
+        self._codebook = nn.ParameterDict({"embed": normal(config.codebook_size, config.latent_dim)})
 
     @staticmethod
     def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
@@ -46,7 +46,7 @@ class NearestCode(nn.Module):
         flat = rearrange(latents.float(), "b l h w -> (b h w) l")
         if self.norm_latents or self.is_cosine:
             flat = F.normalize(flat, dim=-1, eps=1e-12)
-        codes = self._codebook.embed.float()
+        codes = self._codebook["embed"].float()
         if self.is_cosine:
             codes = F.normalize(codes, dim=-1, eps=1e-12)
         score = _cosine if self.is_cosine else _minus_distance
@@ -55,15 +55,7 @@ class NearestCode(nn.Module):
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """(B, h, w) int64 -> (B, L, h, w) float32; gradients reach the codebook."""
-        return F.embedding(tokens, self._codebook.embed).float().movedim(-1, 1)
-
-
-class Codebook(nn.Module):
-    """The rows of a codebook, `quantize._codebook.embed` in a checkpoint."""
-
-    def __init__(self, num_codes: int, width: int) -> None:
-        super().__init__()
-        self.embed = nn.Parameter(normal(num_codes, width))
+        return F.embedding(tokens, self._codebook["embed"]).float().movedim(-1, 1)
 
 
 def _cosine(rows: Tensor, codes: Tensor) -> Tensor:
@@ -91,8 +83,9 @@ class MemCodes(nn.Module):
             )
         part = width // self.num_books
         self.codes = nn.Parameter(normal(self.num_books, config.codebook_size, part))
-        self.to_k = Projections(self.num_books, part)
-        self.to_v = Projections(self.num_books, part)
+        # One square matrix per codebook, (N, input, output).
+        matrices = (normal(self.num_books, part, part, scale=part**-0.5) for _ in range(2))
+        self.to_k, self.to_v = (nn.ParameterDict({"weight": matrix}) for matrix in matrices)
 
     @staticmethod
     def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
@@ -108,7 +101,7 @@ class MemCodes(nn.Module):
         batch, _, h, w = latents.shape
         parts = rearrange(latents.float(), "b (n d) h w -> n (b h w) d", n=self.num_books)
         # q . (codes to_k) = (q to_k^T) . codes: one product per latent instead of one per code.
-        queries = parts @ self.to_k.weight.float().transpose(1, 2)
+        queries = parts @ self.to_k["weight"].float().transpose(1, 2)
         codes = self.codes.float().transpose(1, 2)
         found = [(rows @ codes).argmax(dim=-1) for rows in torch.split(queries, _ROWS_AT_ONCE, dim=1)]
         tokens = rearrange(torch.cat(found, dim=1), "n (b h w) -> b n h w", b=batch, h=h, w=w)
@@ -120,16 +113,8 @@ class MemCodes(nn.Module):
         batch, _, h, w = tokens.shape
         ids = rearrange(tokens, "b n h w -> n (b h w)")
         picked = torch.stack([book[rows] for book, rows in zip(self.codes.float(), ids, strict=True)])
-        values = picked @ self.to_v.weight.float()
+        values = picked @ self.to_v["weight"].float()
         return rearrange(values, "n (b h w) d -> b (n d) h w", b=batch, h=h, w=w)
-
-
-class Projections(nn.Module):
-    """One square matrix per codebook, (N, input, output)."""
-
-    def __init__(self, num_books: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(normal(num_books, width, width, scale=width**-0.5))
 
 
 # By `quant_type` of the config. A row has `config_from`, `indices` and `lookup`.

@@ -1,6 +1,7 @@
 """The UNet decoder of diffusion tokenizers (Ho et al. 2020; Dhariwal and Nichol 2021), working on patches."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -63,7 +64,7 @@ class PatchedUNet(nn.Module):
                 self.input_blocks.append(Block(_layers(shape, width, out, wide, factor)))
                 skips.append(width := out)
             if level < len(widths) - 1:
-                self.input_blocks.append(Block([Downsample(width)]))
+                self.input_blocks.append(Block([downsample(width, "op")]))
                 skips.append(width)
                 factor *= 2
         self.middle_block = Block(
@@ -174,16 +175,9 @@ class GroupNorm(nn.GroupNorm):
         )
 
 
-class Downsample(nn.Module):
-    """Half the size, by a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h / 2, w / 2)."""
-        return self.op(x)
+def downsample(width: int, name: str) -> nn.Module:
+    """(B, C, h, w) -> (B, C, h / 2, w / 2), by a convolution that checkpoints call by this name."""
+    return nn.Sequential(OrderedDict({name: nn.Conv2d(width, width, 3, stride=2, padding=1)}))
 
 
 class Upsample(nn.Module):

@@ -1,5 +1,6 @@
 """The UViT decoder of diffusion tokenizers: convolutions around a transformer (Hoogeboom et al. 2023)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -13,7 +14,7 @@ from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
 from fourm.networks.tokenizers.config import Size
-from fourm.networks.tokenizers.unet import GroupNorm, Side, Sides, Upsample, timestep_embedding
+from fourm.networks.tokenizers.unet import GroupNorm, Side, Sides, Upsample, downsample, timestep_embedding
 from fourm.networks.tokenizers.vq import position_map, positions_at
 
 _MAX_LAYERS = 1024  # far beyond any decoder
@@ -96,7 +97,9 @@ class UViT(nn.Module):
         levels = len(widths) - 1 + shape.downsample_before_mid
         self.multiple = shape.patch_size * 2**levels
         self.conv_in = nn.Conv2d(channels, first, shape.patch_size, stride=shape.patch_size)
-        self.time_embedding = TimeEmbedding(first, wide)
+        self.time_embedding = nn.Sequential(
+            OrderedDict(linear_1=nn.Linear(first, wide), act=nn.SiLU(), linear_2=nn.Linear(wide, wide))
+        )
         self.down_blocks, width = nn.ModuleList(), first
         skips = [first]
         for level, (out, count) in enumerate(zip(widths, shape.layers_per_block, strict=True)):
@@ -105,7 +108,8 @@ class UViT(nn.Module):
             skips += [out] * (count + down)
             width = out
         if shape.downsample_before_mid:
-            self.downsample_mid = Downsample(width)
+            # Files hold it as `downsample_mid.Conv2d_0` too, or under that name alone.
+            self.downsample_mid = downsample(width, "conv")
             self.upsample_mid = Upsample(width)
         self.mid_block = Transformer(shape, width, wide, latent_dim, conditioning)
         self.up_blocks = nn.ModuleList()
@@ -145,26 +149,13 @@ class UViT(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x))).float()
 
 
-class TimeEmbedding(nn.Module):
-    """Two layers over the timestep's sines and cosines."""
-
-    def __init__(self, width: int, wide: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(width, wide)
-        self.linear_2 = nn.Linear(wide, wide)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width) -> (B, wide)."""
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
 class Down(nn.Module):
     """Residual blocks of a level, then half the size; everything on the way is a skip."""
 
     def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(shape, width, out, wide) for width in inputs])
-        self.downsamplers = nn.ModuleList([Downsample(out)] if resample else [])
+        self.downsamplers = nn.ModuleList([downsample(out, "conv")] if resample else [])
 
     def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
         """x (B, C, h, w), time (1 or B, E); adds to the skips."""
@@ -208,22 +199,6 @@ class ResBlock(nn.Module):
         """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C', h, w)."""
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
-
-
-class Downsample(nn.Module):
-    """Half the size, by a convolution.
-
-    The one before the transformer is stored under two names, `downsample_mid.conv` and, as in every file
-    that drops shared tensors, `downsample_mid.Conv2d_0`; `checkpoint.fit_tokenizer` reads either.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h / 2, w / 2)."""
-        return self.conv(x)
 
 
 def _norm(shape: UViTShape, width: int) -> GroupNorm:

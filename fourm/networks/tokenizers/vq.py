@@ -5,6 +5,7 @@ row by row. Parameter names are those of the released checkpoints.
 """
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
@@ -278,7 +279,7 @@ class BottleneckMlp(nn.Module):
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.linear_in = nn.Linear(dim_in, preset.thin)
-        self.blocks = nn.ModuleList(WideBlock(preset) for _ in range(preset.depth))
+        self.blocks = nn.ModuleList(_wide_block(preset) for _ in range(preset.depth))
         # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
         self.layernorms = nn.ModuleList(
             LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in range(preset.depth)
@@ -293,18 +294,10 @@ class BottleneckMlp(nn.Module):
         return self.linear_out(x).movedim(-1, 1)
 
 
-class WideBlock(nn.Module):
+def _wide_block(preset: MlpPreset) -> nn.Module:
     """thin -> wide -> thin, as `block.0` and `block.2` of the checkpoints."""
-
-    def __init__(self, preset: MlpPreset) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Linear(preset.thin, preset.wide), nn.GELU(), nn.Linear(preset.wide, preset.thin)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., thin) -> the same shape."""
-        return self.block(x)
+    layers = nn.Linear(preset.thin, preset.wide), nn.GELU(), nn.Linear(preset.wide, preset.thin)
+    return nn.Sequential(OrderedDict(block=nn.Sequential(*layers)))
 
 
 class ConvNeXt(nn.Module):
