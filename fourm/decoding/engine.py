@@ -1,4 +1,4 @@
-"""Runs a chain over a batch: one loop for every scheme, a fast query and a plain one that judges it.
+"""Runs a chain over a batch: one loop for every scheme; the fast path is tested against a reference path.
 
 The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress`
 with a new, independent state; the last one holds the finished batch.
@@ -34,13 +34,9 @@ class Network(Protocol):
 
     def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context: ...
     def decode(
-        self,
-        target: str,
-        positions: Tensor,
-        ids: Tensor | None,
-        context: Context,
+        self, target: str, positions: Tensor, ids: Tensor | None, context: Context,
         cache: DecoderCache | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor: ...  # fmt: skip
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache: ...
     def room_for(self, sequence: str) -> int | None: ...
 
@@ -71,7 +67,7 @@ class Texts:
 
     batch: Batch
     step: Step
-    numbers: range  # (P) which passes, of all that the step has
+    numbers: range  # (P) which passes, of all of the step
     limit: int  # tokens of a text at most
 
     @property
@@ -122,9 +118,7 @@ class Engine:
             started, slot = time.perf_counter(), batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
                 counts = _num_known(_passes(masks, step))
-                for progress in self._decode_sequence(batch, step, chain, noise, counts):
-                    yield progress
-                batch = progress.batch
+                batch = yield from self._decode_sequence(batch, step, chain, noise, counts)
                 masks = masks.with_slot(step.target, _on_host(batch.slots[step.target]))
                 continue
             if step.target not in left:
@@ -160,24 +154,22 @@ class Engine:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
         if self.plain:
             contexts = [self.network.encode(one) for one in passes]
-            logits = torch.stack([self.network.decode(step.target, positions, None, c) for c in contexts])
+            logits = torch.cat([self.network.decode(step.target, positions, None, c) for c in contexts])
         else:
             context = self._encode(passes, known)
-            flat = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
-            logits = flat.view(len(passes), -1, *flat.shape[1:])
+            logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
         return _guide(logits, step)
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
         """All passes in one batch, padded to what the device's sums are insensitive to."""
         batch = stack(passes)
-        device = next(iter(batch.slots.values())).known.device
-        multiple = PAD_MULTIPLE.get(device.type, PAD_MULTIPLE_ELSEWHERE)
+        multiple = PAD_MULTIPLE.get(batch.device.type, PAD_MULTIPLE_ELSEWHERE)
         return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
 
     def _decode_sequence(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int]
-    ) -> Iterator[Progress]:
-        """Decode a text of each sample, or several; the last report carries them merged into the state."""
+    ) -> Generator[Progress, None, Batch]:
+        """Decode a text of each sample, or several; returns the state with them, which the last report has too."""
         slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
         sound, made = torch.ones(count, dtype=torch.bool, device=batch.device), 0
         found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
@@ -198,9 +190,10 @@ class Engine:
         found = [[[]] * step.passes if row in faults else one for row, one in enumerate(found)]
         joined = batch.with_slot(step.target, _joined(found).to(batch.device))
         yield Progress(step, joined, 0, made, limit * step.passes, 0.0, sound, faults)
+        return joined
 
     def _decode_texts(
-        self, texts: "Texts", chain: Chain, noise: NoiseSource, ask: "Asker"
+        self, texts: Texts, chain: Chain, noise: NoiseSource, ask: "Asker"
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
         """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
         step = texts.step
@@ -235,31 +228,29 @@ class Engine:
             if count > room
         }
 
-    def _plain_asker(self, states: list[Batch], texts: "Texts") -> "Asker":
+    def _plain_asker(self, states: list[Batch], texts: Texts) -> "Asker":
         """Logits from the whole text so far, everything computed anew for each token."""
         contexts = [self.network.encode(one.select(texts.rows)) for one in states]
 
         def ask(ids: Tensor) -> Tensor:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             logits = [self.network.decode(texts.step.target, positions, ids, c) for c in contexts]
-            return _guide(torch.stack(logits), texts.step)
+            return _guide(torch.cat(logits), texts.step)
 
         return ask
 
-    def _asker(self, context: Context, texts: "Texts") -> "Asker":
+    def _asker(self, context: Context, texts: Texts) -> "Asker":
         """Logits from the newest token, the ones before it remembered in a cache."""
         step, count = texts.step, len(texts.numbers)
         cache = self.network.start_cache(context, texts.limit)
         if count > 1:  # what a sample's passes read is computed once
             cache = cache.repeated(count)
             context = Context(context.tokens, context.visible.repeat_interleave(count, dim=0))
-        states = 1 + len(step.branches)
 
         def ask(ids: Tensor) -> Tensor:
-            newest = ids[:, -1:].repeat(states, 1)
+            newest = ids[:, -1:].repeat(1 + len(step.branches), 1)
             positions = torch.full_like(newest, ids.shape[1] - 1)
-            flat = self.network.decode(step.target, positions, newest, context, cache)
-            return _guide(flat.view(states, -1, *flat.shape[1:]), step)
+            return _guide(self.network.decode(step.target, positions, newest, context, cache), step)
 
         return ask
 
@@ -306,8 +297,9 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
 
 
 def _guide(logits: Tensor, step: Step) -> Tensor:
-    """Combine passes (1 + n, B, K, V) by the step's weights, in float32."""
-    return guide(logits.float(), torch.tensor([branch.weight for branch in step.branches]))
+    """Combine the passes in logits ((1 + n) * B, K, V) by the step's weights, in float32: (B, K, V)."""
+    weights = torch.tensor([branch.weight for branch in step.branches])
+    return guide(logits.float().unflatten(0, (1 + len(weights), -1)), weights)
 
 
 def _num_known(passes: list[Batch]) -> list[int]:
