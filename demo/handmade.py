@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.figures import POSE_NUMBERS, draw_figures
-from fourm.codecs.masks import draw_instances
+from fourm.codecs.figures import POSE_NUMBERS, draw_figures, draw_instances
 from fourm.modalities.instances import QUERY_POINTS, Group, Groups, Instance
 from fourm.modalities.poses import People, Person
 

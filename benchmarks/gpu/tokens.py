@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.generate import made_up
 from benchmarks.gpu.bench import Bench, Cases, Values
-from fourm.codecs.sequences import encode_texts
+from fourm.codecs.texts import encode_texts
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import ModelFiles, find_model

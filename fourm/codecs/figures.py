@@ -1,61 +1,68 @@
-"""Human poses as a picture: jointed figures of our own making, seen by the camera of each person.
+"""Values whose parts are codes of a tokenizer, as pictures: people, and the masks of instances.
 
 The pose tokenizer decodes eight codes to the rotations of 23 joints. They bend a skeleton of round numbers,
 made by hand; the SMPL body, for which they are meant, is licensed separately and not used, so that the shape
-of a body (`betas`) is not drawn, and limbs are about as long as an adult's.
+of a body (`betas`) is not drawn, and limbs are about as long as an adult's. The mask tokenizer decodes
+sixteen codes to a mask within a box; masks of one thing are merged and painted in a colour of their own.
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from torch.nn.functional import interpolate
 
-from fourm.codecs.parts import Decode
+from fourm.codecs.drawing import Ink, font_for
+from fourm.modalities.instances import Groups
 from fourm.modalities.poses import People, Person
 from fourm.modalities.text import PICTURE_SIDE
 
+Decode = Callable[[Sequence[tuple[int, ...]]], NDArray[np.float32]]  # codes (n, k) -> (n, C, H, W)
 Floats = NDArray[np.float64]
-Colour = tuple[int, int, int]
+Masks = NDArray[np.float32]
+Corners = NDArray[np.int64]  # (n, 4) xmin, ymin, xmax, ymax in pixels
 
 POSE_CODES = (8, 1, 1)  # the codes of one pose as the tokenizer wants them
 POSE_NUMBERS = 23 * 9  # that it gives: a rotation matrix of every joint but the pelvis
 FOCAL_LENGTH = 5000 / 256 * PICTURE_SIDE  # pixels
+MASK_CODES = (4, 4)  # the grid of one mask's codes
 _SCALE = 2  # pixels of the drawing per pixel of the picture that poses are for
 _FINE = 3  # further pixels while limbs are drawn, for smooth edges
 _NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not drawn
+_FONT_SIZE = 18
 _FAR_OUT = 8 * PICTURE_SIDE  # pixels: nor is who lies that far beside the picture
+
+_NUM_COLOURS = 1000  # more groups than that start over
+_FLAT = 0.9  # a mask whose probabilities differ by less says nothing
+_ALIKE, _SAME_PLACE = 0.8, 0.9  # masks and boxes of one thing agree by more
+_SMOOTH = 0.01  # keeps the similarity of empty masks finite
 
 # Joints in SMPL's order, with the joint that each hangs on and where it is from there, in metres: arms
 # spread, y up, x to the person's left, z to the front.
 _JOINTS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
     ("pelvis", "", (0.0, -0.20, 0.0)),
-    ("left_hip", "pelvis", (0.09, -0.08, 0.0)),
-    ("right_hip", "pelvis", (-0.09, -0.08, 0.0)),
+    ("left_hip", "pelvis", (0.09, -0.08, 0.0)), ("right_hip", "pelvis", (-0.09, -0.08, 0.0)),
     ("spine1", "pelvis", (0.0, 0.11, 0.0)),
-    ("left_knee", "left_hip", (0.0, -0.41, 0.0)),
-    ("right_knee", "right_hip", (0.0, -0.41, 0.0)),
+    ("left_knee", "left_hip", (0.0, -0.41, 0.0)), ("right_knee", "right_hip", (0.0, -0.41, 0.0)),
     ("spine2", "spine1", (0.0, 0.13, 0.0)),
-    ("left_ankle", "left_knee", (0.0, -0.41, -0.02)),
-    ("right_ankle", "right_knee", (0.0, -0.41, -0.02)),
+    ("left_ankle", "left_knee", (0.0, -0.41, -0.02)), ("right_ankle", "right_knee", (0.0, -0.41, -0.02)),
     ("spine3", "spine2", (0.0, 0.07, 0.0)),
-    ("left_foot", "left_ankle", (0.02, -0.05, 0.13)),
-    ("right_foot", "right_ankle", (-0.02, -0.05, 0.13)),
+    ("left_foot", "left_ankle", (0.02, -0.05, 0.13)), ("right_foot", "right_ankle", (-0.02, -0.05, 0.13)),
     ("neck", "spine3", (0.0, 0.20, 0.0)),
-    ("left_collar", "spine3", (0.07, 0.12, 0.0)),
-    ("right_collar", "spine3", (-0.07, 0.12, 0.0)),
+    ("left_collar", "spine3", (0.07, 0.12, 0.0)), ("right_collar", "spine3", (-0.07, 0.12, 0.0)),
     ("head", "neck", (0.0, 0.09, 0.02)),
     ("left_shoulder", "left_collar", (0.11, 0.03, 0.0)),
     ("right_shoulder", "right_collar", (-0.11, 0.03, 0.0)),
-    ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)),
-    ("right_elbow", "right_shoulder", (-0.27, 0.0, 0.0)),
-    ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)),
-    ("right_wrist", "right_elbow", (-0.25, 0.0, 0.0)),
-    ("left_hand", "left_wrist", (0.09, 0.0, 0.0)),
-    ("right_hand", "right_wrist", (-0.09, 0.0, 0.0)),
-)
+    ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)), ("right_elbow", "right_shoulder", (-0.27, 0.0, 0.0)),
+    ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)), ("right_wrist", "right_elbow", (-0.25, 0.0, 0.0)),
+    ("left_hand", "left_wrist", (0.09, 0.0, 0.0)), ("right_hand", "right_wrist", (-0.09, 0.0, 0.0)),
+)  # fmt: skip
 _NAMES = tuple(name for name, _, _ in _JOINTS)
 _PARENTS = tuple(_NAMES.index(parent) if parent else -1 for _, parent, _ in _JOINTS)
 _OFFSETS = np.array([offset for _, _, offset in _JOINTS])  # (24, 3)
@@ -76,24 +83,24 @@ _POINTS = (*_NAMES, "skull")
 
 
 @dataclass(frozen=True, slots=True)
-class Limb:
+class _Limb:
     """Something thick between two points of a drawing."""
 
     start: tuple[float, float]
     end: tuple[float, float]
     radius: float
     depth: float  # metres from the camera
-    colour: Colour
+    colour: Ink
 
 
 def draw_figures(people: People, decode: Decode) -> Image.Image:
     """Everybody as a figure in their box; decode gives (n, 207, 1, 1) of pose codes (n, 8)."""
-    figures = list[list[Limb]]()
+    figures = list[list[_Limb]]()
     if people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
-        each = enumerate(zip(people, rotations, strict=True))
-        figures = [_limbs(person, turned, _colour(number)) for number, (person, turned) in each]
+        for number, (person, turned) in enumerate(zip(people, rotations, strict=True)):
+            figures.append(_limbs(person, turned, _colour(number)))
     side = PICTURE_SIDE * _SCALE * _FINE
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
@@ -142,7 +149,7 @@ def place_joints(orientation: Floats, rotations: Floats) -> Floats:
     return np.stack(places)
 
 
-def _limbs(person: Person, rotations: Floats, colour: Colour) -> list[Limb]:
+def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
     """The limbs of somebody in pixels of the fine drawing; none for who cannot be seen."""
     orientation = nearest_rotations(np.array(person.orientation))
     places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
@@ -160,20 +167,20 @@ def _limbs(person: Person, rotations: Floats, colour: Colour) -> list[Limb]:
         # The front of a body is lighter than its back, so that one can tell which arm is nearer.
         light = 1.0 - 0.5 * float(np.clip(depth - depths.mean() + 0.3, 0.0, 0.6))
         found.append(
-            Limb(
+            _Limb(
                 tuple((seen[a] * fine).tolist()),
                 tuple((seen[b] * fine).tolist()),
                 max(FOCAL_LENGTH * radius / depth * fine, 1.0),
                 depth,
-                (int(colour[0] * light), int(colour[1] * light), int(colour[2] * light)),
+                _scaled(colour, light),
             )
         )
     return found
 
 
-def _draw_limb(draw: ImageDraw.ImageDraw, limb: Limb) -> None:
+def _draw_limb(draw: ImageDraw.ImageDraw, limb: _Limb) -> None:
     """A stroke with round ends and a darker edge."""
-    for radius, colour in ((limb.radius + _FINE, _darker(limb.colour)), (limb.radius, limb.colour)):
+    for radius, colour in ((limb.radius + _FINE, _scaled(limb.colour, 0.5)), (limb.radius, limb.colour)):
         draw.line((*limb.start, *limb.end), colour, round(2 * radius))
         for x, y in (limb.start, limb.end):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
@@ -183,7 +190,7 @@ def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -
     """The box and the number of everybody, with lines of text below it."""
     draw = ImageDraw.Draw(image)
     if not people:
-        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", _font(), "mm")
+        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", font_for("", _FONT_SIZE), "mm")
     for index, person in enumerate(people):
         x0, y0, x1, y1 = (min(corner * _SCALE, image.width - 1) for corner in person.box)
         left, right, top, bottom = *sorted((x0, x1)), *sorted((y0, y1))
@@ -193,40 +200,123 @@ def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -
         left, top = (min(corner * _SCALE, image.width - 1) for corner in person.box[:2])
         text = "\n".join((str(index + 1), *said))
         # Inside of the picture, also where the box is at its edge.
-        _, _, width, height = draw.multiline_textbbox((0, 0), text, _font())
+        _, _, width, height = draw.multiline_textbbox((0, 0), text, font_for("", _FONT_SIZE))
         x = max(min(left + 6, image.width - width - 4), 4)
         y = max(min(top + 5, image.height - height - 4), 4)
-        _write(draw, (x, y), text, _darker(_colour(index)))
+        _write(draw, (x, y), text, _scaled(_colour(index), 0.5))
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Colour, anchor: str = "la"
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Ink, anchor: str = "la"
 ) -> None:
     """Text on a white ground of its own."""
-    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, _font(), anchor)
+    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, font_for("", _FONT_SIZE), anchor)
     draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), "white")
-    draw.multiline_text(place, text, colour, _font(), anchor)
+    draw.multiline_text(place, text, colour, font_for("", _FONT_SIZE), anchor)
 
 
 def _numbers_of(person: Person) -> tuple[str, ...]:
-    codes = person.pose_codes
-    return (
-        " ".join(map(str, codes[:4])),
-        " ".join(map(str, codes[4:])),
-        "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera),
-    )
+    codes = (" ".join(map(str, some)) for some in (person.pose_codes[:4], person.pose_codes[4:]))
+    return (*codes, "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera))
 
 
-def _colour(index: int) -> Colour:
+def _colour(index: int) -> Ink:
     """Steps of the golden ratio around the colour circle keep any number of people apart."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + 0.618034 * index) % 1.0, 0.65, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _darker(colour: Colour) -> Colour:
+def _scaled(colour: Ink, light: float) -> Ink:
     red, green, blue = colour
-    return red // 2, green // 2, blue // 2
+    return int(red * light), int(green * light), int(blue * light)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(18)
+def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
+    """The instances at all query points; decode gives logits (n, 1, H, W) of codes (n, 16)."""
+    instances = [instance for group in groups for instance in group.instances]
+    if not instances:
+        return Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
+    logits = decode([instance.codes for instance in instances])[:, 0]
+    # tanh does not overflow where a plain sigmoid would.
+    masks = 0.5 + 0.5 * np.tanh(0.5 * logits)
+    return Image.fromarray(paint_instances(_boxes_of(groups), masks))
+
+
+def outline_instances(groups: Groups) -> Image.Image:
+    """The boxes alone, where there is no tokenizer that decodes masks."""
+    image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
+    draw = ImageDraw.Draw(image)
+    found = _boxes_of(groups)
+    largest_first = found[np.argsort(-_areas(found), kind="stable")].clip(max=PICTURE_SIDE - 1).tolist()
+    bright = (instance_colours() // 2 + 128).tolist()  # some colours are too dark for a thin line
+    for box, colour in zip(dict.fromkeys(map(tuple, largest_first)), cycle(bright), strict=False):
+        draw.rectangle(box, outline=tuple(colour), width=2)
+    place, font = (PICTURE_SIDE / 2, PICTURE_SIDE - 10), font_for("", 12)
+    note = "boxes only: no tokenizer for masks"
+    draw.rectangle(draw.textbbox(place, note, font, "mm"), "black")
+    draw.text(place, note, "white", font, "mm")
+    return image
+
+
+def paint_instances(boxes: Corners, masks: Masks) -> NDArray[np.uint8]:
+    """(n, 4) xmin, ymin, xmax, ymax in pixels, (n, H, W) probabilities within them -> (224, 224, 3).
+
+    Large boxes come first, so that small things lie on top; masks of one thing are averaged.
+    """
+    picture = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
+    order = np.argsort(-_areas(boxes), kind="stable")
+    boxes, masks = boxes[order], masks[order]
+    says_something = np.ptp(masks, axis=(1, 2)) >= _FLAT
+    boxes, masks = boxes[says_something], masks[says_something]
+    for members, colour in zip(_merge(boxes, masks), cycle(instance_colours()), strict=False):
+        x0, y0, x1, y1 = boxes[members].mean(axis=0).astype(np.int64).tolist()
+        mask = _resize(masks[members].mean(axis=0), y1 - y0, x1 - x0)
+        seen = picture[y0:y1, x0:x1]
+        seen[mask[: seen.shape[0], : seen.shape[1]] > 0.5] = colour
+    return picture
+
+
+@cache
+def instance_colours() -> NDArray[np.uint8]:
+    """(1000, 3) colours, the reference's: draws of NumPy's default generator with seed 0."""
+    return np.random.default_rng(0).integers(0, 255, (_NUM_COLOURS, 3)).astype(np.uint8)
+
+
+def _merge(boxes: Corners, masks: Masks) -> list[list[int]]:
+    """Groups of instances that are one thing: each joins the first group whose first member it resembles."""
+    flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
+    sums = flat.sum(axis=1)
+    groups = list[list[int]]()
+    for index in range(len(boxes)):
+        firsts = np.array([group[0] for group in groups], dtype=np.int64)
+        near = np.flatnonzero(_overlap(boxes[firsts], boxes[index]) > _SAME_PLACE)
+        those = firsts[near]
+        shared = flat[those] @ flat[index]
+        alike = 2 * (shared + _SMOOTH) / (sums[those] + sums[index] + _SMOOTH) > _ALIKE
+        if alike.any():
+            groups[near[alike.argmax()]].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _overlap(boxes: Corners, box: Corners) -> NDArray[np.float64]:
+    """(n, 4), (4,) -> (n,) intersection over union."""
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    shared = (high - low).clip(min=0).prod(axis=1)
+    return shared / (_areas(boxes) + _areas(box[None]) - shared)
+
+
+def _resize(mask: Masks, height: int, width: int) -> Masks:
+    """Bicubic with the coefficient -0.75 and without antialiasing, as the reference's."""
+    x = torch.from_numpy(mask)[None, None]  # (1, 1, H, W)
+    return interpolate(x, (height, width), mode="bicubic", align_corners=False)[0, 0].numpy()
+
+
+def _areas(boxes: Corners) -> NDArray[np.int64]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _boxes_of(groups: Groups) -> Corners:
+    found = [instance.box for group in groups for instance in group.instances]
+    return np.array(found, dtype=np.int64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Files of single values: ids and arrays (.npy and .npz, never pickled), JSON, text, pictures.
+"""Files of single values: ids, crops and arrays (.npy and .npz, never pickled), JSON, text, pictures.
 
 A file may be a member of a tar shard. Whatever is wrong with one is a SampleError that names it: one bad file
 must not end a run.
@@ -16,7 +16,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from fourm.data.dataset import read_member, split_path
+from fourm.data.layout import Crop, centre_crop
 from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError
 
@@ -42,6 +43,7 @@ MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
 MAX_REASON = 200  # characters of what a library says about a file
+_MAX_PLACE = 1 << 26  # pixels; beyond any picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
@@ -324,3 +326,65 @@ def _reason(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"a link to {os.readlink(path)}, which is not there"
     return error.strerror or str(error)
+
+
+def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
+    """The crop of a sample: the first row of its settings, else the centre of its picture, else None.
+
+    Either file may be missing. Settings without a picture are refused: what share of the whole they show
+    is not known.
+    """
+    if picture is None:
+        if settings is not None:
+            raise SampleError(f"{settings}: the sample has no picture, so the size of the whole is not known")
+        return None
+    whole = read_size(picture)
+    return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]
+
+
+def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
+    """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
+    return tuple(_read_row(path, row, whole, number) for number, row in enumerate(_read_rows(path)))
+
+
+def count_crops(path: Path) -> int:
+    """How many crops a file has, whatever picture they belong to."""
+    return len(_read_rows(path))
+
+
+def write_crops(crops: Sequence[Crop], path: Path) -> None:
+    """A file that `read_crops` reads, in the form that the reference writes."""
+    rows = [(c.top, c.left, c.height, c.width, int(c.mirrored)) for c in crops]
+    write_array(np.array(rows, dtype=np.int64), path)
+
+
+def _read_rows(path: Path) -> NDArray[np.int64]:
+    """(crops, 5) of whole numbers."""
+    rows = read_array(path)
+    if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
+        raise SampleError(
+            f"{path}: {rows.dtype} of shape {rows.shape}, where rows of "
+            "top, left, height, width, mirrored belong"
+        )
+    values = rows.astype(np.float64)
+    if not np.isfinite(values).all() or np.abs(values).max() > _MAX_PLACE:
+        raise SampleError(f"{path}: holds numbers that are no places in a picture")
+    if (values != np.floor(values)).any():
+        raise SampleError(f"{path}: holds fractions, where whole pixels belong")
+    return rows.astype(np.int64)
+
+
+def _read_row(path: Path, row: NDArray[np.int64], whole: tuple[int, int], number: int) -> Crop:
+    top, left, height, width, mirrored = row.tolist()
+    problem = ""
+    if height < 1 or width < 1:
+        problem = "holds no pixel"
+    elif height * width > MAX_PIXELS:
+        problem = "is too large to be read"
+    elif mirrored not in (0, 1):
+        problem = f"says {mirrored} where mirrored is 0 or 1"
+    elif top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0:
+        problem = f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"
+    if problem:
+        raise SampleError(f"{path}: crop {number}, {width} x {height} pixels at ({left}, {top}), {problem}")
+    return Crop(whole, top, left, height, width, bool(mirrored), number)

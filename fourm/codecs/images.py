@@ -4,7 +4,7 @@ Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers 
 uint16 (H, W) depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs.coco import NUM_COCO_LABELS
-from fourm.codecs.colours import NO_CLASS, LegendEntry, feature_colours, legend, paint_features, to_bytes
 from fourm.codecs.files import write_array, write_png
-from fourm.codecs.forms import Form, unit
-from fourm.codecs.pictures import Value, cut, fit_square, read_rgb, read_valid
+from fourm.codecs.maps import (
+    NO_CLASS,
+    NUM_COCO_LABELS,
+    Form,
+    LegendEntry,
+    Value,
+    cut,
+    feature_colours,
+    fit_square,
+    legend,
+    paint_features,
+    paint_labels,
+    read_rgb,
+    read_valid,
+    to_bytes,
+    unit,
+)
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
@@ -47,11 +60,16 @@ class Diffusion:
 
 def rows_at_once(device: torch.device) -> int:
     """Rows that are decoded together on a device at most."""
-    return _sizes(device)[-1]
+    return _SIZES.get(device.type, _SIZES_ON_GPU)[-1]
 
 
-def _sizes(device: torch.device) -> tuple[int, ...]:
-    return _SIZES.get(device.type, _SIZES_ON_GPU)
+def check_finite(results: Iterable[Tensor], row: Modality) -> None:
+    """Refuse results of a tokenizer that are not numbers."""
+    if not all(bool(result.isfinite().all()) for result in results):
+        raise SampleError(
+            f"{row.name}: its tokenizer's results are not finite numbers; the weights are damaged, or "
+            "float16 is too narrow for them (dtype float32 has more room)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +92,7 @@ class PixelsCodec:
 
     def encode(self, values: Sequence[Value]) -> Slot:
         """The centre square at the row's size, ImageNet-normalised."""
-        side = self.row.image_size
-        fitted = [fit_square(value, side, Image.Resampling.BICUBIC) for value in values]
+        fitted = (fit_square(value, self.row.image_size, Image.Resampling.BICUBIC) for value in values)
         images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
@@ -109,9 +126,7 @@ class GridCodec:
         """What a crop shows of a whole value, at the row's size; errors name its file."""
         form = self.form
         if form.resample is None:
-            raise SampleError(
-                f"{path}: features cannot be cropped; compute them anew from the cropped picture"
-            )
+            raise SampleError(f"{path}: features cannot be cropped; compute them anew from what is shown")
         _check_size(value, crop, path)
         shown = cut(value, crop, self.row.image_size, form.resample, form.outside)
         if crop.mirrored and form.is_normal:
@@ -147,12 +162,11 @@ class GridCodec:
 
         valid: (H, W), 0 where the value means nothing; it matters where the tokenizer `takes_mask`.
         """
-        form, config = self.form, self._need_tokenizer().config
+        form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
         if form.resample is None:
             x = form.prepare(value)
             self._check_features(x)
             return x
-        side = self.row.image_size
         value = fit_square(value, side, form.resample)
         if form.is_labels:
             self._check_classes(value)
@@ -160,12 +174,11 @@ class GridCodec:
         x = form.prepare(value)
         if config.undo_std:
             x = ((x + 1) / 2 - _MEAN) / _STD
-        colours = config.n_channels - self.takes_mask
-        x = x.expand(colours, -1, -1) if len(x) == 1 else x  # grey can be repeated
+        if len(x) == 1:  # grey can be repeated
+            x = x.expand(config.n_channels - self.takes_mask, -1, -1)
         if self.takes_mask:
-            if valid is None:
-                mask = torch.ones(1, side, side)
-            else:
+            mask = torch.ones(1, side, side)
+            if valid is not None:
                 mask = unit(fit_square(valid, side, Image.Resampling.NEAREST))
             x = torch.cat([x * mask, 2 * mask - 1])
         if len(x) != config.n_channels:
@@ -186,16 +199,12 @@ class GridCodec:
                 latents = tokenizer.encode(x)
             except ValueError as error:
                 raise SampleError(f"{self.row.name}: {error}") from error
-            if not bool(latents.isfinite().all()):
-                raise SampleError(
-                    f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are "
-                    "damaged, or float16 is too narrow for them (try --dtype float32)"
-                )
+            check_finite([latents], self.row)
             tokens = tokenizer.quantize.indices(latents).flatten(1).cpu()
             made += tokens[: len(prepared) - rows[0]]
-        wrong = [len(tokens) for tokens in made if len(tokens) != self.row.max_tokens]
-        if wrong:
-            raise SampleError(f"{self.row.name}: the value has {wrong[0]} tokens, not {self.row.max_tokens}")
+        if made and len(made[0]) != self.row.max_tokens:
+            found = len(made[0])
+            raise SampleError(f"{self.row.name}: the value has {found} tokens, not {self.row.max_tokens}")
         return torch.stack(made)
 
     @property
@@ -234,10 +243,7 @@ class GridCodec:
                 with torch.no_grad():
                     out = tokenizer.decode_tokens(tokens)
             decoded += out.cpu()[: len(ids) - group[0]]
-        if not all(bool(one.isfinite().all()) for one in decoded):
-            raise SampleError(
-                f"{self.row.name}: its tokenizer's results are not finite numbers; the weights are damaged"
-            )
+        check_finite(decoded, self.row)
         return [self.form.finish(one) for one in decoded]
 
     def _diffuse(
@@ -250,14 +256,16 @@ class GridCodec:
         shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
         value = tokens
         states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), steps)
-        for done, state in enumerate(states, start=1):
+        for done, state in enumerate(states, start=index * steps + 1):
             value = state
-            yield index * steps + done, of * steps
+            yield done, of * steps
         return value
 
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
-        return Image.fromarray(self.form.paint(value, self._num_labels()))
+        if self.form.is_labels:
+            return Image.fromarray(paint_labels(value, self._num_labels()))
+        return Image.fromarray(self.form.paint(value))
 
     @property
     def shares_colours(self) -> bool:
@@ -284,8 +292,7 @@ class GridCodec:
     def _check_classes(self, value: Value) -> None:
         """Refuse classes that the tokenizer lacks."""
         num_classes = self._num_labels() - 1
-        strange = [number for number in np.unique(value).tolist() if num_classes <= number != NO_CLASS]
-        if strange:
+        if strange := [number for number in np.unique(value).tolist() if num_classes <= number != NO_CLASS]:
             raise SampleError(
                 f"{self.row.name}: class {strange[0]} is not among the {num_classes} classes of its "
                 f"tokenizer, 0..{num_classes - 1} and {NO_CLASS} for none"
@@ -300,8 +307,8 @@ class GridCodec:
             )
         wanted = [1, 1] if config.token_rank == 4 else [*self._grid()]
         if places != wanted:
-            shown = " x ".join(map(str, places))
-            raise SampleError(f"{self.row.name}: features of {shown} places, not {wanted[0]} x {wanted[1]}")
+            found, right = (" x ".join(map(str, numbers)) for numbers in (places, wanted))
+            raise SampleError(f"{self.row.name}: features of {found} places, not {right}")
 
     def _grid(self) -> tuple[int, int]:
         if self.row.grid is None:
@@ -326,9 +333,9 @@ def _check_size(value: Value, crop: Crop, path: Path) -> None:
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:
     """Rows 0..count - 1 in groups of a device's sizes; the last row fills up the last group."""
-    most, groups = rows_at_once(device), list[list[int]]()
-    for at in range(0, count, most):
-        size = next(size for size in _sizes(device) if size >= min(most, count - at))
+    sizes, groups = _SIZES.get(device.type, _SIZES_ON_GPU), list[list[int]]()
+    for at in range(0, count, sizes[-1]):
+        size = next(size for size in sizes if size >= min(sizes[-1], count - at))
         groups.append([min(row, count - 1) for row in range(at, at + size)])
     return groups
 

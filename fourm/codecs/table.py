@@ -6,11 +6,9 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from fourm.codecs.embeddings import EmbeddingCodec
-from fourm.codecs.forms import FORMS
 from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
-from fourm.codecs.sequences import CaptionCodec
-from fourm.codecs.structured import STRUCTURED, StructuredCodec
+from fourm.codecs.maps import FORMS
+from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec, StructuredCodec
 from fourm.data.layout import Crop
 from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality

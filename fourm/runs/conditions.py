@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fourm.codecs.crops import read_crop
-from fourm.codecs.files import read_ids
+from fourm.codecs.files import read_crop, read_ids
 from fourm.codecs.images import GridCodec
-from fourm.codecs.sequences import CaptionCodec
-from fourm.codecs.structured import StructuredCodec
 from fourm.codecs.table import Codec
+from fourm.codecs.texts import CaptionCodec, StructuredCodec
 from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind

@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.crops import count_crops, read_crops, write_crops
-from fourm.codecs.files import read_array, read_json, read_size, write_ids
-from fourm.codecs.forms import FORMS
+from fourm.codecs.files import (
+    count_crops,
+    read_array,
+    read_crops,
+    read_json,
+    read_size,
+    write_crops,
+    write_ids,
+)
 from fourm.codecs.images import GridCodec, rows_at_once
+from fourm.codecs.maps import FORMS
 from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import (
     CROP_SETTINGS,

@@ -10,10 +10,10 @@ from PIL import Image
 
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_json, read_text
-from fourm.codecs.forms import FORMS
 from fourm.codecs.images import GridCodec
-from fourm.codecs.structured import STRUCTURED, StructuredForm
+from fourm.codecs.maps import FORMS
 from fourm.codecs.table import build_codec
+from fourm.codecs.texts import STRUCTURED, StructuredForm
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry

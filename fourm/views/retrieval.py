@@ -11,7 +11,7 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_text
 from fourm.codecs.images import GridCodec
-from fourm.codecs.pictures import read_rgb
+from fourm.codecs.maps import read_rgb
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match

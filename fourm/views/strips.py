@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fourm.codecs.colours import GREY, turbo
 from fourm.codecs.drawing import font_for
+from fourm.codecs.maps import GREY, turbo
 from fourm.views.album import Film, Frame, View
 from fourm.views.sheets import FAINT, INK, PAPER, RULE, empty_cell, fit, stack, text_block
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fourm.codecs.embeddings import EmbeddingCodec
 from fourm.codecs.files import MAX_MEMBER_BYTES, read_members
 from fourm.codecs.table import build_codec
+from fourm.codecs.texts import EmbeddingCodec
 from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED, Kind, Modality

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fourm.codecs.parts import CodedParts, decoder_of
 from fourm.codecs.table import build_codec
+from fourm.codecs.texts import CodedParts, decoder_of
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import Group, Instance
 from fourm.modalities.poses import Person
@@ -61,7 +61,7 @@ def test_recorded_tokenizers_decode_codes_of_parts(
         sizes = ViTPreset(row["dim_tokens"], row["depth"], row["num_heads"], row["mlp_ratio"])
         monkeypatch.setitem(VIT_PRESETS, preset, sizes)
     # These have 64 and 32 codes, which the check of the released number would refuse.
-    monkeypatch.setattr("fourm.codecs.parts.NUM_CODES", 32)
+    monkeypatch.setattr("fourm.codecs.texts.NUM_CODES", 32)
     tokenizer = load_tokenizer(golden / "vq" / name, part=Part.DECODER)
     tensors = load_file(golden / "vq" / name / "tensors.safetensors")
     codes, wanted = tensors["random.tokens"], tensors["random.decoded"]

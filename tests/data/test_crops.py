@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.crops import count_crops, read_crop, read_crops, write_crops
-from fourm.codecs.files import read_size, write_array, write_png
+from fourm.codecs.files import (
+    count_crops,
+    read_crop,
+    read_crops,
+    read_size,
+    write_array,
+    write_crops,
+    write_png,
+)
 from fourm.codecs.images import PixelsCodec
-from fourm.codecs.pictures import cut, fit_square
+from fourm.codecs.maps import cut, fit_square
 from fourm.codecs.table import build_codec
 from fourm.data.layout import NUM_UNIFORMS, Crop, Key, centre_crop, random_crop
 from fourm.errors import SampleError

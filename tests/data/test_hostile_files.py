@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from fourm.codecs.files import read_array, read_ids, read_json, read_picture, read_text
-from fourm.codecs.pictures import read_grey, read_rgb
+from fourm.codecs.maps import read_grey, read_rgb
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import read_shard
 from fourm.errors import MAX_SENTENCE, SampleError, printable

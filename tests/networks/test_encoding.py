@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fourm.codecs.files import write_array
-from fourm.codecs.forms import FORMS
 from fourm.codecs.images import _SIZES, GridCodec, _groups
+from fourm.codecs.maps import FORMS
 from fourm.errors import SampleError
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.checkpoint import load_tokenizer
@@ -125,7 +125,7 @@ def test_results_that_are_no_numbers_are_told_not_stored() -> None:
     codec = made("tok_rgb")
     assert codec.tokenizer is not None
     codec.tokenizer.quant_proj.bias.data[0] = float("nan")
-    with pytest.raises(SampleError, match=r"not finite numbers.*--dtype float32"):
+    with pytest.raises(SampleError, match=r"not finite numbers.*dtype float32"):
         codec.encode([np.zeros((32, 32, 3), np.uint8)])
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fourm.codecs.embeddings import EmbeddingCodec
-from fourm.codecs.structured import StructuredCodec
 from fourm.codecs.table import Codec, build_codec
+from fourm.codecs.texts import EmbeddingCodec, StructuredCodec
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured, WordPiece, encode_full, merge_spans
 from fourm.networks.state import (

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from fourm.codecs.crops import read_crops
-from fourm.codecs.files import read_size, write_array, write_png
-from fourm.codecs.forms import FORMS
+from fourm.codecs.files import read_crops, read_size, write_array, write_png
 from fourm.codecs.images import GridCodec
-from fourm.codecs.pictures import cut
+from fourm.codecs.maps import FORMS, cut
 from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import centre_crop
 from fourm.errors import FourMError, UsageError

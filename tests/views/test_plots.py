@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.colours import turbo
 from fourm.codecs.drawing import lines_of, undrawable
+from fourm.codecs.maps import turbo
 from fourm.data.layout import Key, Place, number_keys
 from fourm.errors import FourMError, UsageError
 from fourm.output.processes import FAILURES

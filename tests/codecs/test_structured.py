@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fourm.codecs.structured import STRUCTURED, StructuredCodec
 from fourm.codecs.table import build_codec
+from fourm.codecs.texts import STRUCTURED, StructuredCodec
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import find_model

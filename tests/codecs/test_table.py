@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.forms import FORMS
-from fourm.codecs.structured import STRUCTURED
+from fourm.codecs.maps import FORMS
 from fourm.codecs.table import build_codec
+from fourm.codecs.texts import STRUCTURED
 from fourm.hub.files import find_model
 from fourm.modalities.boxes import Box
 from fourm.modalities.instances import Group, Instance

@@ -13,15 +13,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.coco import NUM_COCO_LABELS
-from fourm.codecs.colours import paint_features, paint_labels, turbo
 from fourm.codecs.files import (
     read_picture,
     write_array,
     write_png,
 )
-from fourm.codecs.forms import FORMS, standardise_depth
-from fourm.codecs.pictures import fit_square
+from fourm.codecs.maps import (
+    FORMS,
+    NUM_COCO_LABELS,
+    fit_square,
+    paint_features,
+    paint_labels,
+    standardise_depth,
+    turbo,
+)
 from fourm.codecs.table import Codec, build_codec
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities.registry import RELEASED, Kind, Modality

@@ -1,0 +1,408 @@
+"""Pictures and maps: how each sort is read from files, cut, made ready for its tokenizer, and painted.
+
+Alpha channels are dropped and EXIF rotation is not applied, as in the reference: crops and tokens that others
+made count in the pixels as they are stored.
+"""
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fourm.codecs.files import read_array, read_levels, read_picture
+from fourm.data.layout import Crop, centre_crop
+from fourm.errors import SampleError
+
+Value = NDArray[Any]
+
+DEPTH_LEVELS = 65535  # of 16-bit depth pictures
+GREY = 128
+NO_CLASS = 255  # in class numbers
+
+# Kirillov et al. 2019, https://cocodataset.org/#panoptic-2019; the suffixes are those of the published table.
+COCO_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase",
+    "scissors", "teddy bear", "hair drier", "toothbrush", "banner", "blanket", "bridge", "cardboard",
+    "counter", "curtain", "door-stuff", "floor-wood", "flower", "fruit", "gravel", "house", "light",
+    "mirror-stuff", "net", "pillow", "platform", "playingfield", "railroad", "river", "road", "roof",
+    "sand", "sea", "shelf", "snow", "stairs", "tent", "towel", "wall-brick", "wall-stone", "wall-tile",
+    "wall-wood", "water-other", "window-blind", "window-other", "tree-merged", "fence-merged",
+    "ceiling-merged", "sky-other-merged", "cabinet-merged", "table-merged", "floor-other-merged",
+    "pavement-merged", "mountain-merged", "grass-merged", "dirt-merged", "paper-merged",
+    "food-other-merged", "building-other-merged", "rock-merged", "wall-other-merged", "rug-merged",
+)  # fmt: skip
+NUM_COCO_LABELS = 1 + len(COCO_NAMES)  # with "no class"
+# Their public colours, RRGGBB.
+COCO_COLOURS = bytes.fromhex(
+    "dc143c770b2000008e0000e66a00e4003c640050640000460000c0faaa1e64aa1edcdc00af74affa001ea52a2aff4dff"
+    "00e2fcb6b6ff00520078a69d6e4c00ae39ffc76400480076ffb3f0007d5cd10097bcd0b600dcb0ff63a45c00498581ff"
+    "4eb4ff00e400aefff32d59ff8686679194aeffd0bac5e2ffab86016d3f36cf8aff97005f09503d5469334a4169a6c466"
+    "d0c3d2ff6d41008f95b300c2d1636a057900e3ffcd93bad0994501035fa1a3ff007700aa00b6c700a578b782585f2000"
+    "8272876e8185a64a76db8eb94fd272b25a3e41460f7fa7733b696a8e6c2dc4ac005f3650804cffc93901f6007abfa2d0"
+    "ffff8093d3cb966464a8abac9270c6d2aa645c8859da58b8f18100d911ff7c4ab5464646ffe4ff9ad000c1005c4c5b71"
+    "ffb4c36a9ab0e6968c3c8fff8040805c5237fed47c494daeffa062ffffff68546da9a483e1c7ff89364a879edf07f6e7"
+    "6bffc83a2995b7798eff49616b8e23be9999928b8d4682b486c79cd1e28c60246c60606040aa4098fb98d0e5e4cebaab"
+    "98a14074700000728f66669cfa8dff"
+)
+# The Turbo colour map (A. Mikhailov, Google 2019, Apache-2.0), 256 colours from low to high, RRGGBB.
+_TURBO = bytes.fromhex(
+    "30123b32154333184a341b51351e5836215f37246638276d392a733a2d793b2f803c32863d358b3e38913f3b973f3e9c"
+    "4040a24143a74146ac4249b1424bb5434eba4451bf4454c34456c74559cb455ccf455ed34661d64664da4666dd4669e0"
+    "466be3476ee64771e94773eb4776ee4778f0477bf2467df44680f64682f84685fa4687fb458afc458cfd448ffe4391fe"
+    "4294ff4196ff4099ff3e9bfe3d9efe3ba0fd3aa3fc38a5fb37a8fa35abf833adf731aff52fb2f42eb4f22cb7f02ab9ee"
+    "28bceb27bee925c0e723c3e422c5e220c7df1fc9dd1ecbda1ccdd81bd0d51ad2d21ad4d019d5cd18d7ca18d9c818dbc5"
+    "18ddc218dec018e0bd19e2bb19e3b91ae4b61ce6b41de7b21fe9af20eaac22ebaa25eca727eea42aefa12cf09e2ff19b"
+    "32f29835f39438f4913cf58e3ff68a43f78746f8844af8804ef97d52fa7a55fa7659fb735dfc6f61fc6c65fd6969fd66"
+    "6dfe6271fe5f75fe5c79fe597dff5680ff5384ff5188ff4e8bff4b8fff4992ff4796fe4499fe429cfe409ffd3fa1fd3d"
+    "a4fc3ca7fc3aa9fb39acfb38affa37b1f936b4f836b7f735b9f635bcf534bef434c1f334c3f134c6f034c8ef34cbed34"
+    "cdec34d0ea34d2e935d4e735d7e535d9e436dbe236dde037dfdf37e1dd37e3db38e5d938e7d739e9d539ebd339ecd13a"
+    "eecf3aefcd3af1cb3af2c93af4c73af5c53af6c33af7c13af8be39f9bc39faba39fbb838fbb637fcb336fcb136fdae35"
+    "fdac34fea933fea732fea431fea130fe9e2ffe9b2dfe992cfe962bfe932afe9029fd8d27fd8a26fc8725fc8423fb8122"
+    "fb7e21fa7b1ff9781ef9751df8721cf76f1af66c19f56918f46617f36315f26014f15d13f05b12ef5811ed5510ec530f"
+    "eb500eea4e0de84b0ce7490ce5470be4450ae2430ae14109df3f08dd3d08dc3b07da3907d83706d63506d43305d23105"
+    "d02f05ce2d04cc2b04ca2a04c82803c52603c32503c12302be2102bc2002b91e02b71d02b41b01b21a01af1801ac1701"
+    "a91601a71401a41301a112019e10019b0f01980e01950d01920b018e0a018b09028808028507028106027e05027a0403"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is special about one sort of value on a grid."""
+
+    read: Callable[[Path], Value]
+    resample: Image.Resampling | None  # how a value is brought to the row's size; None: it stays
+    prepare: Callable[[Value], Tensor]  # value -> (C, H, W) float or (H, W) int64 for the tokenizer
+    finish: Callable[[Tensor], Value]  # (C, H, W) of the tokenizer -> value
+    paint: Callable[[Value], NDArray[np.uint8]] = (
+        np.asarray
+    )  # value -> 8-bit picture; `paint_labels` for labels
+    channels: int = 0  # of `prepare`, where a tokenizer may take one more for valid pixels
+    outside: int = 0  # the value of what lies outside a picture
+    is_normal: bool = False  # the red channel is a direction from left to right
+    is_labels: bool = False  # class numbers
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) of any picture; of an animation its first frame."""
+    return _eight_bit(path, "RGB")
+
+
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """(H, W) of any picture."""
+    return _eight_bit(path, "L")
+
+
+def read_valid(path: Path) -> NDArray[np.uint8]:
+    """(H, W), 255 where a mask says that the pixels of other maps mean something, else 0.
+
+    A mask without white that is not black counts in another way, perhaps 1 for valid.
+    """
+    mask = _eight_bit(path, "L", is_exact=True)
+    if 0 < (highest := mask.max()) < 255:
+        raise SampleError(f"{path}: a mask has white, 255, for what is valid; nothing is above {highest}")
+    return np.where(mask == 255, np.uint8(255), np.uint8(0))
+
+
+def read_depth(path: Path) -> Value:
+    """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
+    if path.suffix.lower() == ".npy":
+        levels = read_array(path)
+        is_levels = levels.dtype.kind == "u" and levels.itemsize == 2 and levels.ndim == 2 and levels.size > 0
+        return (
+            levels.astype(np.uint16)
+            if is_levels
+            else _fractions(levels, path, 2, "or 16-bit levels (uint16) ")
+        )
+    image = read_picture(path)
+    levels = np.asarray(image)
+    if image.mode == "F":
+        return _fractions(levels, path, 2)
+    if not image.mode.startswith("I"):
+        raise SampleError(f"{path}: depth needs a 16-bit grey picture or .npy, not {image.mode}")
+    _check_levels(levels, path)
+    return levels.astype(np.uint16)
+
+
+def read_distance(path: Path) -> NDArray[np.float32]:
+    """(H, W) float32 as a tokenizer reads it: a .npy as it is, 16-bit levels from -1 to 1."""
+    depth = read_depth(path)
+    scaled = 2 * depth.astype(np.float32) / DEPTH_LEVELS - 1 if depth.dtype == np.uint16 else depth
+    return scaled.astype(np.float32)
+
+
+def read_features(path: Path) -> NDArray[np.float32]:
+    """(C, h, w) float32."""
+    if path.suffix.lower() != ".npy":
+        raise SampleError(f"{path}: features are read from .npy files, channels x rows x columns")
+    return _fractions(read_array(path), path, 3)
+
+
+def _eight_bit(path: Path, mode: str, is_exact: bool = False) -> NDArray[np.uint8]:
+    image = read_picture(path, is_exact)
+    image.info.pop("transparency", None)  # dropped like an alpha channel
+    if image.mode[0] in "IF":  # Pillow would clip instead of scaling
+        image = Image.fromarray(_scaled(np.asarray(image), path))
+    try:
+        return np.asarray(image.convert(mode))
+    except (ValueError, OSError) as error:
+        raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
+
+
+def _scaled(levels: Value, path: Path) -> NDArray[np.uint8]:
+    """16-bit whole numbers, or fractions from 0 to 1, in 8 bits."""
+    if levels.dtype.kind == "f":
+        low, high = levels.min(), levels.max()
+        if not (low >= 0 and high <= 1):
+            raise SampleError(f"{path}: a picture of fractions lies in 0 to 1, not {low:g} to {high:g}")
+        return to_bytes(levels)
+    _check_levels(levels, path)
+    if levels.itemsize == 4 and 0 < levels.max() < 256:
+        raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
+    return (levels >> 8).astype(np.uint8)
+
+
+def _check_levels(levels: Value, path: Path) -> None:
+    low, high = levels.min(), levels.max()
+    if low < 0 or high > DEPTH_LEVELS:
+        raise SampleError(f"{path}: a picture of 16 bits lies in 0 to {DEPTH_LEVELS}, not {low} to {high}")
+
+
+def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
+    """Finite float32 of so many axes; `other` is what else an error says might stand there."""
+    if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
+        raise SampleError(
+            f"{path}: {array.dtype} of shape {array.shape}, where {rank} axes of fractions {other}belong"
+        )
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise SampleError(f"{path}: holds values that are no finite numbers")
+    return narrow
+
+
+def cut(value: Value, crop: Crop, side: int, resample: Image.Resampling, outside: int = 0) -> Value:
+    """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is.
+
+    `outside` is the value of what lies outside the whole picture.
+    """
+    height, width = value.shape[:2]
+    top, left = max(crop.top, 0), max(crop.left, 0)
+    bottom, right = min(crop.top + crop.height, height), min(crop.left + crop.width, width)
+    square = np.ascontiguousarray(value[top : max(bottom, top), left : max(right, left)])
+    if square.shape[:2] != (crop.height, crop.width):
+        whole = np.full((crop.height, crop.width, *value.shape[2:]), outside, dtype=value.dtype)
+        above, before = top - crop.top, left - crop.left
+        whole[above : above + square.shape[0], before : before + square.shape[1]] = square
+        square = whole
+    if square.shape[:2] != (side, side):
+        square = np.asarray(Image.fromarray(square).resize((side, side), resample))
+    return np.ascontiguousarray(square[:, ::-1]) if crop.mirrored else square
+
+
+def fit_square(value: Value, side: int, resample: Image.Resampling) -> Value:
+    """The largest centred square of (H, W[, C]), offset rounded down, at side x side pixels."""
+    return cut(value, centre_crop(*value.shape[:2]), side, resample)
+
+
+def unit(value: Value) -> Tensor:
+    """uint8 (H, W, 3) or (H, W) -> (C, H, W) in [0, 1]."""
+    x = torch.from_numpy(value.astype(np.float32)) / 255
+    return x.unsqueeze(0) if x.ndim == 2 else rearrange(x, "h w c -> c h w")
+
+
+def standardise_depth(depth: Value) -> Tensor:
+    """(H, W) -> (1, H, W), centred and scaled by the middle 80 % of its values; uint16 means 0 to 1."""
+    x = torch.from_numpy(depth.astype(np.float64))  # so that a constant map is exactly 0
+    x = x / DEPTH_LEVELS if depth.dtype == np.uint16 else x
+    ordered = x.flatten().sort().values
+    kept = ordered[int(0.1 * len(ordered)) : int(0.9 * len(ordered))]
+    return ((x - kept.mean()) / (kept.var() + 1e-6).sqrt()).float().unsqueeze(0)
+
+
+def _signed_unit(value: Value) -> Tensor:
+    """uint8 -> (C, H, W) in [-1, 1]."""
+    return (unit(value) - 0.5) / 0.5
+
+
+def _finish_colours(x: Tensor) -> Value:
+    return to_bytes(rearrange((x[:3] + 1) / 2, "c h w -> h w c").numpy())
+
+
+def _finish_edges(x: Tensor) -> Value:
+    edges = x[:3] if len(x) > 2 else x[:1]  # one channel more would be a mask
+    return to_bytes((edges.mean(dim=0).numpy() + 1) / 2)
+
+
+def _prepare_labels(classes: Value) -> Tensor:
+    return torch.from_numpy((classes + np.uint8(1)).astype(np.int64))
+
+
+def _finish_labels(logits: Tensor) -> Value:
+    """Label 0 is "no class": class numbers start at 0 for label 1, and no class wraps around to 255."""
+    return logits.argmax(dim=0).numpy().astype(np.uint8) - np.uint8(1)
+
+
+def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """(H, W) of any range -> (H, W, 3): lowest dark blue, highest dark red, a constant map lowest."""
+    x = np.nan_to_num(values.astype(np.float64))
+    low, high = x.min(), x.max()
+    x = (x - low) / (high - low) if high > low else np.zeros_like(x)
+    # As Matplotlib maps [0, 1] to 256 colours, the highest value to the last one.
+    return _colours(_TURBO)[(x * 256).astype(np.int64).clip(0, 255)]
+
+
+def paint_labels(labels: NDArray[np.uint8], num_labels: int) -> NDArray[np.uint8]:
+    """(H, W) class numbers, 255 = none -> (H, W, 3); COCO's own colours where there are COCO's 134 labels."""
+    return _label_colours(num_labels)[labels]
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One class of a map of labels."""
+
+    name: str
+    colour: tuple[int, int, int]  # as `paint_labels` paints it, 0..255
+    share: float  # of the map's pixels, above 0
+
+
+def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()) -> tuple[LegendEntry, ...]:
+    """The classes that are present in a map (H, W), the largest first, "no class" last.
+
+    names: of the classes from 0 on; without them COCO's, where there are COCO's 134 labels.
+    """
+    if not names and num_labels == NUM_COCO_LABELS:
+        names = COCO_NAMES
+    table = _label_colours(num_labels)
+    found, counts = np.unique(labels, return_counts=True)
+    order = sorted(
+        zip(found.tolist(), counts.tolist(), strict=True), key=lambda fc: (fc[0] == NO_CLASS, -fc[1], fc[0])
+    )
+    entries = []
+    for number, count in order:
+        name = (
+            "no class" if number == NO_CLASS else names[number] if number < len(names) else f"class {number}"
+        )
+        red, green, blue = table[number].tolist()
+        entries.append(LegendEntry(name, (red, green, blue), count / labels.size))
+    return tuple(entries)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureColours:
+    """Three directions of features as red, green and blue, and the range that they share."""
+
+    mean: NDArray[np.float64]  # (C,)
+    components: NDArray[np.float64]  # (3, C); zeros where there are fewer than three
+    low: float
+    high: float  # above low
+
+
+def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | None:
+    """The three principal components of maps (C, h, w), on one common scale; None where all is constant.
+
+    In the colours of several maps a colour means the same in each of them. Signs are fixed by the largest
+    weight of each component, so equal maps have equal colours, always and everywhere.
+    """
+    rows = np.concatenate([_places(one) for one in maps])
+    if (rows == rows[0]).all():
+        return None
+    mean = rows.mean(axis=0)
+    _, _, found = np.linalg.svd(rows - mean, full_matrices=False)
+    found = found[:3]
+    largest = np.abs(found).argmax(axis=1)
+    components = np.zeros((3, rows.shape[1]))
+    components[: len(found)] = found * np.sign(found[np.arange(len(found)), largest])[:, None]
+    projected = (rows - mean) @ components.T
+    return FeatureColours(mean, components, float(projected.min()), float(projected.max()))
+
+
+def paint_features(features: NDArray[np.float32], colours: FeatureColours | None = None) -> NDArray[np.uint8]:
+    """(C, h, w) -> (h, w, 3): features in these colours, by default in those of this one map.
+
+    Where there are fewer than three components, the colours that are left over stay in the middle. A map of
+    a single place has nothing to compare: its numbers themselves are shown, row by row, in the Turbo colours.
+    What is constant is mid-grey.
+    """
+    channels, height, width = features.shape
+    rows = _places(features)
+    if len(rows) == 1 and np.ptp(rows) > 0:
+        return turbo(rows.reshape(_shorter_side(channels), -1))
+    colours = colours or feature_colours([features])
+    if colours is None:
+        return np.full((height, width, 3), GREY, dtype=np.uint8)
+    projected = (rows - colours.mean) @ colours.components.T
+    return to_bytes((projected - colours.low) / (colours.high - colours.low)).reshape(height, width, 3)
+
+
+def _places(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(C, h, w) -> (h * w, C)."""
+    return np.nan_to_num(features.reshape(len(features), -1).T.astype(np.float64))
+
+
+def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """[0, 1] -> 0..255, rounded; what lies outside is clipped."""
+    return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
+def _shorter_side(count: int) -> int:
+    """Of the rectangle of this many cells that is nearest to a square."""
+    return next(side for side in range(int(count**0.5), 0, -1) if count % side == 0)
+
+
+def _label_colours(num_labels: int) -> NDArray[np.uint8]:
+    """(256, 3): the colour of every class number; grey where there is no class."""
+    if num_labels == NUM_COCO_LABELS:
+        colours = _colours(COCO_COLOURS)
+    else:
+        # Steps of the golden ratio around the colour circle keep any number of classes apart.
+        hues = [colorsys.hsv_to_rgb(0.618034 * k % 1.0, 0.75, 0.95) for k in range(max(num_labels - 1, 1))]
+        colours = to_bytes(np.array(hues))
+    table = np.full((256, 3), GREY, dtype=np.uint8)
+    table[: min(len(colours), NO_CLASS)] = colours[:NO_CLASS]
+    return table
+
+
+def _colours(table: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(table, dtype=np.uint8).reshape(-1, 3)
+
+
+_BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+_COLOURS = Form(read_rgb, _BICUBIC, _signed_unit, _finish_colours, channels=3)
+_DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
+_EDGES = Form(read_grey, _BICUBIC, _signed_unit, _finish_edges, channels=1)
+_FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, paint_features)
+# By the codec name of a row; `tok_edge`, `tok_feature` and `tok_distance` are for rows of one's own.
+FORMS: dict[str, Form] = {
+    "tok_rgb": _COLOURS,
+    "tok_normal": replace(_COLOURS, is_normal=True),
+    "tok_depth": Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1),
+    "tok_distance": Form(
+        read_distance,
+        _BICUBIC,
+        lambda depth: torch.tensor(depth)[None],
+        lambda x: x[0].numpy(),
+        turbo,
+        channels=1,
+    ),
+    "tok_semseg": Form(
+        read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True
+    ),
+    **dict.fromkeys(("tok_edge", "tok_canny_edge", "tok_sam_edge"), _EDGES),
+    **dict.fromkeys(("tok_feature", "tok_clip", "tok_dinov2", "tok_imagebind"), _FEATURES),
+    **dict.fromkeys(("tok_dinov2_global", "tok_imagebind_global"), _FEATURES),
+}

@@ -1,0 +1,363 @@
+"""The codecs of sequences: captions, JSON values with a grammar, and the vectors of a T5 encoder."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
+from fourm.codecs.figures import (
+    MASK_CODES,
+    POSE_CODES,
+    POSE_NUMBERS,
+    Decode,
+    draw_boxes_of_people,
+    draw_figures,
+    draw_instances,
+    outline_instances,
+)
+from fourm.codecs.files import read_json, read_members, read_text, write_members
+from fourm.codecs.images import Diffusion, check_finite
+from fourm.data.layout import Crop
+from fourm.errors import SampleError, UsageError
+from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
+from fourm.modalities.facts import METADATA, palette_grammar
+from fourm.modalities.instances import JOINED, SAM_INSTANCES
+from fourm.modalities.poses import HUMAN_POSES
+from fourm.modalities.registry import Modality
+from fourm.modalities.text import EOS_ID, NUM_CODES, PAD_ID, Grammar, Structured, WordPiece, encode_full
+from fourm.networks.state import Slot, full_embedding, full_sequence
+from fourm.networks.tokenizers import AnyTokenizer
+from fourm.networks.tokenizers.vq import VQTokenizer
+
+_MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
+_SHOWN = 5  # unknown words that a note names
+_AT_ONCE = 512  # parts that are decoded together; a text holds far fewer
+
+Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them meant
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionCodec:
+    """Free text, ended by [EOS]; sentinels in it say where something is missing."""
+
+    row: Modality
+    wordpiece: WordPiece
+
+    def read(self, path: Path, crop: Crop | None = None) -> str:
+        """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them.
+
+        A list has one for each crop; what it lacks, its first one stands for. A caption that is longer than
+        the model reads is cut, unless sentinels in it say that it is to be completed.
+        """
+        text = _read_caption(path, crop)
+        ids = encode_full(text, self.wordpiece)
+        if len(ids) <= self.row.max_tokens or ids[-1] != EOS_ID:
+            return text
+        return self.wordpiece.beginning(text, self.row.max_tokens - 1)
+
+    def notes(self, path: Path, crop: Crop | None = None) -> tuple[str, ...]:
+        """What `read` does not tell of a file: how much of it is cut, and words that are unknown."""
+        text, value = _read_caption(path, crop), self.read(path, crop)
+        found = []
+        if value != text:
+            kept, total = (len(self.wordpiece.encode(x)) for x in (value, text))
+            found.append(f"the model reads the first {kept} of {total} tokens")
+        if words := list(dict.fromkeys(self.wordpiece.unknown_words(value))):
+            more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+            found.append(f"the model does not know {', '.join(map(repr, words[:_SHOWN]))}{more}")
+        return tuple(found)
+
+    def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
+        """A .txt file in UTF-8; there is no room for `text` in it.
+
+        Of two byte order marks readers take the first for one, so a text that begins with one stays as it is.
+        """
+        marked = f"\ufeff{value}" if value.startswith("\ufeff") else value
+        path.write_bytes(marked.encode("utf-8", "surrogateescape"))
+
+    def encode(self, values: Sequence[str]) -> Slot:
+        """Ids padded to the row's max_tokens; every one of the text is known."""
+        return encode_texts(self.row, self.wordpiece, values)
+
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[str]:
+        """The text of what is known in each row."""
+        return [self.wordpiece.text_of(known.tolist()) for known in _known(slot)]
+
+    def picture(self, value: str) -> Image.Image:
+        """The text on a white card, which says so where nothing of it can be seen."""
+        seen = any(character.isprintable() and not character.isspace() for character in value)
+        return text_card(value if seen else "no caption")
+
+
+def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
+    """Ids of texts padded to the row's max_tokens; every one of a text is known."""
+    ids = torch.full((len(texts), row.max_tokens), PAD_ID, dtype=torch.int64)
+    known = torch.zeros_like(ids, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        found = encode_full(text, wordpiece)
+        if len(found) > row.max_tokens:
+            raise SampleError(
+                f"{row.name}: {len(found)} tokens, but the model reads at most {row.max_tokens}"
+            )
+        if strange := [token for token in found if token >= row.vocab_size]:
+            raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(strange[:1])}' in it")
+        ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        known[i, : len(found)] = True
+    return full_sequence(ids, known)
+
+
+def _known(slot: Slot) -> list[Tensor]:
+    """What is known in each row."""
+    return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
+
+
+def _read_caption(path: Path, crop: Crop | None) -> str:
+    if path.name.lower().endswith((".json", ".json.gz")):
+        text = _caption_of_json(path, crop.number if crop is not None else 0)
+    else:
+        text = read_text(path)
+    if mark := next((mark for mark in _MARKS if mark in text), ""):  # what follows would be lost unseen
+        raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")
+    return text
+
+
+def _caption_of_json(path: Path, number: int) -> str:
+    value = read_json(path)
+    if isinstance(value, list) and value:
+        value = value[number if number < len(value) else 0]
+    if isinstance(value, dict):
+        value = value.get("caption")
+    if not isinstance(value, str):
+        raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"{path}: holds half a character, which is no text") from error
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredCodec:
+    """Values of one grammar; files hold JSON."""
+
+    row: Modality
+    grammar: Grammar[Any]
+    wordpiece: WordPiece
+    draw: Callable[[Any], Image.Image]
+
+    def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
+        """The value of a JSON file, as the crop shows it; its problems say what is too long to be read."""
+        if path.suffix.lower() == ".npy":  # as the reference keeps instances
+            raise SampleError(
+                f"{path}: not JSON; `fourm convert sam-instances` makes some of pickled instances"
+            )
+        try:
+            value = self.grammar.from_json(read_json(path), crop)
+        except ValueError as error:
+            raise SampleError(f"{path}: {error}") from error
+        kept, total = self._fitting(value)
+        if len(kept) == total:
+            return Structured(value)
+        few = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
+        return Structured(value, problems=(few,))
+
+    def typed(self, text: str) -> Structured[Any]:
+        """A value as somebody types it: the data of a JSON file, or words as the model writes them.
+
+        Sentinels in words say where something is missing.
+        """
+        with suppress(ValueError, RecursionError):
+            data = json.loads(text)
+            try:
+                return Structured(self.grammar.from_json(data, None))
+            except ValueError as error:
+                raise SampleError(f"{self.row.name}: {error}") from error
+        value = self.grammar.understand(text)
+        if value.problems:
+            raise SampleError(f"{self.row.name}: {value.problems[0]}")
+        return value
+
+    def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
+        """A JSON file, the same for equal values; there is no room for `text` in it."""
+        data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)
+        path.write_bytes(data.encode() + b"\n")
+
+    def encode(self, values: Sequence[Structured[Any]]) -> Slot:
+        """Ids padded to the row's max_tokens; every one of the text is known.
+
+        Of a text that is too long, as many whole pieces are kept as fit.
+        """
+        texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
+        for text in texts:
+            if unknown := self.wordpiece.unknown_words(text):
+                # `v0` alone would say little of `v0=999`.
+                words = (word for word in text.split() if self.wordpiece.unknown_words(word))
+                raise SampleError(f"{self.row.name}: the model does not know '{next(words, unknown[0])}'")
+        return encode_texts(self.row, self.wordpiece, texts)
+
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Structured[Any]]:
+        """What could be understood of each row's text, and what could not; several predictions are joined."""
+        if slot.lengths is None:
+            return [self._understood(ids) for ids in _known(slot)]
+        join = JOINED[self.row.codec]
+        rows = zip(_known(slot), slot.lengths.tolist(), strict=True)
+        return [join([self._understood(ids) for ids in torch.split(row, lengths)]) for row, lengths in rows]
+
+    def picture(self, value: Structured[Any]) -> Image.Image:
+        """What could be understood, drawn as far as it goes."""
+        return self.draw(value.value)
+
+    def _understood(self, ids: Tensor) -> Structured[Any]:
+        return self.grammar.understand(self.wordpiece.text_of(ids.tolist()))
+
+    def _fitting(self, value: Any) -> tuple[list[str], int]:
+        """The pieces of the text that the model can read, and the number of all."""
+        if not self.grammar.is_divisible:
+            return [self.grammar.to_text(value)], 1
+        pieces, kept, room = self.grammar.to_pieces(value), list[str](), self.row.max_tokens - 1  # [EOS]
+        for piece in pieces:
+            room -= len(self.wordpiece.encode(piece))
+            if room < 0:
+                break
+            kept.append(piece)
+        return kept, len(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class CodedParts:
+    """Parts of a value that are codes of a tokenizer, and the drawing where they can be decoded."""
+
+    codes: tuple[int, ...]  # shape of one part's codes: (h, w), or (codebooks, h, w)
+    channels: int  # of what the tokenizer makes of them
+    draw: Callable[[Any, Decode], Image.Image]
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredForm:
+    """What is special about one sort of structured value."""
+
+    grammar: Grammar[Any]
+    draw: Callable[[Any], Image.Image]  # without a tokenizer
+    # The grammar for a vocabulary that is not the released one; None: it is the same for all.
+    suited: Callable[[WordPiece], Grammar[Any]] | None = None
+    parts: CodedParts | None = None  # what a tokenizer adds to the drawing
+
+    def grammar_for(self, wordpiece: WordPiece) -> Grammar[Any]:
+        """The grammar in the words that a text tokenizer has."""
+        return self.grammar if self.suited is None else self.suited(wordpiece)
+
+    def drawing(self, row: Modality, tokenizer: AnyTokenizer | None) -> Callable[[Any], Image.Image]:
+        """How values are drawn with this tokenizer, or without one."""
+        if tokenizer is None or self.parts is None:
+            return self.draw
+        draw, decode = self.parts.draw, decoder_of(row, self.parts, tokenizer)
+        return lambda value: draw(value, decode)
+
+
+def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Decode:
+    """What decodes the codes of parts; a tokenizer of something else is refused."""
+    config, shape = tokenizer.config, parts.codes
+    books = shape[0] if len(shape) == 3 else 1
+    found = (config.num_codebooks, config.token_rank, config.out_channels)
+    is_fit = found == (books, len(shape) + 1, parts.channels) and config.codebook_size >= NUM_CODES
+    if not isinstance(tokenizer, VQTokenizer) or not is_fit:
+        raise UsageError(
+            f"{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs {books} x {NUM_CODES} codes "
+            f"and {parts.channels} channels of output"
+        )
+    network: VQTokenizer = tokenizer
+
+    @torch.no_grad()
+    def decode(codes: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+        device = next(network.parameters()).device
+        ids = torch.tensor(codes, dtype=torch.int64, device=device).view(-1, *shape)  # (n, ...)
+        decoded = torch.cat([network.decode_tokens(group).cpu() for group in torch.split(ids, _AT_ONCE)])
+        check_finite([decoded], row)
+        return decoded.numpy()
+
+    return decode
+
+
+def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
+    """Boxes in as many bins as there are words for on every axis: 1000 in the released vocabulary."""
+    bins = 0
+    while all(wordpiece.tokenizer.token_to_id(f"v{axis}={bins}") is not None for axis in range(4)):
+        bins += 1
+    return box_grammar(BoxRules(bins)) if bins >= 2 else box_grammar()
+
+
+# By the codec name of a row.
+STRUCTURED: dict[str, StructuredForm] = {
+    "det": StructuredForm(box_grammar(), draw_boxes, _boxes_suited),
+    "metadata": StructuredForm(METADATA, draw_metadata),
+    "color_palette": StructuredForm(palette_grammar(), draw_palette),
+    "human_poses": StructuredForm(
+        HUMAN_POSES, draw_boxes_of_people, parts=CodedParts(POSE_CODES, POSE_NUMBERS, draw_figures)
+    ),
+    "sam_instance": StructuredForm(
+        SAM_INSTANCES, outline_instances, parts=CodedParts(MASK_CODES, 1, draw_instances)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingCodec:
+    """Vectors of one caption. A .npz file has `emb`, captions x length x width, and `mask_valid` for it."""
+
+    row: Modality
+
+    def read(self, path: Path, crop: Crop | None = None) -> Vectors:
+        """The valid vectors of the caption that belongs to the crop; of the first one if there is none."""
+        embeddings, valid = read_members(path, "emb", "mask_valid")
+        if embeddings.ndim != 3 or embeddings.shape[0] == 0 or embeddings.shape[:2] != valid.shape:
+            raise SampleError(
+                f"{path}: 'emb' of shape {embeddings.shape} and 'mask_valid' of shape {valid.shape} are not "
+                "captions x length x width and captions x length"
+            )
+        if embeddings.shape[2] != self.row.embedding_width:
+            raise SampleError(
+                f"{path}: vectors of {embeddings.shape[2]} numbers, where the modality has "
+                f"{self.row.embedding_width}"
+            )
+        number = crop.number if crop is not None and crop.number < len(embeddings) else 0
+        if not np.isin(valid[number], (0, 1)).all():
+            raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as such
+            vectors = embeddings[number][valid[number].astype(np.bool_)].astype(np.float32)
+        if len(vectors) == 0:
+            raise SampleError(f"{path}: no vector of caption {number} is valid")
+        if not np.isfinite(vectors).all():
+            raise SampleError(f"{path}: holds numbers that are not finite")
+        return vectors
+
+    def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
+        """A .npz file of one caption; there is no room for `text` in it."""
+        write_members(path, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+
+    def encode(self, values: Sequence[Vectors]) -> Slot:
+        """The first max_tokens vectors of each value, zeros behind fewer; all of a value's are known."""
+        count, width = self.row.max_tokens, self.row.embedding_width
+        vectors = torch.zeros(len(values), count, width)  # (B, L, E)
+        valid = torch.zeros(len(values), count, dtype=torch.bool)  # (B, L)
+        for i, value in enumerate(values):
+            kept = torch.from_numpy(np.ascontiguousarray(value[:count]))
+            vectors[i, : len(kept)] = kept
+            valid[i, : len(kept)] = True
+        return full_embedding(vectors, valid)
+
+    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Vectors]:
+        """The vectors that the model was shown."""
+        return [vectors.float().numpy() for vectors in _known(slot)]
+
+    def picture(self, value: Vectors) -> Image.Image:
+        """A card that says what there is: vectors are nothing to look at."""
+        return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")
