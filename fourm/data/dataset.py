@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,6 +105,15 @@ class Listing:
         return next((folder for folder in _folder_and_above(key.folder) if folder in self.unlisted), "")
 
 
+@dataclass(slots=True)
+class Shard:
+    """What is in a tar file, by the members' names without a leading `./`."""
+
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
+    spoilt: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
+    problem: str = ""  # why there may be more members than are listed here
+
+
 def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
 
@@ -137,29 +146,6 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
 
 
-def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
-    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
-    names = dict[Key, str]()
-    for one in found.values():
-        for key in one.problems:
-            names.setdefault(key, key.name)
-        for key, path in one.files.items():
-            names[key] = names.get(key) or path.name
-    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
-
-
-def _nothing_to_read(
-    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
-) -> UsageError:
-    if samples:
-        reason = (
-            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
-        )
-        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
-    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
-    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
-
-
 def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
     """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
     if count is None or count >= len(samples):
@@ -183,11 +169,12 @@ def match_spellings(listings: Sequence[Listing]) -> None:
 
     Names that are spelled in one way throughout stay as they are, and so do two spellings in one listing.
     """
-    spellings = dict[Key, set[Key]]()
+    composed_form, spellings = partial(unicodedata.normalize, "NFC"), dict[Key, set[Key]]()
     for listing in listings:
         for key in (*listing.files, *listing.problems):
             if not (key.folder.isascii() and key.name.isascii()):
-                spellings.setdefault(_composed(key), set()).add(key)
+                composed = Key(composed_form(key.folder), composed_form(key.name))
+                spellings.setdefault(composed, set()).add(key)
     for composed, keys in spellings.items():
         own = [[key for key in keys if key in one.files or key in one.problems] for one in listings]
         if len(keys) == 1 or any(len(found) > 1 for found in own):
@@ -197,10 +184,6 @@ def match_spellings(listings: Sequence[Listing]) -> None:
                 for key in found:
                     if key in table:
                         table[composed] = table.pop(key)  # type: ignore[assignment]
-
-
-def _composed(key: Key) -> Key:
-    return Key(unicodedata.normalize("NFC", key.folder), unicodedata.normalize("NFC", key.name))
 
 
 def list_folder(root: Path, folder: str) -> Listing:
@@ -231,6 +214,64 @@ def flat_advice(root: Path, folder: str) -> str:
         return ""
     folder = "rgb" if folder == "caption" else folder
     return f"; pictures that lie in it belong in {root / folder / 'all' / name} and so on"
+
+
+def suffix_of(name: str) -> str:
+    """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
+    lower = name.lower()
+    suffix = ".json.gz" if lower.endswith(".json.gz") else os.path.splitext(lower)[1]
+    return suffix if suffix in EXTENSIONS and suffix != lower else ""
+
+
+def split_path(path: Path) -> tuple[Path, str] | None:
+    """The shard and the name of the member that a path leads to; None for a path without a shard."""
+    text, start = str(path), 0
+    while (end := text.lower().find(SUFFIX + "/", start) + len(SUFFIX)) >= len(SUFFIX):
+        if os.path.isfile(text[:end]):
+            return Path(text[:end]), text[end + 1 :]
+        start = end
+    return None
+
+
+def read_member(path: Path, name: str, limit: int) -> bytes:
+    """The bytes of a member, `limit + 1` of them at most."""
+    shard = read_shard(path)
+    if name in shard.spoilt or name not in shard.members:
+        raise SampleError(f"{path}/{name}: {shard.spoilt.get(name, 'is not in this shard')}")
+    first, size = shard.members[name]
+    with open_file(path) as file:
+        file.seek(first)
+        return file.read(min(size, limit + 1))
+
+
+def read_shard(path: Path) -> Shard:
+    """The index of a shard, made anew only if the file has changed."""
+    with open_file(path) as file:
+        now = os.fstat(file.fileno())
+    return _index(path, now.st_size, now.st_mtime_ns)
+
+
+def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
+    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
+    names = dict[Key, str]()
+    for one in found.values():
+        for key in one.problems:
+            names.setdefault(key, key.name)
+        for key, path in one.files.items():
+            names[key] = names.get(key) or path.name
+    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
+
+
+def _nothing_to_read(
+    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
+) -> UsageError:
+    if samples:
+        reason = (
+            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
+        )
+        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
+    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
+    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,50 +390,6 @@ def _kind_of(name: str) -> str:
     """The extension of a file that is not read, as a note names it."""
     suffix = os.path.splitext(name)[1].lower()
     return printable(suffix) if len(suffix) > 1 else "none"
-
-
-def suffix_of(name: str) -> str:
-    """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
-    lower = name.lower()
-    suffix = ".json.gz" if lower.endswith(".json.gz") else os.path.splitext(lower)[1]
-    return suffix if suffix in EXTENSIONS and suffix != lower else ""
-
-
-@dataclass(slots=True)
-class Shard:
-    """What is in a tar file, by the members' names without a leading `./`."""
-
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
-    spoilt: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
-    problem: str = ""  # why there may be more members than are listed here
-
-
-def split_path(path: Path) -> tuple[Path, str] | None:
-    """The shard and the name of the member that a path leads to; None for a path without a shard."""
-    text, start = str(path), 0
-    while (end := text.lower().find(SUFFIX + "/", start) + len(SUFFIX)) >= len(SUFFIX):
-        if os.path.isfile(text[:end]):
-            return Path(text[:end]), text[end + 1 :]
-        start = end
-    return None
-
-
-def read_member(path: Path, name: str, limit: int) -> bytes:
-    """The bytes of a member, `limit + 1` of them at most."""
-    shard = read_shard(path)
-    if name in shard.spoilt or name not in shard.members:
-        raise SampleError(f"{path}/{name}: {shard.spoilt.get(name, 'is not in this shard')}")
-    first, size = shard.members[name]
-    with open_file(path) as file:
-        file.seek(first)
-        return file.read(min(size, limit + 1))
-
-
-def read_shard(path: Path) -> Shard:
-    """The index of a shard, made anew only if the file has changed."""
-    with open_file(path) as file:
-        now = os.fstat(file.fileno())
-    return _index(path, now.st_size, now.st_mtime_ns)
 
 
 @lru_cache(maxsize=MAX_SHARDS)

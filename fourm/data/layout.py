@@ -78,6 +78,26 @@ class Place:
     is_condition: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle in pixels of the whole picture, and whether it is mirrored left to right.
+
+    A rectangle may reach outside the picture, as random crops of the reference do; there is nothing there.
+    """
+
+    whole: tuple[int, int]  # height, width of the whole picture
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool = False
+    number: int = 0  # row in token files, caption lists and SAM files of several crops
+
+    def __post_init__(self) -> None:
+        if min(*self.whole, self.height, self.width) < 1:
+            raise ValueError(f"an empty crop: {self}")
+
+
 def number_keys(count: int) -> list[Key]:
     """Keys for samples without names: `00000/000000`, with a folder for each 1000."""
     return [Key(f"{i // SAMPLES_PER_FOLDER:05d}", f"{i:06d}") for i in range(count)]
@@ -116,26 +136,6 @@ def check_apart(out: Path, samples: Iterable[Sample]) -> None:
     }
     for top in sorted(tops):
         refuse_inside(out, top)
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """A rectangle in pixels of the whole picture, and whether it is mirrored left to right.
-
-    A rectangle may reach outside the picture, as random crops of the reference do; there is nothing there.
-    """
-
-    whole: tuple[int, int]  # height, width of the whole picture
-    top: int
-    left: int
-    height: int
-    width: int
-    mirrored: bool = False
-    number: int = 0  # row in token files, caption lists and SAM files of several crops
-
-    def __post_init__(self) -> None:
-        if min(*self.whole, self.height, self.width) < 1:
-            raise ValueError(f"an empty crop: {self}")
 
 
 def centre_crop(height: int, width: int) -> Crop:

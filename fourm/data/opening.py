@@ -134,41 +134,6 @@ def with_single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _ready(result: T | None) -> T:
-    """The result of a read; None means that no data is available yet."""
-    if result is None:
-        raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
-    return result
-
-
-def _open_own(path: str, flags: int) -> int:
-    not_followed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return os.open(path, flags | not_followed, 0o666)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    not_waiting = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
-    descriptor = os.open(path, flags | not_waiting, 0o666)
-    if not_waiting:
-        os.set_blocking(descriptor, True)
-    return descriptor
-
-
-def _inherited(path: Path) -> BufferedReader | None:
-    """The open stream that a path such as /dev/fd/63 stands for; None for all other paths."""
-    match = _DESCRIPTOR.fullmatch(str(path))
-    if match is None:
-        return None
-    number = int(match[1] or match[2] or 0)
-    # A regular file is opened again by the caller: a descriptor can be read only once.
-    return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
-
-
-def _too_large(path: Path, limit: int) -> OSError:
-    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
-    return OSError(errno.EFBIG, f"more than {size}", str(path))
-
-
 def local_path(text: str | os.PathLike[str]) -> Path:
     """The path in an option or argument. UsageError for a URL, and for an empty text.
 
@@ -208,6 +173,41 @@ def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
         if is_critical or (keep_texts and _is_good_text(chunk)):
             kept.append(chunk)
     return b"".join(kept)
+
+
+def _ready(result: T | None) -> T:
+    """The result of a read; None means that no data is available yet."""
+    if result is None:
+        raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
+    return result
+
+
+def _open_own(path: str, flags: int) -> int:
+    not_followed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, flags | not_followed, 0o666)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    not_waiting = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    descriptor = os.open(path, flags | not_waiting, 0o666)
+    if not_waiting:
+        os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _inherited(path: Path) -> BufferedReader | None:
+    """The open stream that a path such as /dev/fd/63 stands for; None for all other paths."""
+    match = _DESCRIPTOR.fullmatch(str(path))
+    if match is None:
+        return None
+    number = int(match[1] or match[2] or 0)
+    # A regular file is opened again by the caller: a descriptor can be read only once.
+    return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
+
+
+def _too_large(path: Path, limit: int) -> OSError:
+    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+    return OSError(errno.EFBIG, f"more than {size}", str(path))
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:

@@ -100,6 +100,14 @@ def parse_columns(
     return found
 
 
+def missing_file(path: Path) -> UsageError:
+    """The error for a file or folder that is not there, with a near name."""
+    near = ""
+    if os.path.isdir(path.parent):
+        near = near_match(path.name, os.listdir(path.parent))
+    return UsageError(f"{path}: there is no such file or folder{near}")
+
+
 def _text(data: bytes, where: str) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"{where}: is UTF-16 or UTF-32 text; save it as UTF-8")
@@ -200,11 +208,3 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     if wanted is None:
         raise UsageError(f"{where}: no column {', '.join(COLUMNS)} among {listed}; name it with --column")
     raise UsageError(f"{where}: no column '{wanted}' among {listed}{near_match(wanted, names)}")
-
-
-def missing_file(path: Path) -> UsageError:
-    """The error for a file or folder that is not there, with a near name."""
-    near = ""
-    if os.path.isdir(path.parent):
-        near = near_match(path.name, os.listdir(path.parent))
-    return UsageError(f"{path}: there is no such file or folder{near}")

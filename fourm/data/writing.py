@@ -143,15 +143,6 @@ def lock_file(file: BinaryIO, wait: bool = False) -> bool | None:
         return None
 
 
-@cache
-def _warn_of_no_locks() -> None:
-    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
-    logging.getLogger("fourm").warning(
-        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
-        "two downloads of one file do not wait for each other"
-    )
-
-
 def check_partial(root: Path) -> None:
     """Refuse a root in which PARTIAL is a link or a file."""
     partial = root / PARTIAL
@@ -182,6 +173,115 @@ def remove_leftovers(root: Path) -> None:
 def foreign_leftovers(root: Path) -> list[str]:
     """Names of what lies among unfinished files and was not written by this program; nothing removes it."""
     return sorted(path.name for process, path in _list_partial(root) if not process)
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder below root, and those between; FileNotFoundError where root itself is missing.
+
+    FourMError where a link on the way leads out of root: nothing may be written there.
+    """
+    if not real(folder).is_relative_to(real(root)):
+        raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
+    for part in folder.relative_to(root).parts:
+        root = root / part
+        make_folder(root)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+
+
+def make_all(folder: Path) -> None:
+    """Make a folder and those above it; `parents=True` is a recursion, for which a thousand are too many."""
+    above = itertools.takewhile(lambda path: not os.path.lexists(path), folder.parents)
+    for path in (*reversed(tuple(above)), folder):
+        path.mkdir(exist_ok=True)
+
+
+def mode_of(path: Path) -> int | None:
+    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
+
+    A single call, so that no other process changes what is there between two questions.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_root(out: Path) -> None:
+    """Refuse an output folder whose name, or that of a folder above it, is taken by something else."""
+    there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
+    if there is not None and not there.is_dir():
+        what = "a file" if there.exists() else "a link to nowhere"
+        raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
+
+
+def check_folder(root: Path, folder: Path) -> None:
+    """UsageError where a folder below root is due, and something else has taken its name."""
+    is_ours = folder.is_dir() and real(folder).is_relative_to(real(root))
+    if os.path.lexists(folder) and not is_ours:
+        raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
+
+
+def refuse_inside(out: Path, top: Path) -> None:
+    """UsageError where an output folder is a modality's folder that is read, or lies in it."""
+    there, around = real(out), real(top)
+    if not there.is_relative_to(around):
+        return
+    if not any(part.startswith(".") for part in there.relative_to(around).parts):  # hidden: no sample
+        raise UsageError(
+            f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
+            "name a folder elsewhere"
+        )
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
+    path = local_path(text)
+    if str(path).isspace():
+        raise UsageError("the name of an output folder is blank")
+    if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
+        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
+    return path
+
+
+def check_drawing(option: str, path: Path) -> None:
+    """UsageError for a name under which no picture can be written, and for a picture that is no drawing.
+
+    The same command may draw anew, but a result or a photograph that has the name would be lost.
+    """
+    problem = ""
+    if path.suffix.lower() != ".png":
+        problem = "must end in .png"
+    elif path.exists() and not path.is_file():
+        problem = "something that is no file is there"
+    elif path.exists() and not _is_drawing(path):
+        problem = "holds something else than a drawing; name another file"
+    if problem:
+        raise UsageError(f"{option} {printable(str(path))}: {problem}")
+
+
+def free_beside(out: Path) -> str:
+    """The end of a message, with a folder that does not exist yet: out/001 -> out/002, cats -> cats-2."""
+    if out.name in ("", ".."):
+        return ""
+    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
+    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
+    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
+    free = next(path for path in numbers if not os.path.lexists(path))
+    return f", --out {shlex.quote(str(free))} is free"
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    """Log it once. Without a logging configuration, Python prints warnings to stderr."""
+    logging.getLogger("fourm").warning(
+        "note: this file system has no file locks; temporary files of a killed process stay for a day, and "
+        "two downloads of one file do not wait for each other"
+    )
 
 
 def _list_partial(root: Path) -> Iterator[tuple[str, Path]]:
@@ -295,95 +395,6 @@ def _machine() -> str:
     return hashlib.sha256(name).hexdigest()[:8]
 
 
-def make_below(root: Path, folder: Path) -> None:
-    """Make a folder below root, and those between; FileNotFoundError where root itself is missing.
-
-    FourMError where a link on the way leads out of root: nothing may be written there.
-    """
-    if not real(folder).is_relative_to(real(root)):
-        raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
-    for part in folder.relative_to(root).parts:
-        root = root / part
-        make_folder(root)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-
-
-def make_all(folder: Path) -> None:
-    """Make a folder and those above it; `parents=True` is a recursion, for which a thousand are too many."""
-    above = itertools.takewhile(lambda path: not os.path.lexists(path), folder.parents)
-    for path in (*reversed(tuple(above)), folder):
-        path.mkdir(exist_ok=True)
-
-
-def mode_of(path: Path) -> int | None:
-    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
-
-    A single call, so that no other process changes what is there between two questions.
-    """
-    try:
-        return path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def check_root(out: Path) -> None:
-    """Refuse an output folder whose name, or that of a folder above it, is taken by something else."""
-    there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
-    if there is not None and not there.is_dir():
-        what = "a file" if there.exists() else "a link to nowhere"
-        raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
-
-
-def check_folder(root: Path, folder: Path) -> None:
-    """UsageError where a folder below root is due, and something else has taken its name."""
-    is_ours = folder.is_dir() and real(folder).is_relative_to(real(root))
-    if os.path.lexists(folder) and not is_ours:
-        raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
-
-
-def refuse_inside(out: Path, top: Path) -> None:
-    """UsageError where an output folder is a modality's folder that is read, or lies in it."""
-    there, around = real(out), real(top)
-    if not there.is_relative_to(around):
-        return
-    if not any(part.startswith(".") for part in there.relative_to(around).parts):  # hidden: no sample
-        raise UsageError(
-            f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
-            "name a folder elsewhere"
-        )
-
-
-def output_path(text: str | os.PathLike[str]) -> Path:
-    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
-    path = local_path(text)
-    if str(path).isspace():
-        raise UsageError("the name of an output folder is blank")
-    if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
-        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
-    return path
-
-
-def check_drawing(option: str, path: Path) -> None:
-    """UsageError for a name under which no picture can be written, and for a picture that is no drawing.
-
-    The same command may draw anew, but a result or a photograph that has the name would be lost.
-    """
-    problem = ""
-    if path.suffix.lower() != ".png":
-        problem = "must end in .png"
-    elif path.exists() and not path.is_file():
-        problem = "something that is no file is there"
-    elif path.exists() and not _is_drawing(path):
-        problem = "holds something else than a drawing; name another file"
-    if problem:
-        raise UsageError(f"{option} {printable(str(path))}: {problem}")
-
-
 def _is_drawing(path: Path) -> bool:
     """Whether a file is empty or says that this program has drawn it."""
     try:
@@ -392,14 +403,3 @@ def _is_drawing(path: Path) -> bool:
     except OSError:
         return False
     return not start or _DRAWING in start
-
-
-def free_beside(out: Path) -> str:
-    """The end of a message, with a folder that does not exist yet: out/001 -> out/002, cats -> cats-2."""
-    if out.name in ("", ".."):
-        return ""
-    match = re.fullmatch(r"(.*?)([0-9]{1,9})", out.name, re.DOTALL)
-    stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
-    numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
-    free = next(path for path in numbers if not os.path.lexists(path))
-    return f", --out {shlex.quote(str(free))} is free"

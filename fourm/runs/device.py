@@ -41,6 +41,40 @@ _MAX_BYTES = 1 << 20  # of a file of /proc or /sys
 _UNREADABLE = (OSError, StopIteration, ValueError, IndexError)  # of such files, which other kernels lack
 
 
+@dataclass(slots=True)
+class Portions:
+    """The group size, and whether it had to be reduced."""
+
+    rows: int
+    device: torch.device
+    dtype: str
+    halved_to: int | None = None  # the group size after memory ran out; None: it did not
+
+    def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
+        """Call `work` on one group of rows after another; repeat in halves what runs out of memory.
+
+        So `work` must be safe to repeat after it stopped at any point.
+        """
+        at, told = 0, self.halved_to
+        while at < len(rows):
+            portion = rows[at : at + self.rows]
+            try:
+                yield from work(portion)
+                at += len(portion)
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(portion) == 1:
+                    raise too_little(self.device, self.dtype, ", even for one sample alone") from error
+                self.rows = self.halved_to = len(portion) // 2
+            else:
+                if told != self.halved_to:
+                    yield Halved(self.rows, str(self.device))
+                told = self.halved_to
+                continue
+            release_memory()
+
+
 def choose_device(name: str, world: World) -> torch.device:
     """The device with a name. `auto` is CUDA, else an Apple GPU, else the CPU.
 
@@ -54,13 +88,11 @@ def choose_device(name: str, world: World) -> torch.device:
         raise UsageError(
             f"--device: '{name}' is not a device; known are auto, cpu, cuda, cuda:N and mps"
         ) from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device.type, False):
-        raise UsageError(f"--device: '{name}' is not available on this machine")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.index is not None and device.index >= count:
-        last = f"the last one is {device.type}:{count - 1}" if count > 1 else "there is only one"
-        raise UsageError(f"--device: '{name}' is not available on this machine; {last}")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(device.type, 0)
+    if (device.index or 0) >= count:
+        last = ("", "; there is only one", f"; the last one is {device.type}:{count - 1}")[min(count, 2)]
+        raise UsageError(f"--device: '{name}' is not available on this machine{last}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % count)
     return device
@@ -115,6 +147,57 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     _refuse(weights + overhead(Peak(0)), weights, device, "this", helps)
 
 
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = list(_limits_of_groups(root))
+    with suppress(*_UNREADABLE):
+        limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
+    return min(limits, default=None)
+
+
+def name_device(device: torch.device) -> str:
+    """The device and its model, for the record."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {platform.processor() or platform.machine()}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if the error means that the device or the machine ran out of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
+    """The error for a run that does not fit into memory; `even` is added to the message."""
+    helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
+    return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
+
+
+@contextmanager
+def as_fourm_errors(device: torch.device, dtype: str, out: Path) -> Iterator[None]:
+    """Turn errors of memory and of the file system into FourMErrors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise too_little(device, dtype) from error
+        if not isinstance(error, OSError):
+            raise
+        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+
+
+def release_memory() -> None:
+    """Free unused memory. Tracebacks can keep arrays alive in reference cycles until these are collected."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing if CUDA was not used
+
+
 def _cost(request: Request, size: int, device: torch.device) -> Cost:
     """The estimated cost of batches of this size."""
     return estimate(
@@ -133,16 +216,6 @@ def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: l
         f"{name} needs about {_gigabytes(memory)} ({_gigabytes(weights)} for weights), but only "
         f"{_gigabytes(there)} are free on {device}{advice}"
     )
-
-
-def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    limits = list(_limits_of_groups(root))
-    with suppress(*_UNREADABLE):
-        limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
-    return min(limits, default=None)
 
 
 def _limits_of_groups(root: Path) -> Iterator[int]:
@@ -181,78 +254,3 @@ def _text(path: Path) -> str:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
-
-
-def name_device(device: torch.device) -> str:
-    """The device and its model, for the record."""
-    if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {platform.processor() or platform.machine()}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if the error means that the device or the machine ran out of memory."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-
-
-def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
-    """The error for a run that does not fit into memory; `even` is added to the message."""
-    helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
-    return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
-
-
-@contextmanager
-def as_fourm_errors(device: torch.device, dtype: str, out: Path) -> Iterator[None]:
-    """Turn errors of memory and of the file system into FourMErrors."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if is_out_of_memory(error):
-            raise too_little(device, dtype) from error
-        if not isinstance(error, OSError):
-            raise
-        raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
-
-
-@dataclass(slots=True)
-class Portions:
-    """The group size, and whether it had to be reduced."""
-
-    rows: int
-    device: torch.device
-    dtype: str
-    halved_to: int | None = None  # the group size after memory ran out; None: it did not
-
-    def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
-        """Call `work` on one group of rows after another; repeat in halves what runs out of memory.
-
-        So `work` must be safe to repeat after it stopped at any point.
-        """
-        at, told = 0, self.halved_to
-        while at < len(rows):
-            portion = rows[at : at + self.rows]
-            try:
-                yield from work(portion)
-                at += len(portion)
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(portion) == 1:
-                    raise too_little(self.device, self.dtype, ", even for one sample alone") from error
-                self.rows = self.halved_to = len(portion) // 2
-            else:
-                if told != self.halved_to:
-                    yield Halved(self.rows, str(self.device))
-                told = self.halved_to
-                continue
-            release_memory()
-
-
-def release_memory() -> None:
-    """Free unused memory. Tracebacks can keep arrays alive in reference cycles until these are collected."""
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing if CUDA was not used
