@@ -37,7 +37,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.dataset import read_shard
 from fourm.errors import MAX_SENTENCE, SampleError, printable
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.text import RESERVED, WordPiece
+from fourm.modalities.text import FIRST_SENTINEL, RESERVED, WordPiece
 
 Reader = Callable[[Path], Any]
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
@@ -57,7 +57,8 @@ FILES: dict[str, Reader] = {
 def codec_readers() -> dict[str, Reader]:
     """One reader for each codec that a released modality has."""
     tokens = [*RESERVED, *(f"[S_{k}]" for k in range(4)), "red"]
-    wordpiece = WordPiece(Tokenizer(WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]")), 4)
+    vocabulary = WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]")
+    wordpiece = WordPiece(Tokenizer(vocabulary), range(FIRST_SENTINEL, FIRST_SENTINEL + 4))
     rows = {row.codec: row for row in RELEASED.rows.values()}
     return {f"codec {codec}": build_codec(row, wordpiece=wordpiece).read for codec, row in rows.items()}
 
