@@ -319,7 +319,7 @@ def test_links_are_followed_wherever_they_lead(tmp_path: Path) -> None:
     assert sound(data, "rgb") == ["a/2", "a/3", "b/1", "c/1"]
 
 
-def test_links_to_nowhere_are_told(tmp_path: Path) -> None:
+def test_a_dangling_link_without_an_extension_is_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     make(tmp_path, "rgb/a/1.png")
     (tmp_path / "rgb" / "b").symlink_to(tmp_path / "unmounted")
     (tmp_path / "rgb" / "a" / "readme.md").symlink_to(tmp_path / "gone")
@@ -403,7 +403,7 @@ def test_a_path_too_long_for_the_system_fails_alone(tmp_path: Path) -> None:
     assert sound(tmp_path, "rgb") == ["a/1"]
 
 
-def test_a_folder_where_a_file_should_be_is_told(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_picture_is_a_problem_of_its_sample(tmp_path: Path) -> None:
     make(tmp_path, "rgb/a/1.png", "rgb/a/b.jpg/2.png")
     (tmp_path / "rgb" / "a" / "3.png").mkdir()
     (tmp_path / "rgb" / "a" / "1.jpg").mkdir()  # there is a file for this one
@@ -412,7 +412,7 @@ def test_a_folder_where_a_file_should_be_is_told(tmp_path: Path) -> None:
     assert sound(tmp_path, "rgb") == ["a/1", "a/b.jpg/2"]
 
 
-def test_nothing_but_problems_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_in_which_no_sample_can_be_read_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "rgb/x/1.png", "rgb/x/1.jpg", "rgb/y/1.png", "rgb/y/1.jpg")
     with pytest.raises(UsageError, match="none of the 2 samples can be read: two files for one sample"):
         list_dataset(tmp_path, {"rgb": "rgb"})
@@ -458,7 +458,7 @@ def test_every_file_is_a_sample_or_incomplete_or_told_or_no_sample(
             assert [sample.files[f].name for f in trees] == [trees[f][sample.key][0] for f in trees]
 
 
-def test_extensions_count_in_any_case() -> None:
+def test_extensions_are_known_in_upper_and_lower_case() -> None:
     assert all(suffix_of(f"x{end.upper()}") == end for end in EXTENSIONS)
     assert [suffix_of(name) for name in ("x", ".png", "x.gz", ".json.gz", "x.tar", "x.png ", "x.pngx")] == [
         ""

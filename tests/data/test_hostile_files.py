@@ -316,7 +316,7 @@ def test_any_json_is_refused_or_read(tmp_path: Path, value: Any, suffix: str) ->
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e999", "[-1e400]"])
-def test_numbers_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+def test_nan_and_infinity_in_json_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     assert "is no number" in refused(read_json, tmp_path / "x.json")
 
@@ -484,7 +484,7 @@ def test_little_files_never_take_much_memory_or_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["array0.npy", "wide.png", "text.png", "wide.gif", "frame.gif", "wide.tif", "wide.jpg"]
 )
-def test_what_announces_too_much_is_refused(tmp_path: Path, name: str) -> None:
+def test_small_files_that_unpack_to_huge_ones_are_refused(tmp_path: Path, name: str) -> None:
     reader = "ids" if name.endswith(".npy") else "codec rgb"
     assert refused(READERS[reader], _write(tmp_path / name, bombs()[name]))
 
@@ -492,7 +492,7 @@ def test_what_announces_too_much_is_refused(tmp_path: Path, name: str) -> None:
 # What is no file, or no longer, or has a strange name.
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_folders_pipes_devices_and_dangling_links_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
@@ -531,7 +531,7 @@ def test_a_sentence_is_one_line_whatever_the_file_is_called(tmp_path: Path, name
     assert refused(read_text, tmp_path / name / "deeper" / f"{name}.txt")
 
 
-def test_a_sentence_has_an_end() -> None:
+def test_messages_of_samples_are_printable_and_limited() -> None:
     assert len(str(SampleError("x" * 100_000))) < MAX_SENTENCE + 10
     assert str(SampleError("a\r\nb\x00")) == "a\\r\\nb\\x00"
 

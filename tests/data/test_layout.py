@@ -22,7 +22,7 @@ def test_prompts_are_numbered_with_a_folder_for_each_thousand() -> None:
     assert samples_of_prompts(["a", "a"])[1].caption == "a"
 
 
-def test_variations_follow_the_name() -> None:
+def test_the_number_of_a_variation_follows_the_name_in_a_path() -> None:
     key = Key("c/deep", "a.b")
     assert path_of(Path("out"), "rgb", key, ".png") == Path("out/rgb/c/deep/a.b.png")
     assert path_of(Path("out"), "rgb", key, ".png", 2) == Path("out/rgb/c/deep/a.b-v2.png")

@@ -217,7 +217,7 @@ def test_a_file_that_has_nothing_to_read_yet_is_not_waited_for() -> None:
         os.close(start)
 
 
-def test_a_file_of_this_program_has_a_limit(tmp_path: Path) -> None:
+def test_own_files_larger_than_the_limit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "own"
     path.write_bytes(bytes(1025))
     with open_own(path, "r", 1025) as file:
@@ -249,7 +249,7 @@ def test_a_log_does_not_wait_for_a_reader_of_its_pipe(run: Run, tiny: Path) -> N
     assert not Path("o").exists()
 
 
-def test_a_log_replaces_nothing_but_a_log(run: Run, tiny: Path) -> None:
+def test_a_log_overwrites_only_an_older_log(run: Run, tiny: Path) -> None:
     Path("prompts.txt").write_text("red\n")
     options = ("generate", "--data", "prompts.txt", "--model", tiny, "--targets", "tok_rgb", "--steps", 1)
     code, _, err = run(*options, "--out", "o", "--log-json", "prompts.txt")

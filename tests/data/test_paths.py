@@ -54,12 +54,12 @@ def paths() -> Iterator[tuple[str, Any]]:
 CASES = [pytest.param(name, one, id=f"{name} {one.name}") for name, one in paths()]
 
 
-def test_the_commands_have_many_paths() -> None:
+def test_the_paths_of_all_commands_are_found_for_the_next_test() -> None:
     assert len(CASES) > 40
 
 
 @pytest.mark.parametrize(("command", "parameter"), CASES)
-def test_no_option_or_argument_takes_an_address_for_a_path(
+def test_every_path_of_every_command_refuses_a_url(
     command: str, parameter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,14 +74,14 @@ def test_no_option_or_argument_takes_an_address_for_a_path(
 
 
 @pytest.mark.parametrize("key", ["output_dir", "data_path", "model", "rgb_tok_id", "text_tok_path"])
-def test_no_setting_of_a_file_takes_one(key: str, tmp_path: Path) -> None:
+def test_a_url_in_a_settings_file_is_refused(key: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"{key}: s3://bucket/x\n")
     (problem,) = read_settings([tmp_path / "run.yaml"], {}).base.problems
     assert problem.endswith(f"'{key}' must be a name or a path on this machine, not 's3://bucket/x'")
 
 
 @pytest.mark.parametrize("source", [Source(("gs://b/x",)), Source(data="http://b/x.txt")])
-def test_no_input_is_one(source: Source) -> None:
+def test_a_url_given_as_input_is_refused(source: Source) -> None:
     with pytest.raises(UsageError, match="is not supported"):
         read_samples(source, [], None, None)  # type: ignore[arg-type]
 
@@ -92,7 +92,7 @@ def test_drives_and_names_with_colons_are_paths(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["S3://x", "s3a://", "file:///tmp", "hf://a/b", " s3://x", "a+b.c-d://e f"])
-def test_other_schemes_are_none(text: str) -> None:
+def test_urls_of_any_scheme_are_no_paths(text: str) -> None:
     with pytest.raises(UsageError, match="give a path on this machine"):
         local_path(text)
 

@@ -96,7 +96,7 @@ def test_a_line_with_braces_is_a_prompt(line: str) -> None:
         ("p.jsonl", b'{"prompt": "a", "prompt": "b"}\n', None, "line 1 .*'prompt' .*twice"),
     ],
 )
-def test_every_wrong_file_gets_a_sentence(
+def test_every_malformed_prompt_file_is_refused_with_its_name_and_line(
     tmp_path: Path, name: str, data: bytes, column: str | None, sentence: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
@@ -105,7 +105,7 @@ def test_every_wrong_file_gets_a_sentence(
     assert str(caught.value).startswith(str(tmp_path / name))
 
 
-def test_a_missing_file_names_a_near_one(tmp_path: Path) -> None:
+def test_a_missing_prompt_file_is_refused_with_a_near_name(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a")
     with pytest.raises(UsageError, match=r"did you mean 'prompts\.txt'"):
         read_prompts(tmp_path / "promts.txt")

@@ -132,7 +132,7 @@ def test_members_that_are_no_plain_files_fail_alone(tmp_path: Path) -> None:
         ("/".join("abcdefgh" * 130) + ".png", "which is too long for a file"),
     ],
 )
-def test_names_that_no_file_could_have_are_told(tmp_path: Path, name: str, sentence: str) -> None:
+def test_members_whose_names_no_file_can_have_are_reported(tmp_path: Path, name: str, sentence: str) -> None:
     write_shard(tmp_path / "rgb/s.tar", {"a.png": png(), name: png(), "b.png": png()})
     found = listed(tmp_path, "rgb")
     assert list(found) == ["s/a", "s/b", "s/*"]
@@ -218,7 +218,7 @@ def test_compressed_bytes_under_a_plain_name_are_told(tmp_path: Path, mode: str)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\0" * 100, b"PK\x03\x04" * 200, png()])
-def test_what_is_no_archive_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_shard_that_is_no_tar_file_is_a_problem_of_its_own(tmp_path: Path, content: bytes) -> None:
     write_shard(tmp_path / "rgb/good.tar", {"a.png": png()})
     (tmp_path / "rgb/s.tar").write_bytes(content)
     found = listed(tmp_path, "rgb")
@@ -226,7 +226,7 @@ def test_what_is_no_archive_is_told(tmp_path: Path, content: bytes) -> None:
     assert found["s/*"].startswith(f"{tmp_path}/rgb/s.tar: is cut off or damaged (")
 
 
-def test_an_archive_without_members_is_empty(tmp_path: Path) -> None:
+def test_a_shard_without_members_has_no_samples(tmp_path: Path) -> None:
     write_shard(tmp_path / "rgb/s.tar", {})
     write_shard(tmp_path / "rgb/t.tar", {"a.png": b"x"})
     assert listed(tmp_path, "rgb") == {"t/a": ""}
@@ -339,7 +339,7 @@ def test_malicious_archives_end_quickly_in_little_memory(tmp_path: Path, name: s
 
 @FEW
 @given(data=st.data())
-def test_spoilt_archives_are_listed_or_told(tmp_path: Path, data: st.DataObject) -> None:
+def test_random_changes_of_a_shard_are_listed_or_reported(tmp_path: Path, data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(list(FORMATS)))
     names = {"a.png": b"1" * 600, "b" * 90 + "/" + "c" * 90 + ".png": b"2", "ä.json": b"{}"}
     spoilt = bytearray(write_shard(tmp_path / "whole.tar", names, form).read_bytes()[:8192])
@@ -387,7 +387,7 @@ def test_listing_takes_time_in_proportion_to_the_members(tmp_path: Path) -> None
     assert seconds["large"] < 40 * max(seconds["small"], 0.01)
 
 
-def test_an_index_is_made_once(tmp_path: Path) -> None:
+def test_the_index_of_a_shard_is_kept_while_the_file_stays_the_same(tmp_path: Path) -> None:
     path = thousands(tmp_path / "s.tar", 1000, ".txt")
     assert read_shard(path) is read_shard(path)
     for i in (999, 0, 500):
@@ -405,7 +405,7 @@ def test_forked_processes_do_not_disturb_each_other(tmp_path: Path) -> None:
         assert all(pool.starmap(_read_all, [(path, first) for first in range(4)]))
 
 
-def test_problems_of_shards_are_json(tmp_path: Path) -> None:
+def test_problems_of_shards_with_names_of_any_bytes_can_be_written_as_json(tmp_path: Path) -> None:
     """A record of failures can hold them, whatever the bytes of a name."""
     write_shard(tmp_path / "rgb/s.tar", {"a.png": png()})
     with open(os.fsencode(tmp_path) + b"/rgb/\xff.tar", "wb") as file:

@@ -132,7 +132,7 @@ def test_the_next_group_is_read_while_one_is_used(tiny: Path, tmp_path: Path) ->
     assert read == [f"{i}.png" for i in range(4)]  # two variations read a file once
 
 
-def test_groups_are_the_same_as_read_one_by_one(tiny: Path, tmp_path: Path) -> None:
+def test_groups_read_ahead_equal_groups_read_alone(tiny: Path, tmp_path: Path) -> None:
     reader, works = conditions(tiny, tmp_path)
     (tmp_path / "data" / "rgb" / "a" / "2.png").write_bytes(b"no picture")
     groups = [works[:3], works[3:6], works[6:]]
@@ -155,7 +155,7 @@ def test_malformed_texts_are_told_and_counted() -> None:
 
 
 @pytest.mark.parametrize("groups", [[], [[]]])
-def test_nothing_to_read_is_nothing(tiny: Path, tmp_path: Path, groups: list[list[Work]]) -> None:
+def test_groups_without_samples_have_no_rows(tiny: Path, tmp_path: Path, groups: list[list[Work]]) -> None:
     reader, _ = conditions(tiny, tmp_path)
     assert [list(prepared.rows) for prepared in reader.prepared(groups)] == [[] for _ in groups]
 

@@ -19,7 +19,7 @@ from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
 
 
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_devices_that_are_not_available_are_refused() -> None:
     with pytest.raises(UsageError, match="not a device"):
         choose_device("gpu7!", World())
     if not torch.cuda.is_available():
@@ -93,7 +93,7 @@ def test_free_memory_is_what_the_tightest_limit_leaves(
     ("limit", "own", "free"),
     [(5000, "/docker/x", 3400), ((1 << 63) - 4096, "/docker/x", 1 << 30), (5000, "/not/mounted", 1 << 30)],
 )
-def test_older_groups_of_linux_have_limits_too(tmp_path: Path, limit: int, own: str, free: int) -> None:
+def test_limits_of_cgroups_version_1_are_read(tmp_path: Path, limit: int, own: str, free: int) -> None:
     """cgroup v1: another folder, other names, and a huge number for none."""
     linux(tmp_path, 1 << 30, {})
     entries = f"12:pids:{own}\n4:cpu,cpuacct:{own}\n3:cpuset,memory:{own}\n0::/\n"

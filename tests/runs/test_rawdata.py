@@ -71,7 +71,7 @@ def test_large_pictures_serve_every_size_and_those_of_one_size_their_own(make: C
         ([""], "'' is nothing"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused(
+def test_a_modality_without_folder_or_tokenizer_is_refused(
     make: Callable[..., Path], tiny: Path, names: list[str], problem: str
 ) -> None:
     root = make("rgb", "depth", "caption")
@@ -136,9 +136,7 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
     assert x.files[CROP_SETTINGS] == root / "crop_settings/f/x.npy"
     assert (set(y.files), set(z.files)) == ({"tok_rgb@64", PICTURES}, {"tok_depth@64"})
     (only,) = list_samples(root, tmp_path / "out", find_folders(root, model, ["depth"])).samples[:1]
-    assert (
-        only.files[PICTURES] == root / "rgb/f/x.png"
-    )  # crops are parts of it, also of depth alone
+    assert only.files[PICTURES] == root / "rgb/f/x.png"  # crops are parts of it, also of depth alone
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
     own = list_samples(root, tmp_path / "out", folders).samples[0].files[CROP_SETTINGS]
@@ -156,7 +154,9 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
         ({"attention": "sdp"}, "did you mean 'sdpa'"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused(tiny: Path, changes: dict[str, object], problem: str) -> None:
+def test_settings_of_tokenize_out_of_range_are_refused(
+    tiny: Path, changes: dict[str, object], problem: str
+) -> None:
     with pytest.raises(UsageError, match=problem):
         replace(TokenizeRequest(find_model(tiny), (), (), Path("out")), **changes)
 

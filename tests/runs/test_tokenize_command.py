@@ -53,7 +53,7 @@ def test_a_dataset_becomes_tokens_that_generate_reads(run: Run, tiny: Path, data
     assert (Path("made/tok_rgb@64/f/s0.npy")).read_bytes() == (data / "tok_rgb@64/f/s0.npy").read_bytes()
 
 
-def test_a_second_run_does_what_is_left(run: Run, tiny: Path, data: Path) -> None:
+def test_a_second_tokenize_makes_only_missing_tokens(run: Run, tiny: Path, data: Path) -> None:
     run("tokenize", data, "--model", tiny, "--quiet")
     before = tokens(data)
     (data / "tok_rgb@64/f/s2.npy").unlink()
@@ -103,7 +103,7 @@ def test_results_may_go_beside_the_samples_that_are_read(run: Run, tiny: Path, d
         assert run(*words, "--out", name, "--resume")[0] == 0
 
 
-def test_quiet_says_nothing_but_the_result(run: Run, tiny: Path, data: Path) -> None:
+def test_quiet_prints_only_the_result(run: Run, tiny: Path, data: Path) -> None:
     code, out, err = run(
         "tokenize", data, "--model", tiny, "--out", "made", "--quiet", "--log-json", "log.jsonl"
     )

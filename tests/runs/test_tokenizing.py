@@ -373,7 +373,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(tiny: Path, dat
         list(tokenize_dataset(request(dataset, find_model(tiny), out=dataset.parent / "file")))
 
 
-def test_a_run_says_what_it_will_do_first(tiny: Path, dataset: Path) -> None:
+def test_tokenize_reports_its_counts_before_and_each_sample_after(tiny: Path, dataset: Path) -> None:
     events = list(tokenize_dataset(request(dataset, find_model(tiny))))
     started = next(event for event in events if isinstance(event, Started))
     assert (started.total, started.skipped, started.steps, started.batch_size) == (3, 0, 0, 1)

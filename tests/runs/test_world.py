@@ -6,7 +6,7 @@ from fourm.errors import UsageError
 from fourm.runs.world import World, parse_shard, parse_world
 
 
-def test_one_process_does_everything() -> None:
+def test_without_torchrun_one_process_has_all_samples() -> None:
     assert parse_world(None, {}).share([1, 2, 3]) == [1, 2, 3]
 
 
@@ -36,7 +36,7 @@ def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "other"), [("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")])
-def test_half_of_torchruns_pair_is_refused(name: str, other: str) -> None:
+def test_rank_without_world_size_or_the_reverse_is_refused(name: str, other: str) -> None:
     for value in ("0", "1", "8"):
         with pytest.raises(UsageError, match=f"{name} is {value}, but {other} is not set"):
             parse_world(None, {name: value})
@@ -48,13 +48,13 @@ def test_the_share_of_a_process_is_said_in_words() -> None:
     assert World(1, 2).describe_share(3, 3) == "process 1 of 2: 4 of 9 results (3 samples x 3 variations)"
 
 
-def test_an_empty_variable_counts_as_none() -> None:
+def test_an_empty_variable_of_torchrun_is_as_if_not_set() -> None:
     assert parse_world(None, {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}) == World()
     with pytest.raises(UsageError, match="WORLD_SIZE is 2, but RANK is not set"):
         parse_world(None, {"RANK": "", "WORLD_SIZE": "2"})
 
 
-def test_a_broken_environment_is_named() -> None:
+def test_impossible_variables_of_torchrun_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="a job has at least one process"):
         parse_world(None, {"RANK": "0", "WORLD_SIZE": "0"})
     with pytest.raises(UsageError, match=r"'9{60}\.\.\.', not a whole number of at most 9 digits"):

@@ -106,7 +106,7 @@ def test_one_row_that_does_not_fit_is_one_sentence_and_other_errors_are_none() -
         list(Portions(4, CPU, "float32").each(range(4), defect))
 
 
-def test_what_allocators_say_is_known() -> None:
+def test_messages_of_allocators_that_ran_out_of_memory_are_recognised() -> None:
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 50)
     for error in (
@@ -155,7 +155,9 @@ def demo_request(out: Path, **changes: Any) -> Request:
     return replace(request, **changes)
 
 
-def test_one_sample_without_room_is_one_sentence(gpu: Gpu, run: Command, tmp_path: Path) -> None:
+def test_a_sample_that_does_not_fit_alone_ends_the_run_in_one_sentence(
+    gpu: Gpu, run: Command, tmp_path: Path
+) -> None:
     events = run_request(demo_request(tmp_path / "early", device="cuda"))
     while not isinstance(next(events), Stepped):
         pass
