@@ -169,7 +169,7 @@ class Engine:
     def _decode_sequence(
         self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int]
     ) -> Generator[Progress, None, Batch]:
-        """Decode a text of each sample, or several; returns the state with them, which the last report has too."""
+        """Decode a text of each sample, or several; returns the state with them, which is reported too."""
         slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
         sound, made = torch.ones(count, dtype=torch.bool, device=batch.device), 0
         found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
@@ -299,7 +299,7 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
 def _guide(logits: Tensor, step: Step) -> Tensor:
     """Combine the passes in logits ((1 + n) * B, K, V) by the step's weights, in float32: (B, K, V)."""
     weights = torch.tensor([branch.weight for branch in step.branches])
-    return guide(logits.float().unflatten(0, (1 + len(weights), -1)), weights)
+    return guide(logits.float().view(1 + len(weights), -1, *logits.shape[1:]), weights)
 
 
 def _num_known(passes: list[Batch]) -> list[int]:

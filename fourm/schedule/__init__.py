@@ -10,8 +10,7 @@ PUBLIC = {
     "plan": "ALL build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (
-        "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list "
-        "read_names read_settings"
+        "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list read_names read_settings"
     ),
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -177,20 +177,9 @@ def make_chain(
     weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
     for spec in specs:
         guided, branches = _guidance(spec, conditions, weights, finished)
-        steps += [
-            Step(
-                index,
-                spec.target,
-                spec.scheme,
-                num_tokens,
-                temperature,
-                guided,
-                branches,
-                bool(weights),
-                spec.passes,
-            )
-            for index, (num_tokens, temperature) in enumerate(_token_plan(spec), start=len(steps))
-        ]
+        shared = (guided, branches, bool(weights), spec.passes)
+        for num_tokens, temperature in _token_plan(spec):
+            steps.append(Step(len(steps), spec.target, spec.scheme, num_tokens, temperature, *shared))
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
     named = tuple((c, weights[c]) for c in conditions if c in weights)

@@ -7,17 +7,18 @@ loader threads) are accepted and have no effect.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 from fourm.data.opening import scheme_problem
 from fourm.data.writing import output_path
 from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.typed import read_mapping
+from fourm.modalities.typed import Limits, fit, read_mapping
 
 MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
@@ -37,6 +38,7 @@ _NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*[,-]\s*")
 
 Value = str | int | float | bool | None
+Count = Annotated[int, Limits(1, MAX_SEED)]
 
 
 class Item(Enum):
@@ -129,10 +131,10 @@ class RunSettings:
     name: str | None = None  # the same
     sr_name: str | None = None  # the same
     output_dir: str | None = None
-    num_samples: int | None = None
-    num_variations: int | None = None
-    seed: int | None = None
-    detokenizer_steps: int | None = None
+    num_samples: Count | None = None
+    num_variations: Count | None = None
+    seed: Annotated[int, Limits(0, MAX_SEED)] | None = None
+    detokenizer_steps: Count | None = None
     device: str | None = None
     dtype: str | None = None
     text_tok_path: str | None = None
@@ -331,13 +333,18 @@ def _run_value(key: str, value: object, path: Path) -> object:
     """The value of a setting of the run; None where nothing is said, UsageError where it cannot be one."""
     if value is None or value == "":
         return None
-    is_good, rule = _RULES.get(key, _TEXT)
-    if not is_good(value):
-        near = near_match(str(value), DTYPES) if key == "dtype" else ""
-        raise UsageError(f"'{key}' must be {rule}{near}, not '{shown(value)}'")
+    if key == "activate_controlnet" and value is not False:
+        raise UsageError(f"'{key}' must be false (there is no ControlNet here), not '{shown(value)}'")
+    if key == "dtype" and value not in list(DTYPES):
+        near = near_match(str(value), DTYPES)
+        raise UsageError(f"'{key}' must be one of {', '.join(DTYPES)}{near}, not '{shown(value)}'")
+    try:
+        fit(_RUN_KEYS[key], value, f"'{key}'")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if not isinstance(value, str):
         return value
-    if key not in _RULES and scheme_problem(value):
+    if scheme_problem(value):
         raise UsageError(f"'{key}' must be a name or a path on this machine, not '{shown(value)}'")
     return DTYPES[value].name if key == "dtype" else _named_after(path, key, value)
 
@@ -354,20 +361,8 @@ def _named_after(path: Path, key: str, value: str) -> str:
     return value
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 1 << 64
-
-
-Rule = tuple[Callable[[object], bool], str]
-_TEXT: Rule = (lambda value: isinstance(value, str) and "\0" not in value, "text")
-_COUNT: Rule = (_is_count, "a whole number above 0")
-_RULES: Mapping[str, Rule] = {
-    "num_samples": _COUNT, "num_variations": _COUNT, "detokenizer_steps": _COUNT,
-    "seed": (lambda value: type(value) is int and 0 <= value <= MAX_SEED, "a whole number, 0 to 2**64 - 1"),
-    "dtype": (lambda value: value in list(DTYPES), f"one of {', '.join(DTYPES)}"),
-    "activate_controlnet": (lambda value: value is False, "false (there is no ControlNet here)"),
-}  # fmt: skip
-_RUN_KEYS = (
-    *(one.name for one in fields(RunSettings) if one.name != "tokenizers"),
-    *(key + TOKENIZER_SUFFIX for key in TOKENIZERS),
-)
+# The types of a run's settings by YAML key; tokenizers have a key each.
+_RUN_KEYS = {
+    key: kind for key, kind in get_type_hints(RunSettings, include_extras=True).items() if key != "tokenizers"
+}
+_RUN_KEYS |= {key + TOKENIZER_SUFFIX: str for key in TOKENIZERS}

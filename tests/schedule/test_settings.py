@@ -115,11 +115,11 @@ def test_a_setting_of_a_file_is_wrong_with_its_line(tmp_path: Path) -> None:
     said = str(caught.value)
     for line in (
         f"{path}, line 2: unknown key 'decoding_stepss'; did you mean 'decoding_steps'?",
-        f"{path}, line 4: 'seed' must be a whole number, 0 to 2**64 - 1, not 'many'",
+        f"{path}, line 4: 'seed' is 'many', expected a whole number",
         f"{path}, line 5: 'dtype' must be one of",
         f"{path}, line 6: 'activate_controlnet' must be false",
-        f"{path}, line 7: 'model' must be text, not '7'",
-        f"{path}, line 8: 'num_variations' must be a whole number above 0",
+        f"{path}, line 7: 'model' is 7, expected text",
+        f"{path}, line 8: 'num_variations' is 0, expected a whole number, 1 to",
         f"{path}, line 9: sr_temps: 'hot' is not a number",
         f"{path}, line 1: temps: 3 values for 2 targets",
     ):
