@@ -120,7 +120,7 @@ def generate(
     )
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
     request = run(
-        model=files, chain=chain, samples=dataset.samples, num_variations=variations,
+        model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else given.seed or 0,
     )  # fmt: skip
     planned = plan_finer(settings, files, chain, sr_model)
@@ -173,7 +173,7 @@ def sr(
             )
     run = _requester(machine, writing, settings.run, out or root, parse_world(machine.shard, os.environ))
     request = run(
-        model=files, chain=chain, samples=dataset.samples, num_variations=variations,
+        model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
         dtype=parse_dtype(machine.dtype, made.dtype if made else None),
@@ -363,8 +363,8 @@ def _make(request: "Request", finer: "Request | None", notes: Iterable[str], rep
 
     finer: super-resolution of what the request makes, still without samples.
     """
+    from fourm.output.joining import check_output, remove_empty
     from fourm.output.processes import Launch, now
-    from fourm.output.record import check_output, remove_empty
 
     def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourm.data.layout import Key, Place, path_of
+from fourm.data.dataset import Input
+from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.output.processes import PROCESSES
-from fourm.output.runfile import FORMAT, RUN, SR_RUN, RunRecord
+from fourm.output.record import FORMAT, RUN, SAMPLES, SR_RUN, RunRecord
+from fourm.output.samples import open_results
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")
@@ -30,17 +32,28 @@ def write_record(root: Path, places: Sequence[Place], file: str = RUN, **changes
     ]
     record = RunRecord(
         schedule={"conditions": conditions, "top_k": 0, "top_p": 1.0, "steps": steps}, model="demo",
-        revision="", files={}, samples=2, samples_sha256="", num_variations=1, seed=7, dtype="float32",
+        revision="", files={}, samples=2, num_variations=1, seed=7, dtype="float32",
         device_type="cpu", attention="sdpa", decode=True, detokenizer_steps=25, preview=0,
-        places=tuple(places),
+        places=tuple(places), input=Input("texts"),
     )  # fmt: skip
     root.mkdir(parents=True, exist_ok=True)
     data = {"format": FORMAT, **record.to_json(), "identity": "0123abcd"} | changes
     (root / file).write_text(json.dumps(data))
 
 
+def record_samples(root: Path, keys: Sequence[Key]) -> None:
+    """Record samples of these names for each run of a folder, in the place of what is recorded."""
+    for run in open_results(root).runs if keys else ():
+        path = root / SAMPLES[run.file].folder / "00000.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(run.describe(Sample(key)).to_line() for key in sorted(keys)))
+
+
 def put(root: Path, place: Place, key: Key, value: object, variation: int | None = None) -> Path:
-    """A file of a sample: a text, bytes as they are, an array, or pixels for a picture."""
+    """A file of a sample, recorded: a text, bytes as they are, an array, or pixels for a picture."""
+    if any((root / file).exists() for file in (RUN, SR_RUN)):
+        known = (sample.key for run in open_results(root).runs for sample in run.samples())
+        record_samples(root, list({key, *known}))
     path = path_of(root, place.folder, key, place.suffix, variation)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(value, bytes):

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from fourm.codecs.maps import turbo
+from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, path_of
 from fourm.output.processes import FAILURES
-from fourm.output.runfile import BASE, FORMAT, RUN, SR, SR_RUN, RunRecord
+from fourm.output.record import BASE, FORMAT, RUN, SR, SR_RUN, RunRecord
+from tests.folders import record_samples
 
 STEPS = 4  # of each target
 
@@ -64,6 +66,7 @@ def build_folder(root: Path, made: Made) -> Path:
                 _save(large, path_of(root, finer.folder, key, finer.suffix, v))
             if made.preview:
                 _film(root, key, v, picture)
+    record_samples(root, [key_of(made, index) for index in range(len(made.prompts))])
     if failures:
         _write(root / FAILURES, "".join(json.dumps(row) + "\n" for row in failures))
     return root
@@ -80,9 +83,10 @@ def _record(
     schedule: dict[str, Any] = {"conditions": conditions, "steps": steps}
     options = " ".join(["--cond", "-".join(conditions), *(f"--target {t}:steps={STEPS}" for t in targets)])
     record = RunRecord(
-        schedule, "demo" if stage == BASE else "demo-sr", "", {}, max(len(made.prompts), 1), "",
+        schedule, "demo" if stage == BASE else "demo-sr", "", {}, max(len(made.prompts), 1),
         made.variations, 7,
         "float32", "cpu", "", True, 25, int(made.preview), tuple(places), stage, options=options,
+        input=Input("texts"),
     )  # fmt: skip
     _write(root / file, json.dumps({"format": FORMAT, **record.to_json(), "identity": "0123abcd"}))
 

@@ -21,10 +21,11 @@ from PIL import Image
 from demo import album
 from fourm.data.layout import Place
 from fourm.modalities.registry import RELEASED
+from fourm.output.joining import NOT_COMPARED
 from fourm.output.processes import Failure, Launch
-from fourm.output.record import NOT_COMPARED
-from fourm.output.runfile import RunRecord
-from fourm.output.verify import ALTERED, FOREIGN, MISSING, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
+from fourm.output.record import RunRecord
+from fourm.output.samples import RecordedSample
+from fourm.output.verify import ALTERED, FOREIGN, MISSING, OLDER, TRUNCATED, UNFINISHED, UNLISTED, UNREADABLE
 from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,15 +177,23 @@ def test_every_modality_is_in_the_table_of_modalities() -> None:
     assert set(re.findall(r"\]\(#([a-z-]+)\)", table)) <= headings
 
 
+def described(page: str, start: str, end: str) -> tuple[list[str], list[str]]:
+    """First cells of the tables between two headings, and the names in them."""
+    part = page.partition(start)[2].partition(end)[0]
+    rows = [row.split(" | ")[0] for row in part.splitlines() if row.startswith("| `")]
+    return rows, [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
 def test_every_field_of_a_record_is_described_and_those_that_may_differ_are_marked() -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    part = page.partition("### run.json")[2].partition("### processes")[0]
-    rows = [row.split(" | ")[0] for row in part.splitlines() if row.startswith("| `")]
-    told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    rows, told = described(page, "### run.json", "### samples")
     names = [f.name for kind in (RunRecord, Place) for f in fields(kind)]
     assert sorted(told) == sorted([*names, "format", "identity", "sha256"])
     marked = {name for row in rows if row.endswith(r"\*") for name in re.findall(r"`(\w+)`", row)}
     assert marked == {*NOT_COMPARED, "identity", "sha256"}
+    assert sorted(described(page, "### samples", "### processes")[1]) == sorted(
+        f.name for f in fields(RecordedSample)
+    )
     rest = page.partition("### processes")[2]
     assert [f.name for kind in (Launch, Failure) for f in fields(kind) if f"`{f.name}`" not in rest] == []
 
@@ -193,8 +202,7 @@ def test_every_kind_of_finding_is_described() -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").partition("## fourm verify")[2]
     for kind in (MISSING, TRUNCATED, ALTERED, FOREIGN, UNREADABLE):
         assert f"\n| `{kind}` | " in page
-    assert f"`{UNFINISHED}`" in page
-    assert f"`{UNLISTED}`" in page
+    assert all(f"`{kind}`" in page for kind in (UNFINISHED, UNLISTED, OLDER))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -5,12 +5,12 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "dataset": (
-        "Dataset Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in "
+        "Dataset Input Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in "
         "list_dataset list_folder match_spellings read_member split_path suffix_of"
     ),
     "layout": (
-        "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place Sample centre_crop "
-        "check_apart number_keys outputs_of path_of random_crop samples_of_prompts"
+        "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place SAMPLES_PER_FOLDER Sample "
+        "centre_crop check_apart file_name number_keys path_of random_crop samples_of_prompts"
     ),
     "opening": (
         "SIGNATURE local_name local_path open_file open_own open_text parse_json_lines read_bytes "

@@ -39,6 +39,17 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """What samples were read from, as `run.json` says it. Paths are not part of it: data may move."""
+
+    kind: str = ""  # "texts", "folder", "run" (results of another run), "none"; "" if it is not known
+    folders: tuple[str, ...] = ()  # of a data set, one for each condition
+    num_samples: int | None = None  # of a data set: how many samples were asked for; None: all
+    subset_seed: int | None = None  # they were drawn with this seed; None: the first ones
+    sha256: str = ""  # of typed texts, with the names of their samples
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Samples, and what is missing of those that do not have a file in every condition's folder.
 
@@ -48,6 +59,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     incomplete: tuple[str, ...] = ()  # one sentence for each sample that lacks a file
     notes: tuple[str, ...] = ()  # sentences about files that are no samples
+    input: Input = Input()
 
 
 @dataclass(slots=True)

@@ -110,16 +110,13 @@ def samples_of_prompts(prompts: Sequence[str]) -> list[Sample]:
 
 def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | None = None) -> Path:
     """`root/folder/key.folder/key.name[-vK]suffix`."""
-    name = key.name if variation is None else f"{key.name}-v{variation}"
-    return root / folder / key.folder / (name + suffix)
+    return root / file_name(folder, key, suffix, variation)
 
 
-def outputs_of(root: Path, key: Key, places: Iterable[Place], variation: int | None) -> tuple[Path, ...]:
-    """All files of a complete sample and variation (None: the run has only one)."""
-    return tuple(
-        path_of(root, place.folder, key, place.suffix, None if place.shared else variation)
-        for place in places
-    )
+def file_name(folder: str, key: Key, suffix: str, variation: int | None = None) -> str:
+    """The path of a sample's file below its root, with "/"."""
+    end = "" if variation is None else f"-v{variation}"
+    return f"{folder}/{key.folder}/{key.name}{end}{suffix}"
 
 
 def check_apart(out: Path, samples: Iterable[Sample]) -> None:

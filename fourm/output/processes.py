@@ -2,7 +2,8 @@
 
 Every process writes only files of its own, so any number of processes can share one folder without locks.
 All files of a process begin with the same name, `20260131T093000Z-0-of-3-RUN-PROCESS-0`, which contains the
-identity of the run and of the process.
+identity of the run and of the process. Lists of checksums are in the form of `sha256sum`, with the size of
+each file in a comment above it.
 """
 
 import hashlib
@@ -14,26 +15,47 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fourm.data.opening import open_own, parse_json_lines
+from fourm.data.opening import open_file, open_own, parse_json_lines
 from fourm.data.writing import is_alive, make_below, process_name, vanished, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
-from fourm.output.checksums import Listed, Scan, format_checksums, scan_lines, sha256_of_file
 
 PROCESSES, FAILURES = "processes", "failures.jsonl"
 LAUNCH, CHECKSUMS, FAILED = ".json", ".sha256", ".jsonl"  # suffixes of a process's files
+OLDER_CHECKSUMS = "checksums.sha256"  # the only list in folders of formats 1 and 2
 ANY_RUN = "0" * 8  # identity of the run for `tokenize`, which has no run.json
+RUN_IDENTITY = re.compile(r"[0-9a-f]{8}")
+MAX_LAUNCH_BYTES, MAX_LIST_BYTES = 1 << 20, 1 << 30
 _NAME = re.compile(
     r"([0-9]{8}T[0-9]{6}Z)-([0-9]{1,9})-of-([0-9]{1,9})-([0-9a-f]{8})-([0-9a-f]{8}-[0-9a-f]{12})-([0-9]+)"
     r"(\.json|\.sha256|\.jsonl)"
 )
-RUN_IDENTITY = re.compile(r"[0-9a-f]{8}")
 _DIGEST = "sha256"  # of all else that a launch says
-MAX_LAUNCH_BYTES, MAX_LIST_BYTES = 1 << 20, 1 << 30
+_LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
+_SIZE = re.compile(rb"# ([0-9]{1,18}) bytes")
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # of names, as sha256sum writes them
+_UNESCAPES = {escaped: letter for letter, escaped in _ESCAPES.items()}
+_ESCAPED = re.compile(r"\\[\\nr]")
 _counter = itertools.count()
+
+
+class Listed(NamedTuple):
+    """What a list of checksums says of a file."""
+
+    sha256: str
+    size: int | None = None  # bytes, where it is told
+
+
+class Scan(NamedTuple):
+    """A list of checksums that was read."""
+
+    listed: dict[str, Listed]  # by path, as its last line says
+    damaged: list[int]  # numbers, from 1, of lines without a checksum
+    cut: list[int]  # of a last line without an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +134,19 @@ class Process:
 
     def path(self, kind: str) -> Path:
         """The path of one of its files."""
-        started = _stamp(self.launch.started)
         share = f"{self.launch.rank}-of-{self.launch.size}"
-        name = f"{started}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
+        name = f"{_stamp(self.launch.started)}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
         return self.out / PROCESSES / name
 
     def begin(self) -> None:
         """Write the launch: this process works in the folder."""
-        self._write(self.launch)
+        write_text(self.out, self.path(LAUNCH), _launch_text(self.launch))
 
     def end(self, launch: Launch) -> None:
         """Rewrite the launch with its result, and the checksums of the other files."""
         files = {kind: self.path(kind) for kind in (CHECKSUMS, FAILED)}
         sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
-        self._write(replace(launch, files=sums))
+        write_text(self.out, self.path(LAUNCH), _launch_text(replace(launch, files=sums)))
 
     def add_checksums(self, listed: Mapping[str, Listed]) -> None:
         """Append checksums, by path below the folder."""
@@ -146,9 +167,6 @@ class Process:
             self.path(kind).unlink(missing_ok=True)
         _remove_folder(self.out)
 
-    def _write(self, launch: Launch) -> None:
-        write_text(self.out, self.path(LAUNCH), _text({**asdict(launch), _DIGEST: _digest(launch)}))
-
     def _append(self, kind: str, data: bytes) -> None:
         try:
             if self.run != ANY_RUN:
@@ -160,12 +178,6 @@ class Process:
             raise vanished(self.out) from None
 
 
-def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
-    """`Failure.files` of a sample with these paths."""
-    changed = {path.relative_to(out).as_posix(): _changed(path) for path in paths}
-    return {file: None for file, time in changed.items() if time is None} or changed
-
-
 def now() -> str:
     """The current time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -173,97 +185,27 @@ def now() -> str:
 
 def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
     """Files of processes in the order in which they started, and the names of other files in the folder."""
-    folder = out / PROCESSES
-    if not folder.is_dir() or folder.is_symlink():
-        return [], []
+    found, others = list[ProcessFile](), list[str]()
     try:
-        with os.scandir(folder) as entries:
-            files = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-    except FileNotFoundError:  # another process has just removed it
+        is_link = (out / PROCESSES).is_symlink()
+        with os.scandir(out / PROCESSES) as listing:
+            entries = [] if is_link else list(listing)
+    except (FileNotFoundError, NotADirectoryError):  # perhaps another process has just removed it
         return [], []
-    found, strange = list[ProcessFile](), list[str]()
-    for name, is_file in files.items():
-        match = _NAME.fullmatch(name)
-        if match is None or not is_file:
-            strange.append(name)
+    for entry in entries:
+        match = _NAME.fullmatch(entry.name)
+        if match is None or not entry.is_file(follow_symlinks=False):
+            others.append(entry.name)
             continue
         started, rank, size, run, process, number, kind = match.groups()
-        found.append(
-            ProcessFile(folder / name, started, int(rank), int(size), run, process, int(number), kind)
-        )
-    return sorted(found, key=lambda one: one.order), sorted(strange)
+        path = out / PROCESSES / entry.name
+        found.append(ProcessFile(path, started, int(rank), int(size), run, process, int(number), kind))
+    return sorted(found, key=lambda file: file.order), sorted(others)
 
 
 def of_kind(out: Path, kind: str) -> list[ProcessFile]:
     """Files of one kind, in the order in which the processes started."""
     return [file for file in list_processes(out)[0] if file.kind == kind]
-
-
-def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
-    """The launches of all processes of a run, in the order in which they started."""
-    return tuple(read_launch(file.path) for file in of_kind(out, LAUNCH) if file.run == run)
-
-
-def is_closed(launches: Sequence[Launch]) -> bool:
-    """True if every process ended normally, or a later one with its samples did: all files are listed."""
-    ended = [launch for launch in launches if launch.finished]
-    return bool(ended) and all(
-        launch.finished or any(other.covers(launch) for other in ended) for launch in launches
-    )
-
-
-def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
-    """Checksums by path below `out`; a path's last line counts, and lines without a checksum are ignored.
-
-    share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
-    processes do not each read the lists of all the others.
-    """
-    listed = dict[str, Listed]()
-    for file in of_kind(out, CHECKSUMS):
-        if share is not None and not _overlap(share, (file.rank, file.size)):
-            continue
-        listed |= scan_checksums(file.path).listed
-    return listed
-
-
-def _overlap(share: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two shares have samples in common; (rank, size) is every size-th sample from rank on."""
-    return (share[0] - other[0]) % math.gcd(share[1], other[1]) == 0
-
-
-def scan_checksums(path: Path) -> Scan:
-    """The list of one process."""
-    with open_own(path, "r", MAX_LIST_BYTES) as file:
-        return scan_lines(file)
-
-
-def read_failures(out: Path) -> list[Failure]:
-    """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
-    told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
-    return _left(out, told | noted_failures(out))
-
-
-def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:
-    """The last failure of each sample in the files of processes, whether it was made later or not."""
-    files = of_kind(out, FAILED)
-    return {failure.where: failure for file in files for failure in scan_failures(file.path)}
-
-
-def write_failures(out: Path) -> None:
-    """Write `failures.jsonl` from the failures of all processes; its old lines do not count.
-
-    Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
-    """
-    path = out / FAILURES
-    if not os.path.lexists(path) and not of_kind(out, FAILED):
-        return
-    text: str | None = None
-    while (latest := "".join(map(to_line, _left(out, noted_failures(out))))) != text:
-        text = latest
-        if text:
-            write_text(out, path, text)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def find_living(out: Path) -> list[ProcessFile]:
@@ -289,27 +231,160 @@ def _remove_folder(out: Path) -> None:
         return
 
 
-def read_launch(path: Path) -> Launch:
-    """Read one launch; UsageError if its file is damaged."""
+# Launches
+
+
+def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
+    """The launches of all processes of a run, in the order in which they started."""
+    return tuple(read_launch(file.path)[0] for file in of_kind(out, LAUNCH) if file.run == run)
+
+
+def read_launch(path: Path) -> tuple[Launch, str]:
+    """One launch and the text of its file; UsageError if it is damaged."""
     try:
         with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
-            said = json.loads(file.read())
+            text = file.read().decode()
+        said = json.loads(text)
         if isinstance(said, dict):
             said.pop(_DIGEST, None)
         launch: Launch = fit(Launch, said, "launch")
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{printable(str(path))}: is not a record of this program ({error})") from error
-    return launch
+    return launch, text
 
 
-def is_launch_as_written(file: ProcessFile, launch: Launch) -> bool:
+def is_as_written(file: ProcessFile, launch: Launch, text: str) -> bool:
     """True if nothing in the file of a launch, or of its name, was changed. Older ones have no checksum."""
-    facts = asdict(launch)
-    texts = (_text({**facts, _DIGEST: _digest(launch)}), _text(facts))
-    with open_own(file.path, "r", MAX_LAUNCH_BYTES) as content:
-        is_text = content.read() in [text.encode() for text in texts]
     named = (_stamp(launch.started), launch.rank, launch.size)
-    return is_text and named == (file.started, file.rank, file.size)
+    texts = (_launch_text(launch), json.dumps(asdict(launch), indent=1) + "\n")
+    return text in texts and named == (file.started, file.rank, file.size)
+
+
+def is_closed(launches: Sequence[Launch]) -> bool:
+    """True if every process ended normally, or a later one with its samples did: all files are listed."""
+    ended = [launch for launch in launches if launch.finished]
+    return bool(ended) and all(
+        launch.finished or any(other.covers(launch) for other in ended) for launch in launches
+    )
+
+
+def _launch_text(launch: Launch) -> str:
+    facts = asdict(launch)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**facts, _DIGEST: digest}, indent=1) + "\n"
+
+
+def _stamp(started: str) -> str:
+    """When a process began, as names of files have it."""
+    return started.replace("+00:00", "Z").replace("-", "").replace(":", "")
+
+
+# Checksums
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def sha256_of(path: Path) -> str:
+    """sha256 of a file that does not change; computed once per process."""
+    return sha256_of_file(path)
+
+
+def list_files(out: Path, paths: Iterable[Path]) -> dict[str, Listed]:
+    """Checksums and sizes of files below `out`, by their paths there."""
+    return {
+        path.relative_to(out).as_posix(): Listed(sha256_of_file(path), path.stat().st_size) for path in paths
+    }
+
+
+def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
+    """Checksums by path below `out`; a path's last line counts, and lines without a checksum are ignored.
+
+    share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
+    processes do not each read the lists of all the others.
+    """
+    older = out / OLDER_CHECKSUMS
+    listed = scan_checksums(older).listed if older.is_file() else dict[str, Listed]()
+    for file in of_kind(out, CHECKSUMS):
+        if share is None or (share[0] - file.rank) % math.gcd(share[1], file.size) == 0:
+            listed |= scan_checksums(file.path).listed
+    return listed
+
+
+def scan_checksums(path: Path) -> Scan:
+    """Read one list. A last line without an end was cut off when its writer was killed, and says nothing."""
+    with open_own(path, "r", MAX_LIST_BYTES) as file:
+        return scan_lines(file)
+
+
+def scan_lines(lines: Iterable[bytes]) -> Scan:
+    """Read the lines of a list, as `scan_checksums` does."""
+    scan, size = Scan({}, [], []), None
+    for number, line in enumerate(lines, 1):
+        text, is_whole = line.removesuffix(b"\n"), line.endswith(b"\n")
+        told, match = _SIZE.fullmatch(text), _LINE.fullmatch(text)
+        if not is_whole:
+            scan.cut.append(number)
+        elif match:
+            name = os.fsdecode(match[3])
+            name = _ESCAPED.sub(lambda escaped: _UNESCAPES[escaped[0]], name) if match[1] else name
+            scan.listed[name] = Listed(match[2].decode(), size)
+        elif not told:
+            scan.damaged.append(number)
+        size = int(told[1]) if told else None
+    return scan
+
+
+def format_checksums(listed: Mapping[str, Listed]) -> bytes:
+    """Files as lines of a list."""
+    lines = list[str]()
+    for name, (digest, size) in listed.items():
+        escaped = "".join(_ESCAPES.get(letter, letter) for letter in name)
+        comment = "" if size is None else f"# {size} bytes\n"
+        lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
+    return os.fsencode("".join(lines))
+
+
+# Failures
+
+
+def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
+    """`Failure.files` of a sample with these paths."""
+    changed = {path.relative_to(out).as_posix(): _changed(path) for path in paths}
+    return {file: None for file, time in changed.items() if time is None} or changed
+
+
+def read_failures(out: Path) -> list[Failure]:
+    """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
+    told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
+    return _unresolved(out, told | noted_failures(out))
+
+
+def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:
+    """The last failure of each sample in the files of processes, whether it was made later or not."""
+    files = of_kind(out, FAILED)
+    return {failure.where: failure for file in files for failure in scan_failures(file.path)}
+
+
+def write_failures(out: Path) -> None:
+    """Write `failures.jsonl` from the failures of all processes; its old lines do not count.
+
+    Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
+    """
+    path = out / FAILURES
+    if not os.path.lexists(path) and not of_kind(out, FAILED):
+        return
+    text: str | None = None
+    while (latest := "".join(map(to_line, _unresolved(out, noted_failures(out))))) != text:
+        text = latest
+        if text:
+            write_text(out, path, text)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def scan_failures(path: Path) -> Iterator[Failure]:
@@ -326,17 +401,10 @@ def scan_failures(path: Path) -> Iterator[Failure]:
             continue
 
 
-def _text(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=1) + "\n"
-
-
-def _digest(launch: Launch) -> str:
-    return hashlib.sha256(json.dumps(asdict(launch), sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(started: str) -> str:
-    """When a process began, as names of files have it."""
-    return re.sub(r"\+00:00$", "Z", started).translate({ord(c): None for c in "-:"})
+def to_line(failure: Failure) -> str:
+    """One line of `failures.jsonl`; the stage is left out if it is "base"."""
+    row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
+    return json.dumps(row) + "\n"
 
 
 def _parse_failure(row: Mapping[str, Any]) -> Failure:
@@ -357,11 +425,5 @@ def _changed(path: Path) -> int | None:
         return None
 
 
-def to_line(failure: Failure) -> str:
-    """One line of `failures.jsonl`; the stage is left out if it is "base"."""
-    row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
-    return json.dumps(row) + "\n"
-
-
-def _left(out: Path, failures: Mapping[tuple[str, int, str], Failure]) -> list[Failure]:
+def _unresolved(out: Path, failures: Mapping[tuple[str, int, str], Failure]) -> list[Failure]:
     return [failures[where] for where in sorted(failures) if not failures[where].is_resolved(out)]

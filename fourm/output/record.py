@@ -1,472 +1,232 @@
-"""How a process starts to write into an output folder: what is refused, and what `--overwrite` deletes."""
+"""`run.json`, the record of a run: its fields, and how it is written, read and checked."""
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import stat
-import time
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from fourm.data.layout import Place, Sample
-from fourm.data.writing import (
+from fourm.data.dataset import Input
+from fourm.data.layout import FORMS, MAX_SAMPLES, Place
+from fourm.data.opening import read_bytes
+from fourm.data.writing import PARTIAL, free_beside
+from fourm.errors import UsageError, printable
+from fourm.modalities.typed import Limits, fit
+from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY
+from fourm.schedule.settings import MAX_SEED
+
+RUN = "run.json"
+SR_RUN = "run.sr.json"  # record of super-resolution in the folder of the run that it reads
+PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
+# The new record while --overwrite deletes the old run; then it is renamed to replace the old record.
+NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
+# Where the samples of a run are recorded, NNNNN.jsonl for each thousand of them.
+SAMPLES = {
+    RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra"),
+}  # fmt: skip
+# No folder of results may have these names.
+RESERVED_NAMES = (
+    RUN, SR_RUN, *NEXT.values(), *(place.folder for place in SAMPLES.values()), PROCESSES, FAILURES, PLOTS,
     PARTIAL,
-    check_folder,
-    check_partial,
-    check_root,
-    check_writable,
-    create_text,
-    free_beside,
-    make_all,
-    mode_of,
-    remove_leftovers,
-    server_clock,
-    write_text,
-)
-from fourm.errors import UsageError
-from fourm.output.checksums import sha256_of_file
-from fourm.output.processes import (
-    FAILURES,
-    LAUNCH,
-    PROCESSES,
-    Launch,
-    Process,
-    find_living,
-    is_closed,
-    list_processes,
-    of_kind,
-    read_checksums,
-    read_launches,
-    remove_processes,
-    write_failures,
-)
-from fourm.output.runfile import NEXT, RUN, SR_RUN, RunFile, RunRecord, format_run, read_run
-
-# With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
-# until it is done.
-FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
-_POLL = 0.1  # seconds
-# Fields of a record that may differ between a run and the one that resumes it.
-NOT_COMPARED = ("versions", "command", "device", "created", "options")
-MAX_DIFFERENCES = 5  # named in the message that refuses to resume
-
-
-def digest_of_samples(samples: list[Sample]) -> str:
-    """sha256 over keys and typed texts, in order; without file names, so that a.jpg may become a.png."""
-    rows = [[s.key.folder, s.key.name, s.caption, *([dict(s.typed)] if s.typed else [])] for s in samples]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-@cache
-def sha256_of(path: Path) -> str:
-    """sha256 of a file that does not change; computed once per process."""
-    return sha256_of_file(path)
-
-
-def check_output(
-    out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
-) -> tuple[Path, ...]:
-    """Create the output folder; refuse one that is not writable or not empty. Loads nothing.
-
-    record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
-    created, the innermost first.
-    """
-    check_root(out)
-    if not _is_free(out, record):
-        before = _load(out, record)
-        if not resume and not overwrite and not _is_partner(out, before.identity, launch):
-            raise _exists(out, record)
-    made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
-    try:
-        _make(out)
-        with _as_usage_error(out):
-            check_writable(out)
-    except BaseException:  # Ctrl-C too
-        remove_empty(made)
-        raise
-    return made
-
-
-def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, given the innermost first; those that are not empty stay."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+)  # fmt: skip
+BASE: Literal["base"] = "base"  # stages of making a sample
+SR: Literal["sr"] = "sr"
+FORMAT = 3  # of run.json; fields may be added to it
+OLDER_FORMATS = (1, 2)  # are read, but such runs cannot be continued
+MAX_BYTES = 1 << 28  # of run.json
+MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
+_IDENTITY, _DIGEST = "identity", "sha256"  # keys; the digest covers all other fields but the format
+_Count = Annotated[int, Limits(1, MAX_SAMPLES)]
+_Seed = Annotated[int, Limits(0, MAX_SEED)]
 
 
 @dataclass(frozen=True, slots=True)
-class Joining:
-    """A process that is about to write into an output folder.
+class _RecordedStep:
+    """The fields of a recorded step that are read."""
 
-    since: when the job of this process started, in seconds since 1970. With `overwrite`, a record that was
-    written later belongs to this job and is kept.
+    index: int
+    target: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    """The fields of a recorded schedule that are read."""
+
+    conditions: tuple[str, ...]
+    steps: tuple[_RecordedStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What the super-resolution of a run depends on: these fields of its record."""
+
+    model: str
+    revision: str
+    files: Mapping[str, str]
+    options: str
+    num_variations: _Count
+    seed: _Seed
+    dtype: str
+    input: Input | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """All that the files of a run depend on, and how to repeat it."""
+
+    schedule: Mapping[str, Any]  # Chain.to_json()
+    model: str
+    revision: str
+    files: Mapping[str, str]  # weights, tokenizers, text tokenizer -> sha256
+    samples: _Count  # of all processes together
+    num_variations: _Count
+    seed: _Seed
+    dtype: str
+    device_type: str  # "cpu", "cuda", "mps"; they round differently
+    attention: str  # the kernel; they round differently
+    decode: bool
+    detokenizer_steps: Annotated[int, Limits(1)]
+    preview: Annotated[int, Limits(0)]
+    places: tuple[Place, ...]
+    stage: Literal["base", "sr"] = BASE
+    variation: Annotated[int, Limits(0)] | None = None  # if only this one was made
+    origin: Mapping[str, Any] = field(default_factory=dict)  # `as_origin` of the run that this reads
+    options: str = ""  # the schedule as command line options
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    created: str = ""
+    input: Input | None = None  # what the samples were read from; None: an older version made the folder
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as `run.json` contains them."""
+        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return facts
+
+    def as_origin(self) -> dict[str, Any]:
+        """What the results of this run depend on, for the record of their super-resolution."""
+        facts = self.to_json()
+        return {each.name: facts[each.name] for each in fields(_Origin)}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A valid record, as it was read."""
+
+    run: RunRecord
+    identity: str  # part of the file names of its processes; "" in older formats
+    is_as_written: bool  # False: valid, but changed after it was written
+
+
+def format_run(run: RunRecord, identity: str) -> str:
+    """The text of a record."""
+    facts = {_IDENTITY: identity, **run.to_json()}
+    return _text({"format": FORMAT, **facts, _DIGEST: _digest(facts)})
+
+
+def read_run(path: Path) -> RunFile:
+    """Read a record and check all fields; UsageError if one is wrong, FileNotFoundError if there is none.
+
+    Fields that this version does not know are ignored.
     """
-
-    out: Path
-    settings: RunRecord
-    launch: Launch
-    resume: bool = False
-    overwrite: bool = False
-    record: str = RUN
-    since: float = 0.0
-
-    def check(self) -> None:
-        """Refuse what `enter` would refuse, before the model is loaded; nothing is written.
-
-        One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
-        """
-        if self.resume and os.path.lexists(self.out / NEXT[self.record]):
-            with _as_usage_error(self.out):
-                self._end_overwrite()
-        if _is_free(self.out, self.record):
-            if self.record == SR_RUN:
-                _check_unclaimed(self.out, self.settings)
-            return
-        before = _load(self.out, self.record)
-        if not self.overwrite:
-            self._check_same_run(before)
-        for place in self.settings.places:
-            check_folder(self.out, self.out / place.folder)
-
-    def enter(self) -> Process:
-        """Write the record, or compare with the existing one, and register this process in the folder.
-
-        Several processes may do this at once, in any order; the first one writes the record.
-        """
-        _make(self.out)
-        try:
-            with _as_usage_error(self.out):
-                return self._join()
-        except BaseException:  # Ctrl-C too: nothing of this process stays
-            remove_leftovers(self.out)
-            raise
-
-    def _join(self) -> Process:
-        out, record, launch = self.out, self.record, self.launch
-        check_names(out)
-        remove_leftovers(out)
-        run = secrets.token_hex(4)
-        text = format_run(self.settings, run)
-        if _is_free(out, record):
-            if record == SR_RUN:
-                _check_unclaimed(out, self.settings)
-            if create_text(out, out / record, text):
-                try:
-                    if record == RUN:
-                        remove_processes(out, [run])  # left by a run whose record was deleted
-                    return _begin_once(out, record, run, launch)
-                except BaseException:  # Ctrl-C too
-                    _remove_new_record(out, record, run)
-                    raise
-        if self.overwrite and not _is_of_job(out, record, launch, self.since):
-            if launch.rank == 0:
-                _check_alone(out)
-                return _overwrite(out, record, text, _begin(out, run, launch))
-            _wait_for_first(out, record, launch, self.since)
-        before = _load(out, record)
-        self._check_same_run(before)
-        if self.resume or self.overwrite:
-            return _begin(out, before.identity, launch)
-        return _begin_once(out, record, before.identity, launch)
-
-    def _end_overwrite(self) -> None:
-        """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
-        out, waiting = self.out, self.out / NEXT[self.record]
-        check_names(out)
-        end = time.monotonic() + FIRST_WAIT
-        while self.launch.rank > 0 and os.path.lexists(waiting):
-            if time.monotonic() > end:
-                raise _never_first(out, self.launch, FIRST_WAIT)
-            time.sleep(_POLL)
-        if self.launch.rank > 0:
-            return
-        following = _load(out, waiting.name)
-        _check_settings(out, following.run, self.settings)
-        _check_alone(out)
-        _replace(out, self.record, following.identity)
-
-    def _check_same_run(self, before: RunFile) -> None:
-        """Refuse to continue a run without being asked to, or with other settings."""
-        is_wanted = self.resume or self.overwrite
-        if not (is_wanted or _is_partner(self.out, before.identity, self.launch)):
-            raise _exists(self.out, self.record)
-        _check_settings(self.out, before.run, self.settings)
-
-
-def withdraw_output(process: Process, record: str) -> bool:
-    """Delete a run that only this process has started and that has no results yet; False if it is another."""
-    out, own = process.out, process.path(LAUNCH)
-    launches = [file.path for file in of_kind(out, LAUNCH) if file.run == process.run]
-    if process.launch.size > 1 or launches != [own] or not (out / record).is_file():
-        return False
-    _empty(out, record, "")
-    (out / record).unlink()
-    remove_leftovers(out)
-    return True
-
-
-def close_output(process: Process, launch: Launch) -> None:
-    """Record how a launch ended, rewrite the list of failures, delete temporary files."""
     try:
-        process.check()
-        process.end(launch)
-        write_failures(process.out)
-    finally:
-        remove_leftovers(process.out)
-
-
-def read_record(out: Path, record: str = RUN) -> RunRecord:
-    """The settings of the run that wrote a folder."""
-    return _load(out, record).run
-
-
-def _exists(out: Path, record: str) -> UsageError:
-    what = "is not empty" if record == RUN else "holds super-resolution already"
-    return UsageError(
-        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{free_beside(out)}"
-    )
-
-
-def _is_partner(out: Path, run: str, launch: Launch) -> bool:
-    """True if the run belongs to a job of this size, and no process with this rank has started yet."""
-    is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
-    return launch.size > 1 and not is_emptied and not _is_begun(out, run, launch)
-
-
-def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
-    """True if a launch other than that of `process` has the same rank, or is of a job of another size."""
-    own = process.path(LAUNCH) if process else None
-    others = [file for file in of_kind(out, LAUNCH) if file.run == run and file.path != own]
-    return any(file.size != launch.size or file.rank == launch.rank for file in others)
-
-
-def _begin(out: Path, run: str, launch: Launch) -> Process:
-    process = Process(out, run, launch)
-    process.begin()
-    return process
-
-
-def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
-    """Begin, unless another process with the same rank does so at the same moment, or overwrites the run."""
-    process = _begin(out, run, launch)
-    if _load(out, record).identity != run or _is_begun(out, run, launch, process):
-        process.withdraw()
-        raise _exists(out, record)
-    return process
-
-
-def _remove_new_record(out: Path, record: str, run: str) -> None:
-    """Remove a record that this process has just written, unless another process has joined its run."""
-    with contextlib.suppress(UsageError):
-        if _load(out, record).identity == run and not any(f.run == run for f in of_kind(out, LAUNCH)):
-            (out / record).unlink()
-    remove_empty([out / PROCESSES])
-
-
-def _check_alone(out: Path) -> None:
-    """Refuse to empty a folder while other processes are writing into it."""
-    if living := find_living(out):
-        share = f"process {living[0].rank} of {living[0].size}"
-        raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
-
-
-def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
-    """Empty a folder. The new record is written first, so that --resume can continue an interrupted one."""
-    try:
-        _places(out, record)  # refuses before anything is written
-        write_text(out, out / NEXT[record], text)
-        _replace(out, record, process.run)
-    except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
-        process.withdraw()
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        said = json.loads(text)
+        if said["format"] in OLDER_FORMATS:
+            return RunFile(_run_of(_upgraded(said)), "", True)
+        if said["format"] != FORMAT:
+            raise ValueError(f"another version of this program wrote format {said['format']!r}")
+        identity = fit(str, said[_IDENTITY], _IDENTITY)
+        if not RUN_IDENTITY.fullmatch(identity):
+            raise ValueError(f"its identity is {identity!r}")
+        run = _run_of(said)
+    except FileNotFoundError:
         raise
-    return process
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else printable(str(error))
+        raise UsageError(
+            f"{printable(str(path))}: is not a record of this program, or was damaged ({why})"
+        ) from error
+    facts = {name: value for name, value in said.items() if name not in ("format", _DIGEST)}
+    return RunFile(run, identity, text == _text(said) and said.get(_DIGEST) == _digest(facts))
 
 
-def _replace(out: Path, record: str, run: str) -> None:
-    """Delete the files of the old run, then replace its record by the new one."""
-    _empty(out, record, run)
-    os.replace(out / NEXT[record], out / record)
-
-
-def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
-    """True if the job of this process wrote the record, which then is newer than the start of the job."""
-    if launch.size == 1:
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        return (out / record).lstat().st_mtime >= since + server_clock(out)
-    return False
-
-
-def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> None:
-    """Wait until process 0 of this job has emptied the folder."""
-    end, is_seen = time.monotonic() + FIRST_WAIT, False
-    while not _is_of_job(out, record, launch, since):
-        first = [f for f in of_kind(out, LAUNCH) if (f.rank, f.size) == (0, launch.size)]
-        if not is_seen and any(_is_of_job(out, str(f.path.relative_to(out)), launch, since) for f in first):
-            end, is_seen = time.monotonic() + EMPTYING_WAIT, True
-        if time.monotonic() > end:
-            waited = EMPTYING_WAIT if is_seen else FIRST_WAIT
-            raise _never_first(out, launch, waited)
-        time.sleep(_POLL)
-
-
-def _never_first(out: Path, launch: Launch, waited: float) -> UsageError:
-    return UsageError(
-        f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
-        f"for {waited:.0f} seconds; start all processes of a job together"
-    )
-
-
-def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
-    """Refuse to continue a run with other settings; the message names what differs."""
-    names = [each.name for each in fields(RunRecord) if each.name not in NOT_COMPARED]
-    before, after = (
-        dict(_flat("", {name: json.loads(json.dumps(run.to_json()[name])) for name in names}))
-        for run in (there, here)
-    )
-    differences = [
-        f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
-        for path in dict.fromkeys((*before, *after))
-        if before.get(path, "absent") != after.get(path, "absent")
-    ]
-    if differences:
-        rest = len(differences) - MAX_DIFFERENCES
-        more = f"; and {rest} more" if rest > 0 else ""
-        shown = "; ".join(differences[:MAX_DIFFERENCES])
-        raise UsageError(f"--out {out}: belongs to a run with other settings: {shown}{more}")
-
-
-def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
-    """The leaves of nested mappings and lists, with their paths; a list of plain values is a leaf."""
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flat(f"{path}.{name}" if path else str(name), item)
-    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
-        for number, item in enumerate(value):
-            yield from _flat(f"{path}[{number}]", item)
-    else:
-        yield path, json.dumps(value)
-
-
-def _load(out: Path, name: str) -> RunFile:
+def load_run(out: Path, file: str = RUN) -> RunFile:
+    """The record of an output folder; UsageError if there is none."""
     try:
-        return read_run(out / name)
+        return read_run(out / file)
     except FileNotFoundError as error:
         raise UsageError(
-            f"--out {out}: is not empty and holds no {name}, so no run wrote it; left as it is"
+            f"--out {out}: is not empty and holds no {file}, so no run wrote it; left as it is"
             + free_beside(out)
         ) from error
 
 
-def _make(out: Path) -> None:
-    try:
-        make_all(out)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+def read_record(out: Path, file: str = RUN) -> RunRecord:
+    """The settings of the run that wrote a folder."""
+    return load_run(out, file).run
 
 
-@contextlib.contextmanager
-def _as_usage_error(out: Path) -> Iterator[None]:
-    """Turn an OSError about the output folder into a UsageError."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+def _text(said: Mapping[str, Any]) -> str:
+    return json.dumps(said, indent=1) + "\n"
 
 
-def _is_free(out: Path, record: str) -> bool:
-    """True if the folder contains no run, at most the leftovers of one that was killed while it started.
-
-    For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
-    """
-    try:
-        check_names(out)
-        if record != RUN:
-            return not os.path.lexists(out / record)
-        names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
-    return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check_names(out: Path) -> None:
-    """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
-    check_partial(out)
-    for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
-        kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
-        if (mode := mode_of(out / name)) is not None and not is_kind(mode):
-            raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
+def _run_of(said: Mapping[str, Any]) -> RunRecord:
+    """The record that parsed JSON holds; ValueError for values that no run has."""
+    run: RunRecord = fit(RunRecord, said, "run", strict=False)
+    if run.samples * run.num_variations > MAX_SAMPLES:
+        raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")
+    if run.variation is not None and run.variation >= run.num_variations:
+        raise ValueError(f"there is no variation {run.variation}")
+    fit(_Schedule, run.schedule, "schedule", strict=False)
+    if run.origin:
+        fit(_Origin, run.origin, "origin", strict=False)
+    for place in run.places:
+        _check_place(place)
+    return run
 
 
-def _check_unclaimed(out: Path, settings: RunRecord) -> None:
-    """Refuse result folders that contain files although no record lists them."""
-    for place in settings.places:
-        folder = out / place.folder
-        check_folder(out, folder)
-        if (
-            place.form != "extra"
-            and os.path.lexists(folder)
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UsageError(f"{folder}: holds files that no run of super-resolution wrote; move them away")
+def _check_place(place: Place) -> None:
+    """ValueError for a place outside of the output folder, or one that has a reserved name."""
+    parts = place.folder.split("/")
+    if {"", ".", ".."} & set(parts) or parts[0] in RESERVED_NAMES or os.path.isabs(place.folder):
+        raise ValueError(f"no run has results in the folder {place.folder!r}")
+    if len(os.fsencode(place.folder)) > MAX_FOLDER_BYTES or len(os.fsencode(place.suffix)) > MAX_SUFFIX_BYTES:
+        raise ValueError(
+            f"no run has a folder or suffix as long as {place.folder[:20]!r}, {place.suffix[:20]!r}"
+        )
+    if not place.suffix.isprintable() or place.suffix.strip(".") == "" or "/" in place.suffix:
+        raise ValueError(f"no run writes files that end in {place.suffix!r}")
+    if place.form not in FORMS:
+        raise ValueError(f"no run writes files of the form {place.form!r}")
 
 
-def _empty(out: Path, name: str, run: str) -> None:
-    """Delete the files of a run and of the super-resolution made from it, except those of the new run `run`.
-
-    The old record is kept; the caller replaces it.
-    """
-    places, listed = _places(out, name), _written(out, name)
-    kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, _load(out, RUN).identity]
-    for place in places:
-        _empty_place(out, place.folder, place.suffix, listed)
-    remove_processes(out, kept)
-    for each in (SR_RUN, NEXT[SR_RUN], FAILURES) if name == RUN else ():
-        (out / each).unlink(missing_ok=True)
+def _upgraded(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a record of format 1 or 2 as format 3 has them, without the list of its processes."""
+    schedule = said["schedule"]
+    names = [*schedule["conditions"], *dict.fromkeys(step["target"] for step in schedule["steps"])]
+    places = [_place(place, names) for place in said["places"]]
+    return {"attention": "sdpa", **said, "places": places}
 
 
-def _places(out: Path, name: str) -> list[Place]:
-    """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
-    places = [(each, place) for each in _records(out, name) for place in _load(out, each).run.places]
-    for each, place in places:  # all of them before anything is deleted
-        _check_own(out, each, place.folder)
-    return [place for _, place in places]
+def _place(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A place of format 1, which said nothing of the modality, from the name of its folder."""
+    if "form" in said:
+        return dict(said)
+    folder, is_condition = said["folder"], said["shared"]
+    places = {name: (folder == name, _stem(folder) == _stem(name)) for name in names}
+    modality = max(names, key=lambda name: places[name]) if any(map(any, places.values())) else ""
+    form = "extra" if not modality else "ids" if folder == modality and folder.startswith("tok_") else "value"
+    return {**said, "modality": modality, "form": form, "is_condition": is_condition}
 
 
-def _records(out: Path, name: str) -> list[str]:
-    return [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
-
-
-def _written(out: Path, name: str) -> Container[str] | None:
-    """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
-    try:
-        launches = [read_launches(out, _load(out, each).identity) for each in _records(out, name)]
-        listed = read_checksums(out)
-    except (OSError, UsageError):
-        return None
-    return listed if listed and all(map(is_closed, launches)) else None
-
-
-def _check_own(out: Path, record: str, folder: str) -> None:
-    """Refuse to delete files below a symbolic link."""
-    above = out
-    for part in folder.split("/"):
-        above = above / part
-        if above.is_symlink():
-            raise UsageError(f"{out / record}: names the folder '{folder}', but {above} is a link")
-
-
-def _empty_place(out: Path, place: str, suffix: str, listed: Container[str] | None) -> None:
-    """Delete the files with this suffix, of which only those that are listed, if all are."""
-    folder = out / place
-    for where, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            path = Path(where, name)
-            if name.endswith(suffix) and (listed is None or path.relative_to(out).as_posix() in listed):
-                path.unlink()
-        remove_empty([Path(where)])
-    remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
+def _stem(name: str) -> str:
+    """`rgb` of the folders and names `rgb`, `rgb_decoded`, `tok_rgb@224`."""
+    return name.partition("@")[0].removeprefix("tok_").removesuffix("_decoded")

@@ -1,33 +1,59 @@
-"""An output folder against its records and checksums: what is missing, cut off, altered or nobody's."""
+"""An output folder against its records and checksums: what is missing, truncated, altered or foreign."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fourm.data.opening import open_file
+from fourm.data.layout import Place
+from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import SampleError, UsageError, printable
-from fourm.output.census import Census, Member, Status
-from fourm.output.checksums import Listed, sha256_of_file
 from fourm.output.formats import find_flaw, find_flaw_of_tokens
-from fourm.output.ledger import (
-    ALTERED,
-    FOREIGN,
-    MISSING,
-    TRUNCATED,
-    UNFINISHED,
-    UNLISTED,
-    UNREADABLE,
-    Finding,
-    Ledger,
-    why,
+from fourm.output.processes import (
+    ANY_RUN,
+    CHECKSUMS,
+    FAILED,
+    FAILURES,
+    LAUNCH,
+    MAX_LIST_BYTES,
+    OLDER_CHECKSUMS,
+    PROCESSES,
+    Failure,
+    Listed,
+    ProcessFile,
+    is_as_written,
+    is_closed,
+    list_processes,
+    noted_failures,
+    read_failures,
+    read_launch,
+    read_launches,
+    scan_checksums,
+    sha256_of_file,
+    to_line,
 )
-from fourm.output.processes import PROCESSES, Failure, is_closed, read_launches
-from fourm.output.results import Run
-from fourm.output.runfile import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SR, SR_RUN, read_run
+from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, read_run
+from fourm.output.samples import RecordedSample, Run, read_samples_file
 
-Tell = Callable[[int, int], None]  # files that were read so far, and how many there are
+FOREIGN, MISSING, TRUNCATED, ALTERED = "foreign", "missing", "truncated", "altered"
+UNREADABLE = "unreadable"
+UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
+_ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
+MADE, NOT_MADE, BEGUN, ABSENT = _STATES = ("made", "failed", "partial", "absent")  # of results
+_LEGACY = (OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
+
+Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be, or worth knowing."""
+
+    kind: str
+    file: str  # below the folder, with "/"
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +84,146 @@ class Verdict:
 def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     """Check every file of a folder; UsageError if it is none of a run. Nothing is changed.
 
-    A file with a checksum is compared with it; any other by its format, which tells one that is cut off, but
-    not one that was exchanged. Tokens without a checksum must also be as many as the record says.
+    A file with a checksum is compared with it; any other by its format, which tells one that is truncated,
+    but not one that was exchanged. Tokens without a checksum must also be as many as the record says.
     """
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
-    search = _Search(root)
-    search.read_records()
-    search.list_files()
-    search.count_results()
-    files = search.compare(tell)
-    made = {key for census in search.censuses[:1] for key, _ in census.made()}
-    failed = sum(len(c.failed - c.made()) for c in search.censuses)
-    return Verdict(root, len(made), failed, files, tuple(search.findings), tuple(search.notes))
+    folder = _Folder(root)
+    folder.read_processes()
+    folder.read_records()
+    total, missing = sum(not _is_record(path) for path in folder.sums), set(folder.sums)
+    for entry in folder.result_folders():
+        for path in folder.walk(entry):
+            if not _is_record(path):
+                tell(folder.files, total)
+            if path in folder.sums:
+                missing.discard(path)
+                folder.compare(path)
+            else:
+                folder.unlisted.add(path)
+    for path in sorted(missing):
+        folder.lack(path, f"{PROCESSES} lists it")
+    for each in folder.runs:
+        folder.check_results(each)
+    folder.check_unlisted()
+    failed = sum(len(each.failed) for each in folder.runs)
+    findings = sorted(folder.findings, key=lambda found: _ORDER.index(found.kind))
+    return Verdict(root, folder.samples, failed, folder.files, tuple(findings), tuple(folder.notes))
 
 
 @dataclass(slots=True)
-class _Search:
+class _RunState:
+    """A run whose results are checked."""
+
+    run: Run
+    is_closed: bool  # its last process has ended normally, so that every file is listed
+    failed: set[tuple[str, int]]  # key and variation of results that are noted as failed, and not here
+    base_failed: set[tuple[str, int]] = field(default_factory=set)  # the run before failed to make these
+
+
+@dataclass(slots=True)
+class _Folder:
     """What is known of a folder so far."""
 
     root: Path
-    censuses: list[Census] = field(default_factory=list)
-    sums: dict[str, Listed] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    there: list[str] = field(default_factory=list)  # plain files in folders of runs
-    blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
-    unlisted: list[tuple[str, Census, Member]] = field(default_factory=list)
-    strange: set[str] = field(default_factory=set)  # files that are not read
-    tokens: dict[str, int | None] = field(
-        default_factory=dict
-    )  # how many an unlisted file has, if it is known
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
-    _owners: dict[str, list[tuple[Census, int]]] = field(default_factory=dict)
+    runs: list[_RunState] = field(default_factory=list)
+    sums: dict[str, Listed] = field(default_factory=dict)  # by path
+    failures: list[Failure] = field(default_factory=list)  # of samples that were not made since
+    unlisted: set[str] = field(default_factory=set)  # files without a checksum
+    blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
+    lost: list[str] = field(default_factory=list)  # unlisted files of complete runs that are made results
+    late: list[str] = field(default_factory=list)  # the same of runs that are not complete
+    files: int = 0  # that were read
+    samples: int = 0  # of the first run, with a result
+    is_unknown: bool = False  # which files belong to samples
 
-    @property
-    def has_base(self) -> bool:
-        """True where the record of the run that made the folder tells what belongs here."""
-        return any(census.run.file == RUN for census in self.censuses)
+    def find(self, kind: str, file: str, detail: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(kind, file, detail))
+
+    def lack(self, path: str, detail: str) -> None:
+        """A file is missing; below what was not looked into, nobody knows."""
+        above = (path, *map(str, PurePosixPath(path).parents))
+        if self.blocked.isdisjoint(above):
+            self.find(MISSING, path, detail)
+
+    # What processes wrote: launches, lists of checksums, failures.
+
+    def read_processes(self) -> None:
+        """Read the files of all processes, and what else lies beside them."""
+        files, others = list_processes(self.root)
+        for name in others:
+            self.find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
+        by_process = dict[str, dict[str, ProcessFile]]()
+        for file in files:
+            by_process.setdefault(file.path.stem, {})[file.kind] = file
+        for name, kinds in by_process.items():
+            self._read_process(f"{PROCESSES}/{name}", kinds)
+        try:
+            self.failures = read_failures(self.root)
+        except (OSError, UsageError) as error:
+            self.find(UNREADABLE, FAILURES, f"cannot be read ({_why(error)})")
+
+    def _read_process(self, name: str, kinds: dict[str, ProcessFile]) -> None:
+        """What one process wrote, compared with what it noted when it ended."""
+        noted = dict[str, str]()
+        if LAUNCH in kinds:
+            try:
+                launch, text = read_launch(kinds[LAUNCH].path)
+                noted = dict(launch.files)
+                if not is_as_written(kinds[LAUNCH], launch, text):
+                    detail = "is not as its process wrote it, or not under its name"
+                    self.find(ALTERED, name + LAUNCH, detail)
+            except UsageError as error:
+                self.find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
+        elif any(file.run != ANY_RUN for file in kinds.values()):
+            self.find(MISSING, name + LAUNCH, "other files of this process are here")
+        for kind in sorted(noted.keys() - kinds.keys()):
+            self.find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
+        for kind, file in kinds.items():
+            try:
+                wrong = self._read_list(file.path, is_finished=kind in noted) if kind == CHECKSUMS else ""
+                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
+            except (OSError, UsageError) as error:
+                self.find(UNREADABLE, name + kind, f"cannot be read ({_why(error)})")
+            else:
+                if wrong or is_changed:
+                    self.find(ALTERED, name + kind, wrong or "was changed after its process had ended")
+
+    def _read_list(self, path: Path, is_finished: bool) -> str:
+        """Take in checksums; says what is wrong. Of a killed process the last line may be cut off."""
+        scan = scan_checksums(path)
+        self.sums |= scan.listed
+        damaged = scan.damaged + (scan.cut if is_finished else [])
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        return f"line {damaged[0]}{more} is cut off or holds no checksum" if damaged else ""
+
+    def _check_failures(self) -> None:
+        """Whether `failures.jsonl` is what its processes made of their own lists; all of them have ended."""
+        if any(
+            f.file == FAILURES or (f.file.startswith(PROCESSES) and f.file.endswith(FAILED))
+            for f in self.findings
+        ):
+            return  # told already
+        noted, path = noted_failures(self.root), self.root / FAILURES
+        told = read_bytes(path, MAX_LIST_BYTES).splitlines(keepends=True) if os.path.lexists(path) else []
+        lines = {where: to_line(noted[where]).encode() for where in sorted(noted)}
+        lost = [f for f in noted.values() if not f.is_resolved(self.root) and lines[f.where] not in told]
+        if lost and not told:
+            self.find(MISSING, FAILURES, f"{len(lost)} more failed samples are noted in {PROCESSES}")
+        elif lost or told != [line for line in lines.values() if line in told]:
+            what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
+            self.find(ALTERED, FAILURES, f"{what} in {PROCESSES}")
+        elif os.path.lexists(path) and not told:
+            self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
+
+    # Records of runs.
 
     def read_records(self) -> None:
-        """The records of runs, their failures, and the checksums."""
-        ledger = Ledger.of(self.root)
-        self.sums, self.findings, self.failures = ledger.sums, ledger.findings, ledger.failures
+        """The records of runs, and whether these have ended; UsageError where no run wrote the folder."""
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
             if not os.path.lexists(self.root / file):
                 continue
@@ -108,236 +231,266 @@ class _Search:
                 read = read_run(self.root / file)
                 launches = read_launches(self.root, read.identity)
             except FileNotFoundError:
-                self._find(UNREADABLE, file, "a link to a file that is gone")
+                self.find(UNREADABLE, file, "a link to a file that is gone")
                 continue
             except UsageError as error:
-                self._find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
+                self.find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
                 continue
+            run = Run(self.root, file, read.run)
             if (self.root / file).is_symlink():
-                self._find(FOREIGN, file, "a link in the place of a record, which other commands refuse")
+                self.find(FOREIGN, file, "a link in the place of a record, which other commands refuse")
             if not read.is_as_written:
-                self._find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
-            if not launches:
-                self._find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
-            census = Census(Run(read.run, file), is_closed(launches))
-            census.count_failures(f for f in self.failures if f.stage == stage)
-            self.censuses.append(census)
-        self._compare_records()
-        if all(census.is_closed for census in self.censuses):
-            ledger.check_failures()
-        for census in self.censuses:
-            for number, place in enumerate(census.places):
-                self._owners.setdefault(place.folder, []).append((census, number))
-        for owners in self._owners.values():  # `-order.npy` before `.npy`
-            owners.sort(key=lambda owner: -len(owner[0].places[owner[1]].suffix))
-        if os.path.lexists(self.root / RUN) or self._is_beside_a_dataset():
+                self.find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
+            if not launches and read.identity:
+                self.find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
+            if run.is_older:
+                self._read_older(file)
+            failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
+            self.runs.append(_RunState(run, is_closed(launches), failed))
+        if len(self.runs) == 2:
+            self._compare_runs(*self.runs)
+        if all(each.is_closed for each in self.runs):
+            self._check_failures()
+        is_beside_a_dataset = bool(self.runs) and not self.runs[0].run.record.origin
+        if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
             where = printable(str(self.root))
             raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
-        self._find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
+        self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
-    def list_files(self) -> None:
-        """All files in the folders of runs; what lies beside these."""
-        known = {_top(folder) for folder in self._owners}
-        listed = {_top(path) for path in self.sums}
-        for entry in self._scan(""):
-            name = entry.name
-            if name in known or name in listed:
-                if name not in known and self.has_base:
-                    self._find(FOREIGN, name, "no record here tells of it")
-                self._walk(entry)
-            elif name == PARTIAL and not entry.is_dir(follow_symlinks=False):
-                self._find(FOREIGN, name, "a file or a link where unfinished files would go")
-            elif name == PLOTS and not entry.is_dir(follow_symlinks=False):
-                self._find(FOREIGN, name, "a file or a link where plots would go")
-            elif name == PARTIAL:
-                for strange in foreign_leftovers(self.root):
-                    self._find(FOREIGN, f"{name}/{strange}", "no process of this program wrote it")
-                self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
-            elif name in NEXT.values():
-                self._find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
-            elif self.has_base and name not in RESERVED_NAMES:
-                self._find(FOREIGN, name, "no run of this program wrote it")
-        self.there.sort()
+    def _read_older(self, file: str) -> None:
+        path = self.root / OLDER_CHECKSUMS
+        if path.is_file():
+            self.sums |= scan_checksums(path).listed
+        detail = "an older version made this folder; only files that have a checksum are checked"
+        self.notes.append(Finding(OLDER, file, detail))
 
-    def count_results(self) -> None:
-        """Sort files into results; name those that are missing or nobody's."""
-        there = set(self.there)
-        for path in self.there:
-            self._sort_in(path)
-        for path in sorted(self.sums.keys() - there):
-            self._sort_in(path, is_there=False)
-            if not self._is_blocked(path):
-                self._find(MISSING, path, f"{PROCESSES} lists it")
-        for census in self.censuses:
-            if census.run.file == SR_RUN:
-                census.excused = self._unable(census)
-            census.judge()
-            for path in census.missing():
-                if not self._is_blocked(path):
-                    self._find(MISSING, path, "other files of its sample are here")
-            self._count(census)
-        self._judge_unlisted()
-
-    def compare(self, tell: Tell) -> int:
-        """Read all files that are somebody's, each once; returns how many."""
-        paths = [path for path in self.there if path not in self.strange]
-        for number, path in enumerate(paths):
-            tell(number, len(paths))
-            try:
-                self._compare(path)
-            except SampleError as error:
-                self._find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
-            except OSError as error:
-                self._find(UNREADABLE, path, f"cannot be read ({why(error)})")
-        return len(paths)
-
-    def _compare_records(self) -> None:
+    def _compare_runs(self, base: _RunState, finer: _RunState) -> None:
         """Super-resolution beside a run goes on from this run, not from another one."""
-        records = {census.run.file: census.run.record for census in self.censuses}
-        if len(records) == 2 and records[SR_RUN].origin != records[RUN].as_origin():
-            self._find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
+        said, origin = finer.run.record.origin, base.run.record.as_origin()
+        if any(said.get(name) != fact for name, fact in origin.items()):
+            self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
+        if base.run.variations == finer.run.variations:
+            finer.base_failed = set(base.failed)
 
-    def _is_beside_a_dataset(self) -> bool:
-        """True for super-resolution of files that no run made."""
-        return bool(self.censuses) and not self.censuses[0].run.record.origin
+    # What lies in the folder.
 
-    def _compare(self, path: str) -> None:
-        file, said = self.root / path, self.sums.get(path)
-        if said is not None:
-            open_file(file).close()  # a pipe would be waited for
-            if said.size is not None and file.stat().st_size > said.size:
-                self._find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
-                return
-            if sha256_of_file(file) == said.sha256:
-                return
-        flaw = find_flaw(file)
-        if flaw is None and path in self.tokens:
-            flaw = find_flaw_of_tokens(file, self.tokens[path])
-        if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
-            self._find(TRUNCATED, path, "is empty")
-        elif flaw is not None:
-            self._find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
-        elif said is not None:
-            self._find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
+    def result_folders(self) -> list["os.DirEntry[str]"]:
+        """Folders in which runs have files; what lies beside them is judged."""
+        known = {
+            _top(p.folder) for each in self.runs for p in (*each.run.record.places, SAMPLES[each.run.file])
+        }
+        listed = {_top(path) for path in self.sums}
+        older = _LEGACY if any(each.run.is_older for each in self.runs) else ()
+        found = list["os.DirEntry[str]"]()
+        for entry in self._scan(""):
+            name, is_folder = entry.name, entry.is_dir(follow_symlinks=False)
+            if name in known or name in listed:
+                found.append(entry)
+            if name in known:
+                continue
+            if name in listed and self.has_base:
+                self.find(FOREIGN, name, "no record here tells of it")
+            elif name in (PARTIAL, PLOTS) and not is_folder:
+                what = "unfinished files" if name == PARTIAL else "plots"
+                self.find(FOREIGN, name, f"a file or a link where {what} would go")
+            elif name == PARTIAL:
+                for other in foreign_leftovers(self.root):
+                    self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
+                detail = "of a process that works here or was killed; --resume tidies up"
+                self.notes.append(Finding(UNFINISHED, name, detail))
+            elif name in NEXT.values():
+                self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
+            elif self.has_base and name not in (*RESERVED_NAMES, *older):
+                self.find(FOREIGN, name, "no run of this program wrote it")
+        return found
+
+    @property
+    def has_base(self) -> bool:
+        """True where the record of the run that made the folder tells what belongs here."""
+        return any(each.run.file == RUN for each in self.runs)
 
     def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self._find(UNREADABLE, folder, f"cannot be read ({why(error)})")
+            self.find(UNREADABLE, folder, f"cannot be read ({_why(error)})")
             self.blocked.add(folder)
             return []
 
-    def _walk(self, top: "os.DirEntry[str]") -> None:
-        """Note all files below an entry of the folder; links are followed to files inside of it only."""
-        waiting = [top]
+    def walk(self, top: "os.DirEntry[str]") -> Iterator[str]:
+        """All files at or below an entry of the folder; links are followed to files inside of it only."""
+        waiting = [(top.name, top)]
         while waiting:
-            entry = waiting.pop()
-            path = os.path.relpath(entry.path, self.root)
+            path, entry = waiting.pop()
             if entry.is_dir(follow_symlinks=False):
-                waiting += self._scan(path)
-            elif entry.is_symlink() and (strange := self._leads_away(entry)):
-                self._find(FOREIGN, path, strange)
+                waiting += [(f"{path}/{below.name}", below) for below in reversed(self._scan(path))]
+            elif entry.is_symlink() and (problem := self._leads_away(entry.path)):
+                self.find(FOREIGN, path, problem)
                 self.blocked.add(path)
             else:
-                self.there.append(path)
+                yield path
 
-    def _leads_away(self, entry: "os.DirEntry[str]") -> str:
+    def _leads_away(self, link: str) -> str:
         """What is wrong with where a link leads, if anything."""
-        if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
+        if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(self.root)):
             return "a link that leads out of the folder"
-        return "a link to a folder, which is not followed" if os.path.isdir(entry.path) else ""
+        return "a link to a folder, which is not followed" if os.path.isdir(link) else ""
 
-    def _is_blocked(self, path: str) -> bool:
-        """True below what was not looked into, so that nobody knows what is missing there."""
-        above = PurePosixPath(path)
-        return bool(self.blocked) and any(str(p) in self.blocked for p in (above, *above.parents))
+    # Results.
 
-    def _sort_in(self, path: str, is_there: bool = True) -> None:
-        """Count a file for its result; one that belongs to none is foreign, unless a run has listed it."""
-        is_listed = path in self.sums
-        census, member = self._owner(path)
-        if census is not None and member is not None:
-            census.take(member, is_there, is_listed)
-            if not is_listed:
-                self.unlisted.append((path, census, member))
-                place = census.places[member.place]
-                if place.form == "ids":
-                    self.tokens[path] = None if place.is_condition else census.run.count_tokens(place)
-        elif not is_listed:
-            self.strange.add(path)
-            if self.has_base or _top(path) in map(_top, self._owners):
-                self._find(FOREIGN, path, "no run names a file so")
+    def check_results(self, each: _RunState) -> None:
+        """What each result of a run has and lacks; files without a checksum that belong to a result."""
+        run, is_known, counts = each.run, True, Counter[str]()
+        if run.is_older:
+            self.samples += sum(1 for _ in run.samples()) if each is self.runs[0] else 0
+            return
+        for path in run.thousands():
+            self._take_unlisted(each, path.relative_to(self.root).as_posix(), MADE)
+            try:
+                samples = read_samples_file(path, run)
+            except UsageError as error:
+                is_known, name = False, path.relative_to(self.root).as_posix()
+                if name not in {found.file for found in self.findings}:
+                    self.find(ALTERED, name, str(error))
+                continue
+            for sample in samples:
+                states = self._check_sample(each, sample)
+                counts.update(states)
+                self.samples += each is self.runs[0] and MADE in states
+        there, folder = {path.name for path in run.thousands()}, SAMPLES[run.file].folder
+        listed = (path for path in self.sums if path.startswith(f"{folder}/"))
+        if is_known and all(path.rpartition("/")[2] in there for path in listed):
+            self._count(each, counts)
+        else:
+            self.is_unknown = True
 
-    def _owner(self, path: str) -> tuple[Census | None, Member | None]:
-        """The run whose file this is, and what it is there."""
-        for folder in map(str, PurePosixPath(path).parents):
-            for census, number in self._owners.get(folder, ()):
-                if (member := census.find(number, path[len(folder) + 1 :])) is not None:
-                    return census, member
-        return None, None
+    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[str]:
+        """What became of each variation of a sample."""
+        run, key = each.run, sample.key.text
+        shared = {sample.file(p, None) for p in run.places if p.shared and run.variations != (None,)}
+        lacked, states = dict[str, None](), list[str]()
+        for variation in sample.variations:
+            files = [sample.file(place, variation) for place in run.places]
+            missing = [file for file in files if file not in self.sums and file not in self.unlisted]
+            has_failed = (key, variation) in each.failed or (key, variation) in each.base_failed
+            states.append(self._judge(each, {*files} - shared, missing, has_failed))
+            if states[-1] == MADE:
+                each.failed.discard((key, variation))
+                lacked |= dict.fromkeys(missing)
+        for file in lacked:
+            self.lack(file, "other files of its sample are here")
+        for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
+            for place in run.places:
+                file = sample.file(place, variation)
+                best = min(states, key=_STATES.index) if file in shared else state
+                self._take_unlisted(each, file, best, place)
+            for file in run.extra_files(sample.key, variation):
+                self._take_unlisted(each, file, state)
+        return states
 
-    def _unable(self, census: Census) -> set[tuple[str, int]]:
-        """Results of super-resolution that the run before failed to prepare."""
-        before = self.censuses[0]
-        if before is census or before.run.variations != census.run.variations:
-            return set()
-        keys = {key for key, _ in before.results}
-        return {(key, variation) for key, variation in before.failed if key in keys}
+    def _judge(self, each: _RunState, own: set[str], missing: list[str], has_failed: bool) -> str:
+        """What became of a result with these files of its own."""
+        if not own.isdisjoint(self.sums) or not missing:
+            return MADE
+        if has_failed:
+            return NOT_MADE
+        if own.isdisjoint(self.unlisted):
+            return ABSENT
+        return MADE if each.is_closed and not self.sums else BEGUN  # MADE: its lists of checksums are gone
 
-    def _count(self, census: Census) -> None:
-        """As many results as the record says?"""
-        file, record, made = census.run.file, census.run.record, len(census.made())
-        begun = sum(status is Status.UNFINISHED for status in census.status.values())
-        known = sum(status in (Status.MADE, Status.FAILED) for status in census.status.values())
-        lack = census.expected - known
-        if made > census.expected:
-            self._find(ALTERED, file, f"tells of {census.expected:,} results, and there are {made:,}")
-        if lack > 0:
-            half = f" ({begun:,} of them begun)" if begun else ""
-            say = f"{lack:,} of {census.expected:,} results were not made{half}; "
-            if record.origin and file == RUN and census.is_closed:
-                say += "the run that this one goes on from lacks them, or --resume makes them"
-                self._note(MISSING, file, say)
-            else:
-                self._find(MISSING, file, f"{say}--resume makes them")
+    def _take_unlisted(self, each: _RunState, file: str, state: str, place: Place | None = None) -> None:
+        """Judge a file without a checksum that belongs to a result."""
+        if file not in self.unlisted:
+            return
+        self.unlisted.remove(file)
+        if each.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
+            self.find(FOREIGN, file, "its sample failed without it")
+            return
+        if state == MADE:
+            (self.lost if each.is_closed else self.late).append(file)
+        if place is None or place.form != "ids":
+            self.compare(file)
+        else:
+            self.compare(file, [None if place.is_condition else each.run.count_tokens(place)])
 
-    def _judge_unlisted(self) -> None:
-        """Files without a checksum: of a process that was killed, or nobody's."""
-        lost, late, lacked = list[str](), list[str](), self._lacked()
-        for path, census, member in self.unlisted:
-            status = census.status_of(member)
-            if status is Status.FOREIGN:
-                self.strange.add(path)
-                self._find(FOREIGN, path, "belongs to no sample of a run")
-            elif census.is_closed and path in lacked:
-                self._find(FOREIGN, path, "its sample failed without it")
-            elif status is Status.MADE:
-                (lost if census.is_closed else late).append(path)
-        if late:
-            self._note(UNLISTED, PROCESSES, f"{_named(late)} not listed yet; --resume does it")
-        if lost and not self.sums:
-            self._find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
-        elif lost:
-            what = f"{_named(lost)} not listed; --resume adds what belongs to samples"
-            self._find(ALTERED, PROCESSES, what)
+    def _count(self, each: _RunState, counts: Mapping[str, int]) -> None:
+        """Whether there are as many results as the record says."""
+        run, file, made, begun = each.run, each.run.file, counts[MADE], counts[BEGUN]
+        expected = run.record.samples * len(run.variations)
+        lack = expected - made - counts[NOT_MADE]
+        if made > expected:
+            self.find(ALTERED, file, f"tells of {expected:,} results, and there are {made:,}")
+        if lack <= 0:
+            return
+        half = f" ({begun:,} of them begun)" if begun else ""
+        say = f"{lack:,} of {expected:,} results were not made{half}; "
+        if run.record.origin and file == RUN and each.is_closed:
+            say += "the run that this one goes on from lacks them, or --resume makes them"
+            self.notes.append(Finding(MISSING, file, say))
+        else:
+            self.find(MISSING, file, f"{say}--resume makes them")
 
-    def _lacked(self) -> set[str]:
-        """Files that failed samples lacked when they failed."""
-        return {file for each in self.failures for file, time in each.files.items() if time is None}
+    def check_unlisted(self) -> None:
+        """Files without a checksum that belong to no result, or to one of a process that was killed."""
+        owned = {_top(place.folder) for each in self.runs for place in each.run.record.places}
+        is_unknown = self.is_unknown or any(each.run.is_older for each in self.runs)
+        for path in () if is_unknown else sorted(self.unlisted):
+            if self.has_base or _top(path) in owned:
+                self.find(FOREIGN, path, "belongs to no sample of a run")
+        if self.late:
+            detail = f"{_named(self.late)} not listed yet; --resume does it"
+            self.notes.append(Finding(UNLISTED, PROCESSES, detail))
+        if self.lost and not self.sums:
+            self.find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
+        elif self.lost:
+            what = f"{_named(self.lost)} not listed; --resume adds what belongs to samples"
+            self.find(ALTERED, PROCESSES, what)
 
-    def _find(self, kind: str, file: str, detail: str) -> None:
-        self.findings.append(Finding(kind, file, detail))
+    def compare(self, path: str, tokens: Sequence[int | None] = ()) -> None:
+        """Read a file: against its checksum, or by its format. tokens: how many it has, None: any number."""
+        self.files += not _is_record(path)
+        try:
+            self._compare(self.root / path, path, tokens)
+        except SampleError as error:
+            self.find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
+        except OSError as error:
+            self.find(UNREADABLE, path, f"cannot be read ({_why(error)})")
 
-    def _note(self, kind: str, file: str, detail: str) -> None:
-        self.notes.append(Finding(kind, file, detail))
+    def _compare(self, file: Path, path: str, tokens: Sequence[int | None]) -> None:
+        said = self.sums.get(path)
+        if said is not None:
+            open_file(file).close()  # a pipe would be waited for
+            if said.size is not None and file.stat().st_size > said.size:
+                self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
+                return
+            if sha256_of_file(file) == said.sha256:
+                return
+        flaw = find_flaw(file)
+        if flaw is None and tokens:
+            flaw = find_flaw_of_tokens(file, tokens[0])
+        if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
+            self.find(TRUNCATED, path, "is empty")
+        elif flaw is not None:
+            self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+        elif said is not None:
+            self.find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
+
+
+def _why(error: Exception) -> str:
+    """What an error says, without the file that it names."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _named(paths: list[str]) -> str:
-    return paths[0] + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")
+    return min(paths) + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")
+
+
+def _is_record(path: str) -> bool:
+    """True for a file that samples are recorded in, which is not of a sample."""
+    return _top(path) in {place.folder for place in SAMPLES.values()}
 
 
 def _top(path: str) -> str:

@@ -9,8 +9,8 @@ PUBLIC = {
         "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped event_to_json"
     ),
     "inputs": "CAPTION EMPTY Source note_unknown_words read_samples",
+    "outputs": "order_place preview_place",
     "pipeline": "check check_weights follow_on run",
-    "preview": "preview_places",
     "rawdata": "TokenizeRequest find_folders list_samples missing_tokenizers",
     "replay": "read_replay sr_name",
     "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request",

@@ -1,12 +1,14 @@
 """From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
 
+import hashlib
+import json
 import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.dataset import PICTURE_SUFFIXES, Dataset, choose_samples, list_dataset
+from fourm.data.dataset import PICTURE_SUFFIXES, Dataset, Input, choose_samples, list_dataset
 from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, Sample, number_keys, samples_of_prompts
 from fourm.data.opening import local_name
 from fourm.data.prompts import (
@@ -65,14 +67,16 @@ def read_samples(
     if source.subset_seed is not None and source.num_samples is None:
         raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
-        return Dataset(tuple(_unconditional(source, conditions)), ())
+        return Dataset(tuple(_unconditional(source, conditions)), (), input=Input("none"))
     if source.data is not None and is_folder:
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
         root = Path(source.data)
         rows = [model.registry.get(condition) for condition in conditions]
         beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
-        dataset = list_dataset(root, _folders(root, rows, raw), beside)
+        folders = _folders(root, rows, raw)
+        dataset = list_dataset(root, folders, beside)
+        read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
     else:
         _check_takes_prompts(source, conditions, model)
         captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
@@ -82,9 +86,17 @@ def read_samples(
         else:
             samples = samples_of_prompts(_prompts(source, model, stdin))
         _check_prompts(samples, conditions, model)
-        dataset = Dataset(tuple(samples), (), notes)
-    chosen = choose_samples(dataset.samples, source.num_samples, source.subset_seed)
-    return replace(dataset, samples=tuple(chosen))
+        dataset, read = Dataset(tuple(samples), (), notes), Input("texts")
+    chosen = tuple(choose_samples(dataset.samples, source.num_samples, source.subset_seed))
+    if read.kind == "texts":
+        read = replace(read, sha256=_digest_of_texts(chosen))
+    return replace(dataset, samples=chosen, input=read)
+
+
+def _digest_of_texts(samples: Sequence[Sample]) -> str:
+    """sha256 over the names and typed texts of samples; the same whatever form they were typed in."""
+    rows = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _check_file(data: str) -> None:

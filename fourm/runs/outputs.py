@@ -22,13 +22,26 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.networks.tokenizers.vq import Part
-from fourm.output.processes import now
-from fourm.output.record import digest_of_samples, sha256_of
-from fourm.output.runfile import RunRecord
+from fourm.output.processes import now, sha256_of
+from fourm.output.record import RunRecord
 from fourm.runs.device import name_device
-from fourm.runs.preview import preview_places
 from fourm.runs.request import Request
-from fourm.schedule.chain import joining_problem
+from fourm.schedule.chain import Step, joining_problem
+
+
+def preview_place(target: str, number: int) -> Place:
+    """Where the picture of a target after a step lies; number: of the step in the chain, from 1."""
+    return Place(f"preview/{target}", f"-step{number:03d}.png", modality=target, form="extra")
+
+
+def is_previewed(step: Step, every: int) -> bool:
+    """Whether the picture after a step of a grid is kept; every: after which steps, 0 is never."""
+    return every > 0 and step.number % every == 0
+
+
+def order_place(target: str) -> Place:
+    """Where the decoding step of each token lies, from 1, (L,) int16."""
+    return Place(f"preview/{target}", "-order.npy", modality=target, form="extra")
 
 
 def malformed_place(target: str) -> Place:
@@ -148,7 +161,7 @@ def check_steps(steps: int, trained: int) -> None:
 
 def make_record(request: Request, outputs: list[Output], device: torch.device, dtype: str) -> RunRecord:
     """What run.json says of this run."""
-    model, samples = request.model, list(request.samples)
+    model = request.model
     files = {
         "weights": model.weights,
         **{f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(outputs)},
@@ -161,8 +174,8 @@ def make_record(request: Request, outputs: list[Output], device: torch.device, d
         model=model.name,
         revision=model.revision,
         files={name: sha256_of(path) for name, path in sorted(files.items())},
-        samples=len(samples),
-        samples_sha256=digest_of_samples(samples),
+        samples=len(request.samples),
+        input=request.input,
         num_variations=request.num_variations,
         seed=request.seed,
         dtype=dtype,
@@ -187,9 +200,11 @@ def make_record(request: Request, outputs: list[Output], device: torch.device, d
 def _occasional(request: Request) -> list[Place]:
     """Where files lie that only some samples have."""
     rows = [request.model.registry.get(name) for name in request.chain.targets]
-    previewed = rows if request.preview else []
+    grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
     return [
-        *(place for row in previewed if row.kind is Kind.GRID for place in preview_places(row.name)),
+        *(preview_place(s.target, s.number) for s in request.chain.steps
+          if s.target in grids and is_previewed(s, request.preview)),
+        *(order_place(name) for name in grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
     ]
 

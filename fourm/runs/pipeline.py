@@ -15,6 +15,8 @@ import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec, build_codec
+from fourm.data.dataset import Input
+from fourm.data.layout import Sample
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.modalities.registry import Kind
@@ -23,10 +25,10 @@ from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import set_attention
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
+from fourm.output.joining import Joining, close_output, withdraw_output
 from fourm.output.processes import Launch, now
-from fourm.output.record import Joining, close_output, withdraw_output
-from fourm.output.results import Run, samples_for
-from fourm.output.runfile import RUN, RunRecord
+from fourm.output.record import RUN, RunRecord
+from fourm.output.samples import Run, SampleWriter, samples_for
 from fourm.runs.conditions import Conditions, Prepared, Work
 from fourm.runs.device import (
     Portions,
@@ -37,11 +39,9 @@ from fourm.runs.device import (
     fit_batch_size,
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
-from fourm.runs.finished import Folder
 from fourm.runs.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
-from fourm.runs.preview import Film
 from fourm.runs.request import Origin, Request
-from fourm.runs.saving import Saver
+from fourm.runs.saving import Film, ResultFiles, Saver
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
@@ -85,18 +85,23 @@ def run(request: Request) -> Iterator[Event]:
     job = check(request)
     world = request.world
     launch = Launch(world.rank, world.size, now())
+    record = job.record
     joining = Joining(
-        request.out, job.record, launch, request.resume, request.overwrite, request.record, world.began
+        request.out, record, launch, request.resume, request.overwrite, request.record, world.began
     )
     joining.check()
-    share = _share(job)
+    samples = sorted(request.samples, key=lambda sample: sample.key)
+    writer = SampleWriter(Run(request.out, request.record, record), samples, request.reads_pictures)
+    if not request.overwrite:
+        writer.check()
+    share = _share(job, samples)
     yield share.started()
     parts = None
     if share.todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
             parts = load_parts(request, job.outputs, job.device, torch_dtype(job.dtype))
-    saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.folder)
+    saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.files, writer)
     tally, has_ended, halved_to = saver.tally, False, None
     try:
         with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
@@ -128,11 +133,11 @@ def follow_on(base: Request, finer: Request) -> Request:
     """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
     registry, record = finer.model.registry, check(base).record
     ids = {name: registry.get(name).kind is Kind.GRID for name in finer.chain.conditions}
-    keys = [sample.key for sample in base.samples]
-    samples = samples_for(base.out, Run(record, RUN), keys, finer.chain.conditions, ids)
+    run = Run(base.out, RUN, record)
+    samples = samples_for(run, map(run.describe, base.samples), finer.chain.conditions, ids)
     return replace(
-        finer, samples=samples, out=base.out, origin=Origin(record), num_variations=base.num_variations,
-        variation=base.variation,
+        finer, samples=samples, input=Input("run"), out=base.out, origin=Origin(record),
+        num_variations=base.num_variations, variation=base.variation,
     )  # fmt: skip
 
 
@@ -141,7 +146,7 @@ class Share:
     """The work of this process."""
 
     job: Job
-    folder: Folder
+    files: ResultFiles
     made: list[Work]  # already complete
     todo: list[Work]
     size: int  # of a batch
@@ -156,10 +161,9 @@ class Share:
         )  # fmt: skip
 
 
-def _share(job: Job) -> Share:
-    """Find the work of this process, and which of it is complete."""
-    request, there = job.request, Folder.of(job.request, job.outputs)
-    samples = sorted(request.samples, key=lambda sample: sample.key)
+def _share(job: Job, samples: Sequence[Sample]) -> Share:
+    """Find the work of this process, and which of it is complete. samples: of all processes, in order."""
+    request, there = job.request, ResultFiles.of(job.request, job.outputs)
     works = request.world.share([Work(sample, v) for sample in samples for v in request.variations])
     made, todo = list[Work](), list[Work]()
     for work in works:
@@ -231,6 +235,7 @@ def _make(
     """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
     rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
+    saver.record_samples(works)
     conditions = prepared.batch.select(torch.tensor(chosen))
     batch = with_targets(conditions, request.chain, request.model.registry).to(parts.device)
     samples = [(work.sample.key.text, work.variation) for work in works]

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import UsageError, printable
 from fourm.hub.files import DEMO_SR, ModelFiles
 from fourm.modalities.registry import Kind
-from fourm.output.checksums import sha256_of_file
-from fourm.output.processes import read_checksums
-from fourm.output.record import sha256_of
-from fourm.output.results import Run, open_results, samples_for
-from fourm.output.runfile import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
+from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.output.samples import Run, open_results, samples_for
 from fourm.runs.inputs import CAPTION
 from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.schedule.chain import Chain
@@ -52,10 +50,9 @@ class Replay:
     finer: Stage | None
     num_variations: int
     variation: int | None  # None: all
-    root: Path | None = None  # output folder whose conditions are read
-    run: Run | None = None  # its run
-    keys: tuple[Key, ...] = ()
-    prompts: Mapping[Key, str] = field(default_factory=dict)  # where there is no folder
+    run: Run | None = None  # whose conditions are read
+    key: Key | None = None  # None: all samples of the run
+    prompt: str | None = None  # where there is no run
 
     def chain(self, model: ModelFiles) -> Chain:
         """The schedule of the base; conditions that were tokenised then are read as tokens."""
@@ -63,16 +60,17 @@ class Replay:
 
     def samples(self, chain: Chain, model: ModelFiles) -> list[Sample]:
         """What is made again."""
-        if self.root is not None and self.run is not None:
+        if self.run is not None:
             ids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
-            return samples_for(self.root, self.run, self.keys, chain.conditions, ids)
+            found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
+            return samples_for(self.run, found, chain.conditions, ids)
         others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
         if others:
             raise UsageError(
                 f"--replay {printable(str(self.source))}: was made from {', '.join(others)}, which a picture "
                 "alone does not hold; it can be repeated from the folder that it was made in"
             )
-        return [Sample(key, self.prompts.get(key)) for key in self.keys]
+        return [Sample(self.key, self.prompt)] if self.key is not None else []
 
     def doubts(self, models: Sequence[tuple[Stage, ModelFiles]]) -> list[str]:
         """A sentence for each model that is not the one that made the file."""
@@ -105,10 +103,15 @@ def _whole_run(path: Path) -> Replay:
     finer = next((r for r in results.runs if r.file == path.name and r.record.stage == SR), None)
     if run is None or (path.name == SR_RUN and finer is None):
         raise UsageError(f"--replay {path}: the run that super-resolution went on from is not recorded here")
+    if run.is_older:
+        raise UsageError(
+            f"--replay {printable(str(path))}: an older version of this program wrote it, and its runs "
+            "cannot be repeated; generate it anew"
+        )
     record = run.record
     return Replay(
         path, _stage(record), _stage(finer.record) if finer else None, record.num_variations,
-        record.variation, path.parent, run, results.keys,
+        record.variation, run,
     )  # fmt: skip
 
 
@@ -127,12 +130,9 @@ def _one_picture(path: Path) -> Replay:
     if "base schedule" in said:
         base, finer = _stage_of(path, said, "base "), base
     only = variation if count > 1 else None
-    home = _home(path, base, key)
-    prompts = {key: said["prompt"]} if "prompt" in said else {}
-    if home is None:
-        return Replay(path, base, finer, count, only, keys=(key,), prompts=prompts)
-    root, run = home
-    return Replay(path, base, finer, run.record.num_variations, only, root, run, (key,))
+    if (run := _home(path, base, key)) is None:
+        return Replay(path, base, finer, count, only, key=key, prompt=said.get("prompt"))
+    return Replay(path, base, finer, run.record.num_variations, only, run, key)
 
 
 def _chunks(path: Path) -> dict[str, str]:
@@ -170,8 +170,8 @@ def _key(path: Path, said: Mapping[str, str]) -> Key:
     return Key(folder, name)
 
 
-def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
-    """The output folder that a picture lies in, if its record is of the run that made it."""
+def _home(path: Path, base: Stage, key: Key) -> Run | None:
+    """The run whose folder a picture lies in, if it is the one that made it."""
     for folder in real(path).parents:
         if not (folder / RUN).is_file():
             continue
@@ -180,7 +180,7 @@ def _home(path: Path, base: Stage, key: Key) -> tuple[Path, Run] | None:
         run, listed = results.runs[0], read_checksums(folder).get(name)
         same = (run.record.stage, run.record.options, run.record.seed) == (BASE, base.options, base.seed)
         is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
-        return (folder, run) if same and is_its_own and key in results.keys else None
+        return run if same and is_its_own and not run.is_older and run.find(key) else None
     return None
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from fourm.data.dataset import Input
 from fourm.data.layout import MAX_SAMPLES, Sample, check_apart
 from fourm.data.opening import real
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles
-from fourm.output.runfile import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.runs.inputs import shows_part
 from fourm.runs.world import World
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
@@ -61,11 +64,12 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()
+    input: Input = field(default_factory=Input)  # what the samples were read from
     origin: Origin | None = None  # of super-resolution
     variation: int | None = None  # make only this one
 
     @property
-    def stage(self) -> str:
+    def stage(self) -> Literal["base", "sr"]:
         """BASE or SR."""
         return SR if self.origin else BASE
 
@@ -78,6 +82,12 @@ class Request:
     def record(self) -> str:
         """Name of the run's record in its folder."""
         return SR_RUN if self.is_beside else RUN
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether values are read of which a crop shows a part."""
+        rows = [self.model.registry.get(name) for name in self.chain.conditions]
+        return any(shows_part(row, self.chain.raw) for row in rows)
 
     @property
     def variations(self) -> Sequence[int]:

@@ -1,6 +1,11 @@
-"""Writes the files of each sample: tokens, decoded values, previews; records the samples that fail."""
+"""Writes the files of each sample: tokens, decoded values, previews; records the samples that fail.
 
+What is complete already, so that `--resume` does not make it again, is decided by `ResultFiles`.
+"""
+
+import hashlib
 import json
+import stat
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,29 +15,136 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import write_ids
+from fourm.codecs.files import is_written_row, write_ids
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place, path_of
+from fourm.data.opening import read_bytes
 from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
+from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
-from fourm.networks.state import Batch
-from fourm.output.checksums import list_files
-from fourm.output.processes import Failure, Process, lacking, now
-from fourm.output.record import sha256_of
-from fourm.output.runfile import BASE, RUN, SR
+from fourm.networks.state import Batch, Slot
+from fourm.output.formats import find_flaw
+from fourm.output.processes import (
+    Failure,
+    Listed,
+    Process,
+    lacking,
+    list_files,
+    now,
+    read_checksums,
+    sha256_of,
+)
+from fourm.output.record import BASE, RUN, SR
+from fourm.output.samples import SampleWriter
 from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
-from fourm.runs.finished import Folder
 from fourm.runs.inputs import CAPTION
-from fourm.runs.outputs import Output, malformed_place
-from fourm.runs.preview import Film, preview_places
+from fourm.runs.outputs import Output, is_previewed, malformed_place, order_place, preview_place
 from fourm.runs.request import PREVIEW_STEPS, Request
+
+READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFiles:
+    """The files of a run's results, and which of them are complete."""
+
+    request: Request
+    outputs: Sequence[Output]
+    listed: Mapping[str, Listed] = field(default_factory=dict)  # by path below the folder
+
+    @staticmethod
+    def of(request: Request, outputs: Sequence[Output]) -> "ResultFiles":
+        """Read the lists of checksums; with `overwrite` all files count as missing, so none is read."""
+        share = (request.world.rank, request.world.size)
+        listed = {} if request.overwrite or not request.out.is_dir() else read_checksums(request.out, share)
+        return ResultFiles(request, outputs, listed)
+
+    def paths(self, work: Work) -> tuple[Path, ...]:
+        """All files of a sample and variation."""
+        places = [output.place for output in self.outputs if output.is_written]
+        return tuple(self.path(place, work) for place in places)
+
+    def path(self, place: Place, work: Work) -> Path:
+        """One file of a sample and variation; the variation is in its name where there are several."""
+        is_shared = place.shared or self.request.num_variations == 1
+        variation = None if is_shared else work.variation
+        return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
+
+    def is_made(self, work: Work) -> bool:
+        """True if every file of a sample and variation exists and is complete."""
+        return not self.request.overwrite and all(map(self.is_whole, self.paths(work)))
+
+    def is_listed(self, path: Path) -> bool:
+        """True if a list of checksums contains the file."""
+        return self._name(path) in self.listed
+
+    def is_whole(self, path: Path) -> bool:
+        """True if a file matches its checksum, or if it has none, is a complete file of its format.
+
+        Tokens without a checksum must also be as many as their modality has, and of its vocabulary. Only the
+        size of a large file is compared. An empty file without a checksum is not complete: a power failure
+        can leave one. Neither is a link: what it leads to does not belong to the folder.
+        """
+        try:
+            told = path.lstat()
+            if not stat.S_ISREG(told.st_mode):
+                return False
+            size = told.st_size
+            said = self.listed.get(self._name(path))
+            if said is None:
+                return size > 0 and find_flaw(path) is None and self._fits_its_row(path)
+            if said.size is not None and (size != said.size or size > READ_BYTES):
+                return size == said.size
+            return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
+        except (OSError, SampleError):
+            return False
+
+    def _fits_its_row(self, path: Path) -> bool:
+        """True unless the file is one of tokens, and others than this run would write."""
+        for output in self.outputs:
+            if output.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
+                return is_written_row(path, output.modality.max_tokens, output.modality.vocab_size)
+        return True
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.request.out).as_posix()
+
+
+class Film:
+    """How the targets of a batch came to be: which step decided which token, pictures still to be drawn."""
+
+    def __init__(self) -> None:
+        self._orders: dict[str, Tensor] = {}
+        self._waiting: dict[str, list[tuple[Sequence[Path], Slot, list[Any]]]] = {}
+
+    def note(self, target: str, known: Tensor, step: int) -> Tensor:
+        """Take in what is known (B, L) after a step; (B, L) int16 numbers of steps, -1 for undecided ones."""
+        order = self._orders.setdefault(target, torch.full_like(known, -1, dtype=torch.int16))
+        order[known & (order < 0)] = step
+        return order
+
+    def keep(self, target: str, paths: Sequence[Path], slot: Slot, values: list[Any]) -> None:
+        """Remember the values (B) of one step, whose pictures belong at these paths (B)."""
+        self._waiting.setdefault(target, []).append((paths, slot, values))
+
+    def draw(self, target: str, row: Modality, codec: GridCodec) -> Iterator[tuple[Path, Image.Image]]:
+        """The pictures that wait, each with its path; colours of features mean the same in all of them."""
+        frames = self._waiting.pop(target, [])
+        for index in range(len(frames[0][0]) if frames else 0):
+            pictures = codec.pictures([values[index] for _, _, values in frames])
+            for (paths, slot, _), picture in zip(frames, pictures, strict=True):
+                yield paths[index], _covered(picture.convert("RGB"), slot.known[index], row)
 
 
 @dataclass(slots=True)
@@ -52,7 +164,8 @@ class Saver:
     outputs: Sequence[Output]
     dtype: str
     process: Process
-    folder: Folder
+    files: ResultFiles
+    samples: SampleWriter
     codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
     tally: Tally = field(default_factory=Tally)
     _hashed: set[Path] = field(default_factory=set)
@@ -60,8 +173,16 @@ class Saver:
     def add_missing_checksums(self, works: Sequence[Work]) -> None:
         """List the checksums of complete samples that are not listed yet; these samples are skipped."""
         self.tally.skipped = len(works)
-        paths = {path for work in works for path in self.folder.paths(work)}
-        self._note_checksums(sorted(path for path in paths if not self.folder.is_listed(path)))
+        self.record_samples(works)
+        paths = {path for work in works for path in self.files.paths(work)}
+        paths |= set(self.samples.recorded() if self.request.resume else ())
+        self._note_checksums(sorted(path for path in paths if not self.files.is_listed(path)))
+
+    def record_samples(self, works: Sequence[Work]) -> None:
+        """Record what samples are made of, before any file of theirs is written."""
+        for work in works:
+            if path := self.samples.record(work.sample.key):
+                self._note_checksums([path])
 
     def is_done(self, work: Work) -> bool:
         """True if this run has saved a sample and variation, or has reported that it failed."""
@@ -100,13 +221,14 @@ class Saver:
                 if (yield from self._save_values(row, values)):
                     saved.append(row.work)
         finally:  # if memory runs out for one of them, those before it are not saved again
-            self._note_checksums([path for work in saved for path in self.folder.paths(work)])
+            self._note_checksums([path for work in saved for path in self.files.paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample."""
         request, key = self.request, work.sample.key.text
+        self.record_samples([work])
         self.tally.failed.add((key, work.variation))
-        files = lacking(request.out, self.folder.paths(work))
+        files = lacking(request.out, self.files.paths(work))
         stage = BASE if request.record == RUN else SR
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
         return Failed(key, work.variation, reason)
@@ -115,13 +237,12 @@ class Saver:
         """Keep the picture after a step; after a target's last step, also the step of each token."""
         request, step, name = self.request, progress.step, progress.step.target
         row, slot, codec = request.model.registry.get(name), progress.batch.slots[name], self.codecs[name]
-        pictures, order_place = preview_places(name)
         order = film.note(name, slot.known, step.number)
         if not isinstance(codec, GridCodec) or row.grid is None:
             return
-        if step.number % request.preview == 0:
-            suffix = f"-step{step.number:03d}{pictures.suffix}"
-            paths = [self._path(Place(pictures.folder, suffix), work) for work in works]
+        if is_previewed(step, request.preview):
+            place = preview_place(name, step.number)
+            paths = [self.files.path(place, work) for work in works]
             diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
             with suppress(SampleError):  # the same error is reported when the result is decoded
                 film.keep(name, paths, slot, codec.decode(slot, diffusion))
@@ -132,7 +253,7 @@ class Saver:
                 written.append(path)
         if is_last:
             for work, ids in zip(works, order.cpu().numpy(), strict=True):
-                path = self._path(order_place, work)
+                path = self.files.path(order_place(name), work)
                 write_atomic(request.out, path, partial(write_ids, ids))
                 written.append(path)
         self._note_checksums(written)
@@ -155,7 +276,7 @@ class Saver:
             yield self.fail(work, str(error))
             return False
         self.tally.saved.add((key, work.variation))
-        yield Saved(key, work.variation, self.folder.paths(work), self.request.stage)
+        yield Saved(key, work.variation, self.files.paths(work), self.request.stage)
         return True
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
@@ -182,7 +303,7 @@ class Saver:
         """Write and report texts that violate the grammar of their modality."""
         for name, value in made.items():
             if isinstance(value, Structured) and value.problems:
-                path = self._path(malformed_place(name), work)
+                path = self.files.path(malformed_place(name), work)
                 said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
                 write_text(self.request.out, path, said + "\n")
                 self._note_checksums([path])
@@ -196,17 +317,9 @@ class Saver:
             self._write(output, row.work, partial(write_ids, ids))
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
-        path = self._path(output.place, work)
-        if not (output.place.shared and self.folder.is_whole(path)):  # else: written with another variation
+        path = self.files.path(output.place, work)
+        if not (output.place.shared and self.files.is_whole(path)):  # else: written with another variation
             write_atomic(self.request.out, path, write)
-
-    def _path(self, place: Place, work: Work) -> Path:
-        variation = None if place.shared else self._suffix(work)
-        return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
-
-    def _suffix(self, work: Work) -> int | None:
-        """The variation in file names; None if there is only one."""
-        return work.variation if self.request.num_variations > 1 else None
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
         new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
@@ -244,3 +357,11 @@ class Saver:
         facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
                  "weights": base.files.get("weights", "")}  # fmt: skip
         return chunks | {f"base {name}": str(fact) for name, fact in facts.items()}
+
+
+def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
+    """The picture with what is not known (L,) in grey."""
+    rows = row.grid[0] if row.grid else 1
+    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=rows).cpu().numpy()
+    mask = Image.fromarray(cells).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fourm.data.dataset import Dataset
+from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import Sample
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr
 from fourm.modalities.registry import Kind
-from fourm.output.results import Results, chain_names, open_results, samples_for
-from fourm.output.runfile import BASE, RUN, RunRecord
+from fourm.output.record import BASE, RUN, RunRecord
+from fourm.output.samples import Results, chain_names, open_results, samples_for
 from fourm.runs.inputs import Source, read_samples
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import build_chain
@@ -77,7 +77,7 @@ def read_finer(
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin)
     run = origin.runs[0]
     ids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
-    samples = samples_for(root, run, origin.keys, chain.conditions, ids)
+    samples = samples_for(run, run.samples(), chain.conditions, ids)
     variations = run.record.num_variations if run.record.variation is None else 1
     lacking = run.record.samples * variations - _count(samples, run.record)
     if samples and not _count(samples, run.record):
@@ -85,7 +85,7 @@ def read_finer(
             f"{root}: none of the results that its run made are there; --resume makes them again"
         )
     incomplete = (f"{lacking} of {run.record.samples * variations} results are not there",) if lacking else ()
-    return Dataset(tuple(samples), incomplete)
+    return Dataset(tuple(samples), incomplete, input=Input("run"))
 
 
 def _count(samples: Sequence[Sample], record: RunRecord) -> int:

@@ -56,9 +56,9 @@ from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import set_attention
 from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.networks.tokenizers.vq import Part
-from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, write_failures
-from fourm.output.record import check_names, sha256_of
-from fourm.output.runfile import BASE, RUN, SR_RUN, read_run
+from fourm.output.joining import check_names
+from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, sha256_of, write_failures
+from fourm.output.record import BASE, RUN, SR_RUN, read_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.runs.rawdata import VALID, TokenizeRequest

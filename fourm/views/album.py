@@ -10,12 +10,12 @@ from PIL import Image
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
 from fourm.codecs.files import read_array
-from fourm.data.layout import Key, Place
+from fourm.data.layout import Key, Place, Sample
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model
 from fourm.output.processes import Failure
-from fourm.output.results import Results, Run, chain_names, open_results
-from fourm.output.runfile import SR, RunRecord
+from fourm.output.record import SR, RunRecord
+from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
 from fourm.runs.inputs import CAPTION
 from fourm.views.films import Film, Frame, limited, read_film, steps_of
 from fourm.views.reading import Reader, find_row, reader_for, rows_of
@@ -111,8 +111,9 @@ class Album:
         problems = [_said(failure, self.results.variations) for failure in failures]
         values = list[_Value]()
         for run in self.results.runs:
+            sample = run.find(key) or run.describe(Sample(key))  # of a failure by hand nothing is recorded
             found = [
-                self._read(entry, key, v)
+                self._read(entry, sample, v)
                 for entry in self.entries
                 if entry.run is run
                 for v in entry.variations
@@ -129,9 +130,9 @@ class Album:
         prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
         return View(key, next(prompts, None), panels, films, tuple(dict.fromkeys(problems)), legends)
 
-    def _read(self, entry: Entry, key: Key, variation: int | None) -> "_Value":
-        path = self.results.path(entry.run, entry.place, key, variation)
-        value, reader = _Value(entry, variation, path.relative_to(self.root).as_posix()), entry.reader
+    def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> "_Value":
+        file = sample.file(entry.place, variation)
+        path, value, reader = self.root / file, _Value(entry, variation, file), entry.reader
         if not path.is_file():
             return replace(value, problem=f"{printable(value.file)}: missing", note="missing")
         value = replace(value, exists=True)
@@ -202,7 +203,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
     for one in results.failures():
         failures[one.key] = (*failures.get(one.key, ()), one)
     return Album(
-        root, results, tuple(stages), _with_failed(results.keys, failures),
+        root, results, tuple(stages), _with_failed(results.keys(), failures),
         tuple(map(printable, problems)), tuple(_titled(entries)), failures,
     )  # fmt: skip
 

@@ -10,8 +10,8 @@ from fourm.codecs.files import read_array, read_picture
 from fourm.data.layout import Key, path_of
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind, Modality
-from fourm.output.runfile import RunRecord
-from fourm.runs.preview import preview_places
+from fourm.output.record import RunRecord
+from fourm.runs.outputs import order_place, preview_place
 
 MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
 
@@ -70,7 +70,7 @@ def limited(picture: Image.Image) -> Image.Image:
 def _order(
     root: Path, row: Modality, key: Key, variation: int | None, problems: list[SampleError]
 ) -> tuple[int, ...] | None:
-    place = preview_places(row.name)[1]
+    place = order_place(row.name)
     path = path_of(root, place.folder, key, place.suffix, variation)
     if not path.is_file():
         return None
@@ -87,12 +87,13 @@ def _order(
 def _frames(
     root: Path, record: RunRecord, target: str, key: Key, variation: int | None, problems: list[SampleError]
 ) -> Iterator[Frame]:
-    pictures, decided = preview_places(target)[0], 0
+    decided = 0
     for index, name, count in steps_of(record):
         if name != target:
             continue
         decided += count
-        path = path_of(root, pictures.folder, key, f"-step{index + 1:03d}{pictures.suffix}", variation)
+        place = preview_place(target, index + 1)
+        path = path_of(root, place.folder, key, place.suffix, variation)
         if not path.is_file():
             continue
         try:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fourm.codecs.files import read_ids
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import EXTENSIONS, choose_samples, list_dataset, permutation, suffix_of
-from fourm.data.layout import Key, Place, outputs_of, samples_of_prompts
+from fourm.data.layout import Key, path_of, samples_of_prompts
 from fourm.data.prompts import read_prompts
 from fourm.data.writing import write_text
 from fourm.decoding.sampling import Noise
@@ -185,7 +185,7 @@ def test_repeating_a_dataset_is_making_variations(golden: Path) -> None:
     recorded = json.loads((golden / "data" / "dataset_kinds.json").read_text(encoding="utf-8"))["repeat"]
     samples = samples_of_prompts(["x"] * recorded["dataset_length"])
     made = [
-        (index, outputs_of(Path("out"), sample.key, [Place("rgb", ".png")], variation))
+        (index, path_of(Path("out"), "rgb", sample.key, ".png", variation))
         for variation in range(recorded["repeats"])
         for index, sample in enumerate(samples)
     ]
@@ -238,9 +238,9 @@ def test_hostile_names_are_kept_listed_and_written_without_collision(tmp_path: P
     written = []
     for sample in dataset.samples:
         for variation in (0, 10):
-            for path in outputs_of(out, sample.key, [Place("tok_rgb@64", ".npy")], variation):
-                write_text(out, path, sample.key.text)
-                written.append(path)
+            path = path_of(out, "tok_rgb@64", sample.key, ".npy", variation)
+            write_text(out, path, sample.key.text)
+            written.append(path)
     assert len({os.path.realpath(p) for p in written}) == 2 * len(HOSTILE)
     assert all(p.is_file() and p.resolve().is_relative_to(out.resolve()) for p in written)
 

@@ -12,7 +12,7 @@ import yaml
 import fourm
 from fourm.errors import UsageError
 from fourm.modalities.registry import RELEASED, Kind, load_registry
-from fourm.output.runfile import RESERVED_NAMES
+from fourm.output.record import RESERVED_NAMES
 from fourm.schedule.chain import field_problem
 
 DEMO = Path(fourm.__file__).parent / "demo"

@@ -14,14 +14,13 @@ import pytest
 from fourm.data.layout import Place
 from fourm.data.writing import PARTIAL, remove_leftovers, write_text
 from fourm.errors import UsageError
-from fourm.output import record
-from fourm.output.checksums import list_files
-from fourm.output.processes import PROCESSES, Launch, Process, now, read_checksums
-from fourm.output.record import Joining, check_output, close_output, read_record
-from fourm.output.runfile import NEXT, RUN, SR_RUN, RunRecord
+from fourm.output import joining
+from fourm.output.joining import Joining, check_output, close_output
+from fourm.output.processes import PROCESSES, Launch, Process, list_files, now, read_checksums
+from fourm.output.record import NEXT, RUN, SR_RUN, RunRecord, read_record
 from fourm.output.verify import verify_folder
 from tests.folders import snapshot
-from tests.output.test_record import ALONE, SETTINGS
+from tests.output.test_joining import ALONE, SETTINGS
 
 FINER = replace(SETTINGS, stage="sr", places=(Place("rgb@128", ".png"), Place("preview/tok_rgb@128", ".png")))
 
@@ -139,7 +138,7 @@ def test_nobody_else_goes_on_with_it(half: Path) -> None:
 
 
 def test_of_several_processes_the_first_goes_on_with_it(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(joining, "FIRST_WAIT", 0.2)
     settings = replace(SETTINGS, seed=3)
     with pytest.raises(UsageError, match="process 0 of 2, which alone overwrites a folder, has not done so"):
         join(half, settings, launch=Launch(1, 2, now()), resume=True)

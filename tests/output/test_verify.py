@@ -19,9 +19,8 @@ from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.processes import PROCESSES
-from fourm.output.record import read_record
-from fourm.output.results import open_results, samples_for
-from fourm.output.runfile import RUN, SR_RUN
+from fourm.output.record import RUN, SAMPLES, SR_RUN, read_record
+from fourm.output.samples import open_results, samples_for
 from fourm.output.verify import Finding, Verdict, verify_folder
 from fourm.runs.events import Saved, Stepped
 from fourm.runs.pipeline import run
@@ -52,9 +51,8 @@ def request(tiny: Path, out: Path, **changes: object) -> Request:
 
 def super_resolution(tiny: Path, out: Path, **changes: object) -> Request:
     """A run that goes on from the one in `out`, whose results lie beside it."""
-    found = open_results(out)
-    base = found.runs[0]
-    samples = samples_for(out, base, found.keys, ["tok_rgb@64"], {"tok_rgb@64": True})
+    base = open_results(out).runs[0]
+    samples = samples_for(base, base.samples(), ["tok_rgb@64"], {"tok_rgb@64": True})
     chain = make_chain([DEPTH], ["tok_rgb@64"])
     basis = Request(find_model(tiny), chain, samples, out, base.record.num_variations, device="cpu")
     return replace(basis, origin=Origin(base.record), **changes)
@@ -105,7 +103,8 @@ def kinds(verdict: Verdict) -> set[tuple[str, str]]:
 
 
 def is_of_sample(path: Path) -> bool:
-    return path.name not in (RUN, SR_RUN, "failures.jsonl") and path.parent.name != PROCESSES
+    folders = (PROCESSES, *(place.folder for place in SAMPLES.values()))
+    return path.name not in (RUN, SR_RUN, "failures.jsonl") and path.parent.name not in folders
 
 
 def files_of(root: Path) -> list[Path]:
@@ -131,7 +130,9 @@ def test_whatever_happens_to_one_file_is_found(folders: dict[str, Path], data: s
         root = Path(shutil.copytree(source, Path(scratch) / "out"))
         path = data.draw(st.sampled_from(files_of(root)))
         content = path.read_bytes()
-        has_checksum = is_of_sample(path) or path.suffix == ".sha256"
+        has_checksum = (
+            is_of_sample(path) or path.suffix == ".sha256" or path.parent.name.startswith("samples")
+        )
         ways = ["delete", "add", *(["extend"] if has_checksum else []), *(["cut"] if content else [])]
         does = data.draw(st.sampled_from([*ways, *(["flip"] if has_checksum and content else [])]))
         if does == "delete":
@@ -369,8 +370,8 @@ def test_damaged_checksums_are_told_once_and_files_are_still_checked(copy: Calla
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:30])
     found = verify_folder(root).findings
     assert [(f.kind, f.file) for f in found] == [("altered", name), ("altered", PROCESSES)]
-    assert "line 12 is cut off" in found[0].detail
-    path.write_bytes(b"".join(lines[:4]))
+    assert "line 14 is cut off" in found[0].detail
+    path.write_bytes(b"".join(lines[:6]))
     found = verify_folder(root).findings
     assert found[0].detail == "was changed after its process had ended"
     assert "caption/00000/000001.txt and 3 more files are not listed" in found[1].detail
@@ -416,15 +417,15 @@ def test_the_last_line_of_a_killed_process_may_be_cut_off(tiny: Path, tmp_path: 
     ("change", "says"),
     [
         ({"samples": "three"}, "run.samples is 'three'"),
-        ({"samples": -1}, "its counts are -1 samples"),
-        ({"samples": 10**18}, "its counts are"),
+        ({"samples": -1}, "run.samples is -1"),
+        ({"samples": 10**18}, "run.samples is"),
         ({"num_variations": None}, "run.num_variations is None"),
         ({"variation": 4}, "no variation 4"),
         ({"places": [{**PLACE, "folder": "../data"}]}, "results in the folder '../data'"),
         ({"places": [{**PLACE, "folder": ""}]}, "results in the folder ''"),
         ({"places": [{**PLACE, "folder": ["a"]}]}, "run.places[0].folder is ['a']"),
-        ({"places": [{"suffix": ".npy"}]}, "run.places[0] has no folder"),
-        ({"format": 1}, "another version"),
+        ({"places": [{"suffix": ".npy"}]}, "run.places[0] has no 'folder'"),
+        ({"format": 4}, "another version"),
         ({"identity": "../../.."}, "its identity is '../../..'"),
         ({"samples": 3.0}, "run.samples is 3.0"),
         ({"seed": 1}, "is not as its run wrote it"),
@@ -553,7 +554,7 @@ def test_super_resolution_finds_samples_with_long_names(tiny: Path, tmp_path: Pa
     out = tmp_path / "out"
     samples = [Sample(Key("f", "n" * size), PROMPTS[0]) for size in LENGTHS]
     list(run(request(tiny, out, samples=samples, num_variations=count)))
-    assert len(open_results(out).keys) == len(LENGTHS)
+    assert len(open_results(out).keys()) == len(LENGTHS)
     finer = super_resolution(tiny, out)
     assert sum(isinstance(event, Saved) for event in run(finer)) == count * len(LENGTHS)
     assert (verify_folder(out).findings, verify_folder(out).samples) == ((), len(LENGTHS))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fourm.data.layout import Place
-from fourm.output.checksums import Listed
-from fourm.output.processes import Launch, now
-from fourm.output.record import Joining, close_output
-from fourm.output.runfile import RUN, SR_RUN, RunRecord
+from fourm import output
+from fourm.data.dataset import Input
+from fourm.data.layout import Key, Place, Sample
+from fourm.output.joining import Joining, close_output
+from fourm.output.processes import Launch, Listed, list_files, now
+from fourm.output.record import RUN, SR_RUN, RunRecord
+from fourm.output.samples import SampleWriter
 from fourm_cli import console, folders
 
 Run = Callable[..., tuple[int, str, str]]
@@ -158,9 +160,9 @@ def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
     places = (Place("a", ".txt", modality="a"), Place("b", ".txt", modality="b"))
     record = RunRecord(
         schedule={"conditions": [], "steps": []},
-        model="m", revision="", files={}, samples=number, samples_sha256="", num_variations=1,
+        model="m", revision="", files={}, samples=number, num_variations=1,
         seed=0, dtype="float32", device_type="cpu", attention="sdpa", decode=True, detokenizer_steps=1,
-        preview=0, places=places,
+        preview=0, places=places, input=Input("none"),
     )  # fmt: skip
     launch = Launch(0, 1, now(), finished=now())
     process = Joining(out, record, launch, resume=False, overwrite=False).enter()
@@ -172,6 +174,11 @@ def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
             (out / folder / name).touch()
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     process.add_checksums({f"{folder}/{n}": Listed(empty, 0) for folder in ("a", "b") for n in names})
+    samples = [Sample(Key(*name.removesuffix(".txt").split("/"))) for name in names]
+    writer = SampleWriter(output.Run(out, RUN, record), samples, is_cropped=False)
+    recorded = [path for sample in samples if (path := writer.record(sample.key))]
+    assert len(recorded) == 10
+    process.add_checksums(list_files(out, recorded))
     close_output(process, launch)
     assert run("verify", "out")[:2] == (0, "ok: 20,000 files of 10,000 samples checked\n")
     (out / "b/00009/009999.txt").write_text("x")

@@ -20,7 +20,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from fourm.output.runfile import BASE, SR
+from fourm.output.record import BASE, SR
 from fourm.runs.events import Event, Failed, Finished, Saved, Started, event_to_json
 from tests.emulated_gpu import emulated
 

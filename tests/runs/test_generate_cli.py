@@ -16,7 +16,7 @@ from PIL import Image
 
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums, read_launches
-from fourm.output.runfile import read_run
+from fourm.output.record import read_run
 from fourm.output.verify import verify_folder
 from tests.folders import tree
 
@@ -65,6 +65,7 @@ def test_prompts_become_folders_of_aligned_names(run: Run, tiny: Path, tmp_path:
     assert record["samples"] == 2
     assert record["command"][:2] == ["fourm", "generate"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "samples",
         "caption",
         "tok_clip@64",
         "tok_rgb@64",
@@ -132,8 +133,10 @@ def test_batch_size_and_order_and_neighbours_change_nothing(
     assert tree(tmp_path / "1") == tree(tmp_path / "7") == tree(tmp_path / "auto")
     assert len(list((tmp_path / "1/rgb").rglob("*-v1.png"))) == len(PROMPTS)
     assert run(*base, "--num-samples", "3", "--out", "few")[0] == 0
-    few = tree(tmp_path / "few")
-    assert read_checksums(tmp_path / "few").items() <= read_checksums(tmp_path / "1").items()
+    few, listed = tree(tmp_path / "few"), read_checksums(tmp_path / "few")
+    assert few.pop("samples/00000.jsonl").decode().count("\n") == 3
+    del listed["samples/00000.jsonl"]
+    assert listed.items() <= read_checksums(tmp_path / "1").items()
     assert few.items() <= tree(tmp_path / "1").items()
     assert run(*base, "--seed", "1", "--num-samples", "3", "--out", "seed")[0] == 0
     assert tree(tmp_path / "seed") != few

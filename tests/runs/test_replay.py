@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fourm.runs.replay import read_replay
-from tests.folders import tree
+from tests import folders
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -20,6 +20,11 @@ PROMPTS = (
     "a small red circle above a blue square",
     "a large green triangle at the center on a tan background",
 )
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file of results. Samples are recorded with their sources, a folder instead of prompts."""
+    return {name: data for name, data in folders.tree(out).items() if not name.startswith("samples")}
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ import pytest
 
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
-from fourm.output.checksums import list_files
-from fourm.output.processes import CHECKSUMS, of_kind
+from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved, Started
-from fourm.runs.finished import READ_BYTES, Folder
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
+from fourm.runs.saving import READ_BYTES, ResultFiles
 from fourm.runs.world import World
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot
@@ -199,7 +198,7 @@ def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -
     for size, is_taken in ((READ_BYTES, False), (READ_BYTES + 1, True)):
         path = tmp_path / f"{size}.png"
         path.write_bytes(bytes(size))
-        there = Folder(request(tiny, tmp_path), [], list_files(tmp_path, [path]))
+        there = ResultFiles(request(tiny, tmp_path), [], list_files(tmp_path, [path]))
         assert there.is_whole(path)
         path.write_bytes(bytes(size - 1) + b"x")
         assert there.is_whole(path) is is_taken

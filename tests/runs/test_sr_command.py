@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourm.output.results import open_results
+from fourm.output.samples import open_results
 from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def test_overwriting_the_base_takes_what_was_made_of_it_away(run: Run, out: Path
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     assert run("generate", PROMPTS[0], *QUICK, "-q", "--out", out, "--overwrite")[0] == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "caption", "processes", "rgb", "run.json", "tok_rgb@64",
+        "caption", "processes", "rgb", "run.json", "samples", "tok_rgb@64",
     ]  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_a_dataset_that_no_run_made_can_be_made_finer(run: Run, out: Path, tmp_p
         shutil.copy(out / "tok_rgb@64" / f"{name}-v0.npy", target)
     assert run("sr", data, "-q", *SR_QUICK)[0] == 0
     assert sorted(p.name for p in data.iterdir()) == [
-        "processes", "rgb@128", "run.sr.json", "tok_rgb@128", "tok_rgb@64",
+        "processes", "rgb@128", "run.sr.json", "samples.sr", "tok_rgb@128", "tok_rgb@64",
     ]  # fmt: skip
     (data / "run.sr.json").unlink()
     code, _, err = run("sr", data, "-q", *SR_QUICK)
@@ -270,7 +270,7 @@ def test_shards_of_one_go_meet_in_one_folder(run: Run, tmp_path: Path) -> None:
     [
         {"num_variations": 10**9}, {"num_variations": 0}, {"samples": -1}, {"variation": 7}, {"seed": -1},
         {"places": [{"folder": "../x", "suffix": ".npy"}]}, {"places": [{"folder": "/x", "suffix": ".npy"}]},
-        {"schedule": None}, {"model": 5}, {"format": 1}, {"num_variations": "2"}, {"files": []},
+        {"schedule": None}, {"model": 5}, {"format": 4}, {"num_variations": "2"}, {"files": []},
         {"files": {"weights": None}}, {"identity": 5}, {"versions": None}, {"model": "a\0b"}, {"seed": 2**64},
     ],
 )  # fmt: skip

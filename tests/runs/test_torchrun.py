@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fourm.output.processes import read_launches
-from fourm.output.runfile import read_run
+from fourm.output.record import read_run
 from tests.folders import tree
 from tests.small_released import write_released
 
@@ -62,8 +62,8 @@ def test_the_configuration_files_of_the_reference_run_unchanged(
     one, two = (tree(tmp_path / name / "output" / WHERE) for name in ("one", "two"))
     assert one == two
     folders = {name.split("/")[0] for name in one}
-    assert folders == {"caption", "clip", "clip@448", "rgb", "rgb@448", "tok_clip@224", "tok_clip@448",
-                       "tok_rgb@224", "tok_rgb@448"}  # fmt: skip
+    assert folders == {"caption", "clip", "clip@448", "rgb", "rgb@448", "samples", "samples.sr",
+                       "tok_clip@224", "tok_clip@448", "tok_rgb@224", "tok_rgb@448"}  # fmt: skip
     assert sum(name.startswith("rgb@448/") for name in one) == 3  # three variations, each made once
     made = tmp_path / "two/output" / WHERE
     launches = read_launches(made, read_run(made / "run.sr.json").identity)

@@ -16,8 +16,8 @@ from fourm.errors import FourMError, UsageError
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
-from fourm.output.runfile import SR_RUN
-from fourm.runs.preview import ORDER
+from fourm.output.record import SR_RUN
+from fourm.runs.outputs import order_place, preview_place
 from fourm.views.album import View, open_album
 from fourm.views.reading import find_row, reader_for, rows_of
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, write_record
@@ -188,9 +188,9 @@ def test_a_film_has_the_kept_steps_and_the_order_as_it_is_stored(tmp_path: Path)
     put(tmp_path, CLIP, FIRST, np.zeros((3, 8, 8), np.float32), 1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3), 1)
     order, pixels = np.arange(64)[::-1] % 2 + 3, noise(5, 64, 64, 3)
-    preview = Place("preview/tok_rgb@64", ORDER)
+    preview = order_place("tok_rgb@64")
     put(tmp_path, preview, FIRST, order.astype(np.int16)[None], 1)
-    put(tmp_path, replace(preview, suffix="-step003.png"), FIRST, pixels, 1)
+    put(tmp_path, preview_place("tok_rgb@64", 3), FIRST, pixels, 1)
     (film,) = view_of(tmp_path).films
     assert (film.modality, film.variation, film.grid) == ("tok_rgb@64", 1, (8, 8))
     assert film.order == tuple(order.tolist())
@@ -202,8 +202,8 @@ def test_a_film_has_the_kept_steps_and_the_order_as_it_is_stored(tmp_path: Path)
 def test_an_order_that_is_none_is_told(tmp_path: Path, order: object) -> None:
     write_record(tmp_path, [RGB], preview=1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3))
-    put(tmp_path, Place("preview/tok_rgb@64", ORDER), FIRST, order)
-    put(tmp_path, Place("preview/tok_rgb@64", "-step001.png"), FIRST, b"junk")
+    put(tmp_path, order_place("tok_rgb@64"), FIRST, order)
+    put(tmp_path, preview_place("tok_rgb@64", 1), FIRST, b"junk")
     view = view_of(tmp_path)
     assert [problem.split(": ")[0] for problem in view.problems] == [
         "preview/tok_rgb@64/00000/000000-order.npy",
@@ -258,7 +258,7 @@ def test_a_folder_that_no_run_wrote_is_refused(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"schedule": {"steps": "many"}}, "is not a record of this program"),
-        ({"schedule": {"conditions": [], "steps": [{"target": "tok_rgb@64"}]}}, "index of a step is None"),
+        ({"schedule": {"conditions": [], "steps": [{"target": "tok_rgb@64"}]}}, "has no 'index'"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(
@@ -279,7 +279,7 @@ def test_a_record_that_leads_out_of_its_folder_is_refused(tmp_path: Path, place:
 def test_released_modalities_stand_in_for_those_of_a_model_that_is_gone(tmp_path: Path) -> None:
     write_record(tmp_path, [RGB], model="/nowhere/model", preview=1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3))
-    put(tmp_path, Place("preview/tok_rgb@64", ORDER), FIRST, np.arange(64, dtype=np.int16))
+    put(tmp_path, order_place("tok_rgb@64"), FIRST, np.arange(64, dtype=np.int16))
     album = open_album(tmp_path)
     view = album.view(FIRST)
     assert (album.problems, view.problems) == ((), ())

@@ -15,8 +15,8 @@ from fourm.codecs.maps import turbo
 from fourm.data.layout import Key, Place, number_keys
 from fourm.errors import FourMError, UsageError
 from fourm.output.processes import FAILURES
-from fourm.output.runfile import SR_RUN
-from fourm.runs.preview import ORDER
+from fourm.output.record import SR_RUN
+from fourm.runs.outputs import order_place
 from fourm.views.album import Film, Frame, View, open_album
 from fourm.views.contact import PER_SHEET
 from fourm.views.plots import PlotRequest, Plotted, Plotter, plot_paths
@@ -159,7 +159,7 @@ def film(tmp_path: Path, order: NDArray[np.int16]) -> Path:
     write_record(tmp_path, [CLIP, RGB], preview=1)
     put(tmp_path, CLIP, FIRST, np.zeros((3, 8, 8), np.float32))
     put(tmp_path, RGB, FIRST, noise(1, 64, 64, 3))
-    preview = Place("preview/tok_rgb@64", ORDER)
+    preview = order_place("tok_rgb@64")
     put(tmp_path, preview, FIRST, order)
     for step in (3, 4):
         put(tmp_path, replace(preview, suffix=f"-step{step:03d}.png"), FIRST, noise(step, 64, 64, 3))

@@ -16,7 +16,7 @@ from fourm.codecs.drawing import Ink
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
-from fourm.output.runfile import RUN, SR
+from fourm.output.record import RUN, SR
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Film, Label, Panel, Stage, View
 from fourm.views.gallery.pictures import encode

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.checksums import Listed, format_checksums, list_files, scan_lines
+from fourm.output.processes import Listed, format_checksums, list_files, scan_lines
 
 NAMES = ("a.npy", "b c/Zürich.png", "back\\slash", "\\n", "new\nline", "re\rturn", "# 5 bytes", "\udcff.npy")
 

@@ -1,0 +1,453 @@
+"""How a process starts to write into an output folder: what is refused, and what `--overwrite` deletes."""
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from fourm.data.layout import Place
+from fourm.data.writing import (
+    PARTIAL,
+    check_folder,
+    check_partial,
+    check_root,
+    check_writable,
+    create_text,
+    free_beside,
+    make_all,
+    mode_of,
+    remove_leftovers,
+    server_clock,
+    write_text,
+)
+from fourm.errors import UsageError
+from fourm.output.processes import (
+    FAILURES,
+    LAUNCH,
+    OLDER_CHECKSUMS,
+    PROCESSES,
+    Launch,
+    Process,
+    find_living,
+    is_closed,
+    list_processes,
+    of_kind,
+    read_checksums,
+    read_launches,
+    remove_processes,
+    write_failures,
+)
+from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunFile, RunRecord, format_run, load_run
+
+# With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
+# until it is done.
+FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
+_POLL = 0.1  # seconds
+# Fields of a record that may differ between a run and the one that resumes it.
+NOT_COMPARED = ("versions", "command", "device", "created", "options")
+MAX_DIFFERENCES = 5  # named in the message that refuses to resume
+
+
+def check_output(
+    out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
+) -> tuple[Path, ...]:
+    """Create the output folder; refuse one that is not writable or not empty. Loads nothing.
+
+    record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
+    created, the innermost first.
+    """
+    check_root(out)
+    if not _is_free(out, record):
+        before = load_run(out, record)
+        if resume:
+            _check_continues(out, record, before)
+        elif not overwrite and not _is_partner(out, before.identity, launch):
+            raise _exists(out, record)
+    made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
+    try:
+        _make(out)
+        with _as_usage_error(out):
+            check_writable(out)
+    except BaseException:  # Ctrl-C too
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, given the innermost first; those that are not empty stay."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """A process that is about to write into an output folder.
+
+    since: when the job of this process started, in seconds since 1970. With `overwrite`, a record that was
+    written later belongs to this job and is kept.
+    """
+
+    out: Path
+    settings: RunRecord
+    launch: Launch
+    resume: bool = False
+    overwrite: bool = False
+    record: str = RUN
+    since: float = 0.0
+
+    def check(self) -> None:
+        """Refuse what `enter` would refuse, before the model is loaded; nothing is written.
+
+        One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
+        """
+        if self.resume and os.path.lexists(self.out / NEXT[self.record]):
+            with _as_usage_error(self.out):
+                self._end_overwrite()
+        if _is_free(self.out, self.record):
+            if self.record == SR_RUN:
+                _check_unclaimed(self.out, self.settings)
+            return
+        before = load_run(self.out, self.record)
+        if not self.overwrite:
+            self._check_same_run(before)
+        for place in (*self.settings.places, SAMPLES[self.record]):
+            check_folder(self.out, self.out / place.folder)
+
+    def enter(self) -> Process:
+        """Write the record, or compare with the existing one, and register this process in the folder.
+
+        Several processes may do this at once, in any order; the first one writes the record.
+        """
+        _make(self.out)
+        try:
+            with _as_usage_error(self.out):
+                return self._join()
+        except BaseException:  # Ctrl-C too: nothing of this process stays
+            remove_leftovers(self.out)
+            raise
+
+    def _join(self) -> Process:
+        out, record, launch = self.out, self.record, self.launch
+        check_names(out)
+        remove_leftovers(out)
+        run = secrets.token_hex(4)
+        text = format_run(self.settings, run)
+        if _is_free(out, record):
+            if record == SR_RUN:
+                _check_unclaimed(out, self.settings)
+            if create_text(out, out / record, text):
+                try:
+                    if record == RUN:
+                        remove_processes(out, [run])  # left by a run whose record was deleted
+                    return _begin_once(out, record, run, launch)
+                except BaseException:  # Ctrl-C too
+                    _remove_new_record(out, record, run)
+                    raise
+        if self.overwrite and not _is_of_job(out, record, launch, self.since):
+            if launch.rank == 0:
+                _check_alone(out)
+                return _overwrite(out, record, text, _begin(out, run, launch))
+            _wait_for_first(out, record, launch, self.since)
+        before = load_run(out, record)
+        self._check_same_run(before)
+        if self.resume or self.overwrite:
+            return _begin(out, before.identity, launch)
+        return _begin_once(out, record, before.identity, launch)
+
+    def _end_overwrite(self) -> None:
+        """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
+        out, waiting = self.out, self.out / NEXT[self.record]
+        check_names(out)
+        end = time.monotonic() + FIRST_WAIT
+        while self.launch.rank > 0 and os.path.lexists(waiting):
+            if time.monotonic() > end:
+                raise _never_first(out, self.launch, FIRST_WAIT)
+            time.sleep(_POLL)
+        if self.launch.rank > 0:
+            return
+        following = load_run(out, waiting.name)
+        _check_settings(out, following.run, self.settings)
+        _check_alone(out)
+        _replace(out, self.record, following.identity)
+
+    def _check_same_run(self, before: RunFile) -> None:
+        """Refuse to continue a run without being asked to, or with other settings."""
+        is_wanted = self.resume or self.overwrite
+        if not (is_wanted or _is_partner(self.out, before.identity, self.launch)):
+            raise _exists(self.out, self.record)
+        _check_continues(self.out, self.record, before)
+        _check_settings(self.out, before.run, self.settings)
+
+
+def withdraw_output(process: Process, record: str) -> bool:
+    """Delete a run that only this process has started and that has no results yet; False if it is another."""
+    out, own = process.out, process.path(LAUNCH)
+    launches = [file.path for file in of_kind(out, LAUNCH) if file.run == process.run]
+    if process.launch.size > 1 or launches != [own] or not (out / record).is_file():
+        return False
+    _empty(out, record, "")
+    (out / record).unlink()
+    remove_leftovers(out)
+    return True
+
+
+def close_output(process: Process, launch: Launch) -> None:
+    """Record how a launch ended, rewrite the list of failures, delete temporary files."""
+    try:
+        process.check()
+        process.end(launch)
+        write_failures(process.out)
+    finally:
+        remove_leftovers(process.out)
+
+
+def _exists(out: Path, record: str) -> UsageError:
+    what = "is not empty" if record == RUN else "holds super-resolution already"
+    return UsageError(
+        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{free_beside(out)}"
+    )
+
+
+def _check_continues(out: Path, record: str, before: RunFile) -> None:
+    """Refuse to continue a run of an older version, which did not record its samples."""
+    if before.run.input is None:
+        raise UsageError(
+            f"--out {out}: an older version of this program wrote {record}, and its runs cannot be resumed; "
+            f"--overwrite starts again{free_beside(out)}"
+        )
+
+
+def _is_partner(out: Path, run: str, launch: Launch) -> bool:
+    """True if the run belongs to a job of this size, and no process with this rank has started yet."""
+    is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
+    return launch.size > 1 and not is_emptied and not _is_begun(out, run, launch)
+
+
+def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
+    """True if a launch other than that of `process` has the same rank, or is of a job of another size."""
+    own = process.path(LAUNCH) if process else None
+    others = [file for file in of_kind(out, LAUNCH) if file.run == run and file.path != own]
+    return any(file.size != launch.size or file.rank == launch.rank for file in others)
+
+
+def _begin(out: Path, run: str, launch: Launch) -> Process:
+    process = Process(out, run, launch)
+    process.begin()
+    return process
+
+
+def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
+    """Begin, unless another process with the same rank does so at the same moment, or overwrites the run."""
+    process = _begin(out, run, launch)
+    if load_run(out, record).identity != run or _is_begun(out, run, launch, process):
+        process.withdraw()
+        raise _exists(out, record)
+    return process
+
+
+def _remove_new_record(out: Path, record: str, run: str) -> None:
+    """Remove a record that this process has just written, unless another process has joined its run."""
+    with contextlib.suppress(UsageError):
+        if load_run(out, record).identity == run and not any(f.run == run for f in of_kind(out, LAUNCH)):
+            (out / record).unlink()
+    remove_empty([out / PROCESSES])
+
+
+def _check_alone(out: Path) -> None:
+    """Refuse to empty a folder while other processes are writing into it."""
+    if living := find_living(out):
+        share = f"process {living[0].rank} of {living[0].size}"
+        raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
+
+
+def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
+    """Empty a folder. The new record is written first, so that --resume can continue an interrupted one."""
+    try:
+        _places(out, record)  # refuses before anything is written
+        write_text(out, out / NEXT[record], text)
+        _replace(out, record, process.run)
+    except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
+        process.withdraw()
+        raise
+    return process
+
+
+def _replace(out: Path, record: str, run: str) -> None:
+    """Delete the files of the old run, then replace its record by the new one."""
+    _empty(out, record, run)
+    os.replace(out / NEXT[record], out / record)
+
+
+def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
+    """True if the job of this process wrote the record, which then is newer than the start of the job."""
+    if launch.size == 1:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return (out / record).lstat().st_mtime >= since + server_clock(out)
+    return False
+
+
+def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> None:
+    """Wait until process 0 of this job has emptied the folder."""
+    end, is_seen = time.monotonic() + FIRST_WAIT, False
+    while not _is_of_job(out, record, launch, since):
+        first = [f for f in of_kind(out, LAUNCH) if (f.rank, f.size) == (0, launch.size)]
+        if not is_seen and any(_is_of_job(out, str(f.path.relative_to(out)), launch, since) for f in first):
+            end, is_seen = time.monotonic() + EMPTYING_WAIT, True
+        if time.monotonic() > end:
+            waited = EMPTYING_WAIT if is_seen else FIRST_WAIT
+            raise _never_first(out, launch, waited)
+        time.sleep(_POLL)
+
+
+def _never_first(out: Path, launch: Launch, waited: float) -> UsageError:
+    return UsageError(
+        f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
+        f"for {waited:.0f} seconds; start all processes of a job together"
+    )
+
+
+def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
+    """Refuse to continue a run with other settings; the message names what differs."""
+    names = [each.name for each in fields(RunRecord) if each.name not in NOT_COMPARED]
+    before, after = (dict(_flat("", {name: run.to_json()[name] for name in names})) for run in (there, here))
+    differences = [
+        f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
+        for path in dict.fromkeys((*before, *after))
+        if before.get(path, "absent") != after.get(path, "absent")
+    ]
+    if differences:
+        rest = len(differences) - MAX_DIFFERENCES
+        more = f"; and {rest} more" if rest > 0 else ""
+        shown = "; ".join(differences[:MAX_DIFFERENCES])
+        raise UsageError(f"--out {out}: belongs to a run with other settings: {shown}{more}")
+
+
+def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
+    """The leaves of nested mappings and lists, with their paths; a list of plain values is a leaf."""
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(f"{path}.{name}" if path else str(name), item)
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(f"{path}[{number}]", item)
+    else:
+        yield path, json.dumps(value)
+
+
+def _make(out: Path) -> None:
+    try:
+        make_all(out)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _as_usage_error(out: Path) -> Iterator[None]:
+    """Turn an OSError about the output folder into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _is_free(out: Path, record: str) -> bool:
+    """True if the folder contains no run, at most the leftovers of one that was killed while it started.
+
+    For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
+    """
+    try:
+        check_names(out)
+        if record != RUN:
+            return not os.path.lexists(out / record)
+        names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
+    return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
+
+
+def check_names(out: Path) -> None:
+    """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
+    check_partial(out)
+    for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
+        kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
+        if (mode := mode_of(out / name)) is not None and not is_kind(mode):
+            raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
+
+
+def _check_unclaimed(out: Path, settings: RunRecord) -> None:
+    """Refuse result folders that contain files although no record lists them."""
+    for place in settings.places:
+        folder = out / place.folder
+        check_folder(out, folder)
+        if (
+            place.form != "extra"
+            and os.path.lexists(folder)
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise UsageError(f"{folder}: holds files that no run of super-resolution wrote; move them away")
+
+
+def _empty(out: Path, name: str, run: str) -> None:
+    """Delete the files of a run and of the super-resolution made from it, except those of the new run `run`.
+
+    The old record is kept; the caller replaces it.
+    """
+    places, listed = _places(out, name), _written(out, name)
+    kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
+    for place in places:
+        _empty_place(out, place.folder, place.suffix, listed)
+    remove_processes(out, kept)
+    for each in (SR_RUN, NEXT[SR_RUN], FAILURES, OLDER_CHECKSUMS) if name == RUN else ():
+        (out / each).unlink(missing_ok=True)
+
+
+def _places(out: Path, name: str) -> list[Place]:
+    """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
+    records = _records(out, name)
+    places = [(each, place) for each in records for place in (*load_run(out, each).run.places, SAMPLES[each])]
+    for each, place in places:  # all of them before anything is deleted
+        _check_own(out, each, place.folder)
+    return [place for _, place in places]
+
+
+def _records(out: Path, name: str) -> list[str]:
+    return [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
+
+
+def _written(out: Path, name: str) -> Container[str] | None:
+    """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
+    try:
+        launches = [read_launches(out, load_run(out, each).identity) for each in _records(out, name)]
+        listed = read_checksums(out)
+    except (OSError, UsageError):
+        return None
+    return listed if listed and all(map(is_closed, launches)) else None
+
+
+def _check_own(out: Path, record: str, folder: str) -> None:
+    """Refuse to delete files below a symbolic link."""
+    above = out
+    for part in folder.split("/"):
+        above = above / part
+        if above.is_symlink():
+            raise UsageError(f"{out / record}: names the folder '{folder}', but {above} is a link")
+
+
+def _empty_place(out: Path, place: str, suffix: str, listed: Container[str] | None) -> None:
+    """Delete the files with this suffix, of which only those that are listed, if all are."""
+    folder = out / place
+    for where, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(where, name)
+            if name.endswith(suffix) and (listed is None or path.relative_to(out).as_posix() in listed):
+                path.unlink()
+        remove_empty([Path(where)])
+    remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))

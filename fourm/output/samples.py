@@ -1,0 +1,351 @@
+"""`samples/NNNNN.jsonl`: what a run made each sample of, and which files it has; a folder's runs read back.
+
+A line for each sample, a file for each thousand of them in their order. A process records a thousand before
+it writes the first file of one of its samples. The text is the same whoever writes it.
+"""
+
+import json
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from fourm.data.dataset import list_folder, suffix_of
+from fourm.data.layout import CROP_SETTINGS, SAMPLES_PER_FOLDER, Key, Place, Sample, file_name
+from fourm.data.opening import open_file, read_bytes
+from fourm.data.writing import create_text, write_text
+from fourm.errors import UsageError, printable
+from fourm.modalities.typed import fit
+from fourm.output.processes import Failure, read_failures
+from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, read_record
+
+CROP = "crop"  # how a sample's pictures fit the square that a model reads: the recorded crop, or the centre
+MAX_BYTES = 1 << 28  # of a thousand samples
+_SHOWN = 200  # characters of a sample in the message that refuses to resume
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSample:
+    """One sample of a run. Paths of files are below the folder of the run, of sources below the data set."""
+
+    key: Key
+    variations: tuple[int, ...]
+    files: Mapping[str, tuple[str, ...]]  # by folder; one for each variation, or one for all of them
+    prompt: str | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)  # other typed texts, by condition
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files of conditions, likewise
+    fit: str = ""  # CROP where a part of a picture was read
+
+    def file(self, place: Place, variation: int | None) -> str:
+        """The file of one kind and variation; of any variation where all share it."""
+        files = self.files[place.folder]
+        return files[0] if len(files) == 1 or variation is None else files[self.variations.index(variation)]
+
+    def to_line(self) -> str:
+        """The sample as a line of its file; what is empty is left out."""
+        row = {
+            "key": f"{self.key.folder}/{self.key.name}", "prompt": self.prompt, "texts": self.texts,
+            "sources": self.sources, "fit": self.fit, "variations": self.variations, "files": self.files,
+        }  # fmt: skip
+        return json.dumps({name: fact for name, fact in row.items() if fact}) + "\n"
+
+    def input_facts(self) -> dict[str, object]:
+        """What must be the same on resume. A file may be replaced by another one, as a.jpg by a.png."""
+        facts = {"key": self.key.text, "prompt": self.prompt, "texts": dict(self.texts), "fit": self.fit,
+                 "crop": self.sources.get(CROP_SETTINGS), "variations": self.variations}  # fmt: skip
+        return {name: fact for name, fact in facts.items() if fact}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One of the runs that wrote into a folder."""
+
+    root: Path
+    file: str  # its record: RUN or SR_RUN
+    record: RunRecord
+
+    @property
+    def is_older(self) -> bool:
+        """True if an older version made the folder, which recorded no samples."""
+        return self.record.input is None
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where every sample has a file."""
+        return tuple(place for place in self.record.places if place.form != "extra")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the variations that were made."""
+        only = self.record.variation
+        return tuple(range(self.record.num_variations)) if only is None else (only,)
+
+    @property
+    def variations(self) -> tuple[int | None, ...]:
+        """Variations as file names show them: (None,) where there is but one."""
+        return (None,) if self.record.num_variations == 1 else self.numbers
+
+    def count_tokens(self, place: Place) -> int | None:
+        """Tokens in each file of a target of the run; None where its record does not tell."""
+        steps = [step for step in self.record.schedule["steps"] if step["target"] == place.modality]
+        return sum(step["num_tokens"] for step in steps) if steps else None
+
+    def thousands(self) -> list[Path]:
+        """The files that samples are recorded in, in order."""
+        folder = self.root / SAMPLES[self.file].folder
+        return sorted(path for path in folder.glob("*.jsonl") if path.stem.isdecimal())
+
+    def samples(self) -> Iterator[RecordedSample]:
+        """All samples that are recorded, in order; a thousand is in memory at a time."""
+        if self.is_older:
+            yield from _older_samples(self)
+        for path in self.thousands():
+            yield from read_samples_file(path, self)
+
+    def find(self, key: Key) -> RecordedSample | None:
+        """The sample of a name."""
+        if self.is_older:
+            return self.describe(Sample(key))
+        paths = self.thousands()
+        after = bisect_right(paths, key, key=lambda path: _first_key(path, self))
+        found = read_samples_file(paths[after - 1], self) if after else ()
+        return next((sample for sample in found if sample.key == key), None)
+
+    def describe(self, sample: Sample, is_cropped: bool = False) -> RecordedSample:
+        """What is recorded of a sample: the files that it has or will have."""
+        files = dict[str, tuple[str, ...]]()
+        for place in self.places:
+            variations = (None,) if place.shared else self.variations
+            files[place.folder] = tuple(
+                file_name(place.folder, sample.key, place.suffix, v) for v in variations
+            )
+        length = sample.key.folder.count("/") + 3  # of modality/folder/name.ext, in parts
+        sources = dict[str, tuple[str, ...]]()
+        for name in dict.fromkeys((*sample.files, *(name for varied in sample.varied for name in varied))):
+            paths = dict.fromkeys(sample.files_of(v)[name] for v in (self.numbers if sample.varied else (0,)))
+            sources[name] = tuple("/".join(path.parts[-length:]) for path in paths)
+        return RecordedSample(
+            sample.key, self.numbers, files, sample.caption, sample.typed, sources, CROP if is_cropped else ""
+        )
+
+    def extra_files(self, key: Key, variation: int) -> Iterator[str]:
+        """Files that a result may have, such as pictures of its steps."""
+        suffix = None if self.record.num_variations == 1 else variation
+        for place in self.record.places:
+            if place.form == "extra":
+                yield file_name(place.folder, key, place.suffix, suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """An output folder."""
+
+    root: Path
+    runs: tuple[Run, ...]  # the one that made it, then super-resolution; at least one
+
+    def keys(self) -> list[Key]:
+        """Names of all samples that have a file, in order."""
+        found = {
+            sample.key
+            for run in self.runs
+            for sample in run.samples()
+            if any(os.path.lexists(self.root / name) for names in sample.files.values() for name in names)
+        }
+        return sorted(found)
+
+    @property
+    def variations(self) -> tuple[int | None, ...]:
+        """Variations of the run that has most of them."""
+        return max((run.variations for run in self.runs), key=len)
+
+    def failures(self) -> list[Failure]:
+        """What is written down of samples that failed and were not made since."""
+        try:
+            return read_failures(self.root)
+        except OSError as error:
+            where = printable(str(error.filename or self.root))
+            raise UsageError(f"{where}: cannot be read ({error.strerror}); move it away") from error
+
+
+def open_results(root: Path) -> Results:
+    """Read the records of a folder; UsageError where no run wrote it."""
+    if not root.is_dir():
+        raise UsageError(f"{printable(str(root))}: no such folder")
+    there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
+    if not there:
+        raise UsageError(f"{root}: holds no {RUN}, so no run of this program wrote it")
+    return Results(root, tuple(Run(root, file, read_record(root, file)) for file in there))
+
+
+def samples_for(
+    run: Run, samples: Iterable[RecordedSample], conditions: Sequence[str], ids: Mapping[str, bool]
+) -> list[Sample]:
+    """Samples of a run as conditions of another one: the files that are or will be there.
+
+    ids: for each condition (full name) whether its tokens are read, not its values.
+    """
+    places = dict[str, Place]()
+    for name in conditions:
+        form = "ids" if ids[name] else "value"
+        named = [p for p in run.places if p.modality == name and p.form == form]
+        if not named:
+            has = sorted({p.modality for p in run.places})
+            raise UsageError(f"{run.root}: its run left no {name}; it has {', '.join(has)}")
+        places[name] = named[0]
+    is_varied = {name: not place.shared and run.variations != (None,) for name, place in places.items()}
+
+    def files(sample: RecordedSample, variation: int | None) -> dict[str, Path]:
+        wanted = {n: p for n, p in places.items() if is_varied[n] == (variation is not None)}
+        return {name: run.root / sample.file(place, variation) for name, place in wanted.items()}
+
+    numbers = range(run.record.num_variations) if any(is_varied.values()) else ()
+    made = run.numbers
+    return [
+        Sample(
+            sample.key,
+            files=files(sample, None),
+            varied=[files(sample, v) if v in made else {} for v in numbers],
+        )
+        for sample in samples
+    ]
+
+
+def chain_names(schedule: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Conditions and targets (full names, in order) of the schedule in a record."""
+    return list(schedule["conditions"]), list(dict.fromkeys(step["target"] for step in schedule["steps"]))
+
+
+@dataclass(slots=True)
+class SampleWriter:
+    """Records the samples of a run that this process works on."""
+
+    run: Run
+    samples: Sequence[Sample]  # of all processes, in order
+    is_cropped: bool
+    _recorded: set[int] = field(default_factory=set)  # thousands whose file is there, as it should be
+
+    def check(self) -> None:
+        """Compare what is recorded with the input; UsageError where it has other samples now."""
+        for path in self.run.thousands():
+            self._is_recorded(int(path.stem))
+
+    def record(self, key: Key) -> Path | None:
+        """Write the file of a sample's thousand unless it is there; its path if this process wrote it."""
+        number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
+        if number in self._recorded or self._is_recorded(number):
+            return None
+        path, text = self.path(number), _text(self._thousand(number))
+        if not create_text(self.run.root, path, text):
+            if self._is_recorded(number):  # another process was first
+                return None
+            write_text(self.run.root, path, text)  # in the place of a damaged file
+        self._recorded.add(number)
+        return path
+
+    def recorded(self) -> list[Path]:
+        """The files that are there."""
+        return [self.path(number) for number in sorted(self._recorded)]
+
+    def path(self, number: int) -> Path:
+        """The file of a thousand."""
+        place = SAMPLES[self.run.file]
+        return self.run.root / place.folder / f"{number:05d}{place.suffix}"
+
+    def _thousand(self, number: int) -> list[RecordedSample]:
+        first = number * SAMPLES_PER_FOLDER
+        chosen = self.samples[first : first + SAMPLES_PER_FOLDER]
+        return [self.run.describe(sample, self.is_cropped) for sample in chosen]
+
+    def _is_recorded(self, number: int) -> bool:
+        """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
+        path, here = self.path(number), self._thousand(number)
+        try:
+            is_same = read_bytes(path, MAX_BYTES) == _text(here).encode()
+            there = here if is_same else read_samples_file(path, self.run)
+        except (FileNotFoundError, UsageError):
+            return False
+        if not is_same:
+            self._compare(path, there, here)
+        self._recorded.add(number)
+        return True
+
+    def _compare(self, path: Path, there: Sequence[RecordedSample], here: Sequence[RecordedSample]) -> None:
+        pairs = zip_longest((one.input_facts() for one in there), (one.input_facts() for one in here))
+        for line, (before, after) in enumerate(pairs, start=1):
+            if before != after:
+                was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
+                raise UsageError(
+                    f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
+                    f"{path.relative_to(self.run.root)} is {was} there and {now} here"
+                )
+
+
+def _text(samples: Iterable[RecordedSample]) -> str:
+    return "".join(sample.to_line() for sample in samples)
+
+
+def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
+    """The samples of one file; UsageError if it is damaged. The last few files are kept in memory."""
+    try:
+        status = path.stat()
+        return _read(path, run.places, status.st_size, status.st_mtime_ns, status.st_ino)
+    except OSError as error:
+        raise UsageError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, places: tuple[Place, ...], *status: int) -> Sequence[RecordedSample]:
+    lines = read_bytes(path, MAX_BYTES).splitlines(keepends=True)
+    if not lines:
+        raise UsageError(f"{printable(str(path))}: is empty, and no run leaves such")
+    return [_parse(line, places, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _first_key(path: Path, run: Run) -> Key:
+    with open_file(path) as file:
+        return _parse(file.readline(MAX_BYTES), run.places, f"{path}: line 1").key
+
+
+def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
+    """A line as a sample; UsageError if it is not one that a run writes."""
+    try:
+        said = json.loads(line if line.endswith(b"\n") else b"")
+        folder, _, name = fit(str, said["key"], "key").rpartition("/")
+        sample = RecordedSample(
+            Key(folder, name),
+            fit(tuple[int, ...], said["variations"], "variations"),
+            fit(Mapping[str, tuple[str, ...]], said["files"], "files"),
+            fit(str | None, said.get("prompt"), "prompt"),
+            fit(Mapping[str, str], said.get("texts", {}), "texts"),
+            fit(Mapping[str, tuple[str, ...]], said.get("sources", {}), "sources"),
+            fit(str, said.get("fit", ""), "fit"),
+        )
+        for place in places:
+            files = sample.files[place.folder]
+            outside = [
+                f for f in files if not f.startswith(f"{place.folder}/") or {"", ".", ".."} & {*f.split("/")}
+            ]
+            if outside or len(files) not in (1, len(sample.variations)):
+                raise ValueError(f"its files in {place.folder} are {files}")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UsageError) as error:
+        raise UsageError(printable(f"{where} is no sample of a run, or was damaged ({error})")) from error
+    return sample
+
+
+def _older_samples(run: Run) -> Iterator[RecordedSample]:
+    """Samples of a folder that an older version made, by the names of its files."""
+    keys = set[Key]()
+    for place in run.places:
+        if not (run.root / place.folder).is_dir():
+            continue
+        ends = [f"-v{v}" for v in run.variations if v is not None and not place.shared]
+        for key, path in list_folder(run.root, place.folder).files.items():
+            stem = path.name[: -len(suffix_of(path.name))]
+            end = next((end for end in ends if stem.endswith(end)), "")
+            keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
+    for key in sorted(keys):
+        yield run.describe(Sample(key))
