@@ -57,7 +57,7 @@ def plot(
         find_model(model)
 
     from fourm.views.album import open_album
-    from fourm.views.gallery.page import PAGE, write_gallery
+    from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import PlotRequest, Plotter, plots_folder
 
     album, plots, progress = open_album(root, model), plots_folder(root), Paced(quiet)

@@ -148,7 +148,7 @@ OPENERS = {"open", "read_text", "read_bytes", "safe_open", "load_file", "fromfil
 OPEN_ALREADY = (
     "Image.open(io.BytesIO(data)", "Image.open(file,", "gzip.open(io.BytesIO(data))", "archive.open(f'{name}",
     "zipfile.ZipFile(stream)", "zipfile.ZipFile(file)", "tarfile.open(fileobj=",
-    "files('fourm.views.gallery').joinpath(",
+    "files('fourm.views').joinpath(",
 )  # fmt: skip
 OPENS = {
     "fourm.data.opening": (

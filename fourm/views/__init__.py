@@ -5,7 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "album": "View open_album",
-    "gallery.page": "PAGE write_gallery",
+    "gallery": "PAGE write_gallery",
     "plots": "PlotRequest Plotter plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",
     "sheets": "Cell draw_sheet save_sheet",

@@ -1,4 +1,4 @@
-"""Sheets of an album as PNG files: a grid and a film strip for each sample, contact sheets for all."""
+"""Sheets of an album as PNG files: a sheet and a film strip for each sample, contact sheets for all."""
 
 import os
 import re
@@ -7,20 +7,49 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 
-from fourm.codecs.drawing import undrawable
+from fourm.codecs.drawing import font_for, text_card, undrawable
+from fourm.codecs.maps import GREY, turbo
 from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
-from fourm.views.album import Album, View
-from fourm.views.contact import Contact
-from fourm.views.samplesheet import draw_sample
-from fourm.views.strips import draw_films
+from fourm.runs.inputs import CAPTION
+from fourm.views.album import Album, Film, Frame, Label, Panel, View
+from fourm.views.sheets import (
+    ALARM,
+    FAINT,
+    GAP,
+    INK,
+    PAPER,
+    RULE,
+    SMALL,
+    empty_cell,
+    fit,
+    legend_block,
+    paste_centred,
+    stack,
+    starts,
+    text_block,
+)
 
 PLOTS = "plots"  # folder below the album's
-_CONTACT = re.compile(r"contact(-[0-9]+)?")
-_OURS = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)  # names that a sample could take from us
+# Names of plots, which no sample's sheet may have.
+RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
+CELL, LARGE = 256, 448  # pixels per side of a place on a sheet; where super-resolution needs more
+COLUMNS = 6  # side by side; more go below
+MAX_VARIATIONS = 32  # rows of a sheet
+MAX_PROBLEMS = 6  # lines of a sheet
+MIN_WIDTH = 400
+ROW_LABEL = 34  # pixels for the name of a variation
+HEADINGS = {"condition": "given", "target": "made", "sr": "super-resolution"}  # by role
+FILM_LABEL = 130  # pixels for the name of a target on a film strip
+FILM_TEXT = 34  # pixels for what stands under a picture there
+MAX_FRAMES = 8  # of one film, evenly chosen
+MAX_FILMS = 64  # rows of a film strip
+CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet, and between two
+PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +91,33 @@ class Plotter:
             remove_leftovers(self.album.root / PLOTS)
 
     def _draw(self) -> Iterator[Plotted]:
-        folder = plots_folder(self.album.root)
-        names = plot_paths(self.album.root, self.album.keys)
-        variations = self.album.results.variations
-        contact = Contact(len(self.keys) * len(variations), self.album.root.name or str(self.album.root))
-        written = set[Path]()
-        for key in self.keys:
+        folder, names = plots_folder(self.album.root), plot_paths(self.album.root, self.album.keys)
+        variations = self.album.results.variations if self.request.contact else ()
+        total, cells, pages = len(self.keys) * len(variations), list[Image.Image](), set[Path]()
+        for number, key in enumerate(self.keys, 1):
             view = self.album.view(key)
             files = [self._save(draw_sample(self.album, view), names[key])]
             if self.request.films and view.films:
                 path = names[key].with_name(f"{names[key].stem}-film.png")
                 files.append(self._save(draw_films(view), path))
-            if self.request.contact:
-                for variation in variations:
-                    contact.add(view, variation)
-                    if (page := contact.full_page()) is not None:
-                        written.add(self._save(page, folder / contact.name))
-            self._note_text(view)
+            for variation in variations:
+                cells.append(contact_cell(view, variation))
+                if len(cells) == PER_SHEET or (number == len(self.keys) and variation == variations[-1]):
+                    path = folder / contact_name(len(pages), total)
+                    title = f"{self.album.root.name or self.album.root}  ·  "
+                    pages.add(self._save(draw_contact(cells, title, len(pages), total), path))
+                    cells = []
+            self.undrawn |= undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
             yield Plotted(key.text, tuple(files), view.problems)
-        if self.request.contact and (page := contact.last_page()) is not None:
-            written.add(self._save(page, folder / contact.name))
         if self.request.contact and folder.is_dir():
-            _remove_others(folder, written)
+            for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
+                if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
+                    path.unlink()
 
     def _save(self, sheet: Image.Image, path: Path) -> Path:
         (self.album.root / PLOTS).mkdir(exist_ok=True)
-        save = partial(sheet.save, format="PNG")
-        write_atomic(self.album.root / PLOTS, path, save)
+        write_atomic(self.album.root / PLOTS, path, partial(sheet.save, format="PNG"))
         return path
-
-    def _note_text(self, view: View) -> None:
-        self.undrawn |= undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
 
 
 def plots_folder(root: Path) -> Path:
@@ -104,16 +129,218 @@ def plots_folder(root: Path) -> Path:
 
 
 def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
-    """The grid of each sample: plots/NAME.png, or plots/FOLDER/NAME.png where names alone are not clear."""
+    """The sheet of each sample: plots/NAME.png, or plots/FOLDER/NAME.png where names alone are not clear."""
     names = [key.name for key in keys]
-    is_flat = len(set(names)) == len(names) and not any(_OURS.fullmatch(name) for name in names)
+    is_flat = len(set(names)) == len(names) and not any(map(RESERVED_NAMES.fullmatch, names))
     paths = {key: path_of(root, PLOTS, key, "-film.png") for key in keys}
     long = {key: path.with_name(path.name.removesuffix("-film.png") + ".png") for key, path in paths.items()}
     return {key: root / PLOTS / path.name for key, path in long.items()} if is_flat else long
 
 
-def _remove_others(folder: Path, written: set[Path]) -> None:
-    """Contact sheets of an earlier time, when there were more of them."""
-    for path in folder.glob("contact*.png"):
-        if _CONTACT.fullmatch(path.stem) and path not in written and not path.is_dir():
-            path.unlink()
+# The sheet of one sample: what was given and what was made of it, a row for each variation.
+
+Column = Mapping[int | None, Panel]  # one modality of a sample, by variation
+
+
+def draw_sample(album: Album, view: View) -> Image.Image:
+    """Everything of one sample on one sheet."""
+    rows: list[int | None] = [*sorted({p.variation for p in view.panels if p.variation is not None})] or [
+        None
+    ]
+    more = len(rows) - MAX_VARIATIONS
+    rows = rows[:MAX_VARIATIONS]
+    is_large = any(p.role == "sr" and p.picture and max(p.picture.size) > CELL for p in view.panels)
+    columns = _columns(view)
+    size = -(-len(columns) // max(-(-len(columns) // COLUMNS), 1))  # bands of about equal width
+    parts = [columns[at : at + size] for at in range(0, len(columns), max(size, 1))]
+    bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
+    width = max([MIN_WIDTH, *(band.width for band in bands)])
+    facts = [view.key.text if view.headline != view.key.text else ""]
+    facts += [f"{stage.model}, seed {stage.seed}" for stage in album.stages]
+    title = text_block(view.headline, width, 22, INK, most=6)
+    head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
+    blocks = [stack(head, gap=4, margin=0), *bands]
+    if labels := _legend(view):
+        blocks.append(legend_block(labels, width))
+    notes = [*view.problems[:MAX_PROBLEMS]]
+    if (rest := len(view.problems) - len(notes)) > 0:
+        notes.append(f"and {rest} more")
+    blocks += [text_block(note, width, 12, ALARM) for note in notes]
+    if more > 0:
+        blocks.append(text_block(f"and {more} more variations", width, 13, FAINT))
+    return stack(blocks)
+
+
+def _columns(view: View) -> list[Column]:
+    """Panels by modality; the caption that is the headline is left out, if there is something else."""
+    found, headline = dict[tuple[str, str], dict[int | None, Panel]](), None
+    for panel in view.panels:
+        column = found.setdefault((panel.role, panel.modality), {})
+        column[panel.variation] = panel
+        if panel.role == "condition" and panel.codec == CAPTION and panel.text == view.prompt:
+            headline = column
+    return [column for column in found.values() if column is not headline] or [*found.values()]
+
+
+def _legend(view: View) -> list[Label]:
+    """The classes of all maps of a sample, each once, "no class" last."""
+    labels = list(dict.fromkeys(label for found in view.legends.values() for label in found))
+    return sorted(labels, key=lambda label: label[0] == "no class")
+
+
+def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> Image.Image:
+    """Some columns below their titles."""
+    panels = [next(iter(column.values())) for column in columns]
+    titles = [text_block(panel.title, side, 15, INK, most=2, centred=True) for panel in panels]
+    top = 20 + max(title.height for title in titles) + 4
+    roles = [number for number, one in enumerate(panels) if not number or one.role != panels[number - 1].role]
+    left = ROW_LABEL if len(rows) > 1 else 0
+    # A pixel is for the line around the first.
+    lefts = starts(len(columns), side, GAP, left + 1, dict.fromkeys(roles[1:], 2 * GAP))
+    band = Image.new("RGB", (lefts[-1] + side + 1, top + len(rows) * (side + GAP) - GAP + 1), PAPER)
+    draw = ImageDraw.Draw(band)
+    for number in roles:
+        band.paste(text_block(HEADINGS[panels[number].role], side, 12, FAINT), (lefts[number], 0))
+        if number:
+            x = lefts[number] - 3 * GAP // 2
+            draw.line((x, 0, x, band.height), fill=RULE)
+    for title, place in zip(titles, lefts, strict=True):
+        band.paste(title, (place, top - 4 - title.height))
+    for number, variation in enumerate(rows):
+        y = top + number * (side + GAP)
+        if left:
+            band.paste(text_block(f"v{variation}", left, 14, FAINT, most=1), (0, y + side // 2 - 9))
+        for column, place in zip(columns, lefts, strict=True):
+            panel = column.get(variation, column.get(None) if number == 0 else None)
+            if panel is not None:
+                is_words = panel.picture is not None and panel.codec == CAPTION and panel.text.strip()
+                picture = text_card(panel.text, side) if is_words else _shown(panel, side)
+                paste_centred(band, picture, (place, y), side, line=0)
+    return band
+
+
+def _shown(panel: Panel, side: int) -> Image.Image:
+    return empty_cell(panel.note, side) if panel.picture is None else fit(panel.picture, side)
+
+
+# Film strips: what a target looked like after its steps, and which step decided which token.
+
+
+def draw_films(view: View) -> Image.Image:
+    """A row for each target and variation: kept steps, the result, the order of decoding."""
+    rows = [(film, chosen(film.frames)) for film in view.films[:MAX_FILMS]]
+    frames = max(len(shown) for _, shown in rows)
+    # The result and the order stand a little apart.
+    lefts = starts(frames + 2, SMALL, GAP, FILM_LABEL, {frames: GAP} if frames else None)
+    width = FILM_LABEL + (frames + 2) * (SMALL + GAP) + GAP
+    titles = Image.new("RGB", (width, 36), PAPER)
+    names = {0: "while it was decoded", frames: "result", frames + 1: "which step decided which token"}
+    for column, name in names.items():
+        room = SMALL if column else max(SMALL, frames * (SMALL + GAP))
+        title = text_block(name, room, 13, FAINT, most=2)
+        titles.paste(title, (lefts[column], titles.height - title.height))
+    blocks = [text_block(view.headline, width, 20, INK), titles]
+    blocks += [_strip(film, shown, lefts, width, view) for film, shown in rows]
+    if (more := len(view.films) - MAX_FILMS) > 0:
+        blocks.append(text_block(f"and {more} more", width, 13, FAINT))
+    return stack(blocks, gap=8)
+
+
+def chosen(frames: Sequence[Frame]) -> list[Frame]:
+    """Not too many frames, evenly chosen, the last one among them."""
+    if len(frames) <= MAX_FRAMES:
+        return list(frames)
+    places = np.linspace(0, len(frames) - 1, MAX_FRAMES).round().astype(int)
+    return [frames[place] for place in places.tolist()]
+
+
+def order_map(film: Film) -> Image.Image:
+    """A pixel for each token: the first decided dark blue, the last dark red, undecided ones grey."""
+    order = np.array(film.order, dtype=np.int64).reshape(film.grid)
+    decided = order >= 0
+    low = order[decided].min() if decided.any() else 0
+    colours = turbo(np.where(decided, order, low))
+    return Image.fromarray(np.where(decided[..., None], colours, np.uint8(GREY)))
+
+
+def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int, view: View) -> Image.Image:
+    strip = Image.new("RGB", (width, SMALL + FILM_TEXT), PAPER)
+    name = text_block(film.title, FILM_LABEL - GAP, 14, INK, most=4)
+    which = "" if film.variation is None else f"v{film.variation}"
+    label = stack([name, text_block(which, FILM_LABEL - GAP, 14, FAINT)], gap=0, margin=0)
+    strip.paste(label, (0, max(0, (SMALL - label.height) // 2)))
+    total = film.grid[0] * film.grid[1]
+    for left, frame in zip(lefts, shown, strict=False):
+        paste_centred(strip, fit(frame.picture, SMALL), (left, 0), SMALL, line=0)
+        for number, text in enumerate((f"step {frame.step}", f"{frame.decided} of {total} tokens")):
+            line = text_block(text, SMALL, 12, FAINT, most=1, centred=True)
+            strip.paste(line, (left, SMALL + 3 + 15 * number))
+    results = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
+    panel = next((p for p in results if p.role != "condition"), None)
+    if panel is not None:
+        paste_centred(strip, _shown(panel, SMALL), (lefts[-2], 0), SMALL, line=0)
+    if film.order is not None:
+        paste_centred(strip, fit(order_map(film), SMALL), (lefts[-1], 0), SMALL, line=0)
+        strip.paste(_scale(film.order), (lefts[-1], SMALL + 5))
+    return strip
+
+
+def _scale(order: Sequence[int]) -> Image.Image:
+    """The colours of the first and last step and all between, with their numbers."""
+    steps = [step for step in order if step >= 0] or [0]
+    first, last = min(steps), max(steps)
+    block = Image.new("RGB", (SMALL, FILM_TEXT - 5), PAPER)
+    bar = turbo(np.arange(SMALL if last > first else 1)[None])
+    block.paste(Image.fromarray(bar).resize((SMALL, 8), Image.Resampling.NEAREST), (0, 0))
+    font, pitch = font_for("", 12), round(1.3 * 12)
+    draw = ImageDraw.Draw(block)
+    draw.text((0, 11 + pitch / 2), f"step {first}", FAINT, font, anchor="lm")
+    if last > first:
+        draw.text((SMALL - 1, 11 + pitch / 2), str(last), FAINT, font, anchor="rm")
+    return block
+
+
+# Contact sheets: one picture of each sample and variation, on as few sheets as it takes.
+
+
+def contact_name(page: int, total: int) -> str:
+    """The file of a page, counted from 0: contact.png, or contact-01.png where there are more."""
+    pages = -(-total // PER_SHEET)
+    digits = max(2, len(str(pages)))
+    return "contact.png" if pages <= 1 else f"contact-{page + 1:0{digits}d}.png"
+
+
+def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int) -> Image.Image:
+    """A page with cells side by side; `total` of them are on all pages."""
+    lefts = starts(min(COLUMNS, len(cells)), CONTACT, CONTACT_GAP)
+    blocks = list[Image.Image]()
+    for at in range(0, len(cells), COLUMNS):
+        row = cells[at : at + COLUMNS]
+        block = Image.new("RGB", (lefts[-1] + CONTACT, max(cell.height for cell in row)), PAPER)
+        for left, cell in zip(lefts, row, strict=False):
+            block.paste(cell, (left, 0))
+        blocks.append(block)
+    what, first = f"{total} pictures" if total > 1 else "1 picture", page * PER_SHEET + 1
+    if total > PER_SHEET:
+        what = f"{first} to {first + len(cells) - 1} of {what}"
+    head = text_block(title + what, blocks[0].width, 15, FAINT, most=2)
+    return stack([head, *blocks], gap=CONTACT_GAP)
+
+
+def contact_cell(view: View, variation: int | None) -> Image.Image:
+    """The RGB picture of a variation at the finest resolution, else the last target, with its caption."""
+    own = [p for p in view.panels if p.variation is None or variation is None or p.variation == variation]
+    made = [panel for panel in own if panel.role != "condition"]
+    rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
+    seen = [panel.picture for panel in rgb or made if panel.picture is not None]
+    if seen:
+        picture = fit(max(seen, key=lambda one: max(one.size)) if rgb else seen[-1], CONTACT)
+    else:
+        picture = empty_cell(next((p.note for p in made if p.note), "nothing made"), CONTACT)
+    cell = Image.new("RGB", (CONTACT, CONTACT), PAPER)
+    paste_centred(cell, picture, (0, 0), CONTACT, line=-1)
+    said = (panel.text for panel in own if panel.codec == CAPTION and panel.text)
+    text = view.prompt or next(said, "")
+    words = [text_block(text, CONTACT, 13, INK, most=3)] if text.strip() else []
+    name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
+    return stack([cell, *words, text_block(name, CONTACT, 11, FAINT, most=1)], gap=4, margin=0)

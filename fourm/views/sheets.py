@@ -1,18 +1,20 @@
-"""Pictures side by side with a line of text under each, on one sheet."""
+"""The layout of sheets: blocks of text, framed pictures in columns, blocks one below the other; PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from fourm.codecs.drawing import Font, lines_of
+from fourm.codecs.drawing import Ink, lines_of
 from fourm.data.writing import DRAWING, write_alone
 
-CELL, GAP, LINE = 128, 10, 16  # pixels: a picture's side, the space around it, the height of a line of text
+SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
 INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
 FAINT, BLANK, ALARM = "#6e6e6e", "#eeeeee", "#a81818"
+_SWATCH = 14  # pixels per side of a colour in a legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +30,37 @@ def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise ValueError("a sheet without a picture")
-    width, height = GAP + columns * (CELL + GAP) + GAP, GAP + len(rows) * (CELL + LINE + GAP)
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for y, row in enumerate(rows):
-        top = GAP + y * (CELL + LINE + GAP)
-        for x, cell in enumerate(row):
-            left = GAP + x * (CELL + GAP) + (GAP if x else 0)
-            thumb = fit(cell.picture, CELL)
-            place = (left + (CELL - thumb.width) // 2, top + (CELL - thumb.height) // 2)
-            sheet.paste(thumb, place)
-            draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=RULE)
-            text = shortened(cell.text, font, CELL)
-            draw.text((left + CELL / 2, top + CELL + LINE / 2 + 1), text, INK, font, anchor="mm")
-        draw.line((GAP + CELL + GAP, top, GAP + CELL + GAP, top + CELL), fill=RULE)
+    lefts = starts(columns, SMALL, GAP, first=GAP, apart={1: GAP})
+    width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + LINE + GAP
+    sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for top, row in zip(range(GAP, sheet.height, pitch), rows, strict=True):
+        for left, cell in zip(lefts, row, strict=False):
+            paste_centred(sheet, fit(cell.picture, SMALL), (left, top), SMALL)
+            draw.rectangle((left - 1, top - 1, left + SMALL, top + SMALL), outline=RULE)
+            sheet.paste(text_block(cell.text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
+        draw.line((SMALL + 2 * GAP, top, SMALL + 2 * GAP, top + SMALL), fill=RULE)
     return sheet
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """A PNG, whole or not at all."""
+    """Write a PNG, whole or not at all."""
     said = PngInfo()
     for name, value in DRAWING.items():
         said.add_text(name, value)
-    write_alone(path, lambda file: sheet.save(file, format="PNG", optimize=True, pnginfo=said))
+    write_alone(path, partial(sheet.save, format="PNG", optimize=True, pnginfo=said))
+
+
+def starts(
+    count: int, side: int, gap: int, first: int = 0, apart: Mapping[int, int] | None = None
+) -> list[int]:
+    """Where columns begin, from left to right; those in `apart` leave so many pixels more before them."""
+    lefts, left = list[int](), first
+    for number in range(count):
+        left += (apart or {}).get(number, 0)
+        lefts.append(left)
+        left += side + gap
+    return lefts
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
@@ -64,23 +74,28 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of one line of text as fits, its end marked where something is missing."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def paste_centred(
+    sheet: Image.Image, picture: Image.Image, place: tuple[int, int], side: int, line: int | None = None
+) -> None:
+    """Put a picture in the middle of a square place.
+
+    line: pixels between it and a thin line around it, -1 for a line on its edge; None for no line.
+    """
+    left, top = place[0] + (side - picture.width) // 2, place[1] + (side - picture.height) // 2
+    sheet.paste(picture, (left, top))
+    if line is not None:
+        box = (left - 1 - line, top - 1 - line, left + picture.width + line, top + picture.height + line)
+        ImageDraw.Draw(sheet).rectangle(box, outline=RULE)
 
 
 def text_block(
-    text: str, width: int, size: int, colour: str = INK, most: int = 4, centred: bool = False
-) -> Image.Image:
-    """A text on white paper of this width, wrapped, with as many lines as it takes."""
+    text: str, width: int, size: int, colour: str = INK, most: int = 4, centred: bool = False,
+    paper: str = PAPER,
+) -> Image.Image:  # fmt: skip
+    """A text on paper of this width, wrapped, with as many lines as it takes."""
     font, lines = lines_of(text, size, width, most)
     pitch = round(1.3 * size)
-    block = Image.new("RGB", (width, max(1, pitch * len(lines))), PAPER)
+    block = Image.new("RGB", (width, max(1, pitch * len(lines))), paper)
     draw = ImageDraw.Draw(block)
     x, anchor = (width / 2, "mm") if centred else (0, "lm")
     for number, line in enumerate(lines):
@@ -88,40 +103,30 @@ def text_block(
     return block
 
 
-def legend_block(labels: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+def legend_block(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
     """Names beside squares of their colours, in as many lines as they take."""
-    swatch, gap, pitch, places, x, y = 14, 6, 24, list[tuple[int, int]](), 0, 0
-    drawn = [text_lines(name, 13, width - swatch - gap) for name, _ in labels]
-    for _, _, length in drawn:
-        if x and x + swatch + gap + length > width:
+    gap, pitch, places, x, y = 6, 24, list[tuple[int, int]](), 0, 0
+    drawn = [lines_of(name, 13, width - _SWATCH - gap, 1) for name, _ in labels]
+    for font, lines in drawn:
+        length = int(font.getlength("".join(lines))) + 1
+        if x and x + _SWATCH + gap + length > width:
             x, y = 0, y + pitch
-        places.append((x, y))
-        x += swatch + gap + length + 3 * gap
+        places.append((x, y + pitch // 2))
+        x += _SWATCH + gap + length + 3 * gap
     block = Image.new("RGB", (width, y + pitch), PAPER)
     draw = ImageDraw.Draw(block)
-    for (left, top), (_, colour), (font, line, _) in zip(places, labels, drawn, strict=True):
-        middle = top + pitch // 2
-        box = (left, middle - swatch // 2, left + swatch - 1, middle + swatch // 2 - 1)
-        draw.rectangle(box, fill=colour, outline=RULE)
-        draw.text((left + swatch + gap, middle), line, INK, font, anchor="lm")
+    for (left, middle), (_, colour), (font, lines) in zip(places, labels, drawn, strict=True):
+        top = middle - _SWATCH // 2
+        draw.rectangle((left, top, left + _SWATCH - 1, top + _SWATCH - 1), fill=colour, outline=RULE)
+        draw.text((left + _SWATCH + gap, middle), "".join(lines), INK, font, anchor="lm")
     return block
-
-
-def text_lines(text: str, size: int, width: int) -> tuple[Font, str, int]:
-    """One line of a text that fits, its font and its length in pixels."""
-    font, lines = lines_of(text, size, width, 1)
-    line = lines[0] if lines else ""
-    return font, line, int(font.getlength(line)) + 1
 
 
 def empty_cell(text: str, side: int) -> Image.Image:
     """A place without a picture, and why."""
     cell = Image.new("RGB", (side, side), BLANK)
-    font, lines = lines_of(text, 14, side - 16, 3)
-    draw = ImageDraw.Draw(cell)
-    for number, line in enumerate(lines):
-        y = side / 2 + (number - (len(lines) - 1) / 2) * 18
-        draw.text((side / 2, y), line, FAINT, font, anchor="mm")
+    said = text_block(text, side - 16, 14, FAINT, most=3, centred=True, paper=BLANK)
+    cell.paste(said, (8, (side - said.height) // 2))
     return cell
 
 

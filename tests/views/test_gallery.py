@@ -22,8 +22,15 @@ from PIL import Image
 
 from fourm.errors import FourMError, UsageError
 from fourm.views.album import Album, View, open_album
-from fourm.views.gallery.page import PAGE, _json, repeat_command, write_gallery
-from fourm.views.gallery.pictures import EXACT_SIDE, MAX_COLOURS, encode
+from fourm.views.gallery import (
+    EXACT_SIDE,
+    MAX_COLOURS,
+    PAGE,
+    _json,
+    encode,
+    repeat_command,
+    write_gallery,
+)
 from tests.gallery_folder import Made, build_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -274,9 +281,7 @@ def test_problems_of_a_page_are_told_and_make_the_exit_code(tmp_path: Path, run:
 
 def test_an_installed_wheel_would_have_the_files_of_the_page() -> None:
     """They lie beside the module, in a package that the build takes whole."""
-    code = (
-        "import fourm.views.gallery.page as g; [g._asset(n) for n in (*g._SCRIPTS, 'page.html', 'page.css')]"
-    )
+    code = "import fourm.views.gallery as g; [g._asset(n) for n in (*g._SCRIPTS, 'page.html', 'page.css')]"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], check=False, cwd=Path(__file__).resolve().parents[2]

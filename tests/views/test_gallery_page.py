@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from fourm.views.album import open_album
-from fourm.views.gallery.page import PAGE, write_gallery
+from fourm.views.gallery import PAGE, write_gallery
 from tests.gallery_folder import Made, build_folder
 
 if TYPE_CHECKING:

@@ -18,11 +18,20 @@ from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.runs.outputs import order_place
 from fourm.views.album import Film, Frame, View, open_album
-from fourm.views.contact import PER_SHEET
-from fourm.views.plots import PlotRequest, Plotted, Plotter, plot_paths
-from fourm.views.samplesheet import MAX_VARIATIONS, draw_sample
+from fourm.views.plots import (
+    MAX_FILMS,
+    MAX_VARIATIONS,
+    PER_SHEET,
+    PlotRequest,
+    Plotted,
+    Plotter,
+    chosen,
+    draw_films,
+    draw_sample,
+    order_map,
+    plot_paths,
+)
 from fourm.views.sheets import fit, legend_block, text_block
-from fourm.views.strips import MAX_FILMS, chosen, draw_films, order_map
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, snapshot, write_record
 
 Pixels = NDArray[np.uint8]

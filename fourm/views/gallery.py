@@ -1,8 +1,12 @@
-"""One HTML page with all samples of an output folder, which asks no network for anything."""
+"""The gallery: one HTML page with all samples of an output folder and their pictures; it needs no network.
+
+Its markup, style and script are the files of the folder `gallery_page`.
+"""
 
 import base64
 import hashlib
 import html
+import io
 import json
 import os
 import shlex
@@ -12,6 +16,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, TextIO
 
+import numpy as np
+from PIL import Image
+
 from fourm.codecs.drawing import Ink
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
@@ -19,11 +26,13 @@ from fourm.errors import UsageError, printable
 from fourm.output.record import RUN, SR
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Film, Label, Panel, Stage, View
-from fourm.views.gallery.pictures import encode
 
 _RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
 PAGE = "index.html"
-SIDE = 512
+SIDE = 512  # pixels of a photo's longest side on the page
+EXACT_SIDE = 128  # pixels: pictures up to this size are kept as they are
+MAX_COLOURS = 256  # so are those with so few colours: labels, edges, drawn text
+QUALITY = 86  # of WebP, for the others
 _SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
 _SAMPLES = "<!--samples-->"  # where the page's samples stand
 
@@ -159,6 +168,33 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
     return f"fourm generate --replay {shlex.quote(_clean(path))} --out again"
 
 
+def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
+    """A picture as data of the page, in base64; a photo's longest side is at most `side` pixels.
+
+    `exact` says whether every pixel is as it was.
+    """
+    picture = picture.convert("RGB")
+    exact = True
+    if picture.getcolors(MAX_COLOURS) is not None:
+        picture = _with_palette(picture)
+    elif max(picture.size) > EXACT_SIDE:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        exact = False
+    kind, buffer = "png" if exact else "webp", io.BytesIO()
+    picture.save(buffer, format=kind, **({"compress_level": 9} if exact else {"quality": QUALITY}))
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": kind, "width": picture.width, "height": picture.height, "exact": exact, "data": data}
+
+
+def _with_palette(picture: Image.Image) -> Image.Image:
+    """The same pixels in fewer bytes. Pillow's own way there merges colours that are alike."""
+    pixels = np.asarray(picture).astype(np.uint32) << np.array([16, 8, 0], np.uint32)
+    colours, places = np.unique(pixels.sum(axis=-1), return_inverse=True)  # (H, W) -> (N,), (H, W)
+    flat = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8))
+    flat.putpalette(b"".join(int(colour).to_bytes(3, "big") for colour in colours))
+    return flat
+
+
 def _about(album: Album) -> Mapping[str, Any]:
     """What the page says of the folder as a whole."""
     titles = {
@@ -206,7 +242,7 @@ def _json(value: object) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("fourm.views.gallery").joinpath(name).read_text(encoding="utf-8")
+    return files("fourm.views").joinpath("gallery_page", name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
