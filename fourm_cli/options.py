@@ -18,7 +18,7 @@ from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS, Registry
-from fourm.schedule.plan import ALL
+from fourm.schedule.plan import ALL_TARGETS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 
@@ -72,7 +72,7 @@ def condition_names(context: typer.Context, incomplete: str) -> list[str]:
 def target_names(context: typer.Context, incomplete: str) -> list[str]:
     """Completes what the model produces; each once in a list."""
     _, writes, registry = _model(context)
-    return _continued(incomplete, _left(incomplete, _keys(writes, registry)), first=(ALL,))
+    return _continued(incomplete, _left(incomplete, _keys(writes, registry)), first=(ALL_TARGETS,))
 
 
 def whole_target(context: typer.Context, incomplete: str) -> list[str]:

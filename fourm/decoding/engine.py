@@ -16,7 +16,7 @@ from fourm.decoding.sampling import draw, guide
 from fourm.modalities.registry import MAX_SIZE, Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL, PAD_ID, merge_spans
 from fourm.networks.layers import DecoderCache
-from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack
+from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack_batches
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.cost import MOST_ROWS
 from fourm.schedule.schemes import SCHEMES
@@ -162,7 +162,7 @@ class Engine:
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
         """All passes in one batch, padded to what the device's sums are insensitive to."""
-        batch = stack(passes)
+        batch = stack_batches(passes)
         multiple = PAD_MULTIPLE.get(batch.device.type, PAD_MULTIPLE_ELSEWHERE)
         return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
 

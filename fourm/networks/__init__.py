@@ -9,7 +9,8 @@ PUBLIC = {
     "model": "FourM FourMConfig",
     "precision": "arithmetic choose_dtype torch_dtype",
     "state": (
-        "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending stack"
+        "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending "
+        "stack_batches"
     ),
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",

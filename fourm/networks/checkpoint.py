@@ -25,7 +25,7 @@ from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.quantizers import INITTED, TRAINING_BUFFERS, check_codebook
 from fourm.networks.tokenizers.vq import Part
 
-Network = TypeVar("Network", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 _OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
 _NAMED = 3  # problems that a message lists
 
@@ -152,9 +152,9 @@ def _outlines(path: Path) -> dict[str, Tensor]:
 
 
 def _filled(
-    module: Network, sources: Mapping[str, str], path: Path, device: str | torch.device,
+    module: _Network, sources: Mapping[str, str], path: Path, device: str | torch.device,
     dtype_of: Callable[[str], torch.dtype],
-) -> Network:  # fmt: skip
+) -> _Network:  # fmt: skip
     """A module from the meta device with a file's tensors as its own, in evaluation mode.
 
     sources: for each name of the module, the name of its tensor in the file.

@@ -160,7 +160,7 @@ class Context:
     packing: Packing | None = None  # None: hardly any padding
 
 
-def stack(batches: Sequence[Batch]) -> Batch:
+def stack_batches(batches: Sequence[Batch]) -> Batch:
     """Batches one after the other in one batch of all their rows.
 
     A modality that one of them lacks tells nothing there.

@@ -7,7 +7,7 @@ PUBLIC = {
     "chain": "Chain Step TargetSpec joining_problem make_chain",
     "chart": "draw_chain save_chart",
     "cost": "Cost MOST_ROWS Peak estimate overhead tokenizer_bytes",
-    "plan": "ALL build_chain parse_chain",
+    "plan": "ALL_TARGETS build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (
         "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list read_names read_settings"

@@ -14,7 +14,7 @@ from fourm.data.writing import DRAWING, write_alone
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import SCHEMES
 
-Colour = tuple[float, float, float, float]  # red, green, blue, opacity
+_Colour = tuple[float, float, float, float]  # red, green, blue, opacity
 
 _TALL = 2.0  # times as high as all other bars: a text's limit is cut off there, so that the others are seen
 _TITLE = 90  # characters
@@ -55,7 +55,7 @@ def save_chart(figure: Figure, path: Path) -> None:
     write_alone(path, partial(canvas.print_png, metadata={"Software": None, **DRAWING}))
 
 
-def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> None:
+def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, _Colour]) -> None:
     """A bar for each step; a text has one that says at most how many."""
     _frame(axes, "tokens")
     fixed = [step.num_tokens for step in chain.steps if not _is_limit(step)]
@@ -73,7 +73,7 @@ def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, Colour]) -> Non
 
 
 def _draw_line(
-    axes: Axes, chain: Chain, colours: Mapping[str, Colour], name: str, values: list[float]
+    axes: Axes, chain: Chain, colours: Mapping[str, _Colour], name: str, values: list[float]
 ) -> None:
     """A point for each step, and a line through those of one target."""
     _frame(axes, name)

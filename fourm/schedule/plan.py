@@ -20,7 +20,7 @@ from fourm.schedule.settings import (
     Item,
     Layer,
     Setting,
-    Value,
+    SettingValue,
     parse_options,
     parse_target,
 )
@@ -28,7 +28,7 @@ from fourm.schedule.settings import (
 DEFAULT_CONDITIONS = ("caption",)
 DEFAULT_TARGETS = ("tok_clip", "tok_rgb")
 DEFAULT_TOP_P = 0.8
-ALL = "all"  # in place of targets: everything that the model can produce
+ALL_TARGETS = "all"  # in place of targets: everything that the model can produce
 
 
 def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = None) -> Chain:
@@ -136,7 +136,7 @@ class _Planner:
         setting = Setting(tuple(whole), "--target") if whole else self.settings.get("target_domains")
         if setting is None or setting.values == (None,):
             where, found = "--targets", self._default_targets(conditions)
-        elif setting.values == (ALL,):
+        elif setting.values == (ALL_TARGETS,):
             return self._all_targets(conditions)
         else:
             where, names = setting.where, [str(value) for value in setting.values]
@@ -226,7 +226,9 @@ class _Planner:
             return None
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
         asked = {name: setting for name, setting in asked.items() if setting.values[0] is not None}
-        values: dict[str, Value] = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+        values: dict[str, SettingValue] = {
+            field.name: getattr(defaults, field.name) for field in fields(defaults)
+        }
         values["num_tokens"] = min(defaults.num_tokens or row.max_tokens, row.max_tokens)
         values |= {name: setting.values[0] for name, setting in asked.items()}
         if "num_steps" not in asked and values["num_steps"] is not None:
@@ -266,7 +268,7 @@ class _Planner:
         return setting.values[0]
 
 
-def _misfits(row: Modality, values: Mapping[str, Value], where: Mapping[str, str]) -> list[str]:
+def _misfits(row: Modality, values: Mapping[str, SettingValue], where: Mapping[str, str]) -> list[str]:
     """What does not suit the modality, although each setting is good by itself."""
     problems, scheme, num_tokens = [], SCHEMES[str(values["scheme"])], int(values["num_tokens"] or 0)
     if scheme.causal != (row.kind is Kind.SEQUENCE):

@@ -37,8 +37,8 @@ _DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scr
 _NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*[,-]\s*")
 
-Value = str | int | float | bool | None
-Count = Annotated[int, Limits(1, MAX_SEED)]
+SettingValue = str | int | float | bool | None
+_Count = Annotated[int, Limits(1, MAX_SEED)]
 
 
 class Item(Enum):
@@ -108,7 +108,7 @@ _KEYS = {o.key: (o.item, o.flag) for o in OPTIONS} | {
 class Setting:
     """The values of one setting, and the option or line that they come from."""
 
-    values: tuple[Value, ...]
+    values: tuple[SettingValue, ...]
     where: str  # "--temps" or "FILE, line 3: temps"
 
 
@@ -131,10 +131,10 @@ class RunSettings:
     name: str | None = None  # the same
     sr_name: str | None = None  # the same
     output_dir: str | None = None
-    num_samples: Count | None = None
-    num_variations: Count | None = None
+    num_samples: _Count | None = None
+    num_variations: _Count | None = None
     seed: Annotated[int, Limits(0, MAX_SEED)] | None = None
-    detokenizer_steps: Count | None = None
+    detokenizer_steps: _Count | None = None
     device: str | None = None
     dtype: str | None = None
     text_tok_path: str | None = None
@@ -275,7 +275,7 @@ def parse_target(text: str, where: str) -> tuple[str, Layer]:
     return name.strip(), Layer(settings, tuple(problems))
 
 
-def parse_value(value: object, item: Item) -> tuple[Value, ...]:
+def parse_value(value: object, item: Item) -> tuple[SettingValue, ...]:
     """The items of an option or YAML value: a text, a number, a truth value, nothing, or a list of those."""
     if isinstance(value, list | tuple):
         return tuple(_parse_item(one, item) for one in value)
@@ -284,12 +284,12 @@ def parse_value(value: object, item: Item) -> tuple[Value, ...]:
     return (_parse_item(value, item),)
 
 
-def parse_list(text: str, item: Item) -> tuple[Value, ...]:
+def parse_list(text: str, item: Item) -> tuple[SettingValue, ...]:
     """The items of a list separated by commas or hyphens; `None` stands for the default.
 
     Items are matched greedily from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
     """
-    pattern, values, at = re.compile(item.value[1]), list[Value](), 0
+    pattern, values, at = re.compile(item.value[1]), list[SettingValue](), 0
     text = text.strip()
     while True:
         match = _NONE.match(text, at) or pattern.match(text, at)
@@ -304,7 +304,7 @@ def parse_list(text: str, item: Item) -> tuple[Value, ...]:
         at = separator.end()
 
 
-def _parse_item(value: object, item: Item) -> Value:
+def _parse_item(value: object, item: Item) -> SettingValue:
     """The one item that a value must be; a list within a list is none."""
     if value is None or (item is Item.FLAG and isinstance(value, bool)):
         return value
@@ -315,7 +315,7 @@ def _parse_item(value: object, item: Item) -> Value:
     return _convert(text, item)
 
 
-def _convert(text: str, item: Item) -> Value:
+def _convert(text: str, item: Item) -> SettingValue:
     """One item that matched its pattern."""
     if _NONE.fullmatch(text):
         return None

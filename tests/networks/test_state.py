@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fourm.modalities.registry import RELEASED, Kind
-from fourm.networks.state import Batch, Slot, full_grid, full_sequence, pending, stack, typed_text
+from fourm.networks.state import Batch, Slot, full_grid, full_sequence, pending, stack_batches, typed_text
 
 Entry = dict
 
@@ -114,7 +114,7 @@ def test_a_batch_has_as_many_rows_in_every_slot() -> None:
 
 def test_stacked_batches_keep_their_rows_in_order() -> None:
     one = Batch(("a", "b"), {"x": full_grid(torch.tensor([[1], [2]]))})
-    both = stack([one, one.select(torch.tensor([1]))])
+    both = stack_batches([one, one.select(torch.tensor([1]))])
     assert both.keys == ("a", "b", "b")
     assert both.slots["x"].values[:, 0].tolist() == [1, 2, 2]
     assert both.num_known().tolist() == [1, 1, 1]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm.errors import UsageError
-from fourm.schedule.settings import Item, Value, load_layer, parse_list, parse_target, parse_value
+from fourm.schedule.settings import Item, SettingValue, load_layer, parse_list, parse_target, parse_value
 
 # What the reference misreads, and what the same text means here.
-MENDED: dict[str, list[Value]] = {
+MENDED: dict[str, list[SettingValue]] = {
     "-1.0": [-1.0],
     "3.0--1.0": [3.0, -1.0],
     "1e-3": [1e-3],
@@ -61,7 +61,9 @@ def test_every_recorded_list_has_its_recorded_meaning(golden: Path) -> None:
         ("false", Item.FLAG, (False,)),
     ],
 )
-def test_a_list_becomes_values_of_its_type(text: object, item: Item, wanted: tuple[Value, ...]) -> None:
+def test_a_list_becomes_values_of_its_type(
+    text: object, item: Item, wanted: tuple[SettingValue, ...]
+) -> None:
     got = parse_value(text, item)
     assert got == wanted
     assert [type(v) for v in got] == [type(v) for v in wanted]

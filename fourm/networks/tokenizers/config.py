@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits, fit
 
-Count = Annotated[int, Limits(1, 1 << 20)]  # up to far beyond any tokenizer
-Size = tuple[Count, Count]  # height, width
+_Count = Annotated[int, Limits(1, 1 << 20)]  # up to far beyond any tokenizer
+Size = tuple[_Count, _Count]  # height, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class VQConfig:
     image_size: Size = (224, 224)
     image_size_enc: Size | None = None
     image_size_dec: Size | None = None
-    n_channels: Count = 3
-    n_labels: Count | None = None
+    n_channels: _Count = 3
+    n_labels: _Count | None = None
     enc_type: str = "vit_b_enc"
     dec_type: str = "vit_b_dec"
     patch_size: Size = (16, 16)
@@ -28,9 +28,9 @@ class VQConfig:
     post_mlp: bool = False
     out_conv: bool = False
     quant_type: str = "lucid"
-    codebook_size: Count = 16384
-    num_codebooks: Count = 1
-    latent_dim: Count = 32
+    codebook_size: _Count = 16384
+    num_codebooks: _Count = 1
+    latent_dim: _Count = 32
     norm_codes: bool = True
     norm_latents: bool = False
     undo_std: bool = False
@@ -83,7 +83,7 @@ class DiVAEConfig(VQConfig):
     """What the `config.json` of a tokenizer says that decodes by diffusion."""
 
     dec_type: str = "unet_patched"
-    num_train_timesteps: Count = 1000
+    num_train_timesteps: _Count = 1000
     scheduler: str = "ddpm"  # every other name is DDIM
     beta_schedule: str = "squaredcos_cap_v2"
     prediction_type: str = "v_prediction"

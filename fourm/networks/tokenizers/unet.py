@@ -15,19 +15,19 @@ from fourm.modalities.typed import Limits
 from fourm.networks.layers import Kernel, attention, sdpa
 
 _GROUPS = 32
-Side = Annotated[int, Limits(1, 1 << 16)]  # of what a decoder's structure says: up to far beyond any decoder
-Sides = Annotated[tuple[Side, ...], Limits(1, 16)]
+PositiveInt = Annotated[int, Limits(1, 1 << 16)]  # up to far beyond any decoder
+PositiveInts = Annotated[tuple[PositiveInt, ...], Limits(1, 16)]
 
 
 @dataclass(frozen=True, slots=True)
 class UNetShape:
     """How large a UNet is."""
 
-    patch_size: Side = 4  # pixels per side
-    model_channels: Side = 256  # width that channel_mult multiplies
+    patch_size: PositiveInt = 4  # pixels per side
+    model_channels: PositiveInt = 256  # width that channel_mult multiplies
     num_res_blocks: Annotated[int, Limits(0, 64)] = 3  # per level
     attention_resolutions: tuple[int, ...] = (4, 8)  # downsampling factors of levels with attention
-    channel_mult: Sides = (1, 2, 2, 2)  # one per level
+    channel_mult: PositiveInts = (1, 2, 2, 2)  # one per level
 
     def __post_init__(self) -> None:
         if self.model_channels % 2:
@@ -68,7 +68,7 @@ class PatchedUNet(nn.Module):
                 skips.append(width)
                 factor *= 2
         self.middle_block = Block(
-            [ResBlock(width, width, wide), AttentionBlock(width), ResBlock(width, width, wide)]
+            [UNetResBlock(width, width, wide), AttentionBlock(width), UNetResBlock(width, width, wide)]
         )
         self.output_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
@@ -122,11 +122,11 @@ class Block(nn.ModuleList):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, h, w), emb (1 or B, E) -> (B, C', h', w')."""
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, emb) if isinstance(layer, UNetResBlock) else layer(x)
         return x
 
 
-class ResBlock(nn.Module):
+class UNetResBlock(nn.Module):
     """Two convolutions with the time added between them, beside a skip connection."""
 
     def __init__(self, width: int, out: int, wide: int) -> None:
@@ -193,7 +193,7 @@ class Upsample(nn.Module):
 
 
 def _layers(shape: UNetShape, width: int, out: int, wide: int, factor: int) -> Iterator[nn.Module]:
-    yield ResBlock(width, out, wide)
+    yield UNetResBlock(width, out, wide)
     if factor in shape.attention_resolutions:
         yield AttentionBlock(out)
 

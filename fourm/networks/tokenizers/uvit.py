@@ -14,30 +14,37 @@ from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
 from fourm.networks.tokenizers.config import Size
-from fourm.networks.tokenizers.unet import GroupNorm, Side, Sides, Upsample, downsample, timestep_embedding
+from fourm.networks.tokenizers.unet import (
+    GroupNorm,
+    PositiveInt,
+    PositiveInts,
+    Upsample,
+    downsample,
+    timestep_embedding,
+)
 from fourm.networks.tokenizers.vq import position_map, positions_at
 
 _MAX_LAYERS = 1024  # far beyond any decoder
-Positive = Annotated[float, Limits(1e-9, 1 << 16)]
+PositiveFloat = Annotated[float, Limits(1e-9, 1 << 16)]
 
 
 @dataclass(frozen=True, slots=True)
 class UViTShape:
     """How large a UViT is; the names are those of the reference. Impossible ones are a CheckpointError."""
 
-    patch_size: Side = 4  # pixels per side
-    block_out_channels: Sides = (128, 256, 512)  # widths of the convolutional levels
-    layers_per_block: Sides = (2, 2, 2)  # residual blocks of each level; a config may give one number for all
+    patch_size: PositiveInt = 4  # pixels per side
+    block_out_channels: PositiveInts = (128, 256, 512)  # widths of the convolutional levels
+    layers_per_block: PositiveInts = (2, 2, 2)  # residual blocks; a config may give one number for all levels
     downsample_before_mid: bool = False
-    mid_layers: Side = 12
-    mid_num_heads: Side = 12
-    mid_dim: Side = 768
-    mid_mlp_ratio: Positive = 4
+    mid_layers: PositiveInt = 12
+    mid_num_heads: PositiveInt = 12
+    mid_dim: PositiveInt = 768
+    mid_mlp_ratio: PositiveFloat = 4
     mid_qkv_bias: bool = True
-    mid_hw_posemb: Side = 32  # side of the stored map of positions
+    mid_hw_posemb: PositiveInt = 32  # side of the stored map of positions
     mid_use_long_skip: bool = False
-    norm_num_groups: Side = 32
-    norm_eps: Positive = 1e-5
+    norm_num_groups: PositiveInt = 32
+    norm_eps: PositiveFloat = 1e-5
 
     def __post_init__(self) -> None:
         widths, groups = self.block_out_channels, self.norm_num_groups
@@ -154,7 +161,7 @@ class Down(nn.Module):
 
     def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(shape, width, out, wide) for width in inputs])
+        self.resnets = nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
         self.downsamplers = nn.ModuleList([downsample(out, "conv")] if resample else [])
 
     def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
@@ -171,7 +178,7 @@ class Up(nn.Module):
 
     def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(shape, width, out, wide) for width in inputs])
+        self.resnets = nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
         self.upsamplers = nn.ModuleList([Upsample(out)] if resample else [])
 
     def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
@@ -183,7 +190,7 @@ class Up(nn.Module):
         return x
 
 
-class ResBlock(nn.Module):
+class UViTResBlock(nn.Module):
     """Two convolutions with the time added between them, beside a shortcut."""
 
     def __init__(self, shape: UViTShape, width: int, out: int, wide: int) -> None:

@@ -56,7 +56,7 @@ class Tokenizer(nn.Module):
         if part is not Part.DECODER:
             if config.n_labels is not None:
                 self.cls_emb = TokenTable(config.n_labels, config.n_channels)
-            self.encoder, width = build_encoder(config)
+            self.encoder, width = _build_encoder(config)
             self.quant_proj = nn.Conv2d(width, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
 
@@ -116,7 +116,7 @@ class VQTokenizer(Tokenizer):
         super().__init__(config, part)
         self.decoder: nn.Module | None = None
         if part is not Part.ENCODER:
-            self.decoder, width = build_decoder(config)
+            self.decoder, width = _build_decoder(config)
             self.post_quant_proj = nn.Conv2d(config.latent_dim, width, kernel_size=1)
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class VQTokenizer(Tokenizer):
         return self.decode(self.lookup(tokens))
 
 
-def build_encoder(config: VQConfig) -> tuple[nn.Module, int]:
+def _build_encoder(config: VQConfig) -> tuple[nn.Module, int]:
     """The encoder and the number of channels it gives."""
     preset = parse_preset(config.enc_type)
     if isinstance(preset, MlpPreset):
@@ -139,7 +139,7 @@ def build_encoder(config: VQConfig) -> tuple[nn.Module, int]:
     return ViTEncoder(preset, config.n_channels, patch, config.encoder_grid, config.post_mlp), preset.dim
 
 
-def build_decoder(config: VQConfig) -> tuple[nn.Module, int]:
+def _build_decoder(config: VQConfig) -> tuple[nn.Module, int]:
     """The decoder and the number of channels it takes."""
     preset = parse_preset(config.dec_type)
     if isinstance(preset, MlpPreset):
