@@ -1,15 +1,25 @@
-"""Files of the reference in open formats: pickled SAM instances (.npy) become JSON (docs/formats.md)."""
+"""Pickled SAM instances of the reference (.npy) become JSON; no other file touches pickles.
+
+A pickle is a program. Here it is never run: its steps are read one by one, and those that make lists,
+numbers, texts and NumPy arrays are followed with stand-ins of our own. Whatever else it names is refused, so
+that a file can neither call anything nor fill the memory.
+"""
 
 import json
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import pickletools
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Crop, path_of
-from fourm.data.opening import open_file, real
+from fourm.data.opening import read_bytes, real
 from fourm.data.writing import (
     check_folder,
     check_partial,
@@ -17,24 +27,45 @@ from fourm.data.writing import (
     make_all,
     refuse_inside,
     remove_leftovers,
-    write_atomic,
+    write_text,
 )
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import instances_from_json
 from fourm.modalities.text import PICTURE_SIDE
 from fourm.output.formats import find_flaw
-from fourm.runs.pickled import Array, parse_pickled
 
 FOLDER = "sam_instance"
 MAX_BYTES = 1 << 24  # of a file, and of the JSON that it becomes
 MAX_ENTRIES = 1 << 24  # of all lists in a file: one array can stand in many places
+MAX_STEPS = 1 << 21  # of a pickle
+_SHOWN = 60  # characters that a message shows of a file's
+_HEADER = re.compile(rb"\x93NUMPY[\x01-\x03]\x00(?s:.{2,4})\{[^}]{0,99}'descr': '\|O'[^}]{0,99}\} {0,99}\n")
+# What np.save and NumPy's own pickling name, in versions before and from 2.0 on.
+_ALLOWED = {
+    "numpy ndarray", "numpy dtype",
+    "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct",
+    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+    "numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer",
+}  # fmt: skip
+_CONSTANTS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+_LITERALS: dict[str, Callable[[], object]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
+    "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
+}  # fmt: skip
+# How many items a step takes off the stack; None: those since the last mark.
+_TAKEN = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
+          "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}  # fmt: skip
+_FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
+            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
     """What became of one file."""
 
-    source: Path
     target: Path
     was_there: bool = False
     problem: str = ""  # "": all is well
@@ -51,30 +82,47 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     check_partial(out)
     check_folder(out, out / FOLDER)
     try:
-        yield from _convert(root, out, overwrite)
+        for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
+            source = sample.files.get(FOLDER, root / FOLDER)
+            target = path_of(out, FOLDER, sample.key, ".json")
+            if sample.problem:
+                yield Converted(target, problem=sample.problem)
+            elif os.path.lexists(target) and not overwrite and _has_end(target):
+                yield Converted(target, was_there=True)
+            else:
+                yield Converted(target, problem=_convert(source, out, target))
     finally:  # also where the disk is full
         remove_leftovers(out)
 
 
-def _convert(root: Path, out: Path, overwrite: bool) -> Iterator[Converted]:
-    for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
-        target = path_of(out, FOLDER, sample.key, ".json")
-        if sample.problem:
-            yield Converted(sample.files.get(FOLDER, root / FOLDER), target, problem=sample.problem)
-            continue
-        source = sample.files[FOLDER]
-        if os.path.lexists(target) and not overwrite and _is_whole(target):
-            yield Converted(source, target, was_there=True)
-            continue
-        try:
-            _write(read_instances(source), source, out, target)
-        except SampleError as error:
-            yield Converted(source, target, problem=str(error))
-        else:
-            yield Converted(source, target)
+def read_instances(path: Path) -> list[object]:
+    """The crops of a pickled file as the data of a JSON file."""
+    try:
+        crops = _PlainLists(MAX_ENTRIES).crops(parse_pickled(read_bytes(path, MAX_BYTES)))
+        whole = Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
+        for number in range(max(len(crops), 1)):
+            instances_from_json(crops, replace(whole, number=number))
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise SampleError(f"{path}: {error}") from error
+    return crops
 
 
-def _is_whole(path: Path) -> bool:
+def _convert(source: Path, out: Path, target: Path) -> str:
+    """Write the JSON file of a pickled one; returns what is wrong with that, or an empty string."""
+    try:
+        text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
+        if len(text) > MAX_BYTES:
+            return f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON"
+        make_all(out)
+        write_text(out, target, text)
+    except SampleError as error:
+        return str(error)
+    return ""
+
+
+def _has_end(path: Path) -> bool:
     """False for a file without an end, as a power cut leaves it; what somebody has changed stays."""
     try:
         flaw = find_flaw(path)
@@ -83,83 +131,225 @@ def _is_whole(path: Path) -> bool:
     return flaw is None or not flaw.is_cut
 
 
-def read_instances(path: Path) -> list[object]:
-    """The crops of a pickled file as the data of a JSON file."""
+@dataclass(slots=True, eq=False)
+class _Dtype:
+    """What stands for a NumPy dtype."""
+
+    code: str  # "i4"
+    order: str = "<"
+
+
+@dataclass(slots=True, eq=False)
+class PickledArray:
+    """What stands for a NumPy array. One of numbers stays bytes until it is needed: it may never be."""
+
+    shape: tuple[int, ...] = (0,)
+    format: str = ""  # of its numbers, for `struct`; "" = the items are there
+    by_columns: bool = False
+    items: Sequence[Any] = ()  # or bytes
+
+    def fill(self, shape: object, dtype: object, by_columns: object, data: object) -> None:
+        """Take the state that a pickle gives it."""
+        is_shape = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        if not isinstance(shape, tuple) or not is_shape or len(shape) > 4 or not isinstance(dtype, _Dtype):
+            raise ValueError("an array has a shape or dtype that means nothing")
+        if not isinstance(data, list | bytes | bytearray):
+            raise ValueError("an array holds nothing that could be understood")
+        letter = "" if isinstance(data, list) else _FORMATS.get(dtype.code)
+        if letter is None:
+            raise ValueError(f"an array holds {dtype.code[:_SHOWN]}, not numbers")
+        count = math.prod(shape)
+        if len(data) != count * (struct.calcsize(letter) if letter else 1):
+            raise ValueError("an array has not as many entries as its shape says")
+        self.shape, self.by_columns, self.items = shape, bool(by_columns), data
+        self.format = f"{dtype.order}{count}{letter}" if letter else ""
+
+    def rows(self) -> list[object]:
+        """The entries of the first axis; an array without axes holds one."""
+        items = struct.unpack(self.format, self.items) if self.format else self.items  # type: ignore[arg-type]
+        if len(self.shape) < 2 or not items:
+            return list(items)
+        count, rest = self.shape[0], self.shape[1:]
+        size = len(items) // count
+        parts = [
+            items[k::count] if self.by_columns else items[k * size : (k + 1) * size] for k in range(count)
+        ]
+        return [PickledArray(rest, "", self.by_columns, part) for part in parts]
+
+
+def parse_pickled(data: bytes) -> object:
+    """What a .npy file of pickled objects describes, arrays as `PickledArray`; a ValueError for all else."""
+    header = _HEADER.match(data)
+    if header is None:
+        what = "an array of numbers" if data.startswith(b"\x93NUMPY") else "not a .npy file"
+        raise ValueError(f"{what}, where one of pickled objects belongs")
+    stack, steps = _Stack(), _steps(data[header.end() :])
     try:
-        with open_file(path) as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(data) > MAX_BYTES:
-        raise SampleError(f"{path}: more than {MAX_BYTES >> 20} MiB")
+        for name, argument in islice(steps, MAX_STEPS):
+            stack.step(name, argument)
+        if next(steps, None) is not None:
+            raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
+    except (IndexError, KeyError) as error:
+        raise ValueError("its pickle is damaged") from error
+    if len(stack.items) != 1:
+        raise ValueError("its pickle is damaged")
+    return stack.items[0]
+
+
+def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
     try:
-        crops = _Unfolder(MAX_ENTRIES).crops(parse_pickled(data))
-        whole = Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
-        for number in range(max(len(crops), 1)):
-            instances_from_json(crops, replace(whole, number=number))
+        for opcode, argument, _ in pickletools.genops(pickle):
+            yield opcode.name, argument
     except ValueError as error:
-        raise SampleError(f"{path}: {error}") from error
-    return crops
+        raise ValueError(f"its pickle is damaged ({str(error)[:_SHOWN]})") from error
 
 
-def _write(crops: list[object], source: Path, out: Path, target: Path) -> None:
-    text = json.dumps(crops, allow_nan=False, separators=(",", ":")) + "\n"
-    if len(text) > MAX_BYTES:
-        raise SampleError(f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON")
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A function or class that a pickle names; nothing is ever looked up by it."""
 
-    def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
-
-    make_all(out)
-    write_atomic(out, target, write)
+    text: str
 
 
 @dataclass(slots=True)
-class _Unfolder:
-    """Arrays become nested lists; each time that one is met counts."""
+class _Stack:
+    """The machine that a pickle is written for, without its calls."""
+
+    items: list[object] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[object, object] = field(default_factory=dict)
+
+    def take(self, count: int | None = None) -> list[object]:
+        """The last items, or those since the last mark, off the stack."""
+        start = self.marks.pop() if count is None else len(self.items) - count
+        if not 0 <= start <= len(self.items):
+            raise IndexError(start)
+        taken = self.items[start:]
+        del self.items[start:]
+        return taken
+
+    def step(self, name: str, argument: object) -> None:
+        """One step of the pickle; what has no meaning here is refused."""
+        items = self.items
+        taken = self.take(_TAKEN[name]) if name in _TAKEN else []
+        match name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                self.marks.append(len(items))
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items.append(tuple(taken))
+            case "APPEND" | "APPENDS":
+                _append(items[-1], taken)
+            case "SETITEM" | "SETITEMS":
+                _set_items(items[-1], taken)
+            case "GLOBAL" | "STACK_GLOBAL":
+                items.append(_allowed(taken or [argument]))
+            case "REDUCE":
+                items.append(_make(*taken))
+            case "BUILD":
+                _set_state(items[-1], *taken)
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                self.memo[len(self.memo) if argument is None else argument] = items[-1]
+            case "BINGET" | "LONG_BINGET":
+                items.append(self.memo[argument])
+            case _ if name in _CONSTANTS:
+                items.append(argument)
+            case _ if name in _LITERALS:
+                items.append(_LITERALS[name]())
+            case _:
+                raise ValueError(f"its pickle takes a step '{name}', which plain data has no use for")
+
+
+def _allowed(parts: list[object]) -> _Name:
+    name = " ".join(part for part in parts if isinstance(part, str))
+    if name not in _ALLOWED:
+        shown = name[:_SHOWN].replace(" ", ".")
+        raise ValueError(f"its pickle names {shown!r}, which plain data has no use for; it was not run")
+    return _Name(name.replace("._core.", ".core."))
+
+
+def _make(name: object, arguments: object) -> object:
+    """What stands for the result of a call; only those calls are known that make an array or a number."""
+    array = PickledArray()
+    match name, arguments:
+        case _Name("numpy.core.multiarray _reconstruct"), (_Name("numpy ndarray"), *_):
+            return array
+        case _Name("numpy dtype"), (str(code), *_):
+            return _Dtype(code)
+        case _Name("numpy.core.multiarray scalar"), (dtype, data):
+            array.fill((), dtype, False, data)
+            return array.rows()[0]
+        case _Name("numpy.core.numeric _frombuffer"), (data, dtype, shape, order):
+            array.fill(shape, dtype, order == "F", data)
+            return array
+    raise ValueError("its pickle makes something that is no array")
+
+
+def _set_state(made: object, state: object) -> None:
+    match made, state:
+        case _Dtype(), (_, str(order), *_):
+            made.order = ">" if order == ">" else "<"
+        case PickledArray(), (_, shape, dtype, by_columns, data):
+            made.fill(shape, dtype, by_columns, data)
+        case _:
+            raise ValueError("its pickle changes something that is no array")
+
+
+def _append(value: object, added: list[object]) -> None:
+    if not isinstance(value, list):
+        raise ValueError("its pickle appends to something that is no list")
+    value.extend(added)
+
+
+def _set_items(value: object, added: list[object]) -> None:
+    names = added[::2]
+    if not isinstance(value, dict) or len(added) % 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError("its pickle holds an object without names")
+    value.update(zip(names, added[1::2], strict=True))
+
+
+@dataclass(slots=True)
+class _PlainLists:
+    """Makes lists of arrays and tuples, until they have too many entries: one counts each time it is met."""
 
     left: int  # entries that may still come
 
     def crops(self, value: object) -> list[object]:
-        """The crops of a file."""
-        return [self._crop(crop, number) for number, crop in enumerate(self._entries(value))]
-
-    def _crop(self, crop: object, number: int) -> dict[str, object]:
-        if not isinstance(crop, dict) or not {"points", "token_ids", "bbox"} <= crop.keys():
-            raise ValueError(f"crop {number} is no object with 'points', 'token_ids' and 'bbox'")
-        return {
-            "points": [self._contour(one) for one in self._entries(crop["points"])],
-            "token_ids": self._lists(crop["token_ids"], 2),
-            "bbox": self._lists(crop["bbox"], 2),
-        }
+        """The crops of a file. Of each instance only its first contour, P x 1 x 2 or P x 2, as P x 2."""
+        crops = list[object]()
+        for number, crop in enumerate(self.entries(value)):
+            if not isinstance(crop, dict) or not {"points", "token_ids", "bbox"} <= crop.keys():
+                raise ValueError(f"crop {number} is no object with 'points', 'token_ids' and 'bbox'")
+            points = [self._contour(instance) for instance in self.entries(crop["points"])]
+            others = {key: self.nested(crop[key], 2) for key in ("token_ids", "bbox")}
+            crops.append({"points": points, **others})
+        return crops
 
     def _contour(self, instance: object) -> list[object]:
-        """The first contour of an instance, P x 1 x 2 or P x 2, as P x 2."""
-        contours = self._entries(instance)
-        points = self._lists(contours[0], 3) if contours else []
+        contours = self.entries(instance)
+        points = self.nested(contours[0], 3) if contours else []
         if not isinstance(points, list):
             raise ValueError("a contour is no list of points")
         return [point[0] if isinstance(point, list) and len(point) == 1 else point for point in points]
 
-    def _lists(self, value: object, depth: int) -> object:
+    def nested(self, value: object, depth: int) -> object:
         """Nested lists of numbers, not deeper than that."""
         if isinstance(value, int | float):
             return value
         if depth == 0:
             raise ValueError("lists are nested too deeply")
-        return [self._lists(one, depth - 1) for one in self._entries(value)]
+        return [self.nested(one, depth - 1) for one in self.entries(value)]
 
-    def _entries(self, value: object) -> list[object]:
+    def entries(self, value: object) -> list[object]:
         """What a list, a tuple or the first axis of an array holds."""
-        if isinstance(value, Array):
-            self._count(math.prod(value.shape))
-            entries = value.rows()
-        elif isinstance(value, list | tuple):
-            entries = list(value)
-        else:
+        if not isinstance(value, PickledArray | list | tuple):
             raise ValueError("something else stands where a list or an array belongs")
-        self._count(len(entries))
-        return entries
+        if isinstance(value, PickledArray):
+            self._count(math.prod(value.shape))
+            value = value.rows()
+        self._count(len(value))
+        return list(value)
 
     def _count(self, number: int) -> None:
         self.left -= number

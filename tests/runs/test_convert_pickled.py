@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourm.runs import pickled
-from fourm.runs.pickled import Array, parse_pickled
+from fourm.runs import convert
+from fourm.runs.convert import PickledArray, parse_pickled
 
 HEADER = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n"
 PROTOCOLS = range(3, pickle.HIGHEST_PROTOCOL + 1)
@@ -23,7 +23,7 @@ PROTOCOLS = range(3, pickle.HIGHEST_PROTOCOL + 1)
 
 def plain(value: object) -> object:
     """What a pickle describes, with lists for arrays."""
-    if isinstance(value, Array):
+    if isinstance(value, PickledArray):
         return [plain(row) for row in value.rows()]
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
@@ -97,7 +97,7 @@ def harmful(marker: Path) -> list[tuple[bytes, str]]:
         (file_of([{"points": Runs(eval, f"open({str(marker)!r}, 'w')")}]), "names 'builtins.eval'"),
         (file_of(Runs(getattr, "a", "upper")), "names 'builtins.getattr'"),
         (file_of(Runs(np.load, str(marker))), "names 'numpy.load'"),
-        (file_of(Plain()), "names '.*test_pickled.Plain'"),
+        (file_of(Plain()), "names '.*test_convert_pickled.Plain'"),
         (file_of(builtins.exec, 3), "names 'builtins.exec'"),
         (HEADER + b"cos\nsystem\n(S'" + command.encode() + b"'\ntR.", "names 'os.system'"),
         (HEADER + b"(S'" + command.encode() + b"'\nios\nsystem\n.", "a step 'STRING'"),
@@ -188,7 +188,7 @@ def test_arrays_that_contradict_themselves_are_refused(state: object, message: s
 
 
 def test_a_huge_file_of_steps_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickled, "MAX_STEPS", 1000)
+    monkeypatch.setattr(convert, "MAX_STEPS", 1000)
     assert parse_pickled(HEADER + b"]" + b"Na" * 499 + b".") == [None] * 499
     with pytest.raises(ValueError, match="more than 1,000 steps"):
         parse_pickled(HEADER + b"]" + b"Na" * 501 + b".")

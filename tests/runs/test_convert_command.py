@@ -17,8 +17,8 @@ from fourm.errors import SampleError
 from fourm.modalities.instances import SAM_INSTANCES, instances_from_json
 from fourm.runs import convert
 from fourm.runs.convert import read_instances
-from tests.hub.test_pickled import HEADER, Runs
 from tests.modalities.test_instances import crop
+from tests.runs.test_convert_pickled import HEADER, Runs
 
 Run = Callable[..., tuple[int, str, str]]
 CONTOUR = np.array([[[10, 10]], [[100, 10]], [[100, 90]]], dtype=np.int32)
@@ -201,7 +201,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(HEADER + pickle.dumps([GOOD]))
         file.truncate(1 << 40)
-    with pytest.raises(SampleError, match=r"x\.npy: more than 16 MiB"):
+    with pytest.raises(SampleError, match=r"x\.npy: .*more than 16 MiB"):
         read_instances(path)
 
 
