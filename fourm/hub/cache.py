@@ -4,15 +4,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.data.opening import open_own, read_bytes
 from fourm.data.writing import lock_file
 from fourm.errors import FourMError, MissingError, UsageError
-from fourm.hub.catalogue import CATALOGUE, PROMPTS_FILE, WEIGHTS_FILE, Entry, EntryKind
+from fourm.hub.catalogue import CATALOGUE, Entry, EntryKind
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
@@ -25,14 +23,6 @@ _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 _HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One revision of a repository in the cache; files may be missing or broken links."""
-
-    folder: Path
-    revision: str  # the commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +109,17 @@ def repository_folder(hub_id: str, repo_type: str = "model") -> Path:
     return cache_folder() / "--".join([f"{repo_type}s", *hub_id.split("/")])
 
 
-def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> Snapshot | None:
-    """The snapshot of a commit, branch or tag; None where it is not in the cache.
+def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> Path | None:
+    """The folder of a commit, branch or tag, with the commit as its name; None where it is not in the cache.
 
     Without a revision it is the one that was recorded when the repository was fetched, else the branch main.
+    Files in it may be missing or broken links.
     """
     repository, pin = repository_folder(hub_id, repo_type), None if revision else find_pin(hub_id)
     wanted = pin.revision if pin else revision or MAIN
     commit = read_ref(repository / "refs" / wanted) or wanted
     folder = repository / "snapshots" / commit
-    return Snapshot(folder, commit) if os.path.isdir(folder) else None
+    return folder if os.path.isdir(folder) else None
 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
@@ -139,8 +130,8 @@ def find_cached(entry: Entry) -> tuple[Path, str] | None:
     snapshot = find_snapshot(entry.hub_id, repo_type=entry.repo_type)
     if snapshot is None:
         return None
-    path = snapshot.folder / (PROMPTS_FILE if entry.kind is EntryKind.PROMPTS else WEIGHTS_FILE)
-    return (path, snapshot.revision) if os.path.isfile(path) else None
+    path = snapshot / entry.main_file
+    return (path, snapshot.name) if os.path.isfile(path) else None
 
 
 def find_parti() -> Path:
@@ -204,7 +195,14 @@ def write_pin(pin: Commit) -> None:
     Where there are no locks, another process may have replaced the file by one without this pin: it is looked
     for again a moment later.
     """
-    with _locked() as has_locks:
+    lock = fourm_home() / "pins.lock"  # this file stays
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open_own(lock, "a")
+        has_locks = lock_file(file, wait=True)
+    except OSError as error:
+        raise FourMError(f"{lock}: cannot be written ({error.strerror})") from error
+    with file:
         while True:
             rows = {}
             for hub_id, one in sorted((load_pins() | {pin.hub_id: pin}).items()):
@@ -236,17 +234,3 @@ def replace_text(path: Path, text: str) -> None:
 
 def _expand(path: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path)))
-
-
-@contextmanager
-def _locked() -> Iterator[bool]:
-    """One writer at a time, where there are locks. The file for it stays."""
-    path = fourm_home() / "pins.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open_own(path, "a")
-        has_locks = bool(lock_file(file, wait=True))
-    except OSError as error:
-        raise FourMError(f"{path}: cannot be written ({error.strerror})") from error
-    with file:
-        yield has_locks

@@ -39,13 +39,10 @@ class Licence:
     is_free: bool  # False: shown before the first download
 
 
-class Licences(Enum):
-    """The licences that occur."""
-
-    WEIGHTS = Licence(
-        "non-commercial", "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)", False
-    )
-    APACHE = Licence("Apache-2.0", "Apache License 2.0", True)
+NON_COMMERCIAL = Licence(
+    "non-commercial", "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)", False
+)
+APACHE = Licence("Apache-2.0", "Apache License 2.0", True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,11 @@ class Entry:
     def is_model(self) -> bool:
         """True for the transformers, super-resolution too."""
         return self.kind in (EntryKind.MODEL, EntryKind.SR)
+
+    @property
+    def main_file(self) -> str:
+        """The name of its largest file in the repository."""
+        return PROMPTS_FILE if self.kind is EntryKind.PROMPTS else WEIGHTS_FILE
 
     @property
     def repo_type(self) -> str:
@@ -114,6 +116,13 @@ _TOKENIZERS = (
     ("sam_instance", "tok-sam-instance", "sam-instance_1k_64", "SAM instances", 182_600_069),
     ("human_poses", "tok-human-poses", "human-poses_1k_8", "Human poses", 106_683_599),
 )  # fmt: skip
+# Short name, Hub name, family, title; {} is the size.
+_FAMILIES = (
+    ("4m-7-{}", "4M-7_{}_CC12M", "4M-7", "4M-7 {}"),
+    ("4m-7-{}-coyo", "4M-7_{}_COYO700M", "4M-7", "4M-7 {}, trained on COYO700M"),
+    ("4m-7-t2i-{}", "4M-7-T2I_{}_CC12M", "4M-7", "4M-7 {}, text to image"),
+    ("4m-21-{}", "4M-21_{}", "4M-21", "4M-21 {}"),
+)
 _BY_KEY = {key: name for key, name, *_ in _TOKENIZERS}
 
 
@@ -132,47 +141,35 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
     }  # fmt: skip
     return Entry(
         name, f"{OWNER}/{repository}", EntryKind.SR if family == "4M-7-SR" else EntryKind.MODEL, title,
-        Licences.WEIGHTS.value, num_bytes, num_params, reads, writes,
+        NON_COMMERCIAL, num_bytes, num_params, reads, writes,
         tokenizers=tuple(_BY_KEY[key] for key in dict.fromkeys(keys) if key),
         config=MappingProxyType(config),
     )  # fmt: skip
 
 
-def _tokenizer(key: str, name: str, repository: str, title: str, num_params: int) -> Entry:
-    return Entry(
-        name, f"{OWNER}/4M_tokenizers_{repository}", EntryKind.TOKENIZER, title, Licences.WEIGHTS.value,
-        4 * num_params, num_params, key=key,
-    )  # fmt: skip
-
-
-def _models() -> list[Entry]:
-    """All transformers, from the smallest family to super-resolution."""
-    found = [_model(f"4m-7-{s.lower()}", f"4M-7_{s}_CC12M", "4M-7", s, f"4M-7 {s}") for s in _SIZES]
-    found += [
-        _model(f"4m-7-{s.lower()}-coyo", f"4M-7_{s}_COYO700M", "4M-7", s, f"4M-7 {s}, trained on COYO700M")
-        for s in _SIZES
-    ]
-    found += [
-        _model(f"4m-7-t2i-{s.lower()}", f"4M-7-T2I_{s}_CC12M", "4M-7", s, f"4M-7 {s}, text to image")
-        for s in _SIZES
-    ]
-    found += [_model(f"4m-21-{s.lower()}", f"4M-21_{s}", "4M-21", s, f"4M-21 {s}") for s in _SIZES]
-    return [*found, _model("4m-7-sr-l", "4M-7-SR_L_CC12M", "4M-7-SR", "L", "Super-resolution, 224 to 448")]
-
-
+_MODELS = [
+    _model(name.format(size.lower()), repository.format(size), family, size, title.format(size))
+    for name, repository, family, title in _FAMILIES for size in _SIZES
+]  # fmt: skip
+_SR = _model("4m-7-sr-l", "4M-7-SR_L_CC12M", "4M-7-SR", "L", "Super-resolution, 224 to 448")
+_RELEASED_TOKENIZERS = [
+    Entry(name, f"{OWNER}/4M_tokenizers_{repository}", EntryKind.TOKENIZER, title, NON_COMMERCIAL,
+          4 * num_params, num_params, key=key)
+    for key, name, repository, title, num_params in _TOKENIZERS
+]  # fmt: skip
 _TEXT_TOKENIZER = Entry(
     "text-tokenizer",
     "",
     EntryKind.TEXT_TOKENIZER,
     "WordPiece of 30,000 words",
-    Licences.APACHE.value,
+    APACHE,
     1_451_469,
 )
 _PARTI = Entry(
     "parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)",
-    Licences.APACHE.value, 123_106,
+    APACHE, 123_106,
 )  # fmt: skip
-_ENTRIES = (*_models(), *(_tokenizer(*row) for row in _TOKENIZERS), _TEXT_TOKENIZER, _PARTI)
+_ENTRIES = (*_MODELS, _SR, *_RELEASED_TOKENIZERS, _TEXT_TOKENIZER, _PARTI)
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 # One word for several entries.

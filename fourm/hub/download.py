@@ -34,7 +34,6 @@ from fourm.hub.catalogue import (
     GROUPS,
     PARTI,
     PROMPTS_FILE,
-    WEIGHTS_FILE,
     Entry,
     EntryKind,
     Licence,
@@ -355,11 +354,10 @@ def _estimate(wanted: Wanted, reason: str) -> Download | None:
     entry = wanted.entry
     if entry is None:
         return None
-    name = PROMPTS_FILE if entry.kind is EntryKind.PROMPTS else WEIGHTS_FILE
     here = None if wanted.revision else find_cached(entry)
-    path, revision = here or (wanted.folder / name, "")
+    path, revision = here or (wanted.folder / entry.main_file, "")
     size = path.stat().st_size if here else entry.num_bytes
-    file = DownloadFile(HubFile(name, size), path, size if here else 0)
+    file = DownloadFile(HubFile(entry.main_file, size), path, size if here else 0)
     return Download(wanted, revision, (file,), path.parent, reason)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
-from fourm.hub.cache import Snapshot, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
+from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
     CATALOGUE,
     CONFIG_FILE,
@@ -137,9 +137,9 @@ def resolve_tokenizer(name_or_path: str | Path) -> Path:
     if os.path.isfile(path):
         read_header(path)
         return path
-    _, snapshot, advice = _find_repository(name, EntryKind.TOKENIZER)
-    _weights_in(snapshot.folder, _listed(snapshot.folder), advice)
-    return snapshot.folder
+    _, folder, advice = _find_repository(name, EntryKind.TOKENIZER)
+    _weights_in(folder, _listed(folder), advice)
+    return folder
 
 
 def with_parts(
@@ -229,8 +229,8 @@ def _locate(name: str) -> ModelFiles:
         return _checked(ModelFiles(name, "", path, config, _sized(RELEASED, config)))
     if os.path.isfile(path):
         raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
-    hub_id, snapshot, advice = _find_repository(name, EntryKind.MODEL)
-    return _from_folder(snapshot.folder, hub_id, snapshot.revision, advice)
+    hub_id, folder, advice = _find_repository(name, EntryKind.MODEL)
+    return _from_folder(folder, hub_id, folder.name, advice)
 
 
 def _path_of(name: str) -> Path:
@@ -240,7 +240,7 @@ def _path_of(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def _find_repository(name: str, kind: EntryKind) -> tuple[str, Snapshot, str]:
+def _find_repository(name: str, kind: EntryKind) -> tuple[str, Path, str]:
     """Hub id and snapshot of a model or tokenizer in the cache, and half a sentence on how to fetch it."""
     if os.path.exists(path := os.path.expanduser(name)):
         raise UsageError(
@@ -326,9 +326,8 @@ def _with_released(files: ModelFiles) -> ModelFiles:
     found = dict[str, Path]()
     for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys() - files.absent.keys():
         entry = _released_for(files, key)
-        snapshot = find_snapshot(entry.hub_id) if entry else None
-        if snapshot is not None and os.path.isfile(snapshot.folder / WEIGHTS_FILE):
-            found[key] = snapshot.folder
+        if entry and (cached := find_cached(entry)):
+            found[key] = cached[0].parent
     text = files.text_tokenizer
     if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
         text = text_tokenizer_path()

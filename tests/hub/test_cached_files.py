@@ -227,4 +227,4 @@ def test_a_short_commit_or_a_branch_like_one_is_found_again(hub: Hub, watch: Wat
     (folder,) = watch.get(f"{ID}@{revision}")
     found = find_snapshot(ID, revision)
     assert found is not None
-    assert found.folder == folder
+    assert found == folder

@@ -224,7 +224,7 @@ def test_a_branch_is_found_by_its_name(hub: Hub, watch: Watch) -> None:
     (folder,) = watch.get(f"{ID}@pr/1")
     found = find_snapshot(ID, "pr/1")
     assert found is not None
-    assert found.folder == folder
+    assert found == folder
 
 
 def test_verify_finds_and_removes_what_is_damaged(hub: Hub, watch: Watch) -> None:
