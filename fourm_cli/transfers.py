@@ -67,7 +67,7 @@ def print_plan(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
         print_json([job.to_json() for job in jobs])
         return
     rows = [
-        (job.wanted.name, file.remote.name, size_text(file.remote.size),
+        (job.wanted.entry.name, file.remote.name, size_text(file.remote.size),
          size_text(file.to_fetch) if file.to_fetch else "", job.revision[:7])
         for job in jobs for file in job.files
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def _licences(jobs: Iterable[Download]) -> list[str]:
     names: dict[str, list[str]] = {}
     for job in jobs:
         if job.licence is not None:
-            names.setdefault(job.licence.sentence.removeprefix("weights: "), []).append(job.wanted.name)
+            names.setdefault(job.licence.sentence.removeprefix("weights: "), []).append(job.wanted.entry.name)
     return [f"terms of {', '.join(those)}: {sentence}" for sentence, those in names.items()]
 
 
@@ -242,9 +242,9 @@ def headline(job: Download) -> str:
     count = f"{len(job.files)} files" if len(job.files) > 1 else "1 file"
     at = f" at {job.revision[:7]}" if job.revision else ""
     if not job.to_fetch:
-        return f"{job.wanted.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
+        return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
     rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
-    return f"{job.wanted.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
+    return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
 
 
 def progress_line(state: Transfers, event: Advanced) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fourm.data.opening import open_own, read_bytes
 from fourm.data.writing import lock_file
 from fourm.errors import FourMError, MissingError, UsageError
-from fourm.hub.catalogue import CATALOGUE, Entry, EntryKind
+from fourm.hub.catalogue import CATALOGUE, Entry
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
@@ -124,7 +124,7 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
-    if entry.kind is EntryKind.TEXT_TOKENIZER:
+    if entry.is_text_tokenizer:
         path = text_tokenizer_path()
         return (path, "") if os.path.isfile(path) else None
     snapshot = find_snapshot(entry.hub_id, repo_type=entry.repo_type)

@@ -43,6 +43,7 @@ NON_COMMERCIAL = Licence(
     "non-commercial", "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)", False
 )
 APACHE = Licence("Apache-2.0", "Apache License 2.0", True)
+UNKNOWN = Licence("", "", True)  # of what is not in the catalogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Entry:
     def is_model(self) -> bool:
         """True for the transformers, super-resolution too."""
         return self.kind in (EntryKind.MODEL, EntryKind.SR)
+
+    @property
+    def is_text_tokenizer(self) -> bool:
+        """True for the one thing whose home is not the Hub."""
+        return self.kind is EntryKind.TEXT_TOKENIZER
 
     @property
     def main_file(self) -> str:

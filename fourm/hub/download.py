@@ -34,6 +34,7 @@ from fourm.hub.catalogue import (
     GROUPS,
     PARTI,
     PROMPTS_FILE,
+    UNKNOWN,
     Entry,
     EntryKind,
     Licence,
@@ -74,27 +75,15 @@ _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", r
 class Wanted:
     """One repository, or the text tokenizer."""
 
-    name: str  # short name, or Hub id of a repository that is not in the catalogue
-    hub_id: str  # "" for the text tokenizer
-    entry: Entry | None = None
+    entry: Entry  # of the catalogue, or one that has only a Hub id
     revision: str = ""  # branch, tag or commit; "" = the recorded one, else main
-
-    @property
-    def repo_type(self) -> str:
-        """What the Hub calls it: "model" or "dataset"."""
-        return self.entry.repo_type if self.entry else "model"
 
     @property
     def folder(self) -> Path:
         """Its folder in the Hub's cache, or that of the text tokenizer."""
-        if self.is_text_tokenizer:
+        if self.entry.is_text_tokenizer:
             return text_tokenizer_path().parent
-        return repository_folder(self.hub_id, self.repo_type)
-
-    @property
-    def is_text_tokenizer(self) -> bool:
-        """True for the one thing whose home is not the Hub."""
-        return self.entry is not None and self.entry.kind is EntryKind.TEXT_TOKENIZER
+        return repository_folder(self.entry.hub_id, self.entry.repo_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +123,15 @@ class Download:
     @property
     def licence(self) -> Licence | None:
         """Terms that must be shown, if this is the first download of something under them."""
-        licence = self.wanted.entry.licence if self.wanted.entry else None
-        is_first = find_pin(self.wanted.hub_id) is None
-        return licence if licence and not licence.is_free and is_first and self.to_fetch else None
+        entry = self.wanted.entry
+        is_first = not entry.licence.is_free and self.to_fetch and find_pin(entry.hub_id) is None
+        return entry.licence if is_first else None
 
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
         files = [{"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.to_fetch} for f in self.files]
         return {
-            "name": self.wanted.name, "hub_id": self.wanted.hub_id, "revision": self.revision,
+            "name": self.wanted.entry.name, "hub_id": self.wanted.entry.hub_id, "revision": self.revision,
             "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
             "is_estimate": bool(self.unconfirmed),
         }  # fmt: skip
@@ -175,15 +164,15 @@ def read_wanted(
     """
     found = [_named(member) for name in names for member in GROUPS.get(name.lower(), (name,))]
     found += _of_config(config, where) if config is not None else []
-    found = list({(one.hub_id, one.revision): one for one in reversed(found)}.values())[::-1]
+    found = list({(one.entry.hub_id, one.revision): one for one in reversed(found)}.values())[::-1]
     if revision is None:
         return tuple(found)
     split_revision(f"NAME@{revision}")
-    if len(found) != 1 or found[0].is_text_tokenizer:
+    if len(found) != 1 or found[0].entry.is_text_tokenizer:
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
     if found[0].revision not in ("", revision):
         raise UsageError(
-            f"--revision {revision}: {found[0].name}@{found[0].revision} is named; give one of them"
+            f"--revision {revision}: {found[0].entry.name}@{found[0].revision} is named; give one of them"
         )
     return (replace(found[0], revision=revision),)
 
@@ -227,9 +216,9 @@ def fetch(job: Download, client: Client) -> Path:
     record; it is removed, whether it came just now or lay in the cache before.
     """
     try:
-        if job.wanted.is_text_tokenizer:
+        if (entry := job.wanted.entry).is_text_tokenizer:
             return _fetch_text(job, client)
-        pin = find_pin(job.wanted.hub_id)
+        pin = find_pin(entry.hub_id)
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
         files = []
         for file in job.files:
@@ -240,7 +229,7 @@ def fetch(job: Download, client: Client) -> Path:
             else:
                 files.append(HubFile(name, size, _fetch_file(job, file, client)))
         _write_ref(job)
-        found = Commit(job.wanted.hub_id, job.revision, tuple(files), job.wanted.repo_type)
+        found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
         if found != pin:  # a cache that is complete may be one that cannot be written
             write_pin(found)
         return job.path
@@ -280,14 +269,14 @@ def _named(text: str) -> Wanted:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
     name, revision = split_revision(text)
     entry = find_entry(name)
-    if entry is not None and entry.kind is EntryKind.TEXT_TOKENIZER and revision:
+    if entry is not None and entry.is_text_tokenizer and revision:
         raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
     if entry is not None:
-        return Wanted(entry.name, entry.hub_id, entry, revision)
+        return Wanted(entry, revision)
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
     if "/" in name and is_hub_id(name):
-        return Wanted(name, name, None, revision)
+        return Wanted(Entry(name, name, EntryKind.MODEL, "", UNKNOWN, 0), revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
     if name in GROUPS:
@@ -319,7 +308,7 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
 
 def _plan(wanted: Wanted, client: Client, away: str) -> Download:
     """What is to be fetched of a repository, or of the text tokenizer, whose size and checksum are known."""
-    if wanted.is_text_tokenizer:
+    if wanted.entry.is_text_tokenizer:
         path = text_tokenizer_path()
         return Download(wanted, "", (_look(path, path, _text_file()),), path)
     job = _recorded(wanted)
@@ -330,7 +319,7 @@ def _plan(wanted: Wanted, client: Client, away: str) -> Download:
 
 def _recorded(wanted: Wanted) -> Download | None:
     """A repository as it was fetched before; None for another revision, or if it never was."""
-    pin = find_pin(wanted.hub_id)
+    pin = find_pin(wanted.entry.hub_id)
     if pin is None or wanted.revision not in ("", pin.revision):
         return None
     files = [_look(pin.folder / file.name, pin.folder / file.name, file) for file in pin.files]
@@ -339,10 +328,10 @@ def _recorded(wanted: Wanted) -> Download | None:
 
 def _ask(wanted: Wanted, client: Client) -> Download:
     """A repository as the Hub describes it."""
-    pin = find_pin(wanted.hub_id)
+    entry, pin = wanted.entry, find_pin(wanted.entry.hub_id)
     revision = wanted.revision or (pin.revision if pin else "")
-    found = ask_commit(wanted.hub_id, wanted.repo_type, revision, client)
-    chosen = sorted(_choose(wanted, found), key=lambda file: file.size)  # the licence before the weights
+    found = ask_commit(entry.hub_id, entry.repo_type, revision, client)
+    chosen = sorted(_choose(entry, found), key=lambda file: file.size)  # the licence before the weights
     files = [_look(found.folder / file.name, wanted.folder / "blobs" / file.blob, file) for file in chosen]
     return _job(wanted, found.revision, files)
 
@@ -351,8 +340,7 @@ def _estimate(wanted: Wanted, reason: str) -> Download | None:
     """What the record or the catalogue knows of a repository; None for one that is in neither."""
     if (job := _recorded(wanted)) is not None:
         return replace(job, unconfirmed=reason)
-    entry = wanted.entry
-    if entry is None:
+    if find_entry((entry := wanted.entry).name) is None:
         return None
     here = None if wanted.revision else find_cached(entry)
     path, revision = here or (wanted.folder / entry.main_file, "")
@@ -363,29 +351,29 @@ def _estimate(wanted: Wanted, reason: str) -> Download | None:
 
 def _job(wanted: Wanted, revision: str, files: Sequence[DownloadFile]) -> Download:
     folder = wanted.folder / "snapshots" / revision
-    is_table = wanted.entry is not None and wanted.entry.kind is EntryKind.PROMPTS
+    is_table = wanted.entry.kind is EntryKind.PROMPTS
     return Download(wanted, revision, tuple(files), folder / PROMPTS_FILE if is_table else folder)
 
 
-def _choose(wanted: Wanted, found: Commit) -> list[HubFile]:
+def _choose(entry: Entry, found: Commit) -> list[HubFile]:
     """The files that are fetched: never one that would have to be unpickled."""
     at = f"at {found.revision[:7]}"
-    if wanted.entry is not None and wanted.entry.kind is EntryKind.PROMPTS:
+    if entry.kind is EntryKind.PROMPTS:
         chosen = [file for file in found.files if file.name == PROMPTS_FILE or _TEXT.fullmatch(file.name)]
         if not any(file.name == PROMPTS_FILE for file in chosen):
-            raise MissingError(f"{wanted.hub_id} has no file {PROMPTS_FILE} {at}")
+            raise MissingError(f"{entry.hub_id} has no file {PROMPTS_FILE} {at}")
         return chosen
     chosen = [file for file in found.files if _is_part(file.name)]
     for file in chosen:
         if not file.name.isprintable() or any(len(part.encode()) > MAX_PART for part in file.name.split("/")):
             raise MissingError(
-                f"{wanted.hub_id}: one of its files has a name that no file can have here: "
+                f"{entry.hub_id}: one of its files has a name that no file can have here: "
                 f"{printable(file.name)[:80]}"
             )
     if not any(file.name.endswith(WEIGHTS) for file in chosen):
         others = [file.name for file in found.files if file.name.endswith(PICKLES)]
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""
-        raise MissingError(f"{wanted.hub_id} has no {WEIGHTS} file {at}{advice}")
+        raise MissingError(f"{entry.hub_id} has no {WEIGHTS} file {at}{advice}")
     return chosen
 
 
@@ -411,7 +399,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _fetch_file(job: Download, file: DownloadFile, client: Client) -> str:
     """Make one file of a repository complete; returns its sha256."""
-    wanted, remote, home = job.wanted, file.remote, job.wanted.folder
+    entry, remote, home = job.wanted.entry, file.remote, job.wanted.folder
     content = home / "blobs" / remote.blob
     is_link = os.path.exists(content) and os.path.exists(file.path) and file.path.samefile(content)
     if os.path.isfile(file.path) and not is_link:
@@ -419,7 +407,7 @@ def _fetch_file(job: Download, file: DownloadFile, client: Client) -> str:
             client.report(Fetched(remote.name, remote.size, is_new=False))
             return sha256
         remove_damaged(file.path, home)
-    address = file_address(wanted.hub_id, remote.name, job.revision, wanted.repo_type)
+    address = file_address(entry.hub_id, remote.name, job.revision, entry.repo_type)
     sha256 = ensure_file(content, remote, address, client, home)
     place_file(content, file.path, home)
     return sha256
@@ -467,7 +455,7 @@ def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Clien
 def _explain_disk(error: OSError, job: Download) -> FourMError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FourMError(
-            f"{job.wanted.name}: no space is left on the disk of {cache_folder()}; what has arrived is kept, "
-            "so the same command goes on when there is room"
+            f"{job.wanted.entry.name}: no space is left on the disk of {cache_folder()}; what has arrived is "
+            "kept, so the same command goes on when there is room"
         )
     return FourMError(f"{error.filename or job.path}: cannot be written ({error.strerror or error})")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fourm.hub.cache import find_cached
-from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, Entry, EntryKind, find_entry, tokenizer_entry
+from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, UNKNOWN, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
@@ -135,13 +135,11 @@ def _summary_of_entry(entry: Entry) -> Summary:
 
 def _summary_of(files: ModelFiles) -> Summary:
     """A model that is here."""
-    entry, kind, title = find_entry(files.name), EntryKind.MODEL, _BUILT_IN.get(files.name, "Model")
-    name, hub_id, licence = files.name, "", ""
-    if entry:
-        name, hub_id, licence = entry.name, entry.hub_id, entry.licence.sentence
-        kind, title = entry.kind, entry.title
+    title = _BUILT_IN.get(files.name, "Model")
+    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, UNKNOWN, 0)
     return Summary(
-        name, hub_id, kind.value, title, licence, files.weights.stat().st_size, count_parameters(files),
+        entry.name, entry.hub_id, entry.kind.value, entry.title, entry.licence.sentence,
+        files.weights.stat().st_size, count_parameters(files),
         files.reads, files.writes, files.weights, files.revision,
     )  # fmt: skip
 

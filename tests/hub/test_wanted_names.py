@@ -58,17 +58,17 @@ def test_a_revision_is_for_one_repository() -> None:
 
 def test_a_models_file_stands_for_all_that_it_names(tmp_path: Path) -> None:
     path = ROOT / "cfgs" / "generation" / "models" / "4m-xl_mod7+sr_4m-l_mod7.yaml"
-    names = [one.name for one in of_file(path)]
+    names = [one.entry.name for one in of_file(path)]
     expected = {"4m-7-xl", "4m-7-sr-l", "tok-rgb", "tok-depth", "tok-normal", "tok-semseg", "tok-clip"}
     assert set(names) == expected | {"text-tokenizer"}
     assert len(names) == len(set(names))
     for each in path.parent.glob("*.yaml"):
         assert of_file(each)
     data = path.parent.parent / "data" / "parti_3x.yaml"
-    assert [one.name for one in of_file(data)] == ["parti-prompts"]
+    assert [one.entry.name for one in of_file(data)] == ["parti-prompts"]
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"model: {tmp_path}\ntext_tok_path: ./fourm/utils/tokenizer/trained/{TEXT}\n")
-    assert [one.name for one in of_file(mine)] == ["text-tokenizer"]
+    assert [one.entry.name for one in of_file(mine)] == ["text-tokenizer"]
 
 
 @pytest.mark.parametrize(
