@@ -17,6 +17,8 @@ from fourm.modalities.registry import RELEASED
 OWNER = "EPFL-VILAB"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 PROMPTS_FILE = "PartiPrompts.tsv"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are never loaded
+TEXT_TOKENIZER = "text-tokenizer"  # its short name
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 
 
@@ -163,19 +165,12 @@ _RELEASED_TOKENIZERS = [
           4 * num_params, num_params, key=key)
     for key, name, repository, title, num_params in _TOKENIZERS
 ]  # fmt: skip
-_TEXT_TOKENIZER = Entry(
-    "text-tokenizer",
-    "",
-    EntryKind.TEXT_TOKENIZER,
-    "WordPiece of 30,000 words",
-    APACHE,
-    1_451_469,
-)
-_PARTI = Entry(
-    "parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)",
-    APACHE, 123_106,
+_ENTRIES = (
+    *_MODELS, _SR, *_RELEASED_TOKENIZERS,
+    Entry(TEXT_TOKENIZER, "", EntryKind.TEXT_TOKENIZER, "WordPiece of 30,000 words", APACHE, 1_451_469),
+    Entry("parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)", APACHE,
+          123_106),
 )  # fmt: skip
-_ENTRIES = (*_MODELS, _SR, *_RELEASED_TOKENIZERS, _TEXT_TOKENIZER, _PARTI)
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 # One word for several entries.

@@ -33,7 +33,9 @@ from fourm.hub.catalogue import (
     CONFIG_FILE,
     GROUPS,
     PARTI,
+    PICKLES,
     PROMPTS_FILE,
+    TEXT_TOKENIZER,
     UNKNOWN,
     Entry,
     EntryKind,
@@ -63,11 +65,10 @@ from fourm.hub.transfer import (
     unfinished,
 )
 
-TEXT_TOKENIZER, PARTI_PROMPTS = "text-tokenizer", "parti-prompts"
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
 MAX_PART = 255  # bytes of each part of a path, as in most file systems
-WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS = ".safetensors"
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
 
@@ -164,7 +165,7 @@ def read_wanted(
     """
     found = [_named(member) for name in names for member in GROUPS.get(name.lower(), (name,))]
     found += _of_config(config, where) if config is not None else []
-    found = list({(one.entry.hub_id, one.revision): one for one in reversed(found)}.values())[::-1]
+    found = list({(one.entry.name, one.revision): one for one in found}.values())
     if revision is None:
         return tuple(found)
     split_revision(f"NAME@{revision}")
@@ -300,7 +301,7 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
             raise UsageError(f"{where}: text_tok_path: {text_tokenizer}: no such file, nor {TEXT_TOKENIZER}")
         found.append(_named(TEXT_TOKENIZER))
     if data == PARTI:
-        found.append(_named(PARTI_PROMPTS))
+        found.append(_named("parti-prompts"))
     if not found and not others:
         raise UsageError(f"{where}: names no model, tokenizer or prompt set")
     return found

@@ -9,8 +9,9 @@ from fourm import __version__
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
 from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
-    CATALOGUE,
     CONFIG_FILE,
+    PICKLES,
+    TEXT_TOKENIZER,
     WEIGHTS_FILE,
     Entry,
     EntryKind,
@@ -30,9 +31,7 @@ from fourm.modalities.registry import (
 )
 
 DEMO, DEMO_SR = "demo", "demo-sr"
-TEXT = CATALOGUE["text-tokenizer"].name
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WITH_ARTICLE = {
     EntryKind.MODEL: "a model", EntryKind.SR: "a super-resolution model", EntryKind.TOKENIZER: "a tokenizer",
     EntryKind.TEXT_TOKENIZER: "a text tokenizer", EntryKind.PROMPTS: "a set of prompts",
@@ -52,7 +51,8 @@ class ModelFiles:
     text_tokenizer: Path | None = None
     prompts: Path | None = None
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
-    absent: Mapping[str, str] = field(default_factory=dict)  # named, but not here: by key, TEXT for text's
+    # Names of tokenizers that were asked for and are not here, by key; TEXT_TOKENIZER for that of text.
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ def with_parts(
             absent[key] = name
     text = files.text_tokenizer
     if text_tokenizer is not None and (text := _text_tokenizer(text_tokenizer)) is None:
-        absent[TEXT] = text_tokenizer
+        absent[TEXT_TOKENIZER] = text_tokenizer
     return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
 
 
@@ -201,8 +201,9 @@ def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
     """The model's text tokenizer, or an error that says what needs it and how to get it."""
     if files.text_tokenizer is not None:
         return files.text_tokenizer
-    if TEXT in files.absent or any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
-        raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT)}")
+    texts = [row for row in files.rows if row.kind is Kind.SEQUENCE]
+    if TEXT_TOKENIZER in files.absent or any(map(is_released, texts)):
+        raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT_TOKENIZER)}")
     raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
 
 
@@ -301,7 +302,7 @@ def _weights_in(folder: Path, files: frozenset[str], advice: str) -> Path:
     """The weights of a folder that holds these files."""
     if WEIGHTS_FILE in files:
         return _whole(folder / WEIGHTS_FILE, advice)
-    pickles = sorted(name for name in files if name.endswith(_PICKLES))
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
     if pickles:
         raise CheckpointError(
             f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
@@ -350,7 +351,7 @@ def _text_tokenizer(name: str) -> Path | None:
     if os.path.isfile(path):
         return path
     # The reference's configuration files name the file by its place in the reference's own tree.
-    if name.lower() == TEXT or path.name == text_tokenizer_path().name:
+    if name.lower() == TEXT_TOKENIZER or path.name == text_tokenizer_path().name:
         return text_tokenizer_path() if os.path.isfile(text_tokenizer_path()) else None
     raise UsageError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
 

@@ -7,12 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fourm.hub.cache import find_cached
-from fourm.hub.catalogue import CATALOGUE, CONFIG_FILE, UNKNOWN, Entry, EntryKind, find_entry, tokenizer_entry
+from fourm.hub.catalogue import (
+    CATALOGUE,
+    CONFIG_FILE,
+    TEXT_TOKENIZER,
+    UNKNOWN,
+    Entry,
+    EntryKind,
+    find_entry,
+    tokenizer_entry,
+)
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
-TEXT_TOKENIZER = "text-tokenizer"
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")

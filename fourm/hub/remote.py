@@ -23,7 +23,7 @@ from fourm import __version__
 from fourm.data.opening import open_file, read_bytes
 from fourm.errors import FourMError, MissingError, UsageError, near_match, printable
 from fourm.hub.cache import Commit, HubFile, text_tokenizer_path
-from fourm.hub.catalogue import near_entry
+from fourm.hub.catalogue import TEXT_TOKENIZER, near_entry
 from fourm.hub.header import PAGE_BYTES, is_web_page
 
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
@@ -170,11 +170,11 @@ def file_address(hub_id: str, name: str, revision: str, repo_type: str) -> Addre
 def text_tokenizer_addresses(client: Client) -> Iterator[Address]:
     """The released text tokenizer: in the reference's repository, then in its demo on the Hub."""
     name, endpoint = text_tokenizer_path().name, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
-    yield Address("text-tokenizer", f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
+    yield Address(TEXT_TOKENIZER, f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
     space = ask_commit(SPACE, "space", "", client)
     for file in space.files:
         if PurePosixPath(file.name).name == name:
-            yield replace(file_address(SPACE, file.name, space.revision, "space"), owner="text-tokenizer")
+            yield replace(file_address(SPACE, file.name, space.revision, "space"), owner=TEXT_TOKENIZER)
             return
     raise MissingError(f"the Space {SPACE} has no file {name}")
 
