@@ -202,8 +202,11 @@ def _occasional(request: Request) -> list[Place]:
     rows = [request.model.registry.get(name) for name in request.chain.targets]
     grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
     return [
-        *(preview_place(s.target, s.number) for s in request.chain.steps
-          if s.target in grids and is_previewed(s, request.preview)),
+        *(
+            preview_place(s.target, s.number)
+            for s in request.chain.steps
+            if s.target in grids and is_previewed(s, request.preview)
+        ),
         *(order_place(name) for name in grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
     ]

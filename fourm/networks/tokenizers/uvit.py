@@ -111,7 +111,9 @@ class UViT(nn.Module):
         skips = [first]
         for level, (out, count) in enumerate(zip(widths, shape.layers_per_block, strict=True)):
             down = level < len(widths) - 1
-            self.down_blocks.append(Down(shape, [width, *[out] * (count - 1)], out, wide, down))
+            samplers = nn.ModuleList([downsample(out, "conv")] if down else [])
+            resnets = _resnets(shape, [width, *[out] * (count - 1)], out, wide)
+            self.down_blocks.append(nn.ModuleDict({"resnets": resnets, "downsamplers": samplers}))
             skips += [out] * (count + down)
             width = out
         if shape.downsample_before_mid:
@@ -123,7 +125,9 @@ class UViT(nn.Module):
         for level in reversed(range(len(widths))):
             out, count = widths[level], shape.layers_per_block[level] + 1
             inputs = [(width if index == 0 else out) + skips.pop() for index in range(count)]
-            self.up_blocks.append(Up(shape, inputs, out, wide, level > 0))
+            samplers = nn.ModuleList([Upsample(out)] if level > 0 else [])
+            resnets = _resnets(shape, inputs, out, wide)
+            self.up_blocks.append(nn.ModuleDict({"resnets": resnets, "upsamplers": samplers}))
             width = out
         self.conv_norm_out = _norm(shape, first)
         self.conv_out = nn.ConvTranspose2d(first, channels, shape.patch_size, stride=shape.patch_size)
@@ -144,50 +148,22 @@ class UViT(nn.Module):
         time = F.silu(self.time_embedding(timestep_embedding(t, self.shape.block_out_channels[0]).to(dtype)))
         x = self.conv_in(x.to(dtype).contiguous(memory_format=torch.channels_last))
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, time, skips)
+        for level in self.down_blocks:
+            for block in level.get_submodule("resnets").children():
+                skips.append(x := block(x, time))
+            for sampler in level.get_submodule("downsamplers").children():
+                skips.append(x := sampler(x))
         if self.shape.downsample_before_mid:
             x = self.downsample_mid(x)
         x = self.mid_block(x, time, condition)
         if self.shape.downsample_before_mid:
             x = self.upsample_mid(x)
-        for block in self.up_blocks:
-            x = block(x, time, skips)
+        for level in self.up_blocks:
+            for block in level.get_submodule("resnets").children():
+                x = block(torch.cat([x, skips.pop()], dim=1), time)
+            for sampler in level.get_submodule("upsamplers").children():
+                x = sampler(x)
         return self.conv_out(F.silu(self.conv_norm_out(x))).float()
-
-
-class Down(nn.Module):
-    """Residual blocks of a level, then half the size; everything on the way is a skip."""
-
-    def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
-        self.downsamplers = nn.ModuleList([downsample(out, "conv")] if resample else [])
-
-    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
-        """x (B, C, h, w), time (1 or B, E); adds to the skips."""
-        for block in self.resnets:
-            skips.append(x := block(x, time))
-        for sampler in self.downsamplers:
-            skips.append(x := sampler(x))
-        return x
-
-
-class Up(nn.Module):
-    """Residual blocks of a level, each with a skip beside its input, then twice the size."""
-
-    def __init__(self, shape: UViTShape, inputs: Sequence[int], out: int, wide: int, resample: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
-        self.upsamplers = nn.ModuleList([Upsample(out)] if resample else [])
-
-    def forward(self, x: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
-        """x (B, C, h, w), time (1 or B, E); takes from the skips."""
-        for block in self.resnets:
-            x = block(torch.cat([x, skips.pop()], dim=1), time)
-        for sampler in self.upsamplers:
-            x = sampler(x)
-        return x
 
 
 class UViTResBlock(nn.Module):
@@ -206,6 +182,11 @@ class UViTResBlock(nn.Module):
         """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C', h, w)."""
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+def _resnets(shape: UViTShape, inputs: Sequence[int], out: int, wide: int) -> nn.ModuleList:
+    """The residual blocks of a level, by the widths of what they take."""
+    return nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
 
 
 def _norm(shape: UViTShape, width: int) -> GroupNorm:
