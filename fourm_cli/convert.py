@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fourm.data.opening import local_path
-from fourm.data.writing import output_path
+from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError
 from fourm_cli.console import note, print_path
 

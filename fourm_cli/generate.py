@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fourm.data.opening import local_name, local_path, real
-from fourm.data.writing import output_path
+from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, with_parts
 from fourm.hub.header import read_header

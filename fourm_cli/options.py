@@ -11,8 +11,7 @@ from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
-from fourm.data.opening import local_name, local_path
-from fourm.data.writing import output_path
+from fourm.data.opening import local_name, local_path, output_path
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader, FileIO
@@ -30,6 +31,7 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
 _DESCRIPTOR = re.compile(r"/dev/(?:stdin|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 # Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
+_ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 1 << 20  # of a text chunk that is kept
 _JPEG, _SCAN = b"\xff\xd8", 0xDA  # the start of a JPEG; the marker before its pixels
@@ -142,6 +144,16 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     if not os.fspath(text):
         raise UsageError("the name of a file or folder is empty")
     return Path(local_name(os.fspath(text)))
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
+    path = local_path(text)
+    if str(path).isspace():
+        raise UsageError("the name of an output folder is blank")
+    if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
+        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
+    return path
 
 
 def local_name(text: str) -> str:

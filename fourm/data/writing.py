@@ -12,7 +12,6 @@ import shutil
 import socket
 import stat
 import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from typing import BinaryIO
 
 from filelock import lock_descriptor
 
-from fourm.data.opening import local_path, open_file, open_own, read_bytes, real
+from fourm.data.opening import open_file, open_own, read_bytes, real
 from fourm.errors import FourMError, UsageError, printable
 
 PARTIAL = ".partial"  # folder for files that are being written
@@ -38,7 +37,6 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 DRAWING = {"drawing": "fourm"}
 _DRAWING = b"tEXtdrawing\0fourm"
 _DRAWING_WITHIN = 1 << 12  # bytes at the beginning of a file; before the pixels stand a few small chunks
-_ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
 
 
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
@@ -236,16 +234,6 @@ def refuse_inside(out: Path, top: Path) -> None:
             f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
             "name a folder elsewhere"
         )
-
-
-def output_path(text: str | os.PathLike[str]) -> Path:
-    """The path of an output folder; it must fit on one line, because commands print it for a pipe."""
-    path = local_path(text)
-    if str(path).isspace():
-        raise UsageError("the name of an output folder is blank")
-    if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
-        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
-    return path
 
 
 def check_drawing(option: str, path: Path) -> None:

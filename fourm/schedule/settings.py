@@ -13,8 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-from fourm.data.opening import scheme_problem
-from fourm.data.writing import output_path
+from fourm.data.opening import output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED

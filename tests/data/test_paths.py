@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from fourm.data.opening import local_path
-from fourm.data.writing import output_path
+from fourm.data.opening import local_path, output_path
 from fourm.errors import FourMError, UsageError
 from fourm.runs.inputs import Source, read_samples
 from fourm.schedule.settings import OPTIONS, RunSettings, read_settings
