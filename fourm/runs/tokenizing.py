@@ -63,8 +63,6 @@ from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.runs.rawdata import VALID, TokenizeRequest
 
-_STAGE = "crop"  # of the noise
-
 
 @dataclass(slots=True)
 class Tokenizing:
@@ -124,7 +122,7 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
 
 def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scale: float) -> tuple[Crop, ...]:
     """The centre of a picture, then count - 1 random crops that depend on nothing but what is given here."""
-    noise = Noise.for_samples(seed, [(key.text, number) for number in range(1, count)], _STAGE)
+    noise = Noise.for_samples(seed, [(key.text, number) for number in range(1, count)], "crop")
     places = torch.arange(NUM_UNIFORMS).expand(count - 1, -1)
     uniforms = noise.uniforms(0, 0, places).tolist() if count > 1 else []
     crops = [random_crop(*whole, min_scale, row, number) for number, row in enumerate(uniforms, start=1)]
@@ -188,15 +186,11 @@ def _check_output(request: TokenizeRequest) -> None:
 def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
     """What makes the tokens of each folder, by its record; refuse one that was begun with something else."""
     request, origins = run.request, dict[Path, Mapping[str, object]]()
+    settings = {"crops": run.num_crops, "dtype": run.dtype, "attention": request.attention}
     for row in request.rows:
         path = request.out / row.name / TOKENIZER
-        origins[path] = {
-            "tokenizer": sha256_of(weights_of(request.model.tokenizers[row.tokenizer])),
-            "crops": run.num_crops,
-            "dtype": run.dtype,
-            "attention": request.attention,
-            "device": run.device.type,
-        }
+        weights = weights_of(request.model.tokenizers[row.tokenizer])
+        origins[path] = {"tokenizer": sha256_of(weights), **settings, "device": run.device.type}
         if path.exists() and not request.overwrite:
             _compare(path, origins[path])
     return origins
@@ -237,18 +231,18 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
     """
     request = run.request
     mine = request.world.share(request.samples)
-    todo, wrong = list[Untokenized](), list[Untokenized]()
+    found = list[Untokenized]()
     for sample in mine:
-        rows = tuple(row for row in request.rows if row.name in sample.files)
+        one = Untokenized(sample, tuple(row for row in request.rows if row.name in sample.files))
         try:
             if sample.problem:
                 raise SampleError(sample.problem)
-            left = tuple(row for row in rows if not _is_made(run, row, sample.key))
+            one.rows = tuple(row for row in one.rows if not _is_made(run, row, sample.key))
         except SampleError as error:
-            wrong.append(Untokenized(sample, rows, problems=[str(error)]))
-        else:
-            todo += [Untokenized(sample, left)] if left else []
-    run.skipped = len(mine) - len(todo) - len(wrong)
+            one.problems.append(str(error))
+        found += [one] if one.rows or one.problems else []
+    todo = [one for one in found if not one.problems]
+    run.skipped = len(mine) - len(found)
     size = request.batch_size or rows_at_once(run.device)
     yield Started(len(mine), run.skipped, size, request.model.name, str(run.device), 0)
     codecs = dict[str, GridCodec]()
@@ -257,8 +251,9 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
         yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for row in needed.values()}))}")
         codecs = _load(run, needed)
     _write_origins(request, origins)
-    for one in wrong:
-        yield _fail(run, one)
+    for one in found:
+        if one.problems:
+            yield _fail(run, one)
     portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(todo), size):
         yield from _make_batch(run, codecs, todo[first : first + size], portions)
