@@ -213,17 +213,18 @@ def tokenize(
         fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
-    from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples, missing_tokenizers
+    from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
+    from fourm.runs.request import TokenizeRequest
     from fourm.runs.world import parse_world
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     own = parse_tokenizers(machine.tokenizers or [], files)
     files = replace(files, tokenizers={**files.tokenizers, **own})
     names = None if modalities is None else _names(modalities)
-    found = find_folders(folder, files, names)
+    found = find_raw_folders(folder, files, names)
     out = out if out is not None else output_path(folder)
     world = parse_world(machine.shard, os.environ)
-    dataset = list_samples(folder, out, found)
+    dataset = list_raw_samples(folder, out, found)
     request = TokenizeRequest(
         files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(machine.batch_size),

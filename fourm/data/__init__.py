@@ -10,7 +10,8 @@ PUBLIC = {
     ),
     "layout": (
         "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place SAMPLES_PER_FOLDER Sample "
-        "centre_crop check_apart file_name number_keys path_of random_crop samples_of_prompts"
+        "VALID_PIXELS centre_crop check_apart file_name number_keys path_of random_crop "
+        "samples_of_prompts"
     ),
     "opening": (
         "SIGNATURE local_name local_path open_file open_own open_text output_path parse_json_lines "

@@ -17,6 +17,7 @@ MAX_SAMPLES = 10_000_000
 # Of a sample's name. File systems allow 255; the variation and the suffix are added.
 MAX_NAME_BYTES = 220
 PICTURES = "rgb"  # folder of a dataset: the whole pictures, whose size others refer to
+VALID_PIXELS = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
 _ASPECTS = (0.75, 1.3333)  # width / height of random crops
 _TRIES = 10

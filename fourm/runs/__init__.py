@@ -8,12 +8,14 @@ PUBLIC = {
     "events": (
         "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped event_to_json"
     ),
-    "inputs": "CAPTION EMPTY Source note_unknown_words read_samples",
+    "inputs": (
+        "CAPTION EMPTY Source find_raw_folders list_raw_samples missing_tokenizers note_unknown_words "
+        "read_samples"
+    ),
     "outputs": "order_place preview_place",
     "pipeline": "check check_weights follow_on run",
-    "rawdata": "TokenizeRequest find_folders list_samples missing_tokenizers",
     "replay": "read_replay sr_name",
-    "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request",
+    "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request TokenizeRequest",
     "superres": "find_finer names_made plan_finer read_finer read_origin",
     "tokenizing": "tokenize_dataset",
     "world": "World parse_world",

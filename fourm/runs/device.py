@@ -16,8 +16,7 @@ from fourm.data.opening import read_bytes
 from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES
 from fourm.runs.events import Event, Halved
-from fourm.runs.rawdata import TokenizeRequest
-from fourm.runs.request import Request
+from fourm.runs.request import Request, TokenizeRequest
 from fourm.runs.world import World
 from fourm.schedule.cost import MOST_ROWS, Cost, Peak, estimate, overhead, tokenizer_bytes
 

@@ -10,6 +10,7 @@ from fourm.data.layout import MAX_SAMPLES, Sample, check_apart
 from fourm.data.opening import real
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import ModelFiles
+from fourm.modalities.registry import Modality
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.runs.inputs import shows_part
 from fourm.runs.world import World
@@ -19,6 +20,7 @@ from fourm.schedule.settings import MAX_SEED
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
 MAX_DETOKENIZER_STEPS = 10_000_000  # what a picture says of them can be read back
 ATTENTIONS = ("sdpa", "xformers")
+MAX_CROPS = 10_000
 PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
 
@@ -117,3 +119,34 @@ class Request:
         for folder in {path.parent for path in read}:
             if real(folder).is_relative_to(out):
                 raise UsageError(f"--out {self.out}: --overwrite would delete {folder}, which this run reads")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """Everything about one run of `tokenize`.
+
+    The files of a sample are named by row; PICTURES, VALID_PIXELS and CROP_SETTINGS may be among them.
+    """
+
+    model: ModelFiles
+    rows: tuple[Modality, ...]
+    samples: Sequence[Sample]
+    out: Path
+    num_crops: int | None = None  # None: as many as the samples' crop settings have, else 1
+    min_scale: float = 0.8  # smallest share of a picture's area that a random crop shows
+    seed: int = 0
+    batch_size: int | None = None  # samples that are read together; None: chosen by the device
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    overwrite: bool = False
+    world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_attention(self.attention)
+        check_apart(self.out, self.samples)
+        if not 0 < self.min_scale <= 1:
+            raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
+        if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
+            raise UsageError(f"--crops {self.num_crops}: a sample has 1 to {MAX_CROPS:,} crops")

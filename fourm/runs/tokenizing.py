@@ -31,6 +31,7 @@ from fourm.data.layout import (
     CROP_SETTINGS,
     NUM_UNIFORMS,
     PICTURES,
+    VALID_PIXELS,
     Crop,
     Key,
     Sample,
@@ -61,7 +62,7 @@ from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, n
 from fourm.output.record import BASE, RUN, SR_RUN, read_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
-from fourm.runs.rawdata import VALID, TokenizeRequest
+from fourm.runs.request import TokenizeRequest
 
 
 @dataclass(slots=True)
@@ -324,7 +325,7 @@ def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untoken
 def _prepare(codec: GridCodec, one: Untokenized) -> list[Tensor]:
     """What the tokenizer reads of each crop of a sample; nothing, and a problem, where it cannot be read."""
     files = one.sample.files
-    path, valid = files[codec.row.name], files.get(VALID) if codec.takes_mask else None
+    path, valid = files[codec.row.name], files.get(VALID_PIXELS) if codec.takes_mask else None
     try:
         value = codec.read(path)
         if codec.form.resample is None:

@@ -12,8 +12,7 @@ from fourm.data.dataset import Listing, list_dataset, list_folder, match_spellin
 from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.runs.inputs import Source, read_samples
-from fourm.runs.rawdata import find_folders, list_samples
+from fourm.runs.inputs import Source, find_raw_folders, list_raw_samples, read_samples
 
 Run = Callable[..., tuple[int, str, str]]
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -53,11 +52,11 @@ def test_files_directly_in_a_modalitys_folder_are_told_where_they_belong(tmp_pat
     with pytest.raises(UsageError, match=said):
         list_dataset(tmp_path, {"rgb": "rgb"})
     with pytest.raises(UsageError, match=said):
-        list_samples(tmp_path, tmp_path, find_folders(tmp_path, find_model("demo"), None))
+        list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None))
     put(tmp_path, "rgb/a/y.png", "rgb/z.png", "rgb/tokenizer.json")
     for notes in (
         list_dataset(tmp_path, {"rgb": "rgb"}).notes,
-        list_samples(tmp_path, tmp_path, find_folders(tmp_path, find_model("demo"), None)).notes,
+        list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None)).notes,
     ):
         assert len(notes) == 1
         assert notes[0].startswith(f"x.png and 1 more lie in {tmp_path}/rgb itself")
@@ -70,7 +69,7 @@ def test_a_folder_of_pictures_that_is_no_dataset_is_told_what_one_looks_like(tmp
         with pytest.raises(UsageError, match=where):
             list_dataset(tmp_path, {folder: folder})
     with pytest.raises(UsageError, match=where):
-        find_folders(tmp_path, find_model("demo"), None)
+        find_raw_folders(tmp_path, find_model("demo"), None)
 
 
 @pytest.mark.parametrize(("first", "second"), [(COMPOSED, APART), (APART, COMPOSED)])
@@ -86,7 +85,7 @@ def test_names_that_differ_in_unicode_normal_form_are_one_sample(
         (tmp_path / f"rgb/{first}/{first}.png").read_bytes(), b"a red circle"
     }  # fmt: skip
     put(tmp_path, f"depth/{second}/{second}.png")
-    raw = list_samples(tmp_path, tmp_path, find_folders(tmp_path, find_model("demo"), None)).samples
+    raw = list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None)).samples
     assert [sorted(one.files) for one in raw] == [[PICTURES, "tok_depth@64", "tok_rgb@64"]]
 
 

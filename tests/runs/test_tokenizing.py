@@ -25,7 +25,8 @@ from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.tokenizers.config import VQConfig
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
-from fourm.runs.rawdata import TokenizeRequest, find_folders, list_samples
+from fourm.runs.inputs import find_raw_folders, list_raw_samples
+from fourm.runs.request import TokenizeRequest
 from fourm.runs.tokenizing import tokenize_dataset
 
 Array = NDArray[Any]
@@ -37,9 +38,9 @@ def request(
     root: Path, model: ModelFiles, *names: str, out: Path | None = None, **changes: Any
 ) -> TokenizeRequest:
     out = out or root
-    folders = find_folders(root, model, names or None)
+    folders = find_raw_folders(root, model, names or None)
     rows = tuple(one.row for one in folders)
-    made = TokenizeRequest(model, rows, list_samples(root, out, folders).samples, out, device="cpu")
+    made = TokenizeRequest(model, rows, list_raw_samples(root, out, folders).samples, out, device="cpu")
     return replace(made, **changes)
 
 

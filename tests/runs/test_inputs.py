@@ -10,17 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from fourm.codecs.files import write_array, write_png
-from fourm.data.layout import CROP_SETTINGS, PICTURES, Key
+from fourm.data.layout import CROP_SETTINGS, PICTURES, VALID_PIXELS, Key
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import ModelFiles, find_model
-from fourm.runs.rawdata import (
-    MAX_CROPS,
-    VALID,
-    TokenizeRequest,
-    find_folders,
-    list_samples,
-    missing_tokenizers,
-)
+from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
+from fourm.runs.request import MAX_CROPS, TokenizeRequest
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 
 def found(root: Path, model: ModelFiles, *names: str) -> dict[str, str]:
-    return {one.row.name: one.folder for one in find_folders(root, model, names or None)}
+    return {one.row.name: one.folder for one in find_raw_folders(root, model, names or None)}
 
 
 def test_every_folder_with_a_tokenizer_is_found(make: Callable[..., Path], tiny: Path) -> None:
@@ -76,7 +70,7 @@ def test_a_modality_without_folder_or_tokenizer_is_refused(
 ) -> None:
     root = make("rgb", "depth", "caption")
     with pytest.raises(UsageError, match=problem):
-        find_folders(root, find_model(tiny), names)
+        find_raw_folders(root, find_model(tiny), names)
 
 
 def test_a_dataset_without_anything_to_do_says_what_would_be_read(
@@ -84,17 +78,17 @@ def test_a_dataset_without_anything_to_do_says_what_would_be_read(
 ) -> None:
     model = find_model(tiny)
     with pytest.raises(UsageError, match="nowhere: no such folder"):
-        find_folders(tmp_path / "nowhere", model, None)
+        find_raw_folders(tmp_path / "nowhere", model, None)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file: is a file, not a folder"):
-        find_folders(tmp_path / "file", model, None)
+        find_raw_folders(tmp_path / "file", model, None)
     root = make("train/rgb", "val/rgb")
     with pytest.raises(UsageError, match=r"data: no folder that a tokenizer .* reads .*data/train has some"):
-        find_folders(root, model, None)
+        find_raw_folders(root, model, None)
     assert found(root / "train", model) == {"tok_rgb@64": "rgb"}
     (root / "val/depth").mkdir()
     with pytest.raises(UsageError, match="no file in depth; files lie in FOLDER/ANY/NAME"):
-        list_samples(root / "val", root, find_folders(root / "val", model, ["depth"]))
+        list_raw_samples(root / "val", root, find_raw_folders(root / "val", model, ["depth"]))
 
 
 def test_tokenizers_that_are_missing_or_do_not_fit_are_told(
@@ -106,16 +100,16 @@ def test_tokenizers_that_are_missing_or_do_not_fit_are_told(
     (note,) = missing_tokenizers(root, without)
     assert note.startswith("depth is left out: its tokenizer is not here; ")
     with pytest.raises(MissingError, match="tok_depth@64: its tokenizer 'depth' is not here"):
-        find_folders(root, without, ["depth"])
+        find_raw_folders(root, without, ["depth"])
     with pytest.raises(UsageError, match=r"nothing to do; .* is left out"):
-        find_folders(root, replace(model, tokenizers={}), None)
+        find_raw_folders(root, replace(model, tokenizers={}), None)
     swapped = replace(model, tokenizers={**model.tokenizers, "rgb": model.tokenizers["depth"]})
     with pytest.raises(CheckpointError, match="64 tokens, but its tokenizer has only 32 codes"):
-        find_folders(root, swapped, None)
+        find_raw_folders(root, swapped, None)
     save_file({"quantize._codebook.embed": np.zeros((64, 8), np.float32)}, tmp_path / "codes.safetensors")
     decoder = replace(model, tokenizers={**model.tokenizers, "rgb": tmp_path / "codes.safetensors"})
     with pytest.raises(UsageError, match="has no encoder"):
-        find_folders(root, decoder, ["rgb"])
+        find_raw_folders(root, decoder, ["rgb"])
 
 
 def test_samples_are_matched_by_name_and_none_needs_every_modality(
@@ -127,19 +121,19 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
         write_png(np.zeros((4, 4, 3), np.uint8), root / name)
     (root / "crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), root / "crop_settings/f/x.npy")
-    folders = find_folders(root, model, ["rgb", "depth"])
-    samples = {one.key: one for one in list_samples(root, tmp_path / "out", folders).samples}
+    folders = find_raw_folders(root, model, ["rgb", "depth"])
+    samples = {one.key: one for one in list_raw_samples(root, tmp_path / "out", folders).samples}
     assert list(samples) == [Key("f", "x"), Key("f", "y"), Key("g", "z")]
     x, y, z = samples.values()
-    assert set(x.files) == {"tok_rgb@64", "tok_depth@64", PICTURES, VALID, CROP_SETTINGS}
-    assert (x.files[PICTURES], x.files[VALID]) == (root / "rgb/f/x.png", root / "mask_valid/f/x.png")
+    assert set(x.files) == {"tok_rgb@64", "tok_depth@64", PICTURES, VALID_PIXELS, CROP_SETTINGS}
+    assert (x.files[PICTURES], x.files[VALID_PIXELS]) == (root / "rgb/f/x.png", root / "mask_valid/f/x.png")
     assert x.files[CROP_SETTINGS] == root / "crop_settings/f/x.npy"
     assert (set(y.files), set(z.files)) == ({"tok_rgb@64", PICTURES}, {"tok_depth@64"})
-    (only,) = list_samples(root, tmp_path / "out", find_folders(root, model, ["depth"])).samples[:1]
+    (only,) = list_raw_samples(root, tmp_path / "out", find_raw_folders(root, model, ["depth"])).samples[:1]
     assert only.files[PICTURES] == root / "rgb/f/x.png"  # crops are parts of it, also of depth alone
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
-    own = list_samples(root, tmp_path / "out", folders).samples[0].files[CROP_SETTINGS]
+    own = list_raw_samples(root, tmp_path / "out", folders).samples[0].files[CROP_SETTINGS]
     assert own == tmp_path / "out/crop_settings/f/x.npy"
 
 
@@ -195,12 +189,12 @@ def test_pictures_and_crops_that_cannot_be_told_are_problems_of_their_samples(
 ) -> None:
     root, model = make("depth", "rgb", "crop_settings"), find_model(tiny)
     (root / "crop_settings/f/x.npz").write_bytes(b"0")
-    folders = find_folders(root, model, ["depth"])
-    assert "two files for one sample" in list_samples(root, tmp_path / "out", folders).samples[0].problem
+    folders = find_raw_folders(root, model, ["depth"])
+    assert "two files for one sample" in list_raw_samples(root, tmp_path / "out", folders).samples[0].problem
     (tmp_path / "out/crop_settings/f").mkdir(parents=True)
     write_array(np.zeros((1, 5), np.int64), tmp_path / "out/crop_settings/f/x.npy")
     assert (
-        not list_samples(root, tmp_path / "out", folders).samples[0].problem
+        not list_raw_samples(root, tmp_path / "out", folders).samples[0].problem
     )  # the tokens' own crops are clear
     (root / "rgb/f/x.jpg").write_bytes(b"0")
-    assert "rgb/f/x.jpg and x." in list_samples(root, tmp_path / "out", folders).samples[0].problem
+    assert "rgb/f/x.jpg and x." in list_raw_samples(root, tmp_path / "out", folders).samples[0].problem
