@@ -1,4 +1,4 @@
-"""From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples, also for `tokenize`."""
+"""From what a user names (prompts, a file, a stream, a folder, a prompt set, nothing) to samples."""
 
 import hashlib
 import json
