@@ -252,7 +252,7 @@ def test_sizes_and_steps_that_cannot_be_are_refused(
         ({"beta_schedule": "linea"}, "did you mean 'linear'"),
         ({"beta_schedule": "shifted_cosine:x"}, "above 0 after the colon"),
         ({"beta_schedule": "shifted_cosine:nan"}, "above 0 after the colon"),
-        ({"prediction_type": "v"}, "is not one of sample, epsilon, v_prediction"),
+        ({"prediction_type": "v"}, "expected one of sample, epsilon, v_prediction"),
         ({"conditioning": "cross"}, "conditioning is 'cross', expected one of concat, xattn"),
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0, expected a whole number, 1 to"),
         ({"thresholding": "yes"}, "thresholding is 'yes', expected true or false"),

@@ -86,7 +86,7 @@ class DiVAEConfig(VQConfig):
     num_train_timesteps: _Count = 1000
     scheduler: str = "ddpm"  # every other name is DDIM
     beta_schedule: str = "squaredcos_cap_v2"
-    prediction_type: str = "v_prediction"
+    prediction_type: Literal["sample", "epsilon", "v_prediction"] = "v_prediction"
     clip_sample: bool = False
     thresholding: bool = True
     zero_terminal_snr: bool = True

@@ -5,7 +5,7 @@ the clean signal in a noisy one.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,7 +25,6 @@ Decoder = PatchedUNet | UViT
 Shape = TypeVar("Shape", UNetShape, UViTShape)
 BETA_START, BETA_END = 1e-4, 0.02
 SHIFTED_COSINE = "shifted_cosine:"
-PREDICTIONS = ("sample", "epsilon", "v_prediction")
 MODES = ("trailing", "leading", "linspace")
 _MAX_LOG_SNR = 15.0
 
@@ -88,9 +87,7 @@ _BETAS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def timesteps(
-    kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing", offset: int = 0
-) -> list[int]:
+def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing") -> list[int]:
     """The timesteps of a run, from noise to value, as the reference has them.
 
     `ddpm` knows one spacing; `ddim` has three modes. `trailing` takes more than `num_steps` where this does
@@ -102,13 +99,11 @@ def timesteps(
         raise UsageError(f"timesteps '{mode}' are not one of {', '.join(MODES)}{near_match(mode, MODES)}")
     ratio = num_train_steps // num_steps
     if kind == "ddpm" or mode == "leading":
-        spaced = [i * ratio for i in reversed(range(num_steps))]
-    elif mode == "trailing":
-        spaced = list(range(num_train_steps - 1, -1, -ratio))
-    else:
-        points = torch.linspace(num_train_steps, 1, num_steps, dtype=torch.float64)
-        spaced = [int(t) - 1 for t in points.round()]
-    return [t + (0 if kind == "ddpm" else offset) for t in spaced]
+        return [i * ratio for i in reversed(range(num_steps))]
+    if mode == "trailing":
+        return list(range(num_train_steps - 1, -1, -ratio))
+    points = torch.linspace(num_train_steps, 1, num_steps, dtype=torch.float64)
+    return [int(t) - 1 for t in points.round()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +136,8 @@ class Sampler:
 
     kind: str  # "ddpm", "ddim"
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
-    prediction: str  # one of PREDICTIONS
+    prediction: str  # what the network predicts: `prediction_type` of a config
     clipping: Clipping = Clipping()
-
-    def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise CheckpointError(
-                f"prediction_type: '{self.prediction}' is not one of {', '.join(PREDICTIONS)}"
-                f"{near_match(self.prediction, PREDICTIONS)}"
-            )
 
     def check(self, t: int) -> None:
         """Refuse a timestep at which the network's prediction does not determine the clean value."""
@@ -247,7 +235,11 @@ class DiVAE(Tokenizer):
         times = timesteps(sampler.kind, len(sampler.alphas), steps, mode)
         for t in times:
             sampler.check(t)
-        quant = self._latents(tokens)
+        quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
+        if quant.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"latents have {quant.shape[1]} channels; this tokenizer has {self.config.latent_dim}"
+            )
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
         height, width = size or sides
         multiple = self.decoder.multiple
@@ -257,31 +249,19 @@ class DiVAE(Tokenizer):
         draw, ratio = partial(_draw, draws, shape, quant.device), len(sampler.alphas) // steps
         return self._run(self.decoder, quant, draw, sampler, [(t, t - ratio) for t in times])
 
-    def _latents(self, tokens: Tensor) -> Tensor:
-        if tokens.ndim != 4 or not tokens.is_floating_point():
-            return self.lookup(tokens)
-        if tokens.shape[1] != self.config.latent_dim:
-            raise ValueError(
-                f"latents have {tokens.shape[1]} channels; this tokenizer has {self.config.latent_dim}"
-            )
-        return tokens
-
     @staticmethod
     def _run(
         decoder: Decoder, quant: Tensor, draw: Callable[[int], Tensor], sampler: Sampler,
         pairs: list[tuple[int, int]],
     ) -> Iterator[Tensor]:  # fmt: skip
-        x, drawn = draw(0), 0
+        x = draw(0)
         with torch.no_grad():
             condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
         on_device = torch.tensor([t for t, _ in pairs], device=x.device)
         for index, (t, previous) in enumerate(pairs):
             with torch.no_grad():
                 output = decoder(x, on_device[index], condition)
-                fresh = None
-                if sampler.draws_at(t):
-                    drawn += 1
-                    fresh = draw(drawn)
+                fresh = draw(index + 1) if sampler.draws_at(t) else None
                 x, _ = sampler.step(output, t, previous, x, fresh)
             yield x
 
@@ -313,18 +293,17 @@ def build_decoder(config: DiVAEConfig) -> Decoder:
     """The network that a config names or describes."""
     channels, latent_dim = config.n_channels, config.latent_dim
     if "unet_" in config.dec_type:
-        return PatchedUNet(_shape(UNETS.get(config.dec_type), UNetShape, config), channels, latent_dim)
-    shape = _shape(UVITS.get(config.dec_type), UViTShape, config)
-    return UViT(shape, channels, latent_dim, config.conditioning)
+        return PatchedUNet(_shape(UNETS, UNetShape, config), channels, latent_dim)
+    return UViT(_shape(UVITS, UViTShape, config), channels, latent_dim, config.conditioning)
 
 
-def _shape(named: Shape | None, kind: type[Shape], config: DiVAEConfig) -> Shape:
+def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -> Shape:
     """The sizes of a decoder: those that the config lists, else those of its name."""
     if config.dec_structure is None:
-        if named is None:
+        if config.dec_type not in named:
             near = near_match(config.dec_type, DECODERS)
             raise CheckpointError(f"dec_type: unknown decoder '{config.dec_type}'{near}")
-        return named
+        return named[config.dec_type]
     sizes = dict(config.dec_structure)
     if kind is UViTShape and type(count := sizes.get("layers_per_block", 2)) is int:  # for all levels
         levels = sizes.get("block_out_channels", UViTShape().block_out_channels)
