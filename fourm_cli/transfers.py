@@ -2,21 +2,18 @@
 
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from fourm.errors import VerificationError, printable
 from fourm.hub.catalogue import CATALOGUE, GROUPS
 from fourm.hub.download import Download, Verified, Wanted, check_room, fetch, plan_downloads, verify_cached
-from fourm.hub.remote import Advanced, Client, Fetched, Transfer, Waiting
+from fourm.hub.remote import Client, Fetched, Transfer, Waiting
 from fourm.hub.transfer import KEPT
 from fourm_cli.console import (
     PLAIN_LINE_SECONDS,
@@ -46,13 +43,13 @@ def fetch_all(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
         if len(jobs) > 1:
             note(f"{len(jobs)} downloads, {size_text(sum(job.to_fetch for job in jobs))} to fetch")
     check_room(jobs)
-    state = Transfers(left_later=sum(job.to_fetch for job in jobs))
+    state = Transfers(quiet, left_later=sum(job.to_fetch for job in jobs))
     for job in jobs:
         if not quiet:
             note(headline(job))
         state.begin(job)
-        with display(state, quiet) as report:
-            path = fetch(job, replace(CLIENT, report=report))
+        with state.bars:
+            path = fetch(job, replace(CLIENT, report=state.take))
         if not as_json:
             print_path(path)
             sys.stdout.flush()
@@ -95,8 +92,9 @@ def print_names(as_json: bool) -> None:
 
 def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> None:
     """Compare what is here with the record; VerificationError names what is not right."""
-    with display(Transfers(), quiet) as report:
-        found = verify_cached(hub_ids, replace(CLIENT, report=report))
+    state = Transfers(quiet)
+    with state.bars:
+        found = verify_cached(hub_ids, replace(CLIENT, report=state.take))
     if as_json:
         print_json([one.to_json() for one in found])
     elif found:
@@ -133,108 +131,83 @@ def _told(one: Verified) -> str:
     return f"damaged ({KEPT})" if one.problem == "damaged" and not one.removed else one.problem
 
 
-@dataclass(slots=True)
 class Transfers:
-    """Where a download stands: the running job, how far its files are, how fast it goes."""
+    """The files of the running download, how far they are and how fast they come: bars, or plain lines."""
 
-    clock: Callable[[], float] = time.monotonic
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes by file of the running job
-    done: dict[str, int] = field(default_factory=dict)  # bytes on disk
-    checking: dict[str, int] = field(default_factory=dict)  # bytes read again
-    waiting: str = ""
-    arrived: int = 0  # bytes since the beginning
-    recent: deque[tuple[float, int]] = field(default_factory=deque)  # clock, arrived
-    left_later: int = 0  # bytes of jobs that are still to come
+    def __init__(
+        self, quiet: bool = False, left_later: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.has_bars = not quiet and sys.stderr.isatty() and not console.is_dumb_terminal
+        self.is_quiet, self.clock, self.last_line = quiet, clock, clock()
+        self.left_later = left_later  # bytes of downloads that are still to come
+        self.tasks = dict[str, TaskID]()
+        name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False, table_column=name),
+            BarColumn(bar_width=None),
+            *(
+                TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right",
+                           table_column=Column(no_wrap=True, min_width=width, justify="right"))
+                for field, width in (("amount", 17), ("speed", 10), ("left", 14))
+            ),
+            console=console, expand=True, transient=True, refresh_per_second=REFRESH,
+            speed_estimate_period=WINDOW, get_time=clock, disable=not self.has_bars,
+        )  # fmt: skip
 
     def begin(self, job: Download) -> None:
-        """Go over to a job."""
-        self.waiting, self.checking = "", {}
-        self.sizes = {file.remote.name: file.remote.size for file in job.files}
-        self.done = {file.remote.name: file.done for file in job.files}
+        """Go over to a download."""
+        self._clear()
+        for file in job.files:
+            self._add(file.remote.name, file.remote.size, file.done)
         self.left_later = max(0, self.left_later - job.to_fetch)
 
     def take(self, event: Transfer) -> None:
-        """Add one event."""
-        self.waiting = waiting_line(event) if isinstance(event, Waiting) else ""
+        """Show an event: a line for what came and for waits; progress as a bar, or as a line now and then."""
         if isinstance(event, Waiting):
+            self._print(waiting_line(event))
             return
-        if event.name not in self.sizes:  # outside a job, where files are only checked: one after the other
-            self.sizes = {event.name: event.size}
-        if isinstance(event, Advanced) and event.is_check:
-            self.checking[event.name] = event.done
-        else:
-            done = event.size if isinstance(event, Fetched) else event.done
-            if isinstance(event, Advanced):
-                self.arrived += max(0, done - self.done.get(event.name, 0))
-            self.checking.pop(event.name, None)
-            self.done[event.name] = done
-        now = self.clock()
-        self.recent.append((now, self.arrived))
-        while self.recent[0][0] < now - WINDOW:
-            self.recent.popleft()
-
-    @property
-    def speed(self) -> float:
-        """Bytes per second of the last seconds; 0 while it is not known."""
-        if len(self.recent) < 2 or self.recent[-1][0] == self.recent[0][0]:
-            return 0.0
-        return (self.recent[-1][1] - self.recent[0][1]) / (self.recent[-1][0] - self.recent[0][0])
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until all jobs are done, at this speed."""
-        missing = self.left_later + sum(size - self.done.get(name, 0) for name, size in self.sizes.items())
-        return missing / self.speed if self.speed and missing else None
-
-
-@contextmanager
-def display(state: Transfers, quiet: bool) -> Iterator[Callable[[Transfer], None]]:
-    """A function that shows the events of a job: bars on a terminal, else a plain line every few seconds."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    has_bars = not quiet and sys.stderr.isatty() and not console.is_dumb_terminal
-    spoken = state.clock()
-
-    def show(event: Transfer) -> None:
-        nonlocal spoken
-        state.take(event)
-        line = ""
+        if event.name not in self.tasks:  # files are only checked: one after the other
+            self._clear()
+            self._add(event.name, event.size, 0)
         if isinstance(event, Fetched):
-            line = f"{event.name}: {size_text(event.size)}, checksum right" if event.is_new else ""
-        elif isinstance(event, Waiting):
-            line = "" if has_bars else waiting_line(event)
-        elif not has_bars and state.clock() - spoken >= PLAIN_LINE_SECONDS:
-            line = progress_line(state, event)
-        if line and not quiet:
-            console.print(Text(printable(line)))
-            spoken = state.clock()
+            self._update(event.name, event.size)
+            if event.is_new:
+                self._print(f"{event.name}: {size_text(event.size)}, checksum right")
+            return
+        speed, left = self._update(event.name, event.done, event.is_check)
+        if not self.has_bars and self.clock() - self.last_line >= PLAIN_LINE_SECONDS:
+            rest = " checked" if event.is_check else "".join(f", {text}" for text in (speed, left) if text)
+            self._print(f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}")
 
-    live = Live(
-        get_renderable=lambda: picture(state), console=console, refresh_per_second=REFRESH, transient=True
-    )
-    with live if has_bars else nullcontext():
-        yield show
+    def _clear(self) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
 
-
-def picture(state: Transfers) -> RenderableType:
-    """A bar for each file of the running job, then speed and time left."""
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    grid.add_column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
-    grid.add_column(ratio=1)
-    for width in (17, 10, 14):
-        grid.add_column(no_wrap=True, justify="right", min_width=width)
-    speed, left = state.speed, state.seconds_left
-    for name, size in state.sizes.items():
-        done, checked = state.done.get(name, 0), state.checking.get(name)
-        is_running = 0 < done < size
-        amount = f"{size_text(done)} / {size_text(size)}" if is_running else size_text(size)
-        grid.add_row(
-            printable(name),
-            ProgressBar(total=max(size, 1), completed=done if checked is None else checked),
-            "checking" if checked is not None else amount,
-            f"{size_text(round(speed))}/s" if is_running and speed else "",
-            f"{duration(left)} left" if is_running and left is not None else "",
+    def _add(self, name: str, size: int, done: int) -> None:
+        self.tasks[name] = self.bars.add_task(
+            printable(name), total=size, completed=done, amount=size_text(size), speed="", left=""
         )
-    return Group(grid, Text(state.waiting, style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def _update(self, name: str, done: int, is_check: bool = False) -> tuple[str, str]:
+        """Move a bar; returns the speed, and the time left until all downloads are done, as texts."""
+        self.bars.update(self.tasks[name], completed=done)
+        tasks = {task.id: task for task in self.bars.tasks}
+        task, speed, left = tasks[self.tasks[name]], "", ""
+        amount = "checking" if is_check else size_text(done)
+        if not is_check and done < (task.total or 0):
+            amount = f"{amount} / {size_text(round(task.total or 0))}"
+            speed = f"{size_text(round(task.speed))}/s" if task.speed else ""
+            missing = self.left_later + sum(one.remaining or 0 for one in tasks.values())
+            left = f"{duration(missing / task.speed)} left" if task.speed else ""
+        self.bars.update(task.id, amount=amount, speed=speed, left=left)
+        return speed, left
+
+    def _print(self, line: str) -> None:
+        if not self.is_quiet:
+            self.bars.console.print(Text(printable(line)))
+        self.last_line = self.clock()
 
 
 def headline(job: Download) -> str:
@@ -245,16 +218,6 @@ def headline(job: Download) -> str:
         return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
     rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
     return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
-
-
-def progress_line(state: Transfers, event: Advanced) -> str:
-    """One plain line about a file that is on its way."""
-    amount = f"{event.name}: {size_text(event.done)} of {size_text(event.size)}"
-    if event.is_check:
-        return f"{amount} checked"
-    speed = f", {size_text(round(state.speed))}/s" if state.speed else ""
-    left = "" if state.seconds_left is None else f", {duration(state.seconds_left)} left"
-    return amount + speed + left
 
 
 def waiting_line(event: Waiting) -> str:

@@ -19,7 +19,7 @@ from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import fetch
 from fourm.hub.remote import Advanced, Client, Fetched, Waiting
 from fourm_cli import transfers as command_module
-from fourm_cli.transfers import Transfers, display, headline, picture
+from fourm_cli.transfers import Transfers, headline
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment, files_of, running
 
@@ -322,11 +322,13 @@ def drawn(state: Transfers, width: int = 100) -> list[str]:
     """The live display as lines."""
     console = Console(width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        console.print(picture(state))
+        console.print(state.bars.get_renderable())
     return capture.get().splitlines()
 
 
-def test_the_bars_show_bytes_speed_and_time_left(hub: Hub, watch: Watch) -> None:
+def test_the_bars_show_bytes_speed_and_time_left(
+    hub: Hub, watch: Watch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     (job,) = watch.plan(NAME)
     state = Transfers(clock=lambda: now[0], left_later=job.to_fetch + 900_000)
@@ -334,7 +336,6 @@ def test_the_bars_show_bytes_speed_and_time_left(hub: Hub, watch: Watch) -> None
     for second in range(4):
         now[0] = float(second)
         state.take(Advanced(FILE, second * 100_000, len(WEIGHTS)))
-    assert state.speed == 100_000
     lines = drawn(state)
     assert all(len(line) <= 100 for line in lines)
     (line,) = [line for line in lines if line.startswith(FILE)]
@@ -342,7 +343,7 @@ def test_the_bars_show_bytes_speed_and_time_left(hub: Hub, watch: Watch) -> None
     assert "100 kB/s" in line
     assert "21.0 s left" in line
     state.take(Waiting(FILE, 4.0, "the server answers 503"))
-    assert drawn(state)[-1].strip() == "model.safetensors: the server answers 503; next try in 4.0 s"
+    assert "model.safetensors: the server answers 503; next try in 4.0 s" in capsys.readouterr().err
     state.take(Advanced(FILE, 1000, len(WEIGHTS), is_check=True))
     assert "checking" in next(line for line in drawn(state) if line.startswith(FILE))
     state.take(Fetched(FILE, len(WEIGHTS), is_new=True))
@@ -363,10 +364,10 @@ def test_plain_lines_are_calm(
 ) -> None:
     now = [0.0]
     state = Transfers(clock=lambda: now[0])
-    with display(state, quiet=False) as report:
+    with state.bars:
         for second in range(100):
             now[0] = second / 2
-            report(Advanced(FILE, second * 10_000, 1_000_000))
+            state.take(Advanced(FILE, second * 10_000, 1_000_000))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert lines[0] == "model.safetensors: 200 kB of 1 MB, 20 kB/s, 40.0 s left"
