@@ -40,7 +40,7 @@ def test_nothing_is_pinned_where_nothing_was_downloaded(home: Path) -> None:
     assert not home.exists()
 
 
-def test_what_is_written_is_read(home: Path) -> None:
+def test_a_pin_that_was_written_is_read_back(home: Path) -> None:
     write_pin(PIN)
     write_pin(Commit("c/d", OTHER, (), "dataset"))
     assert find_pin("a/b") == PIN
@@ -54,7 +54,7 @@ def test_the_last_pin_of_a_repository_counts() -> None:
     assert load_pins() == {"a/b": Commit("a/b", OTHER, ())}
 
 
-def test_files_lie_where_the_client_of_the_hub_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_files_are_below_the_hf_home_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "from huggingface_hub.constants import HF_HOME; from fourm.hub.cache import fourm_home\n"
         "assert str(fourm_home()) == HF_HOME + '/fourm', (fourm_home(), HF_HOME)"

@@ -207,7 +207,9 @@ def test_a_file_of_a_snapshot_takes_its_content_with_it(tmp_path: Path) -> None:
     assert remove_file(pointer, home)
 
 
-def test_without_links_the_file_itself_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_links_cannot_be_made_the_file_itself_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no links here")
 

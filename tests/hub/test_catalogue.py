@@ -49,7 +49,7 @@ def test_a_tokenizer_is_as_recorded(entry: Entry, golden: Path) -> None:
     assert all(row.vocab_size == recorded["config"]["codebook_size"] for row in rows)
 
 
-def test_the_other_files_are_as_recorded(golden: Path) -> None:
+def test_the_sizes_of_text_tokenizer_and_prompts_are_as_recorded(golden: Path) -> None:
     text = golden / "text_tokenizer" / "text_tokenizer_4m_wordpiece_30k.json"
     assert CATALOGUE["text-tokenizer"].num_bytes == text.stat().st_size
     prompts = golden / "parti" / "PartiPrompts.tsv"

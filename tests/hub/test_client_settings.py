@@ -64,13 +64,14 @@ def test_good_variables_are_left_as_they_are(name: str, value: str, monkeypatch:
     assert os.environ[name] == value
 
 
-def test_wrong_and_empty_variables_of_a_process(tmp_path: Path) -> None:
+def test_a_wrong_variable_ends_the_command_and_an_empty_one_does_not(tmp_path: Path) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XDG_"))}
     env = {**kept, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     words = [sys.executable, "-m", "fourm_cli", "download", NAME, "--dry-run"]
     wrong = subprocess.run(words, env={**env, "HF_HUB_ETAG_TIMEOUT": "abc"}, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "fourm: HF_HUB_ETAG_TIMEOUT: 'abc' is not a whole number of seconds\n"
+    assert len(wrong.stderr.splitlines()) == 1
+    assert "HF_HUB_ETAG_TIMEOUT: 'abc'" in wrong.stderr
     empty = {"HF_ENDPOINT": "", "HF_HUB_ETAG_TIMEOUT": "", "HF_TOKEN_PATH": " ", "SSL_CERT_FILE": ""}
     fine = subprocess.run(words, env={**env, **empty}, capture_output=True, text=True)
     assert fine.returncode == 0, fine.stderr
@@ -132,7 +133,9 @@ def test_a_proxy_that_the_client_cannot_use_is_named(
     assert "\n" not in str(told.value)
 
 
-def test_a_download_says_so_too(hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_names_certificates_that_cannot_be_read_and_does_not_wait(
+    hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such.pem")
     with pytest.raises(MissingError, match="SSL_CERT_FILE=/no/such"):
         watch.get(NAME)
@@ -146,7 +149,7 @@ def test_a_download_says_so_too(hub: Hub, watch: Watch, monkeypatch: pytest.Monk
     [("pipe", "not a file, but a pipe"), ("folder", "not a file, but a folder"), ("large", "more than 1 MiB"),
      ("bytes", "the token of the Hub holds a character that no token has")],
 )  # fmt: skip
-def test_a_token_file_that_is_none_is_named(
+def test_a_token_file_that_cannot_be_read_is_named(
     hub: Hub, watch: Watch, kind: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "token"
@@ -161,7 +164,9 @@ def test_a_token_file_that_is_none_is_named(
         watch.get(NAME)
 
 
-def test_the_token_is_sent_and_what_program_asks(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_carry_the_token_and_the_name_of_the_program(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "authorization" not in token_headers()
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     headers = token_headers()

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = "text_tokenizer_4m_wordpiece_30k.json"
 
 
-def test_a_download_is_the_hubs_own_cache(hub: Hub, watch: Watch) -> None:
+def test_a_download_is_found_in_the_cache_by_the_hubs_own_functions(hub: Hub, watch: Watch) -> None:
     (folder,) = watch.get(NAME)
     assert whole_files() == FETCHED
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {n: FILES[n] for n in FETCHED}
@@ -92,7 +92,7 @@ def test_what_another_program_fetched_is_checked_and_not_fetched_again(hub: Hub,
     assert Fetched(FILE, len(WEIGHTS), is_new=False) in watch.events
 
 
-def test_terms_are_for_what_is_fetched(hub: Hub, watch: Watch) -> None:
+def test_terms_are_shown_only_for_what_is_fetched(hub: Hub, watch: Watch) -> None:
     for name in FETCHED:
         huggingface_hub.hf_hub_download(ID, name, cache_dir=cache_folder())
     (job,) = watch.plan(NAME)
@@ -211,7 +211,7 @@ def test_a_snapshot_that_does_not_show_its_whole_blob_is_mended(
     assert other.read_bytes() == b"precious"
 
 
-def test_what_is_here_needs_no_writing(hub: Hub, watch: Watch) -> None:
+def test_a_complete_download_writes_nothing(hub: Hub, watch: Watch) -> None:
     """A cache that is shared by many may be one that they can only read."""
     watch.get(NAME)
     before = {path: path.lstat().st_mtime_ns for path in pins_path().parents[1].rglob("*")}
@@ -242,7 +242,7 @@ def test_verify_finds_and_removes_what_is_damaged(hub: Hub, watch: Watch) -> Non
     assert [one.problem for one in verify_cached([ID], watch.client)] == [""] * 4
 
 
-def test_verify_without_a_record(hub: Hub, watch: Watch) -> None:
+def test_verify_refuses_a_name_that_is_not_on_record(hub: Hub, watch: Watch) -> None:
     assert verify_cached(None, watch.client) == ()
     with pytest.raises(MissingError, match=r"4m-7-b: not on record.*`fourm download 4m-7-b`"):
         verify_cached([ID], watch.client)
@@ -308,7 +308,7 @@ def test_the_released_text_tokenizer_has_the_checksum(hub: Hub, watch: Watch, go
     assert text_tokenizer_path().read_bytes() == content
 
 
-def test_the_prompt_set_is_read_as_it_is(hub: Hub, watch: Watch, golden: Path) -> None:
+def test_the_prompts_of_the_fetched_table_are_all_read(hub: Hub, watch: Watch, golden: Path) -> None:
     table = (golden / "parti" / "PartiPrompts.tsv").read_bytes()
     hub.put("datasets/nateraw/parti-prompts", {"PartiPrompts.tsv": table, "README.md": b"about", "x.py": b""})
     (path,) = watch.get("parti-prompts")
@@ -423,7 +423,7 @@ def test_waiting_for_another_process_is_said(hub: Hub, watch: Watch) -> None:
     assert whole_files() == FETCHED
 
 
-def test_a_plan_is_plain_data(hub: Hub, watch: Watch) -> None:
+def test_a_plan_as_json_has_sizes_and_writes_nothing(hub: Hub, watch: Watch) -> None:
     (job,) = watch.plan(NAME)
     data = json.loads(json.dumps(job.to_json()))
     assert data["bytes"] == data["to_fetch"] == sum(len(FILES[name]) for name in FETCHED)

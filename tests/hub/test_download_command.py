@@ -1,6 +1,7 @@
 """`fourm download` from the outside: streams, exit codes, bars, interruption, and a model that then runs."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -55,7 +56,8 @@ def test_stdout_has_the_path_and_stderr_the_rest(hub: Hub, run: Run) -> None:
     assert lines[-1] == "model.safetensors: 1.5 MB, checksum right"
     code, again, err = run("download", NAME)
     assert (code, again) == (0, out)
-    assert err == "4m-7-b at 0123456: 4 files, 1.5 MB, here already\n"
+    (line,) = err.splitlines()
+    assert all(fact in line for fact in ("4m-7-b", "0123456", "4 files", "1.5 MB", "here"))
 
 
 def test_quiet_says_nothing_but_the_path(hub: Hub, run: Run) -> None:
@@ -65,7 +67,7 @@ def test_quiet_says_nothing_but_the_path(hub: Hub, run: Run) -> None:
     assert Path(out.strip()).is_dir()
 
 
-def test_a_dry_run_only_says(hub: Hub, run: Run) -> None:
+def test_a_dry_run_prints_files_and_sizes_and_fetches_nothing(hub: Hub, run: Run) -> None:
     code, out, err = run("download", NAME, "--dry-run")
     assert code == 0
     rows = [line.split() for line in out.splitlines()]
@@ -138,7 +140,7 @@ def test_a_dry_run_without_the_hub_knows_what_is_here(
     assert job["to_fetch"] == CATALOGUE[NAME].num_bytes
 
 
-def test_json_is_one_record_for_each_name(hub: Hub, run: Run) -> None:
+def test_json_has_a_record_for_each_name(hub: Hub, run: Run) -> None:
     hub.put("some/thing", {FILE: b"x"})
     code, out, err = run("download", NAME, "some/thing", "--json")
     assert "2 downloads, 1.5 MB to fetch" in err.splitlines()
@@ -153,7 +155,7 @@ def test_all_names_are_listed(run: Run) -> None:
     code, out, err = run("download", "--list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == list(CATALOGUE)
-    assert err == "groups: models (all 13), tokenizers (all 12)\n"
+    assert re.findall(r"(models|tokenizers) .*?(\d+)", err) == [("models", "13"), ("tokenizers", "12")]
     data = json.loads(run("download", "--list", "--json")[1])
     assert [row["name"] for row in data["names"]] == list(CATALOGUE)
     assert set(data["groups"]) == {"models", "tokenizers"}
@@ -203,7 +205,9 @@ def test_verify_says_which_files_are_wrong(hub: Hub, run: Run) -> None:
     code, out, err = run("download", NAME, "--verify", "--json")
     assert code == 5
     assert [row["file"] for row in json.loads(out) if row["problem"] == "damaged"] == [FILE]
-    assert err == f"fourm: {folder / FILE} is damaged; `fourm download 4m-7-b` fetches what is missing\n"
+    (line,) = err.splitlines()
+    assert f"{folder / FILE} is damaged" in line
+    assert "`fourm download 4m-7-b`" in line
     assert run("download", NAME, "--quiet")[0] == 0
     assert run("download", NAME, "--verify")[0] == 0
 
@@ -359,7 +363,7 @@ def test_bars_without_a_job_show_the_file_that_is_checked() -> None:
     assert "checking" in line
 
 
-def test_plain_lines_are_calm(
+def test_plain_lines_of_progress_come_every_ten_seconds(
     hub: Hub, watch: Watch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -373,7 +377,7 @@ def test_plain_lines_are_calm(
     assert lines[0] == "model.safetensors: 200 kB of 1 MB, 20 kB/s, 40.0 s left"
 
 
-def test_a_headline_says_what_is_left(hub: Hub, watch: Watch) -> None:
+def test_the_first_line_says_how_much_is_left_to_fetch(hub: Hub, watch: Watch) -> None:
     partial().parent.mkdir(parents=True)
     partial().write_bytes(WEIGHTS[:1_000_000])
     (job,) = watch.plan(NAME)

@@ -42,7 +42,7 @@ def test_the_header_strings_of_the_reference_are_read_and_the_listed_defects_men
     assert got == {**case["parsed"], **mended}
 
 
-def test_none_inside_a_word_is_left_alone() -> None:
+def test_the_word_none_inside_another_word_is_not_a_value() -> None:
     assert parse_header_config({"a": "NoneSuch", "b": "['NoneSuch', None]"}) == {
         "a": "NoneSuch",
         "b": ["NoneSuch", None],

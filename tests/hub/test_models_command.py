@@ -44,7 +44,7 @@ def test_the_list_has_everything_that_is_known(run: Run, model: Path, cache: Pat
     assert f"1 of 26 are in {cache}" in err
 
 
-def test_the_list_as_data(run: Run, model: Path) -> None:
+def test_the_json_of_the_list_has_sizes_places_and_modalities(run: Run, model: Path) -> None:
     code, out, _ = run("models", "--json")
     items = {item["name"]: item for item in json.loads(out)}
     assert code == 0
@@ -94,7 +94,7 @@ def test_a_model_that_is_here_is_shown_as_it_is(run: Run, model: Path, cache: Pa
     assert fetch.split()[2:] == ["fourm", "download", "tok-depth", "tok-normal", "tok-rgb", "tok-semseg"]
 
 
-def test_other_things_are_shown_too(run: Run, cache: Path, tmp_path: Path) -> None:
+def test_tokenizers_prompts_and_the_demo_model_are_shown_too(run: Run, cache: Path, tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "mine", 8)
     assert json.loads(run("models", "show", str(tokenizer), "--json")[1])["config"]["codebook_size"] == 8
     put_folder(cache, CATALOGUE["tok-rgb"].hub_id, tokenizer)
@@ -152,7 +152,7 @@ def test_the_list_never_opens_a_file_that_may_be_damaged(cache: Path, tmp_path: 
     assert next(item for item in list_models() if item.name == "4m-7-b").num_bytes == 4
 
 
-def test_help_fits_and_has_examples(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_fits_100_columns_and_has_examples(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     for words in (("models", "--help"), ("models", "show", "--help")):
         code, out, _ = run(*words)

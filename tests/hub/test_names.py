@@ -93,7 +93,7 @@ def test_a_revision_is_the_named_one_the_recorded_one_or_the_branch(
 
 
 @pytest.mark.parametrize("name", ["4m-7-b@../../x", "4m-7-b@", "a/b@x//y", "4m-7-b@/etc"])
-def test_a_revision_is_no_path(name: str) -> None:
+def test_a_revision_that_is_a_path_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="after @ comes"):
         find_model(name)
 
@@ -179,7 +179,7 @@ EMPTY = [
 
 
 @pytest.mark.parametrize("words", EMPTY, ids=" ".join)
-def test_an_empty_name_is_not_the_default(
+def test_an_empty_model_name_is_not_taken_for_the_default(
     cache: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, ...]
 ) -> None:
     code, out, err = run(*words)  # of a variable that is not set: it chose the embedded model without a word
@@ -269,7 +269,9 @@ def test_a_row_that_takes_the_folder_of_a_released_one_is_refused(tmp_path: Path
         find_model(folder)
 
 
-def test_half_a_tokenizer_in_the_cache_is_none(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_weights_in_the_cache_is_not_used(
+    model: Path, cache: Path, tmp_path: Path
+) -> None:
     snapshot = put_tokenizer(cache, tmp_path, "tok-rgb")
     Path(os.path.realpath(snapshot / "model.safetensors")).unlink()
     files = find_model("4m-7-b")
@@ -364,7 +366,7 @@ def test_a_tokenizer_that_is_not_here_says_so(
     assert said in str(caught.value)
 
 
-def test_named_parts_replace_the_ones_found(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_named_replaces_the_one_found(model: Path, cache: Path, tmp_path: Path) -> None:
     put_tokenizer(cache, tmp_path, "tok-rgb")
     clip = put_tokenizer(cache, tmp_path, "tok-clip")
     mine = write_tokenizer(tmp_path / "mine", 16384)

@@ -84,7 +84,9 @@ def test_a_file_that_is_refused_is_said(hub: Hub, watch: Watch, status: str, sen
     assert FILE not in whole_files()
 
 
-def test_offline_only_what_is_here(hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_only_what_is_in_the_cache_is_used(
+    hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingError, match="is not here, and HF_HUB_OFFLINE forbids to fetch it"):
         watch.get(NAME)
