@@ -104,6 +104,17 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_header_is_read_once_until_the_file_changes(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    header = read_header(path)
+    assert read_header(path) is header
+    safetensors(path, {"b": tensor("F32", [3], 0, 12)}, bytes(12))
+    assert list(read_header(path).tensors) == ["b"]
+    path.unlink()
+    with pytest.raises(MissingError):
+        read_header(path)
+
+
 @given(st.binary(max_size=60), st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_never_more_than_a_checkpoint_error(
