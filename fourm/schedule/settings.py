@@ -137,7 +137,6 @@ class RunSettings:
     device: str | None = None
     dtype: str | None = None
     text_tok_path: str | None = None
-    activate_controlnet: bool | None = None
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # tokenizer of a modality row -> name or path
 
     @property
@@ -332,8 +331,10 @@ def _run_value(key: str, value: object, path: Path) -> object:
     """The value of a setting of the run; None where nothing is said, UsageError where it cannot be one."""
     if value is None or value == "":
         return None
-    if key == "activate_controlnet" and value is not False:
-        raise UsageError(f"'{key}' must be false (there is no ControlNet here), not '{shown(value)}'")
+    if key == "activate_controlnet":
+        if value is not False:
+            raise UsageError(f"'{key}' must be false (there is no ControlNet here), not '{shown(value)}'")
+        return None
     if key == "dtype" and value not in list(DTYPES):
         near = near_match(str(value), DTYPES)
         raise UsageError(f"'{key}' must be one of {', '.join(DTYPES)}{near}, not '{shown(value)}'")
@@ -360,8 +361,8 @@ def _named_after(path: Path, key: str, value: str) -> str:
     return value
 
 
-# The types of a run's settings by YAML key; tokenizers have a key each.
+# The types of a run's settings by YAML key; tokenizers have a key each. ControlNet can only be declined.
 _RUN_KEYS = {
     key: kind for key, kind in get_type_hints(RunSettings, include_extras=True).items() if key != "tokenizers"
 }
-_RUN_KEYS |= {key + TOKENIZER_SUFFIX: str for key in TOKENIZERS}
+_RUN_KEYS |= {key + TOKENIZER_SUFFIX: str for key in TOKENIZERS} | {"activate_controlnet": bool}
