@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -314,26 +314,31 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
     """A line as a sample; UsageError if it is not one that a run writes."""
     try:
         said = json.loads(line if line.endswith(b"\n") else b"")
-        folder, _, name = fit(str, said["key"], "key").rpartition("/")
+        folder, _, name = said["key"].rpartition("/")
         sample = RecordedSample(
             Key(folder, name),
             fit(tuple[int, ...], said["variations"], "variations"),
-            fit(Mapping[str, tuple[str, ...]], said["files"], "files"),
+            _paths(said["files"]),
             fit(str | None, said.get("prompt"), "prompt"),
             fit(Mapping[str, str], said.get("texts", {}), "texts"),
-            fit(Mapping[str, tuple[str, ...]], said.get("sources", {}), "sources"),
+            _paths(said.get("sources", {})),
             fit(str, said.get("fit", ""), "fit"),
         )
         for place in places:
             files = sample.files[place.folder]
-            outside = [
-                f for f in files if not f.startswith(f"{place.folder}/") or {"", ".", ".."} & {*f.split("/")}
-            ]
-            if outside or len(files) not in (1, len(sample.variations)):
+            if len(files) not in (1, len(sample.variations)) or not files[0].startswith(f"{place.folder}/"):
                 raise ValueError(f"its files in {place.folder} are {files}")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UsageError) as error:
         raise UsageError(printable(f"{where} is no sample of a run, or was damaged ({error})")) from error
     return sample
+
+
+def _paths(said: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Paths by name. ValueError, TypeError or AttributeError for others than paths below a folder."""
+    for path in chain.from_iterable(said.values()):
+        if b"\0" in os.fsencode(path) or {"", ".", ".."} & set(path.split("/")):
+            raise ValueError(f"it has a file {path!r}")
+    return {name: tuple(paths) for name, paths in said.items()}
 
 
 def _older_samples(run: Run) -> Iterator[RecordedSample]:
