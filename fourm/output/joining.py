@@ -1,13 +1,13 @@
 """How a process starts to write into an output folder: what is refused, and what `--overwrite` deletes."""
 
-import contextlib
 import json
 import os
 import secrets
 import stat
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.data.layout import Place
@@ -70,8 +70,8 @@ def check_output(
             raise _exists(out, record)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     try:
-        _make(out)
         with _as_usage_error(out):
+            make_all(out)
             check_writable(out)
     except BaseException:  # Ctrl-C too
         remove_empty(made)
@@ -82,7 +82,7 @@ def check_output(
 def remove_empty(folders: Iterable[Path]) -> None:
     """Remove folders, given the innermost first; those that are not empty stay."""
     for folder in folders:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             folder.rmdir()
 
 
@@ -111,8 +111,7 @@ class Joining:
             with _as_usage_error(self.out):
                 self._end_overwrite()
         if _is_free(self.out, self.record):
-            if self.record == SR_RUN:
-                _check_unclaimed(self.out, self.settings)
+            self._check_unclaimed()
             return
         before = load_run(self.out, self.record)
         if not self.overwrite:
@@ -125,57 +124,106 @@ class Joining:
 
         Several processes may do this at once, in any order; the first one writes the record.
         """
-        _make(self.out)
         try:
             with _as_usage_error(self.out):
+                make_all(self.out)
+                check_names(self.out)
+                remove_leftovers(self.out)
                 return self._join()
         except BaseException:  # Ctrl-C too: nothing of this process stays
             remove_leftovers(self.out)
             raise
 
     def _join(self) -> Process:
-        out, record, launch = self.out, self.record, self.launch
-        check_names(out)
-        remove_leftovers(out)
-        run = secrets.token_hex(4)
+        out, run = self.out, secrets.token_hex(4)
         text = format_run(self.settings, run)
-        if _is_free(out, record):
-            if record == SR_RUN:
-                _check_unclaimed(out, self.settings)
-            if create_text(out, out / record, text):
-                try:
-                    if record == RUN:
-                        remove_processes(out, [run])  # left by a run whose record was deleted
-                    return _begin_once(out, record, run, launch)
-                except BaseException:  # Ctrl-C too
-                    _remove_new_record(out, record, run)
-                    raise
-        if self.overwrite and not _is_of_job(out, record, launch, self.since):
-            if launch.rank == 0:
+        if _is_free(out, self.record):
+            self._check_unclaimed()
+            if create_text(out, out / self.record, text):
+                return self._begin_new(run)
+        if self.overwrite and not self._is_of_job(out / self.record):
+            if self.launch.rank == 0:
                 _check_alone(out)
-                return _overwrite(out, record, text, _begin(out, run, launch))
-            _wait_for_first(out, record, launch, self.since)
-        before = load_run(out, record)
+                return self._start_again(text, _begin(out, run, self.launch))
+            self._wait(lambda: self._is_of_job(out / self.record))
+        before = load_run(out, self.record)
         self._check_same_run(before)
         if self.resume or self.overwrite:
-            return _begin(out, before.identity, launch)
-        return _begin_once(out, record, before.identity, launch)
+            return _begin(out, before.identity, self.launch)
+        return self._begin_once(before.identity)
+
+    def _begin_new(self, run: str) -> Process:
+        """Begin the run whose record this process has just written."""
+        try:
+            if self.record == RUN:
+                remove_processes(self.out, [run])  # left by a run whose record was deleted
+            return self._begin_once(run)
+        except BaseException:  # Ctrl-C too: the record goes, unless another process has joined the run
+            with suppress(UsageError):
+                is_joined = any(file.run == run for file in of_kind(self.out, LAUNCH))
+                if load_run(self.out, self.record).identity == run and not is_joined:
+                    (self.out / self.record).unlink()
+            remove_empty([self.out / PROCESSES])
+            raise
+
+    def _begin_once(self, run: str) -> Process:
+        """Begin, unless another process with the same rank does at the same moment, or overwrites the run."""
+        process = _begin(self.out, run, self.launch)
+        is_begun = _is_begun(self.out, run, self.launch, process)
+        if is_begun or load_run(self.out, self.record).identity != run:
+            process.withdraw()
+            raise _exists(self.out, self.record)
+        return process
+
+    def _start_again(self, text: str, process: Process) -> Process:
+        """Empty the folder. The new record is written first, so that --resume can go on with it."""
+        try:
+            _places(self.out, self.record)  # refuses before anything is written
+            write_text(self.out, self.out / NEXT[self.record], text)
+            self._replace(process.run)
+        except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
+            process.withdraw()
+            raise
+        return process
 
     def _end_overwrite(self) -> None:
         """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
-        out, waiting = self.out, self.out / NEXT[self.record]
-        check_names(out)
-        end = time.monotonic() + FIRST_WAIT
-        while self.launch.rank > 0 and os.path.lexists(waiting):
-            if time.monotonic() > end:
-                raise _never_first(out, self.launch, FIRST_WAIT)
-            time.sleep(_POLL)
+        check_names(self.out)
+        waiting = self.out / NEXT[self.record]
         if self.launch.rank > 0:
+            self._wait(lambda: not os.path.lexists(waiting))
             return
-        following = load_run(out, waiting.name)
-        _check_settings(out, following.run, self.settings)
-        _check_alone(out)
-        _replace(out, self.record, following.identity)
+        following = load_run(self.out, waiting.name)
+        _check_settings(self.out, following.run, self.settings)
+        _check_alone(self.out)
+        self._replace(following.identity)
+
+    def _replace(self, run: str) -> None:
+        """Delete the files of the old run, then replace its record by that of the new run."""
+        _empty(self.out, self.record, run)
+        os.replace(self.out / NEXT[self.record], self.out / self.record)
+
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        """Wait until process 0 of this job, which alone empties a folder, has done so."""
+        end, waited, size = time.monotonic() + FIRST_WAIT, FIRST_WAIT, self.launch.size
+        while not is_done():
+            first = [f.path for f in of_kind(self.out, LAUNCH) if (f.rank, f.size) == (0, size)]
+            if self.overwrite and waited == FIRST_WAIT and any(map(self._is_of_job, first)):  # it has begun
+                end, waited = time.monotonic() + EMPTYING_WAIT, EMPTYING_WAIT
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"--out {self.out}: process 0 of {size}, which alone overwrites a folder, has not done "
+                    f"so for {waited:.0f} seconds; start all processes of a job together"
+                )
+            time.sleep(_POLL)
+
+    def _is_of_job(self, file: Path) -> bool:
+        """True if the job of this process wrote a file, which then is newer than the start of the job."""
+        if self.launch.size == 1:
+            return False
+        with suppress(FileNotFoundError):
+            return file.lstat().st_mtime >= self.since + server_clock(self.out)
+        return False
 
     def _check_same_run(self, before: RunFile) -> None:
         """Refuse to continue a run without being asked to, or with other settings."""
@@ -184,6 +232,16 @@ class Joining:
             raise _exists(self.out, self.record)
         _check_continues(self.out, self.record, before)
         _check_settings(self.out, before.run, self.settings)
+
+    def _check_unclaimed(self) -> None:
+        """Refuse folders for super-resolution that contain files although no record lists them."""
+        for place in self.settings.places if self.record == SR_RUN else ():
+            folder = self.out / place.folder
+            check_folder(self.out, folder)
+            if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
+                raise UsageError(
+                    f"{folder}: holds files that no run of super-resolution wrote; move them away"
+                )
 
 
 def withdraw_output(process: Process, record: str) -> bool:
@@ -206,6 +264,15 @@ def close_output(process: Process, launch: Launch) -> None:
         write_failures(process.out)
     finally:
         remove_leftovers(process.out)
+
+
+def check_names(out: Path) -> None:
+    """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
+    check_partial(out)
+    for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
+        kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
+        if (mode := mode_of(out / name)) is not None and not is_kind(mode):
+            raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
 
 
 def _exists(out: Path, record: str) -> UsageError:
@@ -243,23 +310,6 @@ def _begin(out: Path, run: str, launch: Launch) -> Process:
     return process
 
 
-def _begin_once(out: Path, record: str, run: str, launch: Launch) -> Process:
-    """Begin, unless another process with the same rank does so at the same moment, or overwrites the run."""
-    process = _begin(out, run, launch)
-    if load_run(out, record).identity != run or _is_begun(out, run, launch, process):
-        process.withdraw()
-        raise _exists(out, record)
-    return process
-
-
-def _remove_new_record(out: Path, record: str, run: str) -> None:
-    """Remove a record that this process has just written, unless another process has joined its run."""
-    with contextlib.suppress(UsageError):
-        if load_run(out, record).identity == run and not any(f.run == run for f in of_kind(out, LAUNCH)):
-            (out / record).unlink()
-    remove_empty([out / PROCESSES])
-
-
 def _check_alone(out: Path) -> None:
     """Refuse to empty a folder while other processes are writing into it."""
     if living := find_living(out):
@@ -267,61 +317,16 @@ def _check_alone(out: Path) -> None:
         raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
 
 
-def _overwrite(out: Path, record: str, text: str, process: Process) -> Process:
-    """Empty a folder. The new record is written first, so that --resume can continue an interrupted one."""
-    try:
-        _places(out, record)  # refuses before anything is written
-        write_text(out, out / NEXT[record], text)
-        _replace(out, record, process.run)
-    except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
-        process.withdraw()
-        raise
-    return process
-
-
-def _replace(out: Path, record: str, run: str) -> None:
-    """Delete the files of the old run, then replace its record by the new one."""
-    _empty(out, record, run)
-    os.replace(out / NEXT[record], out / record)
-
-
-def _is_of_job(out: Path, record: str, launch: Launch, since: float) -> bool:
-    """True if the job of this process wrote the record, which then is newer than the start of the job."""
-    if launch.size == 1:
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        return (out / record).lstat().st_mtime >= since + server_clock(out)
-    return False
-
-
-def _wait_for_first(out: Path, record: str, launch: Launch, since: float) -> None:
-    """Wait until process 0 of this job has emptied the folder."""
-    end, is_seen = time.monotonic() + FIRST_WAIT, False
-    while not _is_of_job(out, record, launch, since):
-        first = [f for f in of_kind(out, LAUNCH) if (f.rank, f.size) == (0, launch.size)]
-        if not is_seen and any(_is_of_job(out, str(f.path.relative_to(out)), launch, since) for f in first):
-            end, is_seen = time.monotonic() + EMPTYING_WAIT, True
-        if time.monotonic() > end:
-            waited = EMPTYING_WAIT if is_seen else FIRST_WAIT
-            raise _never_first(out, launch, waited)
-        time.sleep(_POLL)
-
-
-def _never_first(out: Path, launch: Launch, waited: float) -> UsageError:
-    return UsageError(
-        f"--out {out}: process 0 of {launch.size}, which alone overwrites a folder, has not done so "
-        f"for {waited:.0f} seconds; start all processes of a job together"
-    )
-
-
 def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
     """Refuse to continue a run with other settings; the message names what differs."""
-    names = [each.name for each in fields(RunRecord) if each.name not in NOT_COMPARED]
-    before, after = (dict(_flat("", {name: run.to_json()[name] for name in names})) for run in (there, here))
+    before, after = (
+        dict(_flat("", {name: fact for name, fact in run.to_json().items() if name not in NOT_COMPARED}))
+        for run in (there, here)
+    )
     differences = [
         f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
         for path in dict.fromkeys((*before, *after))
-        if before.get(path, "absent") != after.get(path, "absent")
+        if before.get(path) != after.get(path)
     ]
     if differences:
         rest = len(differences) - MAX_DIFFERENCES
@@ -332,24 +337,17 @@ def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
 
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
     """The leaves of nested mappings and lists, with their paths; a list of plain values is a leaf."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, dict) and value:
         for name, item in value.items():
             yield from _flat(f"{path}.{name}" if path else str(name), item)
-    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         for number, item in enumerate(value):
             yield from _flat(f"{path}[{number}]", item)
     else:
         yield path, json.dumps(value)
 
 
-def _make(out: Path) -> None:
-    try:
-        make_all(out)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
-
-
-@contextlib.contextmanager
+@contextmanager
 def _as_usage_error(out: Path) -> Iterator[None]:
     """Turn an OSError about the output folder into a UsageError."""
     try:
@@ -373,28 +371,6 @@ def _is_free(out: Path, record: str) -> bool:
     return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
 
 
-def check_names(out: Path) -> None:
-    """Refuse a link, or a folder in the place of a file, under the names of this program's own files."""
-    check_partial(out)
-    for name in (RUN, SR_RUN, *NEXT.values(), FAILURES, PROCESSES):
-        kind, is_kind = ("folder", stat.S_ISDIR) if name == PROCESSES else ("file", stat.S_ISREG)
-        if (mode := mode_of(out / name)) is not None and not is_kind(mode):
-            raise UsageError(f"{out / name}: is not a {kind} of this program; move it away")
-
-
-def _check_unclaimed(out: Path, settings: RunRecord) -> None:
-    """Refuse result folders that contain files although no record lists them."""
-    for place in settings.places:
-        folder = out / place.folder
-        check_folder(out, folder)
-        if (
-            place.form != "extra"
-            and os.path.lexists(folder)
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UsageError(f"{folder}: holds files that no run of super-resolution wrote; move them away")
-
-
 def _empty(out: Path, name: str, run: str) -> None:
     """Delete the files of a run and of the super-resolution made from it, except those of the new run `run`.
 
@@ -409,36 +385,35 @@ def _empty(out: Path, name: str, run: str) -> None:
         (out / each).unlink(missing_ok=True)
 
 
+def _records(out: Path, name: str) -> list[tuple[str, RunFile]]:
+    """The record of that name; with that of the run, the one of its super-resolution before it."""
+    names = (SR_RUN, RUN) if name == RUN else (name,)
+    return [(each, load_run(out, each)) for each in names if os.path.lexists(out / each)]
+
+
 def _places(out: Path, name: str) -> list[Place]:
     """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
-    records = _records(out, name)
-    places = [(each, place) for each in records for place in (*load_run(out, each).run.places, SAMPLES[each])]
-    for each, place in places:  # all of them before anything is deleted
-        _check_own(out, each, place.folder)
-    return [place for _, place in places]
-
-
-def _records(out: Path, name: str) -> list[str]:
-    return [each for each in ((SR_RUN, RUN) if name == RUN else (name,)) if os.path.lexists(out / each)]
+    found = list[Place]()
+    for each, read in _records(out, name):
+        for place in (*read.run.places, SAMPLES[each]):
+            parts = place.folder.split("/")
+            for above in (out.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)):
+                if above.is_symlink():
+                    raise UsageError(
+                        f"{out / each}: names the folder '{place.folder}', but {above} is a link"
+                    )
+            found.append(place)
+    return found
 
 
 def _written(out: Path, name: str) -> Container[str] | None:
     """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
     try:
-        launches = [read_launches(out, load_run(out, each).identity) for each in _records(out, name)]
+        launches = [read_launches(out, read.identity) for _, read in _records(out, name)]
         listed = read_checksums(out)
     except (OSError, UsageError):
         return None
     return listed if listed and all(map(is_closed, launches)) else None
-
-
-def _check_own(out: Path, record: str, folder: str) -> None:
-    """Refuse to delete files below a symbolic link."""
-    above = out
-    for part in folder.split("/"):
-        above = above / part
-        if above.is_symlink():
-            raise UsageError(f"{out / record}: names the folder '{folder}', but {above} is a link")
 
 
 def _empty_place(out: Path, place: str, suffix: str, listed: Container[str] | None) -> None:

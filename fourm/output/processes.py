@@ -13,11 +13,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fourm.data.opening import open_file, open_own, parse_json_lines
 from fourm.data.writing import is_alive, make_below, process_name, vanished, write_text
@@ -87,7 +88,7 @@ class Failure:
     key: str
     variation: int
     reason: str
-    stage: str
+    stage: str = "base"  # or "sr"
     time: str = ""
     # Paths of missing files, with None. If none is missing: all files, with their mtime in nanoseconds.
     files: Mapping[str, int | None] = field(default_factory=dict)
@@ -116,11 +117,6 @@ class ProcessFile:
     process: str  # identity of the process
     number: int  # of the launch in this process
     kind: str  # LAUNCH, CHECKSUMS or FAILED
-
-    @property
-    def order(self) -> tuple[str, int, str, int]:
-        """Sort key: the time at which processes started."""
-        return self.started, self.rank, self.process, self.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +196,8 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
         started, rank, size, run, process, number, kind = match.groups()
         path = out / PROCESSES / entry.name
         found.append(ProcessFile(path, started, int(rank), int(size), run, process, int(number), kind))
-    return sorted(found, key=lambda file: file.order), sorted(others)
+    found.sort(key=lambda file: (file.started, file.rank, file.process, file.number))
+    return found, sorted(others)
 
 
 def of_kind(out: Path, kind: str) -> list[ProcessFile]:
@@ -225,10 +222,8 @@ def remove_processes(out: Path, runs: Iterable[str]) -> None:
 
 def _remove_folder(out: Path) -> None:
     """Remove the folder of processes if it is empty."""
-    try:
+    with suppress(OSError):
         (out / PROCESSES).rmdir()
-    except OSError:
-        return
 
 
 # Launches
@@ -395,26 +390,15 @@ def scan_failures(path: Path) -> Iterator[Failure]:
     except FileNotFoundError:
         return
     for _, row in parse_json_lines(text, str(path), skip_damaged=True):
-        try:
-            yield _parse_failure(row)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            continue
+        with suppress(ValueError):
+            failure: Failure = fit(Failure, row, "failure", strict=False)
+            yield failure
 
 
 def to_line(failure: Failure) -> str:
     """One line of `failures.jsonl`; the stage is left out if it is "base"."""
     row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
     return json.dumps(row) + "\n"
-
-
-def _parse_failure(row: Mapping[str, Any]) -> Failure:
-    files = {
-        file: time if isinstance(time, int) else None
-        for file, time in dict(row.get("files", {})).items()
-        if "\0" not in file
-    }
-    key, variation, reason = str(row["key"]), int(row["variation"]), str(row["reason"])
-    return Failure(key, variation, reason, str(row.get("stage", "base")), str(row.get("time", "")), files)
 
 
 def _changed(path: Path) -> int | None:

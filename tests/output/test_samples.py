@@ -1,4 +1,4 @@
-"""`samples/NNNNN.jsonl`: what is recorded of each sample, what `--resume` compares, and folders that have none."""
+"""`samples/NNNNN.jsonl`: what is recorded of each sample, what `--resume` compares, and older folders."""
 
 import json
 import shutil
