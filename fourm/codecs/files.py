@@ -7,15 +7,11 @@ must not end a run.
 import gzip
 import io
 import json
-import lzma
 import math
 import os
 import re
-import struct
-import tokenize
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    IMAGELENGTH,
-    IMAGEWIDTH,
-    PHOTOMETRIC_INTERPRETATION,
-    TiffImageFile,
-)
 
 from fourm.data.dataset import read_member, split_path
 from fourm.data.layout import Crop, centre_crop
@@ -58,19 +48,6 @@ _TURNED_BACK = {  # what undoes an orientation
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
     6: _TURN.ROTATE_90, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_270,
 }  # fmt: skip
-# What NumPy's header parser and Pillow's decoders raise for malformed bytes.
-_HEADER_ERRORS = (
-    ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, tokenize.TokenError,
-    RecursionError, MemoryError,
-)  # fmt: skip
-_ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError, RuntimeError,
-    NotImplementedError, struct.error, MemoryError, OverflowError,
-)  # fmt: skip
-_PICTURE_ERRORS = (
-    OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, RuntimeError,
-    MemoryError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -81,18 +58,15 @@ def read_array(path: Path) -> NDArray[Any]:
 def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
     """Arrays of a .npz file by their names, each like the one of a .npy file; no other member is unpacked."""
     stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            for name in names:
-                if f"{name}.npy" not in archive.namelist():
-                    raise SampleError(f"{path}: holds no array '{name}'")
-                with archive.open(f"{name}.npy") as file:
-                    data = file.read(MAX_MEMBER_BYTES + 1)
-                if len(data) > MAX_MEMBER_BYTES:
-                    raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
-                arrays.append(_parse_array(data, f"{path}: '{name}'"))
-    except _ZIP_ERRORS as error:
-        raise SampleError(f"{path}: not a .npz file ({_short(error)})") from error
+    with _parsing(f"{path}: not a .npz file"), zipfile.ZipFile(stream) as archive:
+        for name in names:
+            if f"{name}.npy" not in archive.namelist():
+                raise SampleError(f"{path}: holds no array '{name}'")
+            with archive.open(f"{name}.npy") as file:
+                data = file.read(MAX_MEMBER_BYTES + 1)
+            if len(data) > MAX_MEMBER_BYTES:
+                raise SampleError(f"{path}: '{name}' is more than {MAX_MEMBER_BYTES >> 20} MiB")
+            arrays.append(_parse_array(data, f"{path}: '{name}'"))
     return tuple(arrays)
 
 
@@ -157,7 +131,7 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> object:
     """The value of a .json or .json.gz file."""
     data = _read_bytes(path, MAX_TEXT_BYTES)
-    try:
+    with _parsing(f"{path}: not valid JSON"):
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(data)) as file:
                 data = file.read(MAX_TEXT_BYTES + 1)
@@ -166,8 +140,6 @@ def read_json(path: Path) -> object:
         return json.loads(
             data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=with_single_keys
         )
-    except (ValueError, RecursionError, MemoryError, EOFError, OSError, zlib.error) as error:
-        raise SampleError(f"{path}: not valid JSON ({_short(error)})") from error
 
 
 def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
@@ -190,9 +162,8 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
         _check_exact(image, path)
         step = _level_step(image)
         if image.mode not in ("L", "P") and not (image.mode == "1" and step):
-            raise SampleError(
-                f"{path}: class numbers need an 8-bit grey or palette picture, not {image.mode}"
-            )
+            need = "class numbers need an 8-bit grey or palette picture"
+            raise SampleError(f"{path}: {need}, not {image.mode}")
         if not step:
             raise SampleError(f"{path}: class numbers need 8 bits, black for 0; these grey levels are scaled")
         return np.asarray(_as_stored(image)).astype(np.uint8) // np.uint8(step)
@@ -200,10 +171,8 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
 
 def _check_exact(image: Image.Image, path: Path) -> None:
     if image.format in _LOSSY or image.info.get("compression") in _LOSSY_TIFF:
-        raise SampleError(
-            f"{path}: {image.format} stores approximate values; class numbers and masks need a lossless "
-            "picture, such as PNG"
-        )
+        what = "class numbers and masks need a lossless picture, such as PNG"
+        raise SampleError(f"{path}: {image.format} stores approximate values; {what}")
 
 
 def _as_stored(image: Image.Image) -> Image.Image:
@@ -215,9 +184,11 @@ def _as_stored(image: Image.Image) -> Image.Image:
 
 def _level_step(image: Image.Image) -> int:
     """The difference of two neighbouring grey levels as Pillow decodes them; 0: not known, or inverted."""
-    if isinstance(image, TiffImageFile):
+    if isinstance(image, tiff.TiffImageFile):
         tags = image.tag_v2
-        return int(tags.get(BITSPERSAMPLE) == (8,) and tags.get(PHOTOMETRIC_INTERPRETATION) != _WHITE_IS_0)
+        return int(
+            tags.get(tiff.BITSPERSAMPLE) == (8,) and tags.get(tiff.PHOTOMETRIC_INTERPRETATION) != _WHITE_IS_0
+        )
     args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
     if image.format == "PNG":
         return {"L;2": 85, "L;4": 17}.get(str(args), 1)
@@ -234,8 +205,8 @@ def read_size(path: Path) -> tuple[int, int]:
             raise SampleError(f"{path}: an array of shape {shape} is no map of pixels")
         return shape[0], shape[1]
     with _opened(path) as image:
-        if isinstance(image, TiffImageFile):  # Pillow says the size of the turned picture
-            return image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
+        if isinstance(image, tiff.TiffImageFile):  # Pillow says the size of the turned picture
+            return image.tag_v2[tiff.IMAGELENGTH], image.tag_v2[tiff.IMAGEWIDTH]
         return image.height, image.width
 
 
@@ -245,8 +216,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
         with (
-            # Spoilt metadata beside good pixels does not matter.
-            warnings.catch_warnings(action="ignore"),
+            _parsing(f"{path}: not a picture that can be read"),
+            warnings.catch_warnings(action="ignore"),  # spoilt metadata beside good pixels does not matter
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
@@ -257,11 +228,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise SampleError(f"{path}: not a picture that can be read (a damaged {kind} file)") from error
         if data.startswith(_ARRAYS):
             raise SampleError(f"{path}: holds an array, where a picture belongs") from error
-        raise SampleError(
-            f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
-        ) from error
-    except _PICTURE_ERRORS as error:
-        raise SampleError(f"{path}: not a picture that can be read ({_short(error)})") from error
+        formats = ", ".join(_FORMATS)
+        raise SampleError(f"{path}: not a picture in a format that is read ({formats})") from error
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -275,7 +243,7 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
 def _parse_array(data: bytes, where: str) -> NDArray[Any]:
     """The array in the bytes of a .npy file; `where` names them in errors."""
     stream = io.BytesIO(data)
-    try:
+    with _parsing(f"{where}: not a .npy file"):
         version = np.lib.format.read_magic(stream)
         read_header = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -291,8 +259,20 @@ def _parse_array(data: bytes, where: str) -> NDArray[Any]:
             raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
         flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
         return flat.reshape(shape, order="F" if fortran_order else "C")
-    except _HEADER_ERRORS as error:
-        raise SampleError(f"{where}: not a .npy file ({_short(error)})") from error
+
+
+@contextmanager
+def _parsing(problem: str) -> Iterator[None]:
+    """Turn what a parser raises into a SampleError: for malformed bytes it may be any exception."""
+    try:
+        yield
+    except (SampleError, UnidentifiedImageError):
+        raise
+    except Exception as error:
+        # Libraries quote the whole file, or where in memory it was.
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
+        short = text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
+        raise SampleError(f"{problem} ({short})") from error
 
 
 def _finite(text: str) -> float:
@@ -302,30 +282,21 @@ def _finite(text: str) -> float:
     return number
 
 
-def _short(error: Exception) -> str:
-    """What a library has to say, which may quote the whole file, or where in memory it was."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
-
-
 def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
     """All bytes of a file, or of a member of a tar shard."""
     try:
         place = split_path(path)
         data = read_bytes(path, limit) if place is None else read_member(*place, limit)
     except OSError as error:
-        raise SampleError(f"{path}: cannot be read ({_reason(path, error)})") from error
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            reason = f"a link to {os.readlink(path)}, which is not there"
+        raise SampleError(f"{path}: cannot be read ({reason})") from error
     if len(data) > limit:
         raise SampleError(f"{path}: more than {limit >> 20} MiB")
     if not data and not may_be_empty:
         raise SampleError(f"{path}: is empty")
     return data
-
-
-def _reason(path: Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError) and path.is_symlink():
-        return f"a link to {os.readlink(path)}, which is not there"
-    return error.strerror or str(error)
 
 
 def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
@@ -344,7 +315,22 @@ def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
 
 def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
     """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
-    return tuple(_read_row(path, row, whole, number) for number, row in enumerate(_read_rows(path)))
+    crops = list[Crop]()
+    for number, (top, left, height, width, mirrored) in enumerate(_read_rows(path).tolist()):
+        problem = ""
+        if height < 1 or width < 1:
+            problem = "holds no pixel"
+        elif height * width > MAX_PIXELS:
+            problem = "is too large to be read"
+        elif mirrored not in (0, 1):
+            problem = f"says {mirrored} where mirrored is 0 or 1"
+        elif top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0:
+            problem = f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"
+        if problem:
+            place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
+            raise SampleError(f"{path}: {place}, {problem}")
+        crops.append(Crop(whole, top, left, height, width, bool(mirrored), number))
+    return tuple(crops)
 
 
 def count_crops(path: Path) -> int:
@@ -359,32 +345,14 @@ def write_crops(crops: Sequence[Crop], path: Path) -> None:
 
 
 def _read_rows(path: Path) -> NDArray[np.int64]:
-    """(crops, 5) of whole numbers."""
+    """(crops, 5) of whole numbers: top, left, height, width, mirrored."""
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
-        raise SampleError(
-            f"{path}: {rows.dtype} of shape {rows.shape}, where rows of "
-            "top, left, height, width, mirrored belong"
-        )
+        what = "rows of top, left, height, width, mirrored"
+        raise SampleError(f"{path}: {rows.dtype} of shape {rows.shape}, where {what} belong")
     values = rows.astype(np.float64)
     if not np.isfinite(values).all() or np.abs(values).max() > _MAX_PLACE:
         raise SampleError(f"{path}: holds numbers that are no places in a picture")
     if (values != np.floor(values)).any():
         raise SampleError(f"{path}: holds fractions, where whole pixels belong")
     return rows.astype(np.int64)
-
-
-def _read_row(path: Path, row: NDArray[np.int64], whole: tuple[int, int], number: int) -> Crop:
-    top, left, height, width, mirrored = row.tolist()
-    problem = ""
-    if height < 1 or width < 1:
-        problem = "holds no pixel"
-    elif height * width > MAX_PIXELS:
-        problem = "is too large to be read"
-    elif mirrored not in (0, 1):
-        problem = f"says {mirrored} where mirrored is 0 or 1"
-    elif top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0:
-        problem = f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"
-    if problem:
-        raise SampleError(f"{path}: crop {number}, {width} x {height} pixels at ({left}, {top}), {problem}")
-    return Crop(whole, top, left, height, width, bool(mirrored), number)

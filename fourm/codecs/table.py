@@ -1,6 +1,6 @@
 """What a codec is, and the table of codecs: file <-> value <-> tokens, value -> picture."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,56 +38,34 @@ class Codec(Protocol[T]):
         """Something to look at."""
 
 
+# Besides those in FORMS and STRUCTURED.
+_OTHER_CODECS = ("rgb", "caption", "t5_caption")
+
+
 def build_codec(
     row: Modality, tokenizer: AnyTokenizer | None = None, wordpiece: WordPiece | None = None
 ) -> Codec[Any]:
     """The codec of a row. A grid can be read, written and shown without its tokenizer."""
     check_codec(row)
-    return _BUILDERS[row.codec](row, tokenizer, wordpiece)
-
-
-def check_codec(row: Modality) -> None:
-    """Refuse a row whose values nothing here reads or writes."""
-    if row.codec not in _BUILDERS:
-        close = near_match(row.codec, _BUILDERS)
-        raise UsageError(f"{row.name}: unknown codec '{row.codec}'{close}")
-
-
-def _pixels(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> PixelsCodec:
-    return PixelsCodec(row)
-
-
-def _caption(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> CaptionCodec:
+    if row.codec in FORMS:
+        if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
+            size = tokenizer.config.codebook_size
+            raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
+        return GridCodec(row, FORMS[row.codec], tokenizer)
+    if row.codec == "rgb":
+        return PixelsCodec(row)
+    if row.codec == "t5_caption":
+        return EmbeddingCodec(row)
     if wordpiece is None:
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
-    return CaptionCodec(row, wordpiece)
-
-
-def _embedding(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> EmbeddingCodec:
-    return EmbeddingCodec(row)
-
-
-def _grid(row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None) -> GridCodec:
-    if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
-        size = tokenizer.config.codebook_size
-        raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
-    return GridCodec(row, FORMS[row.codec], tokenizer)
-
-
-def _structured(
-    row: Modality, tokenizer: AnyTokenizer | None, wordpiece: WordPiece | None
-) -> StructuredCodec:
-    if wordpiece is None:
-        raise UsageError(f"{row.name}: this model comes without a text tokenizer")
+    if row.codec == "caption":
+        return CaptionCodec(row, wordpiece)
     form = STRUCTURED[row.codec]
     return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.drawing(row, tokenizer))
 
 
-# By the codec name of a row.
-_BUILDERS: dict[str, Callable[[Modality, AnyTokenizer | None, WordPiece | None], Codec[Any]]] = {
-    "rgb": _pixels,
-    "caption": _caption,
-    "t5_caption": _embedding,
-    **dict.fromkeys(FORMS, _grid),
-    **dict.fromkeys(STRUCTURED, _structured),
-}
+def check_codec(row: Modality) -> None:
+    """Refuse a row whose values nothing here reads or writes."""
+    known = (*_OTHER_CODECS, *FORMS, *STRUCTURED)
+    if row.codec not in known:
+        raise UsageError(f"{row.name}: unknown codec '{row.codec}'{near_match(row.codec, known)}")
