@@ -4,6 +4,7 @@ import unicodedata
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
@@ -42,17 +43,14 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     image = Image.new("RGB", (side, side), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, side - 1, side - 1), outline=_GREY)
-    words = _printable(text[:_LEGIBLE]).split()
     room = side - 2 * (side // 14)
     for size in _SIZES:
         pixels = max(size * side // CARD, 6)
-        font = font_for("".join(words), pixels)
-        lines = _wrapped([_marked(_shown_by(word, font), font) for word in words], font, room)
+        font, lines = _all_lines(text, pixels, room)
         fitting = max(int(room / (_LINE * pixels)), 1)
         if len(lines) <= fitting:
             break
-    if len(lines) > fitting:
-        lines = [*lines[: fitting - 1], _shortened(lines[fitting - 1] + " ...", font, room)]
+    lines = _limited(lines, fitting, font, room)
     top = side / 2 - (len(lines) - 1) * _LINE * pixels / 2
     for number, line in enumerate(lines):
         draw.text((side / 2, top + number * _LINE * pixels), line, _BLACK, font, anchor="mm")
@@ -64,20 +62,14 @@ def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[st
 
     Of what no font on this machine has, the plain form is shown, or else a question mark.
     """
-    whole = _printable(text[:_LEGIBLE])
-    font = font_for(whole, size)
-    words = [_marked(_shown_by(word, font), font) for word in whole.split()]
-    lines = _wrapped(words, font, width)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
-    return font, lines
+    font, lines = _all_lines(text, size, width)
+    return font, _limited(lines, most, font, width)
 
 
 def undrawable(text: str, size: int = 16) -> set[str]:
     """Characters of a text that are question marks where it is drawn."""
-    whole = _printable(text[:_LEGIBLE])
-    font = font_for(whole, size)
-    return _missing("".join(_shown_by(word, font) for word in whole.split()), font)
+    font = font_for(_printable(text), size)
+    return _missing("".join(_shown_by(word, font) for word in _printable(text).split()), font)
 
 
 def corners_of(box: Box, width: int, height: int) -> Rectangle:
@@ -97,7 +89,8 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
     thickness = max(1, round(min(image.size) / 128))
     for box in sorted(boxes, key=lambda box: -abs((box.xmax - box.xmin) * (box.ymax - box.ymin))):
         colour, rectangle = colours[box.name], _inside(corners_of(box, *image.size), image.size)
-        draw.rectangle(_grown(rectangle, 1), outline=_ink_on(colour), width=thickness + 2)
+        around = rectangle[0] - 1, rectangle[1] - 1, rectangle[2] + 1, rectangle[3] + 1
+        draw.rectangle(around, outline=_ink_on(colour), width=thickness + 2)
         draw.rectangle(rectangle, outline=colour, width=thickness)
     taken: list[Rectangle] = []
     for box in boxes[:_MAX_LABELS]:
@@ -133,7 +126,7 @@ def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
         return text_card("no metadata")
     rows = [(fact.field.name.replace("_", " "), _number(fact.value)) for fact in facts]
     font, height, margin = font_for("", size), round(1.5 * size), size
-    widths = [max(_length(row[column], font) for row in rows) for column in (0, 1)]
+    widths = (max(_length(row[column], font) for row in rows) for column in (0, 1))
     width = max(sum(widths) + 4 * margin, CARD)
     image = Image.new("RGB", (width, height * len(rows) + 2), _WHITE)
     draw = ImageDraw.Draw(image)
@@ -157,10 +150,8 @@ def _fonts(size: int) -> tuple[Font, ...]:
     """Fonts of a size, the preferred one first."""
     found: list[Font] = [ImageFont.load_default(size)]
     for name in _SYSTEM_FONTS:
-        try:
+        with suppress(OSError):  # not on this machine
             found.append(ImageFont.truetype(name, size))
-        except OSError:  # not on this machine
-            continue
     return tuple(found)
 
 
@@ -182,26 +173,33 @@ def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 
 def _shown_by(word: str, font: Font) -> str:
     """A word with letters that the font lacks as their plain forms, where it has these: e for é."""
-    missing = _missing(word, font)
-    if not missing:
-        return word
-    plain = {
-        c: "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
-        for c in missing
-    }
-    return "".join(plain[c] if plain.get(c) and not _missing(plain[c], font) else c for c in word)
-
-
-def _marked(word: str, font: Font) -> str:
-    """A word with a question mark for each character that the font lacks."""
-    missing = _missing(word, font)
-    return "".join("?" if c in missing else c for c in word)
+    plain = dict[str, str]()
+    for c in _missing(word, font):
+        form = "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
+        plain[c] = form if form and not _missing(form, font) else c
+    return "".join(plain.get(c, c) for c in word)
 
 
 def _printable(text: str) -> str:
-    """A text in which what cannot be drawn (half characters, controls) is a blank or a question mark."""
-    whole = text.encode("utf-8", "replace").decode()
+    """A text, not endless, in which half characters and controls are question marks and blanks."""
+    whole = text[:_LEGIBLE].encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else " " for c in whole)
+
+
+def _all_lines(text: str, size: int, width: int) -> tuple[Font, list[str]]:
+    """A font, and the lines of a text with a question mark for each character that the font lacks."""
+    whole = _printable(text)
+    font = font_for(whole, size)
+    words = [_shown_by(word, font) for word in whole.split()]
+    missing = _missing("".join(words), font)
+    return font, _wrapped(("".join("?" if c in missing else c for c in word) for word in words), font, width)
+
+
+def _limited(lines: list[str], most: int, font: Font, width: int) -> list[str]:
+    """At most so many lines; "..." where more follows."""
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
 
 
 def _wrapped(words: Iterable[str], font: Font, width: int) -> list[str]:
@@ -233,9 +231,8 @@ def _shortened(text: str, font: Font, width: int) -> str:
     if _length(text, font) <= width:
         return text
     text = text.removesuffix(" ...")
-    count = (
-        bisect_right(range(len(text) + 1), width, key=lambda n: _length(text[:n].rstrip() + "...", font)) - 1
-    )
+    lengths = range(len(text) + 1)
+    count = bisect_right(lengths, width, key=lambda n: _length(text[:n].rstrip() + "...", font)) - 1
     return text[:count].rstrip() + "..." if count > 0 else ""
 
 
@@ -248,7 +245,7 @@ def _draw_label(
 ) -> None:
     """The name of a box on a bar beside its upper or lower edge, inside the picture, not on other names."""
     pixels = min(max(min(size) // 16, 10), 28)
-    name = _printable(box.name[:_LEGIBLE])
+    name = _printable(box.name)
     font, pad = font_for(name, pixels), max(pixels // 6, 1)
     name = _shortened(_shown_by(name, font), font, size[0] - 2 * pad)
     width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
@@ -272,10 +269,6 @@ def _inside(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
     left, right = sorted(min(x, size[0] - 1) for x in (x0, x1))
     upper, lower = sorted(min(y, size[1] - 1) for y in (y0, y1))
     return left, upper, right, lower
-
-
-def _grown(rectangle: Rectangle, by: int) -> Rectangle:
-    return rectangle[0] - by, rectangle[1] - by, rectangle[2] + by, rectangle[3] + by
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:

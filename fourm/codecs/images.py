@@ -81,10 +81,7 @@ class PixelsCodec:
     def read(self, path: Path, crop: Crop | None = None) -> Value:
         """Any picture, as uint8 (H, W, 3) of its own size, or a crop of it at the row's size."""
         value = read_rgb(path)
-        if crop is None:
-            return value
-        _check_size(value, crop, path)
-        return cut(value, crop, self.row.image_size, Image.Resampling.BICUBIC)
+        return value if crop is None else _shown(value, crop, path, self.row, Image.Resampling.BICUBIC)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks."""
@@ -126,9 +123,8 @@ class GridCodec:
         """What a crop shows of a whole value, at the row's size; errors name its file."""
         form = self.form
         if form.resample is None:
-            raise SampleError(f"{path}: features cannot be cropped; compute them anew from what is shown")
-        _check_size(value, crop, path)
-        shown = cut(value, crop, self.row.image_size, form.resample, form.outside)
+            raise SampleError(f"{path}: features cannot be cropped; compute them from the cropped picture")
+        shown = _shown(value, crop, path, self.row, form.resample, form.outside)
         if crop.mirrored and form.is_normal:
             shown = shown.copy()
             shown[..., 0] = 255 - shown[..., 0]
@@ -136,16 +132,11 @@ class GridCodec:
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
         """What a crop shows of a mask, 255 where values mean something; nothing does outside the picture."""
-        mask = read_valid(path)
-        _check_size(mask, crop, path)
-        return cut(mask, crop, self.row.image_size, Image.Resampling.NEAREST)
+        return _shown(read_valid(path), crop, path, self.row, Image.Resampling.NEAREST)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
-        if value.dtype == np.uint8:
-            write_png(value, path, text)
-        else:
-            write_array(value, path)
+        write_png(value, path, text) if value.dtype == np.uint8 else write_array(value, path)
 
     def encode(self, values: Sequence[Value]) -> Slot:
         """Tokens of the centre square at the row's size."""
@@ -163,15 +154,15 @@ class GridCodec:
         valid: (H, W), 0 where the value means nothing; it matters where the tokenizer `takes_mask`.
         """
         form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
-        if form.resample is None:
-            x = form.prepare(value)
-            self._check_features(x)
-            return x
-        value = fit_square(value, side, form.resample)
+        if form.resample is not None:
+            value = fit_square(value, side, form.resample)
         if form.is_labels:
             self._check_classes(value)
-            return form.prepare(value)
         x = form.prepare(value)
+        if form.resample is None:
+            self._check_features(x)
+        if form.resample is None or form.is_labels:
+            return x
         if config.undo_std:
             x = ((x + 1) / 2 - _MEAN) / _STD
         if len(x) == 1:  # grey can be repeated
@@ -181,10 +172,7 @@ class GridCodec:
             if valid is not None:
                 mask = unit(fit_square(valid, side, Image.Resampling.NEAREST))
             x = torch.cat([x * mask, 2 * mask - 1])
-        if len(x) != config.n_channels:
-            raise SampleError(
-                f"{self.row.name}: {len(x)} channels, where its tokenizer reads {config.n_channels}"
-            )
+        self._check_width("{} channels", len(x))
         return x
 
     @torch.no_grad()
@@ -236,30 +224,22 @@ class GridCodec:
         groups = _groups(len(ids), ids.device)
         for index, group in enumerate(groups):
             rows = torch.tensor(group)
-            tokens = ids[rows.to(ids.device)].view(len(group), *form)
+            tokens = out = ids[rows.to(ids.device)].view(len(group), *form)
             if isinstance(tokenizer, DiVAE):
-                out = yield from self._diffuse(tokenizer, tokens, rows, diffusion, index, len(groups))
+                if diffusion is None:
+                    raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")
+                noise = diffusion.noise.select(rows.to(diffusion.noise.streams.device))
+                shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
+                states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), diffusion.steps)
+                for done, state in enumerate(states, start=index * diffusion.steps + 1):
+                    out = state
+                    yield done, len(groups) * diffusion.steps
             else:
                 with torch.no_grad():
                     out = tokenizer.decode_tokens(tokens)
             decoded += out.cpu()[: len(ids) - group[0]]
         check_finite(decoded, self.row)
         return [self.form.finish(one) for one in decoded]
-
-    def _diffuse(
-        self, tokenizer: DiVAE, tokens: Tensor, rows: Tensor, diffusion: Diffusion | None, index: int, of: int
-    ) -> Generator[tuple[int, int], None, Tensor]:
-        """Group `index` of `of`: tokens (B, h, w) -> (B, C, H, W)."""
-        if diffusion is None:
-            raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")
-        noise, steps = diffusion.noise.select(rows.to(diffusion.noise.streams.device)), diffusion.steps
-        shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
-        value = tokens
-        states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), steps)
-        for done, state in enumerate(states, start=index * steps + 1):
-            value = state
-            yield done, of * steps
-        return value
 
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
@@ -301,14 +281,15 @@ class GridCodec:
     def _check_features(self, x: Tensor) -> None:
         """Refuse a map (C, h, w) that is not of the tokenizer's width, or of other places than the row's."""
         config, (width, *places) = self._need_tokenizer().config, x.shape
-        if width != config.n_channels:
-            raise SampleError(
-                f"{self.row.name}: features of width {width}, where its tokenizer reads {config.n_channels}"
-            )
+        self._check_width("features of width {}", width)
         wanted = [1, 1] if config.token_rank == 4 else [*self._grid()]
         if places != wanted:
             found, right = (" x ".join(map(str, numbers)) for numbers in (places, wanted))
             raise SampleError(f"{self.row.name}: features of {found} places, not {right}")
+
+    def _check_width(self, what: str, width: int) -> None:
+        if width != (wanted := self._need_tokenizer().config.n_channels):
+            raise SampleError(f"{self.row.name}: {what.format(width)}, where its tokenizer reads {wanted}")
 
     def _grid(self) -> tuple[int, int]:
         if self.row.grid is None:
@@ -321,14 +302,17 @@ class GridCodec:
         return self.tokenizer
 
 
-def _check_size(value: Value, crop: Crop, path: Path) -> None:
-    """Refuse a map of another size than the picture of which the crop is a part."""
+def _shown(
+    value: Value, crop: Crop, path: Path, row: Modality, resample: Image.Resampling, outside: int = 0
+) -> Value:
+    """What a crop shows of a map, at a row's size; the map must be as large as the crop's picture."""
     if value.shape[:2] != crop.whole:
         (height, width), (whole_height, whole_width) = value.shape[:2], crop.whole
         raise SampleError(
             f"{path}: {width} x {height} pixels, but the picture of this sample has {whole_width} x "
             f"{whole_height}; one crop cannot mean the same in both"
         )
+    return cut(value, crop, row.image_size, resample, outside)
 
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:
