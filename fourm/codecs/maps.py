@@ -88,9 +88,7 @@ class Form:
     resample: Image.Resampling | None  # how a value is brought to the row's size; None: it stays
     prepare: Callable[[Value], Tensor]  # value -> (C, H, W) float or (H, W) int64 for the tokenizer
     finish: Callable[[Tensor], Value]  # (C, H, W) of the tokenizer -> value
-    paint: Callable[[Value], NDArray[np.uint8]] = (
-        np.asarray
-    )  # value -> 8-bit picture; `paint_labels` for labels
+    paint: Callable[[Value], NDArray[np.uint8]] = np.asarray  # value -> 8-bit picture, but for labels
     channels: int = 0  # of `prepare`, where a tokenizer may take one more for valid pixels
     outside: int = 0  # the value of what lies outside a picture
     is_normal: bool = False  # the red channel is a direction from left to right
@@ -122,12 +120,9 @@ def read_depth(path: Path) -> Value:
     """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
     if path.suffix.lower() == ".npy":
         levels = read_array(path)
-        is_levels = levels.dtype.kind == "u" and levels.itemsize == 2 and levels.ndim == 2 and levels.size > 0
-        return (
-            levels.astype(np.uint16)
-            if is_levels
-            else _fractions(levels, path, 2, "or 16-bit levels (uint16) ")
-        )
+        if levels.dtype.newbyteorder("=") == np.uint16 and levels.ndim == 2 and levels.size > 0:
+            return levels.astype(np.uint16)
+        return _fractions(levels, path, 2, "or 16-bit levels (uint16) ")
     image = read_picture(path)
     levels = np.asarray(image)
     if image.mode == "F":
@@ -287,18 +282,15 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     """
     if not names and num_labels == NUM_COCO_LABELS:
         names = COCO_NAMES
-    table = _label_colours(num_labels)
-    found, counts = np.unique(labels, return_counts=True)
-    order = sorted(
-        zip(found.tolist(), counts.tolist(), strict=True), key=lambda fc: (fc[0] == NO_CLASS, -fc[1], fc[0])
-    )
-    entries = []
-    for number, count in order:
-        name = (
-            "no class" if number == NO_CLASS else names[number] if number < len(names) else f"class {number}"
-        )
-        red, green, blue = table[number].tolist()
-        entries.append(LegendEntry(name, (red, green, blue), count / labels.size))
+    counts = np.bincount(labels.reshape(-1), minlength=256)
+    largest_first = np.argsort(-counts, kind="stable")
+    present = [number for number in largest_first.tolist() if counts[number] and number != NO_CLASS]
+    entries = list[LegendEntry]()
+    for number in [*present, *([NO_CLASS] if counts[NO_CLASS] else [])]:
+        name = names[number] if number < len(names) else f"class {number}"
+        red, green, blue = _label_colours(num_labels)[number].tolist()
+        share = int(counts[number]) / labels.size
+        entries.append(LegendEntry("no class" if number == NO_CLASS else name, (red, green, blue), share))
     return tuple(entries)
 
 
@@ -341,7 +333,9 @@ def paint_features(features: NDArray[np.float32], colours: FeatureColours | None
     channels, height, width = features.shape
     rows = _places(features)
     if len(rows) == 1 and np.ptp(rows) > 0:
-        return turbo(rows.reshape(_shorter_side(channels), -1))
+        # Of the rectangles of this many cells the one nearest to a square.
+        shorter = next(side for side in range(int(channels**0.5), 0, -1) if channels % side == 0)
+        return turbo(rows.reshape(shorter, -1))
     colours = colours or feature_colours([features])
     if colours is None:
         return np.full((height, width, 3), GREY, dtype=np.uint8)
@@ -357,11 +351,6 @@ def _places(features: NDArray[np.float32]) -> NDArray[np.float64]:
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """[0, 1] -> 0..255, rounded; what lies outside is clipped."""
     return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-
-
-def _shorter_side(count: int) -> int:
-    """Of the rectangle of this many cells that is nearest to a square."""
-    return next(side for side in range(int(count**0.5), 0, -1) if count % side == 0)
 
 
 def _label_colours(num_labels: int) -> NDArray[np.uint8]:
@@ -385,23 +374,15 @@ _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 _COLOURS = Form(read_rgb, _BICUBIC, _signed_unit, _finish_colours, channels=3)
 _DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
 _EDGES = Form(read_grey, _BICUBIC, _signed_unit, _finish_edges, channels=1)
+_LABELS = Form(read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True)
 _FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, paint_features)
 # By the codec name of a row; `tok_edge`, `tok_feature` and `tok_distance` are for rows of one's own.
 FORMS: dict[str, Form] = {
     "tok_rgb": _COLOURS,
     "tok_normal": replace(_COLOURS, is_normal=True),
-    "tok_depth": Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1),
-    "tok_distance": Form(
-        read_distance,
-        _BICUBIC,
-        lambda depth: torch.tensor(depth)[None],
-        lambda x: x[0].numpy(),
-        turbo,
-        channels=1,
-    ),
-    "tok_semseg": Form(
-        read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True
-    ),
+    "tok_depth": _DEPTH,
+    "tok_distance": replace(_DEPTH, read=read_distance, prepare=lambda depth: torch.tensor(depth)[None]),
+    "tok_semseg": _LABELS,
     **dict.fromkeys(("tok_edge", "tok_canny_edge", "tok_sam_edge"), _EDGES),
     **dict.fromkeys(("tok_feature", "tok_clip", "tok_dinov2", "tok_imagebind"), _FEATURES),
     **dict.fromkeys(("tok_dinov2_global", "tok_imagebind_global"), _FEATURES),
