@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,8 @@ Floats = NDArray[np.float64]
 Masks = NDArray[np.float32]
 Corners = NDArray[np.int64]  # (n, 4) xmin, ymin, xmax, ymax in pixels
 
-POSE_CODES = (8, 1, 1)  # the codes of one pose as the tokenizer wants them
-POSE_NUMBERS = 23 * 9  # that it gives: a rotation matrix of every joint but the pelvis
+POSE_NUMBERS = 23 * 9  # that the pose tokenizer gives: a rotation matrix of every joint but the pelvis
 FOCAL_LENGTH = 5000 / 256 * PICTURE_SIDE  # pixels
-MASK_CODES = (4, 4)  # the grid of one mask's codes
 _SCALE = 2  # pixels of the drawing per pixel of the picture that poses are for
 _FINE = 3  # further pixels while limbs are drawn, for smooth edges
 _NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not drawn
@@ -80,6 +79,15 @@ _LIMBS = (
     ("left_wrist", "left_hand", 0.038), ("right_wrist", "right_hand", 0.038),
 )  # fmt: skip
 _POINTS = (*_NAMES, "skull")
+
+
+@dataclass(frozen=True, slots=True)
+class CodedParts:
+    """Parts of a value that are codes of a tokenizer, and the drawing where they can be decoded."""
+
+    codes: tuple[int, ...]  # shape of one part's codes: (h, w), or (codebooks, h, w)
+    channels: int  # of what the tokenizer makes of them
+    draw: Callable[[Any, Decode], Image.Image]
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,3 +328,7 @@ def _areas(boxes: Corners) -> NDArray[np.int64]:
 def _boxes_of(groups: Groups) -> Corners:
     found = [instance.box for group in groups for instance in group.instances]
     return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+
+POSES = CodedParts((8, 1, 1), POSE_NUMBERS, draw_figures)
+MASKS = CodedParts((4, 4), 1, draw_instances)

@@ -16,24 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fourm.codecs import maps
 from fourm.codecs.files import write_array, write_png
-from fourm.codecs.maps import (
-    NO_CLASS,
-    NUM_COCO_LABELS,
-    Form,
-    LegendEntry,
-    Value,
-    cut,
-    feature_colours,
-    fit_square,
-    legend,
-    paint_features,
-    paint_labels,
-    read_rgb,
-    read_valid,
-    to_bytes,
-    unit,
-)
+from fourm.codecs.maps import Form, LegendEntry, Value, unit
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
@@ -80,7 +65,7 @@ class PixelsCodec:
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
         """Any picture, as uint8 (H, W, 3) of its own size, or a crop of it at the row's size."""
-        value = read_rgb(path)
+        value = maps.read_rgb(path)
         return value if crop is None else _shown(value, crop, path, self.row, Image.Resampling.BICUBIC)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -89,14 +74,14 @@ class PixelsCodec:
 
     def encode(self, values: Sequence[Value]) -> Slot:
         """The centre square at the row's size, ImageNet-normalised."""
-        fitted = (fit_square(value, self.row.image_size, Image.Resampling.BICUBIC) for value in values)
+        fitted = (maps.fit_square(value, self.row.image_size, Image.Resampling.BICUBIC) for value in values)
         images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
         """The pictures that the model was shown."""
         pixels = slot.values.float().cpu() * _STD + _MEAN
-        return [to_bytes(rearrange(image, "c h w -> h w c").numpy()) for image in pixels]
+        return [maps.to_bytes(rearrange(image, "c h w -> h w c").numpy()) for image in pixels]
 
     def picture(self, value: Value) -> Image.Image:
         """The value itself."""
@@ -132,7 +117,7 @@ class GridCodec:
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
         """What a crop shows of a mask, 255 where values mean something; nothing does outside the picture."""
-        return _shown(read_valid(path), crop, path, self.row, Image.Resampling.NEAREST)
+        return _shown(maps.read_valid(path), crop, path, self.row, Image.Resampling.NEAREST)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
@@ -155,7 +140,7 @@ class GridCodec:
         """
         form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
         if form.resample is not None:
-            value = fit_square(value, side, form.resample)
+            value = maps.fit_square(value, side, form.resample)
         if form.is_labels:
             self._check_classes(value)
         x = form.prepare(value)
@@ -170,7 +155,7 @@ class GridCodec:
         if self.takes_mask:
             mask = torch.ones(1, side, side)
             if valid is not None:
-                mask = unit(fit_square(valid, side, Image.Resampling.NEAREST))
+                mask = unit(maps.fit_square(valid, side, Image.Resampling.NEAREST))
             x = torch.cat([x * mask, 2 * mask - 1])
         self._check_width("{} channels", len(x))
         return x
@@ -244,7 +229,7 @@ class GridCodec:
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
         if self.form.is_labels:
-            return Image.fromarray(paint_labels(value, self._num_labels()))
+            return Image.fromarray(maps.paint_labels(value, self._num_labels()))
         return Image.fromarray(self.form.paint(value))
 
     @property
@@ -256,26 +241,26 @@ class GridCodec:
         """Several values side by side; a colour of features means the same in all of them."""
         if not self.shares_colours or len({len(value) for value in values}) != 1:
             return [self.picture(value) for value in values]
-        colours = feature_colours(values)
-        return [Image.fromarray(paint_features(value, colours)) for value in values]
+        colours = maps.feature_colours(values)
+        return [Image.fromarray(maps.paint_features(value, colours)) for value in values]
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
         """The classes that a map of class numbers shows, in its picture's colours; () for other values."""
-        return legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
+        return maps.legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
 
     def _num_labels(self) -> int:
         """Classes and "no class"."""
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
-        return 1 + len(self.row.labels) if self.row.labels else NUM_COCO_LABELS
+        return 1 + len(self.row.labels) if self.row.labels else maps.NUM_COCO_LABELS
 
     def _check_classes(self, value: Value) -> None:
         """Refuse classes that the tokenizer lacks."""
-        num_classes = self._num_labels() - 1
-        if strange := [number for number in np.unique(value).tolist() if num_classes <= number != NO_CLASS]:
+        count, none = self._num_labels() - 1, maps.NO_CLASS
+        if strange := [number for number in np.unique(value).tolist() if count <= number != none]:
             raise SampleError(
-                f"{self.row.name}: class {strange[0]} is not among the {num_classes} classes of its "
-                f"tokenizer, 0..{num_classes - 1} and {NO_CLASS} for none"
+                f"{self.row.name}: class {strange[0]} is not among the {count} classes of its "
+                f"tokenizer, 0..{count - 1} and {none} for none"
             )
 
     def _check_features(self, x: Tensor) -> None:
@@ -312,7 +297,7 @@ def _shown(
             f"{path}: {width} x {height} pixels, but the picture of this sample has {whole_width} x "
             f"{whole_height}; one crop cannot mean the same in both"
         )
-    return cut(value, crop, row.image_size, resample, outside)
+    return maps.cut(value, crop, row.image_size, resample, outside)
 
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:

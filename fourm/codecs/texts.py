@@ -14,16 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
-from fourm.codecs.figures import (
-    MASK_CODES,
-    POSE_CODES,
-    POSE_NUMBERS,
-    Decode,
-    draw_boxes_of_people,
-    draw_figures,
-    draw_instances,
-    outline_instances,
-)
+from fourm.codecs.figures import MASKS, POSES, CodedParts, Decode, draw_boxes_of_people, outline_instances
 from fourm.codecs.files import read_json, read_members, read_text, write_members
 from fourm.codecs.images import Diffusion, check_finite
 from fourm.data.layout import Crop
@@ -233,15 +224,6 @@ class StructuredCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class CodedParts:
-    """Parts of a value that are codes of a tokenizer, and the drawing where they can be decoded."""
-
-    codes: tuple[int, ...]  # shape of one part's codes: (h, w), or (codebooks, h, w)
-    channels: int  # of what the tokenizer makes of them
-    draw: Callable[[Any, Decode], Image.Image]
-
-
-@dataclass(frozen=True, slots=True)
 class StructuredForm:
     """What is special about one sort of structured value."""
 
@@ -300,12 +282,8 @@ STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, _boxes_suited),
     "metadata": StructuredForm(METADATA, draw_metadata),
     "color_palette": StructuredForm(palette_grammar(), draw_palette),
-    "human_poses": StructuredForm(
-        HUMAN_POSES, draw_boxes_of_people, parts=CodedParts(POSE_CODES, POSE_NUMBERS, draw_figures)
-    ),
-    "sam_instance": StructuredForm(
-        SAM_INSTANCES, outline_instances, parts=CodedParts(MASK_CODES, 1, draw_instances)
-    ),
+    "human_poses": StructuredForm(HUMAN_POSES, draw_boxes_of_people, parts=POSES),
+    "sam_instance": StructuredForm(SAM_INSTANCES, outline_instances, parts=MASKS),
 }
 
 

@@ -115,21 +115,18 @@ def encode_full(text: str, wordpiece: WordPiece) -> list[int]:
 def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
     """Raise a UsageError for a prompt that the model cannot read whole, or that holds a reserved token."""
     if len(text) > _MAX_PROMPT:  # a hundred times as many bytes are needed to make tokens of it
-        raise UsageError(
-            f"prompt {_shortened(text)}: {len(text):,} characters, "
-            f"but the model reads at most {max_tokens} tokens"
-        )
-    for token in RESERVED:
-        if token in text:
-            raise UsageError(f"prompt {_shortened(text)}: {token} is reserved for the model; leave it out")
-    if not wordpiece.encode(text):
-        raise UsageError(f"prompt {_shortened(text)}: holds no word that a model could read")
-    count = len(encode_full(text, wordpiece))
-    if count > max_tokens:
-        raise UsageError(
-            f"prompt {_shortened(text)}: {count} tokens with its end mark, "
-            f"but the model reads at most {max_tokens}"
-        )
+        problem = f"{len(text):,} characters, but the model reads at most {max_tokens} tokens"
+    elif mark := next((token for token in RESERVED if token in text), ""):
+        problem = f"{mark} is reserved for the model; leave it out"
+    elif not wordpiece.encode(text):
+        problem = "holds no word that a model could read"
+    elif (count := len(encode_full(text, wordpiece))) > max_tokens:
+        problem = f"{count} tokens with its end mark, but the model reads at most {max_tokens}"
+    else:
+        return
+    one_line = " ".join(text.split())
+    start = repr(one_line if len(one_line) <= _SHOWN else one_line[: _SHOWN - 3] + "...")
+    raise UsageError(f"prompt {start}: {problem}")
 
 
 def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Container[int]) -> list[int]:
@@ -245,8 +242,3 @@ def quoted(words: Sequence[str]) -> str:
     """Some words of a text as a sentence repeats them."""
     text = " ".join(words[:_QUOTED])
     return f"'{text}'" if len(text) <= _QUOTED else f"'{text[: _QUOTED - 3]}...'"
-
-
-def _shortened(text: str) -> str:
-    one_line = " ".join(text.split())
-    return repr(one_line if len(one_line) <= _SHOWN else one_line[: _SHOWN - 3] + "...")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fourm.codecs.figures import CodedParts
 from fourm.codecs.table import build_codec
-from fourm.codecs.texts import CodedParts, decoder_of
+from fourm.codecs.texts import decoder_of
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import Group, Instance
 from fourm.modalities.poses import Person
