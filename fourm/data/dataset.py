@@ -91,15 +91,23 @@ class Listing:
             notes.append(f"{self.top}: {count:,} {have} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
         return notes
 
-    def add(self, key: Key, path: Path) -> None:
-        """Note a sample's file; two files for one sample are a problem, because either may be meant."""
+    def add(self, folder: str, name: str, path: Path) -> Key | None:
+        """Note a file in a folder of keys; its key, or None for a file that is not read.
+
+        Two files for one sample are a problem, because either may be meant.
+        """
+        if not (suffix := suffix_of(name)):
+            kind = os.path.splitext(name)[1].lower()
+            self.unread[printable(kind) if len(kind) > 1 else "none"] += 1
+            return None
         if len(self.files) + len(self.problems) >= MAX_SAMPLES:
             raise UsageError(f"{path}: a dataset has at most {MAX_SAMPLES:,} samples")
-        if key in self.files:
-            other = self.files[key]
+        key = Key(folder, name[: -len(suffix)])
+        if other := self.files.get(key):
             both = f"{other} and {path.name if path.parent == other.parent else path}"
             self.problems.setdefault(key, f"two files for one sample: {both}; keep one of them")
         self.files.setdefault(key, path)
+        return key
 
     @property
     def all_problems(self) -> dict[Key, str]:
@@ -278,10 +286,8 @@ def _nothing_to_read(
     root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
 ) -> UsageError:
     if samples:
-        reason = (
-            f"none of the {len(samples)} samples can be read" if len(samples) > 1 else "nothing can be read"
-        )
-        return UsageError(f"{root}: {reason}: {printable(samples[0].problem)}")
+        none = f"none of the {len(samples)} samples" if len(samples) > 1 else "nothing"
+        return UsageError(f"{root}: {none} can be read: {printable(samples[0].problem)}")
     reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
     return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
@@ -336,11 +342,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
     name, within = entry.name, f"{folder}/" if folder else ""
-    if suffix := suffix_of(name):
-        if folder:
-            found.add(Key(folder, name[: -len(suffix)]), Path(entry.path))
-        elif name != TOKENIZER:
-            found.flat.append(name)
+    if not folder and suffix_of(name):
+        found.flat += [name] if name != TOKENIZER else []
     elif name.lower().endswith(SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
     elif packed := next((end for end in COMPRESSED if name.lower().endswith(end)), ""):
@@ -352,7 +355,7 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
             target = os.readlink(entry.path)
             found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
     else:
-        found.unread[_kind_of(name)] += 1
+        found.add(folder, name, Path(entry.path))
 
 
 def _add_shard(found: Listing, path: Path, folder: str) -> None:
@@ -367,15 +370,10 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
         return
     for name in (*shard.members, *shard.spoilt):
         *above, last = name.split("/")
-        suffix = suffix_of(last)
         if any(part.startswith(".") for part in (*above, last)):
             continue
-        if not suffix:
-            found.unread[_kind_of(last)] += 1
-            continue
-        key = Key("/".join((folder, *above)), last[: -len(suffix)])
-        found.add(key, path / name)
-        if name in shard.spoilt:
+        key = found.add("/".join((folder, *above)), last, path / name)
+        if key is not None and name in shard.spoilt:
             found.problems[key] = f"{path / name}: {shard.spoilt[name]}"
     if shard.problem:
         found.unlisted[folder] = f"{path}: {shard.problem}"
@@ -396,12 +394,6 @@ def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
 def _folder_and_above(folder: str) -> list[str]:
     """`a/b/c` -> `a`, `a/b`, `a/b/c`."""
     return list(itertools.accumulate(folder.split("/"), "{}/{}".format))
-
-
-def _kind_of(name: str) -> str:
-    """The extension of a file that is not read, as a note names it."""
-    suffix = os.path.splitext(name)[1].lower()
-    return printable(suffix) if len(suffix) > 1 else "none"
 
 
 @lru_cache(maxsize=MAX_SHARDS)

@@ -34,10 +34,11 @@ _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
 _ENDS_LINES = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 1 << 20  # of a text chunk that is kept
-_JPEG, _SCAN = b"\xff\xd8", 0xDA  # the start of a JPEG; the marker before its pixels
-_COMMENT, _APPLICATION = 0xFE, range(0xE0, 0xF0)
+_JPEG, _SCAN = b"\xff\xd8", b"\xda"  # the start of a JPEG; the marker before its pixels
+_SEGMENT = re.compile(rb"\xff+([^\xff])(..)", re.DOTALL)  # of a JPEG: its marker and its number of bytes
+_DROPPED = (b"\xfe", *(bytes([marker]) for marker in range(0xE0, 0xF0)))  # comments, application segments
 # Segments that say what the colours are: their marker, how they begin, and their least number of bytes.
-_COLOURS = ((0xE0, b"JFIF\0", 18), (0xEE, b"Adobe", 16))
+_COLOURS = ((b"\xe0", b"JFIF\0", 18), (b"\xee", b"Adobe", 16))
 _TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
@@ -235,17 +236,14 @@ def _segments(data: bytes) -> Iterator[bytes]:
     """The parts of a JPEG that its pixels need; what is malformed is left to the decoder."""
     yield _JPEG
     at = len(_JPEG)
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != _SCAN:
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # bytes may be filled up before a marker
-            at += 1
-            continue
-        segment = data[at:end]
+    while (match := _SEGMENT.match(data, at)) and match[1] != _SCAN:
+        end = match.start(2) + int.from_bytes(match[2], "big")
+        segment = data[match.start(1) - 1 : end]
         is_colour = any(
-            (marker, segment[4 : 4 + len(start)]) == (which, start) and len(segment) >= least
-            for which, start, least in _COLOURS
+            match[1] == marker and segment[4:].startswith(start) and len(segment) >= least
+            for marker, start, least in _COLOURS
         )
-        if is_colour or (marker not in _APPLICATION and marker != _COMMENT):
+        if is_colour or match[1] not in _DROPPED:
             yield segment
         at = end
     yield data[at:]
