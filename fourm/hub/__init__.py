@@ -12,7 +12,7 @@ PUBLIC = {
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES TensorInfo config_of read_header",
-    "inventory": "describe list_models",
+    "inventory": "describe is_unused list_models",
     "remote": "Advanced Client Fetched Transfer Waiting",
     "transfer": "KEPT",
 }

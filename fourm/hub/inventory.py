@@ -156,7 +156,7 @@ def _details_of(files: ModelFiles, entry: Entry | None = None) -> Details:
     """All about a model. One of the catalogue (`entry`) need not be here."""
     if entry is None or find_cached(entry):
         summary, tensors = _summary_of(files), read_header(files.weights).tensors
-        loaded = sum(info.num_elements for name, info in tensors.items() if not _is_unused(name, files))
+        loaded = sum(info.num_elements for name, info in tensors.items() if not is_unused(name, files))
     else:
         summary, dim = _summary_of_entry(entry), entry.config["dim"]
         grids = [row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes]
@@ -180,7 +180,7 @@ def _details_of(files: ModelFiles, entry: Entry | None = None) -> Details:
     )
 
 
-def _is_unused(name: str, files: ModelFiles) -> bool:
+def is_unused(name: str, files: ModelFiles) -> bool:
     """True for tensors that are not loaded: embeddings of tokens that the decoder never gets."""
     match = _UNUSED.fullmatch(name)
     row = files.registry.rows.get(match[1]) if match else None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fourm.hub.files import ModelFiles, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, read_header
+from fourm.hub.inventory import is_unused
 from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
@@ -121,7 +122,7 @@ class Sizes:
 
 def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
     """Bytes of the transformer's parameters and tables at `width` bytes per number."""
-    return sum(info.num_elements for _, info in _loaded(model)) * width
+    return sum(info.num_elements for info in _loaded(model)) * width
 
 
 def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, encodes: bool = False) -> int:
@@ -137,7 +138,7 @@ def loading_bytes(model: ModelFiles, width: int) -> int:
     if width == FLOAT32:  # the mapped file itself is used
         return 0
     kept, most = 0, 0
-    for _, info in _loaded(model):
+    for info in _loaded(model):
         kept += info.num_elements * width
         most = max(most, kept + info.num_elements * FLOAT32)
     return most - kept
@@ -259,14 +260,10 @@ def overhead(peak: Peak) -> int:
     return _LIBRARIES + 2 * min(peak.block, _HEAP_BLOCK)
 
 
-def _loaded(model: ModelFiles) -> Iterator[tuple[str, TensorInfo]]:
-    """Tensors of a model's file, without the embeddings of image targets, which are not used."""
-    for name, info in read_header(model.weights)[1].items():
-        part, _, rest = name.partition(".")
-        row = model.registry.rows.get(rest.removesuffix(".token_emb.weight"))
-        is_unused = part == "decoder_embeddings" and rest.endswith(".token_emb.weight")
-        if not (is_unused and row is not None and row.kind is Kind.GRID):
-            yield name, info
+def _loaded(model: ModelFiles) -> Iterator[TensorInfo]:
+    """Tensors of a model's file that are loaded, in the order of the file."""
+    tensors = read_header(model.weights).tensors.items()
+    return (info for name, info in tensors if not is_unused(name, model))
 
 
 def _whole(value: object, default: int) -> int:
