@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fourm.data.opening import local_name, local_path, output_path, real
-from fourm.errors import SampleError, UsageError
-from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, with_parts
+from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.header import read_header
-from fourm.schedule.chain import Chain
-from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import Item, RunSettings, merge, parse_list, read_settings
-from fourm_cli import console
 from fourm_cli.options import (
     INPUT,
     RUN,
@@ -33,16 +29,17 @@ from fourm_cli.options import (
     parse_device,
     parse_dtype,
     parse_folder,
-    parse_tokenizers,
     with_options,
 )
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
+    from fourm.hub.files import ModelFiles
     from fourm.runs.events import Event
     from fourm.runs.replay import Replay, Stage
     from fourm.runs.request import Request
     from fourm.runs.world import World
+    from fourm.schedule.chain import Chain
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -85,10 +82,12 @@ def generate(
         fourm generate --replay out/rgb/00000/000003.png --out again
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
+    from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.replay import read_replay
     from fourm.runs.superres import plan_finer
     from fourm.runs.world import parse_world
+    from fourm.schedule.plan import build_chain
 
     if data == EMPTY and schedule.get("cond_domains") is None:
         schedule = {**schedule, "cond_domains": "none"}
@@ -96,7 +95,7 @@ def generate(
     given, world = settings.run, parse_world(machine.shard, os.environ)
     again = None if replay is None else read_replay(replay)
     named = again.base.model if again else given.model or DEMO
-    files = _with_named_parts(find_model(named if model is None else model), given, machine)
+    files = _with_parts(find_model(named if model is None else model), given, machine)
     folder = _output_folder(out or given.folder, world, writing)
     run = _requester(machine, writing, given, folder, world)
     if again is not None:
@@ -151,6 +150,7 @@ def sr(
     from fourm.runs.request import Origin
     from fourm.runs.superres import find_finer, names_made, read_finer, read_origin
     from fourm.runs.world import parse_world
+    from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
     settings = read_settings(ConfigFiles(config, sr_config=sr_config).paths, {})
@@ -158,7 +158,7 @@ def sr(
     origin = read_origin(root)
     made = None if origin is None else origin.runs[0].record
     named = settings.run.sr_model if model is None else model
-    files = _with_named_parts(find_finer(origin, named), settings.run, machine)
+    files = _with_parts(find_finer(origin, named), settings.run, machine)
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
@@ -213,13 +213,14 @@ def tokenize(
         fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
+    from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
     from fourm.runs.world import parse_world
+    from fourm_cli.console import counted, quiet_library
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
-    own = parse_tokenizers(machine.tokenizers or [], files)
-    files = replace(files, tokenizers={**files.tokenizers, **own})
+    files = replace(files, tokenizers={**files.tokenizers, **_named_tokenizers(files, machine)})
     names = None if modalities is None else _names(modalities)
     found = find_raw_folders(folder, files, names)
     out = out if out is not None else output_path(folder)
@@ -235,7 +236,7 @@ def tokenize(
     def notes() -> Iterator[str]:
         for one in found:
             count = sum(one.row.name in sample.files for sample in request.samples)
-            yield f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}"
+            yield f"{one.folder} -> {one.row.name}: {counted(count, 'file')}"
         for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
             yield f"note: {text}"
 
@@ -244,7 +245,7 @@ def tokenize(
 
         return [tokenize_dataset(request)]
 
-    console.quiet_library(report.quiet or world.group_rank > 0)
+    quiet_library(report.quiet or world.group_rank > 0)
     _follow(begin, world, out, notes(), world.describe_share(len(request.samples)), report)
 
 
@@ -266,7 +267,7 @@ def _requester(
     )  # fmt: skip
 
 
-def _finer(request: "Request", files: ModelFiles, chain: Chain) -> "Request":
+def _finer(request: "Request", files: "ModelFiles", chain: "Chain") -> "Request":
     """Super-resolution of what a request makes, still without samples."""
     from fourm.runs.request import Origin
 
@@ -274,12 +275,30 @@ def _finer(request: "Request", files: ModelFiles, chain: Chain) -> "Request":
     return replace(request, model=files, chain=chain, samples=(), origin=Origin())
 
 
-def _with_named_parts(files: ModelFiles, given: RunSettings, machine: Machine) -> ModelFiles:
-    """A model with the tokenizers that YAML files and options name."""
+def _with_parts(files: "ModelFiles", given: RunSettings, machine: Machine) -> "ModelFiles":
+    """A model with the parts that YAML files and options name."""
+    from fourm.hub.files import with_parts
+
     read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    own = parse_tokenizers(machine.tokenizers or [], files)
+    own = _named_tokenizers(files, machine)
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
+
+
+def _named_tokenizers(files: "ModelFiles", machine: Machine) -> dict[str, Path]:
+    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
+    from fourm.hub.files import resolve_tokenizer
+
+    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
+    for text in machine.tokenizers or ():
+        key, _, name = text.partition("=")
+        if not name or key not in keys:
+            near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
+            raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
+        if key in found:
+            raise UsageError(f"--tokenizer: '{key}' is given twice")
+        found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
+    return found
 
 
 def _output_folder(out: Path | None, world: "World", writing: Writing) -> Path:
@@ -319,12 +338,14 @@ def _refuse(given: Mapping[str, object]) -> None:
 
 
 def _repeat(
-    replay: "Replay", files: ModelFiles, run: "Callable[..., Request]"
+    replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
 ) -> "tuple[Request, Request | None, Dataset]":
     """The run that repeats what made a file, its super-resolution if there was one, samples and doubts."""
     from fourm.data.dataset import Dataset
+    from fourm.hub.files import find_sr
     from fourm.runs.replay import sr_name
     from fourm.runs.request import Origin
+    from fourm.schedule.plan import parse_chain
 
     def again(stage: "Stage", **fields: Any) -> "Request":
         return run(
@@ -346,7 +367,7 @@ def _repeat(
 # Runs that were found to be good, followed to their end.
 
 
-def _notes(dataset: "Dataset", files: ModelFiles) -> Iterator[str]:
+def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
     """What is worth knowing of samples before they are made."""
     from fourm.runs.inputs import note_unknown_words
 
@@ -365,6 +386,7 @@ def _make(request: "Request", finer: "Request | None", notes: Iterable[str], rep
     """
     from fourm.output.joining import check_output, remove_empty
     from fourm.output.processes import Launch, now
+    from fourm_cli.console import quiet_library
 
     def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run
@@ -381,7 +403,7 @@ def _make(request: "Request", finer: "Request | None", notes: Iterable[str], rep
     log, world = report.log_json, request.world
     if log is not None and real(log).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
-    console.quiet_library(report.quiet or world.group_rank > 0)
+    quiet_library(report.quiet or world.group_rank > 0)
     launch = Launch(world.rank, world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
@@ -399,6 +421,8 @@ def _follow(
 
     begin imports torch, which takes seconds. One process of a torchrun speaks, the others say their share.
     """
+    from fourm_cli import console
+
     rank, log_json = world.group_rank, report.log_json
     if not report.quiet:
         for text in (*(notes if rank == 0 else ()), *([share] if world.size > 1 else ())):

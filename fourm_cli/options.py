@@ -14,10 +14,8 @@ import typer
 from fourm.data.opening import local_name, local_path, output_path
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
-from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS, Registry
-from fourm.schedule.plan import ALL_TARGETS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 
@@ -28,7 +26,6 @@ MAX_PATH = 1 << 16  # bytes that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
 NONE = "none"  # in place of conditions
 SEPARATORS = "-,"  # between items of a list
-_BUILT_IN = (DEMO, DEMO_SR)
 
 Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
 
@@ -44,6 +41,19 @@ def one_of(*words: str) -> Complete:
 def list_of(*words: str) -> Complete:
     """Completes a list of values out of these, each as often as one likes."""
     return lambda incomplete: _continued(incomplete, words)
+
+
+def known_names(incomplete: str) -> list[str]:
+    """Completes all that `fourm models show` knows by name."""
+    from fourm.hub.files import DEMO, DEMO_SR
+
+    return one_of(DEMO, DEMO_SR, *CATALOGUE)(incomplete)
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Completes models that `--model` knows by name."""
+    parts = {name for name, entry in CATALOGUE.items() if not entry.is_model}
+    return [name for name in known_names(incomplete) if name not in parts]
 
 
 def download_names(context: typer.Context, incomplete: str) -> list[str]:
@@ -70,6 +80,8 @@ def condition_names(context: typer.Context, incomplete: str) -> list[str]:
 
 def target_names(context: typer.Context, incomplete: str) -> list[str]:
     """Completes what the model produces; each once in a list."""
+    from fourm.schedule.plan import ALL_TARGETS
+
     _, writes, registry = _model(context)
     return _continued(incomplete, _left(incomplete, _keys(writes, registry)), first=(ALL_TARGETS,))
 
@@ -80,8 +92,6 @@ def whole_target(context: typer.Context, incomplete: str) -> list[str]:
     return one_of(*_keys(writes, registry))(incomplete)
 
 
-known_names = one_of(*_BUILT_IN, *CATALOGUE)
-model_names = one_of(*_BUILT_IN, *(name for name, entry in CATALOGUE.items() if entry.is_model))
 # Settings of a schedule whose values are names; others are numbers.
 _COMPLETED: dict[str, Complete] = {
     "cond_domains": condition_names,
@@ -121,6 +131,8 @@ def _keys(names: Iterable[str], registry: Registry) -> list[str]:
 
 def _model(context: typer.Context) -> tuple[Sequence[str], Sequence[str], Registry]:
     """What the model named before the cursor, else the built-in one, reads and writes, and its modalities."""
+    from fourm.hub.files import DEMO, find_model
+
     name = str(context.params.get("model") or DEMO)
     entry = find_entry(name.partition("@")[0])
     if entry is not None and entry.is_model:
@@ -383,17 +395,3 @@ def parse_batch_size(text: str) -> int | None:
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise UsageError(f"--batch-size: '{text}' is neither auto nor a whole number above 0")
     return int(text)
-
-
-def parse_tokenizers(texts: Sequence[str], files: ModelFiles) -> dict[str, Path]:
-    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
-    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
-    for text in texts:
-        key, _, name = text.partition("=")
-        if not name or key not in keys:
-            near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
-            raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
-        if key in found:
-            raise UsageError(f"--tokenizer: '{key}' is given twice")
-        found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
-    return found

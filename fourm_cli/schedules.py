@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fourm.data.opening import local_path
-from fourm.data.writing import check_drawing
-from fourm.hub.files import DEMO, ModelFiles, find_model
-from fourm.schedule.chain import Chain, Step
-from fourm.schedule.plan import build_chain
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import ConfigFiles, ScheduleWithSr, add_command, option, parse_dtype, with_options
+
+if TYPE_CHECKING:
+    from fourm.hub.files import ModelFiles
+    from fourm.schedule.chain import Chain, Step
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
 
@@ -75,6 +76,8 @@ def show(
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
     if chart is not None:
+        from fourm.data.writing import check_drawing
+
         check_drawing("--plot", chart)
     (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
@@ -92,9 +95,11 @@ def show(
 
 def _plan(
     schedule: Mapping[str, object], configs: ConfigFiles, model: str | None, sr_model: str | None
-) -> tuple[Settings, list[tuple[ModelFiles, Chain]]]:
+) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
+    from fourm.hub.files import DEMO, find_model
     from fourm.runs.superres import plan_finer
+    from fourm.schedule.plan import build_chain
 
     settings = read_settings(configs.paths, schedule)
     files = find_model((settings.run.model or DEMO) if model is None else model)
@@ -103,7 +108,7 @@ def _plan(
     return settings, [(files, chain), *([finer] if finer else [])]
 
 
-def _print_steps(chain: Chain) -> None:
+def _print_steps(chain: "Chain") -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
     rows = [
         (str(s.number), s.target, s.scheme,
@@ -115,7 +120,7 @@ def _print_steps(chain: Chain) -> None:
     print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
 
 
-def _weighted(name: str, step: Step) -> str:
+def _weighted(name: str, step: "Step") -> str:
     """A guided modality, with its weight where each has one of its own."""
     if not step.removes_hidden:
         return name
