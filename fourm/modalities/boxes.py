@@ -12,7 +12,7 @@ from functools import partial
 
 from fourm.data.layout import Crop
 from fourm.errors import shown
-from fourm.modalities.text import Grammar, groups_of, number_of, quoted, words_of
+from fourm.modalities.text import Grammar, groups_of, number_of, parse_groups, quoted, words_of
 from fourm.modalities.typed import fit
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
@@ -62,10 +62,6 @@ class BoxRules:
     order: str = "nearest"  # one of ORDERS
     min_visibility: float = 0.0  # least share of a box that the crop shows
 
-    def __post_init__(self) -> None:
-        if self.bins < 2 or self.order not in ORDERS:
-            raise ValueError(f"rules that fit no box: {self}")
-
 
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     """The boxes of a text, in its order, and what was passed over.
@@ -74,11 +70,9 @@ def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     the bins are limited to them.
     """
     before, groups = groups_of(words_of(text), lambda word: word.startswith("v0="))
-    boxes, problems = list[Box](), [f"{quoted(before)} stands before the first box"] if before else []
-    for words in groups:
-        box, problem = _parse_box(words, bins)
-        boxes += [box] if box else []
-        problems += [problem] if problem else []
+    boxes, problems = parse_groups(groups, partial(_parse_box, bins=bins))
+    if before:
+        problems.insert(0, f"{quoted(before)} stands before the first box")
     return tuple(boxes), tuple(dict.fromkeys(problems))
 
 
@@ -108,7 +102,7 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | No
     Left out are boxes with a low score, outside the crop, or without area. A box without a score is sure.
     """
     rules = rules or BoxRules()
-    found = fit(_Detections, data, "", strict=False).instances
+    found = fit(_Detections, data, "the file", strict=False).instances
     names = [_checked_name(one, f"instance {i}") for i, one in enumerate(found)]
     sure = [(one, name) for one, name in zip(found, names, strict=True) if one.score >= rules.min_score]
     boxes = [box for one, name in sure if (box := _visible(one, name, crop, rules.min_visibility))]

@@ -22,6 +22,7 @@ from fourm.modalities.text import (
     code_word,
     groups_of,
     number_of,
+    parse_groups,
     quoted,
     words_of,
 )
@@ -120,10 +121,12 @@ def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
     number = crop.number if crop else 0
     if number >= len(data):
         raise ValueError(f"holds {len(data)} crops; there is no crop {number}, counted from 0")
+    where = f"crop {number}"
+    entry: _CropOfFile = fit(_CropOfFile, data[number], where, strict=False)
     try:
-        return _groups_of_crop(fit(_CropOfFile, data[number], "", strict=False))
+        return _groups_of_crop(entry)
     except ValueError as error:
-        raise ValueError(f"crop {number}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def instances_to_json(groups: Groups) -> object:
@@ -177,21 +180,18 @@ def _parse_group(words: list[str], where: str, has_point: bool) -> tuple[Group |
     is_none = point is not None and head == ["none"] and not polygons
     if head and not is_none and not problems:
         problems.append(f"{where}: {quoted(head)} means nothing here")
-    instances = list[Instance]()
-    for number, (_, *polygon) in enumerate(polygons, start=1):
-        instance, problem = _parse_polygon(polygon)
-        instances += [instance] if instance else []
-        problems += [f"{where}, polygon {number}: {problem}"] if problem else []
+    instances, of_polygons = parse_groups(polygons, _parse_polygon, f"{where}, polygon")
+    problems += of_polygons
     if not polygons and not is_none and not problems:
         problems.append(f"{where}: neither a polygon nor 'none'")
     return (Group(point, tuple(instances)) if instances or is_none else None), problems
 
 
 def _parse_polygon(words: list[str]) -> tuple[Instance | None, str]:
-    if len(words) != _WORDS_OF_POLYGON:
-        return None, f"{len(words)} words instead of {_WORDS_OF_POLYGON}"
-    corners = [n for word in words[:4] if (n := number_of(word)) is not None and 0 <= n <= MAX_NUMBER]
-    codes = [code for word in words[4:] if (code := code_of(word)) is not None]
+    if len(words) != 1 + _WORDS_OF_POLYGON:
+        return None, f"{len(words) - 1} words instead of {_WORDS_OF_POLYGON}"
+    corners = [n for word in words[1:5] if (n := number_of(word)) is not None and 0 <= n <= MAX_NUMBER]
+    codes = [code for word in words[5:] if (code := code_of(word)) is not None]
     if len(corners) < 4 or len(codes) < NUM_CODES_OF_MASK:
         return None, "not 4 numbers and 16 codes"
     instance = _visible_instance(corners, tuple(codes))

@@ -19,6 +19,7 @@ from fourm.modalities.text import (
     groups_of,
     nearest_number,
     number_of,
+    parse_groups,
     words_of,
 )
 from fourm.modalities.typed import Limits, fit
@@ -72,14 +73,10 @@ def parse_people(text: str) -> tuple[People, tuple[str, ...]]:
     if words == ["none"]:
         return (), ()
     before, groups = groups_of(words, "human".__eq__)
-    people, problems = list[Person](), list[str]()
+    people, problems = parse_groups(groups, _parse_person, "person")
     if before or not groups:
         told = f"{len(before)} words before the first 'human'" if before else "neither 'none' nor 'human'"
-        problems.append(told)
-    for number, (_, *those) in enumerate(groups, start=1):
-        person, problem = _parse_person(those)
-        people += [person] if person else []
-        problems += [f"person {number}: {problem}"] if problem else []
+        problems.insert(0, told)
     return tuple(people), tuple(problems)
 
 
@@ -105,7 +102,7 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
     """
     if data in ({}, []):
         return ()
-    file: _PeopleOfFile = fit(_PeopleOfFile, data, "", strict=False)
+    file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
     body = file.pred_smpl_params
     columns = (file.bbox_xyxy, body.global_orient, file.pose_tokenized, body.betas, file.pred_cam)
     if len(set(counts := [len(column) for column in columns])) > 1:
@@ -135,8 +132,9 @@ HUMAN_POSES: Grammar[People] = Grammar(parse_people, people_words, people_from_j
 
 
 def _parse_person(words: list[str]) -> tuple[Person | None, str]:
-    """Somebody between two `human`, and what is wrong with them: people without all of their blocks are not
-    kept, words that belong to none are passed over."""
+    """Somebody from `human` on, and what is wrong with them: people without all of their blocks are not kept,
+    words that belong to none are passed over."""
+    words = words[1:]
     corners = _numbers(words[:4])
     if len(corners) < 4:
         return None, "the box needs 4 numbers"

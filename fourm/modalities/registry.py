@@ -354,10 +354,9 @@ def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:
     if problems:
         raise UsageError("\n".join(problems))
     try:
-        row = _complete_row(given)
+        return _complete_row(given)
     except UsageError as error:
         raise UsageError(f"{where['name']}: {error}") from None
-    return row
 
 
 def _complete_row(given: dict[str, Any]) -> Modality:

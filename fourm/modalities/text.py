@@ -41,14 +41,10 @@ class WordPiece:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         try:
-            # from_file raises a bare Exception, from_buffer a ValueError.
             tokenizer = Tokenizer.from_buffer(data)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not a text tokenizer ({error})") from error
-        try:
             tokenizer.encode(_STRANGE, add_special_tokens=False)
-        except Exception as error:  # bare, whatever is wrong
-            raise CheckpointError(f"{path}: cannot read a word that it does not know ({error})") from error
+        except Exception as error:  # a bare one where there is no token for unknown words
+            raise CheckpointError(f"{path}: not a text tokenizer ({error})") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         for wanted, token in enumerate((*RESERVED, "[S_0]", "[S_1]", "[S_2]")):
@@ -85,12 +81,11 @@ class WordPiece:
     def beginning(self, text: str, count: int) -> str:
         """As much of a text as its first `count` ids stand for."""
         encoding = self._encode(text)
-        ids, offsets = encoding.ids, encoding.offsets
-        if len(ids) <= count:
+        if len(encoding.ids) <= count:
             return text
         for kept in range(count, 0, -1):
-            start = text[: offsets[kept - 1][1]]
-            if self.encode(start) == ids[:kept]:  # `[S_1]` is not what `[S_1]2` begins with
+            start = text[: encoding.offsets[kept - 1][1]]
+            if self.encode(start) == encoding.ids[:kept]:  # `[S_1]` is not what `[S_1]2` begins with
                 return start
         return ""
 
@@ -206,6 +201,18 @@ def groups_of(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list
         else:
             (groups[-1] if groups else before).append(word)
     return before, groups
+
+
+def parse_groups(
+    groups: Iterable[list[str]], parse: Callable[[list[str]], tuple[T | None, str]], name: str = ""
+) -> tuple[list[T], list[str]]:
+    """What `parse` makes of each group, and its problems, with the group's name and number (from 1)."""
+    items, problems = list[T](), list[str]()
+    for number, words in enumerate(groups, start=1):
+        item, problem = parse(words)
+        items += [item] if item is not None else []
+        problems += [f"{name} {number}: {problem}" if name else problem] if problem else []
+    return items, problems
 
 
 def number_of(word: str) -> int | None:

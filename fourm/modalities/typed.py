@@ -66,11 +66,11 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
             return tuple(_fit_all(((k, item, f"{name}[{i}]") for i, (k, item) in items), strict))
     elif outer is Mapping and isinstance(value, dict):
         keys = _fit_all(((str, key, f"a key of {name}") for key in value), strict)
-        items_of = _fit_all(((inner[1], value[key], f"{_below(name)}{shown(key)}") for key in keys), strict)
+        items_of = _fit_all(((inner[1], value[key], f"{name}.{shown(key)}") for key in keys), strict)
         return dict(zip(keys, items_of, strict=True))
     elif is_dataclass(kind) and isinstance(value, dict):
         hints = _hints_of_keys(kind, value, name, strict)
-        found = _fit_all(((hint, value[key], f"{_below(name)}{key}") for key, hint in hints.items()), strict)
+        found = _fit_all(((hint, value[key], f"{name}.{key}") for key, hint in hints.items()), strict)
         return kind(**dict(zip(hints, found, strict=True)))  # type: ignore[operator]
     elif kind is Any or _is_plain(kind, value):
         return value
@@ -78,7 +78,7 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
         return kind(value)
     elif kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
-    raise ValueError(f"{name or 'the value'} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
+    raise ValueError(f"{name} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
 
 
 def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any]:
@@ -92,10 +92,6 @@ def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any
     if problems:
         raise ValueError(_joined(problems))
     return found
-
-
-def _below(name: str) -> str:
-    return f"{name}." if name else ""
 
 
 def _joined(problems: list[str]) -> str:
@@ -113,12 +109,10 @@ def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
 def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bool) -> dict[str, Any]:
     """The types of the fields that a mapping has; a ValueError for missing and unknown ones."""
     hints, required = _hints(kind)
-    problems = [f"{name or 'the value'} has no {key!r}" for key in required if key not in value]
+    problems = [f"{name} has no {key!r}" for key in required if key not in value]
     for key in value if strict else ():
         if key not in hints:
-            problems.append(
-                f"{name or 'the value'} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}"
-            )
+            problems.append(f"{name} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
     if problems:
         raise ValueError(_joined(problems))
     return {key: hint for key, hint in hints.items() if key in value}

@@ -159,8 +159,8 @@ def test_no_data_is_more_than_some_boxes_or_a_value_error(data: object) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], r"the value is \[\], expected a mapping"),
-        ({"instances": {}}, "instances is {}, expected a list"),
+        ([], r"the file is \[\], expected a mapping"),
+        ({"instances": {}}, "the file.instances is {}, expected a list"),
         ({"instances": [3]}, r"instances\[0\] is 3, expected a mapping"),
         (file_of([0, 0, 1, 1], [0, 0, 1]), r"instances\[1\].boxes is \[0, 0, 1\], expected a list of 4"),
         (file_of([0, 0, 1, "1"]), r"instances\[0\].boxes\[3\] is '1', expected a finite number"),

@@ -238,11 +238,11 @@ def test_people_are_seen_as_long_as_a_part_of_their_box_is() -> None:
 
 GOOD = people_to_json((STANDING,))
 BAD = [
-    (None, "the value is None, expected a mapping"),
-    ("nobody", "the value is 'nobody', expected a mapping"),
-    ([1], r"the value is \[1\], expected a mapping"),
-    ({"people": []}, "the value has no 'bbox_xyxy'"),
-    ({"bbox_xyxy": {}}, "the value has no 'pred_cam'"),
+    (None, "the file is None, expected a mapping"),
+    ("nobody", "the file is 'nobody', expected a mapping"),
+    ([1], r"the file is \[1\], expected a mapping"),
+    ({"people": []}, "the file has no 'bbox_xyxy'"),
+    ({"bbox_xyxy": {}}, "the file has no 'pred_cam'"),
     ({"bbox_xyxy": []}, "has no 'pred_smpl_params'"),
     ({"pred_cam": []}, "different numbers of people: 1, 1, 1, 1, 0"),
     ({"pred_cam": [[1, 2]]}, r"pred_cam\[0\] is \[1, 2\], expected a list of 3"),
