@@ -145,23 +145,54 @@ def _expected(kind: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """The plain loader, which stops at what is too deep; its time grows with the square of the depth."""
+    """Composes plain data that can be shown and written, and stops at what would take minutes."""
 
     # A date is text: no setting is one.
     yaml_implicit_resolvers = {  # noqa: RUF012  (as declared by the base class)
         first: [one for one in resolvers if one[0] != _TAG + "timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    _depth = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._sizes = dict[int, tuple[int, int]]()  # of nodes by id: values and levels, aliases written out
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node with all that is in it."""
+        is_alias = self.check_event(yaml.AliasEvent)
         if self._depth > MAX_DEPTH + 3:  # rows, a row, its value
-            raise RecursionError
+            raise yaml.MarkedYAMLError(problem=_DEEP)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if node is not None and (problem := self._measure(node, is_alias)):
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
+
+    def _measure(self, node: yaml.Node, is_alias: bool) -> str:
+        """Note the size of a node; returns what is wrong with it, or ""."""
+        if is_alias:
+            return "" if id(node) in self._sizes else "a value that holds itself"
+        kind, value, children = node.tag.removeprefix(_TAG), node.value, list[yaml.Node]()
+        if isinstance(node, yaml.MappingNode):
+            children = [one for pair in value for one in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = value
+        elif kind in ("int", "float") and len(value) > MAX_DIGITS:
+            return f"a number of {len(value):,} digits"
+        elif any("\ud800" <= letter <= "\udfff" for letter in value):
+            return "half a character"
+        if kind not in _TAGS:
+            return f"'{shown(kind)}' is no plain data"
+        counts, levels = [1], [0]
+        for child in children:
+            counts.append(self._sizes[id(child)][0])
+            levels.append(self._sizes[id(child)][1])
+        self._sizes[id(node)] = count, level = sum(counts), 1 + max(levels)
+        if count > MAX_NODES:
+            return f"its aliases expand to more than {MAX_NODES:,} values"
+        return _DEEP if level > MAX_DEPTH + 3 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +220,7 @@ def read_rows(path: Path) -> tuple[tuple[YamlEntry, ...], ...]:
     return tuple(_entries(loader, row, path) for row in node.value)
 
 
-def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
+def _parse(path: Path) -> tuple[_Loader, yaml.Node | None]:
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
@@ -198,78 +229,36 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: cannot be read as text (byte {error.start} is not UTF-8)") from None
+    reason = ""
     try:
         loader = _Loader(text)
+        return loader, loader.get_single_node()
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise UsageError(f"{path}, line {line}: not valid YAML ({error.reason})") from None
-    try:
-        node = loader.get_single_node()
+        line, reason = text.count("\n", 0, error.position), error.reason
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else loader.line
-        problem = error.problem or error.context
-        raise UsageError(f"{path}, line {line + 1}: not valid YAML ({shown(problem)})") from None
+        reason = shown(error.problem or error.context)
     # The last ones come from escapes such as "\\UFFFFFFFF" and numbers of directives.
     except (yaml.YAMLError, ValueError, OverflowError):
-        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML") from None
-    except RecursionError:
-        raise UsageError(f"{path}, line {loader.line + 1}: not valid YAML for settings ({_DEEP})") from None
-    if node is not None and _expanded(node, {}) > MAX_NODES:
-        raise UsageError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
-    return loader, node
+        line = loader.line
+    raise UsageError(f"{path}, line {line + 1}: not valid YAML{reason and f' ({reason})'}")
 
 
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [one for pair in node.value for one in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a node stands for when each alias is written out; a circle counts once."""
-    if id(node) not in sizes:
-        sizes[id(node)] = 1
-        sizes[id(node)] += sum(_expanded(child, sizes) for child in _children(node))
-    return sizes[id(node)]
-
-
-def _entries(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> tuple[YamlEntry, ...]:
+def _entries(loader: _Loader, node: yaml.Node, path: Path) -> tuple[YamlEntry, ...]:
     where = f"{path}, line {node.start_mark.line + 1}"
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{where}: 'key: value' lines were expected")
     entries: dict[str, YamlEntry] = {}
     for key_node, value_node in node.value:
-        where = f"{path}, line {key_node.start_mark.line + 1}"
-        key = key_node.value
+        where, key = f"{path}, line {key_node.start_mark.line + 1}", key_node.value
         if not isinstance(key_node, yaml.ScalarNode) or len(key) > MAX_KEY or not key.isprintable():
             raise UsageError(f"{where}: a key must be a plain word")
         if key in entries:
             raise UsageError(f"{where}: '{key}' is given twice (before: {entries[key].where})")
-        entries[key] = YamlEntry(key, _construct(loader, value_node, f"{where}: {key}"), where)
+        try:
+            value = loader.construct_object(value_node, deep=True)
+        # PyYAML looks words up, takes first letters and calculates without a check.
+        except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError):
+            raise UsageError(f"{where}: {key}: this value cannot be read") from None
+        entries[key] = YamlEntry(key, value, where)
     return tuple(entries.values())
-
-
-def _construct(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> object:
-    """A value of plain data: texts, numbers, true, false, nothing, lists and mappings of those."""
-    if problem := _problem(node, ()):
-        raise UsageError(f"{where}: this value cannot be read ({problem})")
-    try:
-        return loader.construct_object(node, deep=True)
-    # PyYAML looks words up, takes first letters and calculates without a check.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError):
-        raise UsageError(f"{where}: this value cannot be read") from None
-
-
-def _problem(node: yaml.Node, above: tuple[yaml.Node, ...]) -> str:
-    """Why a node within others cannot become plain data that can be shown and written; "" if it can."""
-    kind = node.tag.removeprefix(_TAG)
-    if kind not in _TAGS:
-        return f"'{shown(kind)}' is no plain data"
-    if node in above or len(above) > MAX_DEPTH:
-        return _DEEP
-    if isinstance(node, yaml.ScalarNode):
-        if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
-            return f"a number of {len(node.value):,} digits"
-        if any("\ud800" <= letter <= "\udfff" for letter in node.value):
-            return "it holds half a character"
-    return next(filter(None, (_problem(child, (*above, node)) for child in _children(node))), "")
