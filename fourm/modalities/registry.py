@@ -14,10 +14,9 @@ from fourm.modalities.typed import Limits, YamlEntry, fit, read_rows
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 POSITIONS = ("sincos2d", "sincos1d", "learned")
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
-# What else an output folder holds: records, checksums, plots, previews, texts that keep to no grammar.
+# What else an output folder holds: records, checksums, plots, previews, malformed texts.
 _RESERVED = re.compile(
-    r"(?:run|failures|checksums)\..*|processes|samples(?:\.sr)?|plots|preview|malformed|done",
-    re.I | re.DOTALL,
+    r"(run|failures|checksums)\..*|processes|samples(\.sr)?|plots|preview|malformed|done", re.I | re.DOTALL
 )
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")
 _MAX_NAME = 200  # bytes; more is added to some
