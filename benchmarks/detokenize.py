@@ -20,12 +20,12 @@ from benchmarks.bundle import CONFIGS
 from benchmarks.generate import synchronise
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
+from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.layers import set_attention
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE
-from fourm.networks.tokenizers.vq import Part
 
 FEWER = (1, 2, 4, 5, 8, 10, 20, 25, 50)
 
@@ -34,7 +34,7 @@ def random_detokenizer(device: torch.device, config: Mapping[str, object] = CONF
     """The decoder of `tok-rgb` with weights that mean nothing, but keep activations in range."""
     torch.manual_seed(0)
     with device:
-        tokenizer = build_tokenizer(read_config(config), Part.DECODER)
+        tokenizer = build_tokenizer(read_config(config), TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
     torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
     return tokenizer.requires_grad_(False).eval()
@@ -83,7 +83,7 @@ def time_it(args: argparse.Namespace) -> None:
 
 def measure_error(folder: Path, samples: int = 16) -> None:
     """The table of errors."""
-    tokenizer = load_tokenizer(folder, part=Part.DECODER)
+    tokenizer = load_tokenizer(folder, part=TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, tokenizer.config.codebook_size, (samples, 8, 8), generator=generator)

@@ -19,8 +19,8 @@ from benchmarks.gpu.worker import ROOT
 from benchmarks.released import Stage, follow, merged
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
+from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.networks.tokenizers.vq import Part
 
 _RESULT = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
 
@@ -108,7 +108,7 @@ def _load(bench: Bench, dtype: torch.dtype) -> Values:
 def _load_decoder(bench: Bench) -> Values:
     path = find_model(bundle(bench)).tokenizers["rgb"]
     started = time.perf_counter()
-    load_tokenizer(path, bench.device, torch.bfloat16, Part.DECODER)
+    load_tokenizer(path, bench.device, torch.bfloat16, TokenizerPart.DECODER)
     synchronise(bench.device)
     seconds = time.perf_counter() - started
     return {"GB": (path / "model.safetensors").stat().st_size / 1e9, "s": seconds}

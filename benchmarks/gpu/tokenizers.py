@@ -10,10 +10,10 @@ from benchmarks.bundle import CONFIGS
 from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per_picture
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
+from fourm.hub.header import TokenizerPart
 from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer
 from fourm.networks.tokenizers.config import read_config
-from fourm.networks.tokenizers.vq import Part
 
 STEPS = 50  # the default number of diffusion steps
 _TIMED = 10
@@ -69,7 +69,7 @@ def encode(bench: Bench) -> Cases:
 def _encoder(bench: Bench, dtype: str) -> AnyTokenizer:
     torch.manual_seed(0)
     with torch.device(bench.device):
-        tokenizer = build_tokenizer(read_config(config(bench)), Part.ENCODER)
+        tokenizer = build_tokenizer(read_config(config(bench)), TokenizerPart.ENCODER)
         torch.nn.init.normal_(tokenizer.state_dict()["quantize._codebook.embed"])
     return tokenizer.set_network_dtype(torch_dtype(dtype)).requires_grad_(False).eval()
 

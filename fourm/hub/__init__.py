@@ -11,7 +11,7 @@ PUBLIC = {
         "DEMO DEMO_SR ModelFiles check_tokenizers find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
-    "header": "DTYPES TensorInfo config_of read_header",
+    "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TensorInfo TokenizerPart config_of read_header",
     "inventory": "describe is_unused list_models",
     "remote": "Advanced Client Fetched Transfer Waiting",
     "transfer": "KEPT",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -43,6 +44,19 @@ DTYPES: Mapping[str, Dtype] = {
     "float16": Dtype("float16", "float16", 2),
     "fp16": Dtype("float16", "float16", 2),
 }
+
+
+class TokenizerPart(Enum):
+    """How much of a tokenizer is loaded, by what the names of its unused tensors begin with."""
+
+    WHOLE = ()
+    ENCODER = ("decoder.", "post_quant_proj.")  # with the codebook
+    DECODER = ("encoder.", "quant_proj.", "cls_emb.")  # with the codebook
+
+
+# Tensors of a tokenizer: statistics that only training reads, and beginnings of what is float32 in every run.
+TRAINING_BUFFERS = tuple(f"quantize._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg"))
+IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
 
 # What other files begin with, read where the length of the header makes no sense.
 _FOREIGN = {

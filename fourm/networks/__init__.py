@@ -16,6 +16,6 @@ PUBLIC = {
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
     "tokenizers.diffusion": "DiVAE cumulative_alphas",
     "tokenizers.unet": "PatchedUNet UNetShape",
-    "tokenizers.vq": "IMAGENET Part VQTokenizer",
+    "tokenizers.vq": "IMAGENET VQTokenizer",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

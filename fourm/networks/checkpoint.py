@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.files import ModelFiles, weights_of
-from fourm.hub.header import config_of, read_header
+from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart, config_of, read_header
 from fourm.modalities.registry import Kind
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer, complete_config, keys_that_decide
 from fourm.networks.tokenizers.config import VQConfig, read_config
-from fourm.networks.tokenizers.quantizers import INITTED, TRAINING_BUFFERS, check_codebook
-from fourm.networks.tokenizers.vq import Part
+from fourm.networks.tokenizers.quantizers import check_codebook
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
@@ -40,7 +39,7 @@ def load_model(
 
 def load_tokenizer(
     path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-    part: Part = Part.WHOLE,
+    part: TokenizerPart = TokenizerPart.WHOLE,
 ) -> AnyTokenizer:  # fmt: skip
     """A discrete tokenizer, or half of one, from a folder (config.json, model.safetensors) or one file."""
     tokenizer, sources = _fit_tokenizer(path, part)
@@ -58,7 +57,7 @@ def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
     """Compare a model's and its tokenizers' tensors with their configs, loading none."""
     _fit_model(files)
     for name in tokenizers:
-        _fit_tokenizer(files.tokenizers[name], Part.WHOLE)
+        _fit_tokenizer(files.tokenizers[name], TokenizerPart.WHOLE)
 
 
 def _fit_model(files: ModelFiles) -> tuple[FourM, dict[str, str]]:
@@ -78,18 +77,18 @@ def _fit_model(files: ModelFiles) -> tuple[FourM, dict[str, str]]:
     return model, sources
 
 
-def _fit_tokenizer(path: Path, part: Part) -> tuple[AnyTokenizer, dict[str, str]]:
+def _fit_tokenizer(path: Path, part: TokenizerPart) -> tuple[AnyTokenizer, dict[str, str]]:
     """The same for a tokenizer, or half of one."""
     config, weights = tokenizer_config(path), weights_of(path)
     tensors = _outlines(weights)
-    if INITTED in tensors:  # it is judged by its content, which a header does not have
-        tensors |= _read(weights, [INITTED])
+    # This one is judged by its content, which a header does not have.
+    tensors |= _read(weights, tensors.keys() & {TRAINING_BUFFERS[0]})
     with _naming(weights):
         return fit_tokenizer(config, tensors, part)
 
 
 def fit_tokenizer(
-    config: VQConfig, tensors: Mapping[str, Tensor], part: Part = Part.WHOLE
+    config: VQConfig, tensors: Mapping[str, Tensor], part: TokenizerPart = TokenizerPart.WHOLE
 ) -> tuple[AnyTokenizer, dict[str, str]]:
     """The tokenizer of a config without values, and for each name in it that of its tensor in a checkpoint.
 
@@ -99,7 +98,7 @@ def fit_tokenizer(
     check_codebook(config, tensors)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, part)
-    dropped = TRAINING_BUFFERS + part.unused_prefixes
+    dropped = TRAINING_BUFFERS + part.value
     # UViT files hold one convolution under two names, or under the second alone.
     sources = {
         name.replace("downsample_mid.Conv2d_0.", "downsample_mid.conv."): name

@@ -14,7 +14,7 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.data.opening import read_bytes
 from fourm.errors import FourMError, UsageError
-from fourm.hub.header import DTYPES
+from fourm.hub.header import DTYPES, TokenizerPart
 from fourm.runs.events import Event, Halved
 from fourm.runs.request import Request, TokenizeRequest
 from fourm.runs.world import World
@@ -139,7 +139,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     """`check_memory` for a run that only tokenizes."""
     width = DTYPES[request.dtype].num_bytes
     paths = {request.model.tokenizers[row.tokenizer] for row in request.rows}
-    weights = sum(tokenizer_bytes(path, width, decodes=False, encodes=True) for path in paths)
+    weights = sum(tokenizer_bytes(path, width, TokenizerPart.ENCODER) for path in paths)
     helps = ["--dtype bfloat16"] if width > 2 else []
     if len(paths) > 1:
         helps.append("one --modalities after the other")

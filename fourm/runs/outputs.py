@@ -18,10 +18,10 @@ from fourm.hub.files import (
     tokenizer_advice,
     weights_of,
 )
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
-from fourm.networks.tokenizers.vq import Part
 from fourm.output.processes import now, sha256_of
 from fourm.output.record import RunRecord
 from fourm.runs.device import name_device
@@ -212,11 +212,14 @@ def _occasional(request: Request) -> list[Place]:
     ]
 
 
-def tokenizers_of(outputs: Sequence[Output]) -> dict[str, Part]:
+def tokenizers_of(outputs: Sequence[Output]) -> dict[str, TokenizerPart]:
     """Tokenizers that conditions are read or targets written through, and the half that this takes."""
-    needed = dict[str, Part]()
+    needed = dict[str, TokenizerPart]()
     for output in outputs:
-        key, part = output.modality.tokenizer, Part.ENCODER if output.is_condition else Part.DECODER
+        key, part = (
+            output.modality.tokenizer,
+            TokenizerPart.ENCODER if output.is_condition else TokenizerPart.DECODER,
+        )
         if output.needs_tokenizer:
-            needed[key] = part if needed.get(key, part) is part else Part.WHOLE
+            needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
     return dict(sorted(needed.items()))

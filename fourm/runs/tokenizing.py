@@ -52,11 +52,11 @@ from fourm.data.writing import (
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import weights_of
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import set_attention
 from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
-from fourm.networks.tokenizers.vq import Part
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, sha256_of, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN, read_run
@@ -264,7 +264,7 @@ def _load(run: Tokenizing, rows: Mapping[str, Modality]) -> dict[str, GridCodec]
     """The codecs of modalities, each with the encoder of its tokenizer."""
     paths, dtype = run.request.model.tokenizers, torch_dtype(run.dtype)
     tokenizers = {
-        name: load_tokenizer(paths[name], run.device, dtype, Part.ENCODER)
+        name: load_tokenizer(paths[name], run.device, dtype, TokenizerPart.ENCODER)
         for name in sorted({row.tokenizer for row in rows.values()})
     }
     for module in tokenizers.values():

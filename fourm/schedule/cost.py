@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.hub.files import ModelFiles, weights_of
-from fourm.hub.header import DTYPES, TensorInfo, read_header
+from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
 from fourm.hub.inventory import is_unused
 from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule.chain import Chain, Step
@@ -24,11 +24,6 @@ FLOAT32 = 4  # bytes; logits and all that is computed from them are float32, wha
 _LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 # Freed blocks up to this size stay in the heap of the C library, which keeps about two of them.
 _HEAP_BLOCK = 32 << 20
-# Parts of a tokenizer: needed for one direction only, for training only, and the one kept in float32.
-_ONLY_ENCODING = ("encoder.", "quant_proj.", "cls_emb.")
-_ONLY_DECODING = ("decoder.", "post_quant_proj.")
-_TRAINING = ("quantize._codebook.initted", "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
-_IN_FLOAT32 = "quant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +60,9 @@ def estimate(
     rows = model.registry.rows
     decoders = {rows[name].tokenizer for name in chain.targets if rows[name].kind is Kind.GRID and decode}
     encoders = {rows[name].tokenizer for name in chain.raw}
-    tokenizers = [
-        tokenizer_bytes(path, width, key in decoders, key in encoders)
-        for key, path in model.tokenizers.items()
-        if key in decoders | encoders
-    ]
+    parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
+    parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
+    paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
     peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
@@ -79,7 +72,7 @@ def estimate(
     return Cost(
         passes=sum((1 + len(s.branches)) * count for s, count in zip(chain.steps, asked, strict=True)),
         tokens=sum(tokens),
-        weights=weights_bytes(model, width) + sum(tokenizers),
+        weights=weights_bytes(model, width) + sum(tokenizer_bytes(p, width, part) for p, part in paths),
         activations=largest.total + overhead(largest),
     )
 
@@ -125,12 +118,11 @@ def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
     return sum(info.num_elements for info in _loaded(model)) * width
 
 
-def tokenizer_bytes(path: Path, width: int = FLOAT32, decodes: bool = True, encodes: bool = False) -> int:
-    """Bytes of the loaded parts of a tokenizer's folder or file; its codebook stays in float32."""
-    left_out = (*_TRAINING, *(() if encodes else _ONLY_ENCODING), *(() if decodes else _ONLY_DECODING))
-    tensors = read_header(weights_of(path))[1].items()
-    kept = {name: info.num_elements for name, info in tensors if not name.startswith(left_out)}
-    return sum(n * (FLOAT32 if name.startswith(_IN_FLOAT32) else width) for name, n in kept.items())
+def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
+    """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook stays in float32."""
+    tensors = read_header(weights_of(path)).tensors.items()
+    """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook is float32."""
+    return sum(count * (FLOAT32 if name.startswith(IN_FLOAT32) else width) for name, count in kept)
 
 
 def loading_bytes(model: ModelFiles, width: int) -> int:

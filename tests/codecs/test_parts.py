@@ -14,6 +14,7 @@ from fourm.codecs.figures import CodedParts
 from fourm.codecs.table import build_codec
 from fourm.codecs.texts import decoder_of
 from fourm.errors import SampleError, UsageError
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.instances import Group, Instance
 from fourm.modalities.poses import Person
 from fourm.modalities.registry import RELEASED
@@ -21,7 +22,7 @@ from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
-from fourm.networks.tokenizers.vq import VIT_PRESETS, Part, ViTPreset, VQTokenizer
+from fourm.networks.tokenizers.vq import VIT_PRESETS, ViTPreset, VQTokenizer
 from tests.codecs.test_figures import SOMEBODY
 from tests.modalities.test_instances import CAT, DOG
 
@@ -39,7 +40,7 @@ SAM_CONFIG = VQConfig(
 
 def random_tokenizer(config: VQConfig) -> VQTokenizer:
     """A tokenizer with random weights, the same ones every time."""
-    tokenizer = build_tokenizer(config, Part.DECODER)
+    tokenizer = build_tokenizer(config, TokenizerPart.DECODER)
     assert isinstance(tokenizer, VQTokenizer)
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randn(t.shape, generator=generator) * 0.5 for n, t in tokenizer.state_dict().items()}
@@ -63,7 +64,7 @@ def test_recorded_tokenizers_decode_codes_of_parts(
         monkeypatch.setitem(VIT_PRESETS, preset, sizes)
     # These have 64 and 32 codes, which the check of the released number would refuse.
     monkeypatch.setattr("fourm.codecs.texts.NUM_CODES", 32)
-    tokenizer = load_tokenizer(golden / "vq" / name, part=Part.DECODER)
+    tokenizer = load_tokenizer(golden / "vq" / name, part=TokenizerPart.DECODER)
     tensors = load_file(golden / "vq" / name / "tensors.safetensors")
     codes, wanted = tensors["random.tokens"], tensors["random.decoded"]
     parts = CodedParts(shape, channels, lambda value, decode: value)
@@ -89,14 +90,14 @@ def test_a_tokenizer_of_other_things_is_refused(row: Any, config: VQConfig, word
     with pytest.raises(
         UsageError, match=f"^{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs"
     ):
-        build_codec(row, build_tokenizer(config, Part.DECODER), wordpiece)
+        build_codec(row, build_tokenizer(config, TokenizerPart.DECODER), wordpiece)
 
 
 @pytest.mark.parametrize(("row", "name"), [(POSES, "human-poses_1k_8"), (SAM, "sam-instance_1k_64")])
 def test_the_released_tokenizers_fit(golden: Path, row: Any, name: str, wordpiece: WordPiece) -> None:
     manifest = json.loads((golden / "vq" / "manifests" / f"{name}.json").read_text())
     with torch.device("meta"):
-        tokenizer = build_tokenizer(VQConfig.from_dict(manifest["config"]), Part.DECODER)
+        tokenizer = build_tokenizer(VQConfig.from_dict(manifest["config"]), TokenizerPart.DECODER)
     build_codec(row, tokenizer, wordpiece)
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from fourm.errors import CheckpointError
+from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
-from fourm.networks.tokenizers.vq import Part
 
 VQ = (
     "CLIP-B16_8k_224-448", "DINOv2-B14-global_8k_16_224", "DINOv2-B14_8k_224-448",
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tokenizer_shapes(config: dict[str, Any], part: Part) -> dict[str, tuple[int, ...]]:
+def tokenizer_shapes(config: dict[str, Any], part: TokenizerPart) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {n: tuple(t.shape) for n, t in build_tokenizer(read_config(config), part).state_dict().items()}
 
@@ -37,7 +37,7 @@ def tokenizer_shapes(config: dict[str, Any], part: Part) -> dict[str, tuple[int,
 @pytest.mark.parametrize("name", VQ)
 def test_released_vq_configs_may_say_next_to_nothing(golden: Path, name: str) -> None:
     manifest = json.loads((golden / "vq" / "manifests" / f"{name}.json").read_text())
-    part = Part.WHOLE if manifest["scope"] == "full model" else Part.ENCODER
+    part = TokenizerPart.WHOLE if manifest["scope"] == "full model" else TokenizerPart.ENCODER
     listed = {n: tuple(row["shape"]) for n, row in manifest["state_dict"].items()}
     little = {key: value for key, value in manifest["config"].items() if key in NEEDED}
     wanted = {n: shape for n, shape in listed.items() if n not in TRAINING_BUFFERS}
@@ -51,7 +51,7 @@ def test_released_divae_configs_may_say_next_to_nothing(golden: Path, name: str)
     listed = {n: tuple(row["shape"]) for n, row in manifest["tensors"].items()}
     little = {key: value for key, value in manifest["constructor"].items() if key in NEEDED}
     wanted = {n: shape for n, shape in listed.items() if n not in TRAINING_BUFFERS}
-    assert tokenizer_shapes(complete_config(little, listed), Part.WHOLE) == wanted
+    assert tokenizer_shapes(complete_config(little, listed), TokenizerPart.WHOLE) == wanted
 
 
 def save(folder: Path, config: dict[str, Any], said: dict[str, Any]) -> Path:

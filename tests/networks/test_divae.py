@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError
+from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig, read_config
 from fourm.networks.tokenizers.diffusion import DECODERS, DiVAE, make_sampler
 from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
-from fourm.networks.tokenizers.vq import Part
 
 FOLDERS = ("unet_concat", "uvit_concat", "uvit_xattn")
 RUNS = [
@@ -59,7 +59,7 @@ def recorded(golden: Path, folder: str, **changes: Any) -> tuple[dict[str, Any],
          "dec_type": record["decoder"]["replaces_dec_type"]}
     )  # fmt: skip
     config = replace(config, **changes)
-    tokenizer, sources = fit_tokenizer(config, state, Part.DECODER)
+    tokenizer, sources = fit_tokenizer(config, state, TokenizerPart.DECODER)
     assert isinstance(tokenizer, DiVAE)
     tokenizer.load_state_dict({name: state[source] for name, source in sources.items()}, assign=True)
     return record, tokenizer.requires_grad_(False).eval()
@@ -212,15 +212,15 @@ def test_a_file_without_encoder_decodes_only() -> None:
     with pytest.raises(ValueError, match="without an encoder"):
         tokenizer.tokenize(torch.zeros(1, 3, 32, 32))
     with pytest.raises(CheckpointError, match="has_encoder"):
-        DiVAE(replace(TINY, has_encoder=False), Part.ENCODER)
+        DiVAE(replace(TINY, has_encoder=False), TokenizerPart.ENCODER)
 
 
 def test_either_half_of_a_checkpoint_loads_alone() -> None:
     whole = tiny()
     state = {**whole.state_dict(), "quantize._codebook.initted": torch.ones(1)}
     x, tokens = torch.rand(1, 3, 32, 32), torch.arange(16).view(1, 4, 4)
-    encoder, decoder = DiVAE(TINY, Part.ENCODER), DiVAE(TINY, Part.DECODER)
-    for half, part in ((encoder, Part.ENCODER), (decoder, Part.DECODER)):
+    encoder, decoder = DiVAE(TINY, TokenizerPart.ENCODER), DiVAE(TINY, TokenizerPart.DECODER)
+    for half, part in ((encoder, TokenizerPart.ENCODER), (decoder, TokenizerPart.DECODER)):
         sources = fit_tokenizer(TINY, state, part)[1]
         half.load_state_dict({name: state[source] for name, source in sources.items()})
     assert torch.equal(encoder.tokenize(x), whole.tokenize(x))

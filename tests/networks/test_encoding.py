@@ -14,11 +14,12 @@ from fourm.codecs.files import write_array
 from fourm.codecs.images import _SIZES, GridCodec, _groups
 from fourm.codecs.maps import FORMS
 from fourm.errors import SampleError
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.precision import arithmetic
 from fourm.networks.tokenizers.config import VQConfig
-from fourm.networks.tokenizers.vq import IMAGENET, Part, VQTokenizer
+from fourm.networks.tokenizers.vq import IMAGENET, VQTokenizer
 
 SMALL = VQConfig(
     image_size=(32, 32), enc_type="vit_demo_enc", dec_type="vit_demo_dec", patch_size=(8, 8),
@@ -27,7 +28,7 @@ SMALL = VQConfig(
 
 
 def recorded(vq: Path, name: str, codec: str, tokens: int, grid: tuple[int, int], side: int = 0) -> GridCodec:
-    tokenizer = load_tokenizer(vq / name, part=Part.ENCODER)
+    tokenizer = load_tokenizer(vq / name, part=TokenizerPart.ENCODER)
     size = tokenizer.config.codebook_size
     row = Modality("tok_x", Kind.GRID, tokens, size, grid, 8, side, codec=codec, tokenizer="x")
     return GridCodec(row, FORMS[codec], tokenizer)

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from fourm.errors import CheckpointError, FourMError, MissingError
 from fourm.hub.files import find_model
-from fourm.hub.header import read_header
+from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
 from fourm.networks.model import FourMConfig
 from fourm.networks.tokenizers.config import VQConfig
-from fourm.networks.tokenizers.vq import Part, VQTokenizer
+from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.schedule.cost import Sizes
 from tests.tiny import TOKENIZERS, build_tiny, save, write_config
 
@@ -52,7 +52,7 @@ def test_weights_that_are_no_numbers_are_named(own: Path, value: float) -> None:
     change(path, "quant_proj.weight", value)
     with pytest.raises(CheckpointError, match=r"'quant_proj\.weight'"):
         load_tokenizer(path.parent)
-    load_tokenizer(path.parent, part=Part.DECODER)  # what is not used may be anything
+    load_tokenizer(path.parent, part=TokenizerPart.DECODER)  # what is not used may be anything
 
 
 @pytest.mark.parametrize("shape", [None, (64,)])

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError
+from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
-from fourm.networks.tokenizers.vq import Part
 from tests.networks.test_divae import RUNS, case_of, recorded
 
 # Layers, heads and width of the transformer; parameters with C = 3 and D = 32 for concat and for xattn.
@@ -87,7 +87,7 @@ def test_a_convolution_with_two_names_is_read_under_either(kept: tuple[str, ...]
     del stored[f"decoder.downsample_mid.{kept[0]}.weight"]
     if len(kept) == 1:
         with pytest.raises(CheckpointError, match="downsample_mid"):
-            fit_tokenizer(config, stored, Part.DECODER)
+            fit_tokenizer(config, stored, TokenizerPart.DECODER)
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "xattn"])

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError
-from fourm.hub.header import parse_header_config, read_header
+from fourm.hub.header import TokenizerPart, parse_header_config, read_header
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.layers import sincos_2d
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
-from fourm.networks.tokenizers.vq import MlpPreset, Part, VQTokenizer, parse_preset, resize_positions
+from fourm.networks.tokenizers.vq import MlpPreset, VQTokenizer, parse_preset, resize_positions
 
 FIXTURES = (
     "vit_cosine", "vit_feature_map", "vit_out_conv", "vit_sam_mask", "vit_euclid_options", "vit_semseg",
@@ -71,7 +71,7 @@ def test_every_recorded_tensor_is_reproduced(vq: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_an_encoder_alone_gives_the_same_tokens(vq: Path, name: str) -> None:
-    tokenizer = load_tokenizer(vq / name, part=Part.ENCODER)
+    tokenizer = load_tokenizer(vq / name, part=TokenizerPart.ENCODER)
     assert not [key for key in tokenizer.state_dict() if key.startswith(("decoder.", "post_quant_proj."))]
     for expected in recorded_cases(vq / name).values():
         if "input" in expected:
@@ -91,7 +91,7 @@ def test_a_single_file_with_its_config_in_the_header_is_the_same_tokenizer(vq: P
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_released_tokenizers_have_exactly_the_listed_tensors(vq: Path, name: str) -> None:
     manifest = json.loads((vq / "manifests" / f"{name}.json").read_text())
-    part = Part.WHOLE if manifest["scope"] == "full model" else Part.ENCODER
+    part = TokenizerPart.WHOLE if manifest["scope"] == "full model" else TokenizerPart.ENCODER
     with torch.device("meta"):
         tokenizer = build_tokenizer(read_config(manifest["config"]), part)
     shapes = {key: list(tensor.shape) for key, tensor in tokenizer.state_dict().items()}
@@ -290,7 +290,9 @@ def test_files_that_do_not_fit_their_config_are_refused(
 
 def test_training_buffers_and_an_unwanted_decoder_are_dropped() -> None:
     state = {**VQTokenizer(SMALL).state_dict(), "quantize._codebook.initted": torch.ones(1)}
-    full, encoder = (fit_tokenizer(SMALL, state, part)[1] for part in (Part.WHOLE, Part.ENCODER))
+    full, encoder = (
+        fit_tokenizer(SMALL, state, part)[1] for part in (TokenizerPart.WHOLE, TokenizerPart.ENCODER)
+    )
     assert "quantize._codebook.initted" not in full
     assert {
         name for name in full if name.startswith(("decoder.", "post_quant_proj."))

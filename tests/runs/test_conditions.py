@@ -14,9 +14,9 @@ from PIL import Image
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Key, Sample, centre_crop
 from fourm.hub.files import find_model
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.tokenizers.vq import Part
 from fourm.runs.conditions import Conditions, Work
 from fourm.runs.events import Malformed, Saved, event_to_json
 from fourm.runs.request import Request
@@ -45,7 +45,7 @@ def test_maps_are_tokenised_on_the_way(run: Run, tiny: Path, tmp_path: Path) -> 
     assert (code, "3 samples generated" in err) == (0, True)
     model = find_model(tiny)
     row = model.registry.get("tok_depth@64")
-    codec = build_codec(row, load_tokenizer(model.tokenizers["depth"], part=Part.ENCODER))
+    codec = build_codec(row, load_tokenizer(model.tokenizers["depth"], part=TokenizerPart.ENCODER))
     for i in range(3):
         wanted = codec.encode([codec.read(tmp_path / "data" / "depth" / "a" / f"{i}.png")]).values[0]
         found = np.load(tmp_path / "out" / "tok_depth@64" / "a" / f"{i}.npy", allow_pickle=False)

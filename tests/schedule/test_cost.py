@@ -10,9 +10,8 @@ import torch
 
 from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
-from fourm.hub.header import read_header
+from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.networks.tokenizers.vq import Part
 from fourm.schedule.cost import estimate, tokenizer_bytes, weights_bytes
 from fourm.schedule.plan import parse_chain
 from tests.headers import seven
@@ -109,7 +108,7 @@ def test_weights_are_counted_as_they_are_loaded(tiny: Path) -> None:
     assert weights_bytes(model, 2) * 2 == weights_bytes(model)
     for path in model.tokenizers.values():
         for width, dtype in ((4, torch.float32), (2, torch.bfloat16)):
-            state = load_tokenizer(path, dtype=dtype, part=Part.DECODER).state_dict()
+            state = load_tokenizer(path, dtype=dtype, part=TokenizerPart.DECODER).state_dict()
             assert tokenizer_bytes(path, width) == sum(t.numel() * t.element_size() for t in state.values())
 
 
@@ -145,17 +144,18 @@ def test_more_samples_and_filters_take_more_and_fewer_bytes_less(tmp_path: Path)
 def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Path) -> None:
     model = find_model(tiny)
     for path in model.tokenizers.values():
-        for part, halves in ((Part.ENCODER, (False, True)), (Part.WHOLE, (True, True))):
+        for part in (TokenizerPart.ENCODER, TokenizerPart.WHOLE):
             state = load_tokenizer(path, part=part).state_dict()
             held = sum(t.numel() * t.element_size() for t in state.values())
-            assert tokenizer_bytes(path, 4, *halves) == held
+            assert tokenizer_bytes(path, 4, part) == held
 
     def weights(options: str) -> int:
         return estimate(parse_chain(options, model), model).weights
 
-    encoder = tokenizer_bytes(model.tokenizers["depth"], 4, decodes=False, encodes=True)
+    encoder = tokenizer_bytes(model.tokenizers["depth"], 4, TokenizerPart.ENCODER)
     tokens, maps = (weights(f"--cond {name} --targets tok_rgb") for name in ("tok_depth", "depth"))
     assert maps - tokens == encoder
-    decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, True, b) for b in (False, True))
+    halves = (TokenizerPart.DECODER, TokenizerPart.WHOLE)
+    decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, part) for part in halves)
     assert weights("--cond rgb --targets tok_depth") - weights_bytes(model) == decoder
     assert both > max(encoder, decoder)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from fourm.hub.header import TokenizerPart
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.quantizers import QUANTIZERS
-from fourm.networks.tokenizers.vq import Part, VQTokenizer
+from fourm.networks.tokenizers.vq import VQTokenizer
 
 AnyTokenizer = VQTokenizer | DiVAE
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +31,7 @@ _DECIDED_BY_CONFIG = {
 }
 
 
-def build_tokenizer(config: VQConfig, part: Part = Part.WHOLE) -> AnyTokenizer:
+def build_tokenizer(config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> AnyTokenizer:
     """The tokenizer of a config, with random weights."""
     return DiVAE(config, part) if isinstance(config, DiVAEConfig) else VQTokenizer(config, part)
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError, near_match
+from fourm.hub.header import TokenizerPart
 from fourm.modalities.typed import fit
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
-from fourm.networks.tokenizers.vq import Part, Tokenizer
+from fourm.networks.tokenizers.vq import Tokenizer
 
 DECODERS = (*UNETS, *UVITS)
 Decoder = PatchedUNet | UViT
@@ -203,13 +204,13 @@ class DiVAE(Tokenizer):
 
     config: DiVAEConfig
 
-    def __init__(self, config: DiVAEConfig, part: Part = Part.WHOLE) -> None:
-        super().__init__(config, part if config.has_encoder or part is Part.ENCODER else Part.DECODER)
-        if part is Part.ENCODER and not config.has_encoder:
+    def __init__(self, config: DiVAEConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> None:
+        if part is TokenizerPart.ENCODER and not config.has_encoder:
             raise CheckpointError("has_encoder: false, so that nothing here turns values into tokens")
+        super().__init__(config, part if config.has_encoder else TokenizerPart.DECODER)
         self.sampler = make_sampler(config)
         self.decoder: Decoder | None = None
-        if part is not Part.ENCODER:
+        if part is not TokenizerPart.ENCODER:
             self.decoder = build_decoder(config)
 
     def output_shape(self, grid: Size) -> tuple[int, int, int]:

@@ -12,13 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
+from fourm.hub.header import TRAINING_BUFFERS
 from fourm.networks.layers import normal
 from fourm.networks.tokenizers.config import VQConfig
 
 _ROWS_AT_ONCE = 4096  # latents scored against all codes together: bounds the memory of the search
-# Statistics of the codebook that only training reads.
-INITTED = "quantize._codebook.initted"
-TRAINING_BUFFERS = (INITTED, "quantize._codebook.cluster_size", "quantize._codebook.embed_avg")
 
 
 class NearestCode(nn.Module):
@@ -135,7 +133,7 @@ def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
     """CheckpointError for a codebook that was never trained, or for another metric than the config says."""
     initted, counts, averages = (state.get(name) for name in TRAINING_BUFFERS)
     if initted is not None and not bool(initted.any()):
-        raise CheckpointError(f"the codebook was never trained ({INITTED} is 0)")
+        raise CheckpointError(f"the codebook was never trained ({TRAINING_BUFFERS[0]} is 0)")
     # Trainers keep running averages beside Euclidean codebooks only.
     if counts is not None and (averages is None) != config.norm_codes:
         metric = "cosine (norm_codes true)" if averages is None else "Euclidean (norm_codes false)"

@@ -7,7 +7,6 @@ row by row. Parameter names are those of the released checkpoints.
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from enum import Enum
 from typing import Self
 
 import torch
@@ -16,30 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
+from fourm.hub.header import IN_FLOAT32, TokenizerPart
 from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, TokenTable, sincos_2d
 from fourm.networks.tokenizers.config import Size, VQConfig
 from fourm.networks.tokenizers.quantizers import build_quantizer
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
-_IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
 _MLP_DESCRIPTOR = re.compile(r"BottleneckMLP/[^_/-]*_(\d+)-[^_/-]*_(\d+)(?:-[^_/-]*_(\d+))?")
-
-
-class Part(Enum):
-    """How much of a tokenizer is built: one direction needs half of it."""
-
-    WHOLE = "whole"
-    ENCODER = "encoder"  # with the codebook
-    DECODER = "decoder"  # with the codebook
-
-    @property
-    def unused_prefixes(self) -> tuple[str, ...]:
-        """Beginnings of the names of tensors that it does without."""
-        return {
-            Part.WHOLE: (),
-            Part.ENCODER: ("decoder.", "post_quant_proj."),
-            Part.DECODER: ("encoder.", "quant_proj.", "cls_emb."),
-        }[self]
 
 
 class Tokenizer(nn.Module):
@@ -49,11 +31,11 @@ class Tokenizer(nn.Module):
     Tokens are (B, h, w), or (B, N, h, w) where N > 1 codebooks share the latent; L is `latent_dim`.
     """
 
-    def __init__(self, config: VQConfig, part: Part = Part.WHOLE) -> None:
+    def __init__(self, config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> None:
         super().__init__()
         self.config = config
         self.encoder: nn.Module | None = None
-        if part is not Part.DECODER:
+        if part is not TokenizerPart.DECODER:
             if config.n_labels is not None:
                 self.cls_emb = TokenTable(config.n_labels, config.n_channels)
             self.encoder, width = _build_encoder(config)
@@ -97,7 +79,7 @@ class Tokenizer(nn.Module):
 
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The dtype of a tensor in a network of this one: the search and what leads to it are float32."""
-        return torch.float32 if name.startswith(_IN_FLOAT32) else dtype
+        return torch.float32 if name.startswith(IN_FLOAT32) else dtype
 
     def set_network_dtype(self, dtype: torch.dtype) -> Self:
         """Encoder and decoder in dtype, as `dtype_of` says."""
@@ -112,10 +94,10 @@ class VQTokenizer(Tokenizer):
     decode:  tokens -> lookup (B, L, h, w) -> (B, E', h, w) -> decoder -> output
     """
 
-    def __init__(self, config: VQConfig, part: Part = Part.WHOLE) -> None:
+    def __init__(self, config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> None:
         super().__init__(config, part)
         self.decoder: nn.Module | None = None
-        if part is not Part.ENCODER:
+        if part is not TokenizerPart.ENCODER:
             self.decoder, width = _build_decoder(config)
             self.post_quant_proj = nn.Conv2d(config.latent_dim, width, kernel_size=1)
 
