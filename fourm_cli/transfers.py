@@ -64,7 +64,7 @@ def print_plan(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
         print_json([job.to_json() for job in jobs])
         return
     rows = [
-        (job.wanted.entry.name, file.remote.name, size_text(file.remote.size),
+        (job.wanted.entry.name, file.content.name, size_text(file.content.size),
          size_text(file.to_fetch) if file.to_fetch else "", job.revision[:7])
         for job in jobs for file in job.files
     ]  # fmt: skip
@@ -159,7 +159,7 @@ class Transfers:
         """Go over to a download."""
         self._clear()
         for file in job.files:
-            self._add(file.remote.name, file.remote.size, file.done)
+            self._add(file.content.name, file.content.size, file.done)
         self.left_later = max(0, self.left_later - job.to_fetch)
 
     def take(self, event: Transfer) -> None:

@@ -13,22 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
-from fourm.hub.cache import (
-    MAIN,
-    Commit,
-    HubFile,
-    cache_folder,
-    find_cached,
-    find_pin,
-    is_hub_id,
-    load_pins,
-    read_ref,
-    replace_text,
-    repository_folder,
-    split_revision,
-    text_tokenizer_path,
-    write_pin,
-)
+from fourm.hub import cache, remote, transfer
+from fourm.hub.cache import Commit, HubFile
 from fourm.hub.catalogue import (
     CONFIG_FILE,
     GROUPS,
@@ -44,26 +30,7 @@ from fourm.hub.catalogue import (
     near_entry,
 )
 from fourm.hub.files import DEMO, DEMO_SR
-from fourm.hub.remote import (
-    TEXT_TOKENIZER_BYTES,
-    TEXT_TOKENIZER_SHA256,
-    Client,
-    Fetched,
-    UnreachableError,
-    ask_commit,
-    check_variables,
-    file_address,
-    text_tokenizer_addresses,
-)
-from fourm.hub.transfer import (
-    check_file,
-    ensure_file,
-    make_folder_inside,
-    place_file,
-    remove_damaged,
-    remove_file,
-    unfinished,
-)
+from fourm.hub.remote import Client, Fetched, UnreachableError
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
@@ -83,22 +50,22 @@ class Wanted:
     def folder(self) -> Path:
         """Its folder in the Hub's cache, or that of the text tokenizer."""
         if self.entry.is_text_tokenizer:
-            return text_tokenizer_path().parent
-        return repository_folder(self.entry.hub_id, self.entry.repo_type)
+            return cache.text_tokenizer_path().parent
+        return cache.repository_folder(self.entry.hub_id, self.entry.repo_type)
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadFile:
     """One file of a job, and how much of it is here."""
 
-    remote: HubFile
+    content: HubFile  # as the Hub, or the record, has it
     path: Path  # where it lies once it is complete
     done: int  # bytes; all of them = it is here, and only its checksum may have to be compared
 
     @property
     def to_fetch(self) -> int:
         """Bytes that are not here yet."""
-        return self.remote.size - self.done
+        return self.content.size - self.done
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +81,7 @@ class Download:
     @property
     def num_bytes(self) -> int:
         """Size of all files."""
-        return sum(file.remote.size for file in self.files)
+        return sum(file.content.size for file in self.files)
 
     @property
     def to_fetch(self) -> int:
@@ -125,12 +92,14 @@ class Download:
     def licence(self) -> Licence | None:
         """Terms that must be shown, if this is the first download of something under them."""
         entry = self.wanted.entry
-        is_first = not entry.licence.is_free and self.to_fetch and find_pin(entry.hub_id) is None
+        is_first = not entry.licence.is_free and self.to_fetch and cache.find_pin(entry.hub_id) is None
         return entry.licence if is_first else None
 
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
-        files = [{"name": f.remote.name, "bytes": f.remote.size, "to_fetch": f.to_fetch} for f in self.files]
+        files = [
+            {"name": f.content.name, "bytes": f.content.size, "to_fetch": f.to_fetch} for f in self.files
+        ]
         return {
             "name": self.wanted.entry.name, "hub_id": self.wanted.entry.hub_id, "revision": self.revision,
             "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
@@ -168,7 +137,7 @@ def read_wanted(
     found = list({(one.entry.name, one.revision): one for one in found}.values())
     if revision is None:
         return tuple(found)
-    split_revision(f"NAME@{revision}")
+    cache.split_revision(f"NAME@{revision}")
     if len(found) != 1 or found[0].entry.is_text_tokenizer:
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
     if found[0].revision not in ("", revision):
@@ -185,7 +154,7 @@ def plan_downloads(
 
     An estimate takes what is known here where the Hub cannot be asked. Such jobs say so, and are not fetched.
     """
-    check_variables()
+    remote.check_variables()
     jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for one in wanted:
         try:
@@ -201,7 +170,7 @@ def plan_downloads(
 
 def check_room(jobs: Sequence[Download]) -> None:
     """Refuse what does not fit on the disk."""
-    folder, num_bytes = cache_folder(), sum(job.to_fetch for job in jobs)
+    folder, num_bytes = cache.cache_folder(), sum(job.to_fetch for job in jobs)
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < num_bytes:
@@ -219,11 +188,11 @@ def fetch(job: Download, client: Client) -> Path:
     try:
         if (entry := job.wanted.entry).is_text_tokenizer:
             return _fetch_text(job, client)
-        pin = find_pin(entry.hub_id)
+        pin = cache.find_pin(entry.hub_id)
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
         files = []
         for file in job.files:
-            name, size = file.remote.name, file.remote.size
+            name, size = file.content.name, file.content.size
             if _has_size(file.path, size) and name in known:
                 client.report(Fetched(name, size, is_new=False))
                 files.append(known[name])
@@ -232,7 +201,7 @@ def fetch(job: Download, client: Client) -> Path:
         _write_ref(job)
         found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
         if found != pin:  # a cache that is complete may be one that cannot be written
-            write_pin(found)
+            cache.write_pin(found)
         return job.path
     except OSError as error:
         raise _explain_disk(error, job) from error
@@ -243,7 +212,7 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
     The text tokenizer has the id "". A damaged file is removed, so that the next download fetches it again.
     """
-    pins, text = load_pins(), text_tokenizer_path()
+    pins, text = cache.load_pins(), cache.text_tokenizer_path()
     if hub_ids is None:
         chosen = [pin for pin in pins.values() if os.path.isdir(pin.folder)]
         is_text = os.path.exists(text)
@@ -258,7 +227,7 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
         is_text = "" in hub_ids
     found = []
     for pin in chosen:
-        home = repository_folder(pin.hub_id, pin.repo_type)
+        home = cache.repository_folder(pin.hub_id, pin.repo_type)
         for file in pin.files:
             found.append(_verify_file(_short(pin.hub_id), pin.folder / file.name, file, home, client))
     if is_text:
@@ -268,7 +237,7 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
 def _named(text: str) -> Wanted:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
-    name, revision = split_revision(text)
+    name, revision = cache.split_revision(text)
     entry = find_entry(name)
     if entry is not None and entry.is_text_tokenizer and revision:
         raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
@@ -276,7 +245,7 @@ def _named(text: str) -> Wanted:
         return Wanted(entry, revision)
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
-    if "/" in name and is_hub_id(name):
+    if "/" in name and cache.is_hub_id(name):
         return Wanted(Entry(name, name, EntryKind.MODEL, "", UNKNOWN, 0), revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
@@ -297,7 +266,7 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
             except UsageError as error:
                 raise UsageError(f"{where}: {key}: {error}") from None
     if text_tokenizer and not os.path.exists(os.path.expanduser(text_tokenizer)):
-        if Path(text_tokenizer).name not in (TEXT_TOKENIZER, text_tokenizer_path().name):
+        if Path(text_tokenizer).name not in (TEXT_TOKENIZER, cache.text_tokenizer_path().name):
             raise UsageError(f"{where}: text_tok_path: {text_tokenizer}: no such file, nor {TEXT_TOKENIZER}")
         found.append(_named(TEXT_TOKENIZER))
     if data == PARTI:
@@ -310,7 +279,7 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
 def _plan(wanted: Wanted, client: Client, away: str) -> Download:
     """What is to be fetched of a repository, or of the text tokenizer, whose size and checksum are known."""
     if wanted.entry.is_text_tokenizer:
-        path = text_tokenizer_path()
+        path = cache.text_tokenizer_path()
         return Download(wanted, "", (_look(path, path, _text_file()),), path)
     job = _recorded(wanted)
     if job is not None and all(not file.to_fetch and os.path.exists(file.path) for file in job.files):
@@ -320,7 +289,7 @@ def _plan(wanted: Wanted, client: Client, away: str) -> Download:
 
 def _recorded(wanted: Wanted) -> Download | None:
     """A repository as it was fetched before; None for another revision, or if it never was."""
-    pin = find_pin(wanted.entry.hub_id)
+    pin = cache.find_pin(wanted.entry.hub_id)
     if pin is None or wanted.revision not in ("", pin.revision):
         return None
     files = [_look(pin.folder / file.name, pin.folder / file.name, file) for file in pin.files]
@@ -329,9 +298,9 @@ def _recorded(wanted: Wanted) -> Download | None:
 
 def _ask(wanted: Wanted, client: Client) -> Download:
     """A repository as the Hub describes it."""
-    entry, pin = wanted.entry, find_pin(wanted.entry.hub_id)
+    entry, pin = wanted.entry, cache.find_pin(wanted.entry.hub_id)
     revision = wanted.revision or (pin.revision if pin else "")
-    found = ask_commit(entry.hub_id, entry.repo_type, revision, client)
+    found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
     chosen = sorted(_choose(entry, found), key=lambda file: file.size)  # the licence before the weights
     files = [_look(found.folder / file.name, wanted.folder / "blobs" / file.blob, file) for file in chosen]
     return _job(wanted, found.revision, files)
@@ -343,7 +312,7 @@ def _estimate(wanted: Wanted, reason: str) -> Download | None:
         return replace(job, unconfirmed=reason)
     if find_entry((entry := wanted.entry).name) is None:
         return None
-    here = None if wanted.revision else find_cached(entry)
+    here = None if wanted.revision else cache.find_cached(entry)
     path, revision = here or (wanted.folder / entry.main_file, "")
     size = path.stat().st_size if here else entry.num_bytes
     file = DownloadFile(HubFile(entry.main_file, size), path, size if here else 0)
@@ -385,13 +354,13 @@ def _is_part(name: str) -> bool:
     return bool(is_wanted) and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
 
 
-def _look(path: Path, content: Path, remote: HubFile) -> DownloadFile:
-    """How much of a file is here: its complete content, or what an earlier run has collected."""
-    if _has_size(path, remote.size) or _has_size(content, remote.size):
-        return DownloadFile(remote, path, remote.size)
-    part = unfinished(content)
-    done = min(part.stat().st_size, remote.size) if os.path.isfile(part) else 0
-    return DownloadFile(remote, path, done)
+def _look(path: Path, blob: Path, content: HubFile) -> DownloadFile:
+    """How much of a file is here: all of it (as `path` or `blob`), or what an earlier run has collected."""
+    if _has_size(path, content.size) or _has_size(blob, content.size):
+        return DownloadFile(content, path, content.size)
+    part = transfer.unfinished(blob)
+    done = min(part.stat().st_size, content.size) if os.path.isfile(part) else 0
+    return DownloadFile(content, path, done)
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -400,32 +369,33 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _fetch_file(job: Download, file: DownloadFile, client: Client) -> str:
     """Make one file of a repository complete; returns its sha256."""
-    entry, remote, home = job.wanted.entry, file.remote, job.wanted.folder
-    content = home / "blobs" / remote.blob
-    is_link = os.path.exists(content) and os.path.exists(file.path) and file.path.samefile(content)
+    entry, content, home = job.wanted.entry, file.content, job.wanted.folder
+    blob = home / "blobs" / content.blob
+    is_link = os.path.exists(blob) and os.path.exists(file.path) and file.path.samefile(blob)
     if os.path.isfile(file.path) and not is_link:
-        if sha256 := check_file(file.path, remote, client):
-            client.report(Fetched(remote.name, remote.size, is_new=False))
+        if sha256 := transfer.check_file(file.path, content, client):
+            client.report(Fetched(content.name, content.size, is_new=False))
             return sha256
-        remove_damaged(file.path, home)
-    address = file_address(entry.hub_id, remote.name, job.revision, entry.repo_type)
-    sha256 = ensure_file(content, remote, address, client, home)
-    place_file(content, file.path, home)
+        transfer.remove_damaged(file.path, home)
+    address = remote.file_address(entry.hub_id, content.name, job.revision, entry.repo_type)
+    sha256 = transfer.ensure_file(blob, content, address, client, home)
+    transfer.place_file(blob, file.path, home)
     return sha256
 
 
 def _text_file() -> HubFile:
-    return HubFile(text_tokenizer_path().name, TEXT_TOKENIZER_BYTES, TEXT_TOKENIZER_SHA256)
+    name = cache.text_tokenizer_path().name
+    return HubFile(name, remote.TEXT_TOKENIZER_BYTES, remote.TEXT_TOKENIZER_SHA256)
 
 
 def _fetch_text(job: Download, client: Client) -> Path:
     """The text tokenizer from its first home, or from the second if that does not give it."""
-    file, path, addresses = _text_file(), job.path, text_tokenizer_addresses(client)
+    file, path, addresses = _text_file(), job.path, remote.text_tokenizer_addresses(client)
     try:
-        ensure_file(path, file, next(addresses), client, path.parent)
+        transfer.ensure_file(path, file, next(addresses), client, path.parent)
     except (MissingError, VerificationError) as first:
         try:
-            ensure_file(path, file, next(addresses), client, path.parent)
+            transfer.ensure_file(path, file, next(addresses), client, path.parent)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
@@ -433,11 +403,11 @@ def _fetch_text(job: Download, client: Client) -> Path:
 
 def _write_ref(job: Download) -> None:
     """Note which commit the branch or tag was, as the Hub's client does; a commit needs no note."""
-    ref, home = job.wanted.revision or MAIN, job.wanted.folder
+    ref, home = job.wanted.revision or cache.MAIN, job.wanted.folder
     path = home / "refs" / ref
-    if job.revision != ref and read_ref(path) != job.revision:
-        make_folder_inside(path, home)
-        replace_text(path, job.revision)
+    if job.revision != ref and cache.read_ref(path) != job.revision:
+        transfer.make_folder_inside(path, home)
+        cache.replace_text(path, job.revision)
 
 
 def _short(hub_id: str) -> str:
@@ -448,15 +418,16 @@ def _short(hub_id: str) -> str:
 def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Client) -> Verified:
     if not os.path.isfile(path):
         return Verified(name, file.name, path, "missing")
-    if check_file(path, file, client):
+    if transfer.check_file(path, file, client):
         return Verified(name, file.name, path, "")
-    return Verified(name, file.name, path, "damaged", remove_file(path, home))
+    return Verified(name, file.name, path, "damaged", transfer.remove_file(path, home))
 
 
 def _explain_disk(error: OSError, job: Download) -> FourMError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = cache.cache_folder()
         return FourMError(
-            f"{job.wanted.entry.name}: no space is left on the disk of {cache_folder()}; what has arrived is "
-            "kept, so the same command goes on when there is room"
+            f"{job.wanted.entry.name}: no space is left on the disk of {where}; what has arrived is kept, "
+            "so the same command goes on when there is room"
         )
     return FourMError(f"{error.filename or job.path}: cannot be written ({error.strerror or error})")

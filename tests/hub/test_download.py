@@ -17,8 +17,7 @@ from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
 from fourm.data.prompts import read_prompts
 from fourm.errors import FourMError, MissingError, VerificationError
-from fourm.hub import download as download_module
-from fourm.hub import transfer
+from fourm.hub import remote, transfer
 from fourm.hub.cache import (
     HubFile,
     cache_folder,
@@ -259,8 +258,8 @@ def test_a_cache_that_was_emptied_is_no_damage(hub: Hub, watch: Watch) -> None:
 def text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A text tokenizer on both its homes, and its checksum."""
     content = b'{"version": "1.0"}' * 9000
-    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_BYTES", len(content))
+    monkeypatch.setattr(remote, "TEXT_TOKENIZER_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(remote, "TEXT_TOKENIZER_BYTES", len(content))
     commit = "cda590faa3b9f022c28537193d3e1650527646a3"
     path = f"apple/ml-4m/{commit}/fourm/utils/tokenizer/trained/{text_tokenizer_path().name}"
     hub.github[path] = content
