@@ -199,36 +199,31 @@ def persist(client: Client, name: str, action: Callable[[], T], progress: Callab
             client.sleep(seconds)
 
 
-def explain_failure(error: Exception, what: str, url: str, has_begun: bool = False) -> FourMError:
-    """A failed transfer as a sentence; `what` was to be fetched from `url`, and a part of it may be here."""
-    host, kept = urlsplit(url).netloc or url, "; what has arrived is kept" if has_begun else ""
+def explain_failure(
+    error: Exception, hub_id: str, url: str, name: str = "", has_begun: bool = False
+) -> FourMError:
+    """A failed request as an error for people.
+
+    name: of the file of the repository that was asked for, if it was one; has_begun: a part of it is here.
+    """
+    what, host = f"{hub_id}/{name}" if name else hub_id, urlsplit(url).netloc or url
+    kept = "; what has arrived is kept, so" if has_begun else ""
     if type(error).__name__ == "OfflineModeIsEnabled":
         return UnreachableError(
             f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
         )
     if isinstance(error, Refused):
+        if error.status in (401, 403):
+            return _explain_refusal(hub_id, error)
+        if error.status == 404 and name:
+            return MissingError(f"{hub_id} has no file {name} at this revision any more")
         told = f"{what} cannot be fetched: {host} answers {error.status}"
-        later = f"{kept}, so try again later" if kept else "; try again later"
+        later = f"{kept or ';'} try again later"
         return UnreachableError(told + later) if _may_pass(error) else MissingError(told)
     if _is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError):
-        goes_on = f"{kept}, so the same command goes on" if kept else ""
+        goes_on = f"{kept} the same command goes on" if kept else ""
         return UnreachableError(f"{what} cannot be fetched from {host}: {reason_of(error)}{goes_on}")
     raise error
-
-
-def explain_refusal(hub_id: str, error: Refused) -> MissingError:
-    """Why the Hub gives no access: a gate, a token, or none."""
-    from huggingface_hub import constants, get_token
-
-    if error.code == "GatedRepo":
-        return MissingError(
-            f"{hub_id} is gated: accept its terms at {constants.ENDPOINT}/{hub_id}, then {LOG_IN}"
-        )
-    if get_token():
-        return MissingError(
-            f"{hub_id}: the Hub refuses this token ({error.status}); {LOG_IN} that may read it"
-        )
-    return MissingError(f"{hub_id}: the Hub refuses access without a token ({error.status}); {LOG_IN}")
 
 
 def reason_of(error: BaseException) -> str:
@@ -323,20 +318,29 @@ def _parse_file(row: Any) -> HubFile:
 def _explain_repository(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
     from huggingface_hub import constants
 
-    if not isinstance(error, Refused):
-        return explain_failure(error, hub_id, constants.ENDPOINT)
-    if error.code == "RevisionNotFound":
+    status, code = (error.status, error.code) if isinstance(error, Refused) else (0, "")
+    if code == "RevisionNotFound":
         known = _known_revisions(hub_id, repo_type)
         advice = near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
         return MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}")
-    if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
+    if code != "GatedRepo" and (status == 404 or code == "RepoNotFound"):
         return MissingError(
             f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
             f"if it is private, {LOG_IN}"
         )
-    if error.status in (401, 403):
-        return explain_refusal(hub_id, error)
     return explain_failure(error, hub_id, constants.ENDPOINT)
+
+
+def _explain_refusal(hub_id: str, error: Refused) -> MissingError:
+    """Why the Hub gives no access: a gate, a token, or none."""
+    from huggingface_hub import constants, get_token
+
+    if error.code == "GatedRepo":
+        return MissingError(
+            f"{hub_id} is gated: accept its terms at {constants.ENDPOINT}/{hub_id}, then {LOG_IN}"
+        )
+    what, more = ("this token", " that may read it") if get_token() else ("access without a token", "")
+    return MissingError(f"{hub_id}: the Hub refuses {what} ({error.status}); {LOG_IN}{more}")
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:

@@ -10,24 +10,11 @@ from typing import Any, BinaryIO
 
 from fourm.data.opening import open_file, open_own
 from fourm.data.writing import lock_file
-from fourm.errors import FourMError, MissingError, VerificationError
+from fourm.errors import FourMError, VerificationError
+from fourm.hub import remote
 from fourm.hub.cache import HubFile
 from fourm.hub.header import is_web_page
-from fourm.hub.remote import (
-    PAGE,
-    Address,
-    Advanced,
-    Client,
-    Dropped,
-    Fetched,
-    Refused,
-    Waiting,
-    explain_failure,
-    explain_refusal,
-    get,
-    persist,
-    token_headers,
-)
+from fourm.hub.remote import Address, Advanced, Client, Dropped, Fetched, Refused, Waiting
 
 UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
@@ -130,18 +117,12 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
     What has arrived stays in the file. VerificationError if something else than the file on record is sent.
     """
     try:
-        persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
+        remote.persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
     except FourMError:
         raise
     except Exception as error:
-        if isinstance(error, Refused) and error.status in (401, 403):
-            raise explain_refusal(address.owner, error) from error
-        if isinstance(error, Refused) and error.status == 404:
-            raise MissingError(
-                f"{address.owner} has no file {wanted.name} at this revision any more"
-            ) from error
-        what = f"{address.owner}/{wanted.name}"
-        raise explain_failure(error, what, address.url, has_begun=file.tell() > 0) from error
+        has_begun = file.tell() > 0
+        raise remote.explain_failure(error, address.owner, address.url, wanted.name, has_begun) from error
     finally:
         file.flush()
 
@@ -153,9 +134,9 @@ def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
     done, size = file.tell(), wanted.size
     if done >= size:
         return
-    headers = token_headers() if address.sends_token else {}
+    headers = remote.token_headers() if address.sends_token else {}
     headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with get(address.url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+    with remote.get(address.url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == BEYOND:
             _restart(file)
             raise Dropped
@@ -167,7 +148,7 @@ def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
         is_anew = not (done and response.status_code == 206 and span.startswith(f"bytes{done}-"))
         if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
             raise VerificationError(
-                f"{wanted.name}: {PAGE}, is sent in place of this file; nothing of it is kept"
+                f"{wanted.name}: {remote.PAGE}, is sent in place of this file; nothing of it is kept"
             )
         if total is not None and total != size:
             raise VerificationError(f"{wanted.name}: {total:,} bytes are offered, but {size:,} are on record")
