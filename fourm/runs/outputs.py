@@ -216,10 +216,8 @@ def tokenizers_of(outputs: Sequence[Output]) -> dict[str, TokenizerPart]:
     """Tokenizers that conditions are read or targets written through, and the half that this takes."""
     needed = dict[str, TokenizerPart]()
     for output in outputs:
-        key, part = (
-            output.modality.tokenizer,
-            TokenizerPart.ENCODER if output.is_condition else TokenizerPart.DECODER,
-        )
+        key = output.modality.tokenizer
+        part = TokenizerPart.ENCODER if output.is_condition else TokenizerPart.DECODER
         if output.needs_tokenizer:
             needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
     return dict(sorted(needed.items()))

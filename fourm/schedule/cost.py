@@ -119,9 +119,9 @@ def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
 
 
 def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
-    """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook stays in float32."""
-    tensors = read_header(weights_of(path)).tensors.items()
     """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook is float32."""
+    tensors = read_header(weights_of(path)).tensors.items()
+    kept = ((n, info.num_elements) for n, info in tensors if not n.startswith(TRAINING_BUFFERS + part.value))
     return sum(count * (FLOAT32 if name.startswith(IN_FLOAT32) else width) for name, count in kept)
 
 
