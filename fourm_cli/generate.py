@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.hub.files import ModelFiles
     from fourm.runs.events import Event
-    from fourm.runs.replay import Replay, Stage
+    from fourm.runs.origins import Replay, Stage
     from fourm.runs.request import Request
     from fourm.runs.world import World
     from fourm.schedule.chain import Chain
@@ -84,8 +84,7 @@ def generate(
     """
     from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import EMPTY, Source, read_samples
-    from fourm.runs.replay import read_replay
-    from fourm.runs.superres import plan_finer
+    from fourm.runs.origins import plan_finer, read_replay
     from fourm.runs.world import parse_world
     from fourm.schedule.plan import build_chain
 
@@ -147,8 +146,8 @@ def sr(
         fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
+    from fourm.runs.origins import find_finer, names_made, read_finer, read_origin
     from fourm.runs.request import Origin
-    from fourm.runs.superres import find_finer, names_made, read_finer, read_origin
     from fourm.runs.world import parse_world
     from fourm.schedule.plan import build_chain
 
@@ -343,7 +342,7 @@ def _repeat(
     """The run that repeats what made a file, its super-resolution if there was one, samples and doubts."""
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_sr
-    from fourm.runs.replay import sr_name
+    from fourm.runs.origins import sr_name
     from fourm.runs.request import Origin
     from fourm.schedule.plan import parse_chain
 

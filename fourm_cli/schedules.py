@@ -98,7 +98,7 @@ def _plan(
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
     from fourm.hub.files import DEMO, find_model
-    from fourm.runs.superres import plan_finer
+    from fourm.runs.origins import plan_finer
     from fourm.schedule.plan import build_chain
 
     settings = read_settings(configs.paths, schedule)

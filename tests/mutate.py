@@ -33,7 +33,7 @@ from tests.mutations import Mutation, Source
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
-    "runs/superres", "runs/replay", "runs/saving", "output/record", "output/processes", "output/checksums",
+    "runs/origins", "runs/saving", "output/joining", "output/processes", "output/record", "output/samples",
     "data/layout", "data/writing", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")
@@ -43,15 +43,15 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "chain": "schedule plan dense_cli engine",
     "checkpoint": "loading tokenizers pipeline",
     "saving": "pipeline outputs generate_cli sr_command verify",
-    "record": "pipeline resume generate_cli",
-    "processes": "record writing resume verify",
-    "checksums": "verify verify_command record writing",
-    "layout": "cli pipeline prompts record",
-    "writing": "cli pipeline record",
+    "joining": "pipeline resume generate_cli",
+    "processes": "joining writing resume verify verify_command",
+    "record": "joining verify",
+    "samples": "verify album resume sr_command",
+    "layout": "cli pipeline prompts joining",
+    "writing": "cli pipeline joining",
     "files": "hub loading names models_command",
     "pipeline": "generate_cli sr_command state resume refusals",
-    "superres": "sr_command precedence",
-    "replay": "recorded_conditions recorded_dataset opening",
+    "origins": "replay superres sr_command precedence recorded_conditions recorded_dataset opening",
     "app": "cli verify_command plot_command models_command download_command",
     "__main__": "cli torchrun",
     "console": "cli events",

@@ -102,19 +102,6 @@ def write_ids(ids: NDArray[Any], path: Path) -> None:
     write_array(rows.astype(_width_of(rows)), path)
 
 
-def is_written_row(path: Path, count: int, vocab_size: int) -> bool:
-    """True for a file that `write_ids` may have written for one row (count,) of ids in 0..vocab_size - 1.
-
-    `read_ids` takes more: what other programs write.
-    """
-    try:
-        read_ids(path, count, vocab_size)
-    except SampleError:
-        return False
-    array = read_array(path)
-    return array.shape == (1, count) and array.dtype == _width_of(array)
-
-
 def _width_of(rows: NDArray[Any]) -> type[np.integer[Any]]:
     fits = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
     return np.int16 if fits else np.int32

@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "formats": "find_flaw",
+    "formats": "Tokens find_flaw",
     "joining": "Joining check_names check_output close_output remove_empty withdraw_output",
     "processes": (
         "ANY_RUN Failure Launch Listed Process lacking list_files now read_checksums sha256_of "

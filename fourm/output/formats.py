@@ -31,12 +31,20 @@ class Flaw:
     what: str
 
 
-def find_flaw(path: Path) -> Flaw | None:
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a file of one row of tokens should hold; None: not known."""
+
+    count: int | None = None
+    vocab_size: int | None = None
+
+
+def find_flaw(path: Path, tokens: Tokens | None = None) -> Flaw | None:
     """What is wrong with a file by the format of its name; SampleError for one that cannot be read."""
     try:
         with open_file(path) as file:
-            check = _CHECKS.get(path.suffix.lower(), _check_any)
-            return check(file)
+            flaw = _CHECKS.get(path.suffix.lower(), _check_any)(file)
+            return _check_tokens(file, tokens) if tokens is not None and flaw is None else flaw
     except OSError as error:
         raise SampleError(f"cannot be read ({error.strerror or error})") from error
 
@@ -45,22 +53,24 @@ def _check_any(file: BinaryIO) -> Flaw | None:
     return None if file.read(1) else Flaw(True, "is empty")
 
 
-def find_flaw_of_tokens(path: Path, count: int | None) -> Flaw | None:
-    """What is wrong with a complete .npy file, if it should hold one row of tokens; None: of any number."""
-    try:
-        with open_file(path) as file:
-            header = _read_header(file)
-            data = file.read(PIECE)
-    except OSError as error:
-        raise SampleError(f"cannot be read ({error.strerror or error})") from error
+def _check_tokens(file: BinaryIO, tokens: Tokens) -> Flaw | None:
+    """A complete .npy file of one row of tokens, in the narrowest type that has them."""
+    file.seek(0)
+    header = _read_header(file)
     if isinstance(header, Flaw):
         return header
     kind, shape = header.descr.lstrip("<|="), header.shape
-    if kind not in ("i2", "i4") or len(shape) != 2 or shape[0] != 1 or count not in (None, shape[1]):
-        has = "one row of tokens" if count is None else f"one row of {count:,} tokens"
+    if kind not in ("i2", "i4") or len(shape) != 2 or shape[0] != 1 or tokens.count not in (None, shape[1]):
+        has = "one row of tokens" if tokens.count is None else f"one row of {tokens.count:,} tokens"
         return Flaw(False, f"holds {header.descr} of shape {shape}, not {has}")
-    tokens = struct.unpack(f"<{len(data) // int(kind[1])}{'h' if kind == 'i2' else 'i'}", data)
-    return Flaw(False, "holds a token below 0") if min(tokens, default=0) < 0 else None
+    data = file.read(PIECE)
+    ids = struct.unpack(f"<{len(data) // int(kind[1])}{'h' if kind == 'i2' else 'i'}", data)
+    if min(ids, default=0) < 0:
+        return Flaw(False, "holds a token below 0")
+    if tokens.vocab_size is not None and max(ids, default=0) >= tokens.vocab_size:
+        return Flaw(False, f"holds a token beyond the vocabulary of {tokens.vocab_size:,}")
+    is_narrow = kind == "i2" or max(ids, default=0) >= 1 << 15
+    return None if is_narrow else Flaw(False, "holds int32, where tokens fit into int16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Run:
     def count_tokens(self, place: Place) -> int | None:
         """Tokens in each file of a target of the run; None where its record does not tell."""
         steps = [step for step in self.record.schedule["steps"] if step["target"] == place.modality]
-        return sum(step["num_tokens"] for step in steps) if steps else None
+        return sum(step["num_tokens"] for step in steps) if steps and not place.is_condition else None
 
     def thousands(self) -> list[Path]:
         """The files that samples are recorded in, in order."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +10,7 @@ from fourm.data.layout import Place
 from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import SampleError, UsageError, printable
-from fourm.output.formats import find_flaw, find_flaw_of_tokens
+from fourm.output.formats import Tokens, find_flaw
 from fourm.output.processes import (
     ANY_RUN,
     CHECKSUMS,
@@ -411,10 +411,8 @@ class _Folder:
             return
         if state == MADE:
             (self.lost if each.is_closed else self.late).append(file)
-        if place is None or place.form != "ids":
-            self.compare(file)
-        else:
-            self.compare(file, [None if place.is_condition else each.run.count_tokens(place)])
+        is_ids = place is not None and place.form == "ids"
+        self.compare(file, Tokens(each.run.count_tokens(place)) if place is not None and is_ids else None)
 
     def _count(self, each: _RunState, counts: Mapping[str, int]) -> None:
         """Whether there are as many results as the record says."""
@@ -449,8 +447,8 @@ class _Folder:
             what = f"{_named(self.lost)} not listed; --resume adds what belongs to samples"
             self.find(ALTERED, PROCESSES, what)
 
-    def compare(self, path: str, tokens: Sequence[int | None] = ()) -> None:
-        """Read a file: against its checksum, or by its format. tokens: how many it has, None: any number."""
+    def compare(self, path: str, tokens: Tokens | None = None) -> None:
+        """Read a file: against its checksum, or by its format and what is known of its tokens."""
         self.files += not _is_record(path)
         try:
             self._compare(self.root / path, path, tokens)
@@ -459,7 +457,7 @@ class _Folder:
         except OSError as error:
             self.find(UNREADABLE, path, f"cannot be read ({_why(error)})")
 
-    def _compare(self, file: Path, path: str, tokens: Sequence[int | None]) -> None:
+    def _compare(self, file: Path, path: str, tokens: Tokens | None) -> None:
         said = self.sums.get(path)
         if said is not None:
             open_file(file).close()  # a pipe would be waited for
@@ -468,9 +466,7 @@ class _Folder:
                 return
             if sha256_of_file(file) == said.sha256:
                 return
-        flaw = find_flaw(file)
-        if flaw is None and tokens:
-            flaw = find_flaw_of_tokens(file, tokens[0])
+        flaw = find_flaw(file, tokens)
         if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
             self.find(TRUNCATED, path, "is empty")
         elif flaw is not None:

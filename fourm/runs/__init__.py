@@ -12,11 +12,10 @@ PUBLIC = {
         "CAPTION EMPTY Source find_raw_folders list_raw_samples missing_tokenizers note_unknown_words "
         "read_samples"
     ),
+    "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
     "outputs": "order_place preview_place",
     "pipeline": "check check_weights follow_on run",
-    "replay": "read_replay sr_name",
     "request": "ATTENTIONS DETOKENIZER_STEPS Origin Request TokenizeRequest",
-    "superres": "find_finer names_made plan_finer read_finer read_origin",
     "tokenizing": "tokenize_dataset",
     "world": "World parse_world",
 }

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import is_written_row, write_ids
+from fourm.codecs.files import write_ids
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place, path_of
@@ -32,7 +32,7 @@ from fourm.errors import SampleError
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot
-from fourm.output.formats import find_flaw
+from fourm.output.formats import Tokens, find_flaw
 from fourm.output.processes import (
     Failure,
     Listed,
@@ -103,19 +103,19 @@ class ResultFiles:
             size = told.st_size
             said = self.listed.get(self._name(path))
             if said is None:
-                return size > 0 and find_flaw(path) is None and self._fits_its_row(path)
+                return size > 0 and find_flaw(path, self._tokens_of(path)) is None
             if said.size is not None and (size != said.size or size > READ_BYTES):
                 return size == said.size
             return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
         except (OSError, SampleError):
             return False
 
-    def _fits_its_row(self, path: Path) -> bool:
-        """True unless the file is one of tokens, and others than this run would write."""
+    def _tokens_of(self, path: Path) -> Tokens | None:
+        """What a file of tokens holds that this run writes; None for other files."""
         for output in self.outputs:
             if output.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
-                return is_written_row(path, output.modality.max_tokens, output.modality.vocab_size)
-        return True
+                return Tokens(output.modality.max_tokens, output.modality.vocab_size)
+        return None
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.request.out).as_posix()

@@ -3,25 +3,25 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
-from fourm.codecs.files import read_array
-from fourm.data.layout import Key, Place, Sample
+from fourm.codecs.files import read_array, read_picture
+from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model
+from fourm.modalities.registry import Kind, Modality
 from fourm.output.processes import Failure
-from fourm.output.record import SR, RunRecord
+from fourm.output.record import SR
 from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
 from fourm.runs.inputs import CAPTION
-from fourm.views.films import Film, Frame, limited, read_film, steps_of
+from fourm.runs.outputs import order_place, preview_place
 from fourm.views.reading import Reader, find_row, reader_for, rows_of
 
-__all__ = ["Album", "Entry", "Film", "Frame", "Label", "Panel", "Stage", "View", "open_album"]
-
+MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
 ROLES = ("condition", "target", "sr")
 Label = tuple[str, Ink]  # a class of a map of labels, and its colour
 
@@ -39,6 +39,27 @@ class Panel:
     file: str  # its path below the folder
     codec: str = ""  # what kind of value it is: "tok_rgb", "caption", ...; as in the registry
     note: str = ""  # why there is no picture
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a target looked like after a step."""
+
+    step: int  # of the chain, from 1
+    decided: int  # tokens of the target that were decided by then
+    picture: Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """How a target of one variation came to be."""
+
+    modality: str
+    title: str
+    variation: int | None
+    grid: tuple[int, int]  # rows, columns of tokens
+    order: tuple[int, ...] | None  # the step of the chain, from 1, that decided each token, row by row
+    frames: tuple[Frame, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +169,45 @@ class Album:
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
-            if entry.reader is None or entry.role == "condition":
+            row = entry.reader.row if entry.reader is not None else None
+            if row is None or row.grid is None or entry.role == "condition" or not entry.run.record.preview:
                 continue
-            row = replace(entry.reader.row, name=entry.place.modality, title=entry.title)
-            for variation in entry.run.variations:
-                film, wrong = read_film(self.root, entry.run.record, row, key, variation)
-                problems += map(self._short, wrong)
-                if film is not None:
-                    yield film
+            for variation in entry.run.variations if row.kind is Kind.GRID else ():
+                order = self._order(entry.place.modality, row, key, variation, problems)
+                frames = tuple(self._frames(entry, key, variation, problems))
+                if order or frames:
+                    yield Film(entry.place.modality, entry.title, variation, row.grid, order, frames)
+
+    def _order(
+        self, target: str, row: Modality, key: Key, variation: int | None, problems: list[str]
+    ) -> tuple[int, ...] | None:
+        place = order_place(target)
+        path = path_of(self.root, place.folder, key, place.suffix, variation)
+        if not path.is_file():
+            return None
+        try:
+            steps = read_array(path)
+            if steps.dtype.kind not in "iu" or steps.size != row.max_tokens:
+                raise SampleError(f"{path}: {steps.dtype} of shape {steps.shape}, not a step for each token")
+        except SampleError as error:
+            problems.append(self._short(error))
+            return None
+        return tuple(steps.ravel().tolist())
+
+    def _frames(self, entry: Entry, key: Key, variation: int | None, problems: list[str]) -> Iterator[Frame]:
+        target, decided = entry.place.modality, 0
+        for step in entry.run.record.schedule["steps"]:
+            if step["target"] != target:
+                continue
+            decided += step["num_tokens"]
+            place = preview_place(target, step["index"] + 1)
+            path = path_of(self.root, place.folder, key, place.suffix, variation)
+            if not path.is_file():
+                continue
+            try:
+                yield Frame(step["index"] + 1, decided, _limited(read_picture(path).convert("RGB")))
+            except SampleError as error:
+                problems.append(self._short(error))
 
     def _short(self, error: Exception) -> str:
         """An error with the file's path below the folder."""
@@ -178,14 +230,12 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
             Stage(record.stage, record.model, record.seed, record.options, conditions, targets,
                   record.num_variations)
         )  # fmt: skip
-        counts = _counts(record)
         registry = rows_of(record.model) if named is None else named
         for name, is_condition in (*((n, True) for n in conditions), *((n, False) for n in targets)):
             place = _place(run, name, is_condition)
             if place is None:  # it lies where the run that it goes on from has put it
                 continue
-            _check_inside(place, root / run.file)
-            row = find_row(name, registry, counts.get(name))
+            row = find_row(name, registry, run.count_tokens(place))
             role = "condition" if is_condition else "sr" if record.stage == SR else "target"
             reader = None
             try:
@@ -243,7 +293,7 @@ def _panels(values: Sequence[_Value], problems: list[str]) -> tuple[Panel, ...]:
             except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
                 problems.append(printable(f"{value.file}: cannot be drawn ({error})"))
                 continue
-            pictures[index] = limited(picture)
+            pictures[index] = _limited(picture)
     panels = [_panel(value, pictures.get(index)) for index, value in enumerate(values)]
     return tuple(sorted(panels, key=lambda panel: ROLES.index(panel.role)))
 
@@ -334,19 +384,12 @@ def _place(run: Run, name: str, is_condition: bool) -> Place | None:
     return min(places, key=lambda place: place.form != "value", default=None)
 
 
-def _check_inside(place: Place, file: Path) -> None:
-    """Refuse a record that leads out of its folder."""
-    path = PurePosixPath(f"{place.folder}/x{place.suffix}")
-    if path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise UsageError(f"{file}: its folder {printable(repr(place.folder))} lies elsewhere")
-
-
-def _counts(record: RunRecord) -> dict[str, int]:
-    """How many tokens of each target were made."""
-    counts = dict[str, int]()
-    for _, target, count in steps_of(record):
-        counts[target] = counts.get(target, 0) + count
-    return counts
+def _limited(picture: Image.Image) -> Image.Image:
+    """A picture that is not too large to be shown."""
+    if max(picture.size) > MAX_SIDE:
+        picture = picture.copy()
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture
 
 
 def _with_failed(keys: Sequence[Key], failures: Mapping[str, object]) -> tuple[Key, ...]:

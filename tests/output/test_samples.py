@@ -21,8 +21,8 @@ from fourm.output.record import RUN, SR_RUN, read_record
 from fourm.output.samples import Run, SampleWriter, open_results, samples_for
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved
+from fourm.runs.origins import read_replay
 from fourm.runs.pipeline import run
-from fourm.runs.replay import read_replay
 from fourm.runs.request import Origin, Request
 from fourm.runs.world import World
 from fourm.schedule.chain import TargetSpec, make_chain

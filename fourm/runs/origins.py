@@ -1,0 +1,276 @@
+"""What a run goes on from: results that super-resolution makes finer, or a file whose making is repeated."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from fourm.data.dataset import Dataset, Input
+from fourm.data.layout import MAX_SAMPLES, Key, Sample
+from fourm.data.opening import read_bytes, real, strip_metadata
+from fourm.errors import FourMError, UsageError, printable
+from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, find_sr
+from fourm.modalities.registry import Kind
+from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
+from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
+from fourm.output.samples import Results, Run, chain_names, open_results, samples_for
+from fourm.runs.inputs import CAPTION, Source, read_samples
+from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
+from fourm.schedule.chain import Chain
+from fourm.schedule.plan import build_chain, parse_chain
+from fourm.schedule.settings import MAX_SEED, Settings
+
+MAX_BYTES = 1 << 30  # of a picture
+
+
+def plan_finer(
+    settings: Settings, model: ModelFiles, chain: Chain, name: str | None = None
+) -> tuple[ModelFiles, Chain] | None:
+    """Model and chain of the super-resolution that settings ask for, of what a chain makes; None if none.
+
+    It is asked for by a model (`name`, or one of the settings) or by any setting of its own.
+    """
+    name = settings.run.sr_model if name is None else name
+    if name is None and not settings.sr.settings:
+        return None
+    files = find_sr(model, name)
+    return files, build_chain(settings.sr, files, chain.modalities)
+
+
+def read_origin(root: Path) -> Results | None:
+    """The run that made a folder; None for a dataset that no run made."""
+    if not (root / RUN).exists():
+        return None
+    results = open_results(root)
+    if (stage := results.runs[0].record.stage) != BASE:
+        raise UsageError(f"{root}: holds results of a run of {stage}; name the folder that it went on from")
+    return results
+
+
+def find_finer(origin: Results | None, name: str | None) -> ModelFiles:
+    """The super-resolution model of that name, else the one that belongs to the model of a run."""
+    base_name = DEMO if origin is None else origin.runs[0].record.model
+    try:
+        base = find_model(base_name)
+    except FourMError:
+        if name is None:
+            raise
+        return find_model(name)  # its tokenizers must come from elsewhere
+    return find_sr(base, name)
+
+
+def names_made(root: Path, origin: Results | None, model: ModelFiles) -> list[str]:
+    """Modalities (full names) that there are to go on from."""
+    if origin is not None:
+        conditions, targets = chain_names(origin.runs[0].record.schedule)
+        return [*conditions, *targets]
+    rows = [model.registry.get(name) for name in model.reads if name not in model.writes]
+    folders = {row.name: row.name if row.kind is Kind.GRID else row.folder for row in rows}
+    found = [name for name, folder in folders.items() if (root / folder).is_dir()]
+    if not found:
+        raise UsageError(
+            f"{root}: holds nothing that model '{model.name}' reads; it reads the folders "
+            f"{', '.join(folders.values())}"
+        )
+    return found
+
+
+def read_finer(
+    root: Path, origin: Results | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
+) -> Dataset:
+    """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
+    if origin is None:
+        return read_samples(Source(data=str(root)), chain.conditions, model, stdin)
+    run = origin.runs[0]
+    samples = samples_for(run, run.samples(), chain.conditions, _ids(chain, model))
+    wanted = run.record.samples * len(run.variations)
+    there = sum(
+        all(path.is_file() for path in sample.files_of(v).values()) for sample in samples for v in run.numbers
+    )
+    if samples and not there:
+        raise UsageError(
+            f"{root}: none of the results that its run made are there; --resume makes them again"
+        )
+    incomplete = (f"{wanted - there} of {wanted} results are not there",) if there < wanted else ()
+    return Dataset(tuple(samples), incomplete, input=Input("run"))
+
+
+def _ids(chain: Chain, model: ModelFiles) -> dict[str, bool]:
+    """For each condition whether its tokens are read, not its values."""
+    return {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of what is repeated: the base, or super-resolution."""
+
+    model: str
+    options: str  # the schedule
+    seed: int
+    dtype: str
+    detokenizer_steps: int
+    attention: str = "sdpa"
+    decode: bool = True
+    preview: int = 0
+    weights: str = ""  # sha256; "" if it is not known
+
+    @staticmethod
+    def of(record: RunRecord) -> "Stage":
+        """The stage that a record tells of."""
+        return Stage(
+            record.model, record.options, record.seed, record.dtype, record.detokenizer_steps,
+            record.attention, record.decode, record.preview, record.files.get("weights", ""),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Everything that made a file, or all files of a run."""
+
+    source: Path
+    base: Stage
+    finer: Stage | None
+    num_variations: int
+    variation: int | None  # None: all
+    run: Run | None = None  # whose conditions are read
+    key: Key | None = None  # None: all samples of the run
+    prompt: str | None = None  # where there is no run
+
+    def chain(self, model: ModelFiles) -> Chain:
+        """The schedule of the base; conditions that were tokenised then are read as tokens."""
+        return replace(parse_chain(self.base.options, model), raw=frozenset())
+
+    def samples(self, chain: Chain, model: ModelFiles) -> list[Sample]:
+        """What is made again."""
+        if self.run is not None:
+            found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
+            return samples_for(self.run, found, chain.conditions, _ids(chain, model))
+        others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
+        if others:
+            raise _refusal(
+                self.source,
+                f"was made from {', '.join(others)}, which a picture alone does not hold; it can be repeated "
+                "from the folder that it was made in",
+            )
+        return [Sample(self.key, self.prompt)] if self.key is not None else []
+
+    def doubts(self, models: Sequence[tuple[Stage, ModelFiles]]) -> list[str]:
+        """A sentence for each model that is not the one that made the file."""
+        return [
+            f"note: the weights of {files.name} are not those that made {printable(str(self.source))}"
+            for stage, files in models
+            if stage.weights and stage.weights != sha256_of(files.weights)
+        ]
+
+
+def sr_name(base: ModelFiles, stage: Stage) -> str | None:
+    """The name of a super-resolution model for `find_sr`: None for the one that belongs to the base."""
+    return None if stage.model in (DEMO_SR, f"{base.name}/sr") else stage.model
+
+
+def read_replay(path: Path) -> Replay:
+    """From a picture that this program wrote, or from the record of a run."""
+    if not os.path.exists(path):
+        raise _refusal(path, "no such file")
+    if path.name in (RUN, SR_RUN):
+        return _whole_run(path)
+    if path.suffix.lower() == ".png":
+        return _one_picture(path)
+    raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
+
+
+def _refusal(path: Path, why: str) -> UsageError:
+    return UsageError(f"--replay {printable(str(path))}: {why}")
+
+
+def _whole_run(path: Path) -> Replay:
+    results = open_results(path.parent)
+    run = next((r for r in results.runs if r.record.stage == BASE), None)
+    finer = next((r for r in results.runs if r.file == path.name and r.record.stage == SR), None)
+    if run is None or (path.name == SR_RUN and finer is None):
+        raise _refusal(path, "the run that super-resolution went on from is not recorded here")
+    if run.is_older:
+        raise _refusal(path, "an older version of this program wrote it; its runs cannot be repeated")
+    record, stage = run.record, Stage.of(finer.record) if finer else None
+    return Replay(path, Stage.of(record), stage, record.num_variations, record.variation, run)
+
+
+def _one_picture(path: Path) -> Replay:
+    said = _PictureTexts(path, _read_texts(path))
+    folder, _, name = said.text("sample").rpartition("/")
+    key, count = Key(folder, name), said.number("variations", least=1)
+    variation = said.number("variation", count - 1)
+    base, finer = said.stage(""), None
+    if "base schedule" in said.texts:
+        base, finer = said.stage("base "), base
+    only = variation if count > 1 else None
+    if (run := _home(path, base, key)) is None:
+        return Replay(path, base, finer, count, only, key=key, prompt=said.texts.get("prompt"))
+    return Replay(path, base, finer, run.record.num_variations, only, run, key)
+
+
+def _home(path: Path, base: Stage, key: Key) -> Run | None:
+    """The run whose folder a picture lies in, if it is the one that made it."""
+    root = next((folder for folder in real(path).parents if (folder / RUN).is_file()), None)
+    if root is None:
+        return None
+    run = open_results(root).runs[0]
+    listed = read_checksums(root).get(real(path).relative_to(root).as_posix())
+    is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
+    same = (run.record.stage, run.record.options, run.record.seed) == (BASE, base.options, base.seed)
+    return run if same and is_its_own and not run.is_older and run.find(key) else None
+
+
+def _read_texts(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG that this program wrote."""
+    try:
+        data = strip_metadata(read_bytes(path, MAX_BYTES), keep_texts=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            texts = {str(name): str(text) for name, text in getattr(picture, "text", {}).items()}
+    except UnidentifiedImageError:
+        raise _refusal(path, "is not a PNG that can be read") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _refusal(path, f"is not a PNG that can be read ({reason})") from error
+    if not texts.get("software", "").startswith("fourm ") or "schedule" not in texts:
+        raise _refusal(path, "does not say how it was made; fourm did not write it")
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class _PictureTexts:
+    """What the text chunks of a picture say of how it was made; UsageError for what they lack."""
+
+    path: Path
+    texts: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """One that must be there."""
+        if not self.texts.get(name, "").strip():
+            raise _refusal(self.path, f"does not say its {name}")
+        return self.texts[name]
+
+    def number(self, name: str, most: int = MAX_SAMPLES, least: int = 0) -> int:
+        """A whole number, least to most."""
+        text = self.texts.get(name, "")
+        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEED))
+        if not is_number or not least <= int(text) <= most:
+            raise _refusal(
+                self.path,
+                f"its {name} is not a whole number, {least} to {most}: '{printable(text[:40])}'",
+            )
+        return int(text)
+
+    def stage(self, prefix: str) -> Stage:
+        """The run whose facts have this prefix: "" for the picture's own, "base " for the one before it."""
+        has_steps = "detokenizer steps" in self.texts
+        steps = self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1) if has_steps else DETOKENIZER_STEPS
+        return Stage(
+            self.text(prefix + "model"), self.text(prefix + "schedule"),
+            self.number(prefix + "seed", MAX_SEED), self.texts.get(prefix + "dtype", "float32"), steps,
+            weights=self.texts.get(prefix + "weights", ""),
+        )  # fmt: skip
