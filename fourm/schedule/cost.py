@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.hub.files import ModelFiles, weights_of
-from fourm.hub.header import DTYPES, IN_FLOAT32, TensorInfo, TokenizerPart, read_header
+from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
 from fourm.hub.inventory import is_unused
 from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind
 from fourm.schedule.chain import Chain, Step
