@@ -185,8 +185,9 @@ def fetch(job: Download, client: Client) -> Path:
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
     """
+    entry = job.wanted.entry
     try:
-        if (entry := job.wanted.entry).is_text_tokenizer:
+        if entry.is_text_tokenizer:
             return _fetch_text(job, client)
         pin = cache.find_pin(entry.hub_id)
         known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
@@ -198,13 +199,23 @@ def fetch(job: Download, client: Client) -> Path:
                 files.append(known[name])
             else:
                 files.append(HubFile(name, size, _fetch_file(job, file, client)))
-        _write_ref(job)
+        ref, home = job.wanted.revision or cache.MAIN, job.wanted.folder
+        path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
+        if job.revision != ref and cache.read_ref(path) != job.revision:
+            transfer.make_folder_inside(path, home)
+            cache.replace_text(path, job.revision)
         found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
         if found != pin:  # a cache that is complete may be one that cannot be written
             cache.write_pin(found)
         return job.path
     except OSError as error:
-        raise _explain_disk(error, job) from error
+        told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = (
+                f"{entry.name}: no space is left on the disk of {cache.cache_folder()}; what has arrived is "
+                "kept, so the same command goes on when there is room"
+            )
+        raise FourMError(told) from error
 
 
 def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verified, ...]:
@@ -401,15 +412,6 @@ def _fetch_text(job: Download, client: Client) -> Path:
     return path
 
 
-def _write_ref(job: Download) -> None:
-    """Note which commit the branch or tag was, as the Hub's client does; a commit needs no note."""
-    ref, home = job.wanted.revision or cache.MAIN, job.wanted.folder
-    path = home / "refs" / ref
-    if job.revision != ref and cache.read_ref(path) != job.revision:
-        transfer.make_folder_inside(path, home)
-        cache.replace_text(path, job.revision)
-
-
 def _short(hub_id: str) -> str:
     entry = find_entry(hub_id)
     return entry.name if entry else hub_id
@@ -421,13 +423,3 @@ def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Clien
     if transfer.check_file(path, file, client):
         return Verified(name, file.name, path, "")
     return Verified(name, file.name, path, "damaged", transfer.remove_file(path, home))
-
-
-def _explain_disk(error: OSError, job: Download) -> FourMError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = cache.cache_folder()
-        return FourMError(
-            f"{job.wanted.entry.name}: no space is left on the disk of {where}; what has arrived is kept, "
-            "so the same command goes on when there is room"
-        )
-    return FourMError(f"{error.filename or job.path}: cannot be written ({error.strerror or error})")

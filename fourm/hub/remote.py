@@ -143,8 +143,13 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
     from huggingface_hub import constants
 
     def parse(answer: Any) -> Commit:
-        files = tuple(map(_parse_file, answer.get("siblings") or ()))
-        return Commit(hub_id, answer["sha"], files, repo_type)
+        files = list[HubFile]()
+        for row in answer.get("siblings") or ():
+            if lfs := row.get("lfs"):
+                files.append(HubFile(row["rfilename"], lfs["size"], sha256=lfs["sha256"]))
+            else:
+                files.append(HubFile(row["rfilename"], row["size"], blob_id=row["blobId"]))
+        return Commit(hub_id, answer["sha"], tuple(files), repo_type)
 
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
     try:
@@ -263,7 +268,9 @@ def open_session() -> Any:
         else:  # ValueError, or the client's own for a proxy that it cannot parse
             names = _PROXIES
             why = f"{printable(str(error))}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
-        raise MissingError(f"nothing can be fetched with {_settings(names)}: {why}") from error
+        values = {name: re.sub(r"//[^/@]*@", "//", os.environ.get(name, "")) for name in names}  # no password
+        told = ", ".join(f"{name}={printable(text)}" for name, text in values.items() if text)
+        raise MissingError(f"nothing can be fetched with {told or 'this installation'}: {why}") from error
 
 
 def token_headers() -> dict[str, str]:
@@ -307,12 +314,6 @@ def _ask(path: str, parse: Callable[[Any], T]) -> T:
     if is_web_page(bytes(body[:PAGE_BYTES])):
         raise ValueError(PAGE)
     return parse(json.loads(body))
-
-
-def _parse_file(row: Any) -> HubFile:
-    if lfs := row.get("lfs"):
-        return HubFile(row["rfilename"], lfs["size"], sha256=lfs["sha256"])
-    return HubFile(row["rfilename"], row["size"], blob_id=row["blobId"])
 
 
 def _explain_repository(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
@@ -393,9 +394,3 @@ def _is_address(text: str) -> bool:
         return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
     except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
         return False
-
-
-def _settings(names: tuple[str, ...]) -> str:
-    """Those of the variables that are set, with their values; a proxy's user and password are left out."""
-    found = {name: re.sub(r"//[^/@]*@", "//", os.environ[name]) for name in names if os.environ.get(name)}
-    return ", ".join(f"{name}={printable(text)}" for name, text in found.items()) or "this installation"
