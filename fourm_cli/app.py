@@ -56,10 +56,6 @@ app.add_typer(schedule_app, name="schedule")
 class InterruptedRun(BaseException):
     """SIGINT or SIGTERM arrived; not an Exception, so that nothing on the way takes it for a mistake."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
-
 
 def print_version(wanted: bool) -> None:
     """Say the version and end."""
@@ -94,7 +90,7 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRun as interrupt:
         print(f"fourm: interrupted{_what_goes_on(words)}", file=sys.stderr)
-        code = 128 + interrupt.number
+        code = 128 + int(interrupt.args[0])
     except (FourMError, OSError) as error:
         if is_debug:
             raise

@@ -58,10 +58,10 @@ def plot(
 
     from fourm.views.album import open_album
     from fourm.views.gallery import PAGE, write_gallery
-    from fourm.views.plots import PlotRequest, Plotter, plots_folder
+    from fourm.views.plots import Plotter, plots_folder
 
     album, plots, progress = open_album(root, model), plots_folder(root), Paced(quiet)
-    plotter = Plotter(album, PlotRequest(count, films, contact))
+    plotter = Plotter(album, count, films, contact)
     page = plots / PAGE if html else None
     found = dict[str, tuple[str, ...]]()  # problems of each sample that was drawn
 

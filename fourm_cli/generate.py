@@ -1,6 +1,7 @@
 """The commands `generate`, `sr` and `tokenize`: options become one request, whose events are shown."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import typer
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.header import read_header
-from fourm.schedule.settings import Item, RunSettings, merge, parse_list, read_settings
+from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli.options import (
     INPUT,
     RUN,
@@ -220,7 +221,7 @@ def tokenize(
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = replace(files, tokenizers={**files.tokenizers, **_named_tokenizers(files, machine)})
-    names = None if modalities is None else _names(modalities)
+    names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
     found = find_raw_folders(folder, files, names)
     out = out if out is not None else output_path(folder)
     world = parse_world(machine.shard, os.environ)
@@ -314,19 +315,9 @@ def _output_folder(out: Path | None, world: "World", writing: Writing) -> Path:
 
 def _check_kept(data: Path, out: Path) -> None:
     """Refuse a file of prompts among the results that --overwrite deletes; one beside their folders stays."""
-
     path, root = real(data), real(out)
     if path.is_relative_to(root) and path.parent != root and path.is_file():
         raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
-
-
-def _names(text: str) -> list[str]:
-    """The items of a list of names."""
-    try:
-        names = parse_list(text, Item.NAME)
-    except UsageError as error:
-        raise UsageError(f"--modalities: {error}") from error
-    return [name if isinstance(name, str) else "none" for name in names]
 
 
 def _refuse(given: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "album": "View open_album",
     "gallery": "PAGE write_gallery",
-    "plots": "PlotRequest Plotter plots_folder",
+    "plots": "Plotter plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",
     "sheets": "Cell draw_sheet save_sheet",
 }

@@ -19,13 +19,12 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
-from fourm.codecs.drawing import Ink
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
 from fourm.output.record import RUN, SR
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import Album, Film, Label, Panel, Stage, View
+from fourm.views.album import Album, Film, Label, Panel, View
 
 _RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
 PAGE = "index.html"
@@ -90,7 +89,7 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         "films": [_film(film, side // 2) for film in view.films],
         "problems": [*map(_clean, view.problems)],
         "legends": {
-            name: [(_clean(label), _hex(colour)) for label, colour in labels]
+            name: [(_clean(label), "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
             for name, labels in view.legends.items()
         },
         "repeat": [
@@ -126,11 +125,6 @@ def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any
         "picture": encode(picture, side) if picture is not None else None,
         "labels": _present(panel, labels),
     }
-
-
-def _hex(colour: Ink) -> str:
-    red, green, blue = colour
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _film(film: Film, side: int) -> Mapping[str, Any]:
@@ -210,20 +204,19 @@ def _about(album: Album) -> Mapping[str, Any]:
             for name, title in titles.items()
         ],
         "variations": [v for v in album.results.variations if v is not None],
-        "stages": [_stage(stage) for stage in album.stages],
+        "stages": [
+            {
+                "name": "Super-resolution" if stage.stage == SR else "Generation",
+                "model": _clean(stage.model),
+                "seed": stage.seed,
+                "variations": stage.num_variations,
+                "conditions": stage.conditions,
+                "targets": stage.targets,
+                "options": _clean(stage.options),
+            }
+            for stage in album.stages
+        ],
         "problems": [*map(_clean, album.problems)],
-    }
-
-
-def _stage(stage: Stage) -> Mapping[str, Any]:
-    return {
-        "name": "Super-resolution" if stage.stage == SR else "Generation",
-        "model": _clean(stage.model),
-        "seed": stage.seed,
-        "variations": stage.num_variations,
-        "conditions": stage.conditions,
-        "targets": stage.targets,
-        "options": _clean(stage.options),
     }
 
 

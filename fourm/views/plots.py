@@ -53,15 +53,6 @@ PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
 
 
 @dataclass(frozen=True, slots=True)
-class PlotRequest:
-    """Which sheets are wanted."""
-
-    count: int | None = None  # samples, from the first on; None: all
-    films: bool = True
-    contact: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Plotted:
     """One sample that was drawn."""
 
@@ -75,13 +66,15 @@ class Plotter:
     """Draws an album into its folder of plots. Files appear whole; those of before are replaced."""
 
     album: Album
-    request: PlotRequest = field(default_factory=PlotRequest)
+    count: int | None = None  # samples, from the first on; None: all
+    films: bool = True
+    contact: bool = True
     undrawn: set[str] = field(default_factory=set)  # characters that no font here has
 
     @property
     def keys(self) -> tuple[Key, ...]:
         """Samples that are drawn."""
-        return self.album.keys[: self.request.count]
+        return self.album.keys[: self.count]
 
     def run(self) -> Iterator[Plotted]:
         """Draw one sample after the other; the contact sheets are there after the last."""
@@ -92,12 +85,12 @@ class Plotter:
 
     def _draw(self) -> Iterator[Plotted]:
         folder, names = plots_folder(self.album.root), plot_paths(self.album.root, self.album.keys)
-        variations = self.album.results.variations if self.request.contact else ()
+        variations = self.album.results.variations if self.contact else ()
         total, cells, pages = len(self.keys) * len(variations), list[Image.Image](), set[Path]()
         for number, key in enumerate(self.keys, 1):
             view = self.album.view(key)
             files = [self._save(draw_sample(self.album, view), names[key])]
-            if self.request.films and view.films:
+            if self.films and view.films:
                 path = names[key].with_name(f"{names[key].stem}-film.png")
                 files.append(self._save(draw_films(view), path))
             for variation in variations:
@@ -109,7 +102,7 @@ class Plotter:
                     cells = []
             self.undrawn |= undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
             yield Plotted(key.text, tuple(files), view.problems)
-        if self.request.contact and folder.is_dir():
+        if self.contact and folder.is_dir():
             for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
                 if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
                     path.unlink()

@@ -38,7 +38,8 @@ def reader_for(row: Modality) -> Reader:
     if row.codec in STRUCTURED:
         return _structured(row, STRUCTURED[row.codec])
     codec = build_codec(row)
-    return Reader(row, codec.read, codec.picture, _nothing, codec if isinstance(codec, GridCodec) else None)
+    grid = codec if isinstance(codec, GridCodec) else None
+    return Reader(row, codec.read, codec.picture, lambda value: "", grid)
 
 
 def rows_of(model: str) -> Registry | None:
@@ -87,10 +88,6 @@ def _structured(row: Modality, form: StructuredForm) -> Reader:
 def _caption_card(text: str) -> Image.Image:
     seen = any(character.isprintable() and not character.isspace() for character in text)
     return text_card(text if seen else "no caption")
-
-
-def _nothing(value: Any) -> str:
-    return ""
 
 
 # What people would search for, where a model's own words are numbers. By the codec name of a row.

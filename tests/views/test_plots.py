@@ -22,7 +22,6 @@ from fourm.views.plots import (
     MAX_FILMS,
     MAX_VARIATIONS,
     PER_SHEET,
-    PlotRequest,
     Plotted,
     Plotter,
     chosen,
@@ -38,7 +37,7 @@ Pixels = NDArray[np.uint8]
 
 
 def plot(root: Path, **wanted: object) -> list[Plotted]:
-    return list(Plotter(open_album(root), PlotRequest(**wanted)).run())  # type: ignore[arg-type]
+    return list(Plotter(open_album(root), **wanted).run())  # type: ignore[arg-type]
 
 
 def read(path: Path) -> Pixels:
