@@ -12,10 +12,10 @@ from enum import Enum
 from types import MappingProxyType
 
 from fourm.errors import near_match
+from fourm.hub.header import WEIGHTS_FILE
 from fourm.modalities.registry import RELEASED
 
 OWNER = "EPFL-VILAB"
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 PROMPTS_FILE = "PartiPrompts.tsv"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are never loaded
 TEXT_TOKENIZER = "text-tokenizer"  # its short name

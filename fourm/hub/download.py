@@ -16,7 +16,6 @@ from fourm.errors import FourMError, MissingError, UsageError, VerificationError
 from fourm.hub import cache, remote, transfer
 from fourm.hub.cache import Commit, HubFile
 from fourm.hub.catalogue import (
-    CONFIG_FILE,
     GROUPS,
     PARTI,
     PICKLES,
@@ -30,6 +29,7 @@ from fourm.hub.catalogue import (
     near_entry,
 )
 from fourm.hub.files import DEMO, DEMO_SR
+from fourm.hub.header import CONFIG_FILE
 from fourm.hub.remote import Client, Fetched, UnreachableError
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")

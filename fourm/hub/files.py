@@ -9,17 +9,15 @@ from fourm import __version__
 from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
 from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
-    CONFIG_FILE,
     PICKLES,
     TEXT_TOKENIZER,
-    WEIGHTS_FILE,
     Entry,
     EntryKind,
     find_entry,
     near_entry,
     tokenizer_entry,
 )
-from fourm.hub.header import config_of, parse_header_config, read_header
+from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import (
     RELEASED,
     Kind,

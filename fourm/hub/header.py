@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeGuard
 
 from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
-from fourm.hub.catalogue import CONFIG_FILE, WEIGHTS_FILE
 
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _MAX_CONFIG = 1 << 24  # bytes of a config.json
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,

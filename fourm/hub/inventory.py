@@ -9,7 +9,6 @@ from pathlib import Path
 from fourm.hub.cache import find_cached
 from fourm.hub.catalogue import (
     CATALOGUE,
-    CONFIG_FILE,
     TEXT_TOKENIZER,
     UNKNOWN,
     Entry,
@@ -18,7 +17,7 @@ from fourm.hub.catalogue import (
     tokenizer_entry,
 )
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
-from fourm.hub.header import DTYPES, TensorInfo, load_config, parse_header_config, read_header
+from fourm.hub.header import CONFIG_FILE, DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
