@@ -180,9 +180,8 @@ def _check_levels(levels: Value, path: Path) -> None:
 def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
     """Finite float32 of so many axes; `other` is what else an error says might stand there."""
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
-        raise SampleError(
-            f"{path}: {array.dtype} of shape {array.shape}, where {rank} axes of fractions {other}belong"
-        )
+        found = f"{array.dtype} of shape {array.shape}"
+        raise SampleError(f"{path}: {found}, where {rank} axes of fractions {other}belong")
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():

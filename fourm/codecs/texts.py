@@ -96,9 +96,8 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
     for i, text in enumerate(texts):
         found = encode_full(text, wordpiece)
         if len(found) > row.max_tokens:
-            raise SampleError(
-                f"{row.name}: {len(found)} tokens, but the model reads at most {row.max_tokens}"
-            )
+            most = row.max_tokens
+            raise SampleError(f"{row.name}: {len(found)} tokens, but the model reads at most {most}")
         if strange := [token for token in found if token >= row.vocab_size]:
             raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(strange[:1])}' in it")
         ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
@@ -148,9 +147,7 @@ class StructuredCodec:
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
         """The value of a JSON file, as the crop shows it; its problems say what is too long to be read."""
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
-            raise SampleError(
-                f"{path}: not JSON; `fourm convert sam-instances` makes some of pickled instances"
-            )
+            raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         try:
             value = self.grammar.from_json(read_json(path), crop)
         except ValueError as error:
@@ -252,10 +249,8 @@ def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Dec
     found = (config.num_codebooks, config.token_rank, config.out_channels)
     is_fit = found == (books, len(shape) + 1, parts.channels) and config.codebook_size >= NUM_CODES
     if not isinstance(tokenizer, VQTokenizer) or not is_fit:
-        raise UsageError(
-            f"{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs {books} x {NUM_CODES} codes "
-            f"and {parts.channels} channels of output"
-        )
+        needed = f"{books} x {NUM_CODES} codes and {parts.channels} channels of output"
+        raise UsageError(f"{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs {needed}")
     network: VQTokenizer = tokenizer
 
     @torch.no_grad()
@@ -296,16 +291,14 @@ class EmbeddingCodec:
     def read(self, path: Path, crop: Crop | None = None) -> Vectors:
         """The valid vectors of the caption that belongs to the crop; of the first one if there is none."""
         embeddings, valid = read_members(path, "emb", "mask_valid")
-        if embeddings.ndim != 3 or embeddings.shape[0] == 0 or embeddings.shape[:2] != valid.shape:
+        shape, width = embeddings.shape, self.row.embedding_width
+        if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
             raise SampleError(
-                f"{path}: 'emb' of shape {embeddings.shape} and 'mask_valid' of shape {valid.shape} are not "
-                "captions x length x width and captions x length"
+                f"{path}: 'emb' of shape {shape} and 'mask_valid' of shape {valid.shape} are not captions x "
+                "length x width and captions x length"
             )
-        if embeddings.shape[2] != self.row.embedding_width:
-            raise SampleError(
-                f"{path}: vectors of {embeddings.shape[2]} numbers, where the modality has "
-                f"{self.row.embedding_width}"
-            )
+        if shape[2] != width:
+            raise SampleError(f"{path}: vectors of {shape[2]} numbers, where the modality has {width}")
         number = crop.number if crop is not None and crop.number < len(embeddings) else 0
         if not np.isin(valid[number], (0, 1)).all():
             raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")

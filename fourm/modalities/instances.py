@@ -217,9 +217,7 @@ def _groups_of_crop(entry: _CropOfFile) -> Groups:
             raise ValueError(f"{key} has {len(column)} entries, and bbox has {len(entry.bbox)}")
     for index, ((y0, x0, y1, x1), codes) in enumerate(zip(entry.bbox, entry.token_ids, strict=True)):
         if int(y1) < int(y0) or int(x1) < int(x0):
-            raise ValueError(
-                f"bbox {index}: [ymin, xmin, ymax, xmax] must be in order, not {[y0, x0, y1, x1]}"
-            )
+            raise ValueError(f"bbox {index}: [ymin, xmin, ymax, xmax] is not in order: {[y0, x0, y1, x1]}")
         instances.append(_visible_instance((x0, y0, x1, y1), codes))
     if queries is None and contours is None:
         raise ValueError("neither 'points' (a contour for each instance) nor 'queries'")
@@ -227,9 +225,7 @@ def _groups_of_crop(entry: _CropOfFile) -> Groups:
     # Each query is compared with each point of the contours, which takes minutes for a file of megabytes.
     asked, num_points = sum(query.instances is None for query in queries), sum(map(len, contours or ()))
     if asked * num_points > _MAX_PAIRS:
-        raise ValueError(
-            f"{asked:,} queries without 'instances' and {num_points:,} points of contours are too many"
-        )
+        raise ValueError(f"{asked:,} queries without 'instances' and {num_points:,} points are too many")
     groups = list[Group]()
     for query in queries:
         numbers, point = query.instances, None

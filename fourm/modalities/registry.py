@@ -388,9 +388,8 @@ def _complete_row(given: dict[str, Any]) -> Modality:
     kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
     for what, value, allowed in (("kind", row.kind.value, kinds), ("suffix", row.suffix, suffixes)):
         if known and value not in allowed:
-            raise UsageError(
-                f"the {what} of codec '{row.codec}' is {' or '.join(sorted(allowed))}, not {value}"
-            )
+            fitting = " or ".join(sorted(allowed))
+            raise UsageError(f"the {what} of codec '{row.codec}' is {fitting}, not {value}")
     return row
 
 

@@ -282,7 +282,7 @@ def test_queries_and_contours_that_take_minutes_to_compare_are_refused() -> None
     square = [[i % 224, i % 7] for i in range(5000)]
     entry = {"bbox": [[20, 100, 120, 200]], "token_ids": [[1] * 16], "points": [square]}
     queries = [{"point": [1, 1]}] * 2001
-    with pytest.raises(ValueError, match=r"2,001 queries without 'instances' and 5,000 points .* too many"):
+    with pytest.raises(ValueError, match=r"2,001 queries without 'instances' and 5,000 points are too many"):
         instances_from_json([{**entry, "queries": queries}])
     named = [{"point": [1, 1], "instances": [0]}] * 3000
     assert len(instances_from_json([{**entry, "queries": [*named, *queries[:3]]}])) == 3003
@@ -312,7 +312,7 @@ GOOD: dict[str, Any] = {"bbox": [[10, 10, 20, 20]], "token_ids": [list(CODES)], 
 BAD = [
     (
         {"bbox": [[5, 5, 4, 9]]},
-        r"bbox 0: \[ymin, xmin, ymax, xmax\] must be in order, not \[5.0,",
+        r"bbox 0: \[ymin, xmin, ymax, xmax\] is not in order: \[5.0,",
     ),
     ({"bbox": None}, "bbox is None, expected a list"),
     ({"bbox": "x"}, "bbox is 'x', expected a list"),

@@ -203,8 +203,14 @@ def test_data_becomes_a_typed_record_with_its_defaults() -> None:
         ({"rows": [{}]}, r"run.rows\[0\] has no 'name'"),
         ({"rows": [5]}, r"run.rows\[0\] is 5, expected a mapping"),
         ({"rows": [{"name": "a", "weights": [1]}]}, r"weights is \[1\], expected a list of 2"),
-        ({"rows": [{"name": "a", "weights": [1, float("nan")]}]}, r"weights\[1\] is nan, expected a finite number"),
-        ({"rows": [{"name": "a", "weights": [1, 10**400]}]}, r"weights\[1\] is 10+\.\.\., expected a finite number"),
+        (
+            {"rows": [{"name": "a", "weights": [1, float("nan")]}]},
+            r"weights\[1\] is nan, expected a finite number",
+        ),
+        (
+            {"rows": [{"name": "a", "weights": [1, 10**400]}]},
+            r"weights\[1\] is 10+\.\.\., expected a finite number",
+        ),
         ({"rows": [{"name": "a\0"}]}, "expected text"),
         ({"files": {"x": 1}}, "run.files.x is 1, expected true or false"),
         ({"files": {3: True}}, "a key of run.files is 3, expected text"),
