@@ -1,4 +1,4 @@
-"""Pictures of values that are no pictures: cards of text, boxes, stripes of colours, tables of facts."""
+"""Draws values that are not pictures: cards of text, boxes, colour palettes, tables of metadata."""
 
 import unicodedata
 import zlib
@@ -39,7 +39,7 @@ _INK_THRESHOLD = 140  # luminance above which black is read better than white
 
 
 def text_card(text: str, side: int = CARD) -> Image.Image:
-    """The text centred on a framed white square, as large as it fits; what is too long ends in dots."""
+    """Draw a text centred on a framed white square, as large as it fits; "..." marks what is left out."""
     image = Image.new("RGB", (side, side), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, side - 1, side - 1), outline=_GREY)
@@ -58,16 +58,16 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
 
 
 def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[str]]:
-    """A font and at most so many lines of a text, none wider than `width` pixels; "..." where more follows.
+    """A font, and a text broken into at most `most` lines of `width` pixels; "..." marks what is left out.
 
-    Of what no font on this machine has, the plain form is shown, or else a question mark.
+    A letter that no font on this machine has becomes its plain form, or else a question mark.
     """
     font, lines = _all_lines(text, size, width)
     return font, _limited(lines, most, font, width)
 
 
 def undrawable(text: str, size: int = 16) -> set[str]:
-    """Characters of a text that are question marks where it is drawn."""
+    """The characters of a text that are drawn as question marks."""
     font = font_for(_printable(text), size)
     return _missing("".join(_shown_by(word, font) for word in _printable(text).split()), font)
 
@@ -78,9 +78,9 @@ def corners_of(box: Box, width: int, height: int) -> Rectangle:
 
 
 def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Image:
-    """Boxes with their names on a copy of a picture, or on white; each class has a colour of its own.
+    """Draw boxes with their names on a copy of a picture, or on white; each class has its own colour.
 
-    Without boxes a picture stays as it is, and white says so.
+    Without boxes the picture is unchanged; without a picture, too, a card says "no boxes".
     """
     if on is None and not boxes:
         return text_card("no boxes", CANVAS[0])
@@ -99,7 +99,7 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
 
 
 def class_colours(names: Iterable[str]) -> dict[str, Ink]:
-    """A colour for each class: the same in most pictures, and never one for two of the first twelve."""
+    """A colour for each class: the same in most pictures, different ones for up to twelve classes."""
     colours, taken, count = dict[str, Ink](), set[Ink](), len(_CLASS_COLOURS)
     for name in sorted(set(names)):
         first = zlib.crc32(name.encode("utf-8", "replace"))
@@ -110,7 +110,7 @@ def class_colours(names: Iterable[str]) -> dict[str, Ink]:
 
 
 def draw_palette(colours: Sequence[Colour]) -> Image.Image:
-    """A square of upright stripes, one for each colour; a card that says so for none."""
+    """Draw a square of vertical stripes, one for each colour; a card that says "no colours" for none."""
     if not colours:
         return text_card("no colours")
     side = STRIPE * len(colours)
@@ -121,7 +121,7 @@ def draw_palette(colours: Sequence[Colour]) -> Image.Image:
 
 
 def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
-    """A table of names and values, at least as wide as a card."""
+    """Draw a table of names and values, at least as wide as a card."""
     if not facts:
         return text_card("no metadata")
     rows = [(fact.field.name.replace("_", " "), _number(fact.value)) for fact in facts]
@@ -156,7 +156,7 @@ def _fonts(size: int) -> tuple[Font, ...]:
 
 
 def _missing(text: str, font: Font) -> set[str]:
-    """The characters of a text for which a font has no picture."""
+    """The characters of a text that a font lacks."""
     return {character for character in set(text) if not _has(font, character)}
 
 
@@ -172,7 +172,7 @@ def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _shown_by(word: str, font: Font) -> str:
-    """A word with letters that the font lacks as their plain forms, where it has these: e for é."""
+    """A word in which letters that the font lacks are replaced by their plain forms: e for é."""
     plain = dict[str, str]()
     for c in _missing(word, font):
         form = "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
@@ -181,7 +181,7 @@ def _shown_by(word: str, font: Font) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text, not endless, in which half characters and controls are question marks and blanks."""
+    """The beginning of a text, with question marks for lone surrogates and blanks for control characters."""
     whole = text[:_LEGIBLE].encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else " " for c in whole)
 
@@ -227,7 +227,7 @@ def _pieces(word: str, font: Font, width: int) -> list[str]:
 
 
 def _shortened(text: str, font: Font, width: int) -> str:
-    """The text, or as much of it as fits with dots behind; "" where not even a letter fits."""
+    """The text, or as much of it as fits in front of "..."; "" if not even a letter fits."""
     if _length(text, font) <= width:
         return text
     text = text.removesuffix(" ...")
@@ -243,7 +243,7 @@ def _length(text: str, font: Font) -> int:
 def _draw_label(
     draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: Ink, taken: list[Rectangle]
 ) -> None:
-    """The name of a box on a bar beside its upper or lower edge, inside the picture, not on other names."""
+    """Draw the name of a box on a bar at its upper or lower edge, not over other names if possible."""
     pixels = min(max(min(size) // 16, 10), 28)
     name = _printable(box.name)
     font, pad = font_for(name, pixels), max(pixels // 6, 1)

@@ -1,4 +1,4 @@
-"""Values whose parts are codes of a tokenizer, as pictures: people, and the masks of instances.
+"""Draws values whose parts are codes of a tokenizer: people, and the masks of instances.
 
 The pose tokenizer decodes eight codes to the rotations of 23 joints. They bend a skeleton of round numbers,
 made by hand; the SMPL body, for which they are meant, is licensed separately and not used, so that the shape
@@ -102,7 +102,7 @@ class _Limb:
 
 
 def draw_figures(people: People, decode: Decode) -> Image.Image:
-    """Everybody as a figure in their box; decode gives (n, 207, 1, 1) of pose codes (n, 8)."""
+    """Draw each person as a figure in their box; decode turns pose codes (n, 8) into (n, 207, 1, 1)."""
     figures = list[list[_Limb]]()
     if people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
@@ -120,7 +120,7 @@ def draw_figures(people: People, decode: Decode) -> Image.Image:
 
 
 def draw_boxes_of_people(people: People) -> Image.Image:
-    """Boxes and numbers alone, where there is no tokenizer that decodes poses."""
+    """Draw only boxes and numbers: without a tokenizer poses cannot be decoded."""
     image = Image.new("RGB", (PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), "white")
     _label(image, people, [_numbers_of(person) for person in people])
     if people:
@@ -130,7 +130,7 @@ def draw_boxes_of_people(people: People) -> Image.Image:
 
 
 def camera_translation(person: Person) -> tuple[float, float, float]:
-    """Where somebody is, seen from a camera that looks at the picture's middle: right, down, ahead."""
+    """The position of a person seen from a camera at the picture's middle: right, down, ahead."""
     left, top, right, bottom = person.box
     scale, x, y = person.camera
     size = max(right - left, bottom - top) * scale + 1e-9
@@ -140,7 +140,7 @@ def camera_translation(person: Person) -> tuple[float, float, float]:
 
 
 def nearest_rotations(matrices: Floats) -> Floats:
-    """(..., 3, 3) -> the rotations that differ least; what a tokenizer decodes is not quite one."""
+    """(..., 3, 3) -> the nearest rotation matrices; those that a tokenizer decodes are only close to one."""
     u, _, v = np.linalg.svd(matrices)
     u[..., -1] *= np.linalg.det(u @ v)[..., None]
     return u @ v
@@ -158,7 +158,7 @@ def place_joints(orientation: Floats, rotations: Floats) -> Floats:
 
 
 def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
-    """The limbs of somebody in pixels of the fine drawing; none for who cannot be seen."""
+    """The limbs of a person in pixels of the fine drawing; none for a person out of sight."""
     orientation = nearest_rotations(np.array(person.orientation))
     places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
     depths = places[:, 2]
@@ -195,7 +195,7 @@ def _draw_limb(draw: ImageDraw.ImageDraw, limb: _Limb) -> None:
 
 
 def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -> None:
-    """The box and the number of everybody, with lines of text below it."""
+    """Draw the box and the number of each person, with lines of text below it."""
     draw = ImageDraw.Draw(image)
     if not people:
         draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", font_for("", _FONT_SIZE), "mm")
@@ -217,7 +217,7 @@ def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -
 def _write(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Ink, anchor: str = "la"
 ) -> None:
-    """Text on a white ground of its own."""
+    """Draw text on a white rectangle."""
     x0, y0, x1, y1 = draw.multiline_textbbox(place, text, font_for("", _FONT_SIZE), anchor)
     draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), "white")
     draw.multiline_text(place, text, colour, font_for("", _FONT_SIZE), anchor)
@@ -240,7 +240,7 @@ def _scaled(colour: Ink, light: float) -> Ink:
 
 
 def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
-    """The instances at all query points; decode gives logits (n, 1, H, W) of codes (n, 16)."""
+    """Draw the instances at all query points; decode turns codes (n, 16) into logits (n, 1, H, W)."""
     instances = [instance for group in groups for instance in group.instances]
     if not instances:
         return Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
@@ -251,7 +251,7 @@ def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
 
 
 def outline_instances(groups: Groups) -> Image.Image:
-    """The boxes alone, where there is no tokenizer that decodes masks."""
+    """Draw only the boxes: without a tokenizer masks cannot be decoded."""
     image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
     draw = ImageDraw.Draw(image)
     found = _boxes_of(groups)

@@ -1,7 +1,7 @@
-"""Files of single values: ids, crops and arrays (.npy and .npz, never pickled), JSON, text, pictures.
+"""Reads and writes files of single values: ids, crops and arrays (.npy, .npz), JSON, text, pictures.
 
-A file may be a member of a tar shard. Whatever is wrong with one is a SampleError that names it: one bad file
-must not end a run.
+A file may be a member of a tar shard. Everything that is wrong with a file is a SampleError that names it, so
+that one bad file does not end a run. Pickled arrays are never loaded.
 """
 
 import gzip
@@ -51,12 +51,12 @@ _TURNED_BACK = {  # what undoes an orientation
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """The array of a .npy file of numbers or booleans; nothing in it is ever unpickled."""
+    """The array of a .npy file of numbers or booleans."""
     return _parse_array(_read_bytes(path, MAX_BYTES), str(path))
 
 
 def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
-    """Arrays of a .npz file by their names, each like the one of a .npy file; no other member is unpacked."""
+    """The arrays of a .npz file that have these names; no other member is unpacked."""
     stream, arrays = io.BytesIO(_read_bytes(path, MAX_BYTES)), []
     with _parsing(f"{path}: not a .npz file"), zipfile.ZipFile(stream) as archive:
         for name in names:
@@ -71,13 +71,13 @@ def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
 
 
 def write_members(path: Path, **arrays: NDArray[Any]) -> None:
-    """A .npz file of exactly this path; equal arrays give equal bytes."""
+    """Write a .npz file of exactly this path; equal arrays give equal bytes."""
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
-    """A .npy file of exactly this path (np.save alone would append a suffix)."""
+    """Write a .npy file of exactly this path (np.save alone would append a suffix)."""
     with path.open("wb") as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
 
@@ -97,7 +97,7 @@ def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
 
 
 def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Token ids (L,) or (crops, L) as rows: int16, as everybody's 4M tokens; int32 for large vocabularies."""
+    """Write token ids (L,) or (crops, L) as int16 rows, like the reference; int32 for large vocabularies."""
     rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
     write_array(rows.astype(_width_of(rows)), path)
 
@@ -108,7 +108,7 @@ def _width_of(rows: NDArray[Any]) -> type[np.integer[Any]]:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, as it stands."""
+    """The unchanged text of a file in UTF-8."""
     try:
         return _read_bytes(path, MAX_TEXT_BYTES, may_be_empty=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,7 +130,7 @@ def read_json(path: Path) -> object:
 
 
 def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
-    """A picture, fully decoded, in the mode that the file has, not turned; of an animation its first frame.
+    """A fully decoded picture in the mode of its file, not rotated; of an animation the first frame.
 
     is_exact: refuse formats that store approximate values, such as JPEG.
     """
@@ -141,7 +141,7 @@ def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
 
 
 def read_levels(path: Path) -> NDArray[np.uint8]:
-    """(H, W) numbers of a grey or palette picture of at most 8 bits as they are stored.
+    """The stored numbers (H, W) of a grey or palette picture of at most 8 bits.
 
     Pillow scales grey levels of fewer bits to 0..255; for PNG, whose levels count from black, this is undone.
     """
@@ -163,7 +163,7 @@ def _check_exact(image: Image.Image, path: Path) -> None:
 
 
 def _as_stored(image: Image.Image) -> Image.Image:
-    """The decoded picture as its pixels are stored: Pillow turns TIFFs, and no other format, by their tag."""
+    """The decoded picture as its pixels are stored: of all formats Pillow rotates only TIFFs by their tag."""
     turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
     image.load()
     return image.transpose(_TURNED_BACK[turned]) if turned in _TURNED_BACK else image.copy()
@@ -199,7 +199,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture of which the header was read; whatever Pillow finds wrong, in the block too, is one error."""
+    """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError."""
     data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
         with (
@@ -220,7 +220,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """(H, W) or (H, W, 3) as PNG with `text` as its text chunks; equal input gives equal bytes."""
+    """Write (H, W) or (H, W, 3) as PNG with `text` as its text chunks; equal input gives equal bytes."""
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode())
@@ -263,7 +263,7 @@ def _parsing(problem: str) -> Iterator[None]:
 
 
 def _finite(text: str) -> float:
-    """A number of a JSON file; NaN, Infinity and 1e999 are none."""
+    """A number of a JSON file; NaN, Infinity and 1e999 are refused."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is no number")
     return number
@@ -289,8 +289,7 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
 def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
     """The crop of a sample: the first row of its settings, else the centre of its picture, else None.
 
-    Either file may be missing. Settings without a picture are refused: what share of the whole they show
-    is not known.
+    Either file may be missing. Settings without a picture are refused: the size of the whole is not known.
     """
     if picture is None:
         if settings is not None:
@@ -326,7 +325,7 @@ def count_crops(path: Path) -> int:
 
 
 def write_crops(crops: Sequence[Crop], path: Path) -> None:
-    """A file that `read_crops` reads, in the form that the reference writes."""
+    """Write a file that `read_crops` reads, in the form that the reference writes."""
     rows = [(c.top, c.left, c.height, c.width, int(c.mirrored)) for c in crops]
     write_array(np.array(rows, dtype=np.int64), path)
 

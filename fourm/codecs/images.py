@@ -1,4 +1,4 @@
-"""The codecs of pictures and maps: RGB that the model reads as pixels, and all that a tokenizer reads.
+"""The codecs of pictures and maps: RGB that the model reads as pixels, and all values with a tokenizer.
 
 Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers (255 = none), float32 or
 uint16 (H, W) depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
@@ -37,19 +37,19 @@ _SIZES_ON_GPU = (1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True)
 class Diffusion:
-    """How tokens become values by diffusion: steps, and the noise of each row."""
+    """Settings of tokenizers that decode by diffusion: the steps, and the noise of each row."""
 
     steps: int
     noise: Noise
 
 
 def rows_at_once(device: torch.device) -> int:
-    """Rows that are decoded together on a device at most."""
+    """The largest number of rows that are decoded together on a device."""
     return _SIZES.get(device.type, _SIZES_ON_GPU)[-1]
 
 
 def check_finite(results: Iterable[Tensor], row: Modality) -> None:
-    """Refuse results of a tokenizer that are not numbers."""
+    """Refuse results of a tokenizer that are infinite or NaN."""
     if not all(bool(result.isfinite().all()) for result in results):
         raise SampleError(
             f"{row.name}: its tokenizer's results are not finite numbers; the weights are damaged, or "
@@ -97,15 +97,15 @@ class GridCodec:
     tokenizer: AnyTokenizer | None
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """A value (not token ids: those are read by `files.read_ids`): whole, or a crop at the row's size.
+        """A whole value, or the part in a crop at the row's size; features stay as they are.
 
-        Features are those of what the sample shows; they stay as they are.
+        Token ids are read by `files.read_ids`.
         """
         value = self.form.read(path)
         return value if crop is None or self.form.resample is None else self.cut(value, crop, path)
 
     def cut(self, value: Value, crop: Crop, path: Path) -> Value:
-        """What a crop shows of a whole value, at the row's size; errors name its file."""
+        """The part of a whole value in a crop, at the row's size; errors name its file."""
         form = self.form
         if form.resample is None:
             raise SampleError(f"{path}: features cannot be cropped; compute them from the cropped picture")
@@ -116,7 +116,7 @@ class GridCodec:
         return shown
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
-        """What a crop shows of a mask, 255 where values mean something; nothing does outside the picture."""
+        """The part of a mask in a crop: 255 where values are valid, 0 elsewhere and outside the picture."""
         return _shown(maps.read_valid(path), crop, path, self.row, Image.Resampling.NEAREST)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -129,14 +129,14 @@ class GridCodec:
 
     @property
     def takes_mask(self) -> bool:
-        """True where the tokenizer has one more channel, for which pixels are valid."""
+        """True where the tokenizer has one more channel, which says which pixels are valid."""
         channels = self._need_tokenizer().config.n_channels
         return self.form.channels > 0 and channels in (self.form.channels + 1, 4)
 
     def prepare(self, value: Value, valid: NDArray[np.uint8] | None = None) -> Tensor:
-        """What the tokenizer reads of a value: the centre square, (C, H, W) float or (H, W) int64.
+        """The input of the tokenizer: the centre square of a value, (C, H, W) float or (H, W) int64.
 
-        valid: (H, W), 0 where the value means nothing; it matters where the tokenizer `takes_mask`.
+        valid: (H, W), 0 where the value is not valid; used where the tokenizer `takes_mask`.
         """
         form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
         if form.resample is not None:
@@ -197,10 +197,10 @@ class GridCodec:
     def decode_stepwise(
         self, slot: Slot, diffusion: Diffusion | None = None
     ) -> Generator[tuple[int, int], None, list[Value]]:
-        """Values of the tokens; on the way, (done, total) after each step of a diffusion.
+        """Values of the tokens; yields (done, total) after each step of a diffusion.
 
-        Rows go through the network in groups that a device's sizes fit: one by one on a CPU, so that no
-        row's result depends on the batch.
+        Rows go through the network in groups whose sizes depend on the device: one by one on a CPU, so that
+        no row's result depends on the batch.
         """
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(_device_of(tokenizer))
@@ -234,22 +234,22 @@ class GridCodec:
 
     @property
     def shares_colours(self) -> bool:
-        """True for features, whose colours mean something only beside each other."""
+        """True for features, whose colours can only be compared within one set of pictures."""
         return self.form.resample is None
 
     def pictures(self, values: Sequence[Value]) -> list[Image.Image]:
-        """Several values side by side; a colour of features means the same in all of them."""
+        """Pictures of several values; features have the same colours in all of them."""
         if not self.shares_colours or len({len(value) for value in values}) != 1:
             return [self.picture(value) for value in values]
         colours = maps.feature_colours(values)
         return [Image.fromarray(maps.paint_features(value, colours)) for value in values]
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
-        """The classes that a map of class numbers shows, in its picture's colours; () for other values."""
+        """The classes in a map of class numbers, with their colours in its picture; () for other values."""
         return maps.legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
 
     def _num_labels(self) -> int:
-        """Classes and "no class"."""
+        """The number of classes, "no class" included."""
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
         return 1 + len(self.row.labels) if self.row.labels else maps.NUM_COCO_LABELS
@@ -264,7 +264,7 @@ class GridCodec:
             )
 
     def _check_features(self, x: Tensor) -> None:
-        """Refuse a map (C, h, w) that is not of the tokenizer's width, or of other places than the row's."""
+        """Refuse a map (C, h, w) of another width than the tokenizer's, or another grid than the row's."""
         config, (width, *places) = self._need_tokenizer().config, x.shape
         self._check_width("features of width {}", width)
         wanted = [1, 1] if config.token_rank == 4 else [*self._grid()]
@@ -290,7 +290,7 @@ class GridCodec:
 def _shown(
     value: Value, crop: Crop, path: Path, row: Modality, resample: Image.Resampling, outside: int = 0
 ) -> Value:
-    """What a crop shows of a map, at a row's size; the map must be as large as the crop's picture."""
+    """The part of a map in a crop, at a row's size; the map must be as large as the crop's picture."""
     if value.shape[:2] != crop.whole:
         (height, width), (whole_height, whole_width) = value.shape[:2], crop.whole
         raise SampleError(
@@ -301,7 +301,7 @@ def _shown(
 
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:
-    """Rows 0..count - 1 in groups of a device's sizes; the last row fills up the last group."""
+    """Rows 0..count - 1 in groups of a device's sizes; the last group is filled up with the last row."""
     sizes, groups = _SIZES.get(device.type, _SIZES_ON_GPU), list[list[int]]()
     for at in range(0, count, sizes[-1]):
         size = next(size for size in sizes if size >= min(sizes[-1], count - at))

@@ -1,7 +1,7 @@
-"""Pictures and maps: how each sort is read from files, cut, made ready for its tokenizer, and painted.
+"""Pictures and maps: how each sort is read, cropped, prepared for its tokenizer, and coloured.
 
-Alpha channels are dropped and EXIF rotation is not applied, as in the reference: crops and tokens that others
-made count in the pixels as they are stored.
+Alpha channels are dropped and EXIF rotation is not applied, as in the reference: existing crops and tokens
+refer to the pixels as they are stored.
 """
 
 import colorsys
@@ -106,9 +106,9 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 
 
 def read_valid(path: Path) -> NDArray[np.uint8]:
-    """(H, W), 255 where a mask says that the pixels of other maps mean something, else 0.
+    """(H, W) of a mask: 255 where the pixels of other maps are valid, else 0.
 
-    A mask without white that is not black counts in another way, perhaps 1 for valid.
+    A mask without white that is not all black is refused: it may use another number, such as 1, for valid.
     """
     mask = _eight_bit(path, "L", is_exact=True)
     if 0 < (highest := mask.max()) < 255:
@@ -178,7 +178,7 @@ def _check_levels(levels: Value, path: Path) -> None:
 
 
 def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
-    """Finite float32 of so many axes; `other` is what else an error says might stand there."""
+    """An array of this rank as finite float32; `other` is what messages name as also allowed."""
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
         found = f"{array.dtype} of shape {array.shape}"
         raise SampleError(f"{path}: {found}, where {rank} axes of fractions {other}belong")
@@ -190,9 +190,9 @@ def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[
 
 
 def cut(value: Value, crop: Crop, side: int, resample: Image.Resampling, outside: int = 0) -> Value:
-    """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is.
+    """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
-    `outside` is the value of what lies outside the whole picture.
+    outside: the value of pixels that lie outside the whole picture.
     """
     height, width = value.shape[:2]
     top, left = max(crop.top, 0), max(crop.left, 0)
@@ -252,7 +252,7 @@ def _finish_labels(logits: Tensor) -> Value:
 
 
 def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W) of any range -> (H, W, 3): lowest dark blue, highest dark red, a constant map lowest."""
+    """(H, W) of any range -> (H, W, 3) from dark blue (lowest) to dark red; a constant map is dark blue."""
     x = np.nan_to_num(values.astype(np.float64))
     low, high = x.min(), x.max()
     x = (x - low) / (high - low) if high > low else np.zeros_like(x)
@@ -307,7 +307,7 @@ def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | Non
     """The three principal components of maps (C, h, w), on one common scale; None where all is constant.
 
     In the colours of several maps a colour means the same in each of them. Signs are fixed by the largest
-    weight of each component, so equal maps have equal colours, always and everywhere.
+    weight of each component, so that equal maps have equal colours on every machine.
     """
     rows = np.concatenate([_places(one) for one in maps])
     if (rows == rows[0]).all():
@@ -325,9 +325,8 @@ def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | Non
 def paint_features(features: NDArray[np.float32], colours: FeatureColours | None = None) -> NDArray[np.uint8]:
     """(C, h, w) -> (h, w, 3): features in these colours, by default in those of this one map.
 
-    Where there are fewer than three components, the colours that are left over stay in the middle. A map of
-    a single place has nothing to compare: its numbers themselves are shown, row by row, in the Turbo colours.
-    What is constant is mid-grey.
+    With fewer than three components, the remaining colours are 128. A map of a single place has nothing to
+    compare: its numbers are shown row by row in the Turbo colours. A constant map is mid-grey.
     """
     channels, height, width = features.shape
     rows = _places(features)
@@ -348,7 +347,7 @@ def _places(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """[0, 1] -> 0..255, rounded; what lies outside is clipped."""
+    """[0, 1] -> 0..255, rounded; values outside [0, 1] are clipped."""
     return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
 
 

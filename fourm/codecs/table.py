@@ -23,19 +23,19 @@ class Codec(Protocol[T]):
     """Values of type T in all their forms. Errors of one value are SampleErrors."""
 
     def read(self, path: Path, crop: Crop | None = None) -> T:
-        """A value from a file: of a whole picture, or the part that a crop shows, at the row's size."""
+        """Read a value from a file: of the whole picture, or of the part in a crop, at the row's size."""
 
     def write(self, value: T, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """A file at exactly this path; `text` (prompt, seed, ...) goes along where the format has room."""
+        """Write a file at exactly this path, with `text` (prompt, seed, ...) if the format has room."""
 
     def encode(self, values: Sequence[T]) -> Slot:
-        """What the model reads, one row per value; everything is known."""
+        """The input of the model, one row per value; everything is known."""
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[T]:
-        """One value per row; `diffusion` is for tokenizers that decode by it."""
+        """The values of the rows; `diffusion` is for tokenizers that decode by diffusion."""
 
     def picture(self, value: T) -> Image.Image:
-        """Something to look at."""
+        """A picture of a value."""
 
 
 # Besides those in FORMS and STRUCTURED.
@@ -65,7 +65,7 @@ def build_codec(
 
 
 def check_codec(row: Modality) -> None:
-    """Refuse a row whose values nothing here reads or writes."""
+    """Refuse a row whose codec is unknown."""
     known = (*_OTHER_CODECS, *FORMS, *STRUCTURED)
     if row.codec not in known:
         raise UsageError(f"{row.name}: unknown codec '{row.codec}'{near_match(row.codec, known)}")

@@ -38,7 +38,7 @@ Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them meant
 
 @dataclass(frozen=True, slots=True)
 class CaptionCodec:
-    """Free text, ended by [EOS]; sentinels in it say where something is missing."""
+    """Free text, ended by [EOS]; sentinels in it mark where text is missing."""
 
     row: Modality
     wordpiece: WordPiece
@@ -46,8 +46,8 @@ class CaptionCodec:
     def read(self, path: Path, crop: Crop | None = None) -> str:
         """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them.
 
-        A list has one for each crop; what it lacks, its first one stands for. A caption that is longer than
-        the model reads is cut, unless sentinels in it say that it is to be completed.
+        A list has one for each crop; the first one is used for crops that it lacks. A caption that is longer
+        than the model reads is cut, unless it has sentinels, that is, parts to be completed.
         """
         text = _read_caption(path, crop)
         ids = encode_full(text, self.wordpiece)
@@ -56,7 +56,7 @@ class CaptionCodec:
         return self.wordpiece.beginning(text, self.row.max_tokens - 1)
 
     def notes(self, path: Path, crop: Crop | None = None) -> tuple[str, ...]:
-        """What `read` does not tell of a file: how much of it is cut, and words that are unknown."""
+        """Notes about a file for the user: how much of it is cut, and words that are unknown."""
         text, value = _read_caption(path, crop), self.read(path, crop)
         found = []
         if value != text:
@@ -70,7 +70,7 @@ class CaptionCodec:
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .txt file in UTF-8; there is no room for `text` in it.
 
-        Of two byte order marks readers take the first for one, so a text that begins with one stays as it is.
+        Readers remove one byte order mark, so a text that begins with one gets a second one in front.
         """
         marked = f"\ufeff{value}" if value.startswith("\ufeff") else value
         path.write_bytes(marked.encode("utf-8", "surrogateescape"))
@@ -84,7 +84,7 @@ class CaptionCodec:
         return [self.wordpiece.text_of(known.tolist()) for known in _known(slot)]
 
     def picture(self, value: str) -> Image.Image:
-        """The text on a white card, which says so where nothing of it can be seen."""
+        """The text on a white card, or "no caption" where it has no visible character."""
         seen = any(character.isprintable() and not character.isspace() for character in value)
         return text_card(value if seen else "no caption")
 
@@ -106,7 +106,7 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
 
 
 def _known(slot: Slot) -> list[Tensor]:
-    """What is known in each row."""
+    """The known values of each row."""
     return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
 
 
@@ -145,7 +145,7 @@ class StructuredCodec:
     draw: Callable[[Any], Image.Image]
 
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
-        """The value of a JSON file, as the crop shows it; its problems say what is too long to be read."""
+        """The value of a JSON file in a crop; its problems say what is too long for the model."""
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         try:
@@ -159,9 +159,9 @@ class StructuredCodec:
         return Structured(value, problems=(few,))
 
     def typed(self, text: str) -> Structured[Any]:
-        """A value as somebody types it: the data of a JSON file, or words as the model writes them.
+        """A value as a user types it: the data of a JSON file, or words as the model writes them.
 
-        Sentinels in words say where something is missing.
+        Sentinels among the words mark where something is missing.
         """
         with suppress(ValueError, RecursionError):
             data = json.loads(text)
@@ -193,7 +193,7 @@ class StructuredCodec:
         return encode_texts(self.row, self.wordpiece, texts)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Structured[Any]]:
-        """What could be understood of each row's text, and what could not; several predictions are joined."""
+        """The value and the problems of each row's text; several predictions for one row are joined."""
         if slot.lengths is None:
             return [self._understood(ids) for ids in _known(slot)]
         join = JOINED[self.row.codec]
@@ -201,14 +201,14 @@ class StructuredCodec:
         return [join([self._understood(ids) for ids in torch.split(row, lengths)]) for row, lengths in rows]
 
     def picture(self, value: Structured[Any]) -> Image.Image:
-        """What could be understood, drawn as far as it goes."""
+        """The value as a picture; problems are not drawn."""
         return self.draw(value.value)
 
     def _understood(self, ids: Tensor) -> Structured[Any]:
         return self.grammar.understand(self.wordpiece.text_of(ids.tolist()))
 
     def _fitting(self, value: Any) -> tuple[list[str], int]:
-        """The pieces of the text that the model can read, and the number of all."""
+        """The pieces of the text that fit into the model's tokens, and the number of all pieces."""
         if not self.grammar.is_divisible:
             return [self.grammar.to_text(value)], 1
         pieces, kept, room = self.grammar.to_pieces(value), list[str](), self.row.max_tokens - 1  # [EOS]
@@ -231,7 +231,7 @@ class StructuredForm:
     parts: CodedParts | None = None  # what a tokenizer adds to the drawing
 
     def grammar_for(self, wordpiece: WordPiece) -> Grammar[Any]:
-        """The grammar in the words that a text tokenizer has."""
+        """The grammar for the words of a text tokenizer."""
         return self.grammar if self.suited is None else self.suited(wordpiece)
 
     def drawing(self, row: Modality, tokenizer: AnyTokenizer | None) -> Callable[[Any], Image.Image]:
@@ -243,7 +243,7 @@ class StructuredForm:
 
 
 def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Decode:
-    """What decodes the codes of parts; a tokenizer of something else is refused."""
+    """A function that decodes the codes of parts; a tokenizer that does not fit is refused."""
     config, shape = tokenizer.config, parts.codes
     books = shape[0] if len(shape) == 3 else 1
     found = (config.num_codebooks, config.token_rank, config.out_channels)
@@ -265,7 +265,7 @@ def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Dec
 
 
 def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
-    """Boxes in as many bins as there are words for on every axis: 1000 in the released vocabulary."""
+    """Boxes with as many bins as a vocabulary has words for on every axis: 1000 in the released one."""
     bins = 0
     while all(wordpiece.tokenizer.token_to_id(f"v{axis}={bins}") is not None for axis in range(4)):
         bins += 1
@@ -289,7 +289,7 @@ class EmbeddingCodec:
     row: Modality
 
     def read(self, path: Path, crop: Crop | None = None) -> Vectors:
-        """The valid vectors of the caption that belongs to the crop; of the first one if there is none."""
+        """The valid vectors of the caption of this crop, or of the first caption if the crop has none."""
         embeddings, valid = read_members(path, "emb", "mask_valid")
         shape, width = embeddings.shape, self.row.embedding_width
         if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
@@ -330,5 +330,5 @@ class EmbeddingCodec:
         return [vectors.float().numpy() for vectors in _known(slot)]
 
     def picture(self, value: Vectors) -> Image.Image:
-        """A card that says what there is: vectors are nothing to look at."""
+        """A card with the number and the width of the vectors."""
         return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")

@@ -23,14 +23,14 @@ Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in fractions of the picture, 0 at its left and upper edge, and what is in it."""
+    """A rectangle in fractions of the picture, 0 at its left and upper edge, and the name of its content."""
 
     xmin: float  # [0, 1]; a model may write an xmin above xmax
     ymin: float
     xmax: float
     ymax: float
     name: str
-    score: float = 1.0  # how sure a detector was; 1 for boxes that a model wrote
+    score: float = 1.0  # of a detector; 1 for boxes that a model wrote
 
     def __post_init__(self) -> None:
         if not 0.0 <= min(self.corners) <= max(self.corners) <= 1.0:
@@ -58,13 +58,13 @@ class BoxRules:
 
     bins: int = 1000  # numbers per side
     min_score: float = 0.6
-    max_boxes: int | None = None  # the surest ones; None: all
+    max_boxes: int | None = None  # those with the highest scores; None: all
     order: str = "nearest"  # one of ORDERS
     min_visibility: float = 0.0  # least share of a box that the crop shows
 
 
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
-    """The boxes of a text, in its order, and what was passed over.
+    """The boxes of a text, in its order, and a sentence for each part that is ignored.
 
     `v0=` begins a box, three more numbers follow whatever their axis is called, then the name. Numbers beyond
     the bins are limited to them.
@@ -99,7 +99,7 @@ class _Detections:
 def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | None = None) -> Boxes:
     """The boxes of a file that the crop shows, as fractions of the crop.
 
-    Left out are boxes with a low score, outside the crop, or without area. A box without a score is sure.
+    Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
     """
     rules = rules or BoxRules()
     found = fit(_Detections, data, "the file", strict=False).instances
@@ -138,7 +138,7 @@ def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
-    """The box of some words, the first of which begins it, and what was passed over."""
+    """The box of some words, and a sentence about words that are ignored."""
     numbers, names, ignored, closed = list[int](), list[str](), list[str](), False
     for word in words:
         number = number_of(word)
@@ -167,7 +167,7 @@ def _side(one: float, other: float, bins: int) -> tuple[float, float]:
 
 
 def _checked_name(found: _Detection, where: str) -> str:
-    """The class name without spare blanks; a ValueError for a name or corners that mean nothing."""
+    """The class name without spare blanks; a ValueError for an impossible name or impossible corners."""
     xmin, ymin, xmax, ymax = found.boxes
     if max(map(abs, found.boxes)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
@@ -184,7 +184,7 @@ def _checked_name(found: _Detection, where: str) -> str:
 
 
 def _visible(found: _Detection, name: str, crop: Crop | None, min_visibility: float) -> Box | None:
-    """What the crop shows of a box, if that is anything."""
+    """The visible part of a box in the crop; None if nothing is visible."""
     x0, y0, x1, y1 = found.boxes
     if crop is not None:
         height, width = crop.whole

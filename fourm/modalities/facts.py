@@ -113,9 +113,9 @@ _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 
 
 def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
-    """The facts of a text, in the order of FIELDS, and what was passed over.
+    """The facts of a text, in the order of FIELDS, and a sentence for each part that is ignored.
 
-    A pair begins at each word with `v1`; of two for one field the later counts.
+    A pair begins at each word with `v1`; of two pairs for one field the later counts.
     """
     before, pairs = groups_of(words_of(text), lambda word: "v1" in word)
     problems = [f"{quoted(before)} stands before the first field"] if before else []
@@ -130,7 +130,7 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
 
 
 def metadata_from_json(data: object, crop: Crop | None = None) -> Metadata:
-    """The facts of a file, in its order. They are of the whole picture, whatever the crop shows."""
+    """The facts of a file, in its order. They are of the whole picture, not of the crop."""
     if not isinstance(data, dict):
         raise ValueError(f"an object of names and numbers was expected, not {shown(ascii(data), 40)}")
     facts = list[Fact]()
@@ -175,9 +175,9 @@ _Level = Annotated[float, Limits(0, 255)]
 
 
 def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
-    """The complete colours of a text, seven at most, and what was passed over.
+    """The complete colours of a text, at most seven, and a sentence for each part that is ignored.
 
-    Only `v0=` words behind the first `v1=` are read. Their number counts, not the one that `v1=` announces.
+    Only `v0=` words behind the first `v1=` are read. The number that `v1=` announces is not used.
     """
     words = words_of(text)
     start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
@@ -205,9 +205,9 @@ def palette_words(colours: Palette) -> list[str]:
 
 
 def palette_from_json(data: object, crop: Crop | None = None, size: int | None = None) -> Palette:
-    """The palette of `size` colours of a file; by default the largest one there, which tells most.
+    """The palette of `size` colours of a file; by default the largest palette.
 
-    Colours are of the whole picture, whatever the crop shows. A file without any palette gives no colours.
+    Colours are of the whole picture, not of the crop. A file without any palette gives no colours.
     """
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
@@ -227,7 +227,7 @@ def palette_from_json(data: object, crop: Crop | None = None, size: int | None =
 
 
 def palette_to_json(colours: Palette) -> object:
-    """The data of a file with this palette alone."""
+    """The data of a file with only this palette."""
     return [{str(len(colours)): [list(colour) for colour in colours]} if colours else {}]
 
 

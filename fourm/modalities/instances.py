@@ -43,7 +43,7 @@ MaskCodes = Annotated[tuple[Code, ...], Limits(NUM_CODES_OF_MASK, NUM_CODES_OF_M
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One thing: where it is, and the codes of its mask within the box."""
+    """One object: its box, and the codes of its mask within the box."""
 
     box: tuple[int, int, int, int]  # xmin, ymin, xmax, ymax; it may reach beyond the crop
     codes: MaskCodes
@@ -54,7 +54,7 @@ class Group:
     """The instances at a query point."""
 
     point: tuple[int, int] | None  # x, y; None where a text does not say it
-    instances: tuple[Instance, ...] = ()  # none: nothing there
+    instances: tuple[Instance, ...] = ()  # empty: no object at this point
 
 
 Groups = tuple[Group, ...]
@@ -62,7 +62,7 @@ Groups = tuple[Group, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """Where a file says to look: the numbers of the instances there, or those whose contours contain it."""
+    """A query point of a file, with or without the numbers of the instances there."""
 
     point: Point | None = None
     instances: tuple[Annotated[int, Limits(0)], ...] | None = None
@@ -77,7 +77,7 @@ class _CropOfFile:
 
 
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:
-    """The groups of a text; malformed polygons are passed over, and groups of which nothing is left."""
+    """The groups of a text, without malformed polygons and empty groups, and a sentence for each problem."""
     before, points = groups_of(words_of(text), "point".__eq__)
     groups, problems = list[Group](), list[str]()
     parsed = [_parse_group(before, "before the first point", has_point=False)] if before else []
@@ -114,7 +114,7 @@ def instance_words(groups: Groups) -> list[str]:
 def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
     """The instances of the file's crop with the crop's number (0 without a crop), at its query points.
 
-    Every crop of a file has its own instances, mirrored where the crop is, so the rectangle is not looked at.
+    Every crop of a file has its own instances, mirrored where the crop is; only the crop's number is used.
     """
     if not isinstance(data, list) or not data:
         raise ValueError(f"{shown(ascii(data))}, where a list of crops belongs, each a mapping")
@@ -142,14 +142,14 @@ SAM_INSTANCES = Grammar(parse_instances, instance_words, instances_from_json, in
 
 
 def join_passes(passes: Sequence[Structured[Groups]]) -> Structured[Groups]:
-    """Several predictions for one picture as one: dense instances. Those found twice merge when painted."""
+    """Join several predictions for one picture; instances that were found twice are merged when drawn."""
     problems = (f"pass {n}: {problem}" for n, one in enumerate(passes, start=1) for problem in one.problems)
     groups = (group for one in passes for group in one.value)
     return Structured(tuple(groups), " ".join(one.text for one in passes), tuple(problems))
 
 
-# Values of which several predictions make one, by the codec name of a row: they are lists of findings, and
-# what is found twice does no harm.
+# How several predictions become one value, by the codec name of a row: for lists of findings, in which
+# duplicates do no harm.
 JOINED = {"sam_instance": join_passes}
 
 
@@ -168,7 +168,7 @@ def contains(contour: Contour, point: Point) -> bool:
 
 
 def _parse_group(words: list[str], where: str, has_point: bool) -> tuple[Group | None, list[str]]:
-    """What stands between two `point`; None where nothing can be made of it."""
+    """The group of the words between two `point`, or None, and a sentence for each problem."""
     head, polygons = groups_of(words, "polygon".__eq__)
     point, problems = None, list[str]()
     if has_point:
@@ -199,14 +199,14 @@ def _parse_polygon(words: list[str]) -> tuple[Instance | None, str]:
 
 
 def _visible_instance(corners: Iterable[float], codes: tuple[int, ...]) -> Instance | None:
-    """An instance in whole pixels; None for an empty box, or one beside the picture."""
+    """An instance in whole pixels; None for a box that is empty or outside the picture."""
     x0, y0, x1, y1 = map(_pixel, corners)
     is_seen = x0 < min(x1, PICTURE_SIDE) and y0 < min(y1, PICTURE_SIDE)
     return Instance((x0, y0, x1, y1), codes) if is_seen else None
 
 
 def _pixel(place: float) -> int:
-    """A coordinate of a file, rounded towards 0, within what a word can say."""
+    """A coordinate of a file, rounded towards 0 and limited to the numbers that words have."""
     return min(max(int(place), 0), MAX_NUMBER)
 
 

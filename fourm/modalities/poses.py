@@ -39,7 +39,7 @@ Betas = Annotated[tuple[float, ...], Limits(10, 10)]
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody in a picture."""
+    """One person in a picture."""
 
     box: Corners  # xmin, ymin, xmax, ymax in pixels of a 224 x 224 picture
     orientation: Matrix  # rotation of the whole body
@@ -68,7 +68,7 @@ class _PeopleOfFile:
 
 
 def parse_people(text: str) -> tuple[People, tuple[str, ...]]:
-    """The people of a text; whoever is incomplete is passed over."""
+    """The complete people of a text, and a sentence for each problem."""
     words = words_of(text)
     if words == ["none"]:
         return (), ()
@@ -94,11 +94,11 @@ def people_words(people: People) -> list[str]:
 
 
 def people_from_json(data: object, crop: Crop | None = None) -> People:
-    """The people whom a crop shows. Boxes of a file are in pixels of the whole picture, or without a crop
-    in those of a 224 x 224 one.
+    """The people in a crop. Boxes of a file are in pixels of the whole picture; without a crop, in pixels of
+    a 224 x 224 picture.
 
-    With a mirrored crop, box and camera are mirrored: where somebody is, is right. Orientation and pose stay
-    as they are; codes of a pose cannot be mirrored without the pose tokenizer's encoder.
+    A mirrored crop mirrors box and camera, so positions are right. Orientation and pose are not mirrored:
+    codes of a pose cannot be mirrored without the pose tokenizer's encoder.
     """
     if data in ({}, []):
         return ()
@@ -132,8 +132,8 @@ HUMAN_POSES: Grammar[People] = Grammar(parse_people, people_words, people_from_j
 
 
 def _parse_person(words: list[str]) -> tuple[Person | None, str]:
-    """Somebody from `human` on, and what is wrong with them: people without all of their blocks are not kept,
-    words that belong to none are passed over."""
+    """The person whose words begin with `human`, and the problem: a person without all blocks is left out,
+    words that belong to no block are ignored."""
     words = words[1:]
     corners = _numbers(words[:4])
     if len(corners) < 4:
@@ -163,12 +163,12 @@ def _parse_person(words: list[str]) -> tuple[Person | None, str]:
 
 
 def _numbers(words: list[str]) -> list[int]:
-    """The numbers of words, within what a word can say; fewer than words where one is none."""
+    """The numbers of those words that are numbers, limited to 0..999."""
     return [nearest_number(number) for word in words if (number := number_of(word)) is not None]
 
 
 def _seen(person: Person, crop: Crop) -> Person | None:
-    """Somebody as a crop shows them; None for whoever is wholly outside."""
+    """A person in pixels of a crop; None if the box is outside the crop."""
     side, (left, top, right, bottom) = float(PICTURE_SIDE), person.box
     left, right = ((x - crop.left) * (side / crop.width) for x in (left, right))
     top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))

@@ -27,7 +27,7 @@ Name = Annotated[str, Limits(1)]
 
 
 class Kind(Enum):
-    """What a modality's values are; everything that depends on the sort of data goes by this."""
+    """The kind of a modality's values: decides how they are encoded, decoded and stored."""
 
     PIXELS = "pixels"  # a picture cut into patches, input only
     GRID = "grid"  # a square of tokens, row by row
@@ -37,7 +37,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """How a target is decoded when nothing else is said."""
+    """The decoding settings of a target for which none are given."""
 
     scheme: str
     num_steps: int | None = None  # None: the scheme needs none
@@ -111,7 +111,7 @@ class Modality:
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """How the values behind a grid's tokens are called: `depth` and `depth@448` for `tok_depth@448`."""
+        """The names of the values behind a grid's tokens: `depth` and `depth@448` for `tok_depth@448`."""
         if self.kind is not Kind.GRID or not self.name.startswith(TOKENS):
             return ()
         return tuple(
@@ -120,7 +120,7 @@ class Modality:
 
     @property
     def is_rgb(self) -> bool:
-        """True for colour pictures in any form: where they are given, targets are predicted, not imagined."""
+        """True for colour pictures in any form: with one as a condition, `rgb_defaults` apply."""
         return self.key in ("rgb", "tok_rgb")
 
     @property
@@ -153,8 +153,8 @@ class Registry:
     def resolve(self, name: str, available: Iterable[str]) -> str:
         """The full name for a short one: `tok_rgb` is its lowest resolution among the available modalities.
 
-        A name that none of the available ones has is looked up in the whole table, so that the caller
-        can say that the model lacks it.
+        If no available modality has the name, the whole table is searched, so that the caller can say that
+        the model lacks it.
         """
         if name in self.rows:
             return name
@@ -174,7 +174,7 @@ class Registry:
 
 
 def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
-    """Of rows whose files would be written over one another the name of one, and a sentence."""
+    """The name of a row whose files would overwrite another row's, and a sentence; None if there is none."""
     rows = tuple(rows)
     # Some file systems do not know upper and lower case apart.
     taken = {row.name.casefold(): f"the tokens of {row.name}" for row in rows if row.kind is Kind.GRID}
@@ -192,7 +192,7 @@ def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
 
 
 def _is_free(name: str) -> bool:
-    """True for a name that an output folder can have for a folder of files."""
+    """True for a name that a folder of values in an output folder can have."""
     return _RESERVED.fullmatch(name) is None and len(name.encode(errors="replace")) <= _MAX_NAME
 
 
@@ -291,7 +291,7 @@ RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
 
 
 def is_released(row: Modality) -> bool:
-    """True for a row that means what the released row of this name means."""
+    """True for a row that is compatible with the released row of the same name."""
     known = RELEASED.rows.get(row.name)
     return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
         row.kind, row.vocab_size, row.tokenizer, row.patch_size

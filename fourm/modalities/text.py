@@ -26,7 +26,7 @@ _STRANGE = "\U0002a6d6"  # an ideograph that hardly any vocabulary has; not one 
 
 @dataclass(frozen=True, slots=True)
 class WordPiece:
-    """A trained text tokenizer: normaliser, words and special tokens are what its file says."""
+    """A trained text tokenizer with the normaliser, words and special tokens of its file."""
 
     tokenizer: Tokenizer
     sentinels: range  # ids of [S_0], [S_1], ..., each of which stands for a hidden run of tokens
@@ -61,7 +61,7 @@ class WordPiece:
         return self.sentinels[number]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text as it stands: nothing is added at its ends, special tokens in it are recognised."""
+        """Ids of the text; special tokens in it are recognised, none are added."""
         return self._encode(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -69,7 +69,7 @@ class WordPiece:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def text_of(self, ids: Iterable[int]) -> str:
-        """What a finished sequence says: up to its first [EOS], without padding and sentinels."""
+        """The text of a finished sequence: up to its first [EOS], without padding and sentinels."""
         kept = []
         for token in ids:
             if token == EOS_ID:
@@ -79,7 +79,7 @@ class WordPiece:
         return self.decode(kept)
 
     def beginning(self, text: str, count: int) -> str:
-        """As much of a text as its first `count` ids stand for."""
+        """The beginning of a text that its first `count` ids stand for."""
         encoding = self._encode(text)
         if len(encoding.ids) <= count:
             return text
@@ -101,14 +101,14 @@ class WordPiece:
 
 
 def encode_full(text: str, wordpiece: WordPiece) -> list[int]:
-    """Ids of a text as a condition: ended by [EOS], unless a sentinel says that something is missing."""
+    """Ids of a text as a condition: ended by [EOS], unless a sentinel marks a missing part."""
     ids = wordpiece.encode(text)
     is_partial = any(token in wordpiece.sentinels for token in ids)
     return ids if is_partial else [*ids, EOS_ID]
 
 
 def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
-    """Raise a UsageError for a prompt that the model cannot read whole, or that holds a reserved token."""
+    """Raise a UsageError for a prompt that is empty, too long, or holds a reserved token."""
     if len(text) > _MAX_PROMPT:  # a hundred times as many bytes are needed to make tokens of it
         problem = f"{len(text):,} characters, but the model reads at most {max_tokens} tokens"
     elif mark := next((token for token in RESERVED if token in text), ""):
@@ -127,8 +127,8 @@ def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
 def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Container[int]) -> list[int]:
     """The visible ids with every sentinel replaced by the tokens that follow it in `predicted`.
 
-    A sentinel owns the tokens up to the next one; tokens before any belong to nobody, a sentinel that
-    comes twice in `predicted` owns both stretches, and one that `visible` lacks is dropped with its tokens.
+    The tokens up to the next sentinel belong to a sentinel, for one that comes twice in `predicted` both
+    runs. Tokens before the first sentinel, and those of sentinels that `visible` lacks, are dropped.
     """
     owned: dict[int, list[int]] = {}
     run: list[int] = []
@@ -153,22 +153,22 @@ Code = Annotated[int, Limits(0, NUM_CODES - 1)]
 
 @dataclass(frozen=True, slots=True)
 class Structured(Generic[T]):
-    """A value that was read from text: what could be understood of it, and what could not.
+    """A value that was read from text, the text, and what is wrong with it.
 
-    Models write malformed text now and then. It is kept, and the problems say what was passed over.
+    Models sometimes write malformed text. The problems say which parts of it are ignored.
     """
 
     value: T
     text: str = ""  # as the model wrote it; "" for a value that comes from a file
-    problems: tuple[str, ...] = ()  # a short sentence for each thing passed over; none: well-formed
+    problems: tuple[str, ...] = ()  # a short sentence for each part that is ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar(Generic[T]):
     """One sort of structured value, as text and as the plain data of a JSON file.
 
-    parse never raises: it passes over what is malformed and says so. from_json raises a ValueError whose
-    message says what is wrong with the data.
+    parse never raises: it ignores what is malformed and returns a sentence about it. from_json raises a
+    ValueError whose message says what is wrong with the data.
     """
 
     parse: Callable[[str], tuple[T, tuple[str, ...]]]  # text -> value, problems
@@ -182,7 +182,7 @@ class Grammar(Generic[T]):
         return " ".join(self.to_pieces(value))
 
     def understand(self, text: str) -> Structured[T]:
-        """What a model's text says."""
+        """Parse a model's text."""
         value, problems = self.parse(text)
         return Structured(value, text, problems)
 
@@ -206,7 +206,7 @@ def groups_of(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list
 def parse_groups(
     groups: Iterable[list[str]], parse: Callable[[list[str]], tuple[T | None, str]], name: str = ""
 ) -> tuple[list[T], list[str]]:
-    """What `parse` makes of each group, and its problems, with the group's name and number (from 1)."""
+    """Parse each group; problems get the group's name and number (from 1) in front."""
     items, problems = list[T](), list[str]()
     for number, words in enumerate(groups, start=1):
         item, problem = parse(words)
@@ -218,7 +218,7 @@ def parse_groups(
 def number_of(word: str) -> int | None:
     """The whole number behind the first `=` of a word such as `v0=12`; None where there is none.
 
-    What has more than nine digits is a billion: beyond every limit of a grammar, and quick to read.
+    Numbers of more than nine digits become a billion, which is beyond every limit of a grammar.
     """
     digits = word.partition("=")[2]
     sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
@@ -229,12 +229,12 @@ def number_of(word: str) -> int | None:
 
 
 def nearest_number(value: float) -> int:
-    """The nearest number that a word can say; halves go to the even one."""
+    """A number rounded (half to even) and limited to 0..999, the numbers that words have."""
     return round(min(max(value, 0), MAX_NUMBER))
 
 
 def code_of(word: str) -> int | None:
-    """The code of a word: `v0=5` is 5, every other axis counts from 512; None for what is no code."""
+    """The code of a word: `v0=5` is 5, every other axis counts from 512; None for other words."""
     number = number_of(word)
     code = -1 if number is None else number + (0 if word.startswith("v0=") else _CODES_PER_AXIS)
     return code if 0 <= code < NUM_CODES else None
@@ -246,6 +246,6 @@ def code_word(code: int) -> str:
 
 
 def quoted(words: Sequence[str]) -> str:
-    """Some words of a text as a sentence repeats them."""
+    """The beginning of some words of a text in quotes, for a sentence."""
     text = " ".join(words[:_QUOTED])
     return f"'{text}'" if len(text) <= _QUOTED else f"'{text[: _QUOTED - 3]}...'"

@@ -1,4 +1,4 @@
-"""YAML and JSON data as typed values; a mistake is named by file and line, or by its path in the data."""
+"""Converts YAML and JSON data to typed values; errors name the file and line, or the path in the data."""
 
 import math
 import os
@@ -82,7 +82,7 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
 
 
 def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any]:
-    """Fit several (kind, value, name); their problems are told together."""
+    """Fit several (kind, value, name); one ValueError has all their problems."""
     found, problems = list[Any](), list[str]()
     for kind, value, name in items:
         try:
@@ -107,7 +107,7 @@ def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
 
 
 def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bool) -> dict[str, Any]:
-    """The types of the fields that a mapping has; a ValueError for missing and unknown ones."""
+    """The types of those fields that a mapping has; a ValueError for missing and unknown keys."""
     hints, required = _hints(kind)
     problems = [f"{name} has no {key!r}" for key in required if key not in value]
     for key in value if strict else ():
@@ -119,7 +119,7 @@ def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bo
 
 
 def _is_plain(kind: Any, value: object) -> bool:
-    """True for a value of exactly this type: a finite number, a text that can be part of a path, a choice."""
+    """True for a value of exactly this plain type, or one of the choices of a Literal."""
     if isinstance(value, str):
         try:
             is_safe = b"\0" not in os.fsencode(value)
@@ -145,7 +145,7 @@ def _expected(kind: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes plain data that can be shown and written, and stops at what would take minutes."""
+    """A loader of plain data only, which refuses files that would take minutes to read."""
 
     # A date is text: no setting is one.
     yaml_implicit_resolvers = {  # noqa: RUF012  (as declared by the base class)
