@@ -7,15 +7,14 @@ with a new, independent state; the last one holds the finished batch.
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fourm.decoding.sampling import draw, guide
+from fourm.decoding.sampling import Noise, draw, guide
 from fourm.modalities.registry import MAX_SIZE, Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL, PAD_ID, merge_spans
-from fourm.networks.layers import DecoderCache
+from fourm.networks.model import FourM
 from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack_batches
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.cost import MOST_ROWS
@@ -27,24 +26,6 @@ ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token
 PAD_MULTIPLE = {"cpu": 16}
 PAD_MULTIPLE_ELSEWHERE = 64
 RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
-
-
-class Network(Protocol):
-    """A model as the engine sees it: `FourM`, or a few lines in a test."""
-
-    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context: ...
-    def decode(
-        self, target: str, positions: Tensor, ids: Tensor | None, context: Context,
-        cache: DecoderCache | None = None,
-    ) -> Tensor: ...  # fmt: skip
-    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache: ...
-    def room_for(self, sequence: str) -> int | None: ...
-
-
-class NoiseSource(Protocol):
-    """Uniforms (B, K) in [0, 1) for positions (B, K) of a step; `sampling.Noise`, or a test's own."""
-
-    def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +62,7 @@ class Texts:
         """The state of each text before it is decoded."""
         return self.batch.slots[self.step.target].select(self.rows)
 
-    def uniforms(self, noise: NoiseSource, j: int) -> Tensor:
+    def uniforms(self, noise: Noise, j: int) -> Tensor:
         """(B * P,) noise for the token at j, of each pass its own; the first has that of a single text."""
         # No text is so long that its positions reach those of the next pass.
         numbers = torch.arange(self.numbers.start, self.numbers.stop, device=self.batch.device)
@@ -103,12 +84,12 @@ class Texts:
 class Engine:
     """A network and how to ask it."""
 
-    network: Network
+    network: FourM  # or a few lines in a test: encode, decode, start_cache and room_for
     sentinels: range = RELEASED_SENTINELS  # ids of [S_0], [S_1], ... in the model's text tokenizer
     plain: bool = False  # True: every pass alone, nothing cached or padded; slow and easy to read
     max_rows: int = MOST_ROWS  # texts decoded together where a sample has several; it changes no result
 
-    def run(self, batch: Batch, chain: Chain, noise: NoiseSource) -> Iterator[Progress]:
+    def run(self, batch: Batch, chain: Chain, noise: Noise) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
         # Counted on the host, so that no step waits for the device: what each row of each pass may read,
         # and how many tokens of each target are left.
@@ -137,7 +118,7 @@ class Engine:
             yield Progress(step, batch, fixed, done, total, seconds, sound)
 
     def _decode_together(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int], left: int
+        self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
     ) -> tuple[Batch, Tensor]:
         """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
@@ -147,8 +128,8 @@ class Engine:
         uniforms = noise.uniforms(step.index, DRAW, positions)
         drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
         picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
-        filled = batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
-        return filled, drawn.raw_prob.isfinite().all(dim=1)
+        filled = slot.fill(positions.gather(1, picks), drawn.ids.gather(1, picks))
+        return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
@@ -167,7 +148,7 @@ class Engine:
         return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
 
     def _decode_sequence(
-        self, batch: Batch, step: Step, chain: Chain, noise: NoiseSource, known: list[int]
+        self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int]
     ) -> Generator[Progress, None, Batch]:
         """Decode a text of each sample, or several; returns the state with them, which is reported too."""
         slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
@@ -193,7 +174,7 @@ class Engine:
         return joined
 
     def _decode_texts(
-        self, texts: Texts, chain: Chain, noise: NoiseSource, ask: "Asker"
+        self, texts: Texts, chain: Chain, noise: Noise, ask: "Asker"
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
         """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
         step = texts.step

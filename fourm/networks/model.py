@@ -87,7 +87,7 @@ class FourMConfig:
 
 
 class Embedding(nn.Module):
-    """Content and address of one modality's tokens, on the encoder's side."""
+    """Embeddings of a modality for the encoder: of values (content), of place and modality (address)."""
 
     pos_emb: Tensor  # (1, L, D); sequences have SEQUENCE_ROWS rows
 
@@ -124,7 +124,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Address of one target's positions on the decoder's side, and its logits."""
+    """Embeddings of one target's places on the decoder's side (address), and its logits."""
 
     pos_emb: Tensor  # (1, L, D)
 

@@ -95,10 +95,6 @@ class Batch:
         removed = set(names)
         return _batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in removed})
 
-    def fill(self, target: str, positions: Tensor, ids: Tensor) -> "Batch":
-        """Fix tokens of one target; positions and ids are (B, K) int64."""
-        return self.with_slot(target, self.slots[target].fill(positions, ids))
-
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
         keys = tuple(self.keys[i] for i in rows.tolist())

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.codecs.test_masks import formula
 from torch import Tensor
 
 from fourm.codecs.figures import draw_instances
@@ -23,6 +22,7 @@ from fourm.modalities.text import EOS_ID, Structured, WordPiece
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Slot
 from fourm.schedule.chain import Chain, Step
+from tests.codecs.test_figures import formula
 from tests.decoding.test_engine import SMALL, build_small, last, load_fixture, make_chain, make_step, pictures
 from tests.networks.test_model import cases, read_batch
 
