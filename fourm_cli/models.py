@@ -10,7 +10,7 @@ from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import AsJson, known_names
 
 if TYPE_CHECKING:
-    from fourm.hub.inventory import Details, Summary
+    from fourm.hub.inventory import ModelInfo
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -47,9 +47,9 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         return
     columns = ("name", "kind", "size", "modalities", "cached")
     print_table(columns, [_line(one) for one in found], numbers=("size",))
-    of_hub = [one for one in found if one.hub_id]
+    of_hub = [one for one in found if one.entry.hub_id]
     here = [one for one in of_hub if one.path is not None]
-    size = size_text(sum(one.num_bytes for one in here))
+    size = size_text(sum(one.entry.num_bytes for one in here))
     note(f"{len(here)} of {len(of_hub)} are in {cache_folder()} ({size})")
 
 
@@ -58,55 +58,56 @@ def show(name: Name, as_json: AsJson = False) -> None:
     """Show one model or tokenizer: configuration, parameters, modalities, parts, memory, licence, files."""
     from fourm.hub.inventory import describe
 
-    details = describe(name)
+    info = describe(name)
     if as_json:
-        print_json(details.to_json())
+        print_json(info.to_json(is_whole=True))
         return
-    print_table(("what", details.summary.name), _facts(details))
-    if details.uses:
+    print_table(("what", info.entry.name), _facts(info))
+    if info.uses:
         print()
         columns = ("modality", "tokens", "vocabulary", "read", "written", "tokenizer")
         rows = [
             (use.name, str(use.tokens), f"{use.vocabulary:,}" if use.vocabulary else "",
              "yes" if use.reads else "", "yes" if use.writes else "", use.tokenizer)
-            for use in details.uses
+            for use in info.uses
         ]  # fmt: skip
         print_table(columns, rows, numbers=("tokens", "vocabulary"))
-    settings = {key: value for key, value in details.config.items() if key not in SHOWN_ABOVE}
+    settings = {key: value for key, value in info.config.items() if key not in SHOWN_ABOVE}
     if settings:
         print()
         texts = [(k, value if isinstance(value, str) else json.dumps(value)) for k, value in settings.items()]
         print_table(("configuration", "value"), texts)
 
 
-def _line(one: "Summary") -> tuple[str, ...]:
+def _line(info: "ModelInfo") -> tuple[str, ...]:
     """One row of the list."""
+    one = info.entry
     if one.reads:
         modalities = f"{len(one.reads)} in, {len(one.writes)} out"
     else:
         modalities = ", ".join(dict.fromkeys(name.partition("@")[0] for name in one.writes))
-    cached = "" if one.path is None else one.revision[:SHOWN_COMMIT] if one.hub_id else "yes"
-    return (one.name, one.kind, size_text(one.num_bytes), modalities, cached)
+    cached = "" if info.path is None else info.revision[:SHOWN_COMMIT] if one.hub_id else "yes"
+    return (one.name, one.kind.value, size_text(one.num_bytes), modalities, cached)
 
 
-def _facts(details: "Details") -> list[tuple[str, str]]:
+def _facts(info: "ModelInfo") -> list[tuple[str, str]]:
     """What the first table says; facts without a value are left out."""
-    one = details.summary
-    memory = [f"{size_text(size)} in {dtype}" for dtype, size in details.memory.items()]
+    one = info.entry
+    memory = [f"{size_text(size)} in {dtype}" for dtype, size in info.memory.items()]
     facts = [
         ("title", one.title),
-        ("kind", one.kind),
+        ("kind", one.kind.value),
         ("repository", one.hub_id),
-        ("licence", one.licence),
+        ("licence", one.licence.sentence),
         ("parameters", f"{one.num_params:,}" if one.num_params else ""),
         ("size on disk", f"{size_text(one.num_bytes)} ({one.num_bytes:,} bytes)"),
         ("memory for weights", ", ".join(memory)),
-        ("revision", one.revision),
-        ("file", str(one.path or "not here")),
+        ("revision", info.revision),
+        ("file", str(info.path or "not here")),
     ]
-    for key, (name, path) in details.tokenizers.items():
+    for key, (name, path) in info.tokenizers.items():
         facts.append((f"tokenizer {key}", str(path) if path else f"{name}: not here"))
     if one.reads:
-        facts.append(("text tokenizer", str(details.text_tokenizer or "text-tokenizer: not here")))
-    facts.append(("to fetch", f"fourm download {' '.join(details.missing)}" if details.missing else ""))
+        facts.append(("text tokenizer", str(info.text_tokenizer or "text-tokenizer: not here")))
+    facts.append(("to fetch", f"fourm download {' '.join(info.missing)}" if info.missing else ""))
     return [(what, text) for what, text in facts if text]

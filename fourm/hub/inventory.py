@@ -1,9 +1,9 @@
-"""What there is and what of it is here: a summary of every known model and tokenizer, or all about one."""
+"""What there is and what of it is here: every model and tokenizer that is known, or all about one."""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fourm.hub.cache import find_cached
@@ -27,30 +27,6 @@ _BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """One model, tokenizer or file, and whether it is here."""
-
-    name: str
-    hub_id: str
-    kind: str
-    title: str
-    licence: str
-    num_bytes: int  # of the file that is here, else as published
-    num_params: int
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()  # of a tokenizer: the modalities that it codes
-    path: Path | None = None  # of the file with the weights; None = not here
-    revision: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        """The summary as plain data."""
-        return {"name": self.name, "hub_id": self.hub_id, "kind": self.kind, "title": self.title,
-                "licence": self.licence, "bytes": self.num_bytes, "parameters": self.num_params,
-                "reads": list(self.reads), "writes": list(self.writes), "cached": self.path is not None,
-                "revision": self.revision, "path": _text_of(self.path)}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
 class ModalityUse:
     """One modality of a model or tokenizer."""
 
@@ -63,10 +39,12 @@ class ModalityUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
-    """All about one model, tokenizer or file."""
+class ModelInfo:
+    """A model, tokenizer or file, and whether it is here; from `uses` on only where it is shown whole."""
 
-    summary: Summary
+    entry: Entry  # with the figures of the file that is here; a tokenizer writes the modalities that it codes
+    path: Path | None  # of the file with the weights; None = not here
+    revision: str = ""
     uses: tuple[ModalityUse, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     # By key: the name that is fetched, and where it is.
@@ -75,22 +53,32 @@ class Details:
     memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the weights as loaded
     missing: tuple[str, ...] = ()  # what `fourm download` fetches for it
 
-    def to_json(self) -> dict[str, object]:
-        """The details as plain data."""
-        tokenizers = {key: {"name": name, "path": _text_of(path)}
-                      for key, (name, path) in self.tokenizers.items()}  # fmt: skip
-        return {**self.summary.to_json(), "memory": dict(self.memory), "tokenizers": tokenizers,
-                "text_tokenizer": _text_of(self.text_tokenizer), "modalities": list(map(asdict, self.uses)),
-                "config": dict(self.config)}  # fmt: skip
+    def to_json(self, is_whole: bool = False) -> dict[str, object]:
+        """The information as plain data."""
+        one = self.entry
+        facts: dict[str, object] = {
+            "name": one.name, "hub_id": one.hub_id, "kind": one.kind.value, "title": one.title,
+            "licence": one.licence.sentence, "bytes": one.num_bytes, "parameters": one.num_params,
+            "reads": list(one.reads), "writes": list(one.writes), "cached": self.path is not None,
+            "revision": self.revision, "path": _text_of(self.path),
+        }  # fmt: skip
+        if not is_whole:
+            return facts
+        named = self.tokenizers.items()
+        tokenizers = {key: {"name": name, "path": _text_of(path)} for key, (name, path) in named}
+        return facts | {
+            "memory": dict(self.memory), "tokenizers": tokenizers,
+            "text_tokenizer": _text_of(self.text_tokenizer), "modalities": list(map(asdict, self.uses)),
+            "config": dict(self.config),
+        }  # fmt: skip
 
 
-def list_models() -> list[Summary]:
+def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    built_in = [_summary_of(find_model(name)) for name in _BUILT_IN]
-    return [*built_in, *map(_summary_of_entry, CATALOGUE.values())]
+    return [*(_local_info(find_model(name)) for name in _BUILT_IN), *map(_known_info, CATALOGUE.values())]
 
 
-def describe(name_or_path: str) -> Details:
+def describe(name_or_path: str) -> ModelInfo:
     """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
     path = Path(os.path.expanduser(name_or_path))
     is_path = os.path.exists(path)
@@ -98,21 +86,22 @@ def describe(name_or_path: str) -> Details:
     if is_path and weights.is_file() and "codebook_size" in (config := _tokenizer_config(weights)):
         weights = weights_of(resolve_tokenizer(name_or_path))
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
-        kind, size = EntryKind.TOKENIZER.value, weights.stat().st_size
-        summary = Summary(name_or_path, "", kind, "Tokenizer", "", size, count, path=weights)
-        return Details(summary, config=config, memory=_memory(count))
+        size, kind = weights.stat().st_size, EntryKind.TOKENIZER
+        own = Entry(name_or_path, "", kind, "Tokenizer", UNKNOWN, size, count)
+        return ModelInfo(own, weights, config=config, memory=_memory(count))
     entry = None if is_path else find_entry(name_or_path)
     if entry is None:
-        return _details_of(find_model(name_or_path))
+        return _all_about(find_model(name_or_path))
     if entry.is_model:
-        return _details_of(find_model(entry.hub_id, needs_weights=False), entry)
-    summary = _summary_of_entry(entry)
-    config = _tokenizer_config(summary.path) if entry.key and summary.path is not None else {}
-    return Details(
-        summary, tuple(_use(row, True, True) for row in _rows_of(entry.key)), config,
+        return _all_about(find_model(entry.hub_id, needs_weights=False), entry)
+    info = _known_info(entry)
+    return replace(
+        info,
+        uses=tuple(_use(row, True, True) for row in _rows_of(entry.key)),
+        config=_tokenizer_config(info.path) if entry.key and info.path is not None else {},
         memory=_memory(entry.num_params) if entry.key else {},
-        missing=() if summary.path else (entry.name,),
-    )  # fmt: skip
+        missing=() if info.path else (entry.name,),
+    )
 
 
 def count_parameters(files: ModelFiles) -> int:
@@ -129,35 +118,30 @@ def _is_fixed(name: str, tensors: Mapping[str, TensorInfo], files: ModelFiles) -
     return files.config.get("norm_bias") is False and _NORM_BIAS.fullmatch(name) is not None
 
 
-def _summary_of_entry(entry: Entry) -> Summary:
+def _known_info(entry: Entry) -> ModelInfo:
     """What the catalogue knows, with the file in the cache."""
     path, revision = find_cached(entry) or (None, "")
-    coded = tuple(row.name for row in _rows_of(entry.key))
-    return Summary(
-        entry.name, entry.hub_id, entry.kind.value, entry.title, entry.licence.sentence,
-        path.stat().st_size if path is not None else entry.num_bytes, entry.num_params,
-        entry.reads, entry.writes or coded, path, revision,
-    )  # fmt: skip
+    size = path.stat().st_size if path is not None else entry.num_bytes
+    writes = entry.writes or tuple(row.name for row in _rows_of(entry.key))
+    return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision)
 
 
-def _summary_of(files: ModelFiles) -> Summary:
+def _local_info(files: ModelFiles) -> ModelInfo:
     """A model that is here."""
-    title = _BUILT_IN.get(files.name, "Model")
-    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, UNKNOWN, 0)
-    return Summary(
-        entry.name, entry.hub_id, entry.kind.value, entry.title, entry.licence.sentence,
-        files.weights.stat().st_size, count_parameters(files),
-        files.reads, files.writes, files.weights, files.revision,
-    )  # fmt: skip
+    title, size = _BUILT_IN.get(files.name, "Model"), files.weights.stat().st_size
+    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, UNKNOWN, size)
+    count = count_parameters(files)
+    entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
+    return ModelInfo(entry, files.weights, files.revision)
 
 
-def _details_of(files: ModelFiles, entry: Entry | None = None) -> Details:
+def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
     """All about a model. One of the catalogue (`entry`) need not be here."""
     if entry is None or find_cached(entry):
-        summary, tensors = _summary_of(files), read_header(files.weights).tensors
-        loaded = sum(info.num_elements for name, info in tensors.items() if not is_unused(name, files))
+        info, tensors = _local_info(files), read_header(files.weights).tensors
+        loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
     else:
-        summary, dim = _summary_of_entry(entry), entry.config["dim"]
+        info, dim = _known_info(entry), entry.config["dim"]
         grids = [row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes]
         unused = sum(row.vocab_size for row in grids)
         loaded = entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)
@@ -165,17 +149,17 @@ def _details_of(files: ModelFiles, entry: Entry | None = None) -> Details:
     for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
         released = tokenizer_entry(key)
         tokenizers[key] = (released.name if released else key, files.tokenizers.get(key))
-    parts = [(summary.name, summary.path), *tokenizers.values()]
+    parts = [(info.entry.name, info.path), *tokenizers.values()]
     if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):
         parts.append((TEXT_TOKENIZER, files.text_tokenizer))
-    return Details(
-        summary,
-        tuple(_use(row, row.name in files.reads, row.name in files.writes) for row in files.rows),
-        files.config,
-        tokenizers,
-        files.text_tokenizer,
-        _memory(loaded),
-        tuple(name for name, path in parts if path is None and find_entry(name) is not None),
+    return replace(
+        info,
+        uses=tuple(_use(row, row.name in files.reads, row.name in files.writes) for row in files.rows),
+        config=files.config,
+        tokenizers=tokenizers,
+        text_tokenizer=files.text_tokenizer,
+        memory=_memory(loaded),
+        missing=tuple(name for name, path in parts if path is None and find_entry(name) is not None),
     )
 
 

@@ -149,7 +149,7 @@ def test_parameters_are_counted_as_recorded(golden: Path, tmp_path: Path, name: 
 def test_the_list_never_opens_a_file_that_may_be_damaged(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"PK\x03\x04")
     put_folder(cache, CATALOGUE["4m-7-b"].hub_id, tmp_path)
-    assert next(item for item in list_models() if item.name == "4m-7-b").num_bytes == 4
+    assert next(item for item in list_models() if item.entry.name == "4m-7-b").entry.num_bytes == 4
 
 
 def test_help_fits_100_columns_and_has_examples(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
