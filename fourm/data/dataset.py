@@ -341,13 +341,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
-    name, within = entry.name, f"{folder}/" if folder else ""
+    name, lower, within = entry.name, entry.name.lower(), f"{folder}/" if folder else ""
     if not folder and suffix_of(name):
         found.flat += [name] if name != TOKENIZER else []
-    elif name.lower().endswith(SUFFIX):
+    elif lower.endswith(SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
-    elif packed := next((end for end in COMPRESSED if name.lower().endswith(end)), ""):
-        found.unlisted[within + name[: -len(packed)]] = (
+    elif lower.endswith(COMPRESSED):
+        stem = name[: -len(next(end for end in COMPRESSED if lower.endswith(end)))]
+        found.unlisted[within + stem] = (
             f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
         )
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):

@@ -1,4 +1,4 @@
-"""Reads files that may be anything: refuses pipes, devices, URLs, and what is larger than a limit.
+"""Opens files of unknown origin: refuses pipes, devices, URLs, and what is larger than a limit.
 
 Reading a pipe or a device that has the name of a file could wait forever or fill the memory. The functions
 raise an OSError whose `strerror` says what was found, so that callers can report it like any other OSError.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -78,8 +79,8 @@ def parse_columns(
     text = _text(data, where)
     if suffix not in (*JSON_LINES, *TABLES):
         raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
-    listed, rows = _rows(text, where, suffix)
-    if not rows:
+    listed, read = _rows(text, where, suffix)
+    if not (rows := list(read)):
         raise UsageError(f"{where}: holds no row")
     if bare := [number for number, row in rows if not isinstance(row, dict)]:
         raise UsageError(f"{where}: line {bare[0]} is no object with a key for each condition")
@@ -151,14 +152,17 @@ def _check_no_records(lines: Sequence[str], where: str) -> None:
         )
 
 
-def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
+def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]:
     """The names of a table's columns, and its rows that are not blank.
 
     A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
     """
     if suffix in JSON_LINES:
-        records = list(parse_json_lines(text, where))
-        return list(next((record for _, record in records if isinstance(record, dict)), {})), records
+        records, first = parse_json_lines(text, where), list[Row]()
+        while not (first and isinstance(first[-1][1], dict)) and (row := next(records, None)):
+            first.append(row)
+        is_table = bool(first) and isinstance(first[-1][1], dict)
+        return list(first[-1][1]) if is_table else [], itertools.chain(first, records)
     if suffix == ".tsv":
         lines: Iterable[tuple[int, list[str]]] = enumerate(
             (line.rstrip("\r").split("\t") for line in text.split("\n")), start=1

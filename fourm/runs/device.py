@@ -22,13 +22,7 @@ from fourm.schedule.cost import MOST_ROWS, Cost, Peak, estimate, overhead, token
 
 T = TypeVar("T")
 # Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "cannot allocate memory",
-    "alloc_failed",
-)
+_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
 # Tokens of a batch, in all modalities, that use a device well without filling its memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
