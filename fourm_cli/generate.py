@@ -156,7 +156,7 @@ def sr(
     settings = read_settings(ConfigFiles(config, sr_config=sr_config).paths, {})
     own = read_settings([], schedule)
     origin = read_origin(root)
-    made = None if origin is None else origin.runs[0].record
+    made = None if origin is None else origin.record
     named = settings.run.sr_model if model is None else model
     files = _with_parts(find_finer(origin, named), settings.run, machine)
     layer = merge([settings.base, settings.sr, own.base])

@@ -355,8 +355,12 @@ def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
 
 def read_failures(out: Path) -> list[Failure]:
     """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
-    told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
-    return _unresolved(out, told | noted_failures(out))
+    try:
+        told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
+        return _unresolved(out, told | noted_failures(out))
+    except OSError as error:
+        where = printable(str(error.filename or out))
+        raise UsageError(f"{where}: cannot be read ({error.strerror}); move it away") from error
 
 
 def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:

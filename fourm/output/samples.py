@@ -20,7 +20,6 @@ from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import create_text, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
-from fourm.output.processes import Failure, read_failures
 from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, read_record
 
 CROP = "crop"  # how a sample's pictures fit the square that a model reads: the recorded crop, or the centre
@@ -161,14 +160,6 @@ class Results:
     def variations(self) -> tuple[int | None, ...]:
         """Variations of the run that has most of them."""
         return max((run.variations for run in self.runs), key=len)
-
-    def failures(self) -> list[Failure]:
-        """What is written down of samples that failed and were not made since."""
-        try:
-            return read_failures(self.root)
-        except OSError as error:
-            where = printable(str(error.filename or self.root))
-            raise UsageError(f"{where}: cannot be read ({error.strerror}); move it away") from error
 
 
 def open_results(root: Path) -> Results:

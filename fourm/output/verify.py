@@ -164,8 +164,8 @@ class _Folder:
             self._read_process(f"{PROCESSES}/{name}", kinds)
         try:
             self.failures = read_failures(self.root)
-        except (OSError, UsageError) as error:
-            self.find(UNREADABLE, FAILURES, f"cannot be read ({_why(error)})")
+        except UsageError as error:
+            self.find(UNREADABLE, FAILURES, str(error).partition(": ")[2])
 
     def _read_process(self, name: str, kinds: dict[str, ProcessFile]) -> None:
         """What one process wrote, compared with what it noted when it ended."""

@@ -17,7 +17,7 @@ from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, find_sr
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
-from fourm.output.samples import Results, Run, chain_names, open_results, samples_for
+from fourm.output.samples import Run, chain_names, open_results, samples_for
 from fourm.runs.inputs import CAPTION, Source, read_samples
 from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.schedule.chain import Chain
@@ -41,19 +41,19 @@ def plan_finer(
     return files, build_chain(settings.sr, files, chain.modalities)
 
 
-def read_origin(root: Path) -> Results | None:
+def read_origin(root: Path) -> Run | None:
     """The run that made a folder; None for a dataset that no run made."""
     if not (root / RUN).exists():
         return None
-    results = open_results(root)
-    if (stage := results.runs[0].record.stage) != BASE:
+    run = open_results(root).runs[0]
+    if (stage := run.record.stage) != BASE:
         raise UsageError(f"{root}: holds results of a run of {stage}; name the folder that it went on from")
-    return results
+    return run
 
 
-def find_finer(origin: Results | None, name: str | None) -> ModelFiles:
+def find_finer(origin: Run | None, name: str | None) -> ModelFiles:
     """The super-resolution model of that name, else the one that belongs to the model of a run."""
-    base_name = DEMO if origin is None else origin.runs[0].record.model
+    base_name = DEMO if origin is None else origin.record.model
     try:
         base = find_model(base_name)
     except FourMError:
@@ -63,10 +63,10 @@ def find_finer(origin: Results | None, name: str | None) -> ModelFiles:
     return find_sr(base, name)
 
 
-def names_made(root: Path, origin: Results | None, model: ModelFiles) -> list[str]:
+def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
     """Modalities (full names) that there are to go on from."""
     if origin is not None:
-        conditions, targets = chain_names(origin.runs[0].record.schedule)
+        conditions, targets = chain_names(origin.record.schedule)
         return [*conditions, *targets]
     rows = [model.registry.get(name) for name in model.reads if name not in model.writes]
     folders = {row.name: row.name if row.kind is Kind.GRID else row.folder for row in rows}
@@ -80,17 +80,15 @@ def names_made(root: Path, origin: Results | None, model: ModelFiles) -> list[st
 
 
 def read_finer(
-    root: Path, origin: Results | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
+    root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
 ) -> Dataset:
     """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin)
-    run = origin.runs[0]
-    samples = samples_for(run, run.samples(), chain.conditions, _ids(chain, model))
-    wanted = run.record.samples * len(run.variations)
-    there = sum(
-        all(path.is_file() for path in sample.files_of(v).values()) for sample in samples for v in run.numbers
-    )
+    samples = samples_for(origin, origin.samples(), chain.conditions, _ids(chain, model))
+    wanted = origin.record.samples * len(origin.variations)
+    results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
+    there = sum(all(path.is_file() for path in files) for files in results)
     if samples and not there:
         raise UsageError(
             f"{root}: none of the results that its run made are there; --resume makes them again"

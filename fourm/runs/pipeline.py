@@ -102,7 +102,7 @@ def run(request: Request) -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
             parts = load_parts(request, job.outputs, job.device, torch_dtype(job.dtype))
     saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.files, writer)
-    tally, has_ended, halved_to = saver.tally, False, None
+    has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
             saver.add_missing_checksums(share.made)
@@ -113,13 +113,13 @@ def run(request: Request) -> Iterator[Event]:
     finally:
         seconds = time.perf_counter() - started
         ended = replace(
-            launch, finished=now(), saved=len(tally.saved), skipped=tally.skipped, failed=len(tally.failed),
+            launch, finished=now(), saved=len(saver.saved), skipped=saver.skipped, failed=len(saver.failed),
             seconds=round(seconds, 3), halved_to=halved_to,
         )  # fmt: skip
-        is_idle = not (has_ended or tally.saved or tally.skipped or tally.failed)
+        is_idle = not (has_ended or saver.saved or saver.skipped or saver.failed)
         if not (is_idle and withdraw_output(saver.process, request.record)):
             close_output(saver.process, ended)
-    yield Finished(len(tally.saved), tally.skipped, len(tally.failed), seconds, request.stage)
+    yield Finished(len(saver.saved), saver.skipped, len(saver.failed), seconds, request.stage)
 
 
 def check_weights(job: Job) -> None:

@@ -148,15 +148,6 @@ class Film:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Which samples are saved, skipped or failed so far, by key and variation."""
-
-    saved: set[tuple[str, int]] = field(default_factory=set)
-    skipped: int = 0
-    failed: set[tuple[str, int]] = field(default_factory=set)
-
-
-@dataclass(slots=True)
 class Saver:
     """Writes the files of one run."""
 
@@ -167,12 +158,14 @@ class Saver:
     files: ResultFiles
     samples: SampleWriter
     codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
-    tally: Tally = field(default_factory=Tally)
+    saved: set[tuple[str, int]] = field(default_factory=set)  # key and variation of results, so far
+    failed: set[tuple[str, int]] = field(default_factory=set)
+    skipped: int = 0  # results that were complete already
     _hashed: set[Path] = field(default_factory=set)
 
     def add_missing_checksums(self, works: Sequence[Work]) -> None:
         """List the checksums of complete samples that are not listed yet; these samples are skipped."""
-        self.tally.skipped = len(works)
+        self.skipped = len(works)
         self.record_samples(works)
         paths = {path for work in works for path in self.files.paths(work)}
         paths |= set(self.samples.recorded() if self.request.resume else ())
@@ -187,7 +180,7 @@ class Saver:
     def is_done(self, work: Work) -> bool:
         """True if this run has saved a sample and variation, or has reported that it failed."""
         result = (work.sample.key.text, work.variation)
-        return result in self.tally.saved or result in self.tally.failed
+        return result in self.saved or result in self.failed
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
         """Write all files of decoded samples; each file is written atomically.
@@ -227,7 +220,7 @@ class Saver:
         """Record a failed sample."""
         request, key = self.request, work.sample.key.text
         self.record_samples([work])
-        self.tally.failed.add((key, work.variation))
+        self.failed.add((key, work.variation))
         files = lacking(request.out, self.files.paths(work))
         stage = BASE if request.record == RUN else SR
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
@@ -275,7 +268,7 @@ class Saver:
         except SampleError as error:
             yield self.fail(work, str(error))
             return False
-        self.tally.saved.add((key, work.variation))
+        self.saved.add((key, work.variation))
         yield Saved(key, work.variation, self.files.paths(work), self.request.stage)
         return True
 
@@ -326,12 +319,9 @@ class Saver:
         if not new:
             return
         self.process.add_checksums(list_files(self.request.out, new))
+        shared = [self.request.out / output.place.folder for output in self.outputs if output.place.shared]
         # Only files that variations share occur again.
-        self._hashed |= {path for path in new if any(path.is_relative_to(f) for f in self._shared_folders)}
-
-    @property
-    def _shared_folders(self) -> list[Path]:
-        return [self.request.out / o.place.folder for o in self.outputs if o.place.shared]
+        self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
     def _chunks(self, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
         """The text chunks of a PNG: everything that is needed to make the picture again."""

@@ -14,7 +14,7 @@ from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model
 from fourm.modalities.registry import Kind, Modality
-from fourm.output.processes import Failure
+from fourm.output.processes import Failure, read_failures
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
 from fourm.runs.inputs import CAPTION
@@ -250,7 +250,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
             entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
     entries.sort(key=lambda entry: ROLES.index(entry.role))
     failures = dict[str, tuple[Failure, ...]]()
-    for one in results.failures():
+    for one in read_failures(root):
         failures[one.key] = (*failures.get(one.key, ()), one)
     return Album(
         root, results, tuple(stages), _with_failed(results.keys(), failures),
