@@ -4,8 +4,6 @@ Counts come from the published architectures with every tensor stored in float32
 what the Hub says, and these figures are close to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -62,7 +60,6 @@ class Entry:
     reads: tuple[str, ...] = ()  # modalities of a model
     writes: tuple[str, ...] = ()
     key: str = ""  # of a tokenizer: the `tokenizer` of the modality rows that it serves
-    tokenizers: tuple[str, ...] = ()  # short names of the tokenizers of a model's modalities
     config: Mapping[str, object] = field(default_factory=dict)  # of a model, as published; a file's own wins
 
     @property
@@ -130,6 +127,7 @@ _FAMILIES = (
     ("4m-7-{}-coyo", "4M-7_{}_COYO700M", "4M-7", "4M-7 {}, trained on COYO700M"),
     ("4m-7-t2i-{}", "4M-7-T2I_{}_CC12M", "4M-7", "4M-7 {}, text to image"),
     ("4m-21-{}", "4M-21_{}", "4M-21", "4M-21 {}"),
+    ("4m-7-sr-{}", "4M-7-SR_{}_CC12M", "4M-7-SR", "Super-resolution, 224 to 448"),
 )
 _BY_KEY = {key: name for key, name, *_ in _TOKENIZERS}
 
@@ -138,7 +136,6 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
     reads = tuple(sorted(_READS[family]))
     written = _FINE if family == "4M-7-SR" else reads
     writes = tuple(sorted(n for n in written if RELEASED.get(n).takes_ids))
-    keys = [RELEASED.get(n).tokenizer for n in (*reads, *writes)]
     dim, depth, heads = _SIZES[size]
     num_params, num_bytes = _COUNTS[family, size]
     config: dict[str, object] = {
@@ -149,24 +146,21 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
     }  # fmt: skip
     return Entry(
         name, f"{OWNER}/{repository}", EntryKind.SR if family == "4M-7-SR" else EntryKind.MODEL, title,
-        NON_COMMERCIAL, num_bytes, num_params, reads, writes,
-        tokenizers=tuple(_BY_KEY[key] for key in dict.fromkeys(keys) if key),
-        config=MappingProxyType(config),
+        NON_COMMERCIAL, num_bytes, num_params, reads, writes, config=MappingProxyType(config),
     )  # fmt: skip
 
 
 _MODELS = [
     _model(name.format(size.lower()), repository.format(size), family, size, title.format(size))
-    for name, repository, family, title in _FAMILIES for size in _SIZES
+    for name, repository, family, title in _FAMILIES for size in _SIZES if (family, size) in _COUNTS
 ]  # fmt: skip
-_SR = _model("4m-7-sr-l", "4M-7-SR_L_CC12M", "4M-7-SR", "L", "Super-resolution, 224 to 448")
 _RELEASED_TOKENIZERS = [
     Entry(name, f"{OWNER}/4M_tokenizers_{repository}", EntryKind.TOKENIZER, title, NON_COMMERCIAL,
           4 * num_params, num_params, key=key)
     for key, name, repository, title, num_params in _TOKENIZERS
 ]  # fmt: skip
 _ENTRIES = (
-    *_MODELS, _SR, *_RELEASED_TOKENIZERS,
+    *_MODELS, *_RELEASED_TOKENIZERS,
     Entry(TEXT_TOKENIZER, "", EntryKind.TEXT_TOKENIZER, "WordPiece of 30,000 words", APACHE, 1_451_469),
     Entry("parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)", APACHE,
           123_106),
@@ -174,12 +168,10 @@ _ENTRIES = (
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 # One word for several entries.
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "models": tuple(e.name for e in _ENTRIES if e.is_model),
-        "tokenizers": tuple(e.name for e in _ENTRIES if e.kind is EntryKind.TOKENIZER),
-    }
-)
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "models": tuple(one.name for one in _MODELS),
+    "tokenizers": tuple(one.name for one in _RELEASED_TOKENIZERS),
+}
 _BY_NAME = {word.lower(): e for e in _ENTRIES for word in (e.name, e.hub_id) if word}
 
 
