@@ -99,12 +99,8 @@ def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
 def write_ids(ids: NDArray[Any], path: Path) -> None:
     """Write token ids (L,) or (crops, L) as int16 rows, like the reference; int32 for large vocabularies."""
     rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
-    write_array(rows.astype(_width_of(rows)), path)
-
-
-def _width_of(rows: NDArray[Any]) -> type[np.integer[Any]]:
-    fits = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
-    return np.int16 if fits else np.int32
+    is_narrow = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
+    write_array(rows.astype(np.int16 if is_narrow else np.int32), path)
 
 
 def read_text(path: Path) -> str:

@@ -9,7 +9,6 @@ JSON: a list with one object, which has a palette of n colours `[red, green, blu
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -21,20 +20,33 @@ from fourm.modalities.text import MAX_NUMBER, Grammar, groups_of, number_of, quo
 from fourm.modalities.typed import Limits, fit
 
 MAX_COLOURS = 7
-_SIDE = 32  # pixels per bin of a picture's side
-_BINS = 50
+_RANGE_STEPS = 49  # bins of equal width; a bin more is for the highest value itself
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One thing that metadata can state."""
+    """One thing that metadata can state; its values become indices by bins of equal width, or by bounds."""
 
     number: int  # in the text
     name: str  # in files
-    top: int  # largest index
-    index_of: Callable[[float], int]  # any value -> index 0..top
-    value_of: Callable[[int], int | float]  # index 0..top -> a value of that bin
+    high: float = 1  # `steps` bins of equal width go from 0 to here, and on up to index `top`
+    steps: int = 1
+    top: int = MAX_NUMBER  # largest index
     is_whole: bool = True  # values are whole numbers
+    bounds: tuple[float, ...] = ()  # of a score: the index is the number of bounds that it reaches
+    scores: tuple[int, ...] = ()  # the score that stands for each index
+
+    def index_of(self, value: float) -> int:
+        """The index 0..top of any value."""
+        if self.bounds:
+            return sum(bound <= value for bound in self.bounds)
+        return math.floor(min(max(value, 0) / self.high * self.steps, self.top))
+
+    def value_of(self, index: int) -> int | float:
+        """A value of the bin of an index: its lower end for whole numbers, else its centre."""
+        if self.bounds:
+            return self.scores[index]
+        return index * self.high if self.is_whole else self.high * min((index + 0.5) / self.steps, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,49 +65,22 @@ class Fact:
 Metadata = tuple[Fact, ...]
 
 
-def _side(number: int, name: str) -> Field:
-    """A picture's side in pixels, rounded down to a multiple of 32."""
-    return Field(number, name, MAX_NUMBER, lambda v: _limited(v // _SIDE), lambda k: k * _SIDE)
-
-
-def _count(number: int, name: str) -> Field:
-    return Field(number, name, MAX_NUMBER, _limited, lambda k: k)
-
-
-def _limited(value: float) -> int:
-    return int(min(max(value, 0), MAX_NUMBER))
-
-
 def _range(number: int, name: str, high: float) -> Field:
-    """A value in [0, high]: 49 bins of equal width and one for `high` itself, each read as its centre."""
-    steps = _BINS - 1
-    return Field(
-        number, name, steps,
-        lambda v: math.floor(min(max(v, 0.0), high) / high * steps),
-        lambda k: high * min((k + 0.5) / steps, 1.0),
-        is_whole=False,
-    )  # fmt: skip
-
-
-def _score(number: int, name: str, bounds: tuple[float, ...], values: tuple[int, ...]) -> Field:
-    """A score of which only the bounds that it reaches count; `values` has one for each number of bounds."""
-    return Field(
-        number, name, len(bounds),
-        lambda v: sum(bound <= v for bound in bounds), lambda k: values[k], is_whole=False,
-    )  # fmt: skip
+    """A fraction in [0, high]."""
+    return Field(number, name, high, _RANGE_STEPS, _RANGE_STEPS, is_whole=False)
 
 
 # Every field, by its number in the text.
 FIELDS = (
-    _side(0, "original_width"),
-    _side(1, "original_height"),
-    _count(2, "caption_n_chars"),
-    _count(3, "caption_n_words"),
-    _count(4, "caption_n_sentences"),
-    _count(5, "n_humans"),
-    _count(6, "n_sam_instances"),
-    _count(7, "n_coco_instances"),
-    _count(8, "coco_instance_diversity"),
+    Field(0, "original_width", 32),
+    Field(1, "original_height", 32),
+    Field(2, "caption_n_chars"),
+    Field(3, "caption_n_words"),
+    Field(4, "caption_n_sentences"),
+    Field(5, "n_humans"),
+    Field(6, "n_sam_instances"),
+    Field(7, "n_coco_instances"),
+    Field(8, "coco_instance_diversity"),
     _range(9, "colorfulness", 150),
     _range(10, "brightness", 255),
     _range(11, "contrast", 127),
@@ -103,11 +88,11 @@ FIELDS = (
     _range(13, "entropy", 10),
     _range(14, "walkability", 1),
     _range(15, "objectness", 1),
-    _count(16, "semantic_diversity"),
+    Field(16, "semantic_diversity"),
     _range(17, "geometric_complexity", 0.75),
     _range(18, "occlusion_score", 0.25),
-    _score(19, "watermark_score", (0.5,), (0, 1)),
-    _score(20, "aesthetic_score", (4.5, 5.5), (4, 5, 6)),
+    Field(19, "watermark_score", top=1, is_whole=False, bounds=(0.5,), scores=(0, 1)),
+    Field(20, "aesthetic_score", top=2, is_whole=False, bounds=(4.5, 5.5), scores=(4, 5, 6)),
 )
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 
