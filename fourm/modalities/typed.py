@@ -52,51 +52,64 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
     dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
     are finite, texts can be part of a path. name: of the value in messages. strict: refuse unknown keys.
     """
+    try:
+        return _fit(kind, value, strict)
+    except _Misfit as error:
+        problems = [f"{name}{path} {problem}" for path, problem in error.problems[:_MAX_PROBLEMS]]
+        more = len(error.problems) - _MAX_PROBLEMS
+        raise ValueError("; ".join([*problems, f"and {more} more"] if more > 0 else problems)) from None
+
+
+class _Misfit(Exception):
+    """What does not fit, each with its path below the value: `[3].size`."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.problems = problems
+
+
+def _fit(kind: Any, value: object, strict: bool) -> Any:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
+    if _is_plain(kind, value):
+        return value
     outer, inner = get_origin(kind), get_args(kind)
     if outer in (UnionType, Union):
-        return None if value is None else fit(inner[0], value, name, strict)
+        return None if value is None else _fit(inner[0], value, strict)
     if outer is Annotated:
-        fitted = fit(inner[0], value, name, strict)
+        fitted = _fit(inner[0], value, strict)
         if inner[1].least <= (len(fitted) if isinstance(fitted, str | tuple) else fitted) <= inner[1].most:
             return fitted
     elif outer is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(kinds) == len(value):
-            items = enumerate(zip(kinds, value, strict=True))
-            return tuple(_fit_all(((k, item, f"{name}[{i}]") for i, (k, item) in items), strict))
+            return tuple(_fit_all("[{}]", range(len(value)), kinds, value, strict))
     elif outer is Mapping and isinstance(value, dict):
-        keys = _fit_all(((str, key, f"a key of {name}") for key in value), strict)
-        items_of = _fit_all(((inner[1], value[key], f"{name}.{shown(key)}") for key in keys), strict)
-        return dict(zip(keys, items_of, strict=True))
+        keys = _fit_all(": a key", value, (str,) * len(value), value, strict)
+        items = _fit_all(".{}", keys, inner[1:] * len(value), value.values(), strict)
+        return dict(zip(keys, items, strict=True))
     elif is_dataclass(kind) and isinstance(value, dict):
-        hints = _hints_of_keys(kind, value, name, strict)
-        found = _fit_all(((hint, value[key], f"{name}.{key}") for key, hint in hints.items()), strict)
+        hints = _hints_of_keys(kind, value, strict)
+        found = _fit_all(".{}", hints, hints.values(), map(value.get, hints), strict)
         return kind(**dict(zip(hints, found, strict=True)))  # type: ignore[operator]
-    elif kind is Any or _is_plain(kind, value):
-        return value
     elif isinstance(kind, type) and issubclass(kind, Enum) and value in [one.value for one in kind]:
         return kind(value)
-    elif kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
-    raise ValueError(f"{name} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
+    raise _Misfit([("", f"is {shown(ascii(value), 40)}, expected {_expected(kind)}")])
 
 
-def _fit_all(items: Iterable[tuple[Any, object, str]], strict: bool) -> list[Any]:
-    """Fit several (kind, value, name); one ValueError has all their problems."""
-    found, problems = list[Any](), list[str]()
-    for kind, value, name in items:
+def _fit_all(
+    path: str, keys: Iterable[object], kinds: Iterable[Any], values: Iterable[object], strict: bool
+) -> list[Any]:
+    """Fit several values; all their problems are raised together, with the path of each key in front."""
+    found, problems = list[Any](), list[tuple[str, str]]()
+    for key, kind, value in zip(keys, kinds, values, strict=True):
         try:
-            found.append(fit(kind, value, name, strict))
-        except ValueError as error:
-            problems.append(str(error))
+            found.append(_fit(kind, value, strict))
+        except _Misfit as error:
+            problems += [(path.format(shown(key)) + below, problem) for below, problem in error.problems]
     if problems:
-        raise ValueError(_joined(problems))
+        raise _Misfit(problems)
     return found
-
-
-def _joined(problems: list[str]) -> str:
-    more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
-    return "; ".join([*problems[:_MAX_PROBLEMS], *more])
 
 
 @cache
@@ -106,27 +119,29 @@ def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
     return get_type_hints(kind, include_extras=True), required
 
 
-def _hints_of_keys(kind: Any, value: Mapping[str, object], name: str, strict: bool) -> dict[str, Any]:
-    """The types of those fields that a mapping has; a ValueError for missing and unknown keys."""
+def _hints_of_keys(kind: Any, value: Mapping[str, object], strict: bool) -> dict[str, Any]:
+    """The types of those fields that a mapping has; missing and unknown keys do not fit."""
     hints, required = _hints(kind)
-    problems = [f"{name} has no {key!r}" for key in required if key not in value]
+    problems = [f"has no {key!r}" for key in required if key not in value]
     for key in value if strict else ():
         if key not in hints:
-            problems.append(f"{name} has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
+            problems.append(f"has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
     if problems:
-        raise ValueError(_joined(problems))
+        raise _Misfit([("", problem) for problem in problems])
     return {key: hint for key, hint in hints.items() if key in value}
 
 
 def _is_plain(kind: Any, value: object) -> bool:
-    """True for a value of exactly this plain type, or one of the choices of a Literal."""
-    if isinstance(value, str):
+    """True for a value of exactly this plain type, for one of the choices of a Literal, and for Any."""
+    if isinstance(value, str) and kind is not Any:
         try:
             is_safe = b"\0" not in os.fsencode(value)
         except UnicodeEncodeError:
             return False
         return is_safe and (kind is str or (get_origin(kind) is Literal and value in get_args(kind)))
-    return kind in _WORDS and type(value) is kind and (not isinstance(value, float) or math.isfinite(value))
+    if kind is float:
+        return type(value) is float and math.isfinite(value)
+    return kind is Any or (kind in (int, bool) and type(value) is kind)
 
 
 def _expected(kind: Any) -> str:

@@ -213,7 +213,7 @@ def test_data_becomes_a_typed_record_with_its_defaults() -> None:
         ),
         ({"rows": [{"name": "a\0"}]}, "expected text"),
         ({"files": {"x": 1}}, "run.files.x is 1, expected true or false"),
-        ({"files": {3: True}}, "a key of run.files is 3, expected text"),
+        ({"files": {3: True}}, "run.files: a key is 3, expected text"),
         ({"stages": 1}, "run has an unknown key 'stages'; did you mean 'stage'"),
     ],
 )
