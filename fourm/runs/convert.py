@@ -27,7 +27,7 @@ from fourm.data.writing import (
     make_all,
     refuse_inside,
     remove_leftovers,
-    write_text,
+    write_atomic,
 )
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import instances_from_json
@@ -111,12 +111,16 @@ def read_instances(path: Path) -> list[object]:
 
 def _convert(source: Path, out: Path, target: Path) -> str:
     """Write the JSON file of a pickled one; returns what is wrong with that, or an empty string."""
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
     try:
         text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
         if len(text) > MAX_BYTES:
             return f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON"
         make_all(out)
-        write_text(out, target, text)
+        write_atomic(out, target, write)
     except SampleError as error:
         return str(error)
     return ""
