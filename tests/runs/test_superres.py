@@ -192,7 +192,7 @@ def test_a_stacked_query_is_the_weighted_sum_of_separate_passes(
     (step,) = chain.steps
     batch = with_targets(conditions(count), chain, SMALL)
     decoded = torch.arange(done).expand(count, -1)
-    batch = batch.fill("tok_b@32", decoded, decoded)
+    batch = batch.with_slot("tok_b@32", batch.slots["tok_b@32"].fill(decoded, decoded))
     positions = torch.arange(done, 16 if scheme == "maskgit" else done + 3).expand(count, -1)
     states = _passes(batch, step)
     assert len(states) == 1 + sum(w != 0 for w in weights)
@@ -234,4 +234,5 @@ def step_by_hand(model: FourM, batch: Batch, step: Step, weights: dict[str, floa
     logits = weighted(model, batch, step.target, positions, weights)
     drawn = draw(logits, noise.uniforms(step.index, DRAW, positions), step.temperature)
     picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
-    return batch.fill(step.target, positions.gather(1, picks), drawn.ids.gather(1, picks))
+    filled = batch.slots[step.target].fill(positions.gather(1, picks), drawn.ids.gather(1, picks))
+    return batch.with_slot(step.target, filled)
