@@ -33,7 +33,6 @@ from fourm.runs.events import (
     Saved,
     Started,
     Stepped,
-    event_to_json,
 )
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -187,7 +186,7 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
     for event in events:
         if log is not None:
             try:
-                log.write(json.dumps(event_to_json(event)) + "\n")
+                log.write(json.dumps(event.to_json()) + "\n")
                 log.flush()
             except OSError as error:
                 raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error

@@ -8,6 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
+def _to_json(event: "Event") -> dict[str, object]:
+    """The event's name and its fields, in numbers, strings and lists. Every event has it as a method."""
+    name = "step" if isinstance(event, Stepped) else type(event).__name__.lower()
+    return {"event": name, **{key: _plain(value) for key, value in asdict(event).items()}}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 6)
+    return [str(item) for item in value] if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The run knows what it has to do."""
@@ -21,6 +33,7 @@ class Started:
     evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
     stage: str = "base"  # or "sr": super-resolution of what was made
     variations: int = 1  # results of each sample
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,7 @@ class Loading:
     """A model or tokenizer is being read; silence would look like a hang."""
 
     what: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class Stepped:
     temperature: float
     guidance: float  # 1.0 = no guidance
     seconds: float
+    to_json = _to_json
 
     @property
     def share(self) -> float:
@@ -59,6 +74,7 @@ class Halved:
 
     rows: int  # samples that there was room for
     device: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,7 @@ class Detokenized:
     done: int  # steps so far
     total: int
     seconds: float
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,7 @@ class Saved:
     variation: int
     files: tuple[Path, ...] = ()
     stage: str = "base"
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,7 @@ class Noted:
     variation: int
     condition: str
     notes: tuple[str, ...]
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +119,7 @@ class Malformed:
     variation: int
     target: str
     problems: tuple[str, ...]
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,7 @@ class Failed:
     key: str
     variation: int
     reason: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +141,7 @@ class Finished:
     failed: int
     seconds: float
     stage: str = "base"
+    to_json = _to_json
 
 
 Event = Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Finished
-
-
-def event_to_json(event: Event) -> dict[str, object]:
-    """The event's name and its fields, in numbers, strings and lists."""
-    name = "step" if isinstance(event, Stepped) else type(event).__name__.lower()
-    return {"event": name, **{key: _plain(value) for key, value in asdict(event).items()}}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, float):
-        return round(value, 6)
-    return [str(item) for item in value] if isinstance(value, tuple) else value
