@@ -21,21 +21,26 @@ _TITLE = 90  # characters
 
 
 def draw_chain(chain: Chain, model: str) -> Figure:
-    """Three charts one below the other, with the steps of the chain from left to right."""
-    guided = any(step.guided for step in chain.steps)  # weights may add up to 1
-    figure = Figure(figsize=(11, 6.4 if guided else 4.8), dpi=120, layout="constrained")
-    axes = figure.subplots(3 if guided else 2, 1, sharex=True, squeeze=False)[:, 0]
+    """Charts one below the other, with the steps of the chain from left to right."""
+    lines = {"temperature": [step.temperature for step in chain.steps]}
+    if any(step.guided for step in chain.steps):  # weights may add up to 1
+        lines["guidance"] = [step.guidance for step in chain.steps]
+    figure = Figure(figsize=(11, 6.4 if "guidance" in lines else 4.8), dpi=120, layout="constrained")
+    charts = figure.subplots(1 + len(lines), 1, sharex=True)
+    for axes, name in zip(charts, ("tokens", *lines), strict=True):
+        axes.set_ylabel(name)
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     table = colormaps["tab10" if len(chain.targets) <= 10 else "tab20"]
     colours = {target: table(number % table.N) for number, target in enumerate(chain.targets)}
-    _draw_tokens(axes[0], chain, colours)
-    _draw_line(axes[1], chain, colours, "temperature", [step.temperature for step in chain.steps])
-    if guided:
-        _draw_line(axes[2], chain, colours, "guidance", [step.guidance for step in chain.steps])
-    axes[-1].set_xlabel("step of the chain")
-    axes[-1].set_xlim(0.3, max(len(chain.steps), 1) + 0.7)  # steps count from 1
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    given = ", ".join(chain.conditions) or "nothing"
-    title = f"{model}: {given} → {', '.join(chain.targets)}"
+    _draw_tokens(charts[0], chain, colours)
+    for axes, values in zip(charts[1:], lines.values(), strict=True):
+        _draw_line(axes, chain, colours, values)
+    charts[-1].set_xlabel("step of the chain")
+    charts[-1].set_xlim(0.3, max(len(chain.steps), 1) + 0.7)  # steps count from 1
+    charts[-1].xaxis.get_major_locator().set_params(integer=True)
+    title = f"{model}: {', '.join(chain.conditions) or 'nothing'} → {', '.join(chain.targets)}"
     title = title if len(title) <= _TITLE else f"{title[:_TITLE].rstrip(', ')} ..."
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, parse_math=False)
     texts = {step.target for step in chain.steps if _is_limit(step)}
@@ -57,39 +62,28 @@ def save_chart(figure: Figure, path: Path) -> None:
 
 def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, _Colour]) -> None:
     """A bar for each step; a text has one that says at most how many."""
-    _frame(axes, "tokens")
     fixed = [step.num_tokens for step in chain.steps if not _is_limit(step)]
     top = max(fixed, default=0) * _TALL
     for step in chain.steps:
-        is_cut = _is_limit(step) and 0 < top < step.num_tokens
-        height = top if is_cut else step.num_tokens
+        is_limit = _is_limit(step)
+        height = top if is_limit and 0 < top < step.num_tokens else step.num_tokens
         axes.bar(
-            step.number, height, 0.9, color=colours[step.target], hatch="//" if _is_limit(step) else "",
+            step.number, height, 0.9, color=colours[step.target], hatch="//" if is_limit else "",
             edgecolor="white", linewidth=0,
         )  # fmt: skip
-        if _is_limit(step):
+        if is_limit:
             axes.annotate(f"≤ {step.num_tokens}", (step.number, height), ha="center", va="bottom", fontsize=8)
     axes.margins(y=0.15)
 
 
-def _draw_line(
-    axes: Axes, chain: Chain, colours: Mapping[str, _Colour], name: str, values: list[float]
-) -> None:
+def _draw_line(axes: Axes, chain: Chain, colours: Mapping[str, _Colour], values: list[float]) -> None:
     """A point for each step, and a line through those of one target."""
-    _frame(axes, name)
     for target in chain.targets:
         steps = [step.number for step in chain.steps if step.target == target]
         axes.plot(steps, [values[number - 1] for number in steps], "o-", ms=3, lw=1.2, color=colours[target])
     axes.margins(y=0.15)
     if min(values, default=0) >= 0:
         axes.set_ylim(bottom=0)
-
-
-def _frame(axes: Axes, name: str) -> None:
-    axes.set_ylabel(name)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _is_limit(step: Step) -> bool:
