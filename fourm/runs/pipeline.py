@@ -22,9 +22,8 @@ from fourm.decoding.sampling import Noise
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.layers import set_attention
+from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
 from fourm.networks.model import FourM
-from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.output.joining import Joining, close_output, withdraw_output
 from fourm.output.processes import Launch, now
 from fourm.output.record import RUN, RunRecord

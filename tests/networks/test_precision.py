@@ -10,7 +10,7 @@ import torch
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
+from fourm.networks.layers import arithmetic, choose_dtype, torch_dtype
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
