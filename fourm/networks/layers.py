@@ -1,4 +1,4 @@
-"""What networks are made of, and how they compute: kernels of attention, exact arithmetic, layers and blocks."""
+"""What networks are made of, and how they compute: attention kernels, exact arithmetic, layers, blocks."""
 
 import importlib
 import importlib.util
