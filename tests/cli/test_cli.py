@@ -165,7 +165,9 @@ def test_an_empty_name_is_not_the_default_model(run: Run) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_log_on_a_full_disk_is_a_sentence(run: Run, tiny: Path) -> None:
     code, _, err = run("generate", "a", "--model", tiny, "--out", "o", "--log-json", "/dev/full", "--quiet")
-    assert (code, err) == (1, "fourm: --log-json /dev/full: cannot be written (No space left on device)\n")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "--log-json /dev/full" in err
+    assert "No space left" in err
 
 
 def test_missing_models_name_the_command_that_fetches_them(run: Run) -> None:
@@ -282,7 +284,7 @@ def test_help_imports_nothing_that_takes_long() -> None:
     assert not imported & {"torch", "numpy", "matplotlib", "huggingface_hub", "httpx", "safetensors"}
 
 
-def test_the_version_is_said(run: Run) -> None:
+def test_version_is_one_line_on_stdout(run: Run) -> None:
     assert run("--version") == (0, f"fourm {__version__}\n", "")
 
 
@@ -301,18 +303,21 @@ def test_debug_shows_the_traceback(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("streams", "code", "said"),
     [("<&- >&- 2>&-", 0, ""), ("<&-", 0, ""), (">&-", 0, ""), ("2>&-", 0, ""),
-     ("> /dev/full", 1, "fourm: standard output cannot be written (No space left on device)\n")],
+     ("> /dev/full", 1, "standard output")],
 )  # fmt: skip
-def test_streams_that_are_closed_or_full(tiny: Path, streams: str, code: int, said: str) -> None:
+def test_closed_streams_are_no_mistake_and_a_full_one_is_exit_code_1(
+    tiny: Path, streams: str, code: int, said: str
+) -> None:
     if "/dev/full" in streams and not Path("/dev/full").exists():
         pytest.skip("needs a device that is always full")
     command = f"exec {sys.executable} -m fourm_cli schedule validate --model {tiny} --json {streams}"
     done = subprocess.run(command, shell=True, cwd=ROOT, text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (code, said)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, code)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
-def test_no_character_stops_what_is_printed(tiny: Path, tmp_path: Path, encoding: str) -> None:
+def test_help_and_paths_are_printed_in_every_encoding(tiny: Path, tmp_path: Path, encoding: str) -> None:
     env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "fourm_cli", "generate"]
     assert subprocess.run([*words, "--help"], env=env, capture_output=True, check=False).returncode == 0
@@ -339,7 +344,9 @@ def test_what_the_system_refuses_is_not_taken_for_standard_output(tmp_path: Path
         "a.app.command()(fail)\na.main()\n"
     )
     done = subprocess.run([sys.executable, script, "fail"], text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "fourm: the system refuses a call (Too many open files)\n")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "Too many open files" in done.stderr
+    assert "standard output" not in done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_mistake(tiny: Path) -> None:
@@ -393,7 +400,8 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err.splitlines()[-1] == "fourm: interrupted; what was finished is kept, --resume goes on"
+    assert err.splitlines()[-1].startswith("fourm: interrupted")
+    assert "--resume" in err.splitlines()[-1]
     (launch,) = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
     assert launch.finished
     assert 0 < launch.saved < 400

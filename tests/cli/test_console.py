@@ -60,7 +60,8 @@ def said(interval: float | None, tick: float, failures: int = 1) -> list[str]:
 def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
     few, many = said(interval=1000, tick=0.1), said(interval=0, tick=0.1)
     assert few[0] == "loading the demo model"
-    assert few[1] == "24 samples, 4 already complete; model demo on cpu, 4 decoding steps, batches of 8"
+    for fact in ("24 samples", "4 already complete", "model demo on cpu", "4 decoding steps", "batches of 8"):
+        assert fact in few[1]
     assert few[2].startswith("0/20 samples; tok_clip@64 step 1/4, 32/64 tokens, 2560 tokens/s, ")
     assert few[3:] == [r"failed: 00000/\x1b[31m0 variation 1: caption:\ntoo long"]
     assert sum("step" in line for line in many) == 13
@@ -96,7 +97,8 @@ def test_a_run_without_decoding_steps_counts_its_samples() -> None:
         list(console.lines(samples(), tally, out.append, interval))
         assert sum("/10 samples" in line for line in out) == lines
         if interval is not None:
-            assert out[0] == "12 samples, 2 already complete; model demo on cpu, batches of 1"
+            assert out[0].startswith("12 samples, 2 already complete; ")
+            assert "decoding" not in out[0]
             assert out[2].startswith("1/10 samples, ")
             assert out[2].endswith(" left")
 
@@ -167,7 +169,9 @@ def test_texts_which_have_an_event_for_each_token_do_not_end_early() -> None:
 
 def test_counts_of_one_have_their_singular() -> None:
     start = Started(1, 0, 1, "demo", "cpu", 1)
-    assert console.headline(start) == "1 sample; model demo on cpu, 1 decoding step, batches of 1"
+    headline = console.headline(start)
+    assert headline.startswith("1 sample; ")
+    assert ", 1 decoding step, " in headline
     tally = console.Tally(counts=Counter({Malformed: 1, Noted: 1}))
     said = console.summary(Finished(1, 0, 0, 1.0), tally)
     assert "1 malformed text kept" in said
@@ -246,5 +250,5 @@ def test_a_table_in_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.99, "1:00 min"), (187, "3:07 min"), (7387.4, "2:03:07 h")]
 )
-def test_durations_read_well(seconds: float, text: str) -> None:
+def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text

@@ -1,5 +1,6 @@
 """An option that is given twice is added up or refused, in every command."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,33 +57,37 @@ def test_a_flag_and_its_opposite_are_refused_and_a_flag_twice_is_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["generate", "--targets", "a", "--targets", "b"], "--targets a,b"),
+        (["generate", "red", "-qc", "a.yaml", "-cb.yaml"], "a.yaml, b.yaml"),
+        (["generate", "--config", "a.yaml", "-c", "b.yaml"], "a.yaml, b.yaml"),
+    ],
+)
+def test_a_repeated_option_is_found_however_it_is_written(words: list[str], values: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(values)):
+        refuse_repeated(APP, words)
+
+
+@pytest.mark.parametrize(
     "words",
     [
-        ["generate", "--targets", "a", "--targets", "b"],
-        ["generate", "red", "-qc", "a.yaml", "-cb.yaml"],
-        ["generate", "--config", "a.yaml", "-c", "b.yaml"],
         ["models", "show", "demo", "--model", "x"],
         ["generate", "--", "--seed", "1", "--seed", "2"],
         ["generate", "--seed", "--seed"],
     ],
 )
-def test_only_options_of_the_command_count(words: list[str]) -> None:
-    if "--targets" in words:
-        with pytest.raises(UsageError, match="give it once, as one list: --targets a,b"):
-            refuse_repeated(APP, words)
-    elif "-c" in words or "-qc" in words:
-        with pytest.raises(UsageError, match=r"is given 2 times \(a\.yaml, b\.yaml\)"):
-            refuse_repeated(APP, words)
-    else:
-        refuse_repeated(APP, words)
+def test_values_and_words_after_a_double_dash_are_no_options(words: list[str]) -> None:
+    refuse_repeated(APP, words)
 
 
-def test_the_command_line_refuses_them_and_makes_nothing(run: Run, tmp_path: Path) -> None:
+def test_the_command_line_refuses_repeated_options_and_makes_nothing(run: Run, tmp_path: Path) -> None:
     code, out, err = run("generate", "red", "--targets", "tok_rgb", "--targets=tok_depth", "--out", "out")
-    advice = "give it once, as one list: --targets tok_rgb,tok_depth"
-    assert (code, out, err) == (2, "", f"fourm: --targets is given 2 times (tok_rgb, tok_depth); {advice}\n")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "--targets is given 2 times" in err
+    assert "--targets tok_rgb,tok_depth" in err
     code, _, err = run("generate", "red", "--tokenizer", "rgb=rgb", "--tokenizer", "rgb=rgb_divae")
-    assert (code, err) == (2, "fourm: --tokenizer: 'rgb' is given twice\n")
+    assert (code, "--tokenizer: 'rgb'" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 

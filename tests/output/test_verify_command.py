@@ -50,7 +50,7 @@ def test_findings_are_a_table_and_a_last_line(run: Run, made: Path) -> None:
     assert out.splitlines()[-1] == last
 
 
-def test_json_has_all_findings_and_a_table_the_first(run: Run, made: Path) -> None:
+def test_json_has_all_findings_and_the_table_the_first_twenty(run: Run, made: Path) -> None:
     for number in range(50):
         (made / f"rgb/00000/x{number:02d}.png").write_bytes(b"")
     code, out, _ = run("verify", "out")
@@ -85,11 +85,12 @@ def test_a_failed_sample_is_said_and_no_mistake(run: Run, tiny: Path, tmp_path: 
 
 
 def test_wrong_folders_are_wrong_usage(run: Run, tmp_path: Path) -> None:
-    assert run("verify", "gone") == (2, "", "fourm: gone: no such folder\n")
+    code, out, err = run("verify", "gone")
+    assert (code, out, "gone: no such folder" in err) == (2, "", True)
     (tmp_path / "other").mkdir()
     code, out, err = run("verify", "other")
     assert (code, out) == (2, "")
-    assert err == "fourm: other: holds no run.json, so no run of this program wrote it\n"
+    assert err.startswith("fourm: other: holds no run.json")
 
 
 def test_a_damaged_record_is_found_not_fatal(run: Run, made: Path) -> None:

@@ -50,7 +50,7 @@ def test_show_prints_the_chain_as_data(model: str) -> None:
     }
 
 
-def test_show_prints_a_table(model: str) -> None:
+def test_show_prints_a_row_for_each_step(model: str) -> None:
     text = run("show", "--model", model, "--targets", "tok_rgb", "--steps", "3", "--temps", "0.5")
     assert [line.split()[0] for line in text.splitlines() if "tok_rgb@224" in line] == ["1", "2", "3"]
 
@@ -245,4 +245,6 @@ def test_super_resolution_is_checked_and_shown_where_it_is_asked_for(
     assert "super-resolution" in run("schedule", "validate", "--sr-cfg", "3")[1]
     assert "super-resolution" not in run("schedule", "validate", "--cfg", "3")[1]
     code, out, err = run("schedule", "validate", "--sr-temps", "-1")
-    assert (code, out, err) == (2, "", "fourm: --sr-temps: the temperature -1 is negative\n")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "--sr-temps" in err
+    assert "-1" in err

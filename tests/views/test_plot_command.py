@@ -43,7 +43,7 @@ def test_a_chain_of_pipes_ends_in_plots(run: Run, folder: Path, monkeypatch: pyt
     assert [path.name for path in (folder / "plots").iterdir()] == ["000000.png"]
 
 
-def test_json_is_one_object(run: Run, folder: Path) -> None:
+def test_json_names_folder_plots_and_each_problem(run: Run, folder: Path) -> None:
     (folder / "rgb/00000/000001.png").write_bytes(b"")
     code, out, err = run("plot", "out", "--json")
     assert code == 3
@@ -82,7 +82,7 @@ def test_characters_that_no_font_has_are_told(run: Run, folder: Path) -> None:
         (("plot",), "Missing argument"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(
+def test_wrong_options_and_folders_are_one_sentence_and_leave_no_plots(
     run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -80,7 +80,7 @@ def test_the_five_nearest_are_told_as_data_and_as_a_table(run: Run, tiny: Path, 
     assert [(row[0], row[1]) for row in rows if row and row[0] in asked.keys] == near
 
 
-def test_features_have_many_names() -> None:
+def test_features_are_found_by_modality_tokens_and_values() -> None:
     for name in ("dinov2_global", "tok_dinov2_global"):
         assert feature_row(RELEASED, name).name == "tok_dinov2_global"
     assert feature_row(RELEASED, "clip").name == "tok_clip@224"
@@ -90,7 +90,7 @@ def test_features_have_many_names() -> None:
         feature_row(RELEASED, "rgb")
 
 
-def test_a_command_finds_prints_and_draws(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_retrieve_prints_neighbours_and_draws_them(run: Run, tiny: Path, tmp_path: Path) -> None:
     write(tmp_path / "lib", features(9, 4))
     write(tmp_path / "q", Features(("a/7",), features(9, 4).vectors[7:8]))
     (tmp_path / "lib" / "rgb" / "a").mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> N
         (("--sheet", "x.png", "--show", "depht"), "did you mean 'depth'"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_wrong_options_and_folders_are_one_sentence(
     run: Run, tiny: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     write(tmp_path / "lib", features(3, 4))
