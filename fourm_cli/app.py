@@ -25,8 +25,8 @@ from fourm_cli.models import models_app
 from fourm_cli.options import add_command
 from fourm_cli.schedules import schedule_app
 
-RESUMED = ("generate", "sr")  # commands that have --resume
-REPEATED = ("convert", "download", "plot", "tokenize")  # commands that keep what they made, and go on with it
+RESUMABLE = ("generate", "sr")  # commands that have --resume
+REPEATABLE = ("convert", "download", "plot", "tokenize")  # commands that go on where they were interrupted
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # what the loader says of a library
@@ -101,9 +101,6 @@ def main() -> None:
     sys.exit(_flush() or code)
 
 
-# Errors and signals.
-
-
 def explain(error: FourMError | OSError) -> int:
     """Print an error to stderr, with one line for each problem; its exit code."""
     if isinstance(error, OSError):
@@ -147,12 +144,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _what_goes_on(words: Sequence[str]) -> str:
     """What is kept of an interrupted command; nothing of one that only looks."""
     command = next((word for word in words if not word.startswith("-")), "")
-    if command not in (*RESUMED, *REPEATED) or MAKES_NOTHING & set(words):
+    if command not in (*RESUMABLE, *REPEATABLE) or MAKES_NOTHING & set(words):
         return ""
-    return f"; what was finished is kept, {'--resume' if command in RESUMED else 'the same command'} goes on"
-
-
-# Standard streams.
+    return (
+        f"; what was finished is kept, {'--resume' if command in RESUMABLE else 'the same command'} goes on"
+    )
 
 
 def prepare_streams() -> None:
@@ -219,9 +215,6 @@ def _write_nowhere(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-# Options that are given twice, of which Typer ignores the first.
 
 
 def refuse_repeated(command: Any, words: Sequence[str]) -> None:

@@ -46,9 +46,6 @@ _LOG_LINE = re.compile(
 _LOG_LINE_START = 64  # bytes, more than what the pattern can match
 
 
-# Results and notes.
-
-
 def print_path(path: Path) -> None:
     """Print a path as one line on stdout: the bytes of the file name, whatever the stream's encoding."""
     sys.stdout.flush()
@@ -112,9 +109,6 @@ class Paced:
         if not self._quiet and time.monotonic() - self._spoken >= PLAIN_LINE_SECONDS:
             self._spoken = time.monotonic()
             note(text)
-
-
-# A run: its end on stdout, its events on stderr and in a log.
 
 
 def result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:

@@ -249,9 +249,6 @@ def tokenize(
     _follow(begin, world, out, notes(), world.describe_share(len(request.samples)), report)
 
 
-# What a request is made of.
-
-
 def _requester(
     machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
 ) -> "Callable[..., Request]":
@@ -352,9 +349,6 @@ def _repeat(
         finer = again(stage, model=fine, chain=parse_chain(stage.options, fine), samples=(), origin=Origin())
         models.append((stage, fine))
     return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
-
-
-# Runs that were found to be good, followed to their end.
 
 
 def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:

@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
@@ -28,9 +28,6 @@ NONE = "none"  # in place of conditions
 SEPARATORS = "-,"  # between items of a list
 
 Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
-
-
-# What the shell offers after Tab, without torch or the network.
 
 
 def one_of(*words: str) -> Complete:
@@ -144,9 +141,6 @@ def _model(context: typer.Context) -> tuple[Sequence[str], Sequence[str], Regist
     return files.reads, files.writes, files.registry
 
 
-# The table of options.
-
-
 class Row(NamedTuple):
     """What the help says of an option or argument, and what else Typer is told of it."""
 
@@ -218,9 +212,6 @@ TABLE = {
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 
 
-# Groups: parameters of commands that stand for several options.
-
-
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
     """YAML files; later ones win."""
@@ -233,8 +224,7 @@ class ConfigFiles:
     @property
     def paths(self) -> list[Path]:
         """Those that are given, in their order."""
-        files = (self.config, self.data_config, self.gen_config, self.sr_config)
-        return [path for path in files if path is not None]
+        return [path for path in astuple(self) if path is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,9 +341,6 @@ def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
 
 def _given(**values: object) -> dict[str, object]:
     return {key: value for key, value in values.items() if value not in (None, [])}
-
-
-# What values of options mean.
 
 
 def parse_folder(text: str, stdin: BinaryIO) -> Path:

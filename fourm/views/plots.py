@@ -51,6 +51,8 @@ MAX_FILMS = 64  # rows of a film strip
 CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet, and between two
 PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
 
+Column = Mapping[int | None, Panel]  # one modality of a sample, by variation
+
 
 @dataclass(frozen=True, slots=True)
 class Plotted:
@@ -130,13 +132,8 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
     return {key: root / PLOTS / path.name for key, path in long.items()} if is_flat else long
 
 
-# The sheet of one sample: what was given and what was made of it, a row for each variation.
-
-Column = Mapping[int | None, Panel]  # one modality of a sample, by variation
-
-
 def draw_sample(album: Album, view: View) -> Image.Image:
-    """Everything of one sample on one sheet."""
+    """The sheet of one sample: what was given and what was made of it, a row for each variation."""
     rows: list[int | None] = [*sorted({p.variation for p in view.panels if p.variation is not None})] or [
         None
     ]
@@ -216,9 +213,6 @@ def _shown(panel: Panel, side: int) -> Image.Image:
     return empty_cell(panel.note, side) if panel.picture is None else fit(panel.picture, side)
 
 
-# Film strips: what a target looked like after its steps, and which step decided which token.
-
-
 def draw_films(view: View) -> Image.Image:
     """A row for each target and variation: kept steps, the result, the order of decoding."""
     rows = [(film, chosen(film.frames)) for film in view.films[:MAX_FILMS]]
@@ -291,9 +285,6 @@ def _scale(order: Sequence[int]) -> Image.Image:
     if last > first:
         draw.text((SMALL - 1, 11 + pitch / 2), str(last), FAINT, font, anchor="rm")
     return block
-
-
-# Contact sheets: one picture of each sample and variation, on as few sheets as it takes.
 
 
 def contact_name(page: int, total: int) -> str:
