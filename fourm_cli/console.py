@@ -98,7 +98,7 @@ def size_text(num_bytes: int) -> str:
     return f"{size:.3g} {unit}"
 
 
-class Paced:
+class PacedNotes:
     """Prints notes on how far something is, one every few seconds at most."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -111,7 +111,7 @@ class Paced:
             note(text)
 
 
-def result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
+def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
     """Print the result of a run to stdout: its folder, or a record with --json."""
     if not as_json:
         print_path(out)
@@ -348,7 +348,7 @@ def picture(tally: Tally) -> RenderableType:
     for name, done, total, what, more in rows:
         bar = ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
         grid.add_row(printable(name), bar, f"{what}{done}/{total}", more)
-    return Group(grid, Text(_now(tally), style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(grid, Text(_activity(tally), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def _problem(event: Failed | Malformed | Noted) -> str:
@@ -362,7 +362,7 @@ def _problem(event: Failed | Malformed | Noted) -> str:
     return f"malformed: {key}: {event.target}: {event.problems[0]}"
 
 
-def _now(tally: Tally) -> str:
+def _activity(tally: Tally) -> str:
     """A line about the current activity."""
     step = tally.step
     if tally.has_no_steps and not tally.loading:

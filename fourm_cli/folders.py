@@ -11,7 +11,7 @@ import typer
 
 from fourm.data.opening import local_path
 from fourm.errors import SampleError, UsageError, VerificationError
-from fourm_cli.console import Paced, counted, note, print_json, print_path, print_table
+from fourm_cli.console import PacedNotes, counted, note, print_json, print_path, print_table
 from fourm_cli.options import argument, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -60,7 +60,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import Plotter, plots_folder
 
-    album, plots, progress = open_album(root, model), plots_folder(root), Paced(quiet)
+    album, plots, progress = open_album(root, model), plots_folder(root), PacedNotes(quiet)
     plotter = Plotter(album, count, films, contact)
     page = plots / PAGE if html else None
     found = dict[str, tuple[str, ...]]()  # problems of each sample that was drawn
@@ -166,7 +166,7 @@ def verify(*, folder: str, as_json: bool = False) -> None:
     """
     from fourm.output.verify import verify_folder
 
-    progress = Paced()
+    progress = PacedNotes()
     verdict = verify_folder(
         parse_folder(folder, sys.stdin.buffer),
         lambda done, total: progress.note(f"{done:,} of {total:,} files"),

@@ -418,6 +418,6 @@ def _follow(
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         ends = [console.show(events, report.quiet or rank > 0, log) for events in begin()]
     if rank == 0:
-        console.result(out, ends, report.as_json)
+        console.print_result(out, ends, report.as_json)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

@@ -223,8 +223,8 @@ def test_quiet_says_nothing_and_stdout_has_only_the_result(capfd: pytest.Capture
         "3 samples generated, 4 already complete, 1 failed (see failures.jsonl) in 3:07 min"
     )
     assert "\x1b" not in err
-    console.result(Path("out"), [end], as_json=False)
-    console.result(Path("out"), [end], as_json=True)
+    console.print_result(Path("out"), [end], as_json=False)
+    console.print_result(Path("out"), [end], as_json=True)
     first, _, rest = capfd.readouterr().out.partition("\n")
     assert first == "out"
     assert json.loads(rest) == {"out": "out", "saved": 3, "skipped": 4, "failed": 1, "seconds": 187.0}
