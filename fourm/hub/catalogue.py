@@ -99,8 +99,8 @@ _SEVEN = (
     "caption", "det", "rgb@224", "tok_clip@224", "tok_depth@224", "tok_normal@224", "tok_rgb@224",
     "tok_semseg@224",
 )  # fmt: skip
-_TWENTY_ONE = tuple(name for name in RELEASED.names if not name.endswith("@448"))
-_FINE = tuple(name for name in RELEASED.names if name.endswith("@448"))
+_TWENTY_ONE = tuple(name for name in RELEASED.rows if not name.endswith("@448"))
+_FINE = tuple(name for name in RELEASED.rows if name.endswith("@448"))
 # What each family reads; it writes what of this (of _FINE for super-resolution) has token ids.
 _READS = {"4M-7": _SEVEN, "4M-21": _TWENTY_ONE, "4M-7-SR": (*_SEVEN, *_FINE)}
 

@@ -133,12 +133,7 @@ class Modality:
 class Registry:
     """All modalities known to one model."""
 
-    rows: Mapping[str, Modality]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names, in the order of the table."""
-        return tuple(self.rows)
+    rows: Mapping[str, Modality]  # by name, in the order of the table
 
     def get(self, name: str) -> Modality:
         """The row of a full name."""
@@ -159,9 +154,8 @@ class Registry:
         if name in self.rows:
             return name
         available = [n for n in available if n in self.rows]
-        for names in (available, self.names):
-            same_key = [n for n in names if self.rows[n].key == name]
-            if same_key:
+        for names in (available, self.rows):
+            if same_key := [n for n in names if self.rows[n].key == name]:
                 return min(same_key, key=lambda n: self.rows[n].resolution or 0)
         close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
         raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")

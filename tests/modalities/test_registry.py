@@ -65,7 +65,7 @@ def test_vocabularies_and_grids_are_those_of_the_recorded_state_dicts(golden: Pa
                 assert info["shape"][1] == RELEASED.get(modality).max_tokens
 
 
-@pytest.mark.parametrize("name", RELEASED.names)
+@pytest.mark.parametrize("name", RELEASED.rows)
 def test_every_row_is_complete(name: str) -> None:
     row = RELEASED.get(name)
     assert row.codec

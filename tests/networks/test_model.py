@@ -40,7 +40,7 @@ def models(unpacked: Path) -> dict[str, FourM]:
 
 def read_batch(golden: Path, fixture: str, case: dict, arrays: Arrays, prefix: str = "in.") -> Batch:
     """The recorded state; recorded masks mean True = hidden, ours the opposite."""
-    names = [n for n in RELEASED.names if f"{prefix}{n}.input_mask" in arrays]
+    names = [n for n in RELEASED.rows if f"{prefix}{n}.input_mask" in arrays]
     order = case.get("input_order") or names
     slots = {}
     for name in order:

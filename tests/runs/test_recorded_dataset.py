@@ -38,7 +38,7 @@ def released(golden: Path) -> WordPiece:
 
 def prepared(golden: Path, root: Path, released: WordPiece, names: tuple[str, ...]) -> Prepared:
     """The samples of a folder as one batch; pictures of 48 pixels and vectors of 8 numbers, as recorded."""
-    rows = {name: RELEASED.get(name) for name in RELEASED.names}
+    rows = {name: RELEASED.get(name) for name in RELEASED.rows}
     rows["rgb@224"] = replace(rows["rgb@224"], image_size=48, grid=(3, 3), max_tokens=9)
     rows["t5_caption"] = replace(rows["t5_caption"], embedding_width=8)
     model = replace(

@@ -349,7 +349,7 @@ def test_a_run_s_own_folder_reads_back_whole(tmp_path: Path, run: object) -> Non
     assert len(album.view(album.keys[0]).problems) == 2
 
 
-@pytest.mark.parametrize("name", RELEASED.names)
+@pytest.mark.parametrize("name", RELEASED.rows)
 def test_every_released_modality_can_be_looked_at_without_its_model(name: str) -> None:
     row = RELEASED.get(name)
     reader = reader_for(row)
