@@ -67,14 +67,13 @@ def estimate(
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
     largest = _highest(peaks)
-    tokens = [step.num_tokens * step.passes for step in chain.steps]
-    asked = [count if SCHEMES[s.scheme].causal else 1 for s, count in zip(chain.steps, tokens, strict=True)]
-    return Cost(
-        passes=sum((1 + len(s.branches)) * count for s, count in zip(chain.steps, asked, strict=True)),
-        tokens=sum(tokens),
-        weights=weights_bytes(model, width) + sum(tokenizer_bytes(p, width, part) for p, part in paths),
-        activations=largest.total + overhead(largest),
-    )
+    passes, tokens = 0, 0
+    for step in chain.steps:
+        count = step.num_tokens * step.passes
+        tokens += count
+        passes += (1 + len(step.branches)) * (count if SCHEMES[step.scheme].causal else 1)
+    weights = weights_bytes(model, width) + sum(tokenizer_bytes(path, width, part) for path, part in paths)
+    return Cost(passes, tokens, weights, activations=largest.total + overhead(largest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 from fourm.errors import ScheduleError, UsageError
 from fourm.hub.files import ModelFiles
@@ -207,10 +207,9 @@ class _Planner:
             if len(values) != count:
                 names = [targets[i] for i in places]
                 named = f" ({', '.join(names)})" if all(names) else ""
-                rule = (
-                    f"{count} targets{named}; give 1 or {count}" if count > 1 else f"1 target{named}; give 1"
-                )
-                self.problems.append(f"{setting.where}: {len(values)} values for {rule}")
+                many, allowed = ("s", f"1 or {count}") if count > 1 else ("", "1")
+                what = f"{len(values)} values for {count} target{many}{named}"
+                self.problems.append(f"{setting.where}: {what}; give {allowed}")
                 continue
             for place, value in zip(places, values, strict=True):
                 lists[place][option.key] = Setting((value,), setting.where)
@@ -226,9 +225,7 @@ class _Planner:
             return None
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
         asked = {name: setting for name, setting in asked.items() if setting.values[0] is not None}
-        values: dict[str, SettingValue] = {
-            field.name: getattr(defaults, field.name) for field in fields(defaults)
-        }
+        values: dict[str, SettingValue] = asdict(defaults)
         values["num_tokens"] = min(defaults.num_tokens or row.max_tokens, row.max_tokens)
         values |= {name: setting.values[0] for name, setting in asked.items()}
         if "num_steps" not in asked and values["num_steps"] is not None:
