@@ -459,7 +459,7 @@ def test_a_run_killed_before_its_record_leaves_an_empty_folder(tmp_path: Path) -
     assert not old.path(LAUNCH).exists()
 
 
-def test_digests_tell_samples_and_files_apart(tmp_path: Path) -> None:
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     assert sha256_of(tmp_path / "f").startswith("e3b0c44298fc1c14")
 

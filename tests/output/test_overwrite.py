@@ -1,4 +1,4 @@
-"""An --overwrite that is killed at any moment: --resume makes of it what an uninterrupted one leaves."""
+"""An `--overwrite` that is killed at any moment: `--resume` leaves the same folder as an uninterrupted one."""
 
 import os
 import shutil
@@ -121,7 +121,7 @@ def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return out
 
 
-def test_nobody_else_goes_on_with_it(half: Path) -> None:
+def test_an_interrupted_overwrite_is_resumed_with_its_own_settings_only(half: Path) -> None:
     before = snapshot(half)
     with pytest.raises(UsageError, match="seed is 3 there and 0 here"):
         join(half, SETTINGS, resume=True)

@@ -21,7 +21,7 @@ def listed(tmp_path: Path) -> dict[str, Listed]:
     return list_files(tmp_path, [tmp_path / name for name in NAMES])
 
 
-def test_what_is_written_is_read_back(listed: dict[str, Listed]) -> None:
+def test_a_list_of_checksums_keeps_names_of_all_kinds(listed: dict[str, Listed]) -> None:
     assert [one.size for one in listed.values()] == list(range(len(NAMES)))
     scan = scan_lines(format_checksums(listed).splitlines(keepends=True))
     assert (scan.listed, scan.damaged, scan.cut) == (listed, [], [])
@@ -38,7 +38,7 @@ def test_sha256sum_reads_the_list(listed: dict[str, Listed], tmp_path: Path) -> 
     assert done.stdout.count(b"OK") == len(NAMES)
 
 
-def test_lines_that_are_none_are_numbered_and_their_sizes_forgotten() -> None:
+def test_damaged_lines_of_a_list_are_numbered_and_their_sizes_ignored() -> None:
     one, other = (f"{letter * 64}  {letter}\n".encode() for letter in "ab")
     scan = scan_lines([b"# 7 bytes\n", b"nonsense\n", one, b"# 8 bytes\n", other, one[:-1]])
     assert scan.listed == {"a": Listed("a" * 64), "b": Listed("b" * 64, 8)}

@@ -80,7 +80,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
         ({"origin": SETTINGS.as_origin() | {"seed": "1"}}, "origin.seed is '1'"),
     ],
 )  # fmt: skip
-def test_values_that_no_run_has_are_a_sentence(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_impossible_values_in_a_record_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     (tmp_path / RUN).write_text(format_run(replace(SETTINGS, **changes), "0123abcd"))
     with pytest.raises(UsageError, match=said):
         read_record(tmp_path)

@@ -216,7 +216,7 @@ def test_a_file_that_no_run_wrote_is_foreign(copy: Callable[[str], Path], file: 
     assert kinds(verify_folder(root)) == {("foreign", expected)}
 
 
-def test_a_name_that_is_no_text_is_told(copy: Callable[[str], Path]) -> None:
+def test_a_foreign_file_whose_name_is_not_utf8_is_named(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     with open(os.fsencode(root / "caption/00000") + b"/\xff\xfe.txt", "wb") as file:
         file.write(b"x")
@@ -484,7 +484,7 @@ def test_without_a_record_what_checksums_list_is_still_checked(copy: Callable[[s
     assert kinds(verify_folder(root)) == {("missing", RUN), ("altered", "caption/00000/000000.txt")}
 
 
-def test_a_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+def test_verify_refuses_a_folder_that_no_run_wrote(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run of this program wrote it"):
         verify_folder(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
@@ -571,7 +571,7 @@ def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str]
     assert read_record(root).preview == 2
 
 
-def test_all_findings_have_the_same_form(copy: Callable[[str], Path]) -> None:
+def test_the_json_of_a_verdict_has_these_fields(copy: Callable[[str], Path]) -> None:
     root = copy("tokens")
     (root / "x").write_bytes(b"")
     said = verify_folder(root).to_json()

@@ -29,11 +29,11 @@ def made(run: Run, tiny: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_an_untouched_folder_is_ok(run: Run, made: Path) -> None:
+def test_verify_of_an_untouched_folder_ends_with_0(run: Run, made: Path) -> None:
     assert run("verify", "out") == (0, "ok: 10 files of 2 samples checked\n", "")
 
 
-def test_findings_are_a_table_and_a_last_line(run: Run, made: Path) -> None:
+def test_verify_prints_its_findings_as_a_table_and_then_the_verdict(run: Run, made: Path) -> None:
     (made / "rgb/00000/000000.png").unlink()
     (made / "caption/00000/000001.txt").write_text("other")
     (made / "note\n").write_text("")
@@ -155,7 +155,7 @@ def test_a_slow_check_says_how_far_it_is(run: Run, made: Path, monkeypatch: pyte
     assert err.splitlines() == [f"{done} of 10 files" for done in range(10)]
 
 
-def test_many_files_are_checked(run: Run, tmp_path: Path) -> None:
+def test_ten_thousand_samples_are_checked(run: Run, tmp_path: Path) -> None:
     """Empty texts: only what every file costs by itself."""
     out, number = tmp_path / "out", 10_000
     places = (Place("a", ".txt", modality="a"), Place("b", ".txt", modality="b"))

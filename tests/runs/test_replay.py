@@ -196,7 +196,7 @@ GOOD = {
         ({"prompt": "word " * 500}, ""),
     ],
 )
-def test_chunks_that_say_nonsense_are_a_sentence(
+def test_a_picture_with_impossible_text_chunks_is_refused(
     run: Run, tmp_path: Path, changes: dict[str, str | None], sentence: str
 ) -> None:
     said = {name: value for name, value in (GOOD | changes).items() if value is not None}
@@ -211,7 +211,7 @@ def test_good_chunks_by_hand_make_a_picture(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out/rgb/00000/000000.png").exists()
 
 
-def test_other_metadata_may_be_large_or_damaged(tmp_path: Path) -> None:
+def test_replay_reads_a_picture_with_large_or_damaged_metadata_of_others(tmp_path: Path) -> None:
     data = plain(tmp_path / "x.png", GOOD).read_bytes()
     large, spoilt = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2_000_000)), b"tEXta\0good"
     sums = zlib.crc32(large), zlib.crc32(spoilt) ^ 1
@@ -222,7 +222,7 @@ def test_other_metadata_may_be_large_or_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.png", "text.txt", "cut.png", "empty.png", "run.json"])
-def test_files_that_tell_nothing_are_a_sentence(run: Run, made: Path, tmp_path: Path, name: str) -> None:
+def test_replay_refuses_files_that_do_not_say_how_they_were_made(run: Run, made: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "empty.png").write_bytes(b"")

@@ -63,7 +63,7 @@ def test_finer_pictures_lie_beside_what_they_were_made_from(run: Run, out: Path)
     assert [r.file for r in open_results(out).runs] == ["run.json", "run.sr.json"]
 
 
-def test_in_one_go_is_the_same_as_later(run: Run, out: Path, tmp_path: Path) -> None:
+def test_generate_with_sr_options_makes_the_same_as_generate_then_sr(run: Run, out: Path, tmp_path: Path) -> None:
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     words = ("generate", *PROMPTS, "--num-variations", "2", "--seed", "5", "-q", "--out", tmp_path / "once")
     assert run(*words, "--sr-targets", "tok_rgb", "--sr-steps", "2")[0] == 0
@@ -124,7 +124,7 @@ def test_what_comes_through_a_pipe_must_be_a_folder(text: str) -> None:
     assert end.stderr.startswith("fourm: standard input: ")
 
 
-def test_a_second_run_must_say_what_it_wants(run: Run, out: Path) -> None:
+def test_super_resolution_beside_an_earlier_one_needs_resume_or_overwrite(run: Run, out: Path) -> None:
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     done = tree(out)
     code, _, err = run("sr", out, *SR_QUICK)
@@ -179,7 +179,7 @@ def test_a_run_whose_model_has_gone_is_a_sentence(run: Run, tiny: Path, tmp_path
     assert str(model) in err
 
 
-def test_broken_tokens_fail_alone(run: Run, out: Path) -> None:
+def test_a_sample_with_broken_tokens_fails_alone(run: Run, out: Path) -> None:
     (out / "tok_rgb@64/00000/000000-v1.npy").write_bytes(b"\x93NUMPY")
     code, _, err = run("sr", out, *SR_QUICK)
     assert code == 3

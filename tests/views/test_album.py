@@ -199,7 +199,7 @@ def test_a_film_has_the_kept_steps_and_the_order_as_it_is_stored(tmp_path: Path)
 
 
 @pytest.mark.parametrize("order", [np.zeros(63, np.int16), np.zeros(64, np.float32), b"junk"])
-def test_an_order_that_is_none_is_told(tmp_path: Path, order: object) -> None:
+def test_a_damaged_order_of_decoding_is_a_problem_of_its_sample(tmp_path: Path, order: object) -> None:
     write_record(tmp_path, [RGB], preview=1)
     put(tmp_path, RGB, FIRST, noise(0, 64, 64, 3))
     put(tmp_path, order_place("tok_rgb@64"), FIRST, order)
