@@ -1,4 +1,4 @@
-"""Whether a file of a run is whole, told by its format: read once, a piece at a time, nothing is kept."""
+"""Whether a file is complete and valid by its format. It is read once, a piece at a time."""
 
 import ast
 import codecs
@@ -170,7 +170,7 @@ def _check_arrays(file: BinaryIO) -> Flaw | None:
                 return Flaw(False, "holds compressed arrays, which no run writes")
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error):
-        return Flaw(True, "is not a whole .npz file")  # its table stands at the end
+        return Flaw(True, "is not a complete .npz file")  # its table stands at the end
     return Flaw(False, "has bytes that do not fit their checksum") if broken is not None else None
 
 

@@ -145,7 +145,7 @@ class _Folder:
         self.findings.append(Finding(kind, file, detail))
 
     def lack(self, path: str, detail: str) -> None:
-        """A file is missing; below what was not looked into, nobody knows."""
+        """Add a missing file, unless it lies in what could not be looked into."""
         above = (path, *map(str, PurePosixPath(path).parents))
         if self.blocked.isdisjoint(above):
             self.find(MISSING, path, detail)

@@ -83,13 +83,13 @@ class ResultFiles:
 
     def is_made(self, work: Work) -> bool:
         """True if every file of a sample and variation exists and is complete."""
-        return not self.request.overwrite and all(map(self.is_whole, self.paths(work)))
+        return not self.request.overwrite and all(map(self.is_complete, self.paths(work)))
 
     def is_listed(self, path: Path) -> bool:
         """True if a list of checksums contains the file."""
         return self._name(path) in self.listed
 
-    def is_whole(self, path: Path) -> bool:
+    def is_complete(self, path: Path) -> bool:
         """True if a file matches its checksum, or if it has none, is a complete file of its format.
 
         Tokens without a checksum must also be as many as their modality has, and of its vocabulary. Only the
@@ -311,7 +311,7 @@ class Saver:
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
         path = self.files.path(output.place, work)
-        if not (output.place.shared and self.files.is_whole(path)):  # else: written with another variation
+        if not (output.place.shared and self.files.is_complete(path)):  # else: written with another variation
             write_atomic(self.request.out, path, write)
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:

@@ -100,7 +100,7 @@ class Entry:
     place: Place
     role: str
     title: str
-    reader: Reader | None  # None: nobody here knows the modality
+    reader: Reader | None  # None: the modality is unknown on this machine
 
     @property
     def variations(self) -> tuple[int | None, ...]:

@@ -1,4 +1,4 @@
-"""An `--overwrite` that is killed at any moment: `--resume` leaves the same folder as an uninterrupted one."""
+"""An `--overwrite` that is killed at any moment: `--resume` leaves the folder of an uninterrupted one."""
 
 import os
 import shutil

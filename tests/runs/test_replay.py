@@ -222,7 +222,9 @@ def test_replay_reads_a_picture_with_large_or_damaged_metadata_of_others(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["none.png", "text.txt", "cut.png", "empty.png", "run.json"])
-def test_replay_refuses_files_that_do_not_say_how_they_were_made(run: Run, made: Path, tmp_path: Path, name: str) -> None:
+def test_replay_refuses_files_that_do_not_say_how_they_were_made(
+    run: Run, made: Path, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "empty.png").write_bytes(b"")

@@ -199,8 +199,8 @@ def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -
         path = tmp_path / f"{size}.png"
         path.write_bytes(bytes(size))
         there = ResultFiles(request(tiny, tmp_path), [], list_files(tmp_path, [path]))
-        assert there.is_whole(path)
+        assert there.is_complete(path)
         path.write_bytes(bytes(size - 1) + b"x")
-        assert there.is_whole(path) is is_taken
+        assert there.is_complete(path) is is_taken
         path.write_bytes(bytes(size + 1))
-        assert not there.is_whole(path)
+        assert not there.is_complete(path)

@@ -63,7 +63,9 @@ def test_finer_pictures_lie_beside_what_they_were_made_from(run: Run, out: Path)
     assert [r.file for r in open_results(out).runs] == ["run.json", "run.sr.json"]
 
 
-def test_generate_with_sr_options_makes_the_same_as_generate_then_sr(run: Run, out: Path, tmp_path: Path) -> None:
+def test_generate_with_sr_options_makes_the_same_as_generate_then_sr(
+    run: Run, out: Path, tmp_path: Path
+) -> None:
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     words = ("generate", *PROMPTS, "--num-variations", "2", "--seed", "5", "-q", "--out", tmp_path / "once")
     assert run(*words, "--sr-targets", "tok_rgb", "--sr-steps", "2")[0] == 0
