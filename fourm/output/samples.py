@@ -179,27 +179,24 @@ def samples_for(
 
     ids: for each condition (full name) whether its tokens are read, not its values.
     """
-    places = dict[str, Place]()
-    for name in conditions:
-        form = "ids" if ids[name] else "value"
-        named = [p for p in run.places if p.modality == name and p.form == form]
-        if not named:
-            has = sorted({p.modality for p in run.places})
-            raise UsageError(f"{run.root}: its run left no {name}; it has {', '.join(has)}")
-        places[name] = named[0]
-    is_varied = {name: not place.shared and run.variations != (None,) for name, place in places.items()}
+    forms = {name: "ids" if ids[name] else "value" for name in conditions}
+    places = {place.modality: place for place in run.places if forms.get(place.modality) == place.form}
+    if lacking := [name for name in conditions if name not in places]:
+        has = sorted({place.modality for place in run.places})
+        raise UsageError(f"{run.root}: its run left no {lacking[0]}; it has {', '.join(has)}")
+    has_variations = run.variations != (None,)
+    varied = {name: place for name, place in places.items() if has_variations and not place.shared}
+    shared = {name: place for name, place in places.items() if name not in varied}
+    count = run.record.num_variations if varied else 0
 
-    def files(sample: RecordedSample, variation: int | None) -> dict[str, Path]:
-        wanted = {n: p for n, p in places.items() if is_varied[n] == (variation is not None)}
-        return {name: run.root / sample.file(place, variation) for name, place in wanted.items()}
+    def files(sample: RecordedSample, chosen: Mapping[str, Place], variation: int | None) -> dict[str, Path]:
+        return {name: run.root / sample.file(place, variation) for name, place in chosen.items()}
 
-    numbers = range(run.record.num_variations) if any(is_varied.values()) else ()
-    made = run.numbers
     return [
         Sample(
             sample.key,
-            files=files(sample, None),
-            varied=[files(sample, v) if v in made else {} for v in numbers],
+            files=files(sample, shared, None),
+            varied=[files(sample, varied, v) if v in run.numbers else {} for v in range(count)],
         )
         for sample in samples
     ]

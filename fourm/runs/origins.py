@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, find_sr
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
-from fourm.output.samples import Run, chain_names, open_results, samples_for
+from fourm.output.samples import RecordedSample, Run, chain_names, open_results, samples_for
 from fourm.runs.inputs import CAPTION, Source, read_samples
 from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.schedule.chain import Chain
@@ -85,7 +85,7 @@ def read_finer(
     """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin)
-    samples = samples_for(origin, origin.samples(), chain.conditions, _ids(chain, model))
+    samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
     results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
     there = sum(all(path.is_file() for path in files) for files in results)
@@ -97,9 +97,12 @@ def read_finer(
     return Dataset(tuple(samples), incomplete, input=Input("run"))
 
 
-def _ids(chain: Chain, model: ModelFiles) -> dict[str, bool]:
-    """For each condition whether its tokens are read, not its values."""
-    return {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
+def conditions_from(
+    run: Run, samples: Iterable[RecordedSample], chain: Chain, model: ModelFiles
+) -> list[Sample]:
+    """Samples of a run as conditions of another chain, which reads the tokens of grids."""
+    ids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
+    return samples_for(run, samples, chain.conditions, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ class Replay:
         """What is made again."""
         if self.run is not None:
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
-            return samples_for(self.run, found, chain.conditions, _ids(chain, model))
+            return conditions_from(self.run, found, chain, model)
         others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
         if others:
             raise _refusal(

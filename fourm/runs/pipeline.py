@@ -27,7 +27,7 @@ from fourm.networks.model import FourM
 from fourm.output.joining import Joining, close_output, withdraw_output
 from fourm.output.processes import Launch, now
 from fourm.output.record import RUN, RunRecord
-from fourm.output.samples import Run, SampleWriter, samples_for
+from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work
 from fourm.runs.device import (
     Portions,
@@ -38,6 +38,7 @@ from fourm.runs.device import (
     fit_batch_size,
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
+from fourm.runs.origins import conditions_from
 from fourm.runs.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
 from fourm.runs.request import Origin, Request
 from fourm.runs.saving import Film, ResultFiles, Saver
@@ -130,10 +131,9 @@ def check_weights(job: Job) -> None:
 
 def follow_on(base: Request, finer: Request) -> Request:
     """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
-    registry, record = finer.model.registry, check(base).record
-    ids = {name: registry.get(name).kind is Kind.GRID for name in finer.chain.conditions}
+    record = check(base).record
     run = Run(base.out, RUN, record)
-    samples = samples_for(run, map(run.describe, base.samples), finer.chain.conditions, ids)
+    samples = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
     return replace(
         finer, samples=samples, input=Input("run"), out=base.out, origin=Origin(record),
         num_variations=base.num_variations, variation=base.variation,
