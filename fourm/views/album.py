@@ -118,7 +118,7 @@ class Album:
     keys: tuple[Key, ...]  # of all samples that left a file or a failure
     problems: tuple[str, ...]  # of the folder as a whole
     entries: tuple[Entry, ...]
-    failures: Mapping[str, tuple[Failure, ...]]  # by key
+    failures: Mapping[str, Sequence[Failure]]  # by key
     _legends: dict[str, dict[Label, None]] = field(default_factory=dict)
 
     @property
@@ -133,12 +133,8 @@ class Album:
         values = list[_Value]()
         for run in self.results.runs:
             sample = run.find(key) or run.describe(Sample(key))  # of a failure by hand nothing is recorded
-            found = [
-                self._read(entry, sample, v)
-                for entry in self.entries
-                if entry.run is run
-                for v in entry.variations
-            ]
+            entries = (entry for entry in self.entries if entry.run is run)
+            found = [self._read(entry, sample, v) for entry in entries for v in entry.variations]
             failed = {f.variation for f in failures if f.stage == run.record.stage}
             if failed or any(value.exists for value in found):  # else this run did not do this sample
                 problems += [v.problem for v in found if v.problem and not v.is_explained_by(failed)]
@@ -214,14 +210,13 @@ class Album:
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
-def open_album(root: Path, model: str | None = None, results: Results | None = None) -> Album:
+def open_album(root: Path, model: str | None = None) -> Album:
     """The album of an output folder. UsageError where no run wrote it.
 
     model: whose modalities they are, where the one that the record names is not on this machine any more;
-    without it, the released modalities stand in. results: of the same folder, if it was read already.
+    without it, the released modalities stand in.
     """
-    results = open_results(root) if results is None else results
-    named = None if model is None else find_model(model).registry
+    results, named = open_results(root), None if model is None else find_model(model).registry
     entries, problems, stages = list[Entry](), list[str](), list[Stage]()
     for run in results.runs:
         record = run.record
@@ -249,9 +244,9 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
                 )
             entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
     entries.sort(key=lambda entry: ROLES.index(entry.role))
-    failures = dict[str, tuple[Failure, ...]]()
-    for one in read_failures(root):
-        failures[one.key] = (*failures.get(one.key, ()), one)
+    failures = dict[str, list[Failure]]()
+    for failure in read_failures(root):
+        failures.setdefault(failure.key, []).append(failure)
     return Album(
         root, results, tuple(stages), _with_failed(results.keys(), failures),
         tuple(map(printable, problems)), tuple(_titled(entries)), failures,
