@@ -302,8 +302,7 @@ def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str,
     share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
     processes do not each read the lists of all the others.
     """
-    older = out / OLDER_CHECKSUMS
-    listed = scan_checksums(older).listed if older.is_file() else dict[str, Listed]()
+    listed = dict[str, Listed]()
     for file in of_kind(out, CHECKSUMS):
         if share is None or (share[0] - file.rank) % math.gcd(share[1], file.size) == 0:
             listed |= scan_checksums(file.path).listed

@@ -144,6 +144,9 @@ class _Folder:
         """Add a finding."""
         self.findings.append(Finding(kind, file, detail))
 
+    def _note(self, kind: str, file: str, detail: str) -> None:
+        self.notes.append(Finding(kind, file, detail))
+
     def lack(self, path: str, detail: str) -> None:
         """Add a missing file, unless it lies in what could not be looked into."""
         above = (path, *map(str, PurePosixPath(path).parents))
@@ -244,7 +247,9 @@ class _Folder:
             if not launches and read.identity:
                 self.find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
             if run.is_older:
-                self._read_older(file)
+                if (older := self.root / OLDER_CHECKSUMS).is_file():
+                    self.sums |= scan_checksums(older).listed
+                self._note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, is_closed(launches), failed))
         if len(self.runs) == 2:
@@ -258,13 +263,6 @@ class _Folder:
             where = printable(str(self.root))
             raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
         self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
-
-    def _read_older(self, file: str) -> None:
-        path = self.root / OLDER_CHECKSUMS
-        if path.is_file():
-            self.sums |= scan_checksums(path).listed
-        detail = "an older version made this folder; only files that have a checksum are checked"
-        self.notes.append(Finding(OLDER, file, detail))
 
     def _compare_runs(self, base: _RunState, finer: _RunState) -> None:
         """Super-resolution beside a run goes on from this run, not from another one."""
@@ -298,8 +296,7 @@ class _Folder:
             elif name == PARTIAL:
                 for other in foreign_leftovers(self.root):
                     self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-                detail = "of a process that works here or was killed; --resume tidies up"
-                self.notes.append(Finding(UNFINISHED, name, detail))
+                self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif name in NEXT.values():
                 self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
             elif self.has_base and name not in (*RESERVED_NAMES, *older):
@@ -427,7 +424,7 @@ class _Folder:
         say = f"{lack:,} of {expected:,} results were not made{half}; "
         if run.record.origin and file == RUN and each.is_closed:
             say += "the run that this one goes on from lacks them, or --resume makes them"
-            self.notes.append(Finding(MISSING, file, say))
+            self._note(MISSING, file, say)
         else:
             self.find(MISSING, file, f"{say}--resume makes them")
 
@@ -439,8 +436,7 @@ class _Folder:
             if self.has_base or _top(path) in owned:
                 self.find(FOREIGN, path, "belongs to no sample of a run")
         if self.late:
-            detail = f"{_named(self.late)} not listed yet; --resume does it"
-            self.notes.append(Finding(UNLISTED, PROCESSES, detail))
+            self._note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
         if self.lost and not self.sums:
             self.find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
         elif self.lost:
