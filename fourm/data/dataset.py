@@ -130,7 +130,7 @@ class Shard:
     """What is in a tar file, by the members' names without a leading `./`."""
 
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
-    spoilt: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
+    unreadable: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
     problem: str = ""  # why there may be more members than are listed here
 
 
@@ -256,8 +256,8 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 def read_member(path: Path, name: str, limit: int) -> bytes:
     """The bytes of a member, `limit + 1` of them at most."""
     shard = read_shard(path)
-    if name in shard.spoilt or name not in shard.members:
-        raise SampleError(f"{path}/{name}: {shard.spoilt.get(name, 'is not in this shard')}")
+    if name in shard.unreadable or name not in shard.members:
+        raise SampleError(f"{path}/{name}: {shard.unreadable.get(name, 'is not in this shard')}")
     first, size = shard.members[name]
     with open_file(path) as file:
         file.seek(first)
@@ -369,13 +369,13 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
     except SampleError as error:  # not a file
         found.unlisted[folder] = str(error)
         return
-    for name in (*shard.members, *shard.spoilt):
+    for name in (*shard.members, *shard.unreadable):
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
             continue
         key = found.add("/".join((folder, *above)), last, path / name)
-        if key is not None and name in shard.spoilt:
-            found.problems[key] = f"{path / name}: {shard.spoilt[name]}"
+        if key is not None and name in shard.unreadable:
+            found.problems[key] = f"{path / name}: {shard.unreadable[name]}"
     if shard.problem:
         found.unlisted[folder] = f"{path}: {shard.problem}"
 
@@ -405,7 +405,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
         end = _read_members(shard, file)
     for name, (first, count) in list(shard.members.items())[-1:]:
         if first + count > size:
-            shard.spoilt[name] = "is cut off with the end of its shard"
+            shard.unreadable[name] = "is cut off with the end of its shard"
             del shard.members[name]
     if end:
         count = len(shard.members)
@@ -449,11 +449,11 @@ def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:
         shard.problem = shard.problem or f"holds {member.name[:100]!r}, a name that leads out of it"
     elif max(len(os.fsencode(part)) for part in parts) > MAX_PART or len(os.fsencode(name)) > MAX_NAME:
         shard.problem = shard.problem or f"holds the name {name[:100]!r}..., which is too long for a file"
-    elif name in shard.members or name in shard.spoilt:
+    elif name in shard.members or name in shard.unreadable:
         shard.members.pop(name, None)
-        shard.spoilt[name] = "stands in its shard more than once"
+        shard.unreadable[name] = "stands in its shard more than once"
     elif not member.isreg() or member.issparse():
-        shard.spoilt[name] = "is a link, a device or a file with holes; only plain members are read"
+        shard.unreadable[name] = "is a link, a device or a file with holes; only plain members are read"
     else:
         shard.members[name] = (member.offset_data, member.size)
 

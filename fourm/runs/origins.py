@@ -79,9 +79,7 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
     return found
 
 
-def read_finer(
-    root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
-) -> Dataset:
+def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO) -> Dataset:
     """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin)

@@ -277,7 +277,7 @@ def _make_batch(
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     for one in batch:
         try:
-            one.crops = _settle_crops(run, codecs, one)
+            one.crops = _crops_of(run, codecs, one)
         except SampleError as error:
             one.problems.append(str(error))
     for codec in codecs.values():
@@ -292,7 +292,7 @@ def _make_batch(
             yield Saved(one.sample.key.text, 0, tuple(one.files))
 
 
-def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
+def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
     """The crops of a sample: those that its files say, or new ones, written for all that come later.
 
     A sample of features alone has none.
@@ -317,7 +317,7 @@ def _settle_crops(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untoken
             if (tokens := run.path(row.name, sample.key)).is_file():
                 raise SampleError(f"{tokens}: shows crops of which there is no file in {CROP_SETTINGS}")
     if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
-        return _settle_crops(run, codecs, one)  # a process with other modalities was first
+        return _crops_of(run, codecs, one)  # a process with other modalities was first
     return crops
 
 

@@ -467,7 +467,7 @@ def test_extensions_are_known_in_upper_and_lower_case() -> None:
 
 @pytest.mark.parametrize("spoil", ["two files", "cut shard", "compressed shard"])
 def test_files_beside_that_cannot_be_told_are_problems_of_their_samples(tmp_path: Path, spoil: str) -> None:
-    """Without them the sample would show another part of its picture, and nobody would know."""
+    """Without them the sample would silently show another part of its picture."""
     for name in ("a", "b"):
         for path in (f"depth/s/{name}.png", f"crop_settings/s/{name}.npy"):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Files that nobody can read, for every reader: one sentence that names the file, and nothing else.
+"""Files that no reader can use: each reader refuses them in one sentence that names the file.
 
-Readers of codecs are taken from the table of codecs, so that a new one is judged here without a line.
+Readers of codecs are taken from the table of codecs, so a new codec is tested here without further code.
 """
 
 import gzip

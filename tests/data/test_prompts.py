@@ -1,4 +1,4 @@
-"""Prompt files of every form, and a good sentence for each that is none."""
+"""Prompt files of every format, and the refusal of malformed ones by line."""
 
 import json
 import re

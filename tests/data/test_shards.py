@@ -1,4 +1,4 @@
-"""Tar shards as folders of a dataset: read in place, never unpacked, with whatever somebody put into them."""
+"""Tar shards as folders of a dataset: read in place, never unpacked, whatever is in them."""
 
 import io
 import json
