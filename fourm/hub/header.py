@@ -32,17 +32,17 @@ class Dtype:
     num_bytes: int  # of a number
 
 
-# By every name that users may type; "auto" is float32 on every device, so that all compute the same.
+# By every name that users may type; "auto" is float32 on every device, so that all compute the same. TF32 is
+# no dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 DTYPES: Mapping[str, Dtype] = {
-    "auto": Dtype("float32", "float32", 4),
-    "float32": Dtype("float32", "float32", 4),
-    "fp32": Dtype("float32", "float32", 4),
-    # Not a dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
-    "tf32": Dtype("tf32", "float32", 4),
-    "bfloat16": Dtype("bfloat16", "bfloat16", 2),
-    "bf16": Dtype("bfloat16", "bfloat16", 2),
-    "float16": Dtype("float16", "float16", 2),
-    "fp16": Dtype("float16", "float16", 2),
+    name: Dtype(names[0], torch_name, num_bytes)
+    for names, torch_name, num_bytes in (
+        (("float32", "auto", "fp32"), "float32", 4),
+        (("tf32",), "float32", 4),
+        (("bfloat16", "bf16"), "bfloat16", 2),
+        (("float16", "fp16"), "float16", 2),
+    )
+    for name in names
 }
 
 

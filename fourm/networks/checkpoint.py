@@ -62,7 +62,7 @@ def check_files(files: ModelFiles, tokenizers: Iterable[str] = ()) -> None:
 
 def _fit_model(files: ModelFiles) -> tuple[FourM, dict[str, str]]:
     """The transformer without values, and for each name in it that of its tensor in the file."""
-    with torch.device("meta"):
+    with _naming(files.name), torch.device("meta"):
         model = FourM(FourMConfig.from_dict(files.config, files.registry))
     tensors, unused = _outlines(files.weights), unused_names(model)
     sources = {name: name for name in tensors if name not in unused}
@@ -132,8 +132,8 @@ def _more(problems: list[str]) -> str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put a path before the message of a CheckpointError."""
+def _naming(path: Path | str) -> Iterator[None]:
+    """Put a path, or a model's name, before the message of a CheckpointError."""
     try:
         yield
     except CheckpointError as error:

@@ -88,7 +88,7 @@ def test_a_dtype_is_float32_unless_another_is_named() -> None:
     assert choose_dtype("bfloat16", CPU) == "bfloat16"
     assert choose_dtype("tf32", GPU) == "tf32"
     assert torch_dtype("tf32") is torch.float32
-    with pytest.raises(UsageError, match="'float8' is not one of auto, float32, "):
+    with pytest.raises(UsageError, match="'float8' is not one of float32, auto, "):
         choose_dtype("float8", CPU)
 
 
