@@ -157,15 +157,12 @@ def _fonts(size: int) -> tuple[Font, ...]:
 
 def _missing(text: str, font: Font) -> set[str]:
     """The characters of a text that a font lacks."""
-    return {character for character in set(text) if not _has(font, character)}
+    # Every font draws what it lacks as it draws this code point, which is no character at all.
+    none = _drawn(font, "\uffff")
+    return {c for c in set(text) if not c.isspace() and _drawn(font, c) == none}
 
 
 @lru_cache(maxsize=1 << 14)
-def _has(font: Font, character: str) -> bool:
-    # Every font draws what it lacks as it draws this code point, which is no character at all.
-    return character.isspace() or _drawn(font, character) != _drawn(font, "\uffff")
-
-
 def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(character)
     return mask.size, bytes(mask)

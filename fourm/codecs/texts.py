@@ -112,27 +112,20 @@ def _known(slot: Slot) -> list[Tensor]:
 
 def _read_caption(path: Path, crop: Crop | None) -> str:
     if path.name.lower().endswith((".json", ".json.gz")):
-        text = _caption_of_json(path, crop.number if crop is not None else 0)
+        text, number = read_json(path), crop.number if crop is not None else 0
+        if isinstance(text, list) and text:
+            text = text[number if number < len(text) else 0]
+        if isinstance(text, dict):
+            text = text.get("caption")
+        if not isinstance(text, str):
+            raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise SampleError(f"{path}: holds half a character, which is no text")
     else:
         text = read_text(path)
     if mark := next((mark for mark in _MARKS if mark in text), ""):  # what follows would be lost unseen
         raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")
     return text
-
-
-def _caption_of_json(path: Path, number: int) -> str:
-    value = read_json(path)
-    if isinstance(value, list) and value:
-        value = value[number if number < len(value) else 0]
-    if isinstance(value, dict):
-        value = value.get("caption")
-    if not isinstance(value, str):
-        raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise SampleError(f"{path}: holds half a character, which is no text") from error
-    return value
 
 
 @dataclass(frozen=True, slots=True)

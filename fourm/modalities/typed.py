@@ -24,12 +24,7 @@ MAX_KEY = 100  # characters
 _DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
 _TAG = "tag:yaml.org,2002:"
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")  # of plain data
-_WORDS: dict[object, str] = {
-    str: "text",
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-}
+_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 _MAX_PROBLEMS = 3  # that one message names
 
 
