@@ -217,7 +217,7 @@ def tokenize(
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
     from fourm.runs.world import parse_world
-    from fourm_cli.console import counted, quiet_library
+    from fourm_cli.console import counted
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = replace(files, tokenizers={**files.tokenizers, **_named_tokenizers(files, machine)})
@@ -245,7 +245,6 @@ def tokenize(
 
         return [tokenize_dataset(request)]
 
-    quiet_library(report.quiet or world.group_rank > 0)
     _follow(begin, world, out, notes(), world.describe_share(len(request.samples)), report)
 
 
@@ -408,6 +407,7 @@ def _follow(
     from fourm_cli import console
 
     rank, log_json = world.group_rank, report.log_json
+    console.quiet_library(report.quiet or rank > 0)
     if not report.quiet:
         for text in (*(notes if rank == 0 else ()), *([share] if world.size > 1 else ())):
             console.note(text)
