@@ -57,10 +57,7 @@ def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically.
-
-    The data is flushed to disk before the file is renamed, so that a power failure leaves no empty record.
-    """
+    """Write a text file in UTF-8, atomically."""
     write_atomic(root, path, partial(_fill, text))
 
 
@@ -128,10 +125,7 @@ def is_alive(root: Path, process: str) -> bool | None:
 
 
 def lock_file(file: BinaryIO, wait: bool = False) -> bool | None:
-    """Lock an open file: True if locked, False if another process holds it, None without locks.
-
-    The kernel releases the lock when the process ends.
-    """
+    """Lock an open file: True if locked, False if another process holds it, None without locks."""
     try:
         return lock_descriptor(file.fileno(), blocking=wait)
     except OSError as error:
@@ -338,7 +332,7 @@ def _fill(text: str, file: Path) -> None:
     with file.open("wb") as stream:
         stream.write(text.encode("utf-8", errors="surrogateescape"))
         stream.flush()
-        os.fsync(stream.fileno())
+        os.fsync(stream.fileno())  # before it is renamed, so that a power failure leaves no empty record
 
 
 def _link(file: Path, path: Path) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fourm.data.opening import Ready, open_file, open_own, read_bytes, real
+from fourm.data.opening import Ready, open_file, open_own, parse_json_lines, read_bytes, real
+from fourm.errors import UsageError
 from fourm_cli.console import open_log
 from tests.test_structure import ROOT
 
@@ -224,6 +225,22 @@ def test_own_files_larger_than_the_limit_are_refused(tmp_path: Path) -> None:
         assert len(file.read()) == 1025
     with pytest.raises(OSError, match="more than 1 KiB"):
         open_own(path, "r", 1024)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"a": 1, "a": 2}', "'a' .*twice"),
+        ('{"a": ', "Expecting"),
+        ("[" * 100_000, "recursion"),
+        ("9" * 5000, "digits"),
+    ],
+)
+def test_json_lines_are_numbered_and_damaged_ones_named_or_left_out(line: str, why: str) -> None:
+    text = f'{{"a": 1}}\n\n{line}\n"b"\n'
+    assert list(parse_json_lines(text, "x", skip_damaged=True)) == [(1, {"a": 1}), (4, "b")]
+    with pytest.raises(UsageError, match=f"x: line 3 is not JSON .*{why}"):
+        list(parse_json_lines(text, "x"))
 
 
 def test_a_circle_of_links_has_an_end(run: Run, tiny: Path) -> None:
