@@ -176,16 +176,9 @@ def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
 
     keep_texts: keep text chunks of a PNG with a valid checksum and at most MAX_TEXT_BYTES.
     """
-    if data.startswith(_JPEG):
-        return b"".join(_segments(data))
-    if not data.startswith(SIGNATURE):
-        return data
-    kept = [SIGNATURE]
-    for chunk in _chunks(data):
-        is_critical = not chunk[4] & 0x20
-        if is_critical or (keep_texts and _is_good_text(chunk)):
-            kept.append(chunk)
-    return b"".join(kept)
+    if data.startswith(SIGNATURE):
+        return b"".join(_png_parts(data, keep_texts))
+    return b"".join(_jpeg_parts(data)) if data.startswith(_JPEG) else data
 
 
 def _ready(result: T | None) -> T:
@@ -223,16 +216,20 @@ def _too_large(path: Path, limit: int) -> OSError:
     return OSError(errno.EFBIG, f"more than {size}", str(path))
 
 
-def _chunks(data: bytes) -> Iterator[bytes]:
-    """The chunks, each with its length, name and checksum; the last one may be truncated."""
+def _png_parts(data: bytes, keep_texts: bool) -> Iterator[bytes]:
+    """The signature and the chunks that are kept; the last one may be truncated."""
+    yield SIGNATURE
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        yield data[at:end]
+        chunk = data[at:end]  # its length, name, contents and checksum
+        is_critical = not chunk[4] & 0x20
+        if is_critical or (keep_texts and _is_good_text(chunk)):
+            yield chunk
         at = end
 
 
-def _segments(data: bytes) -> Iterator[bytes]:
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
     """The parts of a JPEG that its pixels need; what is malformed is left to the decoder."""
     yield _JPEG
     at = len(_JPEG)

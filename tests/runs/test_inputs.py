@@ -155,6 +155,17 @@ def test_settings_of_tokenize_out_of_range_are_refused(
         replace(TokenizeRequest(find_model(tiny), (), (), Path("out")), **changes)
 
 
+@pytest.mark.parametrize("folder", ["depth", "rgb"])
+def test_tokens_go_into_no_folder_that_is_read_also_beside(
+    make: Callable[..., Path], tiny: Path, folder: str
+) -> None:
+    root, model = make("depth", "rgb"), find_model(tiny)
+    samples = list_raw_samples(root, root, find_raw_folders(root, model, ["depth"])).samples
+    with pytest.raises(UsageError, match=f"lies in {root / folder}, which this command reads"):
+        TokenizeRequest(model, (), samples, root / folder / "new")
+    assert TokenizeRequest(model, (), samples, root).out == root
+
+
 def test_a_released_model_is_known_by_its_modalities_though_its_weights_are_not_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Path]
 ) -> None:
