@@ -47,25 +47,20 @@ NEAREST = {  # test files beside the one that has the module's name; not those t
     "processes": "joining writing resume verify verify_command",
     "record": "joining verify",
     "samples": "verify album resume sr_command",
-    "layout": "cli pipeline prompts joining",
-    "writing": "cli pipeline joining",
+    "layout": "app pipeline prompts joining",
+    "writing": "app pipeline joining",
     "files": "hub loading names models_command",
     "pipeline": "generate_cli sr_command state resume refusals",
     "origins": "replay superres sr_command precedence recorded_conditions recorded_dataset opening",
-    "app": "cli verify_command plot_command models_command download_command",
-    "__main__": "cli torchrun",
-    "console": "cli events",
-    "follow": "cli precedence generate_cli platforms",
-    "run_options": "cli precedence",
-    "options": "cli settings precedence",
-    "generate": "cli precedence conditions_cli",
-    "sr": "precedence",
+    "app": "app_streams app_repeated refusals models_command download_command",
+    "__main__": "app torchrun",
+    "console": "app events",
+    "options": "options_completion app settings precedence",
+    "generate": "app precedence conditions_cli generate_cli platforms replay sr_command tokenize_command",
+    "folders": "plot_command retrieval verify_command",
     "schedules": "schedule_command",
     "transfers": "download_command",
-    "retrieve": "retrieval",
     "models": "names",
-    "repeated": "cli refusals",
-    "streams": "cli",
 }
 COPIED = ("fourm", "fourm_cli", "tests", "cfgs", "demo", "docs", "benchmarks", "pyproject.toml", "README.md",
           "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci")  # fmt: skip
@@ -80,7 +75,7 @@ def nearest_files(file: str, root: Path = ROOT) -> list[str]:
     names = (name, f"{name}_command", f"{name}_cli", *NEAREST.get(name, "").split())
     names += ("docs",) if file.startswith("fourm_cli/") else ()  # help texts are in docs/cli.md
     found = [path for one in dict.fromkeys(names) for path in root.glob(f"tests/**/test_{one}.py")]
-    return [path.relative_to(root).as_posix() for path in found] or ["tests/cli/test_cli.py"]
+    return [path.relative_to(root).as_posix() for path in found] or ["tests/cli/test_app.py"]
 
 
 class Bench:

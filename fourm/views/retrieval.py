@@ -42,12 +42,7 @@ class Neighbour:
 def feature_row(registry: Registry, name: str) -> Modality:
     """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`."""
     rows = [row for row in registry.rows.values() if row.kind is Kind.GRID and row.suffix == ".npy"]
-    for row in rows:
-        if name in (row.name, row.key, *row.value_names):
-            return row
-    known = dict.fromkeys(row.value_names[-1] for row in rows)
-    close = near_match(name, known) or f"; there are {', '.join(known)}"
-    raise UsageError(f"--by: '{name}' are no features{close}")
+    return _named_row("--by", name, rows, "are no features")
 
 
 def load_features(root: Path, row: Modality) -> Features:
@@ -118,7 +113,8 @@ def draw_neighbours(
     queries: Path, among: Path, registry: Registry, name: str, found: Mapping[str, Sequence[Neighbour]]
 ) -> Image.Image:
     """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name."""
-    row = _shown_row(registry, name)
+    seen = [row for row in registry.rows.values() if row.kind in (Kind.GRID, Kind.PIXELS)]
+    row = _named_row("--show", name, seen, "is no folder of pictures or maps")
     shown = _files(among, row.folder)
     keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
     codec = build_codec(row)
@@ -139,17 +135,14 @@ def draw_neighbours(
     return draw_sheet(rows)
 
 
-def _shown_row(registry: Registry, name: str) -> Modality:
-    """The row of maps or pictures that a user names by their folder."""
-    rows = {
-        key: row
-        for row in reversed(list(registry.rows.values()))
-        if row.kind in (Kind.GRID, Kind.PIXELS)
-        for key in (row.folder, row.key, *row.value_names)
-    }
-    if name not in rows:
-        raise UsageError(f"--show: '{name}' is no folder of pictures or maps{near_match(name, rows)}")
-    return rows[name]
+def _named_row(option: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:
+    """The first row that goes by a name."""
+    named = {one: row for row in reversed(rows) for one in (row.name, row.key, row.folder, *row.value_names)}
+    if name not in named:
+        known = dict.fromkeys((row.folder, *row.value_names)[-1] for row in rows)
+        close = near_match(name, named) or f"; there are {', '.join(known)}"
+        raise UsageError(f"{option}: '{name}' {problem}{close}")
+    return named[name]
 
 
 def _files(root: Path, folder: str) -> dict[str, Path]:
