@@ -81,7 +81,8 @@ def choose_device(name: str, world: World) -> torch.device:
         raise UsageError(
             f"--device: '{name}' is not a device; known are auto, cpu, cuda, cuda:N and mps"
         ) from None
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cpu": 1, "cuda": num_gpus, "mps": int(torch.backends.mps.is_available())}
     count = counts.get(device.type, 0)
     if (device.index or 0) >= count:
         last = ("", "; there is only one", f"; the last one is {device.type}:{count - 1}")[min(count, 2)]
