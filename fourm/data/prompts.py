@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -158,11 +157,8 @@ def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]
     A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
     """
     if suffix in JSON_LINES:
-        records, first = parse_json_lines(text, where), list[Row]()
-        while not (first and isinstance(first[-1][1], dict)) and (row := next(records, None)):
-            first.append(row)
-        is_table = bool(first) and isinstance(first[-1][1], dict)
-        return list(first[-1][1]) if is_table else [], itertools.chain(first, records)
+        objects = (record for _, record in parse_json_lines(text, where) if isinstance(record, dict))
+        return list(next(objects, ())), parse_json_lines(text, where)
     if suffix == ".tsv":
         lines: Iterable[tuple[int, list[str]]] = enumerate(
             (line.rstrip("\r").split("\t") for line in text.split("\n")), start=1
@@ -180,7 +176,7 @@ def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]
         if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
             count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
             raise UsageError(f"{where}: line {number} has {count}, where the header has {len(names)}{advice}")
-    return names, [(number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:]]
+    return names, ((number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:])
 
 
 def _csv_lines(text: str, where: str) -> Iterable[tuple[int, list[str]]]:
