@@ -49,10 +49,12 @@ def plot(
         fourm plot out --html --no-sheets
     """
     from fourm.hub.files import find_model
+    from fourm.output.samples import open_results
 
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")
     root = parse_folder(folder, sys.stdin.buffer)
+    results = open_results(root)  # mistakes end here, before torch is imported
     if model is not None:
         find_model(model)
 
@@ -60,7 +62,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import Plotter, plots_folder
 
-    album, plots, progress = open_album(root, model), plots_folder(root), PacedNotes(quiet)
+    album, plots, progress = open_album(root, model, results), plots_folder(root), PacedNotes(quiet)
     plotter = Plotter(album, count, films, contact)
     page = plots / PAGE if html else None
     found = dict[str, tuple[str, ...]]()  # problems of each sample that was drawn

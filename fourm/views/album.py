@@ -210,13 +210,14 @@ class Album:
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
-def open_album(root: Path, model: str | None = None) -> Album:
+def open_album(root: Path, model: str | None = None, results: Results | None = None) -> Album:
     """The album of an output folder. UsageError where no run wrote it.
 
     model: whose modalities they are, where the one that the record names is not on this machine any more;
-    without it, the released modalities stand in.
+    without it, the released modalities stand in. results: of the same folder, if they were read already.
     """
-    results, named = open_results(root), None if model is None else find_model(model).registry
+    results = open_results(root) if results is None else results
+    named = None if model is None else find_model(model).registry
     entries, problems, stages = list[Entry](), list[str](), list[Stage]()
     for run in results.runs:
         record = run.record

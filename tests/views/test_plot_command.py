@@ -122,9 +122,11 @@ def test_a_record_that_is_no_record_is_refused(run: Run, folder: Path) -> None:
     assert err.count("\n") == 1
 
 
-def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nowhere", "no run"])
+def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path, name: str) -> None:
+    (tmp_path / "no run").mkdir()
     code = (
-        "import sys; sys.argv = ['fourm', 'plot', 'nowhere']\n"
+        f"import sys; sys.argv = ['fourm', 'plot', {str(tmp_path / name)!r}]\n"
         "from fourm_cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 2\n"
