@@ -292,41 +292,34 @@ def _nothing_to_read(
     return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """A folder that is still to be read."""
-
-    path: str
-    name: str  # as keys have it; "" for the modality's own
-    above: tuple[tuple[int, int], ...]  # device and inode of those around it, so that a circle of links ends
-
-
 def _walk(top: Path, found: Listing) -> None:
-    todo, named_like_files = [_Folder(str(top), "", ())], dict[Key, _Folder]()
+    """Note all files below a modality's folder."""
+    # Folders still to be read: path, name in keys ("" for the modality's own), devices and inodes around it.
+    todo, named_like_files = [(str(top), "", frozenset[tuple[int, int]]())], dict[Key, tuple[str, str]]()
     for _ in range(MAX_SAMPLES):
         if not todo:
             break
-        folder = todo.pop()
+        path, folder, around = todo.pop()
         try:
-            status = os.stat(folder.path)
-            above = (*folder.above, (status.st_dev, status.st_ino))
-            with os.scandir(folder.path) as listed:
+            status = os.stat(path)
+            with os.scandir(path) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
-            if not folder.name:
+            if not folder:
                 raise UsageError(f"{top}: cannot be read ({error.strerror})") from error
-            found.unlisted[folder.name] = f"{folder.path}: cannot be read ({error.strerror})"
+            found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
             continue
-        for entry in entries if above[-1] not in folder.above else ():
+        inode = (status.st_dev, status.st_ino)
+        for entry in entries if inode not in around else ():  # links may lead in a circle
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
-                _add_file(found, entry, folder.name)
+                _add_file(found, entry, folder)
                 continue
-            below = _Folder(entry.path, f"{folder.name}/{entry.name}".lstrip("/"), above)
-            todo.append(below)
-            if folder.name and (suffix := suffix_of(entry.name)):
-                named_like_files[Key(folder.name, entry.name[: -len(suffix)])] = below
+            name = f"{folder}/{entry.name}".lstrip("/")
+            todo.append((entry.path, name, around | {inode}))
+            if folder and (suffix := suffix_of(entry.name)):
+                named_like_files[Key(folder, entry.name[: -len(suffix)])] = (entry.path, name)
     else:
         raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
     _add_empty_folders(found, named_like_files)
@@ -380,16 +373,16 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
         found.unlisted[folder] = f"{path}: {shard.problem}"
 
 
-def _add_empty_folders(found: Listing, folders: Mapping[Key, _Folder]) -> None:
+def _add_empty_folders(found: Listing, folders: Mapping[Key, tuple[str, str]]) -> None:
     """A folder `name.png` that holds no sample stands where a file should be."""
     if not folders:
         return
     occupied = set(found.unlisted)
     for folder in {key.folder for key in found.files}:
         occupied |= set(_folder_and_above(folder))
-    for key, one in folders.items():
-        if one.name not in occupied and key not in found.files:
-            found.problems[key] = f"{one.path}: a folder, where a file should be"
+    for key, (path, name) in folders.items():
+        if name not in occupied and key not in found.files:
+            found.problems[key] = f"{path}: a folder, where a file should be"
 
 
 def _folder_and_above(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ command goes on where an earlier one stopped, and processes share nothing but th
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,18 +142,16 @@ def _check_row(row: Modality, path: Path) -> None:
 
 def _count_crops(request: TokenizeRequest) -> int:
     """The number of crops, which must be that of crop settings which are there already."""
-    count = request.num_crops or 1
     found = next((path for s in request.samples if (path := s.files.get(CROP_SETTINGS))), None)
-    if found is not None:
-        try:
-            count = count_crops(found)
-        except SampleError:  # reported as a failure of this one sample later
-            found = None
-    if found is not None and request.num_crops not in (None, count):
+    there = 0
+    with suppress(SampleError):  # this one sample fails with it later
+        there = count_crops(found) if found is not None else 0
+    if there and request.num_crops not in (None, there):
         raise UsageError(
-            f"--crops {request.num_crops}: {found} has {count}; other tokens of this dataset may belong to "
+            f"--crops {request.num_crops}: {found} has {there}; other tokens of this dataset may belong to "
             "them, so the numbers must be the same"
         )
+    count = there or request.num_crops or 1
     features = [row.name for row in request.rows if FORMS[row.codec].resample is None]
     if count > 1 and features:
         raise UsageError(
