@@ -390,11 +390,11 @@ class _Folder:
 
     def _judge(self, each: _RunState, own: set[str], missing: list[str], has_failed: bool) -> str:
         """What became of a result with these files of its own."""
-        if not own.isdisjoint(self.sums) or not missing:
+        if not missing or any(file in self.sums for file in own):
             return MADE
         if has_failed:
             return NOT_MADE
-        if own.isdisjoint(self.unlisted):
+        if not any(file in self.unlisted for file in own):
             return ABSENT
         return MADE if each.is_closed and not self.sums else BEGUN  # MADE: its lists of checksums are gone
 
