@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from pathlib import Path, PurePosixPath
 
 from fourm.data.layout import Place
@@ -41,7 +42,6 @@ FOREIGN, MISSING, TRUNCATED, ALTERED = "foreign", "missing", "truncated", "alter
 UNREADABLE = "unreadable"
 UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
 _ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
-MADE, NOT_MADE, BEGUN, ABSENT = _STATES = ("made", "failed", "partial", "absent")  # of results
 _LEGACY = (OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
 
 Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
@@ -110,6 +110,15 @@ def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     failed = sum(len(each.failed) for each in folder.runs)
     findings = sorted(folder.findings, key=lambda found: _ORDER.index(found.kind))
     return Verdict(root, folder.samples, failed, folder.files, tuple(findings), tuple(folder.notes))
+
+
+class _State(IntEnum):
+    """What became of a result, the best first."""
+
+    MADE = 0
+    FAILED = 1  # and noted as failed
+    PARTIAL = 2  # some of its files are here, and its process was stopped
+    ABSENT = 3
 
 
 @dataclass(slots=True)
@@ -340,23 +349,24 @@ class _Folder:
 
     def check_results(self, each: _RunState) -> None:
         """What each result of a run has and lacks; files without a checksum that belong to a result."""
-        run, is_known, counts = each.run, True, Counter[str]()
+        run, is_known, counts = each.run, True, Counter[_State]()
         if run.is_older:
             self.samples += sum(1 for _ in run.samples()) if each is self.runs[0] else 0
             return
         for path in run.thousands():
-            self._take_unlisted(each, path.relative_to(self.root).as_posix(), MADE)
+            name = path.relative_to(self.root).as_posix()
+            self._take_unlisted(each, name, _State.MADE)
             try:
                 samples = read_samples_file(path, run)
             except UsageError as error:
-                is_known, name = False, path.relative_to(self.root).as_posix()
+                is_known = False
                 if name not in {found.file for found in self.findings}:
                     self.find(ALTERED, name, str(error))
                 continue
             for sample in samples:
                 states = self._check_sample(each, sample)
                 counts.update(states)
-                self.samples += each is self.runs[0] and MADE in states
+                self.samples += each is self.runs[0] and _State.MADE in states
         there, folder = {path.name for path in run.thousands()}, SAMPLES[run.file].folder
         listed = (path for path in self.sums if path.startswith(f"{folder}/"))
         if is_known and all(path.rpartition("/")[2] in there for path in listed):
@@ -364,17 +374,17 @@ class _Folder:
         else:
             self.is_unknown = True
 
-    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[str]:
+    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[_State]:
         """What became of each variation of a sample."""
         run, key = each.run, sample.key.text
         shared = {sample.file(p, None) for p in run.places if p.shared and run.variations != (None,)}
-        lacked, states = dict[str, None](), list[str]()
+        lacked, states = dict[str, None](), list[_State]()
         for variation in sample.variations:
             files = [sample.file(place, variation) for place in run.places]
             missing = [file for file in files if file not in self.sums and file not in self.unlisted]
             has_failed = (key, variation) in each.failed or (key, variation) in each.base_failed
             states.append(self._judge(each, {*files} - shared, missing, has_failed))
-            if states[-1] == MADE:
+            if states[-1] is _State.MADE:
                 each.failed.discard((key, variation))
                 lacked |= dict.fromkeys(missing)
         for file in lacked:
@@ -382,23 +392,24 @@ class _Folder:
         for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
             for place in run.places:
                 file = sample.file(place, variation)
-                best = min(states, key=_STATES.index) if file in shared else state
+                best = min(states) if file in shared else state
                 self._take_unlisted(each, file, best, place)
             for file in run.extra_files(sample.key, variation):
                 self._take_unlisted(each, file, state)
         return states
 
-    def _judge(self, each: _RunState, own: set[str], missing: list[str], has_failed: bool) -> str:
+    def _judge(self, each: _RunState, own: set[str], missing: list[str], has_failed: bool) -> _State:
         """What became of a result with these files of its own."""
         if not missing or any(file in self.sums for file in own):
-            return MADE
+            return _State.MADE
         if has_failed:
-            return NOT_MADE
+            return _State.FAILED
         if not any(file in self.unlisted for file in own):
-            return ABSENT
-        return MADE if each.is_closed and not self.sums else BEGUN  # MADE: its lists of checksums are gone
+            return _State.ABSENT
+        has_lost_lists = each.is_closed and not self.sums
+        return _State.MADE if has_lost_lists else _State.PARTIAL
 
-    def _take_unlisted(self, each: _RunState, file: str, state: str, place: Place | None = None) -> None:
+    def _take_unlisted(self, each: _RunState, file: str, state: _State, place: Place | None = None) -> None:
         """Judge a file without a checksum that belongs to a result."""
         if file not in self.unlisted:
             return
@@ -406,16 +417,16 @@ class _Folder:
         if each.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
             self.find(FOREIGN, file, "its sample failed without it")
             return
-        if state == MADE:
+        if state is _State.MADE:
             (self.lost if each.is_closed else self.late).append(file)
-        is_ids = place is not None and place.form == "ids"
-        self.compare(file, Tokens(each.run.count_tokens(place)) if place is not None and is_ids else None)
+        holds_tokens = place is not None and place.form == "ids"
+        self.compare(file, Tokens(each.run.count_tokens(place)) if place and holds_tokens else None)
 
-    def _count(self, each: _RunState, counts: Mapping[str, int]) -> None:
+    def _count(self, each: _RunState, counts: Mapping[_State, int]) -> None:
         """Whether there are as many results as the record says."""
-        run, file, made, begun = each.run, each.run.file, counts[MADE], counts[BEGUN]
+        run, file, made, begun = each.run, each.run.file, counts[_State.MADE], counts[_State.PARTIAL]
         expected = run.record.samples * len(run.variations)
-        lack = expected - made - counts[NOT_MADE]
+        lack = expected - made - counts[_State.FAILED]
         if made > expected:
             self.find(ALTERED, file, f"tells of {expected:,} results, and there are {made:,}")
         if lack <= 0:
