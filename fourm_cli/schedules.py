@@ -38,25 +38,22 @@ def validate(
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
         return
-    columns = [
-        (
-            files.name,
-            ", ".join(chain.conditions) or "none",
-            ", ".join(chain.targets),
-            f"{len(chain.steps):,}",
-            f"{cost.passes:,}",
-            f"{cost.tokens:,}",
-            size_text(cost.weights),
-            f"about {size_text(cost.activations)} per sample of a batch",
-            size_text(cost.fetch) if cost.fetch else "nothing",
-        )
+    tables = [
+        {
+            "model": files.name,
+            "conditions": ", ".join(chain.conditions) or "none",
+            "targets": ", ".join(chain.targets),
+            "decoding steps": f"{len(chain.steps):,}",
+            "forward passes per sample": f"{cost.passes:,}",
+            "tokens per sample": f"{cost.tokens:,}",
+            "memory for weights": size_text(cost.weights),
+            "memory for activations": f"about {size_text(cost.activations)} per sample of a batch",
+            "to fetch": size_text(cost.fetch) if cost.fetch else "nothing",
+        }
         for files, chain, cost in costs
     ]
-    rows = ("model", "conditions", "targets", "decoding steps", "forward passes per sample",
-            "tokens per sample", "memory for weights", "memory for activations", "to fetch")  # fmt: skip
-    print_table(
-        ("what", "how much", "super-resolution")[: 1 + len(costs)], [*zip(rows, *columns, strict=True)]
-    )
+    columns = ("what", "how much", "super-resolution")[: 1 + len(tables)]
+    print_table(columns, [(what, *(table[what] for table in tables)) for what in tables[0]])
 
 
 @with_options(

@@ -134,11 +134,8 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
 
 def draw_sample(album: Album, view: View) -> Image.Image:
     """The sheet of one sample: what was given and what was made of it, a row for each variation."""
-    rows: list[int | None] = [*sorted({p.variation for p in view.panels if p.variation is not None})] or [
-        None
-    ]
-    more = len(rows) - MAX_VARIATIONS
-    rows = rows[:MAX_VARIATIONS]
+    variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
+    rows: list[int | None] = [*variations[:MAX_VARIATIONS]] or [None]
     is_large = any(p.role == "sr" and p.picture and max(p.picture.size) > CELL for p in view.panels)
     columns = _columns(view)
     size = -(-len(columns) // max(-(-len(columns) // COLUMNS), 1))  # bands of about equal width
@@ -156,7 +153,7 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     if (rest := len(view.problems) - len(notes)) > 0:
         notes.append(f"and {rest} more")
     blocks += [text_block(note, width, 12, ALARM) for note in notes]
-    if more > 0:
+    if (more := len(variations) - MAX_VARIATIONS) > 0:
         blocks.append(text_block(f"and {more} more variations", width, 13, FAINT))
     return stack(blocks)
 
