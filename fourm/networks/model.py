@@ -176,9 +176,8 @@ class FourM(nn.Module):
         self.config = config
         self.encoder_embeddings = nn.ModuleDict({m.name: Embedding(m, config) for m in config.modalities_in})
         self.decoder_embeddings = nn.ModuleDict({m.name: Head(m, config) for m in config.modalities_out})
-        if config.share_modality_embeddings:
-            for name in self.shared_names():
-                self.head(name).mod_emb = self.embedding(name).mod_emb
+        for name in self.shared_names():
+            self.head(name).mod_emb = self.embedding(name).mod_emb
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.dim))
@@ -225,7 +224,7 @@ class FourM(nn.Module):
 
         Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row:
         default the largest count of a row; more is padding, fewer cuts. `total` is how many are kept in
-        all. Both are looked up on the device, which costs a wait, where they are not given.
+        all. Where they are not given, both are read from the device, which waits for it.
         """
         content, address, known = self.embed(batch)
         if budget is None:
@@ -254,7 +253,7 @@ class FourM(nn.Module):
         return packing.unpack(x) if packing else x
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
-        """Everything about a context that decoding a sequence of at most max_tokens needs only once."""
+        """Keys and values of a context, and room for those of max_tokens tokens of a sequence."""
         past = tuple(KVCache(max_tokens) for _ in self.decoder)
         return DecoderCache(tuple(self._read_context(context)), past)
 

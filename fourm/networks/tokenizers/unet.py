@@ -49,7 +49,7 @@ class PatchedUNet(nn.Module):
 
     def __init__(self, shape: UNetShape, channels: int, latent_dim: int) -> None:
         super().__init__()
-        self.shape, self.channels = shape, channels
+        self.shape = shape
         widths, wide = shape.widths, 4 * shape.model_channels
         pixels = channels * shape.patch_size**2
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
