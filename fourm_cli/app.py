@@ -29,7 +29,7 @@ RESUMABLE = ("generate", "sr")  # commands that have --resume
 REPEATABLE = ("convert", "download", "plot", "tokenize")  # commands that go on where they were interrupted
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
-NO_ROOM = ("failed to map segment", "annot allocate memory")  # what the loader says of a library
+NO_ROOM = ("failed to map segment", "annot allocate memory")  # in messages of the loader when memory is short
 MAX_COLUMNS_DIGITS = 4  # a terminal has at most 9,999 columns
 _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswith("_domains")}
 
@@ -111,9 +111,9 @@ def explain(error: FourMError | OSError) -> int:
 
 
 def _from_system(error: OSError) -> FourMError:
-    """What the system refused, in a sentence; what cannot be written and has no name is what was printed.
+    """The error for a user when the system refuses a call.
 
-    A name that is longer than any file's was typed, and is a mistake of usage.
+    A failed write without a file name was to standard output. A name that is too long for any file was typed by the user: wrong usage.
     """
     is_print = error.errno in FAILED_WRITES
     unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
@@ -137,12 +137,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End at a second signal, not after what the first one began; files are whole at any moment."""
+    """End at once at a second signal; files are complete at any moment."""
     os._exit(128 + number)
 
 
 def _what_goes_on(words: Sequence[str]) -> str:
-    """What is kept of an interrupted command; nothing of one that only looks."""
+    """How an interrupted command is continued; nothing for one that only reads."""
     command = next((word for word in words if not word.startswith("-")), "")
     if command not in (*RESUMABLE, *REPEATABLE) or MAKES_NOTHING & set(words):
         return ""

@@ -39,7 +39,7 @@ PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no ter
 REFRESH = 8.0  # updates of the live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
-# Of each line; other programs write logs of events too, whose names are others.
+# How each line of a log begins; logs of other programs have other events.
 _LOG_LINE = re.compile(
     rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
 )
@@ -295,7 +295,7 @@ def lines(
 
 
 def headline(start: Started) -> str:
-    """The line at the start of a run."""
+    """The line at the start of a run: samples, model, device, batch size."""
     unit = f"results, {start.variations} variations of each sample"
     what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
     what = f"super-resolution of {what}" if start.stage == "sr" else what

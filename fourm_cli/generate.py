@@ -251,7 +251,7 @@ def tokenize(
 def _requester(
     machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
 ) -> "Callable[..., Request]":
-    """Makes requests of what options and files say; the caller adds the rest, or other values."""
+    """A function that makes requests from options and files; the caller adds the rest, or other values."""
     from fourm.runs.request import DETOKENIZER_STEPS, Request
 
     return partial(
@@ -317,7 +317,7 @@ def _check_kept(data: Path, out: Path) -> None:
 
 
 def _refuse(given: Mapping[str, object]) -> None:
-    """Refuse options that would make something else than what `--replay` repeats."""
+    """Refuse options that would change the results of `--replay`."""
     named = [flag for flag, value in given.items() if value]
     if named:
         raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(named)}")
@@ -326,7 +326,7 @@ def _refuse(given: Mapping[str, object]) -> None:
 def _repeat(
     replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
 ) -> "tuple[Request, Request | None, Dataset]":
-    """The run that repeats what made a file, its super-resolution if there was one, samples and doubts."""
+    """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_sr
     from fourm.runs.origins import sr_name
@@ -351,7 +351,7 @@ def _repeat(
 
 
 def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
-    """What is worth knowing of samples before they are made."""
+    """Notes on samples before they are made: missing files, words that the model does not know."""
     from fourm.runs.inputs import note_unknown_words
 
     yield from dataset.incomplete[:INCOMPLETE_SHOWN]
@@ -400,9 +400,9 @@ def _follow(
     begin: "Callable[[], Sequence[Iterator[Event]]]", world: "World", out: Path,
     notes: Iterable[str], share: str, report: Report,
 ) -> None:  # fmt: skip
-    """Say what is worth knowing, then do one run after the other; exit code 3 where samples failed.
+    """Print notes, then do one run after the other; exit code 3 if samples failed.
 
-    begin imports torch, which takes seconds. One process of a torchrun speaks, the others say their share.
+    begin imports torch, which takes seconds. Of a torchrun one process reports; the others print their share.
     """
     from fourm_cli import console
 

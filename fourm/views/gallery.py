@@ -57,7 +57,7 @@ def write_gallery(
 
 def _write_page(file: TextIO, album: Album, side: int, seen: Callable[[View], None]) -> None:
     script, style = "".join(["\n'use strict';\n", *map(_asset, _SCRIPTS)]), _asset("page.css")
-    # Nothing is loaded, and no text can become markup or code: a mistake of the page would stop it instead.
+    # The browser loads nothing from elsewhere and runs no other script, even if a text were not escaped.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -1,4 +1,4 @@
-"""How files of a run are read to be looked at: no tokenizer, and not even the model need be here."""
+"""Readers of a run's values for display; neither its tokenizers nor its model are needed."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from fourm.runs.inputs import CAPTION
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Values of one modality: from their files, and as something to look at or to search."""
+    """How the values of one modality are read from files, drawn, and put into words for a search."""
 
     row: Modality
     read: Callable[[Path], Any]
