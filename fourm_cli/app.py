@@ -113,7 +113,8 @@ def explain(error: FourMError | OSError) -> int:
 def _from_system(error: OSError) -> FourMError:
     """The error for a user when the system refuses a call.
 
-    A failed write without a file name was to standard output. A name that is too long for any file was typed by the user: wrong usage.
+    A failed write without a file name was to standard output. A name that is too long for any file was
+    typed by the user: wrong usage.
     """
     is_print = error.errno in FAILED_WRITES
     unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
