@@ -1,4 +1,4 @@
-"""What the folder of a run holds, and whether it is complete: records, checksums, formats, `verify`."""
+"""What the folder of a run holds, and whether it is complete: records, samples, checksums, `verify`."""
 
 from fourm import import_when_used
 
