@@ -226,9 +226,6 @@ def _remove_folder(out: Path) -> None:
         (out / PROCESSES).rmdir()
 
 
-# Launches
-
-
 def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
     """The launches of all processes of a run, in the order in which they started."""
     return tuple(read_launch(file.path)[0] for file in of_kind(out, LAUNCH) if file.run == run)
@@ -272,9 +269,6 @@ def _launch_text(launch: Launch) -> str:
 def _stamp(started: str) -> str:
     """When a process began, as names of files have it."""
     return started.replace("+00:00", "Z").replace("-", "").replace(":", "")
-
-
-# Checksums
 
 
 def sha256_of_file(path: Path) -> str:
@@ -341,9 +335,6 @@ def format_checksums(listed: Mapping[str, Listed]) -> bytes:
         comment = "" if size is None else f"# {size} bytes\n"
         lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
     return os.fsencode("".join(lines))
-
-
-# Failures
 
 
 def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:

@@ -162,8 +162,6 @@ class _Folder:
         if self.blocked.isdisjoint(above):
             self.find(MISSING, path, detail)
 
-    # What processes wrote: launches, lists of checksums, failures.
-
     def read_processes(self) -> None:
         """Read the files of all processes, and what else lies beside them."""
         files, others = list_processes(self.root)
@@ -232,8 +230,6 @@ class _Folder:
         elif os.path.lexists(path) and not told:
             self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
 
-    # Records of runs.
-
     def read_records(self) -> None:
         """The records of runs, and whether these have ended; UsageError where no run wrote the folder."""
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
@@ -280,8 +276,6 @@ class _Folder:
             self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
         if base.run.variations == finer.run.variations:
             finer.base_failed = set(base.failed)
-
-    # What lies in the folder.
 
     def result_folders(self) -> list["os.DirEntry[str]"]:
         """Folders in which runs have files; what lies beside them is judged."""
@@ -344,8 +338,6 @@ class _Folder:
         if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(self.root)):
             return "a link that leads out of the folder"
         return "a link to a folder, which is not followed" if os.path.isdir(link) else ""
-
-    # Results.
 
     def check_results(self, each: _RunState) -> None:
         """What each result of a run has and lacks; files without a checksum that belong to a result."""
