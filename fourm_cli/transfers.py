@@ -11,10 +11,10 @@ from rich.table import Column
 from rich.text import Text
 
 from fourm.errors import VerificationError, printable
+from fourm.hub.cache import KEPT
 from fourm.hub.catalogue import CATALOGUE, GROUPS
 from fourm.hub.download import Download, Verified, Wanted, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
-from fourm.hub.transfer import KEPT
 from fourm_cli.console import (
     PLAIN_LINE_SECONDS,
     REFRESH,

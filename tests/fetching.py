@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fourm.hub import transfer
+from fourm.hub import remote
 from fourm.hub.cache import repository_folder
 from fourm.hub.download import Download, fetch, plan_downloads, read_wanted
 from fourm.hub.remote import Client, Transfer, Waiting
@@ -83,7 +83,7 @@ def whole_files() -> set[str]:
     """Names that the cache shows as whole, by snapshot links and by blobs with the right name."""
     repository = repository_folder(ID)
     for blob in (repository / "blobs").glob("*"):
-        if not blob.name.endswith(transfer.UNFINISHED):
+        if not blob.name.endswith(remote.UNFINISHED):
             content = blob.read_bytes()
             names = {hashlib.sha256(content).hexdigest(),
                      hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}  # fmt: skip
@@ -94,4 +94,4 @@ def whole_files() -> set[str]:
 
 
 def partial() -> Path:
-    return transfer.unfinished(repository_folder(ID) / "blobs" / hashlib.sha256(WEIGHTS).hexdigest())
+    return remote.unfinished(repository_folder(ID) / "blobs" / hashlib.sha256(WEIGHTS).hexdigest())

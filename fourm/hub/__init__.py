@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "cache": "cache_folder find_parti",
+    "cache": "KEPT cache_folder find_parti",
     "catalogue": "CATALOGUE GROUPS PARTI find_entry",
     "download": "Download Verified Wanted check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
@@ -14,6 +14,5 @@ PUBLIC = {
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TensorInfo TokenizerPart config_of read_header",
     "inventory": "describe is_unused list_models",
     "remote": "Advanced Client Fetched Transfer Waiting",
-    "transfer": "KEPT",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fourm.data.opening import open_own, read_bytes
 from fourm.data.writing import lock_file
-from fourm.errors import FourMError, MissingError, UsageError
+from fourm.errors import FourMError, MissingError, UsageError, VerificationError
 from fourm.hub.catalogue import CATALOGUE, Entry
 
 MAIN = "main"
@@ -17,6 +17,7 @@ FORMAT = 1  # of pins.json
 LOOK_AGAIN = 0.2  # seconds after which a pin is looked for that was written without a lock
 REPO_TYPES = ("model", "dataset", "space")
 MAX_SIZE = 1 << 62  # bytes of a file
+KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
 _TEXT_TOKENIZER = "text_tokenizer_4m_wordpiece_30k.json"
 _MAX_PINS, _MAX_REF = 1 << 26, 1 << 10  # bytes of the record, and of the file of a branch
 _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
@@ -219,6 +220,48 @@ def write_pin(pin: Commit) -> None:
                 return
 
 
+def place_file(content: Path, pointer: Path, home: Path) -> None:
+    """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
+    if os.path.exists(pointer) and pointer.samefile(content):
+        return
+    make_folder_inside(pointer, home)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(content, pointer.parent))
+    except FileExistsError:  # another process did the same
+        return
+    except OSError:
+        os.replace(content, pointer)
+
+
+def make_folder_inside(path: Path, home: Path) -> None:
+    """Make the folder that a file of the repository `home` is to be written into."""
+    if not _folder_of(path).is_relative_to(os.path.realpath(home)):
+        raise FourMError(f"{path}: a folder on the way to it is a link out of the cache; delete the link")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: Path, home: Path) -> bool:
+    """Delete a file of the repository `home`, and of what it is a link to only a blob of that repository.
+
+    False if nothing was deleted because a folder on the way to it is a link out of the cache.
+    """
+    root = Path(os.path.realpath(home.parent), home.name)  # `home` itself may be a link to a folder elsewhere
+    is_own = removed = _folder_of(path).is_relative_to(root)
+    while is_own:
+        target = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        is_own = target is not None and _folder_of(target) == root / "blobs"
+        path = target or path
+    return removed
+
+
+def remove_damaged(path: Path, home: Path) -> None:
+    """Delete a damaged file of the repository `home`; an error if it is not the repository's own."""
+    if not remove_file(path, home):
+        raise VerificationError(f"{path}: is damaged, but {KEPT}")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a small file of the cache whole or not at all; a link of its name is replaced, not followed."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -234,3 +277,8 @@ def replace_text(path: Path, text: str) -> None:
 
 def _expand(path: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a file, without links."""
+    return Path(os.path.realpath(path.parent))

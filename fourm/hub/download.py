@@ -1,19 +1,15 @@
-"""Downloads into the Hub's cache: what is asked for, what of it is missing, fetched, checked and recorded.
-
-A file is collected under a temporary name, compared with the checksum that the Hub has on record, and renamed
-into the cache. What is not complete keeps its temporary name, and the next run continues it.
-"""
+"""Downloads into the Hub's cache: what is asked for, what of it is missing, fetched, checked and recorded."""
 
 import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
-from fourm.hub import cache, remote, transfer
+from fourm.hub import cache, remote
 from fourm.hub.cache import Commit, HubFile
 from fourm.hub.catalogue import (
     GROUPS,
@@ -30,12 +26,17 @@ from fourm.hub.catalogue import (
 )
 from fourm.hub.files import DEMO, DEMO_SR
 from fourm.hub.header import CONFIG_FILE
-from fourm.hub.remote import Client, Fetched, UnreachableError
+from fourm.hub.remote import Address, Client, Fetched, UnreachableError
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
 MAX_PART = 255  # bytes of each part of a path, as in most file systems
 WEIGHTS = ".safetensors"
+GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
+GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
+TEXT_TOKENIZER_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
+TEXT_TOKENIZER_BYTES = 1_451_469
+SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
 
@@ -97,12 +98,11 @@ class Download:
 
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
-        files = [
-            {"name": f.content.name, "bytes": f.content.size, "to_fetch": f.to_fetch} for f in self.files
-        ]
         return {
             "name": self.wanted.entry.name, "hub_id": self.wanted.entry.hub_id, "revision": self.revision,
-            "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch, "files": files,
+            "path": str(self.path), "bytes": self.num_bytes, "to_fetch": self.to_fetch,
+            "files": [{"name": one.content.name, "bytes": one.content.size, "to_fetch": one.to_fetch}
+                      for one in self.files],
             "is_estimate": bool(self.unconfirmed),
         }  # fmt: skip
 
@@ -185,35 +185,14 @@ def fetch(job: Download, client: Client) -> Path:
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
     """
-    entry = job.wanted.entry
     try:
-        if entry.is_text_tokenizer:
-            return _fetch_text(job, client)
-        pin = cache.find_pin(entry.hub_id)
-        known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
-        files = []
-        for file in job.files:
-            name, size = file.content.name, file.content.size
-            if _has_size(file.path, size) and name in known:
-                client.report(Fetched(name, size, is_new=False))
-                files.append(known[name])
-            else:
-                files.append(HubFile(name, size, _fetch_file(job, file, client)))
-        ref, home = job.wanted.revision or cache.MAIN, job.wanted.folder
-        path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
-        if job.revision != ref and cache.read_ref(path) != job.revision:
-            transfer.make_folder_inside(path, home)
-            cache.replace_text(path, job.revision)
-        found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
-        if found != pin:  # a cache that is complete may be one that cannot be written
-            cache.write_pin(found)
-        return job.path
+        return _fetch_text(job, client) if job.wanted.entry.is_text_tokenizer else _fetch_files(job, client)
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             told = (
-                f"{entry.name}: no space is left on the disk of {cache.cache_folder()}; what has arrived is "
-                "kept, so the same command goes on when there is room"
+                f"{job.wanted.entry.name}: no space is left on the disk of {cache.cache_folder()}; what has "
+                "arrived is kept, so the same command goes on when there is room"
             )
         raise FourMError(told) from error
 
@@ -225,24 +204,28 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
     """
     pins, text = cache.load_pins(), cache.text_tokenizer_path()
     if hub_ids is None:
-        chosen = [pin for pin in pins.values() if os.path.isdir(pin.folder)]
-        is_text = os.path.exists(text)
-    else:
-        for hub_id in hub_ids:
-            if hub_id and hub_id not in pins:
-                raise MissingError(
-                    f"{_short(hub_id)}: not on record, so there is nothing to compare with; "
-                    f"`fourm download {_short(hub_id)}` fetches, checks and records it"
-                )
-        chosen = [pins[hub_id] for hub_id in hub_ids if hub_id]
-        is_text = "" in hub_ids
-    found = []
-    for pin in chosen:
-        home = cache.repository_folder(pin.hub_id, pin.repo_type)
+        hub_ids = [hub_id for hub_id, pin in pins.items() if os.path.isdir(pin.folder)]
+        hub_ids += [""] if os.path.exists(text) else []
+    if away := next((hub_id for hub_id in hub_ids if hub_id and hub_id not in pins), None):
+        raise MissingError(
+            f"{_short(away)}: not on record, so there is nothing to compare with; "
+            f"`fourm download {_short(away)}` fetches, checks and records it"
+        )
+    found = list[Verified]()
+
+    def verify(name: str, path: Path, file: HubFile, home: Path) -> None:
+        if not os.path.isfile(path):
+            found.append(Verified(name, file.name, path, "missing"))
+        elif remote.check_file(path, file, client):
+            found.append(Verified(name, file.name, path, ""))
+        else:
+            found.append(Verified(name, file.name, path, "damaged", cache.remove_file(path, home)))
+
+    for pin in (pins[hub_id] for hub_id in hub_ids if hub_id):
         for file in pin.files:
-            found.append(_verify_file(_short(pin.hub_id), pin.folder / file.name, file, home, client))
-    if is_text:
-        found.append(_verify_file(TEXT_TOKENIZER, text, _text_file(), text.parent, client))
+            verify(_short(pin.hub_id), pin.folder / file.name, file, pin.folder.parents[1])
+    if "" in hub_ids:
+        verify(TEXT_TOKENIZER, text, _text_file(), text.parent)
     return tuple(found)
 
 
@@ -268,21 +251,22 @@ def _named(text: str) -> Wanted:
 
 def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
     """Everything that a YAML file names; what is a path on this machine needs no download."""
-    others, found = dict(named), list[Wanted]()
-    text_tokenizer, data = others.pop("text_tok_path", ""), others.pop("data_path", "")
-    for key, name in others.items():
-        if name not in (DEMO, DEMO_SR) and not os.path.exists(os.path.expanduser(name)):
+    found = list[Wanted]()
+    for key, name in named.items():
+        if key == "data_path":
+            found += [_named("parti-prompts")] if name == PARTI else []
+        elif os.path.exists(os.path.expanduser(name)):
+            continue
+        elif key == "text_tok_path":
+            if Path(name).name not in (TEXT_TOKENIZER, cache.text_tokenizer_path().name):
+                raise UsageError(f"{where}: text_tok_path: {name}: no such file, nor {TEXT_TOKENIZER}")
+            found.append(_named(TEXT_TOKENIZER))
+        elif name not in (DEMO, DEMO_SR):
             try:
                 found.append(_named(name))
             except UsageError as error:
                 raise UsageError(f"{where}: {key}: {error}") from None
-    if text_tokenizer and not os.path.exists(os.path.expanduser(text_tokenizer)):
-        if Path(text_tokenizer).name not in (TEXT_TOKENIZER, cache.text_tokenizer_path().name):
-            raise UsageError(f"{where}: text_tok_path: {text_tokenizer}: no such file, nor {TEXT_TOKENIZER}")
-        found.append(_named(TEXT_TOKENIZER))
-    if data == PARTI:
-        found.append(_named("parti-prompts"))
-    if not found and not others:
+    if not found and not named.keys() - {"text_tok_path", "data_path"}:
         raise UsageError(f"{where}: names no model, tokenizer or prompt set")
     return found
 
@@ -338,38 +322,35 @@ def _job(wanted: Wanted, revision: str, files: Sequence[DownloadFile]) -> Downlo
 
 def _choose(entry: Entry, found: Commit) -> list[HubFile]:
     """The files that are fetched: never one that would have to be unpickled."""
-    at = f"at {found.revision[:7]}"
-    if entry.kind is EntryKind.PROMPTS:
-        chosen = [file for file in found.files if file.name == PROMPTS_FILE or _TEXT.fullmatch(file.name)]
-        if not any(file.name == PROMPTS_FILE for file in chosen):
-            raise MissingError(f"{entry.hub_id} has no file {PROMPTS_FILE} {at}")
-        return chosen
-    chosen = [file for file in found.files if _is_part(file.name)]
+    is_table, at = entry.kind is EntryKind.PROMPTS, f"at {found.revision[:7]}"
+    chosen = [file for file in found.files if _is_part(file.name, is_table)]
     for file in chosen:
         if not file.name.isprintable() or any(len(part.encode()) > MAX_PART for part in file.name.split("/")):
-            raise MissingError(
-                f"{entry.hub_id}: one of its files has a name that no file can have here: "
-                f"{printable(file.name)[:80]}"
-            )
-    if not any(file.name.endswith(WEIGHTS) for file in chosen):
+            shown = printable(file.name)[:80]
+            raise MissingError(f"{entry.hub_id}: a file of it has a name that no file can have here: {shown}")
+    if is_table and not any(file.name == PROMPTS_FILE for file in chosen):
+        raise MissingError(f"{entry.hub_id} has no file {PROMPTS_FILE} {at}")
+    if not is_table and not any(file.name.endswith(WEIGHTS) for file in chosen):
         others = [file.name for file in found.files if file.name.endswith(PICKLES)]
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""
         raise MissingError(f"{entry.hub_id} has no {WEIGHTS} file {at}{advice}")
     return chosen
 
 
-def _is_part(name: str) -> bool:
-    """True for files of a model folder: its configuration, weights, parts, card and licence."""
+def _is_part(name: str, is_table: bool) -> bool:
+    """True for files of a model folder (configuration, weights, parts, card, licence), or of a prompt set."""
+    if is_table or _TEXT.fullmatch(name):
+        return name == PROMPTS_FILE or _TEXT.fullmatch(name) is not None
     path = PurePosixPath(name)
-    is_wanted = path.name in PART_FILES or path.name.endswith(WEIGHTS) or _TEXT.fullmatch(name)
-    return bool(is_wanted) and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
+    is_wanted = path.name in PART_FILES or path.name.endswith(WEIGHTS)
+    return is_wanted and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
 
 
 def _look(path: Path, blob: Path, content: HubFile) -> DownloadFile:
     """How much of a file is here: all of it (as `path` or `blob`), or what an earlier run has collected."""
     if _has_size(path, content.size) or _has_size(blob, content.size):
         return DownloadFile(content, path, content.size)
-    part = transfer.unfinished(blob)
+    part = remote.unfinished(blob)
     done = min(part.stat().st_size, content.size) if os.path.isfile(part) else 0
     return DownloadFile(content, path, done)
 
@@ -378,48 +359,76 @@ def _has_size(path: Path, size: int) -> bool:
     return os.path.isfile(path) and path.stat().st_size == size
 
 
+def _fetch_files(job: Download, client: Client) -> Path:
+    """Make a repository's files complete, and record them and the name of the commit."""
+    entry, home, pin = job.wanted.entry, job.wanted.folder, cache.find_pin(job.wanted.entry.hub_id)
+    known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
+    files = []
+    for file in job.files:
+        name, size = file.content.name, file.content.size
+        if _has_size(file.path, size) and name in known:
+            client.report(Fetched(name, size, is_new=False))
+            files.append(known[name])
+        else:
+            files.append(HubFile(name, size, _fetch_file(job, file, client)))
+    ref = job.wanted.revision or cache.MAIN
+    path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
+    if job.revision != ref and cache.read_ref(path) != job.revision:
+        cache.make_folder_inside(path, home)
+        cache.replace_text(path, job.revision)
+    found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
+    if found != pin:  # a cache that is complete may be one that cannot be written
+        cache.write_pin(found)
+    return job.path
+
+
 def _fetch_file(job: Download, file: DownloadFile, client: Client) -> str:
     """Make one file of a repository complete; returns its sha256."""
     entry, content, home = job.wanted.entry, file.content, job.wanted.folder
     blob = home / "blobs" / content.blob
     is_link = os.path.exists(blob) and os.path.exists(file.path) and file.path.samefile(blob)
     if os.path.isfile(file.path) and not is_link:
-        if sha256 := transfer.check_file(file.path, content, client):
+        if sha256 := remote.check_file(file.path, content, client):
             client.report(Fetched(content.name, content.size, is_new=False))
             return sha256
-        transfer.remove_damaged(file.path, home)
+        cache.remove_damaged(file.path, home)
     address = remote.file_address(entry.hub_id, content.name, job.revision, entry.repo_type)
-    sha256 = transfer.ensure_file(blob, content, address, client, home)
-    transfer.place_file(blob, file.path, home)
+    sha256 = remote.ensure_file(blob, content, address, client, home)
+    cache.place_file(blob, file.path, home)
     return sha256
 
 
 def _text_file() -> HubFile:
     name = cache.text_tokenizer_path().name
-    return HubFile(name, remote.TEXT_TOKENIZER_BYTES, remote.TEXT_TOKENIZER_SHA256)
+    return HubFile(name, TEXT_TOKENIZER_BYTES, TEXT_TOKENIZER_SHA256)
 
 
 def _fetch_text(job: Download, client: Client) -> Path:
     """The text tokenizer from its first home, or from the second if that does not give it."""
-    file, path, addresses = _text_file(), job.path, remote.text_tokenizer_addresses(client)
+    file, path, addresses = _text_file(), job.path, _text_addresses(client)
     try:
-        transfer.ensure_file(path, file, next(addresses), client, path.parent)
+        remote.ensure_file(path, file, next(addresses), client, path.parent)
     except (MissingError, VerificationError) as first:
         try:
-            transfer.ensure_file(path, file, next(addresses), client, path.parent)
+            remote.ensure_file(path, file, next(addresses), client, path.parent)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second
     return path
 
 
+def _text_addresses(client: Client) -> Iterator[Address]:
+    """The released text tokenizer: in the reference's repository, then in its demo on the Hub."""
+    name, endpoint = cache.text_tokenizer_path().name, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
+    yield Address(TEXT_TOKENIZER, f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
+    space = remote.ask_commit(SPACE, "space", "", client)
+    for file in space.files:
+        if PurePosixPath(file.name).name == name:
+            found = remote.file_address(SPACE, file.name, space.revision, "space")
+            yield replace(found, owner=TEXT_TOKENIZER)
+            return
+    raise MissingError(f"the Space {SPACE} has no file {name}")
+
+
 def _short(hub_id: str) -> str:
     entry = find_entry(hub_id)
     return entry.name if entry else hub_id
-
-
-def _verify_file(name: str, path: Path, file: HubFile, home: Path, client: Client) -> Verified:
-    if not os.path.isfile(path):
-        return Verified(name, file.name, path, "missing")
-    if transfer.check_file(path, file, client):
-        return Verified(name, file.name, path, "")
-    return Verified(name, file.name, path, "damaged", transfer.remove_file(path, home))

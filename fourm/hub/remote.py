@@ -1,43 +1,44 @@
-"""Questions to the Hub, asked with the client of `huggingface_hub`: what a repository holds at which commit.
+"""The Hub: what a repository holds at which commit, and its files, fetched, checked, renamed into the cache.
 
-The client brings proxies, certificates, token, timeouts and the offline switch. `transfer` downloads with it,
-but not with the library's functions for that: `hf_hub_download` begins anew in every process, and a model has
-up to 18 GB; `http_get` can resume, but loses up to 10 MB at each interruption, and waits in silence for as
-long as a server asks.
+The session is that of `huggingface_hub`: proxies, certificates, token, timeouts, offline switch. Its download
+functions are not used: `hf_hub_download` begins anew in every process, and a model has up to 18 GB;
+`http_get` loses up to 10 MB at each interruption, and waits in silence for as long as a server asks.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 from fourm import __version__
-from fourm.data.opening import open_file, read_bytes
-from fourm.errors import FourMError, MissingError, UsageError, near_match, printable
-from fourm.hub.cache import Commit, HubFile, text_tokenizer_path
-from fourm.hub.catalogue import TEXT_TOKENIZER, near_entry
-from fourm.hub.header import PAGE_BYTES, is_web_page
+from fourm.data.opening import open_file, open_own, read_bytes
+from fourm.data.writing import lock_file
+from fourm.errors import FourMError, MissingError, UsageError, VerificationError, near_match, printable
+from fourm.hub.cache import Commit, HubFile, remove_damaged
+from fourm.hub.catalogue import near_entry
+from fourm.hub.header import is_web_page
 
-GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
-GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
-TEXT_TOKENIZER_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
-TEXT_TOKENIZER_BYTES = 1_451_469
-SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
 
-MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
-ANSWER_TIME = 60.0  # seconds that it may take
-MAX_TOKEN_BYTES = 1 << 20
+UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
+CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
+MAX_CHUNKS = 1 << 10  # of an answer about a repository
+READ = 1 << 22  # bytes read at once to check a file
+OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
+BEYOND = 416  # no such range: the file ends before it
 PAGE = "a web page, perhaps the login page of this network"
+_PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
+_SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII)  # of an answer: its first byte, all bytes
 # Errors of the client after which another try is of no use.
 _HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects",
              "InvalidURL")  # fmt: skip
@@ -49,8 +50,6 @@ _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
             "no_proxy")  # fmt: skip
-# Files that the client reads without a limit, by the names of its constants.
-_TOKEN_FILES = ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH")
 T = TypeVar("T")
 
 
@@ -113,10 +112,11 @@ class Refused(Exception):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, response: Any) -> None:
+        super().__init__()
         self.status: int = response.status_code
         self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
-        self.retry_after: str = response.headers.get("Retry-After", "").strip()  # seconds or a date
-        super().__init__(self.status)
+        wait = response.headers.get("Retry-After", "").strip()
+        self.wait = float(wait) if re.fullmatch(r"\d+", wait, re.ASCII) else 0.0  # seconds
 
 
 class Dropped(Exception):
@@ -129,10 +129,10 @@ def check_variables() -> None:
         if not os.environ.get(name, "set").strip():
             del os.environ[name]
     for name in _SECONDS:
-        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0"), re.ASCII):
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0")):
             raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
     for name in _ADDRESSES:
-        if not _is_address(text := os.environ.get(name, GITHUB)):
+        if not _is_address(text := os.environ.get(name, "https://x")):
             raise UsageError(
                 f"{name}: '{printable(text)}' is no address of a server, such as https://huggingface.co"
             )
@@ -142,18 +142,15 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
     """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
     from huggingface_hub import constants
 
-    def parse(answer: Any) -> Commit:
-        files = list[HubFile]()
+    at, files = f"/revision/{quote(revision, safe='')}" if revision else "", list[HubFile]()
+    try:
+        answer = persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true"))
         for row in answer.get("siblings") or ():
             if lfs := row.get("lfs"):
                 files.append(HubFile(row["rfilename"], lfs["size"], sha256=lfs["sha256"]))
             else:
                 files.append(HubFile(row["rfilename"], row["size"], blob_id=row["blobId"]))
         return Commit(hub_id, answer["sha"], tuple(files), repo_type)
-
-    at = f"/revision/{quote(revision, safe='')}" if revision else ""
-    try:
-        return persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true", parse))
     except FourMError:
         raise
     except _MALFORMED as error:
@@ -162,7 +159,17 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
             "HF_ENDPOINT may be wrong"
         ) from error
     except Exception as error:
-        raise _explain_repository(error, hub_id, repo_type, revision) from error
+        status, code = (error.status, error.code) if isinstance(error, Refused) else (0, "")
+        if code == "RevisionNotFound":
+            known = _known_revisions(hub_id, repo_type)
+            advice = near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
+            raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
+        if code != "GatedRepo" and (status == 404 or code == "RepoNotFound"):
+            raise MissingError(
+                f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
+                f"if it is private, {LOG_IN}"
+            ) from error
+        raise explain_failure(error, hub_id, constants.ENDPOINT) from error
 
 
 def file_address(hub_id: str, name: str, revision: str, repo_type: str) -> Address:
@@ -172,16 +179,61 @@ def file_address(hub_id: str, name: str, revision: str, repo_type: str) -> Addre
     return Address(hub_id, hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type))
 
 
-def text_tokenizer_addresses(client: Client) -> Iterator[Address]:
-    """The released text tokenizer: in the reference's repository, then in its demo on the Hub."""
-    name, endpoint = text_tokenizer_path().name, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
-    yield Address(TEXT_TOKENIZER, f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{name}", sends_token=False)
-    space = ask_commit(SPACE, "space", "", client)
-    for file in space.files:
-        if PurePosixPath(file.name).name == name:
-            yield replace(file_address(SPACE, file.name, space.revision, "space"), owner=TEXT_TOKENIZER)
-            return
-    raise MissingError(f"the Space {SPACE} has no file {name}")
+def unfinished(target: Path) -> Path:
+    """Where the bytes of a file are collected until it is complete."""
+    return target.with_name(target.name + UNFINISHED)
+
+
+def ensure_file(target: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
+    """Make `target` a complete file with the checksum on record; returns its sha256.
+
+    What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
+    VerificationError if what comes is damaged too; then nothing is left. On any other error what has arrived
+    stays in `unfinished(target)`.
+    """
+    while True:
+        if target.is_file():
+            if sha256 := check_file(target, file, client):
+                client.report(Fetched(file.name, file.size, is_new=False))
+                return sha256
+            remove_damaged(target, home)
+        elif os.path.exists(target):
+            raise _no_plain_file(target)
+        with _claimed(target, file.name, client) as growing:
+            if growing is not None:
+                return _complete(growing, target, file, address, client)
+        # Another process has just made it.
+
+
+def check_file(path: Path, file: HubFile, client: Client) -> str:
+    """The sha256 of a file that is as on record, an empty string of one that is not."""
+    size = path.stat().st_size
+    if size != file.size:
+        return ""
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with open_file(path) as content:
+        while data := content.read(READ):
+            sha256.update(data)
+            if not file.sha256:
+                blob.update(data)
+            client.report(Advanced(file.name, min(content.tell(), size), size, is_check=True))
+    return sha256.hexdigest() if file.blob in (sha256.hexdigest(), blob.hexdigest()) else ""
+
+
+def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
+    """Append what is missing to an open file that is at its end; MissingError if it cannot be had.
+
+    What has arrived stays in the file. VerificationError if something else than the file on record is sent.
+    """
+    try:
+        persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
+    except FourMError:
+        raise
+    except Exception as error:
+        has_begun = file.tell() > 0
+        raise explain_failure(error, address.owner, address.url, wanted.name, has_begun) from error
+    finally:
+        file.flush()
 
 
 def persist(client: Client, name: str, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
@@ -198,8 +250,8 @@ def persist(client: Client, name: str, action: Callable[[], T], progress: Callab
             before = progress()
             if failures >= client.tries or not _may_pass(error):
                 raise
-            wanted = max(_asked_wait(error), client.first_wait * 2 ** (failures - 1))
-            seconds = min(client.longest_wait, wanted)
+            asked = error.wait if isinstance(error, Refused) else 0.0
+            seconds = min(client.longest_wait, max(asked, client.first_wait * 2 ** (failures - 1)))
             client.report(Waiting(name, seconds, reason_of(error)))
             client.sleep(seconds)
 
@@ -211,24 +263,29 @@ def explain_failure(
 
     name: of the file of the repository that was asked for, if it was one; has_begun: a part of it is here.
     """
+    from huggingface_hub import constants, get_token
+
     what, host = f"{hub_id}/{name}" if name else hub_id, urlsplit(url).netloc or url
-    kept = "; what has arrived is kept, so" if has_begun else ""
     if type(error).__name__ == "OfflineModeIsEnabled":
         return UnreachableError(
             f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
         )
     if isinstance(error, Refused):
+        if error.code == "GatedRepo":
+            gate = f"{constants.ENDPOINT}/{hub_id}"
+            return MissingError(f"{hub_id} is gated: accept its terms at {gate}, then {LOG_IN}")
         if error.status in (401, 403):
-            return _explain_refusal(hub_id, error)
+            given = "this token" if get_token() else "access without a token"
+            return MissingError(f"{hub_id}: the Hub refuses {given} ({error.status}); {LOG_IN} with access")
         if error.status == 404 and name:
             return MissingError(f"{hub_id} has no file {name} at this revision any more")
-        told = f"{what} cannot be fetched: {host} answers {error.status}"
-        later = f"{kept or ';'} try again later"
-        return UnreachableError(told + later) if _may_pass(error) else MissingError(told)
-    if _is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError):
-        goes_on = f"{kept} the same command goes on" if kept else ""
-        return UnreachableError(f"{what} cannot be fetched from {host}: {reason_of(error)}{goes_on}")
-    raise error
+    elif not (_is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError)):
+        raise error
+    told = f"{what} cannot be fetched from {host}: {reason_of(error)}"
+    if isinstance(error, Refused) and not _may_pass(error):
+        return MissingError(told)
+    kept = "; what has arrived is kept, so the same command goes on" if has_begun else ""
+    return UnreachableError(told + kept)
 
 
 def reason_of(error: BaseException) -> str:
@@ -243,12 +300,6 @@ def reason_of(error: BaseException) -> str:
     return f"no connection ({text or kind})"
 
 
-def get(url: str, headers: dict[str, str], timeout: float) -> AbstractContextManager[Any]:
-    """A streamed answer."""
-    session = open_session()
-    return session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
-
-
 def open_session() -> Any:
     """The client's session; MissingError names the variable that prevents opening it."""
     from huggingface_hub import get_session
@@ -258,15 +309,14 @@ def open_session() -> Any:
             open_file(Path(path)).close()
         return get_session()
     except Exception as error:
+        names: tuple[str, ...] = _PROXIES
         if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
             unused = "SSL_CERT_DIR" if "SSL_CERT_FILE" in os.environ else ""
             names = tuple(name for name in _CERTIFICATES if name != unused)
             why = f"{error.strerror or error}; name a file of certificates, or unset it"
         elif isinstance(error, ImportError):
-            names = _PROXIES
             why = "SOCKS proxies need another package, which `pip install httpx[socks]` installs"
         else:  # ValueError, or the client's own for a proxy that it cannot parse
-            names = _PROXIES
             why = f"{printable(str(error))}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         values = {name: re.sub(r"//[^/@]*@", "//", os.environ.get(name, "")) for name in names}  # no password
         told = ", ".join(f"{name}={printable(text)}" for name, text in values.items() if text)
@@ -274,85 +324,52 @@ def open_session() -> Any:
 
 
 def token_headers() -> dict[str, str]:
-    """HTTP headers: the user's token, if there is one, and the user agent."""
+    """HTTP headers: the user's token, if there is one, and the user agent.
+
+    The client's own function for headers makes a request, and reads the answer without a limit.
+    """
     from huggingface_hub import __version__ as client_version
     from huggingface_hub import constants, get_token
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told by our errors
-    for path in (Path(getattr(constants, name)) for name in _TOKEN_FILES if hasattr(constants, name)):
+    for name in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH"):  # files that the client reads without a limit
+        path = Path(getattr(constants, name, ""))
         try:
-            read_bytes(path, MAX_TOKEN_BYTES)
+            read_bytes(path, 1 << 20)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
-    # Not the client's own function for headers: it makes a request and reads the answer without a limit.
-    headers = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
         (token or "").encode("ascii")
     except UnicodeError:
         raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
-    return {**headers, **({"authorization": f"Bearer {token}"} if token else {})}
+    agent = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
+    return agent | ({"authorization": f"Bearer {token}"} if token else {})
 
 
-def _ask(path: str, parse: Callable[[Any], T]) -> T:
+def _ask(path: str) -> Any:
     """What the Hub answers; one of the `_MALFORMED` errors where that makes no sense."""
     from huggingface_hub import constants
 
-    began, body = time.monotonic(), bytearray()
     url = f"{constants.ENDPOINT}/api/{path}"
-    with get(url, token_headers(), constants.HF_HUB_ETAG_TIMEOUT) as response:
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    with open_session().stream("GET", url, headers=token_headers(), timeout=timeout) as response:
         if response.status_code != 200:
             raise Refused(response)
-        for chunk in response.iter_bytes():  # as they arrive, so that slow ones are seen at once
-            body += chunk
-            if len(body) > MAX_ANSWER:
-                raise ValueError(f"more than {MAX_ANSWER:,} bytes")
-            if time.monotonic() - began > ANSWER_TIME:
-                raise TimeoutError("timed out")
-    if is_web_page(bytes(body[:PAGE_BYTES])):
+        text = b"".join(islice(response.iter_bytes(CHUNK), MAX_CHUNKS))
+    if is_web_page(text):
         raise ValueError(PAGE)
-    return parse(json.loads(body))
-
-
-def _explain_repository(error: Exception, hub_id: str, repo_type: str, revision: str) -> FourMError:
-    from huggingface_hub import constants
-
-    status, code = (error.status, error.code) if isinstance(error, Refused) else (0, "")
-    if code == "RevisionNotFound":
-        known = _known_revisions(hub_id, repo_type)
-        advice = near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
-        return MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}")
-    if code != "GatedRepo" and (status == 404 or code == "RepoNotFound"):
-        return MissingError(
-            f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
-            f"if it is private, {LOG_IN}"
-        )
-    return explain_failure(error, hub_id, constants.ENDPOINT)
-
-
-def _explain_refusal(hub_id: str, error: Refused) -> MissingError:
-    """Why the Hub gives no access: a gate, a token, or none."""
-    from huggingface_hub import constants, get_token
-
-    if error.code == "GatedRepo":
-        return MissingError(
-            f"{hub_id} is gated: accept its terms at {constants.ENDPOINT}/{hub_id}, then {LOG_IN}"
-        )
-    what, more = ("this token", " that may read it") if get_token() else ("access without a token", "")
-    return MissingError(f"{hub_id}: the Hub refuses {what} ({error.status}); {LOG_IN}{more}")
+    return json.loads(text)
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
     """Branches and tags, for advice; none if the Hub does not say."""
-
-    def parse(answer: Any) -> list[str]:
+    try:
+        answer = _ask(f"{repo_type}s/{hub_id}/refs")
         names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
         return [name for name in names if name.isprintable() and len(name) < 100]
-
-    try:
-        return _ask(f"{repo_type}s/{hub_id}/refs", parse)
     except Exception:  # advice is not worth another error
         return []
 
@@ -369,19 +386,6 @@ def _may_pass(error: BaseException) -> bool:
     return _is_transport(error) and type(error).__name__ not in _HOPELESS
 
 
-def _asked_wait(error: BaseException) -> float:
-    """Seconds that the server asks for with Retry-After, a number or a date."""
-    from email.utils import parsedate_to_datetime
-
-    text = error.retry_after if isinstance(error, Refused) else ""
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
 def _brief(error: BaseException) -> str:
     """What an error says, as one short line that is safe to print."""
     return printable(" ".join(str(error)[:1000].split()))[:200]
@@ -394,3 +398,110 @@ def _is_address(text: str) -> bool:
         return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
     except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
         return False
+
+
+def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
+    """One request for the bytes that are missing; an error that may pass if they did not all come."""
+    from huggingface_hub import constants
+
+    done, size = file.tell(), wanted.size
+    if done >= size:
+        return
+    headers = token_headers() if address.sends_token else {}
+    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
+        if response.status_code == BEYOND:
+            _restart(file)
+            raise Dropped
+        if response.status_code not in (200, 206):
+            raise Refused(response)
+        begin, total = 0, response.headers.get("Content-Length", "")
+        if span := response.status_code == 206 and _SPAN.match(response.headers.get("Content-Range", "")):
+            begin, total = int(span[1]), span[2]
+        is_anew = not done or begin != done
+        chunks = response.iter_bytes(CHUNK)
+        first = next(chunks, b"")
+        if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
+            raise VerificationError(f"{wanted.name}: {PAGE}, is sent in place of this file and is not kept")
+        if total.isdigit() and int(total) != size:
+            raise VerificationError(
+                f"{wanted.name}: {int(total):,} bytes are offered, but {size:,} are on record"
+            )
+        if is_anew and done:
+            _restart(file)  # the whole file comes again
+            done = 0
+        for chunk in chain([first], chunks):
+            done += len(chunk)
+            if done > size:
+                _restart(file)
+                raise VerificationError(f"{wanted.name}: more than the {size:,} bytes on record are sent")
+            file.write(chunk)
+            client.report(Advanced(wanted.name, done, size))
+    if done < size:
+        raise Dropped
+
+
+def _restart(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def _complete(growing: BinaryIO, target: Path, file: HubFile, address: Address, client: Client) -> str:
+    """Fetch what is missing, check it, and rename it to `target`; returns its sha256."""
+    for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad: once more, anew
+        receive(client, file, address, growing)
+        if sha256 := check_file(unfinished(target), file, client):
+            os.replace(unfinished(target), target)
+            client.report(Fetched(file.name, file.size, is_new=True))
+            return sha256
+        _restart(growing)
+    unfinished(target).unlink()
+    raise VerificationError(
+        f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
+        f"({file.blob[:12]}...), so it was removed; run the command again"
+    )
+
+
+@contextmanager
+def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | None]:
+    """The file that collects the bytes, for this process alone; None if another has finished it meanwhile.
+
+    Each process writes at its own position, so two of them, where there are no locks, write the same bytes.
+    """
+    path, has_waited = unfinished(target), False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not target.exists():
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise _no_plain_file(path)
+        try:
+            growing = open_own(path, "r+" if path.exists() else "x")
+        except (FileExistsError, FileNotFoundError):  # another process has just made or renamed it
+            continue
+        with growing:
+            while lock_file(growing) is False:
+                if not has_waited:
+                    client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
+                has_waited = True
+                client.sleep(OTHER_PROCESS)
+            if not _is_at(growing, path):  # its last holder has renamed or deleted it
+                continue
+            growing.seek(0, os.SEEK_END)
+            try:
+                yield growing
+            except FileNotFoundError:  # another process has renamed it, where there are no locks
+                if not target.is_file():
+                    raise
+            return
+    yield None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samefile(file.fileno(), path)
+    except FileNotFoundError:
+        return False
+
+
+def _no_plain_file(path: Path) -> FourMError:
+    return FourMError(f"{path}: is no plain file, as a file of the cache must be; delete it")

@@ -13,11 +13,12 @@ from fourm.hub.cache import (
     find_snapshot,
     fourm_home,
     pins_path,
+    place_file,
+    remove_file,
     repository_folder,
     text_tokenizer_path,
 )
 from fourm.hub.download import verify_cached
-from fourm.hub.transfer import place_file, remove_file
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 

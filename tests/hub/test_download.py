@@ -17,7 +17,8 @@ from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
 from fourm.data.prompts import read_prompts
 from fourm.errors import FourMError, MissingError, VerificationError
-from fourm.hub import remote, transfer
+from fourm.hub import download as download_module
+from fourm.hub import remote
 from fourm.hub.cache import (
     HubFile,
     cache_folder,
@@ -163,7 +164,7 @@ def test_a_file_that_never_fits_its_record_never_gets_in(hub: Hub, watch: Watch)
         with pytest.raises(VerificationError):
             watch.get(NAME)
         assert FILE not in whole_files()
-        assert not list(repository_folder(ID).rglob(f"*{transfer.UNFINISHED}"))
+        assert not list(repository_folder(ID).rglob(f"*{remote.UNFINISHED}"))
 
 
 def test_the_recorded_commit_is_used_until_another_is_named(hub: Hub, watch: Watch) -> None:
@@ -258,8 +259,8 @@ def test_a_cache_that_was_emptied_is_no_damage(hub: Hub, watch: Watch) -> None:
 def text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A text tokenizer on both its homes, and its checksum."""
     content = b'{"version": "1.0"}' * 9000
-    monkeypatch.setattr(remote, "TEXT_TOKENIZER_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(remote, "TEXT_TOKENIZER_BYTES", len(content))
+    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_BYTES", len(content))
     commit = "cda590faa3b9f022c28537193d3e1650527646a3"
     path = f"apple/ml-4m/{commit}/fourm/utils/tokenizer/trained/{text_tokenizer_path().name}"
     hub.github[path] = content
@@ -351,7 +352,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
                 check_room([job])
         else:
             check_room([job])
-    whole = transfer.receive
+    whole = remote.receive
 
     def full(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
         if wanted.name == FILE:
@@ -359,11 +360,11 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
         whole(client, wanted, address, file)
 
-    monkeypatch.setattr(transfer, "receive", full)
+    monkeypatch.setattr(remote, "receive", full)
     with pytest.raises(FourMError, match=r"no space is left on the disk of .*the same command goes on"):
         fetch(job, watch.client)
     assert partial().stat().st_size == 1000
-    monkeypatch.setattr(transfer, "receive", whole)
+    monkeypatch.setattr(remote, "receive", whole)
     watch.get(NAME)
     assert hub.ranges[-1] == "bytes=1000-"
 

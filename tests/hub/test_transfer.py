@@ -156,9 +156,7 @@ def test_wherever_it_drops_the_file_comes_whole(hub: Hub, drops: list[int]) -> N
 def test_a_later_run_goes_on_where_the_first_stopped(hub: Hub, watch: Watch) -> None:
     hub.fail(FILE, "drop", after=1_000_000)
     hub.fail(FILE, "500", times=99)
-    with pytest.raises(
-        MissingError, match=r"4M-7_B_CC12M/model.safetensors cannot be fetched: .* answers 500"
-    ):
+    with pytest.raises(MissingError, match=r"4M-7_B_CC12M/model.safetensors cannot be fetched.* answers 500"):
         watch.get(NAME)
     assert FILE not in whole_files()
     assert find_pin(ID) is None
