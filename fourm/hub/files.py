@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fourm import __version__
-from fourm.errors import CheckpointError, FourMError, MissingError, UsageError, near_match
+from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import (
     PICKLES,
@@ -92,13 +92,13 @@ def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFil
     if name_or_path == DEMO_SR:
         return find_sr(find_model(DEMO))
     try:
-        return _with_released(_locate(str(name_or_path)))
+        return _completed(_locate(str(name_or_path)))
     except MissingError:
         entry = find_entry(str(name_or_path))
         if needs_weights or entry is None:
             raise
         sized = _sized(RELEASED, entry.config)
-        return _with_released(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
+        return _completed(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
 
 
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
@@ -107,15 +107,17 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     The base model's tokenizers serve both, unless the super-resolution model brings its own. One that was
     named for the base, but is not here, is not here for both.
     """
-    folder = model.weights.parent / "sr"
     if name == DEMO_SR and model.name != DEMO:
         return find_sr(find_model(DEMO))
-    name = None if name == DEMO_SR else name
-    if name is None and not folder.is_dir():
+    folder = model.weights.parent / "sr"
+    if name is not None and name != DEMO_SR:
+        files = _locate(name)
+    elif folder.is_dir():
+        own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"
+        files = _from_folder(folder, own, model.revision)
+    else:
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
-    own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"
-    files = _from_folder(folder, own, model.revision) if name is None else _locate(name)
-    return _with_released(
+    return _completed(
         replace(
             files,
             text_tokenizer=files.text_tokenizer or model.text_tokenizer,
@@ -128,16 +130,14 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
     """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
     name = str(name_or_path)
-    path = _path_of(name)
-    if os.path.isdir(path):
-        _weights_in(path, _listed(path), "")
-        return path
+    path, advice = _path_of(name), ""
     if os.path.isfile(path):
         read_header(path)
         return path
-    _, folder, advice = _find_repository(name, EntryKind.TOKENIZER)
-    _weights_in(folder, _listed(folder), advice)
-    return folder
+    if not os.path.isdir(path):
+        _, path, advice = _find_repository(name, EntryKind.TOKENIZER)
+    _weights_in(path, advice)
+    return path
 
 
 def with_parts(
@@ -170,12 +170,11 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
         path = files.tokenizers[row.tokenizer]
         size = codebook_size(path)
         if size is not None and size != row.vocab_size:
-            few = "only " if size < row.vocab_size else ""
+            count = f"only {size}" if size < row.vocab_size else size
             entry = _released_for(files, row.tokenizer)
             better = f"; the released one is {entry.name}" if entry else ""
             raise CheckpointError(
-                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {few}{size} codes "
-                f"({path}){better}"
+                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {count} codes ({path}){better}"
             )
 
 
@@ -188,11 +187,10 @@ def codebook_size(path: Path) -> int | None:
 
 def tokenizer_advice(files: ModelFiles, key: str) -> str:
     """Half a sentence: how to get a tokenizer that is not here."""
-    name = files.absent.get(key)
     entry = _released_for(files, key)
-    if name is None and entry is None:
-        return f"lay it into the folder tokenizers/{key} beside the model's weights"
-    return _fetches(name or (entry.name if entry else "")).removeprefix("; ")
+    if name := files.absent.get(key, entry.name if entry else ""):
+        return _fetches(name).removeprefix("; ")
+    return f"lay it into the folder tokenizers/{key} beside the model's weights"
 
 
 def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
@@ -225,7 +223,7 @@ def _locate(name: str) -> ModelFiles:
             raise CheckpointError(
                 f"{path}: its header holds no model configuration; give the folder with the config.json"
             )
-        return _checked(ModelFiles(name, "", path, config, _sized(RELEASED, config)))
+        return ModelFiles(name, "", path, config, _sized(RELEASED, config))
     if os.path.isfile(path):
         raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
     hub_id, folder, advice = _find_repository(name, EntryKind.MODEL)
@@ -270,71 +268,56 @@ def _fetches(name: str) -> str:
 
 def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> ModelFiles:
     """A model folder with its parts; `advice` says how to mend one of the Hub's cache."""
-    files = _listed(folder)
-    weights = _weights_in(folder, files, advice)
-    if CONFIG_FILE in files:
-        _whole(folder / CONFIG_FILE, advice)
+    weights, files, tokenizers = _weights_in(folder, advice), _listed(folder), folder / "tokenizers"
     config = config_of(folder)
     registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
-    tokenizers = folder / "tokenizers"
     parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
-    return _checked(
-        ModelFiles(
-            name, revision, weights, config, _sized(registry, config),
-            text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
-            prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
-            tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
-        )
+    return ModelFiles(
+        name, revision, weights, config, _sized(registry, config),
+        text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
+        prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
+        tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
     )  # fmt: skip
 
 
-def _listed(folder: Path) -> frozenset[str]:
-    """The names in a folder."""
+def _listed(folder: Path) -> list[str]:
     try:
-        return frozenset(os.listdir(folder))
+        return os.listdir(folder)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _weights_in(folder: Path, files: frozenset[str], advice: str) -> Path:
-    """The weights of a folder that holds these files."""
+def _weights_in(folder: Path, advice: str) -> Path:
+    """The weights of a folder; what is missing in one of the Hub's cache can be fetched (`advice`)."""
+    files, missing = _listed(folder), MissingError if advice else CheckpointError
+    for path in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise missing(f"{path}: a link to a file that is gone{advice}")
     if WEIGHTS_FILE in files:
-        return _whole(folder / WEIGHTS_FILE, advice)
-    pickles = sorted(name for name in files if name.endswith(PICKLES))
-    if pickles:
+        return folder / WEIGHTS_FILE
+    if pickles := sorted(name for name in files if name.endswith(PICKLES)):
         raise CheckpointError(
             f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
         )
-    raise _lacking(f"{folder}: no {WEIGHTS_FILE} in this folder", advice)
+    raise missing(f"{folder}: no {WEIGHTS_FILE} in this folder{advice}")
 
 
-def _whole(path: Path, advice: str) -> Path:
-    """The path, unless it is a link into nothing."""
-    if os.path.islink(path) and not os.path.exists(path):
-        raise _lacking(f"{path}: a link to a file that is gone", advice)
-    return path
-
-
-def _lacking(sentence: str, advice: str) -> FourMError:
-    """What is not here: of the Hub's cache it can be fetched, of a folder of the user's own it cannot."""
-    return MissingError(sentence + advice) if advice else CheckpointError(sentence)
-
-
-def _with_released(files: ModelFiles) -> ModelFiles:
-    """The model with released tokenizers from the Hub's cache for those that it does not bring itself."""
-    found = dict[str, Path]()
-    for key in {row.tokenizer for row in files.rows} - files.tokenizers.keys() - files.absent.keys():
+def _completed(files: ModelFiles) -> ModelFiles:
+    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none."""
+    if not files.reads and not files.writes:
+        raise CheckpointError(f"{files.name}: the model reads and writes no modality")
+    if shared := shared_folder(files.rows):
+        raise CheckpointError(f"{files.name}: {shared[1]}")
+    found = dict(files.tokenizers)
+    for key in {row.tokenizer for row in files.rows} - found.keys() - files.absent.keys():
         entry = _released_for(files, key)
         if entry and (cached := find_cached(entry)):
             found[key] = cached[0].parent
     text = files.text_tokenizer
     if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
         text = text_tokenizer_path()
-    return replace(
-        files,
-        tokenizers={**files.tokenizers, **found},
-        text_tokenizer=text if text is not None and os.path.lexists(text) else None,
-    )
+    is_here = text is not None and os.path.lexists(text)
+    return replace(files, tokenizers=found, text_tokenizer=text if is_here else None)
 
 
 def _released_for(files: ModelFiles, key: str) -> Entry | None:
@@ -354,15 +337,6 @@ def _text_tokenizer(name: str) -> Path | None:
     raise UsageError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
 
 
-def _checked(files: ModelFiles) -> ModelFiles:
-    """The same files, after their lists of modalities were found good."""
-    if not files.reads and not files.writes:
-        raise CheckpointError(f"{files.name}: the model reads and writes no modality")
-    if shared := shared_folder(files.rows):
-        raise CheckpointError(f"{files.name}: {shared[1]}")
-    return files
-
-
 def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
     """The registry with the grids that depend on the model's `image_size` (rows without their own)."""
     size = config.get("image_size", 224)
@@ -372,9 +346,8 @@ def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
         )
     rows = []
     for row in registry.rows.values():
-        side = (
-            size // row.patch_size if row.kind is Kind.GRID and row.patch_size and not row.image_size else 0
-        )
-        if side and row.grid != (side, side):
-            rows.append(replace(row, grid=(side, side), max_tokens=side * side))
+        if row.kind is Kind.GRID and row.patch_size and not row.image_size:
+            side = size // row.patch_size
+            if side and row.grid != (side, side):
+                rows.append(replace(row, grid=(side, side), max_tokens=side * side))
     return registry.extended(rows) if rows else registry
