@@ -63,13 +63,13 @@ def show(name: Name, as_json: AsJson = False) -> None:
         print_json(info.to_json(is_whole=True))
         return
     print_table(("what", info.entry.name), _facts(info))
-    if info.uses:
+    if info.rows:
         print()
         columns = ("modality", "tokens", "vocabulary", "read", "written", "tokenizer")
         rows = [
-            (use.name, str(use.tokens), f"{use.vocabulary:,}" if use.vocabulary else "",
-             "yes" if use.reads else "", "yes" if use.writes else "", use.tokenizer)
-            for use in info.uses
+            (row.name, str(row.max_tokens), f"{row.vocab_size:,}" if row.vocab_size else "",
+             *("yes" if one else "" for one in info.uses(row)), row.tokenizer)
+            for row in info.rows
         ]  # fmt: skip
         print_table(columns, rows, numbers=("tokens", "vocabulary"))
     settings = {key: value for key, value in info.config.items() if key not in SHOWN_ABOVE}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.data.opening import open_own, read_bytes
-from fourm.data.writing import lock_file
+from fourm.data.writing import lock_file, write_alone
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError
 from fourm.hub.catalogue import CATALOGUE, Entry
 
@@ -33,9 +33,7 @@ class HubFile:
     name: str  # relative to the repository, parts separated by "/"
     size: int  # bytes
     sha256: str = ""
-    blob_id: str = (
-        ""  # where the Hub has no sha256: SHA-1 of "blob SIZE", a zero byte and the content, as in Git
-    )
+    blob_id: str = ""  # without a sha256: SHA-1 of "blob SIZE", a zero byte and the content, as in Git
 
     def __post_init__(self) -> None:
         self.name.encode()  # a ValueError for half a character
@@ -126,19 +124,17 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
     if entry.is_text_tokenizer:
-        path = text_tokenizer_path()
-        return (path, "") if os.path.isfile(path) else None
-    snapshot = find_snapshot(entry.hub_id, repo_type=entry.repo_type)
-    if snapshot is None:
+        path, revision = text_tokenizer_path(), ""
+    elif snapshot := find_snapshot(entry.hub_id, repo_type=entry.repo_type):
+        path, revision = snapshot / entry.main_file, snapshot.name
+    else:
         return None
-    path = snapshot / entry.main_file
-    return (path, snapshot.name) if os.path.isfile(path) else None
+    return (path, revision) if os.path.isfile(path) else None
 
 
 def find_parti() -> Path:
     """The Parti prompt table in the Hub's cache on this machine."""
-    found = find_cached(CATALOGUE["parti-prompts"])
-    if found is not None:
+    if found := find_cached(CATALOGUE["parti-prompts"]):
         return found[0]
     raise MissingError(
         "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
@@ -209,15 +205,21 @@ def write_pin(pin: Commit) -> None:
             for hub_id, one in sorted((load_pins() | {pin.hub_id: pin}).items()):
                 files = {file.name: {"size": file.size, "sha256": file.sha256} for file in one.files}
                 rows[hub_id] = {"repo_type": one.repo_type, "revision": one.revision, "files": files}
-            try:
-                replace_text(pins_path(), json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n")
-            except OSError as error:
-                raise FourMError(f"{pins_path()}: cannot be written ({error.strerror})") from error
+            replace_text(pins_path(), json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n")
             if has_locks:
                 return
             time.sleep(LOOK_AGAIN)
             if find_pin(pin.hub_id) == pin:
                 return
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file of the cache atomically; a link of its name is replaced, not followed."""
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    write_alone(path, write)
 
 
 def place_file(content: Path, pointer: Path, home: Path) -> None:
@@ -260,19 +262,6 @@ def remove_damaged(path: Path, home: Path) -> None:
     """Delete a damaged file of the repository `home`; an error if it is not the repository's own."""
     if not remove_file(path, home):
         raise VerificationError(f"{path}: is damaged, but {KEPT}")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file of the cache whole or not at all; a link of its name is replaced, not followed."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    unfinished.unlink(missing_ok=True)
-    try:
-        with unfinished.open("x", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _expand(path: str) -> Path:

@@ -108,17 +108,6 @@ def is_web_page(start: bytes) -> bool:
     return _PAGE.match(start[:PAGE_BYTES]) is not None
 
 
-def _what_else(start: bytes, length: int, size: int) -> str:
-    """What a file is that cannot be safetensors."""
-    foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
-    foreign = "a web page" if is_web_page(start) else foreign
-    if foreign:
-        return f"{foreign} under another name; only safetensors files are loaded"
-    if length > _MAX_HEADER and size - 8 > _MAX_HEADER:
-        return f"not a safetensors file (it claims a header of {length:,} bytes)"
-    return f"truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
-
-
 def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
     """Header strings as values: JSON or Python literals are parsed, every other string is kept as it is."""
     return {key: _literal(text) for key, text in metadata.items()}
@@ -160,10 +149,17 @@ def _read_header(path: Path, size: int, inode: int, changed: int) -> Header:
     with open_file(path) as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-            beginning = start + file.read(PAGE_BYTES)
-            raise CheckpointError(f"{path}: {_what_else(beginning, length, size)}")
-        return _parse_header(file.read(length), size - 8 - length, path)
+        if size >= 8 and length <= min(size - 8, _MAX_HEADER):
+            return _parse_header(file.read(length), size - 8 - length, path)
+        start += file.read(PAGE_BYTES)
+    foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
+    if foreign := "a web page" if is_web_page(start) else foreign:
+        what = f"{foreign} under another name; only safetensors files are loaded"
+    elif length > _MAX_HEADER and size - 8 > _MAX_HEADER:
+        what = f"not a safetensors file (it claims a header of {length:,} bytes)"
+    else:
+        what = f"truncated, or not a safetensors file ({size:,} bytes, too few for its header)"
+    raise CheckpointError(f"{path}: {what}")
 
 
 def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fourm.hub.cache import find_cached
@@ -27,31 +27,24 @@ _BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-
 
 
 @dataclass(frozen=True, slots=True)
-class ModalityUse:
-    """One modality of a model or tokenizer."""
-
-    name: str
-    tokens: int
-    vocabulary: int
-    reads: bool
-    writes: bool
-    tokenizer: str  # key; "" = none
-
-
-@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model, tokenizer or file, and whether it is here; from `uses` on only where it is shown whole."""
+    """A model, tokenizer or file, and whether it is here; from `rows` on only where it is shown whole."""
 
     entry: Entry  # with the figures of the file that is here; a tokenizer writes the modalities that it codes
     path: Path | None  # of the file with the weights; None = not here
     revision: str = ""
-    uses: tuple[ModalityUse, ...] = ()
+    rows: tuple[Modality, ...] = ()  # its modalities
     config: Mapping[str, object] = field(default_factory=dict)
     # By key: the name that is fetched, and where it is.
     tokenizers: Mapping[str, tuple[str, Path | None]] = field(default_factory=dict)
     text_tokenizer: Path | None = None
     memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the weights as loaded
     missing: tuple[str, ...] = ()  # what `fourm download` fetches for it
+
+    def uses(self, row: Modality) -> tuple[bool, bool]:
+        """Whether a modality is read, and whether it is written."""
+        one = self.entry
+        return (row.name in one.reads, row.name in one.writes) if one.is_model else (True, True)
 
     def to_json(self, is_whole: bool = False) -> dict[str, object]:
         """The information as plain data."""
@@ -64,11 +57,16 @@ class ModelInfo:
         }  # fmt: skip
         if not is_whole:
             return facts
+        modalities = [
+            {"name": row.name, "tokens": row.max_tokens, "vocabulary": row.vocab_size,
+             **dict(zip(("reads", "writes"), self.uses(row), strict=True)), "tokenizer": row.tokenizer}
+            for row in self.rows
+        ]  # fmt: skip
         named = self.tokenizers.items()
-        tokenizers = {key: {"name": name, "path": _text_of(path)} for key, (name, path) in named}
         return facts | {
-            "memory": dict(self.memory), "tokenizers": tokenizers,
-            "text_tokenizer": _text_of(self.text_tokenizer), "modalities": list(map(asdict, self.uses)),
+            "memory": dict(self.memory),
+            "tokenizers": {key: {"name": name, "path": _text_of(path)} for key, (name, path) in named},
+            "text_tokenizer": _text_of(self.text_tokenizer), "modalities": modalities,
             "config": dict(self.config),
         }  # fmt: skip
 
@@ -81,8 +79,7 @@ def list_models() -> list[ModelInfo]:
 def describe(name_or_path: str) -> ModelInfo:
     """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
     path = Path(os.path.expanduser(name_or_path))
-    is_path = os.path.exists(path)
-    weights = weights_of(path)
+    is_path, weights = os.path.exists(path), weights_of(path)
     if is_path and weights.is_file() and "codebook_size" in (config := _tokenizer_config(weights)):
         weights = weights_of(resolve_tokenizer(name_or_path))
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
@@ -97,7 +94,7 @@ def describe(name_or_path: str) -> ModelInfo:
     info = _known_info(entry)
     return replace(
         info,
-        uses=tuple(_use(row, True, True) for row in _rows_of(entry.key)),
+        rows=_rows_of(entry.key),
         config=_tokenizer_config(info.path) if entry.key and info.path is not None else {},
         memory=_memory(entry.num_params) if entry.key else {},
         missing=() if info.path else (entry.name,),
@@ -154,7 +151,7 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
         parts.append((TEXT_TOKENIZER, files.text_tokenizer))
     return replace(
         info,
-        uses=tuple(_use(row, row.name in files.reads, row.name in files.writes) for row in files.rows),
+        rows=files.rows,
         config=files.config,
         tokenizers=tokenizers,
         text_tokenizer=files.text_tokenizer,
@@ -174,13 +171,9 @@ def _memory(num_loaded: int) -> dict[str, int]:
     return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
 
 
-def _rows_of(key: str) -> list[Modality]:
+def _rows_of(key: str) -> tuple[Modality, ...]:
     """The released modalities of a tokenizer."""
-    return [row for row in RELEASED.rows.values() if key and row.tokenizer == key]
-
-
-def _use(row: Modality, reads: bool, writes: bool) -> ModalityUse:
-    return ModalityUse(row.name, row.max_tokens, row.vocab_size, reads, writes, row.tokenizer)
+    return tuple(row for row in RELEASED.rows.values() if key and row.tokenizer == key)
 
 
 def _tokenizer_config(weights: Path) -> dict[str, object]:
