@@ -17,11 +17,9 @@ from fourm import __version__
 from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
 from fourm_cli.convert import convert_app
-from fourm_cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
-from fourm_cli.download import download
 from fourm_cli.folders import plot, retrieve, verify
 from fourm_cli.generate import generate, sr, tokenize
-from fourm_cli.models import models_app
+from fourm_cli.models import download, models_app
 from fourm_cli.options import add_command
 from fourm_cli.schedules import schedule_app
 
@@ -44,7 +42,7 @@ app = typer.Typer(
 add_command(app, generate)
 add_command(app, sr)
 add_command(app, tokenize)
-app.command(epilog=DOWNLOAD_EXAMPLES)(download)
+add_command(app, download)
 add_command(app, retrieve)
 add_command(app, plot)
 add_command(app, verify)

@@ -1,13 +1,13 @@
 """`fourm convert`: files of other programs become files in open formats."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError
 from fourm_cli.console import note, print_path
+from fourm_cli.options import add_command, argument, option, with_options
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -17,21 +17,6 @@ fourm convert sam-instances dataset --out converted
 convert_app = typer.Typer(
     help="Convert files of other programs to open formats.", no_args_is_help=True, epilog=EXAMPLES
 )
-Source = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DIR", help="Dataset folder with sam_instance/<folder>/<name>.npy.", parser=local_path
-    ),
-]
-Out = Annotated[
-    Path,
-    typer.Option(
-        help="Folder for sam_instance/<folder>/<name>.json.", parser=output_path, metavar="DIR",
-        show_default=False,
-    ),
-]  # fmt: skip
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Convert again what is there already.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
 
 
 @convert_app.callback()
@@ -39,9 +24,20 @@ def convert() -> None:
     """Convert files of other programs to open formats."""
 
 
-@convert_app.command("sam-instances", epilog=EXAMPLES)
-def sam_instances(source: Source, out: Out, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
-    """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused."""
+@with_options(
+    source=argument("Dataset folder with sam_instance/<folder>/<name>.npy.", "DIR", parser=local_path),
+    out=option(
+        "Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path, show_default=False
+    ),
+    overwrite=option("Convert again what is there already."),
+    quiet=option("Say only what went wrong.", None, None, "--quiet", "-q"),
+)
+def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bool = False) -> None:
+    """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused.
+
+    Examples:
+        fourm convert sam-instances dataset --out converted
+    """
     from fourm.runs.convert import convert_dataset
 
     made = kept = failed = 0
@@ -56,3 +52,6 @@ def sam_instances(source: Source, out: Out, overwrite: Overwrite = False, quiet:
     print_path(out)
     if failed:
         raise typer.Exit(SampleError.exit_code)
+
+
+add_command(convert_app, sam_instances)

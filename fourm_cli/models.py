@@ -1,13 +1,24 @@
-"""`fourm models`: what there is, what of it is here, and all about one of them."""
+"""`fourm models`, what there is and what of it is here, and `fourm download`, which fetches it once."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from fourm.data.opening import local_name
+from fourm.data.opening import local_name, local_path
+from fourm.errors import UsageError
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import AsJson, known_names
+from fourm_cli.options import (
+    OUTPUT,
+    AsJson,
+    add_command,
+    argument,
+    download_names,
+    known_names,
+    option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from fourm.hub.inventory import ModelInfo
@@ -21,16 +32,10 @@ fourm models show 4m-21-xl
 
 fourm models show 4m-7-b --json
 """
-models_app = typer.Typer(help="List every known model and tokenizer, or show one whole.", epilog=EXAMPLES)
+CHOICE = "What to fetch"  # a panel of the help text
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
 SHOWN_COMMIT = 7  # characters of a commit in tables
-Name = Annotated[
-    str,
-    typer.Argument(
-        parser=local_name, metavar="NAME", help="Short name, Hub id, folder or .safetensors file.",
-        autocompletion=known_names,
-    ),
-]  # fmt: skip
+models_app = typer.Typer(help="List every known model and tokenizer, or show one whole.", epilog=EXAMPLES)
 
 
 @models_app.callback(invoke_without_command=True)
@@ -53,9 +58,19 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     note(f"{len(here)} of {len(of_hub)} are in {cache_folder()} ({size})")
 
 
-@models_app.command(epilog=EXAMPLES)
-def show(name: Name, as_json: AsJson = False) -> None:
-    """Show one model or tokenizer: configuration, parameters, modalities, parts, memory, licence, files."""
+@with_options(
+    name=argument("Short name, Hub id, folder or .safetensors file.", "NAME", parser=local_name,
+                  autocompletion=known_names),
+    as_json=option("Print data instead of a table.", None, None, "--json"),
+)  # fmt: skip
+def show(*, name: str, as_json: bool = False) -> None:
+    """Show one model or tokenizer: configuration, parameters, modalities, parts, memory, licence, files.
+
+    Examples:
+        fourm models
+        fourm models show 4m-21-xl
+        fourm models show 4m-7-b --json
+    """
     from fourm.hub.inventory import describe
 
     info = describe(name)
@@ -77,6 +92,53 @@ def show(name: Name, as_json: AsJson = False) -> None:
         print()
         texts = [(k, value if isinstance(value, str) else json.dumps(value)) for k, value in settings.items()]
         print_table(("configuration", "value"), texts)
+
+
+@with_options(
+    names=argument("Short names, Hub ids (either also as NAME@REVISION), or a group: models, tokenizers.",
+                   "NAME", parser=local_name, autocompletion=download_names, show_default=False),
+    config=option("YAML with models: all that it names.", "FILE", CHOICE, "-c", "--config",
+                  parser=local_path),
+    revision=option("Branch, tag or commit. By default the one fetched before, else main.", None, CHOICE),
+    dry_run=option("Only say files and sizes.", None, CHOICE),
+    verify=option("Compare what is here with the record; no network. Without names, all.", None, CHOICE),
+    list_all=option("Print all names.", None, CHOICE, "--list"),
+    as_json=option("On stdout, JSON in place of paths or tables.", None, OUTPUT, "--json"),
+)  # fmt: skip
+def download(
+    *, names: list[str] | None = None, config: Path | None = None, revision: str | None = None,
+    dry_run: bool = False, verify: bool = False, list_all: bool = False, quiet: bool = False,
+    as_json: bool = False,
+) -> None:  # fmt: skip
+    """Fetch models, tokenizers, the text tokenizer and prompts into the Hub's cache, once, and check them.
+
+    Examples:
+        fourm download 4m-21-xl tokenizers text-tokenizer
+        fourm download -c cfgs/generation/models/4m-xl_mod7+sr_4m-l_mod7.yaml --dry-run
+        fourm download EPFL-VILAB/4M-21_B --revision main
+        fourm download --verify
+    """
+    from fourm.hub.download import read_wanted
+    from fourm.schedule.settings import read_names
+    from fourm_cli.transfers import fetch_all, print_names, print_plan, verify_all
+
+    if list_all:
+        print_names(as_json)
+        return
+    wanted = read_wanted(names or (), read_names(config) if config else None, str(config), revision)
+    if verify:
+        if revision is not None or dry_run:
+            raise UsageError("--verify compares what is here; it takes neither --revision nor --dry-run")
+        verify_all([one.entry.hub_id for one in wanted] if names or config else None, as_json, quiet)
+    elif not names and not config:
+        raise UsageError("name what to fetch, such as 4m-21-b; `fourm download --list` shows all names")
+    elif dry_run:
+        print_plan(wanted, as_json, quiet)
+    else:
+        fetch_all(wanted, as_json, quiet)
+
+
+add_command(models_app, show)
 
 
 def _line(info: "ModelInfo") -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from fourm.errors import VerificationError, printable
 from fourm.hub.cache import KEPT
 from fourm.hub.catalogue import CATALOGUE, GROUPS
-from fourm.hub.download import Download, Verified, Wanted, check_room, fetch, plan_downloads, verify_cached
+from fourm.hub.download import Download, Wanted, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
 from fourm_cli.console import (
     PLAIN_LINE_SECONDS,
@@ -35,18 +35,17 @@ NAME_WIDTH = 34  # columns for the name of a file
 
 def fetch_all(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
     """Fetch, and print the path of each or all as JSON."""
-    jobs = _plan(wanted, quiet)
+    jobs, say = _plan(wanted, quiet), (lambda line: None) if quiet else note
     quiet_library(quiet)
-    if not quiet:
-        for line in _licences(jobs):
-            note(line)
-        if len(jobs) > 1:
-            note(f"{len(jobs)} downloads, {size_text(sum(job.to_fetch for job in jobs))} to fetch")
+    for line in _licences(jobs):
+        say(line)
+    to_fetch = sum(job.to_fetch for job in jobs)
+    if len(jobs) > 1:
+        say(f"{len(jobs)} downloads, {size_text(to_fetch)} to fetch")
     check_room(jobs)
-    state = Transfers(quiet, left_later=sum(job.to_fetch for job in jobs))
+    state = Transfers(quiet, left_later=to_fetch)
     for job in jobs:
-        if not quiet:
-            note(headline(job))
+        say(headline(job))
         state.begin(job)
         with state.bars:
             path = fetch(job, replace(CLIENT, report=state.take))
@@ -103,10 +102,13 @@ def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> Non
     elif not quiet:
         note("nothing is on record; `fourm download` fetches, checks and records")
     if wrong := [one for one in found if one.problem]:
-        shown = ", ".join(f"{one.path} is {_told(one)}" for one in wrong[:SHOWN])
+        told = ", ".join(
+            f"{one.path} is damaged ({KEPT})" if one.problem == "damaged" and not one.removed
+            else f"{one.path} is {one.problem}" for one in wrong[:SHOWN]
+        )  # fmt: skip
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         names = " ".join(dict.fromkeys(one.name for one in wrong))
-        raise VerificationError(f"{shown}{more}; `fourm download {names}` fetches what is missing")
+        raise VerificationError(f"{told}{more}; `fourm download {names}` fetches what is missing")
 
 
 def _plan(wanted: Sequence[Wanted], quiet: bool, is_estimate: bool = False) -> tuple[Download, ...]:
@@ -127,10 +129,6 @@ def _licences(jobs: Iterable[Download]) -> list[str]:
     return [f"terms of {', '.join(those)}: {sentence}" for sentence, those in names.items()]
 
 
-def _told(one: Verified) -> str:
-    return f"damaged ({KEPT})" if one.problem == "damaged" and not one.removed else one.problem
-
-
 class Transfers:
     """The files of the running download, how far they are and how fast they come: bars, or plain lines."""
 
@@ -143,14 +141,13 @@ class Transfers:
         self.left_later = left_later  # bytes of downloads that are still to come
         self.tasks = dict[str, TaskID]()
         name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
+        texts = [
+            TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right",
+                       table_column=Column(no_wrap=True, min_width=width, justify="right"))
+            for field, width in (("amount", 17), ("speed", 10), ("left", 14))
+        ]  # fmt: skip
         self.bars = Progress(
-            TextColumn("{task.description}", markup=False, table_column=name),
-            BarColumn(bar_width=None),
-            *(
-                TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right",
-                           table_column=Column(no_wrap=True, min_width=width, justify="right"))
-                for field, width in (("amount", 17), ("speed", 10), ("left", 14))
-            ),
+            TextColumn("{task.description}", markup=False, table_column=name), BarColumn(None), *texts,
             console=console, expand=True, transient=True, refresh_per_second=REFRESH,
             speed_estimate_period=WINDOW, get_time=clock, disable=not self.has_bars,
         )  # fmt: skip
@@ -193,14 +190,15 @@ class Transfers:
     def _update(self, name: str, done: int, is_check: bool = False) -> tuple[str, str]:
         """Move a bar; returns the speed, and the time left until all downloads are done, as texts."""
         self.bars.update(self.tasks[name], completed=done)
-        tasks = {task.id: task for task in self.bars.tasks}
-        task, speed, left = tasks[self.tasks[name]], "", ""
-        amount = "checking" if is_check else size_text(done)
-        if not is_check and done < (task.total or 0):
-            amount = f"{amount} / {size_text(round(task.total or 0))}"
-            speed = f"{size_text(round(task.speed))}/s" if task.speed else ""
-            missing = self.left_later + sum(one.remaining or 0 for one in tasks.values())
-            left = f"{duration(missing / task.speed)} left" if task.speed else ""
+        task = next(task for task in self.bars.tasks if task.id == self.tasks[name])
+        amount, speed, left, size = size_text(done), "", "", round(task.total or 0)
+        if is_check:
+            amount = "checking"
+        elif done < size:
+            amount = f"{amount} / {size_text(size)}"
+            if task.speed:
+                missing = self.left_later + sum(one.remaining or 0 for one in self.bars.tasks)
+                speed, left = f"{size_text(round(task.speed))}/s", f"{duration(missing / task.speed)} left"
         self.bars.update(task.id, amount=amount, speed=speed, left=left)
         return speed, left
 

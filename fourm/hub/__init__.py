@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "cache": "KEPT cache_folder find_parti",
     "catalogue": "CATALOGUE GROUPS PARTI find_entry",
-    "download": "Download Verified Wanted check_room fetch plan_downloads read_wanted verify_cached",
+    "download": "Download Wanted check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
         "DEMO DEMO_SR ModelFiles check_tokenizers find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"

@@ -32,10 +32,7 @@ LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
 UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
 MAX_CHUNKS = 1 << 10  # of an answer about a repository
-READ = 1 << 22  # bytes read at once to check a file
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
-TOO_BUSY = (408, 425, 429)  # worth another try, as is 500 and above
-BEYOND = 416  # no such range: the file ends before it
 PAGE = "a web page, perhaps the login page of this network"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
 _SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII)  # of an answer: its first byte, all bytes
@@ -132,10 +129,8 @@ def check_variables() -> None:
         if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0")):
             raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
     for name in _ADDRESSES:
-        if not _is_address(text := os.environ.get(name, "https://x")):
-            raise UsageError(
-                f"{name}: '{printable(text)}' is no address of a server, such as https://huggingface.co"
-            )
+        if not _is_address(text := os.environ.get(name, example := "https://huggingface.co")):
+            raise UsageError(f"{name}: '{printable(text)}' is no address of a server, such as {example}")
 
 
 def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
@@ -212,7 +207,7 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
         return ""
     sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with open_file(path) as content:
-        while data := content.read(READ):
+        while data := content.read(1 << 22):
             sha256.update(data)
             if not file.sha256:
                 blob.update(data)
@@ -365,7 +360,6 @@ def _ask(path: str) -> Any:
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
-    """Branches and tags, for advice; none if the Hub does not say."""
     try:
         answer = _ask(f"{repo_type}s/{hub_id}/refs")
         names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
@@ -382,7 +376,7 @@ def _is_transport(error: BaseException) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, Refused):
-        return error.status >= 500 or error.status in TOO_BUSY
+        return error.status >= 500 or error.status in (408, 425, 429)
     return _is_transport(error) and type(error).__name__ not in _HOPELESS
 
 
@@ -411,7 +405,7 @@ def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
     headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
-        if response.status_code == BEYOND:
+        if response.status_code == 416:  # no such range: the file ends before it
             _restart(file)
             raise Dropped
         if response.status_code not in (200, 206):
@@ -484,7 +478,11 @@ def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | Non
                     client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
                 has_waited = True
                 client.sleep(OTHER_PROCESS)
-            if not _is_at(growing, path):  # its last holder has renamed or deleted it
+            try:
+                is_current = os.path.samefile(growing.fileno(), path)
+            except FileNotFoundError:
+                is_current = False
+            if not is_current:  # its last holder has renamed or deleted it
                 continue
             growing.seek(0, os.SEEK_END)
             try:
@@ -494,13 +492,6 @@ def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | Non
                     raise
             return
     yield None
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samefile(file.fileno(), path)
-    except FileNotFoundError:
-        return False
 
 
 def _no_plain_file(path: Path) -> FourMError:
