@@ -1,28 +1,29 @@
 """The registry: one typed row per modality, with its decoding defaults; rows from a model's YAML file."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from fourm.errors import UsageError, near_match, shown
 from fourm.modalities.typed import Limits, YamlEntry, fit, read_rows
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
-POSITIONS = ("sincos2d", "sincos1d", "learned")
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 # What else an output folder holds: records, checksums, plots, previews, malformed texts.
 _RESERVED = re.compile(
     r"(run|failures|checksums)\..*|processes|samples(\.sr)?|plots|preview|malformed|done", re.I | re.DOTALL
 )
+_FOLDER = re.compile(r"[^./\\-][^/\\]*")
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")
 _MAX_NAME = 200  # bytes; more is added to some
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
-Count = Annotated[int, Limits(0)]
-Side = Annotated[int, Limits(1)]
+Count = Annotated[int, Limits(0, MAX_SIZE)]
+Side = Annotated[int, Limits(1, 1 << 12)]  # two of them give at most MAX_SIZE tokens
 Name = Annotated[str, Limits(1)]
 
 
@@ -54,14 +55,14 @@ class Modality:
 
     name: Name  # "tok_rgb@224"; unique, no "-" and no ","
     kind: Kind
-    max_tokens: Count  # L
+    max_tokens: Annotated[int, Limits(1, MAX_SIZE)]  # L
     vocab_size: Count = 0  # V; 0 for PIXELS and EMBEDDING
     grid: tuple[Side, Side] | None = None  # tokens per side, for PIXELS and GRID
     patch_size: Count = 0  # pixels per token side; 0 = none
     image_size: Count = 0  # pixels per picture side; 0 = none
     max_positions: Count = 0  # SEQUENCE: the decoder reads position 0 from here on; 0 for others
     embedding_width: Count = 0  # EMBEDDING: numbers per vector
-    positions: str = "sincos2d"  # one of POSITIONS, as in the checkpoints
+    positions: Literal["sincos2d", "sincos1d", "learned"] = "sincos2d"  # as in the checkpoints
     codec: str = ""  # key in the codec table
     tokenizer: str = ""  # key among the tokenizers of a model; "" = no tokenizer
     folder: Name = ""  # where decoded values live in a dataset (token ids live under `name`)
@@ -72,25 +73,21 @@ class Modality:
     defaults: Defaults | None = None  # otherwise
 
     def __post_init__(self) -> None:
-        sizes = (self.max_tokens, self.vocab_size, self.max_positions, self.embedding_width)
-        area = None if self.grid is None else self.grid[0] * self.grid[1]
+        folder, area = self.folder, None if self.grid is None else math.prod(self.grid)
         wanted_area = None if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING) else self.max_tokens
         for is_right, rule in (
             (not set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
             (self.name[:1].isalnum() and self.name.isprintable(), "a name begins with a letter"),
             (_is_free(self.name), "an output folder has something else under this name"),
-            (self.max_tokens >= 1, "max_tokens must be at least 1"),
-            (max(sizes) <= MAX_SIZE, f"a size is above {MAX_SIZE:,}"),
             (
-                not self.folder or _is_plain(self.folder),
-                f"folder must be one plain name, not {shown(ascii(self.folder))}",
+                not folder or (_is_free(folder) and folder.isprintable() and _FOLDER.fullmatch(folder)),
+                f"folder must be one plain name, not {shown(ascii(folder))}",
             ),
             (
                 not self.suffix or _SUFFIX.fullmatch(self.suffix),
                 f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}",
             ),
             (all(label.isprintable() for label in self.labels), "labels must be printable"),
-            (self.positions in POSITIONS, f"positions must be one of {', '.join(POSITIONS)}"),
             (not self.takes_ids or self.vocab_size >= 1, "vocab_size must be at least 1"),
             (self.takes_ids or self.defaults is None, f"{self.kind.value} cannot be a target"),
             (area == wanted_area, "grid must be two sides whose product is max_tokens"),
@@ -114,9 +111,8 @@ class Modality:
         """The names of the values behind a grid's tokens: `depth` and `depth@448` for `tok_depth@448`."""
         if self.kind is not Kind.GRID or not self.name.startswith(TOKENS):
             return ()
-        return tuple(
-            dict.fromkeys((self.name.removeprefix(TOKENS), self.key.removeprefix(TOKENS), self.folder))
-        )
+        names = self.name.removeprefix(TOKENS), self.key.removeprefix(TOKENS), self.folder
+        return tuple(dict.fromkeys(names))
 
     @property
     def is_rgb(self) -> bool:
@@ -190,12 +186,6 @@ def _is_free(name: str) -> bool:
     return _RESERVED.fullmatch(name) is None and len(name.encode(errors="replace")) <= _MAX_NAME
 
 
-def _is_plain(folder: str) -> bool:
-    return (
-        _is_free(folder) and folder.isprintable() and folder[0] not in ".-" and not set(folder) & set("/\\")
-    )
-
-
 _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
 _DENSE = Defaults("roar", 8, "linear", 3.0, "onex:0.5:0.5", 2.0)
 _CLIP = Defaults("roar", 50, "linear", 5.0, "onex:0.5:0.5", 3.0)
@@ -215,11 +205,8 @@ def _tokens(
     stem: str, vocab_size: int, tokenizer: str, suffix: str, title: str, patch: int = 16, size: int = 224
 ) -> Modality:
     side = size // patch
-    rgb_defaults, defaults = {"rgb": (_RGB, _RGB), "clip": (_DENSE_RGB, _CLIP)}.get(
-        stem, (_DENSE_RGB, _DENSE)
-    )
-    if patch == 14:
-        defaults = _PATCH_14
+    plain = {"rgb": _RGB, "clip": _CLIP}.get(stem, _DENSE)
+    rgb_defaults, defaults = _RGB if stem == "rgb" else _DENSE_RGB, _PATCH_14 if patch == 14 else plain
     if size == 448:
         rgb_defaults = defaults = _SUPER_RESOLUTION
     return Modality(
@@ -246,16 +233,19 @@ def _sequence(
                     title=title, rgb_defaults=defaults, defaults=defaults)  # fmt: skip
 
 
+_AT_BOTH_SIZES = (
+    ("rgb", 16384, "rgb", ".png", "RGB"),
+    ("depth", 8192, "depth", ".npy", "Depth"),
+    ("normal", 8192, "normal", ".png", "Normals"),
+    ("semseg", 4096, "semseg", ".png", "Semantic segmentation"),
+    ("clip", 8192, "clip", ".npy", "CLIP-B/16"),
+)
 # The table of the released models. `human_poses` holds 275 tokens, but its decoder positions end at 263.
 _ROWS = (
     _pixels(224),
     _sequence("caption", 256, 0.3, "Caption", suffix=".txt"),
     _sequence("det", 256, 0.3, "Bounding boxes"),
-    _tokens("rgb", 16384, "rgb", ".png", "RGB"),
-    _tokens("depth", 8192, "depth", ".npy", "Depth"),
-    _tokens("normal", 8192, "normal", ".png", "Normals"),
-    _tokens("semseg", 4096, "semseg", ".png", "Semantic segmentation"),
-    _tokens("clip", 8192, "clip", ".npy", "CLIP-B/16"),
+    *(_tokens(*row) for row in _AT_BOTH_SIZES),
     Modality("t5_caption", Kind.EMBEDDING, 77, embedding_width=4096, positions="sincos1d", codec="t5_caption",
              folder="t5_caption", suffix=".npz", title="T5 XXL"),
     _sequence("metadata", 40, 0.1, "Metadata"),
@@ -269,11 +259,7 @@ _ROWS = (
     _global_features("dinov2_global", "dinov2_glob", "DINOv2-B/14 (global)"),
     _global_features("imagebind_global", "imagebind_glob", "ImageBind-H/14 (global)"),
     _pixels(448),
-    _tokens("rgb", 16384, "rgb", ".png", "RGB", size=448),
-    _tokens("depth", 8192, "depth", ".npy", "Depth", size=448),
-    _tokens("normal", 8192, "normal", ".png", "Normals", size=448),
-    _tokens("semseg", 4096, "semseg", ".png", "Semantic segmentation", size=448),
-    _tokens("clip", 8192, "clip", ".npy", "CLIP-B/16", size=448),
+    *(_tokens(*row, size=448) for row in _AT_BOTH_SIZES),
 )  # fmt: skip
 # In which order everything is generated (keys): maps, then the picture, then text, as the reference's demo.
 GENERATION_ORDER = (
@@ -286,10 +272,8 @@ RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
 
 def is_released(row: Modality) -> bool:
     """True for a row that is compatible with the released row of the same name."""
-    known = RELEASED.rows.get(row.name)
-    return known is not None and (known.kind, known.vocab_size, known.tokenizer, known.patch_size) == (
-        row.kind, row.vocab_size, row.tokenizer, row.patch_size
-    )  # fmt: skip
+    known, fields = RELEASED.rows.get(row.name), ("kind", "vocab_size", "tokenizer", "patch_size")
+    return known is not None and all(getattr(known, field) == getattr(row, field) for field in fields)
 
 
 def load_registry(path: Path) -> Registry:
@@ -322,8 +306,8 @@ def _own_folder(row: Modality, peers: list[Modality], taken: set[str]) -> str:
     released = {one.name: RELEASED.rows[one.name].folder for one in peers if one.name in RELEASED.rows}
     if row.name in released:
         return released[row.name]
-    like = _same_key(row.name)
-    stem = RELEASED.rows[like].folder if like else row.key.removeprefix(TOKENS)
+    like = _same_key(row.key)
+    stem = like.folder if like else row.key.removeprefix(TOKENS)
     # The tokens of a grid lie in a folder with the name of the modality.
     is_taken = stem in (*taken, *released.values()) or (row.kind is Kind.GRID and stem == row.name)
     is_first = row.name == min(peers, key=lambda one: one.resolution or 0).name
@@ -354,29 +338,25 @@ def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:
 
 
 def _complete_row(given: dict[str, Any]) -> Modality:
-    """A row from the fields that its file gives."""
-    name, kind = given["name"], given.get("kind")
-    like = given.pop("like", None) or _same_key(name)
-    base = RELEASED.get(like) if like else None
+    key, like = given["name"].partition("@")[0], given.pop("like", "")
+    base = RELEASED.get(like) if like else _same_key(key)
+    kind: Any = given.get("kind") or (base.kind if base else None)
     if "grid" in given:
-        given.setdefault("max_tokens", given["grid"][0] * given["grid"][1])
+        given.setdefault("max_tokens", math.prod(given["grid"]))
     if "defaults" in given:
         given.setdefault("rgb_defaults", given["defaults"])
-    for required in ("kind", "max_tokens") if base is None else ():
-        if required not in given:
-            raise UsageError(f"'{required}' is missing")
-    kind = kind or (base.kind if base else None)
     if kind is Kind.SEQUENCE and "max_tokens" in given:
         given.setdefault("max_positions", given["max_tokens"])
-    if base is None:
-        key = name.partition("@")[0]
-        given = {"codec": key, "folder": key.removeprefix(TOKENS), "suffix": ".npy", "title": key, **given}
-        if kind in (Kind.SEQUENCE, Kind.EMBEDDING):
-            given.setdefault("positions", "sincos1d")
-        if kind in (Kind.GRID, Kind.SEQUENCE):
-            plain = Defaults("roar", 8) if kind is Kind.GRID else Defaults("autoregressive")
-            given = {"defaults": plain, "rgb_defaults": plain, **given}
-    row = replace(base, **given) if base else Modality(**given)
+    if base:
+        row = replace(base, **given)
+    elif missing := [required for required in ("kind", "max_tokens") if required not in given]:
+        raise UsageError(f"'{missing[0]}' is missing")
+    else:
+        plain = {Kind.GRID: Defaults("roar", 8), Kind.SEQUENCE: Defaults("autoregressive")}.get(kind)
+        positions = "sincos1d" if kind in (Kind.SEQUENCE, Kind.EMBEDDING) else "sincos2d"
+        others = {"codec": key, "folder": key.removeprefix(TOKENS), "suffix": ".npy", "title": key}
+        others |= {"positions": positions, "defaults": plain, "rgb_defaults": plain}
+        row = Modality(**{**others, **given})
     # The codec of the row must be able to read and write its values.
     known = [one for one in RELEASED.rows.values() if one.codec == row.codec]
     kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
@@ -387,7 +367,5 @@ def _complete_row(given: dict[str, Any]) -> Modality:
     return row
 
 
-def _same_key(name: str) -> str | None:
-    """The released row of the same key that comes first."""
-    key = name.partition("@")[0]
-    return next((row.name for row in RELEASED.rows.values() if row.key == key), None)
+def _same_key(key: str) -> Modality | None:
+    return next((row for row in RELEASED.rows.values() if row.key == key), None)

@@ -129,7 +129,7 @@ def test_rows_of_a_model_say_only_what_differs(tmp_path: Path) -> None:
         (
             "- name: a\n  kind: sequence\n  max_tokens: -3\n",
             3,
-            "max_tokens is -3, expected a whole number, 0",
+            "max_tokens is -3, expected a whole number, 1",
         ),
         ("- name: tok_rgb@64\n  max_tokens: 3\n", 1, "product is max_tokens"),
         ("- name: tok_rgb@64\n  like: tok_rgb@225\n", 1, "unknown modality 'tok_rgb@225'"),
@@ -144,7 +144,11 @@ def test_rows_of_a_model_say_only_what_differs(tmp_path: Path) -> None:
         ("- name: '@64'\n  like: caption\n", 1, "a name begins with a letter"),
         ("- name: caption\n- name: det\n- name: caption\n", 3, "has a row already"),
         ("- name: caption\n  suffix: a/../../b\n", 1, "suffix must be a file extension"),
-        ("- name: caption\n  max_tokens: 1000000000000\n", 1, "a size is above"),
+        (
+            "- name: caption\n  max_tokens: 1000000000000\n",
+            2,
+            "max_tokens is 1000000000000, expected a whole number, 1 to 16777216",
+        ),
         ("- name: a\n  grid: [0, 2]\n  kind: 3\n  codec:\n", 2, "grid[0] is 0"),
         ("- name: a\n  grid: [0, 2]\n  kind: 3\n  codec:\n", 3, "kind is 3"),
         ("- name: a\n  grid: [0, 2]\n  kind: 3\n  codec:\n", 4, "'codec' has no value"),
