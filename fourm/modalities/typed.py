@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -16,8 +16,9 @@ import yaml
 from fourm.data.opening import read_bytes
 from fourm.errors import UsageError, near_match, shown
 
-MAX_BYTES = 1 << 17  # of a YAML file: the parser takes seconds for so many
-MAX_NODES = 100_000  # of a YAML file, aliases written out
+# Of a YAML file.
+MAX_BYTES = 1 << 17  # the parser takes seconds for so many
+MAX_NODES = 100_000  # aliases written out
 MAX_DEPTH = 32  # lists and mappings within one another, below the value of a key
 MAX_DIGITS = 100  # of a number
 MAX_KEY = 100  # characters
@@ -47,64 +48,51 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
     dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
     are finite, texts can be part of a path. name: of the value in messages. strict: refuse unknown keys.
     """
-    try:
-        return _fit(kind, value, strict)
-    except _Misfit as error:
-        problems = [f"{name}{path} {problem}" for path, problem in error.problems[:_MAX_PROBLEMS]]
-        more = len(error.problems) - _MAX_PROBLEMS
-        raise ValueError("; ".join([*problems, f"and {more} more"] if more > 0 else problems)) from None
+    problems = list[str]()
+    fitted = _fit(kind, value, name, strict, problems)
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        raise ValueError("; ".join([*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]))
+    return fitted
 
 
-class _Misfit(Exception):
-    """What does not fit, each with its path below the value: `[3].size`."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__()
-        self.problems = problems
-
-
-def _fit(kind: Any, value: object, strict: bool) -> Any:
+def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str]) -> Any:
+    """The fitted value; adds what does not fit to the problems, in which case the result means nothing."""
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if _is_plain(kind, value):
         return value
-    outer, inner = get_origin(kind), get_args(kind)
+    outer, inner, count = get_origin(kind), get_args(kind), len(problems)
     if outer in (UnionType, Union):
-        return None if value is None else _fit(inner[0], value, strict)
+        return None if value is None else _fit(inner[0], value, path, strict, problems)
     if outer is Annotated:
-        fitted = _fit(inner[0], value, strict)
+        fitted = _fit(inner[0], value, path, strict, problems)
+        if len(problems) > count:
+            return None
         if inner[1].least <= (len(fitted) if isinstance(fitted, str | tuple) else fitted) <= inner[1].most:
             return fitted
     elif outer is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(kinds) == len(value):
-            return tuple(_fit_all("[{}]", range(len(value)), kinds, value, strict))
+            items = enumerate(zip(kinds, value, strict=True))
+            return tuple(_fit(one, item, f"{path}[{i}]", strict, problems) for i, (one, item) in items)
     elif outer is Mapping and isinstance(value, dict):
-        keys = _fit_all(": a key", value, (str,) * len(value), value, strict)
-        items = _fit_all(".{}", keys, inner[1:] * len(value), value.values(), strict)
-        return dict(zip(keys, items, strict=True))
+        for key in value:
+            _fit(str, key, f"{path}: a key", strict, problems)
+        return {k: _fit(inner[1], one, f"{path}.{shown(k)}", strict, problems) for k, one in value.items()}
     elif is_dataclass(kind) and isinstance(value, dict):
-        hints = _hints_of_keys(kind, value, strict)
-        found = _fit_all(".{}", hints, hints.values(), map(value.get, hints), strict)
-        return kind(**dict(zip(hints, found, strict=True)))  # type: ignore[operator]
+        hints, required = _hints(kind)  # type: ignore[arg-type]
+        problems += [f"{path} has no {key!r}" for key in required if key not in value]
+        for key in value if strict else ():
+            if key not in hints:
+                guess = near_match(str(key), hints)
+                problems.append(f"{path} has an unknown key {shown(ascii(key))}{guess}")
+        found = {k: _fit(hints[k], value[k], f"{path}.{k}", strict, problems) for k in hints if k in value}
+        return None if problems else kind(**found)  # type: ignore[operator]
     elif isinstance(kind, type) and issubclass(kind, Enum) and value in [one.value for one in kind]:
         return kind(value)
-    raise _Misfit([("", f"is {shown(ascii(value), 40)}, expected {_expected(kind)}")])
-
-
-def _fit_all(
-    path: str, keys: Iterable[object], kinds: Iterable[Any], values: Iterable[object], strict: bool
-) -> list[Any]:
-    """Fit several values; all their problems are raised together, with the path of each key in front."""
-    found, problems = list[Any](), list[tuple[str, str]]()
-    for key, kind, value in zip(keys, kinds, values, strict=True):
-        try:
-            found.append(_fit(kind, value, strict))
-        except _Misfit as error:
-            problems += [(path.format(shown(key)) + below, problem) for below, problem in error.problems]
-    if problems:
-        raise _Misfit(problems)
-    return found
+    problems.append(f"{path} is {shown(ascii(value), 40)}, expected {_expected(kind)}")
+    return None
 
 
 @cache
@@ -114,20 +102,8 @@ def _hints(kind: type) -> tuple[dict[str, Any], list[str]]:
     return get_type_hints(kind, include_extras=True), required
 
 
-def _hints_of_keys(kind: Any, value: Mapping[str, object], strict: bool) -> dict[str, Any]:
-    """The types of those fields that a mapping has; missing and unknown keys do not fit."""
-    hints, required = _hints(kind)
-    problems = [f"has no {key!r}" for key in required if key not in value]
-    for key in value if strict else ():
-        if key not in hints:
-            problems.append(f"has an unknown key {shown(ascii(key))}{near_match(str(key), hints)}")
-    if problems:
-        raise _Misfit([("", problem) for problem in problems])
-    return {key: hint for key, hint in hints.items() if key in value}
-
-
 def _is_plain(kind: Any, value: object) -> bool:
-    """True for a value of exactly this plain type, for one of the choices of a Literal, and for Any."""
+    """True for a value of exactly this type, one of the choices of a Literal, and for Any."""
     if isinstance(value, str) and kind is not Any:
         try:
             is_safe = b"\0" not in os.fsencode(value)
