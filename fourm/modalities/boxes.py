@@ -7,7 +7,7 @@ corners as fractions of the whole picture.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from fourm.data.layout import Crop
@@ -38,7 +38,7 @@ class Box:
 
     @property
     def corners(self) -> Corners:
-        """xmin, ymin, xmax, ymax."""
+        """All four numbers."""
         return self.xmin, self.ymin, self.xmax, self.ymax
 
 
@@ -61,6 +61,9 @@ class BoxRules:
     max_boxes: int | None = None  # those with the highest scores; None: all
     order: str = "nearest"  # one of ORDERS
     min_visibility: float = 0.0  # least share of a box that the crop shows
+
+
+_RULES = BoxRules()
 
 
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
@@ -96,15 +99,14 @@ class _Detections:
     instances: tuple[_Detection, ...]
 
 
-def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules | None = None) -> Boxes:
+def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _RULES) -> Boxes:
     """The boxes of a file that the crop shows, as fractions of the crop.
 
     Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
     """
-    rules = rules or BoxRules()
     found = fit(_Detections, data, "the file", strict=False).instances
-    names = [_checked_name(one, f"instance {i}") for i, one in enumerate(found)]
-    sure = [(one, name) for one, name in zip(found, names, strict=True) if one.score >= rules.min_score]
+    named = [(one, _checked_name(one, f"instance {i}")) for i, one in enumerate(found)]
+    sure = [(one, name) for one, name in named if one.score >= rules.min_score]
     boxes = [box for one, name in sure if (box := _visible(one, name, crop, rules.min_visibility))]
     if rules.max_boxes is not None:
         boxes = sorted(boxes, key=ORDERS["score"])[: rules.max_boxes]
@@ -125,9 +127,8 @@ def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
     return {"instances": instances}
 
 
-def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
+def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
     """The grammar of boxes under these rules."""
-    rules = rules or BoxRules()
     return Grammar(
         parse=partial(parse_boxes, bins=rules.bins),
         to_pieces=lambda boxes: [box_words(box, rules.bins) for box in boxes],
@@ -138,7 +139,6 @@ def box_grammar(rules: BoxRules | None = None) -> Grammar[Boxes]:
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
-    """The box of some words, and a sentence about words that are ignored."""
     numbers, names, ignored, closed = list[int](), list[str](), list[str](), False
     for word in words:
         number = number_of(word)
@@ -160,22 +160,17 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
 
 def _side(one: float, other: float, bins: int) -> tuple[float, float]:
     """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
-    if one != other:
-        return min(one, other), max(one, other)
-    quarter = 0.25 / (bins - 1)
-    return max(one - quarter, 0.0), min(one + quarter, 1.0)
+    quarter = 0.25 / (bins - 1) if one == other else 0.0
+    return max(min(one, other) - quarter, 0.0), min(max(one, other) + quarter, 1.0)
 
 
 def _checked_name(found: _Detection, where: str) -> str:
     """The class name without spare blanks; a ValueError for an impossible name or impossible corners."""
-    xmin, ymin, xmax, ymax = found.boxes
     if max(map(abs, found.boxes)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
-    for is_wrong, problem in (
-        (xmin > xmax, f"xmax {xmax:g} is not right of xmin {xmin:g}"),
-        (ymin > ymax, f"ymax {ymax:g} is not below ymin {ymin:g}"),
-    ):
-        if is_wrong:
+    for axis, place, low, high in (("x", "right of", *found.boxes[::2]), ("y", "below", *found.boxes[1::2])):
+        if low > high:
+            problem = f"{axis}max {high:g} is not {place} {axis}min {low:g}"
             raise ValueError(f"{where}: {problem}; boxes are corners, not centre and size")
     name = " ".join(found.class_name.split())
     if not name or "=" in name or _MARK.search(name) or not name.isprintable():
@@ -184,7 +179,6 @@ def _checked_name(found: _Detection, where: str) -> str:
 
 
 def _visible(found: _Detection, name: str, crop: Crop | None, min_visibility: float) -> Box | None:
-    """The visible part of a box in the crop; None if nothing is visible."""
     x0, y0, x1, y1 = found.boxes
     if crop is not None:
         height, width = crop.whole
@@ -195,5 +189,6 @@ def _visible(found: _Detection, name: str, crop: Crop | None, min_visibility: fl
     seen = (x1 - x0) * (y1 - y0)
     if x0 >= x1 or y0 >= y1 or seen <= 0.0 or seen < min_visibility * whole:
         return None
-    box = Box(x0, y0, x1, y1, name, found.score)
-    return replace(box, xmin=1.0 - x1, xmax=1.0 - x0) if crop is not None and crop.mirrored else box
+    if crop is not None and crop.mirrored:
+        x0, x1 = 1.0 - x1, 1.0 - x0
+    return Box(x0, y0, x1, y1, name, found.score)

@@ -20,7 +20,6 @@ from fourm.modalities.text import MAX_NUMBER, Grammar, groups_of, number_of, quo
 from fourm.modalities.typed import Limits, fit
 
 MAX_COLOURS = 7
-_RANGE_STEPS = 49  # bins of equal width; a bin more is for the highest value itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,8 @@ Metadata = tuple[Fact, ...]
 
 
 def _range(number: int, name: str, high: float) -> Field:
-    """A fraction in [0, high]."""
-    return Field(number, name, high, _RANGE_STEPS, _RANGE_STEPS, is_whole=False)
+    """49 bins of equal width, and one more for the highest value itself."""
+    return Field(number, name, high, steps=49, top=49, is_whole=False)
 
 
 # Every field, by its number in the text.
@@ -103,8 +102,7 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
     A pair begins at each word with `v1`; of two pairs for one field the later counts.
     """
     before, pairs = groups_of(words_of(text), lambda word: "v1" in word)
-    problems = [f"{quoted(before)} stands before the first field"] if before else []
-    facts: dict[int, Fact] = {}
+    problems, facts = [f"{quoted(before)} stands before the first field"] if before else [], dict[int, Fact]()
     for words in pairs:
         if fact := _parse_pair(words):
             problems += [f"{fact.field.name} is stated twice"] if fact.field.number in facts else []
@@ -141,10 +139,10 @@ def _parse_pair(words: list[str]) -> Fact | None:
     if len(words) != 2 or not (words[0].startswith("v1=") and words[1].startswith("v0=")):
         return None
     number, index = number_of(words[0]), number_of(words[1])
-    if number is None or index is None or not 0 <= number < len(FIELDS):
+    field = FIELDS[number] if number is not None and 0 <= number < len(FIELDS) else None
+    if field is None or index is None or not 0 <= index <= field.top:
         return None
-    field = FIELDS[number]
-    return Fact(field, field.value_of(index)) if 0 <= index <= field.top else None
+    return Fact(field, field.value_of(index))
 
 
 class Colour(NamedTuple):
@@ -168,11 +166,10 @@ def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
     start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
     levels, ignored = list[int](), words[:start]
     for word in words[start + 1 :]:
-        level = number_of(word) if word.startswith("v0=") else None
-        if level is None:
-            ignored.append(word)
-        else:
+        if word.startswith("v0=") and (level := number_of(word)) is not None:
             levels.append(min(max(level, 0), 255))
+        else:
+            ignored.append(word)
     count = min(len(levels) // 3, MAX_COLOURS)
     ignored += [f"v0={level}" for level in levels[3 * count :]]
     problems = [f"{quoted(ignored)} is no part of a palette"] if ignored else []
@@ -218,5 +215,4 @@ def palette_to_json(colours: Palette) -> object:
 
 def palette_grammar(size: int | None = None) -> Grammar[Palette]:
     """The grammar of palettes; of a file the one of `size` colours is read, by default the largest."""
-    from_json = partial(palette_from_json, size=size)
-    return Grammar(parse_palette, palette_words, from_json, palette_to_json)
+    return Grammar(parse_palette, palette_words, partial(palette_from_json, size=size), palette_to_json)

@@ -62,10 +62,8 @@ Groups = tuple[Group, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """A query point of a file, with or without the numbers of the instances there."""
-
     point: Point | None = None
-    instances: tuple[Annotated[int, Limits(0)], ...] | None = None
+    instances: tuple[Annotated[int, Limits(0)], ...] | None = None  # the numbers of those there
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +77,10 @@ class _CropOfFile:
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:
     """The groups of a text, without malformed polygons and empty groups, and a sentence for each problem."""
     before, points = groups_of(words_of(text), "point".__eq__)
-    groups, problems = list[Group](), list[str]()
-    parsed = [_parse_group(before, "before the first point", has_point=False)] if before else []
-    parsed += [
-        _parse_group(words[1:], f"point {n}", has_point=True) for n, words in enumerate(points, start=1)
-    ]
-    for group, said in parsed:
-        groups += [group] if group else []
-        problems += said
-    return tuple(groups), tuple(problems)
+    parsed = [_parse_group(before, "before the first point", False)] if before else []
+    parsed += [_parse_group(words[1:], f"point {n}", True) for n, words in enumerate(points, start=1)]
+    groups = tuple(group for group, _ in parsed if group)
+    return groups, tuple(problem for _, problems in parsed for problem in problems)
 
 
 def instance_words(groups: Groups) -> list[str]:
@@ -96,8 +89,7 @@ def instance_words(groups: Groups) -> list[str]:
     for group in groups:
         start = ["point"] if words or group.point else []
         if group.point:
-            x, y = group.point
-            start += [f"v0={y}", f"v1={x}", *([] if group.instances else ["none"])]
+            start += [f"v0={group.point[1]}", f"v1={group.point[0]}", *([] if group.instances else ["none"])]
         room = MAX_WORDS - len(words) - len(start)
         fitting = group.instances[: max(room, 0) // (1 + _WORDS_OF_POLYGON)]
         if room < 0 or (group.instances and not fitting):
@@ -168,7 +160,6 @@ def contains(contour: Contour, point: Point) -> bool:
 
 
 def _parse_group(words: list[str], where: str, has_point: bool) -> tuple[Group | None, list[str]]:
-    """The group of the words between two `point`, or None, and a sentence for each problem."""
     head, polygons = groups_of(words, "polygon".__eq__)
     point, problems = None, list[str]()
     if has_point:
@@ -206,7 +197,7 @@ def _visible_instance(corners: Iterable[float], codes: tuple[int, ...]) -> Insta
 
 
 def _pixel(place: float) -> int:
-    """A coordinate of a file, rounded towards 0 and limited to the numbers that words have."""
+    """Rounded towards 0 and limited to the numbers that words have."""
     return min(max(int(place), 0), MAX_NUMBER)
 
 
@@ -228,9 +219,8 @@ def _groups_of_crop(entry: _CropOfFile) -> Groups:
         raise ValueError(f"{asked:,} queries without 'instances' and {num_points:,} points are too many")
     groups = list[Group]()
     for query in queries:
-        numbers, point = query.instances, None
-        if query.point:
-            point = _pixel(query.point[0]), _pixel(query.point[1])
+        numbers = query.instances
+        point = (_pixel(query.point[0]), _pixel(query.point[1])) if query.point else None
         if numbers is None:
             if point is None or contours is None:
                 raise ValueError("a query needs its 'point' and the 'points' of instances, or 'instances'")

@@ -1,8 +1,8 @@
 """Human poses as text: `human v0= .. v3=`, then `global`, `pose`, `shape`, `camera`; or `none`.
 
 Numbers are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them: a box, the orientation of the body
-as a rotation matrix, a pose as eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape,
-and a weak-perspective camera (scale, x, y) for the box.
+as a rotation matrix, eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape, and a
+weak-perspective camera (scale, x, y) for the box.
 """
 
 from dataclasses import dataclass, replace
@@ -74,9 +74,10 @@ def parse_people(text: str) -> tuple[People, tuple[str, ...]]:
         return (), ()
     before, groups = groups_of(words, "human".__eq__)
     people, problems = parse_groups(groups, _parse_person, "person")
-    if before or not groups:
-        told = f"{len(before)} words before the first 'human'" if before else "neither 'none' nor 'human'"
-        problems.insert(0, told)
+    if before:
+        problems.insert(0, f"{len(before)} words before the first 'human'")
+    elif not groups:
+        problems = ["neither 'none' nor 'human'"]
     return tuple(people), tuple(problems)
 
 
@@ -94,8 +95,7 @@ def people_words(people: People) -> list[str]:
 
 
 def people_from_json(data: object, crop: Crop | None = None) -> People:
-    """The people in a crop. Boxes of a file are in pixels of the whole picture; without a crop, in pixels of
-    a 224 x 224 picture.
+    """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224.
 
     A mirrored crop mirrors box and camera, so positions are right. Orientation and pose are not mirrored:
     codes of a pose cannot be mirrored without the pose tokenizer's encoder.
@@ -104,13 +104,12 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
         return ()
     file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
     body = file.pred_smpl_params
-    columns = (file.bbox_xyxy, body.global_orient, file.pose_tokenized, body.betas, file.pred_cam)
+    crop = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
+    turns = [turn for (turn,) in body.global_orient]
+    columns = (file.bbox_xyxy, turns, file.pose_tokenized, body.betas, file.pred_cam)
     if len(set(counts := [len(column) for column in columns])) > 1:
         raise ValueError(f"its lists are for different numbers of people: {', '.join(map(str, counts))}")
-    rows = zip(*columns, strict=True)
-    people = [Person(box, turn, codes, betas, camera) for box, (turn,), codes, betas, camera in rows]
-    whole = Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
-    return tuple(seen for person in people if (seen := _seen(person, crop or whole)))
+    return tuple(seen for person in map(Person, *columns) if (seen := _seen(person, crop)))
 
 
 def people_to_json(people: People) -> object:
@@ -151,13 +150,8 @@ def _parse_person(words: list[str]) -> tuple[Person | None, str]:
     x0, y0, x1, y1 = (n / MAX_NUMBER * PICTURE_SIDE for n in corners)
     a, b, c, d, e, f, g, h, i = ((n - _HALF) / _HALF for n in found["global"])
     scale, x, y = ((n - _CAMERA) / _CAMERA for n in found["camera"])
-    person = Person(
-        box=(x0, y0, x1, y1),
-        orientation=((a, b, c), (d, e, f), (g, h, i)),
-        pose_codes=tuple(found["pose"]),
-        betas=tuple((n - _HALF) / _BETA for n in found["shape"]),
-        camera=(scale, x, y),
-    )
+    turn, betas = ((a, b, c), (d, e, f), (g, h, i)), tuple((n - _HALF) / _BETA for n in found["shape"])
+    person = Person((x0, y0, x1, y1), turn, tuple(found["pose"]), betas, (scale, x, y))
     rest = len(words) - 4 - sum(_BLOCKS.values()) - len(_BLOCKS)
     return person, f"{rest} words too many" if rest else ""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Annotated, Generic, Self, TypeVar
 
@@ -9,7 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from fourm.data.layout import Crop
 from fourm.data.opening import read_bytes
-from fourm.errors import CheckpointError, MissingError, UsageError
+from fourm.errors import CheckpointError, MissingError, UsageError, shown
 from fourm.modalities.typed import Limits
 
 T = TypeVar("T")
@@ -19,14 +20,12 @@ PAD_ID, UNK_ID, SOS_ID, EOS_ID, FIRST_SENTINEL = range(5)
 RESERVED = ("[PAD]", "[UNK]", "[SOS]", "[EOS]")
 MAX_BYTES = 1 << 26  # of the file
 _MAX_PROMPT = 1 << 20  # characters
-_SHOWN = 60  # characters of a prompt that an error repeats
-_QUOTED = 40  # characters of a model's text that a sentence repeats
 _STRANGE = "\U0002a6d6"  # an ideograph that hardly any vocabulary has; not one that is cleaned away
 
 
 @dataclass(frozen=True, slots=True)
 class WordPiece:
-    """A trained text tokenizer with the normaliser, words and special tokens of its file."""
+    """A trained text tokenizer."""
 
     tokenizer: Tokenizer
     sentinels: range  # ids of [S_0], [S_1], ..., each of which stands for a hidden run of tokens
@@ -48,13 +47,12 @@ class WordPiece:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         for wanted, token in enumerate((*RESERVED, "[S_0]", "[S_1]", "[S_2]")):
-            if tokenizer.token_to_id(token) != wanted:
-                found = tokenizer.token_to_id(token)
+            if (found := tokenizer.token_to_id(token)) != wanted:
                 raise CheckpointError(f"{path}: {token} must have id {wanted}, not {found}")
-        count = 3
-        while tokenizer.token_to_id(f"[S_{count}]") == FIRST_SENTINEL + count:
-            count += 1
-        return cls(tokenizer, range(FIRST_SENTINEL, FIRST_SENTINEL + count))
+        end = FIRST_SENTINEL
+        while tokenizer.token_to_id(f"[S_{end - FIRST_SENTINEL}]") == end:
+            end += 1
+        return cls(tokenizer, range(FIRST_SENTINEL, end))
 
     def sentinel_id(self, number: int) -> int:
         """Id of [S_number]."""
@@ -70,13 +68,8 @@ class WordPiece:
 
     def text_of(self, ids: Iterable[int]) -> str:
         """The text of a finished sequence: up to its first [EOS], without padding and sentinels."""
-        kept = []
-        for token in ids:
-            if token == EOS_ID:
-                break
-            if token not in (PAD_ID, SOS_ID) and token not in self.sentinels:
-                kept.append(token)
-        return self.decode(kept)
+        words = (one for one in takewhile(EOS_ID.__ne__, ids) if one not in (PAD_ID, SOS_ID))
+        return self.decode([one for one in words if one not in self.sentinels])
 
     def beginning(self, text: str, count: int) -> str:
         """The beginning of a text that its first `count` ids stand for."""
@@ -103,8 +96,7 @@ class WordPiece:
 def encode_full(text: str, wordpiece: WordPiece) -> list[int]:
     """Ids of a text as a condition: ended by [EOS], unless a sentinel marks a missing part."""
     ids = wordpiece.encode(text)
-    is_partial = any(token in wordpiece.sentinels for token in ids)
-    return ids if is_partial else [*ids, EOS_ID]
+    return ids if any(token in wordpiece.sentinels for token in ids) else [*ids, EOS_ID]
 
 
 def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
@@ -119,9 +111,7 @@ def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
         problem = f"{count} tokens with its end mark, but the model reads at most {max_tokens}"
     else:
         return
-    one_line = " ".join(text.split())
-    start = repr(one_line if len(one_line) <= _SHOWN else one_line[: _SHOWN - 3] + "...")
-    raise UsageError(f"prompt {start}: {problem}")
+    raise UsageError(f"prompt {shown(' '.join(text.split()))!r}: {problem}")
 
 
 def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Container[int]) -> list[int]:
@@ -130,17 +120,14 @@ def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Con
     The tokens up to the next sentinel belong to a sentinel, for one that comes twice in `predicted` both
     runs. Tokens before the first sentinel, and those of sentinels that `visible` lacks, are dropped.
     """
-    owned: dict[int, list[int]] = {}
-    run: list[int] = []
+    owned, run = dict[int, list[int]](), list[int]()
     for token in predicted:
         if token in sentinels:
             run = owned.setdefault(token, [])
         else:
             run.append(token)
-    merged: list[int] = []
-    for token in visible:
-        merged += owned.get(token, []) if token in sentinels else [token]
-    return merged
+    parts = (owned.get(token, []) if token in sentinels else [token] for token in visible)
+    return list(chain.from_iterable(parts))
 
 
 # Codes of a tokenizer stand in texts as `v0=0` to `v0=511`, then `v1=0` to `v1=511`.
@@ -247,5 +234,4 @@ def code_word(code: int) -> str:
 
 def quoted(words: Sequence[str]) -> str:
     """The beginning of some words of a text in quotes, for a sentence."""
-    text = " ".join(words[:_QUOTED])
-    return f"'{text}'" if len(text) <= _QUOTED else f"'{text[: _QUOTED - 3]}...'"
+    return f"'{shown(' '.join(words[:40]), 40)}'"

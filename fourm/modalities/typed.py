@@ -131,9 +131,8 @@ def _expected(kind: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of plain data only, which refuses files that would take minutes to read."""
+    """A loader of plain data only, which refuses files that would take minutes to read. A date is text."""
 
-    # A date is text: no setting is one.
     yaml_implicit_resolvers = {  # noqa: RUF012  (as declared by the base class)
         first: [one for one in resolvers if one[0] != _TAG + "timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -171,10 +170,7 @@ class _Loader(yaml.SafeLoader):
             return "half a character"
         if kind not in _TAGS:
             return f"'{shown(kind)}' is no plain data"
-        counts, levels = [1], [0]
-        for child in children:
-            counts.append(self._sizes[id(child)][0])
-            levels.append(self._sizes[id(child)][1])
+        counts, levels = zip((1, 0), *(self._sizes[id(child)] for child in children), strict=True)
         self._sizes[id(node)] = count, level = sum(counts), 1 + max(levels)
         if count > MAX_NODES:
             return f"its aliases expand to more than {MAX_NODES:,} values"
@@ -193,9 +189,7 @@ class YamlEntry:
 def read_mapping(path: Path) -> tuple[YamlEntry, ...]:
     """The entries of a file that holds one flat mapping; an empty file has none."""
     loader, node = _parse(path)
-    if node is None or node.tag == f"{_TAG}null":
-        return ()
-    return _entries(loader, node, path)
+    return () if node is None or node.tag == f"{_TAG}null" else _entries(loader, node, path)
 
 
 def read_rows(path: Path) -> tuple[tuple[YamlEntry, ...], ...]:
