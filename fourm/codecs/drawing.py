@@ -31,11 +31,7 @@ _SYSTEM_FONTS = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf",
     "segoeui.ttf",
 )  # fmt: skip
-_SIZES = (20, 18, 16, 14, 12, 11, 10, 9)  # of text on a card, the largest that fits
-_LEGIBLE = 4000  # characters: more fit on no card, and are not measured
 _LINE = 1.25  # height of a line in font sizes
-_MAX_LABELS = 100  # more boxes than that are drawn without names, which would hide everything
-_INK_THRESHOLD = 140  # luminance above which black is read better than white
 
 
 def text_card(text: str, side: int = CARD) -> Image.Image:
@@ -44,7 +40,7 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, side - 1, side - 1), outline=_GREY)
     room = side - 2 * (side // 14)
-    for size in _SIZES:
+    for size in (20, 18, 16, 14, 12, 11, 10, 9):
         pixels = max(size * side // CARD, 6)
         font, lines = _all_lines(text, pixels, room)
         fitting = max(int(room / (_LINE * pixels)), 1)
@@ -88,12 +84,11 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
     draw, colours = ImageDraw.Draw(image), class_colours(box.name for box in boxes)
     thickness = max(1, round(min(image.size) / 128))
     for box in sorted(boxes, key=lambda box: -abs((box.xmax - box.xmin) * (box.ymax - box.ymin))):
-        colour, rectangle = colours[box.name], _inside(corners_of(box, *image.size), image.size)
-        around = rectangle[0] - 1, rectangle[1] - 1, rectangle[2] + 1, rectangle[3] + 1
-        draw.rectangle(around, outline=_ink_on(colour), width=thickness + 2)
-        draw.rectangle(rectangle, outline=colour, width=thickness)
+        colour, (x0, y0, x1, y1) = colours[box.name], _inside(box, image.size)
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_ink_on(colour), width=thickness + 2)
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=thickness)
     taken: list[Rectangle] = []
-    for box in boxes[:_MAX_LABELS]:
+    for box in boxes[:100]:  # names of more would hide everything
         _draw_label(draw, image.size, box, colours[box.name], taken)
     return image
 
@@ -156,7 +151,6 @@ def _fonts(size: int) -> tuple[Font, ...]:
 
 
 def _missing(text: str, font: Font) -> set[str]:
-    """The characters of a text that a font lacks."""
     # Every font draws what it lacks as it draws this code point, which is no character at all.
     none = _drawn(font, "\uffff")
     return {c for c in set(text) if not c.isspace() and _drawn(font, c) == none}
@@ -179,7 +173,7 @@ def _shown_by(word: str, font: Font) -> str:
 
 def _printable(text: str) -> str:
     """The beginning of a text, with question marks for lone surrogates and blanks for control characters."""
-    whole = text[:_LEGIBLE].encode("utf-8", "replace").decode()
+    whole = text[:4000].encode("utf-8", "replace").decode()  # more fits on no card
     return "".join(c if c.isprintable() else " " for c in whole)
 
 
@@ -193,7 +187,6 @@ def _all_lines(text: str, size: int, width: int) -> tuple[Font, list[str]]:
 
 
 def _limited(lines: list[str], most: int, font: Font, width: int) -> list[str]:
-    """At most so many lines; "..." where more follows."""
     if len(lines) <= most:
         return lines
     return [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
@@ -248,21 +241,21 @@ def _draw_label(
     width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
     if not name or width > size[0] or height > size[1]:
         return
-    x0, y0, _, y1 = _inside(corners_of(box, *size), size)
-    left = min(max(x0, 0), size[0] - width)
+    x0, y0, _, y1 = _inside(box, size)
+    left = min(x0, size[0] - width)
     # Within a box only where that leaves something of it to be seen.
     beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
     tops = [top for top in (y0 - height, *beside, y1 - height) if 0 <= top <= size[1] - height]
-    places = [(left, top, left + width, top + height) for top in tops or [min(max(y0, 0), size[1] - height)]]
+    places = [(left, top, left + width, top + height) for top in tops or [min(y0, size[1] - height)]]
     place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
     taken.append(place)
     draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
     draw.text((left + pad, place[1] + height / 2), name, _ink_on(colour), font, anchor="lm")
 
 
-def _inside(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
-    """The rectangle with its corners in order and inside a picture of this width and height."""
-    x0, y0, x1, y1 = rectangle
+def _inside(box: Box, size: tuple[int, int]) -> Rectangle:
+    """The pixels of a box, its corners in order and inside a picture of this width and height."""
+    x0, y0, x1, y1 = corners_of(box, *size)
     left, right = sorted(min(x, size[0] - 1) for x in (x0, x1))
     upper, lower = sorted(min(y, size[1] - 1) for y in (y0, y1))
     return left, upper, right, lower
@@ -274,7 +267,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 def _ink_on(colour: Ink) -> Ink:
     """Black or white, whichever is read better on a colour (ITU-R 601 luminance)."""
-    return _BLACK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > _INK_THRESHOLD else _WHITE
+    return _BLACK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else _WHITE
 
 
 def _number(value: int | float) -> str:

@@ -10,8 +10,7 @@ import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
-from typing import Any
+from itertools import chain, cycle
 
 import numpy as np
 import torch
@@ -87,7 +86,7 @@ class CodedParts:
 
     codes: tuple[int, ...]  # shape of one part's codes: (h, w), or (codebooks, h, w)
     channels: int  # of what the tokenizer makes of them
-    draw: Callable[[Any, Decode], Image.Image]
+    draw: Callable[..., Image.Image]  # of the value, and `decode`, a Decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +106,16 @@ def draw_figures(people: People, decode: Decode) -> Image.Image:
     if people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
-        for number, (person, turned) in enumerate(zip(people, rotations, strict=True)):
-            figures.append(_limbs(person, turned, _colour(number)))
+        figures = [_limbs(*one, _colour(n)) for n, one in enumerate(zip(people, rotations, strict=True))]
     side = PICTURE_SIDE * _SCALE * _FINE
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
-    for limb in sorted((limb for limbs in figures for limb in limbs), key=lambda one: -one.depth):
-        _draw_limb(draw, limb)
+    for limb in sorted(chain.from_iterable(figures), key=lambda one: -one.depth):
+        # A stroke with round ends and a darker edge.
+        for radius, colour in ((limb.radius + _FINE, _scaled(limb.colour, 0.5)), (limb.radius, limb.colour)):
+            draw.line((*limb.start, *limb.end), colour, round(2 * radius))
+            for x, y in (limb.start, limb.end):
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
     image = image.resize((PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), Image.Resampling.LANCZOS)
     _label(image, people, [() if limbs else ("out of sight",) for limbs in figures])
     return image
@@ -162,36 +164,19 @@ def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
     orientation = nearest_rotations(np.array(person.orientation))
     places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
     depths = places[:, 2]
-    if depths.min() < _NEAR:
-        return []
     seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
-    if np.abs(seen).max() > _FAR_OUT:
+    if depths.min() < _NEAR or np.abs(seen).max() > _FAR_OUT:
         return []
-    fine = _SCALE * _FINE
     found = []
     for start, end, radius in _LIMBS:
         a, b = _POINTS.index(start), _POINTS.index(end)
         depth = float(depths[[a, b]].mean())
         # The front of a body is lighter than its back, so that one can tell which arm is nearer.
         light = 1.0 - 0.5 * float(np.clip(depth - depths.mean() + 0.3, 0.0, 0.6))
-        found.append(
-            _Limb(
-                tuple((seen[a] * fine).tolist()),
-                tuple((seen[b] * fine).tolist()),
-                max(FOCAL_LENGTH * radius / depth * fine, 1.0),
-                depth,
-                _scaled(colour, light),
-            )
-        )
+        from_, to = (tuple((seen[joint] * (_SCALE * _FINE)).tolist()) for joint in (a, b))
+        thickness = max(FOCAL_LENGTH * radius / depth * (_SCALE * _FINE), 1.0)
+        found.append(_Limb(from_, to, thickness, depth, _scaled(colour, light)))
     return found
-
-
-def _draw_limb(draw: ImageDraw.ImageDraw, limb: _Limb) -> None:
-    """A stroke with round ends and a darker edge."""
-    for radius, colour in ((limb.radius + _FINE, _scaled(limb.colour, 0.5)), (limb.radius, limb.colour)):
-        draw.line((*limb.start, *limb.end), colour, round(2 * radius))
-        for x, y in (limb.start, limb.end):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
 
 
 def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -> None:
@@ -241,12 +226,10 @@ def _scaled(colour: Ink, light: float) -> Ink:
 
 def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
     """Draw the instances at all query points; decode turns codes (n, 16) into logits (n, 1, H, W)."""
-    instances = [instance for group in groups for instance in group.instances]
-    if not instances:
+    codes = [instance.codes for group in groups for instance in group.instances]
+    if not codes:
         return Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
-    logits = decode([instance.codes for instance in instances])[:, 0]
-    # tanh does not overflow where a plain sigmoid would.
-    masks = 0.5 + 0.5 * np.tanh(0.5 * logits)
+    masks = 0.5 + 0.5 * np.tanh(0.5 * decode(codes)[:, 0])  # does not overflow where a plain sigmoid would
     return Image.fromarray(paint_instances(_boxes_of(groups), masks))
 
 
@@ -273,14 +256,15 @@ def paint_instances(boxes: Corners, masks: Masks) -> NDArray[np.uint8]:
     """
     picture = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
     order = np.argsort(-_areas(boxes), kind="stable")
+    order = order[np.ptp(masks[order], axis=(1, 2)) >= _FLAT]
     boxes, masks = boxes[order], masks[order]
-    says_something = np.ptp(masks, axis=(1, 2)) >= _FLAT
-    boxes, masks = boxes[says_something], masks[says_something]
     for members, colour in zip(_merge(boxes, masks), cycle(instance_colours()), strict=False):
         x0, y0, x1, y1 = boxes[members].mean(axis=0).astype(np.int64).tolist()
-        mask = _resize(masks[members].mean(axis=0), y1 - y0, x1 - x0)
+        # Bicubic with the coefficient -0.75 and without antialiasing, as the reference's.
+        mask = torch.from_numpy(masks[members].mean(axis=0))[None, None]  # (1, 1, H, W)
+        mask = interpolate(mask, (y1 - y0, x1 - x0), mode="bicubic", align_corners=False)[0, 0]
         seen = picture[y0:y1, x0:x1]
-        seen[mask[: seen.shape[0], : seen.shape[1]] > 0.5] = colour
+        seen[mask.numpy()[: seen.shape[0], : seen.shape[1]] > 0.5] = colour
     return picture
 
 
@@ -313,12 +297,6 @@ def _overlap(boxes: Corners, box: Corners) -> NDArray[np.float64]:
     low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
     shared = (high - low).clip(min=0).prod(axis=1)
     return shared / (_areas(boxes) + _areas(box[None]) - shared)
-
-
-def _resize(mask: Masks, height: int, width: int) -> Masks:
-    """Bicubic with the coefficient -0.75 and without antialiasing, as the reference's."""
-    x = torch.from_numpy(mask)[None, None]  # (1, 1, H, W)
-    return interpolate(x, (height, width), mode="bicubic", align_corners=False)[0, 0].numpy()
 
 
 def _areas(boxes: Corners) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import TiffImagePlugin as tiff
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
@@ -27,12 +27,11 @@ from PIL.PngImagePlugin import PngInfo
 from fourm.data.dataset import read_member, split_path
 from fourm.data.layout import Crop, centre_crop
 from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata, with_single_keys
-from fourm.errors import SampleError
+from fourm.errors import SampleError, shown
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
-MAX_REASON = 200  # characters of what a library says about a file
 _MAX_PLACE = 1 << 26  # pixels; beyond any picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
@@ -40,9 +39,6 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")  # of WebP's lossless variant no picture is grey
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-_ARRAYS = (b"\x93NUMPY", b"PK\3\4")  # how .npy and .npz files begin
-_WHITE_IS_0 = 0  # as a TIFF's photometric interpretation
-_ORIENTATION = 0x0112  # EXIF tag
 _TURN = Image.Transpose
 _TURNED_BACK = {  # what undoes an orientation
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
@@ -77,7 +73,7 @@ def write_members(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
-    """Write a .npy file of exactly this path (np.save alone would append a suffix)."""
+    """Write a .npy file of exactly this path: np.save alone would append a suffix."""
     with path.open("wb") as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
 
@@ -90,16 +86,16 @@ def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
     row = (array if array.ndim == 1 else array[0]).astype(np.int64)
     if len(row) != count:
         raise SampleError(f"{path}: {len(row)} tokens, where the modality has {count}")
-    if row.min() < 0 or row.max() >= vocab_size:
-        wrong = row.min() if row.min() < 0 else row.max()
-        raise SampleError(f"{path}: token {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+    for token in (row.min(), row.max()):
+        if not 0 <= token < vocab_size:
+            raise SampleError(f"{path}: token {token} is outside the vocabulary, 0..{vocab_size - 1}")
     return row
 
 
 def write_ids(ids: NDArray[Any], path: Path) -> None:
     """Write token ids (L,) or (crops, L) as int16 rows, like the reference; int32 for large vocabularies."""
     rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
-    is_narrow = rows.size == 0 or int(rows.max()) <= np.iinfo(np.int16).max
+    is_narrow = rows.max(initial=0) <= np.iinfo(np.int16).max
     write_array(rows.astype(np.int16 if is_narrow else np.int32), path)
 
 
@@ -160,7 +156,7 @@ def _check_exact(image: Image.Image, path: Path) -> None:
 
 def _as_stored(image: Image.Image) -> Image.Image:
     """The decoded picture as its pixels are stored: of all formats Pillow rotates only TIFFs by their tag."""
-    turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
+    turned = image.getexif().get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
     image.load()
     return image.transpose(_TURNED_BACK[turned]) if turned in _TURNED_BACK else image.copy()
 
@@ -168,10 +164,8 @@ def _as_stored(image: Image.Image) -> Image.Image:
 def _level_step(image: Image.Image) -> int:
     """The difference of two neighbouring grey levels as Pillow decodes them; 0: not known, or inverted."""
     if isinstance(image, tiff.TiffImageFile):
-        tags = image.tag_v2
-        return int(
-            tags.get(tiff.BITSPERSAMPLE) == (8,) and tags.get(tiff.PHOTOMETRIC_INTERPRETATION) != _WHITE_IS_0
-        )
+        bits, white_is_0 = image.tag_v2.get(tiff.BITSPERSAMPLE), 0
+        return int(bits == (8,) and image.tag_v2.get(tiff.PHOTOMETRIC_INTERPRETATION) != white_is_0)
     args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
     if image.format == "PNG":
         return {"L;2": 85, "L;4": 17}.get(str(args), 1)
@@ -208,11 +202,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
         if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
-            raise SampleError(f"{path}: not a picture that can be read (a damaged {kind} file)") from error
-        if data.startswith(_ARRAYS):
-            raise SampleError(f"{path}: holds an array, where a picture belongs") from error
-        formats = ", ".join(_FORMATS)
-        raise SampleError(f"{path}: not a picture in a format that is read ({formats})") from error
+            problem = f"not a picture that can be read (a damaged {kind} file)"
+        elif data.startswith((b"\x93NUMPY", b"PK\3\4")):
+            problem = "holds an array, where a picture belongs"
+        else:
+            problem = f"not a picture in a format that is read ({', '.join(_FORMATS)})"
+        raise SampleError(f"{path}: {problem}") from error
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -227,10 +222,9 @@ def _parse_array(data: bytes, where: str) -> NDArray[Any]:
     """The array in the bytes of a .npy file; `where` names them in errors."""
     stream = io.BytesIO(data)
     with _parsing(f"{where}: not a .npy file"):
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        reads = np.lib.format
+        is_first = reads.read_magic(stream) == (1, 0)
+        read_header = reads.read_array_header_1_0 if is_first else reads.read_array_header_2_0
         with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
             shape, fortran_order, dtype = read_header(stream)
         if dtype.kind not in "biuf":
@@ -254,8 +248,7 @@ def _parsing(problem: str) -> Iterator[None]:
     except Exception as error:
         # Libraries quote the whole file, or where in memory it was.
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
-        short = text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
-        raise SampleError(f"{problem} ({short})") from error
+        raise SampleError(f"{problem} ({shown(text, 200)})") from error
 
 
 def _finite(text: str) -> float:
@@ -287,30 +280,28 @@ def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
 
     Either file may be missing. Settings without a picture are refused: the size of the whole is not known.
     """
-    if picture is None:
-        if settings is not None:
-            raise SampleError(f"{settings}: the sample has no picture, so the size of the whole is not known")
-        return None
-    whole = read_size(picture)
-    return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]
+    if picture is not None:
+        whole = read_size(picture)
+        return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]
+    if settings is not None:
+        raise SampleError(f"{settings}: the sample has no picture, so the size of the whole is not known")
+    return None
 
 
 def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
     """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
     crops = list[Crop]()
     for number, (top, left, height, width, mirrored) in enumerate(_read_rows(path).tolist()):
-        problem = ""
-        if height < 1 or width < 1:
-            problem = "holds no pixel"
-        elif height * width > MAX_PIXELS:
-            problem = "is too large to be read"
-        elif mirrored not in (0, 1):
-            problem = f"says {mirrored} where mirrored is 0 or 1"
-        elif top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0:
-            problem = f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"
-        if problem:
-            place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
-            raise SampleError(f"{path}: {place}, {problem}")
+        is_outside = top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0
+        for is_wrong, problem in (
+            (height < 1 or width < 1, "holds no pixel"),
+            (height * width > MAX_PIXELS, "is too large to be read"),
+            (mirrored not in (0, 1), f"says {mirrored} where mirrored is 0 or 1"),
+            (is_outside, f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"),
+        ):
+            if is_wrong:
+                place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
+                raise SampleError(f"{path}: {place}, {problem}")
         crops.append(Crop(whole, top, left, height, width, bool(mirrored), number))
     return tuple(crops)
 
@@ -330,8 +321,8 @@ def _read_rows(path: Path) -> NDArray[np.int64]:
     """(crops, 5) of whole numbers: top, left, height, width, mirrored."""
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
-        what = "rows of top, left, height, width, mirrored"
-        raise SampleError(f"{path}: {rows.dtype} of shape {rows.shape}, where {what} belong")
+        found = f"{rows.dtype} of shape {rows.shape}"
+        raise SampleError(f"{path}: {found}, where rows of top, left, height, width, mirrored belong")
     values = rows.astype(np.float64)
     if not np.isfinite(values).all() or np.abs(values).max() > _MAX_PLACE:
         raise SampleError(f"{path}: holds numbers that are no places in a picture")

@@ -51,10 +51,8 @@ def rows_at_once(device: torch.device) -> int:
 def check_finite(results: Iterable[Tensor], row: Modality) -> None:
     """Refuse results of a tokenizer that are infinite or NaN."""
     if not all(bool(result.isfinite().all()) for result in results):
-        raise SampleError(
-            f"{row.name}: its tokenizer's results are not finite numbers; the weights are damaged, or "
-            "float16 is too narrow for them (dtype float32 has more room)"
-        )
+        cause = "the weights are damaged, or float16 is too narrow for them (dtype float32 has more room)"
+        raise SampleError(f"{row.name}: its tokenizer's results are not finite numbers; {cause}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,29 +141,31 @@ class GridCodec:
             value = maps.fit_square(value, side, form.resample)
         if form.is_labels:
             self._check_classes(value)
-        x = form.prepare(value)
-        if form.resample is None:
-            self._check_features(x)
-        if form.resample is None or form.is_labels:
-            return x
-        if config.undo_std:
+            return form.prepare(value)
+        x, is_map = form.prepare(value), form.resample is not None
+        if is_map and config.undo_std:
             x = ((x + 1) / 2 - _MEAN) / _STD
-        if len(x) == 1:  # grey can be repeated
+        if is_map and len(x) == 1:  # grey can be repeated
             x = x.expand(config.n_channels - self.takes_mask, -1, -1)
         if self.takes_mask:
             mask = torch.ones(1, side, side)
             if valid is not None:
                 mask = unit(maps.fit_square(valid, side, Image.Resampling.NEAREST))
             x = torch.cat([x * mask, 2 * mask - 1])
-        self._check_width("{} channels", len(x))
+        if len(x) != (wanted := config.n_channels):
+            found = f"{len(x)} channels" if is_map else f"features of width {len(x)}"
+            raise SampleError(f"{self.row.name}: {found}, where its tokenizer reads {wanted}")
+        places = (1, 1) if config.token_rank == 4 else self.row.grid or ()
+        if not is_map and x.shape[1:] != places:
+            found, right = (" x ".join(map(str, numbers)) for numbers in (x.shape[1:], places))
+            raise SampleError(f"{self.row.name}: features of {found} places, not {right}")
         return x
 
     @torch.no_grad()
     def tokenize(self, prepared: Sequence[Tensor]) -> Tensor:
         """Prepared values, all of one shape -> tokens (B, L) int64; in groups, like `decode`."""
-        tokenizer = self._need_tokenizer()
+        tokenizer, made = self._need_tokenizer(), list[Tensor]()
         device = _device_of(tokenizer)
-        made = list[Tensor]()
         for rows in _groups(len(prepared), device):
             x = torch.stack([prepared[row] for row in rows]).to(device)
             try:
@@ -175,8 +175,7 @@ class GridCodec:
             check_finite([latents], self.row)
             tokens = tokenizer.quantize.indices(latents).flatten(1).cpu()
             made += tokens[: len(prepared) - rows[0]]
-        if made and len(made[0]) != self.row.max_tokens:
-            found = len(made[0])
+        if made and (found := len(made[0])) != self.row.max_tokens:
             raise SampleError(f"{self.row.name}: the value has {found} tokens, not {self.row.max_tokens}")
         return torch.stack(made)
 
@@ -204,9 +203,8 @@ class GridCodec:
         """
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(_device_of(tokenizer))
-        form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self._grid()
-        decoded = list[Tensor]()
-        groups = _groups(len(ids), ids.device)
+        form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self.row.grid or ()
+        decoded, groups = list[Tensor](), _groups(len(ids), ids.device)
         for index, group in enumerate(groups):
             rows = torch.tensor(group)
             tokens = out = ids[rows.to(ids.device)].view(len(group), *form)
@@ -255,31 +253,10 @@ class GridCodec:
         return 1 + len(self.row.labels) if self.row.labels else maps.NUM_COCO_LABELS
 
     def _check_classes(self, value: Value) -> None:
-        """Refuse classes that the tokenizer lacks."""
         count, none = self._num_labels() - 1, maps.NO_CLASS
         if strange := [number for number in np.unique(value).tolist() if count <= number != none]:
-            raise SampleError(
-                f"{self.row.name}: class {strange[0]} is not among the {count} classes of its "
-                f"tokenizer, 0..{count - 1} and {none} for none"
-            )
-
-    def _check_features(self, x: Tensor) -> None:
-        """Refuse a map (C, h, w) of another width than the tokenizer's, or another grid than the row's."""
-        config, (width, *places) = self._need_tokenizer().config, x.shape
-        self._check_width("features of width {}", width)
-        wanted = [1, 1] if config.token_rank == 4 else [*self._grid()]
-        if places != wanted:
-            found, right = (" x ".join(map(str, numbers)) for numbers in (places, wanted))
-            raise SampleError(f"{self.row.name}: features of {found} places, not {right}")
-
-    def _check_width(self, what: str, width: int) -> None:
-        if width != (wanted := self._need_tokenizer().config.n_channels):
-            raise SampleError(f"{self.row.name}: {what.format(width)}, where its tokenizer reads {wanted}")
-
-    def _grid(self) -> tuple[int, int]:
-        if self.row.grid is None:
-            raise ValueError(f"{self.row.name} has no grid")
-        return self.row.grid
+            allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {none} for none"
+            raise SampleError(f"{self.row.name}: class {strange[0]} is not among {allowed}")
 
     def _need_tokenizer(self) -> AnyTokenizer:
         if self.tokenizer is None:
@@ -292,11 +269,9 @@ def _shown(
 ) -> Value:
     """The part of a map in a crop, at a row's size; the map must be as large as the crop's picture."""
     if value.shape[:2] != crop.whole:
-        (height, width), (whole_height, whole_width) = value.shape[:2], crop.whole
-        raise SampleError(
-            f"{path}: {width} x {height} pixels, but the picture of this sample has {whole_width} x "
-            f"{whole_height}; one crop cannot mean the same in both"
-        )
+        found, whole = (f"{width} x {height}" for height, width in (value.shape[:2], crop.whole))
+        both = f"{found} pixels, but the picture of this sample has {whole}"
+        raise SampleError(f"{path}: {both}; one crop cannot mean the same in both")
     return maps.cut(value, crop, row.image_size, resample, outside)
 
 

@@ -27,6 +27,11 @@ DEPTH_LEVELS = 65535  # of 16-bit depth pictures
 GREY = 128
 NO_CLASS = 255  # in class numbers
 
+
+def _colours(table: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(table), dtype=np.uint8).reshape(-1, 3)
+
+
 # Kirillov et al. 2019, https://cocodataset.org/#panoptic-2019; the suffixes are those of the published table.
 COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -48,7 +53,7 @@ COCO_NAMES = (
 )  # fmt: skip
 NUM_COCO_LABELS = 1 + len(COCO_NAMES)  # with "no class"
 # Their public colours, RRGGBB.
-COCO_COLOURS = bytes.fromhex(
+_COCO_COLOURS = _colours(
     "dc143c770b2000008e0000e66a00e4003c640050640000460000c0faaa1e64aa1edcdc00af74affa001ea52a2aff4dff"
     "00e2fcb6b6ff00520078a69d6e4c00ae39ffc76400480076ffb3f0007d5cd10097bcd0b600dcb0ff63a45c00498581ff"
     "4eb4ff00e400aefff32d59ff8686679194aeffd0bac5e2ffab86016d3f36cf8aff97005f09503d5469334a4169a6c466"
@@ -60,7 +65,7 @@ COCO_COLOURS = bytes.fromhex(
     "98a14074700000728f66669cfa8dff"
 )
 # The Turbo colour map (A. Mikhailov, Google 2019, Apache-2.0), 256 colours from low to high, RRGGBB.
-_TURBO = bytes.fromhex(
+_TURBO = _colours(
     "30123b32154333184a341b51351e5836215f37246638276d392a733a2d793b2f803c32863d358b3e38913f3b973f3e9c"
     "4040a24143a74146ac4249b1424bb5434eba4451bf4454c34456c74559cb455ccf455ed34661d64664da4666dd4669e0"
     "466be3476ee64771e94773eb4776ee4778f0477bf2467df44680f64682f84685fa4687fb458afc458cfd448ffe4391fe"
@@ -124,13 +129,11 @@ def read_depth(path: Path) -> Value:
             return levels.astype(np.uint16)
         return _fractions(levels, path, 2, "or 16-bit levels (uint16) ")
     image = read_picture(path)
-    levels = np.asarray(image)
     if image.mode == "F":
-        return _fractions(levels, path, 2)
+        return _fractions(np.asarray(image), path, 2)
     if not image.mode.startswith("I"):
         raise SampleError(f"{path}: depth needs a 16-bit grey picture or .npy, not {image.mode}")
-    _check_levels(levels, path)
-    return levels.astype(np.uint16)
+    return _checked_levels(image, path).astype(np.uint16)
 
 
 def read_distance(path: Path) -> NDArray[np.float32]:
@@ -151,30 +154,30 @@ def _eight_bit(path: Path, mode: str, is_exact: bool = False) -> NDArray[np.uint
     image = read_picture(path, is_exact)
     image.info.pop("transparency", None)  # dropped like an alpha channel
     if image.mode[0] in "IF":  # Pillow would clip instead of scaling
-        image = Image.fromarray(_scaled(np.asarray(image), path))
+        image = Image.fromarray(_scaled(image, path))
     try:
         return np.asarray(image.convert(mode))
     except (ValueError, OSError) as error:
         raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
 
 
-def _scaled(levels: Value, path: Path) -> NDArray[np.uint8]:
+def _scaled(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     """16-bit whole numbers, or fractions from 0 to 1, in 8 bits."""
-    if levels.dtype.kind == "f":
-        low, high = levels.min(), levels.max()
-        if not (low >= 0 and high <= 1):
-            raise SampleError(f"{path}: a picture of fractions lies in 0 to 1, not {low:g} to {high:g}")
+    levels = _checked_levels(image, path)
+    if image.mode == "F":
         return to_bytes(levels)
-    _check_levels(levels, path)
     if levels.itemsize == 4 and 0 < levels.max() < 256:
         raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
     return (levels >> 8).astype(np.uint8)
 
 
-def _check_levels(levels: Value, path: Path) -> None:
-    low, high = levels.min(), levels.max()
-    if low < 0 or high > DEPTH_LEVELS:
-        raise SampleError(f"{path}: a picture of 16 bits lies in 0 to {DEPTH_LEVELS}, not {low} to {high}")
+def _checked_levels(image: Image.Image, path: Path) -> Value:
+    levels = np.asarray(image)
+    most, what = (1, "fractions") if image.mode == "F" else (DEPTH_LEVELS, "16 bits")
+    if not (levels.min() >= 0 and levels.max() <= most):
+        found = f"{levels.min():g} to {levels.max():g}"
+        raise SampleError(f"{path}: a picture of {what} lies in 0 to {most}, not {found}")
+    return levels
 
 
 def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
@@ -194,15 +197,11 @@ def cut(value: Value, crop: Crop, side: int, resample: Image.Resampling, outside
 
     outside: the value of pixels that lie outside the whole picture.
     """
-    height, width = value.shape[:2]
     top, left = max(crop.top, 0), max(crop.left, 0)
-    bottom, right = min(crop.top + crop.height, height), min(crop.left + crop.width, width)
-    square = np.ascontiguousarray(value[top : max(bottom, top), left : max(right, left)])
-    if square.shape[:2] != (crop.height, crop.width):
-        whole = np.full((crop.height, crop.width, *value.shape[2:]), outside, dtype=value.dtype)
-        above, before = top - crop.top, left - crop.left
-        whole[above : above + square.shape[0], before : before + square.shape[1]] = square
-        square = whole
+    seen = value[top : max(crop.top + crop.height, top), left : max(crop.left + crop.width, left)]
+    square = np.full((crop.height, crop.width, *value.shape[2:]), outside, dtype=value.dtype)
+    above, before = top - crop.top, left - crop.left
+    square[above : above + len(seen), before : before + seen.shape[1]] = seen
     if square.shape[:2] != (side, side):
         square = np.asarray(Image.fromarray(square).resize((side, side), resample))
     return np.ascontiguousarray(square[:, ::-1]) if crop.mirrored else square
@@ -242,12 +241,12 @@ def _finish_edges(x: Tensor) -> Value:
     return to_bytes((edges.mean(dim=0).numpy() + 1) / 2)
 
 
+# Label 0 is "no class": class numbers start at 0 for label 1, and no class wraps around to 255.
 def _prepare_labels(classes: Value) -> Tensor:
     return torch.from_numpy((classes + np.uint8(1)).astype(np.int64))
 
 
 def _finish_labels(logits: Tensor) -> Value:
-    """Label 0 is "no class": class numbers start at 0 for label 1, and no class wraps around to 255."""
     return logits.argmax(dim=0).numpy().astype(np.uint8) - np.uint8(1)
 
 
@@ -257,7 +256,7 @@ def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = x.min(), x.max()
     x = (x - low) / (high - low) if high > low else np.zeros_like(x)
     # As Matplotlib maps [0, 1] to 256 colours, the highest value to the last one.
-    return _colours(_TURBO)[(x * 256).astype(np.int64).clip(0, 255)]
+    return _TURBO[(x * 256).astype(np.int64).clip(0, 255)]
 
 
 def paint_labels(labels: NDArray[np.uint8], num_labels: int) -> NDArray[np.uint8]:
@@ -281,16 +280,10 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     """
     if not names and num_labels == NUM_COCO_LABELS:
         names = COCO_NAMES
-    counts = np.bincount(labels.reshape(-1), minlength=256)
-    largest_first = np.argsort(-counts, kind="stable")
-    present = [number for number in largest_first.tolist() if counts[number] and number != NO_CLASS]
-    entries = list[LegendEntry]()
-    for number in [*present, *([NO_CLASS] if counts[NO_CLASS] else [])]:
-        name = names[number] if number < len(names) else f"class {number}"
-        red, green, blue = _label_colours(num_labels)[number].tolist()
-        share = int(counts[number]) / labels.size
-        entries.append(LegendEntry("no class" if number == NO_CLASS else name, (red, green, blue), share))
-    return tuple(entries)
+    counts, colours = np.bincount(labels.reshape(-1)), _label_colours(num_labels).tolist()
+    known = [*names, *(f"class {n}" for n in range(len(names), NO_CLASS))][:NO_CLASS] + ["no class"]
+    present = sorted(np.flatnonzero(counts).tolist(), key=lambda n: (n == NO_CLASS, -counts[n]))
+    return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -313,8 +306,7 @@ def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | Non
     if (rows == rows[0]).all():
         return None
     mean = rows.mean(axis=0)
-    _, _, found = np.linalg.svd(rows - mean, full_matrices=False)
-    found = found[:3]
+    found = np.linalg.svd(rows - mean, full_matrices=False)[2][:3]
     largest = np.abs(found).argmax(axis=1)
     components = np.zeros((3, rows.shape[1]))
     components[: len(found)] = found * np.sign(found[np.arange(len(found)), largest])[:, None]
@@ -353,19 +345,14 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _label_colours(num_labels: int) -> NDArray[np.uint8]:
     """(256, 3): the colour of every class number; grey where there is no class."""
-    if num_labels == NUM_COCO_LABELS:
-        colours = _colours(COCO_COLOURS)
-    else:
+    colours = _COCO_COLOURS
+    if num_labels != NUM_COCO_LABELS:
         # Steps of the golden ratio around the colour circle keep any number of classes apart.
         hues = [colorsys.hsv_to_rgb(0.618034 * k % 1.0, 0.75, 0.95) for k in range(max(num_labels - 1, 1))]
         colours = to_bytes(np.array(hues))
     table = np.full((256, 3), GREY, dtype=np.uint8)
     table[: min(len(colours), NO_CLASS)] = colours[:NO_CLASS]
     return table
-
-
-def _colours(table: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(table, dtype=np.uint8).reshape(-1, 3)
 
 
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST

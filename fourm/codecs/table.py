@@ -8,7 +8,7 @@ from PIL import Image
 
 from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
 from fourm.codecs.maps import FORMS
-from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec, StructuredCodec
+from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec
 from fourm.data.layout import Crop
 from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality
@@ -38,18 +38,13 @@ class Codec(Protocol[T]):
         """A picture of a value."""
 
 
-# Besides those in FORMS and STRUCTURED.
-_OTHER_CODECS = ("rgb", "caption", "t5_caption")
-
-
 def build_codec(
     row: Modality, tokenizer: AnyTokenizer | None = None, wordpiece: WordPiece | None = None
 ) -> Codec[Any]:
     """The codec of a row. A grid can be read, written and shown without its tokenizer."""
     check_codec(row)
     if row.codec in FORMS:
-        if tokenizer is not None and tokenizer.config.codebook_size < row.vocab_size:
-            size = tokenizer.config.codebook_size
+        if tokenizer is not None and (size := tokenizer.config.codebook_size) < row.vocab_size:
             raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
         return GridCodec(row, FORMS[row.codec], tokenizer)
     if row.codec == "rgb":
@@ -60,12 +55,11 @@ def build_codec(
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     if row.codec == "caption":
         return CaptionCodec(row, wordpiece)
-    form = STRUCTURED[row.codec]
-    return StructuredCodec(row, form.grammar_for(wordpiece), wordpiece, form.drawing(row, tokenizer))
+    return STRUCTURED[row.codec].codec(row, wordpiece, tokenizer)
 
 
 def check_codec(row: Modality) -> None:
     """Refuse a row whose codec is unknown."""
-    known = (*_OTHER_CODECS, *FORMS, *STRUCTURED)
+    known = ("rgb", "caption", "t5_caption", *FORMS, *STRUCTURED)
     if row.codec not in known:
         raise UsageError(f"{row.name}: unknown codec '{row.codec}'{near_match(row.codec, known)}")

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,6 @@ from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.vq import VQTokenizer
 
 _MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
-_SHOWN = 5  # unknown words that a note names
 _AT_ONCE = 512  # parts that are decoded together; a text holds far fewer
 
 Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them meant
@@ -57,23 +58,22 @@ class CaptionCodec:
 
     def notes(self, path: Path, crop: Crop | None = None) -> tuple[str, ...]:
         """Notes about a file for the user: how much of it is cut, and words that are unknown."""
-        text, value = _read_caption(path, crop), self.read(path, crop)
-        found = []
+        text, value, notes = _read_caption(path, crop), self.read(path, crop), list[str]()
         if value != text:
             kept, total = (len(self.wordpiece.encode(x)) for x in (value, text))
-            found.append(f"the model reads the first {kept} of {total} tokens")
+            notes.append(f"the model reads the first {kept} of {total} tokens")
         if words := list(dict.fromkeys(self.wordpiece.unknown_words(value))):
-            more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-            found.append(f"the model does not know {', '.join(map(repr, words[:_SHOWN]))}{more}")
-        return tuple(found)
+            more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+            notes.append(f"the model does not know {', '.join(map(repr, words[:5]))}{more}")
+        return tuple(notes)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .txt file in UTF-8; there is no room for `text` in it.
 
         Readers remove one byte order mark, so a text that begins with one gets a second one in front.
         """
-        marked = f"\ufeff{value}" if value.startswith("\ufeff") else value
-        path.write_bytes(marked.encode("utf-8", "surrogateescape"))
+        mark = "\ufeff" if value.startswith("\ufeff") else ""
+        path.write_text(mark + value, encoding="utf-8", errors="surrogateescape", newline="")
 
     def encode(self, values: Sequence[str]) -> Slot:
         """Ids padded to the row's max_tokens; every one of the text is known."""
@@ -95,8 +95,7 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
     known = torch.zeros_like(ids, dtype=torch.bool)
     for i, text in enumerate(texts):
         found = encode_full(text, wordpiece)
-        if len(found) > row.max_tokens:
-            most = row.max_tokens
+        if len(found) > (most := row.max_tokens):
             raise SampleError(f"{row.name}: {len(found)} tokens, but the model reads at most {most}")
         if strange := [token for token in found if token >= row.vocab_size]:
             raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(strange[:1])}' in it")
@@ -146,10 +145,8 @@ class StructuredCodec:
         except ValueError as error:
             raise SampleError(f"{path}: {error}") from error
         kept, total = self._fitting(value)
-        if len(kept) == total:
-            return Structured(value)
         few = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
-        return Structured(value, problems=(few,))
+        return Structured(value, problems=(few,) if len(kept) < total else ())
 
     def typed(self, text: str) -> Structured[Any]:
         """A value as a user types it: the data of a JSON file, or words as the model writes them.
@@ -204,13 +201,10 @@ class StructuredCodec:
         """The pieces of the text that fit into the model's tokens, and the number of all pieces."""
         if not self.grammar.is_divisible:
             return [self.grammar.to_text(value)], 1
-        pieces, kept, room = self.grammar.to_pieces(value), list[str](), self.row.max_tokens - 1  # [EOS]
-        for piece in pieces:
-            room -= len(self.wordpiece.encode(piece))
-            if room < 0:
-                break
-            kept.append(piece)
-        return kept, len(pieces)
+        pieces = self.grammar.to_pieces(value)
+        ends = accumulate(len(self.wordpiece.encode(piece)) for piece in pieces)
+        count = sum(1 for _ in takewhile(lambda end: end < self.row.max_tokens, ends))  # [EOS] comes last
+        return pieces[:count], len(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +217,12 @@ class StructuredForm:
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
     parts: CodedParts | None = None  # what a tokenizer adds to the drawing
 
-    def grammar_for(self, wordpiece: WordPiece) -> Grammar[Any]:
-        """The grammar for the words of a text tokenizer."""
-        return self.grammar if self.suited is None else self.suited(wordpiece)
-
-    def drawing(self, row: Modality, tokenizer: AnyTokenizer | None) -> Callable[[Any], Image.Image]:
-        """How values are drawn with this tokenizer, or without one."""
-        if tokenizer is None or self.parts is None:
-            return self.draw
-        draw, decode = self.parts.draw, decoder_of(row, self.parts, tokenizer)
-        return lambda value: draw(value, decode)
+    def codec(self, row: Modality, wordpiece: WordPiece, tokenizer: AnyTokenizer | None) -> StructuredCodec:
+        """The codec of a row, whose drawing shows more with a tokenizer."""
+        grammar, draw = self.suited(wordpiece) if self.suited else self.grammar, self.draw
+        if tokenizer is not None and self.parts is not None:
+            draw = partial(self.parts.draw, decode=decoder_of(row, self.parts, tokenizer))
+        return StructuredCodec(row, grammar, wordpiece, draw)
 
 
 def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Decode:
@@ -286,10 +276,8 @@ class EmbeddingCodec:
         embeddings, valid = read_members(path, "emb", "mask_valid")
         shape, width = embeddings.shape, self.row.embedding_width
         if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
-            raise SampleError(
-                f"{path}: 'emb' of shape {shape} and 'mask_valid' of shape {valid.shape} are not captions x "
-                "length x width and captions x length"
-            )
+            found = f"'emb' of shape {shape} and 'mask_valid' of shape {valid.shape}"
+            raise SampleError(f"{path}: {found} are not captions x length x width and captions x length")
         if shape[2] != width:
             raise SampleError(f"{path}: vectors of {shape[2]} numbers, where the modality has {width}")
         number = crop.number if crop is not None and crop.number < len(embeddings) else 0
@@ -309,13 +297,12 @@ class EmbeddingCodec:
 
     def encode(self, values: Sequence[Vectors]) -> Slot:
         """The first max_tokens vectors of each value, zeros behind fewer; all of a value's are known."""
-        count, width = self.row.max_tokens, self.row.embedding_width
-        vectors = torch.zeros(len(values), count, width)  # (B, L, E)
+        count = self.row.max_tokens
+        vectors = torch.zeros(len(values), count, self.row.embedding_width)  # (B, L, E)
         valid = torch.zeros(len(values), count, dtype=torch.bool)  # (B, L)
         for i, value in enumerate(values):
-            kept = torch.from_numpy(np.ascontiguousarray(value[:count]))
-            vectors[i, : len(kept)] = kept
-            valid[i, : len(kept)] = True
+            vectors[i, : len(value)] = torch.from_numpy(np.ascontiguousarray(value[:count]))
+            valid[i, : len(value)] = True
         return full_embedding(vectors, valid)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Vectors]:
