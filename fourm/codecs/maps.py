@@ -281,7 +281,7 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     if not names and num_labels == NUM_COCO_LABELS:
         names = COCO_NAMES
     counts, colours = np.bincount(labels.reshape(-1)), _label_colours(num_labels).tolist()
-    known = [*names, *(f"class {n}" for n in range(len(names), NO_CLASS))][:NO_CLASS] + ["no class"]
+    known = [*names[:NO_CLASS], *(f"class {n}" for n in range(len(names), NO_CLASS)), "no class"]
     present = sorted(np.flatnonzero(counts).tolist(), key=lambda n: (n == NO_CLASS, -counts[n]))
     return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
 
