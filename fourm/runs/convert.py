@@ -145,7 +145,7 @@ class _Dtype:
 
 @dataclass(slots=True, eq=False)
 class PickledArray:
-    """What stands for a NumPy array. One of numbers stays bytes until it is needed: it may never be."""
+    """What stands for a NumPy array. Numbers stay bytes until they are needed: they may never be."""
 
     shape: tuple[int, ...] = (0,)
     format: str = ""  # of its numbers, for `struct`; "" = the items are there
@@ -173,12 +173,12 @@ class PickledArray:
         items = struct.unpack(self.format, self.items) if self.format else self.items  # type: ignore[arg-type]
         if len(self.shape) < 2 or not items:
             return list(items)
-        count, rest = self.shape[0], self.shape[1:]
-        size = len(items) // count
-        parts = [
-            items[k::count] if self.by_columns else items[k * size : (k + 1) * size] for k in range(count)
-        ]
-        return [PickledArray(rest, "", self.by_columns, part) for part in parts]
+        count, size = self.shape[0], len(items) // self.shape[0]
+        if self.by_columns:
+            parts = [items[k::count] for k in range(count)]
+        else:
+            parts = [items[k * size : (k + 1) * size] for k in range(count)]
+        return [PickledArray(self.shape[1:], "", self.by_columns, part) for part in parts]
 
 
 def parse_pickled(data: bytes) -> object:
@@ -244,9 +244,15 @@ class _Stack:
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items.append(tuple(taken))
             case "APPEND" | "APPENDS":
-                _append(items[-1], taken)
+                if not isinstance(changed := items[-1], list):
+                    raise ValueError("its pickle appends to something that is no list")
+                changed.extend(taken)
             case "SETITEM" | "SETITEMS":
-                _set_items(items[-1], taken)
+                names, changed = taken[::2], items[-1]
+                are_names = len(taken) % 2 == 0 and all(isinstance(one, str) for one in names)
+                if not isinstance(changed, dict) or not are_names:
+                    raise ValueError("its pickle holds an object without names")
+                changed.update(zip(names, taken[1::2], strict=True))
             case "GLOBAL" | "STACK_GLOBAL":
                 items.append(_allowed(taken or [argument]))
             case "REDUCE":
@@ -300,19 +306,6 @@ def _set_state(made: object, state: object) -> None:
             raise ValueError("its pickle changes something that is no array")
 
 
-def _append(value: object, added: list[object]) -> None:
-    if not isinstance(value, list):
-        raise ValueError("its pickle appends to something that is no list")
-    value.extend(added)
-
-
-def _set_items(value: object, added: list[object]) -> None:
-    names = added[::2]
-    if not isinstance(value, dict) or len(added) % 2 or not all(isinstance(name, str) for name in names):
-        raise ValueError("its pickle holds an object without names")
-    value.update(zip(names, added[1::2], strict=True))
-
-
 @dataclass(slots=True)
 class _PlainLists:
     """Makes lists of arrays and tuples, until they have too many entries: one counts each time it is met."""
@@ -347,11 +340,11 @@ class _PlainLists:
 
     def entries(self, value: object) -> list[object]:
         """What a list, a tuple or the first axis of an array holds."""
-        if not isinstance(value, PickledArray | list | tuple):
-            raise ValueError("something else stands where a list or an array belongs")
         if isinstance(value, PickledArray):
             self._count(math.prod(value.shape))
             value = value.rows()
+        if not isinstance(value, list | tuple):
+            raise ValueError("something else stands where a list or an array belongs")
         self._count(len(value))
         return list(value)
 
