@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -95,7 +95,7 @@ def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> Non
     with state.bars:
         found = verify_cached(hub_ids, replace(CLIENT, report=state.take))
     if as_json:
-        print_json([one.to_json() for one in found])
+        print_json([asdict(one) | {"path": str(one.path)} for one in found])
     elif found:
         rows = [(one.name, one.file, one.problem or "right") for one in found]
         print_table(("name", "file", "checksum"), rows)

@@ -162,9 +162,7 @@ def load_pins() -> dict[str, Commit]:
     try:
         record = json.loads(read_bytes(path, _MAX_PINS))
         if record["format"] != FORMAT:
-            raise UsageError(
-                f"{path}: was written by another version of this program (format {record['format']})"
-            )
+            raise UsageError(f"{path}: is of another version of this program (format {record['format']})")
         found = {}
         for hub_id, row in record["pins"].items():
             files = [HubFile(name, file["size"], file["sha256"]) for name, file in row["files"].items()]

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
@@ -30,7 +30,6 @@ from fourm.hub.remote import Address, Client, Fetched, UnreachableError
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
-MAX_PART = 255  # bytes of each part of a path, as in most file systems
 WEIGHTS = ".safetensors"
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
 GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
@@ -117,10 +116,6 @@ class Verified:
     problem: str  # "" = it is right, "missing" or "damaged"
     removed: bool = False  # True if it was damaged and the cache's own
 
-    def to_json(self) -> dict[str, object]:
-        """The result as plain data."""
-        return {**asdict(self), "path": str(self.path)}
-
 
 def read_wanted(
     names: Sequence[str],
@@ -140,11 +135,10 @@ def read_wanted(
     cache.split_revision(f"NAME@{revision}")
     if len(found) != 1 or found[0].entry.is_text_tokenizer:
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
-    if found[0].revision not in ("", revision):
-        raise UsageError(
-            f"--revision {revision}: {found[0].entry.name}@{found[0].revision} is named; give one of them"
-        )
-    return (replace(found[0], revision=revision),)
+    (one,) = found
+    if one.revision not in ("", revision):
+        raise UsageError(f"--revision {revision}: {one.entry.name}@{one.revision} is named; give one of them")
+    return (replace(one, revision=revision),)
 
 
 def plan_downloads(
@@ -170,13 +164,11 @@ def plan_downloads(
 
 def check_room(jobs: Sequence[Download]) -> None:
     """Refuse what does not fit on the disk."""
-    folder, num_bytes = cache.cache_folder(), sum(job.to_fetch for job in jobs)
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
-        raise FourMError(
-            f"{num_bytes:,} bytes are to be fetched, but only {free:,} are free on the disk of {there}"
-        )
+    folder, size = cache.cache_folder(), sum(job.to_fetch for job in jobs)
+    top = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(top).free
+    if free < size:
+        raise FourMError(f"{size:,} bytes are to be fetched, but only {free:,} are free on the disk of {top}")
 
 
 def fetch(job: Download, client: Client) -> Path:
@@ -324,9 +316,9 @@ def _choose(entry: Entry, found: Commit) -> list[HubFile]:
     """The files that are fetched: never one that would have to be unpickled."""
     is_table, at = entry.kind is EntryKind.PROMPTS, f"at {found.revision[:7]}"
     chosen = [file for file in found.files if _is_part(file.name, is_table)]
-    for file in chosen:
-        if not file.name.isprintable() or any(len(part.encode()) > MAX_PART for part in file.name.split("/")):
-            shown = printable(file.name)[:80]
+    for name in (file.name for file in chosen):  # most file systems have names of 255 bytes at most
+        if not name.isprintable() or any(len(part.encode()) > 255 for part in name.split("/")):
+            shown = printable(name)[:80]
             raise MissingError(f"{entry.hub_id}: a file of it has a name that no file can have here: {shown}")
     if is_table and not any(file.name == PROMPTS_FILE for file in chosen):
         raise MissingError(f"{entry.hub_id} has no file {PROMPTS_FILE} {at}")

@@ -220,9 +220,7 @@ def _locate(name: str) -> ModelFiles:
     if os.path.isfile(path) and path.suffix == ".safetensors":
         config = parse_header_config(read_header(path).metadata)
         if "domains_in" not in config:
-            raise CheckpointError(
-                f"{path}: its header holds no model configuration; give the folder with the config.json"
-            )
+            raise CheckpointError(f"{path}: its header holds no model configuration; give its folder")
         return ModelFiles(name, "", path, config, _sized(RELEASED, config))
     if os.path.isfile(path):
         raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
@@ -240,9 +238,7 @@ def _path_of(name: str) -> Path:
 def _find_repository(name: str, kind: EntryKind) -> tuple[str, Path, str]:
     """Hub id and snapshot of a model or tokenizer in the cache, and half a sentence on how to fetch it."""
     if os.path.exists(path := os.path.expanduser(name)):
-        raise UsageError(
-            f"{path}: cannot be read (neither a file nor a folder, but a pipe, a device or a socket)"
-        )
+        raise UsageError(f"{path}: cannot be read (a pipe, a device or a socket, not a file or folder)")
     bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
     if not is_hub_id(bare):
         raise UsageError(f"{name}: no such file or folder")
@@ -296,9 +292,7 @@ def _weights_in(folder: Path, advice: str) -> Path:
     if WEIGHTS_FILE in files:
         return folder / WEIGHTS_FILE
     if pickles := sorted(name for name in files if name.endswith(PICKLES)):
-        raise CheckpointError(
-            f"{folder}: holds {pickles[0]}, which would have to be unpickled; only {WEIGHTS_FILE} is loaded"
-        )
+        raise CheckpointError(f"{folder}: holds {pickles[0]}, a pickle; only {WEIGHTS_FILE} is loaded")
     raise missing(f"{folder}: no {WEIGHTS_FILE} in this folder{advice}")
 
 
@@ -341,9 +335,7 @@ def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
     """The registry with the grids that depend on the model's `image_size` (rows without their own)."""
     size = config.get("image_size", 224)
     if type(size) is not int or size < 1:
-        raise CheckpointError(
-            f"'image_size' of the model's configuration must be a whole number above 0, not {size!r}"
-        )
+        raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
     rows = []
     for row in registry.rows.values():
         if row.kind is Kind.GRID and row.patch_size and not row.image_size:

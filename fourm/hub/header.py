@@ -180,9 +180,7 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
-            raise CheckpointError(
-                f"{path}: tensor '{name}' begins at byte {start:,} of the data instead of {end:,}"
-            )
+            raise CheckpointError(f"{path}: tensor '{name}' begins at byte {start:,} instead of {end:,}")
         end = stop
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"

@@ -59,7 +59,7 @@ class ModelInfo:
             return facts
         modalities = [
             {"name": row.name, "tokens": row.max_tokens, "vocabulary": row.vocab_size,
-             **dict(zip(("reads", "writes"), self.uses(row), strict=True)), "tokenizer": row.tokenizer}
+             "reads": self.uses(row)[0], "writes": self.uses(row)[1], "tokenizer": row.tokenizer}
             for row in self.rows
         ]  # fmt: skip
         named = self.tokenizers.items()

@@ -195,9 +195,22 @@ def ensure_file(target: Path, file: HubFile, address: Address, client: Client, h
         elif os.path.exists(target):
             raise _no_plain_file(target)
         with _claimed(target, file.name, client) as growing:
-            if growing is not None:
-                return _complete(growing, target, file, address, client)
-        # Another process has just made it.
+            if growing is None:  # another process has just made it
+                continue
+            for _ in range(
+                2 if growing.tell() else 1
+            ):  # what was left from before may be bad
+                receive(client, file, address, growing)
+                if sha256 := check_file(unfinished(target), file, client):
+                    os.replace(unfinished(target), target)
+                    client.report(Fetched(file.name, file.size, is_new=True))
+                    return sha256
+                _restart(growing)
+            unfinished(target).unlink()
+            raise VerificationError(
+                f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
+                f"({file.blob[:12]}...), so it was removed; run the command again"
+            )
 
 
 def check_file(path: Path, file: HubFile, client: Client) -> str:
@@ -262,9 +275,7 @@ def explain_failure(
 
     what, host = f"{hub_id}/{name}" if name else hub_id, urlsplit(url).netloc or url
     if type(error).__name__ == "OfflineModeIsEnabled":
-        return UnreachableError(
-            f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it to do so"
-        )
+        return UnreachableError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it")
     if isinstance(error, Refused):
         if error.code == "GatedRepo":
             gate = f"{constants.ENDPOINT}/{hub_id}"
@@ -439,22 +450,6 @@ def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
 def _restart(file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
-
-
-def _complete(growing: BinaryIO, target: Path, file: HubFile, address: Address, client: Client) -> str:
-    """Fetch what is missing, check it, and rename it to `target`; returns its sha256."""
-    for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad: once more, anew
-        receive(client, file, address, growing)
-        if sha256 := check_file(unfinished(target), file, client):
-            os.replace(unfinished(target), target)
-            client.report(Fetched(file.name, file.size, is_new=True))
-            return sha256
-        _restart(growing)
-    unfinished(target).unlink()
-    raise VerificationError(
-        f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
-        f"({file.blob[:12]}...), so it was removed; run the command again"
-    )
 
 
 @contextmanager
