@@ -9,16 +9,7 @@ import typer
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import (
-    OUTPUT,
-    AsJson,
-    add_command,
-    argument,
-    download_names,
-    known_names,
-    option,
-    with_options,
-)
+from fourm_cli.options import AsJson, add_command, argument, download_names, known_names, option, with_options
 
 if TYPE_CHECKING:
     from fourm.hub.inventory import ModelInfo
@@ -103,7 +94,7 @@ def show(*, name: str, as_json: bool = False) -> None:
     dry_run=option("Only say files and sizes.", None, CHOICE),
     verify=option("Compare what is here with the record; no network. Without names, all.", None, CHOICE),
     list_all=option("Print all names.", None, CHOICE, "--list"),
-    as_json=option("On stdout, JSON in place of paths or tables.", None, OUTPUT, "--json"),
+    as_json="On stdout, JSON in place of paths or tables.",
 )  # fmt: skip
 def download(
     *, names: list[str] | None = None, config: Path | None = None, revision: str | None = None,

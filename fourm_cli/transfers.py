@@ -154,9 +154,7 @@ class Transfers:
 
     def begin(self, job: Download) -> None:
         """Go over to a download."""
-        self._clear()
-        for file in job.files:
-            self._add(file.content.name, file.content.size, file.done)
+        self._show([(file.content.name, file.content.size, file.done) for file in job.files])
         self.left_later = max(0, self.left_later - job.to_fetch)
 
     def take(self, event: Transfer) -> None:
@@ -165,8 +163,7 @@ class Transfers:
             self._print(waiting_line(event))
             return
         if event.name not in self.tasks:  # files are only checked: one after the other
-            self._clear()
-            self._add(event.name, event.size, 0)
+            self._show([(event.name, event.size, 0)])
         if isinstance(event, Fetched):
             self._update(event.name, event.size)
             if event.is_new:
@@ -177,15 +174,16 @@ class Transfers:
             rest = " checked" if event.is_check else "".join(f", {text}" for text in (speed, left) if text)
             self._print(f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}")
 
-    def _clear(self) -> None:
+    def _show(self, files: Iterable[tuple[str, int, int]]) -> None:
+        """Let these files have the bars: names, sizes, and bytes that are here."""
         for task in self.tasks.values():
             self.bars.remove_task(task)
-        self.tasks.clear()
-
-    def _add(self, name: str, size: int, done: int) -> None:
-        self.tasks[name] = self.bars.add_task(
-            printable(name), total=size, completed=done, amount=size_text(size), speed="", left=""
-        )
+        self.tasks = {
+            name: self.bars.add_task(
+                printable(name), total=size, completed=done, amount=size_text(size), speed="", left=""
+            )
+            for name, size, done in files
+        }
 
     def _update(self, name: str, done: int, is_check: bool = False) -> tuple[str, str]:
         """Move a bar; returns the speed, and the time left until all downloads are done, as texts."""

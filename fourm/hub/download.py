@@ -9,21 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
-from fourm.hub import cache, remote
+from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
-from fourm.hub.catalogue import (
-    GROUPS,
-    PARTI,
-    PICKLES,
-    PROMPTS_FILE,
-    TEXT_TOKENIZER,
-    UNKNOWN,
-    Entry,
-    EntryKind,
-    Licence,
-    find_entry,
-    near_entry,
-)
+from fourm.hub.catalogue import GROUPS, PROMPTS_FILE, TEXT_TOKENIZER, Entry, EntryKind, find_entry
 from fourm.hub.files import DEMO, DEMO_SR
 from fourm.hub.header import CONFIG_FILE
 from fourm.hub.remote import Address, Client, Fetched, UnreachableError
@@ -89,7 +77,7 @@ class Download:
         return sum(file.to_fetch for file in self.files)
 
     @property
-    def licence(self) -> Licence | None:
+    def licence(self) -> catalogue.Licence | None:
         """Terms that must be shown, if this is the first download of something under them."""
         entry = self.wanted.entry
         is_first = not entry.licence.is_free and self.to_fetch and cache.find_pin(entry.hub_id) is None
@@ -232,12 +220,12 @@ def _named(text: str) -> Wanted:
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
     if "/" in name and cache.is_hub_id(name):
-        return Wanted(Entry(name, name, EntryKind.MODEL, "", UNKNOWN, 0), revision)
+        return Wanted(Entry(name, name, EntryKind.MODEL, "", catalogue.UNKNOWN, 0), revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
     if name in GROUPS:
         raise UsageError(f"{text}: a group has no common revision; write NAME@REVISION for each")
-    advice = near_entry(name) or "; `fourm download --list` shows all names"
+    advice = catalogue.near_entry(name) or "; `fourm download --list` shows all names"
     raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
 
 
@@ -246,7 +234,7 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Wanted]:
     found = list[Wanted]()
     for key, name in named.items():
         if key == "data_path":
-            found += [_named("parti-prompts")] if name == PARTI else []
+            found += [_named("parti-prompts")] if name == catalogue.PARTI else []
         elif os.path.exists(os.path.expanduser(name)):
             continue
         elif key == "text_tok_path":
@@ -323,7 +311,7 @@ def _choose(entry: Entry, found: Commit) -> list[HubFile]:
     if is_table and not any(file.name == PROMPTS_FILE for file in chosen):
         raise MissingError(f"{entry.hub_id} has no file {PROMPTS_FILE} {at}")
     if not is_table and not any(file.name.endswith(WEIGHTS) for file in chosen):
-        others = [file.name for file in found.files if file.name.endswith(PICKLES)]
+        others = [file.name for file in found.files if file.name.endswith(catalogue.PICKLES)]
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""
         raise MissingError(f"{entry.hub_id} has no {WEIGHTS} file {at}{advice}")
     return chosen

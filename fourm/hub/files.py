@@ -7,16 +7,9 @@ from pathlib import Path
 
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
+from fourm.hub import catalogue
 from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
-from fourm.hub.catalogue import (
-    PICKLES,
-    TEXT_TOKENIZER,
-    Entry,
-    EntryKind,
-    find_entry,
-    near_entry,
-    tokenizer_entry,
-)
+from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import (
     RELEASED,
@@ -247,13 +240,13 @@ def _find_repository(name: str, kind: EntryKind) -> tuple[str, Path, str]:
         raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
     if entry is None and "/" not in bare:
         known = near_match(bare, [DEMO, DEMO_SR]) if kind is EntryKind.MODEL else ""
-        advice = near_entry(bare) or known or "; `fourm models` lists all names"
+        advice = catalogue.near_entry(bare) or known or "; `fourm models` lists all names"
         raise UsageError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
     hub_id, short = (entry.hub_id, entry.name) if entry else (bare, bare)
     snapshot = find_snapshot(hub_id, revision)
     if snapshot is None:
         fetched = f"{short} --revision {revision}" if revision else short
-        advice = (near_entry(bare) if entry is None else "") or _fetches(fetched)
+        advice = (catalogue.near_entry(bare) if entry is None else "") or _fetches(fetched)
         raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
     return hub_id, snapshot, _fetches(entry.name if entry else name)
 
@@ -291,7 +284,7 @@ def _weights_in(folder: Path, advice: str) -> Path:
             raise missing(f"{path}: a link to a file that is gone{advice}")
     if WEIGHTS_FILE in files:
         return folder / WEIGHTS_FILE
-    if pickles := sorted(name for name in files if name.endswith(PICKLES)):
+    if pickles := sorted(name for name in files if name.endswith(catalogue.PICKLES)):
         raise CheckpointError(f"{folder}: holds {pickles[0]}, a pickle; only {WEIGHTS_FILE} is loaded")
     raise missing(f"{folder}: no {WEIGHTS_FILE} in this folder{advice}")
 

@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fourm.hub import catalogue
 from fourm.hub.cache import find_cached
-from fourm.hub.catalogue import (
-    CATALOGUE,
-    TEXT_TOKENIZER,
-    UNKNOWN,
-    Entry,
-    EntryKind,
-    find_entry,
-    tokenizer_entry,
-)
+from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
 from fourm.hub.header import CONFIG_FILE, DTYPES, TensorInfo, load_config, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
@@ -73,7 +66,10 @@ class ModelInfo:
 
 def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    return [*(_local_info(find_model(name)) for name in _BUILT_IN), *map(_known_info, CATALOGUE.values())]
+    return [
+        *(_local_info(find_model(name)) for name in _BUILT_IN),
+        *map(_known_info, catalogue.CATALOGUE.values()),
+    ]
 
 
 def describe(name_or_path: str) -> ModelInfo:
@@ -84,7 +80,7 @@ def describe(name_or_path: str) -> ModelInfo:
         weights = weights_of(resolve_tokenizer(name_or_path))
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
         size, kind = weights.stat().st_size, EntryKind.TOKENIZER
-        own = Entry(name_or_path, "", kind, "Tokenizer", UNKNOWN, size, count)
+        own = Entry(name_or_path, "", kind, "Tokenizer", catalogue.UNKNOWN, size, count)
         return ModelInfo(own, weights, config=config, memory=_memory(count))
     entry = None if is_path else find_entry(name_or_path)
     if entry is None:
@@ -126,7 +122,7 @@ def _known_info(entry: Entry) -> ModelInfo:
 def _local_info(files: ModelFiles) -> ModelInfo:
     """A model that is here."""
     title, size = _BUILT_IN.get(files.name, "Model"), files.weights.stat().st_size
-    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, UNKNOWN, size)
+    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, catalogue.UNKNOWN, size)
     count = count_parameters(files)
     entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
     return ModelInfo(entry, files.weights, files.revision)

@@ -35,7 +35,9 @@ MAX_CHUNKS = 1 << 10  # of an answer about a repository
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 PAGE = "a web page, perhaps the login page of this network"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
-_SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII)  # of an answer: its first byte, all bytes
+_SPAN = re.compile(
+    r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII | re.IGNORECASE
+)  # of an answer: its first byte, all bytes
 # Errors of the client after which another try is of no use.
 _HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects",
              "InvalidURL")  # fmt: skip
@@ -197,9 +199,7 @@ def ensure_file(target: Path, file: HubFile, address: Address, client: Client, h
         with _claimed(target, file.name, client) as growing:
             if growing is None:  # another process has just made it
                 continue
-            for _ in range(
-                2 if growing.tell() else 1
-            ):  # what was left from before may be bad
+            for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad
                 receive(client, file, address, growing)
                 if sha256 := check_file(unfinished(target), file, client):
                     os.replace(unfinished(target), target)
