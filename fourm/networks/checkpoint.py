@@ -26,7 +26,6 @@ from fourm.networks.tokenizers.quantizers import check_codebook
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
-_NAMED = 3  # problems that a message lists
 
 
 def load_model(
@@ -48,7 +47,7 @@ def load_tokenizer(
 
 def tokenizer_config(path: Path) -> VQConfig:
     """What a tokenizer's folder or file says of itself, completed by its tensors; no weights are read."""
-    config, tensors = config_of(path), read_header(weights_of(path))[1]
+    config, tensors = config_of(path), read_header(weights_of(path)).tensors
     with _naming(path):
         return read_config(complete_config(config, {name: info.shape for name, info in tensors.items()}))
 
@@ -98,13 +97,9 @@ def fit_tokenizer(
     check_codebook(config, tensors)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, part)
-    dropped = TRAINING_BUFFERS + part.value
+    kept = [name for name in tensors if not name.startswith(TRAINING_BUFFERS + part.value)]
     # UViT files hold one convolution under two names, or under the second alone.
-    sources = {
-        name.replace("downsample_mid.Conv2d_0.", "downsample_mid.conv."): name
-        for name in tensors
-        if not name.startswith(dropped)
-    }
+    sources = {name.replace("downsample_mid.Conv2d_0.", "downsample_mid.conv."): name for name in kept}
     _compare({name: tensors[source] for name, source in sources.items()}, tokenizer, "tokenizer")
     return tokenizer, sources
 
@@ -124,11 +119,13 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():
             problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
     if problems:
-        raise CheckpointError(f"tensor {'; tensor '.join(problems[:_NAMED])}{_more(problems)}")
+        raise CheckpointError(f"tensor {_listed(problems, '; tensor ')}")
 
 
-def _more(problems: list[str]) -> str:
-    return f" (and {len(problems) - _NAMED} more)" if len(problems) > _NAMED else ""
+def _listed(problems: list[str], separator: str) -> str:
+    """The first three problems, and how many more there are."""
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return separator.join(problems[:3]) + more
 
 
 @contextmanager
@@ -142,12 +139,9 @@ def _naming(path: Path | str) -> Iterator[None]:
 
 def _outlines(path: Path) -> dict[str, Tensor]:
     """Tensors without contents, as the header of a file describes them: float32, or int64 for all others."""
-    return {
-        name: torch.empty(
-            info.shape, dtype=torch.float32 if "F" in info.dtype else torch.int64, device="meta"
-        )
-        for name, info in read_header(path)[1].items()
-    }
+    infos = read_header(path).tensors.items()
+    dtypes = {True: torch.float32, False: torch.int64}
+    return {n: torch.empty(info.shape, dtype=dtypes["F" in info.dtype], device="meta") for n, info in infos}
 
 
 def _filled(
@@ -164,11 +158,10 @@ def _filled(
     state, spoilt = dict[str, Tensor](), list[str]()
     for source, tensor, is_finite in _stream(path, targets, torch.device(device), dtype_of):
         if not is_finite:
-            spoilt.append(source)
+            spoilt.append(f"'{source}'")
         state |= dict.fromkeys(targets[source], tensor)
     if spoilt:
-        names = ", ".join(f"'{name}'" for name in spoilt[:_NAMED])
-        raise CheckpointError(f"{path}: not all numbers are finite in tensor {names}{_more(spoilt)}")
+        raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
 
@@ -181,7 +174,7 @@ def _stream(
     The file is opened anew for every few of them: a mapping that is closed takes its pages along.
     """
     groups, size = [list[str]()], 0
-    for name, info in read_header(path)[1].items():
+    for name, info in read_header(path).tensors.items():
         if name in targets:
             size += 4 * info.num_elements
             if size > _OPEN_BYTES and groups[-1]:
@@ -214,8 +207,5 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def unused_names(model: FourM) -> frozenset[str]:
     """Tensors of a checkpoint that no result depends on: image targets start from the mask token alone."""
-    return frozenset(
-        f"decoder_embeddings.{m.name}.token_emb.weight"
-        for m in model.config.modalities_out
-        if m.kind is Kind.GRID
-    )
+    grids = [row.name for row in model.config.modalities_out if row.kind is Kind.GRID]
+    return frozenset(f"decoder_embeddings.{name}.token_emb.weight" for name in grids)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,7 @@ from fourm.errors import UsageError
 from fourm.hub.header import DTYPES
 from fourm.networks.state import Packing
 
-TF32 = "tf32"
-# xFormers wants rows of heads and of masks to begin at multiples of so many numbers.
-_ALIGNED = 8
+_ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
 
 # q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -34,8 +32,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
-    width = q.shape[-1]
-    rows = (_as_rows(part) for part in (q, k, v))
+    rows, width = (_as_rows(part) for part in (q, k, v)), q.shape[-1]
     out = memory_efficient_attention(*rows, attn_bias=bias, scale=width**-0.5)
     return out[..., :width].transpose(1, 2)
 
@@ -99,20 +96,17 @@ def _check_xformers(device: torch.device, like: Tensor | None) -> None:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of tensors for a key of `DTYPES`."""
-    dtype: torch.dtype = getattr(torch, DTYPES[name].torch_name)
-    return dtype
+    return cast("torch.dtype", getattr(torch, DTYPES[name].torch_name))
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
     """The full name of a dtype, "auto" resolved; UsageError where the device does not have it."""
     if name not in DTYPES:
         raise UsageError(f"--dtype: '{name}' is not one of {', '.join(DTYPES)}")
-    name = DTYPES[name].name
-    if name == TF32 and device.type != "cuda":
-        raise UsageError(
-            f"--dtype tf32: only NVIDIA GPUs support it, not '{device.type}'; use --dtype float32"
-        )
-    return name
+    if DTYPES[name].name == "tf32" and device.type != "cuda":
+        where = f"only NVIDIA GPUs support it, not '{device.type}'"
+        raise UsageError(f"--dtype tf32: {where}; use --dtype float32")
+    return DTYPES[name].name
 
 
 @contextmanager
@@ -127,7 +121,7 @@ def arithmetic(dtype: str) -> Iterator[None]:
     _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
     products, convolutions = torch.get_float32_matmul_precision(), _convolutions()
     others = [(owner, name, _get(owner, name)) for owner, name, _ in _OTHERS if hasattr(owner, name)]
-    is_coarse = dtype == TF32
+    is_coarse = dtype == "tf32"
     try:
         _set_older("high" if is_coarse else "highest", is_coarse)
         _set((owner, "fp32_precision", "tf32" if is_coarse else "ieee") for owner, _ in on_gpu)
@@ -161,8 +155,7 @@ def _newer() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
 
 def _own(owner: Any, parent: Any) -> str:
     """The value of a newer setting; "none" if it has its parent's value."""
-    value: str = owner.fp32_precision
-    return "none" if value == parent.fp32_precision else value
+    return "none" if owner.fp32_precision == parent.fp32_precision else str(owner.fp32_precision)
 
 
 def _convolutions() -> bool:
@@ -239,7 +232,6 @@ class LayerNorm(nn.Module):
             self.register_buffer("bias", torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> the same shape; statistics over the last axis, biased variance."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -256,16 +248,13 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same shape."""
         hidden = self.act(self.fc1(x))
-        if self.fc3 is not None:
-            hidden = hidden * self.fc3(x)
-        return self.fc2(hidden)
+        return self.fc2(hidden if self.fc3 is None else hidden * self.fc3(x))
 
 
 class TokenTable(nn.Embedding):
     """A vector for each id; a network that is built without contents draws no random ones."""
 
     def reset_parameters(self) -> None:
-        """Standard normal numbers."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
@@ -338,8 +327,7 @@ class KVCache:
     """Keys and values of the tokens decoded so far, for one block; the space is reserved beforehand."""
 
     def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self.length = 0
+        self.max_tokens, self.length = max_tokens, 0
         self.keys: Tensor | None = None  # (B, H, max_tokens, d)
         self.values: Tensor | None = None
 

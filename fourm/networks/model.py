@@ -57,19 +57,16 @@ class FourMConfig:
 
     def __post_init__(self) -> None:
         if self.dim % 4 or self.dim % self.num_heads:
-            raise CheckpointError(
-                f"config: dim {self.dim} is not divisible by 4 and by num_heads {self.num_heads}"
-            )
+            rule = f"is not divisible by 4 and by num_heads {self.num_heads}"
+            raise CheckpointError(f"config: dim {self.dim} {rule}")
 
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
         """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
-        own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
+        own, sides = {k: v for k, v in config.items() if not k.startswith("modalities_")}, ("in", "out")
         try:
             fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
-            names = [
-                fit(tuple[str, ...], config.get(k), f"config.{k}") for k in ("domains_in", "domains_out")
-            ]
+            names = [fit(tuple[str, ...], config.get(f"domains_{s}"), f"config.domains_{s}") for s in sides]
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         reads, writes = (tuple(registry.get(name) for name in side) for side in names)
@@ -79,11 +76,10 @@ class FourMConfig:
     def blocks(self) -> BlockConfig:
         """What the blocks are like; a gated MLP has two thirds of the width, so that the parameters stay."""
         hidden = int(self.dim * self.mlp_ratio)
-        return BlockConfig(
-            self.dim, self.num_heads, int(2 * hidden / 3) if self.gated_mlp else hidden, self.qkv_bias,
-            self.proj_bias, self.mlp_bias, self.norm_bias, self.qk_norm, self.gated_mlp,
-            act=getattr(nn, self.act_layer),
-        )  # fmt: skip
+        hidden = int(2 * hidden / 3) if self.gated_mlp else hidden
+        biases = (self.qkv_bias, self.proj_bias, self.mlp_bias, self.norm_bias)
+        act: type[nn.Module] = getattr(nn, self.act_layer)
+        return BlockConfig(self.dim, self.num_heads, hidden, *biases, self.qk_norm, self.gated_mlp, act)
 
 
 class Embedding(nn.Module):
@@ -110,8 +106,7 @@ class Embedding(nn.Module):
             pixels = slot.values.to(self.proj.weight.dtype)
             return self.proj(_patches(pixels, self.modality)), self.pos_emb + self.mod_emb
         if kind is Kind.GRID:
-            if slot.values.shape[1] != self.pos_emb.shape[1]:
-                got, want = slot.values.shape[1], self.pos_emb.shape[1]
+            if (got := slot.values.shape[1]) != (want := self.pos_emb.shape[1]):
                 raise ValueError(f"{self.modality.name}: {got} tokens, the model has {want} positions")
             return self.token_emb(slot.values), self.pos_emb + self.mod_emb
         if kind is Kind.SEQUENCE:
@@ -147,11 +142,9 @@ class Head(nn.Module):
 
 def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -> None:
     """`pos_emb` (1, L, D): a buffer when fixed, a parameter when learned; both are in the checkpoint."""
-    if modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING):
-        table = sincos_1d(SEQUENCE_ROWS, config.dim)
-    else:
-        rows, columns = modality.grid or (0, 0)
-        table = sincos_2d(rows, columns, config.dim)
+    is_sequence = modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING)
+    grid = modality.grid or (0, 0)
+    table = sincos_1d(SEQUENCE_ROWS, config.dim) if is_sequence else sincos_2d(*grid, config.dim)
     if modality.positions == "learned":
         module.pos_emb = nn.Parameter(table)
     else:
@@ -240,17 +233,12 @@ class FourM(nn.Module):
             visible = torch.cat([visible.new_ones(registers.shape[:2]), visible], dim=1)
             total += registers.shape[0] * registers.shape[1]
         packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
-        out = self._run_encoder(content + address, visible, packing)
-        return Context(out + address, visible, packing)
-
-    def _run_encoder(self, x: Tensor, visible: Tensor, packing: Packing | None) -> Tensor:
-        """Encoder blocks, final norm and context projection over (B, N, D)."""
-        mask = visible[:, None, None, :]
+        x, mask = content + address, visible[:, None, None, :]
         x = packing.pack(x) if packing else x
         for block in self.encoder:
             x = block(x, mask, packing)
         x = self.decoder_proj_context(self.encoder_norm(x))
-        return packing.unpack(x) if packing else x
+        return Context((packing.unpack(x) if packing else x) + address, visible, packing)
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
         """Keys and values of a context, and room for those of max_tokens tokens of a sequence."""

@@ -28,12 +28,8 @@ class Slot:
     def fill(self, positions: Tensor, ids: Tensor) -> "Slot":
         """Fix ids at positions, both (B, K) int64. Returns a new slot; self is untouched."""
         yes = torch.ones_like(positions, dtype=torch.bool)
-        return replace(
-            self,
-            values=self.values.scatter(1, positions, ids),
-            known=self.known.scatter(1, positions, yes),
-            wanted=self.wanted.scatter(1, positions, ~yes),
-        )
+        known, wanted = self.known.scatter(1, positions, yes), self.wanted.scatter(1, positions, ~yes)
+        return replace(self, values=self.values.scatter(1, positions, ids), known=known, wanted=wanted)
 
     def hide(self) -> "Slot":
         """What an unconditional pass sees: nothing of an image, one empty marker of a sequence.
@@ -64,7 +60,6 @@ class Slot:
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Slot":
-        """A slot with every tensor changed."""
         lengths = None if self.lengths is None else change(self.lengths)
         return Slot(self.kind, change(self.values), change(self.known), change(self.wanted), lengths)
 

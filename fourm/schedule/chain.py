@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.modalities.instances import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
+from fourm.modalities.typed import Limits
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve
 
-MAX_PASSES = 1000  # a dense prediction has tens of them
-MAX_GUIDANCE = 1e6  # beyond it sums of logits overflow, and long before it the strongest token always wins
+# Settings that are numbers: how messages call one, and its range.
+_RANGES: Mapping[str, tuple[str, Limits]] = {
+    "num_tokens": ("{} tokens", Limits(1)),
+    "num_steps": ("{} decoding steps", Limits(1)),
+    "passes": ("{} passes", Limits(1, 1000)),  # a dense prediction has tens of them
+    "temperature": ("the temperature {:g}", Limits(0)),
+    # Beyond it sums of logits overflow, and long before it the strongest token always wins.
+    "guidance": ("the guidance scale {:g}", Limits(-1_000_000, 1_000_000)),
+}
 # Settings that name a row of a table: how messages call it, and the rows.
 _CHOICES: Mapping[str, tuple[str, Collection[str]]] = {
     "scheme": ("scheme", SCHEMES),
@@ -55,16 +64,10 @@ def field_problem(field: str, value: object) -> str:
             parse_temperature_curve(str(value))
         except UsageError as error:
             return str(error)
-    if not isinstance(value, int | float):
-        return ""
-    if field in ("num_tokens", "num_steps") and value < 1:
-        return f"{value} {'tokens' if field == 'num_tokens' else 'decoding steps'}; give at least 1"
-    if field == "passes" and not 1 <= value <= MAX_PASSES:
-        return f"{value} passes; give 1 to {MAX_PASSES:,}"
-    if field == "temperature" and not 0 <= value < math.inf:
-        return f"the temperature {value:g} is {'negative' if value < 0 else 'not a finite number'}"
-    if field == "guidance" and not abs(value) <= MAX_GUIDANCE:
-        return f"the guidance scale {value:g} is outside -{MAX_GUIDANCE:,.0f}..{MAX_GUIDANCE:,.0f}"
+    if field in _RANGES and isinstance(value, int | float):
+        what, limits = _RANGES[field]
+        if not (limits.least <= value <= limits.most and value < math.inf):
+            return f"{what.format(value)}; give {limits}"
     return ""
 
 
@@ -138,21 +141,17 @@ class Chain:
     @property
     def num_tokens(self) -> dict[str, int]:
         """How many tokens each target gets; a sequence at most, in each of its passes."""
-        totals: dict[str, int] = {}
+        totals = Counter[str]()
         for step in self.steps:
-            totals[step.target] = totals.get(step.target, 0) + step.num_tokens
-        return totals
+            totals[step.target] += step.num_tokens
+        return dict(totals)
 
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
-        order = list(dict.fromkeys([*self.conditions, *self.targets]))
-        return {
-            "conditions": list(self.conditions),
-            **({"tokenised": sorted(self.raw)} if self.raw else {}),
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "steps": [_step_to_json(step, order) for step in self.steps],
-        }
+        raw, order = {"tokenised": sorted(self.raw)} if self.raw else {}, list(dict.fromkeys(self.modalities))
+        steps = [_step_to_json(step, order) for step in self.steps]
+        return {"conditions": list(self.conditions), **raw, "top_k": self.top_k, "top_p": self.top_p,
+                "steps": steps}  # fmt: skip
 
     def to_text(self) -> str:
         """The chain as command-line options that parse to the same chain."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from fourm.hub.files import ModelFiles, weights_of
 from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
 from fourm.hub.inventory import is_unused
-from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind
+from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
 
@@ -56,8 +56,7 @@ def estimate(
     decode: values are made of the tokens, `rows_at_once` rows of a batch together. max_rows: texts that are
     decoded together where a sample has several.
     """
-    width = DTYPES[dtype].num_bytes
-    rows = model.registry.rows
+    width, rows = DTYPES[dtype].num_bytes, model.registry.rows
     decoders = {rows[name].tokenizer for name in chain.targets if rows[name].kind is Kind.GRID and decode}
     encoders = {rows[name].tokenizer for name in chain.raw}
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
@@ -66,8 +65,7 @@ def estimate(
     peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
     if decode:
         peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
-    largest = _highest(peaks)
-    passes, tokens = 0, 0
+    largest, passes, tokens = _highest(peaks), 0, 0
     for step in chain.steps:
         count = step.num_tokens * step.passes
         tokens += count
@@ -209,26 +207,21 @@ def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> 
 
 def detokenizing_peak(chain: Chain, model: ModelFiles, width: int, rows: int) -> Peak:
     """The peak of decoding tokens to values, without the weights; `rows` are decoded together."""
-    peaks = [Peak(0)]
-    for name in chain.targets:
-        row = model.registry.get(name)
-        if row.kind is Kind.GRID and row.tokenizer in model.tokenizers:
-            tensors = read_header(weights_of(model.tokenizers[row.tokenizer]))[1]
-            peaks.append(_decoder_peak(tensors, row.grid or (1, 1), row.patch_size, width, rows))
-    return _highest(peaks)
+    named = [model.registry.get(name) for name in chain.targets]
+    grids = [row for row in named if row.kind is Kind.GRID and row.tokenizer in model.tokenizers]
+    peaks = (_decoder_peak(model.tokenizers[row.tokenizer], row, width, rows) for row in grids)
+    return _highest([Peak(0), *peaks])
 
 
-def _decoder_peak(
-    tensors: Mapping[str, TensorInfo], grid: tuple[int, int], patch: int, width: int, rows: int
-) -> Peak:
+def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> Peak:
     """The peak of one decoder: a diffusion UNet at its finest level, or a transformer and its output."""
-    tokens = rows * math.prod(grid)
-    names = ("decoder.input_blocks.0.0.weight", "decoder.out_proj.weight")
-    first, last = (tensors[name].shape if name in tensors else () for name in names)
+    shapes = {name: info.shape for name, info in read_header(weights_of(path)).tensors.items()}
+    tokens = rows * math.prod(row.grid or (1, 1))
+    first, last = (shapes.get(f"decoder.{name}.weight", ()) for name in ("input_blocks.0.0", "out_proj"))
     if len(first) == 4:
-        wide, cells = first[0], tokens * (patch // 4) ** 2
+        wide, cells = first[0], tokens * (row.patch_size // 4) ** 2
         blocks = [
-            info.shape for name, info in tensors.items()
+            shape for name, shape in shapes.items()
             if name.startswith("decoder.output_blocks.") and name.endswith(".0.in_layers.2.weight")
         ]  # fmt: skip
         joined = max((shape[1] for shape in blocks if shape[0] == wide), default=wide)

@@ -8,26 +8,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from fourm.errors import ScheduleError, UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import GENERATION_ORDER, UNORDERED, Kind, Modality
 from fourm.schedule.chain import Chain, TargetSpec, field_problem, joining_problem, make_chain
 from fourm.schedule.schemes import SCHEMES
-from fourm.schedule.settings import (
-    OPTIONS,
-    TARGET_OPTIONS,
-    Item,
-    Layer,
-    Setting,
-    SettingValue,
-    parse_options,
-    parse_target,
-)
+from fourm.schedule.settings import OPTIONS, TARGET_OPTIONS, Item, Layer, Setting, parse_options, parse_target
 
-DEFAULT_CONDITIONS = ("caption",)
-DEFAULT_TARGETS = ("tok_clip", "tok_rgb")
-DEFAULT_TOP_P = 0.8
 ALL_TARGETS = "all"  # in place of targets: everything that the model can produce
 
 
@@ -108,7 +97,7 @@ class _Planner:
         setting, reads, made = self.settings.get("cond_domains"), self.model.reads, self.made
         if made is not None and (setting is None or setting.values == (None,)):
             return sorted({name for name in made if name in reads}), {}, set()
-        setting = setting or Setting(DEFAULT_CONDITIONS, "--cond")
+        setting = setting or Setting(("caption",), "--cond")
         names, where = () if setting.values == (None,) else setting.values, setting.where
         pairs = [str(name).partition(":")[::2] for name in names]
         grids = {name: self._grid_of_values(name) for name, _ in pairs}
@@ -165,7 +154,7 @@ class _Planner:
         """CLIP and RGB tokens; for super-resolution, the conditions at another resolution."""
         rows, writes = self.model.registry.rows, self.model.writes
         if self.made is None:
-            names = [self.model.registry.resolve(name, writes) for name in DEFAULT_TARGETS]
+            names = [self.model.registry.resolve(name, writes) for name in ("tok_clip", "tok_rgb")]
             return [name for name in names if name in writes and name not in conditions]
         keys = {rows[name].key for name in conditions}
         rank = {key: index for index, key in enumerate(GENERATION_ORDER)}
@@ -174,9 +163,8 @@ class _Planner:
 
     def _resolve(self, names: Sequence[str], where: str, able: Sequence[str], verb: str) -> list[str]:
         """Full names; "" for one that is unknown, repeated, or that the model cannot read or produce."""
-        found: list[str] = []
+        found = list[str]()
         for name in names:
-            full = ""
             try:
                 full = self.model.registry.resolve(name, able)
                 if full not in able:
@@ -184,67 +172,62 @@ class _Planner:
                     raise UsageError(f"model '{self.model.name}' cannot {verb} '{full}'; {has}")
                 if full in found:
                     raise UsageError(f"'{full}' is given twice")
-                found.append(full)
             except UsageError as error:
                 self.problems.append(f"{where}: {error}")
-                found.append("")
+                full = ""
+            found.append(full)
         return found
 
     def parallel_lists(self, targets: Sequence[str]) -> list[dict[str, Setting]]:
         """The values of the parallel lists for each target; one value serves all."""
         lists: list[dict[str, Setting]] = [{} for _ in targets]
         refused = [joining_problem(self.model.registry.rows[target]) if target else "" for target in targets]
-        for option in TARGET_OPTIONS:
-            setting = self.settings.get(option.key)
-            places = [i for i, t in enumerate(targets) if not option.joined or (t and not refused[i])]
-            if setting is None or not targets:
+        for option in TARGET_OPTIONS if targets else ():
+            if (setting := self.settings.get(option.key)) is None:
                 continue
+            places = [i for i, t in enumerate(targets) if not option.joined or (t and not refused[i])]
+            count, names = len(places), [targets[i] for i in places]
+            values = setting.values * count if len(setting.values) == 1 else setting.values
             if not places:
                 self.problems.extend(f"{setting.where}: {problem}" for problem in refused[:1] if problem)
-                continue
-            values, count = setting.values, len(places)
-            values = values * count if len(values) == 1 else values
-            if len(values) != count:
-                names = [targets[i] for i in places]
+            elif len(values) != count:
                 named = f" ({', '.join(names)})" if all(names) else ""
                 many, allowed = ("s", f"1 or {count}") if count > 1 else ("", "1")
                 what = f"{len(values)} values for {count} target{many}{named}"
                 self.problems.append(f"{setting.where}: {what}; give {allowed}")
-                continue
-            for place, value in zip(places, values, strict=True):
-                lists[place][option.key] = Setting((value,), setting.where)
+            else:
+                for place, value in zip(places, values, strict=True):
+                    lists[place][option.key] = Setting((value,), setting.where)
         return lists
 
     def spec(self, row: Modality, settings: Mapping[str, Setting], with_rgb: bool) -> TargetSpec | None:
         """A target's settings over the defaults of its row; None if something is wrong with them."""
         defaults = row.rgb_defaults if with_rgb else row.defaults
         if defaults is None:
-            self.problems.append(
-                f"'{row.name}' cannot be a target: its row in modalities.yaml has no defaults"
-            )
+            problem = "its row in modalities.yaml has no defaults"
+            self.problems.append(f"'{row.name}' cannot be a target: {problem}")
             return None
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
-        asked = {name: setting for name, setting in asked.items() if setting.values[0] is not None}
-        values: dict[str, SettingValue] = asdict(defaults)
+        where = {name: setting.where for name, setting in asked.items() if setting.values[0] is not None}
+        values: dict[str, Any] = asdict(defaults)
         values["num_tokens"] = min(defaults.num_tokens or row.max_tokens, row.max_tokens)
-        values |= {name: setting.values[0] for name, setting in asked.items()}
-        if "num_steps" not in asked and values["num_steps"] is not None:
-            values["num_steps"] = min(int(values["num_steps"]), int(values["num_tokens"] or 1))
-        where = {name: setting.where for name, setting in asked.items()}
+        values |= {name: asked[name].values[0] for name in where}
+        if "num_steps" not in where and values["num_steps"] is not None:
+            values["num_steps"] = min(values["num_steps"], max(values["num_tokens"], 1))
         wrong = {name: problem for name, value in values.items() if (problem := field_problem(name, value))}
         found = [f"{where.get(name, f'the defaults of {row.name}')}: {p}" for name, p in wrong.items()]
         if not wrong.keys() & {"scheme", "num_tokens", "num_steps", "passes"}:
             found += _misfits(row, values, where)
         self.problems.extend(found)
         try:
-            return None if found else _without_unused(TargetSpec(target=row.name, **values))  # type: ignore[arg-type]
+            return None if found else _without_unused(TargetSpec(target=row.name, **values))
         except ScheduleError as error:
             self.problems.extend(error.problems)
             return None
 
     def filters(self) -> tuple[int | float, float]:
         """top_k (0 = off) and top_p (1 = off)."""
-        top_k, top_p = self._single("top_k", 0), self._single("top_p", DEFAULT_TOP_P)
+        top_k, top_p = self._single("top_k", 0), self._single("top_p", 0.8)
         if not 0 <= top_p <= 1:
             where = self.settings["top_p"].where
             self.problems.append(f"{where}: top_p is a share from 0 to 1, not {top_p!r}")
@@ -265,26 +248,22 @@ class _Planner:
         return setting.values[0]
 
 
-def _misfits(row: Modality, values: Mapping[str, SettingValue], where: Mapping[str, str]) -> list[str]:
+def _misfits(row: Modality, values: Mapping[str, Any], where: Mapping[str, str]) -> list[str]:
     """What does not suit the modality, although each setting is good by itself."""
-    problems, scheme, num_tokens = [], SCHEMES[str(values["scheme"])], int(values["num_tokens"] or 0)
+    problems, scheme, num_tokens = list[tuple[str, str]](), SCHEMES[values["scheme"]], values["num_tokens"]
+    sort, has = ("a sequence", "at most ") if row.kind is Kind.SEQUENCE else ("a grid of tokens", "")
     if scheme.causal != (row.kind is Kind.SEQUENCE):
-        sort = "a sequence" if row.kind is Kind.SEQUENCE else "a grid of tokens"
-        good = [name for name, other in SCHEMES.items() if other.causal != scheme.causal]
-        place = where.get("scheme", row.name)
-        problems.append(f"{place}: '{scheme.name}' does not fit {row.name}, {sort}; use {' or '.join(good)}")
+        good = " or ".join(name for name, other in SCHEMES.items() if other.causal != scheme.causal)
+        problems.append(("scheme", f"'{scheme.name}' does not fit {row.name}, {sort}; use {good}"))
     if num_tokens > row.max_tokens or (row.kind is Kind.GRID and num_tokens != row.max_tokens):
-        has = "at most " if row.kind is Kind.SEQUENCE else ""
-        place = where.get("num_tokens", row.name)
-        problems.append(f"{place}: {num_tokens} tokens for {row.name}, which has {has}{row.max_tokens}")
-    elif int(values.get("passes") or 1) > 1 and (problem := joining_problem(row)):
-        problems.append(f"{where.get('passes', row.name)}: {problem}")
-    elif not scheme.causal and "num_steps" in where and int(values["num_steps"] or 0) > num_tokens:
-        steps = values["num_steps"]
-        problems.append(
-            f"{where['num_steps']}: {steps} steps are more than the {num_tokens} tokens of {row.name}"
-        )
-    return problems
+        tokens = f"{num_tokens} tokens for {row.name}, which has {has}{row.max_tokens}"
+        problems.append(("num_tokens", tokens))
+    elif values.get("passes", 1) > 1 and (problem := joining_problem(row)):
+        problems.append(("passes", problem))
+    elif not scheme.causal and "num_steps" in where and values["num_steps"] > num_tokens:
+        steps = f"{values['num_steps']} steps are more than the {num_tokens} tokens of {row.name}"
+        problems.append(("num_steps", steps))
+    return [f"{where.get(name, row.name)}: {problem}" for name, problem in problems]
 
 
 def _without_unused(spec: TargetSpec) -> TargetSpec:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from fourm.data.opening import output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
@@ -66,9 +66,8 @@ class Option:
 
 
 OPTIONS = (
-    Option("cond_domains", "--cond", Item.NAME,
-           "Conditions: caption-det. 'depth' reads maps and tokenises them, 'tok_depth' reads tokens. "
-           "With weights: caption:2.0,tok_depth:-1. 'none' for none"),
+    Option("cond_domains", "--cond", Item.NAME, "Conditions: caption-det. 'depth' reads maps and tokenises "
+           "them, 'tok_depth' reads tokens. With weights: caption:2.0,tok_depth:-1. 'none' for none"),
     Option("target_domains", "--targets", Item.NAME,
            "Targets in the order of decoding: tok_clip-tok_rgb, or all"),
     Option("target", "--target", Item.TEXT,
@@ -80,15 +79,13 @@ OPTIONS = (
     Option("token_decoding_schedules", "--token-schedules", Item.CURVE,
            "Tokens per step: cosine or linear", "token_curve", "token-schedule"),
     Option("temps", "--temps", Item.NUMBER, "Start temperatures: 3.0-0.5", "temperature", "temp"),
-    Option("temp_schedules", "--temp-schedules", Item.CURVE,
-           "Temperature over the steps: constant, linear, onex:0.5:0.5",
-           "temperature_curve", "temp-schedule"),
+    Option("temp_schedules", "--temp-schedules", Item.CURVE, "Temperature over the steps: constant, linear, "
+           "onex:0.5:0.5", "temperature_curve", "temp-schedule"),
     Option("cfg_scales", "--cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
     Option("cfg_schedules", "--cfg-schedules", Item.CURVE, "Guidance over the steps: constant",
            "guidance_curve", "cfg-schedule"),
-    Option("sam_passes", "--sam-passes", Item.COUNT,
-           "Dense sam_instance: predict as often as this, each with its own noise, and join what is found",
-           "passes", "passes", joined=True),
+    Option("sam_passes", "--sam-passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
+           "with its own noise, and join what is found", "passes", "passes", joined=True),
     Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "--top-p", Item.NUMBER,
            "Draw from the most probable tokens that make up this share; 0 is off"),
@@ -126,9 +123,9 @@ class RunSettings:
     model: str | None = None
     sr_model: str | None = None
     data_path: str | None = None  # a folder, a prompt file, or the name of a prompt set
-    data_name: str | None = None  # part of the output folder
-    name: str | None = None  # the same
-    sr_name: str | None = None  # the same
+    data_name: str | None = None  # part of the output folder, as the next two
+    name: str | None = None
+    sr_name: str | None = None
     output_dir: str | None = None
     num_samples: _Count | None = None
     num_variations: _Count | None = None
@@ -167,18 +164,16 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
 
     What cannot be read is among the problems of `base`, to be reported with the schedule's mistakes.
     """
-    layers, run = list[Layer](), dict[str, object]()
-    for path in configs:
-        layer, values = load_layer(path)
-        layers.append(layer)
+    loaded, run = [load_layer(path) for path in configs], dict[str, Any]()
+    for _, values in loaded:
         run |= values
-    layers.append(parse_options(options))
+    layers = [*(layer for layer, _ in loaded), parse_options(options)]
     base, sr = (merge([_with_prefix(layer, prefix) for layer in layers]) for prefix in ("", SR_PREFIX))
     problems = tuple(problem for layer in layers for problem in layer.problems)
     said = {key: value for key, value in run.items() if value is not None}
     keys = [key for key in TOKENIZERS if key + TOKENIZER_SUFFIX in said]
-    tokenizers = {key: str(said.pop(key + TOKENIZER_SUFFIX)) for key in keys}
-    return Settings(Layer(base.settings, problems), sr, RunSettings(**said, tokenizers=tokenizers))  # type: ignore[arg-type]
+    tokenizers = {key: said.pop(key + TOKENIZER_SUFFIX) for key in keys}
+    return Settings(Layer(base.settings, problems), sr, RunSettings(**said, tokenizers=tokenizers))
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -186,10 +181,9 @@ def read_names(path: Path) -> dict[str, str]:
     settings = read_settings([path], {})
     if settings.base.problems:
         raise ScheduleError(*dict.fromkeys(settings.base.problems))
-    run = settings.run
-    named = {"model": run.model, "sr_model": run.sr_model, "text_tok_path": run.text_tok_path,
-             "data_path": run.data_path}  # fmt: skip
-    named |= {key + TOKENIZER_SUFFIX: name for key, name in run.tokenizers.items()}
+    keys = ("model", "sr_model", "text_tok_path", "data_path")
+    named = {key: getattr(settings.run, key) for key in keys}
+    named |= {key + TOKENIZER_SUFFIX: name for key, name in settings.run.tokenizers.items()}
     return {key: name for key, name in named.items() if name}
 
 
@@ -253,24 +247,24 @@ def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
 
 def parse_target(text: str, where: str) -> tuple[str, Layer]:
     """A whole target, `NAME:WORD=VALUE,...`, as its name and the settings given to it."""
-    name, _, rest = text.strip().partition(":")
+    name, _, rest = (part.strip() for part in text.partition(":"))
     settings, problems = dict[str, Setting](), list[str]()
-    for pair in [p.strip() for p in rest.split(",")] if rest.strip() else []:
-        word, equals, value = (part.strip() for part in pair.partition("="))
+    for pair in rest.split(",") if rest else []:
+        word, _, value = (part.strip() for part in pair.partition("="))
         word = word.replace("_", "-")
-        if (option := _WORDS.get(word)) is None:
-            close = near_match(word, _WORDS) or f"; known are {', '.join(_WORDS)}"
-            problems.append(f"{where} {name}: unknown key '{word}'{close}")
-        elif not equals or not value:
-            problems.append(f"{where} {name}: '{word}' needs a value, for example {word}=...")
-        elif option.key in settings:
-            problems.append(f"{where} {name}: '{word}' is given twice")
-        else:
-            try:
-                settings[option.key] = Setting((_parse_item(value, option.item),), f"{where} {name}: {word}")
-            except UsageError as error:
-                problems.append(f"{where} {name}: {word}: {error}")
-    return name.strip(), Layer(settings, tuple(problems))
+        place, option = f"{where} {name}: {word}", _WORDS.get(word)
+        try:
+            if option is None:
+                close = near_match(word, _WORDS) or f"; known are {', '.join(_WORDS)}"
+                raise UsageError(f"unknown key '{word}'{close}")
+            if not value:
+                raise UsageError(f"needs a value, for example {word}=...")
+            if option.key in settings:
+                raise UsageError("is given twice")
+            settings[option.key] = Setting((_parse_item(value, option.item),), place)
+        except UsageError as error:
+            problems.append(f"{place}: {error}")
+    return name, Layer(settings, tuple(problems))
 
 
 def parse_value(value: object, item: Item) -> tuple[SettingValue, ...]:
@@ -317,10 +311,9 @@ def _convert(text: str, item: Item) -> SettingValue:
     """One item that matched its pattern."""
     if _NONE.fullmatch(text):
         return None
-    is_short = re.fullmatch(r"[+-]?\d{1,18}", text) is not None
-    if is_short and item in (Item.COUNT, Item.COUNT_OR_SHARE):
-        return int(text)
     if item in (Item.COUNT, Item.NUMBER, Item.COUNT_OR_SHARE):
+        if item is not Item.NUMBER and re.fullmatch(r"[+-]?\d{1,18}", text):
+            return int(text)
         if item is Item.COUNT or not math.isfinite(float(text)):
             raise UsageError(f"'{shown(text, 18)}' is too large")
         return float(text)
@@ -329,12 +322,10 @@ def _convert(text: str, item: Item) -> SettingValue:
 
 def _run_value(key: str, value: object, path: Path) -> object:
     """The value of a setting of the run; None where nothing is said, UsageError where it cannot be one."""
-    if value is None or value == "":
+    if value is None or value == "" or (key == "activate_controlnet" and value is False):
         return None
     if key == "activate_controlnet":
-        if value is not False:
-            raise UsageError(f"'{key}' must be false (there is no ControlNet here), not '{shown(value)}'")
-        return None
+        raise UsageError(f"'{key}' must be false (there is no ControlNet here), not '{shown(value)}'")
     if key == "dtype" and value not in list(DTYPES):
         near = near_match(str(value), DTYPES)
         raise UsageError(f"'{key}' must be one of {', '.join(DTYPES)}{near}, not '{shown(value)}'")

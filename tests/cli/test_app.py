@@ -41,7 +41,7 @@ SCHEDULES = {
     "an unknown scheme": ("--schemes maskgitt", "did you mean 'maskgit'"),
     "a target that the model lacks": ("--targets tok_normal", "cannot produce 'tok_normal"),
     "a condition that the model lacks": ("--cond det", "cannot read 'det'"),
-    "a negative temperature": ("--temps=-1", "negative"),
+    "a negative temperature": ("--temps=-1", "temperature -1; give 0 or more"),
     "top_p out of range": ("--top-p 1.5", "--top-p"),
     "a bad whole target": ("--target tok_rgb:speed=3", "unknown key 'speed'"),
 }

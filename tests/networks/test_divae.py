@@ -18,7 +18,7 @@ from fourm.hub.header import TokenizerPart
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig, read_config
-from fourm.networks.tokenizers.diffusion import DECODERS, DiVAE, make_sampler
+from fourm.networks.tokenizers.diffusion import DiVAE, make_sampler
 from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
 
 FOLDERS = ("unet_concat", "uvit_concat", "uvit_xattn")
@@ -331,7 +331,6 @@ def test_a_config_says_by_its_decoder_or_else_its_schedule_that_it_diffuses() ->
         assert config.dec_type == "unet_patched"
     for config in ({}, {"dec_type": "vit_b_dec", "beta_schedule": "linear"}):
         assert type(read_config(config)) is VQConfig
-    assert "unet_patched" in DECODERS
 
 
 @settings(max_examples=10, deadline=None)

@@ -216,7 +216,7 @@ def test_a_dataset_that_no_run_made_can_be_made_finer(run: Run, out: Path, tmp_p
         (("--targets", "tok_rgb@64"), "cannot produce 'tok_rgb@64'"),
         (("--num-variations", "3"), "the run made 2 variations"),
         (("--model", "demo"), ""),
-        (("--temps", "-1"), "negative"),
+        (("--temps", "-1"), "temperature -1"),
         (("--model", "no-such-model"), "no-such-model"),
         (("--log-json", "out/log.jsonl"), "lies in the output folder"),
     ],

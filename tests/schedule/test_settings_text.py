@@ -130,9 +130,9 @@ def test_a_whole_target_has_a_name_and_settings() -> None:
     ("text", "said"),
     [
         ("a:stepps=4", "unknown key 'stepps'; did you mean 'steps'?"),
-        ("a:steps", "'steps' needs a value"),
-        ("a:steps=", "'steps' needs a value"),
-        ("a:steps=4,steps=5", "'steps' is given twice"),
+        ("a:steps", "steps: needs a value"),
+        ("a:steps=", "steps: needs a value"),
+        ("a:steps=4,steps=5", "steps: is given twice"),
         ("a:steps=x", "steps: 'x' is not a whole number"),
         ("a:steps=4-5", "steps: '4-5' is not a whole number"),
         ("a:,", "unknown key ''"),

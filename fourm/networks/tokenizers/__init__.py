@@ -52,9 +52,9 @@ def complete_config(config: Mapping[str, object], shapes: Shapes) -> dict[str, o
 
 
 def _from_encoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
+    names = ("encoder.proj.weight", "encoder.linear_in.weight", "encoder.pos_emb", "cls_emb.weight")
+    patches, vectors, table, labels = (shapes.get(name, ()) for name in names)
     found = dict[str, object]()
-    patches, vectors = shapes.get("encoder.proj.weight", ()), shapes.get("encoder.linear_in.weight", ())
-    table, labels = shapes.get("encoder.pos_emb", ()), shapes.get("cls_emb.weight", ())
     if len(vectors) == 2:
         found["n_channels"] = vectors[1]
     if len(patches) == 4:
@@ -71,8 +71,9 @@ def _from_encoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, obj
 
 def _from_decoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
     """Grid and ending of a ViT; channels of a diffusion decoder whose file holds no encoder."""
-    found, table = dict[str, object](), shapes.get("decoder.pos_emb", ())
-    pixels, last = shapes.get("decoder.out.2.weight", ()), shapes.get("decoder.conv_out.weight", ())
+    names = ("decoder.pos_emb", "decoder.out.2.weight", "decoder.conv_out.weight")
+    table, pixels, last = (shapes.get(name, ()) for name in names)
+    found = dict[str, object]()
     if "encoder.proj.weight" not in shapes and (pixels or last):
         structure = config.get("dec_structure")
         side = structure.get("patch_size", 4) if isinstance(structure, Mapping) else 4

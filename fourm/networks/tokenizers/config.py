@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits, fit
 
-_Count = Annotated[int, Limits(1, 1 << 20)]  # up to far beyond any tokenizer
+# Up to far beyond any tokenizer, and any decoder.
+_Count = Annotated[int, Limits(1, 1 << 20)]
+PositiveInt = Annotated[int, Limits(1, 1 << 16)]
+PositiveInts = Annotated[tuple[PositiveInt, ...], Limits(1, 16)]
 Size = tuple[_Count, _Count]  # height, width
 
 

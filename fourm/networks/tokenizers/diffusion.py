@@ -21,13 +21,10 @@ from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
 from fourm.networks.tokenizers.vq import Tokenizer
 
-DECODERS = (*UNETS, *UVITS)
 Decoder = PatchedUNet | UViT
 Shape = TypeVar("Shape", UNetShape, UViTShape)
-BETA_START, BETA_END = 1e-4, 0.02
 SHIFTED_COSINE = "shifted_cosine:"
 MODES = ("trailing", "leading", "linspace")
-_MAX_LOG_SNR = 15.0
 
 
 def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True) -> Tensor:
@@ -40,18 +37,15 @@ def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True)
     if name.startswith(SHIFTED_COSINE):
         return _shifted_cosine(name, num_steps)
     if name not in _BETAS:
-        near = near_match(name, _BETAS)
-        raise CheckpointError(
-            f"beta_schedule: '{name}' is not one of {', '.join(_BETAS)}, {SHIFTED_COSINE}S{near}"
-        )
+        known = f"{', '.join(_BETAS)}, {SHIFTED_COSINE}S{near_match(name, _BETAS)}"
+        raise CheckpointError(f"beta_schedule: '{name}' is not one of {known}")
     betas = _BETAS[name](num_steps)
     return (1 - (_without_terminal_signal(betas) if zero_terminal_snr else betas)).cumprod(0)
 
 
 def _shifted_cosine(name: str, num_steps: int) -> Tensor:
-    text = name.removeprefix(SHIFTED_COSINE)
     try:
-        shift = float(text)
+        shift = float(name.removeprefix(SHIFTED_COSINE))
     except ValueError:
         shift = 0.0
     if not 0 < shift < math.inf:
@@ -59,7 +53,7 @@ def _shifted_cosine(name: str, num_steps: int) -> Tensor:
     # Times are rounded to float32 first: the recorded schedules are.
     times = torch.linspace(0, 1, num_steps).double()
     log_snr = -2 * ((torch.pi * times / 2).tan().log() + math.log(shift))
-    alphas = log_snr.clamp(-_MAX_LOG_SNR, _MAX_LOG_SNR).float().sigmoid()
+    alphas = log_snr.clamp(-15, 15).float().sigmoid()
     alphas[-1] = 0
     return alphas
 
@@ -81,10 +75,10 @@ def _squared_cosine(num_steps: int) -> Tensor:
 
 
 _BETAS: dict[str, Callable[[int], Tensor]] = {
-    "linear": lambda n: torch.linspace(BETA_START, BETA_END, n),
-    "scaled_linear": lambda n: torch.linspace(BETA_START**0.5, BETA_END**0.5, n) ** 2,
+    "linear": lambda n: torch.linspace(1e-4, 0.02, n),
+    "scaled_linear": lambda n: torch.linspace(1e-4**0.5, 0.02**0.5, n) ** 2,
     "squaredcos_cap_v2": _squared_cosine,
-    "sigmoid": lambda n: torch.linspace(-6, 6, n).sigmoid() * (BETA_END - BETA_START) + BETA_START,
+    "sigmoid": lambda n: torch.linspace(-6, 6, n).sigmoid() * (0.02 - 1e-4) + 1e-4,
 }
 
 
@@ -143,10 +137,8 @@ class Sampler:
     def check(self, t: int) -> None:
         """Refuse a timestep at which the network's prediction does not determine the clean value."""
         if self.prediction == "epsilon" and self.alphas[t] == 0:
-            raise CheckpointError(
-                f"prediction_type: 'epsilon' says nothing at timestep {t}, where no signal is left "
-                "(zero_terminal_snr)"
-            )
+            why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
+            raise CheckpointError(f"prediction_type: 'epsilon' {why}")
 
     def draws_at(self, t: int) -> bool:
         """True where a step takes fresh noise."""
@@ -238,9 +230,8 @@ class DiVAE(Tokenizer):
             sampler.check(t)
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
         if quant.shape[1] != self.config.latent_dim:
-            raise ValueError(
-                f"latents have {quant.shape[1]} channels; this tokenizer has {self.config.latent_dim}"
-            )
+            has = f"this tokenizer has {self.config.latent_dim}"
+            raise ValueError(f"latents have {quant.shape[1]} channels; {has}")
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
         height, width = size or sides
         multiple = self.decoder.multiple
@@ -302,7 +293,7 @@ def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -
     """The sizes of a decoder: those that the config lists, else those of its name."""
     if config.dec_structure is None:
         if config.dec_type not in named:
-            near = near_match(config.dec_type, DECODERS)
+            near = near_match(config.dec_type, (*UNETS, *UVITS))
             raise CheckpointError(f"dec_type: unknown decoder '{config.dec_type}'{near}")
         return named[config.dec_type]
     sizes = dict(config.dec_structure)

@@ -47,8 +47,8 @@ class NearestCode(nn.Module):
         codes = self._codebook["embed"].float()
         if self.is_cosine:
             codes = F.normalize(codes, dim=-1, eps=1e-12)
-        score = _cosine if self.is_cosine else _minus_distance
-        tokens = torch.cat([score(part, codes).argmax(dim=-1) for part in torch.split(flat, _ROWS_AT_ONCE)])
+        scores = (_scores(rows, codes, self.is_cosine) for rows in torch.split(flat, _ROWS_AT_ONCE))
+        tokens = torch.cat([one.argmax(dim=-1) for one in scores])
         return tokens.view(latents.shape[0], *latents.shape[2:])
 
     def lookup(self, tokens: Tensor) -> Tensor:
@@ -56,12 +56,10 @@ class NearestCode(nn.Module):
         return F.embedding(tokens, self._codebook["embed"]).float().movedim(-1, 1)
 
 
-def _cosine(rows: Tensor, codes: Tensor) -> Tensor:
-    return rows @ codes.T
-
-
-def _minus_distance(rows: Tensor, codes: Tensor) -> Tensor:
-    """(M, L), (K, L) -> (M, K) minus the squared distances."""
+def _scores(rows: Tensor, codes: Tensor, is_cosine: bool) -> Tensor:
+    """(M, L), (K, L) -> (M, K): cosines of normalised vectors, or minus the squared distances."""
+    if is_cosine:
+        return rows @ codes.T
     squares = rows.square().sum(dim=-1, keepdim=True)
     return -(squares - 2 * rows @ codes.T + codes.square().sum(dim=-1))
 
@@ -76,9 +74,8 @@ class MemCodes(nn.Module):
         super().__init__()
         self.num_books, width = config.num_codebooks, config.latent_dim
         if width % self.num_books:
-            raise CheckpointError(
-                f"latent_dim: {width} cannot be split over {self.num_books} codebooks evenly"
-            )
+            books = f"{self.num_books} codebooks"
+            raise CheckpointError(f"latent_dim: {width} cannot be split over {books} evenly")
         part = width // self.num_books
         self.codes = nn.Parameter(normal(self.num_books, config.codebook_size, part))
         # One square matrix per codebook, (N, input, output).
@@ -122,10 +119,8 @@ QUANTIZERS: Mapping[str, type[NearestCode] | type[MemCodes]] = {"lucid": Nearest
 def build_quantizer(config: VQConfig) -> NearestCode | MemCodes:
     """The codebook or codebooks of a tokenizer."""
     if config.quant_type not in QUANTIZERS:
-        near = near_match(config.quant_type, QUANTIZERS)
-        raise CheckpointError(
-            f"quant_type: '{config.quant_type}' is not one of {', '.join(QUANTIZERS)}{near}"
-        )
+        known = f"{', '.join(QUANTIZERS)}{near_match(config.quant_type, QUANTIZERS)}"
+        raise CheckpointError(f"quant_type: '{config.quant_type}' is not one of {known}")
     return QUANTIZERS[config.quant_type](config)
 
 

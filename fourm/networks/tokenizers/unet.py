@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.layers import Kernel, attention, sdpa
+from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 
 _GROUPS = 32
-PositiveInt = Annotated[int, Limits(1, 1 << 16)]  # up to far beyond any decoder
-PositiveInts = Annotated[tuple[PositiveInt, ...], Limits(1, 16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,10 @@ class PatchedUNet(nn.Module):
     def __init__(self, shape: UNetShape, channels: int, latent_dim: int) -> None:
         super().__init__()
         self.shape = shape
-        widths, wide = shape.widths, 4 * shape.model_channels
-        pixels = channels * shape.patch_size**2
+        widths, base, pixels = shape.widths, shape.model_channels, channels * shape.patch_size**2
+        wide = 4 * base
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
-        self.time_embed = nn.Sequential(
-            nn.Linear(shape.model_channels, wide), nn.SiLU(), nn.Linear(wide, wide)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
         first = nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)
         self.input_blocks = nn.ModuleList([Block([first])])
         skips, width, factor = [widths[0]], widths[0], 1
@@ -67,9 +64,8 @@ class PatchedUNet(nn.Module):
                 self.input_blocks.append(Block([downsample(width, "op")]))
                 skips.append(width)
                 factor *= 2
-        self.middle_block = Block(
-            [UNetResBlock(width, width, wide), AttentionBlock(width), UNetResBlock(width, width, wide)]
-        )
+        middle = [UNetResBlock(width, width, wide), AttentionBlock(width), UNetResBlock(width, width, wide)]
+        self.middle_block = Block(middle)
         self.output_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             for index in range(shape.num_res_blocks + 1):
@@ -81,7 +77,7 @@ class PatchedUNet(nn.Module):
                 self.output_blocks.append(Block(layers))
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
 
-    def condition(self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None) -> Tensor:
+    def condition(self, quant: Tensor, size: Size, cond_mask: Tensor | None = None) -> Tensor:
         """The latents' share of the first convolution, (B, width, H / P, W / P): it is linear.
 
         quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = latents are left out.
@@ -133,9 +129,8 @@ class UNetResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(wide, out))
-        self.out_layers = nn.Sequential(
-            GroupNorm(out), nn.SiLU(), nn.Identity(), nn.Conv2d(out, out, 3, padding=1)
-        )
+        conv = nn.Conv2d(out, out, 3, padding=1)
+        self.out_layers = nn.Sequential(GroupNorm(out), nn.SiLU(), nn.Identity(), conv)
         self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -145,7 +140,7 @@ class UNetResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention with one head over all positions."""
+    """Self-attention with one head over all positions: (B, C, h, w) -> the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +150,6 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same shape."""
         qkv = self.qkv(self.norm(x).flatten(2))
         q, k, v = (part.transpose(1, 2).unsqueeze(1) for part in qkv.chunk(3, dim=1))
         out = attention(q, k, v, kernel=self.kernel).squeeze(1).transpose(1, 2)
@@ -163,16 +157,14 @@ class AttentionBlock(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32 whatever the dtype of the network."""
+    """Group normalisation in float32 whatever the dtype of the network, which the result has."""
 
     def __init__(self, width: int, groups: int = _GROUPS, eps: float = 1e-5) -> None:
         super().__init__(groups, width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> the same shape and dtype."""
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
-            x.dtype
-        )
+        affine = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, *affine, self.eps).to(x.dtype)
 
 
 def downsample(width: int, name: str) -> nn.Module:
@@ -181,14 +173,13 @@ def downsample(width: int, name: str) -> nn.Module:
 
 
 class Upsample(nn.Module):
-    """Twice the size, every position repeated, then a convolution."""
+    """(B, C, h, w) -> (B, C, 2 h, 2 w): every position repeated, then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, 2 h, 2 w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

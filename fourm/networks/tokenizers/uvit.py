@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
-from fourm.networks.tokenizers.config import Size
-from fourm.networks.tokenizers.unet import (
-    GroupNorm,
-    PositiveInt,
-    PositiveInts,
-    Upsample,
-    downsample,
-    timestep_embedding,
-)
+from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
+from fourm.networks.tokenizers.unet import GroupNorm, Upsample, downsample, timestep_embedding
 from fourm.networks.tokenizers.vq import position_map, positions_at
 
 _MAX_LAYERS = 1024  # far beyond any decoder
@@ -64,10 +57,8 @@ class UViTShape:
     @property
     def blocks(self) -> BlockConfig:
         """What the blocks of the transformer are like."""
-        hidden = int(self.mid_dim * self.mid_mlp_ratio)
-        return BlockConfig(
-            self.mid_dim, self.mid_num_heads, hidden, qkv_bias=self.mid_qkv_bias, norm_eps=1e-5
-        )
+        sizes = (self.mid_dim, self.mid_num_heads, int(self.mid_dim * self.mid_mlp_ratio))
+        return BlockConfig(*sizes, qkv_bias=self.mid_qkv_bias, norm_eps=1e-5)
 
 
 _B = UViTShape(block_out_channels=(128, 256), layers_per_block=(2, 2), downsample_before_mid=True)
@@ -132,13 +123,8 @@ class UViT(nn.Module):
         self.conv_norm_out = _norm(shape, first)
         self.conv_out = nn.ConvTranspose2d(first, channels, shape.patch_size, stride=shape.patch_size)
 
-    def condition(
-        self, quant: Tensor, size: tuple[int, int], cond_mask: Tensor | None = None
-    ) -> UViTCondition:
-        """What is constant over the steps.
-
-        quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = hidden.
-        """
+    def condition(self, quant: Tensor, size: Size, cond_mask: Tensor | None = None) -> UViTCondition:
+        """What no step changes: quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = hidden."""
         grid = (size[0] // self.multiple, size[1] // self.multiple)
         return self.mid_block.condition(quant.to(self.conv_in.weight.dtype), grid, cond_mask)
 
@@ -171,11 +157,9 @@ class UViTResBlock(nn.Module):
 
     def __init__(self, shape: UViTShape, width: int, out: int, wide: int) -> None:
         super().__init__()
-        self.norm1 = _norm(shape, width)
-        self.conv1 = nn.Conv2d(width, out, 3, padding=1)
+        self.norm1, self.conv1 = _norm(shape, width), nn.Conv2d(width, out, 3, padding=1)
         self.time_emb_proj = nn.Linear(wide, out)
-        self.norm2 = _norm(shape, out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.norm2, self.conv2 = _norm(shape, out), nn.Conv2d(out, out, 3, padding=1)
         self.conv_shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -185,7 +169,6 @@ class UViTResBlock(nn.Module):
 
 
 def _resnets(shape: UViTShape, inputs: Sequence[int], out: int, wide: int) -> nn.ModuleList:
-    """The residual blocks of a level, by the widths of what they take."""
     return nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
 
 
@@ -201,13 +184,11 @@ class Transformer(nn.Module):
         self.shape, dim, side = shape, shape.mid_dim, shape.mid_hw_posemb
         self.is_cross = conditioning == "xattn"
         self.mid_pos_emb = position_map((side, side), dim)
-        self.mid_proj_in = nn.Linear(width, dim)
-        self.mid_proj_out = nn.Linear(dim, width)
+        self.mid_proj_in, self.mid_proj_out = nn.Linear(width, dim), nn.Linear(dim, width)
         if not self.is_cross:
             self.mask_token = nn.Parameter(torch.zeros(dim))
             self.mid_cond_proj = nn.Linear(latent_dim, dim)
-        half = shape.mid_layers // 2
-        context_width = latent_dim if self.is_cross else 0
+        half, context_width = shape.mid_layers // 2, latent_dim if self.is_cross else 0
         self.mid_block = nn.ModuleList(
             TransformerBlock(shape, wide, context_width, shape.mid_use_long_skip and index > half)
             for index in range(shape.mid_layers)

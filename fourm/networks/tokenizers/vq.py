@@ -71,9 +71,8 @@ class Tokenizer(nn.Module):
             form = "(B, h, w)" if config.token_rank == 3 else f"(B, {config.num_codebooks}, h, w)"
             raise ValueError(f"tokens are {form} integers, not {tuple(tokens.shape)} {tokens.dtype}")
         if config.token_rank == 4 and tokens.shape[1] != config.num_codebooks:
-            raise ValueError(
-                f"tokens have {tokens.shape[1]} codebooks; this tokenizer has {config.num_codebooks}"
-            )
+            has = f"this tokenizer has {config.num_codebooks}"
+            raise ValueError(f"tokens have {tokens.shape[1]} codebooks; {has}")
         _check_range(tokens, config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
@@ -132,9 +131,7 @@ def _build_decoder(config: VQConfig) -> tuple[nn.Module, int]:
 
 
 def _check_range(ids: Tensor, count: int, what: str) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = torch.stack(ids.aminmax()).tolist()
+    low, high = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
     if low < 0 or high >= count:
         raise ValueError(f"{what} must lie in 0..{count - 1}; found {low if low < 0 else high}")
 
@@ -192,10 +189,8 @@ def parse_preset(name: str) -> ViTPreset | MlpPreset:
         return MlpPreset(int(depth), int(thin), int(thin) * int(expansion or 4))
     if name in VIT_PRESETS:
         return VIT_PRESETS[name]
-    raise CheckpointError(
-        f"unknown network '{name}'{near_match(name, VIT_PRESETS)} "
-        f"(known: {', '.join(VIT_PRESETS)}, BottleneckMLP/B_<blocks>-Wi_<width>)"
-    )
+    known = f"{', '.join(VIT_PRESETS)}, BottleneckMLP/B_<blocks>-Wi_<width>"
+    raise CheckpointError(f"unknown network '{name}'{near_match(name, VIT_PRESETS)} (known: {known})")
 
 
 class ViTEncoder(nn.Module):
@@ -214,10 +209,8 @@ class ViTEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any H and W divisible by the patch; positions are resized to the grid at hand."""
         if x.shape[2] % self.patch[0] or x.shape[3] % self.patch[1]:
-            raise ValueError(
-                f"input is {x.shape[2]} x {x.shape[3]}; both sides must be multiples of the patch, "
-                f"{self.patch[0]} x {self.patch[1]}"
-            )
+            rule = f"both sides must be multiples of the patch, {self.patch[0]} x {self.patch[1]}"
+            raise ValueError(f"input is {x.shape[2]} x {x.shape[3]}; {rule}")
         x = self.proj(x.to(self.proj.weight.dtype))
         h, w = x.shape[2:]
         tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
@@ -244,7 +237,6 @@ class ViTDecoder(nn.Module):
         self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The grid comes from x, so decoding needs no size argument."""
         h, w = x.shape[2:]
         tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
         for block in self.blocks:
@@ -260,16 +252,13 @@ class BottleneckMlp(nn.Module):
 
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(dim_in, preset.thin)
-        self.blocks = nn.ModuleList(_wide_block(preset) for _ in range(preset.depth))
+        self.linear_in, depth = nn.Linear(dim_in, preset.thin), range(preset.depth)
+        self.blocks = nn.ModuleList(_wide_block(preset) for _ in depth)
         # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
-        self.layernorms = nn.ModuleList(
-            LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in range(preset.depth)
-        )
+        self.layernorms = nn.ModuleList(LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in depth)
         self.linear_out = nn.Linear(preset.thin, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Channels-first in and out."""
         x = self.linear_in(x.movedim(1, -1).to(self.linear_in.weight.dtype))
         for norm, block in zip(self.layernorms, self.blocks, strict=True):
             x = x + block(norm(x))
@@ -283,7 +272,7 @@ def _wide_block(preset: MlpPreset) -> nn.Module:
 
 
 class ConvNeXt(nn.Module):
-    """ConvNeXt block (Liu et al. 2022, arXiv:2201.03545) at full resolution."""
+    """ConvNeXt block (Liu et al. 2022, arXiv:2201.03545): (B, C, H, W) -> the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -294,7 +283,6 @@ class ConvNeXt(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))  # starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
         y = self.norm(self.dwconv(x).movedim(1, -1))
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
         return x + y.movedim(-1, 1)
