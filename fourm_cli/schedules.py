@@ -48,7 +48,7 @@ def validate(
             "tokens per sample": f"{cost.tokens:,}",
             "memory for weights": size_text(cost.weights),
             "memory for activations": f"about {size_text(cost.activations)} per sample of a batch",
-            "to fetch": size_text(cost.fetch) if cost.fetch else "nothing",
+            "to fetch": "nothing",
         }
         for files, chain, cost in costs
     ]

@@ -105,17 +105,15 @@ class Engine:
             if step.target not in left:
                 left[step.target] = _num_wanted(masks.slots[step.target], step.target)
                 known = _num_known(_passes(masks, step))
-            fixed = min(step.num_tokens, left[step.target])
-            if not fixed:
+            if not (fixed := min(step.num_tokens, left[step.target])):
                 continue
             with torch.inference_mode():
                 batch, sound = self._decode_together(batch, step, chain, noise, known, left[step.target])
             known = [count + fixed for count in known]
             left[step.target] -= fixed
             masks = masks.with_slot(step.target, _count_off(masks.slots[step.target], fixed))
-            total = slot.known.shape[1]
-            done, seconds = total - left[step.target], time.perf_counter() - started
-            yield Progress(step, batch, fixed, done, total, seconds, sound)
+            total, seconds = slot.known.shape[1], time.perf_counter() - started
+            yield Progress(step, batch, fixed, total - left[step.target], total, seconds, sound)
 
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
@@ -262,8 +260,7 @@ def _count_off(masks: Slot, fixed: int) -> Slot:
 
 def _num_wanted(slot: Slot, target: str) -> int:
     """How many tokens of an image target are to be decoded: equally many in every row."""
-    counts = slot.wanted.sum(dim=1)
-    fewest, most = int(counts.min()), int(counts.max())
+    fewest, most = (int(count) for count in slot.wanted.sum(dim=1).aminmax())
     if fewest != most:
         raise ValueError(f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones")
     return most
@@ -284,7 +281,6 @@ def _guide(logits: Tensor, step: Step) -> Tensor:
 
 
 def _num_known(passes: list[Batch]) -> list[int]:
-    """How many tokens each row of each pass may read."""
     return torch.cat([one.num_known() for one in passes]).tolist()
 
 
@@ -311,9 +307,9 @@ def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
 def _joined(found: list[list[list[int]]]) -> Slot:
     """The texts of each sample, one after the other, as a slot of which nothing is left to decode."""
     rows = [[token for text in texts for token in text] for texts in found]
-    length = max((1, *(len(row) for row in rows)))
+    length = max((1, *map(len, rows)))
     padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
-    lengths = torch.tensor([[len(text) for text in texts] for texts in found], dtype=torch.int64)
+    lengths = torch.tensor([[*map(len, texts)] for texts in found], dtype=torch.int64)
     real = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
     several = lengths if lengths.shape[1] > 1 else None
     return Slot(Kind.SEQUENCE, padded, real, torch.zeros_like(real), several)

@@ -1,7 +1,4 @@
-"""From logits to tokens: guidance, filters, and noise that belongs to the sample.
-
-Pure functions: logits and noise in, ids out. Nothing here knows of models, files or schedules.
-"""
+"""From logits and noise to token ids, by pure functions: guidance, filters, and noise for each sample."""
 
 import hashlib
 import math
@@ -32,10 +29,9 @@ def guide(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
-    """Set all but the largest entries of the last axis to -inf; ties with the smallest kept one are kept.
+    """Set all but the largest entries of the last axis, and their ties, to -inf; at least one is kept.
 
-    An int is a count, a float in (0, 1] a fraction of the vocabulary; 0 turns the filter off. At least one
-    entry is kept.
+    top_k: an int is a count, a float in (0, 1] a fraction of the vocabulary; 0 turns the filter off.
     """
     size = logits.shape[-1]
     count = top_k if isinstance(top_k, int) else int(top_k * size)
@@ -111,7 +107,6 @@ def _part(total: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _at(table: Tensor, ids: Tensor) -> Tensor:
-    """The entries of table (..., V) at ids (...)."""
     return table.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 

@@ -148,10 +148,7 @@ def _filled(
     module: _Network, sources: Mapping[str, str], path: Path, device: str | torch.device,
     dtype_of: Callable[[str], torch.dtype],
 ) -> _Network:  # fmt: skip
-    """A module from the meta device with a file's tensors as its own, in evaluation mode.
-
-    sources: for each name of the module, the name of its tensor in the file.
-    """
+    """A module from meta with the tensors of a file, by the names in `sources`, in evaluation mode."""
     targets = dict[str, list[str]]()
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
@@ -169,10 +166,7 @@ def _filled(
 def _stream(
     path: Path, targets: Mapping[str, list[str]], device: torch.device, dtype_of: Callable[[str], torch.dtype]
 ) -> Iterator[tuple[str, Tensor, bool]]:
-    """The tensors of a file where they are wanted, in the order of their bytes, and whether all is finite.
-
-    The file is opened anew for every few of them: a mapping that is closed takes its pages along.
-    """
+    """The tensors of a file where they are wanted, in the order of their bytes, and whether all is finite."""
     groups, size = [list[str]()], 0
     for name, info in read_header(path).tensors.items():
         if name in targets:
@@ -181,7 +175,7 @@ def _stream(
                 groups.append([])
                 size = 4 * info.num_elements
             groups[-1].append(name)
-    for group in groups:
+    for group in groups:  # each mapped anew: a mapping that is closed takes its pages along
         mapped = _read(path, group)
         for name in group:
             tensor = mapped.pop(name)

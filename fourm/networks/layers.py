@@ -62,10 +62,7 @@ _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
 
 
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
-    """Let every attention of a network use the kernel of this name, "sdpa" or "xformers".
-
-    A kernel that cannot run on this device, or not in the dtype of the network, is a UsageError.
-    """
+    """Let all attention of a network use "sdpa" or "xformers"; UsageError where device or dtype forbid it."""
     if name == "xformers":
         _check_xformers(device, next(network.parameters(), None))
     for module in network.modules():
@@ -209,14 +206,12 @@ def attention(
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, N, H * d) -> (B, H, N, d)."""
-    batch, length, width = x.shape
-    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+    return x.view(*x.shape[:2], num_heads, x.shape[2] // num_heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, H, N, d) -> (B, N, H * d)."""
-    batch, heads, length, width = x.shape
-    return x.transpose(1, 2).reshape(batch, length, heads * width)
+    return x.transpose(1, 2).flatten(2)
 
 
 class LayerNorm(nn.Module):
@@ -260,10 +255,7 @@ class TokenTable(nn.Embedding):
 
 
 def is_meta_default() -> bool:
-    """True while a network is built on the meta device, to be filled from a file.
-
-    Its tables and random numbers would be computed for nothing, and most of torch's compiler loaded for it.
-    """
+    """True while a network is built on meta: random numbers there would load most of torch's compiler."""
     return torch.get_default_device().type == "meta"
 
 
@@ -276,26 +268,15 @@ def sincos_1d(length: int, width: int) -> Tensor:
     """Sine-cosine positions (1, length, width) float32: [sin(p w), cos(p w)], w_j = 10000^(-2j / width)."""
     if is_meta_default():
         return torch.empty(1, length, width)
-    angles = torch.arange(length).unsqueeze(1) * _frequencies(width // 2)
+    count = width // 2
+    angles = torch.arange(length).unsqueeze(1) * torch.exp(torch.arange(count) * (-math.log(10000.0) / count))
     return torch.cat([angles.sin(), angles.cos()], dim=1).unsqueeze(0)
 
 
 def sincos_2d(height: int, width: int, dim: int) -> Tensor:
-    """Sine-cosine positions (1, height * width, dim) float32, row-major.
-
-    [sin(row w), cos(row w), sin(col w), cos(col w)], w_j = 10000^(-4j / dim); dim is divisible by 4.
-    """
-    if is_meta_default():
-        return torch.empty(1, height * width, dim)
-    w = _frequencies(dim // 4)
-    rows = torch.arange(height).repeat_interleave(width).unsqueeze(1) * w
-    cols = torch.arange(width).repeat(height).unsqueeze(1) * w
-    return torch.cat([rows.sin(), rows.cos(), cols.sin(), cols.cos()], dim=1).unsqueeze(0)
-
-
-def _frequencies(count: int) -> Tensor:
-    """(count,) geometric frequencies from 1 towards 1/10000."""
-    return torch.exp(torch.arange(count) * (-math.log(10000.0) / count))
+    """(1, height * width, dim) float32: sin, cos of row * w, then of column * w; w_j = 10000^(-4j / dim)."""
+    rows, columns = sincos_1d(height, dim // 2), sincos_1d(width, dim // 2)
+    return torch.cat([rows.repeat_interleave(width, dim=1), columns.repeat(1, height, 1)], dim=2)
 
 
 @dataclass(frozen=True, slots=True)

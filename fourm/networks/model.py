@@ -196,10 +196,7 @@ class FourM(nn.Module):
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content (B, L, D), address (B, L, D) and known (B, L) of all positions that the model can read.
-
-        Modalities that the model does not know are left out.
-        """
+        """Content and address (B, L, D) and known (B, L) of all positions that the model can read."""
         slots = {name: slot for name, slot in batch.slots.items() if name in self.encoder_embeddings}
         if not slots:
             empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)

@@ -117,10 +117,7 @@ def _batch(keys: tuple[str, ...], slots: dict[str, Slot]) -> Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packing:
-    """Where the visible tokens of a padded batch stand, so that layers can leave the padding out.
-
-    Rows of guided passes differ much in length: a pass without its conditions may be half as long.
-    """
+    """Where the visible tokens of a batch stand: guided passes differ in length, and layers skip padding."""
 
     taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N)
     source: Tensor  # (B * N) int64, where each place finds its token; a hidden one finds any
@@ -152,10 +149,7 @@ class Context:
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """Batches one after the other in one batch of all their rows.
-
-    A modality that one of them lacks tells nothing there.
-    """
+    """One batch of the rows of all batches in order; what one of them lacks tells nothing there."""
     templates: dict[str, Slot] = {}
     for batch in batches:
         templates = {**batch.slots, **templates}
@@ -219,10 +213,7 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
 
 
 def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
-    """A text as typed (1, L): known as it stands, followed by `room` places to decode.
-
-    Sentinels inside the text say "there may be more here"; decoding fills them (infilling).
-    """
+    """A text (1, L), known as typed, and `room` places to decode what its sentinels stand for (infilling)."""
     tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
     tail[:, 0], tail[:, -1] = start_id, end_id
     values = torch.cat([ids.long(), tail], dim=1)

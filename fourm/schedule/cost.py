@@ -34,7 +34,6 @@ class Cost:
     tokens: int  # decoded tokens; for sequences likewise
     weights: int  # bytes of the transformer and of the tokenizers that the chain needs
     activations: int  # bytes at the peak besides the weights, libraries included
-    fetch: int = 0  # bytes to download first; a model that is here needs none
 
     @property
     def memory(self) -> int:
@@ -43,8 +42,13 @@ class Cost:
 
     def to_json(self) -> dict[str, int]:
         """The cost as plain data."""
-        return {"passes": self.passes, "tokens": self.tokens, "weights_bytes": self.weights,
-                "activations_bytes": self.activations, "fetch_bytes": self.fetch}  # fmt: skip
+        return {
+            "passes": self.passes,
+            "tokens": self.tokens,
+            "weights_bytes": self.weights,
+            "activations_bytes": self.activations,
+            "fetch_bytes": 0,
+        }  # fmt: skip - the model is here
 
 
 def estimate(
@@ -57,14 +61,15 @@ def estimate(
     decoded together where a sample has several.
     """
     width, rows = DTYPES[dtype].num_bytes, model.registry.rows
-    decoders = {rows[name].tokenizer for name in chain.targets if rows[name].kind is Kind.GRID and decode}
+    grids = [rows[name] for name in chain.targets if rows[name].kind is Kind.GRID and decode]
+    decoders = {row.tokenizer for row in grids}
     encoders = {rows[name].tokenizer for name in chain.raw}
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
     paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
     peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
-    if decode:
-        peaks.append(detokenizing_peak(chain, model, width, rows_at_once))
+    made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
+    peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
     largest, passes, tokens = _highest(peaks), 0, 0
     for step in chain.steps:
         count = step.num_tokens * step.passes
@@ -192,10 +197,7 @@ def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) 
 
 
 def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> Peak:
-    """The peak of a text: keys and values of the context and of every token, for each block of the decoder.
-
-    passes: texts per row that are decoded together; each has a copy of the context's keys and values.
-    """
+    """The peak of decoding `passes` texts per row together: keys and values, of the context too."""
     known = max(known, 1)
     read = sizes.depth * sizes.vectors(rows * passes, known, 2)
     read += sizes.depth * sizes.vectors(rows, known, 2) if passes > 1 else 0
@@ -205,16 +207,11 @@ def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> 
     return Peak(max(kept, encoding), sizes.vectors(rows, known, 2))
 
 
-def detokenizing_peak(chain: Chain, model: ModelFiles, width: int, rows: int) -> Peak:
-    """The peak of decoding tokens to values, without the weights; `rows` are decoded together."""
-    named = [model.registry.get(name) for name in chain.targets]
-    grids = [row for row in named if row.kind is Kind.GRID and row.tokenizer in model.tokenizers]
-    peaks = (_decoder_peak(model.tokenizers[row.tokenizer], row, width, rows) for row in grids)
-    return _highest([Peak(0), *peaks])
-
-
 def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> Peak:
-    """The peak of one decoder: a diffusion UNet at its finest level, or a transformer and its output."""
+    """The peak of decoding tokens to values, `rows` together, without the weights.
+
+    That of a diffusion UNet is at its finest level, that of a transformer at a block or its output.
+    """
     shapes = {name: info.shape for name, info in read_header(weights_of(path)).tensors.items()}
     tokens = rows * math.prod(row.grid or (1, 1))
     first, last = (shapes.get(f"decoder.{name}.weight", ()) for name in ("input_blocks.0.0", "out_proj"))

@@ -1,7 +1,4 @@
-"""Settings get their meaning: defaults are filled in, and everything is checked against a model.
-
-`build_chain` turns the settings of all sources into a chain, or reports all mistakes together.
-"""
+"""Settings become a chain: defaults are filled in, and all that does not fit a model is reported together."""
 
 from __future__ import annotations
 
@@ -138,10 +135,7 @@ class _Planner:
         return found
 
     def _all_targets(self, conditions: Sequence[str]) -> list[str]:
-        """Everything that the model can produce and that is not given, each at its lowest resolution.
-
-        In the order of the reference's demo; modalities that it does not know come last.
-        """
+        """All that the model produces and is not given, each at its lowest resolution, in order."""
         rows = self.model.registry.rows
         given = {"tok_rgb" if rows[name].is_rgb else rows[name].key for name in conditions}
         lowest = dict[str, str]()

@@ -25,13 +25,12 @@ TOKENIZER_SUFFIX = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
 IGNORED = (
-    "run_name", "image_size", "patch_size", "num_workers", "pin_mem", "parti_prompts_t5_embs",
-    "s3_endpoint", "s3_path", "image_size_metrics", "num_log_images", "save_all_outputs",
-    "log_wandb", "wandb_project", "wandb_entity", "wandb_run_name", "wandb_mode",
-    "show_user_warnings", "dist_gen", "world_size", "local_rank", "dist_on_itp", "dist_url",
-    "controlnet_id", "controlnet_guidance_scale", "controlnet_cond_scale", "config_path",
-    "data_config_path", "gen_config_path", "sr_config_path",
-)  # fmt: skip
+    "run_name image_size patch_size num_workers pin_mem parti_prompts_t5_embs s3_endpoint s3_path "
+    "image_size_metrics num_log_images save_all_outputs log_wandb wandb_project wandb_entity wandb_run_name "
+    "wandb_mode show_user_warnings dist_gen world_size local_rank dist_on_itp dist_url controlnet_id "
+    "controlnet_guidance_scale controlnet_cond_scale config_path data_config_path gen_config_path "
+    "sr_config_path"
+).split()
 _DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scripts' digits are mistakes
 _NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*[,-]\s*")

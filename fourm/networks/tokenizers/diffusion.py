@@ -40,7 +40,12 @@ def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True)
         known = f"{', '.join(_BETAS)}, {SHIFTED_COSINE}S{near_match(name, _BETAS)}"
         raise CheckpointError(f"beta_schedule: '{name}' is not one of {known}")
     betas = _BETAS[name](num_steps)
-    return (1 - (_without_terminal_signal(betas) if zero_terminal_snr else betas)).cumprod(0)
+    if zero_terminal_snr:  # shift and stretch the cumulative product to end at 0 and begin as before
+        roots = (1 - betas).cumprod(0).sqrt()
+        first, last = roots[0].clone(), roots[-1].clone()
+        alphas = ((roots - last) * (first / (first - last))) ** 2
+        betas = 1 - torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
+    return (1 - betas).cumprod(0)
 
 
 def _shifted_cosine(name: str, num_steps: int) -> Tensor:
@@ -56,14 +61,6 @@ def _shifted_cosine(name: str, num_steps: int) -> Tensor:
     alphas = log_snr.clamp(-15, 15).float().sigmoid()
     alphas[-1] = 0
     return alphas
-
-
-def _without_terminal_signal(betas: Tensor) -> Tensor:
-    """Betas whose cumulative product is shifted and stretched to end at 0 and begin as before."""
-    roots = (1 - betas).cumprod(0).sqrt()
-    first, last = roots[0].clone(), roots[-1].clone()
-    alphas = ((roots - last) * (first / (first - last))) ** 2
-    return 1 - torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
 
 
 def _squared_cosine(num_steps: int) -> Tensor:
@@ -152,16 +149,14 @@ class Sampler:
         output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
         shape, for steps that take some (`draws_at`), which are a ValueError without it.
         """
-        output, x = output.float(), x.float()
-        a = self.alphas[t]
-        b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
         self.check(t)
+        output, x, a = output.float(), x.float(), self.alphas[t]
+        b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
         clean = self.clipping(predict_clean(output, a, x, self.prediction))
         if self.kind == "ddim":
             predicted = predict_noise(output, a, x, self.prediction)
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
-        alpha = a / b
-        beta = 1 - alpha
+        alpha, beta = a / b, 1 - a / b
         after = (b.sqrt() * beta / (1 - a)) * clean + (alpha.sqrt() * (1 - b) / (1 - a)) * x
         if t == 0:
             return after, clean
@@ -189,10 +184,7 @@ def predict_noise(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tens
 
 
 class DiVAE(Tokenizer):
-    """A tokenizer with a diffusion decoder.
-
-    decode:  tokens -> lookup (B, L, h, w) -> (B, C, H, W), one evaluation of the decoder for each step
-    """
+    """Decodes by diffusion: tokens -> lookup (B, L, h, w) -> (B, C, H, W), one decoder run a step."""
 
     config: DiVAEConfig
 
@@ -201,9 +193,7 @@ class DiVAE(Tokenizer):
             raise CheckpointError("has_encoder: false, so that nothing here turns values into tokens")
         super().__init__(config, part if config.has_encoder else TokenizerPart.DECODER)
         self.sampler = make_sampler(config)
-        self.decoder: Decoder | None = None
-        if part is not TokenizerPart.ENCODER:
-            self.decoder = build_decoder(config)
+        self.decoder = build_decoder(config) if part is not TokenizerPart.ENCODER else None
 
     def output_shape(self, grid: Size) -> tuple[int, int, int]:
         """(C, H, W) of the value of a grid (h, w) of tokens."""
@@ -218,9 +208,8 @@ class DiVAE(Tokenizer):
 
         tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
         with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
-        some. size is (H, W) in pixels, by default the grid's. `mode` spaces the timesteps of DDIM (see
-        `timesteps`); `sampler` takes the place of the config's. What cannot be is refused before anything is
-        drawn.
+        some. size is (H, W) in pixels, by default the grid's. `mode`: see `timesteps`. `sampler` takes the
+        place of the config's. What cannot be is refused before anything is drawn.
         """
         if self.decoder is None:
             raise ValueError("this tokenizer was built without a decoder")
@@ -233,29 +222,11 @@ class DiVAE(Tokenizer):
             has = f"this tokenizer has {self.config.latent_dim}"
             raise ValueError(f"latents have {quant.shape[1]} channels; {has}")
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
-        height, width = size or sides
-        multiple = self.decoder.multiple
+        (height, width), multiple = size or sides, self.decoder.multiple
         if min(height, width) < 1 or height % multiple or width % multiple:
             raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
-        shape = (len(quant), channels, height, width)
-        draw, ratio = partial(_draw, draws, shape, quant.device), len(sampler.alphas) // steps
-        return self._run(self.decoder, quant, draw, sampler, [(t, t - ratio) for t in times])
-
-    @staticmethod
-    def _run(
-        decoder: Decoder, quant: Tensor, draw: Callable[[int], Tensor], sampler: Sampler,
-        pairs: list[tuple[int, int]],
-    ) -> Iterator[Tensor]:  # fmt: skip
-        x = draw(0)
-        with torch.no_grad():
-            condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
-        on_device = torch.tensor([t for t, _ in pairs], device=x.device)
-        for index, (t, previous) in enumerate(pairs):
-            with torch.no_grad():
-                output = decoder(x, on_device[index], condition)
-                fresh = draw(index + 1) if sampler.draws_at(t) else None
-                x, _ = sampler.step(output, t, previous, x, fresh)
-            yield x
+        draw = partial(_draw, draws, (len(quant), channels, height, width), quant.device)
+        return _run(self.decoder, quant, draw, sampler, times, len(sampler.alphas) // steps)
 
     def decode_tokens(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
@@ -263,6 +234,23 @@ class DiVAE(Tokenizer):
         """The result of `sample`."""
         *_, last = self.sample(tokens, draws, steps, size)
         return last
+
+
+def _run(
+    decoder: Decoder, quant: Tensor, draw: Callable[[int], Tensor], sampler: Sampler, times: list[int],
+    ratio: int,
+) -> Iterator[Tensor]:  # fmt: skip
+    """ratio: how much later than the next one each of the `times` is."""
+    x = draw(0)
+    with torch.no_grad():
+        condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
+    on_device = torch.tensor(times, device=x.device)
+    for index, t in enumerate(times):
+        with torch.no_grad():
+            output = decoder(x, on_device[index], condition)
+            fresh = draw(index + 1) if sampler.draws_at(t) else None
+            x, _ = sampler.step(output, t, t - ratio, x, fresh)
+        yield x
 
 
 def _draw(draws: Callable[[int], Tensor], shape: tuple[int, ...], device: torch.device, index: int) -> Tensor:

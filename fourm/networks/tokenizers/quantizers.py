@@ -20,10 +20,7 @@ _ROWS_AT_ONCE = 4096  # latents scored against all codes together: bounds the me
 
 
 class NearestCode(nn.Module):
-    """One codebook: the nearest row by cosine (`norm_codes`) or Euclidean distance; tokens (B, h, w).
-
-    The look-up gives the stored row, also where the search compares normalised ones.
-    """
+    """One codebook: the nearest row by cosine (`norm_codes`) or Euclidean distance; tokens (B, h, w)."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -52,7 +49,7 @@ class NearestCode(nn.Module):
         return tokens.view(latents.shape[0], *latents.shape[2:])
 
     def lookup(self, tokens: Tensor) -> Tensor:
-        """(B, h, w) int64 -> (B, L, h, w) float32; gradients reach the codebook."""
+        """(B, h, w) int64 -> (B, L, h, w) float32, rows as stored, not normalised; gradients reach them."""
         return F.embedding(tokens, self._codebook["embed"]).float().movedim(-1, 1)
 
 

@@ -124,7 +124,7 @@ class UViT(nn.Module):
         self.conv_out = nn.ConvTranspose2d(first, channels, shape.patch_size, stride=shape.patch_size)
 
     def condition(self, quant: Tensor, size: Size, cond_mask: Tensor | None = None) -> UViTCondition:
-        """What no step changes: quant (B, D, h, w); size (H, W) in pixels; cond_mask (B, h, w), True = hidden."""
+        """What no step changes; quant (B, D, h, w), size in pixels (H, W), cond_mask (B, h, w): hidden."""
         grid = (size[0] // self.multiple, size[1] // self.multiple)
         return self.mid_block.condition(quant.to(self.conv_in.weight.dtype), grid, cond_mask)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.header import IN_FLOAT32, TokenizerPart
-from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, TokenTable, sincos_2d
+from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, TokenTable, sincos_2d
 from fourm.networks.tokenizers.config import Size, VQConfig
 from fourm.networks.tokenizers.quantizers import build_quantizer
 
@@ -88,10 +88,7 @@ class Tokenizer(nn.Module):
 
 
 class VQTokenizer(Tokenizer):
-    """A tokenizer whose decoder is a network that runs once.
-
-    decode:  tokens -> lookup (B, L, h, w) -> (B, E', h, w) -> decoder -> output
-    """
+    """Decodes by one network run: tokens -> lookup (B, L, h, w) -> (B, E', h, w) -> decoder -> output."""
 
     def __init__(self, config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> None:
         super().__init__(config, part)
@@ -212,12 +209,7 @@ class ViTEncoder(nn.Module):
             rule = f"both sides must be multiples of the patch, {self.patch[0]} x {self.patch[1]}"
             raise ValueError(f"input is {x.shape[2]} x {x.shape[3]}; {rule}")
         x = self.proj(x.to(self.proj.weight.dtype))
-        h, w = x.shape[2:]
-        tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = _add_tanh_mlp(tokens, self.norm_mlp, self.post_mlp)
-        return rearrange(tokens, "b (h w) d -> b d h w", h=h)
+        return rearrange(_transformed(self, x), "b (h w) d -> b d h w", h=x.shape[2])
 
 
 class ViTDecoder(nn.Module):
@@ -237,14 +229,20 @@ class ViTDecoder(nn.Module):
         self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, h, w)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.out_proj(_add_tanh_mlp(tokens, self.norm_mlp, self.post_mlp))
-        rows, cols = self.patch
-        image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=rows, q=cols)
+        tokens, (rows, cols) = self.out_proj(_transformed(self, x)), self.patch
+        image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[2], p=rows, q=cols)
         return image if self.out_conv is None else self.out_conv(image)
+
+
+def _transformed(vit: ViTEncoder | ViTDecoder, x: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, h * w, D): positions, blocks, and the tanh MLP in the dtype of its own weights."""
+    tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(vit.pos_emb, *x.shape[2:])
+    for block in vit.blocks:
+        tokens = block(tokens)
+    if vit.norm_mlp is None or vit.post_mlp is None:
+        return tokens
+    tokens = tokens.to(vit.norm_mlp.weight.dtype)
+    return tokens + vit.post_mlp(vit.norm_mlp(tokens))
 
 
 class BottleneckMlp(nn.Module):
@@ -305,11 +303,3 @@ def position_map(grid: Size, dim: int) -> nn.Parameter:
     """Sine-cosine positions (1, D, Nh, Nw), as checkpoints store them."""
     table = rearrange(sincos_2d(grid[0], grid[1], dim), "b (h w) d -> b d h w", h=grid[0])
     return nn.Parameter(table.contiguous())
-
-
-def _add_tanh_mlp(x: Tensor, norm: LayerNorm | None, mlp: Mlp | None) -> Tensor:
-    """In the precision of the MLP's own weights, which may be higher than that of the blocks."""
-    if norm is None or mlp is None:
-        return x
-    x = x.to(norm.weight.dtype)
-    return x + mlp(norm(x))
