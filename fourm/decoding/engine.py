@@ -26,6 +26,7 @@ ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token
 PAD_MULTIPLE = {"cpu": 16}
 PAD_MULTIPLE_ELSEWHERE = 64
 RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
+Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 or j, V), the newest last
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +173,7 @@ class Engine:
         return joined
 
     def _decode_texts(
-        self, texts: Texts, chain: Chain, noise: Noise, ask: "Asker"
+        self, texts: Texts, chain: Chain, noise: Noise, ask: Asker
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
         """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
         step = texts.step
@@ -207,7 +208,7 @@ class Engine:
             if count > room
         }
 
-    def _plain_asker(self, states: list[Batch], texts: Texts) -> "Asker":
+    def _plain_asker(self, states: list[Batch], texts: Texts) -> Asker:
         """Logits from the whole text so far, everything computed anew for each token."""
         contexts = [self.network.encode(one.select(texts.rows)) for one in states]
 
@@ -218,7 +219,7 @@ class Engine:
 
         return ask
 
-    def _asker(self, context: Context, texts: Texts) -> "Asker":
+    def _asker(self, context: Context, texts: Texts) -> Asker:
         """Logits from the newest token, the ones before it remembered in a cache."""
         step, count = texts.step, len(texts.numbers)
         cache = self.network.start_cache(context, texts.limit)
@@ -232,9 +233,6 @@ class Engine:
             return _guide(self.network.decode(step.target, positions, newest, context, cache), step)
 
         return ask
-
-
-Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 or j, V), the newest last
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:

@@ -275,6 +275,8 @@ def sincos_1d(length: int, width: int) -> Tensor:
 
 def sincos_2d(height: int, width: int, dim: int) -> Tensor:
     """(1, height * width, dim) float32: sin, cos of row * w, then of column * w; w_j = 10000^(-4j / dim)."""
+    if is_meta_default():
+        return torch.empty(1, height * width, dim)
     rows, columns = sincos_1d(height, dim // 2), sincos_1d(width, dim // 2)
     return torch.cat([rows.repeat_interleave(width, dim=1), columns.repeat(1, height, 1)], dim=2)
 
