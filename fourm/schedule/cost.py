@@ -42,13 +42,8 @@ class Cost:
 
     def to_json(self) -> dict[str, int]:
         """The cost as plain data."""
-        return {
-            "passes": self.passes,
-            "tokens": self.tokens,
-            "weights_bytes": self.weights,
-            "activations_bytes": self.activations,
-            "fetch_bytes": 0,
-        }  # fmt: skip - the model is here
+        return {"passes": self.passes, "tokens": self.tokens, "weights_bytes": self.weights,
+                "activations_bytes": self.activations, "fetch_bytes": 0}  # fmt: skip
 
 
 def estimate(
@@ -174,10 +169,8 @@ def _grid_peaks(
     yield Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
     asked = left if step.scheme == "maskgit" else min(step.num_tokens, left)
     # The context and its keys and values for one block, beside the queries.
-    yield Peak(
-        sizes.vectors(rows, known, 4) + sizes.vectors(rows, asked) + sizes.layers(rows, asked),
-        sizes.vectors(rows, known, 2),
-    )
+    queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
+    yield Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
     yield from _draw_peaks(step, chain, sizes, rows, asked * model.registry.get(step.target).vocab_size)
 
 

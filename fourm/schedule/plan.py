@@ -34,19 +34,18 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
         if target and (spec := planner.spec(model.registry.get(target), {**parallel, **own}, with_rgb))
     ]
     top_k, top_p = planner.filters()
-    grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values
+    grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values != (False,)
     if planner.problems:
         raise ScheduleError(*dict.fromkeys(planner.problems))
     return make_chain(
-        specs, conditions, grow=grow != (False,), weights=weights, reads=model.reads, top_k=top_k,
-        top_p=top_p, raw=raw,
-    )  # fmt: skip
+        specs, conditions, grow=grow, weights=weights, reads=model.reads, top_k=top_k, top_p=top_p, raw=raw
+    )
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
     """The chain of options written as one text, as `Chain.to_text` prints them."""
-    values: dict[str, object] = {}
-    whole, by_flag = list[str](), {option.flag: option for option in OPTIONS}
+    values, whole = dict[str, object](), list[str]()
+    by_flag = {option.flag: option for option in OPTIONS}
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -91,14 +90,17 @@ class _Planner:
 
     def conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
         """Full names, sorted, the weights of those that have one, and those given as values."""
-        setting, reads, made = self.settings.get("cond_domains"), self.model.reads, self.made
+        setting, made = self.settings.get("cond_domains"), self.made
+        registry, reads = self.model.registry, self.model.reads
         if made is not None and (setting is None or setting.values == (None,)):
             return sorted({name for name in made if name in reads}), {}, set()
         setting = setting or Setting(("caption",), "--cond")
         names, where = () if setting.values == (None,) else setting.values, setting.where
         pairs = [str(name).partition(":")[::2] for name in names]
-        grids = {name: self._grid_of_values(name) for name, _ in pairs}
-        found = self._resolve([grids[name] or name for name, _ in pairs], where, reads, "read")
+        itself = {*reads, *(registry.get(read).key for read in reads)}
+        # The grids that conditions become whose values are given.
+        grids = {name: registry.of_values(name, reads) for name, _ in pairs if name not in itself}
+        found = self._resolve([grids.get(name) or name for name, _ in pairs], where, reads, "read")
         weights = {full: float(w) for full, (_, w) in zip(found, pairs, strict=True) if full and w}
         wrong = ((name, field_problem("guidance", weight)) for name, weight in weights.items())
         self.problems.extend(f"{where} {name}: {problem}" for name, problem in wrong if problem)
@@ -109,13 +111,6 @@ class _Planner:
             self.problems.extend(f"{where}: there is no {name} to go on from; {there}" for name in missing)
             self.problems.extend(f"{where}: super-resolution reads tokens: {name}" for name in sorted(raw))
         return sorted(name for name in found if name), weights, raw
-
-    def _grid_of_values(self, name: str) -> str | None:
-        """The grid that a condition's values become; None where the model reads the name itself."""
-        registry, reads = self.model.registry, self.model.reads
-        if any(name in (read, registry.get(read).key) for read in reads):
-            return None
-        return registry.of_values(name, reads)
 
     def targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
         """Full names of the targets, in order; "" in place of one that cannot be."""

@@ -352,7 +352,6 @@ def _named_after(path: Path, key: str, value: str) -> str:
 
 
 # The types of a run's settings by YAML key; tokenizers have a key each. ControlNet can only be declined.
-_RUN_KEYS = {
-    key: kind for key, kind in get_type_hints(RunSettings, include_extras=True).items() if key != "tokenizers"
-}
+_RUN_KEYS = get_type_hints(RunSettings, include_extras=True)
 _RUN_KEYS |= {key + TOKENIZER_SUFFIX: str for key in TOKENIZERS} | {"activate_controlnet": bool}
+del _RUN_KEYS["tokenizers"]
