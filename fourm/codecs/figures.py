@@ -91,8 +91,6 @@ class CodedParts:
 
 @dataclass(frozen=True, slots=True)
 class _Limb:
-    """Something thick between two points of a drawing."""
-
     start: tuple[float, float]
     end: tuple[float, float]
     radius: float

@@ -219,7 +219,6 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
 
 
 def _parse_array(data: bytes, where: str) -> NDArray[Any]:
-    """The array in the bytes of a .npy file; `where` names them in errors."""
     stream = io.BytesIO(data)
     with _parsing(f"{where}: not a .npy file"):
         reads = np.lib.format

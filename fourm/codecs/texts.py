@@ -105,7 +105,6 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
 
 
 def _known(slot: Slot) -> list[Tensor]:
-    """The known values of each row."""
     return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
 
 

@@ -282,36 +282,29 @@ def load_registry(path: Path) -> Registry:
     A row lists only what differs from the released row with the same key (`tok_rgb@64` from `tok_rgb@224`),
     or from the row in its field `like`. Every target gets a folder of its own, with or without `folder`.
     """
-    rows, where, named = dict[str, Modality](), dict[str, str](), dict[str, str]()
+    rows, where, folders = dict[str, Modality](), dict[str, str](), dict[str, str]()
     for entries in read_rows(path):
         row, places = _read_row(entries, path), {entry.key: entry.where for entry in entries}
         if row.name in rows:
             raise UsageError(f"{places['name']}: modality '{row.name}' has a row already ({where[row.name]})")
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
         if "folder" in places:
-            named[row.name] = row.folder
-    free = [row for row in rows.values() if row.takes_ids and row.name not in named]
-    for row in free:
-        peers = [one for one in free if one.key == row.key]
-        taken = {folder for name, folder in named.items() if rows[name].key == row.key}
-        rows[row.name] = replace(row, folder=_own_folder(row, peers, taken))
+            folders[row.name] = row.folder
+    unnamed = [row for row in rows.values() if row.takes_ids and row.name not in folders]
+    folders |= {row.name: RELEASED.rows[row.name].folder for row in unnamed if row.name in RELEASED.rows}
+    taken = {(rows[name].key, folder) for name, folder in folders.items()}
+    # The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
+    for row in sorted(unnamed, key=lambda one: one.resolution or 0):
+        like = _same_key(row.key)
+        stem = like.folder if like else row.key.removeprefix(TOKENS)
+        # The tokens of a grid lie in a folder with the name of the modality.
+        is_taken = (row.key, stem) in taken or (row.kind is Kind.GRID and stem == row.name)
+        own = f"{stem}@{row.name.partition('@')[2] or 'values'}" if is_taken else stem
+        rows[row.name] = replace(row, folder=folders.get(row.name, own))
+        taken.add((row.key, stem))
     if shared := shared_folder(rows.values()):
         raise UsageError(f"{where[shared[0]]}: {shared[1]}")
     return RELEASED.extended(rows.values())
-
-
-def _own_folder(row: Modality, peers: list[Modality], taken: set[str]) -> str:
-    """A folder for a row: that of the released row with its name, else `rgb` for the lowest resolution among
-    its peers, the rows of the same key that name no folder, and `rgb@128` for others."""
-    released = {one.name: RELEASED.rows[one.name].folder for one in peers if one.name in RELEASED.rows}
-    if row.name in released:
-        return released[row.name]
-    like = _same_key(row.key)
-    stem = like.folder if like else row.key.removeprefix(TOKENS)
-    # The tokens of a grid lie in a folder with the name of the modality.
-    is_taken = stem in (*taken, *released.values()) or (row.kind is Kind.GRID and stem == row.name)
-    is_first = row.name == min(peers, key=lambda one: one.resolution or 0).name
-    return stem if is_first and not is_taken else f"{stem}@{row.name.partition('@')[2] or 'values'}"
 
 
 def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:

@@ -116,7 +116,6 @@ def _is_plain(kind: Any, value: object) -> bool:
 
 
 def _expected(kind: Any) -> str:
-    """A type in words."""
     outer, inner = get_origin(kind), get_args(kind)
     if outer is Annotated:
         is_length = inner[0] is str or get_origin(inner[0]) is tuple
