@@ -110,8 +110,8 @@ def draw_palette(colours: Sequence[Colour]) -> Image.Image:
         return text_card("no colours")
     side = STRIPE * len(colours)
     image = Image.new("RGB", (side, side))
-    for number, colour in enumerate(colours):
-        image.paste(tuple(colour), (number * STRIPE, 0, (number + 1) * STRIPE, side))
+    for left, colour in zip(range(0, side, STRIPE), colours, strict=True):
+        image.paste(tuple(colour), (left, 0, left + STRIPE, side))
     return image
 
 

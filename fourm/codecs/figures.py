@@ -134,8 +134,7 @@ def camera_translation(person: Person) -> tuple[float, float, float]:
     left, top, right, bottom = person.box
     scale, x, y = person.camera
     size = max(right - left, bottom - top) * scale + 1e-9
-    middle = PICTURE_SIDE / 2
-    across, down = (left + right) / 2 - middle, (top + bottom) / 2 - middle
+    across, down = (left + right) / 2 - PICTURE_SIDE / 2, (top + bottom) / 2 - PICTURE_SIDE / 2
     return 2 * across / size + x, 2 * down / size + y, 2 * FOCAL_LENGTH / size
 
 
@@ -162,18 +161,20 @@ def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
     orientation = nearest_rotations(np.array(person.orientation))
     places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
     depths = places[:, 2]
-    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
-    if depths.min() < _NEAR or np.abs(seen).max() > _FAR_OUT:
+    if depths.min() < _NEAR:
         return []
-    found = []
+    seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
+    if np.abs(seen).max() > _FAR_OUT:
+        return []
+    fine, found = _SCALE * _FINE, list[_Limb]()
     for start, end, radius in _LIMBS:
         a, b = _POINTS.index(start), _POINTS.index(end)
         depth = float(depths[[a, b]].mean())
         # The front of a body is lighter than its back, so that one can tell which arm is nearer.
         light = 1.0 - 0.5 * float(np.clip(depth - depths.mean() + 0.3, 0.0, 0.6))
-        from_, to = (tuple((seen[joint] * (_SCALE * _FINE)).tolist()) for joint in (a, b))
-        thickness = max(FOCAL_LENGTH * radius / depth * (_SCALE * _FINE), 1.0)
-        found.append(_Limb(from_, to, thickness, depth, _scaled(colour, light)))
+        (x0, y0), (x1, y1) = (seen[[a, b]] * fine).tolist()
+        thickness = max(FOCAL_LENGTH * radius / depth * fine, 1.0)
+        found.append(_Limb((x0, y0), (x1, y1), thickness, depth, _scaled(colour, light)))
     return found
 
 

@@ -36,8 +36,8 @@ _MAX_PLACE = 1 << 26  # pixels; beyond any picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
-_LOSSY = ("JPEG", "JPEG2000", "WEBP")  # of WebP's lossless variant no picture is grey
-_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+# Of WebP's lossless variant no picture is grey; in small letters, the compressions of a TIFF.
+_LOSSY = {"JPEG", "JPEG2000", "WEBP", "jpeg", "tiff_jpeg", "webp"}
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _TURN = Image.Transpose
 _TURNED_BACK = {  # what undoes an orientation
@@ -139,17 +139,18 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as image:
         _check_exact(image, path)
-        step = _level_step(image)
+        step, problem = _level_step(image), ""
         if image.mode not in ("L", "P") and not (image.mode == "1" and step):
-            need = "class numbers need an 8-bit grey or palette picture"
-            raise SampleError(f"{path}: {need}, not {image.mode}")
-        if not step:
-            raise SampleError(f"{path}: class numbers need 8 bits, black for 0; these grey levels are scaled")
+            problem = f"an 8-bit grey or palette picture, not {image.mode}"
+        elif not step:
+            problem = "8 bits, black for 0; these grey levels are scaled"
+        if problem:
+            raise SampleError(f"{path}: class numbers need {problem}")
         return np.asarray(_as_stored(image)).astype(np.uint8) // np.uint8(step)
 
 
 def _check_exact(image: Image.Image, path: Path) -> None:
-    if image.format in _LOSSY or image.info.get("compression") in _LOSSY_TIFF:
+    if {image.format, image.info.get("compression")} & _LOSSY:
         what = "class numbers and masks need a lossless picture, such as PNG"
         raise SampleError(f"{path}: {image.format} stores approximate values; {what}")
 

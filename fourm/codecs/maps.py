@@ -175,7 +175,7 @@ def _checked_levels(image: Image.Image, path: Path) -> Value:
     levels = np.asarray(image)
     most, what = (1, "fractions") if image.mode == "F" else (DEPTH_LEVELS, "16 bits")
     if not (levels.min() >= 0 and levels.max() <= most):
-        found = f"{levels.min():g} to {levels.max():g}"
+        found = f"{levels.min():.7g} to {levels.max():.7g}"
         raise SampleError(f"{path}: a picture of {what} lies in 0 to {most}, not {found}")
     return levels
 

@@ -113,12 +113,11 @@ def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
     number = crop.number if crop else 0
     if number >= len(data):
         raise ValueError(f"holds {len(data)} crops; there is no crop {number}, counted from 0")
-    where = f"crop {number}"
-    entry: _CropOfFile = fit(_CropOfFile, data[number], where, strict=False)
+    entry: _CropOfFile = fit(_CropOfFile, data[number], f"crop {number}", strict=False)
     try:
         return _groups_of_crop(entry)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"crop {number}: {error}") from None
 
 
 def instances_to_json(groups: Groups) -> object:

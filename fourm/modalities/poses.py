@@ -141,8 +141,7 @@ def _parse_person(words: list[str]) -> tuple[Person | None, str]:
     for name, count in _BLOCKS.items():
         if name not in words:
             return None, f"'{name}' is missing"
-        start = words.index(name) + 1
-        block = words[start : start + count]
+        block = words[words.index(name) + 1 :][:count]
         codes = [code for word in block if (code := code_of(word)) is not None]
         found[name] = codes if name == "pose" else _numbers(block)
         if len(found[name]) < count:
