@@ -86,9 +86,8 @@ def _check_xformers(device: torch.device, like: Tensor | None) -> None:
         raise UsageError("--attention xformers: cannot be loaded; it was built for another torch") from error
     except NotImplementedError as error:
         kind = "" if like is None else f" for {str(like.dtype).removeprefix('torch.')}"
-        raise UsageError(
-            f"--attention xformers: has no kernel{kind} on this GPU; leave it out, or try another --dtype"
-        ) from error
+        what = f"has no kernel{kind} on this GPU; leave it out, or try another --dtype"
+        raise UsageError(f"--attention xformers: {what}") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:

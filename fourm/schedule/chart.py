@@ -1,6 +1,6 @@
 """The chart of a chain: tokens, temperature and guidance of each step, a colour for each target."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fourm.data.writing import DRAWING, write_alone
-from fourm.schedule.chain import Chain, Step
+from fourm.schedule.chain import Chain
 from fourm.schedule.schemes import SCHEMES
 
 _Colour = tuple[float, float, float, float]  # red, green, blue, opacity
@@ -34,7 +34,9 @@ def draw_chain(chain: Chain, model: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     table = colormaps["tab10" if len(chain.targets) <= 10 else "tab20"]
     colours = {target: table(number % table.N) for number, target in enumerate(chain.targets)}
-    _draw_tokens(charts[0], chain, colours)
+    # These end when they are finished, not after a number of tokens.
+    texts = {spec.target for spec in chain.specs if SCHEMES[spec.scheme].causal}
+    _draw_tokens(charts[0], chain, colours, texts)
     for axes, values in zip(charts[1:], lines.values(), strict=True):
         _draw_line(axes, chain, colours, values)
     charts[-1].set_xlabel("step of the chain")
@@ -43,7 +45,6 @@ def draw_chain(chain: Chain, model: str) -> Figure:
     title = f"{model}: {', '.join(chain.conditions) or 'nothing'} → {', '.join(chain.targets)}"
     title = title if len(title) <= _TITLE else f"{title[:_TITLE].rstrip(', ')} ..."
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, parse_math=False)
-    texts = {step.target for step in chain.steps if _is_limit(step)}
     handles = [
         Patch(color=colours[name], label=f"{name}, {'at most ' if name in texts else ''}{count:,} tokens")
         for name, count in chain.num_tokens.items()
@@ -60,12 +61,12 @@ def save_chart(figure: Figure, path: Path) -> None:
     write_alone(path, partial(canvas.print_png, metadata={"Software": None, **DRAWING}))
 
 
-def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, _Colour]) -> None:
+def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, _Colour], texts: Collection[str]) -> None:
     """A bar for each step; a text has one that says at most how many."""
-    fixed = [step.num_tokens for step in chain.steps if not _is_limit(step)]
+    fixed = [step.num_tokens for step in chain.steps if step.target not in texts]
     top = max(fixed, default=0) * _TALL
     for step in chain.steps:
-        is_limit = _is_limit(step)
+        is_limit = step.target in texts
         height = top if is_limit and 0 < top < step.num_tokens else step.num_tokens
         axes.bar(
             step.number, height, 0.9, color=colours[step.target], hatch="//" if is_limit else "",
@@ -84,8 +85,3 @@ def _draw_line(axes: Axes, chain: Chain, colours: Mapping[str, _Colour], values:
     axes.margins(y=0.15)
     if min(values, default=0) >= 0:
         axes.set_ylim(bottom=0)
-
-
-def _is_limit(step: Step) -> bool:
-    """True where a text ends when it is finished, not after a number of tokens."""
-    return SCHEMES[step.scheme].causal

@@ -227,7 +227,6 @@ class _Planner:
         return 0 if off else top_k, float(top_p) or 1.0
 
     def _single(self, key: str, default: int | float) -> int | float:
-        """The one value of a setting of the whole chain."""
         setting = self.settings.get(key)
         if setting is None or setting.values == (None,):
             return default

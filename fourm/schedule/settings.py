@@ -307,7 +307,6 @@ def _parse_item(value: object, item: Item) -> SettingValue:
 
 
 def _convert(text: str, item: Item) -> SettingValue:
-    """One item that matched its pattern."""
     if _NONE.fullmatch(text):
         return None
     if item in (Item.COUNT, Item.NUMBER, Item.COUNT_OR_SHARE):
