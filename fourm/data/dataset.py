@@ -27,12 +27,9 @@ PICTURE_SUFFIXES = (
 EXTENSIONS = frozenset((*PICTURE_SUFFIXES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
 TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
 UNKNOWN = "*"  # name of the samples of a folder or shard that cannot be listed
-_KINDS_SHOWN = 6  # extensions that a note names
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-MAX_SHARDS = 4096  # whose index is kept
-MAX_NAME = 1024  # bytes of a member's name, folders included
-MAX_PART = 255  # of each part of it, as in a file system
+MAX_NAME, MAX_PART = 1024, 255  # bytes of a member's name, folders included, and of each part of it
 _MAX_HEADER = 1 << 20  # bytes that a header may take, long names included
 _BLOCK = 512
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -86,9 +83,9 @@ class Listing:
             )
         if count := self.unread.total():
             kinds = sorted(self.unread)
-            more = f" and {len(kinds) - _KINDS_SHOWN} more" if len(kinds) > _KINDS_SHOWN else ""
+            more = f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
             have = "files have extensions that are" if count > 1 else "file has an extension that is"
-            notes.append(f"{self.top}: {count:,} {have} not read: {', '.join(kinds[:_KINDS_SHOWN])}{more}")
+            notes.append(f"{self.top}: {count:,} {have} not read: {', '.join(kinds[:6])}{more}")
         return notes
 
     def add(self, folder: str, name: str, path: Path) -> Key | None:
@@ -161,16 +158,19 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
         untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
         samples += [Sample(Key(folder, UNKNOWN), problem=why) for folder, why in sorted(untold.items())]
     notes = [note for one in found.values() for note in one.notes]
+    if not samples:
+        reasons = [f": {text}" for text in (*notes, *incomplete)]
+        reason = next(iter(reasons), "; names that begin with a dot are passed over")
+        raise UsageError(f"{root}: no sample has a file in each of {', '.join(folders.values())}{reason}")
     if all(sample.problem for sample in samples):
-        raise _nothing_to_read(root, list(folders.values()), samples, [*notes, *incomplete])
+        none = f"none of the {len(samples)} samples" if len(samples) > 1 else "nothing"
+        raise UsageError(f"{root}: {none} can be read: {printable(samples[0].problem)}")
     return Dataset(tuple(samples), tuple(incomplete), tuple(dict.fromkeys(notes)))
 
 
 def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
     """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
-    if count is None or count >= len(samples):
-        return list(samples)
-    if seed is None:
+    if count is None or count >= len(samples) or seed is None:
         return list(samples[:count])
     return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
 
@@ -180,8 +180,7 @@ def permutation(count: int, seed: int) -> list[int]:
     import numpy as np  # a tenth of a second that only this choice takes
 
     words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
-    draw = np.random.RandomState(seed if len(words) < 2 else words)
-    return [int(i) for i in draw.permutation(count)]
+    return np.random.RandomState(seed if len(words) < 2 else words).permutation(count).tolist()
 
 
 def match_spellings(listings: Sequence[Listing]) -> None:
@@ -245,11 +244,9 @@ def suffix_of(name: str) -> str:
 
 def split_path(path: Path) -> tuple[Path, str] | None:
     """The shard and the name of the member that a path leads to; None for a path without a shard."""
-    text, start = str(path), 0
-    while (end := text.lower().find(SUFFIX + "/", start) + len(SUFFIX)) >= len(SUFFIX):
-        if os.path.isfile(text[:end]):
-            return Path(text[:end]), text[end + 1 :]
-        start = end
+    for above in reversed(path.parents):
+        if above.name.lower().endswith(SUFFIX) and os.path.isfile(above):
+            return above, path.relative_to(above).as_posix()
     return None
 
 
@@ -282,16 +279,6 @@ def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
     return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
 
 
-def _nothing_to_read(
-    root: Path, folders: list[str], samples: list[Sample], incomplete: list[str]
-) -> UsageError:
-    if samples:
-        none = f"none of the {len(samples)} samples" if len(samples) > 1 else "nothing"
-        return UsageError(f"{root}: {none} can be read: {printable(samples[0].problem)}")
-    reason = f": {incomplete[0]}" if incomplete else "; names that begin with a dot are passed over"
-    return UsageError(f"{root}: no sample has a file in each of {', '.join(folders)}{reason}")
-
-
 def _walk(top: Path, found: Listing) -> None:
     """Note all files below a modality's folder."""
     # Folders still to be read: path, name in keys ("" for the modality's own), devices and inodes around it.
@@ -313,7 +300,8 @@ def _walk(top: Path, found: Listing) -> None:
         for entry in entries if inode not in around else ():  # links may lead in a circle
             if entry.name.startswith("."):
                 continue
-            if not _is_folder(entry):
+            # The type in the listing saves a question for each file; links may lead to themselves.
+            if not (entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))):
                 _add_file(found, entry, folder)
                 continue
             name = f"{folder}/{entry.name}".lstrip("/")
@@ -322,14 +310,8 @@ def _walk(top: Path, found: Listing) -> None:
                 named_like_files[Key(folder, entry.name[: -len(suffix)])] = (entry.path, name)
     else:
         raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
-    _add_empty_folders(found, named_like_files)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    if named_like_files:
+        _add_empty_folders(found, named_like_files)
 
 
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
@@ -359,9 +341,6 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
     except OSError as error:
         found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
         return
-    except SampleError as error:  # not a file
-        found.unlisted[folder] = str(error)
-        return
     for name in (*shard.members, *shard.unreadable):
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
@@ -375,8 +354,6 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
 
 def _add_empty_folders(found: Listing, folders: Mapping[Key, tuple[str, str]]) -> None:
     """A folder `name.png` that holds no sample stands where a file should be."""
-    if not folders:
-        return
     occupied = set(found.unlisted)
     for folder in {key.folder for key in found.files}:
         occupied |= set(_folder_and_above(folder))
@@ -390,9 +367,8 @@ def _folder_and_above(folder: str) -> list[str]:
     return list(itertools.accumulate(folder.split("/"), "{}/{}".format))
 
 
-@lru_cache(maxsize=MAX_SHARDS)
+@lru_cache(maxsize=4096)
 def _index(path: Path, size: int, changed: int) -> Shard:
-    """The index of a shard of so many bytes, last changed at that time."""
     shard = Shard()
     with open_file(path) as file:
         end = _read_members(shard, file)
@@ -401,9 +377,8 @@ def _index(path: Path, size: int, changed: int) -> Shard:
             shard.unreadable[name] = "is cut off with the end of its shard"
             del shard.members[name]
     if end:
-        count = len(shard.members)
-        known = f"{count:,} of its members are known" if count else "nothing in it is known"
-        shard.problem = "; ".join(filter(None, (shard.problem, end, known)))
+        known = f"{len(shard.members):,} of its members are" if shard.members else "nothing in it is"
+        shard.problem = "; ".join(filter(None, (shard.problem, end, f"{known} known")))
     return shard
 
 
@@ -434,10 +409,10 @@ def _read_members(shard: Shard, file: BinaryIO) -> str:
 
 def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:
     """Note one member, under the name that it has without `./` and doubled slashes."""
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    name = "/".join(parts)
     if member.isdir():
         return
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    name = "/".join(parts)
     if member.name.startswith("/") or not parts or ".." in parts or "\0" in name:
         shard.problem = shard.problem or f"holds {member.name[:100]!r}, a name that leads out of it"
     elif max(len(os.fsencode(part)) for part in parts) > MAX_PART or len(os.fsencode(name)) > MAX_NAME:
@@ -458,8 +433,7 @@ class _Guarded:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
 
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+    def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self._file.read(size)

@@ -12,10 +12,8 @@ from fourm.errors import UsageError
 
 FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
 SAMPLES_PER_FOLDER = 1000
-# Results of one run (samples x variations): more do not fit into the memory of a small machine.
-MAX_SAMPLES = 10_000_000
-# Of a sample's name. File systems allow 255; the variation and the suffix are added.
-MAX_NAME_BYTES = 220
+MAX_SAMPLES = 10_000_000  # results of one run: more do not fit into the memory of a small machine
+MAX_NAME_BYTES = 220  # of a sample; file systems allow 255, the variation and the suffix are added
 PICTURES = "rgb"  # folder of a dataset: the whole pictures, whose size others refer to
 VALID_PIXELS = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
@@ -37,9 +35,8 @@ class Key:
     def __post_init__(self) -> None:
         for part in (*self.folder.split("/"), self.name):
             if part in ("", ".", "..", PARTIAL) or "/" in part or "\0" in part:
-                raise UsageError(
-                    f"sample {self.folder!r}/{self.name!r}: {part!r} cannot be a file or folder name"
-                )
+                text = f"{self.folder!r}/{self.name!r}"
+                raise UsageError(f"sample {text}: {part!r} cannot be a file or folder name")
         if len(name := os.fsencode(self.name)) > MAX_NAME_BYTES:
             digest = "~" + hashlib.sha256(name).hexdigest()[:16]
             start = name[: MAX_NAME_BYTES - len(digest)].decode("utf-8", errors="ignore")
@@ -142,9 +139,7 @@ def centre_crop(height: int, width: int) -> Crop:
     return Crop((height, width), (height - side) // 2, (width - side) // 2, side, side)
 
 
-def random_crop(
-    height: int, width: int, min_scale: float, uniforms: Sequence[float], number: int = 0
-) -> Crop:
+def random_crop(height: int, width: int, min_scale: float, uniforms: Sequence[float], number: int) -> Crop:
     """A random resized crop of a picture, drawn by NUM_UNIFORMS numbers in [0, 1).
 
     Its area is a share of the picture's between min_scale and 1, its aspect log-uniform, its place uniform

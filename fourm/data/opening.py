@@ -4,30 +4,25 @@ Reading a pipe or a device that has the name of a file could wait forever or fil
 raise an OSError whose `strerror` says what was found, so that callers can report it like any other OSError.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import re
 import stat
+import sys
 import unicodedata
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 from fourm.errors import UsageError, shown
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 T = TypeVar("T")
 _SPECIAL = "not a file, but a pipe, a device or a socket"
-# Windows has only the last one.
-_WANTED = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
-_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _WANTED)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # Windows has neither the flag nor such pipes
+_FLAGS = _NONBLOCK | sum(getattr(os, name, 0) for name in ("O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _DESCRIPTOR = re.compile(r"/dev/(?:stdin|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 # Matches `s3://bucket/x`, but not a drive (`C:/x`), nor the file names `./s3://x` and `a:b`.
 _SCHEME = re.compile(r"\s*([\w+.-]{2,}:)//")
@@ -45,8 +40,8 @@ _TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 class Ready(FileIO):
     """A file that is read without waiting; some files below /proc would block a reader forever."""
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Read into the buffer; OSError if that would block."""
+    def readinto(self, buffer: Any, /) -> int:
+        """Read into a buffer; OSError if that would block."""
         return _ready(super().readinto(buffer))
 
     def readall(self) -> bytes:
@@ -71,10 +66,10 @@ def open_file(path: Path) -> BufferedReader:
     raise OSError(errno.EINVAL, _SPECIAL, str(path))
 
 
-def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
-    """Open a file that only this program writes, in mode "r", "r+", "a" or "x" (all binary); refuse a link.
+def open_own(path: Path, mode: str, limit: int = sys.maxsize) -> BinaryIO:
+    """Open a file that only this program writes, in mode "r", "r+", "a" or "x" (all binary).
 
-    limit: bytes; a larger file is refused.
+    Links and files of more than `limit` bytes are refused.
     """
     try:
         file: BinaryIO = open(path, mode + "b", opener=_open_own)  # type: ignore[assignment] # noqa: SIM115
@@ -83,12 +78,11 @@ def open_own(path: Path, mode: str, limit: int | None = None) -> BinaryIO:
             raise OSError(errno.ELOOP, "a link, and none is followed here", str(path)) from error
         raise
     told = os.fstat(file.fileno())
-    if stat.S_ISREG(told.st_mode) and (limit is None or told.st_size <= limit):
+    is_file = stat.S_ISREG(told.st_mode)
+    if is_file and told.st_size <= limit:
         return file
     file.close()
-    if limit is not None and stat.S_ISREG(told.st_mode):
-        raise _too_large(path, limit)
-    raise OSError(errno.EINVAL, _SPECIAL, str(path))
+    raise _too_large(path, limit) if is_file else OSError(errno.EINVAL, _SPECIAL, str(path))
 
 
 def open_text(path: Path) -> TextIO:
@@ -112,8 +106,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def parse_json_lines(text: str, where: str, skip_damaged: bool = False) -> Iterator[tuple[int, Any]]:
     """The number and the value of each line that is not blank.
 
-    UsageError names a line that is not JSON. skip_damaged: leave it out, as a killed
-    process may have written only a part of it.
+    UsageError names a line that is not JSON. skip_damaged: leave it out; a killed process may have begun it.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -182,29 +175,25 @@ def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
 
 
 def _ready(result: T | None) -> T:
-    """The result of a read; None means that no data is available yet."""
     if result is None:
         raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
     return result
 
 
 def _open_own(path: str, flags: int) -> int:
-    not_followed = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return os.open(path, flags | not_followed, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | _NONBLOCK, 0o666)
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    not_waiting = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
-    descriptor = os.open(path, flags | not_waiting, 0o666)
-    if not_waiting:
+    descriptor = os.open(path, flags | _NONBLOCK, 0o666)
+    if _NONBLOCK:
         os.set_blocking(descriptor, True)
     return descriptor
 
 
 def _inherited(path: Path) -> BufferedReader | None:
     """The open stream that a path such as /dev/fd/63 stands for; None for all other paths."""
-    match = _DESCRIPTOR.fullmatch(str(path))
-    if match is None:
+    if (match := _DESCRIPTOR.fullmatch(str(path))) is None:
         return None
     number = int(match[1] or match[2] or 0)
     # A regular file is opened again by the caller: a descriptor can be read only once.
@@ -224,7 +213,8 @@ def _png_parts(data: bytes, keep_texts: bool) -> Iterator[bytes]:
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         chunk = data[at:end]  # its length, name, contents and checksum
         is_critical = not chunk[4] & 0x20
-        if is_critical or (keep_texts and _is_good_text(chunk)):
+        is_text = chunk[4:8] in _TEXTS and len(chunk) <= MAX_TEXT_BYTES
+        if is_critical or (keep_texts and is_text and zlib.crc32(chunk[4:-4]).to_bytes(4) == chunk[-4:]):
             yield chunk
         at = end
 
@@ -244,8 +234,3 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
             yield segment
         at = end
     yield data[at:]
-
-
-def _is_good_text(chunk: bytes) -> bool:
-    said = int.from_bytes(chunk[-4:], "big")
-    return chunk[4:8] in _TEXTS and len(chunk) <= MAX_TEXT_BYTES and zlib.crc32(chunk[4:-4]) == said

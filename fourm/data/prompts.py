@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,17 +53,14 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
         ]
     elif suffix in (".json", ".yaml", ".yml", ".parquet"):
         raise UsageError(
-            f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl files, not from {suffix}"
+            f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl, not from {suffix} files"
         )
     elif column is not None:
-        raise UsageError(
-            f"{where}: --column is for .tsv, .csv and .jsonl files; this one is read line by line"
-        )
+        raise UsageError(f"{where}: --column is for .tsv, .csv and .jsonl; this file is read line by line")
     else:
         prompts = text.replace("\r", "\n").split("\n")
         _check_no_records(prompts, where)
-    kept = [prompt.strip() for prompt in prompts if prompt.strip()]
-    if not kept:
+    if not (kept := [prompt.strip() for prompt in prompts if prompt.strip()]):
         raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
     return kept
 
@@ -92,19 +90,16 @@ def parse_columns(
                 raise UsageError(f"{where}: line {number} has nothing under '{source}'")
             cell = row[source]
             if name == COLUMNS[0]:
-                cell = _check_prompt(cell, number, source, where)
-            elif isinstance(cell, str):
-                cell = _check_encodable(cell, number, where)
+                _check_prompt(cell, number, source, where)
             cells[name] = cell if isinstance(cell, str) else json.dumps(cell)
+            _check_encodable(cells[name], number, where)
         found.append(cells)
     return found
 
 
 def missing_file(path: Path) -> UsageError:
     """The error for a file or folder that is not there, with a near name."""
-    near = ""
-    if os.path.isdir(path.parent):
-        near = near_match(path.name, os.listdir(path.parent))
+    near = near_match(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
     return UsageError(f"{path}: there is no such file or folder{near}")
 
 
@@ -122,19 +117,16 @@ def _text(data: bytes, where: str) -> str:
 
 def _check_prompt(value: object, number: int, name: str, where: str) -> str:
     """The text of a record's prompt; UsageError for anything else, so that no row is lost or misread."""
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: line {number} has no text under '{name}'")
-    if not value.strip():
-        raise UsageError(f"{where}: line {number} has nothing under '{name}'")
-    return _check_encodable(value, number, where)
+    if not isinstance(value, str) or not value.strip():
+        what = "nothing" if isinstance(value, str) else "no text"
+        raise UsageError(f"{where}: line {number} has {what} under '{name}'")
+    _check_encodable(value, number, where)
+    return value
 
 
-def _check_encodable(text: str, number: int, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{where}: line {number} holds half a character, which is no text") from error
-    return text
+def _check_encodable(text: str, number: int, where: str) -> None:
+    if re.search(r"[\ud800-\udfff]", text):
+        raise UsageError(f"{where}: line {number} holds half a character, which is no text")
 
 
 def _check_no_records(lines: Sequence[str], where: str) -> None:
@@ -145,10 +137,8 @@ def _check_no_records(lines: Sequence[str], where: str) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
-        raise UsageError(
-            f"{where}: line {number} is JSON, where each line is a prompt; JSON lines are read from a "
-            "file whose name ends in .jsonl"
-        )
+        why = "where each line is a prompt; JSON lines are read from a file whose name ends in .jsonl"
+        raise UsageError(f"{where}: line {number} is JSON, {why}")
 
 
 def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]:
@@ -160,9 +150,8 @@ def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]
         objects = (record for _, record in parse_json_lines(text, where) if isinstance(record, dict))
         return list(next(objects, ())), parse_json_lines(text, where)
     if suffix == ".tsv":
-        lines: Iterable[tuple[int, list[str]]] = enumerate(
-            (line.rstrip("\r").split("\t") for line in text.split("\n")), start=1
-        )
+        split = (line.rstrip("\r").split("\t") for line in text.split("\n"))
+        lines: Iterable[tuple[int, list[str]]] = enumerate(split, start=1)
     else:
         lines = _csv_lines(text, where)
     filled = [(number, cells) for number, cells in lines if any(cell.strip() for cell in cells)]
@@ -185,10 +174,8 @@ def _csv_lines(text: str, where: str) -> Iterable[tuple[int, list[str]]]:
     try:
         for cells in reader:
             if any(cell.lstrip().startswith('"') and not cell.startswith('"') for cell in cells):
-                raise UsageError(
-                    f"{where}: line {line} has a blank before a quotation mark, which makes the mark a part "
-                    "of the text; a quoted cell begins right behind the comma"
-                )
+                why = "which makes the mark a part of the text; a quoted cell begins right behind the comma"
+                raise UsageError(f"{where}: line {line} has a blank before a quotation mark, {why}")
             yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
@@ -200,11 +187,10 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     by_case = {name.lower(): name for name in reversed(names)}
     for candidate in COLUMNS if wanted is None else (wanted,):
         found = candidate if candidate in names else by_case.get(candidate.lower())
+        if found is not None and names.count(found) > 1:
+            raise UsageError(f"{where}: has {names.count(found)} columns '{found}'")
         if found is not None:
-            if names.count(found) > 1:
-                raise UsageError(f"{where}: has {names.count(found)} columns '{found}'")
             return found
-    listed = ", ".join(names)
-    if wanted is None:
-        raise UsageError(f"{where}: no column {', '.join(COLUMNS)} among {listed}; name it with --column")
-    raise UsageError(f"{where}: no column '{wanted}' among {listed}{near_match(wanted, names)}")
+    sought = ", ".join(COLUMNS) if wanted is None else f"'{wanted}'"
+    advice = "; name it with --column" if wanted is None else near_match(wanted, names)
+    raise UsageError(f"{where}: no column {sought} among {', '.join(names)}{advice}")

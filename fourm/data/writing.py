@@ -27,16 +27,13 @@ from fourm.errors import FourMError, UsageError, printable
 PARTIAL = ".partial"  # folder for files that are being written
 ABANDONED = 24 * 3600.0  # seconds; older files of a process of unknown state are deleted
 _LOCK = ".lock"
-# Names of files in PARTIAL; they begin with the name of a process.
+# A file in PARTIAL: the name of its process, and what distinguishes it.
 _UNFINISHED = re.compile(r"([0-9a-f]{8}-[0-9a-f]{12})(?:-[0-9]+(?:\.[^/]*)?|\.lock)", re.DOTALL)
-_TRIES = 100  # to create a file in PARTIAL, which other processes remove when it is empty
 _counter = itertools.count()
 _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by process and output folder
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
 DRAWING = {"drawing": "fourm"}
-_DRAWING = b"tEXtdrawing\0fourm"
-_DRAWING_WITHIN = 1 << 12  # bytes at the beginning of a file; before the pixels stand a few small chunks
 
 
 def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
@@ -53,7 +50,13 @@ def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool
     """As `write_atomic`, but return False if the file exists: of several processes, one succeeds."""
     with _unfinished(root, path) as file:
         write(file)
-        return _link(file, path)
+        try:
+            os.link(file, path)
+        except FileExistsError:  # NFS may report this for a link that it has just created
+            return os.path.samestat(file.lstat(), path.lstat())
+        except OSError:  # no hard links: other processes may see the file before it is complete
+            return _copy(file, path)
+    return True
 
 
 def write_text(root: Path, path: Path, text: str) -> None:
@@ -80,10 +83,8 @@ def write_alone(path: Path, write: Callable[[Path], None]) -> None:
 
 def vanished(root: Path) -> FourMError:
     """The error for an output folder that disappeared during a run."""
-    return FourMError(
-        f"{root}: was deleted or renamed while this process wrote into it, so it stops here; if the folder "
-        "has another name now, --resume goes on there"
-    )
+    what = "was deleted or renamed while this process wrote into it, so it stops here"
+    return FourMError(f"{root}: {what}; if the folder has another name now, --resume goes on there")
 
 
 def check_writable(root: Path) -> None:
@@ -176,13 +177,8 @@ def make_below(root: Path, folder: Path) -> None:
         raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
     for part in folder.relative_to(root).parts:
         root = root / part
-        make_folder(root)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder that may be there. `exist_ok` fails if another process removes it at the same moment."""
-    with suppress(FileExistsError):
-        folder.mkdir()
+        with suppress(FileExistsError):  # `exist_ok` fails if another process removes it at the same moment
+            root.mkdir()
 
 
 def make_all(folder: Path) -> None:
@@ -213,17 +209,15 @@ def check_root(out: Path) -> None:
 
 def check_folder(root: Path, folder: Path) -> None:
     """UsageError where a folder below root is due, and something else has taken its name."""
-    is_ours = folder.is_dir() and real(folder).is_relative_to(real(root))
-    if os.path.lexists(folder) and not is_ours:
+    if os.path.lexists(folder) and not (folder.is_dir() and real(folder).is_relative_to(real(root))):
         raise UsageError(f"{folder}: is a file or a link out of {root}, not a folder; move it away")
 
 
 def refuse_inside(out: Path, top: Path) -> None:
     """UsageError where an output folder is a modality's folder that is read, or lies in it."""
     there, around = real(out), real(top)
-    if not there.is_relative_to(around):
-        return
-    if not any(part.startswith(".") for part in there.relative_to(around).parts):  # hidden: no sample
+    below = there.parts[len(around.parts) :]
+    if there.is_relative_to(around) and not any(part.startswith(".") for part in below):  # hidden: no sample
         raise UsageError(
             f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
             "name a folder elsewhere"
@@ -240,8 +234,11 @@ def check_drawing(option: str, path: Path) -> None:
         problem = "must end in .png"
     elif path.exists() and not path.is_file():
         problem = "something that is no file is there"
-    elif path.exists() and not _is_drawing(path):
+    elif path.exists():
         problem = "holds something else than a drawing; name another file"
+        with suppress(OSError), open_file(path) as file:
+            start = file.read(1 << 12)  # before the pixels stand a few small chunks
+            problem = "" if not start or b"tEXtdrawing\0fourm" in start else problem
     if problem:
         raise UsageError(f"{option} {printable(str(path))}: {problem}")
 
@@ -295,12 +292,13 @@ def _unfinished(root: Path, path: Path) -> Iterator[Path]:
 def _new_file(root: Path, suffix: str) -> Path:
     """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
     file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
-    for _ in range(_TRIES):
+    for _ in range(100):
         with suppress(FileNotFoundError):
             _claim(root)
             open_own(file, "x").close()
             return file
-        make_folder(root / PARTIAL)
+        with suppress(FileExistsError):
+            file.parent.mkdir()
     raise FourMError(f"{file.parent}: is removed again and again by another process")
 
 
@@ -320,12 +318,10 @@ def _claim(root: Path) -> None:
 
 
 def _release(root: Path) -> None:
-    file = _claims.pop((process_name(), os.path.abspath(root)), None)
-    if file is None:
-        return
-    file.close()  # first, because Windows deletes no open file
-    with suppress(OSError):
-        (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
+    if file := _claims.pop((process_name(), os.path.abspath(root)), None):
+        file.close()  # first, because Windows deletes no open file
+        with suppress(OSError):
+            (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
 
 
 def _fill(text: str, file: Path) -> None:
@@ -333,17 +329,6 @@ def _fill(text: str, file: Path) -> None:
         stream.write(text.encode("utf-8", errors="surrogateescape"))
         stream.flush()
         os.fsync(stream.fileno())  # before it is renamed, so that a power failure leaves no empty record
-
-
-def _link(file: Path, path: Path) -> bool:
-    """Give a complete file a second name; False if something has that name."""
-    try:
-        os.link(file, path)
-    except FileExistsError:  # NFS may report this for a link that it has just created
-        return os.path.samestat(file.lstat(), path.lstat())
-    except OSError:  # no hard links: other processes may see the file before it is complete
-        return _copy(file, path)
-    return True
 
 
 def _copy(file: Path, path: Path) -> bool:
@@ -375,13 +360,3 @@ def _machine() -> str:
     except OSError:
         name = f"{socket.gethostname()} {uuid.getnode()}".encode()
     return hashlib.sha256(name).hexdigest()[:8]
-
-
-def _is_drawing(path: Path) -> bool:
-    """Whether a file is empty or says that this program has drawn it."""
-    try:
-        with open_file(path) as file:
-            start = file.read(_DRAWING_WITHIN)
-    except OSError:
-        return False
-    return not start or _DRAWING in start

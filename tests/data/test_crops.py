@@ -195,8 +195,8 @@ def test_the_crops_of_a_seed_stay_the_same_for_ever() -> None:
 
 def test_random_crops_reach_every_border() -> None:
     middle, last = 0.5, 1 - 2**-24  # of the area and the aspect; of the places
-    low = random_crop(100, 100, 0.5, [0.0, middle, 0.0, 0.0] * 10 + [last])
-    high = random_crop(100, 100, 0.5, [0.0, middle, last, last] * 10 + [0.0])
+    low = random_crop(100, 100, 0.5, [0.0, middle, 0.0, 0.0] * 10 + [last], 0)
+    high = random_crop(100, 100, 0.5, [0.0, middle, last, last] * 10 + [0.0], 0)
     assert (low.top, low.left, low.mirrored) == (0, 0, False)
     assert (high.top + high.height, high.left + high.width, high.mirrored) == (100, 100, True)
     assert (low.height, low.width) == (high.height, high.width) == (71, 71)
@@ -212,8 +212,8 @@ def test_where_no_random_crop_has_room_the_centre_serves(size: tuple[int, int]) 
 
 def test_a_random_crop_with_no_room_has_the_widest_aspect_that_is_allowed() -> None:
     zeros = [1 - 2**-24] * NUM_UNIFORMS  # the whole area, every time
-    assert random_crop(100, 400, 1.0, zeros) == Crop((100, 400), 0, 133, 100, 133)
-    assert random_crop(400, 100, 1.0, [0.0] * NUM_UNIFORMS) == Crop((400, 100), 133, 0, 133, 100, True)
+    assert random_crop(100, 400, 1.0, zeros, 0) == Crop((100, 400), 0, 133, 100, 133)
+    assert random_crop(400, 100, 1.0, [0.0] * NUM_UNIFORMS, 0) == Crop((400, 100), 133, 0, 133, 100, True)
 
 
 @FEW
