@@ -77,10 +77,8 @@ class Listing:
         if self.flat:
             name, others = self.flat[0], len(self.flat) - 1
             lies = f"and {others:,} more lie" if others else "lies"
-            notes.append(
-                f"{name} {lies} in {self.top} itself, where no file is read; it belongs in a folder there, "
-                f"such as {self.top / 'all' / name}"
-            )
+            advice = f"it belongs in a folder there, such as {self.top / 'all' / name}"
+            notes.append(f"{name} {lies} in {self.top} itself, where no file is read; {advice}")
         if count := self.unread.total():
             kinds = sorted(self.unread)
             more = f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
@@ -117,9 +115,8 @@ class Listing:
 
     def unlisted_above(self, key: Key) -> str:
         """The folder or shard of a key without a file that could not be listed; "" where all could."""
-        if not self.unlisted or key in self.files:
-            return ""
-        return next((folder for folder in _folder_and_above(key.folder) if folder in self.unlisted), "")
+        folders = _folder_and_above(key.folder) if self.unlisted and key not in self.files else []
+        return next((folder for folder in folders if folder in self.unlisted), "")
 
 
 @dataclass(slots=True)
@@ -195,14 +192,11 @@ def match_spellings(listings: Sequence[Listing]) -> None:
                 composed = Key(composed_form(key.folder), composed_form(key.name))
                 spellings.setdefault(composed, set()).add(key)
     for composed, keys in spellings.items():
-        own = [[key for key in keys if key in one.files or key in one.problems] for one in listings]
-        if len(keys) == 1 or any(len(found) > 1 for found in own):
-            continue
-        for listing, found in zip(listings, own, strict=True):
-            for table in (listing.files, listing.problems):
-                for key in found:
-                    if key in table:
-                        table[composed] = table.pop(key)  # type: ignore[assignment]
+        most = max(sum(key in one.files or key in one.problems for key in keys) for one in listings)
+        tables: list[dict[Key, Any]] = [table for one in listings for table in (one.files, one.problems)]
+        for table in tables if most == 1 < len(keys) else ():
+            for key in keys & table.keys():
+                table[composed] = table.pop(key)
 
 
 def list_folder(root: Path, folder: str) -> Listing:
@@ -229,10 +223,8 @@ def folders_in(root: Path) -> tuple[str, ...]:
 def flat_advice(root: Path, folder: str) -> str:
     """Half a sentence for a folder of pictures that is no dataset: where they would lie in one."""
     name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURE_SUFFIXES)), "")
-    if not name:
-        return ""
-    folder = "rgb" if folder == "caption" else folder
-    return f"; pictures that lie in it belong in {root / folder / 'all' / name} and so on"
+    place = root / ("rgb" if folder == "caption" else folder) / "all" / name
+    return f"; pictures that lie in it belong in {place} and so on" if name else ""
 
 
 def suffix_of(name: str) -> str:
@@ -272,10 +264,8 @@ def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
     """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
     names = dict[Key, str]()
     for one in found.values():
-        for key in one.problems:
-            names.setdefault(key, key.name)
-        for key, path in one.files.items():
-            names[key] = names.get(key) or path.name
+        here = {key: path.name for key, path in one.files.items()} | {key: key.name for key in one.problems}
+        names = here | names
     return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
 
 
@@ -323,9 +313,8 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
     elif lower.endswith(COMPRESSED):
         stem = name[: -len(next(end for end in COMPRESSED if lower.endswith(end)))]
-        found.unlisted[within + stem] = (
-            f"{entry.path}: a compressed shard gives no access to single members; unpack it to {SUFFIX}"
-        )
+        why = f"a compressed shard gives no access to single members; unpack it to {SUFFIX}"
+        found.unlisted[within + stem] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         with suppress(OSError):  # it is gone by now
             target = os.readlink(entry.path)

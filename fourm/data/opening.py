@@ -32,8 +32,8 @@ MAX_TEXT_BYTES = 1 << 20  # of a text chunk that is kept
 _JPEG, _SCAN = b"\xff\xd8", b"\xda"  # the start of a JPEG; the marker before its pixels
 _SEGMENT = re.compile(rb"\xff+([^\xff])(..)", re.DOTALL)  # of a JPEG: its marker and its number of bytes
 _DROPPED = (b"\xfe", *(bytes([marker]) for marker in range(0xE0, 0xF0)))  # comments, application segments
-# Segments that say what the colours are: their marker, how they begin, and their least number of bytes.
-_COLOURS = ((b"\xe0", b"JFIF\0", 18), (b"\xee", b"Adobe", 16))
+# Of these, segments that say what the colours are: how they begin, and their least number of bytes.
+_COLOURS = {b"\xe0": (b"JFIF\0", 18), b"\xee": (b"Adobe", 16)}
 _TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
@@ -226,11 +226,8 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
     while (match := _SEGMENT.match(data, at)) and match[1] != _SCAN:
         end = match.start(2) + int.from_bytes(match[2], "big")
         segment = data[match.start(1) - 1 : end]
-        is_colour = any(
-            match[1] == marker and segment[4:].startswith(start) and len(segment) >= least
-            for marker, start, least in _COLOURS
-        )
-        if is_colour or match[1] not in _DROPPED:
+        start, least = _COLOURS.get(match[1], (b"", sys.maxsize))
+        if match[1] not in _DROPPED or (segment.startswith(start, 4) and len(segment) >= least):
             yield segment
         at = end
     yield data[at:]

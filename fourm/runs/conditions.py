@@ -21,7 +21,7 @@ from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
-from fourm.runs.inputs import CAPTION, shows_part
+from fourm.runs.inputs import CAPTION
 from fourm.runs.request import Request
 
 
@@ -59,12 +59,6 @@ class Conditions:
     request: Request
     codecs: Mapping[str, Codec[Any]]  # by modality
 
-    @property
-    def reads_pictures(self) -> bool:
-        """Whether values are read of which a crop shows a part."""
-        registry, chain = self.request.model.registry, self.request.chain
-        return any(shows_part(registry.get(name), chain.raw) for name in chain.conditions)
-
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
@@ -97,32 +91,35 @@ class Conditions:
         return Prepared(rows, self._batch(rows), failures)
 
     def _read(self, work: Work) -> Given:
-        if work.sample.problem:
-            raise SampleError(work.sample.problem)
+        sample, chain = work.sample, self.request.chain
+        if sample.problem:
+            raise SampleError(sample.problem)
         values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
         notes = dict[str, tuple[str, ...]]()
-        files, crop = work.sample.files_of(work.variation), None
-        if self.reads_pictures:
+        files, crop = sample.files_of(work.variation), None
+        if self.request.reads_pictures:
             crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(files))
-        for name in self.request.chain.conditions:
-            row, path = self.request.model.registry.get(name), files.get(name)
-            if row.kind is Kind.GRID and name not in self.request.chain.raw:
-                ids[name] = read_ids(_there(path, work, name), row.max_tokens, row.vocab_size)
-                continue
-            if path is None and row.codec == CAPTION and work.sample.caption is not None:
-                values[name] = work.sample.caption
+        for name in chain.conditions:
+            row, codec, path = self.request.model.registry.get(name), self.codecs.get(name), files.get(name)
+            if path is None and row.codec == CAPTION and sample.caption is not None:
+                values[name] = sample.caption
                 self.codecs[name].encode([values[name]])
-                continue
-            if name in work.sample.typed and isinstance(codec := self.codecs[name], StructuredCodec):
-                values[name] = codec.typed(work.sample.typed[name])
+            elif name in sample.typed and isinstance(codec, StructuredCodec):
+                values[name] = codec.typed(sample.typed[name])
                 codec.encode([values[name]])
-                continue
-            values[name], slot = self._from_file(self.codecs[name], _there(path, work, name), crop)
-            if row.kind is Kind.GRID:
-                ids[name] = slot.values[0].cpu().numpy()
-            elif found := _notes(self.codecs[name], values[name], _there(path, work, name), crop):
-                notes[name] = found
-        return Given(work, values, ids, notes)
+            elif path is None:
+                raise SampleError(f"sample {sample.key.text} has no {name}")
+            elif row.kind is Kind.GRID and name not in chain.raw:
+                ids[name] = read_ids(path, row.max_tokens, row.vocab_size)
+            else:
+                values[name], slot = self._from_file(self.codecs[name], path, crop)
+                if row.kind is Kind.GRID:
+                    ids[name] = slot.values[0].cpu().numpy()
+                elif isinstance(codec, CaptionCodec):
+                    notes[name] = codec.notes(path, crop)
+                elif isinstance(values[name], Structured):
+                    notes[name] = values[name].problems
+        return Given(work, values, ids, {name: found for name, found in notes.items() if found})
 
     def _from_file(self, codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
         """A value and what the model reads of it; whatever is wrong with either names the file."""
@@ -148,19 +145,6 @@ class Conditions:
             else:
                 slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
         return Batch(tuple(row.work.sample.key.text for row in rows), slots)
-
-
-def _notes(codec: Codec[Any], value: Any, path: Path, crop: Crop | None) -> tuple[str, ...]:
-    """What of a file the model does not read, in a sentence each."""
-    if isinstance(codec, CaptionCodec):
-        return codec.notes(path, crop)
-    return value.problems if isinstance(value, Structured) else ()
-
-
-def _there(path: Path | None, work: Work, name: str) -> Path:
-    if path is None:
-        raise SampleError(f"sample {work.sample.key.text} has no {name}")
-    return path
 
 
 def _is_map(codec: Codec[Any]) -> bool:

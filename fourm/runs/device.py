@@ -30,7 +30,6 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
 # Relative error of an estimate: a run is refused only if it does not fit even with this much less.
 _DOUBT = 0.15
-_MAX_BYTES = 1 << 20  # of a file of /proc or /sys
 _UNREADABLE = (OSError, StopIteration, ValueError, IndexError)  # of such files, which other kernels lack
 
 
@@ -78,9 +77,8 @@ def choose_device(name: str, world: World) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(
-            f"--device: '{name}' is not a device; known are auto, cpu, cuda, cuda:N and mps"
-        ) from None
+        known = "auto, cpu, cuda, cuda:N and mps"
+        raise UsageError(f"--device: '{name}' is not a device; known are {known}") from None
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     counts = {"cpu": 1, "cuda": num_gpus, "mps": int(torch.backends.mps.is_available())}
     count = counts.get(device.type, 0)
@@ -97,9 +95,8 @@ def choose_batch_size(request: Request, device: torch.device) -> int:
 
     A sample with several texts, which are decoded together, counts that many times.
     """
-    return max(
-        1, choose_rows(request, device) // max((step.passes for step in request.chain.steps), default=1)
-    )
+    passes = max((step.passes for step in request.chain.steps), default=1)
+    return max(1, choose_rows(request, device) // passes)
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:
@@ -162,9 +159,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True if the error means that the device or the machine ran out of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    is_told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return is_told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
@@ -193,31 +189,23 @@ def release_memory() -> None:
 
 
 def _cost(request: Request, size: int, device: torch.device) -> Cost:
-    """The estimated cost of batches of this size."""
-    return estimate(
-        request.chain, request.model, request.dtype, size, request.decode, min(size, rows_at_once(device)),
-        choose_rows(request, device),
-    )  # fmt: skip
+    chain, model, rows = request.chain, request.model, min(size, rows_at_once(device))
+    return estimate(chain, model, request.dtype, size, request.decode, rows, choose_rows(request, device))
 
 
 def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: list[str]) -> None:
-    """UsageError if much more memory is needed than is free."""
     there = free_memory(device)
-    if there is None or memory * (1 - _DOUBT) <= there:
-        return
-    advice = f"; {' or '.join(helps)} needs less" if helps else "; a smaller model needs less"
-    raise UsageError(
-        f"{name} needs about {_gigabytes(memory)} ({_gigabytes(weights)} for weights), but only "
-        f"{_gigabytes(there)} are free on {device}{advice}"
-    )
+    if there is not None and memory * (1 - _DOUBT) > there:
+        needed, of_weights, free = (f"{count / 1e9:.3g} GB" for count in (memory, weights, there))
+        needs = f"needs about {needed} ({of_weights} for weights), but only {free} are free on {device}"
+        raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
 
 
 def _limits_of_groups(root: Path) -> Iterator[int]:
     """The free memory of the process's control group and of each group that contains it."""
-    try:
+    entries = list[list[str]]()
+    with suppress(*_UNREADABLE):
         entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
-    except (OSError, ValueError):
-        return
     for _, controllers, path in (entry for entry in entries if len(entry) == 3):
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -243,8 +231,4 @@ def _number_after(name: str, path: Path) -> int:
 
 
 def _text(path: Path) -> str:
-    return read_bytes(path, _MAX_BYTES).decode()
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"
+    return read_bytes(path, 1 << 20).decode()

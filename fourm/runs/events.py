@@ -1,8 +1,4 @@
-"""What a run reports while it goes on: one small object per event.
-
-Progress bars, plain lines, JSON lines and tests read this stream; besides its files, a run has no other
-output.
-"""
+"""What a run reports while it goes on: one object per event. Besides its files, a run has no other output."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +6,13 @@ from pathlib import Path
 
 def _to_json(event: "Event") -> dict[str, object]:
     """The event's name and its fields, in numbers, strings and lists. Every event has it as a method."""
-    name = "step" if isinstance(event, Stepped) else type(event).__name__.lower()
-    return {"event": name, **{key: _plain(value) for key, value in asdict(event).items()}}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, float):
-        return round(value, 6)
-    return [str(item) for item in value] if isinstance(value, tuple) else value
+    fields = {"event": "step" if isinstance(event, Stepped) else type(event).__name__.lower()} | asdict(event)
+    for name, value in fields.items():
+        if isinstance(value, float):
+            fields[name] = round(value, 6)
+        elif isinstance(value, tuple):
+            fields[name] = [str(item) for item in value]
+    return fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,10 @@ import torch
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import (
-    count_crops,
-    read_array,
-    read_crops,
-    read_json,
-    read_size,
-    write_crops,
-    write_ids,
-)
+from fourm.codecs import files
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.codecs.maps import FORMS
+from fourm.data import writing
 from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import (
     CROP_SETTINGS,
@@ -39,16 +32,6 @@ from fourm.data.layout import (
     centre_crop,
     path_of,
     random_crop,
-)
-from fourm.data.writing import (
-    check_folder,
-    check_root,
-    create_atomic,
-    create_text,
-    make_all,
-    remove_leftovers,
-    write_atomic,
-    write_text,
 )
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
@@ -117,7 +100,7 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     finally:
         if request.out.is_dir():
             write_failures(request.out)
-            remove_leftovers(request.out)
+            writing.remove_leftovers(request.out)
     yield Finished(run.saved, run.skipped, run.failed, time.perf_counter() - started)
 
 
@@ -145,19 +128,15 @@ def _count_crops(request: TokenizeRequest) -> int:
     found = next((path for s in request.samples if (path := s.files.get(CROP_SETTINGS))), None)
     there = 0
     with suppress(SampleError):  # this one sample fails with it later
-        there = count_crops(found) if found is not None else 0
+        there = files.count_crops(found) if found is not None else 0
     if there and request.num_crops not in (None, there):
-        raise UsageError(
-            f"--crops {request.num_crops}: {found} has {there}; other tokens of this dataset may belong to "
-            "them, so the numbers must be the same"
-        )
+        why = "other tokens of this dataset may belong to them, so the numbers must be the same"
+        raise UsageError(f"--crops {request.num_crops}: {found} has {there}; {why}")
     count = there or request.num_crops or 1
     features = [row.name for row in request.rows if FORMS[row.codec].resample is None]
     if count > 1 and features:
-        raise UsageError(
-            f"{features[0]}: features of a picture cannot be cropped, so there can be one crop only, "
-            f"not {count}"
-        )
+        why = f"features of a picture cannot be cropped, so there can be one crop only, not {count}"
+        raise UsageError(f"{features[0]}: {why}")
     return count
 
 
@@ -166,20 +145,18 @@ def _check_output(request: TokenizeRequest) -> None:
 
     With `overwrite`, also one whose tokens a run has decoded: its pictures were made of these very tokens.
     """
-    check_root(request.out)
+    writing.check_root(request.out)
     check_names(request.out)
     for name in (*(row.name for row in request.rows), CROP_SETTINGS):
-        check_folder(request.out, request.out / name)
+        writing.check_folder(request.out, request.out / name)
     for path in (request.out / RUN, request.out / SR_RUN) if request.overwrite else ():
         try:
             taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()
         except UsageError:  # of another program, which may name its files so
             continue
         if found := next((row.name for row in request.rows if row.name in taken), None):
-            raise UsageError(
-                f"{request.out / found}: --overwrite would replace results of the run in {path}; name "
-                "another folder with --out"
-            )
+            what = f"--overwrite would replace results of the run in {path}"
+            raise UsageError(f"{request.out / found}: {what}; name another folder with --out")
 
 
 def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
@@ -197,30 +174,28 @@ def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
 
 def _write_origins(request: TokenizeRequest, origins: Mapping[Path, Mapping[str, object]]) -> None:
     """Note in each folder of tokens what makes them; another process may just have begun to."""
-    make_all(request.out)
-    remove_leftovers(request.out)
+    writing.make_all(request.out)
+    writing.remove_leftovers(request.out)
     for path, origin in origins.items():
         text = json.dumps({**origin, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
         is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
         if request.overwrite:
-            write_text(request.out, path, text)
-        elif not (is_new and create_text(request.out, path, text)) and path.exists():
+            writing.write_text(request.out, path, text)
+        elif not (is_new and writing.create_text(request.out, path, text)) and path.exists():
             _compare(path, origin)
 
 
 def _compare(path: Path, here: Mapping[str, object]) -> None:
     try:
-        there = read_json(path)
+        there = files.read_json(path)
     except SampleError as error:
         raise UsageError(f"{error}; --overwrite makes all tokens anew") from error
     if not isinstance(there, dict):
         raise UsageError(f"{path}: is not a record of this program; --overwrite makes all tokens anew")
     for name, value in here.items():
         if there.get(name) != value:
-            raise UsageError(
-                f"{path.parent}: was begun with other settings: {name} is {there.get(name)} there and "
-                f"{value} here; --overwrite makes all tokens anew"
-            )
+            what = f"was begun with other settings: {name} is {there.get(name)} there and {value} here"
+            raise UsageError(f"{path.parent}: {what}; --overwrite makes all tokens anew")
 
 
 def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> Iterator[Event]:
@@ -300,30 +275,28 @@ def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized
     maps = [row.name for row in one.rows if codecs[row.name].form.resample is not None]
     if not maps:
         return ()
-    whole = read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
+    whole = files.read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
     path = run.path(CROP_SETTINGS, sample.key)
     there = path if path.is_file() else sample.files.get(CROP_SETTINGS)
     if there is not None:
-        crops = read_crops(there, whole)
+        crops = files.read_crops(there, whole)
     else:
         crops = draw_crops(request.seed, sample.key, whole, run.num_crops, request.min_scale)
     if len(crops) != run.num_crops:
-        raise SampleError(
-            f"{there}: has {len(crops)} crops, where there are {run.num_crops} of other samples"
-        )
+        raise SampleError(f"{there}: has {len(crops)} crops, where there are {run.num_crops} of others")
     if there is None and run.num_crops > 1 and not request.overwrite:
         for row in request.rows:  # new random crops would not be those of older tokens
             if (tokens := run.path(row.name, sample.key)).is_file():
                 raise SampleError(f"{tokens}: shows crops of which there is no file in {CROP_SETTINGS}")
-    if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
+    if there != path and not writing.create_atomic(request.out, path, partial(files.write_crops, crops)):
         return _crops_of(run, codecs, one)  # a process with other modalities was first
     return crops
 
 
 def _prepare(codec: GridCodec, one: Untokenized) -> list[Tensor]:
     """What the tokenizer reads of each crop of a sample; nothing, and a problem, where it cannot be read."""
-    files = one.sample.files
-    path, valid = files[codec.row.name], files.get(VALID_PIXELS) if codec.takes_mask else None
+    path = one.sample.files[codec.row.name]
+    valid = one.sample.files.get(VALID_PIXELS) if codec.takes_mask else None
     try:
         value = codec.read(path)
         if codec.form.resample is None:
@@ -358,7 +331,7 @@ def _make_tokens(
         return
     for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
         path = run.path(codec.row.name, one.sample.key)
-        write_atomic(run.request.out, path, partial(write_ids, ids.numpy()))
+        writing.write_atomic(run.request.out, path, partial(files.write_ids, ids.numpy()))
         one.files.append(path)
 
 
@@ -370,19 +343,17 @@ def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
     path = run.path(row.name, key)
     if run.request.overwrite or not path.is_file() or path.stat().st_size == 0:
         return False
-    ids = read_array(path)
+    ids = files.read_array(path)
     wanted = (run.num_crops, row.max_tokens)
     if ids.dtype.kind not in "iu" or ids.shape != wanted or ids.min() < 0 or ids.max() >= row.vocab_size:
-        raise SampleError(
-            f"{path}: {ids.dtype} of shape {ids.shape} is not {wanted[0]} crops of {wanted[1]} tokens in "
-            f"0..{row.vocab_size - 1}; --overwrite makes it anew"
-        )
+        due = f"{wanted[0]} crops of {wanted[1]} tokens in 0..{row.vocab_size - 1}"
+        raise SampleError(f"{path}: {ids.dtype} of shape {ids.shape} is not {due}; --overwrite makes it anew")
     return True
 
 
 def _fail(run: Tokenizing, one: Untokenized) -> Failed:
     key, reason = one.sample.key, "; ".join(one.problems)
     run.failed += 1
-    files = lacking(run.request.out, [run.path(row.name, key) for row in one.rows])
-    run.process.add_failure(Failure(key.text, 0, reason, BASE, now(), files))
+    missing = lacking(run.request.out, [run.path(row.name, key) for row in one.rows])
+    run.process.add_failure(Failure(key.text, 0, reason, BASE, now(), missing))
     return Failed(key.text, 0, reason)

@@ -13,7 +13,6 @@ from fourm.errors import UsageError, shown
 
 T = TypeVar("T")
 _LOADED = time.time()
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,10 @@ class World:
 
     def describe_share(self, samples: int, variations: int = 1) -> str:
         """`process 0 of 8: 1 of 2 samples`; with several variations what is divided are results."""
-        results = samples * variations
+        results = range(samples * variations)
         what = "samples" if variations == 1 else f"results ({samples:,} samples x {variations} variations)"
-        share = len(range(self.rank, results, self.size))
-        return f"process {self.rank} of {self.size}: {share:,} of {results:,} {what}"
+        share = len(results[self.rank :: self.size])
+        return f"process {self.rank} of {self.size}: {share:,} of {len(results):,} {what}"
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
@@ -56,13 +55,12 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
 
     An empty variable counts as none.
     """
-    environment = {name: text for name in _VARIABLES if (text := environment.get(name, ""))}
+    environment = {name: text for name, text in environment.items() if text}
     for name, other in (("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")):
         if name in environment and other not in environment:
-            raise UsageError(
-                f"environment variable {name} is {shown(environment[name])}, but {other} is not set; "
-                "torchrun sets both, a single process needs neither"
-            )
+            what = f"{name} is {shown(environment[name])}, but {other} is not set"
+            advice = "torchrun sets both, a single process needs neither"
+            raise UsageError(f"environment variable {what}; {advice}")
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
     index, count = parse_shard(shard) if shard is not None else (0, 1)
@@ -81,22 +79,18 @@ def start_of(process: int) -> float:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`0/4` -> (0, 4): the first of four shards."""
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), flags=re.ASCII)
-    if not match:
+    if not (match := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())):
         raise UsageError(f"--shard: '{text}' is not i/n; the first of four shards is 0/4")
     index, count = int(match[1]), int(match[2])
     if index >= count:
-        raise UsageError(
-            f"--shard: {text} is out of range; shards count from 0, so i lies in 0..{max(count - 1, 0)}"
-        )
+        allowed = f"0..{max(count - 1, 0)}"
+        raise UsageError(f"--shard: {text} is out of range; shards count from 0, so i lies in {allowed}")
     return index, count
 
 
 def _number(name: str, environment: Mapping[str, str], default: int) -> int:
     text = environment.get(name, str(default))
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UsageError(
-            f"environment variable {name} is '{shown(text)}', not a whole number of at most 9 digits; "
-            "torchrun sets it"
-        )
+        due = "a whole number of at most 9 digits; torchrun sets it"
+        raise UsageError(f"environment variable {name} is '{shown(text)}', not {due}")
     return int(text)
