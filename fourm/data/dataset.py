@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,9 +204,8 @@ def list_folder(root: Path, folder: str) -> Listing:
     """Everything in `root/folder`, which must be there."""
     top, found = root / folder, Listing(top=root / folder)
     if not os.path.isdir(top):
-        names = folders_in(root)
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
-        listed = ", ".join(names) or "no folder at all"
+        listed = ", ".join(folders_in(root)) or "no folder at all"
         advice = f"; give {root.parent}" if root.name == folder else flat_advice(root, folder)
         raise UsageError(f"{root}: {what}; there is {listed}{advice}")
     _walk(top, found)
@@ -311,10 +311,9 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
         found.flat += [name] if name != TOKENIZER else []
     elif lower.endswith(SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
-    elif lower.endswith(COMPRESSED):
-        stem = name[: -len(next(end for end in COMPRESSED if lower.endswith(end)))]
+    elif end := next(filter(lower.endswith, COMPRESSED), ""):
         why = f"a compressed shard gives no access to single members; unpack it to {SUFFIX}"
-        found.unlisted[within + stem] = f"{entry.path}: {why}"
+        found.unlisted[within + name[: -len(end)]] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         with suppress(OSError):  # it is gone by now
             target = os.readlink(entry.path)
@@ -361,23 +360,20 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     shard = Shard()
     with open_file(path) as file:
         end = _read_members(shard, file)
-    for name, (first, count) in list(shard.members.items())[-1:]:
-        if first + count > size:
-            shard.unreadable[name] = "is cut off with the end of its shard"
-            del shard.members[name]
+    last = next(reversed(shard.members), "")
+    if last and sum(shard.members[last]) > size:
+        shard.unreadable[last] = "is cut off with the end of its shard"
+        del shard.members[last]
     if end:
         known = f"{len(shard.members):,} of its members are" if shard.members else "nothing in it is"
         shard.problem = "; ".join(filter(None, (shard.problem, end, f"{known} known")))
     return shard
 
 
-def _read_members(shard: Shard, file: BinaryIO) -> str:
+def _read_members(shard: Shard, file: BufferedReader) -> str:
     """Fill in the members; what is wrong with the place where they end, or nothing."""
-    start = file.read(_BLOCK)
-    for magic, form in _MAGIC.items():
-        if start.startswith(magic):
-            return f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
-    file.seek(0)
+    if form := next((_MAGIC[magic] for magic in _MAGIC if file.peek(_BLOCK).startswith(magic)), ""):
+        return f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
     guarded: Any = _Guarded(file)
     before = -1
     try:
@@ -391,9 +387,9 @@ def _read_members(shard: Shard, file: BinaryIO) -> str:
     except Exception as error:  # tarfile raises errors of many kinds for malformed headers
         return f"is cut off or damaged ({str(error)[:100]})"
     end, block = file.tell(), file.read(_BLOCK)
-    if block == bytes(_BLOCK):  # an archive ends with empty blocks
-        return ""
-    return "is cut off" if len(block) < _BLOCK else f"is damaged at byte {end}"
+    if len(block) < _BLOCK:
+        return "is cut off"
+    return f"is damaged at byte {end}" if any(block) else ""  # an archive ends with empty blocks
 
 
 def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:

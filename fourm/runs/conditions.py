@@ -94,8 +94,7 @@ class Conditions:
         sample, chain = work.sample, self.request.chain
         if sample.problem:
             raise SampleError(sample.problem)
-        values, ids = dict[str, Any](), dict[str, NDArray[np.int64]]()
-        notes = dict[str, tuple[str, ...]]()
+        values, ids, notes = dict[str, Any](), dict[str, NDArray[np.int64]](), dict[str, tuple[str, ...]]()
         files, crop = sample.files_of(work.variation), None
         if self.request.reads_pictures:
             crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(files))
@@ -133,9 +132,10 @@ class Conditions:
             raise SampleError(f"{path}: {error}") from error
 
     def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
-        """The picture or map whose size crops refer to."""
-        raw = (name for name in sorted(self.request.chain.raw) if name in files)
-        return files.get(PICTURES) or next((files[name] for name in raw if _is_map(self.codecs[name])), None)
+        """The picture or map whose size crops refer to; features have no size of a picture."""
+        raw = ((self.codecs[name], files[name]) for name in sorted(self.request.chain.raw) if name in files)
+        maps = (path for one, path in raw if isinstance(one, GridCodec) and one.form.resample is not None)
+        return files.get(PICTURES) or next(maps, None)
 
     def _batch(self, rows: Sequence[Given]) -> Batch:
         slots: dict[str, Slot] = {}
@@ -145,8 +145,3 @@ class Conditions:
             else:
                 slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
         return Batch(tuple(row.work.sample.key.text for row in rows), slots)
-
-
-def _is_map(codec: Codec[Any]) -> bool:
-    """True for values that have the size of a picture, which features do not."""
-    return isinstance(codec, GridCodec) and codec.form.resample is not None

@@ -28,8 +28,7 @@ TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
-# Relative error of an estimate: a run is refused only if it does not fit even with this much less.
-_DOUBT = 0.15
+_DOUBT = 0.15  # relative error of an estimate: a run is refused if it does not fit even with so much less
 _UNREADABLE = (OSError, StopIteration, ValueError, IndexError)  # of such files, which other kernels lack
 
 
@@ -48,8 +47,7 @@ class Portions:
         So `work` must be safe to repeat after it stopped at any point.
         """
         at, told = 0, self.halved_to
-        while at < len(rows):
-            portion = rows[at : at + self.rows]
+        while portion := rows[at : at + self.rows]:
             try:
                 yield from work(portion)
                 at += len(portion)
