@@ -16,10 +16,17 @@ import torch
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs import files
+from fourm.codecs.files import (
+    count_crops,
+    read_array,
+    read_crops,
+    read_json,
+    read_size,
+    write_crops,
+    write_ids,
+)
 from fourm.codecs.images import GridCodec, rows_at_once
 from fourm.codecs.maps import FORMS
-from fourm.data import writing
 from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import (
     CROP_SETTINGS,
@@ -32,6 +39,16 @@ from fourm.data.layout import (
     centre_crop,
     path_of,
     random_crop,
+)
+from fourm.data.writing import (
+    check_folder,
+    check_root,
+    create_atomic,
+    create_text,
+    make_all,
+    remove_leftovers,
+    write_atomic,
+    write_text,
 )
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
@@ -100,7 +117,7 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     finally:
         if request.out.is_dir():
             write_failures(request.out)
-            writing.remove_leftovers(request.out)
+            remove_leftovers(request.out)
     yield Finished(run.saved, run.skipped, run.failed, time.perf_counter() - started)
 
 
@@ -128,7 +145,7 @@ def _count_crops(request: TokenizeRequest) -> int:
     found = next((path for s in request.samples if (path := s.files.get(CROP_SETTINGS))), None)
     there = 0
     with suppress(SampleError):  # this one sample fails with it later
-        there = files.count_crops(found) if found is not None else 0
+        there = count_crops(found) if found is not None else 0
     if there and request.num_crops not in (None, there):
         why = "other tokens of this dataset may belong to them, so the numbers must be the same"
         raise UsageError(f"--crops {request.num_crops}: {found} has {there}; {why}")
@@ -145,10 +162,10 @@ def _check_output(request: TokenizeRequest) -> None:
 
     With `overwrite`, also one whose tokens a run has decoded: its pictures were made of these very tokens.
     """
-    writing.check_root(request.out)
+    check_root(request.out)
     check_names(request.out)
     for name in (*(row.name for row in request.rows), CROP_SETTINGS):
-        writing.check_folder(request.out, request.out / name)
+        check_folder(request.out, request.out / name)
     for path in (request.out / RUN, request.out / SR_RUN) if request.overwrite else ():
         try:
             taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()
@@ -174,20 +191,20 @@ def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
 
 def _write_origins(request: TokenizeRequest, origins: Mapping[Path, Mapping[str, object]]) -> None:
     """Note in each folder of tokens what makes them; another process may just have begun to."""
-    writing.make_all(request.out)
-    writing.remove_leftovers(request.out)
+    make_all(request.out)
+    remove_leftovers(request.out)
     for path, origin in origins.items():
         text = json.dumps({**origin, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
         is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
         if request.overwrite:
-            writing.write_text(request.out, path, text)
-        elif not (is_new and writing.create_text(request.out, path, text)) and path.exists():
+            write_text(request.out, path, text)
+        elif not (is_new and create_text(request.out, path, text)) and path.exists():
             _compare(path, origin)
 
 
 def _compare(path: Path, here: Mapping[str, object]) -> None:
     try:
-        there = files.read_json(path)
+        there = read_json(path)
     except SampleError as error:
         raise UsageError(f"{error}; --overwrite makes all tokens anew") from error
     if not isinstance(there, dict):
@@ -275,11 +292,11 @@ def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized
     maps = [row.name for row in one.rows if codecs[row.name].form.resample is not None]
     if not maps:
         return ()
-    whole = files.read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
+    whole = read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
     path = run.path(CROP_SETTINGS, sample.key)
     there = path if path.is_file() else sample.files.get(CROP_SETTINGS)
     if there is not None:
-        crops = files.read_crops(there, whole)
+        crops = read_crops(there, whole)
     else:
         crops = draw_crops(request.seed, sample.key, whole, run.num_crops, request.min_scale)
     if len(crops) != run.num_crops:
@@ -288,7 +305,7 @@ def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized
         for row in request.rows:  # new random crops would not be those of older tokens
             if (tokens := run.path(row.name, sample.key)).is_file():
                 raise SampleError(f"{tokens}: shows crops of which there is no file in {CROP_SETTINGS}")
-    if there != path and not writing.create_atomic(request.out, path, partial(files.write_crops, crops)):
+    if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
         return _crops_of(run, codecs, one)  # a process with other modalities was first
     return crops
 
@@ -331,7 +348,7 @@ def _make_tokens(
         return
     for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
         path = run.path(codec.row.name, one.sample.key)
-        writing.write_atomic(run.request.out, path, partial(files.write_ids, ids.numpy()))
+        write_atomic(run.request.out, path, partial(write_ids, ids.numpy()))
         one.files.append(path)
 
 
@@ -343,7 +360,7 @@ def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
     path = run.path(row.name, key)
     if run.request.overwrite or not path.is_file() or path.stat().st_size == 0:
         return False
-    ids = files.read_array(path)
+    ids = read_array(path)
     wanted = (run.num_crops, row.max_tokens)
     if ids.dtype.kind not in "iu" or ids.shape != wanted or ids.min() < 0 or ids.max() >= row.vocab_size:
         due = f"{wanted[0]} crops of {wanted[1]} tokens in 0..{row.vocab_size - 1}"
