@@ -173,19 +173,17 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's metadata must be strings")
-    tensors, spans = {}, []
-    for name, info in table.items():
-        tensors[name], span = _read_tensor(name, info, path)
-        spans.append((*span, name))
+    found = [(*_read_tensor(name, info, path), name) for name, info in table.items()]
+    found.sort(key=lambda one: (one[1], one[2]))
     end = 0
-    for start, stop, name in sorted(spans):
+    for _, (start, stop), name in found:
         if start != end:
             raise CheckpointError(f"{path}: tensor '{name}' begins at byte {start:,} instead of {end:,}")
         end = stop
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return Header(metadata, {name: tensors[name] for *_, name in sorted(spans)})
+    return Header(metadata, {name: tensor for tensor, _, name in found})
 
 
 def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:

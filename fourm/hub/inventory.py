@@ -46,7 +46,7 @@ class ModelInfo:
             "name": one.name, "hub_id": one.hub_id, "kind": one.kind.value, "title": one.title,
             "licence": one.licence.sentence, "bytes": one.num_bytes, "parameters": one.num_params,
             "reads": list(one.reads), "writes": list(one.writes), "cached": self.path is not None,
-            "revision": self.revision, "path": _text_of(self.path),
+            "revision": self.revision, "path": self.path and str(self.path),
         }  # fmt: skip
         if not is_whole:
             return facts
@@ -58,8 +58,8 @@ class ModelInfo:
         named = self.tokenizers.items()
         return facts | {
             "memory": dict(self.memory),
-            "tokenizers": {key: {"name": name, "path": _text_of(path)} for key, (name, path) in named},
-            "text_tokenizer": _text_of(self.text_tokenizer), "modalities": modalities,
+            "tokenizers": {key: {"name": name, "path": path and str(path)} for key, (name, path) in named},
+            "text_tokenizer": self.text_tokenizer and str(self.text_tokenizer), "modalities": modalities,
             "config": dict(self.config),
         }  # fmt: skip
 
@@ -176,7 +176,3 @@ def _tokenizer_config(weights: Path) -> dict[str, object]:
     """The configuration beside a tokenizer's weights, else that in their header."""
     beside = weights.parent / CONFIG_FILE
     return load_config(beside) if beside.exists() else parse_header_config(read_header(weights).metadata)
-
-
-def _text_of(path: Path | None) -> str | None:
-    return None if path is None else str(path)

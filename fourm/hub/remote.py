@@ -338,8 +338,7 @@ def token_headers() -> dict[str, str]:
     from huggingface_hub import constants, get_token
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told by our errors
-    for name in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH"):  # files that the client reads without a limit
-        path = Path(getattr(constants, name, ""))
+    for path in map(Path, (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH)):  # read without a limit
         try:
             read_bytes(path, 1 << 20)
         except FileNotFoundError:
