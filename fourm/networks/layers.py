@@ -32,7 +32,8 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
-    rows, width = (_as_rows(part) for part in (q, k, v)), q.shape[-1]
+    width = q.shape[-1]
+    rows = (_as_rows(part) for part in (q, k, v))
     out = memory_efficient_attention(*rows, attn_bias=bias, scale=width**-0.5)
     return out[..., :width].transpose(1, 2)
 

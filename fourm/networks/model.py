@@ -63,10 +63,11 @@ class FourMConfig:
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
         """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
-        own, sides = {k: v for k, v in config.items() if not k.startswith("modalities_")}, ("in", "out")
+        own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
+        keys = ("domains_in", "domains_out")
         try:
             fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
-            names = [fit(tuple[str, ...], config.get(f"domains_{s}"), f"config.domains_{s}") for s in sides]
+            names = [fit(tuple[str, ...], config.get(key), f"config.{key}") for key in keys]
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         reads, writes = (tuple(registry.get(name) for name in side) for side in names)

@@ -148,7 +148,8 @@ class Chain:
 
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
-        raw, order = {"tokenised": sorted(self.raw)} if self.raw else {}, list(dict.fromkeys(self.modalities))
+        raw = {"tokenised": sorted(self.raw)} if self.raw else {}
+        order = list(dict.fromkeys(self.modalities))
         steps = [_step_to_json(step, order) for step in self.steps]
         return {"conditions": list(self.conditions), **raw, "top_k": self.top_k, "top_p": self.top_p,
                 "steps": steps}  # fmt: skip

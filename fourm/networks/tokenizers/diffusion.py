@@ -156,7 +156,8 @@ class Sampler:
         if self.kind == "ddim":
             predicted = predict_noise(output, a, x, self.prediction)
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
-        alpha, beta = a / b, 1 - a / b
+        alpha = a / b
+        beta = 1 - alpha
         after = (b.sqrt() * beta / (1 - a)) * clean + (alpha.sqrt() * (1 - b) / (1 - a)) * x
         if t == 0:
             return after, clean
@@ -222,7 +223,8 @@ class DiVAE(Tokenizer):
             has = f"this tokenizer has {self.config.latent_dim}"
             raise ValueError(f"latents have {quant.shape[1]} channels; {has}")
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
-        (height, width), multiple = size or sides, self.decoder.multiple
+        height, width = size or sides
+        multiple = self.decoder.multiple
         if min(height, width) < 1 or height % multiple or width % multiple:
             raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
         draw = partial(_draw, draws, (len(quant), channels, height, width), quant.device)

@@ -188,7 +188,8 @@ class Transformer(nn.Module):
         if not self.is_cross:
             self.mask_token = nn.Parameter(torch.zeros(dim))
             self.mid_cond_proj = nn.Linear(latent_dim, dim)
-        half, context_width = shape.mid_layers // 2, latent_dim if self.is_cross else 0
+        half = shape.mid_layers // 2
+        context_width = latent_dim if self.is_cross else 0
         self.mid_block = nn.ModuleList(
             TransformerBlock(shape, wide, context_width, shape.mid_use_long_skip and index > half)
             for index in range(shape.mid_layers)

@@ -229,7 +229,8 @@ class ViTDecoder(nn.Module):
         self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, (rows, cols) = self.out_proj(_transformed(self, x)), self.patch
+        tokens = self.out_proj(_transformed(self, x))
+        rows, cols = self.patch
         image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[2], p=rows, q=cols)
         return image if self.out_conv is None else self.out_conv(image)
 
@@ -250,7 +251,8 @@ class BottleneckMlp(nn.Module):
 
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.linear_in, depth = nn.Linear(dim_in, preset.thin), range(preset.depth)
+        depth = range(preset.depth)
+        self.linear_in = nn.Linear(dim_in, preset.thin)
         self.blocks = nn.ModuleList(_wide_block(preset) for _ in depth)
         # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
         self.layernorms = nn.ModuleList(LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in depth)
