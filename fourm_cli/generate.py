@@ -367,8 +367,8 @@ def _make(request: "Request", finer: "Request | None", notes: Iterable[str], rep
 
     finer: super-resolution of what the request makes, still without samples.
     """
-    from fourm.output.joining import check_output, remove_empty
-    from fourm.output.processes import Launch, now
+    from fourm.output.joining import check_output
+    from fourm.output.processes import Launch, now, remove_empty
     from fourm_cli.console import quiet_library
 
     def begin() -> "Sequence[Iterator[Event]]":

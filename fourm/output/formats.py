@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fourm.data.opening import open_file
 from fourm.errors import SampleError
@@ -73,10 +73,7 @@ def _check_tokens(file: BinaryIO, tokens: Tokens) -> Flaw | None:
     return None if is_narrow else Flaw(False, "holds int32, where tokens fit into int16")
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What the header of a .npy file says."""
-
+class _Header(NamedTuple):
     descr: str
     shape: tuple[int, ...]
     num_bytes: int  # of all numbers
@@ -89,12 +86,12 @@ def _check_array(file: BinaryIO) -> Flaw | None:
     if isinstance(header, Flaw):
         return header
     size, there = header.num_bytes, file.seek(0, 2) - header.end
-    if there == size:
-        return None
-    return Flaw(there < size, f"has {there:,} bytes of numbers, where its header announces {size:,}")
+    what = f"has {there:,} bytes of numbers, where its header announces {size:,}"
+    return None if there == size else Flaw(there < size, what)
 
 
 def _read_header(file: BinaryIO) -> _Header | Flaw:
+    """Not numpy's reader, which warns of damaged headers, or raises other errors than a ValueError."""
     start = file.read(8)
     if not start.startswith(b"\x93NUMPY"[: len(start)]):
         return Flaw(False, "is not a .npy file")

@@ -5,9 +5,10 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from fourm.data.layout import Place
@@ -39,6 +40,7 @@ from fourm.output.processes import (
     of_kind,
     read_checksums,
     read_launches,
+    remove_empty,
     remove_processes,
     write_failures,
 )
@@ -77,13 +79,6 @@ def check_output(
         remove_empty(made)
         raise
     return made
-
-
-def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, given the innermost first; those that are not empty stay."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,31 +139,31 @@ class Joining:
         if self.overwrite and not self._is_of_job(out / self.record):
             if self.launch.rank == 0:
                 _check_alone(out)
-                return self._start_again(text, _begin(out, run, self.launch))
+                return self._start_again(text, Process(out, run, self.launch).begin())
             self._wait(lambda: self._is_of_job(out / self.record))
         before = load_run(out, self.record)
         self._check_same_run(before)
         if self.resume or self.overwrite:
-            return _begin(out, before.identity, self.launch)
+            return Process(out, before.identity, self.launch).begin()
         return self._begin_once(before.identity)
 
     def _begin_new(self, run: str) -> Process:
-        """Begin the run whose record this process has just written."""
+        """Start the run whose record this process has just written."""
         try:
             if self.record == RUN:
                 remove_processes(self.out, [run])  # left by a run whose record was deleted
             return self._begin_once(run)
         except BaseException:  # Ctrl-C too: the record goes, unless another process has joined the run
             with suppress(UsageError):
-                is_joined = any(file.run == run for file in of_kind(self.out, LAUNCH))
-                if load_run(self.out, self.record).identity == run and not is_joined:
+                is_own = load_run(self.out, self.record).identity == run
+                if is_own and not of_kind(self.out, LAUNCH, run):
                     (self.out / self.record).unlink()
             remove_empty([self.out / PROCESSES])
             raise
 
     def _begin_once(self, run: str) -> Process:
-        """Begin, unless another process with the same rank does at the same moment, or overwrites the run."""
-        process = _begin(self.out, run, self.launch)
+        """Start, unless another process with the same rank does at the same moment, or overwrites the run."""
+        process = Process(self.out, run, self.launch).begin()
         is_begun = _is_begun(self.out, run, self.launch, process)
         if is_begun or load_run(self.out, self.record).identity != run:
             process.withdraw()
@@ -189,11 +184,10 @@ class Joining:
     def _end_overwrite(self) -> None:
         """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
         check_names(self.out)
-        waiting = self.out / NEXT[self.record]
         if self.launch.rank > 0:
-            self._wait(lambda: not os.path.lexists(waiting))
+            self._wait(lambda: not os.path.lexists(self.out / NEXT[self.record]))
             return
-        following = load_run(self.out, waiting.name)
+        following = load_run(self.out, NEXT[self.record])
         _check_settings(self.out, following.run, self.settings)
         _check_alone(self.out)
         self._replace(following.identity)
@@ -227,8 +221,7 @@ class Joining:
 
     def _check_same_run(self, before: RunFile) -> None:
         """Refuse to continue a run without being asked to, or with other settings."""
-        is_wanted = self.resume or self.overwrite
-        if not (is_wanted or _is_partner(self.out, before.identity, self.launch)):
+        if not (self.resume or self.overwrite or _is_partner(self.out, before.identity, self.launch)):
             raise _exists(self.out, self.record)
         _check_continues(self.out, self.record, before)
         _check_settings(self.out, before.run, self.settings)
@@ -246,9 +239,9 @@ class Joining:
 
 def withdraw_output(process: Process, record: str) -> bool:
     """Delete a run that only this process has started and that has no results yet; False if it is another."""
-    out, own = process.out, process.path(LAUNCH)
-    launches = [file.path for file in of_kind(out, LAUNCH) if file.run == process.run]
-    if process.launch.size > 1 or launches != [own] or not (out / record).is_file():
+    out, launches = process.out, of_kind(process.out, LAUNCH, process.run)
+    is_alone = process.launch.size == 1 and [file.path for file in launches] == [process.path(LAUNCH)]
+    if not is_alone or not (out / record).is_file():
         return False
     _empty(out, record, "")
     (out / record).unlink()
@@ -300,14 +293,8 @@ def _is_partner(out: Path, run: str, launch: Launch) -> bool:
 def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
     """True if a launch other than that of `process` has the same rank, or is of a job of another size."""
     own = process.path(LAUNCH) if process else None
-    others = [file for file in of_kind(out, LAUNCH) if file.run == run and file.path != own]
+    others = [file for file in of_kind(out, LAUNCH, run) if file.path != own]
     return any(file.size != launch.size or file.rank == launch.rank for file in others)
-
-
-def _begin(out: Path, run: str, launch: Launch) -> Process:
-    process = Process(out, run, launch)
-    process.begin()
-    return process
 
 
 def _check_alone(out: Path) -> None:
@@ -379,28 +366,33 @@ def _empty(out: Path, name: str, run: str) -> None:
     places, listed = _places(out, name), _written(out, name)
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     for place in places:
-        _empty_place(out, place.folder, place.suffix, listed)
+        folder = out / place.folder
+        for where, _, names in os.walk(folder, topdown=False):
+            for path in (Path(where, each) for each in names if each.endswith(place.suffix)):
+                if listed is None or path.relative_to(out).as_posix() in listed:
+                    path.unlink()
+            remove_empty([Path(where)])
+        remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
     remove_processes(out, kept)
     for each in (SR_RUN, NEXT[SR_RUN], FAILURES, OLDER_CHECKSUMS) if name == RUN else ():
         (out / each).unlink(missing_ok=True)
 
 
-def _records(out: Path, name: str) -> list[tuple[str, RunFile]]:
+def _records(out: Path, name: str) -> dict[str, RunFile]:
     """The record of that name; with that of the run, the one of its super-resolution before it."""
     names = (SR_RUN, RUN) if name == RUN else (name,)
-    return [(each, load_run(out, each)) for each in names if os.path.lexists(out / each)]
+    return {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
 
 
 def _places(out: Path, name: str) -> list[Place]:
     """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
     found = list[Place]()
-    for each, read in _records(out, name):
+    for each, read in _records(out, name).items():
         for place in (*read.run.places, SAMPLES[each]):
-            parts = place.folder.split("/")
-            for above in (out.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)):
-                if above.is_symlink():
+            for folder in accumulate(place.folder.split("/"), Path, initial=out):
+                if folder != out and folder.is_symlink():
                     raise UsageError(
-                        f"{out / each}: names the folder '{place.folder}', but {above} is a link"
+                        f"{out / each}: names the folder '{place.folder}', but {folder} is a link"
                     )
             found.append(place)
     return found
@@ -409,20 +401,8 @@ def _places(out: Path, name: str) -> list[Place]:
 def _written(out: Path, name: str) -> Container[str] | None:
     """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
     try:
-        launches = [read_launches(out, read.identity) for _, read in _records(out, name)]
+        launches = [read_launches(out, read.identity) for read in _records(out, name).values()]
         listed = read_checksums(out)
     except (OSError, UsageError):
         return None
     return listed if listed and all(map(is_closed, launches)) else None
-
-
-def _empty_place(out: Path, place: str, suffix: str, listed: Container[str] | None) -> None:
-    """Delete the files with this suffix, of which only those that are listed, if all are."""
-    folder = out / place
-    for where, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            path = Path(where, name)
-            if name.endswith(suffix) and (listed is None or path.relative_to(out).as_posix() in listed):
-                path.unlink()
-        remove_empty([Path(where)])
-    remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))

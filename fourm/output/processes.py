@@ -12,11 +12,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,6 @@ _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _SIZE = re.compile(rb"# ([0-9]{1,18}) bytes")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # of names, as sha256sum writes them
 _UNESCAPES = {escaped: letter for letter, escaped in _ESCAPES.items()}
-_ESCAPED = re.compile(r"\\[\\nr]")
 _counter = itertools.count()
 
 
@@ -95,14 +95,13 @@ class Failure:
 
     @property
     def where(self) -> tuple[str, int, str]:
-        """What identifies the failed result: key, variation and stage."""
+        """What identifies the failed result."""
         return self.key, self.variation, self.stage
 
     def is_resolved(self, out: Path) -> bool:
         """True if a later process made the sample: all files exist, and at least one is new."""
         changed = {file: _changed(out / file) for file in self.files}
-        is_there = None not in changed.values()
-        return is_there and any(time != self.files[file] for file, time in changed.items())
+        return None not in changed.values() and changed != self.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,10 @@ class Process:
         name = f"{_stamp(self.launch.started)}-{share}-{self.run}-{process_name()}-{self.number}{kind}"
         return self.out / PROCESSES / name
 
-    def begin(self) -> None:
+    def begin(self) -> "Process":
         """Write the launch: this process works in the folder."""
         write_text(self.out, self.path(LAUNCH), _launch_text(self.launch))
+        return self
 
     def end(self, launch: Launch) -> None:
         """Rewrite the launch with its result, and the checksums of the other files."""
@@ -161,7 +161,7 @@ class Process:
         """Delete all files of this process, which has done nothing."""
         for kind in (LAUNCH, CHECKSUMS, FAILED):
             self.path(kind).unlink(missing_ok=True)
-        _remove_folder(self.out)
+        remove_empty([self.out / PROCESSES])
 
     def _append(self, kind: str, data: bytes) -> None:
         try:
@@ -194,41 +194,42 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
             others.append(entry.name)
             continue
         started, rank, size, run, process, number, kind = match.groups()
-        path = out / PROCESSES / entry.name
-        found.append(ProcessFile(path, started, int(rank), int(size), run, process, int(number), kind))
-    found.sort(key=lambda file: (file.started, file.rank, file.process, file.number))
+        found.append(
+            ProcessFile(Path(entry.path), started, int(rank), int(size), run, process, int(number), kind)
+        )
+    found.sort(key=attrgetter("started", "rank", "process", "number"))
     return found, sorted(others)
 
 
-def of_kind(out: Path, kind: str) -> list[ProcessFile]:
-    """Files of one kind, in the order in which the processes started."""
-    return [file for file in list_processes(out)[0] if file.kind == kind]
+def of_kind(out: Path, kind: str, run: str | None = None) -> list[ProcessFile]:
+    """Files of one kind, in the order in which the processes started; run: only those of this run."""
+    return [file for file in list_processes(out)[0] if file.kind == kind and run in (None, file.run)]
 
 
 def find_living(out: Path) -> list[ProcessFile]:
     """Launches of other processes that are known to be running."""
-    others = [file for file in of_kind(out, LAUNCH) if file.process != process_name()]
-    return [file for file in others if is_alive(out, file.process)]
+    launches = of_kind(out, LAUNCH)
+    return [file for file in launches if file.process != process_name() and is_alive(out, file.process)]
 
 
-def remove_processes(out: Path, runs: Iterable[str]) -> None:
+def remove_processes(out: Path, runs: Container[str]) -> None:
     """Delete the files of all processes, except those of the given runs."""
-    kept = set(runs)
     for file in list_processes(out)[0]:
-        if file.run not in kept:
+        if file.run not in runs:
             file.path.unlink(missing_ok=True)
-    _remove_folder(out)
+    remove_empty([out / PROCESSES])
 
 
-def _remove_folder(out: Path) -> None:
-    """Remove the folder of processes if it is empty."""
-    with suppress(OSError):
-        (out / PROCESSES).rmdir()
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, given the innermost first; those that are not empty stay."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
     """The launches of all processes of a run, in the order in which they started."""
-    return tuple(read_launch(file.path)[0] for file in of_kind(out, LAUNCH) if file.run == run)
+    return tuple(read_launch(file.path)[0] for file in of_kind(out, LAUNCH, run))
 
 
 def read_launch(path: Path) -> tuple[Launch, str]:
@@ -267,7 +268,7 @@ def _launch_text(launch: Launch) -> str:
 
 
 def _stamp(started: str) -> str:
-    """When a process began, as names of files have it."""
+    """The time when a process started, as in the names of its files."""
     return started.replace("+00:00", "Z").replace("-", "").replace(":", "")
 
 
@@ -277,17 +278,12 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@cache
-def sha256_of(path: Path) -> str:
-    """sha256 of a file that does not change; computed once per process."""
-    return sha256_of_file(path)
+sha256_of = cache(sha256_of_file)  # of a file that does not change; computed once per process
 
 
 def list_files(out: Path, paths: Iterable[Path]) -> dict[str, Listed]:
     """Checksums and sizes of files below `out`, by their paths there."""
-    return {
-        path.relative_to(out).as_posix(): Listed(sha256_of_file(path), path.stat().st_size) for path in paths
-    }
+    return {p.relative_to(out).as_posix(): Listed(sha256_of_file(p), p.stat().st_size) for p in paths}
 
 
 def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
@@ -305,25 +301,21 @@ def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str,
 
 def scan_checksums(path: Path) -> Scan:
     """Read one list. A last line without an end was cut off when its writer was killed, and says nothing."""
-    with open_own(path, "r", MAX_LIST_BYTES) as file:
-        return scan_lines(file)
-
-
-def scan_lines(lines: Iterable[bytes]) -> Scan:
-    """Read the lines of a list, as `scan_checksums` does."""
     scan, size = Scan({}, [], []), None
-    for number, line in enumerate(lines, 1):
-        text, is_whole = line.removesuffix(b"\n"), line.endswith(b"\n")
-        told, match = _SIZE.fullmatch(text), _LINE.fullmatch(text)
-        if not is_whole:
-            scan.cut.append(number)
-        elif match:
-            name = os.fsdecode(match[3])
-            name = _ESCAPED.sub(lambda escaped: _UNESCAPES[escaped[0]], name) if match[1] else name
-            scan.listed[name] = Listed(match[2].decode(), size)
-        elif not told:
-            scan.damaged.append(number)
-        size = int(told[1]) if told else None
+    with open_own(path, "r", MAX_LIST_BYTES) as file:
+        for number, line in enumerate(file, 1):
+            text = line.removesuffix(b"\n")
+            told, match = _SIZE.fullmatch(text), _LINE.fullmatch(text)
+            if text == line:
+                scan.cut.append(number)
+            elif match:
+                name = os.fsdecode(match[3])
+                if match[1]:
+                    name = re.sub(r"\\[\\nr]", lambda escaped: _UNESCAPES[escaped[0]], name)
+                scan.listed[name] = Listed(match[2].decode(), size)
+            elif not told:
+                scan.damaged.append(number)
+            size = int(told[1]) if told else None
     return scan
 
 
@@ -331,7 +323,7 @@ def format_checksums(listed: Mapping[str, Listed]) -> bytes:
     """Files as lines of a list."""
     lines = list[str]()
     for name, (digest, size) in listed.items():
-        escaped = "".join(_ESCAPES.get(letter, letter) for letter in name)
+        escaped = re.sub(r"[\\\n\r]", lambda letter: _ESCAPES[letter[0]], name)
         comment = "" if size is None else f"# {size} bytes\n"
         lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
     return os.fsencode("".join(lines))

@@ -116,12 +116,13 @@ class Run:
 
     def describe(self, sample: Sample, is_cropped: bool = False) -> RecordedSample:
         """What is recorded of a sample: the files that it has or will have."""
-        files = dict[str, tuple[str, ...]]()
-        for place in self.places:
-            variations = (None,) if place.shared else self.variations
-            files[place.folder] = tuple(
-                file_name(place.folder, sample.key, place.suffix, v) for v in variations
+        files = {
+            place.folder: tuple(
+                file_name(place.folder, sample.key, place.suffix, variation)
+                for variation in ((None,) if place.shared else self.variations)
             )
+            for place in self.places
+        }
         length = sample.key.folder.count("/") + 3  # of modality/folder/name.ext, in parts
         sources = dict[str, tuple[str, ...]]()
         for name in dict.fromkeys((*sample.files, *(name for varied in sample.varied for name in varied))):
@@ -226,7 +227,7 @@ class SampleWriter:
         number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
         if number in self._recorded or self._is_recorded(number):
             return None
-        path, text = self.path(number), _text(self._thousand(number))
+        path, text = self._path(number), _text(self._thousand(number))
         if not create_text(self.run.root, path, text):
             if self._is_recorded(number):  # another process was first
                 return None
@@ -236,33 +237,26 @@ class SampleWriter:
 
     def recorded(self) -> list[Path]:
         """The files that are there."""
-        return [self.path(number) for number in sorted(self._recorded)]
+        return [self._path(number) for number in sorted(self._recorded)]
 
-    def path(self, number: int) -> Path:
-        """The file of a thousand."""
+    def _path(self, number: int) -> Path:
         place = SAMPLES[self.run.file]
         return self.run.root / place.folder / f"{number:05d}{place.suffix}"
 
     def _thousand(self, number: int) -> list[RecordedSample]:
         first = number * SAMPLES_PER_FOLDER
-        chosen = self.samples[first : first + SAMPLES_PER_FOLDER]
-        return [self.run.describe(sample, self.is_cropped) for sample in chosen]
+        thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
+        return [self.run.describe(sample, self.is_cropped) for sample in thousand]
 
     def _is_recorded(self, number: int) -> bool:
         """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
-        path, here = self.path(number), self._thousand(number)
+        path, here = self._path(number), self._thousand(number)
         try:
             is_same = read_bytes(path, MAX_BYTES) == _text(here).encode()
             there = here if is_same else read_samples_file(path, self.run)
         except (FileNotFoundError, UsageError):
             return False
-        if not is_same:
-            self._compare(path, there, here)
-        self._recorded.add(number)
-        return True
-
-    def _compare(self, path: Path, there: Sequence[RecordedSample], here: Sequence[RecordedSample]) -> None:
-        pairs = zip_longest((one.input_facts() for one in there), (one.input_facts() for one in here))
+        pairs = () if is_same else zip_longest(*([one.input_facts() for one in run] for run in (there, here)))
         for line, (before, after) in enumerate(pairs, start=1):
             if before != after:
                 was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
@@ -270,6 +264,8 @@ class SampleWriter:
                     f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
                     f"{path.relative_to(self.run.root)} is {was} there and {now} here"
                 )
+        self._recorded.add(number)
+        return True
 
 
 def _text(samples: Iterable[RecordedSample]) -> str:

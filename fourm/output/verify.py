@@ -74,11 +74,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, object]:
         """The verdict for a program."""
-        return {
-            "out": str(self.root), "ok": self.ok, "samples": self.samples, "failed": self.failed,
-            "files": self.files, "findings": [asdict(f) for f in self.findings],
-            "notes": [asdict(n) for n in self.notes],
-        }  # fmt: skip
+        facts = asdict(self)
+        return {"out": str(facts.pop("root")), "ok": self.ok, **facts}
 
 
 def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
@@ -92,18 +89,7 @@ def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     folder = _Folder(root)
     folder.read_processes()
     folder.read_records()
-    total, missing = sum(not _is_record(path) for path in folder.sums), set(folder.sums)
-    for entry in folder.result_folders():
-        for path in folder.walk(entry):
-            if not _is_record(path):
-                tell(folder.files, total)
-            if path in folder.sums:
-                missing.discard(path)
-                folder.compare(path)
-            else:
-                folder.unlisted.add(path)
-    for path in sorted(missing):
-        folder.lack(path, f"{PROCESSES} lists it")
+    folder.compare_files(tell)
     for each in folder.runs:
         folder.check_results(each)
     folder.check_unlisted()
@@ -150,20 +136,17 @@ class _Folder:
     is_unknown: bool = False  # which files belong to samples
 
     def find(self, kind: str, file: str, detail: str) -> None:
-        """Add a finding."""
         self.findings.append(Finding(kind, file, detail))
 
-    def _note(self, kind: str, file: str, detail: str) -> None:
+    def note(self, kind: str, file: str, detail: str) -> None:
         self.notes.append(Finding(kind, file, detail))
 
     def lack(self, path: str, detail: str) -> None:
         """Add a missing file, unless it lies in what could not be looked into."""
-        above = (path, *map(str, PurePosixPath(path).parents))
-        if self.blocked.isdisjoint(above):
+        if self.blocked.isdisjoint((path, *map(str, PurePosixPath(path).parents))):
             self.find(MISSING, path, detail)
 
     def read_processes(self) -> None:
-        """Read the files of all processes, and what else lies beside them."""
         files, others = list_processes(self.root)
         for name in others:
             self.find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
@@ -185,8 +168,7 @@ class _Folder:
                 launch, text = read_launch(kinds[LAUNCH].path)
                 noted = dict(launch.files)
                 if not is_as_written(kinds[LAUNCH], launch, text):
-                    detail = "is not as its process wrote it, or not under its name"
-                    self.find(ALTERED, name + LAUNCH, detail)
+                    self.find(ALTERED, name + LAUNCH, "is not as its process wrote it, or not under its name")
             except UsageError as error:
                 self.find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
         elif any(file.run != ANY_RUN for file in kinds.values()):
@@ -194,58 +176,54 @@ class _Folder:
         for kind in sorted(noted.keys() - kinds.keys()):
             self.find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
         for kind, file in kinds.items():
+            damaged, is_finished = list[int](), kind in noted
             try:
-                wrong = self._read_list(file.path, is_finished=kind in noted) if kind == CHECKSUMS else ""
-                is_changed = kind in noted and sha256_of_file(file.path) != noted[kind]
+                if kind == CHECKSUMS:
+                    scan = scan_checksums(file.path)
+                    self.sums |= scan.listed
+                    damaged = scan.damaged + (scan.cut if is_finished else [])  # a killed process may cut one
+                is_changed = is_finished and sha256_of_file(file.path) != noted[kind]
             except (OSError, UsageError) as error:
                 self.find(UNREADABLE, name + kind, f"cannot be read ({_why(error)})")
-            else:
-                if wrong or is_changed:
-                    self.find(ALTERED, name + kind, wrong or "was changed after its process had ended")
-
-    def _read_list(self, path: Path, is_finished: bool) -> str:
-        """Take in checksums; says what is wrong. Of a killed process the last line may be cut off."""
-        scan = scan_checksums(path)
-        self.sums |= scan.listed
-        damaged = scan.damaged + (scan.cut if is_finished else [])
-        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        return f"line {damaged[0]}{more} is cut off or holds no checksum" if damaged else ""
+                continue
+            if damaged:
+                more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+                self.find(ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum")
+            elif is_changed:
+                self.find(ALTERED, name + kind, "was changed after its process had ended")
 
     def _check_failures(self) -> None:
         """Whether `failures.jsonl` is what its processes made of their own lists; all of them have ended."""
-        if any(
-            f.file == FAILURES or (f.file.startswith(PROCESSES) and f.file.endswith(FAILED))
-            for f in self.findings
-        ):
+        lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
+        if any(file.endswith(FAILED) for file in lists):
             return  # told already
         noted, path = noted_failures(self.root), self.root / FAILURES
         told = read_bytes(path, MAX_LIST_BYTES).splitlines(keepends=True) if os.path.lexists(path) else []
         lines = {where: to_line(noted[where]).encode() for where in sorted(noted)}
         lost = [f for f in noted.values() if not f.is_resolved(self.root) and lines[f.where] not in told]
-        if lost and not told:
-            self.find(MISSING, FAILURES, f"{len(lost)} more failed samples are noted in {PROCESSES}")
-        elif lost or told != [line for line in lines.values() if line in told]:
+        if lost or told != [line for line in lines.values() if line in told]:
             what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
-            self.find(ALTERED, FAILURES, f"{what} in {PROCESSES}")
+            self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
         elif os.path.lexists(path) and not told:
             self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
 
     def read_records(self) -> None:
-        """The records of runs, and whether these have ended; UsageError where no run wrote the folder."""
+        """Read the records of runs; UsageError where no run wrote the folder."""
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
-            if not os.path.lexists(self.root / file):
+            path = self.root / file
+            if not os.path.lexists(path):
                 continue
             try:
-                read = read_run(self.root / file)
+                read = read_run(path)
                 launches = read_launches(self.root, read.identity)
             except FileNotFoundError:
                 self.find(UNREADABLE, file, "a link to a file that is gone")
                 continue
             except UsageError as error:
-                self.find(ALTERED, file, str(error).removeprefix(f"{printable(str(self.root / file))}: "))
+                self.find(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
                 continue
             run = Run(self.root, file, read.run)
-            if (self.root / file).is_symlink():
+            if path.is_symlink():
                 self.find(FOREIGN, file, "a link in the place of a record, which other commands refuse")
             if not read.is_as_written:
                 self.find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
@@ -254,36 +232,48 @@ class _Folder:
             if run.is_older:
                 if (older := self.root / OLDER_CHECKSUMS).is_file():
                     self.sums |= scan_checksums(older).listed
-                self._note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
+                self.note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, is_closed(launches), failed))
         if len(self.runs) == 2:
-            self._compare_runs(*self.runs)
+            base, finer = self.runs
+            said, origin = finer.run.record.origin, base.run.record.as_origin()
+            if any(said.get(name) != fact for name, fact in origin.items()):
+                self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
+            if base.run.variations == finer.run.variations:
+                finer.base_failed = set(base.failed)
         if all(each.is_closed for each in self.runs):
             self._check_failures()
         is_beside_a_dataset = bool(self.runs) and not self.runs[0].run.record.origin
         if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
-            where = printable(str(self.root))
-            raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
+            raise UsageError(
+                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
+            )
         self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
-    def _compare_runs(self, base: _RunState, finer: _RunState) -> None:
-        """Super-resolution beside a run goes on from this run, not from another one."""
-        said, origin = finer.run.record.origin, base.run.record.as_origin()
-        if any(said.get(name) != fact for name, fact in origin.items()):
-            self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
-        if base.run.variations == finer.run.variations:
-            finer.base_failed = set(base.failed)
+    def compare_files(self, tell: Tell) -> None:
+        """Compare all files that have a checksum with it; collect those that have none."""
+        total, missing = sum(not _is_record(path) for path in self.sums), set(self.sums)
+        for entry in self._result_folders():
+            for path in self._walk(entry):
+                if not _is_record(path):
+                    tell(self.files, total)
+                if path in self.sums:
+                    missing.discard(path)
+                    self._compare(path)
+                else:
+                    self.unlisted.add(path)
+        for path in sorted(missing):
+            self.lack(path, f"{PROCESSES} lists it")
 
-    def result_folders(self) -> list["os.DirEntry[str]"]:
+    def _result_folders(self) -> list["os.DirEntry[str]"]:
         """Folders in which runs have files; what lies beside them is judged."""
-        known = {
-            _top(p.folder) for each in self.runs for p in (*each.run.record.places, SAMPLES[each.run.file])
-        }
+        runs = [each.run for each in self.runs]
+        known = {_top(place.folder) for run in runs for place in (*run.record.places, SAMPLES[run.file])}
         listed = {_top(path) for path in self.sums}
-        older = _LEGACY if any(each.run.is_older for each in self.runs) else ()
+        own = (*RESERVED_NAMES, *(_LEGACY if any(run.is_older for run in runs) else ()))
         found = list["os.DirEntry[str]"]()
         for entry in self._scan(""):
             name, is_folder = entry.name, entry.is_dir(follow_symlinks=False)
@@ -299,10 +289,10 @@ class _Folder:
             elif name == PARTIAL:
                 for other in foreign_leftovers(self.root):
                     self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-                self._note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
+                self.note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
             elif name in NEXT.values():
                 self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
-            elif self.has_base and name not in (*RESERVED_NAMES, *older):
+            elif self.has_base and name not in own:
                 self.find(FOREIGN, name, "no run of this program wrote it")
         return found
 
@@ -320,24 +310,25 @@ class _Folder:
             self.blocked.add(folder)
             return []
 
-    def walk(self, top: "os.DirEntry[str]") -> Iterator[str]:
+    def _walk(self, top: "os.DirEntry[str]") -> Iterator[str]:
         """All files at or below an entry of the folder; links are followed to files inside of it only."""
         waiting = [(top.name, top)]
         while waiting:
             path, entry = waiting.pop()
             if entry.is_dir(follow_symlinks=False):
                 waiting += [(f"{path}/{below.name}", below) for below in reversed(self._scan(path))]
-            elif entry.is_symlink() and (problem := self._leads_away(entry.path)):
+                continue
+            problem = ""
+            if entry.is_symlink():
+                if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
+                    problem = "a link that leads out of the folder"
+                elif os.path.isdir(entry.path):
+                    problem = "a link to a folder, which is not followed"
+            if problem:
                 self.find(FOREIGN, path, problem)
                 self.blocked.add(path)
             else:
                 yield path
-
-    def _leads_away(self, link: str) -> str:
-        """What is wrong with where a link leads, if anything."""
-        if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(self.root)):
-            return "a link that leads out of the folder"
-        return "a link to a folder, which is not followed" if os.path.isdir(link) else ""
 
     def check_results(self, each: _RunState) -> None:
         """What each result of a run has and lacks; files without a checksum that belong to a result."""
@@ -359,9 +350,9 @@ class _Folder:
                 states = self._check_sample(each, sample)
                 counts.update(states)
                 self.samples += each is self.runs[0] and _State.MADE in states
-        there, folder = {path.name for path in run.thousands()}, SAMPLES[run.file].folder
-        listed = (path for path in self.sums if path.startswith(f"{folder}/"))
-        if is_known and all(path.rpartition("/")[2] in there for path in listed):
+        there = {path.relative_to(self.root).as_posix() for path in run.thousands()}
+        listed = {path for path in self.sums if path.startswith(f"{SAMPLES[run.file].folder}/")}
+        if is_known and listed <= there:
             self._count(each, counts)
         else:
             self.is_unknown = True
@@ -384,8 +375,7 @@ class _Folder:
         for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
             for place in run.places:
                 file = sample.file(place, variation)
-                best = min(states) if file in shared else state
-                self._take_unlisted(each, file, best, place)
+                self._take_unlisted(each, file, min(states) if file in shared else state, place)
             for file in run.extra_files(sample.key, variation):
                 self._take_unlisted(each, file, state)
         return states
@@ -412,7 +402,7 @@ class _Folder:
         if state is _State.MADE:
             (self.lost if each.is_closed else self.late).append(file)
         holds_tokens = place is not None and place.form == "ids"
-        self.compare(file, Tokens(each.run.count_tokens(place)) if place and holds_tokens else None)
+        self._compare(file, Tokens(each.run.count_tokens(place)) if place and holds_tokens else None)
 
     def _count(self, each: _RunState, counts: Mapping[_State, int]) -> None:
         """Whether there are as many results as the record says."""
@@ -426,8 +416,8 @@ class _Folder:
         half = f" ({begun:,} of them begun)" if begun else ""
         say = f"{lack:,} of {expected:,} results were not made{half}; "
         if run.record.origin and file == RUN and each.is_closed:
-            say += "the run that this one goes on from lacks them, or --resume makes them"
-            self._note(MISSING, file, say)
+            say += "the run that this one goes on from lacks them, or "
+            self.note(MISSING, file, f"{say}--resume makes them")
         else:
             self.find(MISSING, file, f"{say}--resume makes them")
 
@@ -439,39 +429,36 @@ class _Folder:
             if self.has_base or _top(path) in owned:
                 self.find(FOREIGN, path, "belongs to no sample of a run")
         if self.late:
-            self._note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
+            self.note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
         if self.lost and not self.sums:
             self.find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
         elif self.lost:
             what = f"{_named(self.lost)} not listed; --resume adds what belongs to samples"
             self.find(ALTERED, PROCESSES, what)
 
-    def compare(self, path: str, tokens: Tokens | None = None) -> None:
+    def _compare(self, path: str, tokens: Tokens | None = None) -> None:
         """Read a file: against its checksum, or by its format and what is known of its tokens."""
         self.files += not _is_record(path)
+        file, said = self.root / path, self.sums.get(path)
         try:
-            self._compare(self.root / path, path, tokens)
+            if said is not None:
+                open_file(file).close()  # a pipe would be waited for
+                if said.size is not None and file.stat().st_size > said.size:
+                    self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
+                    return
+                if sha256_of_file(file) == said.sha256:
+                    return
+            flaw = find_flaw(file, tokens)
+            if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
+                self.find(TRUNCATED, path, "is empty")
+            elif flaw is not None:
+                self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+            elif said is not None:
+                self.find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
         except SampleError as error:
-            self.find(UNREADABLE, path, str(error).removeprefix(f"{self.root / path}: "))
+            self.find(UNREADABLE, path, str(error))
         except OSError as error:
             self.find(UNREADABLE, path, f"cannot be read ({_why(error)})")
-
-    def _compare(self, file: Path, path: str, tokens: Tokens | None) -> None:
-        said = self.sums.get(path)
-        if said is not None:
-            open_file(file).close()  # a pipe would be waited for
-            if said.size is not None and file.stat().st_size > said.size:
-                self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
-                return
-            if sha256_of_file(file) == said.sha256:
-                return
-        flaw = find_flaw(file, tokens)
-        if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
-            self.find(TRUNCATED, path, "is empty")
-        elif flaw is not None:
-            self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
-        elif said is not None:
-            self.find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
 
 
 def _why(error: Exception) -> str:

@@ -581,14 +581,14 @@ def test_a_run_that_is_overwritten_before_it_has_begun_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody sees yet that it lives; its results would be among those of the other run."""
-    real = joining._begin
+    real = Process.begin
 
-    def late(*words: Any) -> Process:
-        monkeypatch.setattr(joining, "_begin", real)
+    def late(process: Process) -> Process:
+        monkeypatch.setattr(Process, "begin", real)
         begin(tmp_path, overwrite=True, seed=5)
-        return real(*words)
+        return process.begin()
 
-    monkeypatch.setattr(joining, "_begin", late)
+    monkeypatch.setattr(Process, "begin", late)
     with pytest.raises(UsageError, match="is not empty"):
         begin(tmp_path)
     assert read_record(tmp_path).seed == 5

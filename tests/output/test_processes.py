@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fourm.output.processes import Listed, format_checksums, list_files, scan_lines
+from fourm.output.processes import Listed, Scan, format_checksums, list_files, scan_checksums
 
 NAMES = ("a.npy", "b c/Zürich.png", "back\\slash", "\\n", "new\nline", "re\rturn", "# 5 bytes", "\udcff.npy")
+
+
+def scan_list(tmp_path: Path, content: bytes) -> Scan:
+    (tmp_path / "list").write_bytes(content)
+    return scan_checksums(tmp_path / "list")
 
 
 @pytest.fixture
@@ -21,12 +26,12 @@ def listed(tmp_path: Path) -> dict[str, Listed]:
     return list_files(tmp_path, [tmp_path / name for name in NAMES])
 
 
-def test_a_list_of_checksums_keeps_names_of_all_kinds(listed: dict[str, Listed]) -> None:
+def test_a_list_of_checksums_keeps_names_of_all_kinds(listed: dict[str, Listed], tmp_path: Path) -> None:
     assert [one.size for one in listed.values()] == list(range(len(NAMES)))
-    scan = scan_lines(format_checksums(listed).splitlines(keepends=True))
+    scan = scan_list(tmp_path, format_checksums(listed))
     assert (scan.listed, scan.damaged, scan.cut) == (listed, [], [])
     without = {name: Listed(one.sha256) for name, one in listed.items()}
-    assert scan_lines(format_checksums(without).splitlines(keepends=True)).listed == without
+    assert scan_list(tmp_path, format_checksums(without)).listed == without
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
@@ -38,8 +43,8 @@ def test_sha256sum_reads_the_list(listed: dict[str, Listed], tmp_path: Path) -> 
     assert done.stdout.count(b"OK") == len(NAMES)
 
 
-def test_damaged_lines_of_a_list_are_numbered_and_their_sizes_ignored() -> None:
+def test_damaged_lines_of_a_list_are_numbered_and_their_sizes_ignored(tmp_path: Path) -> None:
     one, other = (f"{letter * 64}  {letter}\n".encode() for letter in "ab")
-    scan = scan_lines([b"# 7 bytes\n", b"nonsense\n", one, b"# 8 bytes\n", other, one[:-1]])
+    scan = scan_list(tmp_path, b"# 7 bytes\nnonsense\n" + one + b"# 8 bytes\n" + other + one[:-1])
     assert scan.listed == {"a": Listed("a" * 64), "b": Listed("b" * 64, 8)}
     assert (scan.damaged, scan.cut) == ([2], [6])
