@@ -175,7 +175,8 @@ class Joining:
         try:
             _places(self.out, self.record)  # refuses before anything is written
             write_text(self.out, self.out / NEXT[self.record], text)
-            self._replace(process.run)
+            _empty(self.out, self.record, process.run)
+            os.replace(self.out / NEXT[self.record], self.out / self.record)
         except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
             process.withdraw()
             raise
@@ -190,11 +191,7 @@ class Joining:
         following = load_run(self.out, NEXT[self.record])
         _check_settings(self.out, following.run, self.settings)
         _check_alone(self.out)
-        self._replace(following.identity)
-
-    def _replace(self, run: str) -> None:
-        """Delete the files of the old run, then replace its record by that of the new run."""
-        _empty(self.out, self.record, run)
+        _empty(self.out, self.record, following.identity)
         os.replace(self.out / NEXT[self.record], self.out / self.record)
 
     def _wait(self, is_done: Callable[[], bool]) -> None:
@@ -232,9 +229,8 @@ class Joining:
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
-                raise UsageError(
-                    f"{folder}: holds files that no run of super-resolution wrote; move them away"
-                )
+                what = "holds files that no run of super-resolution wrote"
+                raise UsageError(f"{folder}: {what}; move them away")
 
 
 def withdraw_output(process: Process, record: str) -> bool:
@@ -270,14 +266,12 @@ def check_names(out: Path) -> None:
 
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
-    return UsageError(
-        f"--out {out}: {what}; --resume goes on with its run, --overwrite starts again{free_beside(out)}"
-    )
+    ways = f"--resume goes on with its run, --overwrite starts again{free_beside(out)}"
+    return UsageError(f"--out {out}: {what}; {ways}")
 
 
 def _check_continues(out: Path, record: str, before: RunFile) -> None:
-    """Refuse to continue a run of an older version, which did not record its samples."""
-    if before.run.input is None:
+    if before.run.input is None:  # samples were not recorded
         raise UsageError(
             f"--out {out}: an older version of this program wrote {record}, and its runs cannot be resumed; "
             f"--overwrite starts again{free_beside(out)}"
@@ -389,11 +383,9 @@ def _places(out: Path, name: str) -> list[Place]:
     found = list[Place]()
     for each, read in _records(out, name).items():
         for place in (*read.run.places, SAMPLES[each]):
-            for folder in accumulate(place.folder.split("/"), Path, initial=out):
-                if folder != out and folder.is_symlink():
-                    raise UsageError(
-                        f"{out / each}: names the folder '{place.folder}', but {folder} is a link"
-                    )
+            for path in accumulate(place.folder.split("/"), Path, initial=out):
+                if path != out and path.is_symlink():
+                    raise UsageError(f"{out / each}: names the folder '{place.folder}', but {path} is a link")
             found.append(place)
     return found
 

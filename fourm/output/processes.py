@@ -194,9 +194,8 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
             others.append(entry.name)
             continue
         started, rank, size, run, process, number, kind = match.groups()
-        found.append(
-            ProcessFile(Path(entry.path), started, int(rank), int(size), run, process, int(number), kind)
-        )
+        path = out / PROCESSES / entry.name
+        found.append(ProcessFile(path, started, int(rank), int(size), run, process, int(number), kind))
     found.sort(key=attrgetter("started", "rank", "process", "number"))
     return found, sorted(others)
 
@@ -256,9 +255,7 @@ def is_as_written(file: ProcessFile, launch: Launch, text: str) -> bool:
 def is_closed(launches: Sequence[Launch]) -> bool:
     """True if every process ended normally, or a later one with its samples did: all files are listed."""
     ended = [launch for launch in launches if launch.finished]
-    return bool(ended) and all(
-        launch.finished or any(other.covers(launch) for other in ended) for launch in launches
-    )
+    return bool(ended) and all(one.finished or any(other.covers(one) for other in ended) for one in launches)
 
 
 def _launch_text(launch: Launch) -> str:
@@ -268,7 +265,6 @@ def _launch_text(launch: Launch) -> str:
 
 
 def _stamp(started: str) -> str:
-    """The time when a process started, as in the names of its files."""
     return started.replace("+00:00", "Z").replace("-", "").replace(":", "")
 
 

@@ -44,8 +44,6 @@ _Seed = Annotated[int, Limits(0, MAX_SEED)]
 
 @dataclass(frozen=True, slots=True)
 class _RecordedStep:
-    """The fields of a recorded step that are read."""
-
     index: int
     target: str
     num_tokens: int
@@ -53,7 +51,7 @@ class _RecordedStep:
 
 @dataclass(frozen=True, slots=True)
 class _Schedule:
-    """The fields of a recorded schedule that are read."""
+    """The fields of a recorded schedule, and of its steps, that are read."""
 
     conditions: tuple[str, ...]
     steps: tuple[_RecordedStep, ...]
@@ -146,10 +144,9 @@ def read_run(path: Path) -> RunFile:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else printable(str(error))
-        raise UsageError(
-            f"{printable(str(path))}: is not a record of this program, or was damaged ({why})"
-        ) from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"{path}: is not a record of this program, or was damaged ({why})"
+        raise UsageError(printable(what)) from error
     facts = {name: value for name, value in said.items() if name not in ("format", _DIGEST)}
     return RunFile(run, identity, text == _text(said) and said.get(_DIGEST) == _digest(facts))
 
@@ -163,11 +160,6 @@ def load_run(out: Path, file: str = RUN) -> RunFile:
             f"--out {out}: is not empty and holds no {file}, so no run wrote it; left as it is"
             + free_beside(out)
         ) from error
-
-
-def read_record(out: Path, file: str = RUN) -> RunRecord:
-    """The settings of the run that wrote a folder."""
-    return load_run(out, file).run
 
 
 def _text(said: Mapping[str, Any]) -> str:

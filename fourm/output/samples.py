@@ -20,7 +20,7 @@ from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import create_text, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
-from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, read_record
+from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, load_run
 
 CROP = "crop"  # how a sample's pictures fit the square that a model reads: the recorded crop, or the centre
 MAX_BYTES = 1 << 28  # of a thousand samples
@@ -170,7 +170,7 @@ def open_results(root: Path) -> Results:
     there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
     if not there:
         raise UsageError(f"{root}: holds no {RUN}, so no run of this program wrote it")
-    return Results(root, tuple(Run(root, file, read_record(root, file)) for file in there))
+    return Results(root, tuple(Run(root, file, load_run(root, file).run) for file in there))
 
 
 def samples_for(
@@ -185,22 +185,17 @@ def samples_for(
     if lacking := [name for name in conditions if name not in places]:
         has = sorted({place.modality for place in run.places})
         raise UsageError(f"{run.root}: its run left no {lacking[0]}; it has {', '.join(has)}")
-    has_variations = run.variations != (None,)
-    varied = {name: place for name, place in places.items() if has_variations and not place.shared}
-    shared = {name: place for name, place in places.items() if name not in varied}
-    count = run.record.num_variations if varied else 0
-
-    def files(sample: RecordedSample, chosen: Mapping[str, Place], variation: int | None) -> dict[str, Path]:
-        return {name: run.root / sample.file(place, variation) for name, place in chosen.items()}
-
-    return [
-        Sample(
-            sample.key,
-            files=files(sample, shared, None),
-            varied=[files(sample, varied, v) if v in run.numbers else {} for v in range(count)],
-        )
-        for sample in samples
-    ]
+    shared = {name: p for name, p in places.items() if p.shared or run.variations == (None,)}
+    varied = {name: p for name, p in places.items() if name not in shared}
+    found = list[Sample]()
+    for sample in samples:
+        files = {name: run.root / sample.file(place, None) for name, place in shared.items()}
+        by_variation = [
+            {name: run.root / sample.file(p, v) for name, p in varied.items() if v in run.numbers}
+            for v in range(run.record.num_variations if varied else 0)
+        ]
+        found.append(Sample(sample.key, files=files, varied=by_variation))
+    return found
 
 
 def chain_names(schedule: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -248,9 +248,8 @@ class _Folder:
         if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
-            raise UsageError(
-                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
-            )
+            where = printable(str(self.root))
+            raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
         self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
     def compare_files(self, tell: Tell) -> None:
@@ -401,8 +400,8 @@ class _Folder:
             return
         if state is _State.MADE:
             (self.lost if each.is_closed else self.late).append(file)
-        holds_tokens = place is not None and place.form == "ids"
-        self._compare(file, Tokens(each.run.count_tokens(place)) if place and holds_tokens else None)
+        tokens = Tokens(each.run.count_tokens(place)) if place and place.form == "ids" else None
+        self._compare(file, tokens)
 
     def _count(self, each: _RunState, counts: Mapping[_State, int]) -> None:
         """Whether there are as many results as the record says."""

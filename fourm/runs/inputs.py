@@ -25,7 +25,6 @@ from fourm.data.layout import (
     MAX_SAMPLES,
     PICTURES,
     VALID_PIXELS,
-    Key,
     Sample,
     number_keys,
     samples_of_prompts,
@@ -52,7 +51,6 @@ UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".
 EMPTY, STREAM = "empty", "-"
 SHOWN = 5  # unknown words that a note names
 _OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
-_ENCODERS = ("encoder.",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +90,7 @@ def read_samples(
     if source.data is not None and not is_folder:
         _check_file(source.data)
     if source.column is not None and (source.data in (None, EMPTY) or is_folder):
-        raise UsageError(
-            f"--column {source.column}: only .tsv, .csv and .jsonl files given by --data have one"
-        )
+        raise UsageError(f"--column {source.column}: only .tsv, .csv and .jsonl files of --data have one")
     if source.subset_seed is not None and source.num_samples is None:
         raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
@@ -111,7 +107,7 @@ def read_samples(
     else:
         _check_takes_prompts(source, conditions, model)
         captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
-        notes = (*_note_single_words(source.prompts), *_note_paths(source.prompts))
+        notes = _note_likely_slips(source.prompts)
         if len(captions) < len(conditions):
             samples = _typed_samples(source, conditions, captions, stdin)
         else:
@@ -119,8 +115,9 @@ def read_samples(
         _check_prompts(samples, conditions, model)
         dataset, read = Dataset(tuple(samples), (), notes), Input("texts")
     chosen = tuple(choose_samples(dataset.samples, source.num_samples, source.subset_seed))
-    if read.kind == "texts":
-        read = replace(read, sha256=_digest_of_texts(chosen))
+    if read.kind == "texts":  # a digest that is the same whatever form they were typed in
+        texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in chosen]
+        read = replace(read, sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
     return replace(dataset, samples=chosen, input=read)
 
 
@@ -144,7 +141,7 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
     check_tokenizers(model, [one.row for one in found])
     for one in found:
         path = model.tokenizers[one.row.tokenizer]
-        if not any(name.startswith(_ENCODERS) for name in read_header(weights_of(path))[1]):
+        if not any(name.startswith("encoder.") for name in read_header(weights_of(path))[1]):
             raise UsageError(f"{one.row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
     return tuple(found)
 
@@ -152,11 +149,11 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
 def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     """Half a sentence for each folder that the model could read if its tokenizer were here."""
     present = folders_in(root)
-    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer not in model.tokenizers]
+    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
     return tuple(
         f"{one.folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
         for row in rows
-        if row.tokenizer and (one := _folder_of(row, present)) is not None
+        if row.tokenizer not in model.tokenizers and (one := _folder_of(row, present))
     )
 
 
@@ -169,9 +166,7 @@ def list_raw_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> Dat
     beside = {name: _list_if_there(root, name) for name in (PICTURES, VALID_PIXELS, CROP_SETTINGS)}
     own_settings = _list_if_there(out, CROP_SETTINGS)
     match_spellings([*listed.values(), *beside.values(), own_settings])
-    problems = dict[Key, str]()
-    for one in listed.values():
-        problems |= one.all_problems
+    problems = {key: problem for one in listed.values() for key, problem in one.all_problems.items()}
     notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     if not keys:
@@ -189,12 +184,6 @@ def list_raw_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> Dat
     return Dataset(tuple(samples), notes=notes)
 
 
-def _digest_of_texts(samples: Sequence[Sample]) -> str:
-    """sha256 over the names and typed texts of samples; the same whatever form they were typed in."""
-    rows = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
 def _check_file(data: str) -> None:
     """Refuse a `--data` that is not there, or a picture."""
     name = os.path.basename(data)
@@ -205,27 +194,24 @@ def _check_file(data: str) -> None:
             f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
             "--data DATA --cond rgb"
         )
-    if data in (STREAM, PARTI, EMPTY):
-        return
     try:
-        os.stat(data)
+        if data not in (STREAM, PARTI, EMPTY):
+            os.stat(data)
     except FileNotFoundError as error:
         raise missing_file(Path(data)) from error
     except OSError as error:
         raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
 
 
-def _note_single_words(prompts: Sequence[str]) -> tuple[str, ...]:
-    """A note where quotation marks may have been forgotten."""
-    if len(prompts) < 2 or any(len(prompt.split()) != 1 for prompt in prompts):
-        return ()
-    return (f'{len(prompts)} prompts of one word each; quotation marks make them one: "{" ".join(prompts)}"',)
-
-
-def _note_paths(prompts: Sequence[str]) -> tuple[str, ...]:
-    """A note where a file or folder was perhaps meant, not its name."""
-    named = next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), "")
-    return (f"'{named}' is read as words; --data {named} reads what has this name",) if named else ()
+def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Notes where quotation marks may have been forgotten, or a file was perhaps meant, not its name."""
+    notes = list[str]()
+    if len(prompts) > 1 and all(len(prompt.split()) == 1 for prompt in prompts):
+        joined = " ".join(prompts)
+        notes.append(f'{len(prompts)} prompts of one word each; quotation marks make them one: "{joined}"')
+    if named := next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), ""):
+        notes.append(f"'{named}' is read as words; --data {named} reads what has this name")
+    return tuple(notes)
 
 
 def shows_part(row: Modality, raw: Container[str]) -> bool:
@@ -243,11 +229,8 @@ def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | No
     if not words:
         return None
     more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    shown = ", ".join(repr(word) for word in words[:SHOWN])
-    return (
-        f"note: model '{model.name}' does not know {shown}{more} "
-        f"({sum(map(bool, found))} of {len(found)} prompts)"
-    )
+    count = f"{sum(map(bool, found))} of {len(found)} prompts"
+    return f"note: model '{model.name}' does not know {', '.join(map(repr, words[:SHOWN]))}{more} ({count})"
 
 
 def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
@@ -265,25 +248,19 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
     """Folder of a dataset for each condition: token ids lie under the modality's own name."""
     folders = dict[str, str]()
     for row in rows:
+        values = [name for name in row.value_names if (root / name).is_dir()]
         if row.kind is not Kind.GRID:
             folders[row.name] = row.folder
         elif row.name in raw:
-            named = [name for name in row.value_names if (root / name).is_dir()]
-            folders[row.name] = named[0] if named else row.value_names[-1]
+            folders[row.name] = values[0] if values else row.value_names[-1]
+        elif values and not (root / row.name).exists():  # asking for tokens of maps is an easy mistake
+            raise UsageError(
+                f"{root}: no folder '{row.name}' of tokens; --cond {values[0]} reads the folder "
+                f"'{values[0]}' and tokenises it"
+            )
         else:
             folders[row.name] = row.name
-            _check_has_tokens(root, row)
     return folders
-
-
-def _check_has_tokens(root: Path, row: Modality) -> None:
-    """Tell a dataset of maps from one of tokens: to ask for the wrong one is an easy mistake."""
-    values = [name for name in row.value_names if (root / name).is_dir()]
-    if values and not (root / row.name).exists():
-        raise UsageError(
-            f"{root}: no folder '{row.name}' of tokens; --cond {values[0]} reads the folder "
-            f"'{values[0]}' and tokenises it"
-        )
 
 
 def _check_takes_prompts(source: Source, conditions: Sequence[str], model: ModelFiles) -> None:
@@ -306,19 +283,18 @@ def _check_takes_prompts(source: Source, conditions: Sequence[str], model: Model
 def _typed_samples(
     source: Source, conditions: Sequence[str], captions: Sequence[str], stdin: BinaryIO
 ) -> list[Sample]:
-    """A sample for each row of a table that has a column for each condition; of a stream, of JSON lines."""
+    """A sample for each row of a table, or JSON line of a stream, with a column for each condition."""
     if source.data == STREAM:
         data, where, suffix = read_stream(stdin, "standard input"), "standard input", ".jsonl"
     else:
         path = Path(source.data or "")
         data, where, suffix = read_file(path), str(path), path.suffix.lower()
     rows = parse_columns(data, where, suffix, conditions, source.column)
-    typed = [{name: text for name, text in row.items() if name not in captions} for row in rows]
-    said = [next((row[name] for name in captions), None) for row in rows]
-    return [
-        Sample(key, caption, typed=texts)
-        for key, caption, texts in zip(number_keys(len(rows)), said, typed, strict=True)
-    ]
+    samples = list[Sample]()
+    for key, row in zip(number_keys(len(rows)), rows, strict=True):
+        caption = next((row[name] for name in captions), None)
+        samples.append(Sample(key, caption, typed={n: text for n, text in row.items() if n not in captions}))
+    return samples
 
 
 def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
@@ -375,7 +351,6 @@ def _folder_of(row: Modality, present: Sequence[str]) -> RawFolder | None:
 
 
 def _rows_of(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Modality]:
-    """The rows that a name means."""
     found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
     if not found:
         known = [word for row in rows for word in (row.key.removeprefix("tok_"), row.name)]
@@ -389,10 +364,8 @@ def _rows_of(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Mod
 def _required(root: Path, model: ModelFiles, row: Modality, present: Sequence[str]) -> RawFolder:
     one = _folder_of(row, present)
     if one is None:
-        there = ", ".join(present) or "no folder at all"
-        raise UsageError(
-            f"{root}: no folder {' or '.join(_folders_of(row))} for {row.name}; there is {there}"
-        )
+        there, wanted = ", ".join(present) or "no folder at all", " or ".join(_folders_of(row))
+        raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
     if row.tokenizer not in model.tokenizers:
         advice = tokenizer_advice(model, row.tokenizer)
         raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
@@ -405,8 +378,6 @@ def _nothing_to_do(root: Path, model: ModelFiles, rows: Sequence[Modality], pres
         return f"{root}: nothing to do; {missing[0]}"
     wanted = dict.fromkeys(name for row in rows for name in _folders_of(row))
     deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
-    if deeper:
-        advice = f"; {root / deeper[0]} has some"
-    else:
-        advice = f"; there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
-    return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}){advice}"
+    there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
+    advice = f"{root / deeper[0]} has some" if deeper else there
+    return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}); {advice}"

@@ -150,11 +150,8 @@ class Replay:
             return conditions_from(self.run, found, chain, model)
         others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
         if others:
-            raise _refusal(
-                self.source,
-                f"was made from {', '.join(others)}, which a picture alone does not hold; it can be repeated "
-                "from the folder that it was made in",
-            )
+            why = f"was made from {', '.join(others)}, which a picture alone does not hold"
+            raise _refusal(self.source, f"{why}; it can be repeated from the folder that it was made in")
         return [Sample(self.key, self.prompt)] if self.key is not None else []
 
     def doubts(self, models: Sequence[tuple[Stage, ModelFiles]]) -> list[str]:
@@ -206,10 +203,10 @@ def _one_picture(path: Path) -> Replay:
     base, finer = said.stage(""), None
     if "base schedule" in said.texts:
         base, finer = said.stage("base "), base
-    only = variation if count > 1 else None
-    if (run := _home(path, base, key)) is None:
-        return Replay(path, base, finer, count, only, key=key, prompt=said.texts.get("prompt"))
-    return Replay(path, base, finer, run.record.num_variations, only, run, key)
+    run, only = _home(path, base, key), variation if count > 1 else None
+    if run is not None:
+        return Replay(path, base, finer, run.record.num_variations, only, run, key)
+    return Replay(path, base, finer, count, only, key=key, prompt=said.texts.get("prompt"))
 
 
 def _home(path: Path, base: Stage, key: Key) -> Run | None:
@@ -230,11 +227,10 @@ def _read_texts(path: Path) -> dict[str, str]:
         data = strip_metadata(read_bytes(path, MAX_BYTES), keep_texts=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             texts = {str(name): str(text) for name, text in getattr(picture, "text", {}).items()}
-    except UnidentifiedImageError:
-        raise _refusal(path, "is not a PNG that can be read") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _refusal(path, f"is not a PNG that can be read ({reason})") from error
+        is_other = isinstance(error, UnidentifiedImageError)  # whose text names a buffer in memory
+        why = "" if is_other else f" ({getattr(error, 'strerror', None) or error})"
+        raise _refusal(path, f"is not a PNG that can be read{why}") from error
     if not texts.get("software", "").startswith("fourm ") or "schedule" not in texts:
         raise _refusal(path, "does not say how it was made; fourm did not write it")
     return texts
@@ -258,10 +254,8 @@ class _PictureTexts:
         text = self.texts.get(name, "")
         is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEED))
         if not is_number or not least <= int(text) <= most:
-            raise _refusal(
-                self.path,
-                f"its {name} is not a whole number, {least} to {most}: '{printable(text[:40])}'",
-            )
+            what = f"is not a whole number, {least} to {most}"
+            raise _refusal(self.path, f"its {name} {what}: '{printable(text[:40])}'")
         return int(text)
 
     def stage(self, prefix: str) -> Stage:

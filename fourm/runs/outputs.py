@@ -11,13 +11,7 @@ from fourm import __version__
 from fourm.codecs.table import check_codec
 from fourm.data.layout import Place
 from fourm.errors import MissingError, UsageError
-from fourm.hub.files import (
-    ModelFiles,
-    check_tokenizers,
-    require_text_tokenizer,
-    tokenizer_advice,
-    weights_of,
-)
+from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
@@ -58,19 +52,10 @@ class Output:
     is_written: bool = True  # False for conditions that lie in the output folder already
 
     @property
-    def form(self) -> str:
-        """`ids` or `value`."""
-        return self.place.form
-
-    @property
-    def is_condition(self) -> bool:
-        """True for what the run was given."""
-        return self.place.is_condition
-
-    @property
     def needs_tokenizer(self) -> bool:
         """True for values of a grid, which tokens become only through a tokenizer; texts are read without."""
-        return self.form == "value" and self.modality.kind is Kind.GRID and bool(self.modality.tokenizer)
+        row = self.modality
+        return self.place.form == "value" and row.kind is Kind.GRID and bool(row.tokenizer)
 
 
 def plan_outputs(request: Request) -> list[Output]:
@@ -87,7 +72,9 @@ def plan_outputs(request: Request) -> list[Output]:
             outputs.append(Output(Place(row.name, ".npy", shared, name, "ids", True), row, writes))
         if row.kind is not Kind.GRID or name in request.chain.raw:
             outputs.append(Output(Place(row.folder, row.suffix, shared, name, "value", True), row, writes))
-    taken = {output.place.folder for output in outputs if output.is_written} | _taken(request)
+    taken = {output.place.folder for output in outputs if output.is_written}
+    if request.is_beside and request.origin and request.origin.record:
+        taken |= {place.folder for place in request.origin.record.places}
     for name in request.chain.targets:
         row = registry.get(name)
         if row.kind is Kind.GRID:
@@ -100,54 +87,42 @@ def plan_outputs(request: Request) -> list[Output]:
             raise UsageError(problem)
     for output in outputs:
         _check_output(request.model, output)
-    check_tokenizers(request.model, [output.modality for output in outputs if output.form == "value"])
+    check_tokenizers(request.model, [output.modality for output in outputs if output.place.form == "value"])
     count_evaluations(request, outputs)
     return outputs
 
 
-def _taken(request: Request) -> set[str]:
-    """Folders of the run that this one writes beside."""
-    if request.origin is None or request.origin.record is None or not request.is_beside:
-        return set()
-    return {place.folder for place in request.origin.record.places}
-
-
 def _check_output(model: ModelFiles, output: Output) -> None:
     """Refuse a value that needs a tokenizer which is not here."""
-    row, verb = output.modality, "encodes" if output.is_condition else "decodes"
+    row, verb, way_out = output.modality, "decodes", ", --no-decode keeps tokens only"
+    if output.place.is_condition:
+        verb, way_out = "encodes", f", --cond {row.key} reads tokens"
     check_codec(row)
-    if output.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
-        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{_way_out(output)}")
-    if output.form == "value" and row.kind is Kind.SEQUENCE:
+    if output.place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
+    if output.place.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
     if output.needs_tokenizer and row.tokenizer not in model.tokenizers:
         raise MissingError(
             f"{row.name}: the tokenizer '{row.tokenizer}' that {verb} it is not here; "
-            f"{tokenizer_advice(model, row.tokenizer)}{_way_out(output)}"
+            f"{tokenizer_advice(model, row.tokenizer)}{way_out}"
         )
-
-
-def _way_out(output: Output) -> str:
-    """How a run can do without a tokenizer."""
-    if output.is_condition:
-        return f", --cond {output.modality.key} reads tokens"
-    return ", --no-decode keeps tokens only"
 
 
 def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
     """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
     steps, count = request.detokenizer_steps, 0
     for output in outputs:
-        if output.is_condition or not output.needs_tokenizer:
+        if output.place.is_condition or not output.needs_tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
         if isinstance(config, DiVAEConfig):
-            check_steps(steps, config.num_train_timesteps)
+            _check_steps(steps, config.num_train_timesteps)
             count += steps
     return count
 
 
-def check_steps(steps: int, trained: int) -> None:
+def _check_steps(steps: int, trained: int) -> None:
     """Refuse numbers of steps that a diffusion of so many timesteps cannot take evenly."""
     if steps <= trained and trained % steps == 0:
         return
@@ -168,7 +143,7 @@ def make_record(request: Request, outputs: list[Output], device: torch.device, d
     }
     if model.text_tokenizer is not None:
         files["text_tokenizer"] = model.text_tokenizer
-    packages = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
     return RunRecord(
         schedule=request.chain.to_json(),
         model=model.name,
@@ -190,8 +165,7 @@ def make_record(request: Request, outputs: list[Output], device: torch.device, d
         options=request.chain.to_text(),
         places=(*(output.place for output in outputs if output.is_written), *_occasional(request)),
         device=name_device(device),
-        versions={"fourm": __version__, "python": platform.python_version()}
-        | {p: version(p) for p in packages},
+        versions={"fourm": __version__, "python": platform.python_version()} | versions,
         command=request.command,
         created=now(),
     )
@@ -201,13 +175,10 @@ def _occasional(request: Request) -> list[Place]:
     """Where files lie that only some samples have."""
     rows = [request.model.registry.get(name) for name in request.chain.targets]
     grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
+    kept = [s for s in request.chain.steps if s.target in grids and is_previewed(s, request.preview)]
     return [
-        *(
-            preview_place(s.target, s.number)
-            for s in request.chain.steps
-            if s.target in grids and is_previewed(s, request.preview)
-        ),
-        *(order_place(name) for name in grids),
+        *(preview_place(step.target, step.number) for step in kept),
+        *map(order_place, grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
     ]
 
@@ -217,7 +188,7 @@ def tokenizers_of(outputs: Sequence[Output]) -> dict[str, TokenizerPart]:
     needed = dict[str, TokenizerPart]()
     for output in outputs:
         key = output.modality.tokenizer
-        part = TokenizerPart.ENCODER if output.is_condition else TokenizerPart.DECODER
+        part = TokenizerPart.ENCODER if output.place.is_condition else TokenizerPart.DECODER
         if output.needs_tokenizer:
             needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
     return dict(sorted(needed.items()))

@@ -16,7 +16,6 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec, build_codec
 from fourm.data.dataset import Input
-from fourm.data.layout import Sample
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.modalities.registry import Kind
@@ -81,32 +80,35 @@ def run(request: Request) -> Iterator[Event]:
     Errors in the request or the model's files are raised before anything is written. A sample that fails is
     reported and added to failures.jsonl; the others go on.
     """
-    started = time.perf_counter()
+    started, out, world = time.perf_counter(), request.out, request.world
     job = check(request)
-    world = request.world
-    launch = Launch(world.rank, world.size, now())
-    record = job.record
-    joining = Joining(
-        request.out, record, launch, request.resume, request.overwrite, request.record, world.began
-    )
+    launch, record = Launch(world.rank, world.size, now()), job.record
+    joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
     joining.check()
     samples = sorted(request.samples, key=lambda sample: sample.key)
-    writer = SampleWriter(Run(request.out, request.record, record), samples, request.reads_pictures)
+    writer = SampleWriter(Run(out, request.record, record), samples, request.reads_pictures)
     if not request.overwrite:
         writer.check()
-    share = _share(job, samples)
-    yield share.started()
-    parts = None
-    if share.todo:
+    files, size, parts = ResultFiles.of(request, job.outputs), fit_batch_size(request, job.device), None
+    made, todo = list[Work](), list[Work]()
+    for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
+        if _has_conditions(request, work):
+            (made if files.is_made(work) else todo).append(work)
+    yield Started(
+        len(made) + len(todo), len(made), size, request.model.name, str(job.device),
+        len(request.chain.steps), count_evaluations(request, job.outputs), request.stage,
+        len(request.variations),
+    )  # fmt: skip
+    if todo:
         yield Loading(f"model {request.model.name}")
-        with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
-            parts = load_parts(request, job.outputs, job.device, torch_dtype(job.dtype))
-    saver = Saver(request, job.outputs, job.dtype, joining.enter(), share.files, writer)
+        with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
+            parts = load_parts(job)
+    saver = Saver(request, job.outputs, job.dtype, joining.enter(), files, writer)
     has_ended, halved_to = False, None
     try:
-        with as_fourm_errors(job.device, job.dtype, request.out), arithmetic(job.dtype):
-            saver.add_missing_checksums(share.made)
-            for event in _generate(parts, saver, share) if parts is not None else ():
+        with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
+            saver.add_missing_checksums(made)
+            for event in _generate(parts, saver, job, todo, size) if parts is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
                 yield event
         has_ended = True
@@ -140,44 +142,12 @@ def follow_on(base: Request, finer: Request) -> Request:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The work of this process."""
-
-    job: Job
-    files: ResultFiles
-    made: list[Work]  # already complete
-    todo: list[Work]
-    size: int  # of a batch
-
-    def started(self) -> Started:
-        """The event for the start of this work."""
-        request, done = self.job.request, len(self.made)
-        return Started(
-            done + len(self.todo), done, self.size, request.model.name, str(self.job.device),
-            len(request.chain.steps), count_evaluations(request, self.job.outputs), request.stage,
-            len(request.variations),
-        )  # fmt: skip
-
-
-def _share(job: Job, samples: Sequence[Sample]) -> Share:
-    """Find the work of this process, and which of it is complete. samples: of all processes, in order."""
-    request, there = job.request, ResultFiles.of(job.request, job.outputs)
-    works = request.world.share([Work(sample, v) for sample in samples for v in request.variations])
-    made, todo = list[Work](), list[Work]()
-    for work in works:
-        if _has_conditions(request, work):
-            (made if there.is_made(work) else todo).append(work)
-    size = fit_batch_size(request, job.device)
-    return Share(job, there, made, todo, size)
-
-
-def _generate(parts: "Parts", saver: Saver, share: Share) -> Iterator[Event]:
-    """Decode and save the work of this process, batch by batch."""
-    request, size, device, dtype = saver.request, share.size, share.job.device, share.job.dtype
+def _generate(parts: "Parts", saver: Saver, job: Job, todo: Sequence[Work], size: int) -> Iterator[Event]:
+    """Decode and save the work of this process in batches of `size`."""
+    request, device = job.request, job.device
     saver.codecs = parts.codecs
-    groups = [share.todo[first : first + size] for first in range(0, len(share.todo), size)]
-    decoding, saving = (Portions(rows, device, dtype) for rows in (size, rows_at_once(device)))
+    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
+    decoding, saving = (Portions(rows, device, job.dtype) for rows in (size, rows_at_once(device)))
     for prepared in Conditions(request, parts.codecs).prepared(groups):
         for work, reason in prepared.failures:
             yield saver.fail(work, reason)
@@ -206,20 +176,17 @@ class Parts:
     device: torch.device
 
 
-def load_parts(
-    request: Request, outputs: Sequence[Output], device: torch.device, dtype: torch.dtype
-) -> Parts:
+def load_parts(job: Job) -> Parts:
     """The transformer, the text tokenizer, and the codecs with their tokenizers."""
+    request, outputs, device, dtype = job.request, job.outputs, job.device, torch_dtype(job.dtype)
     model = request.model
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
         name: load_tokenizer(model.tokenizers[name], device, dtype, part)
         for name, part in tokenizers_of(outputs).items()
     }
-    codecs = {
-        o.modality.name: build_codec(o.modality, tokenizers.get(o.modality.tokenizer), wordpiece)
-        for o in outputs
-    }
+    rows = [output.modality for output in outputs]
+    codecs = {row.name: build_codec(row, tokenizers.get(row.tokenizer), wordpiece) for row in rows}
     network = load_model(model, device, dtype)
     for module in (network, *tokenizers.values()):
         set_attention(module, request.attention, device)

@@ -24,19 +24,6 @@ MAX_CROPS = 10_000
 PREVIEW_STEPS = 25  # the same for a picture that is still being decoded
 
 
-def check_seed(seed: int) -> None:
-    """Refuse numbers that records and YAML files could not hold."""
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
-
-
-def check_attention(name: str) -> None:
-    """Refuse a name that is no attention kernel."""
-    if name not in ATTENTIONS:
-        near = near_match(name, ATTENTIONS)
-        raise UsageError(f"--attention: '{name}' is not one of {', '.join(ATTENTIONS)}{near}")
-
-
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What super-resolution goes on from."""
@@ -97,14 +84,12 @@ class Request:
         return range(self.num_variations) if self.variation is None else (self.variation,)
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_attention(self.attention)
+        _check_seed_and_attention(self.seed, self.attention)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
-            raise UsageError(
-                f"--detokenizer-steps {self.detokenizer_steps}: must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
-            )
+            limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
+            raise UsageError(f"--detokenizer-steps {self.detokenizer_steps}: {limit}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
         if self.overwrite and (self.resume or self.world.is_shard):
@@ -143,10 +128,17 @@ class TokenizeRequest:
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_attention(self.attention)
+        _check_seed_and_attention(self.seed, self.attention)
         check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
             raise UsageError(f"--crops {self.num_crops}: a sample has 1 to {MAX_CROPS:,} crops")
+
+
+def _check_seed_and_attention(seed: int, attention: str) -> None:
+    if not 0 <= seed <= MAX_SEED:  # records and YAML files hold no others
+        raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
+    if attention not in ATTENTIONS:
+        near = near_match(attention, ATTENTIONS)
+        raise UsageError(f"--attention: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")

@@ -77,17 +77,12 @@ class ResultFiles:
 
     def path(self, place: Place, work: Work) -> Path:
         """One file of a sample and variation; the variation is in its name where there are several."""
-        is_shared = place.shared or self.request.num_variations == 1
-        variation = None if is_shared else work.variation
+        variation = None if place.shared or self.request.num_variations == 1 else work.variation
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
 
     def is_made(self, work: Work) -> bool:
         """True if every file of a sample and variation exists and is complete."""
         return not self.request.overwrite and all(map(self.is_complete, self.paths(work)))
-
-    def is_listed(self, path: Path) -> bool:
-        """True if a list of checksums contains the file."""
-        return self._name(path) in self.listed
 
     def is_complete(self, path: Path) -> bool:
         """True if a file matches its checksum, or if it has none, is a complete file of its format.
@@ -101,7 +96,7 @@ class ResultFiles:
             if not stat.S_ISREG(told.st_mode):
                 return False
             size = told.st_size
-            said = self.listed.get(self._name(path))
+            said = self.listed.get(path.relative_to(self.request.out).as_posix())
             if said is None:
                 return size > 0 and find_flaw(path, self._tokens_of(path)) is None
             if said.size is not None and (size != said.size or size > READ_BYTES):
@@ -113,12 +108,9 @@ class ResultFiles:
     def _tokens_of(self, path: Path) -> Tokens | None:
         """What a file of tokens holds that this run writes; None for other files."""
         for output in self.outputs:
-            if output.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
+            if output.place.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
                 return Tokens(output.modality.max_tokens, output.modality.vocab_size)
         return None
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.request.out).as_posix()
 
 
 class Film:
@@ -169,7 +161,8 @@ class Saver:
         self.record_samples(works)
         paths = {path for work in works for path in self.files.paths(work)}
         paths |= set(self.samples.recorded() if self.request.resume else ())
-        self._note_checksums(sorted(path for path in paths if not self.files.is_listed(path)))
+        out, listed = self.request.out, self.files.listed
+        self._note_checksums(sorted(p for p in paths if p.relative_to(out).as_posix() not in listed))
 
     def record_samples(self, works: Sequence[Work]) -> None:
         """Record what samples are made of, before any file of theirs is written."""
@@ -190,15 +183,14 @@ class Saver:
         works = [row.work for row in rows]
         self.process.check()
         for output in self.outputs:
-            if output.form == "ids" and output.is_written:
+            if output.place.form == "ids" and output.is_written:
                 self._write_ids(output, rows, batch)
         decoded = dict[str, list[Any]]()
         try:
             for output in self.outputs:
-                if output.form == "value" and not output.is_condition:
-                    decoded[output.modality.name] = yield from self._decode(
-                        output.modality.name, works, batch
-                    )
+                if output.place.form == "value" and not output.place.is_condition:
+                    name = output.modality.name
+                    decoded[name] = yield from self._decode(name, works, batch)
         except SampleError as error:
             if len(rows) == 1:
                 yield self.fail(works[0], str(error))
@@ -253,14 +245,13 @@ class Saver:
 
     def _save_values(self, row: Given, made: Mapping[str, Any]) -> Generator[Event, None, bool]:
         """Write the values of one sample; False if one of them cannot be written."""
-        work, key = row.work, row.work.sample.key.text
-        text = self._chunks(work, row.values)
+        work, key, text = row.work, row.work.sample.key.text, self._chunks(row.work, row.values)
         # A shared file must not depend on which variation writes it.
         shared_text = {name: said for name, said in text.items() if name != "variation"}
         yield from self._write_malformed(work, made)
         try:
             for output in self.outputs:
-                if output.form == "value" and output.is_written:
+                if output.place.form == "value" and output.is_written:
                     name = output.modality.name
                     said = shared_text if output.place.shared else text
                     write = partial(self.codecs[name].write, text=said)
@@ -304,7 +295,7 @@ class Saver:
 
     def _write_ids(self, output: Output, rows: Sequence[Given], batch: Batch) -> None:
         name = output.modality.name
-        made = None if output.is_condition else batch.slots[name].values.cpu().numpy()
+        made = None if output.place.is_condition else batch.slots[name].values.cpu().numpy()
         for index, row in enumerate(rows):
             ids = row.ids[name] if made is None else made[index]
             self._write(output, row.work, partial(write_ids, ids))
@@ -328,10 +319,9 @@ class Saver:
         request = self.request
         registry = request.model.registry
         prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
-        said = {"prompt": prompts[0]} if prompts else {}
         chunks = {
             "software": f"fourm {__version__}",
-            **said,
+            **({"prompt": prompts[0]} if prompts else {}),
             "model": request.model.name,
             "seed": str(request.seed),
             "sample": work.sample.key.text,
@@ -342,11 +332,11 @@ class Saver:
             "dtype": self.dtype,
             "detokenizer steps": str(request.detokenizer_steps),
         }
-        if request.origin is None or (base := request.origin.record) is None:
-            return chunks
-        facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
-                 "weights": base.files.get("weights", "")}  # fmt: skip
-        return chunks | {f"base {name}": str(fact) for name, fact in facts.items()}
+        if request.origin and (base := request.origin.record):
+            facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
+                     "weights": base.files.get("weights", "")}  # fmt: skip
+            chunks |= {f"base {name}": str(fact) for name, fact in facts.items()}
+        return chunks
 
 
 def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:

@@ -42,7 +42,7 @@ from fourm.output.processes import (
     read_launches,
     sha256_of,
 )
-from fourm.output.record import RUN, SR_RUN, RunRecord, read_record, read_run
+from fourm.output.record import RUN, SR_RUN, RunRecord, load_run, read_run
 from tests.folders import snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def fail(process: Process, key: str, reason: str = "bad", variation: int = 0, *f
 def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     close_output(begin(out), replace(ALONE, finished=now(), saved=2))
-    assert read_record(out) == SETTINGS
+    assert load_run(out).run == SETTINGS
     (launch,) = read_launches(out, read_run(out / RUN).identity)
     assert (launch.rank, launch.size, launch.saved, launch.started) == (0, 1, 2, ALONE.started)
     assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
@@ -180,7 +180,7 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -
     assert all(path.exists() for path in foreign)
     assert not (tmp_path / FAILURES).exists()
     assert not (tmp_path / "tok_rgb@64").exists()
-    assert read_record(tmp_path).seed == 3
+    assert load_run(tmp_path).run.seed == 3
     assert len(list((tmp_path / PROCESSES).iterdir())) == 1  # the launch that overwrites
 
 
@@ -591,7 +591,7 @@ def test_a_run_that_is_overwritten_before_it_has_begun_stops(
     monkeypatch.setattr(Process, "begin", late)
     with pytest.raises(UsageError, match="is not empty"):
         begin(tmp_path)
-    assert read_record(tmp_path).seed == 5
+    assert load_run(tmp_path).run.seed == 5
     assert len(list((tmp_path / PROCESSES).iterdir())) == 1
 
 

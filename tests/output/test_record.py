@@ -11,7 +11,7 @@ from fourm.data.dataset import Input
 from fourm.data.layout import Place
 from fourm.errors import UsageError
 from fourm.output.joining import Joining, close_output
-from fourm.output.record import RUN, RunRecord, format_run, read_record
+from fourm.output.record import RUN, RunRecord, format_run, load_run
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS, begin
 
@@ -29,7 +29,7 @@ ODD = [
 def is_a_record(out: Path) -> bool:
     """False where it is refused; what is read has the kinds that are declared."""
     try:
-        read = read_record(out)
+        read = load_run(out).run
     except UsageError:
         return False
     for name in RunRecord.__dataclass_fields__:
@@ -62,10 +62,10 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
     del record[name]
     (out / RUN).write_text(json.dumps(record))
     if name in OPTIONAL:
-        assert getattr(read_record(out), name) == getattr(DEFAULTS, name)
+        assert getattr(load_run(out).run, name) == getattr(DEFAULTS, name)
         return
     with pytest.raises(UsageError, match=f"has no '?{name}"):
-        read_record(out)
+        load_run(out)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
 def test_impossible_values_in_a_record_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     (tmp_path / RUN).write_text(format_run(replace(SETTINGS, **changes), "0123abcd"))
     with pytest.raises(UsageError, match=said):
-        read_record(tmp_path)
+        load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_a_place_where_no_run_puts_files_is_a_sentence(tmp_path: Path, changes: 
     place = replace(Place("rgb", ".png"), **changes)
     (tmp_path / RUN).write_text(format_run(replace(SETTINGS, places=(place,)), "0123abcd"))
     with pytest.raises(UsageError, match="is not a record of this program"):
-        read_record(tmp_path)
+        load_run(tmp_path)
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
 def test_every_seed_that_a_run_takes_is_read_back(tmp_path: Path, seed: int) -> None:
     begin(tmp_path, seed=seed)
-    assert read_record(tmp_path).seed == seed
+    assert load_run(tmp_path).run.seed == seed

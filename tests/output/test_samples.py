@@ -17,7 +17,7 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
-from fourm.output.record import RUN, SR_RUN, read_record
+from fourm.output.record import RUN, SR_RUN, load_run
 from fourm.output.samples import Run, SampleWriter, open_results, samples_for
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved
@@ -261,7 +261,7 @@ def test_an_older_folder_is_still_a_data_set(
     assert len(list((out / "tok_depth@64/00000").iterdir())) == 6
     assert len(lines(out / "samples.sr/00000.jsonl")) == 3
     assert not (out / "samples").exists()
-    assert read_record(out, SR_RUN).origin["model"] == base.record.model
+    assert load_run(out, SR_RUN).run.origin["model"] == base.record.model
 
 
 @pytest.mark.parametrize("make", [without_samples, to_format_2, to_format_1])

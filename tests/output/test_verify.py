@@ -18,7 +18,7 @@ from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.processes import PROCESSES
-from fourm.output.record import RUN, SAMPLES, SR_RUN, read_record
+from fourm.output.record import RUN, SAMPLES, SR_RUN, load_run
 from fourm.output.samples import open_results, samples_for
 from fourm.output.verify import Finding, Verdict, verify_folder
 from fourm.runs.events import Saved, Stepped
@@ -567,7 +567,7 @@ def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str]
     with contextlib.closing(run(again)) as events:
         assert [e.variation for e in events if isinstance(e, Saved)] == [1]
     assert verify_folder(root).ok
-    assert read_record(root).preview == 2
+    assert load_run(root).run.preview == 2
 
 
 def test_the_json_of_a_verdict_has_these_fields(copy: Callable[[str], Path]) -> None:
