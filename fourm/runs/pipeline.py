@@ -16,7 +16,7 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec, build_codec
 from fourm.data.dataset import Input
-from fourm.decoding.engine import RELEASED_SENTINELS, Engine, Progress, with_targets
+from fourm.decoding.engine import RELEASED_SENTINELS, Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
@@ -216,25 +216,18 @@ def _make(
         if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
             saver.preview(progress, film, works, is_last)
-        yield _stepped(progress, len(steps))
+        yield Stepped(
+            batch.keys, step.target, step.scheme, step.index, len(steps), progress.done, progress.total,
+            progress.fixed * len(batch.keys), step.temperature, step.guidance, progress.seconds,
+        )  # fmt: skip
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):
         yield saver.fail(works[index], faults[index])
     finished = [index for index in range(len(rows)) if index not in faults]
 
     def save(group: Sequence[int]) -> Iterator[Event]:
-        left = [index for index in group if not saver.is_done(works[index])]
-        if not left:
-            return
-        made = batch.select(torch.tensor(left, device=parts.device))
-        yield from saver.save([rows[index] for index in left], made)
+        if left := [index for index in group if not saver.is_done(works[index])]:
+            made = batch.select(torch.tensor(left, device=parts.device))
+            yield from saver.save([rows[index] for index in left], made)
 
     yield from saving.each(finished, save)
-
-
-def _stepped(progress: Progress, steps: int) -> Stepped:
-    step = progress.step
-    return Stepped(
-        progress.batch.keys, step.target, step.scheme, step.index, steps, progress.done, progress.total,
-        progress.fixed * len(progress.batch.keys), step.temperature, step.guidance, progress.seconds,
-    )  # fmt: skip

@@ -210,11 +210,10 @@ class Saver:
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample."""
-        request, key = self.request, work.sample.key.text
+        key, stage = work.sample.key.text, BASE if self.request.record == RUN else SR
         self.record_samples([work])
         self.failed.add((key, work.variation))
-        files = lacking(request.out, self.files.paths(work))
-        stage = BASE if request.record == RUN else SR
+        files = lacking(self.request.out, self.files.paths(work))
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
         return Failed(key, work.variation, reason)
 
