@@ -353,10 +353,7 @@ def _is_free(out: Path, record: str) -> bool:
 
 
 def _empty(out: Path, name: str, run: str) -> None:
-    """Delete the files of a run and of the super-resolution made from it, except those of the new run `run`.
-
-    The old record is kept; the caller replaces it.
-    """
+    """Delete the files of a run and its super-resolution, but not the record, nor files of the run `run`."""
     places, listed = _places(out, name), _written(out, name)
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     for place in places:
