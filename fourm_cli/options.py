@@ -4,10 +4,11 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -22,10 +23,7 @@ from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 # Panels of the help text.
 INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"
 SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"
-MAX_PATH = 1 << 16  # bytes that are read where a path is expected
 DEVICES = ("auto", "cpu", "cuda", "mps")
-NONE = "none"  # in place of conditions
-SEPARATORS = "-,"  # between items of a list
 
 Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
 
@@ -72,7 +70,7 @@ def condition_names(context: typer.Context, incomplete: str) -> list[str]:
     keys = _keys(reads, registry)
     values = [key.removeprefix(TOKENS) for key in keys]
     words = [*keys, *(v for v in values if v not in keys and registry.of_values(v, reads))]
-    return _continued(incomplete, _left(incomplete, words), first=(NONE,))
+    return _continued(incomplete, words, is_set=True, first="none")
 
 
 def target_names(context: typer.Context, incomplete: str) -> list[str]:
@@ -80,7 +78,7 @@ def target_names(context: typer.Context, incomplete: str) -> list[str]:
     from fourm.schedule.plan import ALL_TARGETS
 
     _, writes, registry = _model(context)
-    return _continued(incomplete, _left(incomplete, _keys(writes, registry)), first=(ALL_TARGETS,))
+    return _continued(incomplete, _keys(writes, registry), is_set=True, first=ALL_TARGETS)
 
 
 def whole_target(context: typer.Context, incomplete: str) -> list[str]:
@@ -101,24 +99,19 @@ _COMPLETED: dict[str, Complete] = {
 }
 
 
-def _continued(incomplete: str, words: Iterable[str], first: Iterable[str] = ()) -> list[str]:
-    """The list so far with each word that its last item may become; `first` only alone.
+def _continued(incomplete: str, words: Iterable[str], is_set: bool = False, first: str = "") -> list[str]:
+    """The list so far with each word that its last item may become; `first` only alone, words of a set once.
 
     An item that has come to its weight (`caption:2`, `caption:-`) is not a name any more.
     """
-    cut = max(incomplete.rfind(sign) for sign in SEPARATORS) + 1
+    cut = max(incomplete.rfind(sign) for sign in "-,") + 1
     head, item = incomplete[:cut], incomplete[cut:]
     if ":" in item or head.endswith(":-"):
         return []
-    offered = [*words, *(() if head else first)]
+    items = re.split("[-, ]", incomplete)[:-1] if is_set else []
+    used = {one.partition(":")[0].partition("@")[0] for one in items}
+    offered = [*(word for word in words if word not in used), *([first] if first and not head else [])]
     return [head + word for word in offered if word.startswith(item)]
-
-
-def _left(incomplete: str, words: Sequence[str]) -> list[str]:
-    """Words that are not in the list yet; its last item is still being typed."""
-    items = re.split(f"[{SEPARATORS} ]", incomplete)[:-1]
-    used = {item.partition(":")[0].partition("@")[0] for item in items}
-    return [word for word in words if word not in used]
 
 
 def _keys(names: Iterable[str], registry: Registry) -> list[str]:
@@ -141,30 +134,20 @@ def _model(context: typer.Context) -> tuple[Sequence[str], Sequence[str], Regist
     return files.reads, files.writes, files.registry
 
 
-class Row(NamedTuple):
-    """What the help says of an option or argument, and what else Typer is told of it."""
-
-    declare: Callable[..., Any]  # typer.Option or typer.Argument
-    text: str
-    metavar: str | None
-    panel: str | None
-    flags: tuple[str, ...]
-    more: Mapping[str, Any]
+def option(text: str, metavar: str | None = None, panel: str | None = None, *flags: str, **more: Any) -> Any:
+    """What Typer is told of an option. Without flags it is called like its parameter."""
+    row = typer.Option(help=text, metavar=metavar, rich_help_panel=panel, **more)
+    row.param_decls = flags
+    return row
 
 
-def option(text: str, metavar: str | None = None, panel: str | None = None, *flags: str, **more: Any) -> Row:
-    """The row of an option. Without flags it is called like its parameter."""
-    return Row(typer.Option, text, metavar, panel, flags, more)
-
-
-def argument(text: str, metavar: str, **more: Any) -> Row:
-    """The row of an argument."""
-    return Row(typer.Argument, text, metavar, None, (), more)
+def argument(text: str, metavar: str, **more: Any) -> Any:
+    """What Typer is told of an argument."""
+    return typer.Argument(help=text, metavar=metavar, **more)
 
 
 _NAME = {"parser": local_name, "autocompletion": model_names}
-# By the name of the parameter.
-TABLE = {
+TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "folder": argument("Output folder of a run, or - to read its path from stdin.", "DIR"),
     "model": option("Name, Hub id, folder or .safetensors file. Without it, demo.", "NAME", MODEL, **_NAME),
     "sr_model": option(
@@ -269,15 +252,16 @@ _METAVARS = {
 }  # fmt: skip
 
 
-def with_options(**own: Row | str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command for Typer its options: of each parameter that has a row, of groups one for each field.
 
-    own: rows of this command alone, or another help text for one of the table, by parameter. The order of
-    parameters is the order of the help text.
+    own: rows of this command alone, or (a str) another help text for one of the table, by parameter. The
+    order of parameters is the order of the help text.
     """
     rows = dict(TABLE)
     for name, row in own.items():
-        rows[name] = rows[name]._replace(text=row) if isinstance(row, str) else row
+        rows[name] = copy(TABLE[name]) if isinstance(row, str) else row
+        rows[name].help = row if isinstance(row, str) else row.help
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = list[inspect.Parameter]()
@@ -315,13 +299,12 @@ def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
     app.command(help=text, epilog=epilog)(command)
 
 
-def _parameter(row: Row, name: str, kind: Any, default: Any) -> inspect.Parameter:
+def _parameter(row: Any, name: str, kind: Any, default: Any) -> inspect.Parameter:
     """A parameter as Typer reads it. A flag that is off has no opposite, `--resume` but no `--no-resume`."""
-    flags = row.flags or ((f"--{name.replace('_', '-')}",) if default is False else ())
-    told = row.declare(*flags, help=row.text, metavar=row.metavar, rich_help_panel=row.panel, **row.more)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told]
-    )
+    row = copy(row)
+    row.param_decls = row.param_decls or ((f"--{name.replace('_', '-')}",) if default is False else ())
+    told = Annotated[kind, row]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=told)
 
 
 def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
@@ -331,10 +314,8 @@ def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
         name, kind = setting.flag.removeprefix("--"), _KINDS.get(setting.item, str | None)
         flags = f"{flag}{name}/{flag}no-{name}" if setting.item is Item.FLAG else flag + name
         text = f"As {setting.flag}, for super-resolution." if key else f"{setting.help}."
-        row = option(
-            text, _METAVARS.get(setting.item), panel, flags, show_default=False,
-            autocompletion=_COMPLETED.get(setting.key),
-        )  # fmt: skip
+        row = option(text, _METAVARS.get(setting.item), panel, flags, show_default=False)
+        row.autocompletion = _COMPLETED.get(setting.key)
         found.append(_parameter(row, key + setting.key, kind, None))
     return found
 
@@ -345,16 +326,15 @@ def _given(**values: object) -> dict[str, object]:
 
 def parse_folder(text: str, stdin: BinaryIO) -> Path:
     """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
-    if text != "-":
-        folder, where = output_path(text), text
-    else:
-        lines = os.fsdecode(stdin.read(MAX_PATH)).splitlines()
+    where = ""
+    if text == "-":
+        lines, where = os.fsdecode(stdin.read(1 << 16)).splitlines(), "standard input: "
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
-            raise UsageError(f"standard input: the path of a folder was expected, in one line, not {found}")
-        folder, where = output_path(lines[0]), f"standard input: {lines[0]}"
-    if not os.path.isdir(folder):
-        raise UsageError(f"{where}: no such folder")
+            raise UsageError(f"{where}the path of a folder was expected, in one line, not {found}")
+        text = lines[0]
+    if not os.path.isdir(folder := output_path(text)):
+        raise UsageError(f"{where}{text}: no such folder")
     return folder
 
 
