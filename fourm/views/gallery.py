@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,8 @@ from PIL import Image
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
-from fourm.output.record import RUN, SR
+from fourm.output.record import RUN, SR, RunRecord
+from fourm.output.samples import chain_names
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Film, Label, Panel, View
 
@@ -33,29 +34,18 @@ EXACT_SIDE = 128  # pixels: pictures up to this size are kept as they are
 MAX_COLOURS = 256  # so are those with so few colours: labels, edges, drawn text
 QUALITY = 86  # of WebP, for the others
 _SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
-_SAMPLES = "<!--samples-->"  # where the page's samples stand
 
 
 def write_gallery(
     album: Album, path: Path, side: int = SIDE, seen: Callable[[View], None] = lambda view: None
-) -> int:
-    """Write the page of an album to `path`, whole or not at all; returns its size in bytes.
+) -> None:
+    """Write the page of an album to `path`, whole or not at all.
 
     Samples are read, written, shown to `seen` and forgotten, one by one. UsageError where there are none.
     side: pixels of a photo's longest side on the page.
     """
     if not album.keys:
         raise UsageError(f"{printable(str(album.root))}: holds no samples yet, so there is nothing to show")
-
-    def write(unfinished: Path) -> None:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            _write_page(file, album, side, seen)
-
-    write_alone(path, write)
-    return path.stat().st_size
-
-
-def _write_page(file: TextIO, album: Album, side: int, seen: Callable[[View], None]) -> None:
     script, style = "".join(["\n'use strict';\n", *map(_asset, _SCRIPTS)]), _asset("page.css")
     # The browser loads nothing from elsewhere and runs no other script, even if a text were not escaped.
     policy = (
@@ -65,13 +55,18 @@ def _write_page(file: TextIO, album: Album, side: int, seen: Callable[[View], No
     page = Template(_asset("page.html")).substitute(
         policy=policy, title=html.escape(_name(album)), style=style, script=script, album=_json(_about(album))
     )
-    head, tail = page.split(_SAMPLES)
-    file.write(head)
-    for key in album.keys:
-        view = album.view(key)
-        file.writelines(_blocks(album, view, side))
-        seen(view)
-    file.write(tail)
+    head, tail = page.split("<!--samples-->")
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(head)
+            for key in album.keys:
+                view = album.view(key)
+                file.writelines(_blocks(album, view, side))
+                seen(view)
+            file.write(tail)
+
+    write_alone(path, write)
 
 
 def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
@@ -103,42 +98,28 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
 
 
 def _is_shown(panel: Panel) -> bool:
-    """True for what the page shows as a picture; captions are text there."""
+    """Captions are text on the page."""
     return panel.picture is not None and panel.codec != CAPTION
 
 
 def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any]:
     picture = panel.picture if _is_shown(panel) else None
-    size = picture.size if picture is not None else (0, 0)
+    width, height = picture.size if picture is not None else (0, 0)
     return {
-        "modality": panel.modality,
-        "title": _clean(panel.title),
-        "role": panel.role,
-        "variation": panel.variation,
-        "codec": panel.codec,
-        "rgb": panel.codec in _RGB,
-        "words": panel.codec == CAPTION,
-        "text": _clean(panel.text),
-        "note": _clean(panel.note),
-        "file": _clean(panel.file),
-        "size": {"width": size[0], "height": size[1]},
-        "picture": encode(picture, side) if picture is not None else None,
-        "labels": _present(panel, labels),
-    }
+        "modality": panel.modality, "title": _clean(panel.title), "role": panel.role,
+        "variation": panel.variation, "codec": panel.codec, "rgb": panel.codec in _RGB,
+        "words": panel.codec == CAPTION, "text": _clean(panel.text), "note": _clean(panel.note),
+        "file": _clean(panel.file), "size": {"width": width, "height": height},
+        "picture": encode(picture, side) if picture is not None else None, "labels": _present(panel, labels),
+    }  # fmt: skip
 
 
 def _film(film: Film, side: int) -> Mapping[str, Any]:
+    frames = [{"step": f.step, "decided": f.decided, "picture": encode(f.picture, side)} for f in film.frames]
     return {
-        "modality": film.modality,
-        "title": _clean(film.title),
-        "variation": film.variation,
-        "grid": film.grid,
-        "order": film.order,
-        "frames": [
-            {"step": one.step, "decided": one.decided, "picture": encode(one.picture, side)}
-            for one in film.frames
-        ],
-    }
+        "modality": film.modality, "title": _clean(film.title), "variation": film.variation,
+        "grid": film.grid, "order": film.order, "frames": frames,
+    }  # fmt: skip
 
 
 def _present(panel: Panel, labels: Sequence[Label]) -> list[int]:
@@ -190,11 +171,8 @@ def _with_palette(picture: Image.Image) -> Image.Image:
 
 
 def _about(album: Album) -> Mapping[str, Any]:
-    """What the page says of the folder as a whole."""
     titles = {
-        entry.place.modality: entry.title
-        for entry in album.entries
-        if entry.reader is not None and entry.reader.row.codec != CAPTION
+        entry.place.modality: entry.title for entry in album.entries if entry.codec not in ("", CAPTION)
     }
     return {
         "name": _name(album),
@@ -204,20 +182,18 @@ def _about(album: Album) -> Mapping[str, Any]:
             for name, title in titles.items()
         ],
         "variations": [v for v in album.results.variations if v is not None],
-        "stages": [
-            {
-                "name": "Super-resolution" if stage.stage == SR else "Generation",
-                "model": _clean(stage.model),
-                "seed": stage.seed,
-                "variations": stage.num_variations,
-                "conditions": stage.conditions,
-                "targets": stage.targets,
-                "options": _clean(stage.options),
-            }
-            for stage in album.stages
-        ],
+        "stages": [_stage(run.record) for run in album.results.runs],
         "problems": [*map(_clean, album.problems)],
     }
+
+
+def _stage(record: RunRecord) -> Mapping[str, Any]:
+    conditions, targets = chain_names(record.schedule)
+    name = "Super-resolution" if record.stage == SR else "Generation"
+    return {
+        "name": name, "model": _clean(record.model), "seed": record.seed, "variations": record.num_variations,
+        "conditions": conditions, "targets": targets, "options": _clean(record.options),
+    }  # fmt: skip
 
 
 def _name(album: Album) -> str:

@@ -1,5 +1,6 @@
 """Sheets of an album as PNG files: a sheet and a film strip for each sample, contact sheets for all."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import Album, Film, Frame, Label, Panel, View
+from fourm.views.album import Album, Film, Frame, Panel, View
 from fourm.views.sheets import (
     ALARM,
     FAINT,
@@ -39,15 +40,11 @@ PLOTS = "plots"  # folder below the album's
 RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
 CELL, LARGE = 256, 448  # pixels per side of a place on a sheet; where super-resolution needs more
 COLUMNS = 6  # side by side; more go below
-MAX_VARIATIONS = 32  # rows of a sheet
-MAX_PROBLEMS = 6  # lines of a sheet
-MIN_WIDTH = 400
-ROW_LABEL = 34  # pixels for the name of a variation
+MAX_VARIATIONS, MAX_PROBLEMS = 32, 6  # rows and lines of a sheet
+MIN_WIDTH, ROW_LABEL = 400, 34  # pixels of a sheet, and for the name of a variation
 HEADINGS = {"condition": "given", "target": "made", "sr": "super-resolution"}  # by role
-FILM_LABEL = 130  # pixels for the name of a target on a film strip
-FILM_TEXT = 34  # pixels for what stands under a picture there
-MAX_FRAMES = 8  # of one film, evenly chosen
-MAX_FILMS = 64  # rows of a film strip
+FILM_LABEL, FILM_TEXT = 130, 34  # pixels on a film strip: for the name of a target, below a picture
+MAX_FILMS, MAX_FRAMES = 64, 8  # rows of a film strip; pictures of a row, evenly chosen
 CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet, and between two
 PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
 
@@ -98,9 +95,11 @@ class Plotter:
             for variation in variations:
                 cells.append(contact_cell(view, variation))
                 if len(cells) == PER_SHEET or (number == len(self.keys) and variation == variations[-1]):
-                    path = folder / contact_name(len(pages), total)
+                    is_one = total <= PER_SHEET
+                    digits = max(2, len(str(-(-total // PER_SHEET))))
+                    name = "contact.png" if is_one else f"contact-{len(pages) + 1:0{digits}d}.png"
                     title = f"{self.album.root.name or self.album.root}  ·  "
-                    pages.add(self._save(draw_contact(cells, title, len(pages), total), path))
+                    pages.add(self._save(draw_contact(cells, title, len(pages), total), folder / name))
                     cells = []
             self.undrawn |= undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
             yield Plotted(key.text, tuple(files), view.problems)
@@ -118,7 +117,7 @@ class Plotter:
 def plots_folder(root: Path) -> Path:
     """Where plots of a folder go; UsageError where something else is in their place."""
     folder = root / PLOTS
-    if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise UsageError(f"{folder}: is no folder of this one, so no plots can be put there")
     return folder
 
@@ -127,9 +126,9 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
     """The sheet of each sample: plots/NAME.png, or plots/FOLDER/NAME.png where names alone are not clear."""
     names = [key.name for key in keys]
     is_flat = len(set(names)) == len(names) and not any(map(RESERVED_NAMES.fullmatch, names))
-    paths = {key: path_of(root, PLOTS, key, "-film.png") for key in keys}
-    long = {key: path.with_name(path.name.removesuffix("-film.png") + ".png") for key, path in paths.items()}
-    return {key: root / PLOTS / path.name for key, path in long.items()} if is_flat else long
+    films = {key: path_of(root, PLOTS, key, "-film.png") for key in keys}  # the longer of two names is cut
+    paths = {key: film.with_name(film.name.removesuffix("-film.png") + ".png") for key, film in films.items()}
+    return {key: root / PLOTS / path.name for key, path in paths.items()} if is_flat else paths
 
 
 def draw_sample(album: Album, view: View) -> Image.Image:
@@ -143,12 +142,12 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
     width = max([MIN_WIDTH, *(band.width for band in bands)])
     facts = [view.key.text if view.headline != view.key.text else ""]
-    facts += [f"{stage.model}, seed {stage.seed}" for stage in album.stages]
+    facts += [f"{run.record.model}, seed {run.record.seed}" for run in album.results.runs]
     title = text_block(view.headline, width, 22, INK, most=6)
     head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
     blocks = [stack(head, gap=4, margin=0), *bands]
-    if labels := _legend(view):
-        blocks.append(legend_block(labels, width))
+    if labels := dict.fromkeys(itertools.chain.from_iterable(view.legends.values())):
+        blocks.append(legend_block(sorted(labels, key=lambda label: label[0] == "no class"), width))
     notes = [*view.problems[:MAX_PROBLEMS]]
     if (rest := len(view.problems) - len(notes)) > 0:
         notes.append(f"and {rest} more")
@@ -167,12 +166,6 @@ def _columns(view: View) -> list[Column]:
         if panel.role == "condition" and panel.codec == CAPTION and panel.text == view.prompt:
             headline = column
     return [column for column in found.values() if column is not headline] or [*found.values()]
-
-
-def _legend(view: View) -> list[Label]:
-    """The classes of all maps of a sample, each once, "no class" last."""
-    labels = list(dict.fromkeys(label for found in view.legends.values() for label in found))
-    return sorted(labels, key=lambda label: label[0] == "no class")
 
 
 def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> Image.Image:
@@ -232,10 +225,8 @@ def draw_films(view: View) -> Image.Image:
 
 def chosen(frames: Sequence[Frame]) -> list[Frame]:
     """Not too many frames, evenly chosen, the last one among them."""
-    if len(frames) <= MAX_FRAMES:
-        return list(frames)
-    places = np.linspace(0, len(frames) - 1, MAX_FRAMES).round().astype(int)
-    return [frames[place] for place in places.tolist()]
+    count = min(len(frames), MAX_FRAMES)
+    return [frames[place] for place in np.linspace(0, len(frames) - 1, count).round().astype(int).tolist()]
 
 
 def order_map(film: Film) -> Image.Image:
@@ -260,8 +251,7 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
             line = text_block(text, SMALL, 12, FAINT, most=1, centred=True)
             strip.paste(line, (left, SMALL + 3 + 15 * number))
     results = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
-    panel = next((p for p in results if p.role != "condition"), None)
-    if panel is not None:
+    if panel := next((p for p in results if p.role != "condition"), None):
         paste_centred(strip, _shown(panel, SMALL), (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
         paste_centred(strip, fit(order_map(film), SMALL), (lefts[-1], 0), SMALL, line=0)
@@ -284,23 +274,15 @@ def _scale(order: Sequence[int]) -> Image.Image:
     return block
 
 
-def contact_name(page: int, total: int) -> str:
-    """The file of a page, counted from 0: contact.png, or contact-01.png where there are more."""
-    pages = -(-total // PER_SHEET)
-    digits = max(2, len(str(pages)))
-    return "contact.png" if pages <= 1 else f"contact-{page + 1:0{digits}d}.png"
-
-
 def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int) -> Image.Image:
     """A page with cells side by side; `total` of them are on all pages."""
     lefts = starts(min(COLUMNS, len(cells)), CONTACT, CONTACT_GAP)
     blocks = list[Image.Image]()
     for at in range(0, len(cells), COLUMNS):
         row = cells[at : at + COLUMNS]
-        block = Image.new("RGB", (lefts[-1] + CONTACT, max(cell.height for cell in row)), PAPER)
+        blocks.append(Image.new("RGB", (lefts[-1] + CONTACT, max(cell.height for cell in row)), PAPER))
         for left, cell in zip(lefts, row, strict=False):
-            block.paste(cell, (left, 0))
-        blocks.append(block)
+            blocks[-1].paste(cell, (left, 0))
     what, first = f"{total} pictures" if total > 1 else "1 picture", page * PER_SHEET + 1
     if total > PER_SHEET:
         what = f"{first} to {first + len(cells) - 1} of {what}"
@@ -310,7 +292,7 @@ def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int
 
 def contact_cell(view: View, variation: int | None) -> Image.Image:
     """The RGB picture of a variation at the finest resolution, else the last target, with its caption."""
-    own = [p for p in view.panels if p.variation is None or variation is None or p.variation == variation]
+    own = [p for p in view.panels if None in (variation, p.variation) or p.variation == variation]
     made = [panel for panel in own if panel.role != "condition"]
     rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
     seen = [panel.picture for panel in rgb or made if panel.picture is not None]
@@ -320,8 +302,7 @@ def contact_cell(view: View, variation: int | None) -> Image.Image:
         picture = empty_cell(next((p.note for p in made if p.note), "nothing made"), CONTACT)
     cell = Image.new("RGB", (CONTACT, CONTACT), PAPER)
     paste_centred(cell, picture, (0, 0), CONTACT, line=-1)
-    said = (panel.text for panel in own if panel.codec == CAPTION and panel.text)
-    text = view.prompt or next(said, "")
+    text = view.prompt or next((panel.text for panel in own if panel.codec == CAPTION and panel.text), "")
     words = [text_block(text, CONTACT, 13, INK, most=3)] if text.strip() else []
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
     return stack([cell, *words, text_block(name, CONTACT, 11, FAINT, most=1)], gap=4, margin=0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,12 @@ def reader_for(row: Modality) -> Reader:
 
 def rows_of(model: str) -> Registry | None:
     """The modalities of a model as a record names it; None where it is not on this machine."""
-    base, is_beside = (model[:-3], True) if model.endswith("/sr") else (model, False)
-    try:
+    with suppress(FourMError):
         return find_model(model).registry
-    except FourMError:
-        if not is_beside:
-            return None
-    try:
-        return find_sr(find_model(base)).registry
-    except FourMError:
-        return None
+    if model.endswith("/sr"):
+        with suppress(FourMError):
+            return find_sr(find_model(model.removesuffix("/sr"))).registry
+    return None
 
 
 def find_row(name: str, registry: Registry | None, count: int | None = None) -> Modality | None:

@@ -76,17 +76,14 @@ def nearest(
         near = near_match(metric, METRICS)
         raise UsageError(f"--metric: '{metric}' is not one of {', '.join(METRICS)}{near}")
     if queries.shape[1] != among.vectors.shape[1]:
-        raise UsageError(
-            f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}: "
-            "they come from different models"
-        )
+        counts = f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}"
+        raise UsageError(f"{counts}: they come from different models")
     order = sorted(range(len(among.keys)), key=lambda i: among.keys[i])
     keys, vectors = [among.keys[i] for i in order], among.vectors[order].astype(np.float64)
     rows, found = queries.astype(np.float64), list[list[Neighbour]]()
     size = max(1, _BLOCK // max(vectors.size, 1))
     for first in range(0, len(rows), size):
-        distances = _distances(rows[first : first + size], vectors, metric)
-        for row in distances:
+        for row in _distances(rows[first : first + size], vectors, metric):
             best = np.argsort(row, kind="stable")[:count]
             found.append([Neighbour(keys[i], float(row[i])) for i in best])
     return found
@@ -128,15 +125,12 @@ def draw_neighbours(
             asked = Image.fromarray(read_rgb(pictures[key]))
         else:
             asked = text_card(read_text(captions[key]) if key in captions else key)
-        cells = [Cell(asked, key)]
-        for one in neighbours:
-            cells.append(Cell(drawn.get(one.key) or text_card("no file"), f"{one.key}  {one.distance:.3f}"))
-        rows.append(cells)
+        near = [(drawn.get(n.key) or text_card("no file"), f"{n.key}  {n.distance:.3f}") for n in neighbours]
+        rows.append([Cell(asked, key), *(Cell(picture, text) for picture, text in near)])
     return draw_sheet(rows)
 
 
 def _named_row(option: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:
-    """The first row that goes by a name."""
     named = {one: row for row in reversed(rows) for one in (row.name, row.key, row.folder, *row.value_names)}
     if name not in named:
         known = dict.fromkeys((row.folder, *row.value_names)[-1] for row in rows)

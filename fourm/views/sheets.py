@@ -27,9 +27,7 @@ class Cell:
 
 def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     """Rows of cells on white paper; the first cell of a row stands apart, as what the others belong to."""
-    columns = max((len(row) for row in rows), default=0)
-    if not columns:
-        raise ValueError("a sheet without a picture")
+    columns = max(map(len, rows))
     lefts = starts(columns, SMALL, GAP, first=GAP, apart={1: GAP})
     width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + LINE + GAP
     sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
