@@ -23,12 +23,13 @@ from fourm_cli.models import download, models_app
 from fourm_cli.options import add_command
 from fourm_cli.schedules import schedule_app
 
-RESUMABLE = ("generate", "sr")  # commands that have --resume
-REPEATABLE = ("convert", "download", "plot", "tokenize")  # commands that go on where they were interrupted
+# How an interrupted command is continued.
+CONTINUED = dict.fromkeys(("generate", "sr"), "--resume") | dict.fromkeys(
+    ("convert", "download", "plot", "tokenize"), "the same command"
+)
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # in messages of the loader when memory is short
-MAX_COLUMNS_DIGITS = 4  # a terminal has at most 9,999 columns
 _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswith("_domains")}
 
 app = typer.Typer(
@@ -87,7 +88,10 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRun as interrupt:
-        print(f"fourm: interrupted{_what_goes_on(words)}", file=sys.stderr)
+        named = next((word for word in words if not word.startswith("-")), "")
+        how = "" if MAKES_NOTHING & set(words) else CONTINUED.get(named, "")
+        advice = f"; what was finished is kept, {how} goes on" if how else ""
+        print(f"fourm: interrupted{advice}", file=sys.stderr)
         code = 128 + int(interrupt.args[0])
     except (FourMError, OSError) as error:
         if is_debug:
@@ -102,31 +106,23 @@ def main() -> None:
 def explain(error: FourMError | OSError) -> int:
     """Print an error to stderr, with one line for each problem; its exit code."""
     if isinstance(error, OSError):
-        error = _from_system(error)
+        # A failed write without a file name was to standard output; a name too long for any file was typed.
+        is_print = error.errno in FAILED_WRITES
+        unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
+        what = unnamed if error.filename is None else error.filename
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else FourMError
+        error = kind(f"{what} ({error.strerror or error})")
     for problem in error.problems if isinstance(error, ScheduleError) else (str(error),):
         print(f"fourm: {one_line(problem)}", file=sys.stderr)
     return error.exit_code
-
-
-def _from_system(error: OSError) -> FourMError:
-    """The error for a user when the system refuses a call.
-
-    A failed write without a file name was to standard output. A name that is too long for any file was
-    typed by the user: wrong usage.
-    """
-    is_print = error.errno in FAILED_WRITES
-    unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
-    what = unnamed if error.filename is None else error.filename
-    kind = UsageError if error.errno == errno.ENAMETOOLONG else FourMError
-    return kind(f"{what} ({error.strerror or error})")
 
 
 def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     is_load = isinstance(error, ImportError) and any(text in str(error) for text in NO_ROOM)
     if is_load or isinstance(error, MemoryError):
         explain(FourMError("memory has no room for the libraries of this command; give it more (ulimit -v)"))
-        return
-    print(f"fourm: {kind.__name__}: {error} (a defect of fourm; --debug shows where)", file=sys.stderr)
+    else:
+        print(f"fourm: {kind.__name__}: {error} (a defect of fourm; --debug shows where)", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -140,16 +136,6 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _what_goes_on(words: Sequence[str]) -> str:
-    """How an interrupted command is continued; nothing for one that only reads."""
-    command = next((word for word in words if not word.startswith("-")), "")
-    if command not in (*RESUMABLE, *REPEATABLE) or MAKES_NOTHING & set(words):
-        return ""
-    return (
-        f"; what was finished is kept, {'--resume' if command in RESUMABLE else 'the same command'} goes on"
-    )
-
-
 def prepare_streams() -> None:
     """Make the standard streams robust.
 
@@ -157,8 +143,8 @@ def prepare_streams() -> None:
     A run does not end when progress cannot be written, nor when the reader of a pipe ends (`| head`).
     """
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and len(columns) > MAX_COLUMNS_DIGITS:
-        del os.environ["COLUMNS"]  # Rich would fill lines of that width with blanks
+    if columns.isdigit() and len(columns) > 4:  # Rich would fill lines of that width with blanks
+        del os.environ["COLUMNS"]
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or stream.closed:
@@ -231,9 +217,8 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
         if len(values) > 1:
             is_list = flags[0].replace("--sr-", "--") in _LISTS
             advice = f", as one list: {flags[0]} {','.join(values)}" if is_list else ""
-            raise UsageError(
-                f"{flags[0]} is given {len(values)} times ({', '.join(values)}); give it once{advice}"
-            )
+            times = f"{len(values)} times ({', '.join(values)})"
+            raise UsageError(f"{flags[0]} is given {times}; give it once{advice}")
         # Not two names of one flag, such as `-q` and `--quiet`.
         if not values and len({"no-" in flag for flag in flags}) > 1:
             raise UsageError(f"{' and '.join(dict.fromkeys(flags))} are both given; give one of them")
@@ -241,12 +226,13 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
 
 def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, str]]:
     """Each option of a command line in order, with the name that was used and its value ("" for flags)."""
-    rest, options = list(words), _by_name(command)
+    rest = list(words)
     while rest and (word := rest.pop(0)) != "--":
         if word in getattr(command, "commands", {}):
             command = command.commands[word]
-            options = _by_name(command)
             continue
+        found = [one for one in command.params if one.param_type_name == "option"]
+        options = {name: option for option in found for name in (*option.opts, *option.secondary_opts)}
         flag, equals, value = word.partition("=")
         if flag not in options and re.match("-[^-]", word):  # letters, such as `-qc` or `-cFILE`
             flag, value = word[:2], word[2:]
@@ -257,8 +243,3 @@ def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, 
             if not option.is_flag and not equals:
                 value = rest.pop(0) if rest else ""
             yield option, flag, "" if option.is_flag else value
-
-
-def _by_name(command: Any) -> dict[str, Any]:
-    options = [one for one in command.params if one.param_type_name == "option"]
-    return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}

@@ -43,7 +43,6 @@ FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
 _LOG_LINE = re.compile(
     rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
 )
-_LOG_LINE_START = 64  # bytes, more than what the pattern can match
 
 
 def print_path(path: Path) -> None:
@@ -91,11 +90,10 @@ def duration(seconds: float) -> str:
 
 def size_text(num_bytes: int) -> str:
     """`1.15 GB`, in units of 1000."""
-    size, units = float(num_bytes), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}"
+    size, units = float(num_bytes), ["TB", "GB", "MB", "kB", "B"]
+    while size >= 999.5 and len(units) > 1:
+        size, _ = size / 1000, units.pop()
+    return f"{size:.3g} {units[-1]}"
 
 
 class PacedNotes:
@@ -116,12 +114,11 @@ def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
     if not as_json:
         print_path(out)
         return
-    counts = [
-        {"saved": e.saved, "skipped": e.skipped, "failed": e.failed, "seconds": round(e.seconds, 3)}
+    counts = {
+        e.stage: {"saved": e.saved, "skipped": e.skipped, "failed": e.failed, "seconds": round(e.seconds, 3)}
         for e in ends
-    ]
-    others = {end.stage: each for end, each in zip(ends[1:], counts[1:], strict=True)}
-    print_json({"out": str(out), **counts[0], **others})
+    }
+    print_json({"out": str(out), **counts.pop(ends[0].stage), **counts})
 
 
 def quiet_library(is_quiet: bool) -> None:
@@ -139,7 +136,7 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
         file = open_text(path)
         if path.is_file():
             with open_file(path) as before:
-                start = before.read(_LOG_LINE_START)
+                start = before.read(64)  # more than what the pattern can match
                 if start and not _LOG_LINE.match(start):
                     file.close()
                     raise UsageError(f"--log-json {path}: holds something else than a log; name another file")
@@ -257,12 +254,10 @@ class Tally:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
         if self.has_no_steps and self.done:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
-        if not self.start or not self.counts[Stepped]:
+        if not self.start or not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
             return None
         whole = self.todo * self.decoding / self.decoded if self.decoded else 0.0
-        if self.start.evaluations:
-            if not self.evaluations:
-                return None
+        if self.evaluations:
             whole += self.todo * self.start.evaluations * self.detokenizing / self.evaluations
         share = min((self.decoding + self.detokenizing) / whole, 1.0) if whole else 1.0
         return (self.clock() - self.begun) * (1 - share) / share
@@ -282,13 +277,11 @@ def lines(
         elif isinstance(event, Halved):
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
-        elif interval is None:
-            pass
-        elif isinstance(event, Started | Loading):
+        elif interval is not None and isinstance(event, Started | Loading):
             say(headline(event) if isinstance(event, Started) else tally.loading)
         elif (
             isinstance(event, Stepped | Detokenized) or (isinstance(event, Saved) and tally.has_no_steps)
-        ) and tally.clock() - printed >= interval:
+        ) and (interval is not None and tally.clock() - printed >= interval):
             printed = tally.clock()
             say(progress_line(tally, event))
         yield event
@@ -352,7 +345,6 @@ def picture(tally: Tally) -> RenderableType:
 
 
 def _problem(event: Failed | Malformed | Noted) -> str:
-    """What is wrong with a sample, or worth knowing of it."""
     key = printable(event.key)
     if isinstance(event, Noted):
         return f"note: {key}: {event.condition}: {printable('; '.join(event.notes))}"
@@ -363,7 +355,6 @@ def _problem(event: Failed | Malformed | Noted) -> str:
 
 
 def _activity(tally: Tally) -> str:
-    """A line about the current activity."""
     step = tally.step
     if tally.has_no_steps and not tally.loading:
         passed = tally.clock() - tally.begun
@@ -373,7 +364,8 @@ def _activity(tally: Tally) -> str:
     elif isinstance(step, Detokenized):
         facts = ["diffusion", f"{step.seconds:.2f} s per step"]
     else:
-        facts = [step.scheme, f"temperature {step.temperature:.2f}"]
-        facts += [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
-        facts += [f"{tally.tokens_per_second:.0f} tokens/s"]
-    return ", ".join([*facts, *([f"{tally.counts[Failed]} failed"] if tally.counts[Failed] else [])])
+        guidance = f"guidance {step.guidance:g}" if step.guidance != 1 else ""
+        rate = f"{tally.tokens_per_second:.0f} tokens/s"
+        facts = [step.scheme, f"temperature {step.temperature:.2f}", guidance, rate]
+    failed = f"{tally.counts[Failed]} failed" if tally.counts[Failed] else ""
+    return ", ".join(filter(None, [*facts, failed]))

@@ -1,9 +1,10 @@
 """The commands `generate`, `sr` and `tokenize`: options become one request, whose events are shown."""
 
+import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from fourm.runs.origins import Replay, Stage
     from fourm.runs.request import Request
     from fourm.runs.world import World
-    from fourm.schedule.chain import Chain
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -86,6 +86,7 @@ def generate(
     from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
+    from fourm.runs.request import Origin
     from fourm.runs.world import parse_world
     from fourm.schedule.plan import build_chain
 
@@ -99,30 +100,32 @@ def generate(
     folder = _output_folder(out or given.folder, world, writing)
     run = _requester(machine, writing, given, folder, world)
     if again is not None:
-        _refuse({"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
+        fixed = {"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
                  "--num-variations": num_variations, "options of a schedule": schedule,
                  "--dtype": machine.dtype, "configuration files": configs.paths, "--sr-model": sr_model,
                  "--no-decode": not writing.decode, "--preview": writing.preview,
-                 "--detokenizer-steps": writing.detokenizer_steps})  # fmt: skip
-        request, finer, dataset = _repeat(again, files, run)
-        _make(request, finer, _notes(dataset, files), report)
+                 "--detokenizer-steps": writing.detokenizer_steps}  # fmt: skip
+        if refused := [flag for flag, value in fixed.items() if value]:
+            raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
+        _make(*_repeat(again, files, run), report)
         return
     chain = build_chain(settings.base, files)
     data = given.data_path if data is None and not prompts else data
     if writing.overwrite and data is not None:
         _check_kept(Path(data), folder)
     subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
-    variations = num_variations or given.num_variations or 1
-    source = Source(
-        tuple(prompts or ()), data, column, num_samples or given.num_samples, subset_seed, variations
-    )
+    num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
+    source = Source(tuple(prompts or ()), data, column, num_samples, subset_seed, variations)
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
     request = run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else given.seed or 0,
     )  # fmt: skip
-    planned = plan_finer(settings, files, chain, sr_model)
-    _make(request, _finer(request, *planned) if planned else None, _notes(dataset, files), report)
+    finer = None
+    if planned := plan_finer(settings, files, chain, sr_model):
+        read_header(planned[0].weights)
+        finer = replace(request, model=planned[0], chain=planned[1], samples=(), origin=Origin())
+    _make(request, finer, dataset, report)
 
 
 @with_options(
@@ -154,11 +157,10 @@ def sr(
 
     root = parse_folder(folder, sys.stdin.buffer)
     settings = read_settings(ConfigFiles(config, sr_config=sr_config).paths, {})
-    own = read_settings([], schedule)
-    origin = read_origin(root)
-    made = None if origin is None else origin.record
-    named = settings.run.sr_model if model is None else model
-    files = _with_parts(find_finer(origin, named), settings.run, machine)
+    own, origin = read_settings([], schedule), read_origin(root)
+    made = origin.record if origin else None
+    files = find_finer(origin, settings.run.sr_model if model is None else model)
+    files = _with_parts(files, settings.run, machine)
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
@@ -178,7 +180,7 @@ def sr(
         dtype=parse_dtype(machine.dtype, made.dtype if made else None),
         origin=Origin(made, is_beside=out is None or real(out) == real(root)),
     )  # fmt: skip
-    _make(request, None, _notes(dataset, files), report)
+    _make(request, None, dataset, report)
 
 
 @with_options(
@@ -263,14 +265,6 @@ def _requester(
     )  # fmt: skip
 
 
-def _finer(request: "Request", files: "ModelFiles", chain: "Chain") -> "Request":
-    """Super-resolution of what a request makes, still without samples."""
-    from fourm.runs.request import Origin
-
-    read_header(files.weights)
-    return replace(request, model=files, chain=chain, samples=(), origin=Origin())
-
-
 def _with_parts(files: "ModelFiles", given: RunSettings, machine: Machine) -> "ModelFiles":
     """A model with the parts that YAML files and options name."""
     from fourm.hub.files import with_parts
@@ -305,7 +299,7 @@ def _output_folder(out: Path | None, world: "World", writing: Writing) -> Path:
         raise UsageError("--out is missing; several processes need to agree on it")
     if writing.resume or writing.overwrite:
         raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
-    numbers = (Path("out", f"{number:03d}") for number in range(1, 1_000_000))
+    numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
     return next(path for path in numbers if not path.exists())
 
 
@@ -314,13 +308,6 @@ def _check_kept(data: Path, out: Path) -> None:
     path, root = real(data), real(out)
     if path.is_relative_to(root) and path.parent != root and path.is_file():
         raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
-
-
-def _refuse(given: Mapping[str, object]) -> None:
-    """Refuse options that would change the results of `--replay`."""
-    named = [flag for flag, value in given.items() if value]
-    if named:
-        raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(named)}")
 
 
 def _repeat(
@@ -351,7 +338,6 @@ def _repeat(
 
 
 def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
-    """Notes on samples before they are made: missing files, words that the model does not know."""
     from fourm.runs.inputs import note_unknown_words
 
     yield from dataset.incomplete[:INCOMPLETE_SHOWN]
@@ -362,7 +348,7 @@ def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
         yield note
 
 
-def _make(request: "Request", finer: "Request | None", notes: Iterable[str], report: Report) -> None:
+def _make(request: "Request", finer: "Request | None", dataset: "Dataset", report: Report) -> None:
     """Check where the results of a request go, then make them, and those of its super-resolution.
 
     finer: super-resolution of what the request makes, still without samples.
@@ -391,7 +377,7 @@ def _make(request: "Request", finer: "Request | None", notes: Iterable[str], rep
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         share = world.describe_share(len(request.samples), len(request.variations))
-        _follow(begin, world, request.out, notes, share, report)
+        _follow(begin, world, request.out, _notes(dataset, request.model), share, report)
     finally:
         remove_empty(made)  # where a mistake came to light later
 

@@ -13,7 +13,7 @@ from fourm_cli.options import ConfigFiles, ScheduleWithSr, add_command, option, 
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
-    from fourm.schedule.chain import Chain, Step
+    from fourm.schedule.chain import Chain
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
 
@@ -72,9 +72,9 @@ def show(
         fourm schedule show --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
-    if chart is not None:
-        from fourm.data.writing import check_drawing
+    from fourm.data.writing import check_drawing
 
+    if chart is not None:
         check_drawing("--plot", chart)
     (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
@@ -107,22 +107,16 @@ def _plan(
 
 def _print_steps(chain: "Chain") -> None:
     columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
-    rows = [
-        (str(s.number), s.target, s.scheme,
-         f"{s.passes} x {s.num_tokens}" if s.passes > 1 else str(s.num_tokens),
-         f"{s.temperature:.6g}", f"{s.guidance:g}",
-         ", ".join(_weighted(n, s) for n in (*chain.conditions, *chain.targets) if n in s.guided))
-        for s in chain.steps
-    ]  # fmt: skip
+    rows = list[tuple[str, ...]]()
+    for step in chain.steps:
+        guided = [name for name in (*chain.conditions, *chain.targets) if name in step.guided]
+        if step.removes_hidden:  # each has a weight of its own
+            weights = [[b.weight for b in step.branches if name in b.visible] or [0.0] for name in guided]
+            guided = [f"{name}:{own[0]:g}" for name, own in zip(guided, weights, strict=True)]
+        tokens = f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
+        numbers = (tokens, f"{step.temperature:.6g}", f"{step.guidance:g}")
+        rows.append((str(step.number), step.target, step.scheme, *numbers, ", ".join(guided)))
     print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
-
-
-def _weighted(name: str, step: "Step") -> str:
-    """A guided modality, with its weight where each has one of its own."""
-    if not step.removes_hidden:
-        return name
-    weights = (branch.weight for branch in step.branches if name in branch.visible)
-    return f"{name}:{next(weights, 0.0):g}"
 
 
 add_command(schedule_app, validate)
