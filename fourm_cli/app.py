@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Annotated, Any, TextIO, cast
 
@@ -164,19 +164,16 @@ class Forgiving:
 
     def write(self, text: str) -> int:
         """Write the text, or nothing if that fails."""
-        with self._ignored():
-            self._stream.write(text)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream, or do nothing if that fails."""
-        with self._ignored():
-            self._stream.flush()
+        self._try(self._stream.flush)
 
-    @contextmanager
-    def _ignored(self) -> Iterator[None]:
+    def _try(self, action: Callable[..., object], *given: str) -> None:
         try:
-            yield
+            action(*given)
         except self._kind:
             with suppress(OSError, ValueError):
                 _write_nowhere(self._stream)

@@ -147,11 +147,8 @@ def retrieve(
     if as_json:
         print_json(as_rows(found))
     else:
-        rows = [
-            (key, str(rank), one.key, f"{one.distance:.4f}")
-            for key, neighbours in found.items()
-            for rank, one in enumerate(neighbours, 1)
-        ]
+        ranked = [(key, rank, one) for key, near in found.items() for rank, one in enumerate(near, 1)]
+        rows = [(key, str(rank), one.key, f"{one.distance:.4f}") for key, rank, one in ranked]
         print_table(("query", "rank", "neighbour", "distance"), rows, numbers=("rank", "distance"))
     if problems:
         raise typer.Exit(SampleError.exit_code)
@@ -168,11 +165,8 @@ def verify(*, folder: str, as_json: bool = False) -> None:
     """
     from fourm.output.verify import verify_folder
 
-    progress = PacedNotes()
-    verdict = verify_folder(
-        parse_folder(folder, sys.stdin.buffer),
-        lambda done, total: progress.note(f"{done:,} of {total:,} files"),
-    )
+    progress, root = PacedNotes(), parse_folder(folder, sys.stdin.buffer)
+    verdict = verify_folder(root, lambda done, total: progress.note(f"{done:,} of {total:,} files"))
     if as_json:
         print_json(verdict.to_json())
     else:

@@ -15,6 +15,7 @@ import typer
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.header import read_header
+from fourm.runs.world import World, parse_world
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli.options import (
     INPUT,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from fourm.runs.events import Event
     from fourm.runs.origins import Replay, Stage
     from fourm.runs.request import Request
-    from fourm.runs.world import World
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -87,7 +87,6 @@ def generate(
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
     from fourm.runs.request import Origin
-    from fourm.runs.world import parse_world
     from fourm.schedule.plan import build_chain
 
     if data == EMPTY and schedule.get("cond_domains") is None:
@@ -96,7 +95,7 @@ def generate(
     given, world = settings.run, parse_world(machine.shard, os.environ)
     again = None if replay is None else read_replay(replay)
     named = again.base.model if again else given.model or DEMO
-    files = _with_parts(find_model(named if model is None else model), given, machine)
+    files = _with_parts(find_model(named if model is None else model), machine, given)
     folder = _output_folder(out or given.folder, world, writing)
     run = _requester(machine, writing, given, folder, world)
     if again is not None:
@@ -152,7 +151,6 @@ def sr(
     """
     from fourm.runs.origins import find_finer, names_made, read_finer, read_origin
     from fourm.runs.request import Origin
-    from fourm.runs.world import parse_world
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
@@ -160,7 +158,7 @@ def sr(
     own, origin = read_settings([], schedule), read_origin(root)
     made = origin.record if origin else None
     files = find_finer(origin, settings.run.sr_model if model is None else model)
-    files = _with_parts(files, settings.run, machine)
+    files = _with_parts(files, machine, settings.run)
     layer = merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
@@ -218,15 +216,12 @@ def tokenize(
     from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
-    from fourm.runs.world import parse_world
     from fourm_cli.console import counted
 
-    files = find_model(DEMO if model is None else model, needs_weights=False)
-    files = replace(files, tokenizers={**files.tokenizers, **_named_tokenizers(files, machine)})
+    files = _with_parts(find_model(DEMO if model is None else model, needs_weights=False), machine)
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
     found = find_raw_folders(folder, files, names)
-    out = out if out is not None else output_path(folder)
-    world = parse_world(machine.shard, os.environ)
+    out, world = out or output_path(folder), parse_world(machine.shard, os.environ)
     dataset = list_raw_samples(folder, out, found)
     request = TokenizeRequest(
         files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
@@ -251,7 +246,7 @@ def tokenize(
 
 
 def _requester(
-    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
+    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: World
 ) -> "Callable[..., Request]":
     """A function that makes requests from options and files; the caller adds the rest, or other values."""
     from fourm.runs.request import DETOKENIZER_STEPS, Request
@@ -265,33 +260,30 @@ def _requester(
     )  # fmt: skip
 
 
-def _with_parts(files: "ModelFiles", given: RunSettings, machine: Machine) -> "ModelFiles":
-    """A model with the parts that YAML files and options name."""
-    from fourm.hub.files import with_parts
+def _with_parts(files: "ModelFiles", machine: Machine, given: RunSettings | None = None) -> "ModelFiles":
+    """A model with the parts that YAML files and options name.
 
-    read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
-    own = _named_tokenizers(files, machine)
-    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
-    return replace(files, tokenizers={**files.tokenizers, **own})
+    `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
+    """
+    from fourm.hub.files import resolve_tokenizer, with_parts
 
-
-def _named_tokenizers(files: "ModelFiles", machine: Machine) -> dict[str, Path]:
-    """`--tokenizer rgb=rgb_divae`: one of the model's own, or one by name, folder or file."""
-    from fourm.hub.files import resolve_tokenizer
-
-    found, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
+    own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
+    if given is not None:
+        read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
     for text in machine.tokenizers or ():
         key, _, name = text.partition("=")
         if not name or key not in keys:
             near = near_match(key, keys) or f"; keys are {', '.join(sorted(keys))}"
             raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
-        if key in found:
+        if key in own:
             raise UsageError(f"--tokenizer: '{key}' is given twice")
-        found[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
-    return found
+        own[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
+    if given is not None:
+        files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
+    return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _output_folder(out: Path | None, world: "World", writing: Writing) -> Path:
+def _output_folder(out: Path | None, world: World, writing: Writing) -> Path:
     """The folder that was asked for, or the first free one."""
     if out is not None:
         return out
@@ -383,7 +375,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
 
 
 def _follow(
-    begin: "Callable[[], Sequence[Iterator[Event]]]", world: "World", out: Path,
+    begin: "Callable[[], Sequence[Iterator[Event]]]", world: World, out: Path,
     notes: Iterable[str], share: str, report: Report,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import html
 import io
+import itertools
 import json
 import os
 import shlex
@@ -73,26 +74,23 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
     """What searching needs of a sample, then all of it."""
     variations = {panel.variation for panel in view.panels if panel.variation is not None}
     row = {
-        "key": _clean(view.key.text),
-        "prompt": _clean(view.prompt or ""),
+        "key": _clean(view.key.text), "prompt": _clean(view.prompt or ""),
         "modalities": list(dict.fromkeys(p.modality for p in view.panels if _is_shown(p))),
-        "variations": len(variations),
-        "failed": len(view.problems),
+        "variations": len(variations), "failed": len(view.problems),
+    }  # fmt: skip
+    legends = {
+        name: [(_clean(label), "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
+        for name, labels in view.legends.items()
     }
+    repeat = [
+        {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
+        for v, role in itertools.product(sorted(variations) or (None,), ("target", "sr"))
+    ]
     contents = {
         "panels": [_panel(panel, view.legends.get(panel.modality, ()), side) for panel in view.panels],
         "films": [_film(film, side // 2) for film in view.films],
-        "problems": [*map(_clean, view.problems)],
-        "legends": {
-            name: [(_clean(label), "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
-            for name, labels in view.legends.items()
-        },
-        "repeat": [
-            {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
-            for v in (sorted(variations) or (None,))
-            for role in ("target", "sr")
-        ],
-    }
+        "problems": [*map(_clean, view.problems)], "legends": legends, "repeat": repeat,
+    }  # fmt: skip
     yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
     yield f'<script type="application/json">{_json(contents)}</script>\n'
 
@@ -171,20 +169,17 @@ def _with_palette(picture: Image.Image) -> Image.Image:
 
 
 def _about(album: Album) -> Mapping[str, Any]:
-    titles = {
-        entry.place.modality: entry.title for entry in album.entries if entry.codec not in ("", CAPTION)
-    }
+    titles = {e.place.modality: e.title for e in album.entries if e.codec not in ("", CAPTION)}
+    modalities = [
+        {"name": name, "title": _clean(title), "twin": list(titles.values()).count(title) > 1}
+        for name, title in titles.items()
+    ]
     return {
-        "name": _name(album),
-        "total": len(album.keys),
-        "modalities": [
-            {"name": name, "title": _clean(title), "twin": list(titles.values()).count(title) > 1}
-            for name, title in titles.items()
-        ],
+        "name": _name(album), "total": len(album.keys), "modalities": modalities,
         "variations": [v for v in album.results.variations if v is not None],
         "stages": [_stage(run.record) for run in album.results.runs],
         "problems": [*map(_clean, album.problems)],
-    }
+    }  # fmt: skip
 
 
 def _stage(record: RunRecord) -> Mapping[str, Any]:
