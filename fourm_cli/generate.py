@@ -17,6 +17,7 @@ from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.header import read_header
 from fourm.runs.world import World, parse_world
 from fourm.schedule.settings import RunSettings, merge, read_settings
+from fourm_cli import console
 from fourm_cli.options import (
     INPUT,
     RUN,
@@ -89,8 +90,7 @@ def generate(
     from fourm.runs.request import Origin
     from fourm.schedule.plan import build_chain
 
-    if data == EMPTY and schedule.get("cond_domains") is None:
-        schedule = {**schedule, "cond_domains": "none"}
+    schedule = {"cond_domains": "none", **schedule} if data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
     given, world = settings.run, parse_world(machine.shard, os.environ)
     again = None if replay is None else read_replay(replay)
@@ -216,7 +216,6 @@ def tokenize(
     from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
-    from fourm_cli.console import counted
 
     files = _with_parts(find_model(DEMO if model is None else model, needs_weights=False), machine)
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
@@ -233,7 +232,7 @@ def tokenize(
     def notes() -> Iterator[str]:
         for one in found:
             count = sum(one.row.name in sample.files for sample in request.samples)
-            yield f"{one.folder} -> {one.row.name}: {counted(count, 'file')}"
+            yield f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}"
         for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
             yield f"note: {text}"
 
@@ -347,7 +346,6 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     """
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
-    from fourm_cli.console import quiet_library
 
     def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run
@@ -364,7 +362,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     log, world = report.log_json, request.world
     if log is not None and real(log).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
-    quiet_library(report.quiet or world.group_rank > 0)
+    console.quiet_library(report.quiet or world.group_rank > 0)
     launch = Launch(world.rank, world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
@@ -382,8 +380,6 @@ def _follow(
 
     begin imports torch, which takes seconds. Of a torchrun one process reports; the others print their share.
     """
-    from fourm_cli import console
-
     rank, log_json = world.group_rank, report.log_json
     console.quiet_library(report.quiet or rank > 0)
     if not report.quiet:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
 from fourm.codecs.files import read_array, read_picture
@@ -23,7 +23,7 @@ from fourm.runs.outputs import order_place, preview_place
 from fourm.views.reading import Reader, find_row, reader_for, rows_of
 
 MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
-ROLES = ("condition", "target", "sr")
+ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # in the order of display
 T = TypeVar("T")
 Label = tuple[str, Ink]  # a class of a map of labels, and its colour
 
@@ -228,7 +228,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
                 problem = f"{name}: cannot be shown, for {problem}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
             entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
-    entries.sort(key=lambda entry: ROLES.index(entry.role))
+    entries.sort(key=lambda entry: list(ROLES).index(entry.role))
     failures = dict[str, list[Failure]]()
     for failure in read_failures(root):
         failures.setdefault(failure.key, []).append(failure)
@@ -282,7 +282,7 @@ def _panels(values: Sequence[_Value], problems: list[str]) -> tuple[Panel, ...]:
         note = value.note or ("" if drawn is not None else "cannot be drawn")
         facts = (drawn, text, value.file, entry.codec, note)
         panels.append(Panel(place.modality, entry.title, entry.role, value.variation, *facts))
-    return tuple(sorted(panels, key=lambda panel: ROLES.index(panel.role)))
+    return tuple(sorted(panels, key=lambda panel: list(ROLES).index(panel.role)))
 
 
 def _pictures_of_features(values: Sequence[_Value]) -> dict[int, Image.Image]:
@@ -307,8 +307,7 @@ def _backdrop(
         row, fits = value.entry.row, value.variation is None or boxes.variation in (None, value.variation)
         if row is not None and row.is_rgb and fits and value.entry.role != "sr":
             factor = max(1, CANVAS[0] // max(picture.size))
-            size = (picture.width * factor, picture.height * factor)
-            return picture.resize(size, Image.Resampling.NEAREST)
+            return ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
     return None
 
 
@@ -326,12 +325,8 @@ def _titled(entries: Sequence[Entry]) -> Iterator[Entry]:
     """Entries whose titles say what tells them apart."""
     for entry in entries:
         same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
-        if entry.role == "sr":
-            yield replace(entry, title=f"{entry.title}, super-resolution")
-        elif any(other.role != "sr" and other.role != entry.role for other in same):
-            yield replace(entry, title=f"{entry.title}, {'given' if entry.role == 'condition' else 'made'}")
-        else:
-            yield entry
+        is_unclear = entry.role == "sr" or {one.role for one in same} - {"sr", entry.role}
+        yield replace(entry, title=f"{entry.title}, {ROLES[entry.role]}") if is_unclear else entry
 
 
 def _limited(picture: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import Album, Film, Frame, Panel, View
+from fourm.views.album import ROLES, Album, Film, Frame, Panel, View
 from fourm.views.sheets import (
     ALARM,
     FAINT,
@@ -42,7 +42,6 @@ CELL, LARGE = 256, 448  # pixels per side of a place on a sheet; where super-res
 COLUMNS = 6  # side by side; more go below
 MAX_VARIATIONS, MAX_PROBLEMS = 32, 6  # rows and lines of a sheet
 MIN_WIDTH, ROW_LABEL = 400, 34  # pixels of a sheet, and for the name of a variation
-HEADINGS = {"condition": "given", "target": "made", "sr": "super-resolution"}  # by role
 FILM_LABEL, FILM_TEXT = 130, 34  # pixels on a film strip: for the name of a target, below a picture
 MAX_FILMS, MAX_FRAMES = 64, 8  # rows of a film strip; pictures of a row, evenly chosen
 CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet, and between two
@@ -180,7 +179,7 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
     band = Image.new("RGB", (lefts[-1] + side + 1, top + len(rows) * (side + GAP) - GAP + 1), PAPER)
     draw = ImageDraw.Draw(band)
     for number in roles:
-        band.paste(text_block(HEADINGS[panels[number].role], side, 12, FAINT), (lefts[number], 0))
+        band.paste(text_block(ROLES[panels[number].role], side, 12, FAINT), (lefts[number], 0))
         if number:
             x = lefts[number] - 3 * GAP // 2
             draw.line((x, 0, x, band.height), fill=RULE)

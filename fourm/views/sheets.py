@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.codecs.drawing import Ink, lines_of
@@ -66,8 +66,7 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     picture = picture.convert("RGB")
     longest = max(picture.size)
     if longest <= side:
-        factor = side // longest
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        return ImageOps.scale(picture, side // longest, Image.Resampling.NEAREST)
     size = (max(1, picture.width * side // longest), max(1, picture.height * side // longest))
     return picture.resize(size, Image.Resampling.LANCZOS)
 
