@@ -23,10 +23,9 @@ from fourm_cli.models import download, models_app
 from fourm_cli.options import add_command
 from fourm_cli.schedules import schedule_app
 
-# How an interrupted command is continued.
-CONTINUED = dict.fromkeys(("generate", "sr"), "--resume") | dict.fromkeys(
-    ("convert", "download", "plot", "tokenize"), "the same command"
-)
+# How an interrupted command goes on.
+CONTINUED = dict.fromkeys(("convert", "download", "plot", "tokenize"), "the same command")
+CONTINUED |= dict.fromkeys(("generate", "sr"), "--resume")
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # in messages of the loader when memory is short

@@ -229,19 +229,19 @@ def tokenize(
         overwrite=overwrite, world=world,
     )  # fmt: skip
 
-    def notes() -> Iterator[str]:
-        for one in found:
-            count = sum(one.row.name in sample.files for sample in request.samples)
-            yield f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}"
-        for text in (*dataset.notes, *(missing_tokenizers(folder, files) if names is None else ())):
-            yield f"note: {text}"
+    notes = list[str]()
+    for one in found:
+        count = sum(one.row.name in sample.files for sample in dataset.samples)
+        notes.append(f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}")
+    missing = missing_tokenizers(folder, files) if names is None else ()
+    notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 
     def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.tokenizing import tokenize_dataset
 
         return [tokenize_dataset(request)]
 
-    _follow(begin, world, out, notes(), world.describe_share(len(request.samples)), report)
+    _follow(begin, world, out, notes, world.describe_share(len(request.samples)), report)
 
 
 def _requester(
