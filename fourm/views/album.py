@@ -1,8 +1,10 @@
 """What can be seen of an output folder: the pictures, texts and films of one sample after the other."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,28 +160,19 @@ class Album:
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
             row, target, record = entry.row, entry.place.modality, entry.run.record
-            if row is None or row.kind is not Kind.GRID or row.grid is None:
+            if row is None or row.kind is not Kind.GRID or row.grid is None or entry.role == "condition":
                 continue
-            if entry.role == "condition" or not record.preview:
-                continue
-
-            def read_order(path: Path, count: int = row.max_tokens) -> tuple[int, ...]:
-                steps = read_array(path)
-                if steps.dtype.kind not in "iu" or steps.size != count:
-                    what = f"{steps.dtype} of shape {steps.shape}"
-                    raise SampleError(f"{path}: {what}, not a step for each token")
-                return tuple(steps.ravel().tolist())
-
-            for variation in entry.run.variations:
+            steps = [step for step in record.schedule["steps"] if step["target"] == target]
+            counts = list(itertools.accumulate(step["num_tokens"] for step in steps))
+            read_order = partial(_read_order, count=row.max_tokens)
+            for variation in entry.run.variations if record.preview else ():
                 order = self._read_kept(order_place(target), key, variation, read_order, problems)
-                frames, decided = list[Frame](), 0
-                for step in record.schedule["steps"]:
-                    if step["target"] == target:
-                        decided += step["num_tokens"]
-                        place = preview_place(target, number := step["index"] + 1)
-                        picture = self._read_kept(place, key, variation, read_picture, problems)
-                        if picture is not None:
-                            frames.append(Frame(number, decided, _limited(picture.convert("RGB"))))
+                frames = list[Frame]()
+                for number, decided in zip((step["index"] + 1 for step in steps), counts, strict=True):
+                    place = preview_place(target, number)
+                    picture = self._read_kept(place, key, variation, read_picture, problems)
+                    if picture is not None:
+                        frames.append(Frame(number, decided, _limited(picture.convert("RGB"))))
                 if order or frames:
                     yield Film(target, entry.title, variation, row.grid, order, tuple(frames))
 
@@ -327,6 +320,13 @@ def _titled(entries: Sequence[Entry]) -> Iterator[Entry]:
         same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
         is_unclear = entry.role == "sr" or {one.role for one in same} - {"sr", entry.role}
         yield replace(entry, title=f"{entry.title}, {ROLES[entry.role]}") if is_unclear else entry
+
+
+def _read_order(path: Path, count: int) -> tuple[int, ...]:
+    steps = read_array(path)
+    if steps.dtype.kind not in "iu" or steps.size != count:
+        raise SampleError(f"{path}: {steps.dtype} of shape {steps.shape}, not a step for each token")
+    return tuple(steps.ravel().tolist())
 
 
 def _limited(picture: Image.Image) -> Image.Image:
