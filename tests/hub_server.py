@@ -61,6 +61,7 @@ class Hub:
     url: str = ""
     etags: dict[str, str] = field(default_factory=dict)  # wrong checksums to tell, by file name
     answer: bytes = b""  # in place of every description of a repository
+    pause: float = 0.0  # seconds before each byte of a description
 
     def put(
         self, name: str, files: Mapping[str, bytes], commit: str = HEAD_OF_MAIN, ref: str = "main"
@@ -351,4 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(body)
+        for byte in body if self.hub.pause else b"":
+            time.sleep(self.hub.pause)
+            self.wfile.write(bytes([byte]))
+        self.wfile.write(b"" if self.hub.pause else body)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
@@ -31,7 +31,8 @@ LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
 
 UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
-MAX_CHUNKS = 1 << 10  # of an answer about a repository
+MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
+ANSWER_TIME = 60.0  # seconds that it may take
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 PAGE = "a web page, perhaps the login page of this network"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
@@ -358,13 +359,18 @@ def _ask(path: str) -> Any:
     """What the Hub answers; one of the `_MALFORMED` errors where that makes no sense."""
     from huggingface_hub import constants
 
-    url = f"{constants.ENDPOINT}/api/{path}"
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    began, text = time.monotonic(), bytearray()
+    url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
     with open_session().stream("GET", url, headers=token_headers(), timeout=timeout) as response:
         if response.status_code != 200:
             raise Refused(response)
-        text = b"".join(islice(response.iter_bytes(CHUNK), MAX_CHUNKS))
-    if is_web_page(text):
+        for chunk in response.iter_bytes():  # as they arrive, so that slow ones are seen at once
+            text += chunk
+            if len(text) > MAX_ANSWER:
+                raise ValueError(f"more than {MAX_ANSWER:,} bytes")
+            if time.monotonic() - began > ANSWER_TIME:
+                raise TimeoutError("timed out")
+    if is_web_page(bytes(text)):
         raise ValueError(PAGE)
     return json.loads(text)
 

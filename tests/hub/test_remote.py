@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 from huggingface_hub import constants
@@ -199,11 +200,26 @@ def test_odd_names_of_files_that_are_not_fetched_do_not_matter(hub: Hub, watch: 
 def test_an_answer_without_end_is_not_read_to_its_end(
     hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, "MAX_ANSWER", 1 << 20)
     hub.answer = answer(more="x" * (2 << 20))
-    watch.plan(NAME)
-    monkeypatch.setattr(remote, "MAX_CHUNKS", 16)
-    with pytest.raises(MissingError, match="does not answer as a Hub does"):
-        watch.plan(NAME)
+    with pytest.raises(MissingError, match="more than 1,048,576 bytes"):
+        watch.get(NAME)
+    hub.answer = answer()
+    monkeypatch.setattr(remote, "ANSWER_TIME", -1.0)
+    with pytest.raises(MissingError, match="no answer in time"):
+        watch.get(NAME)
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(
+    hub: Hub, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put(ID, FILES)
+    hub.pause = 0.05  # half a minute for all of it, and there are five tries
+    monkeypatch.setattr(remote, "ANSWER_TIME", 0.2)
+    began = time.monotonic()
+    with pytest.raises(MissingError, match="no answer in time"):
+        watch.get(NAME)
+    assert time.monotonic() - began < 20
 
 
 def test_branches_with_hostile_names_are_no_advice(hub: Hub, watch: Watch) -> None:
