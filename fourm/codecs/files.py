@@ -245,7 +245,7 @@ def _parsing(problem: str) -> Iterator[None]:
         yield
     except (SampleError, UnidentifiedImageError):
         raise
-    except Exception as error:
+    except Exception as error:  # parsers of pictures and arrays raise any kind for malformed bytes
         # Libraries quote the whole file, or where in memory it was.
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
         raise SampleError(f"{problem} ({shown(text, 200)})") from error

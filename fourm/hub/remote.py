@@ -156,7 +156,7 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
             f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)}); "
             "HF_ENDPOINT may be wrong"
         ) from error
-    except Exception as error:
+    except Exception as error:  # the client's module differs by version; others are raised again below
         status, code = (error.status, error.code) if isinstance(error, Refused) else (0, "")
         if code == "RevisionNotFound":
             known = _known_revisions(hub_id, repo_type)
@@ -238,7 +238,7 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
         persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
     except FourMError:
         raise
-    except Exception as error:
+    except Exception as error:  # as above: `explain_failure` raises what is no failed request
         has_begun = file.tell() > 0
         raise explain_failure(error, address.owner, address.url, wanted.name, has_begun) from error
     finally:
@@ -254,7 +254,7 @@ def persist(client: Client, name: str, action: Callable[[], T], progress: Callab
     while True:
         try:
             return action()
-        except Exception as error:
+        except Exception as error:  # only what `_may_pass` knows is tried again
             failures = 1 if progress() > before else failures + 1
             before = progress()
             if failures >= client.tries or not _may_pass(error):

@@ -292,7 +292,9 @@ def _first_key(path: Path, run: Run) -> Key:
 def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
     """A line as a sample; UsageError if it is not one that a run writes."""
     try:
-        said = json.loads(line if line.endswith(b"\n") else b"")
+        if not line.endswith(b"\n"):
+            raise ValueError("its end is missing")
+        said = json.loads(line)
         folder, _, name = said["key"].rpartition("/")
         sample = RecordedSample(
             Key(folder, name),

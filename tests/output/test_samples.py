@@ -287,3 +287,10 @@ def test_an_older_folder_is_verified_by_its_checksums_but_not_resumed_or_repeate
     assert (out / FIRST).exists()
     verdict = verify_folder(out)
     assert {found.file for found in verdict.findings} <= {".lock"}
+
+
+def test_a_record_whose_last_line_is_cut_off_says_so(out: Path) -> None:
+    path = out / FIRST
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"00000\.jsonl: line \d+ .*its end is missing"):
+        list(open_results(out).runs[0].samples())
