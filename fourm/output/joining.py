@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from fourm.data.layout import Place
 from fourm.data.writing import (
     PARTIAL,
     check_folder,
@@ -20,8 +19,10 @@ from fourm.data.writing import (
     check_writable,
     create_text,
     free_beside,
+    is_alive,
     make_all,
     mode_of,
+    process_name,
     remove_leftovers,
     server_clock,
     write_text,
@@ -34,7 +35,6 @@ from fourm.output.processes import (
     PROCESSES,
     Launch,
     Process,
-    find_living,
     is_closed,
     list_processes,
     of_kind,
@@ -42,7 +42,6 @@ from fourm.output.processes import (
     read_launches,
     remove_empty,
     remove_processes,
-    write_failures,
 )
 from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunFile, RunRecord, format_run, load_run
 
@@ -66,10 +65,8 @@ def check_output(
     check_root(out)
     if not _is_free(out, record):
         before = load_run(out, record)
-        if resume:
-            _check_continues(out, record, before)
-        elif not overwrite and not _is_partner(out, before.identity, launch):
-            raise _exists(out, record)
+        if not overwrite:
+            _check_joins(out, record, before, launch, resume)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     try:
         with _as_usage_error(out):
@@ -102,11 +99,15 @@ class Joining:
 
         One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
         """
-        if self.resume and os.path.lexists(self.out / NEXT[self.record]):
+        following = self.out / NEXT[self.record]
+        if self.resume and os.path.lexists(following):
             with _as_usage_error(self.out):
-                self._end_overwrite()
-        if _is_free(self.out, self.record):
-            self._check_unclaimed()
+                check_names(self.out)
+                if self.launch.rank == 0:
+                    self._end_overwrite()
+                else:
+                    self._wait(lambda: not os.path.lexists(following))
+        if self._is_first():
             return
         before = load_run(self.out, self.record)
         if not self.overwrite:
@@ -132,27 +133,30 @@ class Joining:
     def _join(self) -> Process:
         out, run = self.out, secrets.token_hex(4)
         text = format_run(self.settings, run)
-        if _is_free(out, self.record):
-            self._check_unclaimed()
-            if create_text(out, out / self.record, text):
-                return self._begin_new(run)
+        if self._is_first() and create_text(out, out / self.record, text):
+            return self._begin_new(run)
         if self.overwrite and not self._is_of_job(out / self.record):
             if self.launch.rank == 0:
                 _check_alone(out)
-                return self._start_again(text, Process(out, run, self.launch).begin())
+                process = Process(out, run, self.launch).begin()
+                try:
+                    _empty(out, self.record, run, text)
+                    os.replace(out / NEXT[self.record], out / self.record)
+                except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
+                    process.withdraw()
+                    raise
+                return process
             self._wait(lambda: self._is_of_job(out / self.record))
         before = load_run(out, self.record)
         self._check_same_run(before)
-        if self.resume or self.overwrite:
-            return Process(out, before.identity, self.launch).begin()
-        return self._begin_once(before.identity)
+        return self._begin(before.identity)
 
     def _begin_new(self, run: str) -> Process:
         """Start the run whose record this process has just written."""
         try:
             if self.record == RUN:
                 remove_processes(self.out, [run])  # left by a run whose record was deleted
-            return self._begin_once(run)
+            return self._begin(run)
         except BaseException:  # Ctrl-C too: the record goes, unless another process has joined the run
             with suppress(UsageError):
                 is_own = load_run(self.out, self.record).identity == run
@@ -161,33 +165,18 @@ class Joining:
             remove_empty([self.out / PROCESSES])
             raise
 
-    def _begin_once(self, run: str) -> Process:
+    def _begin(self, run: str) -> Process:
         """Start, unless another process with the same rank does at the same moment, or overwrites the run."""
         process = Process(self.out, run, self.launch).begin()
-        is_begun = _is_begun(self.out, run, self.launch, process)
-        if is_begun or load_run(self.out, self.record).identity != run:
-            process.withdraw()
-            raise _exists(self.out, self.record)
-        return process
-
-    def _start_again(self, text: str, process: Process) -> Process:
-        """Empty the folder. The new record is written first, so that --resume can go on with it."""
-        try:
-            _places(self.out, self.record)  # refuses before anything is written
-            write_text(self.out, self.out / NEXT[self.record], text)
-            _empty(self.out, self.record, process.run)
-            os.replace(self.out / NEXT[self.record], self.out / self.record)
-        except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
-            process.withdraw()
-            raise
+        if not (self.resume or self.overwrite):
+            is_begun = _is_begun(self.out, run, self.launch, process.path(LAUNCH))
+            if is_begun or load_run(self.out, self.record).identity != run:
+                process.withdraw()
+                raise _exists(self.out, self.record)
         return process
 
     def _end_overwrite(self) -> None:
-        """Delete the rest of the old run after an interrupted --overwrite; only process 0 does so."""
-        check_names(self.out)
-        if self.launch.rank > 0:
-            self._wait(lambda: not os.path.lexists(self.out / NEXT[self.record]))
-            return
+        """Delete the rest of the old run after an interrupted --overwrite."""
         following = load_run(self.out, NEXT[self.record])
         _check_settings(self.out, following.run, self.settings)
         _check_alone(self.out)
@@ -196,15 +185,15 @@ class Joining:
 
     def _wait(self, is_done: Callable[[], bool]) -> None:
         """Wait until process 0 of this job, which alone empties a folder, has done so."""
-        end, waited, size = time.monotonic() + FIRST_WAIT, FIRST_WAIT, self.launch.size
+        start, limit, size = time.monotonic(), FIRST_WAIT, self.launch.size
         while not is_done():
             first = [f.path for f in of_kind(self.out, LAUNCH) if (f.rank, f.size) == (0, size)]
-            if self.overwrite and waited == FIRST_WAIT and any(map(self._is_of_job, first)):  # it has begun
-                end, waited = time.monotonic() + EMPTYING_WAIT, EMPTYING_WAIT
-            if time.monotonic() > end:
+            if self.overwrite and any(map(self._is_of_job, first)):  # it has begun
+                limit = FIRST_WAIT + EMPTYING_WAIT
+            if time.monotonic() - start > limit:
                 raise UsageError(
                     f"--out {self.out}: process 0 of {size}, which alone overwrites a folder, has not done "
-                    f"so for {waited:.0f} seconds; start all processes of a job together"
+                    f"so for {limit:.0f} seconds; start all processes of a job together"
                 )
             time.sleep(_POLL)
 
@@ -218,19 +207,19 @@ class Joining:
 
     def _check_same_run(self, before: RunFile) -> None:
         """Refuse to continue a run without being asked to, or with other settings."""
-        if not (self.resume or self.overwrite or _is_partner(self.out, before.identity, self.launch)):
-            raise _exists(self.out, self.record)
-        _check_continues(self.out, self.record, before)
+        _check_joins(self.out, self.record, before, self.launch, self.resume or self.overwrite)
         _check_settings(self.out, before.run, self.settings)
 
-    def _check_unclaimed(self) -> None:
-        """Refuse folders for super-resolution that contain files although no record lists them."""
-        for place in self.settings.places if self.record == SR_RUN else ():
+    def _is_first(self) -> bool:
+        """True if no run is there. Refuses folders for super-resolution that hold files of no record."""
+        is_first = _is_free(self.out, self.record)
+        for place in self.settings.places if is_first and self.record == SR_RUN else ():
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
                 what = "holds files that no run of super-resolution wrote"
                 raise UsageError(f"{folder}: {what}; move them away")
+        return is_first
 
 
 def withdraw_output(process: Process, record: str) -> bool:
@@ -243,16 +232,6 @@ def withdraw_output(process: Process, record: str) -> bool:
     (out / record).unlink()
     remove_leftovers(out)
     return True
-
-
-def close_output(process: Process, launch: Launch) -> None:
-    """Record how a launch ended, rewrite the list of failures, delete temporary files."""
-    try:
-        process.check()
-        process.end(launch)
-        write_failures(process.out)
-    finally:
-        remove_leftovers(process.out)
 
 
 def check_names(out: Path) -> None:
@@ -270,7 +249,14 @@ def _exists(out: Path, record: str) -> UsageError:
     return UsageError(f"--out {out}: {what}; {ways}")
 
 
-def _check_continues(out: Path, record: str, before: RunFile) -> None:
+def _check_joins(out: Path, record: str, before: RunFile, launch: Launch, is_asked: bool) -> None:
+    """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job.
+
+    A job has a size, and a share of the samples for each process; no process has started with this one yet.
+    """
+    is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
+    if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
+        raise _exists(out, record)
     if before.run.input is None:  # samples were not recorded
         raise UsageError(
             f"--out {out}: an older version of this program wrote {record}, and its runs cannot be resumed; "
@@ -278,24 +264,19 @@ def _check_continues(out: Path, record: str, before: RunFile) -> None:
         )
 
 
-def _is_partner(out: Path, run: str, launch: Launch) -> bool:
-    """True if the run belongs to a job of this size, and no process with this rank has started yet."""
-    is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
-    return launch.size > 1 and not is_emptied and not _is_begun(out, run, launch)
-
-
-def _is_begun(out: Path, run: str, launch: Launch, process: Process | None = None) -> bool:
-    """True if a launch other than that of `process` has the same rank, or is of a job of another size."""
-    own = process.path(LAUNCH) if process else None
+def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> bool:
+    """True if a launch other than `own` has the same rank, or is of a job of another size."""
     others = [file for file in of_kind(out, LAUNCH, run) if file.path != own]
     return any(file.size != launch.size or file.rank == launch.rank for file in others)
 
 
 def _check_alone(out: Path) -> None:
     """Refuse to empty a folder while other processes are writing into it."""
-    if living := find_living(out):
-        share = f"process {living[0].rank} of {living[0].size}"
-        raise UsageError(f"--out {out}: {share} of a run writes there now; --overwrite would delete its work")
+    for file in of_kind(out, LAUNCH):
+        if file.process != process_name() and is_alive(out, file.process):
+            share = f"process {file.rank} of {file.size}"
+            what = f"{share} of a run writes there now; --overwrite would delete its work"
+            raise UsageError(f"--out {out}: {what}")
 
 
 def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
@@ -329,12 +310,12 @@ def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _as_usage_error(out: Path) -> Iterator[None]:
+def _as_usage_error(out: Path, what: str = "written") -> Iterator[None]:
     """Turn an OSError about the output folder into a UsageError."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+        raise UsageError(f"--out {out}: cannot be {what} ({error.strerror or error})") from error
 
 
 def _is_free(out: Path, record: str) -> bool:
@@ -342,56 +323,41 @@ def _is_free(out: Path, record: str) -> bool:
 
     For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
     """
-    try:
+    with _as_usage_error(out, "read"):
         check_names(out)
         if record != RUN:
             return not os.path.lexists(out / record)
         names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be read ({error.strerror})") from error
-    return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
+        return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
 
 
-def _empty(out: Path, name: str, run: str) -> None:
-    """Delete the files of a run and its super-resolution, but not the record, nor files of the run `run`."""
-    places, listed = _places(out, name), _written(out, name)
+def _empty(out: Path, name: str, run: str, following: str = "") -> None:
+    """Delete the files of a run and its super-resolution, but not the record, nor files of the run `run`.
+
+    following: the text of the next record, which is written first.
+    """
+    names = (SR_RUN, RUN) if name == RUN else (name,)
+    records = {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
+    places = [(each, place) for each, read in records.items() for place in (*read.run.places, SAMPLES[each])]
+    for each, place in places:
+        for path in accumulate(place.folder.split("/"), Path, initial=out):
+            if path != out and path.is_symlink():
+                raise UsageError(f"{out / each}: names the folder '{place.folder}', but {path} is a link")
+    listed: Container[str] | None = None  # of the files that were written; a process was killed: not all are
+    with suppress(OSError, UsageError):
+        launches = [read_launches(out, read.identity) for read in records.values()]
+        listed = read_checksums(out) if all(map(is_closed, launches)) else None
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
-    for place in places:
+    if following:
+        write_text(out, out / NEXT[name], following)
+    for _, place in places:
         folder = out / place.folder
-        for where, _, names in os.walk(folder, topdown=False):
-            for path in (Path(where, each) for each in names if each.endswith(place.suffix)):
-                if listed is None or path.relative_to(out).as_posix() in listed:
+        for where, _, found in os.walk(folder, topdown=False):
+            for path in (Path(where, each) for each in found if each.endswith(place.suffix)):
+                if not listed or path.relative_to(out).as_posix() in listed:
                     path.unlink()
             remove_empty([Path(where)])
         remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
     remove_processes(out, kept)
     for each in (SR_RUN, NEXT[SR_RUN], FAILURES, OLDER_CHECKSUMS) if name == RUN else ():
         (out / each).unlink(missing_ok=True)
-
-
-def _records(out: Path, name: str) -> dict[str, RunFile]:
-    """The record of that name; with that of the run, the one of its super-resolution before it."""
-    names = (SR_RUN, RUN) if name == RUN else (name,)
-    return {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
-
-
-def _places(out: Path, name: str) -> list[Place]:
-    """The places of a run and of its super-resolution; UsageError if one is reached through a link."""
-    found = list[Place]()
-    for each, read in _records(out, name).items():
-        for place in (*read.run.places, SAMPLES[each]):
-            for path in accumulate(place.folder.split("/"), Path, initial=out):
-                if path != out and path.is_symlink():
-                    raise UsageError(f"{out / each}: names the folder '{place.folder}', but {path} is a link")
-            found.append(place)
-    return found
-
-
-def _written(out: Path, name: str) -> Container[str] | None:
-    """Files that a run and its super-resolution wrote; None if not all are listed: a process was killed."""
-    try:
-        launches = [read_launches(out, read.identity) for read in _records(out, name).values()]
-        listed = read_checksums(out)
-    except (OSError, UsageError):
-        return None
-    return listed if listed and all(map(is_closed, launches)) else None

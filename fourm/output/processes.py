@@ -12,17 +12,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fourm.data.opening import open_file, open_own, parse_json_lines
-from fourm.data.writing import is_alive, make_below, process_name, vanished, write_text
+from fourm.data.writing import make_below, process_name, remove_leftovers, vanished, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
 
@@ -93,10 +93,10 @@ class Failure:
     # Paths of missing files, with None. If none is missing: all files, with their mtime in nanoseconds.
     files: Mapping[str, int | None] = field(default_factory=dict)
 
-    @property
-    def where(self) -> tuple[str, int, str]:
-        """What identifies the failed result."""
-        return self.key, self.variation, self.stage
+    def to_line(self) -> str:
+        """The failure as a line of `failures.jsonl`; the stage is left out if it is "base"."""
+        row = {name: value for name, value in asdict(self).items() if (name, value) != ("stage", "base")}
+        return json.dumps(row) + "\n"
 
     def is_resolved(self, out: Path) -> bool:
         """True if a later process made the sample: all files exist, and at least one is new."""
@@ -135,14 +135,8 @@ class Process:
 
     def begin(self) -> "Process":
         """Write the launch: this process works in the folder."""
-        write_text(self.out, self.path(LAUNCH), _launch_text(self.launch))
+        write_text(self.out, self.path(LAUNCH), seal(asdict(self.launch)))
         return self
-
-    def end(self, launch: Launch) -> None:
-        """Rewrite the launch with its result, and the checksums of the other files."""
-        files = {kind: self.path(kind) for kind in (CHECKSUMS, FAILED)}
-        sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
-        write_text(self.out, self.path(LAUNCH), _launch_text(replace(launch, files=sums)))
 
     def add_checksums(self, listed: Mapping[str, Listed]) -> None:
         """Append checksums, by path below the folder."""
@@ -150,7 +144,7 @@ class Process:
 
     def add_failure(self, failure: Failure) -> None:
         """Append a failed sample."""
-        self._append(FAILED, to_line(failure).encode())
+        self._append(FAILED, failure.to_line().encode())
 
     def check(self) -> None:
         """FourMError if the folder was deleted or replaced since this process started."""
@@ -172,6 +166,18 @@ class Process:
                 file.write(data)
         except FileNotFoundError:
             raise vanished(self.out) from None
+
+
+def close_output(process: Process, launch: Launch) -> None:
+    """Record how a launch ended, rewrite the list of failures, delete temporary files."""
+    try:
+        process.check()
+        files = {kind: process.path(kind) for kind in (CHECKSUMS, FAILED)}
+        sums = {kind: sha256_of_file(path) for kind, path in files.items() if path.exists()}
+        write_text(process.out, process.path(LAUNCH), seal(asdict(replace(launch, files=sums))))
+        write_failures(process.out)
+    finally:
+        remove_leftovers(process.out)
 
 
 def now() -> str:
@@ -205,12 +211,6 @@ def of_kind(out: Path, kind: str, run: str | None = None) -> list[ProcessFile]:
     return [file for file in list_processes(out)[0] if file.kind == kind and run in (None, file.run)]
 
 
-def find_living(out: Path) -> list[ProcessFile]:
-    """Launches of other processes that are known to be running."""
-    launches = of_kind(out, LAUNCH)
-    return [file for file in launches if file.process != process_name() and is_alive(out, file.process)]
-
-
 def remove_processes(out: Path, runs: Container[str]) -> None:
     """Delete the files of all processes, except those of the given runs."""
     for file in list_processes(out)[0]:
@@ -228,28 +228,24 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 def read_launches(out: Path, run: str) -> tuple[Launch, ...]:
     """The launches of all processes of a run, in the order in which they started."""
-    return tuple(read_launch(file.path)[0] for file in of_kind(out, LAUNCH, run))
+    return tuple(read_launch(file)[0] for file in of_kind(out, LAUNCH, run))
 
 
-def read_launch(path: Path) -> tuple[Launch, str]:
-    """One launch and the text of its file; UsageError if it is damaged."""
+def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
+    """One launch, and True if nothing in its file or in its name was changed; UsageError if it is damaged."""
     try:
-        with open_own(path, "r", MAX_LAUNCH_BYTES) as file:
-            text = file.read().decode()
+        with open_own(file.path, "r", MAX_LAUNCH_BYTES) as stream:
+            text = stream.read().decode()
         said = json.loads(text)
         if isinstance(said, dict):
             said.pop(_DIGEST, None)
         launch: Launch = fit(Launch, said, "launch")
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{printable(str(path))}: is not a record of this program ({error})") from error
-    return launch, text
-
-
-def is_as_written(file: ProcessFile, launch: Launch, text: str) -> bool:
-    """True if nothing in the file of a launch, or of its name, was changed. Older ones have no checksum."""
-    named = (_stamp(launch.started), launch.rank, launch.size)
-    texts = (_launch_text(launch), json.dumps(asdict(launch), indent=1) + "\n")
-    return text in texts and named == (file.started, file.rank, file.size)
+        what = f"is not a record of this program ({error})"
+        raise UsageError(f"{printable(str(file.path))}: {what}") from error
+    facts, named = asdict(launch), (_stamp(launch.started), launch.rank, launch.size)
+    texts = (seal(facts), json.dumps(facts, indent=1) + "\n")  # older launches have no checksum
+    return launch, text in texts and named == (file.started, file.rank, file.size)
 
 
 def is_closed(launches: Sequence[Launch]) -> bool:
@@ -258,9 +254,13 @@ def is_closed(launches: Sequence[Launch]) -> bool:
     return bool(ended) and all(one.finished or any(other.covers(one) for other in ended) for one in launches)
 
 
-def _launch_text(launch: Launch) -> str:
-    facts = asdict(launch)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def seal(facts: Mapping[str, Any]) -> str:
+    """Facts as JSON with a checksum of all of them but `format`.
+
+    Nobody has changed a text if it is equal to what `seal` makes of the facts that it holds.
+    """
+    covered = {name: fact for name, fact in facts.items() if name not in ("format", _DIGEST)}
+    digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
     return json.dumps({**facts, _DIGEST: digest}, indent=1) + "\n"
 
 
@@ -334,17 +334,26 @@ def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
 def read_failures(out: Path) -> list[Failure]:
     """Samples that failed and were not made later, sorted; incomplete lines are ignored."""
     try:
-        told = {failure.where: failure for failure in scan_failures(out / FAILURES)}
-        return _unresolved(out, told | noted_failures(out))
+        return [failure for failure in noted_failures(out, FAILURES) if not failure.is_resolved(out)]
     except OSError as error:
         where = printable(str(error.filename or out))
         raise UsageError(f"{where}: cannot be read ({error.strerror}); move it away") from error
 
 
-def noted_failures(out: Path) -> dict[tuple[str, int, str], Failure]:
-    """The last failure of each sample in the files of processes, whether it was made later or not."""
-    files = of_kind(out, FAILED)
-    return {failure.where: failure for file in files for failure in scan_failures(file.path)}
+def noted_failures(out: Path, *others: str) -> list[Failure]:
+    """The last failure of each sample in the files of processes, whether it was made later or not, sorted.
+
+    others: files that are read before them.
+    """
+    last = dict[tuple[str, int, str], Failure]()
+    for path in (*(out / name for name in others), *(file.path for file in of_kind(out, FAILED))):
+        with suppress(FileNotFoundError), open_own(path, "r", MAX_LIST_BYTES) as file:
+            text = file.read().decode("utf-8", errors="replace")
+            for _, row in parse_json_lines(text, str(path), skip_damaged=True):
+                with suppress(ValueError):
+                    failure: Failure = fit(Failure, row, "failure", strict=False)
+                    last[failure.key, failure.variation, failure.stage] = failure
+    return [last[where] for where in sorted(last)]
 
 
 def write_failures(out: Path) -> None:
@@ -352,35 +361,15 @@ def write_failures(out: Path) -> None:
 
     Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
     """
-    path = out / FAILURES
+    path, text = out / FAILURES, None
     if not os.path.lexists(path) and not of_kind(out, FAILED):
         return
-    text: str | None = None
-    while (latest := "".join(map(to_line, _unresolved(out, noted_failures(out))))) != text:
+    while (latest := "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))) != text:
         text = latest
         if text:
             write_text(out, path, text)
         else:
             path.unlink(missing_ok=True)
-
-
-def scan_failures(path: Path) -> Iterator[Failure]:
-    """The failures in one file; incomplete lines are ignored."""
-    try:
-        with open_own(path, "r", MAX_LIST_BYTES) as file:
-            text = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    for _, row in parse_json_lines(text, str(path), skip_damaged=True):
-        with suppress(ValueError):
-            failure: Failure = fit(Failure, row, "failure", strict=False)
-            yield failure
-
-
-def to_line(failure: Failure) -> str:
-    """One line of `failures.jsonl`; the stage is left out if it is "base"."""
-    row = {name: value for name, value in asdict(failure).items() if (name, value) != ("stage", "base")}
-    return json.dumps(row) + "\n"
 
 
 def _changed(path: Path) -> int | None:
@@ -389,7 +378,3 @@ def _changed(path: Path) -> int | None:
         return path.lstat().st_mtime_ns
     except OSError:
         return None
-
-
-def _unresolved(out: Path, failures: Mapping[tuple[str, int, str], Failure]) -> list[Failure]:
-    return [failures[where] for where in sorted(failures) if not failures[where].is_resolved(out)]

@@ -1,10 +1,9 @@
 """`run.json`, the record of a run: its fields, and how it is written, read and checked."""
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,9 @@ from fourm.data.dataset import Input
 from fourm.data.layout import FORMS, MAX_SAMPLES, Place
 from fourm.data.opening import read_bytes
 from fourm.data.writing import PARTIAL, free_beside
-from fourm.errors import UsageError, printable
+from fourm.errors import UsageError, printable, shown
 from fourm.modalities.typed import Limits, fit
-from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY
+from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
 from fourm.schedule.settings import MAX_SEED
 
 RUN = "run.json"
@@ -37,38 +36,19 @@ FORMAT = 3  # of run.json; fields may be added to it
 OLDER_FORMATS = (1, 2)  # are read, but such runs cannot be continued
 MAX_BYTES = 1 << 28  # of run.json
 MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
-_IDENTITY, _DIGEST = "identity", "sha256"  # keys; the digest covers all other fields but the format
+# Fields of a record that the super-resolution of its run depends on; older versions did not record the input.
+_ORIGIN = ("model", "revision", "files", "options", "num_variations", "seed", "dtype", "input")
 _Count = Annotated[int, Limits(1, MAX_SAMPLES)]
 _Seed = Annotated[int, Limits(0, MAX_SEED)]
 
 
 @dataclass(frozen=True, slots=True)
-class _RecordedStep:
+class _Step:
+    """The fields of a recorded step that are read."""
+
     index: int
     target: str
     num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Schedule:
-    """The fields of a recorded schedule, and of its steps, that are read."""
-
-    conditions: tuple[str, ...]
-    steps: tuple[_RecordedStep, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What the super-resolution of a run depends on: these fields of its record."""
-
-    model: str
-    revision: str
-    files: Mapping[str, str]
-    options: str
-    num_variations: _Count
-    seed: _Seed
-    dtype: str
-    input: Input | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +86,7 @@ class RunRecord:
 
     def as_origin(self) -> dict[str, Any]:
         """What the results of this run depend on, for the record of their super-resolution."""
-        facts = self.to_json()
-        return {each.name: facts[each.name] for each in fields(_Origin)}
+        return {name: fact for name, fact in self.to_json().items() if name in _ORIGIN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +100,7 @@ class RunFile:
 
 def format_run(run: RunRecord, identity: str) -> str:
     """The text of a record."""
-    facts = {_IDENTITY: identity, **run.to_json()}
-    return _text({"format": FORMAT, **facts, _DIGEST: _digest(facts)})
+    return seal({"format": FORMAT, "identity": identity, **run.to_json()})
 
 
 def read_run(path: Path) -> RunFile:
@@ -137,18 +115,16 @@ def read_run(path: Path) -> RunFile:
             return RunFile(_run_of(_upgraded(said)), "", True)
         if said["format"] != FORMAT:
             raise ValueError(f"another version of this program wrote format {said['format']!r}")
-        identity = fit(str, said[_IDENTITY], _IDENTITY)
+        identity = fit(str, said["identity"], "identity")
         if not RUN_IDENTITY.fullmatch(identity):
             raise ValueError(f"its identity is {identity!r}")
-        run = _run_of(said)
+        return RunFile(_run_of(said), identity, text == seal(said))
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         what = f"{path}: is not a record of this program, or was damaged ({why})"
         raise UsageError(printable(what)) from error
-    facts = {name: value for name, value in said.items() if name not in ("format", _DIGEST)}
-    return RunFile(run, identity, text == _text(said) and said.get(_DIGEST) == _digest(facts))
 
 
 def load_run(out: Path, file: str = RUN) -> RunFile:
@@ -162,24 +138,19 @@ def load_run(out: Path, file: str = RUN) -> RunFile:
         ) from error
 
 
-def _text(said: Mapping[str, Any]) -> str:
-    return json.dumps(said, indent=1) + "\n"
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def _run_of(said: Mapping[str, Any]) -> RunRecord:
-    """The record that parsed JSON holds; ValueError for values that no run has."""
+    """The record that parsed JSON holds; ValueError or KeyError for values that no run has."""
     run: RunRecord = fit(RunRecord, said, "run", strict=False)
     if run.samples * run.num_variations > MAX_SAMPLES:
         raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")
     if run.variation is not None and run.variation >= run.num_variations:
         raise ValueError(f"there is no variation {run.variation}")
-    fit(_Schedule, run.schedule, "schedule", strict=False)
+    fit(tuple[str, ...], run.schedule["conditions"], "schedule.conditions")
+    fit(tuple[_Step, ...], run.schedule["steps"], "schedule.steps", strict=False)
     if run.origin:
-        fit(_Origin, run.origin, "origin", strict=False)
+        if missing := [name for name in _ORIGIN[:-1] if name not in run.origin]:
+            raise ValueError(f"origin has no {missing[0]!r}")
+        fit(RunRecord, {**said, **run.origin}, "origin", strict=False)
     for place in run.places:
         _check_place(place)
     return run
@@ -187,38 +158,31 @@ def _run_of(said: Mapping[str, Any]) -> RunRecord:
 
 def _check_place(place: Place) -> None:
     """ValueError for a place outside of the output folder, or one that has a reserved name."""
-    parts = place.folder.split("/")
-    if {"", ".", ".."} & set(parts) or parts[0] in RESERVED_NAMES or os.path.isabs(place.folder):
-        raise ValueError(f"no run has results in the folder {place.folder!r}")
-    if len(os.fsencode(place.folder)) > MAX_FOLDER_BYTES or len(os.fsencode(place.suffix)) > MAX_SUFFIX_BYTES:
-        raise ValueError(
-            f"no run has a folder or suffix as long as {place.folder[:20]!r}, {place.suffix[:20]!r}"
-        )
-    if not place.suffix.isprintable() or place.suffix.strip(".") == "" or "/" in place.suffix:
-        raise ValueError(f"no run writes files that end in {place.suffix!r}")
-    if place.form not in FORMS:
-        raise ValueError(f"no run writes files of the form {place.form!r}")
+    folder, suffix, parts = place.folder, place.suffix, place.folder.split("/")
+    is_below = not {"", ".", ".."} & set(parts) and not os.path.isabs(folder)
+    if not is_below or parts[0] in RESERVED_NAMES or len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
+        raise ValueError(f"no run has results in the folder {shown(repr(folder))}")
+    is_suffix = suffix.isprintable() and suffix.strip(".") and "/" not in suffix
+    if not is_suffix or len(os.fsencode(suffix)) > MAX_SUFFIX_BYTES or place.form not in FORMS:
+        raise ValueError(f"no run writes files {shown(repr(suffix))} of the form {shown(repr(place.form))}")
 
 
 def _upgraded(said: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a record of format 1 or 2 as format 3 has them, without the list of its processes."""
-    schedule = said["schedule"]
+    schedule, places = said["schedule"], list[dict[str, Any]]()
     names = [*schedule["conditions"], *dict.fromkeys(step["target"] for step in schedule["steps"])]
-    places = [_place(place, names) for place in said["places"]]
+    for place in said["places"]:
+        if "form" not in place:  # format 1: the folder's name says what is there, such as `rgb_decoded`
+            folder = place["folder"]
+            alike = [name for name in names if _stem(name) == _stem(folder)]
+            modality = folder if folder in names else next(iter(alike), "")
+            is_ids = folder == modality and folder.startswith("tok_")
+            form = "extra" if not modality else "ids" if is_ids else "value"
+            place = {**place, "modality": modality, "form": form, "is_condition": place["shared"]}
+        places.append(place)
     return {"attention": "sdpa", **said, "places": places}
 
 
-def _place(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A place of format 1, which said nothing of the modality, from the name of its folder."""
-    if "form" in said:
-        return dict(said)
-    folder, is_condition = said["folder"], said["shared"]
-    places = {name: (folder == name, _stem(folder) == _stem(name)) for name in names}
-    modality = max(names, key=lambda name: places[name]) if any(map(any, places.values())) else ""
-    form = "extra" if not modality else "ids" if folder == modality and folder.startswith("tok_") else "value"
-    return {**said, "modality": modality, "form": form, "is_condition": is_condition}
-
-
 def _stem(name: str) -> str:
-    """`rgb` of the folders and names `rgb`, `rgb_decoded`, `tok_rgb@224`."""
+    """`rgb` of the folders and names `rgb`, `rgb_decoded`, `tok_rgb@64`."""
     return name.partition("@")[0].removeprefix("tok_").removesuffix("_decoded")

@@ -24,7 +24,6 @@ from fourm.output.processes import (
     Failure,
     Listed,
     ProcessFile,
-    is_as_written,
     is_closed,
     list_processes,
     noted_failures,
@@ -33,7 +32,6 @@ from fourm.output.processes import (
     read_launches,
     scan_checksums,
     sha256_of_file,
-    to_line,
 )
 from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, read_run
 from fourm.output.samples import RecordedSample, Run, read_samples_file
@@ -165,9 +163,9 @@ class _Folder:
         noted = dict[str, str]()
         if LAUNCH in kinds:
             try:
-                launch, text = read_launch(kinds[LAUNCH].path)
+                launch, is_as_written = read_launch(kinds[LAUNCH])
                 noted = dict(launch.files)
-                if not is_as_written(kinds[LAUNCH], launch, text):
+                if not is_as_written:
                     self.find(ALTERED, name + LAUNCH, "is not as its process wrote it, or not under its name")
             except UsageError as error:
                 self.find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
@@ -197,11 +195,11 @@ class _Folder:
         lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
         if any(file.endswith(FAILED) for file in lists):
             return  # told already
-        noted, path = noted_failures(self.root), self.root / FAILURES
+        path = self.root / FAILURES
         told = read_bytes(path, MAX_LIST_BYTES).splitlines(keepends=True) if os.path.lexists(path) else []
-        lines = {where: to_line(noted[where]).encode() for where in sorted(noted)}
-        lost = [f for f in noted.values() if not f.is_resolved(self.root) and lines[f.where] not in told]
-        if lost or told != [line for line in lines.values() if line in told]:
+        lines = {f.to_line().encode(): f for f in noted_failures(self.root)}
+        lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
+        if lost or told != [line for line in lines if line in told]:
             what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
             self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
         elif os.path.lexists(path) and not told:

@@ -23,8 +23,8 @@ from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
 from fourm.networks.model import FourM
-from fourm.output.joining import Joining, close_output, withdraw_output
-from fourm.output.processes import Launch, now
+from fourm.output.joining import Joining, withdraw_output
+from fourm.output.processes import Launch, close_output, now
 from fourm.output.record import RUN, RunRecord
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work

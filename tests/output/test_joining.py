@@ -22,7 +22,6 @@ from fourm.output.joining import (
     NOT_COMPARED,
     Joining,
     check_output,
-    close_output,
     withdraw_output,
 )
 from fourm.output.processes import (
@@ -34,11 +33,11 @@ from fourm.output.processes import (
     Failure,
     Launch,
     Process,
+    close_output,
     lacking,
     list_files,
     now,
     read_failures,
-    read_launch,
     read_launches,
     sha256_of,
 )
@@ -440,7 +439,7 @@ def test_a_launch_whose_seconds_are_no_number_is_a_sentence(tmp_path: Path, seco
     path = begin(tmp_path).path(LAUNCH)
     path.write_text(path.read_text().replace('"seconds": 0.0', f'"seconds": {seconds}'))
     with pytest.raises(UsageError, match=r"is not a record of this program \(launch.seconds is"):
-        read_launch(path)
+        read_launches(tmp_path, read_run(tmp_path / RUN).identity)
 
 
 def test_a_read_only_folder_is_a_sentence() -> None:

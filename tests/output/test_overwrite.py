@@ -15,8 +15,8 @@ from fourm.data.layout import Place
 from fourm.data.writing import PARTIAL, remove_leftovers, write_text
 from fourm.errors import UsageError
 from fourm.output import joining
-from fourm.output.joining import Joining, check_output, close_output
-from fourm.output.processes import PROCESSES, Launch, Process, list_files, now, read_checksums
+from fourm.output.joining import Joining, check_output
+from fourm.output.processes import PROCESSES, Launch, Process, close_output, list_files, now, read_checksums
 from fourm.output.record import NEXT, RUN, SR_RUN, RunRecord, load_run
 from fourm.output.verify import verify_folder
 from tests.folders import snapshot

@@ -10,7 +10,8 @@ import pytest
 from fourm.data.dataset import Input
 from fourm.data.layout import Place
 from fourm.errors import UsageError
-from fourm.output.joining import Joining, close_output
+from fourm.output.joining import Joining
+from fourm.output.processes import close_output
 from fourm.output.record import RUN, RunRecord, format_run, load_run
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS, begin

@@ -13,8 +13,8 @@ import pytest
 from fourm import output
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, Sample
-from fourm.output.joining import Joining, close_output
-from fourm.output.processes import Launch, Listed, list_files, now
+from fourm.output.joining import Joining
+from fourm.output.processes import Launch, Listed, close_output, list_files, now
 from fourm.output.record import RUN, SR_RUN, RunRecord
 from fourm.output.samples import SampleWriter
 from fourm_cli import console, folders
