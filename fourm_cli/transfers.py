@@ -12,8 +12,8 @@ from rich.text import Text
 
 from fourm.errors import VerificationError, printable
 from fourm.hub.cache import KEPT
-from fourm.hub.catalogue import CATALOGUE, GROUPS
-from fourm.hub.download import Download, Wanted, check_room, fetch, plan_downloads, verify_cached
+from fourm.hub.catalogue import CATALOGUE, GROUPS, Entry
+from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
 from fourm_cli.console import (
     PLAIN_LINE_SECONDS,
@@ -33,7 +33,7 @@ WINDOW = 8.0  # seconds over which the speed is taken
 NAME_WIDTH = 34  # columns for the name of a file
 
 
-def fetch_all(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
+def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Fetch, and print the path of each or all as JSON."""
     jobs, say = _plan(wanted, quiet), (lambda line: None) if quiet else note
     quiet_library(quiet)
@@ -56,15 +56,15 @@ def fetch_all(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
         print_json([job.to_json() | {"fetched": job.to_fetch} for job in jobs])
 
 
-def print_plan(wanted: Sequence[Wanted], as_json: bool, quiet: bool) -> None:
+def print_plan(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Print files and sizes, and fetch nothing."""
     jobs = _plan(wanted, quiet, is_estimate=True)
     if as_json:
         print_json([job.to_json() for job in jobs])
         return
     rows = [
-        (job.wanted.entry.name, file.content.name, size_text(file.content.size),
-         size_text(file.to_fetch) if file.to_fetch else "", job.revision[:7])
+        (job.entry.name, file.name, size_text(file.size),
+         size_text(missing) if (missing := file.size - job.done[file.name]) else "", job.revision[:7])
         for job in jobs for file in job.files
     ]  # fmt: skip
     print_table(("name", "file", "size", "to fetch", "revision"), rows, numbers=("size", "to fetch"))
@@ -111,7 +111,7 @@ def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> Non
         raise VerificationError(f"{told}{more}; `fourm download {names}` fetches what is missing")
 
 
-def _plan(wanted: Sequence[Wanted], quiet: bool, is_estimate: bool = False) -> tuple[Download, ...]:
+def _plan(wanted: Sequence[Entry], quiet: bool, is_estimate: bool = False) -> tuple[Download, ...]:
     def report(event: Transfer) -> None:
         if not quiet and isinstance(event, Waiting):
             note(waiting_line(event))
@@ -125,7 +125,7 @@ def _licences(jobs: Iterable[Download]) -> list[str]:
     names: dict[str, list[str]] = {}
     for job in jobs:
         if job.licence is not None:
-            names.setdefault(job.licence.sentence.removeprefix("weights: "), []).append(job.wanted.entry.name)
+            names.setdefault(job.licence.sentence.removeprefix("weights: "), []).append(job.entry.name)
     return [f"terms of {', '.join(those)}: {sentence}" for sentence, those in names.items()]
 
 
@@ -154,7 +154,7 @@ class Transfers:
 
     def begin(self, job: Download) -> None:
         """Go over to a download."""
-        self._show([(file.content.name, file.content.size, file.done) for file in job.files])
+        self._show([(file.name, file.size, job.done[file.name]) for file in job.files])
         self.left_later = max(0, self.left_later - job.to_fetch)
 
     def take(self, event: Transfer) -> None:
@@ -211,9 +211,9 @@ def headline(job: Download) -> str:
     count = f"{len(job.files)} files" if len(job.files) > 1 else "1 file"
     at = f" at {job.revision[:7]}" if job.revision else ""
     if not job.to_fetch:
-        return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
+        return f"{job.entry.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
     rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
-    return f"{job.wanted.entry.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
+    return f"{job.entry.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
 
 
 def waiting_line(event: Waiting) -> str:

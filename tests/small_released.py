@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.bundle import words
 from fourm.hub.cache import text_tokenizer_path
-from fourm.hub.catalogue import CATALOGUE, PROMPTS_FILE
+from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
@@ -53,5 +53,5 @@ def write_released(home: Path) -> dict[str, str]:
     words().save(str(text_tokenizer))
     (parts / "prompts.tsv").write_text(PARTI)
     entry = CATALOGUE["parti-prompts"]
-    put(cache, entry.hub_id, {PROMPTS_FILE: parts / "prompts.tsv"}, repo_type=entry.repo_type)
+    put(cache, entry.hub_id, {entry.main_file: parts / "prompts.tsv"}, repo_type=entry.repo_type)
     return {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}

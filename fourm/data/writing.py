@@ -36,7 +36,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 DRAWING = {"drawing": "fourm"}
 
 
-def write_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(root: Path, path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in `root/.partial`, then rename it to `path` under root.
 
     root must exist: if it was deleted during a run, it is not created again.
@@ -69,7 +69,7 @@ def create_text(root: Path, path: Path, text: str) -> bool:
     return create_atomic(root, path, partial(_fill, text))
 
 
-def write_alone(path: Path, write: Callable[[Path], None]) -> None:
+def write_alone(path: Path, write: Callable[[Path], object]) -> None:
     """Write one file outside of any run's folder, atomically; create its folder if needed."""
     try:
         make_all(path.parent)

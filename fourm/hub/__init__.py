@@ -5,8 +5,8 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "cache": "KEPT cache_folder find_parti",
-    "catalogue": "CATALOGUE GROUPS PARTI find_entry",
-    "download": "Download Wanted check_room fetch plan_downloads read_wanted verify_cached",
+    "catalogue": "CATALOGUE GROUPS PARTI Entry find_entry",
+    "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
         "DEMO DEMO_SR ModelFiles check_tokenizers find_model find_sr "
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"

@@ -5,12 +5,13 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fourm.data.opening import open_own, read_bytes
 from fourm.data.writing import lock_file, write_alone
-from fourm.errors import FourMError, MissingError, UsageError, VerificationError
-from fourm.hub.catalogue import CATALOGUE, Entry
+from fourm.errors import FourMError, MissingError, UsageError
+from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, EntryKind
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
@@ -18,9 +19,8 @@ LOOK_AGAIN = 0.2  # seconds after which a pin is looked for that was written wit
 REPO_TYPES = ("model", "dataset", "space")
 MAX_SIZE = 1 << 62  # bytes of a file
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
-_TEXT_TOKENIZER = "text_tokenizer_4m_wordpiece_30k.json"
 _MAX_PINS, _MAX_REF = 1 << 26, 1 << 10  # bytes of the record, and of the file of a branch
-_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 _HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
@@ -32,21 +32,7 @@ class HubFile:
 
     name: str  # relative to the repository, parts separated by "/"
     size: int  # bytes
-    sha256: str = ""
-    blob_id: str = ""  # without a sha256: SHA-1 of "blob SIZE", a zero byte and the content, as in Git
-
-    def __post_init__(self) -> None:
-        self.name.encode()  # a ValueError for half a character
-        is_path = all(part not in ("", ".", "..") for part in self.name.split("/"))
-        if not is_path or "\\" in self.name or "\0" in self.name:
-            raise ValueError(f"no file of a repository: {self.name!r}")
-        if type(self.size) is not int or not 0 <= self.size <= MAX_SIZE:
-            raise ValueError(f"no size of a file: {self.name!r}")
-
-    @property
-    def blob(self) -> str:
-        """The name of the content in the cache."""
-        return self.sha256 or self.blob_id
+    checksum: str = ""  # SHA-256; or as in Git, of 40 digits, SHA-1 of "blob SIZE", a zero byte, content
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +50,13 @@ class Commit:
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is named twice")
         for file in self.files:
-            if not (_SHA256.fullmatch(file.sha256) if file.sha256 else _SHA1.fullmatch(file.blob_id)):
+            file.name.encode()  # a ValueError for half a character
+            is_path = all(part not in ("", ".", "..") for part in file.name.split("/"))
+            if not is_path or "\\" in file.name or "\0" in file.name:
+                raise ValueError(f"no file of a repository: {file.name!r}")
+            if type(file.size) is not int or not 0 <= file.size <= MAX_SIZE:
+                raise ValueError(f"no size of a file: {file.name!r}")
+            if not _CHECKSUM.fullmatch(file.checksum):
                 raise ValueError(f"no checksum of {file.name}")
 
     @property
@@ -100,7 +92,7 @@ def cache_folder() -> Path:
 
 def text_tokenizer_path() -> Path:
     """Where the released text tokenizer lies once it is downloaded; it need not exist."""
-    return fourm_home() / _TEXT_TOKENIZER
+    return fourm_home() / CATALOGUE[TEXT_TOKENIZER].main_file
 
 
 def repository_folder(hub_id: str, repo_type: str = "model") -> Path:
@@ -123,7 +115,7 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
-    if entry.is_text_tokenizer:
+    if entry.kind is EntryKind.TEXT_TOKENIZER:
         path, revision = text_tokenizer_path(), ""
     elif snapshot := find_snapshot(entry.hub_id, repo_type=entry.repo_type):
         path, revision = snapshot / entry.main_file, snapshot.name
@@ -201,23 +193,15 @@ def write_pin(pin: Commit) -> None:
         while True:
             rows = {}
             for hub_id, one in sorted((load_pins() | {pin.hub_id: pin}).items()):
-                files = {file.name: {"size": file.size, "sha256": file.sha256} for file in one.files}
+                files = {file.name: {"size": file.size, "sha256": file.checksum} for file in one.files}
                 rows[hub_id] = {"repo_type": one.repo_type, "revision": one.revision, "files": files}
-            replace_text(pins_path(), json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n")
+            text = json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n"
+            write_alone(pins_path(), partial(Path.write_text, data=text, encoding="utf-8"))
             if has_locks:
                 return
             time.sleep(LOOK_AGAIN)
             if find_pin(pin.hub_id) == pin:
                 return
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file of the cache atomically; a link of its name is replaced, not followed."""
-
-    def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
-
-    write_alone(path, write)
 
 
 def place_file(content: Path, pointer: Path, home: Path) -> None:
@@ -254,12 +238,6 @@ def remove_file(path: Path, home: Path) -> bool:
         is_own = target is not None and _folder_of(target) == root / "blobs"
         path = target or path
     return removed
-
-
-def remove_damaged(path: Path, home: Path) -> None:
-    """Delete a damaged file of the repository `home`; an error if it is not the repository's own."""
-    if not remove_file(path, home):
-        raise VerificationError(f"{path}: is damaged, but {KEPT}")
 
 
 def _expand(path: str) -> Path:

@@ -14,7 +14,6 @@ from fourm.hub.header import WEIGHTS_FILE
 from fourm.modalities.registry import RELEASED
 
 OWNER = "EPFL-VILAB"
-PROMPTS_FILE = "PartiPrompts.tsv"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are never loaded
 TEXT_TOKENIZER = "text-tokenizer"  # its short name
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
@@ -61,26 +60,14 @@ class Entry:
     writes: tuple[str, ...] = ()
     key: str = ""  # of a tokenizer: the `tokenizer` of the modality rows that it serves
     config: Mapping[str, object] = field(default_factory=dict)  # of a model, as published; a file's own wins
+    main_file: str = WEIGHTS_FILE  # the largest one, by its name in the repository
+    repo_type: str = "model"  # as the Hub calls it, or "dataset"
+    revision: str = ""  # branch, tag or commit that was asked for; "" = the recorded one, else main
 
     @property
     def is_model(self) -> bool:
         """True for the transformers, super-resolution too."""
         return self.kind in (EntryKind.MODEL, EntryKind.SR)
-
-    @property
-    def is_text_tokenizer(self) -> bool:
-        """True for the one thing whose home is not the Hub."""
-        return self.kind is EntryKind.TEXT_TOKENIZER
-
-    @property
-    def main_file(self) -> str:
-        """The name of its largest file in the repository."""
-        return PROMPTS_FILE if self.kind is EntryKind.PROMPTS else WEIGHTS_FILE
-
-    @property
-    def repo_type(self) -> str:
-        """What the Hub calls it: "model" or "dataset"."""
-        return "dataset" if self.kind is EntryKind.PROMPTS else "model"
 
 
 # Width, blocks on each side, heads.
@@ -129,7 +116,6 @@ _FAMILIES = (
     ("4m-21-{}", "4M-21_{}", "4M-21", "4M-21 {}"),
     ("4m-7-sr-{}", "4M-7-SR_{}_CC12M", "4M-7-SR", "Super-resolution, 224 to 448"),
 )
-_BY_KEY = {key: name for key, name, *_ in _TOKENIZERS}
 
 
 def _model(name: str, repository: str, family: str, size: str, title: str) -> Entry:
@@ -161,9 +147,10 @@ _RELEASED_TOKENIZERS = [
 ]  # fmt: skip
 _ENTRIES = (
     *_MODELS, *_RELEASED_TOKENIZERS,
-    Entry(TEXT_TOKENIZER, "", EntryKind.TEXT_TOKENIZER, "WordPiece of 30,000 words", APACHE, 1_451_469),
+    Entry(TEXT_TOKENIZER, "", EntryKind.TEXT_TOKENIZER, "WordPiece of 30,000 words", APACHE, 1_451_469,
+          main_file="text_tokenizer_4m_wordpiece_30k.json"),
     Entry("parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)", APACHE,
-          123_106),
+          123_106, main_file="PartiPrompts.tsv", repo_type="dataset"),
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
@@ -173,6 +160,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "tokenizers": tuple(one.name for one in _RELEASED_TOKENIZERS),
 }
 _BY_NAME = {word.lower(): e for e in _ENTRIES for word in (e.name, e.hub_id) if word}
+_BY_KEY = {e.key: e for e in _RELEASED_TOKENIZERS}
 
 
 def find_entry(name: str) -> Entry | None:
@@ -182,7 +170,7 @@ def find_entry(name: str) -> Entry | None:
 
 def tokenizer_entry(key: str) -> Entry | None:
     """The released tokenizer for a modality row's `tokenizer`."""
-    return CATALOGUE.get(_BY_KEY.get(key, ""))
+    return _BY_KEY.get(key)
 
 
 def near_entry(name: str) -> str:

@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -23,7 +24,7 @@ from fourm import __version__
 from fourm.data.opening import open_file, open_own, read_bytes
 from fourm.data.writing import lock_file
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, near_match, printable
-from fourm.hub.cache import Commit, HubFile, remove_damaged
+from fourm.hub.cache import KEPT, Commit, HubFile, place_file, remove_file
 from fourm.hub.catalogue import near_entry
 from fourm.hub.header import is_web_page
 
@@ -33,16 +34,18 @@ UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
 MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
 ANSWER_TIME = 60.0  # seconds that it may take
+FIRST_WAIT, LONGEST_WAIT = (
+    1.0,
+    60.0,
+)  # seconds; each wait is twice the one before, or what the server asks for
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 PAGE = "a web page, perhaps the login page of this network"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
-_SPAN = re.compile(
-    r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII | re.IGNORECASE
-)  # of an answer: its first byte, all bytes
+# Of an answer: its first byte, and the size of the whole file.
+_SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII | re.IGNORECASE)
 # Errors of the client after which another try is of no use.
 _HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects",
              "InvalidURL")  # fmt: skip
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 _ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
@@ -98,8 +101,6 @@ class Client:
     """How to download: how often to try, how long to wait, whom to tell."""
 
     tries: int = 5  # without a byte of progress
-    first_wait: float = 1.0  # seconds, then twice as long each time
-    longest_wait: float = 60.0  # also if the server asks for more
     sleep: Callable[[float], None] = time.sleep
     report: Callable[[Transfer], None] = field(default=lambda event: None)
 
@@ -112,15 +113,18 @@ class Refused(Exception):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, response: Any) -> None:
-        super().__init__()
+        super().__init__(f"the server answers {response.status_code}")
         self.status: int = response.status_code
         self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
         wait = response.headers.get("Retry-After", "").strip()
         self.wait = float(wait) if re.fullmatch(r"\d+", wait, re.ASCII) else 0.0  # seconds
 
 
-class Dropped(Exception):
+class Dropped(ConnectionError):
     """The connection ended before the file did."""
+
+    def __str__(self) -> str:
+        return "the connection was dropped"
 
 
 def check_variables() -> None:
@@ -132,7 +136,14 @@ def check_variables() -> None:
         if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0")):
             raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
     for name in _ADDRESSES:
-        if not _is_address(text := os.environ.get(name, example := "https://huggingface.co")):
+        text = os.environ.get(name, example := "https://huggingface.co")
+        try:
+            parts = urlsplit(text)
+            host = (parts.hostname or "").encode("idna")
+            is_good = host and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
+        except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
+            is_good = False
+        if not is_good:
             raise UsageError(f"{name}: '{printable(text)}' is no address of a server, such as {example}")
 
 
@@ -140,41 +151,42 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
     """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
     from huggingface_hub import constants
 
-    at, files = f"/revision/{quote(revision, safe='')}" if revision else "", list[HubFile]()
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+
+    def ask() -> bytes:
+        try:
+            return _ask(f"{repo_type}s/{hub_id}{at}?blobs=true")
+        except Refused as error:
+            if error.code == "RevisionNotFound":
+                known = _known_revisions(hub_id, repo_type)
+                advice = near_match(revision, known) or (
+                    f"; there is {', '.join(known[:5])}" if known else ""
+                )
+                raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
+            if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
+                raise MissingError(
+                    f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
+                    f"if it is private, {LOG_IN}"
+                ) from error
+            raise
+
+    text = persist(client, Address(hub_id, constants.ENDPOINT), "", ask)
     try:
-        answer = persist(client, hub_id, lambda: _ask(f"{repo_type}s/{hub_id}{at}?blobs=true"))
+        if len(text) > MAX_ANSWER:
+            raise ValueError(f"more than {MAX_ANSWER:,} bytes")
+        if is_web_page(text):
+            raise ValueError(PAGE)
+        answer, files = json.loads(text), list[HubFile]()
         for row in answer.get("siblings") or ():
-            if lfs := row.get("lfs"):
-                files.append(HubFile(row["rfilename"], lfs["size"], sha256=lfs["sha256"]))
-            else:
-                files.append(HubFile(row["rfilename"], row["size"], blob_id=row["blobId"]))
+            lfs = row.get("lfs")
+            size, checksum = (lfs["size"], lfs["sha256"]) if lfs else (row["size"], row["blobId"])
+            files.append(HubFile(row["rfilename"], size, checksum))
         return Commit(hub_id, answer["sha"], tuple(files), repo_type)
-    except FourMError:
-        raise
-    except _MALFORMED as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreachableError(
             f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)}); "
             "HF_ENDPOINT may be wrong"
         ) from error
-    except Exception as error:  # the client's module differs by version; others are raised again below
-        status, code = (error.status, error.code) if isinstance(error, Refused) else (0, "")
-        if code == "RevisionNotFound":
-            known = _known_revisions(hub_id, repo_type)
-            advice = near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
-            raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
-        if code != "GatedRepo" and (status == 404 or code == "RepoNotFound"):
-            raise MissingError(
-                f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
-                f"if it is private, {LOG_IN}"
-            ) from error
-        raise explain_failure(error, hub_id, constants.ENDPOINT) from error
-
-
-def file_address(hub_id: str, name: str, revision: str, repo_type: str) -> Address:
-    """A file of a repository at a commit."""
-    from huggingface_hub import hf_hub_url
-
-    return Address(hub_id, hf_hub_url(hub_id, name, revision=revision, repo_type=repo_type))
 
 
 def unfinished(target: Path) -> Path:
@@ -182,35 +194,41 @@ def unfinished(target: Path) -> Path:
     return target.with_name(target.name + UNFINISHED)
 
 
-def ensure_file(target: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
-    """Make `target` a complete file with the checksum on record; returns its sha256.
+def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
+    """Make `path` a complete file with the checksum on record, or a link to such a blob; returns its sha256.
 
     What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
     VerificationError if what comes is damaged too; then nothing is left. On any other error what has arrived
-    stays in `unfinished(target)`.
+    stays in `unfinished(blob)`.
     """
+    part = unfinished(blob)
     while True:
-        if target.is_file():
-            if sha256 := check_file(target, file, client):
-                client.report(Fetched(file.name, file.size, is_new=False))
-                return sha256
-            remove_damaged(target, home)
-        elif os.path.exists(target):
-            raise _no_plain_file(target)
-        with _claimed(target, file.name, client) as growing:
-            if growing is None:  # another process has just made it
-                continue
+        for there in (path, blob):
+            if there.is_file():
+                if sha256 := check_file(there, file, client):
+                    place_file(there, path, home)
+                    client.report(Fetched(file.name, file.size, is_new=False))
+                    return sha256
+                if not remove_file(there, home):
+                    raise VerificationError(f"{there}: is damaged, but {KEPT}")
+        growing = _claim(blob, file.name, client)
+        if growing is None:
+            continue
+        with growing, suppress(FileNotFoundError):  # where there are no locks, another process has renamed it
             for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad
-                receive(client, file, address, growing)
-                if sha256 := check_file(unfinished(target), file, client):
-                    os.replace(unfinished(target), target)
+                append = partial(receive, client, file, address, growing)
+                persist(client, address, file.name, append, growing.tell)
+                growing.flush()
+                if sha256 := check_file(part, file, client):
+                    os.replace(part, blob)
+                    place_file(blob, path, home)
                     client.report(Fetched(file.name, file.size, is_new=True))
                     return sha256
                 _restart(growing)
-            unfinished(target).unlink()
+            part.unlink()
             raise VerificationError(
                 f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
-                f"({file.blob[:12]}...), so it was removed; run the command again"
+                f"({file.checksum[:12]}...), so it was removed; run the command again"
             )
 
 
@@ -219,73 +237,107 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
     size = path.stat().st_size
     if size != file.size:
         return ""
-    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    on_record = sha256 if len(file.checksum) == 64 else sha1
     with open_file(path) as content:
         while data := content.read(1 << 22):
-            sha256.update(data)
-            if not file.sha256:
-                blob.update(data)
+            for digest in {sha256, on_record}:
+                digest.update(data)
             client.report(Advanced(file.name, min(content.tell(), size), size, is_check=True))
-    return sha256.hexdigest() if file.blob in (sha256.hexdigest(), blob.hexdigest()) else ""
+    return sha256.hexdigest() if file.checksum == on_record.hexdigest() else ""
 
 
-def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
-    """Append what is missing to an open file that is at its end; MissingError if it cannot be had.
+def persist(
+    client: Client,
+    address: Address,
+    name: str,
+    action: Callable[[], T],
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """The result of `action`, tried again while its failure may pass; then `explain_failure`.
 
-    What has arrived stays in the file. VerificationError if something else than the file on record is sent.
-    """
-    try:
-        persist(client, wanted.name, lambda: _append(client, wanted, address, file), file.tell)
-    except FourMError:
-        raise
-    except Exception as error:  # as above: `explain_failure` raises what is no failed request
-        has_begun = file.tell() > 0
-        raise explain_failure(error, address.owner, address.url, wanted.name, has_begun) from error
-    finally:
-        file.flush()
-
-
-def persist(client: Client, name: str, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-    """The result of `action`, tried again while its failure may pass; any other error is raised as it is.
-
-    The count of failures begins anew when `progress` has grown.
+    name: of the file that is asked for, "" = the repository; progress: its bytes that are here. The count of
+    failures begins anew when they are more.
     """
     failures, before = 0, progress()
     while True:
         try:
             return action()
-        except Exception as error:  # only what `_may_pass` knows is tried again
+        except Exception as error:  # `explain_failure` raises what is no failed request
             failures = 1 if progress() > before else failures + 1
             before = progress()
             if failures >= client.tries or not _may_pass(error):
-                raise
+                raise explain_failure(error, address, name, has_begun=before > 0) from error
             asked = error.wait if isinstance(error, Refused) else 0.0
-            seconds = min(client.longest_wait, max(asked, client.first_wait * 2 ** (failures - 1)))
-            client.report(Waiting(name, seconds, reason_of(error)))
+            seconds = min(LONGEST_WAIT, max(asked, FIRST_WAIT * 2 ** (failures - 1)))
+            client.report(Waiting(name or address.owner, seconds, reason_of(error)))
             client.sleep(seconds)
 
 
+def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
+    """Append what is missing to a file that is at its end; VerificationError if something else is sent."""
+    from huggingface_hub import constants
+
+    done, size = file.tell(), wanted.size
+    if done >= size:
+        return
+    headers = token_headers() if address.sends_token else {}
+    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
+        if response.status_code == 416:  # no such range: the file ends before it
+            _restart(file)
+            raise Dropped
+        if response.status_code not in (200, 206):
+            raise Refused(response)
+        begin, total = 0, response.headers.get("Content-Length", "")
+        if span := response.status_code == 206 and _SPAN.match(response.headers.get("Content-Range", "")):
+            begin, total = int(span[1]), span[2]
+        is_anew = not done or begin != done
+        chunks = response.iter_bytes(CHUNK)
+        first = next(chunks, b"")
+        if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
+            raise VerificationError(f"{wanted.name}: {PAGE}, is sent in place of this file and is not kept")
+        if total.isdigit() and int(total) != size:
+            raise VerificationError(
+                f"{wanted.name}: {int(total):,} bytes are offered, but {size:,} are on record"
+            )
+        if is_anew and done:
+            _restart(file)  # the whole file comes again
+            done = 0
+        for chunk in chain([first], chunks):
+            done += len(chunk)
+            if done > size:
+                _restart(file)
+                raise VerificationError(f"{wanted.name}: more than the {size:,} bytes on record are sent")
+            file.write(chunk)
+            client.report(Advanced(wanted.name, done, size))
+    if done < size:
+        raise Dropped
+
+
 def explain_failure(
-    error: Exception, hub_id: str, url: str, name: str = "", has_begun: bool = False
+    error: Exception, address: Address, name: str = "", has_begun: bool = False
 ) -> FourMError:
-    """A failed request as an error for people.
+    """A failed request as an error for people; any other error is raised as it is.
 
     name: of the file of the repository that was asked for, if it was one; has_begun: a part of it is here.
     """
     from huggingface_hub import constants, get_token
 
-    what, host = f"{hub_id}/{name}" if name else hub_id, urlsplit(url).netloc or url
+    owner, host = address.owner, urlsplit(address.url).netloc or address.url
+    what = f"{owner}/{name}" if name else owner
     if type(error).__name__ == "OfflineModeIsEnabled":
         return UnreachableError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it")
     if isinstance(error, Refused):
         if error.code == "GatedRepo":
-            gate = f"{constants.ENDPOINT}/{hub_id}"
-            return MissingError(f"{hub_id} is gated: accept its terms at {gate}, then {LOG_IN}")
+            gate = f"{constants.ENDPOINT}/{owner}"
+            return MissingError(f"{owner} is gated: accept its terms at {gate}, then {LOG_IN}")
         if error.status in (401, 403):
             given = "this token" if get_token() else "access without a token"
-            return MissingError(f"{hub_id}: the Hub refuses {given} ({error.status}); {LOG_IN} with access")
+            return MissingError(f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access")
         if error.status == 404 and name:
-            return MissingError(f"{hub_id} has no file {name} at this revision any more")
+            return MissingError(f"{owner} has no file {name} at this revision any more")
     elif not (_is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError)):
         raise error
     told = f"{what} cannot be fetched from {host}: {reason_of(error)}"
@@ -297,10 +349,8 @@ def explain_failure(
 
 def reason_of(error: BaseException) -> str:
     """Why a transfer failed, in a few words."""
-    if isinstance(error, Refused):
-        return f"the server answers {error.status}"
-    if isinstance(error, Dropped):
-        return "the connection was dropped"
+    if isinstance(error, Refused | Dropped):
+        return str(error)
     text, kind = _brief(error), type(error).__name__
     if "timeout" in kind.lower() or "timed out" in text.lower():
         return "no answer in time"
@@ -355,11 +405,11 @@ def token_headers() -> dict[str, str]:
     return agent | ({"authorization": f"Bearer {token}"} if token else {})
 
 
-def _ask(path: str) -> Any:
-    """What the Hub answers; one of the `_MALFORMED` errors where that makes no sense."""
+def _ask(path: str) -> bytes:
+    """What the Hub answers: all of it, or a bit more than MAX_ANSWER bytes."""
     from huggingface_hub import constants
 
-    began, text = time.monotonic(), bytearray()
+    began, text = time.monotonic(), b""
     url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
     with open_session().stream("GET", url, headers=token_headers(), timeout=timeout) as response:
         if response.status_code != 200:
@@ -367,17 +417,15 @@ def _ask(path: str) -> Any:
         for chunk in response.iter_bytes():  # as they arrive, so that slow ones are seen at once
             text += chunk
             if len(text) > MAX_ANSWER:
-                raise ValueError(f"more than {MAX_ANSWER:,} bytes")
+                break
             if time.monotonic() - began > ANSWER_TIME:
                 raise TimeoutError("timed out")
-    if is_web_page(bytes(text)):
-        raise ValueError(PAGE)
-    return json.loads(text)
+    return text
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
     try:
-        answer = _ask(f"{repo_type}s/{hub_id}/refs")
+        answer = json.loads(_ask(f"{repo_type}s/{hub_id}/refs"))
         names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
         return [name for name in names if name.isprintable() and len(name) < 100]
     except Exception:  # advice is not worth another error
@@ -387,7 +435,7 @@ def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
 def _is_transport(error: BaseException) -> bool:
     """True if no whole answer came. The client is httpx or httpx2, by the version of huggingface_hub."""
     is_client = type(error).__module__.startswith(("httpx", "httpcore"))
-    return is_client or isinstance(error, Dropped | ConnectionError | TimeoutError)
+    return is_client or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -401,98 +449,30 @@ def _brief(error: BaseException) -> str:
     return printable(" ".join(str(error)[:1000].split()))[:200]
 
 
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        host = (parts.hostname or "").encode("idna")
-        return bool(host) and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
-    except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
-        return False
-
-
-def _append(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
-    """One request for the bytes that are missing; an error that may pass if they did not all come."""
-    from huggingface_hub import constants
-
-    done, size = file.tell(), wanted.size
-    if done >= size:
-        return
-    headers = token_headers() if address.sends_token else {}
-    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
-        if response.status_code == 416:  # no such range: the file ends before it
-            _restart(file)
-            raise Dropped
-        if response.status_code not in (200, 206):
-            raise Refused(response)
-        begin, total = 0, response.headers.get("Content-Length", "")
-        if span := response.status_code == 206 and _SPAN.match(response.headers.get("Content-Range", "")):
-            begin, total = int(span[1]), span[2]
-        is_anew = not done or begin != done
-        chunks = response.iter_bytes(CHUNK)
-        first = next(chunks, b"")
-        if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
-            raise VerificationError(f"{wanted.name}: {PAGE}, is sent in place of this file and is not kept")
-        if total.isdigit() and int(total) != size:
-            raise VerificationError(
-                f"{wanted.name}: {int(total):,} bytes are offered, but {size:,} are on record"
-            )
-        if is_anew and done:
-            _restart(file)  # the whole file comes again
-            done = 0
-        for chunk in chain([first], chunks):
-            done += len(chunk)
-            if done > size:
-                _restart(file)
-                raise VerificationError(f"{wanted.name}: more than the {size:,} bytes on record are sent")
-            file.write(chunk)
-            client.report(Advanced(wanted.name, done, size))
-    if done < size:
-        raise Dropped
-
-
 def _restart(file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
 
 
-@contextmanager
-def _claimed(target: Path, name: str, client: Client) -> Iterator[BinaryIO | None]:
-    """The file that collects the bytes, for this process alone; None if another has finished it meanwhile.
+def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
+    """The file that collects the bytes, at its end, for this process; None if another has just renamed it.
 
     Each process writes at its own position, so two of them, where there are no locks, write the same bytes.
     """
-    path, has_waited = unfinished(target), False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while not target.exists():
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-            raise _no_plain_file(path)
-        try:
-            growing = open_own(path, "r+" if path.exists() else "x")
-        except (FileExistsError, FileNotFoundError):  # another process has just made or renamed it
-            continue
-        with growing:
-            while lock_file(growing) is False:
-                if not has_waited:
-                    client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
-                has_waited = True
-                client.sleep(OTHER_PROCESS)
-            try:
-                is_current = os.path.samefile(growing.fileno(), path)
-            except FileNotFoundError:
-                is_current = False
-            if not is_current:  # its last holder has renamed or deleted it
-                continue
-            growing.seek(0, os.SEEK_END)
-            try:
-                yield growing
-            except FileNotFoundError:  # another process has renamed it, where there are no locks
-                if not target.is_file():
-                    raise
-            return
-    yield None
-
-
-def _no_plain_file(path: Path) -> FourMError:
-    return FourMError(f"{path}: is no plain file, as a file of the cache must be; delete it")
+    part, has_waited = unfinished(blob), False
+    for there in (blob, part):
+        if (there.exists() and not there.is_file()) or (there == part and part.is_symlink()):
+            raise FourMError(f"{there}: is no plain file, as a file of the cache must be; delete it")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError, FileNotFoundError):  # another process has just made, renamed or deleted it
+        growing = open_own(part, "r+" if part.exists() else "x")
+        while lock_file(growing) is False:
+            if not has_waited:
+                client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
+            has_waited = True
+            client.sleep(OTHER_PROCESS)
+        growing.seek(0, os.SEEK_END)
+        if os.path.samefile(growing.fileno(), part):
+            return growing
+        growing.close()
+    return None

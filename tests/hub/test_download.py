@@ -67,7 +67,7 @@ def test_the_record_has_commit_sizes_and_checksums(hub: Hub, watch: Watch) -> No
     pin = find_pin(ID)
     assert pin is not None
     assert pin.revision == HEAD_OF_MAIN
-    assert {f.name: (f.size, f.sha256) for f in pin.files} == {
+    assert {f.name: (f.size, f.checksum) for f in pin.files} == {
         name: (len(FILES[name]), hashlib.sha256(FILES[name]).hexdigest()) for name in FETCHED
     }
 
@@ -259,8 +259,8 @@ def test_a_cache_that_was_emptied_is_no_damage(hub: Hub, watch: Watch) -> None:
 def text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A text tokenizer on both its homes, and its checksum."""
     content = b'{"version": "1.0"}' * 9000
-    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(download_module, "TEXT_TOKENIZER_BYTES", len(content))
+    file = HubFile(text_tokenizer_path().name, len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(download_module, "TEXT_FILE", file)
     commit = "cda590faa3b9f022c28537193d3e1650527646a3"
     path = f"apple/ml-4m/{commit}/fourm/utils/tokenizer/trained/{text_tokenizer_path().name}"
     hub.github[path] = content

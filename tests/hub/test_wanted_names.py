@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fourm.errors import UsageError
-from fourm.hub.download import Wanted, read_wanted
+from fourm.hub.catalogue import Entry
+from fourm.hub.download import read_wanted
 from fourm.schedule.settings import read_names
 from tests.fetching import ID, NAME
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = "text_tokenizer_4m_wordpiece_30k.json"
 
 
-def of_file(path: Path) -> tuple[Wanted, ...]:
+def of_file(path: Path) -> tuple[Entry, ...]:
     return read_wanted([], read_names(path), str(path))
 
 
@@ -58,17 +59,17 @@ def test_a_revision_is_for_one_repository() -> None:
 
 def test_a_models_file_stands_for_all_that_it_names(tmp_path: Path) -> None:
     path = ROOT / "cfgs" / "generation" / "models" / "4m-xl_mod7+sr_4m-l_mod7.yaml"
-    names = [one.entry.name for one in of_file(path)]
+    names = [one.name for one in of_file(path)]
     expected = {"4m-7-xl", "4m-7-sr-l", "tok-rgb", "tok-depth", "tok-normal", "tok-semseg", "tok-clip"}
     assert set(names) == expected | {"text-tokenizer"}
     assert len(names) == len(set(names))
     for each in path.parent.glob("*.yaml"):
         assert of_file(each)
     data = path.parent.parent / "data" / "parti_3x.yaml"
-    assert [one.entry.name for one in of_file(data)] == ["parti-prompts"]
+    assert [one.name for one in of_file(data)] == ["parti-prompts"]
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"model: {tmp_path}\ntext_tok_path: ./fourm/utils/tokenizer/trained/{TEXT}\n")
-    assert [one.entry.name for one in of_file(mine)] == ["text-tokenizer"]
+    assert [one.name for one in of_file(mine)] == ["text-tokenizer"]
 
 
 @pytest.mark.parametrize(
