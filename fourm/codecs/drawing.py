@@ -42,11 +42,12 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     room = side - 2 * (side // 14)
     for size in (20, 18, 16, 14, 12, 11, 10, 9):
         pixels = max(size * side // CARD, 6)
-        font, lines = _all_lines(text, pixels, room)
-        fitting = max(int(room / (_LINE * pixels)), 1)
-        if len(lines) <= fitting:
+        most = max(int(room / (_LINE * pixels)), 1)
+        font, lines = lines_of(text, pixels, room, most + 1)
+        if len(lines) <= most:
             break
-    lines = _limited(lines, fitting, font, room)
+    else:
+        font, lines = lines_of(text, pixels, room, most)
     top = side / 2 - (len(lines) - 1) * _LINE * pixels / 2
     for number, line in enumerate(lines):
         draw.text((side / 2, top + number * _LINE * pixels), line, _BLACK, font, anchor="mm")
@@ -58,14 +59,24 @@ def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[st
 
     A letter that no font on this machine has becomes its plain form, or else a question mark.
     """
-    font, lines = _all_lines(text, size, width)
-    return font, _limited(lines, most, font, width)
+    font, shown, _ = _readable(text, size)
+    lines, line = list[str](), ""
+    for word in shown.split():
+        for piece in _pieces(word, font, width):
+            longer = f"{line} {piece}" if line else piece
+            if line and _length(longer, font) > width:
+                lines.append(line)
+                longer = piece
+            line = longer
+    lines += [line] if line else []
+    if len(lines) > most:
+        lines = [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
+    return font, lines
 
 
 def undrawable(text: str, size: int = 16) -> set[str]:
     """The characters of a text that are drawn as question marks."""
-    font = font_for(_printable(text), size)
-    return _missing("".join(_shown_by(word, font) for word in _printable(text).split()), font)
+    return _readable(text, size)[2]
 
 
 def corners_of(box: Box, width: int, height: int) -> Rectangle:
@@ -108,11 +119,9 @@ def draw_palette(colours: Sequence[Colour]) -> Image.Image:
     """Draw a square of vertical stripes, one for each colour; a card that says "no colours" for none."""
     if not colours:
         return text_card("no colours")
-    side = STRIPE * len(colours)
-    image = Image.new("RGB", (side, side))
-    for left, colour in zip(range(0, side, STRIPE), colours, strict=True):
-        image.paste(tuple(colour), (left, 0, left + STRIPE, side))
-    return image
+    image, side = Image.new("RGB", (len(colours), 1)), STRIPE * len(colours)
+    image.putdata(colours)
+    return image.resize((side, side), Image.Resampling.NEAREST)
 
 
 def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
@@ -162,47 +171,18 @@ def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
     return mask.size, bytes(mask)
 
 
-def _shown_by(word: str, font: Font) -> str:
-    """A word in which letters that the font lacks are replaced by their plain forms: e for é."""
-    plain = dict[str, str]()
-    for c in _missing(word, font):
-        form = "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
-        plain[c] = form if form and not _missing(form, font) else c
-    return "".join(plain.get(c, c) for c in word)
+def _readable(text: str, size: int) -> tuple[Font, str, set[str]]:
+    """A font, the beginning of a text as it shows it, and the characters for which it has question marks.
 
-
-def _printable(text: str) -> str:
-    """The beginning of a text, with question marks for lone surrogates and blanks for control characters."""
+    Control characters become blanks, and letters that the font lacks their plain forms: e for é.
+    """
     whole = text[:4000].encode("utf-8", "replace").decode()  # more fits on no card
-    return "".join(c if c.isprintable() else " " for c in whole)
-
-
-def _all_lines(text: str, size: int, width: int) -> tuple[Font, list[str]]:
-    """A font, and the lines of a text with a question mark for each character that the font lacks."""
-    whole = _printable(text)
-    font = font_for(whole, size)
-    words = [_shown_by(word, font) for word in whole.split()]
-    missing = _missing("".join(words), font)
-    return font, _wrapped(("".join("?" if c in missing else c for c in word) for word in words), font, width)
-
-
-def _limited(lines: list[str], most: int, font: Font, width: int) -> list[str]:
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
-
-
-def _wrapped(words: Iterable[str], font: Font, width: int) -> list[str]:
-    """Lines of words, none wider than `width`; a word that is wider alone is cut into several."""
-    lines, line = list[str](), ""
-    for word in words:
-        for piece in _pieces(word, font, width):
-            longer = f"{line} {piece}" if line else piece
-            if line and _length(longer, font) > width:
-                lines.append(line)
-                longer = piece
-            line = longer
-    return [*lines, line] if line else lines
+    whole = "".join(c if c.isprintable() else " " for c in whole)
+    font, plain = font_for(whole, size), dict[str, str]()
+    for c in _missing(whole, font):
+        form = "".join(p for p in unicodedata.normalize("NFKD", c) if not unicodedata.combining(p))
+        plain[c] = form if form and not _missing(form, font) else "?"
+    return font, "".join(plain.get(c, c) for c in whole), {c for c, form in plain.items() if form == "?"}
 
 
 def _pieces(word: str, font: Font, width: int) -> list[str]:
@@ -235,9 +215,8 @@ def _draw_label(
 ) -> None:
     """Draw the name of a box on a bar at its upper or lower edge, not over other names if possible."""
     pixels = min(max(min(size) // 16, 10), 28)
-    name = _printable(box.name)
-    font, pad = font_for(name, pixels), max(pixels // 6, 1)
-    name = _shortened(_shown_by(name, font), font, size[0] - 2 * pad)
+    (font, name, _), pad = _readable(box.name, pixels), max(pixels // 6, 1)
+    name = _shortened(name, font, size[0] - 2 * pad)
     width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
     if not name or width > size[0] or height > size[1]:
         return

@@ -8,7 +8,6 @@ sixteen codes to a mask within a box; masks of one thing are merged and painted 
 
 import colorsys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain, cycle
 
@@ -31,6 +30,7 @@ Corners = NDArray[np.int64]  # (n, 4) xmin, ymin, xmax, ymax in pixels
 POSE_NUMBERS = 23 * 9  # that the pose tokenizer gives: a rotation matrix of every joint but the pelvis
 FOCAL_LENGTH = 5000 / 256 * PICTURE_SIDE  # pixels
 _SCALE = 2  # pixels of the drawing per pixel of the picture that poses are for
+_SIDE = PICTURE_SIDE * _SCALE
 _FINE = 3  # further pixels while limbs are drawn, for smooth edges
 _NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not drawn
 _FONT_SIZE = 18
@@ -41,88 +41,75 @@ _FLAT = 0.9  # a mask whose probabilities differ by less says nothing
 _ALIKE, _SAME_PLACE = 0.8, 0.9  # masks and boxes of one thing agree by more
 _SMOOTH = 0.01  # keeps the similarity of empty masks finite
 
-# Joints in SMPL's order, with the joint that each hangs on and where it is from there, in metres: arms
-# spread, y up, x to the person's left, z to the front.
-_JOINTS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
-    ("pelvis", "", (0.0, -0.20, 0.0)),
-    ("left_hip", "pelvis", (0.09, -0.08, 0.0)), ("right_hip", "pelvis", (-0.09, -0.08, 0.0)),
-    ("spine1", "pelvis", (0.0, 0.11, 0.0)),
-    ("left_knee", "left_hip", (0.0, -0.41, 0.0)), ("right_knee", "right_hip", (0.0, -0.41, 0.0)),
-    ("spine2", "spine1", (0.0, 0.13, 0.0)),
-    ("left_ankle", "left_knee", (0.0, -0.41, -0.02)), ("right_ankle", "right_knee", (0.0, -0.41, -0.02)),
-    ("spine3", "spine2", (0.0, 0.07, 0.0)),
-    ("left_foot", "left_ankle", (0.02, -0.05, 0.13)), ("right_foot", "right_ankle", (-0.02, -0.05, 0.13)),
-    ("neck", "spine3", (0.0, 0.20, 0.0)),
-    ("left_collar", "spine3", (0.07, 0.12, 0.0)), ("right_collar", "spine3", (-0.07, 0.12, 0.0)),
-    ("head", "neck", (0.0, 0.09, 0.02)),
-    ("left_shoulder", "left_collar", (0.11, 0.03, 0.0)),
-    ("right_shoulder", "right_collar", (-0.11, 0.03, 0.0)),
-    ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)), ("right_elbow", "right_shoulder", (-0.27, 0.0, 0.0)),
-    ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)), ("right_wrist", "right_elbow", (-0.25, 0.0, 0.0)),
-    ("left_hand", "left_wrist", (0.09, 0.0, 0.0)), ("right_hand", "right_wrist", (-0.09, 0.0, 0.0)),
+# The skeleton: a joint, the joint that it hangs on, and where it is from there, in metres: arms spread, y up,
+# x to the person's left, z to the front. Each joint on the left is followed by its mirror image, as in SMPL;
+# the skull is no joint, but the middle of the head.
+_HALF = (
+    ("pelvis", "", (0.0, -0.20, 0.0)), ("left_hip", "pelvis", (0.09, -0.08, 0.0)),
+    ("spine1", "pelvis", (0.0, 0.11, 0.0)), ("left_knee", "left_hip", (0.0, -0.41, 0.0)),
+    ("spine2", "spine1", (0.0, 0.13, 0.0)), ("left_ankle", "left_knee", (0.0, -0.41, -0.02)),
+    ("spine3", "spine2", (0.0, 0.07, 0.0)), ("left_foot", "left_ankle", (0.02, -0.05, 0.13)),
+    ("neck", "spine3", (0.0, 0.20, 0.0)), ("left_collar", "spine3", (0.07, 0.12, 0.0)),
+    ("head", "neck", (0.0, 0.09, 0.02)), ("left_shoulder", "left_collar", (0.11, 0.03, 0.0)),
+    ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)), ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)),
+    ("left_hand", "left_wrist", (0.09, 0.0, 0.0)), ("skull", "head", (0.0, 0.10, 0.03)),
 )  # fmt: skip
-_NAMES = tuple(name for name, _, _ in _JOINTS)
-_PARENTS = tuple(_NAMES.index(parent) if parent else -1 for _, parent, _ in _JOINTS)
-_OFFSETS = np.array([offset for _, _, offset in _JOINTS])  # (24, 3)
-_SKULL = (0.0, 0.10, 0.03)  # the middle of the head from its joint
-# What is drawn between two joints, and how thick it is.
-_LIMBS = (
+# What is drawn between two of them, and how thick it is; the limbs on the left have mirror images, too.
+_MIDDLE_LIMBS = (
     ("left_hip", "right_hip", 0.09), ("pelvis", "spine2", 0.11), ("spine2", "neck", 0.09),
-    ("left_collar", "left_shoulder", 0.06), ("right_collar", "right_shoulder", 0.06),
     ("neck", "head", 0.05), ("skull", "skull", 0.11),
-    ("left_hip", "left_knee", 0.075), ("right_hip", "right_knee", 0.075),
-    ("left_knee", "left_ankle", 0.055), ("right_knee", "right_ankle", 0.055),
-    ("left_ankle", "left_foot", 0.045), ("right_ankle", "right_foot", 0.045),
-    ("left_shoulder", "left_elbow", 0.05), ("right_shoulder", "right_elbow", 0.05),
-    ("left_elbow", "left_wrist", 0.04), ("right_elbow", "right_wrist", 0.04),
-    ("left_wrist", "left_hand", 0.038), ("right_wrist", "right_hand", 0.038),
 )  # fmt: skip
-_POINTS = (*_NAMES, "skull")
+_LEFT_LIMBS = (
+    ("left_collar", "left_shoulder", 0.06), ("left_hip", "left_knee", 0.075),
+    ("left_knee", "left_ankle", 0.055), ("left_ankle", "left_foot", 0.045),
+    ("left_shoulder", "left_elbow", 0.05), ("left_elbow", "left_wrist", 0.04),
+    ("left_wrist", "left_hand", 0.038),
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class CodedParts:
-    """Parts of a value that are codes of a tokenizer, and the drawing where they can be decoded."""
-
-    codes: tuple[int, ...]  # shape of one part's codes: (h, w), or (codebooks, h, w)
-    channels: int  # of what the tokenizer makes of them
-    draw: Callable[..., Image.Image]  # of the value, and `decode`, a Decode
+def _right(name: str) -> str:
+    return name.replace("left", "right")
 
 
-@dataclass(frozen=True, slots=True)
-class _Limb:
-    start: tuple[float, float]
-    end: tuple[float, float]
-    radius: float
-    depth: float  # metres from the camera
-    colour: Ink
+_JOINTS = tuple(
+    dict.fromkeys(  # those in the middle are their own mirror images
+        joint
+        for name, parent, (x, y, z) in _HALF
+        for joint in ((name, parent, (x, y, z)), (_right(name), _right(parent), (-x, y, z)))
+    )
+)
+_NAMES = [name for name, _, _ in _JOINTS]
+_LIMBS = (*_MIDDLE_LIMBS, *_LEFT_LIMBS, *((_right(a), _right(b), radius) for a, b, radius in _LEFT_LIMBS))
+# Metres from the camera; x and y of both ends and the radius, in pixels of the fine drawing; colour.
+_Stroke = tuple[float, list[float], float, Ink]
 
 
 def draw_figures(people: People, decode: Decode) -> Image.Image:
     """Draw each person as a figure in their box; decode turns pose codes (n, 8) into (n, 207, 1, 1)."""
-    figures = list[list[_Limb]]()
+    figures = list[list[_Stroke]]()
     if people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
-        figures = [_limbs(*one, _colour(n)) for n, one in enumerate(zip(people, rotations, strict=True))]
-    side = PICTURE_SIDE * _SCALE * _FINE
-    image = Image.new("RGB", (side, side), "white")
+        figures = [_strokes(*one, _colour(n)) for n, one in enumerate(zip(people, rotations, strict=True))]
+    image = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
     draw = ImageDraw.Draw(image)
-    for limb in sorted(chain.from_iterable(figures), key=lambda one: -one.depth):
-        # A stroke with round ends and a darker edge.
-        for radius, colour in ((limb.radius + _FINE, _scaled(limb.colour, 0.5)), (limb.radius, limb.colour)):
-            draw.line((*limb.start, *limb.end), colour, round(2 * radius))
-            for x, y in (limb.start, limb.end):
-                draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
-    image = image.resize((PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), Image.Resampling.LANCZOS)
-    _label(image, people, [() if limbs else ("out of sight",) for limbs in figures])
+    for _, ends, inner, colour in sorted(chain(*figures), key=lambda stroke: -stroke[0]):
+        for radius, ink in ((inner + _FINE, _scaled(colour, 0.5)), (inner, colour)):  # first a darker edge
+            draw.line(ends, ink, round(2 * radius))
+            for x, y in (ends[:2], ends[2:]):
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
+    image = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    _label(image, people, ["" if strokes else "\nout of sight" for strokes in figures])
     return image
 
 
 def draw_boxes_of_people(people: People) -> Image.Image:
     """Draw only boxes and numbers: without a tokenizer poses cannot be decoded."""
-    image = Image.new("RGB", (PICTURE_SIDE * _SCALE, PICTURE_SIDE * _SCALE), "white")
-    _label(image, people, [_numbers_of(person) for person in people])
+    image, notes = Image.new("RGB", (_SIDE, _SIDE), "white"), list[str]()
+    for person in people:
+        codes = (" ".join(map(str, some)) for some in (person.pose_codes[:4], person.pose_codes[4:]))
+        notes.append("\n".join(("", *codes, "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera))))
+    _label(image, people, notes)
     if people:
         note = "boxes and numbers: no tokenizer for poses"
         _write(ImageDraw.Draw(image), (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
@@ -147,17 +134,16 @@ def nearest_rotations(matrices: Floats) -> Floats:
 
 def place_joints(orientation: Floats, rotations: Floats) -> Floats:
     """(3, 3) of the body, (23, 3, 3) of the other joints -> (25, 3) joints and the middle of the head."""
-    turns, places = [orientation], [_OFFSETS[0]]
-    for parent, offset, rotation in zip(_PARENTS[1:], _OFFSETS[1:], rotations, strict=True):
-        places.append(places[parent] + turns[parent] @ offset)
-        turns.append(turns[parent] @ rotation)
-    head = _NAMES.index("head")
-    places.append(places[head] + turns[head] @ np.array(_SKULL))
-    return np.stack(places)
+    (root, _, place), *others = _JOINTS
+    places, turns = {root: np.array(place)}, {root: orientation}
+    for (name, parent, offset), rotation in zip(others, [*rotations, np.eye(3)], strict=True):
+        places[name] = places[parent] + turns[parent] @ np.array(offset)
+        turns[name] = turns[parent] @ rotation
+    return np.stack(list(places.values()))
 
 
-def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
-    """The limbs of a person in pixels of the fine drawing; none for a person out of sight."""
+def _strokes(person: Person, rotations: Floats, colour: Ink) -> list[_Stroke]:
+    """The limbs of a person; none for a person out of sight."""
     orientation = nearest_rotations(np.array(person.orientation))
     places = place_joints(orientation, rotations) + np.array(camera_translation(person))  # (25, 3)
     depths = places[:, 2]
@@ -166,35 +152,33 @@ def _limbs(person: Person, rotations: Floats, colour: Ink) -> list[_Limb]:
     seen = FOCAL_LENGTH * places[:, :2] / depths[:, None] + PICTURE_SIDE / 2
     if np.abs(seen).max() > _FAR_OUT:
         return []
-    fine, found = _SCALE * _FINE, list[_Limb]()
+    fine, found = _SCALE * _FINE, list[_Stroke]()
     for start, end, radius in _LIMBS:
-        a, b = _POINTS.index(start), _POINTS.index(end)
-        depth = float(depths[[a, b]].mean())
+        ends = [_NAMES.index(start), _NAMES.index(end)]
+        depth = float(depths[ends].mean())
         # The front of a body is lighter than its back, so that one can tell which arm is nearer.
         light = 1.0 - 0.5 * float(np.clip(depth - depths.mean() + 0.3, 0.0, 0.6))
-        (x0, y0), (x1, y1) = (seen[[a, b]] * fine).tolist()
         thickness = max(FOCAL_LENGTH * radius / depth * fine, 1.0)
-        found.append(_Limb((x0, y0), (x1, y1), thickness, depth, _scaled(colour, light)))
+        found.append((depth, (seen[ends] * fine).flatten().tolist(), thickness, _scaled(colour, light)))
     return found
 
 
-def _label(image: Image.Image, people: People, lines: Sequence[Sequence[str]]) -> None:
-    """Draw the box and the number of each person, with lines of text below it."""
-    draw = ImageDraw.Draw(image)
+def _label(image: Image.Image, people: People, notes: Sequence[str]) -> None:
+    """Draw the box of each person, and their number with a note."""
+    draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
     if not people:
-        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", font_for("", _FONT_SIZE), "mm")
-    for index, person in enumerate(people):
-        x0, y0, x1, y1 = (min(corner * _SCALE, image.width - 1) for corner in person.box)
-        left, right, top, bottom = *sorted((x0, x1)), *sorted((y0, y1))
-        draw.rectangle((left, top, right, bottom), outline=_colour(index), width=3)
+        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", font, "mm")
+    boxes = [[min(corner * _SCALE, image.width - 1) for corner in person.box] for person in people]
+    for index, (x0, y0, x1, y1) in enumerate(boxes):
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        draw.rectangle(corners, outline=_colour(index), width=3)
     # Texts come last, so that no box of somebody else runs through them.
-    for index, (person, said) in enumerate(zip(people, lines, strict=True)):
-        left, top = (min(corner * _SCALE, image.width - 1) for corner in person.box[:2])
-        text = "\n".join((str(index + 1), *said))
+    for index, (box, note) in enumerate(zip(boxes, notes, strict=True)):
+        text = f"{index + 1}{note}"
         # Inside of the picture, also where the box is at its edge.
-        _, _, width, height = draw.multiline_textbbox((0, 0), text, font_for("", _FONT_SIZE))
-        x = max(min(left + 6, image.width - width - 4), 4)
-        y = max(min(top + 5, image.height - height - 4), 4)
+        _, _, width, height = draw.multiline_textbbox((0, 0), text, font)
+        x = max(min(box[0] + 6, image.width - width - 4), 4)
+        y = max(min(box[1] + 5, image.height - height - 4), 4)
         _write(draw, (x, y), text, _scaled(_colour(index), 0.5))
 
 
@@ -202,14 +186,10 @@ def _write(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Ink, anchor: str = "la"
 ) -> None:
     """Draw text on a white rectangle."""
-    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, font_for("", _FONT_SIZE), anchor)
+    font = font_for("", _FONT_SIZE)
+    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, font, anchor)
     draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), "white")
-    draw.multiline_text(place, text, colour, font_for("", _FONT_SIZE), anchor)
-
-
-def _numbers_of(person: Person) -> tuple[str, ...]:
-    codes = (" ".join(map(str, some)) for some in (person.pose_codes[:4], person.pose_codes[4:]))
-    return (*codes, "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera))
+    draw.multiline_text(place, text, colour, font, anchor)
 
 
 def _colour(index: int) -> Ink:
@@ -276,26 +256,16 @@ def instance_colours() -> NDArray[np.uint8]:
 def _merge(boxes: Corners, masks: Masks) -> list[list[int]]:
     """Groups of instances that are one thing: each joins the first group whose first member it resembles."""
     flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
-    sums = flat.sum(axis=1)
-    groups = list[list[int]]()
-    for index in range(len(boxes)):
-        firsts = np.array([group[0] for group in groups], dtype=np.int64)
-        near = np.flatnonzero(_overlap(boxes[firsts], boxes[index]) > _SAME_PLACE)
-        those = firsts[near]
-        shared = flat[those] @ flat[index]
-        alike = 2 * (shared + _SMOOTH) / (sums[those] + sums[index] + _SMOOTH) > _ALIKE
-        if alike.any():
-            groups[near[alike.argmax()]].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-def _overlap(boxes: Corners, box: Corners) -> NDArray[np.float64]:
-    """(n, 4), (4,) -> (n,) intersection over union."""
-    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
-    shared = (high - low).clip(min=0).prod(axis=1)
-    return shared / (_areas(boxes) + _areas(box[None]) - shared)
+    areas, sums, groups = _areas(boxes), flat.sum(axis=1), dict[int, list[int]]()  # by their first members
+    for index, box in enumerate(boxes):
+        firsts = np.array(list(groups), dtype=np.int64)
+        low, high = np.maximum(boxes[firsts, :2], box[:2]), np.minimum(boxes[firsts, 2:], box[2:])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        near = firsts[shared / (areas[firsts] + areas[index] - shared) > _SAME_PLACE]
+        shared = flat[near] @ flat[index]
+        alike = near[2 * (shared + _SMOOTH) / (sums[near] + sums[index] + _SMOOTH) > _ALIKE].tolist()
+        groups.setdefault(alike[0] if alike else index, []).append(index)
+    return list(groups.values())
 
 
 def _areas(boxes: Corners) -> NDArray[np.int64]:
@@ -305,7 +275,3 @@ def _areas(boxes: Corners) -> NDArray[np.int64]:
 def _boxes_of(groups: Groups) -> Corners:
     found = [instance.box for group in groups for instance in group.instances]
     return np.array(found, dtype=np.int64).reshape(-1, 4)
-
-
-POSES = CodedParts((8, 1, 1), POSE_NUMBERS, draw_figures)
-MASKS = CodedParts((4, 4), 1, draw_instances)

@@ -32,18 +32,12 @@ from fourm.errors import SampleError, shown
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
 MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
-_MAX_PLACE = 1 << 26  # pixels; beyond any picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 # Of WebP's lossless variant no picture is grey; in small letters, the compressions of a TIFF.
 _LOSSY = {"JPEG", "JPEG2000", "WEBP", "jpeg", "tiff_jpeg", "webp"}
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-_TURN = Image.Transpose
-_TURNED_BACK = {  # what undoes an orientation
-    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_90, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_270,
-}  # fmt: skip
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -126,10 +120,8 @@ def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
 
     is_exact: refuse formats that store approximate values, such as JPEG.
     """
-    with _opened(path) as image:
-        if is_exact:
-            _check_exact(image, path)
-        return _as_stored(image)
+    with _opened(path, is_exact) as image:
+        return image.copy()
 
 
 def read_levels(path: Path) -> NDArray[np.uint8]:
@@ -137,8 +129,7 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
 
     Pillow scales grey levels of fewer bits to 0..255; for PNG, whose levels count from black, this is undone.
     """
-    with _opened(path) as image:
-        _check_exact(image, path)
+    with _opened(path, is_exact=True) as image:
         step, problem = _level_step(image), ""
         if image.mode not in ("L", "P") and not (image.mode == "1" and step):
             problem = f"an 8-bit grey or palette picture, not {image.mode}"
@@ -146,20 +137,7 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
             problem = "8 bits, black for 0; these grey levels are scaled"
         if problem:
             raise SampleError(f"{path}: class numbers need {problem}")
-        return np.asarray(_as_stored(image)).astype(np.uint8) // np.uint8(step)
-
-
-def _check_exact(image: Image.Image, path: Path) -> None:
-    if {image.format, image.info.get("compression")} & _LOSSY:
-        what = "class numbers and masks need a lossless picture, such as PNG"
-        raise SampleError(f"{path}: {image.format} stores approximate values; {what}")
-
-
-def _as_stored(image: Image.Image) -> Image.Image:
-    """The decoded picture as its pixels are stored: of all formats Pillow rotates only TIFFs by their tag."""
-    turned = image.getexif().get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
-    image.load()
-    return image.transpose(_TURNED_BACK[turned]) if turned in _TURNED_BACK else image.copy()
+        return np.asarray(image).astype(np.uint8) // np.uint8(step)
 
 
 def _level_step(image: Image.Image) -> int:
@@ -189,8 +167,11 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError."""
+def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
+    """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError.
+
+    Its pixels are decoded as they are stored. is_exact: refuse formats that store approximate values.
+    """
     data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
         with (
@@ -200,6 +181,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
+            if is_exact and {image.format, image.info.get("compression")} & _LOSSY:
+                what = "class numbers and masks need a lossless picture, such as PNG"
+                raise SampleError(f"{path}: {image.format} stores approximate values; {what}")
+            if image.format == "TIFF":  # of all formats Pillow rotates only this one by its tag
+                image.getexif().pop(ExifTags.Base.Orientation, None)
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
         if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
@@ -324,7 +310,7 @@ def _read_rows(path: Path) -> NDArray[np.int64]:
         found = f"{rows.dtype} of shape {rows.shape}"
         raise SampleError(f"{path}: {found}, where rows of top, left, height, width, mirrored belong")
     values = rows.astype(np.float64)
-    if not np.isfinite(values).all() or np.abs(values).max() > _MAX_PLACE:
+    if not np.isfinite(values).all() or np.abs(values).max() > MAX_PIXELS:
         raise SampleError(f"{path}: holds numbers that are no places in a picture")
     if (values != np.floor(values)).any():
         raise SampleError(f"{path}: holds fractions, where whole pixels belong")

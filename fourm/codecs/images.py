@@ -95,10 +95,7 @@ class GridCodec:
     tokenizer: AnyTokenizer | None
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """A whole value, or the part in a crop at the row's size; features stay as they are.
-
-        Token ids are read by `files.read_ids`.
-        """
+        """A whole value, or the part in a crop at the row's size; features stay as they are."""
         value = self.form.read(path)
         return value if crop is None or self.form.resample is None else self.cut(value, crop, path)
 
@@ -140,7 +137,10 @@ class GridCodec:
         if form.resample is not None:
             value = maps.fit_square(value, side, form.resample)
         if form.is_labels:
-            self._check_classes(value)
+            count, none = self._num_labels() - 1, maps.NO_CLASS
+            if strange := [number for number in np.unique(value).tolist() if count <= number != none]:
+                allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {none} for none"
+                raise SampleError(f"{self.row.name}: class {strange[0]} is not among {allowed}")
             return form.prepare(value)
         x, is_map = form.prepare(value), form.resample is not None
         if is_map and config.undo_std:
@@ -165,7 +165,7 @@ class GridCodec:
     def tokenize(self, prepared: Sequence[Tensor]) -> Tensor:
         """Prepared values, all of one shape -> tokens (B, L) int64; in groups, like `decode`."""
         tokenizer, made = self._need_tokenizer(), list[Tensor]()
-        device = _device_of(tokenizer)
+        device = next(tokenizer.parameters()).device
         for rows in _groups(len(prepared), device):
             x = torch.stack([prepared[row] for row in rows]).to(device)
             try:
@@ -202,7 +202,7 @@ class GridCodec:
         no row's result depends on the batch.
         """
         tokenizer = self._need_tokenizer()
-        ids = slot.values.to(_device_of(tokenizer))
+        ids = slot.values.to(next(tokenizer.parameters()).device)
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self.row.grid or ()
         decoded, groups = list[Tensor](), _groups(len(ids), ids.device)
         for index, group in enumerate(groups):
@@ -227,7 +227,7 @@ class GridCodec:
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size."""
         if self.form.is_labels:
-            return Image.fromarray(maps.paint_labels(value, self._num_labels()))
+            return Image.fromarray(maps.label_colours(self._num_labels())[value])
         return Image.fromarray(self.form.paint(value))
 
     @property
@@ -239,8 +239,7 @@ class GridCodec:
         """Pictures of several values; features have the same colours in all of them."""
         if not self.shares_colours or len({len(value) for value in values}) != 1:
             return [self.picture(value) for value in values]
-        colours = maps.feature_colours(values)
-        return [Image.fromarray(maps.paint_features(value, colours)) for value in values]
+        return [Image.fromarray(picture) for picture in maps.paint_features(*values)]
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
         """The classes in a map of class numbers, with their colours in its picture; () for other values."""
@@ -251,12 +250,6 @@ class GridCodec:
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
         return 1 + len(self.row.labels) if self.row.labels else maps.NUM_COCO_LABELS
-
-    def _check_classes(self, value: Value) -> None:
-        count, none = self._num_labels() - 1, maps.NO_CLASS
-        if strange := [number for number in np.unique(value).tolist() if count <= number != none]:
-            allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {none} for none"
-            raise SampleError(f"{self.row.name}: class {strange[0]} is not among {allowed}")
 
     def _need_tokenizer(self) -> AnyTokenizer:
         if self.tokenizer is None:
@@ -282,7 +275,3 @@ def _groups(count: int, device: torch.device) -> list[list[int]]:
         size = next(size for size in sizes if size >= min(sizes[-1], count - at))
         groups.append([min(row, count - 1) for row in range(at, at + size)])
     return groups
-
-
-def _device_of(tokenizer: AnyTokenizer) -> torch.device:
-    return next(tokenizer.parameters()).device

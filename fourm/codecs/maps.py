@@ -154,21 +154,14 @@ def _eight_bit(path: Path, mode: str, is_exact: bool = False) -> NDArray[np.uint
     image = read_picture(path, is_exact)
     image.info.pop("transparency", None)  # dropped like an alpha channel
     if image.mode[0] in "IF":  # Pillow would clip instead of scaling
-        image = Image.fromarray(_scaled(image, path))
+        levels = _checked_levels(image, path)
+        if levels.itemsize == 4 and image.mode != "F" and 0 < levels.max() < 256:
+            raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
+        image = Image.fromarray(to_bytes(levels) if image.mode == "F" else (levels >> 8).astype(np.uint8))
     try:
         return np.asarray(image.convert(mode))
     except (ValueError, OSError) as error:
         raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
-
-
-def _scaled(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """16-bit whole numbers, or fractions from 0 to 1, in 8 bits."""
-    levels = _checked_levels(image, path)
-    if image.mode == "F":
-        return to_bytes(levels)
-    if levels.itemsize == 4 and 0 < levels.max() < 256:
-        raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
-    return (levels >> 8).astype(np.uint8)
 
 
 def _checked_levels(image: Image.Image, path: Path) -> Value:
@@ -259,92 +252,8 @@ def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
     return _TURBO[(x * 256).astype(np.int64).clip(0, 255)]
 
 
-def paint_labels(labels: NDArray[np.uint8], num_labels: int) -> NDArray[np.uint8]:
-    """(H, W) class numbers, 255 = none -> (H, W, 3); COCO's own colours where there are COCO's 134 labels."""
-    return _label_colours(num_labels)[labels]
-
-
-@dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """One class of a map of labels."""
-
-    name: str
-    colour: tuple[int, int, int]  # as `paint_labels` paints it, 0..255
-    share: float  # of the map's pixels, above 0
-
-
-def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()) -> tuple[LegendEntry, ...]:
-    """The classes that are present in a map (H, W), the largest first, "no class" last.
-
-    names: of the classes from 0 on; without them COCO's, where there are COCO's 134 labels.
-    """
-    if not names and num_labels == NUM_COCO_LABELS:
-        names = COCO_NAMES
-    counts, colours = np.bincount(labels.reshape(-1)), _label_colours(num_labels).tolist()
-    known = [*names[:NO_CLASS], *(f"class {n}" for n in range(len(names), NO_CLASS)), "no class"]
-    present = sorted(np.flatnonzero(counts).tolist(), key=lambda n: (n == NO_CLASS, -counts[n]))
-    return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureColours:
-    """Three directions of features as red, green and blue, and the range that they share."""
-
-    mean: NDArray[np.float64]  # (C,)
-    components: NDArray[np.float64]  # (3, C); zeros where there are fewer than three
-    low: float
-    high: float  # above low
-
-
-def feature_colours(maps: Sequence[NDArray[np.float32]]) -> FeatureColours | None:
-    """The three principal components of maps (C, h, w), on one common scale; None where all is constant.
-
-    In the colours of several maps a colour means the same in each of them. Signs are fixed by the largest
-    weight of each component, so that equal maps have equal colours on every machine.
-    """
-    rows = np.concatenate([_places(one) for one in maps])
-    if (rows == rows[0]).all():
-        return None
-    mean = rows.mean(axis=0)
-    found = np.linalg.svd(rows - mean, full_matrices=False)[2][:3]
-    largest = np.abs(found).argmax(axis=1)
-    components = np.zeros((3, rows.shape[1]))
-    components[: len(found)] = found * np.sign(found[np.arange(len(found)), largest])[:, None]
-    projected = (rows - mean) @ components.T
-    return FeatureColours(mean, components, float(projected.min()), float(projected.max()))
-
-
-def paint_features(features: NDArray[np.float32], colours: FeatureColours | None = None) -> NDArray[np.uint8]:
-    """(C, h, w) -> (h, w, 3): features in these colours, by default in those of this one map.
-
-    With fewer than three components, the remaining colours are 128. A map of a single place has nothing to
-    compare: its numbers are shown row by row in the Turbo colours. A constant map is mid-grey.
-    """
-    channels, height, width = features.shape
-    rows = _places(features)
-    if len(rows) == 1 and np.ptp(rows) > 0:
-        # Of the rectangles of this many cells the one nearest to a square.
-        shorter = next(side for side in range(int(channels**0.5), 0, -1) if channels % side == 0)
-        return turbo(rows.reshape(shorter, -1))
-    colours = colours or feature_colours([features])
-    if colours is None:
-        return np.full((height, width, 3), GREY, dtype=np.uint8)
-    projected = (rows - colours.mean) @ colours.components.T
-    return to_bytes((projected - colours.low) / (colours.high - colours.low)).reshape(height, width, 3)
-
-
-def _places(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(C, h, w) -> (h * w, C)."""
-    return np.nan_to_num(features.reshape(len(features), -1).T.astype(np.float64))
-
-
-def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """[0, 1] -> 0..255, rounded; values outside [0, 1] are clipped."""
-    return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-
-
-def _label_colours(num_labels: int) -> NDArray[np.uint8]:
-    """(256, 3): the colour of every class number; grey where there is no class."""
+def label_colours(num_labels: int) -> NDArray[np.uint8]:
+    """(256, 3): a colour for each class number, grey for 255 = none; COCO's own for its 134 labels."""
     colours = _COCO_COLOURS
     if num_labels != NUM_COCO_LABELS:
         # Steps of the golden ratio around the colour circle keep any number of classes apart.
@@ -355,12 +264,71 @@ def _label_colours(num_labels: int) -> NDArray[np.uint8]:
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One class of a map of labels."""
+
+    name: str
+    colour: tuple[int, int, int]  # of `label_colours`, 0..255
+    share: float  # of the map's pixels, above 0
+
+
+def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()) -> tuple[LegendEntry, ...]:
+    """The classes that are present in a map (H, W), the largest first, "no class" last.
+
+    names: of the classes from 0 on; without them COCO's, where there are COCO's 134 labels.
+    """
+    if not names and num_labels == NUM_COCO_LABELS:
+        names = COCO_NAMES
+    counts, colours = np.bincount(labels.reshape(-1)), label_colours(num_labels).tolist()
+    known = [*names[:NO_CLASS], *(f"class {n}" for n in range(len(names), NO_CLASS)), "no class"]
+    present = sorted(np.flatnonzero(counts).tolist(), key=lambda n: (n == NO_CLASS, -counts[n]))
+    return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
+
+
+def paint_features(*maps: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+    """(C, h, w) each -> (h, w, 3) each: the three principal components of all maps, on one common scale.
+
+    A colour means the same in each of the maps. Signs are fixed by the largest weight of each component, so
+    that equal maps have equal colours on every machine. With fewer than three components, the remaining
+    colours are 128; constant maps are mid-grey. A map of a single place has nothing to compare: its numbers
+    are shown row by row in the Turbo colours.
+    """
+    rows = [np.nan_to_num(one.reshape(len(one), -1).T.astype(np.float64)) for one in maps]  # (h * w, C)
+    everything = np.concatenate(rows)
+    mean = everything.mean(axis=0)
+    found = np.linalg.svd(everything - mean, full_matrices=False)[2][:3]
+    largest = np.abs(found).argmax(axis=1)
+    components = np.zeros((3, everything.shape[1]))
+    components[: len(found)] = found * np.sign(found[np.arange(len(found)), largest])[:, None]
+    projected = (everything - mean) @ components.T
+    low, high = projected.min(), projected.max()
+    pictures = list[NDArray[np.uint8]]()
+    for one, places in zip(maps, rows, strict=True):
+        channels, height, width = one.shape
+        if len(places) == 1 and np.ptp(places) > 0:
+            # Of the rectangles of this many cells the one nearest to a square.
+            shorter = next(side for side in range(int(channels**0.5), 0, -1) if channels % side == 0)
+            pictures.append(turbo(places.reshape(shorter, -1)))
+        elif (everything == everything[0]).all():
+            pictures.append(np.full((height, width, 3), GREY, dtype=np.uint8))
+        else:
+            scaled = ((places - mean) @ components.T - low) / (high - low)
+            pictures.append(to_bytes(scaled).reshape(height, width, 3))
+    return pictures
+
+
+def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """[0, 1] -> 0..255, rounded; values outside [0, 1] are clipped."""
+    return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 _COLOURS = Form(read_rgb, _BICUBIC, _signed_unit, _finish_colours, channels=3)
 _DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
 _EDGES = Form(read_grey, _BICUBIC, _signed_unit, _finish_edges, channels=1)
 _LABELS = Form(read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True)
-_FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, paint_features)
+_FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, lambda x: paint_features(x)[0])
 # By the codec name of a row; `tok_edge`, `tok_feature` and `tok_distance` are for rows of one's own.
 FORMS: dict[str, Form] = {
     "tok_rgb": _COLOURS,

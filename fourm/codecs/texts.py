@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
-from fourm.codecs.figures import MASKS, POSES, CodedParts, Decode, draw_boxes_of_people, outline_instances
+from fourm.codecs import drawing, figures
+from fourm.codecs.figures import Decode
 from fourm.codecs.files import read_json, read_members, read_text, write_members
 from fourm.codecs.images import Diffusion, check_finite
 from fourm.data.layout import Crop
@@ -86,7 +86,7 @@ class CaptionCodec:
     def picture(self, value: str) -> Image.Image:
         """The text on a white card, or "no caption" where it has no visible character."""
         seen = any(character.isprintable() and not character.isspace() for character in value)
-        return text_card(value if seen else "no caption")
+        return drawing.text_card(value if seen else "no caption")
 
 
 def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
@@ -212,26 +212,28 @@ class StructuredForm:
 
     grammar: Grammar[Any]
     draw: Callable[[Any], Image.Image]  # without a tokenizer
+    # Of the value and `decode`, a figures.Decode; used with a tokenizer that decodes the codes in a value.
+    draw_decoded: Callable[..., Image.Image] | None = None
+    codes: tuple[int, ...] = ()  # (h, w), or (codebooks, h, w): the shape of what is decoded together
+    channels: int = 0  # of what is decoded
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
-    parts: CodedParts | None = None  # what a tokenizer adds to the drawing
 
     def codec(self, row: Modality, wordpiece: WordPiece, tokenizer: AnyTokenizer | None) -> StructuredCodec:
         """The codec of a row, whose drawing shows more with a tokenizer."""
         grammar, draw = self.suited(wordpiece) if self.suited else self.grammar, self.draw
-        if tokenizer is not None and self.parts is not None:
-            draw = partial(self.parts.draw, decode=decoder_of(row, self.parts, tokenizer))
+        if tokenizer is not None and self.draw_decoded is not None:
+            draw = partial(self.draw_decoded, decode=decoder_of(row, tokenizer, self.codes, self.channels))
         return StructuredCodec(row, grammar, wordpiece, draw)
 
 
-def decoder_of(row: Modality, parts: CodedParts, tokenizer: AnyTokenizer) -> Decode:
-    """A function that decodes the codes of parts; a tokenizer that does not fit is refused."""
-    config, shape = tokenizer.config, parts.codes
-    books = shape[0] if len(shape) == 3 else 1
+def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], channels: int) -> Decode:
+    """A function that decodes codes of this shape; a tokenizer that does not fit is refused."""
+    config, books = tokenizer.config, shape[0] if len(shape) == 3 else 1
     found = (config.num_codebooks, config.token_rank, config.out_channels)
-    is_fit = found == (books, len(shape) + 1, parts.channels) and config.codebook_size >= NUM_CODES
+    is_fit = found == (books, len(shape) + 1, channels) and config.codebook_size >= NUM_CODES
     if not isinstance(tokenizer, VQTokenizer) or not is_fit:
-        needed = f"{books} x {NUM_CODES} codes and {parts.channels} channels of output"
+        needed = f"{books} x {NUM_CODES} codes and {channels} channels of output"
         raise UsageError(f"{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs {needed}")
     network: VQTokenizer = tokenizer
 
@@ -256,11 +258,15 @@ def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
 
 # By the codec name of a row.
 STRUCTURED: dict[str, StructuredForm] = {
-    "det": StructuredForm(box_grammar(), draw_boxes, _boxes_suited),
-    "metadata": StructuredForm(METADATA, draw_metadata),
-    "color_palette": StructuredForm(palette_grammar(), draw_palette),
-    "human_poses": StructuredForm(HUMAN_POSES, draw_boxes_of_people, parts=POSES),
-    "sam_instance": StructuredForm(SAM_INSTANCES, outline_instances, parts=MASKS),
+    "det": StructuredForm(box_grammar(), drawing.draw_boxes, suited=_boxes_suited),
+    "metadata": StructuredForm(METADATA, drawing.draw_metadata),
+    "color_palette": StructuredForm(palette_grammar(), drawing.draw_palette),
+    "human_poses": StructuredForm(
+        HUMAN_POSES, figures.draw_boxes_of_people, figures.draw_figures, (8, 1, 1), figures.POSE_NUMBERS
+    ),
+    "sam_instance": StructuredForm(
+        SAM_INSTANCES, figures.outline_instances, figures.draw_instances, codes=(4, 4), channels=1
+    ),
 }
 
 
@@ -310,4 +316,5 @@ class EmbeddingCodec:
 
     def picture(self, value: Vectors) -> Image.Image:
         """A card with the number and the width of the vectors."""
-        return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")
+        count, width = value.shape
+        return drawing.text_card(f"{self.row.title} embedding: {count} vectors of {width} numbers")

@@ -22,8 +22,8 @@ from fourm.codecs.maps import (
     FORMS,
     NUM_COCO_LABELS,
     fit_square,
+    label_colours,
     paint_features,
-    paint_labels,
     standardise_depth,
     turbo,
 )
@@ -176,7 +176,7 @@ def test_labels_have_the_public_coco_colours(golden: Path) -> None:
     labels = json.loads((golden / "data" / "semseg_palette.json").read_text())["labels"]
     assert len(labels) == NUM_COCO_LABELS
     stored = np.array([[(row["label"] - 1) % 256 for row in labels]], dtype=np.uint8)
-    painted = paint_labels(stored, NUM_COCO_LABELS)[0]
+    painted = label_colours(NUM_COCO_LABELS)[stored][0]
     assert painted[1:].tolist() == [row["colour"] for row in labels[1:]]
     assert painted[0].tolist() == [128, 128, 128]
 
@@ -184,7 +184,7 @@ def test_labels_have_the_public_coco_colours(golden: Path) -> None:
 @pytest.mark.parametrize("num_labels", [2, 4, 20, 400])
 def test_labels_of_other_tables_have_distinct_colours(num_labels: int) -> None:
     count = min(num_labels - 1, 20)
-    painted = paint_labels(np.arange(count, dtype=np.uint8)[None], num_labels)[0]
+    painted = label_colours(num_labels)[np.arange(count, dtype=np.uint8)[None]][0]
     assert len({tuple(colour) for colour in painted.tolist()}) == count
 
 
@@ -192,7 +192,7 @@ def test_labels_of_other_tables_have_distinct_colours(num_labels: int) -> None:
 def test_features_are_painted_by_the_recorded_components(recorded: dict[str, Array], i: int) -> None:
     stem = f"pictures/pca_{i}"
     features, projected = recorded[f"{stem}/features"], recorded[f"{stem}/projected"].astype(np.float64)
-    painted = paint_features(features) / 255
+    painted = paint_features(features)[0] / 255
     # Signs are free: the picture must be the common scaling of one choice of signs.
     errors = []
     for signs in np.array(np.meshgrid([1, -1], [1, -1], [1, -1])).reshape(3, -1).T:
@@ -203,7 +203,7 @@ def test_features_are_painted_by_the_recorded_components(recorded: dict[str, Arr
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (8, 1, 2), (8, 4, 4)])
 def test_features_without_three_components_are_mid_grey(shape: tuple[int, int, int]) -> None:
-    assert (paint_features(np.full(shape, 3.0, dtype=np.float32)) == 128).all()
+    assert (paint_features(np.full(shape, 3.0, dtype=np.float32))[0] == 128).all()
 
 
 def test_constant_depth_has_the_lowest_colour() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fourm.codecs.figures import CodedParts
 from fourm.codecs.table import build_codec
 from fourm.codecs.texts import decoder_of
 from fourm.errors import SampleError, UsageError
@@ -67,8 +66,7 @@ def test_recorded_tokenizers_decode_codes_of_parts(
     tokenizer = load_tokenizer(golden / "vq" / name, part=TokenizerPart.DECODER)
     tensors = load_file(golden / "vq" / name / "tensors.safetensors")
     codes, wanted = tensors["random.tokens"], tensors["random.decoded"]
-    parts = CodedParts(shape, channels, lambda value, decode: value)
-    decode = decoder_of(SAM, parts, tokenizer)
+    decode = decoder_of(SAM, tokenizer, shape, channels)
     found = decode([tuple(one) for one in codes.flatten(1).tolist()])
     assert found.shape == tuple(wanted.shape)
     assert np.abs(found - wanted.numpy()).max() <= 1e-4 * float(wanted.std())
@@ -126,7 +124,7 @@ def test_instances_are_drawn_through_a_tokenizer(wordpiece: WordPiece) -> None:
 
 def test_many_instances_decode_as_each_alone() -> None:
     tokenizer = random_tokenizer(SAM_CONFIG)
-    decode = decoder_of(SAM, CodedParts((4, 4), 1, lambda value, decode: value), tokenizer)
+    decode = decoder_of(SAM, tokenizer, (4, 4), 1)
     codes = np.random.default_rng(0).integers(0, 1024, (1030, 16))
     together = decode([tuple(one) for one in codes.tolist()])
     assert together.shape == (1030, 1, 64, 64)
