@@ -11,9 +11,8 @@ import os
 import pickletools
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from fourm.data.writing import (
     make_all,
     refuse_inside,
     remove_leftovers,
-    write_atomic,
+    write_text,
 )
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.instances import instances_from_json
@@ -51,10 +50,6 @@ _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_LITERALS: dict[str, Callable[[], object]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
-    "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
-}  # fmt: skip
 # How many items a step takes off the stack; None: those since the last mark.
 _TAKEN = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
           "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}  # fmt: skip
@@ -66,7 +61,6 @@ _FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u
 class Converted:
     """What became of one file."""
 
-    target: Path
     was_there: bool = False
     problem: str = ""  # "": all is well
 
@@ -83,14 +77,17 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     check_folder(out, out / FOLDER)
     try:
         for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
-            source = sample.files.get(FOLDER, root / FOLDER)
             target = path_of(out, FOLDER, sample.key, ".json")
-            if sample.problem:
-                yield Converted(target, problem=sample.problem)
-            elif os.path.lexists(target) and not overwrite and _has_end(target):
-                yield Converted(target, was_there=True)
+            try:
+                if sample.problem:
+                    raise SampleError(sample.problem)
+                was_there = os.path.lexists(target) and not overwrite and _has_end(target)
+                if not was_there:
+                    _convert(sample.files[FOLDER], out, target)
+            except SampleError as error:
+                yield Converted(problem=str(error))
             else:
-                yield Converted(target, problem=_convert(source, out, target))
+                yield Converted(was_there)
     finally:  # also where the disk is full
         remove_leftovers(out)
 
@@ -109,21 +106,12 @@ def read_instances(path: Path) -> list[object]:
     return crops
 
 
-def _convert(source: Path, out: Path, target: Path) -> str:
-    """Write the JSON file of a pickled one; returns what is wrong with that, or an empty string."""
-
-    def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
-
-    try:
-        text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
-        if len(text) > MAX_BYTES:
-            return f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON"
-        make_all(out)
-        write_atomic(out, target, write)
-    except SampleError as error:
-        return str(error)
-    return ""
+def _convert(source: Path, out: Path, target: Path) -> None:
+    text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
+    if len(text) > MAX_BYTES:
+        raise SampleError(f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON")
+    make_all(out)
+    write_text(out, target, text)
 
 
 def _has_end(path: Path) -> bool:
@@ -174,10 +162,9 @@ class PickledArray:
         if len(self.shape) < 2 or not items:
             return list(items)
         count, size = self.shape[0], len(items) // self.shape[0]
-        if self.by_columns:
-            parts = [items[k::count] for k in range(count)]
-        else:
-            parts = [items[k * size : (k + 1) * size] for k in range(count)]
+        parts = (
+            items[k::count] if self.by_columns else items[k * size : (k + 1) * size] for k in range(count)
+        )
         return [PickledArray(self.shape[1:], "", self.by_columns, part) for part in parts]
 
 
@@ -187,12 +174,12 @@ def parse_pickled(data: bytes) -> object:
     if header is None:
         what = "an array of numbers" if data.startswith(b"\x93NUMPY") else "not a .npy file"
         raise ValueError(f"{what}, where one of pickled objects belongs")
-    stack, steps = _Stack(), _steps(data[header.end() :])
+    stack = _Stack()
     try:
-        for name, argument in islice(steps, MAX_STEPS):
+        for number, (name, argument) in enumerate(_steps(data[header.end() :])):
+            if number == MAX_STEPS:
+                raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
             stack.step(name, argument)
-        if next(steps, None) is not None:
-            raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
     except (IndexError, KeyError) as error:
         raise ValueError("its pickle is damaged") from error
     if len(stack.items) != 1:
@@ -208,22 +195,15 @@ def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
         raise ValueError(f"its pickle is damaged ({str(error)[:_SHOWN]})") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """A function or class that a pickle names; nothing is ever looked up by it."""
-
-    text: str
-
-
 @dataclass(slots=True)
 class _Stack:
-    """The machine that a pickle is written for, without its calls."""
+    """The machine that a pickle is written for, without its calls. The names of functions are only texts."""
 
     items: list[object] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[object, object] = field(default_factory=dict)
 
-    def take(self, count: int | None = None) -> list[object]:
+    def take(self, count: int | None) -> list[object]:
         """The last items, or those since the last mark, off the stack."""
         start = self.marks.pop() if count is None else len(self.items) - count
         if not 0 <= start <= len(self.items):
@@ -241,7 +221,7 @@ class _Stack:
                 pass
             case "MARK":
                 self.marks.append(len(items))
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+            case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items.append(tuple(taken))
             case "APPEND" | "APPENDS":
                 if not isinstance(changed := items[-1], list):
@@ -263,34 +243,36 @@ class _Stack:
                 self.memo[len(self.memo) if argument is None else argument] = items[-1]
             case "BINGET" | "LONG_BINGET":
                 items.append(self.memo[argument])
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                items.append([] if name == "EMPTY_LIST" else {})
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                items.append(None if name == "NONE" else name == "NEWTRUE")
             case _ if name in _CONSTANTS:
                 items.append(argument)
-            case _ if name in _LITERALS:
-                items.append(_LITERALS[name]())
             case _:
                 raise ValueError(f"its pickle takes a step '{name}', which plain data has no use for")
 
 
-def _allowed(parts: list[object]) -> _Name:
+def _allowed(parts: list[object]) -> str:
     name = " ".join(part for part in parts if isinstance(part, str))
     if name not in _ALLOWED:
         shown = name[:_SHOWN].replace(" ", ".")
         raise ValueError(f"its pickle names {shown!r}, which plain data has no use for; it was not run")
-    return _Name(name.replace("._core.", ".core."))
+    return name.replace("._core.", ".core.")
 
 
 def _make(name: object, arguments: object) -> object:
     """What stands for the result of a call; only those calls are known that make an array or a number."""
     array = PickledArray()
     match name, arguments:
-        case _Name("numpy.core.multiarray _reconstruct"), (_Name("numpy ndarray"), *_):
+        case "numpy.core.multiarray _reconstruct", ("numpy ndarray", *_):
             return array
-        case _Name("numpy dtype"), (str(code), *_):
+        case "numpy dtype", (str(code), *_):
             return _Dtype(code)
-        case _Name("numpy.core.multiarray scalar"), (dtype, data):
+        case "numpy.core.multiarray scalar", (dtype, data):
             array.fill((), dtype, False, data)
             return array.rows()[0]
-        case _Name("numpy.core.numeric _frombuffer"), (data, dtype, shape, order):
+        case "numpy.core.numeric _frombuffer", (data, dtype, shape, order):
             array.fill(shape, dtype, order == "F", data)
             return array
     raise ValueError("its pickle makes something that is no array")
@@ -318,17 +300,15 @@ class _PlainLists:
         for number, crop in enumerate(self.entries(value)):
             if not isinstance(crop, dict) or not {"points", "token_ids", "bbox"} <= crop.keys():
                 raise ValueError(f"crop {number} is no object with 'points', 'token_ids' and 'bbox'")
-            points = [self._contour(instance) for instance in self.entries(crop["points"])]
+            points = list[object]()
+            for contours in map(self.entries, self.entries(crop["points"])):
+                contour = self.nested(contours[0], 3) if contours else []
+                if not isinstance(contour, list):
+                    raise ValueError("a contour is no list of points")
+                points.append([p[0] if isinstance(p, list) and len(p) == 1 else p for p in contour])
             others = {key: self.nested(crop[key], 2) for key in ("token_ids", "bbox")}
             crops.append({"points": points, **others})
         return crops
-
-    def _contour(self, instance: object) -> list[object]:
-        contours = self.entries(instance)
-        points = self.nested(contours[0], 3) if contours else []
-        if not isinstance(points, list):
-            raise ValueError("a contour is no list of points")
-        return [point[0] if isinstance(point, list) and len(point) == 1 else point for point in points]
 
     def nested(self, value: object, depth: int) -> object:
         """Nested lists of numbers, not deeper than that."""
@@ -340,15 +320,9 @@ class _PlainLists:
 
     def entries(self, value: object) -> list[object]:
         """What a list, a tuple or the first axis of an array holds."""
-        if isinstance(value, PickledArray):
-            self._count(math.prod(value.shape))
-            value = value.rows()
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, PickledArray | list | tuple):
             raise ValueError("something else stands where a list or an array belongs")
-        self._count(len(value))
-        return list(value)
-
-    def _count(self, number: int) -> None:
-        self.left -= number
+        self.left -= math.prod(value.shape) if isinstance(value, PickledArray) else len(value)
         if self.left < 0:
             raise ValueError(f"it comes to more than {MAX_ENTRIES:,} entries")
+        return value.rows() if isinstance(value, PickledArray) else list(value)
