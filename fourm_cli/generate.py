@@ -223,16 +223,16 @@ def tokenize(
     out, world = out or output_path(folder), parse_world(machine.shard, os.environ)
     dataset = list_raw_samples(folder, out, found)
     request = TokenizeRequest(
-        files, tuple(one.row for one in found), dataset.samples, out, num_crops=crops,
+        files, tuple(found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(machine.batch_size),
         device=parse_device(machine.device), dtype=parse_dtype(machine.dtype), attention=machine.attention,
         overwrite=overwrite, world=world,
     )  # fmt: skip
 
     notes = list[str]()
-    for one in found:
-        count = sum(one.row.name in sample.files for sample in dataset.samples)
-        notes.append(f"{one.folder} -> {one.row.name}: {console.counted(count, 'file')}")
+    for row, name in found.items():
+        count = sum(row.name in sample.files for sample in dataset.samples)
+        notes.append(f"{name} -> {row.name}: {console.counted(count, 'file')}")
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 

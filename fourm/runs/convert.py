@@ -61,6 +61,7 @@ _FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u
 class Converted:
     """What became of one file."""
 
+    target: Path
     was_there: bool = False
     problem: str = ""  # "": all is well
 
@@ -85,9 +86,9 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
                 if not was_there:
                     _convert(sample.files[FOLDER], out, target)
             except SampleError as error:
-                yield Converted(problem=str(error))
+                yield Converted(target, problem=str(error))
             else:
-                yield Converted(was_there)
+                yield Converted(target, was_there)
     finally:  # also where the disk is full
         remove_leftovers(out)
 

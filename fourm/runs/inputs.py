@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,6 @@ from fourm.data.dataset import (
     PICTURE_SUFFIXES,
     Dataset,
     Input,
-    Listing,
     choose_samples,
     flat_advice,
     folders_in,
@@ -35,7 +34,6 @@ from fourm.data.prompts import (
     parse_columns,
     parse_prompts,
     read_file,
-    read_prompts,
     read_stream,
 )
 from fourm.errors import MissingError, UsageError, near_match
@@ -65,14 +63,6 @@ class Source:
     num_variations: int = 1  # of each sample; they count where samples are limited
 
 
-@dataclass(frozen=True, slots=True)
-class RawFolder:
-    """A folder of values, and the modality whose tokens they become."""
-
-    row: Modality
-    folder: str
-
-
 def read_samples(
     source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str] = ()
 ) -> Dataset:
@@ -86,98 +76,95 @@ def read_samples(
         local_name(text)
     if source.data == "":
         raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
-    is_folder = source.data is not None and os.path.isdir(source.data)  # False for a name that cannot be
-    if source.data is not None and not is_folder:
+    # `isdir` is False, not an error, for a name that no file can have.
+    root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
+    if source.data is not None and root is None:
         _check_file(source.data)
-    if source.column is not None and (source.data in (None, EMPTY) or is_folder):
+    if source.column is not None and (source.data in (None, EMPTY) or root is not None):
         raise UsageError(f"--column {source.column}: only .tsv, .csv and .jsonl files of --data have one")
     if source.subset_seed is not None and source.num_samples is None:
         raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
-        return Dataset(tuple(_unconditional(source, conditions)), (), input=Input("none"))
-    if source.data is not None and is_folder:
+        return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
+    folders = dict[str, str]()
+    if root is not None:
         if not conditions:
             raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
-        root = Path(source.data)
         rows = [model.registry.get(condition) for condition in conditions]
         beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
         folders = _folders(root, rows, raw)
         dataset = list_dataset(root, folders, beside)
-        read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
     else:
-        _check_takes_prompts(source, conditions, model)
-        captions = [name for name in conditions if model.registry.get(name).codec == CAPTION]
-        notes = _note_likely_slips(source.prompts)
-        if len(captions) < len(conditions):
-            samples = _typed_samples(source, conditions, captions, stdin)
-        else:
-            samples = samples_of_prompts(_prompts(source, model, stdin))
-        _check_prompts(samples, conditions, model)
-        dataset, read = Dataset(tuple(samples), (), notes), Input("texts")
+        samples = _read_texts(source, conditions, model, stdin)
+        dataset = Dataset(tuple(samples), notes=_note_likely_slips(source.prompts))
     chosen = tuple(choose_samples(dataset.samples, source.num_samples, source.subset_seed))
-    if read.kind == "texts":  # a digest that is the same whatever form they were typed in
+    if root is not None:
+        read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
+    else:  # a digest that is the same whatever form the texts were typed in
         texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in chosen]
-        read = replace(read, sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
+        read = Input("texts", sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
     return replace(dataset, samples=chosen, input=read)
 
 
-def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> tuple[RawFolder, ...]:
+def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:
     """The folders that are to become tokens: those that are named, or all that the model's tokenizers read.
 
     A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
     """
     if not root.is_dir():
         raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
-    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
-    present = folders_in(root)
-    if names is None:
-        readable = [row for row in rows if row.tokenizer in model.tokenizers]
-        found = [one for row in readable if (one := _folder_of(row, present))]
-        if not found:
-            raise UsageError(_nothing_to_do(root, model, rows, present))
-    else:
-        chosen = {row.name: row for name in names for row in _rows_of(name, rows, model)}
-        found = [_required(root, model, row, present) for row in chosen.values()]
-    check_tokenizers(model, [one.row for one in found])
-    for one in found:
-        path = model.tokenizers[one.row.tokenizer]
+    found, present = dict[Modality, str](), folders_in(root)
+    for row in _tokenized_rows(model) if names is None else _named_rows(names, model):
+        folder = _folder_of(row, present)
+        if names is not None and not folder:
+            there, wanted = ", ".join(present) or "no folder at all", " or ".join(_folders_of(row))
+            raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
+        if folder and row.tokenizer in model.tokenizers:
+            found[row] = folder
+        elif names is not None:
+            advice = tokenizer_advice(model, row.tokenizer)
+            raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
+    if not found:
+        raise UsageError(_nothing_to_do(root, model, present))
+    check_tokenizers(model, found)
+    for row in found:
+        path = model.tokenizers[row.tokenizer]
         if not any(name.startswith("encoder.") for name in read_header(weights_of(path))[1]):
-            raise UsageError(f"{one.row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
-    return tuple(found)
+            raise UsageError(f"{row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
+    return found
 
 
 def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     """Half a sentence for each folder that the model could read if its tokenizer were here."""
     present = folders_in(root)
-    rows = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
     return tuple(
-        f"{one.folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
-        for row in rows
-        if row.tokenizer not in model.tokenizers and (one := _folder_of(row, present))
+        f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
+        for row in _tokenized_rows(model)
+        if row.tokenizer not in model.tokenizers and (folder := _folder_of(row, present))
     )
 
 
-def list_raw_samples(root: Path, out: Path, folders: Sequence[RawFolder]) -> Dataset:
+def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> Dataset:
     """All samples that have a file in one of the folders at least, sorted by key.
 
     Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
     """
-    listed = {one.row.name: list_folder(root, one.folder) for one in folders}
-    beside = {name: _list_if_there(root, name) for name in (PICTURES, VALID_PIXELS, CROP_SETTINGS)}
-    own_settings = _list_if_there(out, CROP_SETTINGS)
-    match_spellings([*listed.values(), *beside.values(), own_settings])
+    listed = {row.name: list_folder(root, folder) for row, folder in folders.items()}
+    names = (PICTURES, VALID_PIXELS, CROP_SETTINGS)
+    beside = {name: list_folder(root, name) for name in names if os.path.lexists(root / name)}
+    own = {name: list_folder(out, name) for name in (CROP_SETTINGS,) if os.path.lexists(out / name)}
+    match_spellings([*listed.values(), *beside.values(), *own.values()])
     problems = {key: problem for one in listed.values() for key, problem in one.all_problems.items()}
     notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     if not keys:
-        names = ", ".join(one.folder for one in folders)
         why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
-        raise UsageError(f"{root}: no file in {names}; {why}")
+        raise UsageError(f"{root}: no file in {', '.join(folders.values())}; {why}")
     if len(keys) > MAX_SAMPLES:
         raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
     samples = list[Sample]()
     for key in keys:
-        extra = beside | ({CROP_SETTINGS: own_settings} if key in own_settings.files else {})
+        extra = beside | {name: one for name, one in own.items() if key in one.files}
         wrong = (problem for one in extra.values() if (problem := one.problem_of(key)))
         files = {name: one.files[key] for name, one in (listed | extra).items() if key in one.files}
         samples.append(Sample(key, files=files, problem=problems.get(key) or next(wrong, "")))
@@ -263,7 +250,10 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
     return folders
 
 
-def _check_takes_prompts(source: Source, conditions: Sequence[str], model: ModelFiles) -> None:
+def _read_texts(
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO
+) -> list[Sample]:
+    """A sample for each prompt, or for each row of a table with a column for each condition."""
     rows = [model.registry.get(name) for name in conditions]
     if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
         raise UsageError(
@@ -278,37 +268,37 @@ def _check_takes_prompts(source: Source, conditions: Sequence[str], model: Model
         )
     if not conditions:
         raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
-
-
-def _typed_samples(
-    source: Source, conditions: Sequence[str], captions: Sequence[str], stdin: BinaryIO
-) -> list[Sample]:
-    """A sample for each row of a table, or JSON line of a stream, with a column for each condition."""
-    if source.data == STREAM:
-        data, where, suffix = read_stream(stdin, "standard input"), "standard input", ".jsonl"
+    data, where, suffix = _find_texts(source, model, stdin)
+    if typed:
+        table = parse_columns(data, where, suffix or ".jsonl", conditions, source.column)
+        samples = list[Sample]()
+        for key, cells in zip(number_keys(len(table)), table, strict=True):
+            caption = next((text for name, text in cells.items() if name not in typed), None)
+            samples.append(Sample(key, caption, typed={name: cells[name] for name in typed}))
     else:
-        path = Path(source.data or "")
-        data, where, suffix = read_file(path), str(path), path.suffix.lower()
-    rows = parse_columns(data, where, suffix, conditions, source.column)
-    samples = list[Sample]()
-    for key, row in zip(number_keys(len(rows)), rows, strict=True):
-        caption = next((row[name] for name in captions), None)
-        samples.append(Sample(key, caption, typed={n: text for n, text in row.items() if n not in captions}))
+        samples = samples_of_prompts(parse_prompts(data, where, suffix or ".txt", source.column))
+    wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
+    max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
+    for sample in samples:
+        if sample.caption is not None:
+            check_prompt(sample.caption, wordpiece, max_tokens)
     return samples
 
 
-def _prompts(source: Source, model: ModelFiles, stdin: BinaryIO) -> list[str]:
+def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[bytes, str, str]:
+    """The texts, where they come from, and the suffix of their file; "" for prompts and streams."""
     if source.prompts:
-        return parse_prompts(_joined(source.prompts), "the prompts given")
+        return _joined(source.prompts), "the prompts given", ""
     if source.data == STREAM:
-        return parse_prompts(read_stream(stdin, "standard input"), "standard input", column=source.column)
+        return read_stream(stdin, "standard input"), "standard input", ""
     if source.data == PARTI and not os.path.exists(PARTI):
-        return read_prompts(find_parti(), source.column)
-    if source.data is not None:
-        return read_prompts(Path(source.data), source.column)
-    if model.prompts is not None:
-        return read_prompts(model.prompts)
-    raise UsageError(f"model '{model.name}' has no prompts of its own; give some, or a file with --data FILE")
+        path: Path | None = find_parti()
+    else:
+        path = model.prompts if source.data is None else Path(source.data)
+    if path is None:
+        why = "has no prompts of its own; give some, or a file with --data FILE"
+        raise UsageError(f"model '{model.name}' {why}")
+    return read_file(path), str(path), path.suffix.lower()
 
 
 def _joined(prompts: Sequence[str]) -> bytes:
@@ -327,17 +317,23 @@ def _joined(prompts: Sequence[str]) -> bytes:
     return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode()
 
 
-def _check_prompts(samples: Sequence[Sample], conditions: Sequence[str], model: ModelFiles) -> None:
-    wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
-    rows = [model.registry.get(name) for name in conditions]
-    max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
-    for sample in samples:
-        if sample.caption is not None:
-            check_prompt(sample.caption, wordpiece, max_tokens)
+def _tokenized_rows(model: ModelFiles) -> list[Modality]:
+    return [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
 
 
-def _list_if_there(root: Path, folder: str) -> Listing:
-    return list_folder(root, folder) if os.path.lexists(root / folder) else Listing()
+def _named_rows(names: Sequence[str], model: ModelFiles) -> list[Modality]:
+    """The rows that names of folders and modalities mean, each once."""
+    rows, chosen = _tokenized_rows(model), dict[str, Modality]()
+    for name in names:
+        found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
+        if not found:
+            known = [word for row in rows for word in (row.key.removeprefix("tok_"), row.name)]
+            raise UsageError(
+                f"--modalities: '{name}' is nothing that model '{model.name}' has a tokenizer for"
+                + (near_match(name, known) or f"; it has {', '.join(dict.fromkeys(known[::2]))}")
+            )
+        chosen |= {row.name: row for row in found}
+    return list(chosen.values())
 
 
 def _folders_of(row: Modality) -> tuple[str, ...]:
@@ -346,37 +342,15 @@ def _folders_of(row: Modality) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _folder_of(row: Modality, present: Sequence[str]) -> RawFolder | None:
-    return next((RawFolder(row, name) for name in _folders_of(row) if name in present), None)
+def _folder_of(row: Modality, present: Sequence[str]) -> str:
+    return next((name for name in _folders_of(row) if name in present), "")
 
 
-def _rows_of(name: str, rows: Sequence[Modality], model: ModelFiles) -> list[Modality]:
-    found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
-    if not found:
-        known = [word for row in rows for word in (row.key.removeprefix("tok_"), row.name)]
-        raise UsageError(
-            f"--modalities: '{name}' is nothing that model '{model.name}' has a tokenizer for"
-            + (near_match(name, known) or f"; it has {', '.join(dict.fromkeys(known[::2]))}")
-        )
-    return found
-
-
-def _required(root: Path, model: ModelFiles, row: Modality, present: Sequence[str]) -> RawFolder:
-    one = _folder_of(row, present)
-    if one is None:
-        there, wanted = ", ".join(present) or "no folder at all", " or ".join(_folders_of(row))
-        raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
-    if row.tokenizer not in model.tokenizers:
-        advice = tokenizer_advice(model, row.tokenizer)
-        raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
-    return one
-
-
-def _nothing_to_do(root: Path, model: ModelFiles, rows: Sequence[Modality], present: Sequence[str]) -> str:
+def _nothing_to_do(root: Path, model: ModelFiles, present: Sequence[str]) -> str:
     """Why there is nothing to do, and what would be right."""
     if missing := missing_tokenizers(root, model):
         return f"{root}: nothing to do; {missing[0]}"
-    wanted = dict.fromkeys(name for row in rows for name in _folders_of(row))
+    wanted = dict.fromkeys(name for row in _tokenized_rows(model) for name in _folders_of(row))
     deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
     there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
     advice = f"{root / deeper[0]} has some" if deeper else there

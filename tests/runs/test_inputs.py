@@ -32,7 +32,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 
 def found(root: Path, model: ModelFiles, *names: str) -> dict[str, str]:
-    return {one.row.name: one.folder for one in find_raw_folders(root, model, names or None)}
+    return {row.name: folder for row, folder in find_raw_folders(root, model, names or None).items()}
 
 
 def test_every_folder_with_a_tokenizer_is_found(make: Callable[..., Path], tiny: Path) -> None:

@@ -39,7 +39,7 @@ def request(
 ) -> TokenizeRequest:
     out = out or root
     folders = find_raw_folders(root, model, names or None)
-    rows = tuple(one.row for one in folders)
+    rows = tuple(folders)
     made = TokenizeRequest(model, rows, list_raw_samples(root, out, folders).samples, out, device="cpu")
     return replace(made, **changes)
 
