@@ -39,8 +39,9 @@ from fourm_cli.options import (
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.hub.files import ModelFiles
+    from fourm.output.record import RunRecord
     from fourm.runs.events import Event
-    from fourm.runs.origins import Replay, Stage
+    from fourm.runs.origins import Replay
     from fourm.runs.request import Request
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
@@ -311,20 +312,20 @@ def _repeat(
     from fourm.runs.request import Origin
     from fourm.schedule.plan import parse_chain
 
-    def again(stage: "Stage", **fields: Any) -> "Request":
+    def again(record: "RunRecord", **fields: Any) -> "Request":
         return run(
-            num_variations=replay.num_variations, variation=replay.variation, seed=stage.seed,
-            dtype=stage.dtype, attention=stage.attention, decode=stage.decode,
-            detokenizer_steps=stage.detokenizer_steps, preview=stage.preview, **fields,
+            num_variations=replay.base.num_variations, variation=replay.base.variation, seed=record.seed,
+            dtype=record.dtype, attention=record.attention, decode=record.decode,
+            detokenizer_steps=record.detokenizer_steps, preview=record.preview, **fields,
         )  # fmt: skip
 
     chain = replay.chain(files)
     request = again(replay.base, model=files, chain=chain, samples=replay.samples(chain, files))
     finer, models = None, [(replay.base, files)]
-    if (stage := replay.finer) is not None:
-        fine = find_sr(files, sr_name(files, stage))
-        finer = again(stage, model=fine, chain=parse_chain(stage.options, fine), samples=(), origin=Origin())
-        models.append((stage, fine))
+    if (made := replay.finer) is not None:
+        fine = find_sr(files, sr_name(files, made))
+        finer = again(made, model=fine, chain=parse_chain(made.options, fine), samples=(), origin=Origin())
+        models.append((made, fine))
     return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
 
 

@@ -104,37 +104,12 @@ def conditions_from(
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One run of what is repeated: the base, or super-resolution."""
-
-    model: str
-    options: str  # the schedule
-    seed: int
-    dtype: str
-    detokenizer_steps: int
-    attention: str = "sdpa"
-    decode: bool = True
-    preview: int = 0
-    weights: str = ""  # sha256; "" if it is not known
-
-    @staticmethod
-    def of(record: RunRecord) -> "Stage":
-        """The stage that a record tells of."""
-        return Stage(
-            record.model, record.options, record.seed, record.dtype, record.detokenizer_steps,
-            record.attention, record.decode, record.preview, record.files.get("weights", ""),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
 class Replay:
     """Everything that made a file, or all files of a run."""
 
     source: Path
-    base: Stage
-    finer: Stage | None
-    num_variations: int
-    variation: int | None  # None: all
+    base: RunRecord  # of a picture: as much of it as the picture tells
+    finer: RunRecord | None  # likewise, of super-resolution
     run: Run | None = None  # whose conditions are read
     key: Key | None = None  # None: all samples of the run
     prompt: str | None = None  # where there is no run
@@ -154,18 +129,18 @@ class Replay:
             raise _refusal(self.source, f"{why}; it can be repeated from the folder that it was made in")
         return [Sample(self.key, self.prompt)] if self.key is not None else []
 
-    def doubts(self, models: Sequence[tuple[Stage, ModelFiles]]) -> list[str]:
+    def doubts(self, models: Sequence[tuple[RunRecord, ModelFiles]]) -> list[str]:
         """A sentence for each model that is not the one that made the file."""
         return [
             f"note: the weights of {files.name} are not those that made {printable(str(self.source))}"
-            for stage, files in models
-            if stage.weights and stage.weights != sha256_of(files.weights)
+            for record, files in models
+            if record.files.get("weights", "") not in ("", sha256_of(files.weights))
         ]
 
 
-def sr_name(base: ModelFiles, stage: Stage) -> str | None:
+def sr_name(base: ModelFiles, finer: RunRecord) -> str | None:
     """The name of a super-resolution model for `find_sr`: None for the one that belongs to the base."""
-    return None if stage.model in (DEMO_SR, f"{base.name}/sr") else stage.model
+    return None if finer.model in (DEMO_SR, f"{base.name}/sr") else finer.model
 
 
 def read_replay(path: Path) -> Replay:
@@ -180,45 +155,37 @@ def read_replay(path: Path) -> Replay:
 
 
 def _refusal(path: Path, why: str) -> UsageError:
-    return UsageError(f"--replay {printable(str(path))}: {why}")
+    return UsageError(f"--replay {path}: {why}")
 
 
 def _whole_run(path: Path) -> Replay:
-    results = open_results(path.parent)
-    run = next((r for r in results.runs if r.record.stage == BASE), None)
-    finer = next((r for r in results.runs if r.file == path.name and r.record.stage == SR), None)
+    runs = open_results(path.parent).runs
+    run = next((r for r in runs if r.record.stage == BASE), None)
+    finer = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
     if run is None or (path.name == SR_RUN and finer is None):
         raise _refusal(path, "the run that super-resolution went on from is not recorded here")
     if run.is_older:
         raise _refusal(path, "an older version of this program wrote it; its runs cannot be repeated")
-    record, stage = run.record, Stage.of(finer.record) if finer else None
-    return Replay(path, Stage.of(record), stage, record.num_variations, record.variation, run)
+    return Replay(path, run.record, finer, run)
 
 
 def _one_picture(path: Path) -> Replay:
     said = _PictureTexts(path, _read_texts(path))
     folder, _, name = said.text("sample").rpartition("/")
-    key, count = Key(folder, name), said.number("variations", least=1)
-    variation = said.number("variation", count - 1)
-    base, finer = said.stage(""), None
+    key, record, finer = Key(folder, name), said.record(""), None
     if "base schedule" in said.texts:
-        base, finer = said.stage("base "), base
-    run, only = _home(path, base, key), variation if count > 1 else None
-    if run is not None:
-        return Replay(path, base, finer, run.record.num_variations, only, run, key)
-    return Replay(path, base, finer, count, only, key=key, prompt=said.texts.get("prompt"))
-
-
-def _home(path: Path, base: Stage, key: Key) -> Run | None:
-    """The run whose folder a picture lies in, if it is the one that made it."""
+        record, finer = said.record("base "), record
+    # The run whose folder the picture lies in, if it is the one that made it.
     root = next((folder for folder in real(path).parents if (folder / RUN).is_file()), None)
-    if root is None:
-        return None
-    run = open_results(root).runs[0]
-    listed = read_checksums(root).get(real(path).relative_to(root).as_posix())
-    is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
-    same = (run.record.stage, run.record.options, run.record.seed) == (BASE, base.options, base.seed)
-    return run if same and is_its_own and not run.is_older and run.find(key) else None
+    if root is not None:
+        run = open_results(root).runs[0]
+        listed = read_checksums(root).get(real(path).relative_to(root).as_posix())
+        is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
+        there = run.record
+        same = (there.stage, there.options, there.seed) == (BASE, record.options, record.seed)
+        if same and is_its_own and not run.is_older and run.find(key):
+            return Replay(path, replace(record, num_variations=there.num_variations), finer, run, key)
+    return Replay(path, record, finer, key=key, prompt=said.texts.get("prompt"))
 
 
 def _read_texts(path: Path) -> dict[str, str]:
@@ -233,7 +200,7 @@ def _read_texts(path: Path) -> dict[str, str]:
         raise _refusal(path, f"is not a PNG that can be read{why}") from error
     if not texts.get("software", "").startswith("fourm ") or "schedule" not in texts:
         raise _refusal(path, "does not say how it was made; fourm did not write it")
-    return texts
+    return {"detokenizer steps": str(DETOKENIZER_STEPS)} | texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +211,11 @@ class _PictureTexts:
     texts: Mapping[str, str]
 
     def text(self, name: str) -> str:
-        """One that must be there."""
         if not self.texts.get(name, "").strip():
             raise _refusal(self.path, f"does not say its {name}")
         return self.texts[name]
 
-    def number(self, name: str, most: int = MAX_SAMPLES, least: int = 0) -> int:
+    def number(self, name: str, most: int, least: int = 0) -> int:
         """A whole number, least to most."""
         text = self.texts.get(name, "")
         is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEED))
@@ -258,12 +224,15 @@ class _PictureTexts:
             raise _refusal(self.path, f"its {name} {what}: '{printable(text[:40])}'")
         return int(text)
 
-    def stage(self, prefix: str) -> Stage:
-        """The run whose facts have this prefix: "" for the picture's own, "base " for the one before it."""
-        has_steps = "detokenizer steps" in self.texts
-        steps = self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1) if has_steps else DETOKENIZER_STEPS
-        return Stage(
-            self.text(prefix + "model"), self.text(prefix + "schedule"),
-            self.number(prefix + "seed", MAX_SEED), self.texts.get(prefix + "dtype", "float32"), steps,
-            weights=self.texts.get(prefix + "weights", ""),
+    def record(self, prefix: str) -> RunRecord:
+        """Of the run whose facts have this prefix: "" for the picture's own, "base " for the first one."""
+        count = self.number("variations", MAX_SAMPLES, 1)
+        variation = self.number("variation", count - 1)
+        return RunRecord(
+            schedule={}, options=self.text(prefix + "schedule"), model=self.text(prefix + "model"),
+            revision="", files={"weights": self.texts.get(prefix + "weights", "")}, samples=1,
+            num_variations=count, variation=variation if count > 1 else None,
+            seed=self.number(prefix + "seed", MAX_SEED), dtype=self.texts.get(prefix + "dtype", "float32"),
+            device_type="", attention="sdpa", decode=True, preview=0, places=(),
+            detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
         )  # fmt: skip
