@@ -33,6 +33,7 @@ from fourm.runs.events import (
     Saved,
     Started,
     Stepped,
+    to_json,
 )
 
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -177,7 +178,7 @@ def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
     for event in events:
         if log is not None:
             try:
-                log.write(json.dumps(event.to_json()) + "\n")
+                log.write(json.dumps(to_json(event)) + "\n")
                 log.flush()
             except OSError as error:
                 raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
