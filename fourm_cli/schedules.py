@@ -78,7 +78,7 @@ def show(
         check_drawing("--plot", chart)
     (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
-        from fourm.schedule.chart import draw_chain, save_chart  # imports Matplotlib: half a second
+        from fourm.views.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
         save_chart(draw_chain(chain, files.name), chart)
     if as_json:

@@ -5,7 +5,6 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "chain": "Chain Step TargetSpec joining_problem make_chain",
-    "chart": "draw_chain save_chart",
     "cost": "Cost MOST_ROWS Peak estimate overhead tokenizer_bytes",
     "plan": "ALL_TARGETS build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",

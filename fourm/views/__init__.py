@@ -5,6 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "album": "View open_album",
+    "chart": "draw_chain save_chart",
     "gallery": "PAGE write_gallery",
     "plots": "Plotter plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",

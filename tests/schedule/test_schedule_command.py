@@ -177,7 +177,7 @@ def test_show_draws_the_chain(model: str, tmp_path: Path) -> None:
 
 
 def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
-    from fourm.schedule.chart import draw_chain
+    from fourm.views.chart import draw_chain
 
     given = {"cond_domains": "caption", "target_domains": "tok_clip-det", "decoding_steps": "4-none"}
     chain = build_chain(read_settings([], given).base, find_model(model))
@@ -198,7 +198,7 @@ def test_the_chart_has_the_numbers_of_the_steps(model: str) -> None:
 
 @pytest.mark.parametrize(("conditions", "charts"), [("caption:2,det:-1", 3), ("caption,det", 2)])
 def test_a_chart_has_guidance_where_weights_add_up_to_one(model: str, conditions: str, charts: int) -> None:
-    from fourm.schedule.chart import draw_chain
+    from fourm.views.chart import draw_chain
 
     given = {"cond_domains": conditions, "target_domains": "tok_rgb", "cfg_scales": "1"}
     chain = build_chain(read_settings([], given).base, find_model(model))

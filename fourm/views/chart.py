@@ -6,15 +6,12 @@ from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fourm.data.writing import DRAWING, write_alone
 from fourm.schedule.chain import Chain
 from fourm.schedule.schemes import SCHEMES
-
-_Colour = tuple[float, float, float, float]  # red, green, blue, opacity
 
 _TALL = 2.0  # times as high as all other bars: a text's limit is cut off there, so that the others are seen
 _TITLE = 90  # characters
@@ -29,6 +26,7 @@ def draw_chain(chain: Chain, model: str) -> Figure:
     charts = figure.subplots(1 + len(lines), 1, sharex=True)
     for axes, name in zip(charts, ("tokens", *lines), strict=True):
         axes.set_ylabel(name)
+        axes.margins(y=0.15)
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -38,7 +36,11 @@ def draw_chain(chain: Chain, model: str) -> Figure:
     texts = {spec.target for spec in chain.specs if SCHEMES[spec.scheme].causal}
     _draw_tokens(charts[0], chain, colours, texts)
     for axes, values in zip(charts[1:], lines.values(), strict=True):
-        _draw_line(axes, chain, colours, values)
+        for target, colour in colours.items():
+            steps = [step.number for step in chain.steps if step.target == target]
+            axes.plot(steps, [values[number - 1] for number in steps], "o-", ms=3, lw=1.2, color=colour)
+        if min(values, default=0) >= 0:
+            axes.set_ylim(bottom=0)
     charts[-1].set_xlabel("step of the chain")
     charts[-1].set_xlim(0.3, max(len(chain.steps), 1) + 0.7)  # steps count from 1
     charts[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -57,31 +59,18 @@ def draw_chain(chain: Chain, model: str) -> Figure:
 
 def save_chart(figure: Figure, path: Path) -> None:
     """A PNG, whole or not at all."""
-    canvas = FigureCanvasAgg(figure)
-    write_alone(path, partial(canvas.print_png, metadata={"Software": None, **DRAWING}))
+    write_alone(path, partial(figure.savefig, format="png", metadata={"Software": None, **DRAWING}))
 
 
-def _draw_tokens(axes: Axes, chain: Chain, colours: Mapping[str, _Colour], texts: Collection[str]) -> None:
+def _draw_tokens(
+    axes: Axes, chain: Chain, colours: Mapping[str, tuple[float, ...]], texts: Collection[str]
+) -> None:
     """A bar for each step; a text has one that says at most how many."""
-    fixed = [step.num_tokens for step in chain.steps if step.target not in texts]
-    top = max(fixed, default=0) * _TALL
+    top = max((step.num_tokens for step in chain.steps if step.target not in texts), default=0) * _TALL
     for step in chain.steps:
         is_limit = step.target in texts
         height = top if is_limit and 0 < top < step.num_tokens else step.num_tokens
-        axes.bar(
-            step.number, height, 0.9, color=colours[step.target], hatch="//" if is_limit else "",
-            edgecolor="white", linewidth=0,
-        )  # fmt: skip
+        hatch = "//" if is_limit else ""
+        axes.bar(step.number, height, 0.9, color=colours[step.target], hatch=hatch, ec="white", linewidth=0)
         if is_limit:
             axes.annotate(f"≤ {step.num_tokens}", (step.number, height), ha="center", va="bottom", fontsize=8)
-    axes.margins(y=0.15)
-
-
-def _draw_line(axes: Axes, chain: Chain, colours: Mapping[str, _Colour], values: list[float]) -> None:
-    """A point for each step, and a line through those of one target."""
-    for target in chain.targets:
-        steps = [step.number for step in chain.steps if step.target == target]
-        axes.plot(steps, [values[number - 1] for number in steps], "o-", ms=3, lw=1.2, color=colours[target])
-    axes.margins(y=0.15)
-    if min(values, default=0) >= 0:
-        axes.set_ylim(bottom=0)
