@@ -16,6 +16,7 @@ PUBLIC = {
         "EOS_ID FIRST_SENTINEL Grammar NUM_CODES PAD_ID PICTURE_SIDE Structured WordPiece check_prompt "
         "encode_full merge_spans"
     ),
-    "typed": "Limits fit read_mapping",
+    "typed": "Limits fit",
+    "yaml_files": "read_mapping",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

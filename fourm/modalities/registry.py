@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_type_hints
 
 from fourm.errors import UsageError, near_match, shown
-from fourm.modalities.typed import Limits, YamlEntry, fit, read_rows
+from fourm.modalities.typed import Limits, fit
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
@@ -75,24 +75,22 @@ class Modality:
     def __post_init__(self) -> None:
         folder, area = self.folder, None if self.grid is None else math.prod(self.grid)
         wanted_area = None if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING) else self.max_tokens
-        for is_right, rule in (
-            (not set(self.name) & set("-, :/\\"), "a name has no '-', ',', ':', '/' or blank"),
-            (self.name[:1].isalnum() and self.name.isprintable(), "a name begins with a letter"),
-            (_is_free(self.name), "an output folder has something else under this name"),
-            (
-                not folder or (_is_free(folder) and folder.isprintable() and _FOLDER.fullmatch(folder)),
-                f"folder must be one plain name, not {shown(ascii(folder))}",
+        is_folder = _is_free(folder) and folder.isprintable() and _FOLDER.fullmatch(folder)
+        rules = {
+            "a name has no '-', ',', ':', '/' or blank": not set(self.name) & set("-, :/\\"),
+            "a name begins with a letter": self.name[:1].isalnum() and self.name.isprintable(),
+            "an output folder has something else under this name": _is_free(self.name),
+            f"folder must be one plain name, not {shown(ascii(folder))}": not folder or is_folder,
+            f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}": (
+                not self.suffix or _SUFFIX.fullmatch(self.suffix)
             ),
-            (
-                not self.suffix or _SUFFIX.fullmatch(self.suffix),
-                f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}",
-            ),
-            (all(label.isprintable() for label in self.labels), "labels must be printable"),
-            (not self.takes_ids or self.vocab_size >= 1, "vocab_size must be at least 1"),
-            (self.takes_ids or self.defaults is None, f"{self.kind.value} cannot be a target"),
-            (area == wanted_area, "grid must be two sides whose product is max_tokens"),
-        ):
-            if not is_right:
+            "labels must be printable": all(label.isprintable() for label in self.labels),
+            "vocab_size must be at least 1": not self.takes_ids or self.vocab_size >= 1,
+            f"{self.kind.value} cannot be a target": self.takes_ids or self.defaults is None,
+            "grid must be two sides whose product is max_tokens": area == wanted_area,
+        }
+        for rule, is_kept in rules.items():
+            if not is_kept:
                 raise UsageError(f"modality '{self.name}': {rule}")
 
     @property
@@ -165,19 +163,18 @@ class Registry:
 
 def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
     """The name of a row whose files would overwrite another row's, and a sentence; None if there is none."""
-    rows = tuple(rows)
+    rows = tuple(row for row in rows if row.takes_ids)
     # Some file systems do not know upper and lower case apart.
     taken = {row.name.casefold(): f"the tokens of {row.name}" for row in rows if row.kind is Kind.GRID}
     for row in rows:
         folder = row.folder.casefold()
-        if row.takes_ids and folder and folder in taken:
-            where, advice = f"the folder '{row.folder}'", f"folder: {row.name.removeprefix(TOKENS)}"
+        if folder and folder in taken:
             return row.name, (
-                f"the values of {row.name} would lie in {where}, and so would {taken[folder]}; "
-                f"give one of them another in modalities.yaml, such as '{advice}'"
+                f"the values of {row.name} would lie in the folder '{row.folder}', and so would "
+                f"{taken[folder]}; give one of them another in modalities.yaml, such as "
+                f"'folder: {row.name.removeprefix(TOKENS)}'"
             )
-        if row.takes_ids:
-            taken[folder] = f"the values of {row.name}"
+        taken[folder] = f"the values of {row.name}"
     return None
 
 
@@ -282,35 +279,38 @@ def load_registry(path: Path) -> Registry:
     A row lists only what differs from the released row with the same key (`tok_rgb@64` from `tok_rgb@224`),
     or from the row in its field `like`. Every target gets a folder of its own, with or without `folder`.
     """
-    rows, where, folders = dict[str, Modality](), dict[str, str](), dict[str, str]()
+    from fourm.modalities.yaml_files import read_rows  # imports yaml
+
+    rows, where, unnamed, taken = dict[str, Modality](), dict[str, str](), list[Modality](), set[Any]()
     for entries in read_rows(path):
-        row, places = _read_row(entries, path), {entry.key: entry.where for entry in entries}
+        places = {entry.key: entry.where for entry in entries}
+        if "name" not in places:
+            raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
+        row = _read_row(entries, places["name"])
         if row.name in rows:
             raise UsageError(f"{places['name']}: modality '{row.name}' has a row already ({where[row.name]})")
+        if row.takes_ids and "folder" not in places:
+            unnamed.append(row)
+        if "folder" in places or row.name in RELEASED.rows:
+            taken.add((row.key, row.folder))
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
-        if "folder" in places:
-            folders[row.name] = row.folder
-    unnamed = [row for row in rows.values() if row.takes_ids and row.name not in folders]
-    folders |= {row.name: RELEASED.rows[row.name].folder for row in unnamed if row.name in RELEASED.rows}
-    taken = {(rows[name].key, folder) for name, folder in folders.items()}
     # The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
     for row in sorted(unnamed, key=lambda one: one.resolution or 0):
         like = _same_key(row.key)
         stem = like.folder if like else row.key.removeprefix(TOKENS)
         # The tokens of a grid lie in a folder with the name of the modality.
         is_taken = (row.key, stem) in taken or (row.kind is Kind.GRID and stem == row.name)
-        own = f"{stem}@{row.name.partition('@')[2] or 'values'}" if is_taken else stem
-        rows[row.name] = replace(row, folder=folders.get(row.name, own))
+        if row.name not in RELEASED.rows:
+            own = f"{stem}@{row.name.partition('@')[2] or 'values'}" if is_taken else stem
+            rows[row.name] = replace(row, folder=own)
         taken.add((row.key, stem))
     if shared := shared_folder(rows.values()):
         raise UsageError(f"{where[shared[0]]}: {shared[1]}")
     return RELEASED.extended(rows.values())
 
 
-def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:
-    where = {entry.key: entry.where for entry in entries}
-    if "name" not in where:
-        raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
+def _read_row(entries: Iterable[Any], where: str) -> Modality:
+    """The row of the `YamlEntry`s of its fields; where: the line of its name."""
     hints = {**get_type_hints(Modality, include_extras=True), "like": str}
     given, problems = dict[str, Any](), list[str]()
     for entry in entries:
@@ -327,13 +327,16 @@ def _read_row(entries: tuple[YamlEntry, ...], path: Path) -> Modality:
     try:
         return _complete_row(given)
     except UsageError as error:
-        raise UsageError(f"{where['name']}: {error}") from None
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _complete_row(given: dict[str, Any]) -> Modality:
-    key, like = given["name"].partition("@")[0], given.pop("like", "")
+    name, like = given["name"], given.pop("like", "")
+    key = name.partition("@")[0]
     base = RELEASED.get(like) if like else _same_key(key)
     kind: Any = given.get("kind") or (base.kind if base else None)
+    if name in RELEASED.rows:
+        given.setdefault("folder", RELEASED.rows[name].folder)
     if "grid" in given:
         given.setdefault("max_tokens", math.prod(given["grid"]))
     if "defaults" in given:

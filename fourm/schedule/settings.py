@@ -17,7 +17,7 @@ from fourm.data.opening import output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.typed import Limits, fit, read_mapping
+from fourm.modalities.typed import Limits, fit
 
 MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
@@ -224,6 +224,8 @@ def parse_options(values: Mapping[str, object]) -> Layer:
 
 def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
     """The schedule's settings in a YAML file, and those of the run by key; None takes an earlier one back."""
+    from fourm.modalities.yaml_files import read_mapping  # imports yaml
+
     settings, run, problems, seen = dict[str, Setting](), dict[str, object](), list[str](), set[str]()
     for entry in read_mapping(path):
         key = entry.key.replace("-", "_")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fourm.errors import FourMError, UsageError
 from fourm.modalities.registry import Kind, load_registry
-from fourm.modalities.typed import Limits, fit, read_mapping, read_rows
+from fourm.modalities.typed import Limits, fit
+from fourm.modalities.yaml_files import read_mapping, read_rows
 from fourm.schedule.settings import read_settings
 
 Run = Callable[..., tuple[int, str, str]]
