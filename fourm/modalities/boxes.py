@@ -32,10 +32,6 @@ class Box:
     name: str
     score: float = 1.0  # of a detector; 1 for boxes that a model wrote
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= min(self.corners) <= max(self.corners) <= 1.0:
-            raise ValueError(f"a box beyond the picture: {self}")
-
     @property
     def corners(self) -> Corners:
         """All four numbers."""
@@ -105,9 +101,8 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
     Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
     """
     found = fit(_Detections, data, "the file", strict=False).instances
-    named = [(one, _checked_name(one, f"instance {i}")) for i, one in enumerate(found)]
-    sure = [(one, name) for one, name in named if one.score >= rules.min_score]
-    boxes = [box for one, name in sure if (box := _visible(one, name, crop, rules.min_visibility))]
+    shown_boxes = (_shown_box(one, f"instance {i}", crop, rules) for i, one in enumerate(found))
+    boxes = [box for box in shown_boxes if box]
     if rules.max_boxes is not None:
         boxes = sorted(boxes, key=ORDERS["score"])[: rules.max_boxes]
     return tuple(sorted(boxes, key=ORDERS[rules.order]))
@@ -139,15 +134,15 @@ def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
-    numbers, names, ignored, closed = list[int](), list[str](), list[str](), False
+    numbers, names, ignored, is_closed = list[int](), list[str](), list[str](), False
     for word in words:
         number = number_of(word)
         if "=" not in word:
-            (ignored if closed else names).append(word)
+            (ignored if is_closed else names).append(word)
         elif number is not None and not names:
             numbers.append(number)
         else:
-            closed = bool(names)  # a number behind the name: nothing of this box any more
+            is_closed = bool(names)  # a number behind the name: nothing of this box any more
             ignored.append(word)
     if len(numbers) != 4:
         return None, f"{quoted(words)} has {len(numbers)} numbers where a box has four"
@@ -158,37 +153,35 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
     return Box(xmin, ymin, xmax, ymax, " ".join(names)), problem
 
 
-def _side(one: float, other: float, bins: int) -> tuple[float, float]:
-    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
-    quarter = 0.25 / (bins - 1) if one == other else 0.0
-    return max(min(one, other) - quarter, 0.0), min(max(one, other) + quarter, 1.0)
+def _shown_box(found: _Detection, where: str, crop: Crop | None, rules: BoxRules) -> Box | None:
+    """What a crop shows of a box, its name without spare blanks; None where that is too little.
 
-
-def _checked_name(found: _Detection, where: str) -> str:
-    """The class name without spare blanks; a ValueError for an impossible name or impossible corners."""
+    ValueError for corners and names that no box can have.
+    """
+    x0, y0, x1, y1 = found.boxes
     if max(map(abs, found.boxes)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
-    for axis, place, low, high in (("x", "right of", *found.boxes[::2]), ("y", "below", *found.boxes[1::2])):
+    for axis, place, low, high in (("x", "right of", x0, x1), ("y", "below", y0, y1)):
         if low > high:
             problem = f"{axis}max {high:g} is not {place} {axis}min {low:g}"
             raise ValueError(f"{where}: {problem}; boxes are corners, not centre and size")
     name = " ".join(found.class_name.split())
     if not name or "=" in name or _MARK.search(name) or not name.isprintable():
         raise ValueError(f"{where}: the name {shown(ascii(name), 40)} cannot stand in the model's text")
-    return name
-
-
-def _visible(found: _Detection, name: str, crop: Crop | None, min_visibility: float) -> Box | None:
-    x0, y0, x1, y1 = found.boxes
     if crop is not None:
         height, width = crop.whole
         x0, x1 = ((x * width - crop.left) / crop.width for x in (x0, x1))
         y0, y1 = ((y * height - crop.top) / crop.height for y in (y0, y1))
     whole = (x1 - x0) * (y1 - y0)
     x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in (x0, y0, x1, y1))
-    seen = (x1 - x0) * (y1 - y0)
-    if x0 >= x1 or y0 >= y1 or seen <= 0.0 or seen < min_visibility * whole:
-        return None
+    area = (x1 - x0) * (y1 - y0)
+    is_seen = x0 < x1 and y0 < y1 and area > 0.0 and area >= rules.min_visibility * whole
     if crop is not None and crop.mirrored:
         x0, x1 = 1.0 - x1, 1.0 - x0
-    return Box(x0, y0, x1, y1, name, found.score)
+    return Box(x0, y0, x1, y1, name, found.score) if is_seen and found.score >= rules.min_score else None
+
+
+def _side(one: float, other: float, bins: int) -> tuple[float, float]:
+    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
+    quarter = 0.25 / (bins - 1) if one == other else 0.0
+    return max(min(one, other) - quarter, 0.0), min(max(one, other) + quarter, 1.0)

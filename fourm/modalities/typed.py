@@ -69,7 +69,7 @@ def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str])
             _fit(str, key, f"{path}: a key", strict, problems)
         return {k: _fit(inner[1], one, f"{path}.{shown(k)}", strict, problems) for k, one in value.items()}
     elif is_dataclass(kind) and isinstance(value, dict):
-        hints = _hints(kind)
+        hints = _hints(kind)  # type: ignore[arg-type]
         required = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
         problems += [f"{path} has no {key!r}" for key in required if key not in value]
         unknown = [shown(ascii(k)) + near_match(str(k), hints) for k in value if strict and k not in hints]
