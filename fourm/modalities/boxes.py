@@ -12,7 +12,7 @@ from functools import partial
 
 from fourm.data.layout import Crop
 from fourm.errors import shown
-from fourm.modalities.text import Grammar, groups_of, number_of, parse_groups, quoted, words_of
+from fourm.modalities.text import Grammar, number_of, parse_groups, quoted, words_of
 from fourm.modalities.typed import fit
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
@@ -68,8 +68,8 @@ def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     `v0=` begins a box, three more numbers follow whatever their axis is called, then the name. Numbers beyond
     the bins are limited to them.
     """
-    before, groups = groups_of(words_of(text), lambda word: word.startswith("v0="))
-    boxes, problems = parse_groups(groups, partial(_parse_box, bins=bins))
+    parse, begins = partial(_parse_box, bins=bins), lambda word: word.startswith("v0=")
+    before, boxes, problems = parse_groups(words_of(text), begins, "", parse)
     if before:
         problems.insert(0, f"{quoted(before)} stands before the first box")
     return tuple(boxes), tuple(dict.fromkeys(problems))

@@ -11,7 +11,7 @@ JSON: a list with one object, which has a palette of n colours `[red, green, blu
 import math
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
+from itertools import chain
 from typing import Annotated, NamedTuple
 
 from fourm.data.layout import Crop
@@ -24,7 +24,7 @@ MAX_COLOURS = 7
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One thing that metadata can state; its values become indices by bins of equal width, or by bounds."""
+    """One thing that metadata can state; its values become indices by bins of equal width, or by rounding."""
 
     number: int  # in the text
     name: str  # in files
@@ -32,19 +32,18 @@ class Field:
     steps: int = 1
     top: int = MAX_NUMBER  # largest index
     is_whole: bool = True  # values are whole numbers
-    bounds: tuple[float, ...] = ()  # of a score: the index is the number of bounds that it reaches
-    scores: tuple[int, ...] = ()  # the score that stands for each index
+    lowest: int | None = None  # of a score, which is rounded (half up): the score of index 0
 
     def index_of(self, value: float) -> int:
         """The index 0..top of any value."""
-        if self.bounds:
-            return sum(bound <= value for bound in self.bounds)
+        if self.lowest is not None:
+            value = value + 0.5 - self.lowest
         return math.floor(min(max(value, 0) / self.high * self.steps, self.top))
 
     def value_of(self, index: int) -> int | float:
-        """A value of the bin of an index: its lower end for whole numbers, else its centre."""
-        if self.bounds:
-            return self.scores[index]
+        """A value of the bin of an index: its lower end for whole numbers, the score, else its centre."""
+        if self.lowest is not None:
+            return self.lowest + index
         return index * self.high if self.is_whole else self.high * min((index + 0.5) / self.steps, 1.0)
 
 
@@ -90,10 +89,10 @@ FIELDS = (
     Field(16, "semantic_diversity"),
     _range(17, "geometric_complexity", 0.75),
     _range(18, "occlusion_score", 0.25),
-    Field(19, "watermark_score", top=1, is_whole=False, bounds=(0.5,), scores=(0, 1)),
-    Field(20, "aesthetic_score", top=2, is_whole=False, bounds=(4.5, 5.5), scores=(4, 5, 6)),
+    Field(19, "watermark_score", top=1, is_whole=False, lowest=0),
+    Field(20, "aesthetic_score", top=2, is_whole=False, lowest=4),
 )
-_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
+_BY_NAME = {field.name: field for field in FIELDS}
 
 
 def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
@@ -104,11 +103,15 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
     before, pairs = groups_of(words_of(text), lambda word: "v1" in word)
     problems, facts = [f"{quoted(before)} stands before the first field"] if before else [], dict[int, Fact]()
     for words in pairs:
-        if fact := _parse_pair(words):
-            problems += [f"{fact.field.name} is stated twice"] if fact.field.number in facts else []
-            facts[fact.field.number] = fact
-        else:
+        is_pair = len(words) == 2 and words[0].startswith("v1=") and words[1].startswith("v0=")
+        number, index = map(number_of, words) if is_pair else (None, None)
+        field = FIELDS[number] if number is not None and 0 <= number < len(FIELDS) else None
+        if field is None or index is None or not 0 <= index <= field.top:
             problems.append(f"{quoted(words)} states nothing that is known")
+            continue
+        if field.number in facts:
+            problems.append(f"{field.name} is stated twice")
+        facts[field.number] = Fact(field, field.value_of(index))
     return tuple(facts[number] for number in sorted(facts)), tuple(dict.fromkeys(problems))
 
 
@@ -135,16 +138,6 @@ METADATA: Grammar[Metadata] = Grammar(
 )
 
 
-def _parse_pair(words: list[str]) -> Fact | None:
-    if len(words) != 2 or not (words[0].startswith("v1=") and words[1].startswith("v0=")):
-        return None
-    number, index = number_of(words[0]), number_of(words[1])
-    field = FIELDS[number] if number is not None and 0 <= number < len(FIELDS) else None
-    if field is None or index is None or not 0 <= index <= field.top:
-        return None
-    return Fact(field, field.value_of(index))
-
-
 class Colour(NamedTuple):
     """Red, green and blue, each 0..255."""
 
@@ -160,7 +153,7 @@ _Level = Annotated[float, Limits(0, 255)]
 def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
     """The complete colours of a text, at most seven, and a sentence for each part that is ignored.
 
-    Only `v0=` words behind the first `v1=` are read. The number that `v1=` announces is not used.
+    Only `v0=` words behind the first `v1=` are read, however many colours that word announces.
     """
     words = words_of(text)
     start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
@@ -178,12 +171,6 @@ def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
     elif number_of(words[start]) != count:
         problems.append(f"{quoted(words[start : start + 1])} announces a palette, but {count} colours follow")
     return tuple(Colour(*levels[3 * i : 3 * i + 3]) for i in range(count)), tuple(problems)
-
-
-def palette_words(colours: Palette) -> list[str]:
-    """A palette as the model reads it; nothing for one without colours."""
-    levels = [f"v0={level}" for colour in colours for level in colour]
-    return [f"v1={len(colours)}", *levels] if colours else []
 
 
 def palette_from_json(data: object, crop: Crop | None = None, size: int | None = None) -> Palette:
@@ -215,4 +202,9 @@ def palette_to_json(colours: Palette) -> object:
 
 def palette_grammar(size: int | None = None) -> Grammar[Palette]:
     """The grammar of palettes; of a file the one of `size` colours is read, by default the largest."""
-    return Grammar(parse_palette, palette_words, partial(palette_from_json, size=size), palette_to_json)
+    return Grammar(
+        parse_palette,
+        lambda colours: [f"v1={len(colours)}", *(f"v0={n}" for n in chain(*colours))] if colours else [],
+        partial(palette_from_json, size=size),
+        palette_to_json,
+    )

@@ -159,20 +159,19 @@ def contains(contour: Contour, point: Point) -> bool:
 
 
 def _parse_group(words: list[str], where: str, has_point: bool) -> tuple[Group | None, list[str]]:
-    head, polygons = groups_of(words, "polygon".__eq__)
-    point, problems = None, list[str]()
+    head, instances, of_polygons = parse_groups(words, "polygon".__eq__, f"{where}, polygon", _parse_polygon)
+    has_polygons, point, problems = bool(instances or of_polygons), None, list[str]()
     if has_point:
         y, x = ([number_of(word) for word in head[:2]] + [None, None])[:2]
         if x is None or y is None or not (0 <= x <= MAX_NUMBER and 0 <= y <= MAX_NUMBER):
             problems.append(f"{where}: no coordinates")
         else:
             point, head = (x, y), head[2:]
-    is_none = point is not None and head == ["none"] and not polygons
+    is_none = point is not None and head == ["none"] and not has_polygons
     if head and not is_none and not problems:
         problems.append(f"{where}: {quoted(head)} means nothing here")
-    instances, of_polygons = parse_groups(polygons, _parse_polygon, f"{where}, polygon")
     problems += of_polygons
-    if not polygons and not is_none and not problems:
+    if not has_polygons and not is_none and not problems:
         problems.append(f"{where}: neither a polygon nor 'none'")
     return (Group(point, tuple(instances)) if instances or is_none else None), problems
 

@@ -16,8 +16,6 @@ from fourm.modalities.text import (
     Grammar,
     code_of,
     code_word,
-    groups_of,
-    nearest_number,
     number_of,
     parse_groups,
     words_of,
@@ -69,14 +67,12 @@ class _PeopleOfFile:
 
 def parse_people(text: str) -> tuple[People, tuple[str, ...]]:
     """The complete people of a text, and a sentence for each problem."""
-    words = words_of(text)
-    if words == ["none"]:
+    before, people, problems = parse_groups(words_of(text), "human".__eq__, "person", _parse_person)
+    if before == ["none"] and not people and not problems:
         return (), ()
-    before, groups = groups_of(words, "human".__eq__)
-    people, problems = parse_groups(groups, _parse_person, "person")
     if before:
         problems.insert(0, f"{len(before)} words before the first 'human'")
-    elif not groups:
+    elif not people and not problems:
         problems = ["neither 'none' nor 'human'"]
     return tuple(people), tuple(problems)
 
@@ -85,12 +81,12 @@ def people_words(people: People) -> list[str]:
     """The words of the first people, as many as the model reads; `none` for nobody."""
     words = list[str]()
     for person in people[:MAX_PEOPLE]:
-        corners = (nearest_number(corner / PICTURE_SIDE * MAX_NUMBER) for corner in person.box)
+        corners = (_nearest(corner / PICTURE_SIDE * MAX_NUMBER) for corner in person.box)
         words += ["human", *(f"v{axis}={number}" for axis, number in enumerate(corners)), "global"]
-        words += (f"v0={nearest_number(_HALF * g + _HALF)}" for row in person.orientation for g in row)
+        words += (f"v0={_nearest(_HALF * g + _HALF)}" for row in person.orientation for g in row)
         words += ["pose", *map(code_word, person.pose_codes), "shape"]
-        words += (f"v0={nearest_number(_BETA * beta + _HALF)}" for beta in person.betas)
-        words += ["camera", *(f"v0={nearest_number(_CAMERA * c + _CAMERA)}" for c in person.camera)]
+        words += (f"v0={_nearest(_BETA * beta + _HALF)}" for beta in person.betas)
+        words += ["camera", *(f"v0={_nearest(_CAMERA * c + _CAMERA)}" for c in person.camera)]
     return words or ["none"]
 
 
@@ -155,9 +151,14 @@ def _parse_person(words: list[str]) -> tuple[Person | None, str]:
     return person, f"{rest} words too many" if rest else ""
 
 
+def _nearest(value: float) -> int:
+    """A number rounded (half to even) and limited to 0..999, the numbers that words have."""
+    return round(min(max(value, 0), MAX_NUMBER))
+
+
 def _numbers(words: list[str]) -> list[int]:
     """The numbers of those words that are numbers, limited to 0..999."""
-    return [nearest_number(number) for word in words if (number := number_of(word)) is not None]
+    return [_nearest(number) for word in words if (number := number_of(word)) is not None]
 
 
 def _seen(person: Person, crop: Crop) -> Person | None:

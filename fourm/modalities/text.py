@@ -1,5 +1,6 @@
 """Text as models read it: ids of a text tokenizer, prompts, and what all grammars of texts share."""
 
+import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
@@ -53,10 +54,6 @@ class WordPiece:
         while tokenizer.token_to_id(f"[S_{end - FIRST_SENTINEL}]") == end:
             end += 1
         return cls(tokenizer, range(FIRST_SENTINEL, end))
-
-    def sentinel_id(self, number: int) -> int:
-        """Id of [S_number]."""
-        return self.sentinels[number]
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; special tokens in it are recognised, none are added."""
@@ -140,10 +137,7 @@ Code = Annotated[int, Limits(0, NUM_CODES - 1)]
 
 @dataclass(frozen=True, slots=True)
 class Structured(Generic[T]):
-    """A value that was read from text, the text, and what is wrong with it.
-
-    Models sometimes write malformed text. The problems say which parts of it are ignored.
-    """
+    """A value that was read from text, the text, and what is wrong with it: models can write any text."""
 
     value: T
     text: str = ""  # as the model wrote it; "" for a value that comes from a file
@@ -191,15 +185,20 @@ def groups_of(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list
 
 
 def parse_groups(
-    groups: Iterable[list[str]], parse: Callable[[list[str]], tuple[T | None, str]], name: str = ""
-) -> tuple[list[T], list[str]]:
-    """Parse each group; problems get the group's name and number (from 1) in front."""
+    words: Iterable[str], begins: Callable[[str], bool], name: str,
+    parse: Callable[[list[str]], tuple[T | None, str]],
+) -> tuple[list[str], list[T], list[str]]:  # fmt: skip
+    """The words before the first group, the parsed groups, and problems.
+
+    Problems get the name of their group and its number (from 1) in front, unless the name is "".
+    """
+    before, groups = groups_of(words, begins)
     items, problems = list[T](), list[str]()
-    for number, words in enumerate(groups, start=1):
-        item, problem = parse(words)
+    for number, group in enumerate(groups, start=1):
+        item, problem = parse(group)
         items += [item] if item is not None else []
         problems += [f"{name} {number}: {problem}" if name else problem] if problem else []
-    return items, problems
+    return before, items, problems
 
 
 def number_of(word: str) -> int | None:
@@ -207,17 +206,8 @@ def number_of(word: str) -> int | None:
 
     Numbers of more than nine digits become a billion, which is beyond every limit of a grammar.
     """
-    digits = word.partition("=")[2]
-    sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
-    if not (digits.isascii() and digits.isdigit()):
-        return None
-    digits = digits.lstrip("0")
-    return sign * (int(digits or "0") if len(digits) <= 9 else 10**9)
-
-
-def nearest_number(value: float) -> int:
-    """A number rounded (half to even) and limited to 0..999, the numbers that words have."""
-    return round(min(max(value, 0), MAX_NUMBER))
+    match = re.fullmatch(r"[^=]*=(-?)0*([0-9]+)", word)
+    return int(match[1] + (match[2] if len(match[2]) <= 9 else "1000000000")) if match else None
 
 
 def code_of(word: str) -> int | None:

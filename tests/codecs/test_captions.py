@@ -154,7 +154,7 @@ def test_a_caption_with_a_sentinel_is_partly_known_and_has_no_end(
     caption: Codec[str], wordpiece: WordPiece
 ) -> None:
     slot = caption.encode(["a red [S_1]"])
-    assert slot.values[slot.known].tolist() == [*wordpiece.encode("a red"), wordpiece.sentinel_id(1)]
+    assert slot.values[slot.known].tolist() == [*wordpiece.encode("a red"), wordpiece.sentinels[1]]
 
 
 def test_a_caption_that_does_not_fit_is_a_sample_error(caption: Codec[str]) -> None:

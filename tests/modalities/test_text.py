@@ -44,7 +44,7 @@ def test_the_vocabulary_is_the_released_one(golden: Path, released: WordPiece) -
     assert (vocabulary["pad"], vocabulary["eos"]) == (PAD_ID, EOS_ID)
     assert len(released.sentinels) == vocabulary["sentinels"]["count"]
     for number, token in recorded["sentinel_number_to_id_first10"].items():
-        assert released.sentinel_id(int(number)) == token
+        assert released.sentinels[int(number)] == token
     for word, token in (vocabulary["object_class_tokens"] | recorded["single_token_words"]).items():
         assert released.encode(word) == [token]
 
@@ -91,7 +91,7 @@ def test_recorded_rows_are_merged_as_recorded_where_the_reference_is_right(
     for case in recorded["merge_batched"]:
         for i, ids in enumerate(case["tensor"]):
             masks = zip(ids, case["input_mask"][i], strict=True)
-            visible = [token for token, hidden in masks if not hidden] or [released.sentinel_id(1)]
+            visible = [token for token, hidden in masks if not hidden] or [released.sentinels[1]]
             merged = merge_spans(visible, case["predicted"][i], released.sentinels)
             padding = zip(case["merged_tensor"][i], case["merged_input_mask"][i], strict=True)
             if "defect" not in case or "nothing generated" in case["defect"]:
@@ -131,7 +131,7 @@ def test_texts_read_back_without_padding_sentinels_and_what_follows_their_end(re
 
 def test_a_full_text_ends_and_a_partial_one_does_not(released: WordPiece) -> None:
     assert encode_full("a lake", released)[-1] == EOS_ID
-    assert encode_full("a lake [S_1]", released)[-1] == released.sentinel_id(1)
+    assert encode_full("a lake [S_1]", released)[-1] == released.sentinels[1]
 
 
 @given(text=st.text() | st.text("abc déÀ中.,'-=v0 [S_1]"), count=st.integers(0, 12))
