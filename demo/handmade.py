@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.figures import POSE_NUMBERS, draw_figures, draw_instances
-from fourm.modalities.instances import QUERY_POINTS, Group, Groups, Instance
-from fourm.modalities.poses import People, Person
+from fourm.modalities.figures import QUERY_POINTS, Group, Groups, Instance, People, Person
 
 Floats = NDArray[np.float64]
 

@@ -18,9 +18,7 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
 from fourm.codecs.drawing import Ink, font_for
-from fourm.modalities.instances import Groups
-from fourm.modalities.poses import People, Person
-from fourm.modalities.text import PICTURE_SIDE
+from fourm.modalities.figures import PICTURE_SIDE, Groups, People, Person
 
 Decode = Callable[[Sequence[tuple[int, ...]]], NDArray[np.float32]]  # codes (n, k) -> (n, C, H, W)
 Floats = NDArray[np.float64]

@@ -23,10 +23,9 @@ from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
 from fourm.modalities.facts import METADATA, palette_grammar
-from fourm.modalities.instances import JOINED, SAM_INSTANCES
-from fourm.modalities.poses import HUMAN_POSES
+from fourm.modalities.figures import HUMAN_POSES, JOINED, NUM_CODES, SAM_INSTANCES
 from fourm.modalities.registry import Modality
-from fourm.modalities.text import EOS_ID, NUM_CODES, PAD_ID, Grammar, Structured, WordPiece, encode_full
+from fourm.modalities.text import EOS_ID, PAD_ID, Grammar, Structured, WordPiece, encode_full
 from fourm.networks.state import Slot, full_embedding, full_sequence
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.vq import VQTokenizer

@@ -6,15 +6,16 @@ from fourm import import_when_used
 PUBLIC = {
     "boxes": "Box BoxRules Boxes box_grammar",
     "facts": "Colour Fact METADATA palette_grammar",
-    "instances": "Group Groups Instance JOINED QUERY_POINTS SAM_INSTANCES instances_from_json",
-    "poses": "HUMAN_POSES People Person",
+    "figures": (
+        "Group Groups HUMAN_POSES Instance JOINED NUM_CODES PICTURE_SIDE People Person QUERY_POINTS "
+        "SAM_INSTANCES instances_from_json"
+    ),
     "registry": (
         "GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
         "UNORDERED is_released load_registry shared_folder"
     ),
     "text": (
-        "EOS_ID FIRST_SENTINEL Grammar NUM_CODES PAD_ID PICTURE_SIDE Structured WordPiece check_prompt "
-        "encode_full merge_spans"
+        "EOS_ID FIRST_SENTINEL Grammar PAD_ID Structured WordPiece check_prompt encode_full merge_spans"
     ),
     "typed": "Limits fit",
     "yaml_files": "read_mapping",

@@ -5,20 +5,20 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
 from fourm.data.layout import Crop
 from fourm.data.opening import read_bytes
 from fourm.errors import CheckpointError, MissingError, UsageError, shown
-from fourm.modalities.typed import Limits
 
 T = TypeVar("T")
 
 # The first ids of every 4M text tokenizer; [S_k] follows at FIRST_SENTINEL + k.
 PAD_ID, UNK_ID, SOS_ID, EOS_ID, FIRST_SENTINEL = range(5)
 RESERVED = ("[PAD]", "[UNK]", "[SOS]", "[EOS]")
+MAX_NUMBER = 999  # words of numbers go from v0=0 to v3=999
 MAX_BYTES = 1 << 26  # of the file
 _MAX_PROMPT = 1 << 20  # characters
 _STRANGE = "\U0002a6d6"  # an ideograph that hardly any vocabulary has; not one that is cleaned away
@@ -127,14 +127,6 @@ def merge_spans(visible: Sequence[int], predicted: Sequence[int], sentinels: Con
     return list(chain.from_iterable(parts))
 
 
-# Codes of a tokenizer stand in texts as `v0=0` to `v0=511`, then `v1=0` to `v1=511`.
-MAX_NUMBER = 999  # words of numbers go from v0=0 to v3=999
-NUM_CODES = 1024
-_CODES_PER_AXIS = 512
-PICTURE_SIDE = 224  # pixels per side of the picture that coordinates of people and instances are for
-Code = Annotated[int, Limits(0, NUM_CODES - 1)]
-
-
 @dataclass(frozen=True, slots=True)
 class Structured(Generic[T]):
     """A value that was read from text, the text, and what is wrong with it: models can write any text."""
@@ -208,18 +200,6 @@ def number_of(word: str) -> int | None:
     """
     match = re.fullmatch(r"[^=]*=(-?)0*([0-9]+)", word)
     return int(match[1] + (match[2] if len(match[2]) <= 9 else "1000000000")) if match else None
-
-
-def code_of(word: str) -> int | None:
-    """The code of a word: `v0=5` is 5, every other axis counts from 512; None for other words."""
-    number = number_of(word)
-    code = -1 if number is None else number + (0 if word.startswith("v0=") else _CODES_PER_AXIS)
-    return code if 0 <= code < NUM_CODES else None
-
-
-def code_word(code: int) -> str:
-    """The word of a code."""
-    return f"v0={code}" if code < _CODES_PER_AXIS else f"v1={code - _CODES_PER_AXIS}"
 
 
 def quoted(words: Sequence[str]) -> str:

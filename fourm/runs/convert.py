@@ -29,8 +29,7 @@ from fourm.data.writing import (
     write_text,
 )
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.instances import instances_from_json
-from fourm.modalities.text import PICTURE_SIDE
+from fourm.modalities.figures import PICTURE_SIDE, instances_from_json
 from fourm.output.formats import find_flaw
 
 FOLDER = "sam_instance"

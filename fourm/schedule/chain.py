@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from fourm.errors import ScheduleError, UsageError, near_match
-from fourm.modalities.instances import JOINED
+from fourm.modalities.figures import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.typed import Limits
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve

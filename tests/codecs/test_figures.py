@@ -24,9 +24,16 @@ from fourm.codecs.figures import (
     paint_instances,
     place_joints,
 )
-from fourm.modalities.instances import Group, Groups, Instance, parse_instances
-from fourm.modalities.poses import People, Person, parse_people
-from fourm.modalities.text import PICTURE_SIDE
+from fourm.modalities.figures import (
+    PICTURE_SIDE,
+    Group,
+    Groups,
+    Instance,
+    People,
+    Person,
+    parse_instances,
+    parse_people,
+)
 from tests.modalities.test_instances import CAT, CODES, DOG, groups_that_fit
 from tests.modalities.test_poses import people_on_bins
 

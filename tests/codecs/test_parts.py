@@ -14,10 +14,9 @@ from fourm.codecs.table import build_codec
 from fourm.codecs.texts import decoder_of
 from fourm.errors import SampleError, UsageError
 from fourm.hub.header import TokenizerPart
-from fourm.modalities.instances import Group, Instance
-from fourm.modalities.poses import Person
+from fourm.modalities.figures import PICTURE_SIDE, Group, Instance, Person
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece
+from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig

@@ -13,8 +13,7 @@ from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED
 from fourm.hub.files import find_model
 from fourm.modalities.boxes import Box
-from fourm.modalities.instances import Group, Instance
-from fourm.modalities.poses import Person
+from fourm.modalities.figures import Group, Instance, Person
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import Structured, WordPiece
 

@@ -16,7 +16,7 @@ from fourm.codecs.figures import draw_instances
 from fourm.codecs.table import build_codec
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise, probabilities
-from fourm.modalities.instances import join_passes, parse_instances
+from fourm.modalities.figures import join_passes, parse_instances
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.modalities.text import EOS_ID, Structured, WordPiece
 from fourm.networks.model import FourM

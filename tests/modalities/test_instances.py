@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourm.data.layout import Crop
-from fourm.modalities.instances import (
+from fourm.modalities.figures import (
     MAX_WORDS,
+    PICTURE_SIDE,
     QUERY_POINTS,
     SAM_INSTANCES,
     Group,
@@ -23,7 +24,7 @@ from fourm.modalities.instances import (
     join_passes,
     parse_instances,
 )
-from fourm.modalities.text import PICTURE_SIDE, Structured, WordPiece, encode_full
+from fourm.modalities.text import Structured, WordPiece, encode_full
 from tests.modalities.test_poses import JSON
 
 to_text = SAM_INSTANCES.to_text

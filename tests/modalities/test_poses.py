@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourm.data.layout import Crop
-from fourm.modalities.poses import (
+from fourm.modalities.figures import (
     HUMAN_POSES,
     MAX_PEOPLE,
+    PICTURE_SIDE,
     People,
     Person,
     parse_people,
     people_from_json,
     people_to_json,
 )
-from fourm.modalities.text import PICTURE_SIDE, WordPiece, encode_full
+from fourm.modalities.text import WordPiece, encode_full
 
 to_text = HUMAN_POSES.to_text
 BLOCKS = {"human": 5, "global": 10, "pose": 9, "shape": 11, "camera": 4}  # words, in our order

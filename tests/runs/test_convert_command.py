@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fourm.errors import SampleError
-from fourm.modalities.instances import SAM_INSTANCES, instances_from_json
+from fourm.modalities.figures import SAM_INSTANCES, instances_from_json
 from fourm.runs import convert
 from fourm.runs.convert import read_instances
 from tests.modalities.test_instances import crop

@@ -1,4 +1,11 @@
-"""SAM instances as text: query points, and at each the instances there, as boxes and codes of their masks.
+"""Texts that hold codes of a tokenizer: people (`human_poses`) and SAM instances (`sam_instance`).
+
+People: `human v0= .. v3=`, then `global`, `pose`, `shape`, `camera`, with their numbers; or `none`. Numbers
+are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them: a box, the orientation of the body as a
+rotation matrix, eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape, and a
+weak-perspective camera (scale, x, y) for the box.
+
+Instances: query points, and at each the instances there, as boxes and codes of their masks.
 
 text := group*        group := point v0=<y> v1=<x> ( none | polygon+ )
 polygon := polygon v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> code x 16
@@ -7,19 +14,15 @@ All numbers are pixels of the 224 x 224 crop. The format of files is described i
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fourm.data.layout import Crop
 from fourm.errors import shown
 from fourm.modalities.text import (
     MAX_NUMBER,
-    PICTURE_SIDE,
-    Code,
     Grammar,
     Structured,
-    code_of,
-    code_word,
     groups_of,
     number_of,
     parse_groups,
@@ -28,17 +31,48 @@ from fourm.modalities.text import (
 )
 from fourm.modalities.typed import Limits, fit
 
+PICTURE_SIDE = 224  # pixels per side of the picture that coordinates are for
+# Codes stand in texts as `v0=0` to `v0=511`, then `v1=0` to `v1=511`.
+NUM_CODES = 1024
+_CODES_PER_AXIS = 512
+
+MAX_PEOPLE = 7  # that fit into 275 tokens with [EOS]; a text has no more
+_HALF = 499.5  # words -> -1..1
+_BETA = 166.5  # words per unit: -3..3 in 0..999
+_CAMERA = 49.95  # words per unit: -1..19 in 0..999
+_BLOCKS = {"global": 9, "pose": 8, "shape": 10, "camera": 3}  # words, in our order
+
 NUM_CODES_OF_MASK = 16  # a grid of 4 x 4, row by row
-MAX_WORDS = 289  # that a model reads, with [EOS] 290
+MAX_WORDS = 289  # of instances that a model reads, with [EOS] 290
 _MAX_PAIRS = 10_000_000  # of queries and points, about three seconds; real files have some 100,000
 _WORDS_OF_POLYGON = 4 + NUM_CODES_OF_MASK
 # (x, y) where instances are looked up unless a file says where: the centre, and six points around it. Models
 # were trained on seven random points; with the same ones for every sample, a file always means the same.
 QUERY_POINTS = ((112, 112), (182, 112), (147, 173), (77, 173), (42, 112), (77, 51), (147, 51))
 
+Code = Annotated[int, Limits(0, NUM_CODES - 1)]
+PoseCodes = Annotated[tuple[Code, ...], Limits(8, 8)]
+MaskCodes = Annotated[tuple[Code, ...], Limits(NUM_CODES_OF_MASK, NUM_CODES_OF_MASK)]
+Corners = tuple[float, float, float, float]
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
+Betas = Annotated[tuple[float, ...], Limits(10, 10)]
 Point = tuple[float, float]  # x, y
 Contour = Sequence[Point]
-MaskCodes = Annotated[tuple[Code, ...], Limits(NUM_CODES_OF_MASK, NUM_CODES_OF_MASK)]
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One person in a picture."""
+
+    box: Corners  # xmin, ymin, xmax, ymax in pixels of a 224 x 224 picture
+    orientation: Matrix  # rotation of the whole body
+    pose_codes: PoseCodes
+    betas: Betas  # shape of the body, about -3..3
+    camera: Vector  # scale, x, y
+
+
+People = tuple[Person, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +95,22 @@ Groups = tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class _Body:
+    global_orient: tuple[tuple[Matrix], ...]
+    betas: tuple[Betas, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PeopleOfFile:
+    """The columns of a file, one entry for each person."""
+
+    bbox_xyxy: tuple[Corners, ...]  # pixels of the whole picture
+    pred_cam: tuple[Vector, ...]
+    pose_tokenized: tuple[PoseCodes, ...]
+    pred_smpl_params: _Body
+
+
+@dataclass(frozen=True, slots=True)
 class _Query:
     point: Point | None = None
     instances: tuple[Annotated[int, Limits(0)], ...] | None = None  # the numbers of those there
@@ -68,17 +118,75 @@ class _Query:
 
 @dataclass(frozen=True, slots=True)
 class _CropOfFile:
-    bbox: tuple[tuple[float, float, float, float], ...]  # ymin, xmin, ymax, xmax
+    bbox: tuple[Corners, ...]  # ymin, xmin, ymax, xmax
     token_ids: tuple[MaskCodes, ...]
     points: tuple[tuple[Point, ...], ...] | None = None  # a contour of each instance
     queries: tuple[_Query, ...] | None = None
 
 
+def parse_people(text: str) -> tuple[People, tuple[str, ...]]:
+    """The complete people of a text, and a sentence for each problem."""
+    before, people, problems = parse_groups(words_of(text), "human".__eq__, "person", _parse_person)
+    if before == ["none"] and not people and not problems:
+        return (), ()
+    if before:
+        problems.insert(0, f"{len(before)} words before the first 'human'")
+    elif not people and not problems:
+        problems = ["neither 'none' nor 'human'"]
+    return tuple(people), tuple(problems)
+
+
+def people_words(people: People) -> list[str]:
+    """The words of the first people, as many as the model reads; `none` for nobody."""
+    words = list[str]()
+    for person in people[:MAX_PEOPLE]:
+        corners = (_limited(round(corner / PICTURE_SIDE * MAX_NUMBER)) for corner in person.box)
+        words += ["human", *(f"v{axis}={number}" for axis, number in enumerate(corners)), "global"]
+        words += (f"v0={_limited(round(_HALF * g + _HALF))}" for row in person.orientation for g in row)
+        words += ["pose", *map(_code_word, person.pose_codes), "shape"]
+        words += (f"v0={_limited(round(_BETA * beta + _HALF))}" for beta in person.betas)
+        words += ["camera", *(f"v0={_limited(round(_CAMERA * c + _CAMERA))}" for c in person.camera)]
+    return words or ["none"]
+
+
+def people_from_json(data: object, crop: Crop | None = None) -> People:
+    """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224.
+
+    A mirrored crop mirrors box and camera, so positions are right. Orientation and pose are not mirrored:
+    codes of a pose cannot be mirrored without the pose tokenizer's encoder.
+    """
+    if data in ({}, []):
+        return ()
+    file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
+    body = file.pred_smpl_params
+    crop = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
+    turns = [turn for (turn,) in body.global_orient]
+    columns = (file.bbox_xyxy, turns, file.pose_tokenized, body.betas, file.pred_cam)
+    if len(set(counts := [len(column) for column in columns])) > 1:
+        raise ValueError(f"its lists are for different numbers of people: {', '.join(map(str, counts))}")
+    return tuple(seen for person in map(Person, *columns) if (seen := _seen(person, crop)))
+
+
+def people_to_json(people: People) -> object:
+    """The data of a file of a 224 x 224 picture; `{}` for nobody."""
+    body = {"global_orient": [[one.orientation] for one in people], "betas": [one.betas for one in people]}
+    columns = {
+        "bbox_xyxy": [one.box for one in people],
+        "pred_cam": [one.camera for one in people],
+        "pose_tokenized": [one.pose_codes for one in people],
+        "pred_smpl_params": body,
+    }
+    return columns if people else {}
+
+
+HUMAN_POSES: Grammar[People] = Grammar(parse_people, people_words, people_from_json, people_to_json)
+
+
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:
     """The groups of a text, without malformed polygons and empty groups, and a sentence for each problem."""
     before, points = groups_of(words_of(text), "point".__eq__)
-    parsed = [_parse_group(before, "before the first point", False)] if before else []
-    parsed += [_parse_group(words[1:], f"point {n}", True) for n, words in enumerate(points, start=1)]
+    parsed = [_parse_group(before, "before the first point")] if before else []
+    parsed += [_parse_group(words, f"point {n}") for n, words in enumerate(points, start=1)]
     groups = tuple(group for group, _ in parsed if group)
     return groups, tuple(problem for _, problems in parsed for problem in problems)
 
@@ -97,7 +205,7 @@ def instance_words(groups: Groups) -> list[str]:
         words += start
         for instance in fitting:
             corners = (f"v{axis}={corner}" for axis, corner in enumerate(instance.box))
-            words += ["polygon", *corners, *map(code_word, instance.codes)]
+            words += ["polygon", *corners, *map(_code_word, instance.codes)]
         if len(fitting) < len(group.instances):
             break
     return words
@@ -158,15 +266,60 @@ def contains(contour: Contour, point: Point) -> bool:
     return inside
 
 
-def _parse_group(words: list[str], where: str, has_point: bool) -> tuple[Group | None, list[str]]:
+def _parse_person(words: list[str]) -> tuple[Person | None, str]:
+    """The person whose words begin with `human`, and the problem: a person without all blocks is left out,
+    words that belong to no block are ignored."""
+    words = words[1:]
+    corners = _numbers(words[:4])
+    if len(corners) < 4:
+        return None, "the box needs 4 numbers"
+    found = dict[str, list[int]]()
+    for name, count in _BLOCKS.items():
+        if name not in words:
+            return None, f"'{name}' is missing"
+        block = words[words.index(name) + 1 :][:count]
+        codes = [code for word in block if (code := _code_of(word)) is not None]
+        found[name] = codes if name == "pose" else _numbers(block)
+        if len(found[name]) < count:
+            return None, f"'{name}' needs {count} {'codes, 0..1023' if name == 'pose' else 'numbers'}"
+    x0, y0, x1, y1 = (n / MAX_NUMBER * PICTURE_SIDE for n in corners)
+    a, b, c, d, e, f, g, h, i = ((n - _HALF) / _HALF for n in found["global"])
+    scale, x, y = ((n - _CAMERA) / _CAMERA for n in found["camera"])
+    turn, betas = ((a, b, c), (d, e, f), (g, h, i)), tuple((n - _HALF) / _BETA for n in found["shape"])
+    person = Person((x0, y0, x1, y1), turn, tuple(found["pose"]), betas, (scale, x, y))
+    rest = len(words) - 4 - sum(_BLOCKS.values()) - len(_BLOCKS)
+    return person, f"{rest} words too many" if rest else ""
+
+
+def _numbers(words: list[str]) -> list[int]:
+    """The numbers of those words that are numbers, limited to 0..999."""
+    return [_limited(number) for word in words if (number := number_of(word)) is not None]
+
+
+def _seen(person: Person, crop: Crop) -> Person | None:
+    """A person in pixels of a crop; None if the box is outside the crop."""
+    side, (left, top, right, bottom) = float(PICTURE_SIDE), person.box
+    left, right = ((x - crop.left) * (side / crop.width) for x in (left, right))
+    top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))
+    if max(left, right) < 0 or min(left, right) > side or max(top, bottom) < 0 or min(top, bottom) > side:
+        return None
+    if crop.mirrored:
+        left, right = side - right, side - left
+        scale, x, y = person.camera
+        person = replace(person, camera=(scale, -x, y))
+    left, top, right, bottom = (min(max(c, 0.0), side) for c in (left, top, right, bottom))
+    return replace(person, box=(left, top, right, bottom))
+
+
+def _parse_group(words: list[str], where: str) -> tuple[Group | None, list[str]]:
     head, instances, of_polygons = parse_groups(words, "polygon".__eq__, f"{where}, polygon", _parse_polygon)
     has_polygons, point, problems = bool(instances or of_polygons), None, list[str]()
-    if has_point:
-        y, x = ([number_of(word) for word in head[:2]] + [None, None])[:2]
+    if head[:1] == ["point"]:
+        y, x, *_ = [*map(number_of, head[1:3]), None, None]
         if x is None or y is None or not (0 <= x <= MAX_NUMBER and 0 <= y <= MAX_NUMBER):
             problems.append(f"{where}: no coordinates")
         else:
-            point, head = (x, y), head[2:]
+            point, head = (x, y), head[3:]
     is_none = point is not None and head == ["none"] and not has_polygons
     if head and not is_none and not problems:
         problems.append(f"{where}: {quoted(head)} means nothing here")
@@ -180,7 +333,7 @@ def _parse_polygon(words: list[str]) -> tuple[Instance | None, str]:
     if len(words) != 1 + _WORDS_OF_POLYGON:
         return None, f"{len(words) - 1} words instead of {_WORDS_OF_POLYGON}"
     corners = [n for word in words[1:5] if (n := number_of(word)) is not None and 0 <= n <= MAX_NUMBER]
-    codes = [code for word in words[5:] if (code := code_of(word)) is not None]
+    codes = [code for word in words[5:] if (code := _code_of(word)) is not None]
     if len(corners) < 4 or len(codes) < NUM_CODES_OF_MASK:
         return None, "not 4 numbers and 16 codes"
     instance = _visible_instance(corners, tuple(codes))
@@ -188,15 +341,10 @@ def _parse_polygon(words: list[str]) -> tuple[Instance | None, str]:
 
 
 def _visible_instance(corners: Iterable[float], codes: tuple[int, ...]) -> Instance | None:
-    """An instance in whole pixels; None for a box that is empty or outside the picture."""
-    x0, y0, x1, y1 = map(_pixel, corners)
+    """An instance in whole pixels, rounded towards 0; None for an empty box or one outside the picture."""
+    x0, y0, x1, y1 = (_limited(int(corner)) for corner in corners)
     is_seen = x0 < min(x1, PICTURE_SIDE) and y0 < min(y1, PICTURE_SIDE)
     return Instance((x0, y0, x1, y1), codes) if is_seen else None
-
-
-def _pixel(place: float) -> int:
-    """Rounded towards 0 and limited to the numbers that words have."""
-    return min(max(int(place), 0), MAX_NUMBER)
 
 
 def _groups_of_crop(entry: _CropOfFile) -> Groups:
@@ -218,7 +366,7 @@ def _groups_of_crop(entry: _CropOfFile) -> Groups:
     groups = list[Group]()
     for query in queries:
         numbers = query.instances
-        point = (_pixel(query.point[0]), _pixel(query.point[1])) if query.point else None
+        point = (_limited(int(query.point[0])), _limited(int(query.point[1]))) if query.point else None
         if numbers is None:
             if point is None or contours is None:
                 raise ValueError("a query needs its 'point' and the 'points' of instances, or 'instances'")
@@ -228,3 +376,20 @@ def _groups_of_crop(entry: _CropOfFile) -> Groups:
         seen = tuple(one for number in numbers if (one := instances[number]) is not None)
         groups += [Group(point, seen)] if point or seen else []
     return tuple(groups)
+
+
+def _code_of(word: str) -> int | None:
+    """The code of a word: `v0=5` is 5, every other axis counts from 512; None for other words."""
+    number = number_of(word)
+    code = -1 if number is None else number + (0 if word.startswith("v0=") else _CODES_PER_AXIS)
+    return code if 0 <= code < NUM_CODES else None
+
+
+def _code_word(code: int) -> str:
+    """The word of a code."""
+    return f"v0={code}" if code < _CODES_PER_AXIS else f"v1={code - _CODES_PER_AXIS}"
+
+
+def _limited(number: int) -> int:
+    """The nearest of the numbers that words have, 0..999."""
+    return min(max(number, 0), MAX_NUMBER)
