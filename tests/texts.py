@@ -45,7 +45,7 @@ def data_with(keys: tuple[str, ...]) -> st.SearchStrategy[Any]:
 
 
 def value_or_refusal(read: Callable[[], Any]) -> Any:
-    """What reading gives; None where it is a ValueError of one line: three problems, a hundred characters each."""
+    """What reading gives; None where it is one line: at most three problems, of a hundred characters each."""
     try:
         return read()
     except ValueError as error:
