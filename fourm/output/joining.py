@@ -28,21 +28,8 @@ from fourm.data.writing import (
     write_text,
 )
 from fourm.errors import UsageError
-from fourm.output.processes import (
-    FAILURES,
-    LAUNCH,
-    OLDER_CHECKSUMS,
-    PROCESSES,
-    Launch,
-    Process,
-    is_closed,
-    list_processes,
-    of_kind,
-    read_checksums,
-    read_launches,
-    remove_empty,
-    remove_processes,
-)
+from fourm.output import processes
+from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
 from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunFile, RunRecord, format_run, load_run
 
 # With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
@@ -155,7 +142,7 @@ class Joining:
         """Start the run whose record this process has just written."""
         try:
             if self.record == RUN:
-                remove_processes(self.out, [run])  # left by a run whose record was deleted
+                processes.remove_processes(self.out, [run])  # left by a run whose record was deleted
             return self._begin(run)
         except BaseException:  # Ctrl-C too: the record goes, unless another process has joined the run
             with suppress(UsageError):
@@ -328,7 +315,7 @@ def _is_free(out: Path, record: str) -> bool:
         if record != RUN:
             return not os.path.lexists(out / record)
         names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
-        return names <= {PARTIAL, PROCESSES} and not list_processes(out)[1]
+        return names <= {PARTIAL, PROCESSES} and not processes.list_processes(out)[1]
 
 
 def _empty(out: Path, name: str, run: str, following: str = "") -> None:
@@ -345,8 +332,8 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
                 raise UsageError(f"{out / each}: names the folder '{place.folder}', but {path} is a link")
     listed: Container[str] | None = None  # of the files that were written; a process was killed: not all are
     with suppress(OSError, UsageError):
-        launches = [read_launches(out, read.identity) for read in records.values()]
-        listed = read_checksums(out) if all(map(is_closed, launches)) else None
+        launches = [processes.read_launches(out, read.identity) for read in records.values()]
+        listed = processes.read_checksums(out) if all(map(processes.is_closed, launches)) else None
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     if following:
         write_text(out, out / NEXT[name], following)
@@ -358,6 +345,6 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
                     path.unlink()
             remove_empty([Path(where)])
         remove_empty(above for above in folder.parents if above != out and above.is_relative_to(out))
-    remove_processes(out, kept)
-    for each in (SR_RUN, NEXT[SR_RUN], FAILURES, OLDER_CHECKSUMS) if name == RUN else ():
+    processes.remove_processes(out, kept)
+    for each in (SR_RUN, NEXT[SR_RUN], FAILURES, processes.OLDER_CHECKSUMS) if name == RUN else ():
         (out / each).unlink(missing_ok=True)

@@ -132,13 +132,6 @@ class Run:
             sample.key, self.numbers, files, sample.caption, sample.typed, sources, CROP if is_cropped else ""
         )
 
-    def extra_files(self, key: Key, variation: int) -> Iterator[str]:
-        """Files that a result may have, such as pictures of its steps."""
-        suffix = None if self.record.num_variations == 1 else variation
-        for place in self.record.places:
-            if place.form == "extra":
-                yield file_name(place.folder, key, place.suffix, suffix)
-
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -222,7 +215,7 @@ class SampleWriter:
         number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
         if number in self._recorded or self._is_recorded(number):
             return None
-        path, text = self._path(number), _text(self._thousand(number))
+        path, text = self._path(number), _text(self._thousand(number)).decode()
         if not create_text(self.run.root, path, text):
             if self._is_recorded(number):  # another process was first
                 return None
@@ -247,7 +240,7 @@ class SampleWriter:
         """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
         path, here = self._path(number), self._thousand(number)
         try:
-            is_same = read_bytes(path, MAX_BYTES) == _text(here).encode()
+            is_same = read_bytes(path, MAX_BYTES) == _text(here)
             there = here if is_same else read_samples_file(path, self.run)
         except (FileNotFoundError, UsageError):
             return False
@@ -263,8 +256,8 @@ class SampleWriter:
         return True
 
 
-def _text(samples: Iterable[RecordedSample]) -> str:
-    return "".join(sample.to_line() for sample in samples)
+def _text(samples: Iterable[RecordedSample]) -> bytes:
+    return "".join(sample.to_line() for sample in samples).encode()
 
 
 def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
@@ -326,12 +319,10 @@ def _older_samples(run: Run) -> Iterator[RecordedSample]:
     """Samples of a folder that an older version made, by the names of its files."""
     keys = set[Key]()
     for place in run.places:
-        if not (run.root / place.folder).is_dir():
-            continue
         ends = [f"-v{v}" for v in run.variations if v is not None and not place.shared]
-        for key, path in list_folder(run.root, place.folder).files.items():
+        there = (run.root / place.folder).is_dir()
+        for key, path in (list_folder(run.root, place.folder).files if there else {}).items():
             stem = path.name[: -len(suffix_of(path.name))]
             end = next((end for end in ends if stem.endswith(end)), "")
             keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
-    for key in sorted(keys):
-        yield run.describe(Sample(key))
+    yield from (run.describe(Sample(key)) for key in sorted(keys))

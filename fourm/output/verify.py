@@ -4,35 +4,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
 from pathlib import Path, PurePosixPath
 
-from fourm.data.layout import Place
-from fourm.data.opening import open_file, read_bytes
+from fourm.data.layout import Place, file_name
+from fourm.data.opening import read_bytes, real
 from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import SampleError, UsageError, printable
-from fourm.output.formats import Tokens, find_flaw
-from fourm.output.processes import (
-    ANY_RUN,
-    CHECKSUMS,
-    FAILED,
-    FAILURES,
-    LAUNCH,
-    MAX_LIST_BYTES,
-    OLDER_CHECKSUMS,
-    PROCESSES,
-    Failure,
-    Listed,
-    ProcessFile,
-    is_closed,
-    list_processes,
-    noted_failures,
-    read_failures,
-    read_launch,
-    read_launches,
-    scan_checksums,
-    sha256_of_file,
-)
+from fourm.output import processes
+from fourm.output.formats import Flaw, Tokens, find_flaw
+from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
 from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, read_run
 from fourm.output.samples import RecordedSample, Run, read_samples_file
 
@@ -40,7 +20,9 @@ FOREIGN, MISSING, TRUNCATED, ALTERED = "foreign", "missing", "truncated", "alter
 UNREADABLE = "unreadable"
 UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
 _ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
-_LEGACY = (OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
+# What became of a result; `noted` are those that failed.
+MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"
+_LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
 
 Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
 
@@ -96,15 +78,6 @@ def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
     return Verdict(root, folder.samples, failed, folder.files, tuple(findings), tuple(folder.notes))
 
 
-class _State(IntEnum):
-    """What became of a result, the best first."""
-
-    MADE = 0
-    FAILED = 1  # and noted as failed
-    PARTIAL = 2  # some of its files are here, and its process was stopped
-    ABSENT = 3
-
-
 @dataclass(slots=True)
 class _RunState:
     """A run whose results are checked."""
@@ -123,6 +96,8 @@ class _Folder:
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     runs: list[_RunState] = field(default_factory=list)
+    has_base: bool = False  # the record of the run that made the folder tells what belongs here
+    known: set[str] = field(default_factory=set)  # folders directly below root in which runs have files
     sums: dict[str, Listed] = field(default_factory=dict)  # by path
     failures: list[Failure] = field(default_factory=list)  # of samples that were not made since
     unlisted: set[str] = field(default_factory=set)  # files without a checksum
@@ -145,7 +120,7 @@ class _Folder:
             self.find(MISSING, path, detail)
 
     def read_processes(self) -> None:
-        files, others = list_processes(self.root)
+        files, others = processes.list_processes(self.root)
         for name in others:
             self.find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
         by_process = dict[str, dict[str, ProcessFile]]()
@@ -154,56 +129,43 @@ class _Folder:
         for name, kinds in by_process.items():
             self._read_process(f"{PROCESSES}/{name}", kinds)
         try:
-            self.failures = read_failures(self.root)
+            self.failures = processes.read_failures(self.root)
         except UsageError as error:
             self.find(UNREADABLE, FAILURES, str(error).partition(": ")[2])
 
     def _read_process(self, name: str, kinds: dict[str, ProcessFile]) -> None:
         """What one process wrote, compared with what it noted when it ended."""
-        noted = dict[str, str]()
+        noted: Mapping[str, str] = {}
         if LAUNCH in kinds:
             try:
-                launch, is_as_written = read_launch(kinds[LAUNCH])
-                noted = dict(launch.files)
+                launch, is_as_written = processes.read_launch(kinds[LAUNCH])
+                noted = launch.files
                 if not is_as_written:
                     self.find(ALTERED, name + LAUNCH, "is not as its process wrote it, or not under its name")
             except UsageError as error:
                 self.find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
-        elif any(file.run != ANY_RUN for file in kinds.values()):
+        elif any(file.run != processes.ANY_RUN for file in kinds.values()):
             self.find(MISSING, name + LAUNCH, "other files of this process are here")
         for kind in sorted(noted.keys() - kinds.keys()):
             self.find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
         for kind, file in kinds.items():
-            damaged, is_finished = list[int](), kind in noted
+            damaged = list[int]()
             try:
                 if kind == CHECKSUMS:
-                    scan = scan_checksums(file.path)
+                    scan = processes.scan_checksums(file.path)
                     self.sums |= scan.listed
-                    damaged = scan.damaged + (scan.cut if is_finished else [])  # a killed process may cut one
-                is_changed = is_finished and sha256_of_file(file.path) != noted[kind]
-            except (OSError, UsageError) as error:
-                self.find(UNREADABLE, name + kind, f"cannot be read ({_why(error)})")
+                    damaged = scan.damaged + (
+                        scan.cut if kind in noted else []
+                    )  # a killed process may cut one
+                is_changed = kind in noted and processes.sha256_of_file(file.path) != noted[kind]
+            except OSError as error:
+                self.find(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
                 continue
             if damaged:
                 more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
                 self.find(ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum")
             elif is_changed:
                 self.find(ALTERED, name + kind, "was changed after its process had ended")
-
-    def _check_failures(self) -> None:
-        """Whether `failures.jsonl` is what its processes made of their own lists; all of them have ended."""
-        lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
-        if any(file.endswith(FAILED) for file in lists):
-            return  # told already
-        path = self.root / FAILURES
-        told = read_bytes(path, MAX_LIST_BYTES).splitlines(keepends=True) if os.path.lexists(path) else []
-        lines = {f.to_line().encode(): f for f in noted_failures(self.root)}
-        lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
-        if lost or told != [line for line in lines if line in told]:
-            what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
-            self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
-        elif os.path.lexists(path) and not told:
-            self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
 
     def read_records(self) -> None:
         """Read the records of runs; UsageError where no run wrote the folder."""
@@ -213,7 +175,7 @@ class _Folder:
                 continue
             try:
                 read = read_run(path)
-                launches = read_launches(self.root, read.identity)
+                launches = processes.read_launches(self.root, read.identity)
             except FileNotFoundError:
                 self.find(UNREADABLE, file, "a link to a file that is gone")
                 continue
@@ -228,15 +190,16 @@ class _Folder:
             if not launches and read.identity:
                 self.find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
             if run.is_older:
-                if (older := self.root / OLDER_CHECKSUMS).is_file():
-                    self.sums |= scan_checksums(older).listed
+                if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
+                    self.sums |= processes.scan_checksums(older).listed
                 self.note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
-            self.runs.append(_RunState(run, is_closed(launches), failed))
+            self.runs.append(_RunState(run, processes.is_closed(launches), failed))
+            self.known |= {_top(place.folder) for place in (*read.run.places, SAMPLES[file])}
+            self.has_base |= file == RUN
         if len(self.runs) == 2:
             base, finer = self.runs
-            said, origin = finer.run.record.origin, base.run.record.as_origin()
-            if any(said.get(name) != fact for name, fact in origin.items()):
+            if not base.run.record.as_origin().items() <= finer.run.record.origin.items():
                 self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
             if base.run.variations == finer.run.variations:
                 finer.base_failed = set(base.failed)
@@ -250,145 +213,151 @@ class _Folder:
             raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
         self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
+    def _check_failures(self) -> None:
+        """Whether `failures.jsonl` is what its processes made of their own lists; all of them have ended."""
+        lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
+        if any(file.endswith(processes.FAILED) for file in lists):
+            return  # told already
+        path = self.root / FAILURES
+        told = (
+            read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True)
+            if os.path.lexists(path)
+            else []
+        )
+        lines = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
+        lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
+        if lost or told != [line for line in lines if line in told]:
+            what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
+            self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
+        elif os.path.lexists(path) and not told:
+            self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
+
     def compare_files(self, tell: Tell) -> None:
         """Compare all files that have a checksum with it; collect those that have none."""
         total, missing = sum(not _is_record(path) for path in self.sums), set(self.sums)
-        for entry in self._result_folders():
-            for path in self._walk(entry):
-                if not _is_record(path):
-                    tell(self.files, total)
-                if path in self.sums:
-                    missing.discard(path)
-                    self._compare(path)
-                else:
-                    self.unlisted.add(path)
+        for path in self._walk():
+            if not _is_record(path):
+                tell(self.files, total)
+            if path in missing:
+                missing.remove(path)
+                self._compare(path)
+            else:
+                self.unlisted.add(path)
         for path in sorted(missing):
             self.lack(path, f"{PROCESSES} lists it")
 
-    def _result_folders(self) -> list["os.DirEntry[str]"]:
-        """Folders in which runs have files; what lies beside them is judged."""
-        runs = [each.run for each in self.runs]
-        known = {_top(place.folder) for run in runs for place in (*run.record.places, SAMPLES[run.file])}
+    def _walk(self) -> Iterator[str]:
+        """Files in the folders of runs; links are followed to files inside of the output folder only."""
         listed = {_top(path) for path in self.sums}
-        own = (*RESERVED_NAMES, *(_LEGACY if any(run.is_older for run in runs) else ()))
-        found = list["os.DirEntry[str]"]()
-        for entry in self._scan(""):
-            name, is_folder = entry.name, entry.is_dir(follow_symlinks=False)
-            if name in known or name in listed:
-                found.append(entry)
-            if name in known:
-                continue
-            if name in listed and self.has_base:
-                self.find(FOREIGN, name, "no record here tells of it")
-            elif name in (PARTIAL, PLOTS) and not is_folder:
-                what = "unfinished files" if name == PARTIAL else "plots"
-                self.find(FOREIGN, name, f"a file or a link where {what} would go")
-            elif name == PARTIAL:
-                for other in foreign_leftovers(self.root):
-                    self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-                self.note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
-            elif name in NEXT.values():
-                self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
-            elif self.has_base and name not in own:
-                self.find(FOREIGN, name, "no run of this program wrote it")
-        return found
-
-    @property
-    def has_base(self) -> bool:
-        """True where the record of the run that made the folder tells what belongs here."""
-        return any(each.run.file == RUN for each in self.runs)
-
-    def _scan(self, folder: str) -> list["os.DirEntry[str]"]:
-        try:
-            with os.scandir(self.root / folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            self.find(UNREADABLE, folder, f"cannot be read ({_why(error)})")
-            self.blocked.add(folder)
-            return []
-
-    def _walk(self, top: "os.DirEntry[str]") -> Iterator[str]:
-        """All files at or below an entry of the folder; links are followed to files inside of it only."""
-        waiting = [(top.name, top)]
-        while waiting:
-            path, entry = waiting.pop()
-            if entry.is_dir(follow_symlinks=False):
-                waiting += [(f"{path}/{below.name}", below) for below in reversed(self._scan(path))]
-                continue
-            problem = ""
-            if entry.is_symlink():
-                if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
+        for where, folders, files in os.walk(self.root, onerror=self._take_unreadable):
+            folder = Path(where)
+            links = [name for name in folders if (folder / name).is_symlink()]
+            folders[:], files = sorted({*folders} - {*links}), sorted([*files, *links])
+            if folder == self.root:
+                folders[:] = [name for name in folders if self._is_of_runs(name, listed, is_folder=True)]
+                files = [name for name in files if self._is_of_runs(name, listed, is_folder=False)]
+            for name in files:
+                file, problem = folder / name, ""
+                path = file.relative_to(self.root).as_posix()
+                if file.is_symlink() and not real(file).is_relative_to(real(self.root)):
                     problem = "a link that leads out of the folder"
-                elif os.path.isdir(entry.path):
+                elif name in links:
                     problem = "a link to a folder, which is not followed"
-            if problem:
-                self.find(FOREIGN, path, problem)
-                self.blocked.add(path)
-            else:
-                yield path
+                if problem:
+                    self.find(FOREIGN, path, problem)
+                    self.blocked.add(path)
+                else:
+                    yield path
+
+    def _take_unreadable(self, error: OSError) -> None:
+        folder = Path(error.filename).relative_to(self.root).as_posix()
+        self.find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+        self.blocked.add(folder)
+
+    def _is_of_runs(self, name: str, listed: set[str], is_folder: bool) -> bool:
+        """True for a name directly below root under which runs have files; what lies beside is judged."""
+        own = (*RESERVED_NAMES, *(_LEGACY if any(each.run.is_older for each in self.runs) else ()))
+        if name in self.known:
+            return True
+        if name in listed:
+            if self.has_base:
+                self.find(FOREIGN, name, "no record here tells of it")
+            return True
+        if name in (PARTIAL, PLOTS) and not is_folder:
+            what = "unfinished files" if name == PARTIAL else "plots"
+            self.find(FOREIGN, name, f"a file or a link where {what} would go")
+        elif name == PARTIAL:
+            for other in foreign_leftovers(self.root):
+                self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
+            self.note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
+        elif name in NEXT.values():
+            self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
+        elif self.has_base and name not in own:
+            self.find(FOREIGN, name, "no run of this program wrote it")
+        return False
 
     def check_results(self, each: _RunState) -> None:
-        """What each result of a run has and lacks; files without a checksum that belong to a result."""
-        run, is_known, counts = each.run, True, Counter[_State]()
+        """Check the results of a run: what became of them, and the files that have no checksum."""
+        run, counts = each.run, Counter[str]()
         if run.is_older:
             self.samples += sum(1 for _ in run.samples()) if each is self.runs[0] else 0
             return
-        for path in run.thousands():
-            name = path.relative_to(self.root).as_posix()
-            self._take_unlisted(each, name, _State.MADE)
+        lists = {path.relative_to(self.root).as_posix(): path for path in run.thousands()}
+        folder = f"{SAMPLES[run.file].folder}/"
+        is_known = all(path in lists for path in self.sums if path.startswith(folder))
+        for name, path in lists.items():
+            self._take_unlisted(each, name, is_made=True)
             try:
                 samples = read_samples_file(path, run)
             except UsageError as error:
-                is_known = False
+                is_known, samples = False, ()
                 if name not in {found.file for found in self.findings}:
                     self.find(ALTERED, name, str(error))
-                continue
             for sample in samples:
                 states = self._check_sample(each, sample)
                 counts.update(states)
-                self.samples += each is self.runs[0] and _State.MADE in states
-        there = {path.relative_to(self.root).as_posix() for path in run.thousands()}
-        listed = {path for path in self.sums if path.startswith(f"{SAMPLES[run.file].folder}/")}
-        if is_known and listed <= there:
+                self.samples += each is self.runs[0] and MADE in states
+        if is_known:
             self._count(each, counts)
         else:
             self.is_unknown = True
 
-    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[_State]:
+    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[str]:
         """What became of each variation of a sample."""
-        run, key = each.run, sample.key.text
-        shared = {sample.file(p, None) for p in run.places if p.shared and run.variations != (None,)}
-        lacked, states = dict[str, None](), list[_State]()
+        run, is_single = each.run, each.run.variations == (None,)
+        shared = {sample.file(place, None) for place in run.places if place.shared and not is_single}
+        lacked, states = dict[str, None](), list[str]()
         for variation in sample.variations:
             files = [sample.file(place, variation) for place in run.places]
             missing = [file for file in files if file not in self.sums and file not in self.unlisted]
-            has_failed = (key, variation) in each.failed or (key, variation) in each.base_failed
-            states.append(self._judge(each, {*files} - shared, missing, has_failed))
-            if states[-1] is _State.MADE:
-                each.failed.discard((key, variation))
+            result, own = (sample.key.text, variation), {*files} - shared
+            if not missing or any(file in self.sums for file in own):
+                state = MADE
+            elif result in each.failed or result in each.base_failed:
+                state = NOTED
+            elif not any(file in self.unlisted for file in own):
+                state = ABSENT
+            else:
+                has_lost_lists = each.is_closed and not self.sums
+                state = MADE if has_lost_lists else BEGUN
+            states.append(state)
+            if state == MADE:
+                each.failed.discard(result)
                 lacked |= dict.fromkeys(missing)
         for file in lacked:
             self.lack(file, "other files of its sample are here")
         for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
-            for place in run.places:
-                file = sample.file(place, variation)
-                self._take_unlisted(each, file, min(states) if file in shared else state, place)
-            for file in run.extra_files(sample.key, variation):
-                self._take_unlisted(each, file, state)
+            for place in run.record.places:
+                if place.form == "extra":
+                    number = None if is_single else variation
+                    file = file_name(place.folder, sample.key, place.suffix, number)
+                else:
+                    file = sample.file(place, variation)
+                is_made = MADE in states if file in shared else state == MADE
+                self._take_unlisted(each, file, is_made, place)
         return states
 
-    def _judge(self, each: _RunState, own: set[str], missing: list[str], has_failed: bool) -> _State:
-        """What became of a result with these files of its own."""
-        if not missing or any(file in self.sums for file in own):
-            return _State.MADE
-        if has_failed:
-            return _State.FAILED
-        if not any(file in self.unlisted for file in own):
-            return _State.ABSENT
-        has_lost_lists = each.is_closed and not self.sums
-        return _State.MADE if has_lost_lists else _State.PARTIAL
-
-    def _take_unlisted(self, each: _RunState, file: str, state: _State, place: Place | None = None) -> None:
+    def _take_unlisted(self, each: _RunState, file: str, is_made: bool, place: Place | None = None) -> None:
         """Judge a file without a checksum that belongs to a result."""
         if file not in self.unlisted:
             return
@@ -396,18 +365,17 @@ class _Folder:
         if each.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
             self.find(FOREIGN, file, "its sample failed without it")
             return
-        if state is _State.MADE:
+        if is_made:
             (self.lost if each.is_closed else self.late).append(file)
-        tokens = Tokens(each.run.count_tokens(place)) if place and place.form == "ids" else None
-        self._compare(file, tokens)
+        self._compare(file, Tokens(each.run.count_tokens(place)) if place and place.form == "ids" else None)
 
-    def _count(self, each: _RunState, counts: Mapping[_State, int]) -> None:
+    def _count(self, each: _RunState, counts: Mapping[str, int]) -> None:
         """Whether there are as many results as the record says."""
-        run, file, made, begun = each.run, each.run.file, counts[_State.MADE], counts[_State.PARTIAL]
+        run, file, begun = each.run, each.run.file, counts[BEGUN]
         expected = run.record.samples * len(run.variations)
-        lack = expected - made - counts[_State.FAILED]
-        if made > expected:
-            self.find(ALTERED, file, f"tells of {expected:,} results, and there are {made:,}")
+        lack = expected - counts[MADE] - counts[NOTED]
+        if counts[MADE] > expected:
+            self.find(ALTERED, file, f"tells of {expected:,} results, and there are {counts[MADE]:,}")
         if lack <= 0:
             return
         half = f" ({begun:,} of them begun)" if begun else ""
@@ -420,10 +388,9 @@ class _Folder:
 
     def check_unlisted(self) -> None:
         """Files without a checksum that belong to no result, or to one of a process that was killed."""
-        owned = {_top(place.folder) for each in self.runs for place in each.run.record.places}
         is_unknown = self.is_unknown or any(each.run.is_older for each in self.runs)
         for path in () if is_unknown else sorted(self.unlisted):
-            if self.has_base or _top(path) in owned:
+            if self.has_base or _top(path) in self.known:
                 self.find(FOREIGN, path, "belongs to no sample of a run")
         if self.late:
             self.note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
@@ -438,29 +405,25 @@ class _Folder:
         self.files += not _is_record(path)
         file, said = self.root / path, self.sums.get(path)
         try:
-            if said is not None:
-                open_file(file).close()  # a pipe would be waited for
-                if said.size is not None and file.stat().st_size > said.size:
-                    self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
-                    return
-                if sha256_of_file(file) == said.sha256:
-                    return
+            size = file.stat().st_size
+            if said is not None and said.size is not None and size > said.size:
+                self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
+                return
+            if said is not None and processes.sha256_of_file(file) == said.sha256:
+                return
             flaw = find_flaw(file, tokens)
-            if os.path.getsize(file) == 0 and (said is not None or flaw is not None):
-                self.find(TRUNCATED, path, "is empty")
-            elif flaw is not None:
-                self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
-            elif said is not None:
-                self.find(ALTERED, path, f"its checksum is not the one in {PROCESSES}")
         except SampleError as error:
             self.find(UNREADABLE, path, str(error))
+            return
         except OSError as error:
-            self.find(UNREADABLE, path, f"cannot be read ({_why(error)})")
-
-
-def _why(error: Exception) -> str:
-    """What an error says, without the file that it names."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+            self.find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
+            return
+        if flaw is None and said is not None:
+            flaw = Flaw(False, f"its checksum is not the one in {PROCESSES}")
+        if flaw is not None and size == 0:
+            flaw = Flaw(True, "is empty")
+        if flaw is not None:
+            self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
 
 
 def _named(paths: list[str]) -> str:
