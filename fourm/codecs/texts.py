@@ -82,7 +82,8 @@ class CaptionCodec:
         """The text of what is known in each row."""
         return [self.wordpiece.text_of(known.tolist()) for known in _known(slot)]
 
-    def picture(self, value: str) -> Image.Image:
+    @staticmethod
+    def picture(value: str) -> Image.Image:
         """The text on a white card, or "no caption" where it has no visible character."""
         seen = any(character.isprintable() and not character.isspace() for character in value)
         return drawing.text_card(value if seen else "no caption")

@@ -1,6 +1,9 @@
-"""What can be seen of an output folder: the pictures, texts and films of one sample after the other."""
+"""What can be seen of an output folder: the pictures, texts and films of one sample after the other.
 
-import itertools
+Values are read and drawn without the tokenizers and the model of their run.
+"""
+
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,21 +14,25 @@ from typing import Any, TypeVar
 from PIL import Image, ImageOps
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
-from fourm.codecs.files import read_array, read_picture
+from fourm.codecs.files import read_array, read_json, read_picture, read_text
 from fourm.codecs.images import GridCodec
+from fourm.codecs.maps import FORMS
+from fourm.codecs.table import build_codec
+from fourm.codecs.texts import STRUCTURED, CaptionCodec
 from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
-from fourm.hub.files import find_model
-from fourm.modalities.registry import Kind, Modality
+from fourm.hub.files import find_model, find_sr
+from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
+from fourm.modalities.text import Grammar
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
 from fourm.runs.inputs import CAPTION
 from fourm.runs.outputs import order_place, preview_place
-from fourm.views.reading import Reader, find_row, reader_for, rows_of
 
 MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # in the order of display
+MISSING = "missing"  # the note of a panel whose file is not there
 T = TypeVar("T")
 Label = tuple[str, Ink]  # a class of a map of labels, and its colour
 
@@ -84,6 +91,17 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Reader:
+    """How the values of one modality are read from files, drawn, and put into words for a search."""
+
+    row: Modality
+    read: Callable[[Path], Any]
+    picture: Callable[[Any], Image.Image]
+    say: Callable[[Any], str] = lambda value: ""  # what a text says; "" for pictures
+    grid: GridCodec | None = None  # of values that have tokens on a grid
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One kind of file that is shown."""
 
@@ -92,21 +110,33 @@ class Entry:
     role: str
     title: str
     reader: Reader | None  # None: the modality is unknown on this machine
+    codec: str  # what kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown
+
+
+@dataclass(slots=True, eq=False)
+class _Value:
+    """One file of a sample: what it holds, or what is wrong with it."""
+
+    entry: Entry
+    variation: int | None
+    file: str
+    note: str = ""
+    problem: str = ""
+    reader: Reader | None = None  # None: it was not read
+    value: Any = None
+    picture: Image.Image | None = None
 
     @property
-    def row(self) -> Modality | None:
-        """What is known of the modality."""
-        return self.reader.row if self.reader is not None else None
+    def grid(self) -> GridCodec | None:
+        """What draws the value, if it was read and is a map."""
+        return self.reader.grid if self.reader is not None else None
 
-    @property
-    def codec(self) -> str:
-        """What kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown."""
-        return self.reader.row.codec if self.reader is not None else ""
-
-    @property
-    def variations(self) -> tuple[int | None, ...]:
-        """Variations as file names show them."""
-        return (None,) if self.place.shared else self.run.variations
+    def panel(self) -> Panel:
+        """The value as it is shown."""
+        entry, text = self.entry, self.reader.say(self.value) if self.reader is not None else ""
+        note = self.note or ("" if self.picture is not None else "cannot be drawn")
+        facts = (entry.role, self.variation, self.picture, text, self.file, entry.codec, note)
+        return Panel(entry.place.modality, entry.title, *facts)
 
 
 @dataclass(slots=True)
@@ -129,46 +159,57 @@ class Album:
             problems.append(printable(f"{which}failed: {failure.reason}"))
         for run in self.results.runs:
             sample = run.find(key) or run.describe(Sample(key))  # of a failure by hand nothing is recorded
-            entries = (entry for entry in self.entries if entry.run is run)
-            found = [self._read(entry, sample, v) for entry in entries for v in entry.variations]
+            found = [
+                self._read(entry, sample, variation)
+                for entry in self.entries
+                if entry.run is run
+                for variation in ((None,) if entry.place.shared else run.variations)
+            ]
             failed = {f.variation for f in failures if f.stage == run.record.stage}
-            if failed or any(value.exists for value in found):  # else this run did not do this sample
-                problems += [v.problem for v in found if v.problem and not v.is_explained_by(failed)]
-                values += found
-        panels = _panels(values, problems)
+            if not failed and all(value.note == MISSING for value in found):
+                continue  # this run did not do this sample
+            values += found
+            for value in found:
+                is_hit = len(run.variations) == 1 or value.variation is None or value.variation in failed
+                if value.problem and not (failed and is_hit and value.note == MISSING):
+                    problems.append(value.problem)
+        _draw(values, problems)
+        panels = sorted((value.panel() for value in values), key=lambda panel: _rank(panel.role))
         films = tuple(self._films(key, problems))
         prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
         told = tuple(dict.fromkeys(problems))
-        return View(key, next(prompts, None), panels, films, told, _legends_of(values))
+        return View(key, next(prompts, None), tuple(panels), films, told, _legends_of(values))
 
-    def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> "_Value":
+    def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> _Value:
         file = sample.file(entry.place, variation)
         path, value = self.root / file, _Value(entry, variation, file)
-        if not path.is_file():
-            return replace(value, problem=f"{printable(file)}: missing", note="missing")
-        value = replace(value, exists=True)
-        if entry.reader is None:
-            return replace(value, note="unknown modality")
         try:
-            if entry.place.form == "ids":
+            if not path.is_file():
+                value.note, value.problem = MISSING, f"{printable(file)}: missing"
+            elif entry.reader is None:
+                value.note = "unknown modality"
+            elif entry.place.form == "ids":
                 read_array(path)
-                return replace(value, note="tokens only")
-            return replace(value, value=entry.reader.read(path))
+                value.note = "tokens only"
+            else:
+                value.value, value.reader = entry.reader.read(path), entry.reader
         except SampleError as error:
-            return replace(value, problem=self._short(error), note="cannot be read")
+            value.note, value.problem = "cannot be read", self._short(error)
+        return value
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
-            row, target, record = entry.row, entry.place.modality, entry.run.record
-            if row is None or row.kind is not Kind.GRID or row.grid is None or entry.role == "condition":
+            if entry.reader is None or entry.role == "condition":
                 continue
-            steps = [step for step in record.schedule["steps"] if step["target"] == target]
-            counts = list(itertools.accumulate(step["num_tokens"] for step in steps))
+            row, target, record = entry.reader.row, entry.place.modality, entry.run.record
+            if row.kind is not Kind.GRID or row.grid is None:
+                continue
             read_order = partial(_read_order, count=row.max_tokens)
             for variation in entry.run.variations if record.preview else ():
                 order = self._read_kept(order_place(target), key, variation, read_order, problems)
-                frames = list[Frame]()
-                for number, decided in zip((step["index"] + 1 for step in steps), counts, strict=True):
+                frames, decided = list[Frame](), 0
+                for step in (step for step in record.schedule["steps"] if step["target"] == target):
+                    number, decided = step["index"] + 1, decided + step["num_tokens"]
                     place = preview_place(target, number)
                     picture = self._read_kept(place, key, variation, read_picture, problems)
                     if picture is not None:
@@ -211,96 +252,116 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
             if not places:
                 continue
             place = min(places, key=lambda place: place.form != "value")
-            row = find_row(name, registry, run.count_tokens(place))
-            reader, problem = None, "neither its model nor the released ones have it"
+            row, reader = find_row(name, registry, run.count_tokens(place)), None
             try:
-                reader = reader_for(row) if row is not None else None
+                if row is None:
+                    raise UsageError("neither its model nor the released ones have it")
+                reader = reader_for(row)
             except UsageError as error:
-                problem = str(error)
-            if reader is None:
-                problem = f"{name}: cannot be shown, for {problem}; --model NAME says whose modality it is"
+                problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
-            entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
-    entries.sort(key=lambda entry: list(ROLES).index(entry.role))
-    failures = dict[str, list[Failure]]()
+            title, codec = row.title if row is not None else name, reader.row.codec if reader else ""
+            entries.append(Entry(run, place, role, title, reader, codec))
+    entries.sort(key=lambda entry: _rank(entry.role))
+    samples = results.keys()
+    failures, keys = dict[str, list[Failure]](), {key.text: key for key in samples}
     for failure in read_failures(root):
         failures.setdefault(failure.key, []).append(failure)
-    keys = _with_failed(results.keys(), failures)
-    return Album(root, results, keys, tuple(problems), tuple(_titled(entries)), failures)
+        folder, _, name = failure.key.rpartition("/")
+        with suppress(UsageError):  # no name of a sample: somebody else wrote that line
+            keys.setdefault(failure.key, Key(folder, name))
+    titled = tuple(replace(entry, title=_full_title(entry, entries)) for entry in entries)
+    return Album(root, results, tuple(sorted(keys.values())), tuple(problems), titled, failures)
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """One file of a sample: what it holds, or what is wrong with it."""
-
-    entry: Entry
-    variation: int | None
-    file: str
-    value: Any = None
-    exists: bool = False
-    problem: str = ""
-    note: str = ""
-
-    @property
-    def grid(self) -> GridCodec | None:
-        """What draws the value, if it was read and is a map."""
-        return self.entry.reader.grid if self.entry.reader is not None and self.value is not None else None
-
-    def is_explained_by(self, failed: set[int]) -> bool:
-        """True for a file that is missing because its variation failed."""
-        everyone = len(self.entry.run.variations) == 1 or self.variation is None
-        return not self.exists and bool(failed) and (everyone or self.variation in failed)
+def reader_for(row: Modality) -> Reader:
+    """The reader of a row; UsageError where nothing here knows its kind of value."""
+    if row.codec == CAPTION:
+        return Reader(row, read_text, CaptionCodec.picture, str)
+    if row.codec in STRUCTURED:
+        form = STRUCTURED[row.codec]
+        said = _SAID.get(row.codec, form.grammar.to_text)
+        return Reader(row, partial(_read_structured, grammar=form.grammar), form.draw, said)
+    codec = build_codec(row)
+    grid = codec if isinstance(codec, GridCodec) else None
+    return Reader(row, codec.read, codec.picture, grid=grid)
 
 
-def _panels(values: Sequence[_Value], problems: list[str]) -> tuple[Panel, ...]:
-    """Panels in the order of roles; what cannot be drawn is a problem."""
-    pictures = _pictures_of_features(values)
-    for boxes in (False, True):  # boxes are drawn on pictures
-        for index, value in enumerate(values):
-            reader = value.entry.reader
-            is_drawn = index in pictures or (value.entry.codec == "det") != boxes
-            if reader is None or value.value is None or is_drawn:
-                continue
-            try:
-                backdrop = _backdrop(value, values, pictures) if boxes else None
-                picture = draw_boxes(value.value, backdrop) if boxes else reader.picture(value.value)
-            except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
-                problems.append(printable(f"{value.file}: cannot be drawn ({error})"))
-                continue
-            pictures[index] = _limited(picture)
-    panels = list[Panel]()
-    for index, value in enumerate(values):
-        entry, drawn, place = value.entry, pictures.get(index), value.entry.place
-        text = entry.reader.say(value.value) if entry.reader is not None and value.value is not None else ""
-        note = value.note or ("" if drawn is not None else "cannot be drawn")
-        facts = (drawn, text, value.file, entry.codec, note)
-        panels.append(Panel(place.modality, entry.title, entry.role, value.variation, *facts))
-    return tuple(sorted(panels, key=lambda panel: list(ROLES).index(panel.role)))
+def rows_of(model: str) -> Registry | None:
+    """The modalities of a model as a record names it; None where it is not on this machine."""
+    with suppress(FourMError):
+        return find_model(model).registry
+    with suppress(FourMError):
+        return find_sr(find_model(model.removesuffix("/sr"))).registry if model.endswith("/sr") else None
+    return None
 
 
-def _pictures_of_features(values: Sequence[_Value]) -> dict[int, Image.Image]:
-    """Pictures of all maps of features; those of one kind are in the same colours."""
-    kinds, pictures = dict[str, tuple[GridCodec, list[int]]](), dict[int, Image.Image]()
-    for index, value in enumerate(values):
-        if (grid := value.grid) is not None and grid.form.resample is None:
-            kinds.setdefault(grid.row.key, (grid, []))[1].append(index)
-    for grid, indices in kinds.values():
-        with suppress(ValueError):  # they are tried one by one, and told
-            drawn = grid.pictures([values[index].value for index in indices])
-            pictures.update(zip(indices, drawn, strict=True))
-    return pictures
+def find_row(name: str, registry: Registry | None, count: int | None = None) -> Modality | None:
+    """The row of a full name, as the model or else the released models have it; None if neither does.
+
+    Another resolution of a released modality has files of the same kind, except that class numbers
+    may mean anything; its tokens are a square of `count`.
+    """
+    for known in (registry, RELEASED):
+        if known is not None and name in known.rows:
+            return known.rows[name]
+    for row in RELEASED.rows.values():
+        if row.key == name.partition("@")[0] and not (row.codec in FORMS and FORMS[row.codec].is_labels):
+            side = math.isqrt(count or 0)
+            is_square = row.kind is Kind.GRID and side > 0 and side * side == count
+            return replace(row, grid=(side, side), max_tokens=side * side) if is_square else row
+    return None
 
 
-def _backdrop(
-    boxes: _Value, values: Sequence[_Value], pictures: Mapping[int, Image.Image]
-) -> Image.Image | None:
+# What people would search for, where a model's own words are numbers. By the codec name of a row.
+_SAID: Mapping[str, Callable[[Any], str]] = {
+    "det": lambda boxes: ", ".join(box.name for box in boxes),
+    "metadata": lambda facts: ", ".join(f"{f.field.name.replace('_', ' ')} {f.value:g}" for f in facts),
+    "color_palette": lambda colours: " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours),
+}
+
+
+def _rank(role: str) -> int:
+    return list(ROLES).index(role)
+
+
+def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
+    """The title of an entry, with its role where another one has the same."""
+    same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
+    is_unclear = entry.role == "sr" or {one.role for one in same} - {"sr", entry.role}
+    return f"{entry.title}, {ROLES[entry.role]}" if is_unclear else entry.title
+
+
+def _draw(values: Sequence[_Value], problems: list[str]) -> None:
+    """Put pictures to values; what cannot be drawn is a problem."""
+    for value in values:
+        grid = value.grid
+        if grid is not None and grid.shares_colours and value.picture is None:
+            same = [one for one in values if one.grid is not None and one.grid.row.key == grid.row.key]
+            with suppress(ValueError):  # they are tried one by one, and told
+                for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
+                    one.picture = picture
+    for value in sorted(values, key=lambda value: value.entry.codec == "det"):  # boxes are drawn on pictures
+        if value.reader is None or value.picture is not None:
+            continue
+        try:
+            if value.entry.codec == "det":
+                picture = draw_boxes(value.value, _backdrop(value, values))
+            else:
+                picture = value.reader.picture(value.value)
+            value.picture = _limited(picture)
+        except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
+            problems.append(printable(f"{value.file}: cannot be drawn ({error})"))
+
+
+def _backdrop(boxes: _Value, values: Sequence[_Value]) -> Image.Image | None:
     """The picture that boxes belong to, large enough for names: that of their own variation, or the given."""
-    for index in sorted(pictures):
-        value, picture = values[index], pictures[index]
-        row, fits = value.entry.row, value.variation is None or boxes.variation in (None, value.variation)
-        if row is not None and row.is_rgb and fits and value.entry.role != "sr":
-            factor = max(1, CANVAS[0] // max(picture.size))
-            return ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
+    for value in values:
+        fits = value.variation is None or boxes.variation in (None, value.variation)
+        is_rgb = value.reader is not None and value.reader.row.is_rgb and value.entry.role != "sr"
+        if value.picture is not None and is_rgb and fits:
+            factor = max(1, CANVAS[0] // max(value.picture.size))
+            return ImageOps.scale(value.picture, factor, Image.Resampling.NEAREST)
     return None
 
 
@@ -308,18 +369,17 @@ def _legends_of(values: Sequence[_Value]) -> dict[str, tuple[Label, ...]]:
     """Classes of maps of labels by modality, those of the first map first."""
     found = dict[str, dict[Label, None]]()
     for value in values:
-        if (grid := value.grid) is not None and grid.form.is_labels:
+        if value.grid is not None and value.grid.form.is_labels:
             labels = found.setdefault(value.entry.place.modality, {})
-            labels.update(((one.name, one.colour), None) for one in grid.legend(value.value))
+            labels.update(((one.name, one.colour), None) for one in value.grid.legend(value.value))
     return {name: tuple(labels) for name, labels in found.items()}
 
 
-def _titled(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Entries whose titles say what tells them apart."""
-    for entry in entries:
-        same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
-        is_unclear = entry.role == "sr" or {one.role for one in same} - {"sr", entry.role}
-        yield replace(entry, title=f"{entry.title}, {ROLES[entry.role]}") if is_unclear else entry
+def _read_structured(path: Path, grammar: Grammar[Any]) -> Any:
+    try:
+        return grammar.from_json(read_json(path), None)
+    except ValueError as error:
+        raise SampleError(f"{path}: {error}") from error
 
 
 def _read_order(path: Path, count: int) -> tuple[int, ...]:
@@ -335,13 +395,3 @@ def _limited(picture: Image.Image) -> Image.Image:
         picture = picture.copy()
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
-
-
-def _with_failed(keys: Sequence[Key], failures: Mapping[str, object]) -> tuple[Key, ...]:
-    """All keys, those included that left nothing but a failure."""
-    known, found = {key.text for key in keys}, list(keys)
-    for text in failures.keys() - known:
-        folder, _, name = text.rpartition("/")
-        with suppress(UsageError):  # no name of a sample: somebody else wrote that line
-            found.append(Key(folder, name))
-    return tuple(sorted(found))

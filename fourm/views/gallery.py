@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -23,8 +24,8 @@ from PIL import Image
 from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
-from fourm.output.record import RUN, SR, RunRecord
-from fourm.output.samples import chain_names
+from fourm.output.record import RUN, SR
+from fourm.output.samples import Run, chain_names
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Film, Label, Panel, View
 
@@ -53,8 +54,10 @@ def write_gallery(
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
+    about = _about(album)
+    title = html.escape(about["name"].encode("utf-8", errors="backslashreplace").decode())
     page = Template(_asset("page.html")).substitute(
-        policy=policy, title=html.escape(_name(album)), style=style, script=script, album=_json(_about(album))
+        policy=policy, title=title, style=style, script=script, album=_json(about)
     )
     head, tail = page.split("<!--samples-->")
 
@@ -72,25 +75,25 @@ def write_gallery(
 
 def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
     """What searching needs of a sample, then all of it."""
-    variations = {panel.variation for panel in view.panels if panel.variation is not None}
+    variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
     row = {
-        "key": _clean(view.key.text), "prompt": _clean(view.prompt or ""),
-        "modalities": list(dict.fromkeys(p.modality for p in view.panels if _is_shown(p))),
-        "variations": len(variations), "failed": len(view.problems),
+        "key": view.key.text, "prompt": view.prompt or "", "variations": len(variations),
+        "modalities": list(dict.fromkeys(panel.modality for panel in view.panels if _is_shown(panel))),
+        "failed": len(view.problems),
     }  # fmt: skip
-    legends = {
-        name: [(_clean(label), "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
-        for name, labels in view.legends.items()
-    }
-    repeat = [
-        {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
-        for v, role in itertools.product(sorted(variations) or (None,), ("target", "sr"))
-    ]
     contents = {
         "panels": [_panel(panel, view.legends.get(panel.modality, ()), side) for panel in view.panels],
         "films": [_film(film, side // 2) for film in view.films],
-        "problems": [*map(_clean, view.problems)], "legends": legends, "repeat": repeat,
-    }  # fmt: skip
+        "problems": view.problems,
+        "legends": {
+            name: [(label, "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
+            for name, labels in view.legends.items()
+        },
+        "repeat": [
+            {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
+            for v, role in itertools.product(variations or (None,), ("target", "sr"))
+        ],
+    }
     yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
     yield f'<script type="application/json">{_json(contents)}</script>\n'
 
@@ -104,10 +107,9 @@ def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any
     picture = panel.picture if _is_shown(panel) else None
     width, height = picture.size if picture is not None else (0, 0)
     return {
-        "modality": panel.modality, "title": _clean(panel.title), "role": panel.role,
-        "variation": panel.variation, "codec": panel.codec, "rgb": panel.codec in _RGB,
-        "words": panel.codec == CAPTION, "text": _clean(panel.text), "note": _clean(panel.note),
-        "file": _clean(panel.file), "size": {"width": width, "height": height},
+        "modality": panel.modality, "title": panel.title, "role": panel.role, "variation": panel.variation,
+        "codec": panel.codec, "rgb": panel.codec in _RGB, "words": panel.codec == CAPTION, "text": panel.text,
+        "note": panel.note, "file": panel.file, "size": {"width": width, "height": height},
         "picture": encode(picture, side) if picture is not None else None, "labels": _present(panel, labels),
     }  # fmt: skip
 
@@ -115,8 +117,8 @@ def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any
 def _film(film: Film, side: int) -> Mapping[str, Any]:
     frames = [{"step": f.step, "decided": f.decided, "picture": encode(f.picture, side)} for f in film.frames]
     return {
-        "modality": film.modality, "title": _clean(film.title), "variation": film.variation,
-        "grid": film.grid, "order": film.order, "frames": frames,
+        "modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
+        "order": film.order, "frames": frames,
     }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
     fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
     best = max(fit, key=lambda panel: panel.codec in _RGB, default=None)  # the first RGB, else the first
     path = os.path.join(root, best.file if best is not None else RUN)
-    return f"fourm generate --replay {shlex.quote(_clean(path))} --out again"
+    return f"fourm generate --replay {shlex.quote(path)} --out again"
 
 
 def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
@@ -170,39 +172,33 @@ def _with_palette(picture: Image.Image) -> Image.Image:
 
 def _about(album: Album) -> Mapping[str, Any]:
     titles = {e.place.modality: e.title for e in album.entries if e.codec not in ("", CAPTION)}
-    modalities = [
-        {"name": name, "title": _clean(title), "twin": list(titles.values()).count(title) > 1}
-        for name, title in titles.items()
-    ]
     return {
-        "name": _name(album), "total": len(album.keys), "modalities": modalities,
+        "name": album.root.name or real(album.root).name or "/", "total": len(album.keys),
+        "modalities": [
+            {"name": name, "title": title, "twin": list(titles.values()).count(title) > 1}
+            for name, title in titles.items()
+        ],
         "variations": [v for v in album.results.variations if v is not None],
-        "stages": [_stage(run.record) for run in album.results.runs],
-        "problems": [*map(_clean, album.problems)],
+        "stages": [_stage(run) for run in album.results.runs], "problems": album.problems,
     }  # fmt: skip
 
 
-def _stage(record: RunRecord) -> Mapping[str, Any]:
-    conditions, targets = chain_names(record.schedule)
-    name = "Super-resolution" if record.stage == SR else "Generation"
+def _stage(run: Run) -> Mapping[str, Any]:
+    record, (conditions, targets) = run.record, chain_names(run.record.schedule)
     return {
-        "name": name, "model": _clean(record.model), "seed": record.seed, "variations": record.num_variations,
-        "conditions": conditions, "targets": targets, "options": _clean(record.options),
+        "name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
+        "seed": record.seed, "variations": record.num_variations, "conditions": conditions,
+        "targets": targets, "options": record.options,
     }  # fmt: skip
-
-
-def _name(album: Album) -> str:
-    return _clean(album.root.name or real(album.root).name or "/")
-
-
-def _clean(text: str) -> str:
-    """Text without what UTF-8 cannot say, as in file names of other encodings."""
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _json(value: object) -> str:
-    """JSON that no HTML parser takes for markup: in it `<` can only stand in strings."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON that no HTML parser takes for markup: in it `<` can only stand in strings.
+
+    What UTF-8 cannot say, as in file names of other encodings, is spelled out: `\\udce9`.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
 
 
 def _asset(name: str) -> str:

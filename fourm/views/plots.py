@@ -1,6 +1,7 @@
 """Sheets of an album as PNG files: a sheet and a film strip for each sample, contact sheets for all."""
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,12 @@ from fourm.views.sheets import (
     ALARM,
     FAINT,
     GAP,
-    INK,
     PAPER,
     RULE,
     SMALL,
     empty_cell,
-    fit,
     legend_block,
-    paste_centred,
+    paste_fitted,
     stack,
     starts,
     text_block,
@@ -76,13 +75,14 @@ class Plotter:
 
     def run(self) -> Iterator[Plotted]:
         """Draw one sample after the other; the contact sheets are there after the last."""
+        folder = plots_folder(self.album.root)
         try:
-            yield from self._draw()
+            yield from self._draw(folder)
         finally:
-            remove_leftovers(self.album.root / PLOTS)
+            remove_leftovers(folder)
 
-    def _draw(self) -> Iterator[Plotted]:
-        folder, names = plots_folder(self.album.root), plot_paths(self.album.root, self.album.keys)
+    def _draw(self, folder: Path) -> Iterator[Plotted]:
+        names = plot_paths(self.album.root, self.album.keys)
         variations = self.album.results.variations if self.contact else ()
         total, cells, pages = len(self.keys) * len(variations), list[Image.Image](), set[Path]()
         for number, key in enumerate(self.keys, 1):
@@ -94,9 +94,8 @@ class Plotter:
             for variation in variations:
                 cells.append(contact_cell(view, variation))
                 if len(cells) == PER_SHEET or (number == len(self.keys) and variation == variations[-1]):
-                    is_one = total <= PER_SHEET
-                    digits = max(2, len(str(-(-total // PER_SHEET))))
-                    name = "contact.png" if is_one else f"contact-{len(pages) + 1:0{digits}d}.png"
+                    digits = max(2, len(str(math.ceil(total / PER_SHEET))))
+                    name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
                     title = f"{self.album.root.name or self.album.root}  ·  "
                     pages.add(self._save(draw_contact(cells, title, len(pages), total), folder / name))
                     cells = []
@@ -136,13 +135,13 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     rows: list[int | None] = [*variations[:MAX_VARIATIONS]] or [None]
     is_large = any(p.role == "sr" and p.picture and max(p.picture.size) > CELL for p in view.panels)
     columns = _columns(view)
-    size = -(-len(columns) // max(-(-len(columns) // COLUMNS), 1))  # bands of about equal width
+    size = math.ceil(len(columns) / max(math.ceil(len(columns) / COLUMNS), 1))  # bands of about equal width
     parts = [columns[at : at + size] for at in range(0, len(columns), max(size, 1))]
     bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
     width = max([MIN_WIDTH, *(band.width for band in bands)])
     facts = [view.key.text if view.headline != view.key.text else ""]
     facts += [f"{run.record.model}, seed {run.record.seed}" for run in album.results.runs]
-    title = text_block(view.headline, width, 22, INK, most=6)
+    title = text_block(view.headline, width, 22, most=6)
     head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
     blocks = [stack(head, gap=4, margin=0), *bands]
     if labels := dict.fromkeys(itertools.chain.from_iterable(view.legends.values())):
@@ -170,12 +169,12 @@ def _columns(view: View) -> list[Column]:
 def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> Image.Image:
     """Some columns below their titles."""
     panels = [next(iter(column.values())) for column in columns]
-    titles = [text_block(panel.title, side, 15, INK, most=2, centred=True) for panel in panels]
+    titles = [text_block(panel.title, side, 15, most=2, centred=True) for panel in panels]
     top = 20 + max(title.height for title in titles) + 4
     roles = [number for number, one in enumerate(panels) if not number or one.role != panels[number - 1].role]
     left = ROW_LABEL if len(rows) > 1 else 0
     # A pixel is for the line around the first.
-    lefts = starts(len(columns), side, GAP, left + 1, dict.fromkeys(roles[1:], 2 * GAP))
+    lefts = starts(len(columns), side + GAP, left + 1, dict.fromkeys(roles[1:], 2 * GAP))
     band = Image.new("RGB", (lefts[-1] + side + 1, top + len(rows) * (side + GAP) - GAP + 1), PAPER)
     draw = ImageDraw.Draw(band)
     for number in roles:
@@ -193,13 +192,10 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
             panel = column.get(variation, column.get(None) if number == 0 else None)
             if panel is not None:
                 is_words = panel.picture is not None and panel.codec == CAPTION and panel.text.strip()
-                picture = text_card(panel.text, side) if is_words else _shown(panel, side)
-                paste_centred(band, picture, (place, y), side, line=0)
+                shown = panel.picture or empty_cell(panel.note, side)
+                picture = text_card(panel.text, side) if is_words else shown
+                paste_fitted(band, picture, (place, y), side, line=0)
     return band
-
-
-def _shown(panel: Panel, side: int) -> Image.Image:
-    return empty_cell(panel.note, side) if panel.picture is None else fit(panel.picture, side)
 
 
 def draw_films(view: View) -> Image.Image:
@@ -207,7 +203,7 @@ def draw_films(view: View) -> Image.Image:
     rows = [(film, chosen(film.frames)) for film in view.films[:MAX_FILMS]]
     frames = max(len(shown) for _, shown in rows)
     # The result and the order stand a little apart.
-    lefts = starts(frames + 2, SMALL, GAP, FILM_LABEL, {frames: GAP} if frames else None)
+    lefts = starts(frames + 2, SMALL + GAP, FILM_LABEL, {frames: GAP})
     width = FILM_LABEL + (frames + 2) * (SMALL + GAP) + GAP
     titles = Image.new("RGB", (width, 36), PAPER)
     names = {0: "while it was decoded", frames: "result", frames + 1: "which step decided which token"}
@@ -215,7 +211,7 @@ def draw_films(view: View) -> Image.Image:
         room = SMALL if column else max(SMALL, frames * (SMALL + GAP))
         title = text_block(name, room, 13, FAINT, most=2)
         titles.paste(title, (lefts[column], titles.height - title.height))
-    blocks = [text_block(view.headline, width, 20, INK), titles]
+    blocks = [text_block(view.headline, width, 20), titles]
     blocks += [_strip(film, shown, lefts, width, view) for film, shown in rows]
     if (more := len(view.films) - MAX_FILMS) > 0:
         blocks.append(text_block(f"and {more} more", width, 13, FAINT))
@@ -239,21 +235,21 @@ def order_map(film: Film) -> Image.Image:
 
 def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int, view: View) -> Image.Image:
     strip = Image.new("RGB", (width, SMALL + FILM_TEXT), PAPER)
-    name = text_block(film.title, FILM_LABEL - GAP, 14, INK, most=4)
+    name = text_block(film.title, FILM_LABEL - GAP, 14, most=4)
     which = "" if film.variation is None else f"v{film.variation}"
     label = stack([name, text_block(which, FILM_LABEL - GAP, 14, FAINT)], gap=0, margin=0)
     strip.paste(label, (0, max(0, (SMALL - label.height) // 2)))
     total = film.grid[0] * film.grid[1]
     for left, frame in zip(lefts, shown, strict=False):
-        paste_centred(strip, fit(frame.picture, SMALL), (left, 0), SMALL, line=0)
+        paste_fitted(strip, frame.picture, (left, 0), SMALL, line=0)
         for number, text in enumerate((f"step {frame.step}", f"{frame.decided} of {total} tokens")):
             line = text_block(text, SMALL, 12, FAINT, most=1, centred=True)
             strip.paste(line, (left, SMALL + 3 + 15 * number))
     results = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
     if panel := next((p for p in results if p.role != "condition"), None):
-        paste_centred(strip, _shown(panel, SMALL), (lefts[-2], 0), SMALL, line=0)
+        paste_fitted(strip, panel.picture or empty_cell(panel.note, SMALL), (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
-        paste_centred(strip, fit(order_map(film), SMALL), (lefts[-1], 0), SMALL, line=0)
+        paste_fitted(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
         strip.paste(_scale(film.order), (lefts[-1], SMALL + 5))
     return strip
 
@@ -275,7 +271,7 @@ def _scale(order: Sequence[int]) -> Image.Image:
 
 def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int) -> Image.Image:
     """A page with cells side by side; `total` of them are on all pages."""
-    lefts = starts(min(COLUMNS, len(cells)), CONTACT, CONTACT_GAP)
+    lefts = starts(min(COLUMNS, len(cells)), CONTACT + CONTACT_GAP)
     blocks = list[Image.Image]()
     for at in range(0, len(cells), COLUMNS):
         row = cells[at : at + COLUMNS]
@@ -296,12 +292,12 @@ def contact_cell(view: View, variation: int | None) -> Image.Image:
     rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
     seen = [panel.picture for panel in rgb or made if panel.picture is not None]
     if seen:
-        picture = fit(max(seen, key=lambda one: max(one.size)) if rgb else seen[-1], CONTACT)
+        picture = max(seen, key=lambda one: max(one.size)) if rgb else seen[-1]
     else:
         picture = empty_cell(next((p.note for p in made if p.note), "nothing made"), CONTACT)
     cell = Image.new("RGB", (CONTACT, CONTACT), PAPER)
-    paste_centred(cell, picture, (0, 0), CONTACT, line=-1)
+    paste_fitted(cell, picture, (0, 0), CONTACT, line=-1)
     text = view.prompt or next((panel.text for panel in own if panel.codec == CAPTION and panel.text), "")
-    words = [text_block(text, CONTACT, 13, INK, most=3)] if text.strip() else []
+    words = [text_block(text, CONTACT, 13, most=3)] if text.strip() else []
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
     return stack([cell, *words, text_block(name, CONTACT, 11, FAINT, most=1)], gap=4, margin=0)

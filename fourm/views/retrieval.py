@@ -19,7 +19,6 @@ from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.views.sheets import Cell, draw_sheet
 
 METRICS = ("euclidean", "cosine")
-_BLOCK = 1 << 24  # distances that are in memory at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,23 +78,17 @@ def nearest(
         counts = f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}"
         raise UsageError(f"{counts}: they come from different models")
     order = sorted(range(len(among.keys)), key=lambda i: among.keys[i])
-    keys, vectors = [among.keys[i] for i in order], among.vectors[order].astype(np.float64)
-    rows, found = queries.astype(np.float64), list[list[Neighbour]]()
-    size = max(1, _BLOCK // max(vectors.size, 1))
-    for first in range(0, len(rows), size):
-        for row in _distances(rows[first : first + size], vectors, metric):
-            best = np.argsort(row, kind="stable")[:count]
-            found.append([Neighbour(keys[i], float(row[i])) for i in best])
-    return found
-
-
-def _distances(rows: NDArray[np.float64], vectors: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
-    """(Q, C) and (N, C) -> (Q, N)."""
+    rows, vectors, found = queries.astype(np.float64), among.vectors[order].astype(np.float64), []
     if metric == "cosine":
         rows, vectors = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (rows, vectors))
-        return 1 - rows @ vectors.T
-    # Differences first: the expanded square loses the nearest neighbours' digits.
-    return np.sqrt(np.square(rows[:, None] - vectors[None]).sum(axis=2))
+    for row in rows:
+        if metric == "cosine":
+            distances = 1 - np.einsum("nc,c->n", vectors, row)  # equal vectors have equal sums
+        else:  # differences first: the expanded square loses the nearest neighbours' digits
+            distances = np.sqrt(np.square(vectors - row).sum(axis=1))
+        best = np.argsort(distances, kind="stable")[:count]
+        found.append([Neighbour(among.keys[order[i]], float(distances[i])) for i in best])
+    return found
 
 
 def as_rows(found: Mapping[str, Sequence[Neighbour]]) -> list[dict[str, object]]:

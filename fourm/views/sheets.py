@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
@@ -28,13 +29,13 @@ class Cell:
 def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     """Rows of cells on white paper; the first cell of a row stands apart, as what the others belong to."""
     columns = max(map(len, rows))
-    lefts = starts(columns, SMALL, GAP, first=GAP, apart={1: GAP})
+    lefts = starts(columns, SMALL + GAP, GAP, {1: GAP})
     width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + LINE + GAP
     sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
     draw = ImageDraw.Draw(sheet)
     for top, row in zip(range(GAP, sheet.height, pitch), rows, strict=True):
         for left, cell in zip(lefts, row, strict=False):
-            paste_centred(sheet, fit(cell.picture, SMALL), (left, top), SMALL)
+            paste_fitted(sheet, cell.picture, (left, top), SMALL)
             draw.rectangle((left - 1, top - 1, left + SMALL, top + SMALL), outline=RULE)
             sheet.paste(text_block(cell.text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
         draw.line((SMALL + 2 * GAP, top, SMALL + 2 * GAP, top + SMALL), fill=RULE)
@@ -49,16 +50,10 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     write_alone(path, partial(sheet.save, format="PNG", optimize=True, pnginfo=said))
 
 
-def starts(
-    count: int, side: int, gap: int, first: int = 0, apart: Mapping[int, int] | None = None
-) -> list[int]:
-    """Where columns begin, from left to right; those in `apart` leave so many pixels more before them."""
-    lefts, left = list[int](), first
-    for number in range(count):
-        left += (apart or {}).get(number, 0)
-        lefts.append(left)
-        left += side + gap
-    return lefts
+def starts(count: int, pitch: int, first: int = 0, apart: Mapping[int, int] | None = None) -> list[int]:
+    """Where columns begin, every `pitch` pixels; those in `apart` leave so many pixels more before them."""
+    steps = [pitch + (apart or {}).get(number, 0) for number in range(1, count)]
+    return list(accumulate(steps, initial=first))
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
@@ -71,13 +66,14 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def paste_centred(
+def paste_fitted(
     sheet: Image.Image, picture: Image.Image, place: tuple[int, int], side: int, line: int | None = None
 ) -> None:
-    """Put a picture in the middle of a square place.
+    """Put a picture in the middle of a square place, as large as `fit` makes it.
 
     line: pixels between it and a thin line around it, -1 for a line on its edge; None for no line.
     """
+    picture = fit(picture, side)
     left, top = place[0] + (side - picture.width) // 2, place[1] + (side - picture.height) // 2
     sheet.paste(picture, (left, top))
     if line is not None:

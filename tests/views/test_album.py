@@ -18,8 +18,7 @@ from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.runs.outputs import order_place, preview_place
-from fourm.views.album import View, open_album
-from fourm.views.reading import find_row, reader_for, rows_of
+from fourm.views.album import View, find_row, open_album, reader_for, rows_of
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, write_record
 
 DET = Place("det", ".json", modality="det")
