@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,11 +46,12 @@ class Panel:
     title: str  # "RGB"
     role: str  # one of ROLES
     variation: int | None  # None: the same for all variations
-    picture: Image.Image | None
-    text: str  # a caption, or what another text says; "" for pictures
     file: str  # its path below the folder
-    codec: str = ""  # that of its Entry
-    note: str = ""  # why there is no picture
+    codec: str  # that of its Entry
+    note: str  # why there is no picture
+    text: str  # a caption, or what another text says; "" for pictures
+    labels: tuple[Label, ...]  # classes that a map shows
+    picture: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,18 @@ class View:
     panels: tuple[Panel, ...]  # conditions, targets in the order of the chain, super-resolution
     films: tuple[Film, ...]
     problems: tuple[str, ...]  # files that are missing or broken, and what is written down of failures
-    legends: Mapping[str, tuple[Label, ...]]  # by modality: classes that its maps show
 
     @property
     def headline(self) -> str:
         """The prompt, or the name of a sample that has none."""
         return self.prompt if self.prompt and self.prompt.strip() else self.key.text
+
+    @property
+    def legends(self) -> Mapping[str, list[Label]]:
+        """By modality: classes that its maps show, those of the first map first."""
+        names = dict.fromkeys(panel.modality for panel in self.panels if panel.labels)
+        shown = {name: (p.labels for p in self.panels if p.modality == name) for name in names}
+        return {name: list(dict.fromkeys(chain.from_iterable(labels))) for name, labels in shown.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +121,19 @@ class Entry:
     codec: str  # what kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class _Value:
-    """One file of a sample: what it holds, or what is wrong with it."""
+    """What one file of a sample holds, or what is wrong with it."""
 
-    entry: Entry
-    variation: int | None
-    file: str
-    note: str = ""
-    problem: str = ""
-    reader: Reader | None = None  # None: it was not read
-    value: Any = None
-    picture: Image.Image | None = None
+    panel: Panel
+    problem: str
+    reader: Reader | None  # None: it was not read
+    value: Any
 
     @property
     def grid(self) -> GridCodec | None:
         """What draws the value, if it was read and is a map."""
         return self.reader.grid if self.reader is not None else None
-
-    def panel(self) -> Panel:
-        """The value as it is shown."""
-        entry, text = self.entry, self.reader.say(self.value) if self.reader is not None else ""
-        note = self.note or ("" if self.picture is not None else "cannot be drawn")
-        facts = (entry.role, self.variation, self.picture, text, self.file, entry.codec, note)
-        return Panel(entry.place.modality, entry.title, *facts)
 
 
 @dataclass(slots=True)
@@ -166,36 +163,38 @@ class Album:
                 for variation in ((None,) if entry.place.shared else run.variations)
             ]
             failed = {f.variation for f in failures if f.stage == run.record.stage}
-            if not failed and all(value.note == MISSING for value in found):
+            if not failed and all(value.panel.note == MISSING for value in found):
                 continue  # this run did not do this sample
             values += found
             for value in found:
-                is_hit = len(run.variations) == 1 or value.variation is None or value.variation in failed
-                if value.problem and not (failed and is_hit and value.note == MISSING):
+                is_hit = len(run.variations) == 1 or value.panel.variation in (None, *failed)
+                if value.problem and not (failed and is_hit and value.panel.note == MISSING):
                     problems.append(value.problem)
         _draw(values, problems)
-        panels = sorted((value.panel() for value in values), key=lambda panel: _rank(panel.role))
+        panels = sorted((value.panel for value in values), key=lambda panel: _rank(panel.role))
         films = tuple(self._films(key, problems))
         prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
-        told = tuple(dict.fromkeys(problems))
-        return View(key, next(prompts, None), tuple(panels), films, told, _legends_of(values))
+        return View(key, next(prompts, None), tuple(panels), films, tuple(dict.fromkeys(problems)))
 
     def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> _Value:
-        file = sample.file(entry.place, variation)
-        path, value = self.root / file, _Value(entry, variation, file)
+        file, reader = sample.file(entry.place, variation), entry.reader
+        path, value, text, note, problem, labels = self.root / file, None, "", "", "", tuple[Label, ...]()
         try:
             if not path.is_file():
-                value.note, value.problem = MISSING, f"{printable(file)}: missing"
-            elif entry.reader is None:
-                value.note = "unknown modality"
+                note, problem = MISSING, f"{printable(file)}: missing"
+            elif reader is None:
+                note = "unknown modality"
             elif entry.place.form == "ids":
                 read_array(path)
-                value.note = "tokens only"
+                note = "tokens only"
             else:
-                value.value, value.reader = entry.reader.read(path), entry.reader
+                value = reader.read(path)
+                text, legend = reader.say(value), reader.grid.legend(value) if reader.grid else ()
+                labels = tuple((one.name, one.colour) for one in legend)
         except SampleError as error:
-            value.note, value.problem = "cannot be read", self._short(error)
-        return value
+            note, problem = "cannot be read", self._short(error)
+        facts = (entry.title, entry.role, variation, file, entry.codec, note, text, labels)
+        return _Value(Panel(entry.place.modality, *facts), problem, None if note else reader, value)
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
@@ -333,46 +332,36 @@ def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
 
 
 def _draw(values: Sequence[_Value], problems: list[str]) -> None:
-    """Put pictures to values; what cannot be drawn is a problem."""
+    """Put pictures to panels; what cannot be drawn is a problem."""
     for value in values:
         grid = value.grid
-        if grid is not None and grid.shares_colours and value.picture is None:
+        if grid is not None and grid.shares_colours and value.panel.picture is None:
             same = [one for one in values if one.grid is not None and one.grid.row.key == grid.row.key]
             with suppress(ValueError):  # they are tried one by one, and told
                 for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
-                    one.picture = picture
-    for value in sorted(values, key=lambda value: value.entry.codec == "det"):  # boxes are drawn on pictures
-        if value.reader is None or value.picture is not None:
+                    one.panel = replace(one.panel, picture=picture)
+    for value in sorted(values, key=lambda value: value.panel.codec == "det"):  # boxes are drawn on pictures
+        if value.reader is None or value.panel.picture is not None:
             continue
         try:
-            if value.entry.codec == "det":
-                picture = draw_boxes(value.value, _backdrop(value, values))
+            if value.panel.codec == "det":
+                picture = draw_boxes(value.value, _backdrop(value.panel, values))
             else:
                 picture = value.reader.picture(value.value)
-            value.picture = _limited(picture)
+            value.panel = replace(value.panel, picture=_limited(picture))
         except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
-            problems.append(printable(f"{value.file}: cannot be drawn ({error})"))
+            value.panel = replace(value.panel, note="cannot be drawn")
+            problems.append(printable(f"{value.panel.file}: cannot be drawn ({error})"))
 
 
-def _backdrop(boxes: _Value, values: Sequence[_Value]) -> Image.Image | None:
+def _backdrop(boxes: Panel, values: Sequence[_Value]) -> Image.Image | None:
     """The picture that boxes belong to, large enough for names: that of their own variation, or the given."""
-    for value in values:
-        fits = value.variation is None or boxes.variation in (None, value.variation)
-        is_rgb = value.reader is not None and value.reader.row.is_rgb and value.entry.role != "sr"
-        if value.picture is not None and is_rgb and fits:
-            factor = max(1, CANVAS[0] // max(value.picture.size))
-            return ImageOps.scale(value.picture, factor, Image.Resampling.NEAREST)
+    for reader, panel in ((value.reader, value.panel) for value in values):
+        fits = panel.variation is None or boxes.variation in (None, panel.variation)
+        if reader is not None and reader.row.is_rgb and panel.picture and fits and panel.role != "sr":
+            factor = max(1, CANVAS[0] // max(panel.picture.size))
+            return ImageOps.scale(panel.picture, factor, Image.Resampling.NEAREST)
     return None
-
-
-def _legends_of(values: Sequence[_Value]) -> dict[str, tuple[Label, ...]]:
-    """Classes of maps of labels by modality, those of the first map first."""
-    found = dict[str, dict[Label, None]]()
-    for value in values:
-        if value.grid is not None and value.grid.form.is_labels:
-            labels = found.setdefault(value.entry.place.modality, {})
-            labels.update(((one.name, one.colour), None) for one in value.grid.legend(value.value))
-    return {name: tuple(labels) for name, labels in found.items()}
 
 
 def _read_structured(path: Path, grammar: Grammar[Any]) -> Any:

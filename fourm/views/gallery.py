@@ -81,13 +81,14 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         "modalities": list(dict.fromkeys(panel.modality for panel in view.panels if _is_shown(panel))),
         "failed": len(view.problems),
     }  # fmt: skip
+    legends = view.legends
     contents = {
-        "panels": [_panel(panel, view.legends.get(panel.modality, ()), side) for panel in view.panels],
+        "panels": [_panel(panel, legends.get(panel.modality, ()), side) for panel in view.panels],
         "films": [_film(film, side // 2) for film in view.films],
         "problems": view.problems,
         "legends": {
             name: [(label, "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
-            for name, labels in view.legends.items()
+            for name, labels in legends.items()
         },
         "repeat": [
             {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
@@ -103,14 +104,15 @@ def _is_shown(panel: Panel) -> bool:
     return panel.picture is not None and panel.codec != CAPTION
 
 
-def _panel(panel: Panel, labels: Sequence[Label], side: int) -> Mapping[str, Any]:
+def _panel(panel: Panel, legend: Sequence[Label], side: int) -> Mapping[str, Any]:
     picture = panel.picture if _is_shown(panel) else None
     width, height = picture.size if picture is not None else (0, 0)
     return {
         "modality": panel.modality, "title": panel.title, "role": panel.role, "variation": panel.variation,
         "codec": panel.codec, "rgb": panel.codec in _RGB, "words": panel.codec == CAPTION, "text": panel.text,
         "note": panel.note, "file": panel.file, "size": {"width": width, "height": height},
-        "picture": encode(picture, side) if picture is not None else None, "labels": _present(panel, labels),
+        "picture": encode(picture, side) if picture is not None else None, 
+        "labels": [index for index, label in enumerate(legend) if label in panel.labels],
     }  # fmt: skip
 
 
@@ -120,15 +122,6 @@ def _film(film: Film, side: int) -> Mapping[str, Any]:
         "modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
         "order": film.order, "frames": frames,
     }  # fmt: skip
-
-
-def _present(panel: Panel, labels: Sequence[Label]) -> list[int]:
-    """Which of a modality's labels one of its maps has, by its colours."""
-    if panel.picture is None or not labels:
-        return []
-    colours = panel.picture.convert("RGB").getcolors(4096)
-    present = {colour for _, colour in colours} if colours is not None else {label[1] for label in labels}
-    return [index for index, (_, colour) in enumerate(labels) if colour in present]
 
 
 def repeat_command(root: Path, view: View, role: str, variation: int | None) -> str:

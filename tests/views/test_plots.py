@@ -329,9 +329,7 @@ def test_more_films_than_fit_are_counted() -> None:
     films = [
         Film("tok_rgb@64", "RGB", v, (1, 1), (0,), (Frame(0, 1, picture),)) for v in range(MAX_FILMS + 2)
     ]
-    sheets = [
-        draw_films(View(FIRST, "x", (), tuple(films[:count]), (), {})) for count in (MAX_FILMS, len(films))
-    ]
+    sheets = [draw_films(View(FIRST, "x", (), tuple(films[:count]), ())) for count in (MAX_FILMS, len(films))]
     assert 0 < sheets[1].height - sheets[0].height < 60
     shown = [len(places_of(grown(np.asarray(picture), 16), np.asarray(sheet))) for sheet in sheets]
     assert shown == [MAX_FILMS] * 2
