@@ -60,28 +60,29 @@ def plot(
 
     from fourm.views.album import open_album
     from fourm.views.gallery import PAGE, write_gallery
-    from fourm.views.plots import Plotter, plots_folder
+    from fourm.views.plots import plot_album, plots_folder
 
     album, plots, progress = open_album(root, model, results), plots_folder(root), PacedNotes(quiet)
-    plotter = Plotter(album, count, films, contact)
+    chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
-    found = dict[str, tuple[str, ...]]()  # problems of each sample that was drawn
+    # Problems of each sample that was drawn, and characters that no font has.
+    found, undrawn = dict[str, tuple[str, ...]](), set[str]()
 
     def seen(key: str, problems: tuple[str, ...], number: int) -> None:
         found[key] = problems
-        progress.note(f"{number:,} of {len(plotter.keys):,} samples drawn")
+        progress.note(f"{number:,} of {len(chosen.keys):,} samples drawn")
 
     if sheets:
-        for number, one in enumerate(plotter.run(), 1):
+        for number, one in enumerate(plot_album(album, count, films, contact), 1):
             seen(one.key, one.problems, number)
+            undrawn |= one.undrawn
     if page is not None:
         numbers = itertools.count(1)
-        shown = replace(album, keys=plotter.keys)
-        write_gallery(shown, page, seen=lambda view: seen(view.key.text, view.problems, next(numbers)))
+        write_gallery(chosen, page, seen=lambda view: seen(view.key.text, view.problems, next(numbers)))
     problems: list[tuple[str | None, str]] = [(None, text) for text in album.problems]
     problems += [(key, text) for key, texts in found.items() for text in texts]
     if not quiet:
-        _note_problems(problems, plotter.undrawn)
+        _note_problems(problems, undrawn)
         note(f"{counted(len(found), 'sample')} drawn in {page or plots}")
     if as_json:
         said = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}

@@ -13,6 +13,6 @@ PUBLIC = {
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry read_rgb turbo",
     "table": "Codec build_codec check_codec",
-    "texts": "CaptionCodec STRUCTURED StructuredCodec StructuredForm encode_texts",
+    "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -139,10 +139,7 @@ class StructuredCodec:
         """The value of a JSON file in a crop; its problems say what is too long for the model."""
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
-        try:
-            value = self.grammar.from_json(read_json(path), crop)
-        except ValueError as error:
-            raise SampleError(f"{path}: {error}") from error
+        value = read_structured(path, self.grammar, crop)
         kept, total = self._fitting(value)
         few = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
         return Structured(value, problems=(few,) if len(kept) < total else ())
@@ -225,6 +222,14 @@ class StructuredForm:
         if tokenizer is not None and self.draw_decoded is not None:
             draw = partial(self.draw_decoded, decode=decoder_of(row, tokenizer, self.codes, self.channels))
         return StructuredCodec(row, grammar, wordpiece, draw)
+
+
+def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None) -> Any:
+    """The value of a JSON file in a crop, of any length."""
+    try:
+        return grammar.from_json(read_json(path), crop)
+    except ValueError as error:
+        raise SampleError(f"{path}: {error}") from error
 
 
 def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], channels: int) -> Decode:

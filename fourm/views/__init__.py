@@ -7,8 +7,8 @@ PUBLIC = {
     "album": "View open_album",
     "chart": "draw_chain save_chart",
     "gallery": "PAGE write_gallery",
-    "plots": "Plotter plots_folder",
+    "plots": "plot_album plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",
-    "sheets": "Cell draw_sheet save_sheet",
+    "sheets": "draw_sheet save_sheet",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

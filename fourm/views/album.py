@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
-from fourm.codecs.files import read_array, read_json, read_picture, read_text
+from fourm.codecs.files import read_array, read_picture, read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS
 from fourm.codecs.table import build_codec
-from fourm.codecs.texts import STRUCTURED, CaptionCodec
+from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
 from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
-from fourm.modalities.text import Grammar
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
@@ -34,6 +32,7 @@ from fourm.runs.outputs import order_place, preview_place
 MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # in the order of display
 MISSING = "missing"  # the note of a panel whose file is not there
+RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
 T = TypeVar("T")
 Label = tuple[str, Ink]  # a class of a map of labels, and its colour
 
@@ -90,13 +89,6 @@ class View:
         """The prompt, or the name of a sample that has none."""
         return self.prompt if self.prompt and self.prompt.strip() else self.key.text
 
-    @property
-    def legends(self) -> Mapping[str, list[Label]]:
-        """By modality: classes that its maps show, those of the first map first."""
-        names = dict.fromkeys(panel.modality for panel in self.panels if panel.labels)
-        shown = {name: (p.labels for p in self.panels if p.modality == name) for name in names}
-        return {name: list(dict.fromkeys(chain.from_iterable(labels))) for name, labels in shown.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -129,11 +121,6 @@ class _Value:
     problem: str
     reader: Reader | None  # None: it was not read
     value: Any
-
-    @property
-    def grid(self) -> GridCodec | None:
-        """What draws the value, if it was read and is a map."""
-        return self.reader.grid if self.reader is not None else None
 
 
 @dataclass(slots=True)
@@ -171,7 +158,7 @@ class Album:
                 if value.problem and not (failed and is_hit and value.panel.note == MISSING):
                     problems.append(value.problem)
         _draw(values, problems)
-        panels = sorted((value.panel for value in values), key=lambda panel: _rank(panel.role))
+        panels = sorted((value.panel for value in values), key=lambda panel: [*ROLES].index(panel.role))
         films = tuple(self._films(key, problems))
         prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
         return View(key, next(prompts, None), tuple(panels), films, tuple(dict.fromkeys(problems)))
@@ -261,7 +248,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
                 problems.append(printable(problem))
             title, codec = row.title if row is not None else name, reader.row.codec if reader else ""
             entries.append(Entry(run, place, role, title, reader, codec))
-    entries.sort(key=lambda entry: _rank(entry.role))
+    entries.sort(key=lambda entry: [*ROLES].index(entry.role))
     samples = results.keys()
     failures, keys = dict[str, list[Failure]](), {key.text: key for key in samples}
     for failure in read_failures(root):
@@ -280,7 +267,7 @@ def reader_for(row: Modality) -> Reader:
     if row.codec in STRUCTURED:
         form = STRUCTURED[row.codec]
         said = _SAID.get(row.codec, form.grammar.to_text)
-        return Reader(row, partial(_read_structured, grammar=form.grammar), form.draw, said)
+        return Reader(row, partial(read_structured, grammar=form.grammar), form.draw, said)
     codec = build_codec(row)
     grid = codec if isinstance(codec, GridCodec) else None
     return Reader(row, codec.read, codec.picture, grid=grid)
@@ -320,10 +307,6 @@ _SAID: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def _rank(role: str) -> int:
-    return list(ROLES).index(role)
-
-
 def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
     """The title of an entry, with its role where another one has the same."""
     same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
@@ -333,10 +316,10 @@ def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
 
 def _draw(values: Sequence[_Value], problems: list[str]) -> None:
     """Put pictures to panels; what cannot be drawn is a problem."""
-    for value in values:
-        grid = value.grid
-        if grid is not None and grid.shares_colours and value.panel.picture is None:
-            same = [one for one in values if one.grid is not None and one.grid.row.key == grid.row.key]
+    maps = [(one, one.reader.grid) for one in values if one.reader and one.reader.grid]
+    for value, grid in maps:
+        if grid.shares_colours and value.panel.picture is None:
+            same = [one for one, other in maps if other.row.key == grid.row.key]
             with suppress(ValueError):  # they are tried one by one, and told
                 for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
                     one.panel = replace(one.panel, picture=picture)
@@ -364,13 +347,6 @@ def _backdrop(boxes: Panel, values: Sequence[_Value]) -> Image.Image | None:
     return None
 
 
-def _read_structured(path: Path, grammar: Grammar[Any]) -> Any:
-    try:
-        return grammar.from_json(read_json(path), None)
-    except ValueError as error:
-        raise SampleError(f"{path}: {error}") from error
-
-
 def _read_order(path: Path, count: int) -> tuple[int, ...]:
     steps = read_array(path)
     if steps.dtype.kind not in "iu" or steps.size != count:
@@ -380,7 +356,6 @@ def _read_order(path: Path, count: int) -> tuple[int, ...]:
 
 def _limited(picture: Image.Image) -> Image.Image:
     """A picture that is not too large to be shown."""
-    if max(picture.size) > MAX_SIDE:
-        picture = picture.copy()
-        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture = picture.copy()
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture

@@ -25,11 +25,10 @@ from fourm.data.opening import real
 from fourm.data.writing import write_alone
 from fourm.errors import UsageError, printable
 from fourm.output.record import RUN, SR
-from fourm.output.samples import Run, chain_names
+from fourm.output.samples import chain_names
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import Album, Film, Label, Panel, View
+from fourm.views.album import RGB, Album, Film, Label, Panel, View
 
-_RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
 PAGE = "index.html"
 SIDE = 512  # pixels of a photo's longest side on the page
 EXACT_SIDE = 128  # pixels: pictures up to this size are kept as they are
@@ -81,14 +80,18 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         "modalities": list(dict.fromkeys(panel.modality for panel in view.panels if _is_shown(panel))),
         "failed": len(view.problems),
     }  # fmt: skip
-    legends = view.legends
+    legends = dict[str, list[Label]]()  # by modality: the classes that its maps show
+    for panel in view.panels:
+        legend = legends.setdefault(panel.modality, [])
+        legend += [label for label in panel.labels if label not in legend]
     contents = {
-        "panels": [_panel(panel, legends.get(panel.modality, ()), side) for panel in view.panels],
+        "panels": [_panel(panel, legends[panel.modality], side) for panel in view.panels],
         "films": [_film(film, side // 2) for film in view.films],
         "problems": view.problems,
         "legends": {
             name: [(label, "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
             for name, labels in legends.items()
+            if labels
         },
         "repeat": [
             {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
@@ -109,9 +112,9 @@ def _panel(panel: Panel, legend: Sequence[Label], side: int) -> Mapping[str, Any
     width, height = picture.size if picture is not None else (0, 0)
     return {
         "modality": panel.modality, "title": panel.title, "role": panel.role, "variation": panel.variation,
-        "codec": panel.codec, "rgb": panel.codec in _RGB, "words": panel.codec == CAPTION, "text": panel.text,
+        "codec": panel.codec, "rgb": panel.codec in RGB, "words": panel.codec == CAPTION, "text": panel.text,
         "note": panel.note, "file": panel.file, "size": {"width": width, "height": height},
-        "picture": encode(picture, side) if picture is not None else None, 
+        "picture": encode(picture, side) if picture is not None else None,
         "labels": [index for index, label in enumerate(legend) if label in panel.labels],
     }  # fmt: skip
 
@@ -131,7 +134,7 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
     """
     made = [p for p in view.panels if p.variation == variation and not p.note and p.file.endswith(".png")]
     fit = [p for p in made if p.role == role] or [p for p in made if p.role == "target"]
-    best = max(fit, key=lambda panel: panel.codec in _RGB, default=None)  # the first RGB, else the first
+    best = max(fit, key=lambda panel: panel.codec in RGB, default=None)  # the first RGB, else the first
     path = os.path.join(root, best.file if best is not None else RUN)
     return f"fourm generate --replay {shlex.quote(path)} --out again"
 
@@ -165,6 +168,14 @@ def _with_palette(picture: Image.Image) -> Image.Image:
 
 def _about(album: Album) -> Mapping[str, Any]:
     titles = {e.place.modality: e.title for e in album.entries if e.codec not in ("", CAPTION)}
+    stages = list[Mapping[str, Any]]()
+    for record in (run.record for run in album.results.runs):
+        conditions, targets = chain_names(record.schedule)
+        stages.append({
+            "name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
+            "seed": record.seed, "variations": record.num_variations, "conditions": conditions,
+            "targets": targets, "options": record.options,
+        })  # fmt: skip
     return {
         "name": album.root.name or real(album.root).name or "/", "total": len(album.keys),
         "modalities": [
@@ -172,16 +183,7 @@ def _about(album: Album) -> Mapping[str, Any]:
             for name, title in titles.items()
         ],
         "variations": [v for v in album.results.variations if v is not None],
-        "stages": [_stage(run) for run in album.results.runs], "problems": album.problems,
-    }  # fmt: skip
-
-
-def _stage(run: Run) -> Mapping[str, Any]:
-    record, (conditions, targets) = run.record, chain_names(run.record.schedule)
-    return {
-        "name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
-        "seed": record.seed, "variations": record.num_variations, "conditions": conditions,
-        "targets": targets, "options": record.options,
+        "stages": stages, "problems": album.problems,
     }  # fmt: skip
 
 

@@ -1,11 +1,10 @@
 """Sheets of an album as PNG files: a sheet and a film strip for each sample, contact sheets for all."""
 
-import itertools
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,21 +17,8 @@ from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import ROLES, Album, Film, Frame, Panel, View
-from fourm.views.sheets import (
-    ALARM,
-    FAINT,
-    GAP,
-    PAPER,
-    RULE,
-    SMALL,
-    empty_cell,
-    legend_block,
-    paste_fitted,
-    stack,
-    starts,
-    text_block,
-)
+from fourm.views.album import RGB, ROLES, Album, Film, Frame, Panel, View
+from fourm.views.sheets import ALARM, FAINT, GAP, PAPER, RULE, SMALL, legend, paste, stack, starts, text_block
 
 PLOTS = "plots"  # folder below the album's
 # Names of plots, which no sample's sheet may have.
@@ -56,60 +42,52 @@ class Plotted:
     key: str
     files: tuple[Path, ...]
     problems: tuple[str, ...]  # what of it could not be shown, and why
+    undrawn: set[str]  # characters that no font here has
 
 
-@dataclass(slots=True)
-class Plotter:
-    """Draws an album into its folder of plots. Files appear whole; those of before are replaced."""
+def plot_album(
+    album: Album, count: int | None = None, films: bool = True, contact: bool = True
+) -> Iterator[Plotted]:
+    """Draw one sample after the other into the folder of plots, and after the last one the contact sheets.
 
-    album: Album
-    count: int | None = None  # samples, from the first on; None: all
-    films: bool = True
-    contact: bool = True
-    undrawn: set[str] = field(default_factory=set)  # characters that no font here has
+    Files appear whole; those of before are replaced. count: samples, from the first on; None: all.
+    """
+    try:
+        yield from _plots(album, album.keys[:count], films, contact)
+    finally:
+        remove_leftovers(album.root / PLOTS)
 
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """Samples that are drawn."""
-        return self.album.keys[: self.count]
 
-    def run(self) -> Iterator[Plotted]:
-        """Draw one sample after the other; the contact sheets are there after the last."""
-        folder = plots_folder(self.album.root)
-        try:
-            yield from self._draw(folder)
-        finally:
-            remove_leftovers(folder)
+def _plots(album: Album, keys: Sequence[Key], films: bool, contact: bool) -> Iterator[Plotted]:
+    folder, names = plots_folder(album.root), plot_paths(album.root, album.keys)
+    variations = album.results.variations if contact else ()
+    total, cells, pages = len(keys) * len(variations), list[Image.Image](), set[Path]()
+    for number, key in enumerate(keys, 1):
+        view = album.view(key)
+        files = [_save(draw_sample(album, view), folder, names[key])]
+        if films and view.films:
+            path = names[key].with_name(f"{names[key].stem}-film.png")
+            files.append(_save(draw_films(view), folder, path))
+        for variation in variations:
+            cells.append(contact_cell(view, variation))
+            if len(cells) == PER_SHEET or (number == len(keys) and variation == variations[-1]):
+                digits = max(2, len(str(math.ceil(total / PER_SHEET))))
+                name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
+                title = f"{album.root.name or album.root}  ·  "
+                pages.add(_save(draw_contact(cells, title, len(pages), total), folder, folder / name))
+                cells = []
+        undrawn = undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
+        yield Plotted(key.text, tuple(files), view.problems, undrawn)
+    if contact and folder.is_dir():
+        for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
+            if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
+                path.unlink()
 
-    def _draw(self, folder: Path) -> Iterator[Plotted]:
-        names = plot_paths(self.album.root, self.album.keys)
-        variations = self.album.results.variations if self.contact else ()
-        total, cells, pages = len(self.keys) * len(variations), list[Image.Image](), set[Path]()
-        for number, key in enumerate(self.keys, 1):
-            view = self.album.view(key)
-            files = [self._save(draw_sample(self.album, view), names[key])]
-            if self.films and view.films:
-                path = names[key].with_name(f"{names[key].stem}-film.png")
-                files.append(self._save(draw_films(view), path))
-            for variation in variations:
-                cells.append(contact_cell(view, variation))
-                if len(cells) == PER_SHEET or (number == len(self.keys) and variation == variations[-1]):
-                    digits = max(2, len(str(math.ceil(total / PER_SHEET))))
-                    name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
-                    title = f"{self.album.root.name or self.album.root}  ·  "
-                    pages.add(self._save(draw_contact(cells, title, len(pages), total), folder / name))
-                    cells = []
-            self.undrawn |= undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
-            yield Plotted(key.text, tuple(files), view.problems)
-        if self.contact and folder.is_dir():
-            for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
-                if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
-                    path.unlink()
 
-    def _save(self, sheet: Image.Image, path: Path) -> Path:
-        (self.album.root / PLOTS).mkdir(exist_ok=True)
-        write_atomic(self.album.root / PLOTS, path, partial(sheet.save, format="PNG"))
-        return path
+def _save(sheet: Image.Image, folder: Path, path: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder, path, partial(sheet.save, format="PNG"))
+    return path
 
 
 def plots_folder(root: Path) -> Path:
@@ -144,13 +122,12 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     title = text_block(view.headline, width, 22, most=6)
     head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
     blocks = [stack(head, gap=4, margin=0), *bands]
-    if labels := dict.fromkeys(itertools.chain.from_iterable(view.legends.values())):
-        blocks.append(legend_block(sorted(labels, key=lambda label: label[0] == "no class"), width))
-    notes = [*view.problems[:MAX_PROBLEMS]]
-    if (rest := len(view.problems) - len(notes)) > 0:
-        notes.append(f"and {rest} more")
+    if labels := dict.fromkeys(label for panel in view.panels for label in panel.labels):
+        blocks.append(legend(sorted(labels, key=lambda label: label[0] == "no class"), width))
+    rest, more = len(view.problems) - MAX_PROBLEMS, len(variations) - MAX_VARIATIONS
+    notes = (*view.problems[:MAX_PROBLEMS], *([f"and {rest} more"] if rest > 0 else []))
     blocks += [text_block(note, width, 12, ALARM) for note in notes]
-    if (more := len(variations) - MAX_VARIATIONS) > 0:
+    if more > 0:
         blocks.append(text_block(f"and {more} more variations", width, 13, FAINT))
     return stack(blocks)
 
@@ -192,9 +169,8 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
             panel = column.get(variation, column.get(None) if number == 0 else None)
             if panel is not None:
                 is_words = panel.picture is not None and panel.codec == CAPTION and panel.text.strip()
-                shown = panel.picture or empty_cell(panel.note, side)
-                picture = text_card(panel.text, side) if is_words else shown
-                paste_fitted(band, picture, (place, y), side, line=0)
+                picture = text_card(panel.text, side) if is_words else panel.picture
+                paste(band, picture or panel.note, (place, y), side, line=0)
     return band
 
 
@@ -228,8 +204,7 @@ def order_map(film: Film) -> Image.Image:
     """A pixel for each token: the first decided dark blue, the last dark red, undecided ones grey."""
     order = np.array(film.order, dtype=np.int64).reshape(film.grid)
     decided = order >= 0
-    low = order[decided].min() if decided.any() else 0
-    colours = turbo(np.where(decided, order, low))
+    colours = turbo(np.where(decided, order, order.min(where=decided, initial=order.max())))
     return Image.fromarray(np.where(decided[..., None], colours, np.uint8(GREY)))
 
 
@@ -241,15 +216,15 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
     strip.paste(label, (0, max(0, (SMALL - label.height) // 2)))
     total = film.grid[0] * film.grid[1]
     for left, frame in zip(lefts, shown, strict=False):
-        paste_fitted(strip, frame.picture, (left, 0), SMALL, line=0)
+        paste(strip, frame.picture, (left, 0), SMALL, line=0)
         for number, text in enumerate((f"step {frame.step}", f"{frame.decided} of {total} tokens")):
             line = text_block(text, SMALL, 12, FAINT, most=1, centred=True)
             strip.paste(line, (left, SMALL + 3 + 15 * number))
     results = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
     if panel := next((p for p in results if p.role != "condition"), None):
-        paste_fitted(strip, panel.picture or empty_cell(panel.note, SMALL), (lefts[-2], 0), SMALL, line=0)
+        paste(strip, panel.picture or panel.note, (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
-        paste_fitted(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
+        paste(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
         strip.paste(_scale(film.order), (lefts[-1], SMALL + 5))
     return strip
 
@@ -289,14 +264,11 @@ def contact_cell(view: View, variation: int | None) -> Image.Image:
     """The RGB picture of a variation at the finest resolution, else the last target, with its caption."""
     own = [p for p in view.panels if None in (variation, p.variation) or p.variation == variation]
     made = [panel for panel in own if panel.role != "condition"]
-    rgb = [panel for panel in made if panel.codec in ("rgb", "tok_rgb")]
+    rgb = [panel for panel in made if panel.codec in RGB]
     seen = [panel.picture for panel in rgb or made if panel.picture is not None]
-    if seen:
-        picture = max(seen, key=lambda one: max(one.size)) if rgb else seen[-1]
-    else:
-        picture = empty_cell(next((p.note for p in made if p.note), "nothing made"), CONTACT)
+    best = max(seen, key=lambda one: max(one.size), default=None) if rgb or not seen else seen[-1]
     cell = Image.new("RGB", (CONTACT, CONTACT), PAPER)
-    paste_fitted(cell, picture, (0, 0), CONTACT, line=-1)
+    paste(cell, best or next((p.note for p in made if p.note), "nothing made"), (0, 0), CONTACT, line=-1)
     text = view.prompt or next((panel.text for panel in own if panel.codec == CAPTION and panel.text), "")
     words = [text_block(text, CONTACT, 13, most=3)] if text.strip() else []
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"

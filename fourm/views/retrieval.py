@@ -16,7 +16,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
-from fourm.views.sheets import Cell, draw_sheet
+from fourm.views.sheets import draw_sheet
 
 METRICS = ("euclidean", "cosine")
 
@@ -119,7 +119,7 @@ def draw_neighbours(
         else:
             asked = text_card(read_text(captions[key]) if key in captions else key)
         near = [(drawn.get(n.key) or text_card("no file"), f"{n.key}  {n.distance:.3f}") for n in neighbours]
-        rows.append([Cell(asked, key), *(Cell(picture, text) for picture, text in near)])
+        rows.append([(asked, key), *near])
     return draw_sheet(rows)
 
 

@@ -1,7 +1,6 @@
 """The layout of sheets: blocks of text, framed pictures in columns, blocks one below the other; PNG files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from fourm.codecs.drawing import Ink, lines_of
+from fourm.codecs.drawing import Font, Ink, lines_of
 from fourm.data.writing import DRAWING, write_alone
 
 SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
@@ -17,13 +16,7 @@ INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
 FAINT, BLANK, ALARM = "#6e6e6e", "#eeeeee", "#a81818"
 _SWATCH = 14  # pixels per side of a colour in a legend
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A picture and what stands under it."""
-
-    picture: Image.Image
-    text: str
+Cell = tuple[Image.Image, str]  # a picture and what stands under it
 
 
 def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
@@ -34,10 +27,10 @@ def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
     draw = ImageDraw.Draw(sheet)
     for top, row in zip(range(GAP, sheet.height, pitch), rows, strict=True):
-        for left, cell in zip(lefts, row, strict=False):
-            paste_fitted(sheet, cell.picture, (left, top), SMALL)
+        for left, (picture, text) in zip(lefts, row, strict=False):
+            paste(sheet, picture, (left, top), SMALL)
             draw.rectangle((left - 1, top - 1, left + SMALL, top + SMALL), outline=RULE)
-            sheet.paste(text_block(cell.text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
+            sheet.paste(text_block(text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
         draw.line((SMALL + 2 * GAP, top, SMALL + 2 * GAP, top + SMALL), fill=RULE)
     return sheet
 
@@ -66,13 +59,17 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def paste_fitted(
-    sheet: Image.Image, picture: Image.Image, place: tuple[int, int], side: int, line: int | None = None
+def paste(
+    sheet: Image.Image, picture: Image.Image | str, place: tuple[int, int], side: int, line: int | None = None
 ) -> None:
-    """Put a picture in the middle of a square place, as large as `fit` makes it.
+    """Put a picture, or a text in its place, in the middle of a square, as large as `fit` makes it.
 
     line: pixels between it and a thin line around it, -1 for a line on its edge; None for no line.
     """
+    if isinstance(picture, str):
+        said = text_block(picture, side - 16, 14, FAINT, most=3, centred=True, paper=BLANK)
+        picture = Image.new("RGB", (side, side), BLANK)
+        picture.paste(said, (8, (side - said.height) // 2))
     picture = fit(picture, side)
     left, top = place[0] + (side - picture.width) // 2, place[1] + (side - picture.height) // 2
     sheet.paste(picture, (left, top))
@@ -96,31 +93,24 @@ def text_block(
     return block
 
 
-def legend_block(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
+def legend(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
     """Names beside squares of their colours, in as many lines as they take."""
-    gap, pitch, places, x, y = 6, 24, list[tuple[int, int]](), 0, 0
-    drawn = [lines_of(name, 13, width - _SWATCH - gap, 1) for name, _ in labels]
-    for font, lines in drawn:
+    gap, pitch, x, y = 6, 24, 0, 0
+    placed = list[tuple[int, int, Ink, str, Font]]()
+    for name, colour in labels:
+        font, lines = lines_of(name, 13, width - _SWATCH - gap, 1)
         length = int(font.getlength("".join(lines))) + 1
         if x and x + _SWATCH + gap + length > width:
             x, y = 0, y + pitch
-        places.append((x, y + pitch // 2))
+        placed.append((x, y + pitch // 2, colour, "".join(lines), font))
         x += _SWATCH + gap + length + 3 * gap
     block = Image.new("RGB", (width, y + pitch), PAPER)
     draw = ImageDraw.Draw(block)
-    for (left, middle), (_, colour), (font, lines) in zip(places, labels, drawn, strict=True):
+    for left, middle, colour, name, font in placed:
         top = middle - _SWATCH // 2
         draw.rectangle((left, top, left + _SWATCH - 1, top + _SWATCH - 1), fill=colour, outline=RULE)
-        draw.text((left + _SWATCH + gap, middle), "".join(lines), INK, font, anchor="lm")
+        draw.text((left + _SWATCH + gap, middle), name, INK, font, anchor="lm")
     return block
-
-
-def empty_cell(text: str, side: int) -> Image.Image:
-    """A place without a picture, and why."""
-    cell = Image.new("RGB", (side, side), BLANK)
-    said = text_block(text, side - 16, 14, FAINT, most=3, centred=True, paper=BLANK)
-    cell.paste(said, (8, (side - said.height) // 2))
-    return cell
 
 
 def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Image.Image:

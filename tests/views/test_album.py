@@ -173,11 +173,11 @@ def test_a_legend_has_the_classes_that_occur(tmp_path: Path) -> None:
     names = find_model("demo").registry.get("tok_semseg@64").labels
     for key, wanted in ((FIRST, [names[0]]), (SECOND, ["no class", names[1]])):
         view = album.view(key)
-        assert sorted(name for name, _ in view.legends["tok_semseg@64"]) == sorted(wanted)
-        picture = view.panels[0].picture
+        labels, picture = view.panels[0].labels, view.panels[0].picture
+        assert sorted(name for name, _ in labels) == sorted(wanted)
         assert picture is not None
         seen = {colour for _, colour in picture.getcolors() or []}
-        assert seen == {colour for _, colour in view.legends["tok_semseg@64"]}
+        assert seen == {colour for _, colour in labels}
 
 
 def test_a_film_has_the_kept_steps_and_the_order_as_it_is_stored(tmp_path: Path) -> None:
@@ -323,12 +323,13 @@ def test_a_caption_that_is_no_text_is_told(tmp_path: Path) -> None:
     assert (view.prompt, view.problems) == (None, ("caption/00000/000000.txt: not text in UTF-8 (byte 0)",))
 
 
-def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("height", "shown"), [(20, 8), (1, 1)])
+def test_a_large_picture_is_made_smaller(tmp_path: Path, height: int, shown: int) -> None:
     write_record(tmp_path, [RGB])
-    put(tmp_path, RGB, FIRST, np.zeros((20, 5000, 3)))
+    put(tmp_path, RGB, FIRST, np.zeros((height, 5000, 3)))
     (panel,) = view_of(tmp_path).panels
     assert panel.picture is not None
-    assert panel.picture.size == (2048, 8)
+    assert panel.picture.size == (2048, shown)
 
 
 def test_a_run_s_own_folder_reads_back_whole(tmp_path: Path, run: object) -> None:

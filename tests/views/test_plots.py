@@ -23,21 +23,21 @@ from fourm.views.plots import (
     MAX_VARIATIONS,
     PER_SHEET,
     Plotted,
-    Plotter,
     chosen,
     draw_films,
     draw_sample,
     order_map,
+    plot_album,
     plot_paths,
 )
-from fourm.views.sheets import fit, legend_block, text_block
+from fourm.views.sheets import fit, legend, text_block
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, snapshot, write_record
 
 Pixels = NDArray[np.uint8]
 
 
 def plot(root: Path, **wanted: object) -> list[Plotted]:
-    return list(Plotter(open_album(root), **wanted).run())  # type: ignore[arg-type]
+    return list(plot_album(open_album(root), **wanted))  # type: ignore[arg-type]
 
 
 def read(path: Path) -> Pixels:
@@ -104,7 +104,7 @@ def test_what_is_given_stands_left_of_what_was_made(tmp_path: Path) -> None:
 def test_a_sheet_has_one_legend_with_the_colours_of_its_maps(folder: Path) -> None:
     plot(folder)
     sheet = read(folder / "plots" / "000000.png")
-    labels = open_album(folder).view(FIRST).legends["tok_semseg@64"]
+    labels = {label for panel in open_album(folder).view(FIRST).panels for label in panel.labels}
     assert len(labels) == 3
     for _, colour in labels:
         swatch = np.full((12, 12, 3), colour, np.uint8)  # its inside, within a thin line
@@ -317,7 +317,7 @@ def test_what_no_font_has_is_a_question_mark_and_is_known() -> None:
 
 def test_a_legend_wraps_and_cuts_nothing() -> None:
     labels = [(f"a class with a long name {number}", (number, 0, 200)) for number in range(12)]
-    block = np.asarray(legend_block(labels, 400))
+    block = np.asarray(legend(labels, 400))
     assert block.shape[1] == 400
     for _, colour in labels:
         assert (block == colour).all(axis=2).sum() == 12 * 12
