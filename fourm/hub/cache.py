@@ -22,7 +22,7 @@ KEPT = "a folder on the way to it is a link out of the cache, so it is not delet
 _MAX_PINS, _MAX_REF = 1 << 26, 1 << 10  # bytes of the record, and of the file of a branch
 _SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
-_HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
+HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)  # `EPFL-VILAB/4M-21_B`, or a single word
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
 
 
@@ -63,11 +63,6 @@ class Commit:
     def folder(self) -> Path:
         """Its snapshot in the cache, which need not exist."""
         return repository_folder(self.hub_id, self.repo_type) / "snapshots" / self.revision
-
-
-def is_hub_id(name: str) -> bool:
-    """True for what could be a repository's name: `EPFL-VILAB/4M-21_B`, or a single word."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def split_revision(name: str) -> tuple[str, str]:

@@ -23,11 +23,8 @@ PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
 WEIGHTS = ".safetensors"
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
 GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
-TEXT_FILE = HubFile(
-    CATALOGUE[TEXT_TOKENIZER].main_file,
-    CATALOGUE[TEXT_TOKENIZER].num_bytes,
-    "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e",
-)
+_TEXT_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
+TEXT_FILE = HubFile(CATALOGUE[TEXT_TOKENIZER].main_file, CATALOGUE[TEXT_TOKENIZER].num_bytes, _TEXT_SHA256)
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -124,19 +121,15 @@ def plan_downloads(
     remote.check_variables()
     jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for entry in wanted:
-        known = _known(entry)
-        if known and not known.unconfirmed:
-            jobs.append(known)
-        elif known and away:
-            jobs.append(replace(known, unconfirmed=away))
-        else:
-            try:
-                jobs.append(_ask(entry, client))
-            except UnreachableError as error:
-                if known is None or not is_estimate:
-                    raise
-                away = str(error)
-                jobs.append(replace(known, unconfirmed=away))
+        job = _known(entry)
+        try:
+            if job is None or (job.unconfirmed and not away):
+                job = _ask(entry, client)
+        except UnreachableError as error:
+            if job is None or not is_estimate:
+                raise
+            away = str(error)
+        jobs.append(replace(job, unconfirmed=away) if job.unconfirmed else job)
     return tuple(jobs)
 
 
@@ -211,7 +204,7 @@ def _named(text: str) -> Entry:
         return replace(entry, revision=revision)
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
-    if "/" in name and cache.is_hub_id(name):
+    if "/" in name and cache.HUB_ID.fullmatch(name):
         return Entry(name, name, EntryKind.MODEL, "", catalogue.UNKNOWN, 0, revision=revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")

@@ -8,7 +8,7 @@ from pathlib import Path
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue
-from fourm.hub.cache import find_cached, find_snapshot, is_hub_id, split_revision, text_tokenizer_path
+from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, split_revision, text_tokenizer_path
 from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import (
@@ -90,8 +90,7 @@ def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFil
         entry = find_entry(str(name_or_path))
         if needs_weights or entry is None:
             raise
-        sized = _sized(RELEASED, entry.config)
-        return _completed(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, sized))
+        return _completed(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, RELEASED))
 
 
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
@@ -122,14 +121,11 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
 
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
     """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
-    name = str(name_or_path)
-    path, advice = _path_of(name), ""
-    if os.path.isfile(path):
+    path, _, _, advice = _find(str(name_or_path), EntryKind.TOKENIZER)
+    if path.is_dir():
+        _weights_in(path, advice)
+    else:
         read_header(path)
-        return path
-    if not os.path.isdir(path):
-        _, path, advice = _find_repository(name, EntryKind.TOKENIZER)
-    _weights_in(path, advice)
     return path
 
 
@@ -150,8 +146,16 @@ def with_parts(
         except MissingError:
             absent[key] = name
     text = files.text_tokenizer
-    if text_tokenizer is not None and (text := _text_tokenizer(text_tokenizer)) is None:
-        absent[TEXT_TOKENIZER] = text_tokenizer
+    if text_tokenizer is not None:
+        text, released = Path(os.path.expanduser(text_tokenizer)), text_tokenizer_path()
+        if not os.path.isfile(text):
+            # The reference's configuration files name the file by its place in the reference's own tree.
+            if text_tokenizer.lower() != TEXT_TOKENIZER and text.name != released.name:
+                told = "no such file; `fourm download text-tokenizer` fetches one"
+                raise UsageError(f"text tokenizer '{text_tokenizer}': {told}")
+            text = released if os.path.isfile(released) else None
+        if text is None:
+            absent[TEXT_TOKENIZER] = text_tokenizer
     return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
 
 
@@ -207,33 +211,31 @@ def _locate(name: str) -> ModelFiles:
         if not (_DEMO_FOLDER / CONFIG_FILE).exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
         return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
-    path = _path_of(name)
-    if os.path.isdir(path):  # False, not an error, for a name that no file can have
-        return _from_folder(path, name, "")
-    if os.path.isfile(path) and path.suffix == ".safetensors":
-        config = parse_header_config(read_header(path).metadata)
-        if "domains_in" not in config:
-            raise CheckpointError(f"{path}: its header holds no model configuration; give its folder")
-        return ModelFiles(name, "", path, config, _sized(RELEASED, config))
-    if os.path.isfile(path):
+    path, name, revision, advice = _find(name, EntryKind.MODEL)
+    if path.is_dir():
+        return _from_folder(path, name, revision, advice)
+    if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a model is a folder or a .safetensors file")
-    hub_id, folder, advice = _find_repository(name, EntryKind.MODEL)
-    return _from_folder(folder, hub_id, folder.name, advice)
+    config = parse_header_config(read_header(path).metadata)
+    if "domains_in" not in config:
+        raise CheckpointError(f"{path}: its header holds no model configuration; give its folder")
+    return ModelFiles(name, "", path, config, RELEASED)
 
 
-def _path_of(name: str) -> Path:
-    """What a name is as a path; an empty one, as of a variable that is not set, is not the folder `.`."""
-    if not name:
+def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
+    """A model or tokenizer: its path, its name and revision, and half a sentence on how to fetch it.
+
+    It is a file or folder, or a snapshot in the Hub's cache. Only that can be fetched and has a revision.
+    """
+    if not name:  # as of a variable that is not set; it does not stand for the folder `.`
         raise UsageError("the name of a model or tokenizer is empty")
-    return Path(os.path.expanduser(name))
-
-
-def _find_repository(name: str, kind: EntryKind) -> tuple[str, Path, str]:
-    """Hub id and snapshot of a model or tokenizer in the cache, and half a sentence on how to fetch it."""
-    if os.path.exists(path := os.path.expanduser(name)):
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path) or os.path.isfile(path):  # False, not an error, for a name that no file can have
+        return path, name, "", ""
+    if os.path.exists(path):
         raise UsageError(f"{path}: cannot be read (a pipe, a device or a socket, not a file or folder)")
-    bare, revision = split_revision(name) if is_hub_id(name.partition("@")[0]) else (name, "")
-    if not is_hub_id(bare):
+    bare, revision = split_revision(name) if HUB_ID.fullmatch(name.partition("@")[0]) else (name, "")
+    if not HUB_ID.fullmatch(bare):
         raise UsageError(f"{name}: no such file or folder")
     entry = find_entry(bare)
     if entry and entry.kind is not kind and not (kind is EntryKind.MODEL and entry.is_model):
@@ -248,7 +250,7 @@ def _find_repository(name: str, kind: EntryKind) -> tuple[str, Path, str]:
         fetched = f"{short} --revision {revision}" if revision else short
         advice = (catalogue.near_entry(bare) if entry is None else "") or _fetches(fetched)
         raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
-    return hub_id, snapshot, _fetches(entry.name if entry else name)
+    return snapshot, hub_id, snapshot.name, _fetches(entry.name if entry else name)
 
 
 def _fetches(name: str) -> str:
@@ -258,11 +260,10 @@ def _fetches(name: str) -> str:
 def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> ModelFiles:
     """A model folder with its parts; `advice` says how to mend one of the Hub's cache."""
     weights, files, tokenizers = _weights_in(folder, advice), _listed(folder), folder / "tokenizers"
-    config = config_of(folder)
     registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
     parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
     return ModelFiles(
-        name, revision, weights, config, _sized(registry, config),
+        name, revision, weights, config_of(folder), registry,
         text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
         prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
         tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
@@ -290,7 +291,19 @@ def _weights_in(folder: Path, advice: str) -> Path:
 
 
 def _completed(files: ModelFiles) -> ModelFiles:
-    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none."""
+    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none.
+
+    Rows without an `image_size` of their own take their grid from that of the model.
+    """
+    size, sized = files.config.get("image_size", 224), []
+    if type(size) is not int or size < 1:
+        raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
+    for row in files.registry.rows.values():
+        if row.kind is Kind.GRID and row.patch_size and not row.image_size:
+            side = size // row.patch_size
+            if side and row.grid != (side, side):
+                sized.append(replace(row, grid=(side, side), max_tokens=side * side))
+    files = replace(files, registry=files.registry.extended(sized)) if sized else files
     if not files.reads and not files.writes:
         raise CheckpointError(f"{files.name}: the model reads and writes no modality")
     if shared := shared_folder(files.rows):
@@ -311,28 +324,3 @@ def _released_for(files: ModelFiles, key: str) -> Entry | None:
     """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
     served = [row for row in files.rows if row.tokenizer == key]
     return tokenizer_entry(key) if served and all(map(is_released, served)) else None
-
-
-def _text_tokenizer(name: str) -> Path | None:
-    """A text tokenizer's file: a path, or the released one by its name; None for a released one not here."""
-    path = Path(os.path.expanduser(name))
-    if os.path.isfile(path):
-        return path
-    # The reference's configuration files name the file by its place in the reference's own tree.
-    if name.lower() == TEXT_TOKENIZER or path.name == text_tokenizer_path().name:
-        return text_tokenizer_path() if os.path.isfile(text_tokenizer_path()) else None
-    raise UsageError(f"text tokenizer '{name}': no such file; `fourm download text-tokenizer` fetches one")
-
-
-def _sized(registry: Registry, config: Mapping[str, object]) -> Registry:
-    """The registry with the grids that depend on the model's `image_size` (rows without their own)."""
-    size = config.get("image_size", 224)
-    if type(size) is not int or size < 1:
-        raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
-    rows = []
-    for row in registry.rows.values():
-        if row.kind is Kind.GRID and row.patch_size and not row.image_size:
-            side = size // row.patch_size
-            if side and row.grid != (side, side):
-                rows.append(replace(row, grid=(side, side), max_tokens=side * side))
-    return registry.extended(rows) if rows else registry

@@ -115,31 +115,25 @@ def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
 
 def config_of(path: Path) -> dict[str, object]:
     """The configuration of a folder, from its config.json or else the header of its weights, or of a file."""
-    is_folder = path.is_dir()
-    if is_folder and os.path.lexists(path / CONFIG_FILE):
-        return load_config(path / CONFIG_FILE)
-    config = parse_header_config(read_header(path / WEIGHTS_FILE if is_folder else path).metadata)
-    if config.keys() <= {"format"}:  # which every library writes
-        absent = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
-        raise CheckpointError(f"{path}: {absent if is_folder else 'its header'} holds no configuration")
-    return config
-
-
-def load_config(path: Path) -> dict[str, object]:
-    """A `config.json`: one JSON object."""
+    is_folder, file = path.is_dir(), path / CONFIG_FILE
+    if not is_folder or not os.path.lexists(file):
+        config = parse_header_config(read_header(path / WEIGHTS_FILE if is_folder else path).metadata)
+        if config.keys() <= {"format"}:  # which every library writes
+            absent = f"no {CONFIG_FILE} in this folder, and the header of {WEIGHTS_FILE}"
+            raise CheckpointError(f"{path}: {absent if is_folder else 'its header'} holds no configuration")
+        return config
     try:
-        data = read_bytes(path, _MAX_CONFIG)
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
+        data = read_bytes(file, _MAX_CONFIG)
         config = json.loads(data.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise MissingError(f"{file}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        what = f"a web page under the name {path.name}" if is_web_page(data) else error
-        raise CheckpointError(f"{path}: not a readable JSON file ({what})") from None
+        what = f"a web page under the name {CONFIG_FILE}" if is_web_page(data) else error
+        raise CheckpointError(f"{file}: not a readable JSON file ({what})") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: an object of settings was expected, not {type(config).__name__}")
+        raise CheckpointError(f"{file}: an object of settings was expected, not {type(config).__name__}")
     return config
 
 
@@ -173,35 +167,30 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's metadata must be strings")
-    found = [(*_read_tensor(name, info, path), name) for name, info in table.items()]
-    found.sort(key=lambda one: (one[1], one[2]))
-    end = 0
-    for _, (start, stop), name in found:
+    found = sorted((_read_span(info, f"{path}: tensor '{name}'"), name) for name, info in table.items())
+    tensors, end = {}, 0
+    for (start, stop), name in found:
         if start != end:
             raise CheckpointError(f"{path}: tensor '{name}' begins at byte {start:,} instead of {end:,}")
-        end = stop
+        tensors[name], end = TensorInfo(table[name]["dtype"], tuple(table[name]["shape"])), stop
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return Header(metadata, {name: tensor for tensor, _, name in found})
+    return Header(metadata, tensors)
 
 
-def _read_tensor(name: str, info: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+def _read_span(info: object, where: str) -> tuple[int, int]:
+    """First byte of a tensor and the one after its last, which fit its dtype and shape."""
     if not isinstance(info, dict):
-        raise CheckpointError(f"{path}: tensor '{name}' is not described by an object")
+        raise CheckpointError(f"{where} is not described by an object")
     dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read"
-        )
+        raise CheckpointError(f"{where} is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read")
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
-        raise CheckpointError(f"{path}: tensor '{name}' lacks a proper shape or place in the file")
-    tensor = TensorInfo(dtype, tuple(shape))
-    if span[1] - span[0] != tensor.num_elements * _DTYPE_BYTES[dtype]:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' of shape {shape} does not fill its {span[1] - span[0]:,} bytes"
-        )
-    return tensor, (span[0], span[1])
+        raise CheckpointError(f"{where} lacks a proper shape or place in the file")
+    if span[1] - span[0] != math.prod(shape) * _DTYPE_BYTES[dtype]:
+        raise CheckpointError(f"{where} of shape {shape} does not fill its {span[1] - span[0]:,} bytes")
+    return span[0], span[1]
 
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
@@ -211,12 +200,8 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
 def _literal(text: str) -> object:
     """What a string stands for: JSON, a Python literal of the kinds that JSON has, else the string itself."""
     with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=ast.literal_eval)  # which refuses NaN and Infinity
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         value = ast.literal_eval(text)
         return value if value is None or isinstance(value, bool | int | float | str | list | dict) else text
     return text
-
-
-def _refuse(word: str) -> object:
-    raise ValueError(word)  # NaN and Infinity are no JSON

@@ -9,8 +9,8 @@ from pathlib import Path
 from fourm.hub import catalogue
 from fourm.hub.cache import find_cached
 from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
-from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, resolve_tokenizer, weights_of
-from fourm.hub.header import CONFIG_FILE, DTYPES, TensorInfo, load_config, parse_header_config, read_header
+from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, weights_of
+from fourm.hub.header import DTYPES, TensorInfo, config_of, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
@@ -50,51 +50,44 @@ class ModelInfo:
         }  # fmt: skip
         if not is_whole:
             return facts
-        modalities = [
-            {"name": row.name, "tokens": row.max_tokens, "vocabulary": row.vocab_size,
-             "reads": self.uses(row)[0], "writes": self.uses(row)[1], "tokenizer": row.tokenizer}
-            for row in self.rows
-        ]  # fmt: skip
-        named = self.tokenizers.items()
         return facts | {
-            "memory": dict(self.memory),
-            "tokenizers": {key: {"name": name, "path": path and str(path)} for key, (name, path) in named},
-            "text_tokenizer": self.text_tokenizer and str(self.text_tokenizer), "modalities": modalities,
-            "config": dict(self.config),
+            "memory": dict(self.memory), "config": dict(self.config),
+            "text_tokenizer": self.text_tokenizer and str(self.text_tokenizer),
+            "tokenizers": {key: {"name": name, "path": path and str(path)}
+                           for key, (name, path) in self.tokenizers.items()},
+            "modalities": [
+                {"name": row.name, "tokens": row.max_tokens, "vocabulary": row.vocab_size,
+                 "reads": self.uses(row)[0], "writes": self.uses(row)[1], "tokenizer": row.tokenizer}
+                for row in self.rows
+            ],
         }  # fmt: skip
 
 
 def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    return [
-        *(_local_info(find_model(name)) for name in _BUILT_IN),
-        *map(_known_info, catalogue.CATALOGUE.values()),
-    ]
+    known = catalogue.CATALOGUE.values()
+    return [*(_local_info(find_model(name)) for name in _BUILT_IN), *map(_known_info, known)]
 
 
 def describe(name_or_path: str) -> ModelInfo:
     """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
     path = Path(os.path.expanduser(name_or_path))
     is_path, weights = os.path.exists(path), weights_of(path)
-    if is_path and weights.is_file() and "codebook_size" in (config := _tokenizer_config(weights)):
-        weights = weights_of(resolve_tokenizer(name_or_path))
+    if is_path and weights.is_file() and "codebook_size" in (config := config_of(path)):
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
         size, kind = weights.stat().st_size, EntryKind.TOKENIZER
         own = Entry(name_or_path, "", kind, "Tokenizer", catalogue.UNKNOWN, size, count)
         return ModelInfo(own, weights, config=config, memory=_memory(count))
     entry = None if is_path else find_entry(name_or_path)
-    if entry is None:
-        return _all_about(find_model(name_or_path))
-    if entry.is_model:
-        return _all_about(find_model(entry.hub_id, needs_weights=False), entry)
+    if entry is None or entry.is_model:
+        files = find_model(entry.hub_id if entry else name_or_path, needs_weights=entry is None)
+        return _all_about(files, entry)
     info = _known_info(entry)
     return replace(
-        info,
-        rows=_rows_of(entry.key),
-        config=_tokenizer_config(info.path) if entry.key and info.path is not None else {},
-        memory=_memory(entry.num_params) if entry.key else {},
+        info, rows=_rows_of(entry.key), memory=_memory(entry.num_params) if entry.key else {},
+        config=config_of(info.path.parent) if entry.key and info.path else {},
         missing=() if info.path else (entry.name,),
-    )
+    )  # fmt: skip
 
 
 def count_parameters(files: ModelFiles) -> int:
@@ -145,15 +138,11 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
     parts = [(info.entry.name, info.path), *tokenizers.values()]
     if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):
         parts.append((TEXT_TOKENIZER, files.text_tokenizer))
+    missing = (name for name, path in parts if path is None and find_entry(name) is not None)
     return replace(
-        info,
-        rows=files.rows,
-        config=files.config,
-        tokenizers=tokenizers,
-        text_tokenizer=files.text_tokenizer,
-        memory=_memory(loaded),
-        missing=tuple(name for name, path in parts if path is None and find_entry(name) is not None),
-    )
+        info, rows=files.rows, config=files.config, tokenizers=tokenizers, memory=_memory(loaded),
+        text_tokenizer=files.text_tokenizer, missing=tuple(missing),
+    )  # fmt: skip
 
 
 def is_unused(name: str, files: ModelFiles) -> bool:
@@ -170,9 +159,3 @@ def _memory(num_loaded: int) -> dict[str, int]:
 def _rows_of(key: str) -> tuple[Modality, ...]:
     """The released modalities of a tokenizer."""
     return tuple(row for row in RELEASED.rows.values() if key and row.tokenizer == key)
-
-
-def _tokenizer_config(weights: Path) -> dict[str, object]:
-    """The configuration beside a tokenizer's weights, else that in their header."""
-    beside = weights.parent / CONFIG_FILE
-    return load_config(beside) if beside.exists() else parse_header_config(read_header(weights).metadata)
