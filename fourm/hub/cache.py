@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fourm.data.opening import open_own, read_bytes
-from fourm.data.writing import lock_file, write_alone
+from fourm.data.opening import open_own, read_bytes, real
+from fourm.data.writing import lock_file, make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError
 from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, EntryKind
 
@@ -54,10 +54,9 @@ class Commit:
             is_path = all(part not in ("", ".", "..") for part in file.name.split("/"))
             if not is_path or "\\" in file.name or "\0" in file.name:
                 raise ValueError(f"no file of a repository: {file.name!r}")
-            if type(file.size) is not int or not 0 <= file.size <= MAX_SIZE:
-                raise ValueError(f"no size of a file: {file.name!r}")
-            if not _CHECKSUM.fullmatch(file.checksum):
-                raise ValueError(f"no checksum of {file.name}")
+            is_size = type(file.size) is int and 0 <= file.size <= MAX_SIZE
+            if not is_size or not _CHECKSUM.fullmatch(file.checksum):
+                raise ValueError(f"no size or checksum of a file: {file.name!r}")
 
     @property
     def folder(self) -> Path:
@@ -203,7 +202,7 @@ def place_file(content: Path, pointer: Path, home: Path) -> None:
     """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
     if os.path.exists(pointer) and pointer.samefile(content):
         return
-    make_folder_inside(pointer, home)
+    make_below(home, pointer.parent)
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(content, pointer.parent))
@@ -213,32 +212,20 @@ def place_file(content: Path, pointer: Path, home: Path) -> None:
         os.replace(content, pointer)
 
 
-def make_folder_inside(path: Path, home: Path) -> None:
-    """Make the folder that a file of the repository `home` is to be written into."""
-    if not _folder_of(path).is_relative_to(os.path.realpath(home)):
-        raise FourMError(f"{path}: a folder on the way to it is a link out of the cache; delete the link")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def remove_file(path: Path, home: Path) -> bool:
     """Delete a file of the repository `home`, and of what it is a link to only a blob of that repository.
 
     False if nothing was deleted because a folder on the way to it is a link out of the cache.
     """
-    root = Path(os.path.realpath(home.parent), home.name)  # `home` itself may be a link to a folder elsewhere
-    is_own = removed = _folder_of(path).is_relative_to(root)
+    root = real(home.parent) / home.name  # `home` itself may be a link to a folder elsewhere
+    is_own = removed = real(path.parent).is_relative_to(root)
     while is_own:
         target = path.parent / os.readlink(path) if path.is_symlink() else None
         path.unlink(missing_ok=True)
-        is_own = target is not None and _folder_of(target) == root / "blobs"
+        is_own = target is not None and real(target.parent) == root / "blobs"
         path = target or path
     return removed
 
 
 def _expand(path: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path)))
-
-
-def _folder_of(path: Path) -> Path:
-    """The folder of a file, without links."""
-    return Path(os.path.realpath(path.parent))

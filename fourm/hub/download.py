@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fourm.data.writing import write_alone
+from fourm.data.writing import make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
 from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
@@ -328,12 +328,12 @@ def _fetch_files(job: Download, client: Client) -> None:
             files.append(known[file.name])
             continue
         url = hf_hub_url(entry.hub_id, file.name, revision=job.revision, repo_type=entry.repo_type)
-        sha256 = remote.ensure_file(path, blob, file, Address(entry.hub_id, url), client, home)
+        sha256 = remote.ensure_file(path, blob, file, Address(entry.hub_id, url, file.name), client, home)
         files.append(replace(file, checksum=sha256))
     ref = entry.revision or cache.MAIN
     path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
     if job.revision != ref and cache.read_ref(path) != job.revision:
-        cache.make_folder_inside(path, home)
+        make_below(home, path.parent)
         write_alone(
             path, partial(Path.write_text, data=job.revision)
         )  # replaces a link, and does not follow it
@@ -347,7 +347,7 @@ def _fetch_text(job: Download, client: Client) -> None:
     from huggingface_hub import hf_hub_url
 
     def fetch_from(url: str, sends_token: bool) -> None:
-        address = Address(TEXT_TOKENIZER, url, sends_token)
+        address = Address(TEXT_TOKENIZER, url, TEXT_FILE.name, sends_token)
         remote.ensure_file(job.path, job.path, TEXT_FILE, address, client, job.folder)
 
     endpoint = (os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB).rstrip("/")

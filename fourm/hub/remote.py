@@ -29,15 +29,11 @@ from fourm.hub.catalogue import near_entry
 from fourm.hub.header import is_web_page
 
 LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
-
 UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
 CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
 MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
 ANSWER_TIME = 60.0  # seconds that it may take
-FIRST_WAIT, LONGEST_WAIT = (
-    1.0,
-    60.0,
-)  # seconds; each wait is twice the one before, or what the server asks for
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; they double, or are as long as the server asks
 OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
 PAGE = "a web page, perhaps the login page of this network"
 _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
@@ -54,14 +50,16 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
             "no_proxy")  # fmt: skip
 T = TypeVar("T")
+Count = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the content of a file is fetched from."""
+    """Where the description of a repository, or a file, is fetched from."""
 
-    owner: str  # Hub id or name, for messages
+    owner: str  # Hub id or short name, for messages
     url: str
+    file: str = ""  # its name in the repository
     sends_token: bool = True
 
 
@@ -113,18 +111,11 @@ class Refused(Exception):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, response: Any) -> None:
-        super().__init__(f"the server answers {response.status_code}")
+        super().__init__()
         self.status: int = response.status_code
         self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
         wait = response.headers.get("Retry-After", "").strip()
         self.wait = float(wait) if re.fullmatch(r"\d+", wait, re.ASCII) else 0.0  # seconds
-
-
-class Dropped(ConnectionError):
-    """The connection ended before the file did."""
-
-    def __str__(self) -> str:
-        return "the connection was dropped"
 
 
 def check_variables() -> None:
@@ -159,9 +150,8 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
         except Refused as error:
             if error.code == "RevisionNotFound":
                 known = _known_revisions(hub_id, repo_type)
-                advice = near_match(revision, known) or (
-                    f"; there is {', '.join(known[:5])}" if known else ""
-                )
+                listed = f"; there is {', '.join(known[:5])}" if known else ""
+                advice = near_match(revision, known) or listed
                 raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
             if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
                 raise MissingError(
@@ -170,7 +160,7 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
                 ) from error
             raise
 
-    text = persist(client, Address(hub_id, constants.ENDPOINT), "", ask)
+    text = persist(client, Address(hub_id, constants.ENDPOINT), ask)
     try:
         if len(text) > MAX_ANSWER:
             raise ValueError(f"more than {MAX_ANSWER:,} bytes")
@@ -216,8 +206,7 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
             continue
         with growing, suppress(FileNotFoundError):  # where there are no locks, another process has renamed it
             for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad
-                append = partial(receive, client, file, address, growing)
-                persist(client, address, file.name, append, growing.tell)
+                persist(client, address, partial(receive, client, file, address, growing), growing.tell)
                 growing.flush()
                 if sha256 := check_file(part, file, client):
                     os.replace(part, blob)
@@ -247,38 +236,32 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
     return sha256.hexdigest() if file.checksum == on_record.hexdigest() else ""
 
 
-def persist(
-    client: Client,
-    address: Address,
-    name: str,
-    action: Callable[[], T],
-    progress: Callable[[], int] = lambda: 0,
-) -> T:
+def persist(client: Client, address: Address, action: Callable[[], T], progress: Count = lambda: 0) -> T:
     """The result of `action`, tried again while its failure may pass; then `explain_failure`.
 
-    name: of the file that is asked for, "" = the repository; progress: its bytes that are here. The count of
-    failures begins anew when they are more.
+    The count of failures begins anew when `progress`, the bytes that are here, has grown.
     """
     failures, before = 0, progress()
     while True:
         try:
             return action()
-        except Exception as error:  # `explain_failure` raises what is no failed request
+        except Exception as error:  # `judge` raises what is no failed request
+            reason, may_pass = judge(error)
             failures = 1 if progress() > before else failures + 1
             before = progress()
-            if failures >= client.tries or not _may_pass(error):
-                raise explain_failure(error, address, name, has_begun=before > 0) from error
+            if failures >= client.tries or not may_pass:
+                raise explain_failure(error, address, has_begun=before > 0) from error
             asked = error.wait if isinstance(error, Refused) else 0.0
             seconds = min(LONGEST_WAIT, max(asked, FIRST_WAIT * 2 ** (failures - 1)))
-            client.report(Waiting(name or address.owner, seconds, reason_of(error)))
+            client.report(Waiting(address.file or address.owner, seconds, reason))
             client.sleep(seconds)
 
 
 def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
-    """Append what is missing to a file that is at its end; VerificationError if something else is sent."""
+    """Append what is missing to a file that is at its end; EOFError if it ends early."""
     from huggingface_hub import constants
 
-    done, size = file.tell(), wanted.size
+    name, size, done = wanted.name, wanted.size, file.tell()
     if done >= size:
         return
     headers = token_headers() if address.sends_token else {}
@@ -287,7 +270,7 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
     with open_session().stream("GET", address.url, headers=headers, timeout=timeout) as response:
         if response.status_code == 416:  # no such range: the file ends before it
             _restart(file)
-            raise Dropped
+            raise EOFError
         if response.status_code not in (200, 206):
             raise Refused(response)
         begin, total = 0, response.headers.get("Content-Length", "")
@@ -296,12 +279,10 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
         is_anew = not done or begin != done
         chunks = response.iter_bytes(CHUNK)
         first = next(chunks, b"")
-        if is_anew and is_web_page(first) and not wanted.name.lower().endswith(_PROSE):
-            raise VerificationError(f"{wanted.name}: {PAGE}, is sent in place of this file and is not kept")
+        if is_anew and is_web_page(first) and not name.lower().endswith(_PROSE):
+            raise VerificationError(f"{name}: {PAGE}, is sent in place of this file and is not kept")
         if total.isdigit() and int(total) != size:
-            raise VerificationError(
-                f"{wanted.name}: {int(total):,} bytes are offered, but {size:,} are on record"
-            )
+            raise VerificationError(f"{name}: {int(total):,} bytes are offered, but {size:,} are on record")
         if is_anew and done:
             _restart(file)  # the whole file comes again
             done = 0
@@ -309,24 +290,21 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
             done += len(chunk)
             if done > size:
                 _restart(file)
-                raise VerificationError(f"{wanted.name}: more than the {size:,} bytes on record are sent")
+                raise VerificationError(f"{name}: more than the {size:,} bytes on record are sent")
             file.write(chunk)
-            client.report(Advanced(wanted.name, done, size))
+            client.report(Advanced(name, done, size))
     if done < size:
-        raise Dropped
+        raise EOFError
 
 
-def explain_failure(
-    error: Exception, address: Address, name: str = "", has_begun: bool = False
-) -> FourMError:
-    """A failed request as an error for people; any other error is raised as it is.
-
-    name: of the file of the repository that was asked for, if it was one; has_begun: a part of it is here.
-    """
+def explain_failure(error: Exception, address: Address, has_begun: bool = False) -> FourMError:
+    """A failed request as an error for people; has_begun: a part of the file is here."""
     from huggingface_hub import constants, get_token
 
+    reason, may_pass = judge(error)
     owner, host = address.owner, urlsplit(address.url).netloc or address.url
-    what = f"{owner}/{name}" if name else owner
+    what = f"{owner}/{address.file}" if address.file else owner
+    told = f"{what} cannot be fetched from {host}: {reason}"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return UnreachableError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it")
     if isinstance(error, Refused):
@@ -336,25 +314,29 @@ def explain_failure(
         if error.status in (401, 403):
             given = "this token" if get_token() else "access without a token"
             return MissingError(f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access")
-        if error.status == 404 and name:
-            return MissingError(f"{owner} has no file {name} at this revision any more")
-    elif not (_is_transport(error) or isinstance(error, ValueError | ArithmeticError | RecursionError)):
-        raise error
-    told = f"{what} cannot be fetched from {host}: {reason_of(error)}"
-    if isinstance(error, Refused) and not _may_pass(error):
-        return MissingError(told)
+        if error.status == 404 and address.file:
+            return MissingError(f"{owner} has no file {address.file} at this revision any more")
+        if not may_pass:
+            return MissingError(told)
     kept = "; what has arrived is kept, so the same command goes on" if has_begun else ""
     return UnreachableError(told + kept)
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a transfer failed, in a few words."""
-    if isinstance(error, Refused | Dropped):
-        return str(error)
-    text, kind = _brief(error), type(error).__name__
-    if "timeout" in kind.lower() or "timed out" in text.lower():
-        return "no answer in time"
-    return f"no connection ({text or kind})"
+def judge(error: Exception) -> tuple[str, bool]:
+    """Why a request failed, in a few words, and whether to try again; raises what is no failed request."""
+    if isinstance(error, Refused):
+        return f"the server answers {error.status}", error.status >= 500 or error.status in (408, 425, 429)
+    if isinstance(error, EOFError):
+        return "the connection was dropped", True
+    # The client is httpx or httpx2, by the version of huggingface_hub.
+    kind, is_client = type(error).__name__, type(error).__module__.startswith(("httpx", "httpcore"))
+    is_transport = is_client or isinstance(error, ConnectionError | TimeoutError)
+    if not is_transport and not isinstance(error, ValueError | ArithmeticError | RecursionError):
+        raise error
+    text = _brief(error)
+    is_late = "timeout" in kind.lower() or "timed out" in text.lower()
+    reason = "no answer in time" if is_late else f"no connection ({text or kind})"
+    return reason, is_transport and kind not in _HOPELESS
 
 
 def open_session() -> Any:
@@ -366,15 +348,13 @@ def open_session() -> Any:
             open_file(Path(path)).close()
         return get_session()
     except Exception as error:
-        names: tuple[str, ...] = _PROXIES
+        names = list(_PROXIES)
+        why = f"{_brief(error)}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
-            unused = "SSL_CERT_DIR" if "SSL_CERT_FILE" in os.environ else ""
-            names = tuple(name for name in _CERTIFICATES if name != unused)
+            names = [n for n in _CERTIFICATES if n != "SSL_CERT_DIR" or "SSL_CERT_FILE" not in os.environ]
             why = f"{error.strerror or error}; name a file of certificates, or unset it"
         elif isinstance(error, ImportError):
             why = "SOCKS proxies need another package, which `pip install httpx[socks]` installs"
-        else:  # ValueError, or the client's own for a proxy that it cannot parse
-            why = f"{printable(str(error))}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         values = {name: re.sub(r"//[^/@]*@", "//", os.environ.get(name, "")) for name in names}  # no password
         told = ", ".join(f"{name}={printable(text)}" for name, text in values.items() if text)
         raise MissingError(f"nothing can be fetched with {told or 'this installation'}: {why}") from error
@@ -409,7 +389,7 @@ def _ask(path: str) -> bytes:
     """What the Hub answers: all of it, or a bit more than MAX_ANSWER bytes."""
     from huggingface_hub import constants
 
-    began, text = time.monotonic(), b""
+    began, text = time.monotonic(), bytearray()
     url, timeout = f"{constants.ENDPOINT}/api/{path}", constants.HF_HUB_ETAG_TIMEOUT
     with open_session().stream("GET", url, headers=token_headers(), timeout=timeout) as response:
         if response.status_code != 200:
@@ -420,7 +400,7 @@ def _ask(path: str) -> bytes:
                 break
             if time.monotonic() - began > ANSWER_TIME:
                 raise TimeoutError("timed out")
-    return text
+    return bytes(text)
 
 
 def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
@@ -430,18 +410,6 @@ def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
         return [name for name in names if name.isprintable() and len(name) < 100]
     except Exception:  # advice is not worth another error
         return []
-
-
-def _is_transport(error: BaseException) -> bool:
-    """True if no whole answer came. The client is httpx or httpx2, by the version of huggingface_hub."""
-    is_client = type(error).__module__.startswith(("httpx", "httpcore"))
-    return is_client or isinstance(error, ConnectionError | TimeoutError)
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, Refused):
-        return error.status >= 500 or error.status in (408, 425, 429)
-    return _is_transport(error) and type(error).__name__ not in _HOPELESS
 
 
 def _brief(error: BaseException) -> str:

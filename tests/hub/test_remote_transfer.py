@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import MissingError, VerificationError
 from fourm.hub.cache import cache_folder, find_pin, pins_path
-from fourm.hub.remote import Address, UnreachableError, explain_failure, persist, reason_of
+from fourm.hub.remote import Address, UnreachableError, explain_failure, judge, persist
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 
@@ -96,12 +96,12 @@ def test_a_mistake_of_the_program_or_the_disk_is_not_blamed_on_the_network() -> 
 
 
 def test_what_an_error_says_is_short_and_printable() -> None:
-    said = reason_of(ConnectionError("a\n b\x1b[31m" + "c" * 5000))
+    said, _ = judge(ConnectionError("a\n b\x1b[31m" + "c" * 5000))
     assert said.startswith("no connection (a b\\x1b[31mccc")
     assert len(said) < 300
     assert said.isprintable()
-    assert reason_of(ConnectionError()) == "no connection (ConnectionError)"
-    assert reason_of(TimeoutError()) == reason_of(OSError("timed out")) == "no answer in time"
+    assert judge(ConnectionError()) == ("no connection (ConnectionError)", True)
+    assert judge(TimeoutError()) == judge(ConnectionError("timed out")) == ("no answer in time", True)
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0, False), (1_000_000, True)])
@@ -126,7 +126,7 @@ def test_waits_grow_and_end() -> None:
         raise ConnectionResetError("gone")
 
     with pytest.raises(UnreachableError, match=r"^a/b/x cannot be fetched from h: no connection \(gone\)$"):
-        persist(watch.client, Address("a/b", "http://h/x"), "x", action)
+        persist(watch.client, Address("a/b", "http://h/x", "x"), action)
     assert len(tried) == watch.client.tries
     assert watch.slept == [1.0, 2.0, 4.0, 8.0]
 
