@@ -24,7 +24,7 @@ from fourm.codecs.drawing import draw_boxes, font_for
 from fourm.codecs.files import read_array, read_crops, read_picture, read_size
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import LegendEntry
-from fourm.codecs.table import Codec, build_codec
+from fourm.codecs.table import build_codec
 from fourm.data.layout import number_keys, path_of
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Registry
@@ -75,8 +75,8 @@ class Album:
         self._work, self._wordpiece = work, WordPiece.load(files.text_tokenizer)
         self._registry = files.registry
 
-    def codec(self, name: str, registry: Registry | None = None) -> Codec[Any]:
-        """The codec of a row, without its tokenizer."""
+    def codec(self, name: str, registry: Registry | None = None) -> Any:
+        """The codec of a row, without its tokenizer; its type depends on the row."""
         return build_codec((registry or self._registry).get(name), None, self._wordpiece)
 
     def file(self, root: str, folder: str, suffix: str) -> Path:

@@ -62,12 +62,16 @@ def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[st
     font, shown, _ = _readable(text, size)
     lines, line = list[str](), ""
     for word in shown.split():
-        for piece in _pieces(word, font, width):
-            longer = f"{line} {piece}" if line else piece
-            if line and _length(longer, font) > width:
-                lines.append(line)
-                longer = piece
+        longer = f"{line} {word}" if line else word
+        if _length(longer, font) <= width:
             line = longer
+            continue
+        lines += [line] if line else []
+        # A word that is wider alone is cut; every part has a character.
+        while len(word) > (count := max(_fitting(word[:width], font, width), 1)):
+            lines.append(word[:count])
+            word = word[count:]
+        line = word
     lines += [line] if line else []
     if len(lines) > most:
         lines = [*lines[: most - 1], _shortened(lines[most - 1] + " ...", font, width)]
@@ -80,8 +84,10 @@ def undrawable(text: str, size: int = 16) -> set[str]:
 
 
 def corners_of(box: Box, width: int, height: int) -> Rectangle:
-    """The pixels of a box in a picture, its corners rounded down."""
-    return int(box.xmin * width), int(box.ymin * height), int(box.xmax * width), int(box.ymax * height)
+    """The pixels of a box in a picture, rounded down; its corners are put in order and inside."""
+    left, right = sorted(min(int(x * width), width - 1) for x in (box.xmin, box.xmax))
+    upper, lower = sorted(min(int(y * height), height - 1) for y in (box.ymin, box.ymax))
+    return left, upper, right, lower
 
 
 def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Image:
@@ -95,7 +101,7 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
     draw, colours = ImageDraw.Draw(image), class_colours(box.name for box in boxes)
     thickness = max(1, round(min(image.size) / 128))
     for box in sorted(boxes, key=lambda box: -abs((box.xmax - box.xmin) * (box.ymax - box.ymin))):
-        colour, (x0, y0, x1, y1) = colours[box.name], _inside(box, image.size)
+        colour, (x0, y0, x1, y1) = colours[box.name], corners_of(box, *image.size)
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_ink_on(colour), width=thickness + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=thickness)
     taken: list[Rectangle] = []
@@ -128,7 +134,10 @@ def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
     """Draw a table of names and values, at least as wide as a card."""
     if not facts:
         return text_card("no metadata")
-    rows = [(fact.field.name.replace("_", " "), _number(fact.value)) for fact in facts]
+    rows = list[tuple[str, str]]()
+    for fact in facts:
+        form = ".3g" if abs(fact.value) >= 1e12 else "d" if isinstance(fact.value, int) else ".2f"
+        rows.append((fact.field.name.replace("_", " "), format(fact.value, form)))
     font, height, margin = font_for("", size), round(1.5 * size), size
     widths = (max(_length(row[column], font) for row in rows) for column in (0, 1))
     width = max(sum(widths) + 4 * margin, CARD)
@@ -185,25 +194,19 @@ def _readable(text: str, size: int) -> tuple[Font, str, set[str]]:
     return font, "".join(plain.get(c, c) for c in whole), {c for c, form in plain.items() if form == "?"}
 
 
-def _pieces(word: str, font: Font, width: int) -> list[str]:
-    if _length(word, font) <= width:
-        return [word]
-    pieces = [""]
-    for character in word:
-        if pieces[-1] and _length(pieces[-1] + character, font) > width:
-            pieces.append("")
-        pieces[-1] += character
-    return pieces
-
-
 def _shortened(text: str, font: Font, width: int) -> str:
     """The text, or as much of it as fits in front of "..."; "" if not even a letter fits."""
     if _length(text, font) <= width:
         return text
     text = text.removesuffix(" ...")
-    lengths = range(len(text) + 1)
-    count = bisect_right(lengths, width, key=lambda n: _length(text[:n].rstrip() + "...", font)) - 1
+    count = _fitting(text, font, width, "...")
     return text[:count].rstrip() + "..." if count > 0 else ""
+
+
+def _fitting(text: str, font: Font, width: int, end: str = "") -> int:
+    """How many of a text's first characters fit with `end` behind them."""
+    lengths = range(len(text) + 1)
+    return bisect_right(lengths, width, key=lambda n: _length(text[:n].rstrip() + end, font)) - 1
 
 
 def _length(text: str, font: Font) -> int:
@@ -220,7 +223,7 @@ def _draw_label(
     width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
     if not name or width > size[0] or height > size[1]:
         return
-    x0, y0, _, y1 = _inside(box, size)
+    x0, y0, _, y1 = corners_of(box, *size)
     left = min(x0, size[0] - width)
     # Within a box only where that leaves something of it to be seen.
     beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
@@ -232,14 +235,6 @@ def _draw_label(
     draw.text((left + pad, place[1] + height / 2), name, _ink_on(colour), font, anchor="lm")
 
 
-def _inside(box: Box, size: tuple[int, int]) -> Rectangle:
-    """The pixels of a box, its corners in order and inside a picture of this width and height."""
-    x0, y0, x1, y1 = corners_of(box, *size)
-    left, right = sorted(min(x, size[0] - 1) for x in (x0, x1))
-    upper, lower = sorted(min(y, size[1] - 1) for y in (y0, y1))
-    return left, upper, right, lower
-
-
 def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
@@ -247,9 +242,3 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 def _ink_on(colour: Ink) -> Ink:
     """Black or white, whichever is read better on a colour (ITU-R 601 luminance)."""
     return _BLACK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else _WHITE
-
-
-def _number(value: int | float) -> str:
-    if abs(value) >= 1e12:
-        return f"{value:.3g}"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"

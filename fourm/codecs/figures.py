@@ -52,11 +52,7 @@ _HALF = (
     ("left_elbow", "left_shoulder", (0.27, 0.0, 0.0)), ("left_wrist", "left_elbow", (0.25, 0.0, 0.0)),
     ("left_hand", "left_wrist", (0.09, 0.0, 0.0)), ("skull", "head", (0.0, 0.10, 0.03)),
 )  # fmt: skip
-# What is drawn between two of them, and how thick it is; the limbs on the left have mirror images, too.
-_MIDDLE_LIMBS = (
-    ("left_hip", "right_hip", 0.09), ("pelvis", "spine2", 0.11), ("spine2", "neck", 0.09),
-    ("neck", "head", 0.05), ("skull", "skull", 0.11),
-)  # fmt: skip
+# What is drawn between two of them on the left, and how thick it is.
 _LEFT_LIMBS = (
     ("left_collar", "left_shoulder", 0.06), ("left_hip", "left_knee", 0.075),
     ("left_knee", "left_ankle", 0.055), ("left_ankle", "left_foot", 0.045),
@@ -77,7 +73,11 @@ _JOINTS = tuple(
     )
 )
 _NAMES = [name for name, _, _ in _JOINTS]
-_LIMBS = (*_MIDDLE_LIMBS, *_LEFT_LIMBS, *((_right(a), _right(b), radius) for a, b, radius in _LEFT_LIMBS))
+_LIMBS = (
+    ("left_hip", "right_hip", 0.09), ("pelvis", "spine2", 0.11), ("spine2", "neck", 0.09),
+    ("neck", "head", 0.05), ("skull", "skull", 0.11),
+    *_LEFT_LIMBS, *((_right(start), _right(end), radius) for start, end, radius in _LEFT_LIMBS),
+)  # fmt: skip
 # Metres from the camera; x and y of both ends and the radius, in pixels of the fine drawing; colour.
 _Stroke = tuple[float, list[float], float, Ink]
 

@@ -76,7 +76,7 @@ class PixelsCodec:
         images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
-    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
+    def decode(self, slot: Slot) -> list[Value]:
         """The pictures that the model was shown."""
         pixels = slot.values.float().cpu() * _STD + _MEAN
         return [maps.to_bytes(rearrange(image, "c h w -> h w c").numpy()) for image in pixels]
@@ -136,13 +136,13 @@ class GridCodec:
         form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
         if form.resample is not None:
             value = maps.fit_square(value, side, form.resample)
-        if form.is_labels:
-            count, none = self._num_labels() - 1, maps.NO_CLASS
-            if strange := [number for number in np.unique(value).tolist() if count <= number != none]:
-                allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {none} for none"
-                raise SampleError(f"{self.row.name}: class {strange[0]} is not among {allowed}")
-            return form.prepare(value)
         x, is_map = form.prepare(value), form.resample is not None
+        if form.is_labels:
+            count = self._num_labels() - 1
+            if len(strange := x[x > count]):
+                allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {maps.NO_CLASS} for none"
+                raise SampleError(f"{self.row.name}: class {strange.min() - 1} is not among {allowed}")
+            return x
         if is_map and config.undo_std:
             x = ((x + 1) / 2 - _MEAN) / _STD
         if is_map and len(x) == 1:  # grey can be repeated
@@ -178,11 +178,6 @@ class GridCodec:
         if made and (found := len(made[0])) != self.row.max_tokens:
             raise SampleError(f"{self.row.name}: the value has {found} tokens, not {self.row.max_tokens}")
         return torch.stack(made)
-
-    @property
-    def diffuses(self) -> bool:
-        """True where values are made by diffusion, step by step."""
-        return isinstance(self.tokenizer, DiVAE)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
         """Values of the tokens."""
@@ -230,14 +225,9 @@ class GridCodec:
             return Image.fromarray(maps.label_colours(self._num_labels())[value])
         return Image.fromarray(self.form.paint(value))
 
-    @property
-    def shares_colours(self) -> bool:
-        """True for features, whose colours can only be compared within one set of pictures."""
-        return self.form.resample is None
-
     def pictures(self, values: Sequence[Value]) -> list[Image.Image]:
         """Pictures of several values; features have the same colours in all of them."""
-        if not self.shares_colours or len({len(value) for value in values}) != 1:
+        if self.form.resample is not None or len({len(value) for value in values}) != 1:
             return [self.picture(value) for value in values]
         return [Image.fromarray(picture) for picture in maps.paint_features(*values)]
 

@@ -1,46 +1,27 @@
-"""What a codec is, and the table of codecs: file <-> value <-> tokens, value -> picture."""
+"""The table of codecs: file <-> value <-> tokens, value -> picture.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+All codecs have these methods: `read` a value from a file, of the whole picture or of the part in a crop, at
+the row's size; `write` a file at exactly this path, with `text` (prompt, seed, ...) if the format has room;
+`encode` values to the input of the model, one row each, all known; `decode` the values of rows; draw a
+`picture` of a value. Errors of one value are SampleErrors.
+"""
 
-from PIL import Image
+from functools import partial
 
-from fourm.codecs.images import Diffusion, GridCodec, PixelsCodec
+from fourm.codecs.images import GridCodec, PixelsCodec
 from fourm.codecs.maps import FORMS
-from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec
-from fourm.data.layout import Crop
+from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec, StructuredCodec, decoder_of
 from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
-from fourm.networks.state import Slot
 from fourm.networks.tokenizers import AnyTokenizer
 
-T = TypeVar("T")
-
-
-class Codec(Protocol[T]):
-    """Values of type T in all their forms. Errors of one value are SampleErrors."""
-
-    def read(self, path: Path, crop: Crop | None = None) -> T:
-        """Read a value from a file: of the whole picture, or of the part in a crop, at the row's size."""
-
-    def write(self, value: T, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """Write a file at exactly this path, with `text` (prompt, seed, ...) if the format has room."""
-
-    def encode(self, values: Sequence[T]) -> Slot:
-        """The input of the model, one row per value; everything is known."""
-
-    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[T]:
-        """The values of the rows; `diffusion` is for tokenizers that decode by diffusion."""
-
-    def picture(self, value: T) -> Image.Image:
-        """A picture of a value."""
+Codec = PixelsCodec | GridCodec | CaptionCodec | StructuredCodec | EmbeddingCodec
 
 
 def build_codec(
     row: Modality, tokenizer: AnyTokenizer | None = None, wordpiece: WordPiece | None = None
-) -> Codec[Any]:
+) -> Codec:
     """The codec of a row. A grid can be read, written and shown without its tokenizer."""
     check_codec(row)
     if row.codec in FORMS:
@@ -55,7 +36,11 @@ def build_codec(
         raise UsageError(f"{row.name}: this model comes without a text tokenizer")
     if row.codec == "caption":
         return CaptionCodec(row, wordpiece)
-    return STRUCTURED[row.codec].codec(row, wordpiece, tokenizer)
+    form = STRUCTURED[row.codec]
+    grammar, draw = form.suited(wordpiece) if form.suited else form.grammar, form.draw
+    if tokenizer is not None and form.draw_decoded is not None:
+        draw = partial(form.draw_decoded, decode=decoder_of(row, tokenizer, form.codes, form.channels))
+    return StructuredCodec(row, grammar, wordpiece, draw)
 
 
 def check_codec(row: Modality) -> None:

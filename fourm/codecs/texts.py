@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate, takewhile
+from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from fourm.codecs import drawing, figures
 from fourm.codecs.figures import Decode
 from fourm.codecs.files import read_json, read_members, read_text, write_members
-from fourm.codecs.images import Diffusion, check_finite
+from fourm.codecs.images import check_finite
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
@@ -78,7 +77,7 @@ class CaptionCodec:
         """Ids padded to the row's max_tokens; every one of the text is known."""
         return encode_texts(self.row, self.wordpiece, values)
 
-    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[str]:
+    def decode(self, slot: Slot) -> list[str]:
         """The text of what is known in each row."""
         return [self.wordpiece.text_of(known.tolist()) for known in _known(slot)]
 
@@ -178,7 +177,7 @@ class StructuredCodec:
                 raise SampleError(f"{self.row.name}: the model does not know '{next(words, unknown[0])}'")
         return encode_texts(self.row, self.wordpiece, texts)
 
-    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Structured[Any]]:
+    def decode(self, slot: Slot) -> list[Structured[Any]]:
         """The value and the problems of each row's text; several predictions for one row are joined."""
         if slot.lengths is None:
             return [self._understood(ids) for ids in _known(slot)]
@@ -216,13 +215,6 @@ class StructuredForm:
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
 
-    def codec(self, row: Modality, wordpiece: WordPiece, tokenizer: AnyTokenizer | None) -> StructuredCodec:
-        """The codec of a row, whose drawing shows more with a tokenizer."""
-        grammar, draw = self.suited(wordpiece) if self.suited else self.grammar, self.draw
-        if tokenizer is not None and self.draw_decoded is not None:
-            draw = partial(self.draw_decoded, decode=decoder_of(row, tokenizer, self.codes, self.channels))
-        return StructuredCodec(row, grammar, wordpiece, draw)
-
 
 def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None) -> Any:
     """The value of a JSON file in a crop, of any length."""
@@ -255,9 +247,8 @@ def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], c
 
 def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
     """Boxes with as many bins as a vocabulary has words for on every axis: 1000 in the released one."""
-    bins = 0
-    while all(wordpiece.tokenizer.token_to_id(f"v{axis}={bins}") is not None for axis in range(4)):
-        bins += 1
+    id_of = wordpiece.tokenizer.token_to_id
+    bins = next(n for n in count() if any(id_of(f"v{axis}={n}") is None for axis in range(4)))
     return box_grammar(BoxRules(bins)) if bins >= 2 else box_grammar()
 
 
@@ -315,7 +306,7 @@ class EmbeddingCodec:
             valid[i, : len(value)] = True
         return full_embedding(vectors, valid)
 
-    def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Vectors]:
+    def decode(self, slot: Slot) -> list[Vectors]:
         """The vectors that the model was shown."""
         return [vectors.float().numpy() for vectors in _known(slot)]
 

@@ -57,7 +57,7 @@ class Conditions:
     """Reads the conditions of a run."""
 
     request: Request
-    codecs: Mapping[str, Codec[Any]]  # by modality
+    codecs: Mapping[str, Codec]  # by modality
 
     def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
@@ -120,9 +120,10 @@ class Conditions:
                     notes[name] = values[name].problems
         return Given(work, values, ids, {name: found for name, found in notes.items() if found})
 
-    def _from_file(self, codec: Codec[Any], path: Path, crop: Crop | None) -> tuple[Any, Slot]:
+    def _from_file(self, codec: Codec, path: Path, crop: Crop | None) -> tuple[Any, Slot]:
         """A value and what the model reads of it; whatever is wrong with either names the file."""
-        value, origin = codec.read(path, crop), self.request.origin
+        value: Any = codec.read(path, crop)
+        origin = self.request.origin
         is_made = origin is not None and origin.record is not None  # a run may have made an empty caption
         if isinstance(codec, CaptionCodec) and not is_made and not codec.wordpiece.encode(value):
             raise SampleError(f"{path}: holds no word, so it is no caption")

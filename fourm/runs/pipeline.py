@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -171,7 +170,7 @@ class Parts:
     """Everything loaded for a run."""
 
     network: FourM
-    codecs: Mapping[str, Codec[Any]]  # by modality
+    codecs: Mapping[str, Codec]  # by modality
     sentinels: range
     device: torch.device
 

@@ -149,7 +149,7 @@ class Saver:
     process: Process
     files: ResultFiles
     samples: SampleWriter
-    codecs: Mapping[str, Codec[Any]] = field(default_factory=dict)  # by modality
+    codecs: Mapping[str, Codec] = field(default_factory=dict)  # by modality
     saved: set[tuple[str, int]] = field(default_factory=set)  # key and variation of results, so far
     failed: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0  # results that were complete already
@@ -231,7 +231,7 @@ class Saver:
             with suppress(SampleError):  # the same error is reported when the result is decoded
                 film.keep(name, paths, slot, codec.decode(slot, diffusion))
         written = list[Path]()
-        if is_last or not codec.shares_colours:  # shared colours are known after the last picture
+        if is_last or codec.form.resample is not None:  # features share colours, known after the last picture
             for path, shown in film.draw(name, row, codec):
                 write_atomic(request.out, path, partial(shown.save, format="PNG"))
                 written.append(path)
@@ -265,7 +265,7 @@ class Saver:
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
         """Decode the values of one target; a diffusion decoder reports its steps."""
         codec, slot = self.codecs[name], batch.slots[name]
-        if not (isinstance(codec, GridCodec) and codec.diffuses):
+        if not isinstance(codec, GridCodec):
             return codec.decode(slot)
         steps = codec.decode_stepwise(slot, self._diffusion(name, works, self.request.detokenizer_steps))
         keys = tuple(work.sample.key.text for work in works)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,8 @@ def draw_neighbours(
     shown = _files(among, row.folder)
     keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
     codec = build_codec(row)
-    values = [codec.read(shown[key]) for key in keys]
-    made = codec.pictures(values) if isinstance(codec, GridCodec) else map(codec.picture, values)
+    values: list[Any] = [codec.read(shown[key]) for key in keys]
+    made = codec.pictures(values) if isinstance(codec, GridCodec) else [codec.picture(x) for x in values]
     drawn = dict(zip(keys, made, strict=True))
     pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))
     rows = []

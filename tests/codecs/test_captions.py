@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fourm.codecs.table import Codec, build_codec
+from fourm.codecs.table import build_codec
 from fourm.codecs.texts import CaptionCodec
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
@@ -49,7 +49,7 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
 
 
 @pytest.fixture
-def caption(wordpiece: WordPiece) -> Codec[str]:
+def caption(wordpiece: WordPiece) -> CaptionCodec:
     row = Modality("caption", Kind.SEQUENCE, 8, 16, codec="caption", folder="caption", suffix=".txt")
     return build_codec(row, wordpiece=wordpiece)
 
@@ -79,7 +79,7 @@ def test_a_caption_needs_a_text_tokenizer() -> None:
 
 
 def test_recorded_caption_files_are_read_as_recorded(
-    golden: Path, tmp_path: Path, caption: Codec[str]
+    golden: Path, tmp_path: Path, caption: CaptionCodec
 ) -> None:
     cases = json.loads((golden / "data" / "mini_dataset.json").read_text(encoding="utf-8"))["caption_files"]
     assert len(cases) == 10
@@ -97,14 +97,16 @@ def test_recorded_caption_files_are_read_as_recorded(
                 caption.read(path, crop)
 
 
-def test_recorded_samples_have_the_recorded_captions(golden: Path, caption: Codec[str]) -> None:
+def test_recorded_samples_have_the_recorded_captions(golden: Path, caption: CaptionCodec) -> None:
     recorded = json.loads((golden / "data" / "mini_dataset.json").read_text(encoding="utf-8"))
     for case in recorded["with_tokens"]:
         path = golden / "data" / "mini_dataset" / "caption" / "x" / f"{case['file_name']}.json"
         assert caption.read(path, Crop((9, 9), 0, 0, 9, 9, number=case["crop_number"])) == case["caption"]
 
 
-def test_caption_files_are_told_apart_by_extensions_of_any_case(tmp_path: Path, caption: Codec[str]) -> None:
+def test_caption_files_are_told_apart_by_extensions_of_any_case(
+    tmp_path: Path, caption: CaptionCodec
+) -> None:
     for name, data in (
         ("a.TXT", b'"a dog"'),
         ("b.JSON", b'"a dog"'),
@@ -115,7 +117,9 @@ def test_caption_files_are_told_apart_by_extensions_of_any_case(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", '{"caption": 3}', "[[]]", "nonsense", "", '"\\ud800"'])
-def test_json_without_a_caption_is_a_sample_error(tmp_path: Path, caption: Codec[str], content: str) -> None:
+def test_json_without_a_caption_is_a_sample_error(
+    tmp_path: Path, caption: CaptionCodec, content: str
+) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(SampleError, match=r"x\.json"):
         caption.read(tmp_path / "x.json")
@@ -124,7 +128,7 @@ def test_json_without_a_caption_is_a_sample_error(tmp_path: Path, caption: Codec
 @FEW
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".json", ".json.gz"]))
 def test_captions_of_random_bytes_are_text_or_sample_errors(
-    tmp_path: Path, caption: Codec[str], data: bytes, suffix: str
+    tmp_path: Path, caption: CaptionCodec, data: bytes, suffix: str
 ) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(data)
@@ -134,14 +138,14 @@ def test_captions_of_random_bytes_are_text_or_sample_errors(
 @FEW
 @given(text=st.text().filter(lambda text: not any(mark in text for mark in ("[PAD]", "[SOS]", "[EOS]"))))
 @example("\ufeffa mark in front")
-def test_written_captions_read_back(tmp_path: Path, caption: Codec[str], text: str) -> None:
+def test_written_captions_read_back(tmp_path: Path, caption: CaptionCodec, text: str) -> None:
     caption = replace(caption, row=replace(caption.row, max_tokens=1000))  # long enough for any of them
     caption.write(text, tmp_path / "x.txt")
     assert caption.read(tmp_path / "x.txt") == text
     caption.picture(text)
 
 
-def test_a_caption_is_known_up_to_its_end_and_decodes_to_itself(caption: Codec[str]) -> None:
+def test_a_caption_is_known_up_to_its_end_and_decodes_to_itself(caption: CaptionCodec) -> None:
     texts = ["a small red circle above", "blue", ""]
     slot = caption.encode(texts)
     assert slot.values.shape == (3, 8)
@@ -151,19 +155,19 @@ def test_a_caption_is_known_up_to_its_end_and_decodes_to_itself(caption: Codec[s
 
 
 def test_a_caption_with_a_sentinel_is_partly_known_and_has_no_end(
-    caption: Codec[str], wordpiece: WordPiece
+    caption: CaptionCodec, wordpiece: WordPiece
 ) -> None:
     slot = caption.encode(["a red [S_1]"])
     assert slot.values[slot.known].tolist() == [*wordpiece.encode("a red"), wordpiece.sentinels[1]]
 
 
-def test_a_caption_that_does_not_fit_is_a_sample_error(caption: Codec[str]) -> None:
+def test_a_caption_that_does_not_fit_is_a_sample_error(caption: CaptionCodec) -> None:
     with pytest.raises(SampleError, match=r"caption: 9 tokens, .* at most 8"):
         caption.encode(["a a a a a a a a"])
 
 
 def test_a_caption_of_a_file_that_does_not_fit_is_cut_to_what_does(
-    tmp_path: Path, caption: Codec[str]
+    tmp_path: Path, caption: CaptionCodec
 ) -> None:
     (tmp_path / "x.txt").write_text("a small red circle\nabove a blue square below a circle\n")
     value = caption.read(tmp_path / "x.txt")
@@ -174,7 +178,7 @@ def test_a_caption_of_a_file_that_does_not_fit_is_cut_to_what_does(
 
 
 def test_a_caption_of_a_file_that_is_to_be_completed_is_never_cut(
-    tmp_path: Path, caption: Codec[str]
+    tmp_path: Path, caption: CaptionCodec
 ) -> None:
     (tmp_path / "x.txt").write_text("[S_1] a a a a a a a a")
     with pytest.raises(SampleError, match="9 tokens"):
@@ -183,7 +187,7 @@ def test_a_caption_of_a_file_that_is_to_be_completed_is_never_cut(
 
 @pytest.mark.parametrize("mark", ["[PAD]", "[SOS]", "[EOS]"])
 def test_a_caption_file_with_a_mark_of_the_model_is_refused(
-    tmp_path: Path, caption: Codec[str], mark: str
+    tmp_path: Path, caption: CaptionCodec, mark: str
 ) -> None:
     """What follows an end mark would never be read, and nobody would know."""
     (tmp_path / "x.txt").write_text(f"a red {mark} circle")
@@ -191,7 +195,7 @@ def test_a_caption_file_with_a_mark_of_the_model_is_refused(
         caption.read(tmp_path / "x.txt")
 
 
-def test_what_is_not_read_of_a_caption_file_is_told(tmp_path: Path, caption: Codec[str]) -> None:
+def test_what_is_not_read_of_a_caption_file_is_told(tmp_path: Path, caption: CaptionCodec) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(["a red circle", "a zebra on a bike " + "a " * 8]))
     assert isinstance(caption, CaptionCodec)

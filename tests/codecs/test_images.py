@@ -18,6 +18,7 @@ from fourm.codecs.files import (
     write_array,
     write_png,
 )
+from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import (
     FORMS,
     NUM_COCO_LABELS,
@@ -27,7 +28,7 @@ from fourm.codecs.maps import (
     standardise_depth,
     turbo,
 )
-from fourm.codecs.table import Codec, build_codec
+from fourm.codecs.table import build_codec
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.state import full_grid
@@ -46,7 +47,7 @@ def grid_row(codec: str) -> Modality:
     return Modality("tok_x@32", Kind.GRID, 16, 20, (4, 4), 8, 32, codec=codec, tokenizer="x", title="X")
 
 
-def grid_codec(codec: str, **config: Any) -> Codec[Array]:
+def grid_codec(codec: str, **config: Any) -> GridCodec:
     torch.manual_seed(0)
     tokenizer = VQTokenizer(replace(SMALL, **config)).requires_grad_(False)
     return build_codec(grid_row(codec), tokenizer)

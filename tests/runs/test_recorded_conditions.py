@@ -48,7 +48,7 @@ def open_in(arrays: Arrays, case: str, mask: str) -> torch.Tensor:
     return torch.from_numpy(arrays[f"{case}/{mask}"] == 0)
 
 
-def value_of(codec: Codec[Any], recorded: Any) -> Any:
+def value_of(codec: Codec, recorded: Any) -> Any:
     """A recorded text as the value that it means."""
     text = " ".join(recorded) if isinstance(recorded, list) else recorded
     if not isinstance(codec, StructuredCodec):
