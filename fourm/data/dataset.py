@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fourm.data.layout import MAX_SAMPLES, Key, Sample
 from fourm.data.opening import open_file
@@ -27,7 +27,7 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 EXTENSIONS = frozenset((*PICTURE_SUFFIXES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
 TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
-UNKNOWN = "*"  # name of the samples of a folder or shard that cannot be listed
+UNKNOWN = "*"  # name of what is in a folder or shard that cannot be listed
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAX_NAME, MAX_PART = 1024, 255  # bytes of a member's name, folders included, and of each part of it
@@ -65,8 +65,8 @@ class Listing:
     """What lies in one modality's folder, or in tar shards there."""
 
     files: dict[Key, Path] = field(default_factory=dict)
-    problems: dict[Key, str] = field(default_factory=dict)  # of samples that no file can be read for
-    unlisted: dict[str, str] = field(default_factory=dict)  # folder of keys -> why there may be more in it
+    # Why no file can be read for a sample; under the name UNKNOWN, why there may be more in a folder.
+    problems: dict[Key, str] = field(default_factory=dict)
     top: Path = Path()  # the modality's folder
     flat: list[str] = field(default_factory=list)  # names of files directly in it, which are not read
     unread: Counter[str] = field(default_factory=Counter)  # extension -> number of files that have it
@@ -105,19 +105,12 @@ class Listing:
         self.files.setdefault(key, path)
         return key
 
-    @property
-    def all_problems(self) -> dict[Key, str]:
-        """Problems by sample; those of a folder that cannot be listed are named UNKNOWN."""
-        return self.problems | {Key(folder, UNKNOWN): why for folder, why in self.unlisted.items()}
-
-    def problem_of(self, key: Key) -> str:
-        """Why it is unknown which file the key has here; "" where it has one, or none."""
-        return self.problems.get(key) or self.unlisted.get(self.unlisted_above(key), "")
-
-    def unlisted_above(self, key: Key) -> str:
-        """The folder or shard of a key without a file that could not be listed; "" where all could."""
-        folders = _folder_and_above(key.folder) if self.unlisted and key not in self.files else []
-        return next((folder for folder in folders if folder in self.unlisted), "")
+    def cause_of(self, key: Key) -> Key | None:
+        """The key in `problems` that says why it is unknown which file this key has here, if it is."""
+        if not self.problems or (key in self.files and key not in self.problems):
+            return None
+        above = (Key(folder, UNKNOWN) for folder in _folder_and_above(key.folder))
+        return next((one for one in (key, *above) if one in self.problems), None)
 
 
 @dataclass(slots=True)
@@ -127,6 +120,15 @@ class Shard:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
     unreadable: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
     problem: str = ""  # why there may be more members than are listed here
+
+
+class _Guarded(BufferedReader):
+    """A file for tarfile: no header makes it read more than a header can need."""
+
+    def read(self, size: int) -> bytes:  # type: ignore[override]
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return super().read(size)
 
 
 def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
@@ -141,20 +143,20 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
     match_spellings([*found.values(), *extra.values()])
     everything = found | extra
-    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, str]]()
+    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, Key]]()
     for key in _ordered_keys(found):
-        problems = [problem for one in found.values() if (problem := one.problem_of(key))]
-        lacking = [modality for modality, one in found.items() if key not in one.files]
-        if lacking and not problems:
-            incomplete.append(f"{key.text} has no file in {', '.join(folders[m] for m in lacking)}")
+        causes = [(name, cause) for name, one in everything.items() if (cause := one.cause_of(key))]
+        lacking = [folders[modality] for modality, one in found.items() if key not in one.files]
+        if lacking and not any(name in found for name, _ in causes):
+            incomplete.append(f"{key.text} has no file in {', '.join(lacking)}")
             continue
-        told |= {(m, found[m].unlisted_above(key)) for m in lacking if key not in found[m].problems}
-        problems += [problem for one in extra.values() if (problem := one.problem_of(key))]
+        told.update(causes)
         files = {name: one.files[key] for name, one in everything.items() if key in one.files}
-        samples.append(Sample(key, files=files, problem="; ".join(dict.fromkeys(problems))))
+        problems = dict.fromkeys(everything[name].problems[cause] for name, cause in causes)
+        samples.append(Sample(key, files=files, problem="; ".join(problems)))
     for modality, one in found.items():
-        untold = {folder: why for folder, why in one.unlisted.items() if (modality, folder) not in told}
-        samples += [Sample(Key(folder, UNKNOWN), problem=why) for folder, why in sorted(untold.items())]
+        untold = sorted(k for k in one.problems if k.name == UNKNOWN and (modality, k) not in told)
+        samples += [Sample(key, problem=one.problems[key]) for key in untold]
     notes = [note for one in found.values() for note in one.notes]
     if not samples:
         reasons = [f": {text}" for text in (*notes, *incomplete)]
@@ -264,15 +266,15 @@ def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
     """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
     names = dict[Key, str]()
     for one in found.values():
-        here = {key: path.name for key, path in one.files.items()} | {key: key.name for key in one.problems}
-        names = here | names
+        here = {key: path.name for key, path in one.files.items()}
+        names = here | {key: key.name for key in one.problems if key.name != UNKNOWN} | names
     return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
 
 
 def _walk(top: Path, found: Listing) -> None:
     """Note all files below a modality's folder."""
     # Folders still to be read: path, name in keys ("" for the modality's own), devices and inodes around it.
-    todo, named_like_files = [(str(top), "", frozenset[tuple[int, int]]())], dict[Key, tuple[str, str]]()
+    todo, like_files = [(str(top), "", frozenset[tuple[int, int]]())], dict[Key, str]()
     for _ in range(MAX_SAMPLES):
         if not todo:
             break
@@ -282,9 +284,10 @@ def _walk(top: Path, found: Listing) -> None:
             with os.scandir(path) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
+            why = f"{path}: cannot be read ({error.strerror})"
             if not folder:
-                raise UsageError(f"{top}: cannot be read ({error.strerror})") from error
-            found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
+                raise UsageError(why) from error
+            found.problems[Key(folder, UNKNOWN)] = why
             continue
         inode = (status.st_dev, status.st_ino)
         for entry in entries if inode not in around else ():  # links may lead in a circle
@@ -294,14 +297,17 @@ def _walk(top: Path, found: Listing) -> None:
             if not (entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))):
                 _add_file(found, entry, folder)
                 continue
-            name = f"{folder}/{entry.name}".lstrip("/")
-            todo.append((entry.path, name, around | {inode}))
+            todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
             if folder and (suffix := suffix_of(entry.name)):
-                named_like_files[Key(folder, entry.name[: -len(suffix)])] = (entry.path, name)
+                like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
     else:
         raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
-    if named_like_files:
-        _add_empty_folders(found, named_like_files)
+    # A folder `name.png` that holds no sample stands where a file should be.
+    folders = {key.folder for key in (*found.files, *found.problems)} if like_files else ()
+    occupied = {above for folder in folders for above in _folder_and_above(folder)}
+    for key, path in like_files.items():
+        if f"{key.folder}/{os.path.basename(path)}" not in occupied and key not in found.files:
+            found.problems[key] = f"{path}: a folder, where a file should be"
 
 
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
@@ -313,11 +319,11 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
         _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
     elif end := next(filter(lower.endswith, COMPRESSED), ""):
         why = f"a compressed shard gives no access to single members; unpack it to {SUFFIX}"
-        found.unlisted[within + name[: -len(end)]] = f"{entry.path}: {why}"
+        found.problems[Key(within + name[: -len(end)], UNKNOWN)] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         with suppress(OSError):  # it is gone by now
-            target = os.readlink(entry.path)
-            found.unlisted[within + name] = f"{entry.path}: a link to {target}, which is not there"
+            why = f"a link to {os.readlink(entry.path)}, which is not there"
+            found.problems[Key(within + name, UNKNOWN)] = f"{entry.path}: {why}"
     else:
         found.add(folder, name, Path(entry.path))
 
@@ -327,8 +333,7 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
     try:
         shard = read_shard(path)
     except OSError as error:
-        found.unlisted[folder] = f"{path}: cannot be read ({error.strerror})"
-        return
+        shard = Shard(problem=f"cannot be read ({error.strerror})")
     for name in (*shard.members, *shard.unreadable):
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
@@ -337,17 +342,7 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
         if key is not None and name in shard.unreadable:
             found.problems[key] = f"{path / name}: {shard.unreadable[name]}"
     if shard.problem:
-        found.unlisted[folder] = f"{path}: {shard.problem}"
-
-
-def _add_empty_folders(found: Listing, folders: Mapping[Key, tuple[str, str]]) -> None:
-    """A folder `name.png` that holds no sample stands where a file should be."""
-    occupied = set(found.unlisted)
-    for folder in {key.folder for key in found.files}:
-        occupied |= set(_folder_and_above(folder))
-    for key, (path, name) in folders.items():
-        if name not in occupied and key not in found.files:
-            found.problems[key] = f"{path}: a folder, where a file should be"
+        found.problems[Key(folder, UNKNOWN)] = f"{path}: {shard.problem}"
 
 
 def _folder_and_above(folder: str) -> list[str]:
@@ -358,31 +353,26 @@ def _folder_and_above(folder: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def _index(path: Path, size: int, changed: int) -> Shard:
     shard = Shard()
-    with open_file(path) as file:
-        end = _read_members(shard, file)
-    last = next(reversed(shard.members), "")
-    if last and sum(shard.members[last]) > size:
-        shard.unreadable[last] = "is cut off with the end of its shard"
-        del shard.members[last]
+    with _Guarded(open_file(path).detach()) as file:
+        end = _read_members(shard, file, size)
     if end:
         known = f"{len(shard.members):,} of its members are" if shard.members else "nothing in it is"
         shard.problem = "; ".join(filter(None, (shard.problem, end, f"{known} known")))
     return shard
 
 
-def _read_members(shard: Shard, file: BufferedReader) -> str:
+def _read_members(shard: Shard, file: _Guarded, size: int) -> str:
     """Fill in the members; what is wrong with the place where they end, or nothing."""
     if form := next((_MAGIC[magic] for magic in _MAGIC if file.peek(_BLOCK).startswith(magic)), ""):
         return f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
-    guarded: Any = _Guarded(file)
     before = -1
     try:
-        with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 if member.offset <= before or member.size < 0:
                     raise tarfile.ReadError("a header leads backwards")
                 before = member.offset
-                _add_member(shard, member)
+                _add_member(shard, member, size)
             file.seek(tar.offset)
     except Exception as error:  # tarfile raises errors of many kinds for malformed headers
         return f"is cut off or damaged ({str(error)[:100]})"
@@ -392,7 +382,7 @@ def _read_members(shard: Shard, file: BufferedReader) -> str:
     return f"is damaged at byte {end}" if any(block) else ""  # an archive ends with empty blocks
 
 
-def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:
+def _add_member(shard: Shard, member: tarfile.TarInfo, end: int) -> None:
     """Note one member, under the name that it has without `./` and doubled slashes."""
     if member.isdir():
         return
@@ -407,18 +397,7 @@ def _add_member(shard: Shard, member: tarfile.TarInfo) -> None:
         shard.unreadable[name] = "stands in its shard more than once"
     elif not member.isreg() or member.issparse():
         shard.unreadable[name] = "is a link, a device or a file with holes; only plain members are read"
+    elif member.offset_data + member.size > end:
+        shard.unreadable[name] = "is cut off with the end of its shard"
     else:
         shard.members[name] = (member.offset_data, member.size)
-
-
-class _Guarded:
-    """A file as tarfile may see it: no header makes it read more than a header can need."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)

@@ -91,10 +91,6 @@ class Crop:
     mirrored: bool = False
     number: int = 0  # row in token files, caption lists and SAM files of several crops
 
-    def __post_init__(self) -> None:
-        if min(*self.whole, self.height, self.width) < 1:
-            raise ValueError(f"an empty crop: {self}")
-
 
 def number_keys(count: int) -> list[Key]:
     """Keys for samples without names: `00000/000000`, with a folder for each 1000."""

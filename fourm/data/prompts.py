@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,10 +47,8 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
     if suffix in (*JSON_LINES, *TABLES):
         names, rows = _rows(text, where, suffix)
         name = _column(names, column, where) if names else column or COLUMNS[0]
-        prompts = [
-            _check_prompt(row.get(name) if isinstance(row, dict) else row, number, name, where)
-            for number, row in rows
-        ]
+        records = [(number, row if isinstance(row, dict) else {name: row}) for number, row in rows]
+        prompts = [_cell(row, name, COLUMNS[0], f"{where}: line {number}") for number, row in records]
     elif suffix in (".json", ".yaml", ".yml", ".parquet"):
         raise UsageError(
             f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl, not from {suffix} files"
@@ -76,25 +74,16 @@ def parse_columns(
     text = _text(data, where)
     if suffix not in (*JSON_LINES, *TABLES):
         raise UsageError(f"{where}: {', '.join(names)} are columns of a .tsv, .csv or .jsonl file")
-    listed, read = _rows(text, where, suffix)
-    if not (rows := list(read)):
+    listed, rows = _rows(text, where, suffix)
+    if not rows:
         raise UsageError(f"{where}: holds no row")
     if bare := [number for number, row in rows if not isinstance(row, dict)]:
         raise UsageError(f"{where}: line {bare[0]} is no object with a key for each condition")
     columns = {name: _column(listed, column if name == COLUMNS[0] else name, where) for name in names}
-    found = list[dict[str, str]]()
-    for number, row in rows:
-        cells = dict[str, str]()
-        for name, source in columns.items():
-            if source not in row:
-                raise UsageError(f"{where}: line {number} has nothing under '{source}'")
-            cell = row[source]
-            if name == COLUMNS[0]:
-                _check_prompt(cell, number, source, where)
-            cells[name] = cell if isinstance(cell, str) else json.dumps(cell)
-            _check_encodable(cells[name], number, where)
-        found.append(cells)
-    return found
+    return [
+        {name: _cell(row, source, name, f"{where}: line {number}") for name, source in columns.items()}
+        for number, row in rows
+    ]
 
 
 def missing_file(path: Path) -> UsageError:
@@ -115,18 +104,17 @@ def _text(data: bytes, where: str) -> str:
         raise UsageError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
 
 
-def _check_prompt(value: object, number: int, name: str, where: str) -> str:
-    """The text of a record's prompt; UsageError for anything else, so that no row is lost or misread."""
-    if not isinstance(value, str) or not value.strip():
-        what = "nothing" if isinstance(value, str) else "no text"
-        raise UsageError(f"{where}: line {number} has {what} under '{name}'")
-    _check_encodable(value, number, where)
-    return value
-
-
-def _check_encodable(text: str, number: int, where: str) -> None:
+def _cell(row: Mapping[str, object], column: str, name: str, where: str) -> str:
+    """The text under a column; UsageError where there is none, so that no row is lost or misread."""
+    cell, is_caption = row.get(column), name == COLUMNS[0]
+    if is_caption and not isinstance(cell, str):
+        raise UsageError(f"{where} has no text under '{column}'")
+    text = cell if isinstance(cell, str) else json.dumps(cell)
+    if column not in row or (is_caption and not text.strip()):
+        raise UsageError(f"{where} has nothing under '{column}'")
     if re.search(r"[\ud800-\udfff]", text):
-        raise UsageError(f"{where}: line {number} holds half a character, which is no text")
+        raise UsageError(f"{where} holds half a character, which is no text")
+    return text
 
 
 def _check_no_records(lines: Sequence[str], where: str) -> None:
@@ -141,14 +129,14 @@ def _check_no_records(lines: Sequence[str], where: str) -> None:
         raise UsageError(f"{where}: line {number} is JSON, {why}")
 
 
-def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]:
+def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
     """The names of a table's columns, and its rows that are not blank.
 
     A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
     """
     if suffix in JSON_LINES:
-        objects = (record for _, record in parse_json_lines(text, where) if isinstance(record, dict))
-        return list(next(objects, ())), parse_json_lines(text, where)
+        values = list(parse_json_lines(text, where))
+        return list(next((value for _, value in values if isinstance(value, dict)), ())), values
     if suffix == ".tsv":
         split = (line.rstrip("\r").split("\t") for line in text.split("\n"))
         lines: Iterable[tuple[int, list[str]]] = enumerate(split, start=1)
@@ -165,7 +153,7 @@ def _rows(text: str, where: str, suffix: str) -> tuple[list[str], Iterable[Row]]
         if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
             count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
             raise UsageError(f"{where}: line {number} has {count}, where the header has {len(names)}{advice}")
-    return names, ((number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:])
+    return names, [(number, dict(zip(names, cells, strict=False))) for number, cells in filled[1:]]
 
 
 def _csv_lines(text: str, where: str) -> Iterable[tuple[int, list[str]]]:

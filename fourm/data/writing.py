@@ -90,14 +90,14 @@ def vanished(root: Path) -> FourMError:
 def check_writable(root: Path) -> None:
     """OSError if no file can be created below root."""
     try:
-        _new_file(root, "").unlink()
+        _new_file(root).unlink()
     finally:
         remove_leftovers(root)
 
 
 def server_clock(root: Path) -> float:
     """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
-    file = _new_file(root, "")
+    file = _new_file(root)
     try:
         return file.stat().st_mtime - time.time()
     finally:
@@ -105,7 +105,7 @@ def server_clock(root: Path) -> float:
 
 
 def process_name() -> str:
-    """A unique name of this process, also of a forked one; it begins with a name of the machine."""
+    """A unique name of this process; it begins with a name of the machine."""
     return _name_of(os.getpid())
 
 
@@ -148,7 +148,10 @@ def remove_leftovers(root: Path) -> None:
 
     Files that do not have a name of this program are kept. To be called when this process is not writing.
     """
-    _release(root)
+    if file := _claims.pop((process_name(), os.path.abspath(root)), None):
+        file.close()  # first, because Windows deletes no open file
+        with suppress(OSError):
+            (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
     if not stat.S_ISDIR(mode_of(root / PARTIAL) or 0):
         return
     found = [(process, path) for process, path in _list_partial(root) if process]
@@ -289,7 +292,7 @@ def _unfinished(root: Path, path: Path) -> Iterator[Path]:
         raise FourMError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _new_file(root: Path, suffix: str) -> Path:
+def _new_file(root: Path, suffix: str = "") -> Path:
     """Create an empty file in `root/.partial`, a folder that other processes may remove at any moment."""
     file = root / PARTIAL / f"{process_name()}-{next(_counter)}{suffix}"
     for _ in range(100):
@@ -315,13 +318,6 @@ def _claim(root: Path) -> None:
         file.close()
         raise FileNotFoundError(path)
     _claims[claim] = file
-
-
-def _release(root: Path) -> None:
-    if file := _claims.pop((process_name(), os.path.abspath(root)), None):
-        file.close()  # first, because Windows deletes no open file
-        with suppress(OSError):
-            (root / PARTIAL / f"{process_name()}{_LOCK}").unlink(missing_ok=True)
 
 
 def _fill(text: str, file: Path) -> None:

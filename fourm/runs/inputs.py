@@ -154,7 +154,7 @@ def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> 
     beside = {name: list_folder(root, name) for name in names if os.path.lexists(root / name)}
     own = {name: list_folder(out, name) for name in (CROP_SETTINGS,) if os.path.lexists(out / name)}
     match_spellings([*listed.values(), *beside.values(), *own.values()])
-    problems = {key: problem for one in listed.values() for key, problem in one.all_problems.items()}
+    problems = {key: problem for one in listed.values() for key, problem in one.problems.items()}
     notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
     keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
     if not keys:
@@ -165,7 +165,7 @@ def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> 
     samples = list[Sample]()
     for key in keys:
         extra = beside | {name: one for name, one in own.items() if key in one.files}
-        wrong = (problem for one in extra.values() if (problem := one.problem_of(key)))
+        wrong = (one.problems[cause] for one in extra.values() if (cause := one.cause_of(key)))
         files = {name: one.files[key] for name, one in (listed | extra).items() if key in one.files}
         samples.append(Sample(key, files=files, problem=problems.get(key) or next(wrong, "")))
     return Dataset(tuple(samples), notes=notes)
