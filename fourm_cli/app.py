@@ -16,11 +16,10 @@ import typer
 from fourm import __version__
 from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
-from fourm_cli.convert import convert_app
-from fourm_cli.folders import plot, retrieve, verify
+from fourm_cli.folders import convert_app, plot, retrieve, verify
 from fourm_cli.generate import generate, sr, tokenize
 from fourm_cli.models import download, models_app
-from fourm_cli.options import add_command
+from fourm_cli.options import help_of
 from fourm_cli.schedules import schedule_app
 
 # How an interrupted command goes on.
@@ -39,13 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-add_command(app, generate)
-add_command(app, sr)
-add_command(app, tokenize)
-add_command(app, download)
-add_command(app, retrieve)
-add_command(app, plot)
-add_command(app, verify)
+for command in (generate, sr, tokenize, download, retrieve, plot, verify):
+    app.command(**help_of(command))(command)
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")

@@ -16,7 +16,7 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fourm.data.opening import open_file, open_text
@@ -40,6 +40,7 @@ PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no ter
 REFRESH = 8.0  # updates of the live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
+NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", steps=1)
 # How each line of a log begins; logs of other programs have other events.
 _LOG_LINE = re.compile(
     rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
@@ -59,8 +60,7 @@ def print_json(value: object) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
     """Print a table to stdout, columns in `numbers` right-aligned. Lines in a file or pipe never wrap."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    is_terminal = sys.stdout.isatty()
+    table, is_terminal = Table(box=None, pad_edge=False, header_style="bold"), sys.stdout.isatty()
     for index, column in enumerate(columns):
         # On a narrow terminal all columns but the first, which names the row, are wrapped.
         table.add_column(column, no_wrap=index == 0 or not is_terminal, overflow="fold")
@@ -75,9 +75,9 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
+def counted(number: int, thing: str) -> str:
     """`1 sample`, `1,200 samples`."""
-    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+    return f"{number:,} {thing if number == 1 else f'{thing}s'}"
 
 
 def duration(seconds: float) -> str:
@@ -97,17 +97,17 @@ def size_text(num_bytes: int) -> str:
     return f"{size:.3g} {units[-1]}"
 
 
-class PacedNotes:
-    """Prints notes on how far something is, one every few seconds at most."""
+def paced_notes(quiet: bool = False) -> Callable[[str], None]:
+    """A function that prints notes on how far something is, one every few seconds at most."""
+    spoken = time.monotonic()
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._spoken = quiet, time.monotonic()
-
-    def note(self, text: str) -> None:
-        """Print a note, unless the last one was a moment ago."""
-        if not self._quiet and time.monotonic() - self._spoken >= PLAIN_LINE_SECONDS:
-            self._spoken = time.monotonic()
+    def say(text: str) -> None:
+        nonlocal spoken
+        if not quiet and time.monotonic() - spoken >= PLAIN_LINE_SECONDS:
+            spoken = time.monotonic()
             note(text)
+
+    return say
 
 
 def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
@@ -165,24 +165,22 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
         get_renderable=lambda: picture(tally), console=console, refresh_per_second=REFRESH, transient=True
     )
     with bars if is_live and not quiet else nullcontext():
-        for event in lines(logged(events, log), tally, say, interval=None if is_live else PLAIN_LINE_SECONDS):
+        for event in lines(events, tally, say, interval=None if is_live else PLAIN_LINE_SECONDS):
             last = event
+            if log is not None:
+                _write_line(log, event)
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
     say(summary(last, tally))
     return last
 
 
-def logged(events: Iterable[Event], log: TextIO | None) -> Iterator[Event]:
-    """Pass events on, writing each as one line of JSON."""
-    for event in events:
-        if log is not None:
-            try:
-                log.write(json.dumps(to_json(event)) + "\n")
-                log.flush()
-            except OSError as error:
-                raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
-        yield event
+def _write_line(log: TextIO, event: Event) -> None:
+    try:
+        log.write(json.dumps(to_json(event)) + "\n")
+        log.flush()
+    except OSError as error:
+        raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
 
 
 @dataclass(slots=True)
@@ -191,7 +189,7 @@ class Tally:
 
     clock: Callable[[], float] = time.monotonic
     begun: float = 0.0  # clock at the start of decoding
-    start: Started | None = None
+    start: Started = NOT_STARTED
     step: Stepped | Detokenized | None = None
     loading: str = "starting"
     counts: Counter[type[Event]] = field(default_factory=Counter)
@@ -211,10 +209,11 @@ class Tally:
                 self.loading = f"loading {what}"
             case Stepped():
                 self.loading, self.step = "", event
-                # An autoregressive target has an event for each token.
-                self.begun = self.clock() - event.seconds if self.counts[Stepped] == 1 else self.begun
+                if self.counts[Stepped] == 1:
+                    self.begun = self.clock() - event.seconds
                 self.tokens += event.fixed
                 self.decoding += event.seconds
+                # An autoregressive target has an event for each token.
                 self.decoded = self.done + len(event.keys) * event.share
             case Detokenized():
                 self.step = event
@@ -222,8 +221,6 @@ class Tally:
                 self.detokenizing += event.seconds
             case Saved():
                 self.loading = ""
-            case Finished():
-                self.step = None
 
     @property
     def done(self) -> int:
@@ -233,29 +230,29 @@ class Tally:
     @property
     def todo(self) -> int:
         """Results (samples times variations) that this run has to make."""
-        return self.start.total - self.start.skipped if self.start else 0
+        return self.start.total - self.start.skipped
 
     @property
     def unit(self) -> str:
         """What is counted: "sample" if each has one result, else "result"."""
-        return "sample" if self.start is None or self.start.variations == 1 else "result"
+        return "sample" if self.start.variations == 1 else "result"
 
     @property
     def has_no_steps(self) -> bool:
         """True for a run that only turns values into tokens."""
-        return self.start is not None and self.start.steps == 0
+        return self.start.steps == 0
 
     @property
-    def tokens_per_second(self) -> float:
+    def rate(self) -> str:
         """Tokens fixed per second of decoding."""
-        return self.tokens / self.decoding if self.decoding else 0.0
+        return f"{self.tokens / self.decoding if self.decoding else 0.0:.0f} tokens/s"
 
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
         if self.has_no_steps and self.done:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
-        if not self.start or not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
+        if not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
             return None
         whole = self.todo * self.decoding / self.decoded if self.decoded else 0.0
         if self.evaluations:
@@ -272,17 +269,17 @@ def lines(
     for event in events:
         tally.take(event)
         if isinstance(event, Failed | Malformed | Noted):
-            if tally.counts[type(event)] <= FAILURES_SHOWN:
-                is_last = isinstance(event, Failed) and tally.counts[Failed] == FAILURES_SHOWN
+            if (count := tally.counts[type(event)]) <= FAILURES_SHOWN:
+                is_last = isinstance(event, Failed) and count == FAILURES_SHOWN
                 say(_problem(event) + ("; more failures are only counted here" if is_last else ""))
         elif isinstance(event, Halved):
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
-        elif interval is not None and isinstance(event, Started | Loading):
+        elif interval is None or isinstance(event, Finished):
+            pass
+        elif isinstance(event, Started | Loading):
             say(headline(event) if isinstance(event, Started) else tally.loading)
-        elif (
-            isinstance(event, Stepped | Detokenized) or (isinstance(event, Saved) and tally.has_no_steps)
-        ) and (interval is not None and tally.clock() - printed >= interval):
+        elif (tally.has_no_steps or not isinstance(event, Saved)) and tally.clock() - printed >= interval:
             printed = tally.clock()
             say(progress_line(tally, event))
         yield event
@@ -302,10 +299,8 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
     """A line of progress after an event."""
     what, left = "", tally.seconds_left
     if isinstance(event, Stepped):
-        what = (
-            f"; {event.target} step {event.step + 1}/{event.steps}, {event.done}/{event.total} tokens, "
-            f"{tally.tokens_per_second:.0f} tokens/s"
-        )
+        tokens = f"{event.done}/{event.total} tokens, {tally.rate}"
+        what = f"; {event.target} step {event.step + 1}/{event.steps}, {tokens}"
     elif isinstance(event, Detokenized):
         what = f"; {event.target} to values, step {event.done}/{event.total}"
     time_left = "" if left is None else f", {duration(left)} left"
@@ -322,17 +317,15 @@ def summary(end: Finished, tally: Tally) -> str:
         f"{counted(malformed, 'malformed text')} kept (see malformed/)" if malformed else "",
         f"{counted(noted, 'condition')} read in part" if noted else "",
     )
-    rate = f", {tally.tokens_per_second:.0f} tokens/s" if tally.tokens else ""
+    rate = f", {tally.rate}" if tally.tokens else ""
     return f"{', '.join(filter(None, parts))} in {duration(end.seconds)}{rate}"
 
 
 def picture(tally: Tally) -> RenderableType:
     """The live display: bars for the samples and the steps of the current batch, and a line of details."""
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    grid.add_column(no_wrap=True, min_width=12)
-    grid.add_column(ratio=1)
-    grid.add_column(no_wrap=True, justify="right", min_width=13)
-    grid.add_column(no_wrap=True, justify="right", min_width=14)
+    right = [Column(no_wrap=True, justify="right", min_width=width) for width in (13, 14)]
+    columns = (Column(no_wrap=True, min_width=12), Column(ratio=1), *right)
+    grid = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
     left, step = tally.seconds_left, tally.step
     rows = [(f"{tally.unit}s", tally.done, tally.todo, "", "" if left is None else f"{duration(left)} left")]
     if isinstance(step, Stepped):
@@ -366,7 +359,6 @@ def _activity(tally: Tally) -> str:
         facts = ["diffusion", f"{step.seconds:.2f} s per step"]
     else:
         guidance = f"guidance {step.guidance:g}" if step.guidance != 1 else ""
-        rate = f"{tally.tokens_per_second:.0f} tokens/s"
-        facts = [step.scheme, f"temperature {step.temperature:.2f}", guidance, rate]
+        facts = [step.scheme, f"temperature {step.temperature:.2f}", guidance, tally.rate]
     failed = f"{tally.counts[Failed]} failed" if tally.counts[Failed] else ""
     return ", ".join(filter(None, [*facts, failed]))

@@ -1,4 +1,4 @@
-"""The commands that look at folders of samples: `plot` draws them, `retrieve` compares, `verify` checks."""
+"""The commands that read folders of samples: `plot`, `retrieve`, `verify` and `convert`."""
 
 import itertools
 import sys
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import typer
 
-from fourm.data.opening import local_path
+from fourm.data.opening import local_path, output_path
+from fourm.data.writing import check_drawing
 from fourm.errors import SampleError, UsageError, VerificationError
-from fourm_cli.console import PacedNotes, counted, note, print_json, print_path, print_table
-from fourm_cli.options import argument, option, parse_folder, with_options
+from fourm.hub.files import DEMO, find_model
+from fourm_cli.console import counted, note, paced_notes, print_json, print_path, print_table
+from fourm_cli.options import argument, help_of, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
+convert_app = typer.Typer(no_args_is_help=True)
 
 
 @with_options(
@@ -48,7 +51,6 @@ def plot(
         fourm plot out --count 20 --no-contact
         fourm plot out --html --no-sheets
     """
-    from fourm.hub.files import find_model
     from fourm.output.samples import open_results
 
     if not (sheets or html):
@@ -62,7 +64,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import plot_album, plots_folder
 
-    album, plots, progress = open_album(root, model, results), plots_folder(root), PacedNotes(quiet)
+    album, plots, progress = open_album(root, model, results), plots_folder(root), paced_notes(quiet)
     chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
     # Problems of each sample that was drawn, and characters that no font has.
@@ -70,7 +72,7 @@ def plot(
 
     def seen(key: str, problems: tuple[str, ...], number: int) -> None:
         found[key] = problems
-        progress.note(f"{number:,} of {len(chosen.keys):,} samples drawn")
+        progress(f"{number:,} of {len(chosen.keys):,} samples drawn")
 
     if sheets:
         for number, one in enumerate(plot_album(album, count, films, contact), 1):
@@ -124,9 +126,6 @@ def retrieve(
         fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
     """
-    from fourm.data.writing import check_drawing
-    from fourm.hub.files import DEMO, find_model
-
     registry = find_model(DEMO if model is None else model).registry
     for folder in (queries, among):
         if not folder.is_dir():
@@ -166,8 +165,8 @@ def verify(*, folder: str, as_json: bool = False) -> None:
     """
     from fourm.output.verify import verify_folder
 
-    progress, root = PacedNotes(), parse_folder(folder, sys.stdin.buffer)
-    verdict = verify_folder(root, lambda done, total: progress.note(f"{done:,} of {total:,} files"))
+    progress, root = paced_notes(), parse_folder(folder, sys.stdin.buffer)
+    verdict = verify_folder(root, lambda done, total: progress(f"{done:,} of {total:,} files"))
     if as_json:
         print_json(verdict.to_json())
     else:
@@ -182,3 +181,45 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         print(f"{'ok' if verdict.ok else 'not ok'}: {what}{': ' if counts else ''}{counts}")
     if not verdict.ok:
         raise typer.Exit(VerificationError.exit_code)
+
+
+def convert() -> None:
+    """Convert files of other programs to open formats.
+
+    Examples:
+        fourm convert sam-instances dataset --out converted
+    """
+
+
+@with_options(
+    source=argument("Dataset folder with sam_instance/<folder>/<name>.npy.", "DIR", parser=local_path),
+    out=option(
+        "Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path, show_default=False
+    ),
+    overwrite=option("Convert again what is there already."),
+    quiet=option("Say only what went wrong.", None, None, "--quiet", "-q"),
+)
+def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bool = False) -> None:
+    """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused.
+
+    Examples:
+        fourm convert sam-instances dataset --out converted
+    """
+    from fourm.runs.convert import convert_dataset
+
+    made = kept = failed = 0
+    for one in convert_dataset(source, out, overwrite):
+        kept += one.was_there
+        failed += bool(one.problem)
+        made += not (one.was_there or one.problem)
+        if one.problem:
+            note(one.problem)
+    if not quiet:
+        note(f"{made} converted, {kept} were there, {failed} failed")
+    print_path(out)
+    if failed:
+        raise typer.Exit(SampleError.exit_code)
+
+
+convert_app.callback(**help_of(convert))(convert)
+convert_app.command(**help_of(sam_instances))(sam_instances)

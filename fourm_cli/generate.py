@@ -14,6 +14,7 @@ import typer
 
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
+from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, resolve_tokenizer, with_parts
 from fourm.hub.header import read_header
 from fourm.runs.world import World, parse_world
 from fourm.schedule.settings import RunSettings, merge, read_settings
@@ -31,14 +32,12 @@ from fourm_cli.options import (
     option,
     parse_batch_size,
     parse_device,
-    parse_dtype,
     parse_folder,
     with_options,
 )
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
-    from fourm.hub.files import ModelFiles
     from fourm.output.record import RunRecord
     from fourm.runs.events import Event
     from fourm.runs.origins import Replay
@@ -85,7 +84,6 @@ def generate(
         fourm generate --replay out/rgb/00000/000003.png --out again
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
-    from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
     from fourm.runs.request import Origin
@@ -176,7 +174,7 @@ def sr(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
-        dtype=parse_dtype(machine.dtype, made.dtype if made else None),
+        dtype=machine.dtype or (made.dtype if made else "auto"),
         origin=Origin(made, is_beside=out is None or real(out) == real(root)),
     )  # fmt: skip
     _make(request, None, dataset, report)
@@ -214,7 +212,6 @@ def tokenize(
         fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
-    from fourm.hub.files import DEMO, find_model
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
 
@@ -226,7 +223,7 @@ def tokenize(
     request = TokenizeRequest(
         files, tuple(found), dataset.samples, out, num_crops=crops,
         min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(machine.batch_size),
-        device=parse_device(machine.device), dtype=parse_dtype(machine.dtype), attention=machine.attention,
+        device=machine.device or "auto", dtype=machine.dtype or "auto", attention=machine.attention,
         overwrite=overwrite, world=world,
     )  # fmt: skip
 
@@ -254,19 +251,18 @@ def _requester(
     return partial(
         Request, out=out, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
         overwrite=writing.overwrite, batch_size=parse_batch_size(machine.batch_size),
-        device=parse_device(machine.device, given.device), dtype=parse_dtype(machine.dtype, given.dtype),
+        device=machine.device or parse_device(given.device or "auto"),
+        dtype=machine.dtype or given.dtype or "auto",
         attention=machine.attention, decode=writing.decode, preview=writing.preview,
         detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
     )  # fmt: skip
 
 
-def _with_parts(files: "ModelFiles", machine: Machine, given: RunSettings | None = None) -> "ModelFiles":
+def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings | None = None) -> ModelFiles:
     """A model with the parts that YAML files and options name.
 
     `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
     """
-    from fourm.hub.files import resolve_tokenizer, with_parts
-
     own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
     if given is not None:
         read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
@@ -303,11 +299,10 @@ def _check_kept(data: Path, out: Path) -> None:
 
 
 def _repeat(
-    replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
+    replay: "Replay", files: ModelFiles, run: "Callable[..., Request]"
 ) -> "tuple[Request, Request | None, Dataset]":
     """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
-    from fourm.hub.files import find_sr
     from fourm.runs.origins import sr_name
     from fourm.runs.request import Origin
     from fourm.schedule.plan import parse_chain
@@ -329,7 +324,7 @@ def _repeat(
     return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
 
 
-def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
+def _notes(dataset: "Dataset", files: ModelFiles) -> Iterator[str]:
     from fourm.runs.inputs import note_unknown_words
 
     yield from dataset.incomplete[:INCOMPLETE_SHOWN]

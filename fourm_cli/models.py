@@ -8,33 +8,31 @@ import typer
 
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
+from fourm.hub.cache import cache_folder
+from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import AsJson, add_command, argument, download_names, known_names, option, with_options
+from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
 
 if TYPE_CHECKING:
     from fourm.hub.inventory import ModelInfo
 
-EXAMPLES = """
-[bold]Examples[/bold]
-
-fourm models
-
-fourm models show 4m-21-xl
-
-fourm models show 4m-7-b --json
-"""
 CHOICE = "What to fetch"  # a panel of the help text
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
 SHOWN_COMMIT = 7  # characters of a commit in tables
-models_app = typer.Typer(help="List every known model and tokenizer, or show one whole.", epilog=EXAMPLES)
+models_app = typer.Typer()
 
 
-@models_app.callback(invoke_without_command=True)
-def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List every known model and tokenizer: size, modalities, and whether it is here."""
+@with_options(as_json=PLAIN_JSON)
+def models(*, context: typer.Context, as_json: bool = False) -> None:
+    """List every known model and tokenizer, or show one whole.
+
+    Examples:
+        fourm models
+        fourm models show 4m-21-xl
+        fourm models show 4m-7-b --json
+    """
     if context.invoked_subcommand is not None:
         return
-    from fourm.hub.cache import cache_folder
     from fourm.hub.inventory import list_models
 
     found = list_models()
@@ -52,7 +50,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @with_options(
     name=argument("Short name, Hub id, folder or .safetensors file.", "NAME", parser=local_name,
                   autocompletion=known_names),
-    as_json=option("Print data instead of a table.", None, None, "--json"),
+    as_json=PLAIN_JSON,
 )  # fmt: skip
 def show(*, name: str, as_json: bool = False) -> None:
     """Show one model or tokenizer: configuration, parameters, modalities, parts, memory, licence, files.
@@ -110,7 +108,6 @@ def download(
         fourm download --verify
     """
     from fourm.hub.download import read_wanted
-    from fourm.schedule.settings import read_names
     from fourm_cli.transfers import fetch_all, print_names, print_plan, verify_all
 
     if list_all:
@@ -129,7 +126,8 @@ def download(
         fetch_all(wanted, as_json, quiet)
 
 
-add_command(models_app, show)
+models_app.callback(invoke_without_command=True, **help_of(models))(models)
+models_app.command(**help_of(show))(show)
 
 
 def _line(info: "ModelInfo") -> tuple[str, ...]:

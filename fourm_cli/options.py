@@ -3,7 +3,7 @@
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
@@ -15,8 +15,9 @@ import typer
 from fourm.data.opening import local_name, local_path, output_path
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
+from fourm.hub.files import DEMO, DEMO_SR, find_model
 from fourm.hub.header import DTYPES
-from fourm.modalities.registry import RELEASED, TOKENS, Registry
+from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 
@@ -38,55 +39,29 @@ def list_of(*words: str) -> Complete:
     return lambda incomplete: _continued(incomplete, words)
 
 
-def known_names(incomplete: str) -> list[str]:
-    """Completes all that `fourm models show` knows by name."""
-    from fourm.hub.files import DEMO, DEMO_SR
-
-    return one_of(DEMO, DEMO_SR, *CATALOGUE)(incomplete)
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Completes models that `--model` knows by name."""
-    parts = {name for name, entry in CATALOGUE.items() if not entry.is_model}
-    return [name for name in known_names(incomplete) if name not in parts]
-
-
 def download_names(context: typer.Context, incomplete: str) -> list[str]:
     """Completes what `fourm download` takes and was not named yet."""
     given = context.params.get("names") or ()
     return [name for name in (*CATALOGUE, *GROUPS) if name.startswith(incomplete) and name not in given]
 
 
-def attention_names(incomplete: str) -> list[str]:
-    """Completes the name of an attention kernel."""
-    from fourm.runs.request import ATTENTIONS
-
-    return one_of(*ATTENTIONS)(incomplete)
-
-
 def condition_names(context: typer.Context, incomplete: str) -> list[str]:
     """Completes what the model reads, as tokens (`tok_depth`) or as values (`depth`); each once in a list."""
-    reads, _, registry = _model(context)
-    keys = _keys(reads, registry)
-    values = [key.removeprefix(TOKENS) for key in keys]
-    words = [*keys, *(v for v in values if v not in keys and registry.of_values(v, reads))]
-    return _continued(incomplete, words, is_set=True, first="none")
+    return _continued(incomplete, _modalities(context)[0], is_set=True, first="none")
 
 
 def target_names(context: typer.Context, incomplete: str) -> list[str]:
     """Completes what the model produces; each once in a list."""
-    from fourm.schedule.plan import ALL_TARGETS
-
-    _, writes, registry = _model(context)
-    return _continued(incomplete, _keys(writes, registry), is_set=True, first=ALL_TARGETS)
+    return _continued(incomplete, _modalities(context)[1], is_set=True, first="all")
 
 
 def whole_target(context: typer.Context, incomplete: str) -> list[str]:
     """Completes the name with which a whole target begins."""
-    _, writes, registry = _model(context)
-    return one_of(*_keys(writes, registry))(incomplete)
+    return one_of(*_modalities(context)[1])(incomplete)
 
 
+known_names = one_of(DEMO, DEMO_SR, *CATALOGUE)  # all that `fourm models show` knows
+model_names = one_of(DEMO, DEMO_SR, *(name for name, entry in CATALOGUE.items() if entry.is_model))
 # Settings of a schedule whose values are names; others are numbers.
 _COMPLETED: dict[str, Complete] = {
     "cond_domains": condition_names,
@@ -114,24 +89,25 @@ def _continued(incomplete: str, words: Iterable[str], is_set: bool = False, firs
     return [head + word for word in offered if word.startswith(item)]
 
 
-def _keys(names: Iterable[str], registry: Registry) -> list[str]:
-    """Names without resolutions, for a shell may break words at `@`."""
-    return list(dict.fromkeys(registry.get(name).key for name in names))
+def _modalities(context: typer.Context) -> tuple[list[str], list[str]]:
+    """Conditions and targets of the model named before the cursor, else of the built-in one.
 
-
-def _model(context: typer.Context) -> tuple[Sequence[str], Sequence[str], Registry]:
-    """What the model named before the cursor, else the built-in one, reads and writes, and its modalities."""
-    from fourm.hub.files import DEMO, find_model
-
+    They have no resolutions, for a shell may break words at `@`.
+    """
     name = str(context.params.get("model") or DEMO)
     entry = find_entry(name.partition("@")[0])
     if entry is not None and entry.is_model:
-        return entry.reads, entry.writes, RELEASED
-    try:
-        files = find_model(name)
-    except (FourMError, OSError):  # is said when the command runs
-        files = find_model(DEMO)
-    return files.reads, files.writes, files.registry
+        reads, writes, registry = entry.reads, entry.writes, RELEASED
+    else:
+        try:
+            files = find_model(name)
+        except (FourMError, OSError):  # is said when the command runs
+            files = find_model(DEMO)
+        reads, writes, registry = files.reads, files.writes, files.registry
+    conditions, targets = ([registry.get(one).key for one in names] for names in (reads, writes))
+    values = [key.removeprefix(TOKENS) for key in conditions]
+    conditions += [value for value in values if registry.of_values(value, reads)]
+    return list(dict.fromkeys(conditions)), list(dict.fromkeys(targets))
 
 
 def option(text: str, metavar: str | None = None, panel: str | None = None, *flags: str, **more: Any) -> Any:
@@ -146,6 +122,21 @@ def argument(text: str, metavar: str, **more: Any) -> Any:
     return typer.Argument(help=text, metavar=metavar, **more)
 
 
+def parse_dtype(text: str) -> str:
+    """The full name of a dtype."""
+    if text not in DTYPES:
+        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
+    return DTYPES[text].name
+
+
+def parse_device(text: str) -> str:
+    """The name of a device that may exist."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
+        near = near_match(text, DEVICES)
+        raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
+    return text
+
+
 _NAME = {"parser": local_name, "autocompletion": model_names}
 TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "folder": argument("Output folder of a run, or - to read its path from stdin.", "DIR"),
@@ -158,14 +149,18 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         "Another tokenizer for a key of the model: a name, Hub id, folder or file. May be repeated.",
         "KEY=NAME", MODEL, "--tokenizer",
     ),
-    "device": option("auto (without it), cpu, cuda or mps.", None, MODEL, autocompletion=one_of(*DEVICES)),
+    "device": option(
+        "auto (without it), cpu, cuda or mps.", "<str>", MODEL, parser=parse_device,
+        autocompletion=one_of(*DEVICES),
+    ),
     "dtype": option(
-        "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", None, MODEL,
+        "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", "<str>", MODEL,
+        parser=parse_dtype,
         autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values())),
     ),
     "attention": option(
         "sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
-        autocompletion=attention_names,
+        autocompletion=one_of("sdpa", "xformers"),
     ),
     "config": option("YAML with model settings.", "FILE", CONFIG, "-c", "--config", parser=local_path),
     "data_config": option("YAML with data.", "FILE", CONFIG, "-dc", "--data-config", parser=local_path),
@@ -192,7 +187,7 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
     "log_json": option("Write one JSON object per event.", "FILE", OUTPUT, parser=local_path),
 }  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+PLAIN_JSON = option("Print data instead of a table.", None, None, "--json")  # of commands without panels
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +271,7 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
                 added = [_parameter(rows[f.name], f.name, f.type, f.default) for f in fields(kind)]
                 groups[name] = kind, [one.name for one in added]  # type: ignore[assignment]
             else:
-                added = [_parameter(rows[name], name, kind, given.default)]
+                added = [_parameter(rows[name], name, kind, given.default)] if name in rows else [given]
             parameters += added
 
         @wraps(command)
@@ -292,11 +287,11 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
     return decorate
 
 
-def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
-    """Register a command; what its docstring says after `Examples:` stands at the end of its help."""
+def help_of(command: Callable[..., None]) -> dict[str, Any]:
+    """Help for Typer from the docstring of a command; what follows `Examples:` stands at the end."""
     text, _, lines = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
-    epilog = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in lines.splitlines())])
-    app.command(help=text, epilog=epilog)(command)
+    examples = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in lines.splitlines())])
+    return {"help": text, "epilog": examples}
 
 
 def _parameter(row: Any, name: str, kind: Any, default: Any) -> inspect.Parameter:
@@ -336,23 +331,6 @@ def parse_folder(text: str, stdin: BinaryIO) -> Path:
     if not os.path.isdir(folder := output_path(text)):
         raise UsageError(f"{where}{text}: no such folder")
     return folder
-
-
-def parse_dtype(*texts: str | None) -> str:
-    """The full name of a dtype: of an option, else of a file, else auto."""
-    text = next((one for one in texts if one is not None), "auto")
-    if text not in DTYPES:
-        raise UsageError(f"--dtype: '{text}' is not one of {', '.join(DTYPES)}{near_match(text, DTYPES)}")
-    return DTYPES[text].name
-
-
-def parse_device(*texts: str | None) -> str:
-    """A device that may exist: of an option, else of a file, else auto."""
-    text = next((one for one in texts if one is not None), "auto")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
-        near = near_match(text, DEVICES)
-        raise UsageError(f"--device: '{text}' is not one of auto, cpu, cuda, cuda:N, mps{near}")
-    return text
 
 
 def parse_batch_size(text: str) -> int | None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm.data.opening import local_path
+from fourm.data.writing import check_drawing
+from fourm.hub.files import DEMO, ModelFiles, find_model
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import print_json, print_table, size_text
-from fourm_cli.options import ConfigFiles, ScheduleWithSr, add_command, option, parse_dtype, with_options
+from fourm_cli.options import ConfigFiles, ScheduleWithSr, help_of, option, with_options
 
 if TYPE_CHECKING:
-    from fourm.hub.files import ModelFiles
     from fourm.schedule.chain import Chain
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
@@ -32,7 +33,7 @@ def validate(
     from fourm.schedule.cost import estimate
 
     settings, stages = _plan(schedule, configs, model, sr_model)
-    width = parse_dtype(dtype, settings.run.dtype)
+    width = dtype or settings.run.dtype or "auto"
     costs = [(files, chain, estimate(chain, files, width)) for files, chain in stages]
     if as_json:
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
@@ -72,8 +73,6 @@ def show(
         fourm schedule show --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
-    from fourm.data.writing import check_drawing
-
     if chart is not None:
         check_drawing("--plot", chart)
     (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
@@ -94,7 +93,6 @@ def _plan(
     schedule: Mapping[str, object], configs: ConfigFiles, model: str | None, sr_model: str | None
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
-    from fourm.hub.files import DEMO, find_model
     from fourm.runs.origins import plan_finer
     from fourm.schedule.plan import build_chain
 
@@ -119,5 +117,5 @@ def _print_steps(chain: "Chain") -> None:
     print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
 
 
-add_command(schedule_app, validate)
-add_command(schedule_app, show)
+schedule_app.command(**help_of(validate))(validate)
+schedule_app.command(**help_of(show))(show)
