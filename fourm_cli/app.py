@@ -49,9 +49,8 @@ class InterruptedRun(BaseException):
     """SIGINT or SIGTERM arrived; not an Exception, so that nothing on the way takes it for a mistake."""
 
 
-def print_version(wanted: bool) -> None:
-    """Say the version and end."""
-    if wanted:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         print(f"fourm {__version__}")
         raise typer.Exit
 
@@ -59,7 +58,7 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")] = False,
 ) -> None:
@@ -93,7 +92,12 @@ def main() -> None:
     finally:
         if not is_debug:
             sys.excepthook = _explain_defect  # here, for Typer sets one of its own
-    sys.exit(_flush() or code)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _write_nowhere(sys.stdout)
+        code = explain(error)
+    sys.exit(code)
 
 
 def explain(error: FourMError | OSError) -> int:
@@ -119,14 +123,12 @@ def _explain_defect(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _leave)
+    for each in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a second one ends at once; files are complete at any moment
+        signal.signal(each, lambda number, frame: os._exit(128 + number))
     raise InterruptedRun(number)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End at once at a second signal; files are complete at any moment."""
-    os._exit(128 + number)
 
 
 def prepare_streams() -> None:
@@ -156,12 +158,10 @@ class Forgiving:
         self._stream, self._kind = stream, kind
 
     def write(self, text: str) -> int:
-        """Write the text, or nothing if that fails."""
         self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, or do nothing if that fails."""
         self._try(self._stream.flush)
 
     def _try(self, action: Callable[..., object], *given: str) -> None:
@@ -173,16 +173,6 @@ class Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _flush() -> int:
-    """Write what is left for stdout; an exit code if that fails, else 0."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _write_nowhere(sys.stdout)
-        return explain(error)
-    return 0
 
 
 def _write_nowhere(stream: TextIO) -> None:

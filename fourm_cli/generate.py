@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, resolve_tokenizer, with_parts
 from fourm.hub.header import read_header
+from fourm.runs.events import Event
 from fourm.runs.world import World, parse_world
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import console
@@ -39,7 +41,6 @@ from fourm_cli.options import (
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.output.record import RunRecord
-    from fourm.runs.events import Event
     from fourm.runs.origins import Replay
     from fourm.runs.request import Request
 
@@ -95,7 +96,8 @@ def generate(
     again = None if replay is None else read_replay(replay)
     named = again.base.model if again else given.model or DEMO
     files = _with_parts(find_model(named if model is None else model), machine, given)
-    folder = _output_folder(out or given.folder, world, writing)
+    source = given.data_path if data is None and not prompts else data
+    folder = _output_folder(out or given.folder, source, world, writing)
     run = _requester(machine, writing, given, folder, world)
     if again is not None:
         fixed = {"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
@@ -108,20 +110,16 @@ def generate(
         _make(*_repeat(again, files, run), report)
         return
     chain = build_chain(settings.base, files)
-    data = given.data_path if data is None and not prompts else data
-    if writing.overwrite and data is not None:
-        _check_kept(Path(data), folder)
     subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
     num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
-    source = Source(tuple(prompts or ()), data, column, num_samples, subset_seed, variations)
-    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw)
+    asked = Source(tuple(prompts or ()), source, column, num_samples, subset_seed, variations)
+    dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw)
     request = run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else given.seed or 0,
     )  # fmt: skip
     finer = None
     if planned := plan_finer(settings, files, chain, sr_model):
-        read_header(planned[0].weights)
         finer = replace(request, model=planned[0], chain=planned[1], samples=(), origin=Origin())
     _make(request, finer, dataset, report)
 
@@ -153,12 +151,11 @@ def sr(
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
-    settings = read_settings(ConfigFiles(config, sr_config=sr_config).paths, {})
+    settings = read_settings([path for path in (config, sr_config) if path is not None], {})
     own, origin = read_settings([], schedule), read_origin(root)
     made = origin.record if origin else None
     files = find_finer(origin, settings.run.sr_model if model is None else model)
-    files = _with_parts(files, machine, settings.run)
-    layer = merge([settings.base, settings.sr, own.base])
+    files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
     variations = num_variations or 1
@@ -215,7 +212,8 @@ def tokenize(
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest
 
-    files = _with_parts(find_model(DEMO if model is None else model, needs_weights=False), machine)
+    files = find_model(DEMO if model is None else model, needs_weights=False)
+    files = _with_parts(files, machine, RunSettings())
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
     found = find_raw_folders(folder, files, names)
     out, world = out or output_path(folder), parse_world(machine.shard, os.environ)
@@ -227,14 +225,12 @@ def tokenize(
         overwrite=overwrite, world=world,
     )  # fmt: skip
 
-    notes = list[str]()
-    for row, name in found.items():
-        count = sum(row.name in sample.files for sample in dataset.samples)
-        notes.append(f"{name} -> {row.name}: {console.counted(count, 'file')}")
+    counts = Counter(name for sample in dataset.samples for name in sample.files)
+    notes = [f"{name} -> {row.name}: {console.counted(counts[row.name], 'file')}" for row, name in found.items()]
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 
-    def begin() -> "Sequence[Iterator[Event]]":
+    def begin() -> Sequence[Iterator[Event]]:
         from fourm.runs.tokenizing import tokenize_dataset
 
         return [tokenize_dataset(request)]
@@ -258,14 +254,12 @@ def _requester(
     )  # fmt: skip
 
 
-def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings | None = None) -> ModelFiles:
+def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings) -> ModelFiles:
     """A model with the parts that YAML files and options name.
 
     `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
     """
     own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
-    if given is not None:
-        read_header(files.weights)  # a damaged file is told before torch is imported, which takes seconds
     for text in machine.tokenizers or ():
         key, _, name = text.partition("=")
         if not name or key not in keys:
@@ -274,14 +268,17 @@ def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings | None =
         if key in own:
             raise UsageError(f"--tokenizer: '{key}' is given twice")
         own[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
-    if given is not None:
-        files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
+    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _output_folder(out: Path | None, world: World, writing: Writing) -> Path:
+def _output_folder(out: Path | None, data: str | None, world: World, writing: Writing) -> Path:
     """The folder that was asked for, or the first free one."""
     if out is not None:
+        path, root = real(Path(data or "")), real(out)
+        is_result = path.is_relative_to(root) and path.parent != root  # a file beside their folders stays
+        if writing.overwrite and data is not None and is_result and path.is_file():
+            raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
         return out
     if world.size > 1:
         raise UsageError("--out is missing; several processes need to agree on it")
@@ -289,13 +286,6 @@ def _output_folder(out: Path | None, world: World, writing: Writing) -> Path:
         raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
     numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
     return next(path for path in numbers if not path.exists())
-
-
-def _check_kept(data: Path, out: Path) -> None:
-    """Refuse a file of prompts among the results that --overwrite deletes; one beside their folders stays."""
-    path, root = real(data), real(out)
-    if path.is_relative_to(root) and path.parent != root and path.is_file():
-        raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
 
 
 def _repeat(
@@ -343,18 +333,19 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
 
-    def begin() -> "Sequence[Iterator[Event]]":
+    def begin() -> Sequence[Iterator[Event]]:
         from fourm.runs.pipeline import check, check_weights, follow_on, run
 
         if finer is None:
             return [run(request)]
         second = follow_on(request, finer)
-        check(request)  # what is wrong with the second is said before the first begins
-        job = check(second)
+        job = check(second)  # what is wrong with it is said before the first begins
         if second.overwrite or not (second.out / second.record).exists():
             check_weights(job)
         return [run(request), run(second)]
 
+    for one in (request, finer) if finer else (request,):
+        read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
     log, world = report.log_json, request.world
     if log is not None and real(log).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
@@ -369,7 +360,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
 
 
 def _follow(
-    begin: "Callable[[], Sequence[Iterator[Event]]]", world: World, out: Path,
+    begin: Callable[[], Sequence[Iterator[Event]]], world: World, out: Path,
     notes: Iterable[str], share: str, report: Report,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.

@@ -2,19 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
 from fourm.hub.cache import cache_folder
+from fourm.hub.inventory import ModelInfo, describe, list_models
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
-
-if TYPE_CHECKING:
-    from fourm.hub.inventory import ModelInfo
 
 CHOICE = "What to fetch"  # a panel of the help text
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
@@ -33,14 +30,19 @@ def models(*, context: typer.Context, as_json: bool = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from fourm.hub.inventory import list_models
-
     found = list_models()
     if as_json:
         print_json([one.to_json() for one in found])
         return
-    columns = ("name", "kind", "size", "modalities", "cached")
-    print_table(columns, [_line(one) for one in found], numbers=("size",))
+    rows = list[tuple[str, ...]]()
+    for one in found:
+        entry = one.entry
+        modalities = f"{len(entry.reads)} in, {len(entry.writes)} out"
+        if not entry.reads:
+            modalities = ", ".join(dict.fromkeys(name.partition("@")[0] for name in entry.writes))
+        cached = "" if one.path is None else one.revision[:SHOWN_COMMIT] if entry.hub_id else "yes"
+        rows.append((entry.name, entry.kind.value, size_text(entry.num_bytes), modalities, cached))
+    print_table(("name", "kind", "size", "modalities", "cached"), rows, numbers=("size",))
     of_hub = [one for one in found if one.entry.hub_id]
     here = [one for one in of_hub if one.path is not None]
     size = size_text(sum(one.entry.num_bytes for one in here))
@@ -60,8 +62,6 @@ def show(*, name: str, as_json: bool = False) -> None:
         fourm models show 4m-21-xl
         fourm models show 4m-7-b --json
     """
-    from fourm.hub.inventory import describe
-
     info = describe(name)
     if as_json:
         print_json(info.to_json(is_whole=True))
@@ -130,18 +130,7 @@ models_app.callback(invoke_without_command=True, **help_of(models))(models)
 models_app.command(**help_of(show))(show)
 
 
-def _line(info: "ModelInfo") -> tuple[str, ...]:
-    """One row of the list."""
-    one = info.entry
-    if one.reads:
-        modalities = f"{len(one.reads)} in, {len(one.writes)} out"
-    else:
-        modalities = ", ".join(dict.fromkeys(name.partition("@")[0] for name in one.writes))
-    cached = "" if info.path is None else info.revision[:SHOWN_COMMIT] if one.hub_id else "yes"
-    return (one.name, one.kind.value, size_text(one.num_bytes), modalities, cached)
-
-
-def _facts(info: "ModelInfo") -> list[tuple[str, str]]:
+def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     """What the first table says; facts without a value are left out."""
     one = info.entry
     memory = [f"{size_text(size)} in {dtype}" for dtype, size in info.memory.items()]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -15,17 +15,8 @@ from fourm.hub.cache import KEPT
 from fourm.hub.catalogue import CATALOGUE, GROUPS, Entry
 from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
-from fourm_cli.console import (
-    PLAIN_LINE_SECONDS,
-    REFRESH,
-    duration,
-    note,
-    print_json,
-    print_path,
-    print_table,
-    quiet_library,
-    size_text,
-)
+from fourm_cli import console
+from fourm_cli.console import counted, note, print_json, print_path, print_table, size_text
 
 CLIENT = Client()  # how often to try and how long to wait
 SHOWN = 5  # files that are named in an error
@@ -36,7 +27,7 @@ NAME_WIDTH = 34  # columns for the name of a file
 def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Fetch, and print the path of each or all as JSON."""
     jobs, say = _plan(wanted, quiet), (lambda line: None) if quiet else note
-    quiet_library(quiet)
+    console.quiet_library(quiet)
     for line in _licences(jobs):
         say(line)
     to_fetch = sum(job.to_fetch for job in jobs)
@@ -135,20 +126,20 @@ class Transfers:
     def __init__(
         self, quiet: bool = False, left_later: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.has_bars = not quiet and sys.stderr.isatty() and not console.is_dumb_terminal
+        screen = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.has_bars = not quiet and sys.stderr.isatty() and not screen.is_dumb_terminal
         self.is_quiet, self.clock, self.last_line = quiet, clock, clock()
         self.left_later = left_later  # bytes of downloads that are still to come
-        self.tasks = dict[str, TaskID]()
-        name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
+        self.tasks = dict[str, Task]()
         texts = [
             TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right",
                        table_column=Column(no_wrap=True, min_width=width, justify="right"))
             for field, width in (("amount", 17), ("speed", 10), ("left", 14))
         ]  # fmt: skip
+        name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
         self.bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=name), BarColumn(None), *texts,
-            console=console, expand=True, transient=True, refresh_per_second=REFRESH,
+            console=screen, expand=True, transient=True, refresh_per_second=console.REFRESH,
             speed_estimate_period=WINDOW, get_time=clock, disable=not self.has_bars,
         )  # fmt: skip
 
@@ -169,26 +160,24 @@ class Transfers:
             if event.is_new:
                 self._print(f"{event.name}: {size_text(event.size)}, checksum right")
             return
-        speed, left = self._update(event.name, event.done, event.is_check)
-        if not self.has_bars and self.clock() - self.last_line >= PLAIN_LINE_SECONDS:
-            rest = " checked" if event.is_check else "".join(f", {text}" for text in (speed, left) if text)
+        rest = self._update(event.name, event.done, event.is_check)
+        if not self.has_bars and self.clock() - self.last_line >= console.PLAIN_LINE_SECONDS:
             self._print(f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}")
 
     def _show(self, files: Iterable[tuple[str, int, int]]) -> None:
         """Let these files have the bars: names, sizes, and bytes that are here."""
         for task in self.tasks.values():
-            self.bars.remove_task(task)
-        self.tasks = {
-            name: self.bars.add_task(
-                printable(name), total=size, completed=done, amount=size_text(size), speed="", left=""
-            )
-            for name, size, done in files
-        }
+            self.bars.remove_task(task.id)
+        self.tasks = {}
+        for name, size, done in files:
+            amount = size_text(size)
+            self.bars.add_task(printable(name), total=size, completed=done, amount=amount, speed="", left="")
+            self.tasks[name] = self.bars.tasks[-1]
 
-    def _update(self, name: str, done: int, is_check: bool = False) -> tuple[str, str]:
-        """Move a bar; returns the speed, and the time left until all downloads are done, as texts."""
-        self.bars.update(self.tasks[name], completed=done)
-        task = next(task for task in self.bars.tasks if task.id == self.tasks[name])
+    def _update(self, name: str, done: int, is_check: bool = False) -> str:
+        """Move a bar; returns the end of a plain line: speed and time left, or that the file is checked."""
+        task = self.tasks[name]
+        self.bars.update(task.id, completed=done)
         amount, speed, left, size = size_text(done), "", "", round(task.total or 0)
         if is_check:
             amount = "checking"
@@ -196,9 +185,10 @@ class Transfers:
             amount = f"{amount} / {size_text(size)}"
             if task.speed:
                 missing = self.left_later + sum(one.remaining or 0 for one in self.bars.tasks)
-                speed, left = f"{size_text(round(task.speed))}/s", f"{duration(missing / task.speed)} left"
+                speed = f"{size_text(round(task.speed))}/s"
+                left = f"{console.duration(missing / task.speed)} left"
         self.bars.update(task.id, amount=amount, speed=speed, left=left)
-        return speed, left
+        return " checked" if is_check else f", {speed}, {left}" if speed else ""
 
     def _print(self, line: str) -> None:
         if not self.is_quiet:
@@ -208,14 +198,15 @@ class Transfers:
 
 def headline(job: Download) -> str:
     """What a job is about to do, its size first."""
-    count = f"{len(job.files)} files" if len(job.files) > 1 else "1 file"
     at = f" at {job.revision[:7]}" if job.revision else ""
+    what = f"{job.entry.name}{at}: {counted(len(job.files), 'file')}, "
     if not job.to_fetch:
-        return f"{job.entry.name}{at}: {count}, {size_text(job.num_bytes)}, here already"
+        return f"{what}{size_text(job.num_bytes)}, here already"
     rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
-    return f"{job.entry.name}{at}: {count}, {size_text(job.to_fetch)}{rest} to fetch"
+    return f"{what}{size_text(job.to_fetch)}{rest} to fetch"
 
 
 def waiting_line(event: Waiting) -> str:
     """One plain line about something that is tried again."""
-    return f"{printable(event.name)}: {printable(event.reason)}; next try in {duration(event.seconds)}"
+    seconds = console.duration(event.seconds)
+    return f"{printable(event.name)}: {printable(event.reason)}; next try in {seconds}"
