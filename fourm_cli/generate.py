@@ -226,7 +226,9 @@ def tokenize(
     )  # fmt: skip
 
     counts = Counter(name for sample in dataset.samples for name in sample.files)
-    notes = [f"{name} -> {row.name}: {console.counted(counts[row.name], 'file')}" for row, name in found.items()]
+    notes = [
+        f"{name} -> {row.name}: {console.counted(counts[row.name], 'file')}" for row, name in found.items()
+    ]
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 

@@ -12,7 +12,7 @@ PUBLIC = {
         "require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TensorInfo TokenizerPart config_of read_header",
-    "inventory": "describe is_unused list_models",
+    "inventory": "ModelInfo describe is_unused list_models",
     "remote": "Advanced Client Fetched Transfer Waiting",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

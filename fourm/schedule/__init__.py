@@ -6,7 +6,7 @@ from fourm import import_when_used
 PUBLIC = {
     "chain": "Chain Step TargetSpec joining_problem make_chain",
     "cost": "Cost MOST_ROWS Peak estimate overhead tokenizer_bytes",
-    "plan": "ALL_TARGETS build_chain parse_chain",
+    "plan": "build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (
         "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list read_names read_settings"
