@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +38,7 @@ _NAME = re.compile(
 _DIGEST = "sha256"  # of all else that a launch says
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _SIZE = re.compile(rb"# ([0-9]{1,18}) bytes")
-_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # of names, as sha256sum writes them
-_UNESCAPES = {escaped: letter for letter, escaped in _ESCAPES.items()}
+_UNESCAPES = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}  # of names, as sha256sum writes them
 _counter = itertools.count()
 
 
@@ -104,18 +102,17 @@ class Failure:
         return None not in changed.values() and changed != self.files
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFile:
-    """One file of a process, with what its name tells."""
+class ProcessFile(NamedTuple):
+    """One file of a process, with what its name tells. They sort in the order in which processes started."""
 
-    path: Path
     started: str
     rank: int
-    size: int
-    run: str  # identity of the run
     process: str  # identity of the process
     number: int  # of the launch in this process
+    size: int
+    run: str  # identity of the run
     kind: str  # LAUNCH, CHECKSUMS or FAILED
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +198,8 @@ def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
             continue
         started, rank, size, run, process, number, kind = match.groups()
         path = out / PROCESSES / entry.name
-        found.append(ProcessFile(path, started, int(rank), int(size), run, process, int(number), kind))
-    found.sort(key=attrgetter("started", "rank", "process", "number"))
-    return found, sorted(others)
+        found.append(ProcessFile(started, int(rank), process, int(number), int(size), run, kind, path))
+    return sorted(found), sorted(others)
 
 
 def of_kind(out: Path, kind: str, run: str | None = None) -> list[ProcessFile]:
@@ -236,10 +232,7 @@ def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
     try:
         with open_own(file.path, "r", MAX_LAUNCH_BYTES) as stream:
             text = stream.read().decode()
-        said = json.loads(text)
-        if isinstance(said, dict):
-            said.pop(_DIGEST, None)
-        launch: Launch = fit(Launch, said, "launch")
+        launch: Launch = fit(Launch, json.loads(text), "launch", strict=False)
     except (OSError, ValueError, RecursionError) as error:
         what = f"is not a record of this program ({error})"
         raise UsageError(f"{printable(str(file.path))}: {what}") from error
@@ -319,7 +312,9 @@ def format_checksums(listed: Mapping[str, Listed]) -> bytes:
     """Files as lines of a list."""
     lines = list[str]()
     for name, (digest, size) in listed.items():
-        escaped = re.sub(r"[\\\n\r]", lambda letter: _ESCAPES[letter[0]], name)
+        escaped = name
+        for escape, letter in _UNESCAPES.items():
+            escaped = escaped.replace(letter, escape)
         comment = "" if size is None else f"# {size} bytes\n"
         lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
     return os.fsencode("".join(lines))
@@ -362,8 +357,6 @@ def write_failures(out: Path) -> None:
     Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
     """
     path, text = out / FAILURES, None
-    if not os.path.lexists(path) and not of_kind(out, FAILED):
-        return
     while (latest := "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))) != text:
         text = latest
         if text:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fourm.data.dataset import Input
 from fourm.data.layout import FORMS, MAX_SAMPLES, Place
@@ -89,8 +89,7 @@ class RunRecord:
         return {name: fact for name, fact in self.to_json().items() if name in _ORIGIN}
 
 
-@dataclass(frozen=True, slots=True)
-class RunFile:
+class RunFile(NamedTuple):
     """A valid record, as it was read."""
 
     run: RunRecord

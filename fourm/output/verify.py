@@ -24,6 +24,8 @@ _ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
 MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"
 _LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
 
+# Folders of the files in which samples are recorded.
+_RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())
 Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
 
 
@@ -234,9 +236,9 @@ class _Folder:
 
     def compare_files(self, tell: Tell) -> None:
         """Compare all files that have a checksum with it; collect those that have none."""
-        total, missing = sum(not _is_record(path) for path in self.sums), set(self.sums)
+        total, missing = sum(not path.startswith(_RECORDS) for path in self.sums), set(self.sums)
         for path in self._walk():
-            if not _is_record(path):
+            if not path.startswith(_RECORDS):
                 tell(self.files, total)
             if path in missing:
                 missing.remove(path)
@@ -402,7 +404,7 @@ class _Folder:
 
     def _compare(self, path: str, tokens: Tokens | None = None) -> None:
         """Read a file: against its checksum, or by its format and what is known of its tokens."""
-        self.files += not _is_record(path)
+        self.files += not path.startswith(_RECORDS)
         file, said = self.root / path, self.sums.get(path)
         try:
             size = file.stat().st_size
@@ -428,11 +430,6 @@ class _Folder:
 
 def _named(paths: list[str]) -> str:
     return min(paths) + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")
-
-
-def _is_record(path: str) -> bool:
-    """True for a file that samples are recorded in, which is not of a sample."""
-    return _top(path) in {place.folder for place in SAMPLES.values()}
 
 
 def _top(path: str) -> str:
