@@ -86,21 +86,25 @@ class Joining:
 
         One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
         """
-        following = self.out / NEXT[self.record]
+        out, following = self.out, self.out / NEXT[self.record]
         if self.resume and os.path.lexists(following):
-            with _as_usage_error(self.out):
-                check_names(self.out)
+            with _as_usage_error(out):
+                check_names(out)
                 if self.launch.rank == 0:
-                    self._end_overwrite()
+                    after = load_run(out, following.name)
+                    _check_settings(out, after.run, self.settings)
+                    _check_alone(out)
+                    _empty(out, self.record, after.identity)
+                    os.replace(following, out / self.record)
                 else:
                     self._wait(lambda: not os.path.lexists(following))
         if self._is_first():
             return
-        before = load_run(self.out, self.record)
+        before = load_run(out, self.record)
         if not self.overwrite:
             self._check_same_run(before)
         for place in (*self.settings.places, SAMPLES[self.record]):
-            check_folder(self.out, self.out / place.folder)
+            check_folder(out, out / place.folder)
 
     def enter(self) -> Process:
         """Write the record, or compare with the existing one, and register this process in the folder.
@@ -161,14 +165,6 @@ class Joining:
                 process.withdraw()
                 raise _exists(self.out, self.record)
         return process
-
-    def _end_overwrite(self) -> None:
-        """Delete the rest of the old run after an interrupted --overwrite."""
-        following = load_run(self.out, NEXT[self.record])
-        _check_settings(self.out, following.run, self.settings)
-        _check_alone(self.out)
-        _empty(self.out, self.record, following.identity)
-        os.replace(self.out / NEXT[self.record], self.out / self.record)
 
     def _wait(self, is_done: Callable[[], bool]) -> None:
         """Wait until process 0 of this job, which alone empties a folder, has done so."""

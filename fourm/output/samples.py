@@ -213,11 +213,11 @@ class SampleWriter:
     def record(self, key: Key) -> Path | None:
         """Write the file of a sample's thousand unless it is there; its path if this process wrote it."""
         number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
-        if number in self._recorded or self._is_recorded(number):
+        if number in self._recorded:
             return None
-        path, text = self._path(number), _text(self._thousand(number)).decode()
+        path, text = self._path(number), _text(self._describe(number))
         if not create_text(self.run.root, path, text):
-            if self._is_recorded(number):  # another process was first
+            if self._is_recorded(number):
                 return None
             write_text(self.run.root, path, text)  # in the place of a damaged file
         self._recorded.add(number)
@@ -231,16 +231,16 @@ class SampleWriter:
         place = SAMPLES[self.run.file]
         return self.run.root / place.folder / f"{number:05d}{place.suffix}"
 
-    def _thousand(self, number: int) -> list[RecordedSample]:
+    def _describe(self, number: int) -> list[RecordedSample]:
         first = number * SAMPLES_PER_FOLDER
         thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
         return [self.run.describe(sample, self.is_cropped) for sample in thousand]
 
     def _is_recorded(self, number: int) -> bool:
         """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
-        path, here = self._path(number), self._thousand(number)
+        path, here = self._path(number), self._describe(number)
         try:
-            is_same = read_bytes(path, MAX_BYTES) == _text(here)
+            is_same = read_bytes(path, MAX_BYTES) == _text(here).encode()
             there = here if is_same else read_samples_file(path, self.run)
         except (FileNotFoundError, UsageError):
             return False
@@ -256,8 +256,8 @@ class SampleWriter:
         return True
 
 
-def _text(samples: Iterable[RecordedSample]) -> bytes:
-    return "".join(sample.to_line() for sample in samples).encode()
+def _text(samples: Iterable[RecordedSample]) -> str:
+    return "".join(sample.to_line() for sample in samples)
 
 
 def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
