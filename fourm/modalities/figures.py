@@ -5,12 +5,11 @@ are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them: a box, the or
 rotation matrix, eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape, and a
 weak-perspective camera (scale, x, y) for the box.
 
-Instances: query points, and at each the instances there, as boxes and codes of their masks.
+Instances: query points, and at each the instances there, as boxes and codes of their masks, in pixels of the
+224 x 224 crop. docs/formats.md describes the files.
 
 text := group*        group := point v0=<y> v1=<x> ( none | polygon+ )
 polygon := polygon v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> code x 16
-
-All numbers are pixels of the 224 x 224 crop. The format of files is described in docs/formats.md.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,6 @@ from fourm.modalities.text import (
     groups_of,
     number_of,
     parse_groups,
-    quoted,
     words_of,
 )
 from fourm.modalities.typed import Limits, fit
@@ -58,7 +56,6 @@ Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
 Betas = Annotated[tuple[float, ...], Limits(10, 10)]
 Point = tuple[float, float]  # x, y
-Contour = Sequence[Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +155,25 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
     if data in ({}, []):
         return ()
     file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
-    body = file.pred_smpl_params
-    crop = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
-    turns = [turn for (turn,) in body.global_orient]
-    columns = (file.bbox_xyxy, turns, file.pose_tokenized, body.betas, file.pred_cam)
+    turns = [turn for (turn,) in file.pred_smpl_params.global_orient]
+    columns = (file.bbox_xyxy, turns, file.pose_tokenized, file.pred_smpl_params.betas, file.pred_cam)
     if len(set(counts := [len(column) for column in columns])) > 1:
         raise ValueError(f"its lists are for different numbers of people: {', '.join(map(str, counts))}")
-    return tuple(seen for person in map(Person, *columns) if (seen := _seen(person, crop)))
+    crop, side = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE), PICTURE_SIDE
+    people = list[Person]()
+    for person in map(Person, *columns):
+        left, top, right, bottom = person.box
+        left, right = ((x - crop.left) * (side / crop.width) for x in (left, right))
+        top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))
+        if max(left, right) < 0 or min(left, right) > side or max(top, bottom) < 0 or min(top, bottom) > side:
+            continue
+        if crop.mirrored:
+            left, right = side - right, side - left
+            scale, x, y = person.camera
+            person = replace(person, camera=(scale, -x, y))
+        left, top, right, bottom = (min(max(c, 0.0), float(side)) for c in (left, top, right, bottom))
+        people.append(replace(person, box=(left, top, right, bottom)))
+    return tuple(people)
 
 
 def people_to_json(people: People) -> object:
@@ -252,7 +261,7 @@ def join_passes(passes: Sequence[Structured[Groups]]) -> Structured[Groups]:
 JOINED = {"sam_instance": join_passes}
 
 
-def contains(contour: Contour, point: Point) -> bool:
+def contains(contour: Sequence[Point], point: Point) -> bool:
     """True for a point inside a closed contour (even-odd rule) or on its border."""
     x, y = point
     inside = False
@@ -267,8 +276,6 @@ def contains(contour: Contour, point: Point) -> bool:
 
 
 def _parse_person(words: list[str]) -> tuple[Person | None, str]:
-    """The person whose words begin with `human`, and the problem: a person without all blocks is left out,
-    words that belong to no block are ignored."""
     words = words[1:]
     corners = _numbers(words[:4])
     if len(corners) < 4:
@@ -296,21 +303,6 @@ def _numbers(words: list[str]) -> list[int]:
     return [_limited(number) for word in words if (number := number_of(word)) is not None]
 
 
-def _seen(person: Person, crop: Crop) -> Person | None:
-    """A person in pixels of a crop; None if the box is outside the crop."""
-    side, (left, top, right, bottom) = float(PICTURE_SIDE), person.box
-    left, right = ((x - crop.left) * (side / crop.width) for x in (left, right))
-    top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))
-    if max(left, right) < 0 or min(left, right) > side or max(top, bottom) < 0 or min(top, bottom) > side:
-        return None
-    if crop.mirrored:
-        left, right = side - right, side - left
-        scale, x, y = person.camera
-        person = replace(person, camera=(scale, -x, y))
-    left, top, right, bottom = (min(max(c, 0.0), side) for c in (left, top, right, bottom))
-    return replace(person, box=(left, top, right, bottom))
-
-
 def _parse_group(words: list[str], where: str) -> tuple[Group | None, list[str]]:
     head, instances, of_polygons = parse_groups(words, "polygon".__eq__, f"{where}, polygon", _parse_polygon)
     has_polygons, point, problems = bool(instances or of_polygons), None, list[str]()
@@ -322,7 +314,7 @@ def _parse_group(words: list[str], where: str) -> tuple[Group | None, list[str]]
             point, head = (x, y), head[3:]
     is_none = point is not None and head == ["none"] and not has_polygons
     if head and not is_none and not problems:
-        problems.append(f"{where}: {quoted(head)} means nothing here")
+        problems.append(f"{where}: '{shown(' '.join(head), 40)}' means nothing here")
     problems += of_polygons
     if not has_polygons and not is_none and not problems:
         problems.append(f"{where}: neither a polygon nor 'none'")

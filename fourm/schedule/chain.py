@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -141,27 +140,41 @@ class Chain:
     @property
     def num_tokens(self) -> dict[str, int]:
         """How many tokens each target gets; a sequence at most, in each of its passes."""
-        totals = Counter[str]()
-        for step in self.steps:
-            totals[step.target] += step.num_tokens
-        return dict(totals)
+        names = dict.fromkeys(step.target for step in self.steps)
+        return {name: sum(s.num_tokens for s in self.steps if s.target == name) for name in names}
 
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
-        raw = {"tokenised": sorted(self.raw)} if self.raw else {}
-        order = list(dict.fromkeys(self.modalities))
-        steps = [_step_to_json(step, order) for step in self.steps]
+        raw, rows = {"tokenised": sorted(self.raw)} if self.raw else {}, list[dict[str, object]]()
+        for step in self.steps:
+            guided = [name for name in dict.fromkeys(self.modalities) if name in step.guided]
+            row = {"index": step.index, "target": step.target, "scheme": step.scheme,
+                   "num_tokens": step.num_tokens, "temperature": step.temperature,
+                   "guidance": step.guidance, "guided": guided}  # fmt: skip
+            if step.passes > 1:
+                row["passes"] = step.passes
+            if step.removes_hidden or len(step.branches) > 1:  # also of one weight, or zeros alone
+                row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
+            rows.append(row)
         return {"conditions": list(self.conditions), **raw, "top_k": self.top_k, "top_p": self.top_p,
-                "steps": steps}  # fmt: skip
+                "steps": rows}  # fmt: skip
 
     def to_text(self) -> str:
         """The chain as command-line options that parse to the same chain."""
         weights = dict(self.weights)
         names = {c: c.removeprefix(TOKENS) if c in self.raw else c for c in self.conditions}
         cond = ",".join(f"{n}:{weights[c]!r}" if c in weights else n for c, n in names.items()) or "none"
-        targets = (f"--target {_spec_to_text(spec)}" for spec in self.specs)
+        options = [f"--cond {cond}"]
+        for spec in self.specs:
+            words = [f"tokens={spec.num_tokens}", f"scheme={spec.scheme}", f"temp={spec.temperature!r}"]
+            if not SCHEMES[spec.scheme].causal:
+                words += [f"steps={spec.num_steps}", f"token-schedule={spec.token_curve}"]
+                words += [f"temp-schedule={spec.temperature_curve}"]
+            words += [f"passes={spec.passes}"] if spec.passes > 1 else []
+            words += [f"cfg={spec.guidance!r}", f"cfg-schedule={spec.guidance_curve}"]
+            options.append(f"--target {spec.target}:{','.join(words)}")
         grow = "--grow-cond" if self.grow else "--no-grow-cond"
-        return " ".join((f"--cond {cond}", *targets, f"--top-k {self.top_k} --top-p {self.top_p!r}", grow))
+        return " ".join((*options, f"--top-k {self.top_k} --top-p {self.top_p!r}", grow))
 
 
 def make_chain(
@@ -191,8 +204,8 @@ def _guidance(
 ) -> tuple[frozenset[str], tuple[Branch, ...]]:
     """What is hidden in a target's base pass, and the passes that see some of it.
 
-    One scale: one pass sees all. Weights: one pass for each weighted condition and, with the target's own
-    scale, for each finished target; conditions without a weight are seen by every pass.
+    Weights: one pass for each weighted condition and, with the target's own scale, for each finished target;
+    conditions without a weight are seen by every pass. Without weights one pass sees all.
     """
     if weights:
         named = [(c, weights[c]) for c in conditions if c in weights] + [(t, spec.guidance) for t in finished]
@@ -210,29 +223,5 @@ def _token_plan(spec: TargetSpec) -> list[tuple[int, float]]:
     name = "linear" if SCHEMES[spec.scheme].equal_steps else spec.token_curve
     counts = TOKEN_CURVES[name](spec.num_steps or 1, spec.num_tokens)
     curve, arguments = parse_temperature_curve(spec.temperature_curve)
-    temperatures = curve.values(spec.temperature, counts, *arguments)
+    temperatures = curve(spec.temperature, counts, *arguments)
     return [(count, float(t)) for count, t in zip(counts, temperatures, strict=True) if count]
-
-
-def _step_to_json(step: Step, order: Sequence[str]) -> dict[str, object]:
-    row: dict[str, object] = {
-        "index": step.index, "target": step.target, "scheme": step.scheme, "num_tokens": step.num_tokens,
-        "temperature": step.temperature, "guidance": step.guidance,
-        "guided": [name for name in order if name in step.guided],
-    }  # fmt: skip
-    if step.passes > 1:
-        row["passes"] = step.passes
-    if step.removes_hidden or len(step.branches) > 1:  # also of one weight, or zeros alone
-        row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
-    return row
-
-
-def _spec_to_text(spec: TargetSpec) -> str:
-    words = [f"tokens={spec.num_tokens}", f"scheme={spec.scheme}", f"temp={spec.temperature!r}"]
-    if not SCHEMES[spec.scheme].causal:
-        words += [f"steps={spec.num_steps}", f"token-schedule={spec.token_curve}"]
-        words += [f"temp-schedule={spec.temperature_curve}"]
-    if spec.passes > 1:
-        words.append(f"passes={spec.passes}")
-    words += [f"cfg={spec.guidance!r}", f"cfg-schedule={spec.guidance_curve}"]
-    return f"{spec.target}:{','.join(words)}"

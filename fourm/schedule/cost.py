@@ -65,13 +65,11 @@ def estimate(
     peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
     made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
     peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
-    largest, passes, tokens = _highest(peaks), 0, 0
-    for step in chain.steps:
-        count = step.num_tokens * step.passes
-        tokens += count
-        passes += (1 + len(step.branches)) * (count if SCHEMES[step.scheme].causal else 1)
+    counts = [(step, step.num_tokens * step.passes) for step in chain.steps]
+    passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in counts)
     weights = weights_bytes(model, width) + sum(tokenizer_bytes(path, width, part) for path, part in paths)
-    return Cost(passes, tokens, weights, activations=largest.total + overhead(largest))
+    largest = _highest(peaks)
+    return Cost(passes, sum(n for _, n in counts), weights, largest.total + overhead(largest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +169,13 @@ def _grid_peaks(
     # The context and its keys and values for one block, beside the queries.
     queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
     yield Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
-    yield from _draw_peaks(step, chain, sizes, rows, asked * model.registry.get(step.target).vocab_size)
-
-
-def _draw_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, logits: int) -> Iterator[Peak]:
-    """The peaks of guidance and sampling; logits: the number per row."""
+    # Guidance: the logits of all passes, then of one.
+    logits = asked * model.registry.get(step.target).vocab_size  # numbers per row
     flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
     one = rows // (1 + len(step.branches)) * logits * FLOAT32
     guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far
     yield Peak(flat + guided * one, min(flat, _HEAP_BLOCK))
-    # The logits, and their probabilities before the filters. In addition, at the peak:
+    # Sampling: the logits, and their probabilities before the filters. In addition, at the peak:
     arrays = 2.0
     if step.temperature > GREEDY_BELOW:
         arrays = 6.0  # probabilities, and these scaled as float32 and as int64

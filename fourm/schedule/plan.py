@@ -47,19 +47,18 @@ def parse_chain(text: str, model: ModelFiles) -> Chain:
     values, whole = dict[str, object](), list[str]()
     by_flag = {option.flag: option for option in OPTIONS}
     try:
-        words = shlex.split(text)
+        words = iter(shlex.split(text))
     except ValueError as error:
         raise ScheduleError(f"'{text}' cannot be read as options ({error})") from None
-    while words:
-        word = words.pop(0)
-        option = by_flag.get(word.replace("--no-", "--"))
-        if option is None or (option.item is not Item.FLAG and not words):
+    for word in words:
+        option, is_on = by_flag.get(word.replace("--no-", "--")), not word.startswith("--no-")
+        value = is_on if option and option.item is Item.FLAG else next(words, None)
+        if option is None or value is None:
             raise ScheduleError(f"'{word}' is not an option of a schedule with its value")
+        values[option.key] = value
         if option.item is Item.TEXT:
-            whole.append(words.pop(0))
+            whole.append(str(value))
             values[option.key] = whole
-        else:
-            values[option.key] = not word.startswith("--no-") if option.item is Item.FLAG else words.pop(0)
     return build_chain(parse_options(values), model)
 
 
@@ -96,7 +95,7 @@ class _Planner:
             return sorted({name for name in made if name in reads}), {}, set()
         setting = setting or Setting(("caption",), "--cond")
         names, where = () if setting.values == (None,) else setting.values, setting.where
-        pairs = [str(name).partition(":")[::2] for name in names]
+        pairs = [str(name).partition(":")[::2] for name in names]  # with their weights, or ""
         itself = {*reads, *(registry.get(read).key for read in reads)}
         # The grids that conditions become whose values are given.
         grids = {name: registry.of_values(name, reads) for name, _ in pairs if name not in itself}

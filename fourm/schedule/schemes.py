@@ -99,14 +99,6 @@ def cosine_tokens(num_steps: int, total: int) -> list[int]:
 TOKEN_CURVES: dict[str, Callable[[int, int], list[int]]] = {"linear": linear_tokens, "cosine": cosine_tokens}
 
 
-@dataclass(frozen=True, slots=True)
-class TemperatureCurve:
-    """A row of the table of temperature curves."""
-
-    arguments: tuple[str, ...]  # what stands behind the name, separated by colons
-    values: Callable[..., list[float]]  # (temperature, counts, *arguments) -> one temperature per count
-
-
 def constant_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
     """The same in every step."""
     return [temperature for _ in counts]
@@ -136,10 +128,12 @@ def onex_temperature(temperature: float, counts: Sequence[int], low: float, powe
     return [max(low + spread * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
 
 
-TEMPERATURE_CURVES: dict[str, TemperatureCurve] = {
-    "constant": TemperatureCurve((), constant_temperature),
-    "linear": TemperatureCurve((), linear_temperature),
-    "onex": TemperatureCurve(("lowest temperature", "power"), onex_temperature),
+# (temperature, counts, *arguments) -> the temperature of each count, and the names of its arguments
+TemperatureCurve = Callable[..., list[float]]
+TEMPERATURE_CURVES: dict[str, tuple[TemperatureCurve, tuple[str, ...]]] = {
+    "constant": (constant_temperature, ()),
+    "linear": (linear_temperature, ()),
+    "onex": (onex_temperature, ("lowest temperature", "power")),
 }
 
 
@@ -147,16 +141,16 @@ def parse_temperature_curve(text: str) -> tuple[TemperatureCurve, tuple[float, .
     """The curve of a text such as `linear` or `onex:0.5:0.5`, and its arguments."""
     name, *parts = text.split(":")
     if name not in TEMPERATURE_CURVES:
-        known = ", ".join(":".join([n, *row.arguments]) for n, row in TEMPERATURE_CURVES.items())
+        known = ", ".join(":".join([n, *names]) for n, (_, names) in TEMPERATURE_CURVES.items())
         close = near_match(name, TEMPERATURE_CURVES) or f"; known are {known}"
         raise UsageError(f"unknown temperature schedule '{text}'{close}")
-    curve = TEMPERATURE_CURVES[name]
+    curve, names = TEMPERATURE_CURVES[name]
     try:
         arguments = tuple(float(part) for part in parts)
     except ValueError:
         raise UsageError(f"temperature schedule '{text}': numbers must stand behind '{name}'") from None
-    if len(arguments) != len(curve.arguments):
-        wanted = " and ".join(curve.arguments) or "nothing"
+    if len(arguments) != len(names):
+        wanted = " and ".join(names) or "nothing"
         raise UsageError(f"temperature schedule '{text}': {wanted} must stand behind '{name}'")
     if not all(math.isfinite(a) and a >= 0 for a in arguments) or any(a < 1e-6 for a in arguments[1:]):
         raise UsageError(f"temperature schedule '{text}': its numbers must be positive")

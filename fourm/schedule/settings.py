@@ -32,8 +32,7 @@ IGNORED = (
     "sr_config_path"
 ).split()
 _DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"  # other scripts' digits are mistakes
-_NONE = re.compile(r"(?:none|null)(?=\s*(?:[,-]|$))", re.IGNORECASE)
-_SEPARATOR = re.compile(r"\s*[,-]\s*")
+_NONE = r"(?i:none|null)"
 
 SettingValue = str | int | float | bool | None
 _Count = Annotated[int, Limits(1, MAX_SEED)]
@@ -161,18 +160,18 @@ class Settings:
 def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Settings:
     """Merge YAML files in the order given, and the options over them (keys of the table, plain or `sr_`).
 
-    What cannot be read is among the problems of `base`, to be reported with the schedule's mistakes.
+    What cannot be read is among the problems of both layers, to be reported with a schedule's mistakes.
     """
-    loaded, run = [load_layer(path) for path in configs], dict[str, Any]()
-    for _, values in loaded:
+    layers, run = list[Layer](), dict[str, Any]()
+    for path in configs:
+        layer, values = load_layer(path)
+        layers.append(layer)
         run |= values
-    layers = [*(layer for layer, _ in loaded), parse_options(options)]
-    base, sr = (merge([_with_prefix(layer, prefix) for layer in layers]) for prefix in ("", SR_PREFIX))
-    problems = tuple(problem for layer in layers for problem in layer.problems)
+    layers.append(parse_options(options))
     said = {key: value for key, value in run.items() if value is not None}
     keys = [key for key in TOKENIZERS if key + TOKENIZER_SUFFIX in said]
     tokenizers = {key: said.pop(key + TOKENIZER_SUFFIX) for key in keys}
-    return Settings(Layer(base.settings, problems), sr, RunSettings(**said, tokenizers=tokenizers))
+    return Settings(merge(layers), merge(layers, SR_PREFIX), RunSettings(**said, tokenizers=tokenizers))
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -186,27 +185,22 @@ def read_names(path: Path) -> dict[str, str]:
     return {key: name for key, name in named.items() if name}
 
 
-def merge(layers: Sequence[Layer]) -> Layer:
-    """Later layers win, key by key; problems add up.
+def merge(layers: Sequence[Layer], prefix: str = "") -> Layer:
+    """The settings whose keys have a prefix, without it; later layers win, key by key, and problems add up.
 
     Targets written whole replace the targets and the parallel lists of earlier layers, and are replaced by
     later `target_domains`.
     """
-    settings: dict[str, Setting] = {}
+    settings, keys = dict[str, Setting](), {prefix + option.key: option.key for option in OPTIONS}
     for layer in layers:
-        if "target" in layer.settings:
+        own = {keys[key]: setting for key, setting in layer.settings.items() if key in keys}
+        if "target" in own:
             for key in ("target_domains", *(option.key for option in TARGET_OPTIONS)):
                 settings.pop(key, None)
-        elif "target_domains" in layer.settings:
+        elif "target_domains" in own:
             settings.pop("target", None)
-        settings.update(layer.settings)
+        settings |= own
     return Layer(settings, tuple(problem for layer in layers for problem in layer.problems))
-
-
-def _with_prefix(layer: Layer, prefix: str) -> Layer:
-    """The schedule settings whose keys begin with a prefix, which is taken off; "" = those without one."""
-    keys = {prefix + option.key: option.key for option in OPTIONS}
-    return Layer({keys[key]: setting for key, setting in layer.settings.items() if key in keys})
 
 
 def parse_options(values: Mapping[str, object]) -> Layer:
@@ -241,7 +235,7 @@ def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
             elif key not in IGNORED:
                 near = near_match(key, [*_KEYS, *_RUN_KEYS, *IGNORED])
                 raise UsageError(f"unknown key '{entry.key}'{near}")
-        except UsageError as error:
+        except (UsageError, ValueError) as error:
             problems.append(f"{where}: {error}")
     return Layer(settings, tuple(problems)), run
 
@@ -282,19 +276,15 @@ def parse_list(text: str, item: Item) -> tuple[SettingValue, ...]:
 
     Items are matched greedily from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
     """
-    pattern, values, at = re.compile(item.value[1]), list[SettingValue](), 0
+    pattern, values, at = re.compile(rf"({_NONE}|{item.value[1]})\s*([,-]\s*|$)"), list[SettingValue](), 0
     text = text.strip()
-    while True:
-        match = _NONE.match(text, at) or pattern.match(text, at)
-        end = match.end() if match else at
-        separator = _SEPARATOR.match(text, end)
-        if match is None or (end < len(text) and separator is None):
-            piece = re.split(r",|(?<=[^eE\s,])-", text[at:])[0].strip() or text
-            raise UsageError(f"'{shown(piece)}' is not {item.value[0]}")
-        values.append(_convert(match[0], item))
-        if separator is None:
+    while match := pattern.match(text, at):
+        values.append(_convert(match[1], item))
+        if not match[2]:
             return tuple(values)
-        at = separator.end()
+        at = match.end()
+    piece = re.split(r",|(?<=[^eE\s,])-", text[at:])[0].strip() or text
+    raise UsageError(f"'{shown(piece)}' is not {item.value[0]}")
 
 
 def _parse_item(value: object, item: Item) -> SettingValue:
@@ -303,13 +293,13 @@ def _parse_item(value: object, item: Item) -> SettingValue:
         return value
     text = value.strip() if isinstance(value, str) else repr(value)
     is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if not is_plain or not (_NONE.fullmatch(text) or re.fullmatch(item.value[1], text)):
+    if not is_plain or not re.fullmatch(f"{_NONE}|{item.value[1]}", text):
         raise UsageError(f"'{shown(text)}' is not {item.value[0]}")
     return _convert(text, item)
 
 
 def _convert(text: str, item: Item) -> SettingValue:
-    if _NONE.fullmatch(text):
+    if re.fullmatch(_NONE, text):
         return None
     if item in (Item.COUNT, Item.NUMBER, Item.COUNT_OR_SHARE):
         if item is not Item.NUMBER and re.fullmatch(r"[+-]?\d{1,18}", text):
@@ -321,7 +311,7 @@ def _convert(text: str, item: Item) -> SettingValue:
 
 
 def _run_value(key: str, value: object, path: Path) -> object:
-    """The value of a setting of the run; None where nothing is said, UsageError where it cannot be one."""
+    """The value of a setting of the run, None where nothing is said; an error where it cannot be one."""
     if value is None or value == "" or (key == "activate_controlnet" and value is False):
         return None
     if key == "activate_controlnet":
@@ -329,10 +319,7 @@ def _run_value(key: str, value: object, path: Path) -> object:
     if key == "dtype" and value not in list(DTYPES):
         near = near_match(str(value), DTYPES)
         raise UsageError(f"'{key}' must be one of {', '.join(DTYPES)}{near}, not '{shown(value)}'")
-    try:
-        fit(_RUN_KEYS[key], value, f"'{key}'")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    fit(_RUN_KEYS[key], value, f"'{key}'")
     if not isinstance(value, str):
         return value
     if scheme_problem(value):
