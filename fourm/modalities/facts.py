@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 
 from fourm.data.layout import Crop
 from fourm.errors import near_match, shown
-from fourm.modalities.text import MAX_NUMBER, Grammar, groups_of, number_of, quoted, words_of
+from fourm.modalities.text import MAX_NUMBER, Grammar, grouped, number_of, quoted, words_of
 from fourm.modalities.typed import Limits, fit
 
 MAX_COLOURS = 7
@@ -100,7 +100,7 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
 
     A pair begins at each word with `v1`; of two pairs for one field the later counts.
     """
-    before, pairs = groups_of(words_of(text), lambda word: "v1" in word)
+    before, pairs = grouped(words_of(text), lambda word: "v1" in word)
     problems, facts = [f"{quoted(before)} stands before the first field"] if before else [], dict[int, Fact]()
     for words in pairs:
         is_pair = len(words) == 2 and words[0].startswith("v1=") and words[1].startswith("v0=")

@@ -18,15 +18,7 @@ from typing import Annotated
 
 from fourm.data.layout import Crop
 from fourm.errors import shown
-from fourm.modalities.text import (
-    MAX_NUMBER,
-    Grammar,
-    Structured,
-    groups_of,
-    number_of,
-    parse_groups,
-    words_of,
-)
+from fourm.modalities.text import MAX_NUMBER, Grammar, Structured, grouped, number_of, parse_groups, words_of
 from fourm.modalities.typed import Limits, fit
 
 PICTURE_SIDE = 224  # pixels per side of the picture that coordinates are for
@@ -193,7 +185,7 @@ HUMAN_POSES: Grammar[People] = Grammar(parse_people, people_words, people_from_j
 
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:
     """The groups of a text, without malformed polygons and empty groups, and a sentence for each problem."""
-    before, points = groups_of(words_of(text), "point".__eq__)
+    before, points = grouped(words_of(text), "point".__eq__)
     parsed = [_parse_group(before, "before the first point")] if before else []
     parsed += [_parse_group(words, f"point {n}") for n, words in enumerate(points, start=1)]
     groups = tuple(group for group, _ in parsed if group)

@@ -35,14 +35,12 @@ class WordPiece:
     def load(cls, path: Path) -> Self:
         """From a `tokenizers` JSON file whose first ids are those of 4M."""
         try:
-            data = read_bytes(path, MAX_BYTES)
+            tokenizer = Tokenizer.from_buffer(read_bytes(path, MAX_BYTES))
+            tokenizer.encode(_STRANGE, add_special_tokens=False)
         except FileNotFoundError as error:
             raise MissingError(f"{path}: the text tokenizer is not here") from error
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        try:
-            tokenizer = Tokenizer.from_buffer(data)
-            tokenizer.encode(_STRANGE, add_special_tokens=False)
         except Exception as error:  # a bare one where there is no token for unknown words
             raise CheckpointError(f"{path}: not a text tokenizer ({error})") from error
         tokenizer.no_padding()
@@ -165,7 +163,7 @@ def words_of(text: str) -> list[str]:
     return [word for word in text.split() if not (word.startswith("[") and word.endswith("]"))]
 
 
-def groups_of(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list[str], list[list[str]]]:
+def grouped(words: Iterable[str], begins: Callable[[str], bool]) -> tuple[list[str], list[list[str]]]:
     """The words before the first group, and the groups, each with the word that begins it."""
     before, groups = list[str](), list[list[str]]()
     for word in words:
@@ -184,7 +182,7 @@ def parse_groups(
 
     Problems get the name of their group and its number (from 1) in front, unless the name is "".
     """
-    before, groups = groups_of(words, begins)
+    before, groups = grouped(words, begins)
     items, problems = list[T](), list[str]()
     for number, group in enumerate(groups, start=1):
         item, problem = parse(group)

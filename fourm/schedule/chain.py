@@ -190,9 +190,16 @@ def make_chain(
     weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
     for spec in specs:
         guided, branches = _guidance(spec, conditions, weights, finished)
-        shared = (guided, branches, bool(weights), spec.passes)
-        for num_tokens, temperature in _token_plan(spec):
-            steps.append(Step(len(steps), spec.target, spec.scheme, num_tokens, temperature, *shared))
+        shared, scheme = (guided, branches, bool(weights), spec.passes), SCHEMES[spec.scheme]
+        counts, temperatures = [spec.num_tokens], [spec.temperature]
+        if not scheme.causal:
+            token_curve = TOKEN_CURVES["linear" if scheme.equal_steps else spec.token_curve]
+            counts = token_curve(spec.num_steps or 1, spec.num_tokens)
+            curve, arguments = parse_temperature_curve(spec.temperature_curve)
+            temperatures = curve(spec.temperature, counts, *arguments)
+        for count, temperature in zip(counts, temperatures, strict=True):
+            if count:  # a curve can have steps without a token, which are left out
+                steps.append(Step(len(steps), spec.target, spec.scheme, count, float(temperature), *shared))
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
     named = tuple((c, weights[c]) for c in conditions if c in weights)
@@ -214,14 +221,3 @@ def _guidance(
     if spec.guidance == 1.0 or not guided:
         return frozenset(), ()
     return guided, () if spec.guidance == 0.0 else (Branch(guided, spec.guidance),)
-
-
-def _token_plan(spec: TargetSpec) -> list[tuple[int, float]]:
-    """Tokens and temperature of each step of a target; steps without a token are left out."""
-    if SCHEMES[spec.scheme].causal:
-        return [(spec.num_tokens, spec.temperature)]
-    name = "linear" if SCHEMES[spec.scheme].equal_steps else spec.token_curve
-    counts = TOKEN_CURVES[name](spec.num_steps or 1, spec.num_tokens)
-    curve, arguments = parse_temperature_curve(spec.temperature_curve)
-    temperatures = curve(spec.temperature, counts, *arguments)
-    return [(count, float(t)) for count, t in zip(counts, temperatures, strict=True) if count]

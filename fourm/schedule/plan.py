@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fourm.errors import ScheduleError, UsageError
@@ -173,7 +173,8 @@ class _Planner:
         for option in TARGET_OPTIONS if targets else ():
             if (setting := self.settings.get(option.key)) is None:
                 continue
-            places = [i for i, t in enumerate(targets) if not option.joined or (t and not refused[i])]
+            # Passes are for targets whose predictions can be joined, and no others.
+            places = [i for i, t in enumerate(targets) if option.field != "passes" or (t and not refused[i])]
             count, names = len(places), [targets[i] for i in places]
             values = setting.values * count if len(setting.values) == 1 else setting.values
             if not places:
@@ -207,8 +208,15 @@ class _Planner:
         if not wrong.keys() & {"scheme", "num_tokens", "num_steps", "passes"}:
             found += _misfits(row, values, where)
         self.problems.extend(found)
+        if found:
+            return None
+        scheme = SCHEMES[values["scheme"]]
+        if scheme.causal or scheme.equal_steps:  # what a scheme does not use does not differ
+            values["token_curve"] = "linear"
+        if scheme.causal:
+            values |= {"num_steps": None, "temperature_curve": "constant"}
         try:
-            return None if found else _without_unused(TargetSpec(target=row.name, **values))
+            return TargetSpec(target=row.name, **values)
         except ScheduleError as error:
             self.problems.extend(error.problems)
             return None
@@ -251,11 +259,3 @@ def _misfits(row: Modality, values: Mapping[str, Any], where: Mapping[str, str])
         steps = f"{values['num_steps']} steps are more than the {num_tokens} tokens of {row.name}"
         problems.append(("num_steps", steps))
     return [f"{where.get(name, row.name)}: {problem}" for name, problem in problems]
-
-
-def _without_unused(spec: TargetSpec) -> TargetSpec:
-    """The same target without the settings that its scheme does not use."""
-    scheme = SCHEMES[spec.scheme]
-    if scheme.causal:
-        return replace(spec, num_steps=None, token_curve="linear", temperature_curve="constant")
-    return replace(spec, token_curve="linear") if scheme.equal_steps else spec

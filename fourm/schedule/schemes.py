@@ -1,9 +1,8 @@
 """The tables of how a target is decoded: schemes, token curves and temperature curves.
 
 A scheme decides which positions a step asks for and which answers it keeps. A curve decides how many tokens
-each step fixes, or at which temperature it draws. Curves agree with the released 4M sampler wherever its
-result can be used; `cosine` is corrected where rounding made its last entry negative. Tensors come from the
-caller, so the tables can be listed and checked without importing torch.
+each step fixes, or at which temperature it draws. Curves agree with the released 4M sampler, except `cosine`
+where rounding made its last entry negative. Tensors come from the caller: torch is not imported.
 """
 
 from __future__ import annotations

@@ -60,7 +60,6 @@ class Option:
     help: str
     field: str = ""  # of TargetSpec; "" = a setting of the whole chain
     word: str = ""  # its name within --target NAME:WORD=VALUE
-    joined: bool = False  # True: in a list it is for targets whose predictions can be joined, and no others
 
 
 OPTIONS = (
@@ -83,7 +82,7 @@ OPTIONS = (
     Option("cfg_schedules", "--cfg-schedules", Item.CURVE, "Guidance over the steps: constant",
            "guidance_curve", "cfg-schedule"),
     Option("sam_passes", "--sam-passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
-           "with its own noise, and join what is found", "passes", "passes", joined=True),
+           "with its own noise, and join what is found", "passes", "passes"),
     Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "--top-p", Item.NUMBER,
            "Draw from the most probable tokens that make up this share; 0 is off"),
