@@ -106,7 +106,7 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=thickness)
     taken: list[Rectangle] = []
     for box in boxes[:100]:  # names of more would hide everything
-        _draw_label(draw, image.size, box, colours[box.name], taken)
+        _draw_label(image, box, colours[box.name], taken)
     return image
 
 
@@ -213,10 +213,9 @@ def _length(text: str, font: Font) -> int:
     return int(font.getlength(text)) + 1
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: Ink, taken: list[Rectangle]
-) -> None:
+def _draw_label(image: Image.Image, box: Box, colour: Ink, taken: list[Rectangle]) -> None:
     """Draw the name of a box on a bar at its upper or lower edge, not over other names if possible."""
+    draw, size = ImageDraw.Draw(image), image.size
     pixels = min(max(min(size) // 16, 10), 28)
     (font, name, _), pad = _readable(box.name, pixels), max(pixels // 6, 1)
     name = _shortened(name, font, size[0] - 2 * pad)

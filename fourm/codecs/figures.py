@@ -110,7 +110,7 @@ def draw_boxes_of_people(people: People) -> Image.Image:
     _label(image, people, notes)
     if people:
         note = "boxes and numbers: no tokenizer for poses"
-        _write(ImageDraw.Draw(image), (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
+        _write(image, (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
     return image
 
 
@@ -177,17 +177,15 @@ def _label(image: Image.Image, people: People, notes: Sequence[str]) -> None:
         _, _, width, height = draw.multiline_textbbox((0, 0), text, font)
         x = max(min(box[0] + 6, image.width - width - 4), 4)
         y = max(min(box[1] + 5, image.height - height - 4), 4)
-        _write(draw, (x, y), text, _scaled(_colour(index), 0.5))
+        _write(image, (x, y), text, _scaled(_colour(index), 0.5))
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Ink, anchor: str = "la"
-) -> None:
+def _write(image: Image.Image, at: tuple[float, float], text: str, colour: Ink, anchor: str = "la") -> None:
     """Draw text on a white rectangle."""
-    font = font_for("", _FONT_SIZE)
-    x0, y0, x1, y1 = draw.multiline_textbbox(place, text, font, anchor)
+    draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
+    x0, y0, x1, y1 = draw.multiline_textbbox(at, text, font, anchor)
     draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), "white")
-    draw.multiline_text(place, text, colour, font, anchor)
+    draw.multiline_text(at, text, colour, font, anchor)
 
 
 def _colour(index: int) -> Ink:

@@ -60,12 +60,6 @@ def read_members(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
     return tuple(arrays)
 
 
-def write_members(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write a .npz file of exactly this path; equal arrays give equal bytes."""
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
 def write_array(array: NDArray[Any], path: Path) -> None:
     """Write a .npy file of exactly this path: np.save alone would append a suffix."""
     with path.open("wb") as file:
@@ -110,9 +104,7 @@ def read_json(path: Path) -> object:
                 data = file.read(MAX_TEXT_BYTES + 1)
             if len(data) > MAX_TEXT_BYTES:
                 raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
-        return json.loads(
-            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=with_single_keys
-        )
+        return json.loads(data, parse_constant=_real, parse_float=_real, object_pairs_hook=with_single_keys)
 
 
 def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
@@ -130,14 +122,12 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
     Pillow scales grey levels of fewer bits to 0..255; for PNG, whose levels count from black, this is undone.
     """
     with _opened(path, is_exact=True) as image:
-        step, problem = _level_step(image), ""
-        if image.mode not in ("L", "P") and not (image.mode == "1" and step):
-            problem = f"an 8-bit grey or palette picture, not {image.mode}"
-        elif not step:
+        step, problem = _level_step(image), f"an 8-bit grey or palette picture, not {image.mode}"
+        if step and image.mode in ("1", "L", "P"):
+            return np.asarray(image).astype(np.uint8) // np.uint8(step)
+        if image.mode in ("L", "P"):
             problem = "8 bits, black for 0; these grey levels are scaled"
-        if problem:
-            raise SampleError(f"{path}: class numbers need {problem}")
-        return np.asarray(image).astype(np.uint8) // np.uint8(step)
+        raise SampleError(f"{path}: class numbers need {problem}")
 
 
 def _level_step(image: Image.Image) -> int:
@@ -174,11 +164,8 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
     """
     data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
-        with (
-            _parsing(f"{path}: not a picture that can be read"),
-            warnings.catch_warnings(action="ignore"),  # spoilt metadata beside good pixels does not matter
-            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
-        ):
+        problem = f"{path}: not a picture that can be read"
+        with _parsing(problem), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(f"{path}: {image.width} x {image.height} pixels are too many to read")
             if is_exact and {image.format, image.info.get("compression")} & _LOSSY:
@@ -211,24 +198,26 @@ def _parse_array(data: bytes, where: str) -> NDArray[Any]:
         reads = np.lib.format
         is_first = reads.read_magic(stream) == (1, 0)
         read_header = reads.read_array_header_1_0 if is_first else reads.read_array_header_2_0
-        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
-            shape, fortran_order, dtype = read_header(stream)
+        shape, fortran_order, dtype = read_header(stream)
         if dtype.kind not in "biuf":
             raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
-        # Also true for a shape of which NumPy would reserve the memory before it looks for the bytes.
-        size = math.prod(shape)
-        is_whole = 0 <= size * dtype.itemsize == len(data) - stream.tell()
-        if not is_whole or min(shape, default=0) < 0:
+        # NumPy would reserve the memory for a shape before it looks for the bytes.
+        size, start = math.prod(shape), stream.tell()
+        if size * dtype.itemsize != len(data) - start or min(shape, default=0) < 0:
             raise SampleError(f"{where}: truncated or damaged; its header announces {shape} {dtype}")
-        flat = np.frombuffer(data, dtype=dtype, count=size, offset=stream.tell())
+        flat = np.frombuffer(data, dtype=dtype, count=size, offset=start)
         return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 @contextmanager
 def _parsing(problem: str) -> Iterator[None]:
-    """Turn what a parser raises into a SampleError: for malformed bytes it may be any exception."""
+    """Turn what a parser raises into a SampleError: for malformed bytes it may be any exception.
+
+    Its warnings are of spoilt metadata beside good pixels, and of headers that Python 2 wrote.
+    """
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except (SampleError, UnidentifiedImageError):
         raise
     except Exception as error:  # parsers of pictures and arrays raise any kind for malformed bytes
@@ -237,7 +226,7 @@ def _parsing(problem: str) -> Iterator[None]:
         raise SampleError(f"{problem} ({shown(text, 200)})") from error
 
 
-def _finite(text: str) -> float:
+def _real(text: str) -> float:
     """A number of a JSON file; NaN, Infinity and 1e999 are refused."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is no number")
@@ -309,9 +298,8 @@ def _read_rows(path: Path) -> NDArray[np.int64]:
     if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
         found = f"{rows.dtype} of shape {rows.shape}"
         raise SampleError(f"{path}: {found}, where rows of top, left, height, width, mirrored belong")
-    values = rows.astype(np.float64)
-    if not np.isfinite(values).all() or np.abs(values).max() > MAX_PIXELS:
+    if not (np.abs(rows.astype(np.float64)) <= MAX_PIXELS).all():  # nor is NaN
         raise SampleError(f"{path}: holds numbers that are no places in a picture")
-    if (values != np.floor(values)).any():
+    if (rows != rows.astype(np.int64)).any():
         raise SampleError(f"{path}: holds fractions, where whole pixels belong")
     return rows.astype(np.int64)

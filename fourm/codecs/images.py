@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from fourm.codecs import maps
@@ -63,8 +64,8 @@ class PixelsCodec:
 
     def read(self, path: Path, crop: Crop | None = None) -> Value:
         """Any picture, as uint8 (H, W, 3) of its own size, or a crop of it at the row's size."""
-        value = maps.read_rgb(path)
-        return value if crop is None else _shown(value, crop, path, self.row, Image.Resampling.BICUBIC)
+        value, side = maps.read_rgb(path), self.row.image_size
+        return value if crop is None else maps.cut(value, crop, side, Resampling.BICUBIC, path=path)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks."""
@@ -72,7 +73,7 @@ class PixelsCodec:
 
     def encode(self, values: Sequence[Value]) -> Slot:
         """The centre square at the row's size, ImageNet-normalised."""
-        fitted = (maps.fit_square(value, self.row.image_size, Image.Resampling.BICUBIC) for value in values)
+        fitted = (maps.fit_square(value, self.row.image_size, Resampling.BICUBIC) for value in values)
         images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
         return full_pixels(images, self.row.patch_size)
 
@@ -104,15 +105,14 @@ class GridCodec:
         form = self.form
         if form.resample is None:
             raise SampleError(f"{path}: features cannot be cropped; compute them from the cropped picture")
-        shown = _shown(value, crop, path, self.row, form.resample, form.outside)
-        if crop.mirrored and form.is_normal:
-            shown = shown.copy()
-            shown[..., 0] = 255 - shown[..., 0]
-        return shown
+        shown = maps.cut(value, crop, self.row.image_size, form.resample, form.outside, path)
+        turned = crop.mirrored and form.is_normal
+        return np.where((True, False, False), 255 - shown, shown) if turned else shown
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
         """The part of a mask in a crop: 255 where values are valid, 0 elsewhere and outside the picture."""
-        return _shown(maps.read_valid(path), crop, path, self.row, Image.Resampling.NEAREST)
+        mask, nearest = maps.read_valid(path), Resampling.NEAREST
+        return maps.cut(mask, crop, self.row.image_size, nearest, path=path)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
@@ -150,7 +150,7 @@ class GridCodec:
         if self.takes_mask:
             mask = torch.ones(1, side, side)
             if valid is not None:
-                mask = unit(maps.fit_square(valid, side, Image.Resampling.NEAREST))
+                mask = unit(maps.fit_square(valid, side, Resampling.NEAREST))
             x = torch.cat([x * mask, 2 * mask - 1])
         if len(x) != (wanted := config.n_channels):
             found = f"{len(x)} channels" if is_map else f"features of width {len(x)}"
@@ -201,12 +201,11 @@ class GridCodec:
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self.row.grid or ()
         decoded, groups = list[Tensor](), _groups(len(ids), ids.device)
         for index, group in enumerate(groups):
-            rows = torch.tensor(group)
-            tokens = out = ids[rows.to(ids.device)].view(len(group), *form)
+            tokens = out = ids[group].view(len(group), *form)
             if isinstance(tokenizer, DiVAE):
                 if diffusion is None:
                     raise ValueError(f"{self.row.name} is decoded by diffusion, which needs steps and noise")
-                noise = diffusion.noise.select(rows.to(diffusion.noise.streams.device))
+                noise = diffusion.noise.select(torch.tensor(group, device=diffusion.noise.streams.device))
                 shape = tokenizer.output_shape((int(tokens.shape[-2]), int(tokens.shape[-1])))
                 states = tokenizer.sample(tokens, partial(noise.normals, shape=shape), diffusion.steps)
                 for done, state in enumerate(states, start=index * diffusion.steps + 1):
@@ -245,17 +244,6 @@ class GridCodec:
         if self.tokenizer is None:
             raise MissingError(f"{self.row.name}: its tokenizer '{self.row.tokenizer}' is not here")
         return self.tokenizer
-
-
-def _shown(
-    value: Value, crop: Crop, path: Path, row: Modality, resample: Image.Resampling, outside: int = 0
-) -> Value:
-    """The part of a map in a crop, at a row's size; the map must be as large as the crop's picture."""
-    if value.shape[:2] != crop.whole:
-        found, whole = (f"{width} x {height}" for height, width in (value.shape[:2], crop.whole))
-        both = f"{found} pixels, but the picture of this sample has {whole}"
-        raise SampleError(f"{path}: {both}; one crop cannot mean the same in both")
-    return maps.cut(value, crop, row.image_size, resample, outside)
 
 
 def _groups(count: int, device: torch.device) -> list[list[int]]:

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from fourm.codecs.files import read_array, read_levels, read_picture
@@ -90,7 +91,7 @@ class Form:
     """What is special about one sort of value on a grid."""
 
     read: Callable[[Path], Value]
-    resample: Image.Resampling | None  # how a value is brought to the row's size; None: it stays
+    resample: Resampling | None  # how a value is brought to the row's size; None: it stays
     prepare: Callable[[Value], Tensor]  # value -> (C, H, W) float or (H, W) int64 for the tokenizer
     finish: Callable[[Tensor], Value]  # (C, H, W) of the tokenizer -> value
     paint: Callable[[Value], NDArray[np.uint8]] = np.asarray  # value -> 8-bit picture, but for labels
@@ -185,11 +186,18 @@ def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[
     return narrow
 
 
-def cut(value: Value, crop: Crop, side: int, resample: Image.Resampling, outside: int = 0) -> Value:
+def cut(
+    value: Value, crop: Crop, side: int, resample: Resampling, outside: int = 0, path: Path | None = None
+) -> Value:
     """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
-    outside: the value of pixels that lie outside the whole picture.
+    outside: the value of pixels that lie outside the whole picture. SampleError with the path of the map's
+    file where it is not as large as the crop's picture.
     """
+    if value.shape[:2] != crop.whole:
+        found, whole = (f"{width} x {height}" for height, width in (value.shape[:2], crop.whole))
+        both = f"{found} pixels, but the picture of this sample has {whole}"
+        raise SampleError(f"{path}: {both}; one crop cannot mean the same in both")
     top, left = max(crop.top, 0), max(crop.left, 0)
     seen = value[top : max(crop.top + crop.height, top), left : max(crop.left + crop.width, left)]
     square = np.full((crop.height, crop.width, *value.shape[2:]), outside, dtype=value.dtype)
@@ -200,7 +208,7 @@ def cut(value: Value, crop: Crop, side: int, resample: Image.Resampling, outside
     return np.ascontiguousarray(square[:, ::-1]) if crop.mirrored else square
 
 
-def fit_square(value: Value, side: int, resample: Image.Resampling) -> Value:
+def fit_square(value: Value, side: int, resample: Resampling) -> Value:
     """The largest centred square of (H, W[, C]), offset rounded down, at side x side pixels."""
     return cut(value, centre_crop(*value.shape[:2]), side, resample)
 
@@ -323,7 +331,7 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     return (np.nan_to_num(values).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
 
 
-_BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+_BICUBIC, _NEAREST = Resampling.BICUBIC, Resampling.NEAREST
 _COLOURS = Form(read_rgb, _BICUBIC, _signed_unit, _finish_colours, channels=3)
 _DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
 _EDGES = Form(read_grey, _BICUBIC, _signed_unit, _finish_edges, channels=1)

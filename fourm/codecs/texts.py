@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, count, takewhile
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fourm.codecs import drawing, figures
 from fourm.codecs.figures import Decode
-from fourm.codecs.files import read_json, read_members, read_text, write_members
+from fourm.codecs.files import read_json, read_members, read_text
 from fourm.codecs.images import check_finite
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
@@ -148,13 +147,12 @@ class StructuredCodec:
 
         Sentinels among the words mark where something is missing.
         """
-        with suppress(ValueError, RecursionError):
-            data = json.loads(text)
-            try:
-                return Structured(self.grammar.from_json(data, None))
-            except ValueError as error:
-                raise SampleError(f"{self.row.name}: {error}") from error
-        value = self.grammar.understand(text)
+        try:
+            return Structured(self.grammar.from_json(json.loads(text), None))
+        except (json.JSONDecodeError, RecursionError):
+            value = self.grammar.understand(text)
+        except ValueError as error:
+            raise SampleError(f"{self.row.name}: {error}") from error
         if value.problems:
             raise SampleError(f"{self.row.name}: {value.problems[0]}")
         return value
@@ -211,7 +209,7 @@ class StructuredForm:
     # Of the value and `decode`, a figures.Decode; used with a tokenizer that decodes the codes in a value.
     draw_decoded: Callable[..., Image.Image] | None = None
     codes: tuple[int, ...] = ()  # (h, w), or (codebooks, h, w): the shape of what is decoded together
-    channels: int = 0  # of what is decoded
+    channels: int = 1  # of what is decoded
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
 
@@ -260,9 +258,7 @@ STRUCTURED: dict[str, StructuredForm] = {
     "human_poses": StructuredForm(
         HUMAN_POSES, figures.draw_boxes_of_people, figures.draw_figures, (8, 1, 1), figures.POSE_NUMBERS
     ),
-    "sam_instance": StructuredForm(
-        SAM_INSTANCES, figures.outline_instances, figures.draw_instances, codes=(4, 4), channels=1
-    ),
+    "sam_instance": StructuredForm(SAM_INSTANCES, figures.outline_instances, figures.draw_instances, (4, 4)),
 }
 
 
@@ -294,7 +290,9 @@ class EmbeddingCodec:
 
     def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .npz file of one caption; there is no room for `text` in it."""
-        write_members(path, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+        mask = np.ones((1, len(value)), dtype=np.int64)
+        with path.open("wb") as file:  # a path would get a suffix
+            np.savez(file, allow_pickle=False, emb=value[None], mask_valid=mask)
 
     def encode(self, values: Sequence[Vectors]) -> Slot:
         """The first max_tokens vectors of each value, zeros behind fewer; all of a value's are known."""

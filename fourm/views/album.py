@@ -318,7 +318,7 @@ def _draw(values: Sequence[_Value], problems: list[str]) -> None:
     """Put pictures to panels; what cannot be drawn is a problem."""
     maps = [(one, one.reader.grid) for one in values if one.reader and one.reader.grid]
     for value, grid in maps:
-        if grid.shares_colours and value.panel.picture is None:
+        if grid.form.resample is None and value.panel.picture is None:  # features share their colours
             same = [one for one, other in maps if other.row.key == grid.row.key]
             with suppress(ValueError):  # they are tried one by one, and told
                 for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
