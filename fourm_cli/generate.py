@@ -18,7 +18,6 @@ from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, resolve_tokenizer, with_parts
 from fourm.hub.header import read_header
 from fourm.runs.events import Event
-from fourm.runs.world import World, parse_world
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import console
 from fourm_cli.options import (
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.output.record import RunRecord
     from fourm.runs.origins import Replay
-    from fourm.runs.request import Request
+    from fourm.runs.request import Request, World
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -87,7 +86,7 @@ def generate(
     """
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
-    from fourm.runs.request import Origin
+    from fourm.runs.request import parse_world
     from fourm.schedule.plan import build_chain
 
     schedule = {"cond_domains": "none", **schedule} if data == EMPTY else schedule
@@ -120,7 +119,7 @@ def generate(
     )  # fmt: skip
     finer = None
     if planned := plan_finer(settings, files, chain, sr_model):
-        finer = replace(request, model=planned[0], chain=planned[1], samples=(), origin=Origin())
+        finer = replace(request, model=planned[0], chain=planned[1], samples=(), stage="sr", is_beside=True)
     _make(request, finer, dataset, report)
 
 
@@ -147,7 +146,7 @@ def sr(
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
     from fourm.runs.origins import find_finer, names_made, read_finer, read_origin
-    from fourm.runs.request import Origin
+    from fourm.runs.request import parse_world
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
@@ -172,7 +171,7 @@ def sr(
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
         dtype=machine.dtype or (made.dtype if made else "auto"),
-        origin=Origin(made, is_beside=out is None or real(out) == real(root)),
+        stage="sr", origin=made, is_beside=out is None or real(out) == real(root),
     )  # fmt: skip
     _make(request, None, dataset, report)
 
@@ -210,7 +209,7 @@ def tokenize(
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
-    from fourm.runs.request import TokenizeRequest
+    from fourm.runs.request import TokenizeRequest, parse_world
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = _with_parts(files, machine, RunSettings())
@@ -241,7 +240,7 @@ def tokenize(
 
 
 def _requester(
-    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: World
+    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
 ) -> "Callable[..., Request]":
     """A function that makes requests from options and files; the caller adds the rest, or other values."""
     from fourm.runs.request import DETOKENIZER_STEPS, Request
@@ -274,7 +273,7 @@ def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings) -> Mode
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _output_folder(out: Path | None, data: str | None, world: World, writing: Writing) -> Path:
+def _output_folder(out: Path | None, data: str | None, world: "World", writing: Writing) -> Path:
     """The folder that was asked for, or the first free one."""
     if out is not None:
         path, root = real(Path(data or "")), real(out)
@@ -296,7 +295,6 @@ def _repeat(
     """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
     from fourm.runs.origins import sr_name
-    from fourm.runs.request import Origin
     from fourm.schedule.plan import parse_chain
 
     def again(record: "RunRecord", **fields: Any) -> "Request":
@@ -311,7 +309,8 @@ def _repeat(
     finer, models = None, [(replay.base, files)]
     if (made := replay.finer) is not None:
         fine = find_sr(files, sr_name(files, made))
-        finer = again(made, model=fine, chain=parse_chain(made.options, fine), samples=(), origin=Origin())
+        chain = parse_chain(made.options, fine)
+        finer = again(made, model=fine, chain=chain, samples=(), stage="sr", is_beside=True)
         models.append((made, fine))
     return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
 
@@ -362,7 +361,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
 
 
 def _follow(
-    begin: Callable[[], Sequence[Iterator[Event]]], world: World, out: Path,
+    begin: Callable[[], Sequence[Iterator[Event]]], world: "World", out: Path,
     notes: Iterable[str], share: str, report: Report,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.

@@ -15,8 +15,7 @@ PUBLIC = {
     "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
     "outputs": "order_place preview_place",
     "pipeline": "check check_weights follow_on run",
-    "request": "DETOKENIZER_STEPS Origin Request TokenizeRequest",
+    "request": "DETOKENIZER_STEPS Request TokenizeRequest World parse_world",
     "tokenizing": "tokenize_dataset",
-    "world": "World parse_world",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

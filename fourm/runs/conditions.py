@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ class Work:
 
     sample: Sample
     variation: int
+
+    @property
+    def result(self) -> tuple[str, int]:
+        """The key and the variation, which name the result."""
+        return self.sample.key.text, self.variation
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +69,18 @@ class Conditions:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
             started = ((group, thread.submit(self.prepare, group)) for group in groups)
             for current, _next in itertools.pairwise(itertools.chain(started, [None])):
-                if current is not None:
-                    yield self._result(*current)
-
-    def _result(self, group: Sequence[Work], future: Future[Prepared]) -> Prepared:
-        """What the thread has prepared; where memory ran out beside what was decoded, once more, alone."""
-        try:
-            return future.result()
-        except (RuntimeError, MemoryError, OSError) as error:
-            if not is_out_of_memory(error):
-                raise
-        release_memory()
-        return self.prepare(group)
+                if current is None:
+                    continue
+                group, future = current
+                try:
+                    prepared = future.result()
+                except (RuntimeError, MemoryError, OSError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    prepared = None  # there was no room beside what was decoded: once more, alone
+                if prepared is None:
+                    release_memory()
+                yield prepared or self.prepare(group)
 
     def prepare(self, works: Sequence[Work]) -> Prepared:
         """Read a group of samples; each that cannot be read is a failure of its own."""
@@ -88,7 +93,13 @@ class Conditions:
                     rows.append(self._read(work))
             except SampleError as error:
                 failures.append((work, str(error)))
-        return Prepared(rows, self._batch(rows), failures)
+        slots = dict[str, Slot]()
+        for name in self.request.chain.conditions if rows else ():
+            if self.request.model.registry.get(name).kind is Kind.GRID:
+                slots[name] = full_grid(torch.from_numpy(np.stack([row.ids[name] for row in rows])))
+            else:
+                slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
+        return Prepared(rows, Batch(tuple(row.work.sample.key.text for row in rows), slots), failures)
 
     def _read(self, work: Work) -> Given:
         sample, chain = work.sample, self.request.chain
@@ -97,7 +108,10 @@ class Conditions:
         values, ids, notes = dict[str, Any](), dict[str, NDArray[np.int64]](), dict[str, tuple[str, ...]]()
         files, crop = sample.files_of(work.variation), None
         if self.request.reads_pictures:
-            crop = read_crop(files.get(CROP_SETTINGS), self._whole_of(files))
+            # Crops refer to the size of a picture or map; features have none.
+            raw = ((self.codecs[name], files[name]) for name in sorted(chain.raw) if name in files)
+            maps = (path for one, path in raw if isinstance(one, GridCodec) and one.form.resample is not None)
+            crop = read_crop(files.get(CROP_SETTINGS), files.get(PICTURES) or next(maps, None))
         for name in chain.conditions:
             row, codec, path = self.request.model.registry.get(name), self.codecs.get(name), files.get(name)
             if path is None and row.codec == CAPTION and sample.caption is not None:
@@ -123,26 +137,9 @@ class Conditions:
     def _from_file(self, codec: Codec, path: Path, crop: Crop | None) -> tuple[Any, Slot]:
         """A value and what the model reads of it; whatever is wrong with either names the file."""
         value: Any = codec.read(path, crop)
-        origin = self.request.origin
-        is_made = origin is not None and origin.record is not None  # a run may have made an empty caption
-        if isinstance(codec, CaptionCodec) and not is_made and not codec.wordpiece.encode(value):
-            raise SampleError(f"{path}: holds no word, so it is no caption")
+        if isinstance(codec, CaptionCodec) and not self.request.origin and not codec.wordpiece.encode(value):
+            raise SampleError(f"{path}: holds no word, so it is no caption")  # a run may have made such
         try:
             return value, codec.encode([value])  # what the model cannot read fails alone
         except SampleError as error:
             raise SampleError(f"{path}: {error}") from error
-
-    def _whole_of(self, files: Mapping[str, Path]) -> Path | None:
-        """The picture or map whose size crops refer to; features have no size of a picture."""
-        raw = ((self.codecs[name], files[name]) for name in sorted(self.request.chain.raw) if name in files)
-        maps = (path for one, path in raw if isinstance(one, GridCodec) and one.form.resample is not None)
-        return files.get(PICTURES) or next(maps, None)
-
-    def _batch(self, rows: Sequence[Given]) -> Batch:
-        slots: dict[str, Slot] = {}
-        for name in self.request.chain.conditions if rows else ():
-            if self.request.model.registry.get(name).kind is Kind.GRID:
-                slots[name] = full_grid(torch.from_numpy(np.stack([row.ids[name] for row in rows])))
-            else:
-                slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
-        return Batch(tuple(row.work.sample.key.text for row in rows), slots)

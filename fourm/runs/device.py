@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from fourm.data.opening import read_bytes
 from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES, TokenizerPart
 from fourm.runs.events import Event, Halved
-from fourm.runs.request import Request, TokenizeRequest
-from fourm.runs.world import World
+from fourm.runs.request import Request, TokenizeRequest, World
 from fourm.schedule.cost import MOST_ROWS, Cost, Peak, estimate, overhead, tokenizer_bytes
 
 T = TypeVar("T")
@@ -144,13 +142,6 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
     with suppress(*_UNREADABLE):
         limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
     return min(limits, default=None)
-
-
-def name_device(device: torch.device) -> str:
-    """The device and its model, for the record."""
-    if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {platform.processor() or platform.machine()}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,19 +18,13 @@ from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.output.processes import now, sha256_of
 from fourm.output.record import RunRecord
-from fourm.runs.device import name_device
 from fourm.runs.request import Request
-from fourm.schedule.chain import Step, joining_problem
+from fourm.schedule.chain import joining_problem
 
 
 def preview_place(target: str, number: int) -> Place:
     """Where the picture of a target after a step lies; number: of the step in the chain, from 1."""
     return Place(f"preview/{target}", f"-step{number:03d}.png", modality=target, form="extra")
-
-
-def is_previewed(step: Step, every: int) -> bool:
-    """Whether the picture after a step of a grid is kept; every: after which steps, 0 is never."""
-    return every > 0 and step.number % every == 0
 
 
 def order_place(target: str) -> Place:
@@ -58,6 +52,16 @@ class Output:
         return self.place.form == "value" and row.kind is Kind.GRID and bool(row.tokenizer)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that passed all checks, with its outputs, device and dtype."""
+
+    request: Request
+    outputs: list[Output]
+    device: torch.device
+    dtype: str  # a key of DTYPES
+
+
 def plan_outputs(request: Request) -> list[Output]:
     """Every kind of file that a sample of this request gets; what cannot be made is refused here.
 
@@ -73,8 +77,8 @@ def plan_outputs(request: Request) -> list[Output]:
         if row.kind is not Kind.GRID or name in request.chain.raw:
             outputs.append(Output(Place(row.folder, row.suffix, shared, name, "value", True), row, writes))
     taken = {output.place.folder for output in outputs if output.is_written}
-    if request.is_beside and request.origin and request.origin.record:
-        taken |= {place.folder for place in request.origin.record.places}
+    if request.is_beside and request.origin:
+        taken |= {place.folder for place in request.origin.places}
     for name in request.chain.targets:
         row = registry.get(name)
         if row.kind is Kind.GRID:
@@ -110,77 +114,58 @@ def _check_output(model: ModelFiles, output: Output) -> None:
 
 
 def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
-    """Evaluations of networks that decode by diffusion, per sample; what cannot be decoded is refused."""
+    """Evaluations of networks that decode by diffusion, per sample.
+
+    UsageError where the timesteps of a diffusion cannot be divided evenly into the steps that are asked for.
+    """
     steps, count = request.detokenizer_steps, 0
     for output in outputs:
         if output.place.is_condition or not output.needs_tokenizer:
             continue
         config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
-        if isinstance(config, DiVAEConfig):
-            _check_steps(steps, config.num_train_timesteps)
-            count += steps
+        if not isinstance(config, DiVAEConfig):
+            continue
+        trained, count = config.num_train_timesteps, count + steps
+        if trained % steps:
+            even = [n for n in range(1, trained + 1) if trained % n == 0]
+            near = (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])
+            raise UsageError(
+                f"--detokenizer-steps {steps}: the {trained:,} timesteps of the tokenizer cannot be spaced "
+                f"evenly; {' or '.join(map(str, near))} would do"
+            )
     return count
 
 
-def _check_steps(steps: int, trained: int) -> None:
-    """Refuse numbers of steps that a diffusion of so many timesteps cannot take evenly."""
-    if steps <= trained and trained % steps == 0:
-        return
-    even = [n for n in range(1, trained + 1) if trained % n == 0]
-    near = [str(n) for n in (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])]
-    raise UsageError(
-        f"--detokenizer-steps {steps}: the {trained:,} timesteps of the tokenizer cannot be spaced evenly; "
-        f"{' or '.join(near)} would do"
-    )
-
-
-def make_record(request: Request, outputs: list[Output], device: torch.device, dtype: str) -> RunRecord:
-    """What run.json says of this run."""
-    model = request.model
-    files = {
-        "weights": model.weights,
-        **{f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(outputs)},
-    }
+def make_record(job: Job) -> RunRecord:
+    """What run.json says of this run. Reads all files of the model for their checksums."""
+    request, model, chain, device = job.request, job.request.model, job.request.chain, job.device
+    files = {f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(job.outputs)}
+    files["weights"] = model.weights
     if model.text_tokenizer is not None:
         files["text_tokenizer"] = model.text_tokenizer
-    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
-    return RunRecord(
-        schedule=request.chain.to_json(),
-        model=model.name,
-        revision=model.revision,
-        files={name: sha256_of(path) for name, path in sorted(files.items())},
-        samples=len(request.samples),
-        input=request.input,
-        num_variations=request.num_variations,
-        seed=request.seed,
-        dtype=dtype,
-        device_type=device.type,
-        attention=request.attention,
-        decode=request.decode,
-        detokenizer_steps=request.detokenizer_steps,
-        preview=request.preview,
-        stage=request.stage,
-        variation=request.variation,
-        origin=request.origin.record.as_origin() if request.origin and request.origin.record else {},
-        options=request.chain.to_text(),
-        places=(*(output.place for output in outputs if output.is_written), *_occasional(request)),
-        device=name_device(device),
-        versions={"fourm": __version__, "python": platform.python_version()} | versions,
-        command=request.command,
-        created=now(),
-    )
-
-
-def _occasional(request: Request) -> list[Place]:
-    """Where files lie that only some samples have."""
-    rows = [request.model.registry.get(name) for name in request.chain.targets]
+    rows = [model.registry.get(name) for name in chain.targets]
     grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
-    kept = [s for s in request.chain.steps if s.target in grids and is_previewed(s, request.preview)]
-    return [
+    kept = [step for step in chain.steps if step.target in grids and step.number % request.preview == 0]
+    occasional = (  # files that only some samples have
         *(preview_place(step.target, step.number) for step in kept),
         *map(order_place, grids),
         *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
-    ]
+    )
+    is_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    return RunRecord(
+        schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,
+        files={name: sha256_of(path) for name, path in sorted(files.items())},
+        samples=len(request.samples), input=request.input, num_variations=request.num_variations,
+        variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
+        decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
+        stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
+        places=(*(output.place for output in job.outputs if output.is_written), *occasional),
+        device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
+        versions={"fourm": __version__, "python": platform.python_version()} | versions,
+        command=request.command, created=now(),
+    )  # fmt: skip
 
 
 def tokenizers_of(outputs: Sequence[Output]) -> dict[str, TokenizerPart]:

@@ -6,8 +6,8 @@ change the output folder.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,14 +17,12 @@ from fourm.codecs.table import Codec, build_codec
 from fourm.data.dataset import Input
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine, with_targets
 from fourm.decoding.sampling import Noise
-from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
-from fourm.networks.model import FourM
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, close_output, now
-from fourm.output.record import RUN, RunRecord
+from fourm.output.record import BASE, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work
 from fourm.runs.device import (
@@ -37,29 +35,14 @@ from fourm.runs.device import (
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.origins import conditions_from
-from fourm.runs.outputs import Output, count_evaluations, make_record, plan_outputs, tokenizers_of
-from fourm.runs.request import Origin, Request
+from fourm.runs.outputs import Job, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.runs.request import Request
 from fourm.runs.saving import Film, ResultFiles, Saver
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
     "or float16 is too narrow for it (try --dtype float32)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request that passed all checks, with its outputs, device and dtype."""
-
-    request: Request
-    outputs: list[Output]
-    device: torch.device
-    dtype: str  # a key of DTYPES
-
-    @property
-    def record(self) -> RunRecord:
-        """The record for run.json. Reads all files of the model for their checksums."""
-        return make_record(self.request, self.outputs, self.device, self.dtype)
 
 
 def check(request: Request) -> Job:
@@ -81,15 +64,15 @@ def run(request: Request) -> Iterator[Event]:
     """
     started, out, world = time.perf_counter(), request.out, request.world
     job = check(request)
-    launch, record = Launch(world.rank, world.size, now()), job.record
+    launch, record = Launch(world.rank, world.size, now()), make_record(job)
     joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
     joining.check()
     samples = sorted(request.samples, key=lambda sample: sample.key)
     writer = SampleWriter(Run(out, request.record, record), samples, request.reads_pictures)
     if not request.overwrite:
         writer.check()
-    files, size, parts = ResultFiles.of(request, job.outputs), fit_batch_size(request, job.device), None
-    made, todo = list[Work](), list[Work]()
+    files, size = ResultFiles.of(request, job.outputs), fit_batch_size(request, job.device)
+    made, todo, engine, codecs = list[Work](), list[Work](), None, dict[str, Codec]()
     for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
         if _has_conditions(request, work):
             (made if files.is_made(work) else todo).append(work)
@@ -101,13 +84,13 @@ def run(request: Request) -> Iterator[Event]:
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
-            parts = load_parts(job)
-    saver = Saver(request, job.outputs, job.dtype, joining.enter(), files, writer)
+            engine, codecs = load_parts(job)
+    saver = Saver(request, job.outputs, codecs, joining.enter(), files, writer)
     has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             saver.add_missing_checksums(made)
-            for event in _generate(parts, saver, job, todo, size) if parts is not None else ():
+            for event in _generate(engine, saver, job, todo, size) if engine is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
                 yield event
         has_ended = True
@@ -132,87 +115,73 @@ def check_weights(job: Job) -> None:
 
 def follow_on(base: Request, finer: Request) -> Request:
     """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
-    record = check(base).record
+    record = make_record(check(base))
     run = Run(base.out, RUN, record)
     samples = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
     return replace(
-        finer, samples=samples, input=Input("run"), out=base.out, origin=Origin(record),
+        finer, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,
     )  # fmt: skip
 
 
-def _generate(parts: "Parts", saver: Saver, job: Job, todo: Sequence[Work], size: int) -> Iterator[Event]:
-    """Decode and save the work of this process in batches of `size`."""
-    request, device = job.request, job.device
-    saver.codecs = parts.codecs
-    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
-    decoding, saving = (Portions(rows, device, job.dtype) for rows in (size, rows_at_once(device)))
-    for prepared in Conditions(request, parts.codecs).prepared(groups):
-        for work, reason in prepared.failures:
-            yield saver.fail(work, reason)
-        for row in prepared.rows:
-            for name, notes in row.notes.items():
-                yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
-        make = partial(_make, request, parts, saver, prepared, decoding, saving)
-        yield from decoding.each(range(len(prepared.rows)), make)
-
-
 def _has_conditions(request: Request, work: Work) -> bool:
     """True unless this is super-resolution of a sample that its run did not make (and has reported)."""
-    if request.origin is None or request.origin.record is None:
-        return True
     files = work.sample.files_of(work.variation)
-    return all(name in files and files[name].is_file() for name in request.chain.conditions)
+    return not request.origin or all(n in files and files[n].is_file() for n in request.chain.conditions)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything loaded for a run."""
-
-    network: FourM
-    codecs: Mapping[str, Codec]  # by modality
-    sentinels: range
-    device: torch.device
-
-
-def load_parts(job: Job) -> Parts:
-    """The transformer, the text tokenizer, and the codecs with their tokenizers."""
-    request, outputs, device, dtype = job.request, job.outputs, job.device, torch_dtype(job.dtype)
-    model = request.model
+def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
+    """The transformer with what its decoding needs, and the codecs by modality with their tokenizers."""
+    request, model, device, dtype = job.request, job.request.model, job.device, torch_dtype(job.dtype)
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
         name: load_tokenizer(model.tokenizers[name], device, dtype, part)
-        for name, part in tokenizers_of(outputs).items()
+        for name, part in tokenizers_of(job.outputs).items()
     }
-    rows = [output.modality for output in outputs]
+    rows = [output.modality for output in job.outputs]
     codecs = {row.name: build_codec(row, tokenizers.get(row.tokenizer), wordpiece) for row in rows}
     network = load_model(model, device, dtype)
     for module in (network, *tokenizers.values()):
         set_attention(module, request.attention, device)
     sentinels = wordpiece.sentinels if wordpiece is not None else RELEASED_SENTINELS
-    return Parts(network, codecs, sentinels, device)
+    return Engine(network, sentinels, max_rows=choose_rows(request, device)), codecs
+
+
+def _generate(engine: Engine, saver: Saver, job: Job, todo: Sequence[Work], size: int) -> Iterator[Event]:
+    """Decode and save the work of this process in batches of `size`."""
+    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
+    decoding, saving = (Portions(rows, job.device, job.dtype) for rows in (size, rows_at_once(job.device)))
+    for prepared in Conditions(job.request, saver.codecs).prepared(groups):
+        for work, reason in prepared.failures:
+            yield saver.fail(work, reason)
+        for row in prepared.rows:
+            for name, notes in row.notes.items():
+                yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
+        make = partial(_make, engine, saver, prepared, decoding, saving)
+        yield from decoding.each(range(len(prepared.rows)), make)
 
 
 def _make(
-    request: Request, parts: Parts, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
+    engine: Engine, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
     chosen: Sequence[int],
 ) -> Iterator[Event]:  # fmt: skip
     """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
+    request, steps, device = saver.request, saver.request.chain.steps, decoding.device
     rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
     saver.record_samples(works)
     conditions = prepared.batch.select(torch.tensor(chosen))
-    batch = with_targets(conditions, request.chain, request.model.registry).to(parts.device)
-    samples = [(work.sample.key.text, work.variation) for work in works]
-    noise = Noise.for_samples(request.seed, samples, request.stage if request.origin else "")
-    together = decoding.halved_to or choose_rows(request, parts.device)
-    engine = Engine(parts.network, parts.sentinels, max_rows=together)
-    film, steps, faults = Film(), request.chain.steps, dict[int, str]()
-    sound = torch.ones(len(rows), dtype=torch.bool, device=parts.device)
-    for progress in engine.run(batch, request.chain, noise.to(parts.device)):
+    batch = with_targets(conditions, request.chain, request.model.registry).to(device)
+    stage = "" if request.stage == BASE else request.stage
+    noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
+    if decoding.halved_to:
+        engine = replace(engine, max_rows=decoding.halved_to)
+    film, faults = Film(), dict[int, str]()
+    sound = torch.ones(len(rows), dtype=torch.bool, device=device)
+    for progress in engine.run(batch, request.chain, noise.to(device)):
         batch, sound, step = progress.batch, sound & progress.sound, progress.step
         faults |= progress.faults
-        if request.preview and request.model.registry.get(step.target).kind is Kind.GRID:
+        if request.preview:
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
             saver.preview(progress, film, works, is_last)
         yield Stepped(
@@ -222,11 +191,10 @@ def _make(
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):
         yield saver.fail(works[index], faults[index])
-    finished = [index for index in range(len(rows)) if index not in faults]
 
     def save(group: Sequence[int]) -> Iterator[Event]:
         if left := [index for index in group if not saver.is_done(works[index])]:
-            made = batch.select(torch.tensor(left, device=parts.device))
+            made = batch.select(torch.tensor(left, device=device))
             yield from saver.save([rows[index] for index in left], made)
 
-    yield from saving.each(finished, save)
+    yield from saving.each([index for index in range(len(rows)) if index not in faults], save)

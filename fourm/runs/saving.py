@@ -31,7 +31,7 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
-from fourm.networks.state import Batch, Slot
+from fourm.networks.state import Batch
 from fourm.output.formats import Tokens, find_flaw
 from fourm.output.processes import (
     Failure,
@@ -41,17 +41,17 @@ from fourm.output.processes import (
     list_files,
     now,
     read_checksums,
-    sha256_of,
 )
 from fourm.output.record import BASE, RUN, SR
 from fourm.output.samples import SampleWriter
 from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.inputs import CAPTION
-from fourm.runs.outputs import Output, is_previewed, malformed_place, order_place, preview_place
-from fourm.runs.request import PREVIEW_STEPS, Request
+from fourm.runs.outputs import Output, malformed_place, order_place, preview_place
+from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 
 READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
+PREVIEW_STEPS = 25  # at most, of a diffusion, for a picture that is still being decoded
 GREY = (128, 128, 128)
 
 
@@ -96,47 +96,28 @@ class ResultFiles:
             if not stat.S_ISREG(told.st_mode):
                 return False
             size = told.st_size
-            said = self.listed.get(path.relative_to(self.request.out).as_posix())
+            name = path.relative_to(self.request.out).as_posix()
+            said = self.listed.get(name)
             if said is None:
-                return size > 0 and find_flaw(path, self._tokens_of(path)) is None
+                ids = (output for output in self.outputs if output.place.form == "ids")
+                row = next((o.modality for o in ids if name.startswith(f"{o.place.folder}/")), None)
+                tokens = None if row is None else Tokens(row.max_tokens, row.vocab_size)
+                return size > 0 and find_flaw(path, tokens) is None
             if said.size is not None and (size != said.size or size > READ_BYTES):
                 return size == said.size
             return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
         except (OSError, SampleError):
             return False
 
-    def _tokens_of(self, path: Path) -> Tokens | None:
-        """What a file of tokens holds that this run writes; None for other files."""
-        for output in self.outputs:
-            if output.place.form == "ids" and path.is_relative_to(self.request.out / output.place.folder):
-                return Tokens(output.modality.max_tokens, output.modality.vocab_size)
-        return None
 
-
+@dataclass(slots=True)
 class Film:
-    """How the targets of a batch came to be: which step decided which token, pictures still to be drawn."""
+    """How the current target of a batch came to be."""
 
-    def __init__(self) -> None:
-        self._orders: dict[str, Tensor] = {}
-        self._waiting: dict[str, list[tuple[Sequence[Path], Slot, list[Any]]]] = {}
-
-    def note(self, target: str, known: Tensor, step: int) -> Tensor:
-        """Take in what is known (B, L) after a step; (B, L) int16 numbers of steps, -1 for undecided ones."""
-        order = self._orders.setdefault(target, torch.full_like(known, -1, dtype=torch.int16))
-        order[known & (order < 0)] = step
-        return order
-
-    def keep(self, target: str, paths: Sequence[Path], slot: Slot, values: list[Any]) -> None:
-        """Remember the values (B) of one step, whose pictures belong at these paths (B)."""
-        self._waiting.setdefault(target, []).append((paths, slot, values))
-
-    def draw(self, target: str, row: Modality, codec: GridCodec) -> Iterator[tuple[Path, Image.Image]]:
-        """The pictures that wait, each with its path; colours of features mean the same in all of them."""
-        frames = self._waiting.pop(target, [])
-        for index in range(len(frames[0][0]) if frames else 0):
-            pictures = codec.pictures([values[index] for _, _, values in frames])
-            for (paths, slot, _), picture in zip(frames, pictures, strict=True):
-                yield paths[index], _covered(picture.convert("RGB"), slot.known[index], row)
+    target: str = ""
+    order: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, L) int16: deciding steps; -1: none
+    # Pictures to be drawn: where each lies, what was known (B, L), and the values (B).
+    frames: list[tuple[Place, Tensor, list[Any]]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -145,11 +126,10 @@ class Saver:
 
     request: Request
     outputs: Sequence[Output]
-    dtype: str
+    codecs: Mapping[str, Codec]  # by modality
     process: Process
     files: ResultFiles
     samples: SampleWriter
-    codecs: Mapping[str, Codec] = field(default_factory=dict)  # by modality
     saved: set[tuple[str, int]] = field(default_factory=set)  # key and variation of results, so far
     failed: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0  # results that were complete already
@@ -172,8 +152,7 @@ class Saver:
 
     def is_done(self, work: Work) -> bool:
         """True if this run has saved a sample and variation, or has reported that it failed."""
-        result = (work.sample.key.text, work.variation)
-        return result in self.saved or result in self.failed
+        return work.result in self.saved or work.result in self.failed
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
         """Write all files of decoded samples; each file is written atomically.
@@ -183,8 +162,12 @@ class Saver:
         works = [row.work for row in rows]
         self.process.check()
         for output in self.outputs:
-            if output.place.form == "ids" and output.is_written:
-                self._write_ids(output, rows, batch)
+            name, place = output.modality.name, output.place
+            if place.form == "ids" and output.is_written:
+                made = None if place.is_condition else batch.slots[name].values.cpu().numpy()
+                for index, row in enumerate(rows):
+                    ids = row.ids[name] if made is None else made[index]
+                    self._write(output, row.work, partial(write_ids, ids))
         decoded = dict[str, list[Any]]()
         try:
             for output in self.outputs:
@@ -199,75 +182,81 @@ class Saver:
                 alone = batch.select(torch.tensor([index], device=batch.device))
                 yield from self.save([row], alone)
             return
-        saved = list[Work]()
         try:
             for index, row in enumerate(rows):
-                values = {name: made[index] for name, made in decoded.items()}
-                if (yield from self._save_values(row, values)):
-                    saved.append(row.work)
+                yield from self._save_values(row, {name: values[index] for name, values in decoded.items()})
         finally:  # if memory runs out for one of them, those before it are not saved again
+            saved = [work for work in works if work.result in self.saved]
             self._note_checksums([path for work in saved for path in self.files.paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample."""
         key, stage = work.sample.key.text, BASE if self.request.record == RUN else SR
         self.record_samples([work])
-        self.failed.add((key, work.variation))
+        self.failed.add(work.result)
         files = lacking(self.request.out, self.files.paths(work))
         self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
         return Failed(key, work.variation, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
-        """Keep the picture after a step; after a target's last step, also the step of each token."""
-        request, step, name = self.request, progress.step, progress.step.target
-        row, slot, codec = request.model.registry.get(name), progress.batch.slots[name], self.codecs[name]
-        order = film.note(name, slot.known, step.number)
-        if not isinstance(codec, GridCodec) or row.grid is None:
+        """Keep the picture after a step of a grid; after its last step, also the step of each token."""
+        out, step, slot = self.request.out, progress.step, progress.batch.slots[progress.step.target]
+        codec, written = self.codecs[step.target], list[Path]()
+        if not isinstance(codec, GridCodec):
             return
-        if is_previewed(step, request.preview):
-            place = preview_place(name, step.number)
-            paths = [self.files.path(place, work) for work in works]
-            diffusion = self._diffusion(name, works, min(PREVIEW_STEPS, request.detokenizer_steps))
+        if film.target != step.target:
+            film.target, film.frames = step.target, []
+            film.order = torch.full_like(slot.known, -1, dtype=torch.int16)
+        film.order[slot.known & (film.order < 0)] = step.number
+        if step.number % self.request.preview == 0:
+            diffusion = self._diffusion(step.target, works, PREVIEW_STEPS)
             with suppress(SampleError):  # the same error is reported when the result is decoded
-                film.keep(name, paths, slot, codec.decode(slot, diffusion))
-        written = list[Path]()
-        if is_last or codec.form.resample is not None:  # features share colours, known after the last picture
-            for path, shown in film.draw(name, row, codec):
-                write_atomic(request.out, path, partial(shown.save, format="PNG"))
-                written.append(path)
-        if is_last:
-            for work, ids in zip(works, order.cpu().numpy(), strict=True):
-                path = self.files.path(order_place(name), work)
-                write_atomic(request.out, path, partial(write_ids, ids))
-                written.append(path)
+                place = preview_place(step.target, step.number)
+                film.frames.append((place, slot.known, codec.decode(slot, diffusion)))
+        if film.frames and (is_last or codec.form.resample is not None):  # features share colours, known last
+            for index, work in enumerate(works):
+                pictures = codec.pictures([values[index] for _, _, values in film.frames])
+                for (place, known, _), picture in zip(film.frames, pictures, strict=True):
+                    path, shown = self.files.path(place, work), _covered(picture, known[index], codec.row)
+                    write_atomic(out, path, partial(shown.save, format="PNG"))
+                    written.append(path)
+            film.frames = []
+        for work, ids in zip(works, film.order.cpu().numpy(), strict=True) if is_last else ():
+            path = self.files.path(order_place(step.target), work)
+            write_atomic(out, path, partial(write_ids, ids))
+            written.append(path)
         self._note_checksums(written)
 
-    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Generator[Event, None, bool]:
-        """Write the values of one sample; False if one of them cannot be written."""
-        work, key, text = row.work, row.work.sample.key.text, self._chunks(row.work, row.values)
+    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
+        """Write the values of one sample, and report texts that violate the grammar of their modality."""
+        work, out, text = row.work, self.request.out, self._chunks(row.work, row.values)
         # A shared file must not depend on which variation writes it.
         shared_text = {name: said for name, said in text.items() if name != "variation"}
-        yield from self._write_malformed(work, made)
+        for name, value in made.items():
+            if isinstance(value, Structured) and value.problems:
+                path = self.files.path(malformed_place(name), work)
+                said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
+                write_text(out, path, said + "\n")
+                self._note_checksums([path])
+                yield Malformed(*work.result, name, value.problems)
         try:
             for output in self.outputs:
                 if output.place.form == "value" and output.is_written:
-                    name = output.modality.name
-                    said = shared_text if output.place.shared else text
-                    write = partial(self.codecs[name].write, text=said)
+                    name, chunks = output.modality.name, shared_text if output.place.shared else text
+                    write = partial(self.codecs[name].write, text=chunks)
                     self._write(output, work, partial(write, made.get(name, row.values.get(name))))
         except SampleError as error:
             yield self.fail(work, str(error))
-            return False
-        self.saved.add((key, work.variation))
-        yield Saved(key, work.variation, self.files.paths(work), self.request.stage)
-        return True
+        else:
+            self.saved.add(work.result)
+            yield Saved(*work.result, self.files.paths(work), self.request.stage)
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
         """Decode the values of one target; a diffusion decoder reports its steps."""
         codec, slot = self.codecs[name], batch.slots[name]
         if not isinstance(codec, GridCodec):
             return codec.decode(slot)
-        steps = codec.decode_stepwise(slot, self._diffusion(name, works, self.request.detokenizer_steps))
+        steps = codec.decode_stepwise(slot, self._diffusion(name, works))
         keys = tuple(work.sample.key.text for work in works)
         while True:
             started = time.perf_counter()
@@ -277,27 +266,10 @@ class Saver:
                 return end.value
             yield Detokenized(keys, name, done, total, time.perf_counter() - started)
 
-    def _diffusion(self, name: str, works: Sequence[Work], steps: int) -> Diffusion:
+    def _diffusion(self, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS) -> Diffusion:
         """The settings of a diffusion decoder; its noise depends on the sample and the modality."""
-        samples = [(work.sample.key.text, work.variation) for work in works]
-        return Diffusion(steps, Noise.for_samples(self.request.seed, samples, f"detokenizer {name}"))
-
-    def _write_malformed(self, work: Work, made: Mapping[str, Any]) -> Iterator[Event]:
-        """Write and report texts that violate the grammar of their modality."""
-        for name, value in made.items():
-            if isinstance(value, Structured) and value.problems:
-                path = self.files.path(malformed_place(name), work)
-                said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
-                write_text(self.request.out, path, said + "\n")
-                self._note_checksums([path])
-                yield Malformed(work.sample.key.text, work.variation, name, value.problems)
-
-    def _write_ids(self, output: Output, rows: Sequence[Given], batch: Batch) -> None:
-        name = output.modality.name
-        made = None if output.place.is_condition else batch.slots[name].values.cpu().numpy()
-        for index, row in enumerate(rows):
-            ids = row.ids[name] if made is None else made[index]
-            self._write(output, row.work, partial(write_ids, ids))
+        noise = Noise.for_samples(self.request.seed, [w.result for w in works], f"detokenizer {name}")
+        return Diffusion(min(most, self.request.detokenizer_steps), noise)
 
     def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
         path = self.files.path(output.place, work)
@@ -315,23 +287,16 @@ class Saver:
 
     def _chunks(self, work: Work, values: Mapping[str, Any]) -> dict[str, str]:
         """The text chunks of a PNG: everything that is needed to make the picture again."""
-        request = self.request
-        registry = request.model.registry
+        record, registry = self.samples.run.record, self.request.model.registry
         prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
         chunks = {
-            "software": f"fourm {__version__}",
-            **({"prompt": prompts[0]} if prompts else {}),
-            "model": request.model.name,
-            "seed": str(request.seed),
-            "sample": work.sample.key.text,
-            "variation": str(work.variation),
-            "variations": str(request.num_variations),
-            "schedule": request.chain.to_text(),
-            "weights": sha256_of(request.model.weights),
-            "dtype": self.dtype,
-            "detokenizer steps": str(request.detokenizer_steps),
-        }
-        if request.origin and (base := request.origin.record):
+            "software": f"fourm {__version__}", **({"prompt": prompts[0]} if prompts else {}),
+            "model": record.model, "seed": str(record.seed), "sample": work.sample.key.text,
+            "variation": str(work.variation), "variations": str(record.num_variations),
+            "schedule": record.options, "weights": record.files["weights"], "dtype": record.dtype,
+            "detokenizer steps": str(record.detokenizer_steps),
+        }  # fmt: skip
+        if base := self.request.origin:
             facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
                      "weights": base.files.get("weights", "")}  # fmt: skip
             chunks |= {f"base {name}": str(fact) for name, fact in facts.items()}
@@ -340,7 +305,6 @@ class Saver:
 
 def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
     """The picture with what is not known (L,) in grey."""
-    rows = row.grid[0] if row.grid else 1
-    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=rows).cpu().numpy()
-    mask = Image.fromarray(cells).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
+    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0] if row.grid else 1)
+    mask = Image.fromarray(cells.cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, GREY), mask)

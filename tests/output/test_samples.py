@@ -23,8 +23,7 @@ from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved
 from fourm.runs.origins import read_replay
 from fourm.runs.pipeline import run
-from fourm.runs.request import Origin, Request
-from fourm.runs.world import World
+from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.views.album import open_album
 from tests.output.test_joining import SETTINGS
@@ -253,11 +252,9 @@ def test_an_older_folder_is_still_a_data_set(
     assert view.problems == ()
     base = open_results(out).runs[0]
     samples = samples_for(base, base.samples(), ["tok_rgb@64"], {"tok_rgb@64": True})
-    chain, origin = (
-        make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64"]),
-        Origin(base.record),
-    )
-    list(run(request(tiny, out, samples=samples, chain=chain, origin=origin, num_variations=2)))
+    chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64"])
+    finer = {"stage": "sr", "is_beside": True, "origin": base.record, "num_variations": 2}
+    list(run(request(tiny, out, samples=samples, chain=chain, **finer)))
     assert len(list((out / "tok_depth@64/00000").iterdir())) == 6
     assert len(lines(out / "samples.sr/00000.jsonl")) == 3
     assert not (out / "samples").exists()

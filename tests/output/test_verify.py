@@ -23,8 +23,7 @@ from fourm.output.samples import open_results, samples_for
 from fourm.output.verify import Finding, Verdict, verify_folder
 from fourm.runs.events import Saved, Stepped
 from fourm.runs.pipeline import run
-from fourm.runs.request import Origin, Request
-from fourm.runs.world import World
+from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain
 
 PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle"]
@@ -54,7 +53,7 @@ def super_resolution(tiny: Path, out: Path, **changes: object) -> Request:
     samples = samples_for(base, base.samples(), ["tok_rgb@64"], {"tok_rgb@64": True})
     chain = make_chain([DEPTH], ["tok_rgb@64"])
     basis = Request(find_model(tiny), chain, samples, out, base.record.num_variations, device="cpu")
-    return replace(basis, origin=Origin(base.record), **changes)
+    return replace(basis, stage="sr", is_beside=True, origin=base.record, **changes)
 
 
 def pictures(root: Path) -> list[Sample]:
@@ -525,7 +524,7 @@ def test_beside_a_dataset_only_the_folders_of_super_resolution_are_checked(
     paths = sorted((out / "tok_rgb@64").rglob("*.npy"))
     samples = [Sample(Key("00000", p.stem), files={"tok_rgb@64": p}) for p in paths]
     chain = make_chain([DEPTH], ["tok_rgb@64"])
-    list(run(request(tiny, out, samples=samples, chain=chain, origin=Origin())))
+    list(run(request(tiny, out, samples=samples, chain=chain, stage="sr", is_beside=True)))
     assert not (out / RUN).exists()
     paths[0].write_bytes(b"the dataset's own affair")
     (out / "more").mkdir()

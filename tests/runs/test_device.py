@@ -12,8 +12,7 @@ from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.runs.device import check_memory, choose_batch_size, choose_device, fit_batch_size, free_memory
-from fourm.runs.request import Request
-from fourm.runs.world import World
+from fourm.runs.request import Request, World
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated

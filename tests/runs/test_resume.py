@@ -15,9 +15,8 @@ from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved, Started
 from fourm.runs.pipeline import run
-from fourm.runs.request import Request
+from fourm.runs.request import Request, World
 from fourm.runs.saving import READ_BYTES, ResultFiles
-from fourm.runs.world import World
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot
 
