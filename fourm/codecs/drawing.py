@@ -9,8 +9,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fourm.modalities.boxes import Box
-from fourm.modalities.facts import Colour, Fact
+from fourm.modalities.facts import Box, Colour, Fact
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Ink = tuple[int, int, int]  # red, green, blue

@@ -19,8 +19,7 @@ from fourm.codecs.files import read_json, read_members, read_text
 from fourm.codecs.images import check_finite
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.boxes import Boxes, BoxRules, box_grammar
-from fourm.modalities.facts import METADATA, palette_grammar
+from fourm.modalities.facts import METADATA, Boxes, BoxRules, box_grammar, palette_grammar
 from fourm.modalities.figures import HUMAN_POSES, JOINED, NUM_CODES, SAM_INSTANCES
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import EOS_ID, PAD_ID, Grammar, Structured, WordPiece, encode_full

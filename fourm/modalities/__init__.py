@@ -4,8 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "boxes": "Box BoxRules Boxes box_grammar",
-    "facts": "Colour Fact METADATA palette_grammar",
+    "facts": "Box BoxRules Boxes Colour Fact METADATA box_grammar palette_grammar",
     "figures": (
         "Group Groups HUMAN_POSES Instance JOINED NUM_CODES PICTURE_SIDE People Person QUERY_POINTS "
         "SAM_INSTANCES instances_from_json"

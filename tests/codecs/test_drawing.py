@@ -21,8 +21,7 @@ from fourm.codecs.drawing import (
     font_for,
     text_card,
 )
-from fourm.modalities.boxes import Box, parse_boxes
-from fourm.modalities.facts import Colour, metadata_from_json, parse_palette
+from fourm.modalities.facts import Box, Colour, metadata_from_json, parse_boxes, parse_palette
 
 FEW = settings(max_examples=30, deadline=None)
 fractions = st.floats(0, 1)

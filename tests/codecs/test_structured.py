@@ -16,8 +16,7 @@ from fourm.codecs.texts import STRUCTURED, StructuredCodec
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import find_model
-from fourm.modalities.boxes import Box
-from fourm.modalities.facts import FIELDS, Colour, Fact
+from fourm.modalities.facts import FIELDS, Box, Colour, Fact
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.state import Slot

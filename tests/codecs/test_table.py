@@ -12,7 +12,7 @@ from fourm.codecs.maps import FORMS
 from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED
 from fourm.hub.files import find_model
-from fourm.modalities.boxes import Box
+from fourm.modalities.facts import Box
 from fourm.modalities.figures import Group, Instance, Person
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import Structured, WordPiece

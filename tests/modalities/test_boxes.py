@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm.data.layout import Crop, centre_crop
-from fourm.modalities.boxes import (
+from fourm.modalities.facts import (
     Box,
     BoxRules,
     box_grammar,
