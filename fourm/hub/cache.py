@@ -39,13 +39,13 @@ class HubFile:
 class Commit:
     """A repository at one commit; what `pins.json` has of each repository that was downloaded."""
 
-    hub_id: str
+    hub_id: str  # "" for the text tokenizer, which has no revision either
     revision: str  # 40 hexadecimal digits
     files: tuple[HubFile, ...]
     repo_type: str = "model"  # or "dataset" or "space"
 
     def __post_init__(self) -> None:
-        if not _SHA1.fullmatch(self.revision) or self.repo_type not in REPO_TYPES:
+        if (self.hub_id and not _SHA1.fullmatch(self.revision)) or self.repo_type not in REPO_TYPES:
             raise ValueError(f"no commit of a repository: {self.repo_type} {self.revision!r}")
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is named twice")
@@ -59,9 +59,14 @@ class Commit:
                 raise ValueError(f"no size or checksum of a file: {file.name!r}")
 
     @property
+    def home(self) -> Path:
+        """Its folder in the cache, which need not exist."""
+        return repository_folder(self.hub_id, self.repo_type) if self.hub_id else fourm_home()
+
+    @property
     def folder(self) -> Path:
-        """Its snapshot in the cache, which need not exist."""
-        return repository_folder(self.hub_id, self.repo_type) / "snapshots" / self.revision
+        """Its snapshot in the cache: where its files lie."""
+        return self.home / "snapshots" / self.revision if self.hub_id else self.home
 
 
 def split_revision(name: str) -> tuple[str, str]:

@@ -24,7 +24,8 @@ WEIGHTS = ".safetensors"
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
 GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
 _TEXT_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
-TEXT_FILE = HubFile(CATALOGUE[TEXT_TOKENIZER].main_file, CATALOGUE[TEXT_TOKENIZER].num_bytes, _TEXT_SHA256)
+_TEXT_FILE = HubFile(CATALOGUE[TEXT_TOKENIZER].main_file, CATALOGUE[TEXT_TOKENIZER].num_bytes, _TEXT_SHA256)
+TEXT = Commit("", "", (_TEXT_FILE,))
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -37,9 +38,7 @@ class Download:
     revision: str  # the commit; "" outside the Hub
     folder: Path  # where its files lie once they are complete: the snapshot
     files: tuple[HubFile, ...]  # as the Hub, or the record, has them
-    done: Mapping[
-        str, int
-    ]  # bytes of each file that are here; of a complete one only the checksum is compared
+    done: Mapping[str, int]  # bytes of each file that are here, perhaps not yet compared with the checksum
     unconfirmed: str = ""  # why the Hub was not asked; then files and sizes are those known here
 
     @property
@@ -169,27 +168,25 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
     The text tokenizer has the id "". A damaged file is removed, so that the next download fetches it again.
     """
-    pins, text = cache.load_pins(), cache.text_tokenizer_path()
+    pins = cache.load_pins() | {"": TEXT}
     if hub_ids is None:
-        hub_ids = [hub_id for hub_id, pin in pins.items() if os.path.isdir(pin.folder)]
-        hub_ids += [""] if os.path.exists(text) else []
+        hub_ids = [hub_id for hub_id, pin in pins.items() if os.path.isdir(pin.folder) and hub_id]
+        hub_ids += [""] if os.path.exists(cache.text_tokenizer_path()) else []
     found = list[Verified]()
-    for hub_id in sorted(hub_ids, key=lambda hub_id: not hub_id):  # the text tokenizer at the end
+    for hub_id in hub_ids:
         entry = find_entry(hub_id) if hub_id else CATALOGUE[TEXT_TOKENIZER]
         name = entry.name if entry else hub_id
-        if hub_id and hub_id not in pins:
+        if hub_id not in pins:
             raise MissingError(
                 f"{name}: not on record, so there is nothing to compare with; "
                 f"`fourm download {name}` fetches, checks and records it"
             )
-        folder, files = (pins[hub_id].folder, pins[hub_id].files) if hub_id else (text.parent, (TEXT_FILE,))
-        for file in files:
-            path, problem, is_removed = folder / file.name, "", False
+        for file in pins[hub_id].files:
+            path, problem, is_removed = pins[hub_id].folder / file.name, "", False
             if not os.path.isfile(path):
                 problem = "missing"
             elif not remote.check_file(path, file, client):
-                problem = "damaged"
-                is_removed = cache.remove_file(path, folder.parents[1] if hub_id else folder)
+                problem, is_removed = "damaged", cache.remove_file(path, pins[hub_id].home)
             found.append(Verified(name, file.name, path, problem, is_removed))
     return tuple(found)
 
@@ -241,21 +238,18 @@ def _known(entry: Entry) -> Download | None:
 
     It is `unconfirmed` unless it is complete; the text tokenizer needs no confirmation.
     """
-    if entry.kind is EntryKind.TEXT_TOKENIZER:
-        return _job(entry, "", cache.text_tokenizer_path().parent, (TEXT_FILE,))
-    pin = cache.find_pin(entry.hub_id)
+    is_text = entry.kind is EntryKind.TEXT_TOKENIZER
+    pin = TEXT if is_text else cache.find_pin(entry.hub_id)
     if pin and entry.revision in ("", pin.revision):
-        job = _job(entry, pin.revision, pin.folder, pin.files)
-        if all(_is_whole(pin.folder / file.name, file) for file in pin.files):
+        job = _job(entry, pin.revision, pin.folder, *pin.files)
+        if is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files):
             return job
     elif entry.num_bytes:
         here = None if entry.revision else cache.find_cached(entry)
-        path, revision = here or (
-            cache.repository_folder(entry.hub_id, entry.repo_type) / entry.main_file,
-            "",
-        )
+        home = cache.repository_folder(entry.hub_id, entry.repo_type)
+        path, revision = here or (home / entry.main_file, "")
         size = path.stat().st_size if here else entry.num_bytes
-        job = _job(entry, revision, path.parent, [HubFile(entry.main_file, size)])
+        job = _job(entry, revision, path.parent, HubFile(entry.main_file, size))
     else:
         return None
     return replace(job, unconfirmed="the Hub was not asked")
@@ -267,12 +261,10 @@ def _ask(entry: Entry, client: Client) -> Download:
     revision = entry.revision or (pin.revision if pin else "")
     found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
     chosen = sorted(_choose(entry, found), key=lambda file: file.size)  # the licence before the weights
-    return _job(entry, found.revision, found.folder, chosen, found.folder.parents[1] / "blobs")
+    return _job(entry, found.revision, found.folder, *chosen, blobs=found.home / "blobs")
 
 
-def _job(
-    entry: Entry, revision: str, folder: Path, files: Sequence[HubFile], blobs: Path | None = None
-) -> Download:
+def _job(entry: Entry, revision: str, folder: Path, *files: HubFile, blobs: Path | None = None) -> Download:
     """A download, and what of each file is here: all of it, or what an earlier run has collected."""
     done = {}
     for file in files:
@@ -281,7 +273,7 @@ def _job(
         part = remote.unfinished(blob)
         collected = min(part.stat().st_size, file.size) if os.path.isfile(part) else 0
         done[file.name] = file.size if _is_whole(path, file) or _is_whole(blob, file) else collected
-    return Download(entry, revision, folder, tuple(files), done)
+    return Download(entry, revision, folder, files, done)
 
 
 def _is_whole(path: Path, file: HubFile) -> bool:
@@ -289,13 +281,22 @@ def _is_whole(path: Path, file: HubFile) -> bool:
 
 
 def _choose(entry: Entry, found: Commit) -> list[HubFile]:
-    """The files that are fetched: never one that would have to be unpickled."""
-    is_table, at = entry.kind is EntryKind.PROMPTS, f"at {found.revision[:7]}"
-    chosen = [file for file in found.files if _is_part(file.name, entry)]
-    for name in (file.name for file in chosen):  # most file systems have names of 255 bytes at most
-        if not name.isprintable() or any(len(part.encode()) > 255 for part in name.split("/")):
-            shown = printable(name)[:80]
+    """Files of a model folder (configuration, weights, parts), or of a prompt set; of both, card and licence.
+
+    Never one that would have to be unpickled.
+    """
+    is_table, at, chosen = entry.kind is EntryKind.PROMPTS, f"at {found.revision[:7]}", []
+    for file in found.files:
+        path = PurePosixPath(file.name)
+        is_part = path.name in PART_FILES or path.name.endswith(WEIGHTS)
+        is_part &= len(path.parts) == 1 or path.parts[0] in PART_FOLDERS
+        if not (file.name == entry.main_file if is_table else is_part) and not _TEXT.fullmatch(file.name):
+            continue
+        # Most file systems have names of 255 bytes at most.
+        if not file.name.isprintable() or any(len(part.encode()) > 255 for part in path.parts):
+            shown = printable(file.name)[:80]
             raise MissingError(f"{entry.hub_id}: a file of it has a name that no file can have here: {shown}")
+        chosen.append(file)
     if is_table and not any(file.name == entry.main_file for file in chosen):
         raise MissingError(f"{entry.hub_id} has no file {entry.main_file} {at}")
     if not is_table and not any(file.name.endswith(WEIGHTS) for file in chosen):
@@ -303,15 +304,6 @@ def _choose(entry: Entry, found: Commit) -> list[HubFile]:
         advice = f", only {others[0]}, and pickles are never loaded" if others else ""
         raise MissingError(f"{entry.hub_id} has no {WEIGHTS} file {at}{advice}")
     return chosen
-
-
-def _is_part(name: str, entry: Entry) -> bool:
-    """True for files of a model folder (configuration, weights, parts, card, licence), or of a prompt set."""
-    path = PurePosixPath(name)
-    if entry.kind is EntryKind.PROMPTS or _TEXT.fullmatch(name):
-        return name == entry.main_file or _TEXT.fullmatch(name) is not None
-    is_wanted = path.name in PART_FILES or path.name.endswith(WEIGHTS)
-    return is_wanted and (len(path.parts) == 1 or path.parts[0] in PART_FOLDERS)
 
 
 def _fetch_files(job: Download, client: Client) -> None:
@@ -334,9 +326,7 @@ def _fetch_files(job: Download, client: Client) -> None:
     path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
     if job.revision != ref and cache.read_ref(path) != job.revision:
         make_below(home, path.parent)
-        write_alone(
-            path, partial(Path.write_text, data=job.revision)
-        )  # replaces a link, and does not follow it
+        write_alone(path, partial(Path.write_text, data=job.revision))  # in place of a link, not through it
     found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
     if found != pin:  # a cache that is complete may be one that cannot be written
         cache.write_pin(found)
@@ -347,18 +337,18 @@ def _fetch_text(job: Download, client: Client) -> None:
     from huggingface_hub import hf_hub_url
 
     def fetch_from(url: str, sends_token: bool) -> None:
-        address = Address(TEXT_TOKENIZER, url, TEXT_FILE.name, sends_token)
-        remote.ensure_file(job.path, job.path, TEXT_FILE, address, client, job.folder)
+        address = Address(TEXT_TOKENIZER, url, file.name, sends_token)
+        remote.ensure_file(job.path, job.path, file, address, client, job.folder)
 
-    endpoint = (os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB).rstrip("/")
+    (file,), endpoint = job.files, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
     try:
-        fetch_from(f"{endpoint}/{GITHUB_FOLDER}/{TEXT_FILE.name}", sends_token=False)
+        fetch_from(f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{file.name}", sends_token=False)
     except (MissingError, VerificationError) as first:
         try:
             space = remote.ask_commit(SPACE, "space", "", client)
-            names = [one.name for one in space.files if PurePosixPath(one.name).name == TEXT_FILE.name]
+            names = [one.name for one in space.files if PurePosixPath(one.name).name == file.name]
             if not names:
-                raise MissingError(f"the Space {SPACE} has no file {TEXT_FILE.name}")
+                raise MissingError(f"the Space {SPACE} has no file {file.name}")
             url = hf_hub_url(SPACE, names[0], revision=space.revision, repo_type="space")
             fetch_from(url, sends_token=True)
         except MissingError as second:

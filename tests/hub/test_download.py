@@ -20,6 +20,7 @@ from fourm.errors import FourMError, MissingError, VerificationError
 from fourm.hub import download as download_module
 from fourm.hub import remote
 from fourm.hub.cache import (
+    Commit,
     HubFile,
     cache_folder,
     find_cached,
@@ -260,7 +261,7 @@ def text(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A text tokenizer on both its homes, and its checksum."""
     content = b'{"version": "1.0"}' * 9000
     file = HubFile(text_tokenizer_path().name, len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(download_module, "TEXT_FILE", file)
+    monkeypatch.setattr(download_module, "TEXT", Commit("", "", (file,)))
     commit = "cda590faa3b9f022c28537193d3e1650527646a3"
     path = f"apple/ml-4m/{commit}/fourm/utils/tokenizer/trained/{text_tokenizer_path().name}"
     hub.github[path] = content
