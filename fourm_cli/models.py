@@ -8,6 +8,7 @@ import typer
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
 from fourm.hub.cache import cache_folder
+from fourm.hub.catalogue import LICENCES
 from fourm.hub.inventory import ModelInfo, describe, list_models
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
@@ -41,7 +42,7 @@ def models(*, context: typer.Context, as_json: bool = False) -> None:
         if not entry.reads:
             modalities = ", ".join(dict.fromkeys(name.partition("@")[0] for name in entry.writes))
         cached = "" if one.path is None else one.revision[:SHOWN_COMMIT] if entry.hub_id else "yes"
-        rows.append((entry.name, entry.kind.value, size_text(entry.num_bytes), modalities, cached))
+        rows.append((entry.name, entry.kind, size_text(entry.num_bytes), modalities, cached))
     print_table(("name", "kind", "size", "modalities", "cached"), rows, numbers=("size",))
     of_hub = [one for one in found if one.entry.hub_id]
     here = [one for one in of_hub if one.path is not None]
@@ -136,9 +137,9 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     memory = [f"{size_text(size)} in {dtype}" for dtype, size in info.memory.items()]
     facts = [
         ("title", one.title),
-        ("kind", one.kind.value),
+        ("kind", one.kind),
         ("repository", one.hub_id),
-        ("licence", one.licence.sentence),
+        ("licence", LICENCES[one.licence]),
         ("parameters", f"{one.num_params:,}" if one.num_params else ""),
         ("size on disk", f"{size_text(one.num_bytes)} ({one.num_bytes:,} bytes)"),
         ("memory for weights", ", ".join(memory)),

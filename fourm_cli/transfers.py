@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fourm.errors import VerificationError, printable
 from fourm.hub.cache import KEPT
-from fourm.hub.catalogue import CATALOGUE, GROUPS, Entry
+from fourm.hub.catalogue import CATALOGUE, GROUPS, LICENCES, Entry
 from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
 from fourm_cli import console
@@ -71,11 +71,11 @@ def print_names(as_json: bool) -> None:
     """Print all names that can be fetched."""
     entries = CATALOGUE.values()
     if as_json:
-        rows = [{"name": e.name, "hub_id": e.hub_id, "kind": e.kind.value, "title": e.title,
-                 "bytes": e.num_bytes, "licence": e.licence.name} for e in entries]  # fmt: skip
+        rows = [{"name": e.name, "hub_id": e.hub_id, "kind": e.kind, "title": e.title,
+                 "bytes": e.num_bytes, "licence": e.licence} for e in entries]  # fmt: skip
         print_json({"names": rows, "groups": {group: list(names) for group, names in GROUPS.items()}})
         return
-    table = [(e.name, e.title, size_text(e.num_bytes), e.licence.name) for e in entries]
+    table = [(e.name, e.title, size_text(e.num_bytes), e.licence) for e in entries]
     print_table(("name", "what", "size", "licence"), table, numbers=("size",))
     note("groups: " + ", ".join(f"{group} (all {len(names)})" for group, names in GROUPS.items()))
 
@@ -116,7 +116,7 @@ def _licences(jobs: Iterable[Download]) -> list[str]:
     names: dict[str, list[str]] = {}
     for job in jobs:
         if job.licence is not None:
-            names.setdefault(job.licence.sentence.removeprefix("weights: "), []).append(job.entry.name)
+            names.setdefault(LICENCES[job.licence].removeprefix("weights: "), []).append(job.entry.name)
     return [f"terms of {', '.join(those)}: {sentence}" for sentence, those in names.items()]
 
 

@@ -5,7 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "cache": "KEPT cache_folder find_parti",
-    "catalogue": "CATALOGUE GROUPS PARTI Entry find_entry",
+    "catalogue": "CATALOGUE GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
         "DEMO DEMO_SR ModelFiles check_tokenizers find_model find_sr "

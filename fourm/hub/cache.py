@@ -11,7 +11,7 @@ from pathlib import Path
 from fourm.data.opening import open_own, read_bytes, real
 from fourm.data.writing import lock_file, make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError
-from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, EntryKind
+from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
@@ -100,10 +100,9 @@ def repository_folder(hub_id: str, repo_type: str = "model") -> Path:
 
 
 def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> Path | None:
-    """The folder of a commit, branch or tag, with the commit as its name; None where it is not in the cache.
+    """The folder of a commit, branch or tag, named like the commit; None where it is not in the cache.
 
-    Without a revision it is the one that was recorded when the repository was fetched, else the branch main.
-    Files in it may be missing or broken links.
+    Without a revision: the one on record, else the branch main. Its files may be missing or broken links.
     """
     repository, pin = repository_folder(hub_id, repo_type), None if revision else find_pin(hub_id)
     wanted = pin.revision if pin else revision or MAIN
@@ -114,7 +113,7 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
-    if entry.kind is EntryKind.TEXT_TOKENIZER:
+    if entry.kind == "text tokenizer":
         path, revision = text_tokenizer_path(), ""
     elif snapshot := find_snapshot(entry.hub_id, repo_type=entry.repo_type):
         path, revision = snapshot / entry.main_file, snapshot.name
@@ -164,10 +163,8 @@ def load_pins() -> dict[str, Commit]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); delete it, and the next `fourm download` "
-            "writes it anew"
-        ) from None
+        what = f"is damaged ({type(error).__name__}: {error})"
+        raise UsageError(f"{path}: {what}; delete it, and the next `fourm download` writes it anew") from None
 
 
 def find_pin(hub_id: str) -> Commit | None:
@@ -176,11 +173,7 @@ def find_pin(hub_id: str) -> Commit | None:
 
 
 def write_pin(pin: Commit) -> None:
-    """Add a pin, or replace the one of its repository. Others may do the same at the same time.
-
-    Where there are no locks, another process may have replaced the file by one without this pin: it is looked
-    for again a moment later.
-    """
+    """Add a pin, or replace the one of its repository; other processes may do the same at the same time."""
     lock = fourm_home() / "pins.lock"  # this file stays
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +191,7 @@ def write_pin(pin: Commit) -> None:
             write_alone(pins_path(), partial(Path.write_text, data=text, encoding="utf-8"))
             if has_locks:
                 return
-            time.sleep(LOOK_AGAIN)
+            time.sleep(LOOK_AGAIN)  # another process may just have written a file without this pin
             if find_pin(pin.hub_id) == pin:
                 return
 

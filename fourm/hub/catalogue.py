@@ -6,8 +6,8 @@ what the Hub says, and these figures are close to it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
+from typing import Literal
 
 from fourm.errors import near_match
 from fourm.hub.header import WEIGHTS_FILE
@@ -19,30 +19,13 @@ TEXT_TOKENIZER = "text-tokenizer"  # its short name
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 
 
-class EntryKind(Enum):
-    """What kind of thing an entry is."""
-
-    MODEL = "model"
-    SR = "sr"
-    TOKENIZER = "tokenizer"
-    TEXT_TOKENIZER = "text tokenizer"
-    PROMPTS = "prompts"
-
-
-@dataclass(frozen=True, slots=True)
-class Licence:
-    """Under which terms an entry may be used."""
-
-    name: str
-    sentence: str  # for people, before a download
-    is_free: bool  # False: shown before the first download
-
-
-NON_COMMERCIAL = Licence(
-    "non-commercial", "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)", False
-)
-APACHE = Licence("Apache-2.0", "Apache License 2.0", True)
-UNKNOWN = Licence("", "", True)  # of what is not in the catalogue
+EntryKind = Literal["model", "sr", "tokenizer", "text tokenizer", "prompts"]
+# By name: what people read before the first download of something under these terms.
+LICENCES: Mapping[str, str] = {
+    "non-commercial": "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)",
+    "Apache-2.0": "Apache License 2.0",
+    "": "",  # of what is not in the catalogue
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +36,7 @@ class Entry:
     hub_id: str  # "" where the Hub is not its home
     kind: EntryKind
     title: str
-    licence: Licence
+    licence: str  # its name
     num_bytes: int  # of its largest file, model.safetensors for weights
     num_params: int = 0  # numbers in the weights: parameters, and a tokenizer's codebook; a shared one once
     reads: tuple[str, ...] = ()  # modalities of a model
@@ -67,7 +50,7 @@ class Entry:
     @property
     def is_model(self) -> bool:
         """True for the transformers, super-resolution too."""
-        return self.kind in (EntryKind.MODEL, EntryKind.SR)
+        return self.kind in ("model", "sr")
 
 
 # Width, blocks on each side, heads.
@@ -131,8 +114,8 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
         "decoder_depth": depth, "num_heads": heads,
     }  # fmt: skip
     return Entry(
-        name, f"{OWNER}/{repository}", EntryKind.SR if family == "4M-7-SR" else EntryKind.MODEL, title,
-        NON_COMMERCIAL, num_bytes, num_params, reads, writes, config=MappingProxyType(config),
+        name, f"{OWNER}/{repository}", "sr" if family == "4M-7-SR" else "model", title,
+        "non-commercial", num_bytes, num_params, reads, writes, config=MappingProxyType(config),
     )  # fmt: skip
 
 
@@ -141,15 +124,15 @@ _MODELS = [
     for name, repository, family, title in _FAMILIES for size in _SIZES if (family, size) in _COUNTS
 ]  # fmt: skip
 _RELEASED_TOKENIZERS = [
-    Entry(name, f"{OWNER}/4M_tokenizers_{repository}", EntryKind.TOKENIZER, title, NON_COMMERCIAL,
+    Entry(name, f"{OWNER}/4M_tokenizers_{repository}", "tokenizer", title, "non-commercial",
           4 * num_params, num_params, key=key)
     for key, name, repository, title, num_params in _TOKENIZERS
 ]  # fmt: skip
 _ENTRIES = (
     *_MODELS, *_RELEASED_TOKENIZERS,
-    Entry(TEXT_TOKENIZER, "", EntryKind.TEXT_TOKENIZER, "WordPiece of 30,000 words", APACHE, 1_451_469,
+    Entry(TEXT_TOKENIZER, "", "text tokenizer", "WordPiece of 30,000 words", "Apache-2.0", 1_451_469,
           main_file="text_tokenizer_4m_wordpiece_30k.json"),
-    Entry("parti-prompts", "nateraw/parti-prompts", EntryKind.PROMPTS, "1,632 prompts (PartiPrompts)", APACHE,
+    Entry("parti-prompts", "nateraw/parti-prompts", "prompts", "1,632 prompts (PartiPrompts)", "Apache-2.0",
           123_106, main_file="PartiPrompts.tsv", repo_type="dataset"),
 )  # fmt: skip
 

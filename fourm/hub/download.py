@@ -13,7 +13,7 @@ from fourm.data.writing import make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
 from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
-from fourm.hub.catalogue import CATALOGUE, GROUPS, TEXT_TOKENIZER, Entry, EntryKind, find_entry
+from fourm.hub.catalogue import CATALOGUE, GROUPS, TEXT_TOKENIZER, Entry, find_entry
 from fourm.hub.files import DEMO, DEMO_SR
 from fourm.hub.header import CONFIG_FILE
 from fourm.hub.remote import Address, Client, Fetched, UnreachableError
@@ -44,7 +44,7 @@ class Download:
     @property
     def path(self) -> Path:
         """What it will be: the snapshot's folder, or the one file."""
-        is_file = self.entry.kind in (EntryKind.PROMPTS, EntryKind.TEXT_TOKENIZER)
+        is_file = self.entry.kind in ("prompts", "text tokenizer")
         return self.folder / self.entry.main_file if is_file else self.folder
 
     @property
@@ -58,10 +58,12 @@ class Download:
         return self.num_bytes - sum(self.done.values())
 
     @property
-    def licence(self) -> catalogue.Licence | None:
-        """Terms that must be shown, if this is the first download of something under them."""
+    def licence(self) -> str | None:
+        """Name of the terms that must be shown, if this is the first download of something under them."""
         entry = self.entry
-        is_first = not entry.licence.is_free and self.to_fetch and cache.find_pin(entry.hub_id) is None
+        is_first = (
+            entry.licence == "non-commercial" and self.to_fetch and cache.find_pin(entry.hub_id) is None
+        )
         return entry.licence if is_first else None
 
     def to_json(self) -> dict[str, object]:
@@ -102,7 +104,7 @@ def read_wanted(
     if revision is None:
         return tuple(found)
     cache.split_revision(f"NAME@{revision}")
-    if len(found) != 1 or found[0].kind is EntryKind.TEXT_TOKENIZER:
+    if len(found) != 1 or found[0].kind == "text tokenizer":
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
     (one,) = found
     if one.revision not in ("", revision):
@@ -148,7 +150,7 @@ def fetch(job: Download, client: Client) -> Path:
     record; it is removed, whether it came just now or lay in the cache before.
     """
     try:
-        if job.entry.kind is EntryKind.TEXT_TOKENIZER:
+        if job.entry.kind == "text tokenizer":
             _fetch_text(job, client)
         else:
             _fetch_files(job, client)
@@ -156,10 +158,8 @@ def fetch(job: Download, client: Client) -> Path:
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = (
-                f"{job.entry.name}: no space is left on the disk of {cache.cache_folder()}; what has "
-                "arrived is kept, so the same command goes on when there is room"
-            )
+            told = f"{job.entry.name}: no space is left on the disk of {cache.cache_folder()}"
+            told += "; what has arrived is kept, so the same command goes on when there is room"
         raise FourMError(told) from error
 
 
@@ -177,10 +177,8 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
         entry = find_entry(hub_id) if hub_id else CATALOGUE[TEXT_TOKENIZER]
         name = entry.name if entry else hub_id
         if hub_id not in pins:
-            raise MissingError(
-                f"{name}: not on record, so there is nothing to compare with; "
-                f"`fourm download {name}` fetches, checks and records it"
-            )
+            advice = f"`fourm download {name}` fetches, checks and records it"
+            raise MissingError(f"{name}: not on record, so there is nothing to compare with; {advice}")
         for file in pins[hub_id].files:
             path, problem, is_removed = pins[hub_id].folder / file.name, "", False
             if not os.path.isfile(path):
@@ -195,14 +193,14 @@ def _named(text: str) -> Entry:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
     name, revision = cache.split_revision(text)
     entry = find_entry(name)
-    if entry is not None and entry.kind is EntryKind.TEXT_TOKENIZER and revision:
+    if entry is not None and entry.kind == "text tokenizer" and revision:
         raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
     if entry is not None:
         return replace(entry, revision=revision)
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
     if "/" in name and cache.HUB_ID.fullmatch(name):
-        return Entry(name, name, EntryKind.MODEL, "", catalogue.UNKNOWN, 0, revision=revision)
+        return Entry(name, name, "model", "", "", 0, revision=revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
     if name in GROUPS:
@@ -238,7 +236,7 @@ def _known(entry: Entry) -> Download | None:
 
     It is `unconfirmed` unless it is complete; the text tokenizer needs no confirmation.
     """
-    is_text = entry.kind is EntryKind.TEXT_TOKENIZER
+    is_text = entry.kind == "text tokenizer"
     pin = TEXT if is_text else cache.find_pin(entry.hub_id)
     if pin and entry.revision in ("", pin.revision):
         job = _job(entry, pin.revision, pin.folder, *pin.files)
@@ -285,7 +283,7 @@ def _choose(entry: Entry, found: Commit) -> list[HubFile]:
 
     Never one that would have to be unpickled.
     """
-    is_table, at, chosen = entry.kind is EntryKind.PROMPTS, f"at {found.revision[:7]}", []
+    is_table, at, chosen = entry.kind == "prompts", f"at {found.revision[:7]}", []
     for file in found.files:
         path = PurePosixPath(file.name)
         is_part = path.name in PART_FILES or path.name.endswith(WEIGHTS)

@@ -24,8 +24,8 @@ from fourm.modalities.registry import (
 DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 _WITH_ARTICLE = {
-    EntryKind.MODEL: "a model", EntryKind.SR: "a super-resolution model", EntryKind.TOKENIZER: "a tokenizer",
-    EntryKind.TEXT_TOKENIZER: "a text tokenizer", EntryKind.PROMPTS: "a set of prompts",
+    "model": "a model", "sr": "a super-resolution model", "tokenizer": "a tokenizer",
+    "text tokenizer": "a text tokenizer", "prompts": "a set of prompts",
 }  # fmt: skip
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
 
@@ -105,23 +105,18 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     if name is not None and name != DEMO_SR:
         files = _locate(name)
     elif folder.is_dir():
-        own = DEMO_SR if model.name == DEMO else f"{model.name}/sr"
-        files = _from_folder(folder, own, model.revision)
+        files = _from_folder(folder, DEMO_SR if model.name == DEMO else f"{model.name}/sr", model.revision)
     else:
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
-    return _completed(
-        replace(
-            files,
-            text_tokenizer=files.text_tokenizer or model.text_tokenizer,
-            tokenizers={**model.tokenizers, **files.tokenizers},
-            absent={key: name for key, name in model.absent.items() if key not in files.tokenizers},
-        )
-    )
+    tokenizers = {**model.tokenizers, **files.tokenizers}
+    absent = {key: name for key, name in model.absent.items() if key not in files.tokenizers}
+    text = files.text_tokenizer or model.text_tokenizer
+    return _completed(replace(files, tokenizers=tokenizers, absent=absent, text_tokenizer=text))
 
 
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
     """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
-    path, _, _, advice = _find(str(name_or_path), EntryKind.TOKENIZER)
+    path, _, _, advice = _find(str(name_or_path), "tokenizer")
     if path.is_dir():
         _weights_in(path, advice)
     else:
@@ -129,9 +124,7 @@ def resolve_tokenizer(name_or_path: str | Path) -> Path:
     return path
 
 
-def with_parts(
-    files: ModelFiles, tokenizers: Mapping[str, str], text_tokenizer: str | None = None
-) -> ModelFiles:
+def with_parts(files: ModelFiles, tokenizers: Mapping[str, str], text_name: str | None = None) -> ModelFiles:
     """The model with tokenizers that were named (a modality row's `tokenizer` -> name or path).
 
     A name may also be that of another tokenizer which the model brings. What is not here becomes `absent`,
@@ -146,16 +139,16 @@ def with_parts(
         except MissingError:
             absent[key] = name
     text = files.text_tokenizer
-    if text_tokenizer is not None:
-        text, released = Path(os.path.expanduser(text_tokenizer)), text_tokenizer_path()
-        if not os.path.isfile(text):
-            # The reference's configuration files name the file by its place in the reference's own tree.
-            if text_tokenizer.lower() != TEXT_TOKENIZER and text.name != released.name:
-                told = "no such file; `fourm download text-tokenizer` fetches one"
-                raise UsageError(f"text tokenizer '{text_tokenizer}': {told}")
-            text = released if os.path.isfile(released) else None
+    if text_name is not None:
+        text, released = Path(os.path.expanduser(text_name)), text_tokenizer_path()
+        # The reference's configuration files name the file by its place in the reference's own tree.
+        is_released = text_name.lower() == TEXT_TOKENIZER or text.name == released.name
+        if not os.path.isfile(text) and not is_released:
+            told = "no such file; `fourm download text-tokenizer` fetches one"
+            raise UsageError(f"text tokenizer '{text_name}': {told}")
+        text = next((path for path in (text, released) if os.path.isfile(path)), None)
         if text is None:
-            absent[TEXT_TOKENIZER] = text_tokenizer
+            absent[TEXT_TOKENIZER] = text_name
     return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
 
 
@@ -170,9 +163,8 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
             count = f"only {size}" if size < row.vocab_size else size
             entry = _released_for(files, row.tokenizer)
             better = f"; the released one is {entry.name}" if entry else ""
-            raise CheckpointError(
-                f"{row.name}: {row.vocab_size} tokens, but its tokenizer has {count} codes ({path}){better}"
-            )
+            told = f"{row.vocab_size} tokens, but its tokenizer has {count} codes ({path}){better}"
+            raise CheckpointError(f"{row.name}: {told}")
 
 
 def codebook_size(path: Path) -> int | None:
@@ -211,7 +203,7 @@ def _locate(name: str) -> ModelFiles:
         if not (_DEMO_FOLDER / CONFIG_FILE).exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
         return _from_folder(_DEMO_FOLDER, DEMO, f"fourm {__version__}")
-    path, name, revision, advice = _find(name, EntryKind.MODEL)
+    path, name, revision, advice = _find(name, "model")
     if path.is_dir():
         return _from_folder(path, name, revision, advice)
     if path.suffix != ".safetensors":
@@ -238,18 +230,18 @@ def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
     if not HUB_ID.fullmatch(bare):
         raise UsageError(f"{name}: no such file or folder")
     entry = find_entry(bare)
-    if entry and entry.kind is not kind and not (kind is EntryKind.MODEL and entry.is_model):
+    if entry and entry.kind != kind and not (kind == "model" and entry.is_model):
         raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
     if entry is None and "/" not in bare:
-        known = near_match(bare, [DEMO, DEMO_SR]) if kind is EntryKind.MODEL else ""
+        known = near_match(bare, [DEMO, DEMO_SR]) if kind == "model" else ""
         advice = catalogue.near_entry(bare) or known or "; `fourm models` lists all names"
-        raise UsageError(f"{kind.value} '{name}' is neither a file or folder nor a released one{advice}")
+        raise UsageError(f"{kind} '{name}' is neither a file or folder nor a released one{advice}")
     hub_id, short = (entry.hub_id, entry.name) if entry else (bare, bare)
     snapshot = find_snapshot(hub_id, revision)
     if snapshot is None:
         fetched = f"{short} --revision {revision}" if revision else short
         advice = (catalogue.near_entry(bare) if entry is None else "") or _fetches(fetched)
-        raise MissingError(f"{kind.value} '{name}' is not on this machine{advice}")
+        raise MissingError(f"{kind} '{name}' is not on this machine{advice}")
     return snapshot, hub_id, snapshot.name, _fetches(entry.name if entry else name)
 
 
@@ -313,11 +305,10 @@ def _completed(files: ModelFiles) -> ModelFiles:
         entry = _released_for(files, key)
         if entry and (cached := find_cached(entry)):
             found[key] = cached[0].parent
-    text = files.text_tokenizer
+    text, released = files.text_tokenizer, text_tokenizer_path()
     if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
-        text = text_tokenizer_path()
-    is_here = text is not None and os.path.lexists(text)
-    return replace(files, tokenizers=found, text_tokenizer=text if is_here else None)
+        text = released if os.path.lexists(released) else None
+    return replace(files, tokenizers=found, text_tokenizer=text)
 
 
 def _released_for(files: ModelFiles, key: str) -> Entry | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fourm.hub import catalogue
 from fourm.hub.cache import find_cached
-from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
+from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, weights_of
 from fourm.hub.header import DTYPES, TensorInfo, config_of, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
@@ -43,8 +43,8 @@ class ModelInfo:
         """The information as plain data."""
         one = self.entry
         facts: dict[str, object] = {
-            "name": one.name, "hub_id": one.hub_id, "kind": one.kind.value, "title": one.title,
-            "licence": one.licence.sentence, "bytes": one.num_bytes, "parameters": one.num_params,
+            "name": one.name, "hub_id": one.hub_id, "kind": one.kind, "title": one.title,
+            "licence": catalogue.LICENCES[one.licence], "bytes": one.num_bytes, "parameters": one.num_params,
             "reads": list(one.reads), "writes": list(one.writes), "cached": self.path is not None,
             "revision": self.revision, "path": self.path and str(self.path),
         }  # fmt: skip
@@ -75,8 +75,7 @@ def describe(name_or_path: str) -> ModelInfo:
     is_path, weights = os.path.exists(path), weights_of(path)
     if is_path and weights.is_file() and "codebook_size" in (config := config_of(path)):
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
-        size, kind = weights.stat().st_size, EntryKind.TOKENIZER
-        own = Entry(name_or_path, "", kind, "Tokenizer", catalogue.UNKNOWN, size, count)
+        own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
         return ModelInfo(own, weights, config=config, memory=_memory(count))
     entry = None if is_path else find_entry(name_or_path)
     if entry is None or entry.is_model:
@@ -115,7 +114,7 @@ def _known_info(entry: Entry) -> ModelInfo:
 def _local_info(files: ModelFiles) -> ModelInfo:
     """A model that is here."""
     title, size = _BUILT_IN.get(files.name, "Model"), files.weights.stat().st_size
-    entry = find_entry(files.name) or Entry(files.name, "", EntryKind.MODEL, title, catalogue.UNKNOWN, size)
+    entry = find_entry(files.name) or Entry(files.name, "", "model", title, "", size)
     count = count_parameters(files)
     entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
     return ModelInfo(entry, files.weights, files.revision)

@@ -154,10 +154,8 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
                 advice = near_match(revision, known) or listed
                 raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
             if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
-                raise MissingError(
-                    f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}; "
-                    f"if it is private, {LOG_IN}"
-                ) from error
+                told = f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}"
+                raise MissingError(f"{told}; if it is private, {LOG_IN}") from error
             raise
 
     text = persist(client, Address(hub_id, constants.ENDPOINT), ask)
@@ -173,10 +171,8 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
             files.append(HubFile(row["rfilename"], size, checksum))
         return Commit(hub_id, answer["sha"], tuple(files), repo_type)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UnreachableError(
-            f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)}); "
-            "HF_ENDPOINT may be wrong"
-        ) from error
+        told = f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)})"
+        raise UnreachableError(f"{told}; HF_ENDPOINT may be wrong") from error
 
 
 def unfinished(target: Path) -> Path:
@@ -215,9 +211,9 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
                     return sha256
                 _restart(growing)
             part.unlink()
+            told = f"what arrived does not have the checksum on record ({file.checksum[:12]}...)"
             raise VerificationError(
-                f"{address.owner}/{file.name}: what arrived does not have the checksum on record "
-                f"({file.checksum[:12]}...), so it was removed; run the command again"
+                f"{address.owner}/{file.name}: {told}, so it was removed; run the command again"
             )
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from fourm.hub.catalogue import CATALOGUE, GROUPS, Entry, EntryKind, find_entry, near_entry, tokenizer_entry
+from fourm.hub.catalogue import CATALOGUE, GROUPS, Entry, find_entry, near_entry, tokenizer_entry
 from fourm.modalities.registry import RELEASED
 from fourm.schedule.settings import read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "cfgs" / "generation" / "models"
 MODELS = [e for e in CATALOGUE.values() if e.is_model]
-TOKENIZERS = [e for e in CATALOGUE.values() if e.kind is EntryKind.TOKENIZER]
+TOKENIZERS = [e for e in CATALOGUE.values() if e.kind == "tokenizer"]
 BYTES = {"float32": 4}
 
 
 def manifest_of(entry: Entry) -> str:
     """`4m-7-t2i-b` and `4m-7-b-coyo` are built as `4m-7_b` is."""
-    if entry.kind is EntryKind.SR:
+    if entry.kind == "sr":
         return "4m-7-sr_l"
     family = "4m-21" if entry.name.startswith("4m-21") else "4m-7"
     size = {768: "b", 1024: "l", 2048: "xl"}[int(str(entry.config["dim"]))]
@@ -110,7 +110,7 @@ def test_every_released_combination_has_a_configuration_file() -> None:
         run = read_settings([path], {}).run
         found.add((run.model, run.sr_model))
     sr = CATALOGUE["4m-7-sr-l"].hub_id
-    base = [e.hub_id for e in MODELS if e.kind is EntryKind.MODEL]
+    base = [e.hub_id for e in MODELS if e.kind == "model"]
     assert found == {(hub_id, other) for hub_id in base for other in (None, sr)}
     assert len(found) == len(list(CONFIGS.glob("*.yaml"))) == 24
 
