@@ -392,7 +392,7 @@ def test_two_processes_fetch_a_file_once(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_without_file_locks_two_processes_fetch_whole_files(hub: Hub, tmp_path: Path) -> None:
-    hub.bytes_per_second = 3_000_000
+    hub.bytes_per_second = 500_000  # both must still be fetching when the slower one has started
     code = (
         "import errno, fcntl\ndef flock(*args): raise OSError(errno.ENOLCK, 'No locks available')\n"
         "fcntl.flock = flock\nfrom fourm_cli.app import main\nmain()"
