@@ -121,28 +121,16 @@ def _range(number: int, name: str, high: float) -> Field:
 
 # Every field, by its number in the text.
 FIELDS = (
-    Field(0, "original_width", 32),
-    Field(1, "original_height", 32),
-    Field(2, "caption_n_chars"),
-    Field(3, "caption_n_words"),
-    Field(4, "caption_n_sentences"),
-    Field(5, "n_humans"),
-    Field(6, "n_sam_instances"),
-    Field(7, "n_coco_instances"),
-    Field(8, "coco_instance_diversity"),
-    _range(9, "colorfulness", 150),
-    _range(10, "brightness", 255),
-    _range(11, "contrast", 127),
-    _range(12, "saturation", 255),
-    _range(13, "entropy", 10),
-    _range(14, "walkability", 1),
-    _range(15, "objectness", 1),
-    Field(16, "semantic_diversity"),
-    _range(17, "geometric_complexity", 0.75),
-    _range(18, "occlusion_score", 0.25),
+    Field(0, "original_width", 32), Field(1, "original_height", 32),
+    Field(2, "caption_n_chars"), Field(3, "caption_n_words"), Field(4, "caption_n_sentences"),
+    Field(5, "n_humans"), Field(6, "n_sam_instances"), Field(7, "n_coco_instances"),
+    Field(8, "coco_instance_diversity"), _range(9, "colorfulness", 150), _range(10, "brightness", 255),
+    _range(11, "contrast", 127), _range(12, "saturation", 255), _range(13, "entropy", 10),
+    _range(14, "walkability", 1), _range(15, "objectness", 1), Field(16, "semantic_diversity"),
+    _range(17, "geometric_complexity", 0.75), _range(18, "occlusion_score", 0.25),
     Field(19, "watermark_score", top=1, is_whole=False, lowest=0),
     Field(20, "aesthetic_score", top=2, is_whole=False, lowest=4),
-)
+)  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
 
 
@@ -175,8 +163,7 @@ class _Detections:
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     """The boxes of a text, in its order, and a sentence for each part that is ignored.
 
-    `v0=` begins a box, three more numbers follow whatever their axis is called, then the name. Numbers beyond
-    the bins are limited to them.
+    Three numbers follow `v0=`, whatever their axis is called. Numbers beyond the bins are limited to them.
     """
     parse, begins = partial(_parse_box, bins=bins), lambda word: word.startswith("v0=")
     before, boxes, problems = parse_groups(words_of(text), begins, "", parse)
@@ -205,10 +192,9 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
 
 
 def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
-    """The data of a file with these boxes, in their order.
+    """The data of a file with these boxes, in their order, which become the same bins again.
 
-    A model may write corners in the wrong order, or a box that is smaller than a bin; in a file every box has
-    ordered corners and an area, and becomes the same bins again.
+    In a file every box has ordered corners and an area, also where a model wrote one without.
     """
     instances = list[dict[str, object]]()
     for box in boxes:

@@ -3,9 +3,7 @@
 Only what reads such a file imports this, for `import yaml` takes as long as a tenth of `fourm --help`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -93,30 +91,28 @@ def _parse(path: Path) -> tuple[_Loader, yaml.Node | None]:
 
 
 def _check_plain(root: yaml.Node) -> None:
-    """MarkedYAMLError for what is no plain data, or would take minutes to construct."""
-    for count, (node, level) in enumerate(_nodes_in(root)):
-        kind, problem = node.tag.removeprefix(_TAG), ""
-        if level > _MAX_LEVELS:  # or it holds itself
+    """MarkedYAMLError for what is no plain data, or takes minutes to construct; aliases are written out."""
+    count, left = 0, [(root, 0)]
+    while left:
+        node, level = left.pop()
+        count, kind, children, problem = count + 1, node.tag.removeprefix(_TAG), list[yaml.Node](), ""
+        if isinstance(node, yaml.MappingNode):
+            children = [one for pair in node.value for one in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+            problem = f"a number of {len(node.value):,} digits"
+        elif any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            problem = "half a character"
+        if level > _MAX_LEVELS:  # or a value holds itself
             problem = _DEEP
         elif count > MAX_NODES:
             problem = f"its aliases expand to more than {MAX_NODES:,} values"
         elif kind not in _TAGS:
             problem = f"'{shown(kind)}' is no plain data"
-        elif kind in ("int", "float") and len(node.value) > MAX_DIGITS:
-            problem = f"a number of {len(node.value):,} digits"
-        elif kind == "str" and any("\ud800" <= letter <= "\udfff" for letter in node.value):
-            problem = "half a character"
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-
-
-def _nodes_in(node: yaml.Node, level: int = 0) -> Iterator[tuple[yaml.Node, int]]:
-    """A node and all that is in it with their levels, aliases written out."""
-    yield node, level
-    if not isinstance(node, yaml.ScalarNode):
-        children = node.value if isinstance(node, yaml.SequenceNode) else chain.from_iterable(node.value)
-        for child in children:
-            yield from _nodes_in(child, level + 1)
+        left += [(child, level + 1) for child in reversed(children)]
 
 
 def _entries(loader: _Loader, node: yaml.Node, path: Path) -> tuple[YamlEntry, ...]:
