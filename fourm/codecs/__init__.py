@@ -7,7 +7,7 @@ PUBLIC = {
     "drawing": "CANVAS Font Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": (
-        "count_crops read_array read_crop read_crops read_ids read_json read_picture "
+        "read_array read_crop read_crop_rows read_crops read_ids read_json read_picture "
         "read_size read_text write_crops write_ids"
     ),
     "images": "Diffusion GridCodec rows_at_once",

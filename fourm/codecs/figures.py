@@ -1,9 +1,8 @@
 """Draws values whose parts are codes of a tokenizer: people, and the masks of instances.
 
-The pose tokenizer decodes eight codes to the rotations of 23 joints. They bend a skeleton of round numbers,
-made by hand; the SMPL body, for which they are meant, is licensed separately and not used, so that the shape
-of a body (`betas`) is not drawn, and limbs are about as long as an adult's. The mask tokenizer decodes
-sixteen codes to a mask within a box; masks of one thing are merged and painted in a colour of their own.
+Eight codes of a pose are decoded to the rotations of 23 joints, which bend a skeleton of round numbers. The
+SMPL body, for which they are meant, is licensed separately and not used: shapes of bodies (`betas`) are not
+drawn. Sixteen codes of a mask are decoded to a mask within a box; masks of one thing are painted as one.
 """
 
 import colorsys
@@ -34,7 +33,6 @@ _NEAR = 0.5  # metres: whoever is nearer to the camera, or behind it, is not dra
 _FONT_SIZE = 18
 _FAR_OUT = 8 * PICTURE_SIDE  # pixels: nor is who lies that far beside the picture
 
-_NUM_COLOURS = 1000  # more groups than that start over
 _FLAT = 0.9  # a mask whose probabilities differ by less says nothing
 _ALIKE, _SAME_PLACE = 0.8, 0.9  # masks and boxes of one thing agree by more
 _SMOOTH = 0.01  # keeps the similarity of empty masks finite
@@ -65,13 +63,10 @@ def _right(name: str) -> str:
     return name.replace("left", "right")
 
 
-_JOINTS = tuple(
-    dict.fromkeys(  # those in the middle are their own mirror images
-        joint
-        for name, parent, (x, y, z) in _HALF
-        for joint in ((name, parent, (x, y, z)), (_right(name), _right(parent), (-x, y, z)))
-    )
-)
+_JOINTS = tuple(dict.fromkeys(  # those in the middle are their own mirror images
+    joint for name, parent, (x, y, z) in _HALF
+    for joint in ((name, parent, (x, y, z)), (_right(name), _right(parent), (-x, y, z)))
+))  # fmt: skip
 _NAMES = [name for name, _, _ in _JOINTS]
 _LIMBS = (
     ("left_hip", "right_hip", 0.09), ("pelvis", "spine2", 0.11), ("spine2", "neck", 0.09),
@@ -245,8 +240,8 @@ def paint_instances(boxes: Corners, masks: Masks) -> NDArray[np.uint8]:
 
 @cache
 def instance_colours() -> NDArray[np.uint8]:
-    """(1000, 3) colours, the reference's: draws of NumPy's default generator with seed 0."""
-    return np.random.default_rng(0).integers(0, 255, (_NUM_COLOURS, 3)).astype(np.uint8)
+    """(1000, 3) colours, the reference's: draws of NumPy's default generator. More groups start over."""
+    return np.random.default_rng(0).integers(0, 255, (1000, 3)).astype(np.uint8)
 
 
 def _merge(boxes: Corners, masks: Masks) -> list[list[int]]:

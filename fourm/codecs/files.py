@@ -266,7 +266,7 @@ def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
 def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
     """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
     crops = list[Crop]()
-    for number, (top, left, height, width, mirrored) in enumerate(_read_rows(path).tolist()):
+    for number, (top, left, height, width, mirrored) in enumerate(read_crop_rows(path).tolist()):
         is_outside = top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0
         for is_wrong, problem in (
             (height < 1 or width < 1, "holds no pixel"),
@@ -281,19 +281,8 @@ def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
     return tuple(crops)
 
 
-def count_crops(path: Path) -> int:
-    """How many crops a file has, whatever picture they belong to."""
-    return len(_read_rows(path))
-
-
-def write_crops(crops: Sequence[Crop], path: Path) -> None:
-    """Write a file that `read_crops` reads, in the form that the reference writes."""
-    rows = [(c.top, c.left, c.height, c.width, int(c.mirrored)) for c in crops]
-    write_array(np.array(rows, dtype=np.int64), path)
-
-
-def _read_rows(path: Path) -> NDArray[np.int64]:
-    """(crops, 5) of whole numbers: top, left, height, width, mirrored."""
+def read_crop_rows(path: Path) -> NDArray[np.int64]:
+    """(crops, 5) of whole numbers: top, left, height, width, mirrored; for a picture of any size."""
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
         found = f"{rows.dtype} of shape {rows.shape}"
@@ -303,3 +292,9 @@ def _read_rows(path: Path) -> NDArray[np.int64]:
     if (rows != rows.astype(np.int64)).any():
         raise SampleError(f"{path}: holds fractions, where whole pixels belong")
     return rows.astype(np.int64)
+
+
+def write_crops(crops: Sequence[Crop], path: Path) -> None:
+    """Write a file that `read_crops` reads, in the form that the reference writes."""
+    rows = [(c.top, c.left, c.height, c.width, int(c.mirrored)) for c in crops]
+    write_array(np.array(rows, dtype=np.int64), path)

@@ -1,4 +1,4 @@
-"""The codecs of pictures and maps: RGB that the model reads as pixels, and all values with a tokenizer.
+"""The codec of pictures and maps: RGB that the model reads as pixels, and all values with a tokenizer.
 
 Values are arrays: uint8 (H, W, 3) colours, uint8 (H, W) edges or class numbers (255 = none), float32 or
 uint16 (H, W) depth, float32 (C, h, w) features. 8-bit values are written as PNG, others as .npy.
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
@@ -23,7 +22,7 @@ from fourm.codecs.maps import Form, LegendEntry, Value, unit
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
-from fourm.modalities.registry import Modality
+from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import Slot, full_grid, full_pixels
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.diffusion import DiVAE
@@ -57,39 +56,8 @@ def check_finite(results: Iterable[Tensor], row: Modality) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelsCodec:
-    """RGB pictures that the model reads as pixels."""
-
-    row: Modality
-
-    def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """Any picture, as uint8 (H, W, 3) of its own size, or a crop of it at the row's size."""
-        value, side = maps.read_rgb(path), self.row.image_size
-        return value if crop is None else maps.cut(value, crop, side, Resampling.BICUBIC, path=path)
-
-    def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """PNG with `text` as its text chunks."""
-        write_png(value, path, text)
-
-    def encode(self, values: Sequence[Value]) -> Slot:
-        """The centre square at the row's size, ImageNet-normalised."""
-        fitted = (maps.fit_square(value, self.row.image_size, Resampling.BICUBIC) for value in values)
-        images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
-        return full_pixels(images, self.row.patch_size)
-
-    def decode(self, slot: Slot) -> list[Value]:
-        """The pictures that the model was shown."""
-        pixels = slot.values.float().cpu() * _STD + _MEAN
-        return [maps.to_bytes(rearrange(image, "c h w -> h w c").numpy()) for image in pixels]
-
-    def picture(self, value: Value) -> Image.Image:
-        """The value itself."""
-        return Image.fromarray(value)
-
-
-@dataclass(frozen=True, slots=True)
 class GridCodec:
-    """Values that a tokenizer turns into the row's grid of tokens and back."""
+    """Pictures and maps. A tokenizer turns them into the row's grid of tokens and back; pixels need none."""
 
     row: Modality
     form: Form
@@ -111,15 +79,18 @@ class GridCodec:
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
         """The part of a mask in a crop: 255 where values are valid, 0 elsewhere and outside the picture."""
-        mask, nearest = maps.read_valid(path), Resampling.NEAREST
-        return maps.cut(mask, crop, self.row.image_size, nearest, path=path)
+        return maps.cut(maps.read_valid(path), crop, self.row.image_size, path=path)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
         write_png(value, path, text) if value.dtype == np.uint8 else write_array(value, path)
 
     def encode(self, values: Sequence[Value]) -> Slot:
-        """Tokens of the centre square at the row's size."""
+        """The centre square at the row's size, as tokens, or as pixels normalised like ImageNet's."""
+        if self.row.kind is Kind.PIXELS:
+            fitted = (maps.fit_square(value, self.row.image_size, Resampling.BICUBIC) for value in values)
+            images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
+            return full_pixels(images, self.row.patch_size)
         return full_grid(self.tokenize([self.prepare(value) for value in values]))
 
     @property
@@ -148,9 +119,7 @@ class GridCodec:
         if is_map and len(x) == 1:  # grey can be repeated
             x = x.expand(config.n_channels - self.takes_mask, -1, -1)
         if self.takes_mask:
-            mask = torch.ones(1, side, side)
-            if valid is not None:
-                mask = unit(maps.fit_square(valid, side, Resampling.NEAREST))
+            mask = torch.ones(1, side, side) if valid is None else unit(maps.fit_square(valid, side))
             x = torch.cat([x * mask, 2 * mask - 1])
         if len(x) != (wanted := config.n_channels):
             found = f"{len(x)} channels" if is_map else f"features of width {len(x)}"
@@ -180,7 +149,9 @@ class GridCodec:
         return torch.stack(made)
 
     def decode(self, slot: Slot, diffusion: Diffusion | None = None) -> list[Value]:
-        """Values of the tokens."""
+        """Values of the tokens, or the pictures whose pixels the model was shown."""
+        if self.row.kind is Kind.PIXELS:
+            return [self.form.finish(2 * x - 1) for x in slot.values.float().cpu() * _STD + _MEAN]
         steps = self.decode_stepwise(slot, diffusion)
         while True:
             try:

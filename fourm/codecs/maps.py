@@ -187,8 +187,9 @@ def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[
 
 
 def cut(
-    value: Value, crop: Crop, side: int, resample: Resampling, outside: int = 0, path: Path | None = None
-) -> Value:
+    value: Value, crop: Crop, side: int, resample: Resampling = Resampling.NEAREST, outside: int = 0,
+    path: Path | None = None,
+) -> Value:  # fmt: skip
     """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
     outside: the value of pixels that lie outside the whole picture. SampleError with the path of the map's
@@ -208,7 +209,7 @@ def cut(
     return np.ascontiguousarray(square[:, ::-1]) if crop.mirrored else square
 
 
-def fit_square(value: Value, side: int, resample: Resampling) -> Value:
+def fit_square(value: Value, side: int, resample: Resampling = Resampling.NEAREST) -> Value:
     """The largest centred square of (H, W[, C]), offset rounded down, at side x side pixels."""
     return cut(value, centre_crop(*value.shape[:2]), side, resample)
 
@@ -254,8 +255,7 @@ def _finish_labels(logits: Tensor) -> Value:
 def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W) of any range -> (H, W, 3) from dark blue (lowest) to dark red; a constant map is dark blue."""
     x = np.nan_to_num(values.astype(np.float64))
-    low, high = x.min(), x.max()
-    x = (x - low) / (high - low) if high > low else np.zeros_like(x)
+    x = (x - x.min()) / (np.ptp(x) or 1.0)
     # As Matplotlib maps [0, 1] to 256 colours, the highest value to the last one.
     return _TURBO[(x * 256).astype(np.int64).clip(0, 255)]
 

@@ -8,7 +8,7 @@ the row's size; `write` a file at exactly this path, with `text` (prompt, seed, 
 
 from functools import partial
 
-from fourm.codecs.images import GridCodec, PixelsCodec
+from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, EmbeddingCodec, StructuredCodec, decoder_of
 from fourm.errors import UsageError, near_match
@@ -16,7 +16,7 @@ from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.tokenizers import AnyTokenizer
 
-Codec = PixelsCodec | GridCodec | CaptionCodec | StructuredCodec | EmbeddingCodec
+Codec = GridCodec | CaptionCodec | StructuredCodec | EmbeddingCodec
 
 
 def build_codec(
@@ -29,7 +29,7 @@ def build_codec(
             raise UsageError(f"{row.name}: {row.vocab_size} tokens, but its tokenizer has only {size} codes")
         return GridCodec(row, FORMS[row.codec], tokenizer)
     if row.codec == "rgb":
-        return PixelsCodec(row)
+        return GridCodec(row, FORMS["tok_rgb"], None)
     if row.codec == "t5_caption":
         return EmbeddingCodec(row)
     if wordpiece is None:

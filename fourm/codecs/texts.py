@@ -289,9 +289,8 @@ class EmbeddingCodec:
 
     def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
         """A .npz file of one caption; there is no room for `text` in it."""
-        mask = np.ones((1, len(value)), dtype=np.int64)
         with path.open("wb") as file:  # a path would get a suffix
-            np.savez(file, allow_pickle=False, emb=value[None], mask_valid=mask)
+            np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
 
     def encode(self, values: Sequence[Vectors]) -> Slot:
         """The first max_tokens vectors of each value, zeros behind fewer; all of a value's are known."""
@@ -309,5 +308,5 @@ class EmbeddingCodec:
 
     def picture(self, value: Vectors) -> Image.Image:
         """A card with the number and the width of the vectors."""
-        count, width = value.shape
-        return drawing.text_card(f"{self.row.title} embedding: {count} vectors of {width} numbers")
+        what = "{} embedding: {} vectors of {} numbers".format(self.row.title, *value.shape)
+        return drawing.text_card(what)

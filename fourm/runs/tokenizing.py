@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fourm import __version__
 from fourm.codecs.files import (
-    count_crops,
     read_array,
+    read_crop_rows,
     read_crops,
     read_json,
     read_size,
@@ -145,7 +145,7 @@ def _count_crops(request: TokenizeRequest) -> int:
     found = next((path for s in request.samples if (path := s.files.get(CROP_SETTINGS))), None)
     there = 0
     with suppress(SampleError):  # this one sample fails with it later
-        there = count_crops(found) if found is not None else 0
+        there = len(read_crop_rows(found)) if found is not None else 0
     if there and request.num_crops not in (None, there):
         why = "other tokens of this dataset may belong to them, so the numbers must be the same"
         raise UsageError(f"--crops {request.num_crops}: {found} has {there}; {why}")
