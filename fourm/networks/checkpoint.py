@@ -152,35 +152,27 @@ def _filled(
     targets = dict[str, list[str]]()
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
-    state, spoilt = dict[str, Tensor](), list[str]()
-    for source, tensor, is_finite in _stream(path, targets, torch.device(device), dtype_of):
-        if not is_finite:
-            spoilt.append(f"'{source}'")
-        state |= dict.fromkeys(targets[source], tensor)
-    if spoilt:
-        raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
-
-
-def _stream(
-    path: Path, targets: Mapping[str, list[str]], device: torch.device, dtype_of: Callable[[str], torch.dtype]
-) -> Iterator[tuple[str, Tensor, bool]]:
-    """The tensors of a file where they are wanted, in the order of their bytes, and whether all is finite."""
     groups, size = [list[str]()], 0
-    for name, info in read_header(path).tensors.items():
+    for name, info in read_header(path).tensors.items():  # in the order of their bytes
         if name in targets:
             size += 4 * info.num_elements
             if size > _OPEN_BYTES and groups[-1]:
                 groups.append([])
                 size = 4 * info.num_elements
             groups[-1].append(name)
+    state, spoilt = dict[str, Tensor](), list[str]()
     for group in groups:  # each mapped anew: a mapping that is closed takes its pages along
         mapped = _read(path, group)
         for name in group:
             tensor = mapped.pop(name)
+            if not _is_finite(tensor):
+                spoilt.append(f"'{name}'")
             dtype = dtype_of(targets[name][0]) if tensor.is_floating_point() else tensor.dtype
-            yield name, tensor.to(device, dtype), _is_finite(tensor)
+            state |= dict.fromkeys(targets[name], tensor.to(device, dtype))
+    if spoilt:
+        raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False).eval()
 
 
 def _read(path: Path, names: Iterable[str]) -> dict[str, Tensor]:

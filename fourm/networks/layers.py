@@ -4,8 +4,9 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -113,54 +114,42 @@ def arithmetic(dtype: str) -> Iterator[None]:
     float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
     float32. torch's settings are global to the process; their earlier values are restored at the end.
     """
-    on_gpu, elsewhere = _newer()
-    newer = [(owner, "fp32_precision", _own(owner, parent)) for owner, parent in (*on_gpu, *elsewhere)]
+    is_coarse, newer, wanted = dtype == "tf32", list[_Switch](), list(_EXACT)
+    for name, parent in _NEWER if hasattr(torch.backends.cudnn, "fp32_precision") else ():
+        owner, above = attrgetter(name)(torch.backends), attrgetter(parent)(torch.backends)
+        unset = owner.fp32_precision == above.fp32_precision
+        newer.append((owner, "fp32_precision", "none" if unset else owner.fp32_precision))
+        wanted.append((owner, "fp32_precision", "tf32" if is_coarse and parent == "cudnn" else "ieee"))
     _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
-    products, convolutions = torch.get_float32_matmul_precision(), _convolutions()
-    others = [(owner, name, _get(owner, name)) for owner, name, _ in _OTHERS if hasattr(owner, name)]
-    is_coarse = dtype == "tf32"
+    others = [(owner, name, _get(owner, name)) for owner, name, _ in _EXACT if hasattr(owner, name)]
+    products, convolutions = torch.get_float32_matmul_precision(), True
+    with suppress(RuntimeError):  # it is on while the newer ones are off
+        convolutions = torch.backends.cudnn.allow_tf32
     try:
-        _set_older("high" if is_coarse else "highest", is_coarse)
-        _set((owner, "fp32_precision", "tf32" if is_coarse else "ieee") for owner, _ in on_gpu)
-        _set((owner, "fp32_precision", "ieee") for owner, _ in elsewhere)
-        _set(switch for switch in _OTHERS if hasattr(switch[0], switch[1]))
+        # The settings that every torch has change the newer ones too, so these are set afterwards.
+        torch.set_float32_matmul_precision("high" if is_coarse else "highest")
+        torch.backends.cudnn.allow_tf32 = is_coarse
+        _set(switch for switch in wanted if hasattr(*switch[:2]))
         yield
     finally:
-        _set_older(products, convolutions)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
         _set((*newer, *others))
 
 
-Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
-_OTHERS: tuple[Switch, ...] = (
+_Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
+_EXACT: tuple[_Switch, ...] = (
     (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
     (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
     (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
     (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm in each run
     (torch.backends.cudnn, "deterministic", True),
 )
-
-
-def _newer() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """The settings since torch 2.9, of GPUs and of CPUs, each with the parent whose value it has if unset."""
-    backends: Any = torch.backends
-    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
-    if not hasattr(cudnn, "fp32_precision"):
-        return [], []
-    gpu = [(owner, cudnn) for owner in (cuda.matmul, cudnn.conv, cudnn.rnn)]
-    return gpu, [(owner, mkldnn) for owner in (mkldnn.matmul, mkldnn.conv)]
-
-
-def _own(owner: Any, parent: Any) -> str:
-    """The value of a newer setting; "none" if it has its parent's value."""
-    return "none" if owner.fp32_precision == parent.fp32_precision else str(owner.fp32_precision)
-
-
-def _convolutions() -> bool:
-    """The older setting for TF32 in cuDNN. Reading it raises if it is on while the newer ones are off."""
-    try:
-        return torch.backends.cudnn.allow_tf32
-    except RuntimeError:
-        return True
+# The settings since torch 2.9, each with the one whose value it has if it is unset.
+_NEWER = (
+    ("cuda.matmul", "cudnn"), ("cudnn.conv", "cudnn"), ("cudnn.rnn", "cudnn"), ("mkldnn.matmul", "mkldnn"),
+    ("mkldnn.conv", "mkldnn"),
+)  # fmt: skip
 
 
 def _get(owner: Any, name: str) -> Any:
@@ -169,15 +158,9 @@ def _get(owner: Any, name: str) -> Any:
     return (getattr(owner, name), getattr(owner, split)) if hasattr(owner, split) else getattr(owner, name)
 
 
-def _set(switches: Iterable[Switch]) -> None:
+def _set(switches: Iterable[_Switch]) -> None:
     for owner, name, value in switches:
         setattr(owner, name, value)
-
-
-def _set_older(products: str, convolutions: bool) -> None:
-    """Set the settings that every torch has. They change the newer ones too, so set those afterwards."""
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def attention(

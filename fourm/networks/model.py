@@ -11,6 +11,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
@@ -104,11 +105,15 @@ class Embedding(nn.Module):
         """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
         kind = self.modality.kind
         if kind is Kind.PIXELS:
+            patch, (rows, columns) = self.modality.patch_size, self.modality.grid or (0, 0)
+            if (got := slot.values.shape[1:]) != (want := (3, rows * patch, columns * patch)):
+                raise ValueError(f"{self.modality.name}: image {tuple(got)}, expected {want}")
             pixels = slot.values.to(self.proj.weight.dtype)
-            return self.proj(_patches(pixels, self.modality)), self.pos_emb + self.mod_emb
+            patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+            return self.proj(patches), self.pos_emb + self.mod_emb
         if kind is Kind.GRID:
-            if (got := slot.values.shape[1]) != (want := self.pos_emb.shape[1]):
-                raise ValueError(f"{self.modality.name}: {got} tokens, the model has {want} positions")
+            if (count := slot.values.shape[1]) != (room := self.pos_emb.shape[1]):
+                raise ValueError(f"{self.modality.name}: {count} tokens, the model has {room} positions")
             return self.token_emb(slot.values), self.pos_emb + self.mod_emb
         if kind is Kind.SEQUENCE:
             content = self.token_emb(slot.values)
@@ -152,16 +157,6 @@ def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -
         module.register_buffer("pos_emb", table)
 
 
-def _patches(image: Tensor, modality: Modality) -> Tensor:
-    """(B, 3, H, W) -> (B, L, P * P * 3): rows of patches; inside a patch row, column, then channel."""
-    patch, (rows, columns) = modality.patch_size, modality.grid or (0, 0)
-    expected = (3, rows * patch, columns * patch)
-    if image.shape[1:] != expected:
-        raise ValueError(f"{modality.name}: image {tuple(image.shape[1:])}, expected {expected}")
-    x = image.view(image.shape[0], 3, rows, patch, columns, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(image.shape[0], rows * columns, patch * patch * 3)
-
-
 class FourM(nn.Module):
     """The encoder-decoder: from what is known of a batch to logits for the positions asked."""
 
@@ -198,17 +193,14 @@ class FourM(nn.Module):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Content and address (B, L, D) and known (B, L) of all positions that the model can read."""
-        slots = {name: slot for name, slot in batch.slots.items() if name in self.encoder_embeddings}
-        if not slots:
-            empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)
-            return empty, empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device)
-        contents, addresses = [], []
-        for name, slot in slots.items():
-            content, address = self.embedding(name)(slot)
+        empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)
+        contents, addresses, known = [empty], [empty], [empty[..., 0].bool()]
+        for name in [name for name in batch.slots if name in self.encoder_embeddings]:
+            content, address = self.embedding(name)(batch.slots[name])
             contents.append(content)
             addresses.append(address.expand_as(content))
-        known = torch.cat([slot.known for slot in slots.values()], dim=1)
-        return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), known
+            known.append(batch.slots[name].known)
+        return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), torch.cat(known, dim=1)
 
     def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
         """Run the encoder over all known tokens of the batch.

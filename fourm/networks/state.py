@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,12 +38,10 @@ class Slot:
         """
         if self.kind in (Kind.PIXELS, Kind.GRID):
             return self.blank()
-        nothing = torch.zeros_like(self.known)
-        values, first = torch.zeros_like(self.values), nothing.clone()
-        first[:, 0] = True
-        if self.kind is Kind.SEQUENCE:
-            values[:, 0] = S1_ID
-        return replace(self, values=values, known=first, wanted=nothing)
+        values, known = torch.zeros_like(self.values), torch.zeros_like(self.known)
+        values[:, 0] = S1_ID if self.kind is Kind.SEQUENCE else 0
+        known[:, 0] = True
+        return replace(self, values=values, known=known, wanted=torch.zeros_like(known))
 
     def blank(self) -> "Slot":
         """The same rows with nothing known and nothing wanted: what is not there at all."""
@@ -78,22 +75,22 @@ class Batch:
 
     def with_slot(self, name: str, slot: Slot) -> "Batch":
         """A batch with this slot added or replaced; the order of modalities is kept."""
-        return _batch(self.keys, {**self.slots, name: slot})
+        return Batch(self.keys, {**self.slots, name: slot})
 
     def hide(self, names: Iterable[str]) -> "Batch":
         """A batch in which these modalities tell nothing; unknown names are ignored."""
         hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
-        return _batch(self.keys, {**self.slots, **hidden})
+        return Batch(self.keys, {**self.slots, **hidden})
 
     def without(self, names: Iterable[str]) -> "Batch":
         """A batch in which these modalities are not there at all."""
         removed = set(names)
-        return _batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in removed})
+        return Batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in removed})
 
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
         keys = tuple(self.keys[i] for i in rows.tolist())
-        return _batch(keys, {name: slot.select(rows) for name, slot in self.slots.items()})
+        return Batch(keys, {name: slot.select(rows) for name, slot in self.slots.items()})
 
     @property
     def device(self) -> torch.device:
@@ -102,17 +99,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return _batch(self.keys, {name: slot.to(device) for name, slot in self.slots.items()})
+        return Batch(self.keys, {name: slot.to(device) for name, slot in self.slots.items()})
 
     def num_known(self) -> Tensor:
         """(B,) int64: how many tokens the encoder may read in each row."""
         counts = [slot.known.sum(dim=1) for slot in self.slots.values()]
         return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(self.keys), dtype=torch.int64)
-
-
-def _batch(keys: tuple[str, ...], slots: dict[str, Slot]) -> Batch:
-    """A batch of slots that nobody can change."""
-    return Batch(keys, MappingProxyType(slots))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +150,7 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
         parts = [batch.slots.get(name, template.blank()) for batch in batches]
         tensors = ([getattr(part, field) for part in parts] for field in ("values", "known", "wanted"))
         slots[name] = Slot(template.kind, *map(torch.cat, tensors))
-    return _batch(tuple(key for batch in batches for key in batch.keys), slots)
+    return Batch(tuple(key for batch in batches for key in batch.keys), slots)
 
 
 def full_grid(ids: Tensor) -> Slot:
@@ -210,13 +202,3 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
     known = torch.zeros_like(values, dtype=torch.bool)
     known[:, 0] = True
     return Slot(kind, values, known, ~known)
-
-
-def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
-    """A text (1, L), known as typed, and `room` places to decode what its sentinels stand for (infilling)."""
-    tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
-    tail[:, 0], tail[:, -1] = start_id, end_id
-    values = torch.cat([ids.long(), tail], dim=1)
-    known = torch.zeros_like(values, dtype=torch.bool)
-    known[:, : ids.shape[1]] = True
-    return Slot(Kind.SEQUENCE, values, known, ~known)
