@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo.patches import patch_table
-from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 
 LATENT_DIM = 16
@@ -48,7 +48,7 @@ def train_tokenizer(recipe: Recipe, folder: Path, seed: int = 0) -> float:
     """Train one tokenizer and write its folder; returns the share of patches that have their own code."""
     torch.manual_seed(seed)
     config = config_of(recipe)
-    tokenizer = VQTokenizer(VQConfig.from_dict(config))
+    tokenizer = VQTokenizer(read_config(config))
     weights = dict(tokenizer.named_parameters())
     with torch.no_grad():  # a patch means the same wherever it lies
         for name in _POSITIONS:

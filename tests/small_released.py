@@ -13,7 +13,7 @@ from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from tests.headers import FINE, SEVEN
 from tests.hubcache import put, put_folder
@@ -45,7 +45,7 @@ def write_released(home: Path) -> dict[str, str]:
         write_config(parts / name, config)
         put_folder(cache, f"EPFL-VILAB/{name}", parts / name)
     for name, config in TOKENIZERS.items():
-        save(VQTokenizer(VQConfig.from_dict(config)), parts / name, generator, ())
+        save(VQTokenizer(read_config(config)), parts / name, generator, ())
         write_config(parts / name, config)
         put_folder(cache, f"EPFL-VILAB/{name}", parts / name)
     text_tokenizer = home / "hf" / "fourm" / text_tokenizer_path().name

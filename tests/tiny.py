@@ -19,7 +19,7 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import load_registry
 from fourm.networks.checkpoint import unused_names
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 
 WORDS = [
@@ -84,7 +84,7 @@ def build_tiny(folder: Path, seed: int = 0) -> Path:
     _tokenizer().save(str(folder / "text_tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     for name, config in TOKENIZERS.items():
-        save(VQTokenizer(VQConfig.from_dict(config)), folder / "tokenizers" / name, generator, ())
+        save(VQTokenizer(read_config(config)), folder / "tokenizers" / name, generator, ())
         (folder / "tokenizers" / name / "config.json").write_text(json.dumps(config))
     model = FourM(FourMConfig.from_dict(CONFIG, load_registry(folder / "modalities.yaml")))
     save(model, folder, generator, unused_names(model))

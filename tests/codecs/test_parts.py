@@ -19,7 +19,7 @@ from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
-from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
+from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VIT_PRESETS, ViTPreset, VQTokenizer
 from tests.codecs.test_figures import SOMEBODY
 from tests.modalities.test_instances import CAT, DOG
@@ -94,12 +94,12 @@ def test_a_tokenizer_of_other_things_is_refused(row: Any, config: VQConfig, word
 def test_the_released_tokenizers_fit(golden: Path, row: Any, name: str, wordpiece: WordPiece) -> None:
     manifest = json.loads((golden / "vq" / "manifests" / f"{name}.json").read_text())
     with torch.device("meta"):
-        tokenizer = build_tokenizer(VQConfig.from_dict(manifest["config"]), TokenizerPart.DECODER)
+        tokenizer = build_tokenizer(read_config(manifest["config"]), TokenizerPart.DECODER)
     build_codec(row, tokenizer, wordpiece)
 
 
 def test_a_tokenizer_that_diffuses_is_refused(wordpiece: WordPiece) -> None:
-    config = DiVAEConfig.from_dict(json.loads(_diffusing().read_text()))
+    config = read_config(json.loads(_diffusing().read_text()))
     with torch.device("meta"):
         tokenizer = build_tokenizer(config)
     with pytest.raises(UsageError, match="does not fit"):

@@ -18,7 +18,7 @@ from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
 from fourm.networks.model import FourMConfig
-from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.schedule.cost import Sizes
 from tests.tiny import TOKENIZERS, build_tiny, save, write_config
@@ -118,7 +118,7 @@ def test_a_tokenizer_in_half_precision_searches_in_full(own: Path) -> None:
 
 def test_a_post_mlp_is_precise_where_it_leads_to_the_search(tmp_path: Path) -> None:
     config = {**TOKENIZERS["rgb"], "post_mlp": True}
-    save(VQTokenizer(VQConfig.from_dict(config)), tmp_path, torch.Generator().manual_seed(0), ())
+    save(VQTokenizer(read_config(config)), tmp_path, torch.Generator().manual_seed(0), ())
     write_config(tmp_path, config)
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     plain = load_tokenizer(tmp_path)
@@ -365,7 +365,6 @@ print((peak() - before) / kept)
 def test_a_network_is_in_memory_once(tmp_path: Path, dtype: str) -> None:
     """300 MB of random weights, float32 on disk, as a fraction of what is kept."""
     from fourm.networks.tokenizers import build_tokenizer
-    from fourm.networks.tokenizers.config import read_config
 
     config = {"image_size": 224, "enc_type": "vit_b_enc", "dec_type": "BottleneckMLP/B_1-Wi_64"}
     with torch.device("meta"):

@@ -195,7 +195,7 @@ def test_one_memcodes_codebook_has_tokens_without_a_codebook_axis() -> None:
 
 
 def test_configs_take_pairs_and_digit_strings_and_ignore_training_settings() -> None:
-    config = VQConfig.from_dict(
+    config = read_config(
         {"image_size": [48, 64], "codebook_size": "512", "n_labels": None, "ckpt_path": "x.pth", "blr": 1e-4}
     )
     assert config.image_size == (48, 64)
@@ -222,7 +222,7 @@ def test_configs_take_pairs_and_digit_strings_and_ignore_training_settings() -> 
 )
 def test_bad_configs_name_the_key(config: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message), torch.device("meta"):
-        VQTokenizer(VQConfig.from_dict(config))
+        VQTokenizer(read_config(config))
 
 
 def test_network_names_are_parsed_or_refused_with_a_near_match() -> None:
@@ -244,7 +244,7 @@ def saved(tmp_path: Path) -> Path:
     config = {"image_size": 32, "enc_type": "vit_demo_enc", "dec_type": "vit_demo_dec", "patch_size": 8,
               "post_mlp": True, "codebook_size": 20, "latent_dim": 6}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    state = VQTokenizer(VQConfig.from_dict(config)).state_dict()
+    state = VQTokenizer(read_config(config)).state_dict()
     save_file(state, tmp_path / "model.safetensors")
     return tmp_path
 

@@ -22,7 +22,7 @@ from fourm.data.layout import centre_crop
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality
-from fourm.networks.tokenizers.config import VQConfig
+from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
 from fourm.runs.inputs import find_raw_folders, list_raw_samples
@@ -329,7 +329,7 @@ def test_a_mask_reaches_only_a_tokenizer_that_takes_one(tiny: Path, dataset: Pat
     from safetensors.torch import save_file
 
     model = find_model(tiny)
-    config = VQConfig.from_dict(
+    config = read_config(
         {"image_size": 64, "patch_size": 8, "enc_type": "vit_demo_enc", "dec_type": "vit_demo_dec",
          "latent_dim": 8, "n_channels": 4, "codebook_size": 64}
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits, fit
@@ -41,19 +41,6 @@ class VQConfig:
     def __post_init__(self) -> None:
         if self.undo_std and (self.n_channels != 3 or self.n_labels is not None):
             raise CheckpointError("undo_std: only for tokenizers of RGB pictures (3 channels, no labels)")
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, object]) -> Self:
-        """From constructor arguments as stored with a checkpoint; unknown keys are training settings."""
-        values = {key: _number(value) for key, value in config.items()}
-        for field in fields(cls):
-            if field.type in (Size, Size | None) and type(values.get(field.name)) is int:
-                values[field.name] = [values[field.name]] * 2
-        try:
-            fitted: Self = fit(cls, values, "config", strict=False)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
-        return fitted
 
     @property
     def out_channels(self) -> int:
@@ -104,17 +91,26 @@ class DiVAEConfig(VQConfig):
 
 
 def read_config(config: Mapping[str, object]) -> VQConfig:
-    """The config of a tokenizer: of diffusion where its decoder, or else a noise schedule, says so."""
+    """The config of a tokenizer: of diffusion where its decoder, or else a noise schedule, says so.
+
+    Unknown keys are settings of training. A text of digits is its number, one number a size on both axes.
+    """
     decoder = config.get("dec_type")
-    by_name = isinstance(decoder, str) and ("unet_" in decoder or "uvit_" in decoder)
-    if by_name or (decoder is None and ("beta_schedule" in config or "num_train_timesteps" in config)):
-        return DiVAEConfig.from_dict(config)
-    return VQConfig.from_dict(config)
-
-
-def _number(value: object) -> object:
-    """A value as the number that its text is; other values as they are."""
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else value
+    diffuses = "beta_schedule" in config or "num_train_timesteps" in config
+    if decoder is not None:
+        diffuses = isinstance(decoder, str) and ("unet_" in decoder or "uvit_" in decoder)
+    kind, values = DiVAEConfig if diffuses else VQConfig, dict(config)
+    for key, value in config.items():
+        if isinstance(value, str) and value.isdecimal() and len(value) < 19:
+            values[key] = int(value)
+    for field in fields(kind):
+        if field.type in (Size, Size | None) and type(values.get(field.name)) is int:
+            values[field.name] = [values[field.name]] * 2
+    try:
+        fitted: VQConfig = fit(kind, values, "config", strict=False)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return fitted
 
 
 def _grid(image: Size, patch: Size, key: str) -> Size:

@@ -7,7 +7,6 @@ the clean signal in a noisy one.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -98,30 +97,6 @@ def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trai
     return [int(t) - 1 for t in points.round()]
 
 
-@dataclass(frozen=True, slots=True)
-class Clipping:
-    """How a predicted clean value is kept in range: not at all, clamped, or by dynamic thresholds.
-
-    The latter (Saharia et al. 2022, arXiv:2205.11487) is a clamp to [-1, 1] as long as `max_value` is 1.
-    """
-
-    kind: str = "none"  # "none", "clamp", "dynamic"
-    limit: float = 1.0  # of a clamp
-    ratio: float = 0.995  # of the values that a dynamic threshold leaves inside
-    max_value: float = 1.0  # of a dynamic threshold
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, ...) -> the same, in range."""
-        if self.kind == "none":
-            return x
-        if self.kind == "clamp" or self.max_value == 1:
-            limit = self.limit if self.kind == "clamp" else 1.0
-            return x.clamp(-limit, limit)
-        flat = x.flatten(1)
-        bound = flat.abs().quantile(self.ratio, dim=1, keepdim=True).clamp(1, self.max_value)
-        return (flat.clamp(-bound, bound) / bound).view_as(x)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
     """One way from noise to a value: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021, arXiv:2010.02502)."""
@@ -129,7 +104,7 @@ class Sampler:
     kind: str  # "ddpm", "ddim"
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
     prediction: str  # what the network predicts: `prediction_type` of a config
-    clipping: Clipping = Clipping()
+    clips: bool = False  # whether a predicted clean value is clamped to [-1, 1]
 
     def check(self, t: int) -> None:
         """Refuse a timestep at which the network's prediction does not determine the clean value."""
@@ -152,7 +127,8 @@ class Sampler:
         self.check(t)
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
-        clean = self.clipping(predict_clean(output, a, x, self.prediction))
+        clean = predict_clean(output, a, x, self.prediction)
+        clean = clean.clamp(-1, 1) if self.clips else clean
         if self.kind == "ddim":
             predicted = predict_noise(output, a, x, self.prediction)
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
@@ -227,8 +203,8 @@ class DiVAE(Tokenizer):
         multiple = self.decoder.multiple
         if min(height, width) < 1 or height % multiple or width % multiple:
             raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
-        draw = partial(_draw, draws, (len(quant), channels, height, width), quant.device)
-        return _run(self.decoder, quant, draw, sampler, times, len(sampler.alphas) // steps)
+        shape = (len(quant), channels, height, width)
+        return _run(self.decoder, quant, shape, draws, sampler, times, len(sampler.alphas) // steps)
 
     def decode_tokens(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
@@ -239,14 +215,20 @@ class DiVAE(Tokenizer):
 
 
 def _run(
-    decoder: Decoder, quant: Tensor, draw: Callable[[int], Tensor], sampler: Sampler, times: list[int],
-    ratio: int,
+    decoder: Decoder, quant: Tensor, shape: tuple[int, ...], draws: Callable[[int], Tensor], sampler: Sampler,
+    times: list[int], ratio: int,
 ) -> Iterator[Tensor]:  # fmt: skip
     """ratio: how much later than the next one each of the `times` is."""
-    x = draw(0)
+
+    def draw(index: int) -> Tensor:
+        noise = draws(index).to(quant.device, torch.float32)
+        if noise.shape != shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
+        return noise
+
+    x, on_device = draw(0), torch.tensor(times, device=quant.device)
     with torch.no_grad():
-        condition = decoder.condition(quant, (x.shape[-2], x.shape[-1]))
-    on_device = torch.tensor(times, device=x.device)
+        condition = decoder.condition(quant, (shape[2], shape[3]))
     for index, t in enumerate(times):
         with torch.no_grad():
             output = decoder(x, on_device[index], condition)
@@ -255,20 +237,13 @@ def _run(
         yield x
 
 
-def _draw(draws: Callable[[int], Tensor], shape: tuple[int, ...], device: torch.device, index: int) -> Tensor:
-    noise = draws(index).to(device, torch.float32)
-    if noise.shape != shape:
-        raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
-    return noise
-
-
 def make_sampler(config: DiVAEConfig) -> Sampler:
     """The steps that a config asks for."""
     kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
-    clip = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
+    clips = config.thresholding or config.clip_sample  # dynamic thresholds with the most at 1 are a clamp
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
-    return Sampler(kind, alphas, config.prediction_type, clip)
+    return Sampler(kind, alphas, config.prediction_type, clips)
 
 
 def build_decoder(config: DiVAEConfig) -> Decoder:

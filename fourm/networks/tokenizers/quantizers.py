@@ -44,21 +44,18 @@ class NearestCode(nn.Module):
         codes = self._codebook["embed"].float()
         if self.is_cosine:
             codes = F.normalize(codes, dim=-1, eps=1e-12)
-        scores = (_scores(rows, codes, self.is_cosine) for rows in torch.split(flat, _ROWS_AT_ONCE))
-        tokens = torch.cat([one.argmax(dim=-1) for one in scores])
-        return tokens.view(latents.shape[0], *latents.shape[2:])
+        found = []
+        for rows in torch.split(flat, _ROWS_AT_ONCE):
+            scores = rows @ codes.T
+            if not self.is_cosine:  # minus the squared distances
+                squares = rows.square().sum(dim=-1, keepdim=True)
+                scores = -(squares - 2 * scores + codes.square().sum(dim=-1))
+            found.append(scores.argmax(dim=-1))
+        return torch.cat(found).view(latents.shape[0], *latents.shape[2:])
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """(B, h, w) int64 -> (B, L, h, w) float32, rows as stored, not normalised; gradients reach them."""
         return F.embedding(tokens, self._codebook["embed"]).float().movedim(-1, 1)
-
-
-def _scores(rows: Tensor, codes: Tensor, is_cosine: bool) -> Tensor:
-    """(M, L), (K, L) -> (M, K): cosines of normalised vectors, or minus the squared distances."""
-    if is_cosine:
-        return rows @ codes.T
-    squares = rows.square().sum(dim=-1, keepdim=True)
-    return -(squares - 2 * rows @ codes.T + codes.square().sum(dim=-1))
 
 
 class MemCodes(nn.Module):

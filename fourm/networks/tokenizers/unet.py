@@ -72,7 +72,7 @@ class PatchedUNet(nn.Module):
                 layers = list(_layers(shape, width + skips.pop(), out, wide, factor))
                 width = out
                 if level and index == shape.num_res_blocks:
-                    layers.append(Upsample(width))
+                    layers.append(upsample(width))
                     factor //= 2
                 self.output_blocks.append(Block(layers))
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
@@ -172,15 +172,10 @@ def downsample(width: int, name: str) -> nn.Module:
     return nn.Sequential(OrderedDict({name: nn.Conv2d(width, width, 3, stride=2, padding=1)}))
 
 
-class Upsample(nn.Module):
+def upsample(width: int) -> nn.Module:
     """(B, C, h, w) -> (B, C, 2 h, 2 w): every position repeated, then a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    conv = nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2.0), conv=conv))
 
 
 def _layers(shape: UNetShape, width: int, out: int, wide: int, factor: int) -> Iterator[nn.Module]:

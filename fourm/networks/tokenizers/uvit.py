@@ -14,7 +14,7 @@ from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
-from fourm.networks.tokenizers.unet import GroupNorm, Upsample, downsample, timestep_embedding
+from fourm.networks.tokenizers.unet import GroupNorm, downsample, timestep_embedding, upsample
 from fourm.networks.tokenizers.vq import position_map, positions_at
 
 _MAX_LAYERS = 1024  # far beyond any decoder
@@ -110,13 +110,13 @@ class UViT(nn.Module):
         if shape.downsample_before_mid:
             # Files hold it as `downsample_mid.Conv2d_0` too, or under that name alone.
             self.downsample_mid = downsample(width, "conv")
-            self.upsample_mid = Upsample(width)
+            self.upsample_mid = upsample(width)
         self.mid_block = Transformer(shape, width, wide, latent_dim, conditioning)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             out, count = widths[level], shape.layers_per_block[level] + 1
             inputs = [(width if index == 0 else out) + skips.pop() for index in range(count)]
-            samplers = nn.ModuleList([Upsample(out)] if level > 0 else [])
+            samplers = nn.ModuleList([upsample(out)] if level > 0 else [])
             resnets = _resnets(shape, inputs, out, wide)
             self.up_blocks.append(nn.ModuleDict({"resnets": resnets, "upsamplers": samplers}))
             width = out

@@ -38,8 +38,14 @@ class Tokenizer(nn.Module):
         if part is not TokenizerPart.DECODER:
             if config.n_labels is not None:
                 self.cls_emb = TokenTable(config.n_labels, config.n_channels)
-            self.encoder, width = _build_encoder(config)
-            self.quant_proj = nn.Conv2d(width, config.latent_dim, kernel_size=1)
+            preset = parse_preset(config.enc_type)
+            if isinstance(preset, MlpPreset):
+                self.encoder = BottleneckMlp(preset, config.n_channels, preset.dim)
+            else:
+                patch = config.patch_size if config.patch_proj else (1, 1)
+                shape = (config.n_channels, patch, config.encoder_grid, config.post_mlp)
+                self.encoder = ViTEncoder(preset, *shape)
+            self.quant_proj = nn.Conv2d(preset.dim, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -66,14 +72,13 @@ class Tokenizer(nn.Module):
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens -> quantized latents (B, L, h, w) float32."""
-        config = self.config
-        if tokens.ndim != config.token_rank or tokens.is_floating_point():
-            form = "(B, h, w)" if config.token_rank == 3 else f"(B, {config.num_codebooks}, h, w)"
+        rank, books = self.config.token_rank, self.config.num_codebooks
+        if tokens.ndim != rank or tokens.is_floating_point():
+            form = "(B, h, w)" if rank == 3 else f"(B, {books}, h, w)"
             raise ValueError(f"tokens are {form} integers, not {tuple(tokens.shape)} {tokens.dtype}")
-        if config.token_rank == 4 and tokens.shape[1] != config.num_codebooks:
-            has = f"this tokenizer has {config.num_codebooks}"
-            raise ValueError(f"tokens have {tokens.shape[1]} codebooks; {has}")
-        _check_range(tokens, config.codebook_size, "tokens")
+        if rank == 4 and tokens.shape[1] != books:
+            raise ValueError(f"tokens have {tokens.shape[1]} codebooks; this tokenizer has {books}")
+        _check_range(tokens, self.config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -94,8 +99,14 @@ class VQTokenizer(Tokenizer):
         super().__init__(config, part)
         self.decoder: nn.Module | None = None
         if part is not TokenizerPart.ENCODER:
-            self.decoder, width = _build_decoder(config)
-            self.post_quant_proj = nn.Conv2d(config.latent_dim, width, kernel_size=1)
+            preset = parse_preset(config.dec_type)
+            if isinstance(preset, MlpPreset):
+                self.decoder = BottleneckMlp(preset, preset.dim, config.out_channels)
+            else:
+                patch = config.decoder_patch if config.patch_proj else (1, 1)
+                shape = (config.out_channels, patch, config.decoder_grid, config.post_mlp)
+                self.decoder = ViTDecoder(preset, *shape, config.out_conv)
+            self.post_quant_proj = nn.Conv2d(config.latent_dim, preset.dim, kernel_size=1)
 
     def decode(self, quant: Tensor) -> Tensor:
         """Latents (B, L, h, w) -> output (B, C, h * P, w * P) float32, as the decoder leaves it."""
@@ -106,25 +117,6 @@ class VQTokenizer(Tokenizer):
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens -> output, as in `decode`."""
         return self.decode(self.lookup(tokens))
-
-
-def _build_encoder(config: VQConfig) -> tuple[nn.Module, int]:
-    """The encoder and the number of channels it gives."""
-    preset = parse_preset(config.enc_type)
-    if isinstance(preset, MlpPreset):
-        return BottleneckMlp(preset, config.n_channels, preset.thin), preset.thin
-    patch = config.patch_size if config.patch_proj else (1, 1)
-    return ViTEncoder(preset, config.n_channels, patch, config.encoder_grid, config.post_mlp), preset.dim
-
-
-def _build_decoder(config: VQConfig) -> tuple[nn.Module, int]:
-    """The decoder and the number of channels it takes."""
-    preset = parse_preset(config.dec_type)
-    if isinstance(preset, MlpPreset):
-        return BottleneckMlp(preset, preset.thin, config.out_channels), preset.thin
-    patch = config.decoder_patch if config.patch_proj else (1, 1)
-    shape = (config.out_channels, patch, config.decoder_grid)
-    return ViTDecoder(preset, *shape, config.post_mlp, config.out_conv), preset.dim
 
 
 def _check_range(ids: Tensor, count: int, what: str) -> None:
@@ -175,7 +167,7 @@ class MlpPreset:
     """Number of blocks, thin width between them, wide width inside them."""
 
     depth: int
-    thin: int
+    dim: int
     wide: int
 
 
@@ -251,24 +243,20 @@ class BottleneckMlp(nn.Module):
 
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        depth = range(preset.depth)
-        self.linear_in = nn.Linear(dim_in, preset.thin)
-        self.blocks = nn.ModuleList(_wide_block(preset) for _ in depth)
-        # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
-        self.layernorms = nn.ModuleList(LayerNorm(preset.thin, bias=True, eps=1e-5) for _ in depth)
-        self.linear_out = nn.Linear(preset.thin, dim_out)
+        width, wide = preset.dim, preset.wide
+        self.linear_in, self.linear_out = nn.Linear(dim_in, width), nn.Linear(width, dim_out)
+        self.blocks, self.layernorms = nn.ModuleList(), nn.ModuleList()
+        for _ in range(preset.depth):
+            block = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
+            self.blocks.append(nn.Sequential(OrderedDict(block=block)))
+            # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
+            self.layernorms.append(LayerNorm(width, bias=True, eps=1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear_in(x.movedim(1, -1).to(self.linear_in.weight.dtype))
         for norm, block in zip(self.layernorms, self.blocks, strict=True):
             x = x + block(norm(x))
         return self.linear_out(x).movedim(-1, 1)
-
-
-def _wide_block(preset: MlpPreset) -> nn.Module:
-    """thin -> wide -> thin, as `block.0` and `block.2` of the checkpoints."""
-    layers = nn.Linear(preset.thin, preset.wide), nn.GELU(), nn.Linear(preset.wide, preset.thin)
-    return nn.Sequential(OrderedDict(block=nn.Sequential(*layers)))
 
 
 class ConvNeXt(nn.Module):
