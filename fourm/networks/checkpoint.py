@@ -165,9 +165,10 @@ def _filled(
         mapped = _read(path, group)
         for name in group:
             tensor = mapped.pop(name)
-            if not _is_finite(tensor):
-                spoilt.append(f"'{name}'")
             dtype = dtype_of(targets[name][0]) if tensor.is_floating_point() else tensor.dtype
+            # A sum finds NaN and infinity in one pass and asks for no memory; it may itself be too large.
+            if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+                spoilt.append(f"'{name}'")
             state |= dict.fromkeys(targets[name], tensor.to(device, dtype))
     if spoilt:
         raise CheckpointError(f"{path}: not all numbers are finite in tensor {_listed(spoilt, ', ')}")
@@ -182,13 +183,6 @@ def _read(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """False where a number is NaN or infinite; a sum finds them in one pass and asks for no memory."""
-    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
-        return True
-    return bool(tensor.isfinite().all())  # the sum itself may be too large
 
 
 def unused_names(model: FourM) -> frozenset[str]:

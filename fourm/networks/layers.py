@@ -213,22 +213,6 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class Mlp(nn.Module):
-    """fc2(act(fc1(x))), or fc2(act(fc1(x)) * fc3(x)) when gated (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, width: int, hidden: int, act: nn.Module, bias: bool, gated: bool = False) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
-        self.act = act
-        self.fc2 = nn.Linear(hidden, width, bias=bias)
-        self.fc3 = nn.Linear(width, hidden, bias=bias) if gated else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> the same shape."""
-        hidden = self.act(self.fc1(x))
-        return self.fc2(hidden if self.fc3 is None else hidden * self.fc3(x))
-
-
 class TokenTable(nn.Embedding):
     """A vector for each id; a network that is built without contents draws no random ones."""
 
@@ -284,9 +268,21 @@ class BlockConfig:
         """A norm of these blocks."""
         return LayerNorm(width or self.dim, self.norm_bias, self.norm_eps)
 
-    def mlp(self, act: type[nn.Module] | None = None) -> Mlp:
-        """An MLP of these blocks, or one with another activation."""
-        return Mlp(self.dim, self.hidden, (act or self.act)(), self.mlp_bias, self.gated_mlp)
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), or fc2(act(fc1(x)) * fc3(x)) when gated (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.hidden, bias=config.mlp_bias)
+        self.act = config.act()
+        self.fc2 = nn.Linear(config.hidden, config.dim, bias=config.mlp_bias)
+        self.fc3 = nn.Linear(config.dim, config.hidden, config.mlp_bias) if config.gated_mlp else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same shape."""
+        hidden = self.act(self.fc1(x))
+        return self.fc2(hidden if self.fc3 is None else hidden * self.fc3(x))
 
 
 class KVCache:
@@ -380,7 +376,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.norm1, self.attn = config.norm(), SelfAttention(config)
-        self.norm2, self.mlp = config.norm(), config.mlp()
+        self.norm2, self.mlp = config.norm(), Mlp(config)
 
     def forward(self, x: Tensor, visible: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all. As x."""
@@ -396,7 +392,7 @@ class DecoderBlock(nn.Module):
         self.norm1, self.self_attn = config.norm(), SelfAttention(config)
         self.query_norm, self.context_norm = config.norm(), config.norm()
         self.cross_attn = CrossAttention(config)
-        self.norm2, self.mlp = config.norm(), config.mlp()
+        self.norm2, self.mlp = config.norm(), Mlp(config)
 
     def read_context(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, N, d) of the context, (B, N, D) or packed (T, D), for this block."""

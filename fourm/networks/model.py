@@ -166,7 +166,7 @@ class FourM(nn.Module):
         self.encoder_embeddings = nn.ModuleDict({m.name: Embedding(m, config) for m in config.modalities_in})
         self.decoder_embeddings = nn.ModuleDict({m.name: Head(m, config) for m in config.modalities_out})
         for name in self.shared_names():
-            self.head(name).mod_emb = self.embedding(name).mod_emb
+            self.decoder_embeddings[name].mod_emb = self.encoder_embeddings[name].mod_emb
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.dim))
@@ -176,14 +176,6 @@ class FourM(nn.Module):
         self.decoder_proj_context = nn.Linear(config.dim, config.dim)
         self.decoder = nn.ModuleList(DecoderBlock(blocks) for _ in range(config.decoder_depth))
         self.decoder_norm = blocks.norm()
-
-    def embedding(self, name: str) -> Embedding:
-        """The encoder's side of one modality."""
-        return cast("Embedding", self.encoder_embeddings[name])
-
-    def head(self, name: str) -> Head:
-        """The decoder's side of one modality."""
-        return cast("Head", self.decoder_embeddings[name])
 
     def shared_names(self) -> list[str]:
         """Modalities whose modality vector is one tensor under two names."""
@@ -196,7 +188,7 @@ class FourM(nn.Module):
         empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)
         contents, addresses, known = [empty], [empty], [empty[..., 0].bool()]
         for name in [name for name in batch.slots if name in self.encoder_embeddings]:
-            content, address = self.embedding(name)(batch.slots[name])
+            content, address = self.encoder_embeddings[name](batch.slots[name])
             contents.append(content)
             addresses.append(address.expand_as(content))
             known.append(batch.slots[name].known)
@@ -237,7 +229,9 @@ class FourM(nn.Module):
 
     def room_for(self, sequence: str) -> int | None:
         """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
-        return self.embedding(sequence).pos_emb.shape[1] if sequence in self.encoder_embeddings else None
+        if sequence not in self.encoder_embeddings:
+            return None
+        return cast("Embedding", self.encoder_embeddings[sequence]).pos_emb.shape[1]
 
     def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of the context for one decoder block after the other."""
@@ -255,7 +249,7 @@ class FourM(nn.Module):
         `ids` (B, K) are the tokens before the ones asked, `positions` count from 0. With a cache, only
         tokens that it has not seen yet are passed.
         """
-        head = self.head(target)
+        head = cast("Head", self.decoder_embeddings[target])
         content = self.mask_token if ids is None else head.token_emb(ids)
         y = content + head.address(positions)
         causal = ids is not None and cache is None

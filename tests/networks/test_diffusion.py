@@ -16,8 +16,7 @@ from fourm.networks.tokenizers.diffusion import (
     Sampler,
     cumulative_alphas,
     make_sampler,
-    predict_clean,
-    predict_noise,
+    predict,
     timesteps,
 )
 from fourm.networks.tokenizers.unet import timestep_embedding
@@ -105,7 +104,7 @@ def test_the_forward_process_is_the_recorded_one(schedulers: Path) -> None:
         noisy, v = add_noise(get["clean"], get["noise"], a), velocity(get["clean"], get["noise"], a)
         assert_met(noisy, tensors[f"{schedule}/noisy"], CALL)
         assert_met(v, tensors[f"{schedule}/velocity"], CALL)
-        back = predict_noise(v, a, noisy, "v_prediction")
+        _, back = predict(v, a, noisy, "v_prediction")
         torch.testing.assert_close(back, tensors[f"{schedule}/recovered_noise"], rtol=1e-6, atol=1e-7)
 
 
@@ -142,8 +141,9 @@ def test_a_network_that_is_always_right_leads_straight_to_the_value(
     right = {"sample": x0, "epsilon": eps, "v_prediction": velocity(x0, eps, a)}[prediction]
     noisy = add_noise(x0, eps, a)
     slack = 1e-5 / float(min(a, 1 - a).sqrt())  # rounding, divided by how much there is of each
-    torch.testing.assert_close(predict_clean(right, a, noisy, prediction), x0, rtol=0, atol=slack)
-    torch.testing.assert_close(predict_noise(right, a, noisy, prediction), eps, rtol=0, atol=slack)
+    predicted_clean, predicted_noise = predict(right, a, noisy, prediction)
+    torch.testing.assert_close(predicted_clean, x0, rtol=0, atol=slack)
+    torch.testing.assert_close(predicted_noise, eps, rtol=0, atol=slack)
     after, _ = Sampler("ddim", alphas, prediction).step(right, t, t - 20, noisy)
     torch.testing.assert_close(after, add_noise(x0, eps, b), rtol=0, atol=2 * slack)
     last, _ = Sampler("ddpm", alphas, prediction).step(right, t, -1, noisy, torch.zeros_like(noisy))

@@ -43,18 +43,9 @@ def keys_that_decide(name: str) -> str:
 
 def complete_config(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
     """The config (keys of `config.json`) as the shapes of the tensors complete and correct it."""
-    found = _from_encoder(config, shapes) | _from_decoder(config, shapes)
-    for name, quantizer in QUANTIZERS.items():
-        if told := quantizer.config_from(shapes):
-            found |= {"quant_type": name, **told}
-    decided = {key: value for key, value in found.items() if key in _DECIDED_BY_TENSORS or key not in config}
-    return {**config, **decided}
-
-
-def _from_encoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
-    names = ("encoder.proj.weight", "encoder.linear_in.weight", "encoder.pos_emb", "cls_emb.weight")
-    patches, vectors, table, labels = (shapes.get(name, ()) for name in names)
     found = dict[str, object]()
+    inputs = ("encoder.linear_in.weight", "encoder.proj.weight", "encoder.pos_emb", "cls_emb.weight")
+    vectors, patches, table, labels = (shapes.get(name, ()) for name in inputs)
     if len(vectors) == 2:
         found["n_channels"] = vectors[1]
     if len(patches) == 4:
@@ -66,27 +57,24 @@ def _from_encoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, obj
             found["image_size_enc"] = [table[2] * patch[0], table[3] * patch[1]]
     if len(labels) == 2:
         found |= {"n_labels": labels[0], "n_channels": labels[1]}
-    return found
-
-
-def _from_decoder(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
-    """Grid and ending of a ViT; channels of a diffusion decoder whose file holds no encoder."""
-    names = ("decoder.pos_emb", "decoder.out.2.weight", "decoder.conv_out.weight")
-    table, pixels, last = (shapes.get(name, ()) for name in names)
-    found = dict[str, object]()
-    if "encoder.proj.weight" not in shapes and (pixels or last):
+    outputs = ("decoder.pos_emb", "decoder.conv_out.weight", "decoder.out.2.weight")
+    table, uvit, unet = (shapes.get(name, ()) for name in outputs)
+    if not patches and len(uvit) == 4:  # the file of a diffusion decoder may hold no encoder
+        found["n_channels"] = uvit[1]
+    elif not patches and unet:
         structure = config.get("dec_structure")
         side = structure.get("patch_size", 4) if isinstance(structure, Mapping) else 4
-        if len(last) == 4:
-            found["n_channels"] = last[1]
-        elif pixels and isinstance(side, int) and side > 0:
-            found["n_channels"] = pixels[0] // side**2
-    patch = _pair(config.get("patch_size_dec") or config.get("patch_size", 16))
+        if isinstance(side, int) and side > 0:
+            found["n_channels"] = unet[0] // side**2
     if len(table) == 4:
         found["out_conv"] = any(name.startswith("decoder.out_conv.") for name in shapes)
-        if patch:
+        if patch := _pair(config.get("patch_size_dec") or config.get("patch_size", 16)):
             found["image_size_dec"] = [table[2] * patch[0], table[3] * patch[1]]
-    return found
+    for name, quantizer in QUANTIZERS.items():
+        if told := quantizer.config_from(shapes):
+            found |= {"quant_type": name, **told}
+    decided = {key: value for key, value in found.items() if key in _DECIDED_BY_TENSORS or key not in config}
+    return {**config, **decided}
 
 
 def _pair(size: object) -> tuple[int, int] | None:

@@ -58,14 +58,10 @@ class VQConfig:
         return _grid(self.image_size_enc or self.image_size, self.patch_size, "image_size")
 
     @property
-    def decoder_patch(self) -> Size:
-        """Pixels per token side in the output, where it has pixels."""
-        return self.patch_size_dec or self.patch_size
-
-    @property
     def decoder_grid(self) -> Size:
         """Grid of the decoder's position table."""
-        return _grid(self.image_size_dec or self.image_size, self.decoder_patch, "image_size_dec")
+        patch = self.patch_size_dec or self.patch_size
+        return _grid(self.image_size_dec or self.image_size, patch, "image_size_dec")
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,10 +127,9 @@ class Sampler:
         self.check(t)
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
-        clean = predict_clean(output, a, x, self.prediction)
+        clean, predicted = predict(output, a, x, self.prediction)
         clean = clean.clamp(-1, 1) if self.clips else clean
         if self.kind == "ddim":
-            predicted = predict_noise(output, a, x, self.prediction)
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
         alpha = a / b
         beta = 1 - alpha
@@ -142,22 +141,17 @@ class Sampler:
         return after + ((1 - b) / (1 - a) * beta).clamp(min=1e-20).sqrt() * noise.float(), clean
 
 
-def predict_clean(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tensor:
-    """The clean value that a network's output stands for; a broadcasts over x (B, C, H, W)."""
-    if prediction == "sample":
-        return output
-    if prediction == "epsilon":
-        return (x - (1 - a).sqrt() * output) / a.sqrt()
-    return a.sqrt() * x - (1 - a).sqrt() * output
+def predict(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """The clean value, and the noise in x, that a network's output stands for; a broadcasts over x.
 
-
-def predict_noise(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> Tensor:
-    """The noise in x that a network's output stands for."""
-    if prediction == "epsilon":
-        return output
+    prediction: "sample", "epsilon" or "v_prediction" (Salimans and Ho 2022, arXiv:2202.00512).
+    """
+    signal, noise = a.sqrt(), (1 - a).sqrt()
     if prediction == "sample":
-        return (x - a.sqrt() * output) / (1 - a).sqrt()
-    return a.sqrt() * output + (1 - a).sqrt() * x
+        return output, (x - signal * output) / noise
+    if prediction == "epsilon":
+        return (x - noise * output) / signal, output
+    return signal * x - noise * output, signal * output + noise * x
 
 
 class DiVAE(Tokenizer):

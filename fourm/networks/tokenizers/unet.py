@@ -88,15 +88,16 @@ class PatchedUNet(nn.Module):
         grid = (size[0] // self.shape.patch_size, size[1] // self.shape.patch_size)
         latents = F.interpolate(quant.to(first.weight.dtype), size=grid, mode="nearest")
         weight = first.weight[:, -quant.shape[1] :]
-        return F.conv2d(_last(latents), weight, first.bias, padding=1)
+        return F.conv2d(latents.contiguous(memory_format=torch.channels_last), weight, first.bias, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """x (B, C, H, W), t () or (B,), from `condition` -> (B, C, H, W) float32."""
         first, patch = self._first, self.shape.patch_size
         patches = F.pixel_unshuffle(x.to(first.weight.dtype), patch)
+        patches = patches.contiguous(memory_format=torch.channels_last)  # which convolutions prefer
         time = timestep_embedding(t, self.shape.model_channels).to(first.weight.dtype)
         emb = F.silu(self.time_embed(time))
-        h = condition + F.conv2d(_last(patches), first.weight[:, : patches.shape[1]], padding=1)
+        h = condition + F.conv2d(patches, first.weight[:, : patches.shape[1]], padding=1)
         skips = [h]
         for block in list(self.input_blocks)[1:]:
             skips.append(h := block(h, emb))
@@ -190,8 +191,3 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.reshape(-1, 1).float() * (-math.log(10000) * exponents).exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def _last(x: Tensor) -> Tensor:
-    """Channels last in memory, which convolutions on CPUs and tensor cores prefer."""
-    return x.contiguous(memory_format=torch.channels_last)

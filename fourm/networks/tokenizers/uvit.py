@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
-from fourm.networks.layers import BlockConfig, CrossAttention, SelfAttention
+from fourm.networks.layers import BlockConfig, CrossAttention, Mlp, SelfAttention
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 from fourm.networks.tokenizers.unet import GroupNorm, downsample, timestep_embedding, upsample
 from fourm.networks.tokenizers.vq import position_map, positions_at
@@ -197,19 +197,14 @@ class Transformer(nn.Module):
 
     def condition(self, quant: Tensor, grid: Size, cond_mask: Tensor | None) -> UViTCondition:
         """Latents (B, D', h, w) for a map of this grid; cond_mask (B, h, w), True = hidden."""
-        if self.is_cross:
-            table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest")
-            return self._as_context(quant, table, cond_mask)
-        positions = positions_at(self.mid_pos_emb.float(), *grid)
-        latents = F.interpolate(quant.float(), size=grid, mode="nearest").to(quant.dtype)
-        added = self.mid_cond_proj(rearrange(latents, "b d h w -> b (h w) d"))
-        if cond_mask is not None:
-            mask = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
-            added = torch.where(rearrange(mask, "b 1 h w -> b (h w) 1"), self.mask_token, added)
-        return UViTCondition((added + positions).to(quant.dtype))
-
-    def _as_context(self, quant: Tensor, table: Tensor, cond_mask: Tensor | None) -> UViTCondition:
-        positions = rearrange(table, "b d h w -> b (h w) d").to(quant.dtype)
+        if not self.is_cross:
+            latents = F.interpolate(quant.float(), size=grid, mode="nearest").to(quant.dtype)
+            added = self.mid_cond_proj(rearrange(latents, "b d h w -> b (h w) d"))
+            if cond_mask is not None:
+                mask = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
+                added = torch.where(rearrange(mask, "b 1 h w -> b (h w) 1"), self.mask_token, added)
+            return UViTCondition((added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype))
+        table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest").to(quant.dtype)
         context, visible = rearrange(quant, "b d h w -> b (h w) d"), None
         contexts = tuple(block.read_context(context) for block in self.mid_block)  # type: ignore[operator]
         if cond_mask is not None:
@@ -218,7 +213,7 @@ class Transformer(nn.Module):
             # A row that sees nothing reads the mean of all values: equal scores for all keys.
             contexts = tuple((keys.masked_fill(nothing, 0), values) for keys, values in contexts)
             visible = ~hidden | nothing
-        return UViTCondition(positions, contexts, visible)
+        return UViTCondition(rearrange(table, "b d h w -> b (h w) d"), contexts, visible)
 
     def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
         """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C, h, w)."""
@@ -239,7 +234,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
         super().__init__()
         blocks, dim, parts = shape.blocks, shape.mid_dim, 3 if context_width else 2
-        self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), blocks.mlp()
+        self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), Mlp(blocks)
         self.cross_attn: CrossAttention | None = None
         if context_width:
             self.self_attn = SelfAttention(blocks)

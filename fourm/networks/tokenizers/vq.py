@@ -6,7 +6,7 @@ row by row. Parameter names are those of the released checkpoints.
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.header import IN_FLOAT32, TokenizerPart
-from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, TokenTable, sincos_2d
+from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, TokenTable, sincos_2d
 from fourm.networks.tokenizers.config import Size, VQConfig
 from fourm.networks.tokenizers.quantizers import build_quantizer
 
@@ -103,7 +103,7 @@ class VQTokenizer(Tokenizer):
             if isinstance(preset, MlpPreset):
                 self.decoder = BottleneckMlp(preset, preset.dim, config.out_channels)
             else:
-                patch = config.decoder_patch if config.patch_proj else (1, 1)
+                patch = (config.patch_size_dec or config.patch_size) if config.patch_proj else (1, 1)
                 shape = (config.out_channels, patch, config.decoder_grid, config.post_mlp)
                 self.decoder = ViTDecoder(preset, *shape, config.out_conv)
             self.post_quant_proj = nn.Conv2d(config.latent_dim, preset.dim, kernel_size=1)
@@ -193,7 +193,7 @@ class ViTEncoder(nn.Module):
         blocks = preset.blocks
         self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
         self.norm_mlp = blocks.norm() if post_mlp else None
-        self.post_mlp = blocks.mlp(nn.Tanh) if post_mlp else None
+        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if post_mlp else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any H and W divisible by the patch; positions are resized to the grid at hand."""
@@ -216,7 +216,7 @@ class ViTDecoder(nn.Module):
         blocks = preset.blocks
         self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
         self.norm_mlp = blocks.norm() if post_mlp else None
-        self.post_mlp = blocks.mlp(nn.Tanh) if post_mlp else None
+        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if post_mlp else None
         self.out_proj = nn.Linear(preset.dim, channels * patch[0] * patch[1])
         self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
 
@@ -244,13 +244,14 @@ class BottleneckMlp(nn.Module):
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
         width, wide = preset.dim, preset.wide
-        self.linear_in, self.linear_out = nn.Linear(dim_in, width), nn.Linear(width, dim_out)
+        self.linear_in = nn.Linear(dim_in, width)
         self.blocks, self.layernorms = nn.ModuleList(), nn.ModuleList()
         for _ in range(preset.depth):
             block = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
             self.blocks.append(nn.Sequential(OrderedDict(block=block)))
             # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
             self.layernorms.append(LayerNorm(width, bias=True, eps=1e-5))
+        self.linear_out = nn.Linear(width, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear_in(x.movedim(1, -1).to(self.linear_in.weight.dtype))
