@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -86,20 +87,15 @@ def choose_device(name: str, world: World) -> torch.device:
     return device
 
 
-def choose_batch_size(request: Request, device: torch.device) -> int:
-    """Samples per batch whose tokens together suit the device; 1 to 64.
+def fit_batch_size(request: Request, device: torch.device) -> int:
+    """The requested batch size; without one, 1 to 64 samples: as suits the device and its memory.
 
     A sample with several texts, which are decoded together, counts that many times.
     """
-    passes = max((step.passes for step in request.chain.steps), default=1)
-    return max(1, choose_rows(request, device) // passes)
-
-
-def fit_batch_size(request: Request, device: torch.device) -> int:
-    """The requested batch size; without one, what suits the device, or less if memory is short."""
     if request.batch_size:
         return request.batch_size
-    size, there = choose_batch_size(request, device), free_memory(device)
+    passes = max((step.passes for step in request.chain.steps), default=1)
+    size, there = max(1, choose_rows(request, device) // passes), free_memory(device)
     while size > 1 and there is not None and _cost(request, size, device).memory * (1 - _DOUBT) > there:
         size //= 2
     return size
@@ -117,21 +113,17 @@ def check_memory(request: Request, device: torch.device) -> None:
     """Refuse a run that needs more memory than the device has, by an estimate, before anything is loaded."""
     size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
-    helps = ["--dtype bfloat16"] if DTYPES[request.dtype].num_bytes > 2 else []
-    if size > 1:
-        helps.append(f"--batch-size {size // 2}")
-    _refuse(cost.memory, cost.weights, device, request.model.name, helps)
+    other = f"--batch-size {size // 2}" if size > 1 else ""
+    _refuse(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
 
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
     """`check_memory` for a run that only tokenizes."""
-    width = DTYPES[request.dtype].num_bytes
     paths = {request.model.tokenizers[row.tokenizer] for row in request.rows}
+    width = DTYPES[request.dtype].num_bytes
     weights = sum(tokenizer_bytes(path, width, TokenizerPart.ENCODER) for path in paths)
-    helps = ["--dtype bfloat16"] if width > 2 else []
-    if len(paths) > 1:
-        helps.append("one --modalities after the other")
-    _refuse(weights + overhead(Peak(0)), weights, device, "this", helps)
+    other = "one --modalities after the other" if len(paths) > 1 else ""
+    _refuse(weights + overhead(Peak(0)), weights, device, request.dtype, "this", other)
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
@@ -182,36 +174,33 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
     return estimate(chain, model, request.dtype, size, request.decode, rows, choose_rows(request, device))
 
 
-def _refuse(memory: int, weights: int, device: torch.device, name: str, helps: list[str]) -> None:
+def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:
+    """Refuse what needs too much memory; other: what helps besides another dtype."""
     there = free_memory(device)
     if there is not None and memory * (1 - _DOUBT) > there:
         needed, of_weights, free = (f"{count / 1e9:.3g} GB" for count in (memory, weights, there))
         needs = f"needs about {needed} ({of_weights} for weights), but only {free} are free on {device}"
+        helps = ["--dtype bfloat16"] if DTYPES[dtype].num_bytes > 2 else []
+        helps += [other] if other else []
         raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
 
 
 def _limits_of_groups(root: Path) -> Iterator[int]:
     """The free memory of the process's control group and of each group that contains it."""
-    entries = list[list[str]]()
+    groups = list[tuple[str, str]]()
     with suppress(*_UNREADABLE):
-        entries = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
-    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    for controllers, path in groups:
         if controllers and "memory" not in controllers.split(","):
             continue
-        top, names = (root / "sys/fs/cgroup/memory", _V1) if controllers else (root / "sys/fs/cgroup", _V2)
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit, usage, cache = _V1 if controllers else _V2
         group = top / path.lstrip("/")
         while group.is_relative_to(top):
-            if (free := _free_in_group(group, *names)) is not None:
-                yield free
+            with suppress(*_UNREADABLE):  # so is a group without a limit
+                free = int(_text(group / limit)) - int(_text(group / usage))
+                yield max(0, free + _number_after(cache, group / "memory.stat"))  # file cache can be freed
             group = group.parent
-
-
-def _free_in_group(group: Path, limit: str, usage: str, cache: str) -> int | None:
-    """The limit minus the usage without the file cache, which can be freed; None without a limit."""
-    with suppress(*_UNREADABLE):
-        free = int(_text(group / limit)) - int(_text(group / usage))
-        return max(0, free + _number_after(cache, group / "memory.stat"))
-    return None
 
 
 def _number_after(name: str, path: Path) -> int:

@@ -13,7 +13,7 @@ from fourm.data.layout import Place
 from fourm.errors import MissingError, UsageError
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
-from fourm.modalities.registry import Kind, Modality
+from fourm.modalities.registry import Kind
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.output.processes import now, sha256_of
@@ -38,91 +38,77 @@ def malformed_place(target: str) -> Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """One kind of file that every sample gets."""
-
-    place: Place
-    modality: Modality
-    is_written: bool = True  # False for conditions that lie in the output folder already
-
-    @property
-    def needs_tokenizer(self) -> bool:
-        """True for values of a grid, which tokens become only through a tokenizer; texts are read without."""
-        row = self.modality
-        return self.place.form == "value" and row.kind is Kind.GRID and bool(row.tokenizer)
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
-    """A request that passed all checks, with its outputs, device and dtype."""
+    """A request that passed all checks, with its places, device and dtype."""
 
     request: Request
-    outputs: list[Output]
+    places: list[Place]  # of files that every sample has, conditions included
     device: torch.device
     dtype: str  # a key of DTYPES
 
+    @property
+    def written(self) -> list[Place]:
+        """All but the conditions that lie in the output folder already."""
+        return [place for place in self.places if not (place.is_condition and self.request.is_beside)]
 
-def plan_outputs(request: Request) -> list[Output]:
-    """Every kind of file that a sample of this request gets; what cannot be made is refused here.
 
-    Conditions that lie in the output folder already are not written again.
-    """
-    registry, outputs = request.model.registry, list[Output]()
-    writes = not request.is_beside
+def plan_places(request: Request) -> list[Place]:
+    """Where each kind of file of a sample lies; what cannot be made is refused here."""
+    model, places = request.model, list[Place]()
     for name in request.chain.conditions:
-        row = registry.get(name)
+        row = model.registry.get(name)
         shared = not any(name in files for sample in request.samples for files in sample.varied)
         if row.kind is Kind.GRID:
-            outputs.append(Output(Place(row.name, ".npy", shared, name, "ids", True), row, writes))
+            places.append(Place(row.name, ".npy", shared, name, "ids", True))
         if row.kind is not Kind.GRID or name in request.chain.raw:
-            outputs.append(Output(Place(row.folder, row.suffix, shared, name, "value", True), row, writes))
-    taken = {output.place.folder for output in outputs if output.is_written}
-    if request.is_beside and request.origin:
-        taken |= {place.folder for place in request.origin.places}
-    for name in request.chain.targets:
-        row = registry.get(name)
+            places.append(Place(row.folder, row.suffix, shared, name, "value", True))
+    others = request.origin.places if request.origin else ()
+    taken = {place.folder for place in (others if request.is_beside else places)}
+    for spec in request.chain.specs:
+        row = model.registry.get(spec.target)
+        if spec.passes > 1 and (problem := joining_problem(row)):
+            raise UsageError(problem)
         if row.kind is Kind.GRID:
-            outputs.append(Output(Place(row.name, ".npy", modality=name, form="ids"), row))
+            places.append(Place(row.name, ".npy", modality=row.name, form="ids"))
         if row.kind is Kind.SEQUENCE or request.decode:
             folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
-            outputs.append(Output(Place(folder, row.suffix, modality=name), row))
-    for spec in request.chain.specs:
-        if spec.passes > 1 and (problem := joining_problem(registry.get(spec.target))):
-            raise UsageError(problem)
-    for output in outputs:
-        _check_output(request.model, output)
-    check_tokenizers(request.model, [output.modality for output in outputs if output.place.form == "value"])
-    count_evaluations(request, outputs)
-    return outputs
+            places.append(Place(folder, row.suffix, modality=row.name))
+    for place in places:
+        _check_place(model, place)
+    check_tokenizers(model, [model.registry.get(place.modality) for place in places if place.form == "value"])
+    count_evaluations(request, places)
+    return places
 
 
-def _check_output(model: ModelFiles, output: Output) -> None:
+def _tokenizer_of(model: ModelFiles, place: Place) -> str:
+    """The tokenizer that a value is made of tokens with, or tokens of it; "" for texts and tokens."""
+    row = model.registry.get(place.modality)
+    return row.tokenizer if place.form == "value" and row.kind is Kind.GRID else ""
+
+
+def _check_place(model: ModelFiles, place: Place) -> None:
     """Refuse a value that needs a tokenizer which is not here."""
-    row, verb, way_out = output.modality, "decodes", ", --no-decode keeps tokens only"
-    if output.place.is_condition:
+    row, verb, way_out = model.registry.get(place.modality), "decodes", ", --no-decode keeps tokens only"
+    if place.is_condition:
         verb, way_out = "encodes", f", --cond {row.key} reads tokens"
     check_codec(row)
-    if output.place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+    if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
         raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
-    if output.place.form == "value" and row.kind is Kind.SEQUENCE:
+    if place.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
-    if output.needs_tokenizer and row.tokenizer not in model.tokenizers:
-        raise MissingError(
-            f"{row.name}: the tokenizer '{row.tokenizer}' that {verb} it is not here; "
-            f"{tokenizer_advice(model, row.tokenizer)}{way_out}"
-        )
+    if (key := _tokenizer_of(model, place)) and key not in model.tokenizers:
+        advice = tokenizer_advice(model, key)
+        raise MissingError(f"{row.name}: the tokenizer '{key}' that {verb} it is not here; {advice}{way_out}")
 
 
-def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
+def count_evaluations(request: Request, places: Sequence[Place]) -> int:
     """Evaluations of networks that decode by diffusion, per sample.
 
     UsageError where the timesteps of a diffusion cannot be divided evenly into the steps that are asked for.
     """
     steps, count = request.detokenizer_steps, 0
-    for output in outputs:
-        if output.place.is_condition or not output.needs_tokenizer:
-            continue
-        config = tokenizer_config(request.model.tokenizers[output.modality.tokenizer])
+    for key in (_tokenizer_of(request.model, place) for place in places if not place.is_condition):
+        config = tokenizer_config(request.model.tokenizers[key]) if key else None
         if not isinstance(config, DiVAEConfig):
             continue
         trained, count = config.num_train_timesteps, count + steps
@@ -139,8 +125,9 @@ def count_evaluations(request: Request, outputs: Sequence[Output]) -> int:
 def make_record(job: Job) -> RunRecord:
     """What run.json says of this run. Reads all files of the model for their checksums."""
     request, model, chain, device = job.request, job.request.model, job.request.chain, job.device
-    files = {f"tokenizers/{key}": weights_of(model.tokenizers[key]) for key in tokenizers_of(job.outputs)}
-    files["weights"] = model.weights
+    files = {"weights": model.weights}
+    for key in tokenizers_of(model, job.places):
+        files[f"tokenizers/{key}"] = weights_of(model.tokenizers[key])
     if model.text_tokenizer is not None:
         files["text_tokenizer"] = model.text_tokenizer
     rows = [model.registry.get(name) for name in chain.targets]
@@ -161,19 +148,18 @@ def make_record(job: Job) -> RunRecord:
         variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
         decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
-        places=(*(output.place for output in job.outputs if output.is_written), *occasional),
+        places=(*job.written, *occasional),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
         versions={"fourm": __version__, "python": platform.python_version()} | versions,
         command=request.command, created=now(),
     )  # fmt: skip
 
 
-def tokenizers_of(outputs: Sequence[Output]) -> dict[str, TokenizerPart]:
+def tokenizers_of(model: ModelFiles, places: Sequence[Place]) -> dict[str, TokenizerPart]:
     """Tokenizers that conditions are read or targets written through, and the half that this takes."""
     needed = dict[str, TokenizerPart]()
-    for output in outputs:
-        key = output.modality.tokenizer
-        part = TokenizerPart.ENCODER if output.place.is_condition else TokenizerPart.DECODER
-        if output.needs_tokenizer:
+    for place in places:
+        part = TokenizerPart.ENCODER if place.is_condition else TokenizerPart.DECODER
+        if key := _tokenizer_of(model, place):
             needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
     return dict(sorted(needed.items()))

@@ -35,7 +35,7 @@ from fourm.runs.device import (
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.origins import conditions_from
-from fourm.runs.outputs import Job, count_evaluations, make_record, plan_outputs, tokenizers_of
+from fourm.runs.outputs import Job, count_evaluations, make_record, plan_places, tokenizers_of
 from fourm.runs.request import Request
 from fourm.runs.saving import Film, ResultFiles, Saver
 
@@ -50,10 +50,10 @@ def check(request: Request) -> Job:
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)
-    outputs = plan_outputs(request)
-    check_files(request.model, tokenizers_of(outputs))
+    places = plan_places(request)
+    check_files(request.model, tokenizers_of(request.model, places))
     check_memory(request, device)
-    return Job(request, outputs, device, dtype)
+    return Job(request, places, device, dtype)
 
 
 def run(request: Request) -> Iterator[Event]:
@@ -71,21 +71,21 @@ def run(request: Request) -> Iterator[Event]:
     writer = SampleWriter(Run(out, request.record, record), samples, request.reads_pictures)
     if not request.overwrite:
         writer.check()
-    files, size = ResultFiles.of(request, job.outputs), fit_batch_size(request, job.device)
+    files, size = ResultFiles.of(request, job.written), fit_batch_size(request, job.device)
     made, todo, engine, codecs = list[Work](), list[Work](), None, dict[str, Codec]()
     for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
         if _has_conditions(request, work):
             (made if files.is_made(work) else todo).append(work)
     yield Started(
         len(made) + len(todo), len(made), size, request.model.name, str(job.device),
-        len(request.chain.steps), count_evaluations(request, job.outputs), request.stage,
+        len(request.chain.steps), count_evaluations(request, job.places), request.stage,
         len(request.variations),
     )  # fmt: skip
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job)
-    saver = Saver(request, job.outputs, codecs, joining.enter(), files, writer)
+    saver = Saver(request, job.written, codecs, joining.enter(), files, writer)
     has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
@@ -109,7 +109,7 @@ def run(request: Request) -> Iterator[Event]:
 def check_weights(job: Job) -> None:
     """Check all weights as loading does (they must be finite), without keeping them."""
     load_model(job.request.model, "meta")
-    for name, part in tokenizers_of(job.outputs).items():
+    for name, part in tokenizers_of(job.request.model, job.places).items():
         load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
@@ -136,9 +136,9 @@ def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
         name: load_tokenizer(model.tokenizers[name], device, dtype, part)
-        for name, part in tokenizers_of(job.outputs).items()
+        for name, part in tokenizers_of(model, job.places).items()
     }
-    rows = [output.modality for output in job.outputs]
+    rows = [model.registry.get(place.modality) for place in job.places]
     codecs = {row.name: build_codec(row, tokenizers.get(row.tokenizer), wordpiece) for row in rows}
     network = load_model(model, device, dtype)
     for module in (network, *tokenizers.values()):

@@ -47,7 +47,7 @@ from fourm.output.samples import SampleWriter
 from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.inputs import CAPTION
-from fourm.runs.outputs import Output, malformed_place, order_place, preview_place
+from fourm.runs.outputs import malformed_place, order_place, preview_place
 from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 
 READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
@@ -60,20 +60,19 @@ class ResultFiles:
     """The files of a run's results, and which of them are complete."""
 
     request: Request
-    outputs: Sequence[Output]
+    places: Sequence[Place]  # of the files that every sample gets
     listed: Mapping[str, Listed] = field(default_factory=dict)  # by path below the folder
 
     @staticmethod
-    def of(request: Request, outputs: Sequence[Output]) -> "ResultFiles":
+    def of(request: Request, places: Sequence[Place]) -> "ResultFiles":
         """Read the lists of checksums; with `overwrite` all files count as missing, so none is read."""
         share = (request.world.rank, request.world.size)
         listed = {} if request.overwrite or not request.out.is_dir() else read_checksums(request.out, share)
-        return ResultFiles(request, outputs, listed)
+        return ResultFiles(request, places, listed)
 
     def paths(self, work: Work) -> tuple[Path, ...]:
         """All files of a sample and variation."""
-        places = [output.place for output in self.outputs if output.is_written]
-        return tuple(self.path(place, work) for place in places)
+        return tuple(self.path(place, work) for place in self.places)
 
     def path(self, place: Place, work: Work) -> Path:
         """One file of a sample and variation; the variation is in its name where there are several."""
@@ -99,9 +98,10 @@ class ResultFiles:
             name = path.relative_to(self.request.out).as_posix()
             said = self.listed.get(name)
             if said is None:
-                ids = (output for output in self.outputs if output.place.form == "ids")
-                row = next((o.modality for o in ids if name.startswith(f"{o.place.folder}/")), None)
-                tokens = None if row is None else Tokens(row.max_tokens, row.vocab_size)
+                ids = (place for place in self.places if place.form == "ids")
+                place = next((place for place in ids if name.startswith(f"{place.folder}/")), None)
+                row = self.request.model.registry.get(place.modality) if place else None
+                tokens = Tokens(row.max_tokens, row.vocab_size) if row else None
                 return size > 0 and find_flaw(path, tokens) is None
             if said.size is not None and (size != said.size or size > READ_BYTES):
                 return size == said.size
@@ -125,7 +125,7 @@ class Saver:
     """Writes the files of one run."""
 
     request: Request
-    outputs: Sequence[Output]
+    places: Sequence[Place]  # of the files that every sample gets
     codecs: Mapping[str, Codec]  # by modality
     process: Process
     files: ResultFiles
@@ -161,19 +161,17 @@ class Saver:
         """
         works = [row.work for row in rows]
         self.process.check()
-        for output in self.outputs:
-            name, place = output.modality.name, output.place
-            if place.form == "ids" and output.is_written:
-                made = None if place.is_condition else batch.slots[name].values.cpu().numpy()
+        for place in self.places:
+            if place.form == "ids":
+                made = None if place.is_condition else batch.slots[place.modality].values.cpu().numpy()
                 for index, row in enumerate(rows):
-                    ids = row.ids[name] if made is None else made[index]
-                    self._write(output, row.work, partial(write_ids, ids))
+                    ids = row.ids[place.modality] if made is None else made[index]
+                    self._write(place, row.work, partial(write_ids, ids))
         decoded = dict[str, list[Any]]()
         try:
-            for output in self.outputs:
-                if output.place.form == "value" and not output.place.is_condition:
-                    name = output.modality.name
-                    decoded[name] = yield from self._decode(name, works, batch)
+            for place in self.places:
+                if place.form == "value" and not place.is_condition:
+                    decoded[place.modality] = yield from self._decode(place.modality, works, batch)
         except SampleError as error:
             if len(rows) == 1:
                 yield self.fail(works[0], str(error))
@@ -240,11 +238,11 @@ class Saver:
                 self._note_checksums([path])
                 yield Malformed(*work.result, name, value.problems)
         try:
-            for output in self.outputs:
-                if output.place.form == "value" and output.is_written:
-                    name, chunks = output.modality.name, shared_text if output.place.shared else text
+            for place in self.places:
+                if place.form == "value":
+                    name, chunks = place.modality, shared_text if place.shared else text
                     write = partial(self.codecs[name].write, text=chunks)
-                    self._write(output, work, partial(write, made.get(name, row.values.get(name))))
+                    self._write(place, work, partial(write, made.get(name, row.values.get(name))))
         except SampleError as error:
             yield self.fail(work, str(error))
         else:
@@ -271,9 +269,9 @@ class Saver:
         noise = Noise.for_samples(self.request.seed, [w.result for w in works], f"detokenizer {name}")
         return Diffusion(min(most, self.request.detokenizer_steps), noise)
 
-    def _write(self, output: Output, work: Work, write: Callable[[Path], None]) -> None:
-        path = self.files.path(output.place, work)
-        if not (output.place.shared and self.files.is_complete(path)):  # else: written with another variation
+    def _write(self, place: Place, work: Work, write: Callable[[Path], None]) -> None:
+        path = self.files.path(place, work)
+        if not (place.shared and self.files.is_complete(path)):  # else: written with another variation
             write_atomic(self.request.out, path, write)
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
@@ -281,7 +279,7 @@ class Saver:
         if not new:
             return
         self.process.add_checksums(list_files(self.request.out, new))
-        shared = [self.request.out / output.place.folder for output in self.outputs if output.place.shared]
+        shared = [self.request.out / place.folder for place in self.places if place.shared]
         # Only files that variations share occur again.
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 

@@ -9,7 +9,7 @@ import pytest
 
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
-from fourm.runs.outputs import plan_outputs
+from fourm.runs.outputs import plan_places
 from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.schedule.cost import estimate
@@ -151,7 +151,7 @@ def test_a_program_is_refused_as_well(folder: Path, tmp_path: Path) -> None:
     chain = make_chain([TargetSpec("tok_clip@64", 64, "roar", 2, passes=2)], ["caption"])
     asked = Request(find_model(folder), chain, samples_of_prompts(["a"]), tmp_path / "out", device="cpu")
     with pytest.raises(UsageError, match="cannot be joined"):
-        plan_outputs(asked)
+        plan_places(asked)
 
 
 def test_passes_are_counted_and_bounded(folder: Path) -> None:

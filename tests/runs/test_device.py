@@ -11,7 +11,7 @@ from PIL import Image
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.runs.device import check_memory, choose_batch_size, choose_device, fit_batch_size, free_memory
+from fourm.runs.device import check_memory, choose_device, fit_batch_size, free_memory
 from fourm.runs.request import Request, World
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
@@ -46,15 +46,18 @@ def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
     assert found == [*range(count)] * 2
 
 
-def test_batches_hold_fewer_samples_when_samples_are_longer(tiny: Path, tmp_path: Path) -> None:
+def test_batches_hold_fewer_samples_when_samples_are_longer(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: None)
     model = find_model(tiny)
     one, three = (
         Request(model, parse_chain(f"--cond none --targets {targets}", model), (), tmp_path)
         for targets in ("tok_rgb", "tok_rgb-tok_clip-tok_depth")
     )
     cpu = torch.device("cpu")
-    assert (choose_batch_size(one, cpu), choose_batch_size(three, cpu)) == (1024 // 64, 1024 // 192)
-    assert choose_batch_size(one, torch.device("cuda")) == 64
+    assert (fit_batch_size(one, cpu), fit_batch_size(three, cpu)) == (1024 // 64, 1024 // 192)
+    assert fit_batch_size(one, torch.device("cuda")) == 64
 
 
 def linux(root: Path, available: int, groups: dict[str, tuple[str, int, int]], own: str = "/") -> Path:
@@ -138,7 +141,7 @@ def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(
     model, cpu = find_model(tiny), torch.device("cpu")
     chain = parse_chain("--cond none --targets tok_rgb", model)
     request = Request(model, chain, (Sample(Key("s", "0")),), tmp_path)
-    assert fit_batch_size(request, cpu) == choose_batch_size(request, cpu) == 16
+    assert fit_batch_size(request, cpu) == 16
     enough = estimate(chain, model, batch_size=4).memory
     monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: round(enough * 0.851))  # 15 % are doubt
     assert fit_batch_size(request, cpu) == 4

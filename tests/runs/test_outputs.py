@@ -13,7 +13,7 @@ from fourm.data.layout import samples_of_prompts
 from fourm.errors import MissingError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.runs.events import Failed, Finished
-from fourm.runs.outputs import plan_outputs, tokenizers_of
+from fourm.runs.outputs import plan_places, tokenizers_of
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
@@ -55,7 +55,7 @@ def text_targets() -> list[TargetSpec]:
 
 def test_values_of_texts_are_written_without_their_tokenizers(model: ModelFiles, tmp_path: Path) -> None:
     asked = request(model, tmp_path / "out", *text_targets())
-    assert tokenizers_of(plan_outputs(asked)) == {}
+    assert tokenizers_of(model, plan_places(asked)) == {}
     events = list(run(asked))
     assert isinstance(events[-1], Finished)
     assert (events[-1].saved, events[-1].failed) == (2, 0)
@@ -87,7 +87,7 @@ def test_values_of_grids_still_need_theirs(model: ModelFiles, tmp_path: Path) ->
     bare = replace(model, tokenizers={})
     asked = request(bare, tmp_path / "out", TargetSpec("tok_rgb@64", 64, "roar", 2))
     with pytest.raises(MissingError, match="--no-decode"):
-        plan_outputs(asked)
+        plan_places(asked)
 
 
 def test_instances_and_poses_of_files_are_conditions(model: ModelFiles, tmp_path: Path) -> None:
