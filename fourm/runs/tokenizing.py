@@ -91,7 +91,6 @@ class Untokenized:
     rows: tuple[Modality, ...]
     crops: tuple[Crop, ...] | None = None  # None: not known
     problems: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
 
 
 def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
@@ -104,7 +103,12 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
     for row in request.rows:
-        _check_row(row, request.model.tokenizers[row.tokenizer])
+        path = request.model.tokenizers[row.tokenizer]
+        if row.codec not in FORMS:
+            raise UsageError(f"{row.name}: its values are not made of pictures or maps")
+        if FORMS[row.codec].is_labels != (has_labels := tokenizer_config(path).n_labels is not None):
+            has = "class numbers" if has_labels else "no class numbers"
+            raise UsageError(f"{row.name}: its tokenizer {path} reads {has}")
     num_crops = _count_crops(request)
     check_tokenizing_memory(request, device)
     _check_output(request)
@@ -128,16 +132,6 @@ def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scal
     uniforms = noise.uniforms(0, 0, places).tolist() if count > 1 else []
     crops = [random_crop(*whole, min_scale, row, number) for number, row in enumerate(uniforms, start=1)]
     return (centre_crop(*whole), *crops)
-
-
-def _check_row(row: Modality, path: Path) -> None:
-    """Refuse a modality of which no sample can be tokenized."""
-    if row.codec not in FORMS:
-        raise UsageError(f"{row.name}: its values are not made of pictures or maps")
-    config = tokenizer_config(path)
-    if FORMS[row.codec].is_labels != (config.n_labels is not None):
-        has = "class numbers" if config.n_labels is not None else "no class numbers"
-        raise UsageError(f"{row.name}: its tokenizer {path} reads {has}")
 
 
 def _count_crops(request: TokenizeRequest) -> int:
@@ -221,8 +215,7 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
     Nothing is written before all is loaded.
     """
     request = run.request
-    mine = request.world.share(request.samples)
-    found = list[Untokenized]()
+    mine, found = request.world.share(request.samples), list[Untokenized]()
     for sample in mine:
         one = Untokenized(sample, tuple(row for row in request.rows if row.name in sample.files))
         try:
@@ -232,34 +225,26 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
         except SampleError as error:
             one.problems.append(str(error))
         found += [one] if one.rows or one.problems else []
-    todo = [one for one in found if not one.problems]
     run.skipped = len(mine) - len(found)
     size = request.batch_size or rows_at_once(run.device)
     yield Started(len(mine), run.skipped, size, request.model.name, str(run.device), 0)
     codecs = dict[str, GridCodec]()
-    if todo:
-        needed = {row.name: row for one in todo for row in one.rows}
-        yield Loading(f"tokenizers {', '.join(sorted({row.tokenizer for row in needed.values()}))}")
-        codecs = _load(run, needed)
+    if needed := {row.name: row for one in found if not one.problems for row in one.rows}:
+        names = sorted({row.tokenizer for row in needed.values()})
+        yield Loading(f"tokenizers {', '.join(names)}")
+        paths, dtype = request.model.tokenizers, torch_dtype(run.dtype)
+        encoders = {
+            name: load_tokenizer(paths[name], run.device, dtype, TokenizerPart.ENCODER) for name in names
+        }
+        for encoder in encoders.values():
+            set_attention(encoder, request.attention, run.device)
+        codecs = {
+            row.name: GridCodec(row, FORMS[row.codec], encoders[row.tokenizer]) for row in needed.values()
+        }
     _write_origins(request, origins)
-    for one in found:
-        if one.problems:
-            yield _fail(run, one)
     portions = Portions(rows_at_once(run.device), run.device, run.dtype)
-    for first in range(0, len(todo), size):
-        yield from _make_batch(run, codecs, todo[first : first + size], portions)
-
-
-def _load(run: Tokenizing, rows: Mapping[str, Modality]) -> dict[str, GridCodec]:
-    """The codecs of modalities, each with the encoder of its tokenizer."""
-    paths, dtype = run.request.model.tokenizers, torch_dtype(run.dtype)
-    tokenizers = {
-        name: load_tokenizer(paths[name], run.device, dtype, TokenizerPart.ENCODER)
-        for name in sorted({row.tokenizer for row in rows.values()})
-    }
-    for module in tokenizers.values():
-        set_attention(module, run.request.attention, run.device)
-    return {name: GridCodec(row, FORMS[row.codec], tokenizers[row.tokenizer]) for name, row in rows.items()}
+    for first in range(0, len(found), size):
+        yield from _make_batch(run, codecs, found[first : first + size], portions)
 
 
 def _make_batch(
@@ -268,7 +253,7 @@ def _make_batch(
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     for one in batch:
         try:
-            one.crops = _crops_of(run, codecs, one)
+            one.crops = None if one.problems else _crops_of(run, codecs, one)
         except SampleError as error:
             one.problems.append(str(error))
     for codec in codecs.values():
@@ -276,11 +261,16 @@ def _make_batch(
         if ready := [(one, crops) for one in mine if (crops := _prepare(codec, one))]:
             yield from _make_tokens(run, codec, ready, portions)
     for one in batch:
-        if one.problems:
-            yield _fail(run, one)
-        else:
+        key, paths = one.sample.key, tuple(run.path(row.name, one.sample.key) for row in one.rows)
+        if not one.problems:
             run.saved += 1
-            yield Saved(one.sample.key.text, 0, tuple(one.files))
+            yield Saved(key.text, 0, paths)
+            continue
+        run.failed += 1
+        failed = Failed(key.text, 0, "; ".join(one.problems))
+        missing = lacking(run.request.out, paths)
+        run.process.add_failure(Failure(key.text, 0, failed.reason, BASE, now(), missing))
+        yield failed
 
 
 def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
@@ -349,7 +339,6 @@ def _make_tokens(
     for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
         path = run.path(codec.row.name, one.sample.key)
         write_atomic(run.request.out, path, partial(write_ids, ids.numpy()))
-        one.files.append(path)
 
 
 def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
@@ -366,11 +355,3 @@ def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
         due = f"{wanted[0]} crops of {wanted[1]} tokens in 0..{row.vocab_size - 1}"
         raise SampleError(f"{path}: {ids.dtype} of shape {ids.shape} is not {due}; --overwrite makes it anew")
     return True
-
-
-def _fail(run: Tokenizing, one: Untokenized) -> Failed:
-    key, reason = one.sample.key, "; ".join(one.problems)
-    run.failed += 1
-    missing = lacking(run.request.out, [run.path(row.name, key) for row in one.rows])
-    run.process.add_failure(Failure(key.text, 0, reason, BASE, now(), missing))
-    return Failed(key.text, 0, reason)
