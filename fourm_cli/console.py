@@ -326,7 +326,7 @@ def picture(tally: Tally) -> RenderableType:
     right = [Column(no_wrap=True, justify="right", min_width=width) for width in (13, 14)]
     columns = (Column(no_wrap=True, min_width=12), Column(ratio=1), *right)
     grid = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
-    left, step = tally.seconds_left, tally.step
+    left, step, facts = tally.seconds_left, tally.step, [tally.loading or "writing files"]
     rows = [(f"{tally.unit}s", tally.done, tally.todo, "", "" if left is None else f"{duration(left)} left")]
     if isinstance(step, Stepped):
         rows.append((step.target, step.step + 1, step.steps, "step ", f"{step.done}/{step.total} tokens"))
@@ -335,7 +335,16 @@ def picture(tally: Tally) -> RenderableType:
     for name, done, total, what, more in rows:
         bar = ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
         grid.add_row(printable(name), bar, f"{what}{done}/{total}", more)
-    return Group(grid, Text(_activity(tally), style="dim", no_wrap=True, overflow="ellipsis"))
+    if tally.has_no_steps and not tally.loading:
+        passed = tally.clock() - tally.begun
+        facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
+    elif isinstance(step, Detokenized) and not tally.loading:
+        facts = ["diffusion", f"{step.seconds:.2f} s per step"]
+    elif isinstance(step, Stepped) and not tally.loading:
+        guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
+        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate]
+    facts += [f"{tally.counts[Failed]} failed"] if tally.counts[Failed] else []
+    return Group(grid, Text(", ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def _problem(event: Failed | Malformed | Noted) -> str:
@@ -346,19 +355,3 @@ def _problem(event: Failed | Malformed | Noted) -> str:
     if isinstance(event, Failed):
         return f"failed: {key}: {printable(event.reason)}"
     return f"malformed: {key}: {event.target}: {event.problems[0]}"
-
-
-def _activity(tally: Tally) -> str:
-    step = tally.step
-    if tally.has_no_steps and not tally.loading:
-        passed = tally.clock() - tally.begun
-        facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
-    elif tally.loading or not step:
-        facts = [tally.loading or "writing files"]
-    elif isinstance(step, Detokenized):
-        facts = ["diffusion", f"{step.seconds:.2f} s per step"]
-    else:
-        guidance = f"guidance {step.guidance:g}" if step.guidance != 1 else ""
-        facts = [step.scheme, f"temperature {step.temperature:.2f}", guidance, tally.rate]
-    failed = f"{tally.counts[Failed]} failed" if tally.counts[Failed] else ""
-    return ", ".join(filter(None, [*facts, failed]))

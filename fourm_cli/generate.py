@@ -19,29 +19,14 @@ from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, resolve_token
 from fourm.hub.header import read_header
 from fourm.runs.events import Event
 from fourm.schedule.settings import RunSettings, merge, read_settings
-from fourm_cli import console
-from fourm_cli.options import (
-    INPUT,
-    RUN,
-    ConfigFiles,
-    Machine,
-    Report,
-    Schedule,
-    ScheduleWithSr,
-    Writing,
-    argument,
-    option,
-    parse_batch_size,
-    parse_device,
-    parse_folder,
-    with_options,
-)
+from fourm_cli import console, options
+from fourm_cli.options import INPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.output.record import RunRecord
     from fourm.runs.origins import Replay
-    from fourm.runs.request import Request, World
+    from fourm.runs.request import Request, TokenizeRequest, World
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -51,26 +36,22 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
     data=option(
         "Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts; tables may have "
         "a column for each condition that is text. A dataset: a folder that holds MODALITY/FOLDER/NAME.EXT. "
-        "Or empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name,
-    ),
+        "Or empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
     column=option(
-        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT
-    ),
+        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
     num_samples=option("Only the first N samples.", "N", INPUT, min=1),
     subset_seed=option(
-        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0
-    ),
+        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
     replay=option(
         "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
-        INPUT, parser=local_path,
-    ),
+        INPUT, parser=local_path),
 )  # fmt: skip
 def generate(
     *, prompts: list[str] | None = None, data: str | None = None, column: str | None = None,
     num_samples: int | None = None, subset_seed: int | None = None, replay: Path | None = None,
-    schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None, machine: Machine,
-    configs: ConfigFiles, num_variations: int | None = None, seed: int | None = None,
-    out: Path | None = None, writing: Writing, report: Report,
+    schedule: options.ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
+    machine: options.Machine, configs: options.ConfigFiles, num_variations: int | None = None,
+    seed: int | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions or other conditions, target after target.
 
@@ -86,18 +67,15 @@ def generate(
     """
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
-    from fourm.runs.request import parse_world
     from fourm.schedule.plan import build_chain
 
     schedule = {"cond_domains": "none", **schedule} if data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
-    given, world = settings.run, parse_world(machine.shard, os.environ)
-    again = None if replay is None else read_replay(replay)
+    given, again = settings.run, None if replay is None else read_replay(replay)
     named = again.base.model if again else given.model or DEMO
     files = _with_parts(find_model(named if model is None else model), machine, given)
     source = given.data_path if data is None and not prompts else data
-    folder = _output_folder(out or given.folder, source, world, writing)
-    run = _requester(machine, writing, given, folder, world)
+    run = _requester(machine, writing, given, out or given.folder, source)
     if again is not None:
         fixed = {"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
                  "--num-variations": num_variations, "options of a schedule": schedule,
@@ -131,9 +109,9 @@ def generate(
     out="Output folder. By default DIR, beside the files that are read.",
 )
 def sr(
-    *, folder: str, schedule: Schedule, model: str | None = None, machine: Machine,
+    *, folder: str, schedule: options.Schedule, model: str | None = None, machine: options.Machine,
     config: Path | None = None, sr_config: Path | None = None, num_variations: int | None = None,
-    seed: int | None = None, out: Path | None = None, writing: Writing, report: Report,
+    seed: int | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -146,7 +124,6 @@ def sr(
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
     from fourm.runs.origins import find_finer, names_made, read_finer, read_origin
-    from fourm.runs.request import parse_world
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
@@ -165,7 +142,7 @@ def sr(
                 f"--num-variations {num_variations}: the run made {variations} variations, each of which "
                 "gets one result; leave it out"
             )
-    run = _requester(machine, writing, settings.run, out or root, parse_world(machine.shard, os.environ))
+    run = _requester(machine, writing, settings.run, out or root)
     request = run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
@@ -179,24 +156,22 @@ def sr(
 @with_options(
     folder=argument(
         "A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", "DIR", parser=local_path,
-        show_default=False,
-    ),
+        show_default=False),
     modalities=option(
-        "Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.", "NAMES", INPUT
-    ),
+        "Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.", "NAMES",
+        INPUT),
     crops=option(
         "Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
-        "else 1.", "N", RUN,
-    ),
+        "else 1.", "N", RUN),
     min_scale=option("Smallest share of a picture's area that a random crop shows.", "SHARE", RUN),
     batch_size="Samples read together. It changes no result.",
     out="Where folders of tokens go. By default DIR.",
     overwrite="Make token files anew that are there.",
 )  # fmt: skip
 def tokenize(
-    *, folder: Path, modalities: str | None = None, model: str | None = None, machine: Machine,
+    *, folder: Path, modalities: str | None = None, model: str | None = None, machine: options.Machine,
     crops: int | None = None, min_scale: float = 0.8, seed: int | None = None, out: Path | None = None,
-    overwrite: bool = False, report: Report,
+    overwrite: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
 
@@ -215,15 +190,14 @@ def tokenize(
     files = _with_parts(files, machine, RunSettings())
     names = None if modalities is None else re.split(r"\s*[,-]\s*", modalities.strip())
     found = find_raw_folders(folder, files, names)
-    out, world = out or output_path(folder), parse_world(machine.shard, os.environ)
+    out = out or output_path(folder)
     dataset = list_raw_samples(folder, out, found)
     request = TokenizeRequest(
-        files, tuple(found), dataset.samples, out, num_crops=crops,
-        min_scale=min_scale, seed=seed or 0, batch_size=parse_batch_size(machine.batch_size),
-        device=machine.device or "auto", dtype=machine.dtype or "auto", attention=machine.attention,
-        overwrite=overwrite, world=world,
+        files, tuple(found), dataset.samples, out, num_crops=crops, min_scale=min_scale, seed=seed or 0,
+        batch_size=options.parse_batch_size(machine.batch_size), device=machine.device or "auto",
+        dtype=machine.dtype or "auto", attention=machine.attention, overwrite=overwrite,
+        world=parse_world(machine.shard, os.environ),
     )  # fmt: skip
-
     counts = Counter(name for sample in dataset.samples for name in sample.files)
     notes = [
         f"{name} -> {row.name}: {console.counted(counts[row.name], 'file')}" for row, name in found.items()
@@ -236,26 +210,32 @@ def tokenize(
 
         return [tokenize_dataset(request)]
 
-    _follow(begin, world, out, notes, world.describe_share(len(request.samples)), report)
+    _follow(begin, request, notes, report)
 
 
 def _requester(
-    machine: Machine, writing: Writing, given: RunSettings, out: Path, world: "World"
-) -> "Callable[..., Request]":
-    """A function that makes requests from options and files; the caller adds the rest, or other values."""
-    from fourm.runs.request import DETOKENIZER_STEPS, Request
+    machine: options.Machine, writing: options.Writing, given: RunSettings, out: Path | None,
+    data: str | None = None,
+) -> "Callable[..., Request]":  # fmt: skip
+    """A function that makes requests from options and files; the caller adds the rest, or other values.
 
+    data: what the run reads, which `--overwrite` must not delete.
+    """
+    from fourm.runs.request import DETOKENIZER_STEPS, Request, parse_world
+
+    world = parse_world(machine.shard, os.environ)
     return partial(
-        Request, out=out, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
-        overwrite=writing.overwrite, batch_size=parse_batch_size(machine.batch_size),
-        device=machine.device or parse_device(given.device or "auto"),
+        Request, out=_output_folder(out, data, world, writing), world=world,
+        command=("fourm", *sys.argv[1:]), resume=writing.resume,
+        overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
+        device=machine.device or options.parse_device(given.device or "auto"),
         dtype=machine.dtype or given.dtype or "auto",
         attention=machine.attention, decode=writing.decode, preview=writing.preview,
         detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
     )  # fmt: skip
 
 
-def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings) -> ModelFiles:
+def _with_parts(files: ModelFiles, machine: options.Machine, given: RunSettings) -> ModelFiles:
     """A model with the parts that YAML files and options name.
 
     `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
@@ -273,7 +253,7 @@ def _with_parts(files: ModelFiles, machine: Machine, given: RunSettings) -> Mode
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _output_folder(out: Path | None, data: str | None, world: "World", writing: Writing) -> Path:
+def _output_folder(out: Path | None, data: str | None, world: "World", writing: options.Writing) -> Path:
     """The folder that was asked for, or the first free one."""
     if out is not None:
         path, root = real(Path(data or "")), real(out)
@@ -326,7 +306,7 @@ def _notes(dataset: "Dataset", files: ModelFiles) -> Iterator[str]:
         yield note
 
 
-def _make(request: "Request", finer: "Request | None", dataset: "Dataset", report: Report) -> None:
+def _make(request: "Request", finer: "Request | None", dataset: "Dataset", report: options.Report) -> None:
     """Check where the results of a request go, then make them, and those of its super-resolution.
 
     finer: super-resolution of what the request makes, still without samples.
@@ -354,25 +334,26 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     launch = Launch(world.rank, world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
-        share = world.describe_share(len(request.samples), len(request.variations))
-        _follow(begin, world, request.out, _notes(dataset, request.model), share, report)
+        _follow(begin, request, _notes(dataset, request.model), report, len(request.variations))
     finally:
         remove_empty(made)  # where a mistake came to light later
 
 
 def _follow(
-    begin: Callable[[], Sequence[Iterator[Event]]], world: "World", out: Path,
-    notes: Iterable[str], share: str, report: Report,
+    begin: Callable[[], Sequence[Iterator[Event]]], request: "Request | TokenizeRequest",
+    notes: Iterable[str], report: options.Report, variations: int = 1,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.
 
     begin imports torch, which takes seconds. Of a torchrun one process reports; the others print their share.
     """
-    rank, log_json = world.group_rank, report.log_json
+    world, rank, log_json = request.world, request.world.group_rank, report.log_json
     console.quiet_library(report.quiet or rank > 0)
     if not report.quiet:
-        for text in (*(notes if rank == 0 else ()), *([share] if world.size > 1 else ())):
+        for text in notes if rank == 0 else ():
             console.note(text)
+        if world.size > 1:
+            console.note(world.describe_share(len(request.samples), variations))
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
     with console.open_log(log_json) as log:
@@ -380,6 +361,6 @@ def _follow(
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         ends = [console.show(events, report.quiet or rank > 0, log) for events in begin()]
     if rank == 0:
-        console.print_result(out, ends, report.as_json)
+        console.print_result(request.out, ends, report.as_json)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

@@ -16,7 +16,6 @@ from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, kno
 
 CHOICE = "What to fetch"  # a panel of the help text
 SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
-SHOWN_COMMIT = 7  # characters of a commit in tables
 models_app = typer.Typer()
 
 
@@ -41,7 +40,7 @@ def models(*, context: typer.Context, as_json: bool = False) -> None:
         modalities = f"{len(entry.reads)} in, {len(entry.writes)} out"
         if not entry.reads:
             modalities = ", ".join(dict.fromkeys(name.partition("@")[0] for name in entry.writes))
-        cached = "" if one.path is None else one.revision[:SHOWN_COMMIT] if entry.hub_id else "yes"
+        cached = "" if one.path is None else one.revision[:7] if entry.hub_id else "yes"
         rows.append((entry.name, entry.kind, size_text(entry.num_bytes), modalities, cached))
     print_table(("name", "kind", "size", "modalities", "cached"), rows, numbers=("size",))
     of_hub = [one for one in found if one.entry.hub_id]

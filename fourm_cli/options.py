@@ -45,28 +45,26 @@ def download_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*CATALOGUE, *GROUPS) if name.startswith(incomplete) and name not in given]
 
 
-def condition_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes what the model reads, as tokens (`tok_depth`) or as values (`depth`); each once in a list."""
-    return _continued(incomplete, _modalities(context)[0], is_set=True, first="none")
+def modality_names(which: int, alone: str = "") -> Complete:
+    """Completes what the model reads (0), as tokens or as values, or what it produces (1).
 
+    alone: a word that may stand in the place of a list; without it a single name is completed.
+    """
 
-def target_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes what the model produces; each once in a list."""
-    return _continued(incomplete, _modalities(context)[1], is_set=True, first="all")
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        words = _modalities(context)[which]
+        return _continued(incomplete, words, alone) if alone else one_of(*words)(incomplete)
 
-
-def whole_target(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes the name with which a whole target begins."""
-    return one_of(*_modalities(context)[1])(incomplete)
+    return complete
 
 
 known_names = one_of(DEMO, DEMO_SR, *CATALOGUE)  # all that `fourm models show` knows
 model_names = one_of(DEMO, DEMO_SR, *(name for name, entry in CATALOGUE.items() if entry.is_model))
 # Settings of a schedule whose values are names; others are numbers.
 _COMPLETED: dict[str, Complete] = {
-    "cond_domains": condition_names,
-    "target_domains": target_names,
-    "target": whole_target,
+    "cond_domains": modality_names(0, "none"),
+    "target_domains": modality_names(1, "all"),
+    "target": modality_names(1),
     "autoregression_schemes": list_of(*SCHEMES),
     "token_decoding_schedules": list_of(*TOKEN_CURVES),
     "temp_schedules": list_of("constant", "linear", "onex:0.5:0.5"),
@@ -74,8 +72,8 @@ _COMPLETED: dict[str, Complete] = {
 }
 
 
-def _continued(incomplete: str, words: Iterable[str], is_set: bool = False, first: str = "") -> list[str]:
-    """The list so far with each word that its last item may become; `first` only alone, words of a set once.
+def _continued(incomplete: str, words: Iterable[str], alone: str = "") -> list[str]:
+    """The list so far with each word that its last item may become; with `alone`, each word once.
 
     An item that has come to its weight (`caption:2`, `caption:-`) is not a name any more.
     """
@@ -83,9 +81,9 @@ def _continued(incomplete: str, words: Iterable[str], is_set: bool = False, firs
     head, item = incomplete[:cut], incomplete[cut:]
     if ":" in item or head.endswith(":-"):
         return []
-    items = re.split("[-, ]", incomplete)[:-1] if is_set else []
+    items = re.split("[-, ]", incomplete)[:-1] if alone else []
     used = {one.partition(":")[0].partition("@")[0] for one in items}
-    offered = [*(word for word in words if word not in used), *([first] if first and not head else [])]
+    offered = [*(word for word in words if word not in used), *([alone] if alone and not head else [])]
     return [head + word for word in offered if word.startswith(item)]
 
 
@@ -143,45 +141,38 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "model": option("Name, Hub id, folder or .safetensors file. Without it, demo.", "NAME", MODEL, **_NAME),
     "sr_model": option(
         "Super-resolution after generation, by this model. With -src or an option --sr-..., the one that "
-        "belongs to the model.", "NAME", MODEL, **_NAME,
-    ),
+        "belongs to the model.", "NAME", MODEL, **_NAME),
     "tokenizers": option(
         "Another tokenizer for a key of the model: a name, Hub id, folder or file. May be repeated.",
-        "KEY=NAME", MODEL, "--tokenizer",
-    ),
+        "KEY=NAME", MODEL, "--tokenizer"),
     "device": option(
         "auto (without it), cpu, cuda or mps.", "<str>", MODEL, parser=parse_device,
-        autocompletion=one_of(*DEVICES),
-    ),
+        autocompletion=one_of(*DEVICES)),
     "dtype": option(
         "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", "<str>", MODEL,
         parser=parse_dtype,
-        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values())),
-    ),
+        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values()))),
     "attention": option(
         "sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
-        autocompletion=one_of("sdpa", "xformers"),
-    ),
+        autocompletion=one_of("sdpa", "xformers")),
     "config": option("YAML with model settings.", "FILE", CONFIG, "-c", "--config", parser=local_path),
     "data_config": option("YAML with data.", "FILE", CONFIG, "-dc", "--data-config", parser=local_path),
     "gen_config": option("YAML with a schedule.", "FILE", CONFIG, "-gc", "--gen-config", parser=local_path),
     "sr_config": option(
-        "YAML with the sr_ schedule.", "FILE", CONFIG, "-src", "--sr-config", parser=local_path
-    ),
+        "YAML with the sr_ schedule.", "FILE", CONFIG, "-src", "--sr-config", parser=local_path),
     "num_variations": option("Results per sample. By default 1.", "K", RUN, min=1),
     "seed": option("Seed of all random draws. By default 0.", "S", RUN, min=0),
     "batch_size": option("Results decoded together. It changes no result in float32.", "auto|N", RUN),
     "shard": option("Do one n-th of the results: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.", "i/n", RUN),
     "out": option(
-        "Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT, parser=output_path
-    ),
+        "Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
+        parser=output_path),
     "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
     "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
     "detokenizer_steps": option(
         "Steps of tokenizers that decode by diffusion. By default 50, at most 25 for previews.", "N", OUTPUT,
-        min=1,
-    ),
+        min=1),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import socket
 import stat
 import time
@@ -52,8 +51,16 @@ def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool
             os.link(file, path)
         except FileExistsError:  # NFS may report this for a link that it has just created
             return os.path.samestat(file.lstat(), path.lstat())
-        except OSError:  # no hard links: other processes may see the file before it is complete
-            return _copy(file, path)
+        except OSError:  # no hard links: for a moment, other processes see an empty file
+            try:
+                path.open("xb").close()  # follows no link
+            except FileExistsError:
+                return False
+            try:
+                os.replace(file, path)
+            except BaseException:
+                path.unlink()
+                raise
     return True
 
 
@@ -325,21 +332,6 @@ def _fill(text: str, file: Path) -> None:
         stream.write(text.encode("utf-8", errors="surrogateescape"))
         stream.flush()
         os.fsync(stream.fileno())  # before it is renamed, so that a power failure leaves no empty record
-
-
-def _copy(file: Path, path: Path) -> bool:
-    """Copy a file to a path where nothing is; False if something is there."""
-    try:
-        new = path.open("xb")  # follows no link
-    except FileExistsError:
-        return False
-    try:
-        with new, open_own(file, "r") as whole:
-            shutil.copyfileobj(whole, new)
-    except BaseException:  # Ctrl-C too
-        path.unlink(missing_ok=True)
-        raise
-    return True
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -291,18 +290,18 @@ def test_a_file_is_created_once_where_there_are_no_hard_links(
     assert (tmp_path / "a.txt").read_text() == "first"
 
 
-def test_a_copy_that_fails_leaves_nothing_where_there_are_no_hard_links(
+def test_a_file_that_cannot_take_its_place_leaves_nothing_where_there_are_no_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*args: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    def copy(source: object, target: Any) -> None:
-        target.write(b"half")
+    def replace(source: object, target: Any) -> None:
+        assert target.read_bytes() == b""
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    monkeypatch.setattr(os, "replace", replace)
     (tmp_path / "taken.txt").symlink_to("nowhere")
     assert not create_text(tmp_path, tmp_path / "taken.txt", "x")
     with pytest.raises(FourMError, match=r"cannot write .*No space left"):
