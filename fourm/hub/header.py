@@ -32,18 +32,14 @@ class Dtype:
     num_bytes: int  # of a number
 
 
+_FLOAT32, _BFLOAT16 = Dtype("float32", "float32", 4), Dtype("bfloat16", "bfloat16", 2)
+_FLOAT16 = Dtype("float16", "float16", 2)
 # By every name that users may type; "auto" is float32 on every device, so that all compute the same. TF32 is
 # no dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 DTYPES: Mapping[str, Dtype] = {
-    name: Dtype(names[0], torch_name, num_bytes)
-    for names, torch_name, num_bytes in (
-        (("float32", "auto", "fp32"), "float32", 4),
-        (("tf32",), "float32", 4),
-        (("bfloat16", "bf16"), "bfloat16", 2),
-        (("float16", "fp16"), "float16", 2),
-    )
-    for name in names
-}
+    "float32": _FLOAT32, "auto": _FLOAT32, "fp32": _FLOAT32, "tf32": Dtype("tf32", "float32", 4),
+    "bfloat16": _BFLOAT16, "bf16": _BFLOAT16, "float16": _FLOAT16, "fp16": _FLOAT16,
+}  # fmt: skip
 
 
 class TokenizerPart(Enum):
@@ -167,30 +163,30 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's metadata must be strings")
-    found = sorted((_read_span(info, f"{path}: tensor '{name}'"), name) for name, info in table.items())
-    tensors, end = {}, 0
-    for (start, stop), name in found:
+    spans = []
+    for name, info in table.items():
+        where = f"{path}: tensor '{name}'"
+        if not isinstance(info, dict):
+            raise CheckpointError(f"{where} is not described by an object")
+        dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+        if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+            raise CheckpointError(f"{where} is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read")
+        if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
+            raise CheckpointError(f"{where} lacks a proper shape or place in the file")
+        tensor = TensorInfo(dtype, tuple(shape))
+        if span[1] - span[0] != tensor.num_elements * _DTYPE_BYTES[dtype]:
+            raise CheckpointError(f"{where} of shape {shape} does not fill its {span[1] - span[0]:,} bytes")
+        spans.append((span, name, tensor))
+    spans.sort(key=lambda one: one[:2])
+    end = 0
+    for (start, stop), name, _ in spans:
         if start != end:
             raise CheckpointError(f"{path}: tensor '{name}' begins at byte {start:,} instead of {end:,}")
-        tensors[name], end = TensorInfo(table[name]["dtype"], tuple(table[name]["shape"])), stop
+        end = stop
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return Header(metadata, tensors)
-
-
-def _read_span(info: object, where: str) -> tuple[int, int]:
-    """First byte of a tensor and the one after its last, which fit its dtype and shape."""
-    if not isinstance(info, dict):
-        raise CheckpointError(f"{where} is not described by an object")
-    dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        raise CheckpointError(f"{where} is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read")
-    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
-        raise CheckpointError(f"{where} lacks a proper shape or place in the file")
-    if span[1] - span[0] != math.prod(shape) * _DTYPE_BYTES[dtype]:
-        raise CheckpointError(f"{where} of shape {shape} does not fill its {span[1] - span[0]:,} bytes")
-    return span[0], span[1]
+    return Header(metadata, {name: tensor for _, name, tensor in spans})
 
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:

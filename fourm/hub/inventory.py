@@ -10,7 +10,7 @@ from fourm.hub import catalogue
 from fourm.hub.cache import find_cached
 from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, find_entry, tokenizer_entry
 from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, weights_of
-from fourm.hub.header import DTYPES, TensorInfo, config_of, read_header
+from fourm.hub.header import DTYPES, config_of, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality
 
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
@@ -91,16 +91,16 @@ def describe(name_or_path: str) -> ModelInfo:
 
 def count_parameters(files: ModelFiles) -> int:
     """Trained numbers of a model, counted from its file's header: fixed tables, and twins, are none."""
-    tensors = read_header(files.weights).tensors
-    return sum(info.num_elements for name, info in tensors.items() if not _is_fixed(name, tensors, files))
-
-
-def _is_fixed(name: str, tensors: Mapping[str, TensorInfo], files: ModelFiles) -> bool:
-    if (match := _POSITIONS.fullmatch(name)) and match[1] in files.registry.rows:
-        return files.registry.rows[match[1]].positions != "learned"
-    if name.endswith(".mod_emb") and name.startswith("decoder_"):
-        return name.replace("decoder_", "encoder_", 1) in tensors
-    return files.config.get("norm_bias") is False and _NORM_BIAS.fullmatch(name) is not None
+    tensors, rows, count = read_header(files.weights).tensors, files.registry.rows, 0
+    for name, info in tensors.items():
+        if (match := _POSITIONS.fullmatch(name)) and match[1] in rows:
+            is_fixed = rows[match[1]].positions != "learned"
+        elif name.endswith(".mod_emb") and name.startswith("decoder_"):
+            is_fixed = name.replace("decoder_", "encoder_", 1) in tensors
+        else:
+            is_fixed = files.config.get("norm_bias") is False and _NORM_BIAS.fullmatch(name) is not None
+        count += 0 if is_fixed else info.num_elements
+    return count
 
 
 def _known_info(entry: Entry) -> ModelInfo:
