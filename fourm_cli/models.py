@@ -9,7 +9,7 @@ from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
 from fourm.hub.cache import cache_folder
 from fourm.hub.catalogue import LICENCES
-from fourm.hub.inventory import ModelInfo, describe, list_models
+from fourm.hub.files import ModelInfo, describe, list_models
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourm.hub.files import ModelFiles, weights_of
+from fourm.hub.files import ModelFiles, is_unused, weights_of
 from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
-from fourm.hub.inventory import is_unused
 from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES

@@ -11,8 +11,7 @@ import pytest
 
 from fourm.hub.cache import text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE
-from fourm.hub.files import find_model
-from fourm.hub.inventory import count_parameters, describe, list_models
+from fourm.hub.files import count_parameters, describe, find_model, list_models
 from tests.headers import seven
 from tests.hubcache import COMMIT, put_folder, write_tokenizer
 
