@@ -6,7 +6,7 @@ drawn. Sixteen codes of a mask are decoded to a mask within a box; masks of one 
 """
 
 import colorsys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain, cycle
 
@@ -77,33 +77,24 @@ _LIMBS = (
 _Stroke = tuple[float, list[float], float, Ink]
 
 
-def draw_figures(people: People, decode: Decode) -> Image.Image:
-    """Draw each person as a figure in their box; decode turns pose codes (n, 8) into (n, 207, 1, 1)."""
-    figures = list[list[_Stroke]]()
-    if people:
+def draw_figures(people: People, decode: Decode | None = None) -> Image.Image:
+    """Draw each person as a figure in their box; decode turns pose codes (n, 8) into (n, 207, 1, 1).
+
+    Without it, that is, without a tokenizer for poses, only boxes and numbers are drawn.
+    """
+    image, notes = Image.new("RGB", (_SIDE, _SIDE), "white"), list[str]()
+    if decode is None:
+        for person in people:
+            codes = (" ".join(map(str, some)) for some in (person.pose_codes[:4], person.pose_codes[4:]))
+            notes.append("\n".join(("", *codes, "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera))))
+    elif people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
         figures = [_strokes(*one, _colour(n)) for n, one in enumerate(zip(people, rotations, strict=True))]
-    image = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
-    draw = ImageDraw.Draw(image)
-    for _, ends, inner, colour in sorted(chain(*figures), key=lambda stroke: -stroke[0]):
-        for radius, ink in ((inner + _FINE, _scaled(colour, 0.5)), (inner, colour)):  # first a darker edge
-            draw.line(ends, ink, round(2 * radius))
-            for x, y in (ends[:2], ends[2:]):
-                draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
-    image = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    _label(image, people, ["" if strokes else "\nout of sight" for strokes in figures])
-    return image
-
-
-def draw_boxes_of_people(people: People) -> Image.Image:
-    """Draw only boxes and numbers: without a tokenizer poses cannot be decoded."""
-    image, notes = Image.new("RGB", (_SIDE, _SIDE), "white"), list[str]()
-    for person in people:
-        codes = (" ".join(map(str, some)) for some in (person.pose_codes[:4], person.pose_codes[4:]))
-        notes.append("\n".join(("", *codes, "scale {:.2f}, x {:.2f}, y {:.2f}".format(*person.camera))))
+        notes = ["" if strokes else "\nout of sight" for strokes in figures]
+        image = _draw_strokes(chain(*figures))
     _label(image, people, notes)
-    if people:
+    if decode is None and people:
         note = "boxes and numbers: no tokenizer for poses"
         _write(image, (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
     return image
@@ -156,6 +147,17 @@ def _strokes(person: Person, rotations: Floats, colour: Ink) -> list[_Stroke]:
     return found
 
 
+def _draw_strokes(strokes: Iterable[_Stroke]) -> Image.Image:
+    image = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
+    draw = ImageDraw.Draw(image)
+    for _, ends, inner, colour in sorted(strokes, key=lambda stroke: -stroke[0]):
+        for radius, ink in ((inner + _FINE, _scaled(colour, 0.5)), (inner, colour)):  # first a darker edge
+            draw.line(ends, ink, round(2 * radius))
+            for x, y in (ends[:2], ends[2:]):
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
+    return image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+
+
 def _label(image: Image.Image, people: People, notes: Sequence[str]) -> None:
     """Draw the box of each person, and their number with a note."""
     draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
@@ -194,25 +196,24 @@ def _scaled(colour: Ink, light: float) -> Ink:
     return int(red * light), int(green * light), int(blue * light)
 
 
-def draw_instances(groups: Groups, decode: Decode) -> Image.Image:
-    """Draw the instances at all query points; decode turns codes (n, 16) into logits (n, 1, H, W)."""
-    codes = [instance.codes for group in groups for instance in group.instances]
-    if not codes:
-        return Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
-    masks = 0.5 + 0.5 * np.tanh(0.5 * decode(codes)[:, 0])  # does not overflow where a plain sigmoid would
-    return Image.fromarray(paint_instances(_boxes_of(groups), masks))
+def draw_instances(groups: Groups, decode: Decode | None = None) -> Image.Image:
+    """Draw the instances at all query points; decode turns codes (n, 16) into logits (n, 1, H, W).
 
-
-def outline_instances(groups: Groups) -> Image.Image:
-    """Draw only the boxes: without a tokenizer masks cannot be decoded."""
+    Without it, that is, without a tokenizer for masks, only boxes are drawn.
+    """
+    found = [instance for group in groups for instance in group.instances]
+    boxes = np.array([instance.box for instance in found], dtype=np.int64).reshape(-1, 4)
+    if decode is not None:
+        codes = [instance.codes for instance in found]
+        logits = decode(codes)[:, 0] if codes else np.zeros((0, 1, 1), dtype=np.float32)
+        # Does not overflow where a plain sigmoid would.
+        return Image.fromarray(paint_instances(boxes, 0.5 + 0.5 * np.tanh(0.5 * logits)))
     image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE))
-    draw = ImageDraw.Draw(image)
-    found = _boxes_of(groups)
-    largest_first = found[np.argsort(-_areas(found), kind="stable")].clip(max=PICTURE_SIDE - 1).tolist()
+    draw, place, font = ImageDraw.Draw(image), (PICTURE_SIDE / 2, PICTURE_SIDE - 10), font_for("", 12)
+    largest_first = boxes[np.argsort(-_areas(boxes), kind="stable")].clip(max=PICTURE_SIDE - 1).tolist()
     bright = (instance_colours() // 2 + 128).tolist()  # some colours are too dark for a thin line
     for box, colour in zip(dict.fromkeys(map(tuple, largest_first)), cycle(bright), strict=False):
         draw.rectangle(box, outline=tuple(colour), width=2)
-    place, font = (PICTURE_SIDE / 2, PICTURE_SIDE - 10), font_for("", 12)
     note = "boxes only: no tokenizer for masks"
     draw.rectangle(draw.textbbox(place, note, font, "mm"), "black")
     draw.text(place, note, "white", font, "mm")
@@ -261,8 +262,3 @@ def _merge(boxes: Corners, masks: Masks) -> list[list[int]]:
 
 def _areas(boxes: Corners) -> NDArray[np.int64]:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _boxes_of(groups: Groups) -> Corners:
-    found = [instance.box for group in groups for instance in group.instances]
-    return np.array(found, dtype=np.int64).reshape(-1, 4)

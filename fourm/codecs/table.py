@@ -38,8 +38,8 @@ def build_codec(
         return CaptionCodec(row, wordpiece)
     form = STRUCTURED[row.codec]
     grammar, draw = form.suited(wordpiece) if form.suited else form.grammar, form.draw
-    if tokenizer is not None and form.draw_decoded is not None:
-        draw = partial(form.draw_decoded, decode=decoder_of(row, tokenizer, form.codes, form.channels))
+    if tokenizer is not None and form.codes:
+        draw = partial(draw, decode=decoder_of(row, tokenizer, form.codes, form.channels))
     return StructuredCodec(row, grammar, wordpiece, draw)
 
 

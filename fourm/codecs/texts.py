@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fourm.codecs import drawing, figures
-from fourm.codecs.figures import Decode
+from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_card
+from fourm.codecs.figures import POSE_NUMBERS, Decode, draw_figures, draw_instances
 from fourm.codecs.files import read_json, read_members, read_text
 from fourm.codecs.images import check_finite
 from fourm.data.layout import Crop
@@ -83,7 +83,7 @@ class CaptionCodec:
     def picture(value: str) -> Image.Image:
         """The text on a white card, or "no caption" where it has no visible character."""
         seen = any(character.isprintable() and not character.isspace() for character in value)
-        return drawing.text_card(value if seen else "no caption")
+        return text_card(value if seen else "no caption")
 
 
 def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
@@ -204,11 +204,9 @@ class StructuredForm:
     """What is special about one sort of structured value."""
 
     grammar: Grammar[Any]
-    draw: Callable[[Any], Image.Image]  # without a tokenizer
-    # Of the value and `decode`, a figures.Decode; used with a tokenizer that decodes the codes in a value.
-    draw_decoded: Callable[..., Image.Image] | None = None
+    draw: Callable[..., Image.Image]  # of the value, and `decode`, if a tokenizer decodes codes in the value
     codes: tuple[int, ...] = ()  # (h, w), or (codebooks, h, w): the shape of what is decoded together
-    channels: int = 1  # of what is decoded
+    channels: int = 0  # of what is decoded
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
 
@@ -251,13 +249,11 @@ def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
 
 # By the codec name of a row.
 STRUCTURED: dict[str, StructuredForm] = {
-    "det": StructuredForm(box_grammar(), drawing.draw_boxes, suited=_boxes_suited),
-    "metadata": StructuredForm(METADATA, drawing.draw_metadata),
-    "color_palette": StructuredForm(palette_grammar(), drawing.draw_palette),
-    "human_poses": StructuredForm(
-        HUMAN_POSES, figures.draw_boxes_of_people, figures.draw_figures, (8, 1, 1), figures.POSE_NUMBERS
-    ),
-    "sam_instance": StructuredForm(SAM_INSTANCES, figures.outline_instances, figures.draw_instances, (4, 4)),
+    "det": StructuredForm(box_grammar(), draw_boxes, suited=_boxes_suited),
+    "metadata": StructuredForm(METADATA, draw_metadata),
+    "color_palette": StructuredForm(palette_grammar(), draw_palette),
+    "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS),
+    "sam_instance": StructuredForm(SAM_INSTANCES, draw_instances, (4, 4), 1),
 }
 
 
@@ -308,5 +304,4 @@ class EmbeddingCodec:
 
     def picture(self, value: Vectors) -> Image.Image:
         """A card with the number and the width of the vectors."""
-        what = "{} embedding: {} vectors of {} numbers".format(self.row.title, *value.shape)
-        return drawing.text_card(what)
+        return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")

@@ -15,12 +15,10 @@ from fourm.codecs.figures import (
     FOCAL_LENGTH,
     POSE_NUMBERS,
     camera_translation,
-    draw_boxes_of_people,
     draw_figures,
     draw_instances,
     instance_colours,
     nearest_rotations,
-    outline_instances,
     paint_instances,
     place_joints,
 )
@@ -161,7 +159,7 @@ def test_whatever_a_text_says_can_be_drawn(people: People, seed: int) -> None:
         return np.random.default_rng(seed).normal(size=(len(codes), POSE_NUMBERS, 1, 1)).astype(np.float32)
 
     assert draw_figures(people, decode).size == (448, 448)
-    assert draw_boxes_of_people(people).size == (448, 448)
+    assert draw_figures(people).size == (448, 448)
 
 
 def test_a_box_at_the_border_is_drawn_whole() -> None:
@@ -181,7 +179,7 @@ def test_people_have_colours_of_their_own() -> None:
 def test_no_box_runs_through_the_number_of_somebody() -> None:
     """The second box would cross the first one's numbers; they have a white ground of their own."""
     other = replace(SOMEBODY, box=(90.0, 16.0, 200.0, 200.0))
-    picture = np.asarray(draw_boxes_of_people((SOMEBODY, other))).astype(int)
+    picture = np.asarray(draw_figures((SOMEBODY, other))).astype(int)
     line = picture[2 * 17 : 2 * 40, 2 * 52 + 12 : 2 * 52 + 80]
     blue, green = (line[..., 2] > line[..., 0] + 40).sum(), (line[..., 1] > line[..., 2] + 40).sum()
     assert blue > 0
@@ -189,12 +187,12 @@ def test_no_box_runs_through_the_number_of_somebody() -> None:
 
 
 def test_nobody_is_said() -> None:
-    for picture in (draw_figures((), still), draw_boxes_of_people(())):
+    for picture in (draw_figures((), still), draw_figures(())):
         assert (np.asarray(picture) < 200).any()
 
 
 def test_without_a_tokenizer_boxes_and_numbers_are_drawn_and_it_is_said() -> None:
-    picture = np.asarray(draw_boxes_of_people((SOMEBODY,)))
+    picture = np.asarray(draw_figures((SOMEBODY,)))
     left, top, right, bottom = (int(2 * c) for c in SOMEBODY.box)
     assert (picture[top, left:right] < 250).any(axis=-1).all()
     assert (picture[bottom - 100 : bottom - 10, left + 10 : right - 10] == 255).all()  # no body
@@ -305,7 +303,7 @@ def test_extreme_logits_are_no_error() -> None:
 @given(groups_that_fit())
 def test_whatever_a_text_says_of_instances_can_be_drawn(groups: Groups) -> None:
     assert draw_instances(groups, formula).size == (PICTURE_SIDE, PICTURE_SIDE)
-    assert outline_instances(groups).size == (PICTURE_SIDE, PICTURE_SIDE)
+    assert draw_instances(groups).size == (PICTURE_SIDE, PICTURE_SIDE)
 
 
 def test_all_instances_are_decoded_at_once_in_the_order_of_the_text() -> None:
@@ -321,7 +319,7 @@ def test_all_instances_are_decoded_at_once_in_the_order_of_the_text() -> None:
 
 def test_without_a_tokenizer_boxes_are_drawn_and_it_is_said() -> None:
     groups = (Group((1, 2), (Instance((40, 50, 90, 120), CODES), DOG)),)
-    picture = np.asarray(outline_instances(groups))
+    picture = np.asarray(draw_instances(groups))
     assert np.array_equal(picture[50, 60], instance_colours()[1] // 2 + 128)
     assert not picture[80, 60].any()
     assert np.array_equal(picture[20, 150], instance_colours()[0] // 2 + 128)
@@ -330,7 +328,7 @@ def test_without_a_tokenizer_boxes_are_drawn_and_it_is_said() -> None:
 
 def test_a_box_at_the_lower_border_is_seen_beside_the_note() -> None:
     low = Instance((2, 150, 222, 223), CODES)
-    picture = np.asarray(outline_instances((Group((1, 2), (low,)),)))
+    picture = np.asarray(draw_instances((Group((1, 2), (low,)),)))
     assert picture[223, 4:220].any(axis=-1).all()
 
 
