@@ -8,13 +8,13 @@ constant. `tests/schedule/test_cost.py` compares the sum with the peak of real r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.hub.files import ModelFiles, is_unused, weights_of
 from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
-from fourm.modalities.registry import MAX_SIZE, SEQUENCE_ROWS, Kind, Modality
+from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
 
@@ -90,13 +90,13 @@ class Sizes:
     width: int  # bytes per number
 
     @staticmethod
-    def of(config: Mapping[str, object], width: int) -> Sizes:
-        """From a config.json; wrong values get a default here, and an error when the model is built."""
-        dim, depth = _whole(config.get("dim"), 768), _whole(config.get("decoder_depth"), 12)
-        ratio = config.get("mlp_ratio")
-        hidden = dim * (ratio if isinstance(ratio, int | float) and 0 < ratio <= MAX_SIZE else 4.0)
-        is_gated = config.get("gated_mlp") is True
-        return Sizes(dim, round(hidden * 2 / 3 if is_gated else hidden), 3 if is_gated else 2, depth, width)
+    def of(model: ModelFiles, width: int) -> Sizes:
+        """From the shapes of the decoder's MLPs in a model's file, which are alike; zeros if it has none."""
+        shapes = {name: info.shape for name, info in read_header(model.weights).tensors.items()}
+        firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
+        hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
+        is_gated = "decoder.0.mlp.fc3.weight" in shapes
+        return Sizes(dim, hidden, 3 if is_gated else 2, len(firsts), width)
 
     def layers(self, rows: int, tokens: int) -> int:
         """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""
@@ -134,7 +134,7 @@ def decoding_peak(
     chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int = MOST_ROWS
 ) -> Peak:
     """The peak of all steps of a chain, without the weights; max_rows: see `estimate`."""
-    sizes, peaks = Sizes.of(model.config, width), [Peak(0)]
+    sizes, peaks = Sizes.of(model, width), [Peak(0)]
     known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
     left = dict(chain.num_tokens)
     for step in chain.steps:
@@ -232,7 +232,3 @@ def _loaded(model: ModelFiles) -> Iterator[TensorInfo]:
     """Tensors of a model's file that are loaded, in the order of the file."""
     tensors = read_header(model.weights).tensors.items()
     return (info for name, info in tensors if not is_unused(name, model))
-
-
-def _whole(value: object, default: int) -> int:
-    return value if isinstance(value, int) and 0 < value <= MAX_SIZE else default

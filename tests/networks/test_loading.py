@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -392,7 +393,7 @@ def test_numbers_and_texts_of_any_size_in_a_configuration_are_refused_in_short(
     """Also by what counts memory, which is asked before."""
     files = find_model(tiny)
     config = {**files.config, key: value}
-    assert Sizes.of(config, 4).hidden > 0
+    assert Sizes.of(replace(files, config=config), 4).hidden > 0
     with pytest.raises(CheckpointError, match=said) as caught:
         FourMConfig.from_dict(config, files.registry)
     assert len(str(caught.value)) < 200
