@@ -124,13 +124,13 @@ class Run:
             for place in self.places
         }
         length = sample.key.folder.count("/") + 3  # of modality/folder/name.ext, in parts
-        sources = dict[str, tuple[str, ...]]()
-        for name in dict.fromkeys((*sample.files, *(name for varied in sample.varied for name in varied))):
-            paths = dict.fromkeys(sample.files_of(v)[name] for v in (self.numbers if sample.varied else (0,)))
-            sources[name] = tuple("/".join(path.parts[-length:]) for path in paths)
-        return RecordedSample(
-            sample.key, self.numbers, files, sample.caption, sample.typed, sources, CROP if is_cropped else ""
-        )
+        given = [sample.files_of(variation) for variation in (self.numbers if sample.varied else (0,))]
+        sources = {
+            name: tuple(dict.fromkeys("/".join(paths[name].parts[-length:]) for paths in given))
+            for name in given[0]
+        }
+        how = CROP if is_cropped else ""
+        return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,10 @@ class Results:
 
     def keys(self) -> list[Key]:
         """Names of all samples that have a file, in order."""
-        found = {
-            sample.key
-            for run in self.runs
-            for sample in run.samples()
-            if any(os.path.lexists(self.root / name) for names in sample.files.values() for name in names)
-        }
+        found = set[Key]()
+        for sample in chain.from_iterable(run.samples() for run in self.runs):
+            if any(os.path.lexists(self.root / name) for name in chain(*sample.files.values())):
+                found.add(sample.key)
         return sorted(found)
 
     @property

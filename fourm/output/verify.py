@@ -156,9 +156,7 @@ class _Folder:
                 if kind == CHECKSUMS:
                     scan = processes.scan_checksums(file.path)
                     self.sums |= scan.listed
-                    damaged = scan.damaged + (
-                        scan.cut if kind in noted else []
-                    )  # a killed process may cut one
+                    damaged = scan.damaged + (scan.cut if kind in noted else [])  # a kill may cut one off
                 is_changed = kind in noted and processes.sha256_of_file(file.path) != noted[kind]
             except OSError as error:
                 self.find(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
@@ -221,17 +219,14 @@ class _Folder:
         if any(file.endswith(processes.FAILED) for file in lists):
             return  # told already
         path = self.root / FAILURES
-        told = (
-            read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True)
-            if os.path.lexists(path)
-            else []
-        )
+        text = read_bytes(path, processes.MAX_LIST_BYTES) if path.exists() else b""
+        told = text.splitlines(keepends=True)
         lines = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
         lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
         if lost or told != [line for line in lines if line in told]:
             what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
             self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
-        elif os.path.lexists(path) and not told:
+        elif path.exists() and not told:
             self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
 
     def compare_files(self, tell: Tell) -> None:
@@ -302,6 +297,7 @@ class _Folder:
         """Check the results of a run: what became of them, and the files that have no checksum."""
         run, counts = each.run, Counter[str]()
         if run.is_older:
+            self.is_unknown = True
             self.samples += sum(1 for _ in run.samples()) if each is self.runs[0] else 0
             return
         lists = {path.relative_to(self.root).as_posix(): path for path in run.thousands()}
@@ -339,9 +335,8 @@ class _Folder:
                 state = NOTED
             elif not any(file in self.unlisted for file in own):
                 state = ABSENT
-            else:
-                has_lost_lists = each.is_closed and not self.sums
-                state = MADE if has_lost_lists else BEGUN
+            else:  # without any list, of a run that has ended, all that is there was made
+                state = MADE if each.is_closed and not self.sums else BEGUN
             states.append(state)
             if state == MADE:
                 each.failed.discard(result)
@@ -350,11 +345,9 @@ class _Folder:
             self.lack(file, "other files of its sample are here")
         for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
             for place in run.record.places:
-                if place.form == "extra":
-                    number = None if is_single else variation
-                    file = file_name(place.folder, sample.key, place.suffix, number)
-                else:
-                    file = sample.file(place, variation)
+                number = None if is_single else variation
+                extra = file_name(place.folder, sample.key, place.suffix, number)
+                file = extra if place.form == "extra" else sample.file(place, variation)
                 is_made = MADE in states if file in shared else state == MADE
                 self._take_unlisted(each, file, is_made, place)
         return states
@@ -375,23 +368,20 @@ class _Folder:
         """Whether there are as many results as the record says."""
         run, file, begun = each.run, each.run.file, counts[BEGUN]
         expected = run.record.samples * len(run.variations)
-        lack = expected - counts[MADE] - counts[NOTED]
         if counts[MADE] > expected:
             self.find(ALTERED, file, f"tells of {expected:,} results, and there are {counts[MADE]:,}")
-        if lack <= 0:
-            return
-        half = f" ({begun:,} of them begun)" if begun else ""
-        say = f"{lack:,} of {expected:,} results were not made{half}; "
-        if run.record.origin and file == RUN and each.is_closed:
-            say += "the run that this one goes on from lacks them, or "
-            self.note(MISSING, file, f"{say}--resume makes them")
-        else:
-            self.find(MISSING, file, f"{say}--resume makes them")
+        if (lack := expected - counts[MADE] - counts[NOTED]) > 0:
+            half = f" ({begun:,} of them begun)" if begun else ""
+            say = f"{lack:,} of {expected:,} results were not made{half}; "
+            if run.record.origin and file == RUN and each.is_closed:
+                why = "the run that this one goes on from lacks them, or"
+                self.note(MISSING, file, f"{say}{why} --resume makes them")
+            else:
+                self.find(MISSING, file, f"{say}--resume makes them")
 
     def check_unlisted(self) -> None:
         """Files without a checksum that belong to no result, or to one of a process that was killed."""
-        is_unknown = self.is_unknown or any(each.run.is_older for each in self.runs)
-        for path in () if is_unknown else sorted(self.unlisted):
+        for path in () if self.is_unknown else sorted(self.unlisted):
             if self.has_base or _top(path) in self.known:
                 self.find(FOREIGN, path, "belongs to no sample of a run")
         if self.late:
