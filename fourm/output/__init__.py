@@ -7,8 +7,8 @@ PUBLIC = {
     "formats": "Tokens find_flaw",
     "joining": "Joining check_names check_output withdraw_output",
     "processes": (
-        "ANY_RUN Failure Launch Listed Process close_output lacking list_files now read_checksums "
-        "read_failures remove_empty sha256_of sha256_of_file write_failures"
+        "ANY_RUN Failure Launch Listed Process close_output list_files now read_checksums read_failures "
+        "remove_empty sha256_of sha256_of_file write_failures"
     ),
     "record": "BASE RUN RunRecord SR SR_RUN read_run",
     "samples": "RecordedSample Results Run SampleWriter chain_names open_results samples_for",

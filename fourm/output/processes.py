@@ -139,8 +139,11 @@ class Process:
         """Append checksums, by path below the folder."""
         self._append(CHECKSUMS, format_checksums(listed))
 
-    def add_failure(self, failure: Failure) -> None:
-        """Append a failed sample."""
+    def add_failure(self, key: str, variation: int, reason: str, stage: str, paths: Iterable[Path]) -> None:
+        """Append a failed sample, which has these paths or would have them."""
+        changed = {path.relative_to(self.out).as_posix(): _changed(path) for path in paths}
+        files = {file: None for file, time in changed.items() if time is None} or changed
+        failure = Failure(key, variation, reason, stage, now(), files)
         self._append(FAILED, failure.to_line().encode())
 
     def check(self) -> None:
@@ -318,12 +321,6 @@ def format_checksums(listed: Mapping[str, Listed]) -> bytes:
         comment = "" if size is None else f"# {size} bytes\n"
         lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
     return os.fsencode("".join(lines))
-
-
-def lacking(out: Path, paths: Iterable[Path]) -> dict[str, int | None]:
-    """`Failure.files` of a sample with these paths."""
-    changed = {path.relative_to(out).as_posix(): _changed(path) for path in paths}
-    return {file: None for file, time in changed.items() if time is None} or changed
 
 
 def read_failures(out: Path) -> list[Failure]:

@@ -33,15 +33,7 @@ from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch
 from fourm.output.formats import Tokens, find_flaw
-from fourm.output.processes import (
-    Failure,
-    Listed,
-    Process,
-    lacking,
-    list_files,
-    now,
-    read_checksums,
-)
+from fourm.output.processes import Listed, Process, list_files, read_checksums
 from fourm.output.record import BASE, RUN, SR
 from fourm.output.samples import SampleWriter
 from fourm.runs.conditions import Given, Work
@@ -192,8 +184,7 @@ class Saver:
         key, stage = work.sample.key.text, BASE if self.request.record == RUN else SR
         self.record_samples([work])
         self.failed.add(work.result)
-        files = lacking(self.request.out, self.files.paths(work))
-        self.process.add_failure(Failure(key, work.variation, reason, stage, now(), files))
+        self.process.add_failure(key, work.variation, reason, stage, self.files.paths(work))
         return Failed(key, work.variation, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:

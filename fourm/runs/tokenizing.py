@@ -58,7 +58,7 @@ from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
 from fourm.output.joining import check_names
-from fourm.output.processes import ANY_RUN, Failure, Launch, Process, lacking, now, sha256_of, write_failures
+from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN, read_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
@@ -268,8 +268,7 @@ def _make_batch(
             continue
         run.failed += 1
         failed = Failed(key.text, 0, "; ".join(one.problems))
-        missing = lacking(run.request.out, paths)
-        run.process.add_failure(Failure(key.text, 0, failed.reason, BASE, now(), missing))
+        run.process.add_failure(key.text, 0, failed.reason, BASE, paths)
         yield failed
 
 

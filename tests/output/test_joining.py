@@ -30,11 +30,9 @@ from fourm.output.processes import (
     FAILURES,
     LAUNCH,
     PROCESSES,
-    Failure,
     Launch,
     Process,
     close_output,
-    lacking,
     list_files,
     now,
     read_failures,
@@ -79,7 +77,7 @@ def ranks(out: Path) -> list[int]:
 
 
 def fail(process: Process, key: str, reason: str = "bad", variation: int = 0, *files: str) -> None:
-    process.add_failure(Failure(key, variation, reason, "base", now(), dict.fromkeys(files)))
+    process.add_failure(key, variation, reason, "base", [process.out / file for file in files])
 
 
 def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
@@ -391,7 +389,7 @@ def test_a_file_that_is_there_but_wrong_is_no_sign_of_success(tmp_path: Path) ->
     process = begin(tmp_path)
     path = tmp_path / "caption" / "a.txt"
     write_text(tmp_path, path, "cut off")
-    process.add_failure(Failure("x/a", 0, "bad", "base", now(), lacking(tmp_path, [path])))
+    process.add_failure("x/a", 0, "bad", "base", [path])
     assert [failure.key for failure in read_failures(tmp_path)] == ["x/a"]
     age(path, -1)
     assert read_failures(tmp_path) == []
@@ -553,7 +551,7 @@ def test_failures_of_an_overwritten_run_beside_another_are_forgotten(tmp_path: P
     close_output(begin(tmp_path), ALONE)
     finer = replace(SETTINGS, stage="sr", places=(Place("rgb@128", ".png"),))
     process = Joining(tmp_path, finer, ALONE, record=SR_RUN).enter()
-    process.add_failure(Failure("a/b", 0, "broken", "sr", files={"rgb@128/a/b.png": None}))
+    process.add_failure("a/b", 0, "broken", "sr", [tmp_path / "rgb@128/a/b.png"])
     close_output(process, ALONE)
     assert (tmp_path / FAILURES).exists()
     other = replace(finer, places=(Place("depth@128", ".npy"),))
