@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Annotated, Any, TextIO, cast
@@ -25,6 +25,7 @@ from fourm_cli.schedules import schedule_app
 # How an interrupted command goes on.
 CONTINUED = dict.fromkeys(("convert", "download", "plot", "tokenize"), "the same command")
 CONTINUED |= dict.fromkeys(("generate", "sr"), "--resume")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = ("failed to map segment", "annot allocate memory")  # in messages of the loader when memory is short
@@ -70,7 +71,7 @@ def main() -> None:
     words = sys.argv[1:]
     is_debug = "--debug" in words
     prepare_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     code = 0
     try:
@@ -123,10 +124,7 @@ def _explain_defect(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a second one ends at once; files are complete at any moment
+    for each in SIGNALS:  # a second one ends the process at once; files are complete at any moment
         signal.signal(each, lambda number, frame: os._exit(128 + number))
     raise InterruptedRun(number)
 
@@ -188,25 +186,7 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
     command: the result of `typer.main.get_command`. A flag may be given twice, but not together with its
     opposite.
     """
-    given = dict[str, list[tuple[str, str]]]()
-    for option, flag, value in _options_in(command, words):
-        if not option.multiple:
-            given.setdefault(option.name, []).append((flag, value))
-    for uses in given.values():
-        flags, values = [flag for flag, _ in uses], [value for _, value in uses if value]
-        if len(values) > 1:
-            is_list = flags[0].replace("--sr-", "--") in _LISTS
-            advice = f", as one list: {flags[0]} {','.join(values)}" if is_list else ""
-            times = f"{len(values)} times ({', '.join(values)})"
-            raise UsageError(f"{flags[0]} is given {times}; give it once{advice}")
-        # Not two names of one flag, such as `-q` and `--quiet`.
-        if not values and len({"no-" in flag for flag in flags}) > 1:
-            raise UsageError(f"{' and '.join(dict.fromkeys(flags))} are both given; give one of them")
-
-
-def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, str]]:
-    """Each option of a command line in order, with the name that was used and its value ("" for flags)."""
-    rest = list(words)
+    given, rest = dict[str, list[tuple[str, str]]](), list(words)
     while rest and (word := rest.pop(0)) != "--":
         if word in getattr(command, "commands", {}):
             command = command.commands[word]
@@ -222,4 +202,15 @@ def _options_in(command: Any, words: Sequence[str]) -> Iterator[tuple[Any, str, 
         if option := options.get(flag):
             if not option.is_flag and not equals:
                 value = rest.pop(0) if rest else ""
-            yield option, flag, "" if option.is_flag else value
+            if not option.multiple:
+                given.setdefault(option.name, []).append((flag, "" if option.is_flag else value))
+    for uses in given.values():
+        flags, values = [flag for flag, _ in uses], [value for _, value in uses if value]
+        if len(values) > 1:
+            is_list = flags[0].replace("--sr-", "--") in _LISTS
+            advice = f", as one list: {flags[0]} {','.join(values)}" if is_list else ""
+            times = f"{len(values)} times ({', '.join(values)})"
+            raise UsageError(f"{flags[0]} is given {times}; give it once{advice}")
+        # Not two names of one flag, such as `-q` and `--quiet`.
+        if not values and len({"no-" in flag for flag in flags}) > 1:
+            raise UsageError(f"{' and '.join(dict.fromkeys(flags))} are both given; give one of them")

@@ -36,6 +36,7 @@ from fourm.runs.events import (
     to_json,
 )
 
+Clock = Callable[[], float]  # seconds
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 REFRESH = 8.0  # updates of the live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
@@ -97,17 +98,24 @@ def size_text(num_bytes: int) -> str:
     return f"{size:.3g} {units[-1]}"
 
 
-def paced_notes(quiet: bool = False) -> Callable[[str], None]:
-    """A function that prints notes on how far something is, one every few seconds at most."""
-    spoken = time.monotonic()
+class Screen:
+    """What a command says on stderr while it works: with bars on a terminal, else a line now and then."""
 
-    def say(text: str) -> None:
-        nonlocal spoken
-        if not quiet and time.monotonic() - spoken >= PLAIN_LINE_SECONDS:
-            spoken = time.monotonic()
-            note(text)
+    def __init__(self, quiet: bool = False, clock: Clock = time.monotonic) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.has_bars = not quiet and sys.stderr.isatty() and not self.console.is_dumb_terminal
+        self.is_quiet, self.clock, self.last_line = quiet, clock, clock()
 
-    return say
+    def say(self, text: str) -> None:
+        """Print a line, above the bars if there are some."""
+        self.last_line = self.clock()
+        if not self.is_quiet:
+            self.console.print(Text(printable(text)))
+
+    def say_progress(self, text: str) -> None:
+        """Print a line, unless the last one was a moment ago."""
+        if self.clock() - self.last_line >= PLAIN_LINE_SECONDS:
+            self.say(text)
 
 
 def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
@@ -153,25 +161,19 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
 
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    is_live = sys.stderr.isatty() and not console.is_dumb_terminal
-    tally, last = Tally(), None
-
-    def say(text: str) -> None:
-        if not quiet:
-            console.print(Text(text))
-
+    screen, tally, last = Screen(quiet), Tally(), None
     bars = Live(
-        get_renderable=lambda: picture(tally), console=console, refresh_per_second=REFRESH, transient=True
-    )
-    with bars if is_live and not quiet else nullcontext():
-        for event in lines(events, tally, say, interval=None if is_live else PLAIN_LINE_SECONDS):
+        get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
+        transient=True,
+    )  # fmt: skip
+    with bars if screen.has_bars else nullcontext():
+        for event in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
             last = event
             if log is not None:
                 _write_line(log, event)
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
-    say(summary(last, tally))
+    screen.say(summary(last, tally))
     return last
 
 
@@ -187,7 +189,7 @@ def _write_line(log: TextIO, event: Event) -> None:
 class Tally:
     """Running totals of one stream of events."""
 
-    clock: Callable[[], float] = time.monotonic
+    clock: Clock = time.monotonic
     begun: float = 0.0  # clock at the start of decoding
     start: Started = NOT_STARTED
     step: Stepped | Detokenized | None = None

@@ -13,7 +13,7 @@ from fourm.data.opening import local_path, output_path
 from fourm.data.writing import check_drawing
 from fourm.errors import SampleError, UsageError, VerificationError
 from fourm.hub.files import DEMO, find_model
-from fourm_cli.console import counted, note, paced_notes, print_json, print_path, print_table
+from fourm_cli.console import Screen, counted, note, print_json, print_path, print_table
 from fourm_cli.options import argument, help_of, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -64,7 +64,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import plot_album, plots_folder
 
-    album, plots, progress = open_album(root, model, results), plots_folder(root), paced_notes(quiet)
+    album, plots, screen = open_album(root, model, results), plots_folder(root), Screen(quiet)
     chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
     # Problems of each sample that was drawn, and characters that no font has.
@@ -72,7 +72,7 @@ def plot(
 
     def seen(key: str, problems: tuple[str, ...], number: int) -> None:
         found[key] = problems
-        progress(f"{number:,} of {len(chosen.keys):,} samples drawn")
+        screen.say_progress(f"{number:,} of {len(chosen.keys):,} samples drawn")
 
     if sheets:
         for number, one in enumerate(plot_album(album, count, films, contact), 1):
@@ -165,8 +165,8 @@ def verify(*, folder: str, as_json: bool = False) -> None:
     """
     from fourm.output.verify import verify_folder
 
-    progress, root = paced_notes(), parse_folder(folder, sys.stdin.buffer)
-    verdict = verify_folder(root, lambda done, total: progress(f"{done:,} of {total:,} files"))
+    root, screen = parse_folder(folder, sys.stdin.buffer), Screen()
+    verdict = verify_folder(root, lambda done, total: screen.say_progress(f"{done:,} of {total:,} files"))
     if as_json:
         print_json(verdict.to_json())
     else:

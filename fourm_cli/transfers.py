@@ -2,13 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.table import Column
-from rich.text import Text
 
 from fourm.errors import VerificationError, printable
 from fourm.hub.cache import KEPT
@@ -16,7 +14,7 @@ from fourm.hub.catalogue import CATALOGUE, GROUPS, LICENCES, Entry
 from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
 from fourm.hub.remote import Client, Fetched, Transfer, Waiting
 from fourm_cli import console
-from fourm_cli.console import counted, note, print_json, print_path, print_table, size_text
+from fourm_cli.console import Clock, counted, note, print_json, print_path, print_table, size_text
 
 CLIENT = Client()  # how often to try and how long to wait
 SHOWN = 5  # files that are named in an error
@@ -123,12 +121,8 @@ def _licences(jobs: Iterable[Download]) -> list[str]:
 class Transfers:
     """The files of the running download, how far they are and how fast they come: bars, or plain lines."""
 
-    def __init__(
-        self, quiet: bool = False, left_later: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        screen = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.has_bars = not quiet and sys.stderr.isatty() and not screen.is_dumb_terminal
-        self.is_quiet, self.clock, self.last_line = quiet, clock, clock()
+    def __init__(self, quiet: bool = False, left_later: int = 0, clock: Clock = time.monotonic) -> None:
+        self.screen = console.Screen(quiet, clock)
         self.left_later = left_later  # bytes of downloads that are still to come
         self.tasks = dict[str, Task]()
         texts = [
@@ -139,8 +133,8 @@ class Transfers:
         name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
         self.bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=name), BarColumn(None), *texts,
-            console=screen, expand=True, transient=True, refresh_per_second=console.REFRESH,
-            speed_estimate_period=WINDOW, get_time=clock, disable=not self.has_bars,
+            console=self.screen.console, expand=True, transient=True, refresh_per_second=console.REFRESH,
+            speed_estimate_period=WINDOW, get_time=clock, disable=not self.screen.has_bars,
         )  # fmt: skip
 
     def begin(self, job: Download) -> None:
@@ -151,18 +145,20 @@ class Transfers:
     def take(self, event: Transfer) -> None:
         """Show an event: a line for what came and for waits; progress as a bar, or as a line now and then."""
         if isinstance(event, Waiting):
-            self._print(waiting_line(event))
+            self.screen.say(waiting_line(event))
             return
         if event.name not in self.tasks:  # files are only checked: one after the other
             self._show([(event.name, event.size, 0)])
         if isinstance(event, Fetched):
             self._update(event.name, event.size)
             if event.is_new:
-                self._print(f"{event.name}: {size_text(event.size)}, checksum right")
+                self.screen.say(f"{event.name}: {size_text(event.size)}, checksum right")
             return
         rest = self._update(event.name, event.done, event.is_check)
-        if not self.has_bars and self.clock() - self.last_line >= console.PLAIN_LINE_SECONDS:
-            self._print(f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}")
+        if not self.screen.has_bars:
+            self.screen.say_progress(
+                f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}"
+            )
 
     def _show(self, files: Iterable[tuple[str, int, int]]) -> None:
         """Let these files have the bars: names, sizes, and bytes that are here."""
@@ -189,11 +185,6 @@ class Transfers:
                 left = f"{console.duration(missing / task.speed)} left"
         self.bars.update(task.id, amount=amount, speed=speed, left=left)
         return " checked" if is_check else f", {speed}, {left}" if speed else ""
-
-    def _print(self, line: str) -> None:
-        if not self.is_quiet:
-            self.bars.console.print(Text(printable(line)))
-        self.last_line = self.clock()
 
 
 def headline(job: Download) -> str:

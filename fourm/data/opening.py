@@ -95,7 +95,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
     Inherited streams are `/dev/stdin` and the paths that a shell puts in the place of `<(command)`.
     """
-    with _inherited(path) or open_file(path) as file:
+    match = _DESCRIPTOR.fullmatch(str(path))
+    number = int(match[1] or match[2] or 0) if match else -1
+    # A regular file is opened again: a descriptor can be read only once.
+    is_stream = match is not None and not stat.S_ISREG(os.fstat(number).st_mode)
+    with os.fdopen(os.dup(number), "rb") if is_stream else open_file(path) as file:
         size = os.fstat(file.fileno()).st_size  # 0 for streams, and for the files of /proc
         data = file.read(size or limit + 1) if size <= limit else b""
     if max(size, len(data)) > limit:
@@ -189,15 +193,6 @@ def _open_at_once(path: str, flags: int) -> int:
     if _NONBLOCK:
         os.set_blocking(descriptor, True)
     return descriptor
-
-
-def _inherited(path: Path) -> BufferedReader | None:
-    """The open stream that a path such as /dev/fd/63 stands for; None for all other paths."""
-    if (match := _DESCRIPTOR.fullmatch(str(path))) is None:
-        return None
-    number = int(match[1] or match[2] or 0)
-    # A regular file is opened again by the caller: a descriptor can be read only once.
-    return None if stat.S_ISREG(os.fstat(number).st_mode) else os.fdopen(os.dup(number), "rb")
 
 
 def _too_large(path: Path, limit: int) -> OSError:

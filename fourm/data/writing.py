@@ -103,10 +103,9 @@ def check_writable(root: Path) -> None:
 def server_clock(root: Path) -> float:
     """Seconds that the clock of root's file system (perhaps a server's) is ahead of this machine's clock."""
     file = _new_file(root)
-    try:
-        return file.stat().st_mtime - time.time()
-    finally:
-        file.unlink(missing_ok=True)
+    ahead = file.stat().st_mtime - time.time()
+    file.unlink(missing_ok=True)
+    return ahead
 
 
 def process_name() -> str:
@@ -199,10 +198,7 @@ def make_all(folder: Path) -> None:
 
 
 def mode_of(path: Path) -> int | None:
-    """`st_mode` of what is at a path, of a link itself; None if nothing is there.
-
-    A single call, so that no other process changes what is there between two questions.
-    """
+    """`st_mode` of what is at a path, of a link itself, by a single call; None if nothing is there."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
