@@ -170,19 +170,16 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
         for event in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
             last = event
             if log is not None:
-                _write_line(log, event)
+                try:
+                    log.write(json.dumps(to_json(event)) + "\n")
+                    log.flush()
+                except OSError as error:
+                    what = f"cannot be written ({error.strerror})"
+                    raise FourMError(f"--log-json {log.name}: {what}") from error
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
     screen.say(summary(last, tally))
     return last
-
-
-def _write_line(log: TextIO, event: Event) -> None:
-    try:
-        log.write(json.dumps(to_json(event)) + "\n")
-        log.flush()
-    except OSError as error:
-        raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
 
 
 @dataclass(slots=True)

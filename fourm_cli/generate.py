@@ -134,14 +134,10 @@ def sr(
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
     dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
-    variations = num_variations or 1
-    if made is not None and made.num_variations > 1:  # each of them gets one result
-        variations = made.num_variations
-        if num_variations not in (None, variations):
-            raise UsageError(
-                f"--num-variations {num_variations}: the run made {variations} variations, each of which "
-                "gets one result; leave it out"
-            )
+    variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
+    if num_variations not in (None, variations):
+        why = f"the run made {variations} variations, each of which gets one result"
+        raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
     run = _requester(machine, writing, settings.run, out or root)
     request = run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
