@@ -184,8 +184,8 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
     Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
     """
     found = fit(_Detections, data, "the file", strict=False).instances
-    shown_boxes = (_shown_box(one, f"instance {i}", crop, rules) for i, one in enumerate(found))
-    boxes = [box for box in shown_boxes if box]
+    visible = (_visible_box(one, f"instance {i}", crop, rules) for i, one in enumerate(found))
+    boxes = [box for box in visible if box]
     if rules.max_boxes is not None:
         boxes = sorted(boxes, key=ORDERS["score"])[: rules.max_boxes]
     return tuple(sorted(boxes, key=ORDERS[rules.order]))
@@ -338,11 +338,8 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
     return Box(xmin, ymin, xmax, ymax, " ".join(names)), problem
 
 
-def _shown_box(found: _Detection, where: str, crop: Crop | None, rules: BoxRules) -> Box | None:
-    """What a crop shows of a box, its name without spare blanks; None where that is too little.
-
-    ValueError for corners and names that no box can have.
-    """
+def _visible_box(found: _Detection, where: str, crop: Crop | None, rules: BoxRules) -> Box | None:
+    """The part of a box within the crop; None if the rules exclude it. ValueError for impossible values."""
     x0, y0, x1, y1 = found.boxes
     if max(map(abs, found.boxes)) > _FARTHEST:
         raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")

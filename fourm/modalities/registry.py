@@ -99,18 +99,17 @@ class Modality:
         return self.name.partition("@")[0]
 
     @property
-    def resolution(self) -> int | None:
-        """The number behind '@', pixels per side; None where the name has none."""
+    def resolution(self) -> int:
+        """The number behind '@', pixels per side; 0 where the name has none."""
         tail = self.name.partition("@")[2]
-        return int(tail) if tail.isdecimal() else None
+        return int(tail) if tail.isdecimal() else 0
 
     @property
     def value_names(self) -> tuple[str, ...]:
         """The names of the values behind a grid's tokens: `depth` and `depth@448` for `tok_depth@448`."""
-        if self.kind is not Kind.GRID or not self.name.startswith(TOKENS):
-            return ()
         names = self.name.removeprefix(TOKENS), self.key.removeprefix(TOKENS), self.folder
-        return tuple(dict.fromkeys(names))
+        has_values = self.kind is Kind.GRID and self.name.startswith(TOKENS)
+        return tuple(dict.fromkeys(names)) if has_values else ()
 
     @property
     def is_rgb(self) -> bool:
@@ -150,7 +149,7 @@ class Registry:
         available = [n for n in available if n in self.rows]
         for names in (available, self.rows):
             if same_key := [n for n in names if self.rows[n].key == name]:
-                return min(same_key, key=lambda n: self.rows[n].resolution or 0)
+                return min(same_key, key=lambda n: self.rows[n].resolution)
         close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
         raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
 
@@ -158,7 +157,7 @@ class Registry:
         """The available grid whose values have this name, at its lowest resolution; None if there is none."""
         grids = [n for n in available if n in self.rows and name in self.rows[n].value_names]
         exact = [n for n in grids if n.removeprefix(TOKENS) == name]
-        return min(exact or grids, key=lambda n: self.rows[n].resolution or 0, default=None)
+        return min(exact or grids, key=lambda n: self.rows[n].resolution, default=None)
 
 
 def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
@@ -286,16 +285,20 @@ def load_registry(path: Path) -> Registry:
         places = {entry.key: entry.where for entry in entries}
         if "name" not in places:
             raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
-        row = _read_row(entries, places["name"])
-        if row.name in rows:
-            raise UsageError(f"{places['name']}: modality '{row.name}' has a row already ({where[row.name]})")
+        given = _read_fields(entries)
+        try:
+            row = _complete_row(given)
+            if row.name in rows:
+                raise UsageError(f"modality '{row.name}' has a row already ({where[row.name]})")
+        except UsageError as error:
+            raise UsageError(f"{places['name']}: {error}") from None
         if row.takes_ids and "folder" not in places:
             unnamed.append(row)
         if "folder" in places or row.name in RELEASED.rows:
             taken.add((row.key, row.folder))
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
     # The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
-    for row in sorted(unnamed, key=lambda one: one.resolution or 0):
+    for row in sorted(unnamed, key=lambda one: one.resolution):
         like = _same_key(row.key)
         stem = like.folder if like else row.key.removeprefix(TOKENS)
         # The tokens of a grid lie in a folder with the name of the modality.
@@ -309,8 +312,8 @@ def load_registry(path: Path) -> Registry:
     return RELEASED.extended(rows.values())
 
 
-def _read_row(entries: Iterable[Any], where: str) -> Modality:
-    """The row of the `YamlEntry`s of its fields; where: the line of its name."""
+def _read_fields(entries: Iterable[Any]) -> dict[str, Any]:
+    """The typed fields of the `YamlEntry`s of a row; one error names all that do not fit."""
     hints = {**get_type_hints(Modality, include_extras=True), "like": str}
     given, problems = dict[str, Any](), list[str]()
     for entry in entries:
@@ -324,10 +327,7 @@ def _read_row(entries: Iterable[Any], where: str) -> Modality:
             problems.append(f"{entry.where}: {error}")
     if problems:
         raise UsageError("\n".join(problems))
-    try:
-        return _complete_row(given)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
+    return given
 
 
 def _complete_row(given: dict[str, Any]) -> Modality:

@@ -64,7 +64,7 @@ def parse_chain(text: str, model: ModelFiles) -> Chain:
 
 @dataclass(frozen=True, slots=True)
 class _Planner:
-    """The settings of a chain on the way to their meaning; every mistake becomes one of the problems."""
+    """Resolves the settings of a chain for a model, and collects all mistakes in `problems`."""
 
     settings: Mapping[str, Setting]
     model: ModelFiles
@@ -96,9 +96,9 @@ class _Planner:
         setting = setting or Setting(("caption",), "--cond")
         names, where = () if setting.values == (None,) else setting.values, setting.where
         pairs = [str(name).partition(":")[::2] for name in names]  # with their weights, or ""
-        itself = {*reads, *(registry.get(read).key for read in reads)}
-        # The grids that conditions become whose values are given.
-        grids = {name: registry.of_values(name, reads) for name, _ in pairs if name not in itself}
+        # Conditions that are given as values, and the grid of tokens that each becomes.
+        as_tokens = {*reads, *(registry.get(read).key for read in reads)}
+        grids = {name: registry.of_values(name, reads) for name, _ in pairs if name not in as_tokens}
         found = self._resolve([grids.get(name) or name for name, _ in pairs], where, reads, "read")
         weights = {full: float(w) for full, (_, w) in zip(found, pairs, strict=True) if full and w}
         wrong = ((name, field_problem("guidance", weight)) for name, weight in weights.items())
@@ -133,7 +133,7 @@ class _Planner:
         rows = self.model.registry.rows
         given = {"tok_rgb" if rows[name].is_rgb else rows[name].key for name in conditions}
         lowest = dict[str, str]()
-        for name in sorted(self.model.writes, key=lambda n: rows[n].resolution or 0):
+        for name in sorted(self.model.writes, key=lambda n: rows[n].resolution):
             lowest.setdefault(rows[name].key, name)
         own = [key for key in lowest if key not in GENERATION_ORDER and key not in UNORDERED]
         return [lowest[key] for key in (*GENERATION_ORDER, *own) if key in lowest and key not in given]
