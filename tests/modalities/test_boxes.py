@@ -212,11 +212,11 @@ def test_a_crop_decides_what_is_seen_of_a_box() -> None:
 
 
 def test_huge_texts_and_files_take_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = "v0=1 v1=2 v2=3 v3=4 dining table " * 50_000
     assert len(parse_boxes(text)[0]) == 50_000
     assert len(parse_boxes("v0=1 " * 200_000)[1]) == 1
     assert len(parse_boxes("v0=" + "9" * 5_000_000)[1]) == 1
     assert len(parse_boxes("cat " * 500_000)[1]) == 1
     assert len(boxes_from_json(file_of(*[[0.1, 0.1, 0.2, 0.2]] * 50_000))) == 50_000
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10

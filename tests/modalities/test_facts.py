@@ -162,11 +162,11 @@ def test_what_is_passed_over_is_said_once_each() -> None:
 
 
 def test_huge_texts_take_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(parse_metadata("v1=3 v0=4 " * 200_000)[0]) == 1
     assert len(parse_metadata("v1=" + "9" * 3_000_000 + " v0=3")[1]) == 1
     assert len(parse_metadata("cat " * 500_000)[1]) == 1
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 palettes = st.lists(st.builds(Colour, *[st.integers(0, 255)] * 3), min_size=1, max_size=7).map(tuple)
@@ -263,7 +263,7 @@ def test_what_is_passed_over_of_a_palette_is_said() -> None:
 
 
 def test_huge_palettes_take_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(parse_palette("v1=7 " + "v0=255 " * 500_000)[0]) == 7
     assert len(parse_palette("cat " * 500_000)[1]) == 2
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
