@@ -4,14 +4,14 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fourm.data.opening import open_own, read_bytes, real
 from fourm.data.writing import lock_file, make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError
-from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry
+from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
@@ -69,12 +69,15 @@ class Commit:
         return self.home / "snapshots" / self.revision if self.hub_id else self.home
 
 
-def split_revision(name: str) -> tuple[str, str]:
-    """`NAME@REVISION` in two; the revision is "" where none is named."""
-    name, at, revision = name.partition("@")
+def named_entry(text: str) -> Entry | None:
+    """What `NAME` or `NAME@REVISION` stands for: an entry of the catalogue, or one that has only a Hub id."""
+    name, at, revision = text.partition("@")
     if at and not _REVISION.fullmatch(revision):
-        raise UsageError(f"'{name}@{revision}': after @ comes a commit, branch or tag of the repository")
-    return name, revision
+        raise UsageError(f"'{text}': after @ comes a commit, branch or tag of the repository")
+    entry = find_entry(name)
+    if entry is None and "/" in name and HUB_ID.fullmatch(name):
+        entry = Entry(name, name, "model", "", "", 0)
+    return replace(entry, revision=revision) if entry else None
 
 
 def fourm_home() -> Path:

@@ -103,13 +103,12 @@ def read_wanted(
     found = list({(one.name, one.revision): one for one in found}.values())
     if revision is None:
         return tuple(found)
-    cache.split_revision(f"NAME@{revision}")
-    if len(found) != 1 or found[0].kind == "text tokenizer":
+    one = found[0] if len(found) == 1 else None
+    if one is None or one.kind == "text tokenizer":
         raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
-    (one,) = found
     if one.revision not in ("", revision):
         raise UsageError(f"--revision {revision}: {one.name}@{one.revision} is named; give one of them")
-    return (replace(one, revision=revision),)
+    return (_named(f"{one.name}@{revision}"),)
 
 
 def plan_downloads(
@@ -191,16 +190,13 @@ def verify_cached(hub_ids: Sequence[str] | None, client: Client) -> tuple[Verifi
 
 def _named(text: str) -> Entry:
     """One thing by its short name or Hub id, with or without `@REVISION`."""
-    name, revision = cache.split_revision(text)
-    entry = find_entry(name)
-    if entry is not None and entry.kind == "text tokenizer" and revision:
-        raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{revision}")
+    entry, name = cache.named_entry(text), text.partition("@")[0]
+    if entry is not None and entry.kind == "text tokenizer" and entry.revision:
+        raise UsageError(f"{text}: the text tokenizer has one version only; leave out @{entry.revision}")
     if entry is not None:
-        return replace(entry, revision=revision)
+        return entry
     if name in (DEMO, DEMO_SR):
         raise UsageError("the demo model is built in; there is nothing to download")
-    if "/" in name and cache.HUB_ID.fullmatch(name):
-        return Entry(name, name, "model", "", "", 0, revision=revision)
     if os.path.exists(name):
         raise UsageError(f"{name}: is on this machine already; a short name or Hub id is expected")
     if name in GROUPS:
@@ -232,14 +228,12 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Entry]:
 
 
 def _known(entry: Entry) -> Download | None:
-    """What is known here of an entry: its record, else the catalogue; None for what is in neither.
-
-    It is `unconfirmed` unless it is complete; the text tokenizer needs no confirmation.
-    """
+    """What the record or the catalogue knows of an entry, `unconfirmed` if it is not complete; else None."""
     is_text = entry.kind == "text tokenizer"
     pin = TEXT if is_text else cache.find_pin(entry.hub_id)
     if pin and entry.revision in ("", pin.revision):
         job = _job(entry, pin.revision, pin.folder, *pin.files)
+        # Of the text tokenizer, whose checksum is known, there is nothing to ask.
         if is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files):
             return job
     elif entry.num_bytes:
@@ -279,10 +273,7 @@ def _is_whole(path: Path, file: HubFile) -> bool:
 
 
 def _choose(entry: Entry, found: Commit) -> list[HubFile]:
-    """Files of a model folder (configuration, weights, parts), or of a prompt set; of both, card and licence.
-
-    Never one that would have to be unpickled.
-    """
+    """Files of a model folder or prompt set, card and licence; never one that would have to be unpickled."""
     is_table, at, chosen = entry.kind == "prompts", f"at {found.revision[:7]}", []
     for file in found.files:
         path = PurePosixPath(file.name)

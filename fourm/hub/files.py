@@ -1,4 +1,4 @@
-"""From a model's name, folder or file to local files and all that is known of it, without torch or network."""
+"""From a model's name, folder or file to local files and what is known of it, without torch or network."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue
-from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, split_revision, text_tokenizer_path
+from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
 from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import (
@@ -322,23 +322,24 @@ def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
         return path, name, "", ""
     if os.path.exists(path):
         raise UsageError(f"{path}: cannot be read (a pipe, a device or a socket, not a file or folder)")
-    bare, revision = split_revision(name) if HUB_ID.fullmatch(name.partition("@")[0]) else (name, "")
+    bare = name.partition("@")[0]
     if not HUB_ID.fullmatch(bare):
         raise UsageError(f"{name}: no such file or folder")
-    entry = find_entry(bare)
-    if entry and entry.kind != kind and not (kind == "model" and entry.is_model):
-        raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
-    if entry is None and "/" not in bare:
+    entry = named_entry(name)
+    if entry is None:
         known = near_match(bare, [DEMO, DEMO_SR]) if kind == "model" else ""
         advice = catalogue.near_entry(bare) or known or "; `fourm models` lists all names"
         raise UsageError(f"{kind} '{name}' is neither a file or folder nor a released one{advice}")
-    hub_id, short = (entry.hub_id, entry.name) if entry else (bare, bare)
-    snapshot = find_snapshot(hub_id, revision)
+    is_right = entry.kind == kind or (kind == "model" and entry.is_model)
+    if not is_right and find_entry(entry.name):
+        raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
+    snapshot = find_snapshot(entry.hub_id, entry.revision)
+    fetches = _fetches(f"{entry.name} --revision {entry.revision}" if entry.revision else entry.name)
     if snapshot is None:
-        fetched = f"{short} --revision {revision}" if revision else short
-        advice = (catalogue.near_entry(bare) if entry is None else "") or _fetches(fetched)
-        raise MissingError(f"{kind} '{name}' is not on this machine{advice}")
-    return snapshot, hub_id, snapshot.name, _fetches(entry.name if entry else name)
+        raise MissingError(
+            f"{kind} '{name}' is not on this machine{catalogue.near_entry(entry.hub_id) or fetches}"
+        )
+    return snapshot, entry.hub_id, snapshot.name, fetches
 
 
 def _fetches(name: str) -> str:
@@ -379,15 +380,12 @@ def _weights_in(folder: Path, advice: str) -> Path:
 
 
 def _completed(files: ModelFiles) -> ModelFiles:
-    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none.
-
-    Rows without an `image_size` of their own take their grid from that of the model.
-    """
+    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none."""
     size, sized = files.config.get("image_size", 224), []
     if type(size) is not int or size < 1:
         raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
     for row in files.registry.rows.values():
-        if row.kind is Kind.GRID and row.patch_size and not row.image_size:
+        if row.kind is Kind.GRID and row.patch_size and not row.image_size:  # the model's size is its own
             side = size // row.patch_size
             if side and row.grid != (side, side):
                 sized.append(replace(row, grid=(side, side), max_tokens=side * side))

@@ -183,20 +183,18 @@ def unfinished(target: Path) -> Path:
 def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
     """Make `path` a complete file with the checksum on record, or a link to such a blob; returns its sha256.
 
-    What lies there but is damaged is removed and fetched again, if it is one of `home` (`remove_file`).
-    VerificationError if what comes is damaged too; then nothing is left. On any other error what has arrived
-    stays in `unfinished(blob)`.
+    What is damaged is removed and fetched again, if it is one of `home` (`remove_file`); VerificationError if
+    what comes is damaged too. On any other error what has arrived stays in `unfinished(blob)`.
     """
     part = unfinished(blob)
     while True:
-        for there in (path, blob):
-            if there.is_file():
-                if sha256 := check_file(there, file, client):
-                    place_file(there, path, home)
-                    client.report(Fetched(file.name, file.size, is_new=False))
-                    return sha256
-                if not remove_file(there, home):
-                    raise VerificationError(f"{there}: is damaged, but {KEPT}")
+        for there in (one for one in (path, blob) if one.is_file()):
+            if sha256 := check_file(there, file, client):
+                place_file(there, path, home)
+                client.report(Fetched(file.name, file.size, is_new=False))
+                return sha256
+            if not remove_file(there, home):
+                raise VerificationError(f"{there}: is damaged, but {KEPT}")
         growing = _claim(blob, file.name, client)
         if growing is None:
             continue
@@ -233,17 +231,14 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
 
 
 def persist(client: Client, address: Address, action: Callable[[], T], progress: Count = lambda: 0) -> T:
-    """The result of `action`, tried again while its failure may pass; then `explain_failure`.
-
-    The count of failures begins anew when `progress`, the bytes that are here, has grown.
-    """
+    """The result of `action`, tried again while its failure may pass; then `explain_failure`."""
     failures, before = 0, progress()
     while True:
         try:
             return action()
         except Exception as error:  # `judge` raises what is no failed request
             reason, may_pass = judge(error)
-            failures = 1 if progress() > before else failures + 1
+            failures = 1 if progress() > before else failures + 1  # in a row, without a byte of progress
             before = progress()
             if failures >= client.tries or not may_pass:
                 raise explain_failure(error, address, has_begun=before > 0) from error
@@ -357,10 +352,8 @@ def open_session() -> Any:
 
 
 def token_headers() -> dict[str, str]:
-    """HTTP headers: the user's token, if there is one, and the user agent.
-
-    The client's own function for headers makes a request, and reads the answer without a limit.
-    """
+    """HTTP headers: the user's token, if there is one, and the user agent."""
+    # The client's own function for headers makes a request, and reads the answer without a limit.
     from huggingface_hub import __version__ as client_version
     from huggingface_hub import constants, get_token
 
@@ -419,16 +412,14 @@ def _restart(file: BinaryIO) -> None:
 
 
 def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
-    """The file that collects the bytes, at its end, for this process; None if another has just renamed it.
-
-    Each process writes at its own position, so two of them, where there are no locks, write the same bytes.
-    """
+    """The file that collects the bytes, at its end, for this process; None if another has just renamed it."""
     part, has_waited = unfinished(blob), False
     for there in (blob, part):
         if (there.exists() and not there.is_file()) or (there == part and part.is_symlink()):
             raise FourMError(f"{there}: is no plain file, as a file of the cache must be; delete it")
     part.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError, FileNotFoundError):  # another process has just made, renamed or deleted it
+        # Not "a": where there are no locks, two processes write the same bytes, each at its own position.
         growing = open_own(part, "r+" if part.exists() else "x")
         while lock_file(growing) is False:
             if not has_waited:
