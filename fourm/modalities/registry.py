@@ -299,8 +299,7 @@ def load_registry(path: Path) -> Registry:
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
     # The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
     for row in sorted(unnamed, key=lambda one: one.resolution):
-        like = _same_key(row.key)
-        stem = like.folder if like else row.key.removeprefix(TOKENS)
+        stem = row.key.removeprefix(TOKENS)
         # The tokens of a grid lie in a folder with the name of the modality.
         is_taken = (row.key, stem) in taken or (row.kind is Kind.GRID and stem == row.name)
         if row.name not in RELEASED.rows:
@@ -333,7 +332,8 @@ def _read_fields(entries: Iterable[Any]) -> dict[str, Any]:
 def _complete_row(given: dict[str, Any]) -> Modality:
     name, like = given["name"], given.pop("like", "")
     key = name.partition("@")[0]
-    base = RELEASED.get(like) if like else _same_key(key)
+    same_key = (row for row in RELEASED.rows.values() if row.key == key)
+    base = RELEASED.get(like) if like else next(same_key, None)
     kind: Any = given.get("kind") or (base.kind if base else None)
     if name in RELEASED.rows:
         given.setdefault("folder", RELEASED.rows[name].folder)
@@ -361,7 +361,3 @@ def _complete_row(given: dict[str, Any]) -> Modality:
             fitting = " or ".join(sorted(allowed))
             raise UsageError(f"the {what} of codec '{row.codec}' is {fitting}, not {value}")
     return row
-
-
-def _same_key(key: str) -> Modality | None:
-    return next((row for row in RELEASED.rows.values() if row.key == key), None)
