@@ -282,10 +282,10 @@ def load_registry(path: Path) -> Registry:
 
     rows, where, unnamed, taken = dict[str, Modality](), dict[str, str](), list[Modality](), set[Any]()
     for entries in read_rows(path):
-        places = {entry.key: entry.where for entry in entries}
+        places = {key: place for key, (_, place) in entries.items()}
         if "name" not in places:
-            raise UsageError(f"{entries[0].where if entries else path}: this row has no 'name'")
-        given = _read_fields(entries)
+            raise UsageError(f"{next(iter(places.values()), path)}: this row has no 'name'")
+        given = _typed_fields(entries)
         try:
             row = _complete_row(given)
             if row.name in rows:
@@ -311,19 +311,19 @@ def load_registry(path: Path) -> Registry:
     return RELEASED.extended(rows.values())
 
 
-def _read_fields(entries: Iterable[Any]) -> dict[str, Any]:
-    """The typed fields of the `YamlEntry`s of a row; one error names all that do not fit."""
+def _typed_fields(entries: Mapping[str, tuple[object, str]]) -> dict[str, Any]:
+    """The fields of a row, by name, from values and their places; one error names all that do not fit."""
     hints = {**get_type_hints(Modality, include_extras=True), "like": str}
     given, problems = dict[str, Any](), list[str]()
-    for entry in entries:
+    for key, (value, place) in entries.items():
         try:
-            if entry.key not in hints:
-                raise ValueError(f"unknown key '{entry.key}'{near_match(entry.key, hints)}")
-            if entry.value is None:
-                raise ValueError(f"'{entry.key}' has no value")
-            given[entry.key] = fit(hints[entry.key], entry.value, entry.key)
+            if key not in hints:
+                raise ValueError(f"unknown key '{key}'{near_match(key, hints)}")
+            if value is None:
+                raise ValueError(f"'{key}' has no value")
+            given[key] = fit(hints[key], value, key)
         except ValueError as error:
-            problems.append(f"{entry.where}: {error}")
+            problems.append(f"{place}: {error}")
     if problems:
         raise UsageError("\n".join(problems))
     return given

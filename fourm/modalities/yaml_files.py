@@ -3,7 +3,6 @@
 Only what reads such a file imports this, for `import yaml` takes as long as a tenth of `fourm --help`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -22,27 +21,22 @@ _TAG = "tag:yaml.org,2002:"
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")  # of plain data
 
 
-@dataclass(frozen=True, slots=True)
-class YamlEntry:
-    """One `key: value` of a mapping."""
-
-    key: str
-    value: object  # plain YAML data: str, int, float, bool, None, list, dict
-    where: str  # "FILE, line N"
+# By key: plain YAML data (str, int, float, bool, None, list, dict), and its place, "FILE, line N".
+YamlEntries = dict[str, tuple[object, str]]
 
 
-def read_mapping(path: Path) -> tuple[YamlEntry, ...]:
+def read_mapping(path: Path) -> YamlEntries:
     """The entries of a file that holds one flat mapping; an empty file has none."""
     loader, node = _parse(path)
-    return () if node is None or node.tag == f"{_TAG}null" else _entries(loader, node, path)
+    return {} if node is None or node.tag == f"{_TAG}null" else _entries(loader, node, path)
 
 
-def read_rows(path: Path) -> tuple[tuple[YamlEntry, ...], ...]:
+def read_rows(path: Path) -> list[YamlEntries]:
     """The entries of each row of a file that holds a list of mappings."""
     loader, node = _parse(path)
     if not isinstance(node, yaml.SequenceNode):
         raise UsageError(f"{path}: a list of rows was expected, each beginning with '- name: ...'")
-    return tuple(_entries(loader, row, path) for row in node.value)
+    return [_entries(loader, row, path) for row in node.value]
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,21 +109,21 @@ def _check_plain(root: yaml.Node) -> None:
         left += [(child, level + 1) for child in reversed(children)]
 
 
-def _entries(loader: _Loader, node: yaml.Node, path: Path) -> tuple[YamlEntry, ...]:
+def _entries(loader: _Loader, node: yaml.Node, path: Path) -> YamlEntries:
     where = f"{path}, line {node.start_mark.line + 1}"
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{where}: 'key: value' lines were expected")
-    entries: dict[str, YamlEntry] = {}
+    entries: YamlEntries = {}
     for key_node, value_node in node.value:
         where, key = f"{path}, line {key_node.start_mark.line + 1}", key_node.value
         if not isinstance(key_node, yaml.ScalarNode) or len(key) > MAX_KEY or not key.isprintable():
             raise UsageError(f"{where}: a key must be a plain word")
         if key in entries:
-            raise UsageError(f"{where}: '{key}' is given twice (before: {entries[key].where})")
+            raise UsageError(f"{where}: '{key}' is given twice (before: {entries[key][1]})")
         try:
             value = loader.construct_object(value_node, deep=True)
         # PyYAML looks words up, takes first letters and calculates without a check.
         except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError):
             raise UsageError(f"{where}: {key}: this value cannot be read") from None
-        entries[key] = YamlEntry(key, value, where)
-    return tuple(entries.values())
+        entries[key] = value, where
+    return entries

@@ -193,8 +193,8 @@ class _Planner:
         """A target's settings over the defaults of its row; None if something is wrong with them."""
         defaults = row.rgb_defaults if with_rgb else row.defaults
         if defaults is None:
-            problem = "its row in modalities.yaml has no defaults"
-            self.problems.append(f"'{row.name}' cannot be a target: {problem}")
+            why = "its row in modalities.yaml has no defaults"
+            self.problems.append(f"'{row.name}' cannot be a target: {why}")
             return None
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
         where = {name: setting.where for name, setting in asked.items() if setting.values[0] is not None}
@@ -245,17 +245,16 @@ class _Planner:
 
 def _misfits(row: Modality, values: Mapping[str, Any], where: Mapping[str, str]) -> list[str]:
     """What does not suit the modality, although each setting is good by itself."""
-    problems, scheme, num_tokens = list[tuple[str, str]](), SCHEMES[values["scheme"]], values["num_tokens"]
+    problems, scheme, num_tokens = dict[str, str](), SCHEMES[values["scheme"]], values["num_tokens"]
     sort, has = ("a sequence", "at most ") if row.kind is Kind.SEQUENCE else ("a grid of tokens", "")
     if scheme.causal != (row.kind is Kind.SEQUENCE):
         good = " or ".join(name for name, other in SCHEMES.items() if other.causal != scheme.causal)
-        problems.append(("scheme", f"'{scheme.name}' does not fit {row.name}, {sort}; use {good}"))
+        problems["scheme"] = f"'{scheme.name}' does not fit {row.name}, {sort}; use {good}"
     if num_tokens > row.max_tokens or (row.kind is Kind.GRID and num_tokens != row.max_tokens):
-        tokens = f"{num_tokens} tokens for {row.name}, which has {has}{row.max_tokens}"
-        problems.append(("num_tokens", tokens))
+        problems["num_tokens"] = f"{num_tokens} tokens for {row.name}, which has {has}{row.max_tokens}"
     elif values.get("passes", 1) > 1 and (problem := joining_problem(row)):
-        problems.append(("passes", problem))
+        problems["passes"] = problem
     elif not scheme.causal and "num_steps" in where and values["num_steps"] > num_tokens:
-        steps = f"{values['num_steps']} steps are more than the {num_tokens} tokens of {row.name}"
-        problems.append(("num_steps", steps))
-    return [f"{where.get(name, row.name)}: {problem}" for name, problem in problems]
+        steps = f"{values['num_steps']} steps are more"
+        problems["num_steps"] = f"{steps} than the {num_tokens} tokens of {row.name}"
+    return [f"{where.get(name, row.name)}: {problem}" for name, problem in problems.items()]

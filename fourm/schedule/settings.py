@@ -220,20 +220,20 @@ def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
     from fourm.modalities.yaml_files import read_mapping  # imports yaml
 
     settings, run, problems, seen = dict[str, Setting](), dict[str, object](), list[str](), set[str]()
-    for entry in read_mapping(path):
-        key = entry.key.replace("-", "_")
+    for written, (value, where) in read_mapping(path).items():
+        key = written.replace("-", "_")
         if key in seen:
-            problems.append(f"{entry.where}: '{key}' is given twice, as '{entry.key}' too")
+            problems.append(f"{where}: '{key}' is given twice, as '{written}' too")
         seen.add(key)
-        where = f"{entry.where}: {key}" if key in _KEYS else entry.where
         try:
             if key in _KEYS:
-                settings[key] = Setting(parse_value(entry.value, _KEYS[key][0]), where)
+                where = f"{where}: {key}"
+                settings[key] = Setting(parse_value(value, _KEYS[key][0]), where)
             elif key in _RUN_KEYS:
-                run[key] = _run_value(key, entry.value, path)
+                run[key] = _run_value(key, value, path)
             elif key not in IGNORED:
                 near = near_match(key, [*_KEYS, *_RUN_KEYS, *IGNORED])
-                raise UsageError(f"unknown key '{entry.key}'{near}")
+                raise UsageError(f"unknown key '{written}'{near}")
         except (UsageError, ValueError) as error:
             problems.append(f"{where}: {error}")
     return Layer(settings, tuple(problems)), run

@@ -86,8 +86,7 @@ def test_a_wrong_value_ends_with_2_in_settings_and_in_modalities(run: Run, tiny:
 )
 def test_plain_data_is_read_and_a_date_is_text(tmp_path: Path, text: str, value: object) -> None:
     (tmp_path / "x.yaml").write_text(f"\ufeffkey: {text}\n", encoding="utf-8")
-    (entry,) = read_mapping(tmp_path / "x.yaml")
-    assert (entry.key, entry.value, entry.where) == ("key", value, f"{tmp_path}/x.yaml, line 1")
+    assert read_mapping(tmp_path / "x.yaml") == {"key": (value, f"{tmp_path}/x.yaml, line 1")}
 
 
 @pytest.mark.parametrize(
