@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from fourm.codecs.files import read_crop, read_ids
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.codecs.texts import CaptionCodec, StructuredCodec
-from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
+from fourm.data.layout import CROP_SETTINGS, PICTURES, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
@@ -113,33 +112,29 @@ class Conditions:
             maps = (path for one, path in raw if isinstance(one, GridCodec) and one.form.resample is not None)
             crop = read_crop(files.get(CROP_SETTINGS), files.get(PICTURES) or next(maps, None))
         for name in chain.conditions:
-            row, codec, path = self.request.model.registry.get(name), self.codecs.get(name), files.get(name)
-            if path is None and row.codec == CAPTION and sample.caption is not None:
+            row, path = self.request.model.registry.get(name), files.get(name)
+            if path is not None and row.kind is Kind.GRID and name not in chain.raw:
+                ids[name] = read_ids(path, row.max_tokens, row.vocab_size)
+                continue
+            codec = self.codecs[name]
+            if path is not None:
+                values[name] = codec.read(path, crop)
+            elif row.codec == CAPTION and sample.caption is not None:
                 values[name] = sample.caption
-                self.codecs[name].encode([values[name]])
             elif name in sample.typed and isinstance(codec, StructuredCodec):
                 values[name] = codec.typed(sample.typed[name])
-                codec.encode([values[name]])
-            elif path is None:
-                raise SampleError(f"sample {sample.key.text} has no {name}")
-            elif row.kind is Kind.GRID and name not in chain.raw:
-                ids[name] = read_ids(path, row.max_tokens, row.vocab_size)
             else:
-                values[name], slot = self._from_file(self.codecs[name], path, crop)
-                if row.kind is Kind.GRID:
-                    ids[name] = slot.values[0].cpu().numpy()
-                elif isinstance(codec, CaptionCodec):
-                    notes[name] = codec.notes(path, crop)
-                elif isinstance(values[name], Structured):
-                    notes[name] = values[name].problems
+                raise SampleError(f"sample {sample.key.text} has no {name}")
+            if path is not None and isinstance(codec, CaptionCodec):
+                if not self.request.origin and not codec.wordpiece.encode(values[name]):
+                    raise SampleError(f"{path}: holds no word, so it is no caption")  # a run may make such
+                notes[name] = codec.notes(path, crop)
+            elif path is not None and isinstance(values[name], Structured):
+                notes[name] = values[name].problems
+            try:
+                slot = codec.encode([values[name]])  # what the model cannot read fails alone
+            except SampleError as error:
+                raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
+            if row.kind is Kind.GRID:
+                ids[name] = slot.values[0].cpu().numpy()
         return Given(work, values, ids, {name: found for name, found in notes.items() if found})
-
-    def _from_file(self, codec: Codec, path: Path, crop: Crop | None) -> tuple[Any, Slot]:
-        """A value and what the model reads of it; whatever is wrong with either names the file."""
-        value: Any = codec.read(path, crop)
-        if isinstance(codec, CaptionCodec) and not self.request.origin and not codec.wordpiece.encode(value):
-            raise SampleError(f"{path}: holds no word, so it is no caption")  # a run may have made such
-        try:
-            return value, codec.encode([value])  # what the model cannot read fails alone
-        except SampleError as error:
-            raise SampleError(f"{path}: {error}") from error

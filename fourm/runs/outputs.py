@@ -1,25 +1,33 @@
-"""Which files a run will write, what they need, and what its record says."""
+"""Which files a run writes, which are complete already, what they need, and what its record says."""
 
+import hashlib
 import platform
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from fourm import __version__
 from fourm.codecs.table import check_codec
-from fourm.data.layout import Place
-from fourm.errors import MissingError, UsageError
+from fourm.data.layout import Place, path_of
+from fourm.data.opening import read_bytes
+from fourm.errors import MissingError, SampleError, UsageError
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Kind
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
-from fourm.output.processes import now, sha256_of
+from fourm.output.formats import Tokens, find_flaw
+from fourm.output.processes import Listed, now, sha256_of
 from fourm.output.record import RunRecord
+from fourm.runs.conditions import Work
 from fourm.runs.request import Request
 from fourm.schedule.chain import joining_problem
+
+READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
 
 
 def preview_place(target: str, number: int) -> Place:
@@ -50,6 +58,41 @@ class Job:
     def written(self) -> list[Place]:
         """All but the conditions that lie in the output folder already."""
         return [place for place in self.places if not (place.is_condition and self.request.is_beside)]
+
+    def paths(self, work: Work) -> tuple[Path, ...]:
+        """All files of a sample and variation."""
+        return tuple(self.path(place, work) for place in self.written)
+
+    def path(self, place: Place, work: Work) -> Path:
+        """One file of a sample and variation; the variation is in its name where there are several."""
+        variation = None if place.shared or self.request.num_variations == 1 else work.variation
+        return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
+
+    def is_complete(self, path: Path, listed: Mapping[str, Listed]) -> bool:
+        """True if a file matches its checksum in a list, or if it has none, is a complete file of its format.
+
+        Tokens without a checksum must also be as many as their modality has, and of its vocabulary. Only the
+        size of a large file is compared. An empty file without a checksum is not complete: a power failure
+        can leave one. Neither is a link: what it leads to does not belong to the folder.
+        """
+        try:
+            told = path.lstat()
+            if not stat.S_ISREG(told.st_mode):
+                return False
+            size = told.st_size
+            name = path.relative_to(self.request.out).as_posix()
+            said = listed.get(name)
+            if said is None:
+                ids = (place for place in self.places if place.form == "ids")
+                place = next((place for place in ids if name.startswith(f"{place.folder}/")), None)
+                row = self.request.model.registry.get(place.modality) if place else None
+                tokens = Tokens(row.max_tokens, row.vocab_size) if row else None
+                return size > 0 and find_flaw(path, tokens) is None
+            if said.size is not None and (size != said.size or size > READ_BYTES):
+                return size == said.size
+            return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
+        except (OSError, SampleError):
+            return False
 
 
 def plan_places(request: Request) -> list[Place]:

@@ -21,7 +21,7 @@ from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
 from fourm.output.joining import Joining, withdraw_output
-from fourm.output.processes import Launch, close_output, now
+from fourm.output.processes import Launch, close_output, now, read_checksums
 from fourm.output.record import BASE, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work
@@ -37,7 +37,7 @@ from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, 
 from fourm.runs.origins import conditions_from
 from fourm.runs.outputs import Job, count_evaluations, make_record, plan_places, tokenizers_of
 from fourm.runs.request import Request
-from fourm.runs.saving import Film, ResultFiles, Saver
+from fourm.runs.saving import Film, Saver
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
@@ -71,11 +71,14 @@ def run(request: Request) -> Iterator[Event]:
     writer = SampleWriter(Run(out, request.record, record), samples, request.reads_pictures)
     if not request.overwrite:
         writer.check()
-    files, size = ResultFiles.of(request, job.written), fit_batch_size(request, job.device)
+    # With --overwrite all files count as missing.
+    share = None if request.overwrite or not out.is_dir() else (world.rank, world.size)
+    listed, size = {} if share is None else read_checksums(out, share), fit_batch_size(request, job.device)
     made, todo, engine, codecs = list[Work](), list[Work](), None, dict[str, Codec]()
     for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
         if _has_conditions(request, work):
-            (made if files.is_made(work) else todo).append(work)
+            is_made = not request.overwrite and all(job.is_complete(p, listed) for p in job.paths(work))
+            (made if is_made else todo).append(work)
     yield Started(
         len(made) + len(todo), len(made), size, request.model.name, str(job.device),
         len(request.chain.steps), count_evaluations(request, job.places), request.stage,
@@ -85,7 +88,7 @@ def run(request: Request) -> Iterator[Event]:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job)
-    saver = Saver(request, job.written, codecs, joining.enter(), files, writer)
+    saver = Saver(job, codecs, joining.enter(), listed, writer)
     has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
@@ -166,7 +169,7 @@ def _make(
     chosen: Sequence[int],
 ) -> Iterator[Event]:  # fmt: skip
     """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
-    request, steps, device = saver.request, saver.request.chain.steps, decoding.device
+    request, steps, device = saver.job.request, saver.job.request.chain.steps, decoding.device
     rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
     saver.record_samples(works)

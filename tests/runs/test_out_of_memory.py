@@ -196,9 +196,9 @@ def test_memory_that_runs_out_after_some_of_a_group_are_done_makes_nothing_twice
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcomes: list[str], failed: list[str]
 ) -> None:
     """outcomes: of the first calls that decode pictures: four together, then each alone."""
-    decode, left = GridCodec.decode, list(outcomes)
+    decode, left = GridCodec.decode_stepwise, list(outcomes)
 
-    def scripted(codec: GridCodec, *args: Any) -> list[Any]:
+    def scripted(codec: GridCodec, *args: Any) -> Iterator[tuple[int, int]]:
         match left.pop(0) if left else "":
             case "bad":
                 raise SampleError("bad tokens")
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_after_some_of_a_group_are_done_makes_nothing_twice
                 raise MemoryError
         return decode(codec, *args)
 
-    monkeypatch.setattr(GridCodec, "decode", scripted)
+    monkeypatch.setattr(GridCodec, "decode_stepwise", scripted)
     monkeypatch.setitem(_SIZES, "cpu", (1, 2, 4))
     events = make_four(tmp_path / "out")
     keys = [f"00000/{number:06d}" for number in range(4)]

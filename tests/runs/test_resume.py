@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved, Started
+from fourm.runs.outputs import READ_BYTES, Job
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request, World
-from fourm.runs.saving import READ_BYTES, ResultFiles
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot
 
@@ -197,9 +198,10 @@ def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -
     for size, is_taken in ((READ_BYTES, False), (READ_BYTES + 1, True)):
         path = tmp_path / f"{size}.png"
         path.write_bytes(bytes(size))
-        there = ResultFiles(request(tiny, tmp_path), [], list_files(tmp_path, [path]))
-        assert there.is_complete(path)
+        listed = list_files(tmp_path, [path])
+        job = Job(request(tiny, tmp_path), [], torch.device("cpu"), "float32")
+        assert job.is_complete(path, listed)
         path.write_bytes(bytes(size - 1) + b"x")
-        assert there.is_complete(path) is is_taken
+        assert job.is_complete(path, listed) is is_taken
         path.write_bytes(bytes(size + 1))
-        assert not there.is_complete(path)
+        assert not job.is_complete(path, listed)
