@@ -11,7 +11,7 @@ PUBLIC = {
         "read_size read_text write_crops write_ids"
     ),
     "images": "Diffusion GridCodec rows_at_once",
-    "maps": "FORMS GREY LegendEntry read_rgb turbo",
+    "maps": "FORMS GREY LegendEntry read_pixels turbo",
     "table": "Codec build_codec check_codec",
     "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",
 }

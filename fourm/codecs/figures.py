@@ -90,7 +90,7 @@ def draw_figures(people: People, decode: Decode | None = None) -> Image.Image:
     elif people:
         decoded = decode([person.pose_codes for person in people]).astype(np.float64)
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
-        figures = [_strokes(*one, _colour(n)) for n, one in enumerate(zip(people, rotations, strict=True))]
+        figures = [_strokes(person, rotations[n], _colour(n)) for n, person in enumerate(people)]
         notes = ["" if strokes else "\nout of sight" for strokes in figures]
         image = _draw_strokes(chain(*figures))
     _label(image, people, notes)

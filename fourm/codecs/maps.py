@@ -7,6 +7,7 @@ refer to the pixels as they are stored.
 import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,22 @@ class Form:
     is_labels: bool = False  # class numbers
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) of any picture; of an animation its first frame."""
-    return _eight_bit(path, "RGB")
+def read_pixels(path: Path, mode: str = "RGB", is_exact: bool = False) -> NDArray[np.uint8]:
+    """(H, W, 3) of any picture, or (H, W) in mode "L"; of an animation its first frame.
 
-
-def read_grey(path: Path) -> NDArray[np.uint8]:
-    """(H, W) of any picture."""
-    return _eight_bit(path, "L")
+    is_exact: refuse formats that store approximate values, such as JPEG.
+    """
+    image = read_picture(path, is_exact)
+    image.info.pop("transparency", None)  # dropped like an alpha channel
+    if image.mode[0] in "IF":  # Pillow would clip instead of scaling
+        levels = _checked_levels(image, path)
+        if levels.itemsize == 4 and image.mode != "F" and 0 < levels.max() < 256:
+            raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
+        image = Image.fromarray(to_bytes(levels) if image.mode == "F" else (levels >> 8).astype(np.uint8))
+    try:
+        return np.asarray(image.convert(mode))
+    except (ValueError, OSError) as error:
+        raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
 
 
 def read_valid(path: Path) -> NDArray[np.uint8]:
@@ -116,7 +125,7 @@ def read_valid(path: Path) -> NDArray[np.uint8]:
 
     A mask without white that is not all black is refused: it may use another number, such as 1, for valid.
     """
-    mask = _eight_bit(path, "L", is_exact=True)
+    mask = read_pixels(path, "L", is_exact=True)
     if 0 < (highest := mask.max()) < 255:
         raise SampleError(f"{path}: a mask has white, 255, for what is valid; nothing is above {highest}")
     return np.where(mask == 255, np.uint8(255), np.uint8(0))
@@ -149,20 +158,6 @@ def read_features(path: Path) -> NDArray[np.float32]:
     if path.suffix.lower() != ".npy":
         raise SampleError(f"{path}: features are read from .npy files, channels x rows x columns")
     return _fractions(read_array(path), path, 3)
-
-
-def _eight_bit(path: Path, mode: str, is_exact: bool = False) -> NDArray[np.uint8]:
-    image = read_picture(path, is_exact)
-    image.info.pop("transparency", None)  # dropped like an alpha channel
-    if image.mode[0] in "IF":  # Pillow would clip instead of scaling
-        levels = _checked_levels(image, path)
-        if levels.itemsize == 4 and image.mode != "F" and 0 < levels.max() < 256:
-            raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
-        image = Image.fromarray(to_bytes(levels) if image.mode == "F" else (levels >> 8).astype(np.uint8))
-    try:
-        return np.asarray(image.convert(mode))
-    except (ValueError, OSError) as error:
-        raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
 
 
 def _checked_levels(image: Image.Image, path: Path) -> Value:
@@ -332,9 +327,9 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 _BICUBIC, _NEAREST = Resampling.BICUBIC, Resampling.NEAREST
-_COLOURS = Form(read_rgb, _BICUBIC, _signed_unit, _finish_colours, channels=3)
+_COLOURS = Form(read_pixels, _BICUBIC, _signed_unit, _finish_colours, channels=3)
 _DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
-_EDGES = Form(read_grey, _BICUBIC, _signed_unit, _finish_edges, channels=1)
+_EDGES = Form(partial(read_pixels, mode="L"), _BICUBIC, _signed_unit, _finish_edges, channels=1)
 _LABELS = Form(read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True)
 _FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, lambda x: paint_features(x)[0])
 # By the codec name of a row; `tok_edge`, `tok_feature` and `tok_distance` are for rows of one's own.

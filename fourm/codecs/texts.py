@@ -195,8 +195,8 @@ class StructuredCodec:
             return [self.grammar.to_text(value)], 1
         pieces = self.grammar.to_pieces(value)
         ends = accumulate(len(self.wordpiece.encode(piece)) for piece in pieces)
-        count = sum(1 for _ in takewhile(lambda end: end < self.row.max_tokens, ends))  # [EOS] comes last
-        return pieces[:count], len(pieces)
+        kept = sum(1 for _ in takewhile(lambda end: end < self.row.max_tokens, ends))  # [EOS] comes last
+        return pieces[:kept], len(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class StructuredForm:
     """What is special about one sort of structured value."""
 
     grammar: Grammar[Any]
-    draw: Callable[..., Image.Image]  # of the value, and `decode`, if a tokenizer decodes codes in the value
+    draw: Callable[..., Image.Image]  # takes the value, and a `decode` where a tokenizer is for its codes
     codes: tuple[int, ...] = ()  # (h, w), or (codebooks, h, w): the shape of what is decoded together
     channels: int = 0  # of what is decoded
     # The grammar for a vocabulary that is not the released one; None: it is the same for all.

@@ -12,7 +12,7 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_text
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import read_rgb
+from fourm.codecs.maps import read_pixels
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
@@ -116,7 +116,7 @@ def draw_neighbours(
     rows = []
     for key, neighbours in found.items():
         if key in pictures:
-            asked = Image.fromarray(read_rgb(pictures[key]))
+            asked = Image.fromarray(read_pixels(pictures[key]))
         else:
             asked = text_card(read_text(captions[key]) if key in captions else key)
         near = [(drawn.get(n.key) or text_card("no file"), f"{n.key}  {n.distance:.3f}") for n in neighbours]

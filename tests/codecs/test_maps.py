@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ from fourm.codecs.maps import (
     read_depth,
     read_distance,
     read_features,
-    read_grey,
     read_levels,
-    read_rgb,
+    read_pixels,
     read_valid,
     to_bytes,
     turbo,
@@ -46,7 +46,8 @@ Array = NDArray[Any]
 FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 RED = (200, 30, 60)
 READERS: list[Callable[[Path], Array]] = [
-    read_rgb, read_grey, read_valid, read_levels, read_depth, read_distance, read_features,
+    read_pixels, partial(read_pixels, mode="L"), read_valid, read_levels, read_depth, read_distance,
+    read_features,
 ]  # fmt: skip
 
 
@@ -77,23 +78,23 @@ def test_pictures_of_every_mode_are_three_channels(tmp_path: Path, mode: str, su
     image = image.convert(mode, dither=Image.Dither.NONE) if mode != "P" else image.quantize(4)
     path = tmp_path / f"x{suffix}"
     image.save(path, **({"lossless": True} if suffix == ".webp" else {}))
-    value = read_rgb(path)
+    value = read_pixels(path)
     assert (value.shape, value.dtype) == ((4, 6, 3), np.uint8)
     expected = np.asarray(image.convert("RGB")).astype(int)
     assert np.abs(value.astype(int) - expected).max() <= (6 if suffix == ".jpg" else 1)
-    assert read_grey(path).shape == (4, 6)
+    assert read_pixels(path, "L").shape == (4, 6)
 
 
 def test_a_picture_that_has_no_grey_is_refused(tmp_path: Path) -> None:
     Image.new("LAB", (6, 4)).save(tmp_path / "x.tif")
     with pytest.raises(SampleError, match=r"x\.tif: of mode LAB, not to be read as L"):
-        read_grey(tmp_path / "x.tif")
+        read_pixels(tmp_path / "x.tif", "L")
 
 
 def test_sixteen_bit_colours_keep_their_high_byte(tmp_path: Path) -> None:
     pixels = np.array([[[0x1234, 0x8001, 0xFFFF], [0x00FF, 0x0100, 0x7F80]]], dtype=">u2")
     (tmp_path / "x.png").write_bytes(png(2, 1, 16, 2, b"\0" + pixels.tobytes()))
-    assert np.abs(read_rgb(tmp_path / "x.png").astype(int) - (pixels >> 8).astype(int)).max() <= 1
+    assert np.abs(read_pixels(tmp_path / "x.png").astype(int) - (pixels >> 8).astype(int)).max() <= 1
 
 
 def test_alpha_is_dropped_and_never_mixed_in(tmp_path: Path) -> None:
@@ -106,8 +107,8 @@ def test_alpha_is_dropped_and_never_mixed_in(tmp_path: Path) -> None:
     Image.new("LA", (4, 4), (99, 0)).save(tmp_path / "grey.png")
     with warnings.catch_warnings(action="error"):  # Pillow complains of some
         for name in ("alpha", "key", "palette"):
-            assert (read_rgb(tmp_path / f"{name}.png") == RED).all(), name
-    assert (read_rgb(tmp_path / "grey.png") == 99).all()
+            assert (read_pixels(tmp_path / f"{name}.png") == RED).all(), name
+    assert (read_pixels(tmp_path / "grey.png") == 99).all()
     # Resizing comes after, so that hidden colours do not fade where they are resized.
     half = np.array(clear)
     half[:, 2:, 3] = 255
@@ -123,7 +124,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path, suffix: str) -> 
     frames = [Image.new("RGB", (5, 3), colour) for colour in (RED, (0, 0, 0), (9, 9, 9))]
     more = {"lossless": True} if suffix == ".webp" else {}
     frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], **more)
-    assert (read_rgb(tmp_path / f"x{suffix}") == RED).all()
+    assert (read_pixels(tmp_path / f"x{suffix}") == RED).all()
 
 
 def test_grey_levels_of_sixteen_bits_and_fractions_are_scaled_to_eight(tmp_path: Path) -> None:
@@ -134,8 +135,8 @@ def test_grey_levels_of_sixteen_bits_and_fractions_are_scaled_to_eight(tmp_path:
     (tmp_path / "big.tif").write_bytes(_big_endian(levels.astype(">u2")))
     Image.fromarray((levels / 65535).astype(np.float32)).save(tmp_path / "float.tif")
     for name in ("short.png", "short.tif", "long.tif", "big.tif", "float.tif"):
-        assert read_rgb(tmp_path / name)[0, :, 1].tolist() == [0, 128, 255], name
-        assert read_grey(tmp_path / name)[0].tolist() == [0, 128, 255], name
+        assert read_pixels(tmp_path / name)[0, :, 1].tolist() == [0, 128, 255], name
+        assert read_pixels(tmp_path / name, "L")[0].tolist() == [0, 128, 255], name
         if name != "float.tif":
             depth = read_depth(tmp_path / name)
             assert (depth.dtype, depth[0].tolist()) == (np.uint16, [0, 32768, 65535])
@@ -147,7 +148,7 @@ def test_grey_levels_of_sixteen_bits_and_fractions_are_scaled_to_eight(tmp_path:
     ):
         Image.fromarray(values).save(tmp_path / "bad.tif")
         with pytest.raises(SampleError, match=rf"bad\.tif.*{problem}"):
-            read_rgb(tmp_path / "bad.tif")
+            read_pixels(tmp_path / "bad.tif")
 
 
 def _big_endian(levels: Array) -> bytes:
@@ -168,7 +169,7 @@ def test_what_is_no_picture_is_told_in_words_that_stay_the_same(tmp_path: Path, 
     said = set()
     for _ in range(3):
         with pytest.raises(SampleError, match=r"x\.png: (is empty|not a picture)") as caught:
-            read_rgb(tmp_path / "x.png")
+            read_pixels(tmp_path / "x.png")
         said.add(str(caught.value))
     assert len(said) == 1
     assert " object at " not in said.pop()
@@ -189,14 +190,14 @@ def test_rotation_that_exif_asks_for_is_not_applied_and_spoilt_exif_harms_nothin
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_rgb(tmp_path / "turned.png"), pixels)
+    assert np.array_equal(read_pixels(tmp_path / "turned.png"), pixels)
     for number, junk in enumerate(
         (b"\xff" * 400, b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\0" * 90)
     ):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png", exif=junk)
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", exif=junk, quality=100)
-        assert np.array_equal(read_rgb(tmp_path / f"{number}.png"), pixels)
-        assert read_rgb(tmp_path / f"{number}.jpg").shape == (4, 6, 3)
+        assert np.array_equal(read_pixels(tmp_path / f"{number}.png"), pixels)
+        assert read_pixels(tmp_path / f"{number}.jpg").shape == (4, 6, 3)
 
 
 def test_masks_are_valid_where_they_are_white(tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_an_array_in_the_place_of_a_picture_is_called_one(tmp_path: Path, suffix
 def test_long_numbers_that_may_be_of_eight_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "long.tif")
     with pytest.raises(SampleError, match=r"long\.tif: has whole numbers of 32 bits below 256"):
-        read_rgb(tmp_path / "long.tif")
+        read_pixels(tmp_path / "long.tif")
 
 
 def test_class_numbers_are_those_of_the_file_whatever_its_palette(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_formats_that_change_numbers_hold_no_class_numbers_and_no_masks(tmp_path
     for read in (read_levels, read_valid):
         with pytest.raises(SampleError, match=rf"{name}: \w+ stores approximate values; .* such as PNG"):
             read(tmp_path / name)
-    assert read_grey(tmp_path / name).shape == (16, 16)
+    assert read_pixels(tmp_path / name, "L").shape == (16, 16)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -423,7 +424,7 @@ def test_no_format_turns_its_pixels(tmp_path: Path, orientation: int, compressio
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     Image.fromarray(pixels).save(tmp_path / "x.webp", exif=exif, lossless=True)
     for name in ("x.tif", "x.png", "x.webp"):
-        assert np.array_equal(read_rgb(tmp_path / name), pixels), name
+        assert np.array_equal(read_pixels(tmp_path / name), pixels), name
         assert read_size(tmp_path / name) == (4, 6), name
 
 
@@ -458,14 +459,14 @@ def test_good_pixels_beside_spoilt_or_large_metadata_are_read(tmp_path: Path, me
     plain = (tmp_path / "x.png").read_bytes()
     for at in (33, len(plain) - 12):  # before the pixels and behind them
         (tmp_path / "x.png").write_bytes(plain[:at] + metadata + plain[at:])
-        assert np.array_equal(read_rgb(tmp_path / "x.png"), pixels)
+        assert np.array_equal(read_pixels(tmp_path / "x.png"), pixels)
         assert read_size(tmp_path / "x.png") == (4, 4)
 
 
 def test_a_damaged_picture_is_not_told_to_be_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(SampleError, match=r"x\.png: not a picture that can be read \(a damaged PNG file\)"):
-        read_rgb(tmp_path / "x.png")
+        read_pixels(tmp_path / "x.png")
 
 
 def test_spoilt_metadata_of_other_formats_harms_nothing(tmp_path: Path) -> None:
@@ -473,9 +474,9 @@ def test_spoilt_metadata_of_other_formats_harms_nothing(tmp_path: Path) -> None:
     image = Image.fromarray(pixels)
     for junk in (b"\xff" * 60, b"Exif\0\0MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\xee" * 40):
         image.save(tmp_path / "x.webp", exif=junk, xmp=junk, icc_profile=junk, lossless=True)
-        assert np.array_equal(read_rgb(tmp_path / "x.webp"), pixels)
+        assert np.array_equal(read_pixels(tmp_path / "x.webp"), pixels)
         image.save(tmp_path / "x.jpg", exif=junk, icc_profile=junk)
-        assert read_rgb(tmp_path / "x.jpg").shape == (4, 4, 3)
+        assert read_pixels(tmp_path / "x.jpg").shape == (4, 4, 3)
     for tag in (
         34665,
         34853,
@@ -485,7 +486,7 @@ def test_spoilt_metadata_of_other_formats_harms_nothing(tmp_path: Path) -> None:
         33723,
     ):  # pointers to EXIF and GPS, Photoshop, ICC, XMP, IPTC
         image.save(tmp_path / "x.tif", tiffinfo={tag: 0x7FFFFFFF if tag in (34665, 34853) else b"\xff" * 9})
-        assert np.array_equal(read_rgb(tmp_path / "x.tif"), pixels), tag
+        assert np.array_equal(read_pixels(tmp_path / "x.tif"), pixels), tag
 
 
 @pytest.mark.parametrize(
@@ -502,7 +503,7 @@ def test_spoilt_segments_of_a_jpeg_change_no_pixel(tmp_path: Path, segment: byte
             whole = np.asarray(image.convert("RGB"))
         for at in (2, 4 + int.from_bytes(plain[4:6], "big")):  # before and behind the first segment
             (tmp_path / "x.jpg").write_bytes(plain[:at] + segment + plain[at:])
-            assert np.array_equal(read_rgb(tmp_path / "x.jpg"), whole)
+            assert np.array_equal(read_pixels(tmp_path / "x.jpg"), whole)
 
 
 SHAPES = st.tuples(st.integers(3, 12), st.integers(2, 6), st.integers(2, 6))

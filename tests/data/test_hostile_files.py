@@ -18,7 +18,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from fourm.codecs.files import read_array, read_ids, read_json, read_picture, read_text
-from fourm.codecs.maps import read_grey, read_rgb
+from fourm.codecs.maps import read_pixels
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import read_shard
 from fourm.errors import MAX_SENTENCE, SampleError, printable
@@ -49,8 +49,8 @@ FILES: dict[str, Reader] = {
     "text": read_text,
     "json": read_json,
     "picture": read_picture,
-    "rgb": read_rgb,
-    "grey": read_grey,
+    "rgb": read_pixels,
+    "grey": partial(read_pixels, mode="L"),
 }
 
 
