@@ -93,9 +93,7 @@ class Joining:
                 if self.launch.rank == 0:
                     after = load_run(out, following.name)
                     _check_settings(out, after.run, self.settings)
-                    _check_alone(out)
-                    _empty(out, self.record, after.identity)
-                    os.replace(following, out / self.record)
+                    _overwrite(out, self.record, after.identity)
                 else:
                     self._wait(lambda: not os.path.lexists(following))
         if self._is_first():
@@ -111,36 +109,25 @@ class Joining:
 
         Several processes may do this at once, in any order; the first one writes the record.
         """
-        try:
-            with _as_usage_error(self.out):
-                make_all(self.out)
-                check_names(self.out)
-                remove_leftovers(self.out)
-                return self._join()
-        except BaseException:  # Ctrl-C too: nothing of this process stays
-            remove_leftovers(self.out)
-            raise
-
-    def _join(self) -> Process:
         out, run = self.out, secrets.token_hex(4)
         text = format_run(self.settings, run)
-        if self._is_first() and create_text(out, out / self.record, text):
-            return self._begin_new(run)
-        if self.overwrite and not self._is_of_job(out / self.record):
-            if self.launch.rank == 0:
-                _check_alone(out)
-                process = Process(out, run, self.launch).begin()
-                try:
-                    _empty(out, self.record, run, text)
-                    os.replace(out / NEXT[self.record], out / self.record)
-                except BaseException:  # Ctrl-C too: the other processes of the job must not wait for this one
-                    process.withdraw()
-                    raise
-                return process
-            self._wait(lambda: self._is_of_job(out / self.record))
-        before = load_run(out, self.record)
-        self._check_same_run(before)
-        return self._begin(before.identity)
+        try:
+            with _as_usage_error(out):
+                make_all(out)
+                check_names(out)
+                remove_leftovers(out)
+                if self._is_first() and create_text(out, out / self.record, text):
+                    return self._begin_new(run)
+                if self.overwrite and not self._is_of_job(out / self.record):
+                    if self.launch.rank == 0:
+                        return self._begin(run, text)
+                    self._wait(lambda: self._is_of_job(out / self.record))
+                before = load_run(out, self.record)
+                self._check_same_run(before)
+                return self._begin(before.identity)
+        except BaseException:  # Ctrl-C too: nothing of this process stays
+            remove_leftovers(out)
+            raise
 
     def _begin_new(self, run: str) -> Process:
         """Start the run whose record this process has just written."""
@@ -156,14 +143,22 @@ class Joining:
             remove_empty([self.out / PROCESSES])
             raise
 
-    def _begin(self, run: str) -> Process:
-        """Start, unless another process with the same rank does at the same moment, or overwrites the run."""
+    def _begin(self, run: str, text: str = "") -> Process:
+        """Start, unless another process with the same rank does at the same moment, or overwrites the run.
+
+        text: the record of the run, if it takes the place of the one that is there.
+        """
         process = Process(self.out, run, self.launch).begin()
-        if not (self.resume or self.overwrite):
-            is_begun = _is_begun(self.out, run, self.launch, process.path(LAUNCH))
-            if is_begun or load_run(self.out, self.record).identity != run:
-                process.withdraw()
-                raise _exists(self.out, self.record)
+        try:
+            if text:
+                _overwrite(self.out, self.record, run, text)
+            elif not (self.resume or self.overwrite):
+                is_begun = _is_begun(self.out, run, self.launch, process.path(LAUNCH))
+                if is_begun or load_run(self.out, self.record).identity != run:
+                    raise _exists(self.out, self.record)
+        except BaseException:  # Ctrl-C too: other processes of the job must not wait for this one
+            process.withdraw()
+            raise
         return process
 
     def _wait(self, is_done: Callable[[], bool]) -> None:
@@ -253,15 +248,6 @@ def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> b
     return any(file.size != launch.size or file.rank == launch.rank for file in others)
 
 
-def _check_alone(out: Path) -> None:
-    """Refuse to empty a folder while other processes are writing into it."""
-    for file in of_kind(out, LAUNCH):
-        if file.process != process_name() and is_alive(out, file.process):
-            share = f"process {file.rank} of {file.size}"
-            what = f"{share} of a run writes there now; --overwrite would delete its work"
-            raise UsageError(f"--out {out}: {what}")
-
-
 def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
     """Refuse to continue a run with other settings; the message names what differs."""
     before, after = (
@@ -312,6 +298,19 @@ def _is_free(out: Path, record: str) -> bool:
             return not os.path.lexists(out / record)
         names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
         return names <= {PARTIAL, PROCESSES} and not processes.list_processes(out)[1]
+
+
+def _overwrite(out: Path, name: str, run: str, text: str = "") -> None:
+    """Put the next record in the place of a run, whose files are deleted, unless somebody is writing there.
+
+    text: the record, written first, so that --resume can go on with it; none if it is there already.
+    """
+    for file in of_kind(out, LAUNCH):
+        if file.process != process_name() and is_alive(out, file.process):
+            who = f"process {file.rank} of {file.size} of a run"
+            raise UsageError(f"--out {out}: {who} writes there now; --overwrite would delete its work")
+    _empty(out, name, run, text)
+    os.replace(out / NEXT[name], out / name)
 
 
 def _empty(out: Path, name: str, run: str, following: str = "") -> None:
