@@ -187,21 +187,19 @@ def now() -> str:
 
 def list_processes(out: Path) -> tuple[list[ProcessFile], list[str]]:
     """Files of processes in the order in which they started, and the names of other files in the folder."""
-    found, others = list[ProcessFile](), list[str]()
+    found, others, folder = list[ProcessFile](), list[str](), out / PROCESSES
     try:
-        is_link = (out / PROCESSES).is_symlink()
-        with os.scandir(out / PROCESSES) as listing:
-            entries = [] if is_link else list(listing)
+        entries = [] if folder.is_symlink() else list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):  # perhaps another process has just removed it
         return [], []
     for entry in entries:
         match = _NAME.fullmatch(entry.name)
-        if match is None or not entry.is_file(follow_symlinks=False):
+        if match and entry.is_file(follow_symlinks=False):
+            started, rank, size, run, process, number, kind = match.groups()
+            path = folder / entry.name
+            found.append(ProcessFile(started, int(rank), process, int(number), int(size), run, kind, path))
+        else:
             others.append(entry.name)
-            continue
-        started, rank, size, run, process, number, kind = match.groups()
-        path = out / PROCESSES / entry.name
-        found.append(ProcessFile(started, int(rank), process, int(number), int(size), run, kind, path))
     return sorted(found), sorted(others)
 
 

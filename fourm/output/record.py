@@ -86,7 +86,8 @@ class RunRecord:
 
     def as_origin(self) -> dict[str, Any]:
         """What the results of this run depend on, for the record of their super-resolution."""
-        return {name: fact for name, fact in self.to_json().items() if name in _ORIGIN}
+        facts = self.to_json()
+        return {name: facts[name] for name in _ORIGIN}
 
 
 class RunFile(NamedTuple):

@@ -294,7 +294,7 @@ class _Folder:
         return False
 
     def check_results(self, each: _RunState) -> None:
-        """Check the results of a run: what became of them, and the files that have no checksum."""
+        """Check the results of a run: what became of them, their number, and the files without a checksum."""
         run, counts = each.run, Counter[str]()
         if run.is_older:
             self.is_unknown = True
@@ -315,10 +315,20 @@ class _Folder:
                 states = self._check_sample(each, sample)
                 counts.update(states)
                 self.samples += each is self.runs[0] and MADE in states
-        if is_known:
-            self._count(each, counts)
-        else:
+        if not is_known:
             self.is_unknown = True
+            return
+        expected, begun = run.record.samples * len(run.variations), counts[BEGUN]
+        if counts[MADE] > expected:
+            self.find(ALTERED, run.file, f"tells of {expected:,} results, and there are {counts[MADE]:,}")
+        if (lack := expected - counts[MADE] - counts[NOTED]) > 0:
+            half = f" ({begun:,} of them begun)" if begun else ""
+            say = f"{lack:,} of {expected:,} results were not made{half}; "
+            if run.record.origin and run.file == RUN and each.is_closed:
+                why = "the run that this one goes on from lacks them, or"
+                self.note(MISSING, run.file, f"{say}{why} --resume makes them")
+            else:
+                self.find(MISSING, run.file, f"{say}--resume makes them")
 
     def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[str]:
         """What became of each variation of a sample."""
@@ -363,21 +373,6 @@ class _Folder:
         if is_made:
             (self.lost if each.is_closed else self.late).append(file)
         self._compare(file, Tokens(each.run.count_tokens(place)) if place and place.form == "ids" else None)
-
-    def _count(self, each: _RunState, counts: Mapping[str, int]) -> None:
-        """Whether there are as many results as the record says."""
-        run, file, begun = each.run, each.run.file, counts[BEGUN]
-        expected = run.record.samples * len(run.variations)
-        if counts[MADE] > expected:
-            self.find(ALTERED, file, f"tells of {expected:,} results, and there are {counts[MADE]:,}")
-        if (lack := expected - counts[MADE] - counts[NOTED]) > 0:
-            half = f" ({begun:,} of them begun)" if begun else ""
-            say = f"{lack:,} of {expected:,} results were not made{half}; "
-            if run.record.origin and file == RUN and each.is_closed:
-                why = "the run that this one goes on from lacks them, or"
-                self.note(MISSING, file, f"{say}{why} --resume makes them")
-            else:
-                self.find(MISSING, file, f"{say}--resume makes them")
 
     def check_unlisted(self) -> None:
         """Files without a checksum that belong to no result, or to one of a process that was killed."""
