@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_type_hints
 
 from fourm.errors import UsageError, near_match, shown
@@ -136,7 +135,7 @@ class Registry:
 
     def extended(self, rows: Iterable[Modality]) -> "Registry":
         """A registry with more rows; a row of a known name replaces it."""
-        return Registry(MappingProxyType({**self.rows, **{row.name: row for row in rows}}))
+        return Registry({**self.rows, **{row.name: row for row in rows}})
 
     def resolve(self, name: str, available: Iterable[str]) -> str:
         """The full name for a short one: `tok_rgb` is its lowest resolution among the available modalities.
@@ -263,7 +262,7 @@ GENERATION_ORDER = (
     "tok_sam_edge", "tok_rgb", "caption", "det", "human_poses", "sam_instance", "color_palette", "metadata",
 )  # fmt: skip
 UNORDERED = ("tok_dinov2_global", "tok_imagebind_global")  # made only where they are asked for by name
-RELEASED = Registry(MappingProxyType({row.name: row for row in _ROWS}))
+RELEASED = Registry({row.name: row for row in _ROWS})
 
 
 def is_released(row: Modality) -> bool:
@@ -280,7 +279,8 @@ def load_registry(path: Path) -> Registry:
     """
     from fourm.modalities.yaml_files import read_rows  # imports yaml
 
-    rows, where, unnamed, taken = dict[str, Modality](), dict[str, str](), list[Modality](), set[Any]()
+    rows, where = dict[str, Modality](), dict[str, str]()
+    unnamed, taken = list[Modality](), set[tuple[str, str]]()
     for entries in read_rows(path):
         places = {key: place for key, (_, place) in entries.items()}
         if "name" not in places:
@@ -354,10 +354,9 @@ def _complete_row(given: dict[str, Any]) -> Modality:
         others |= {"positions": positions, "defaults": plain, "rgb_defaults": plain}
         row = Modality(**{**others, **given})
     # The codec of the row must be able to read and write its values.
-    known = [one for one in RELEASED.rows.values() if one.codec == row.codec]
-    kinds, suffixes = {one.kind.value for one in known}, {one.suffix for one in known}
-    for what, value, allowed in (("kind", row.kind.value, kinds), ("suffix", row.suffix, suffixes)):
-        if known and value not in allowed:
-            fitting = " or ".join(sorted(allowed))
-            raise UsageError(f"the {what} of codec '{row.codec}' is {fitting}, not {value}")
+    known = next((one for one in RELEASED.rows.values() if one.codec == row.codec), row)
+    if row.kind is not known.kind:
+        raise UsageError(f"the kind of codec '{row.codec}' is {known.kind.value}, not {row.kind.value}")
+    if row.suffix != known.suffix:
+        raise UsageError(f"the suffix of codec '{row.codec}' is {known.suffix}, not {row.suffix}")
     return row
