@@ -126,8 +126,11 @@ class Engine:
         logits = self._ask(_passes(batch, step), step, positions, known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
         drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
-        picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
-        filled = slot.fill(positions.gather(1, picks), drawn.ids.gather(1, picks))
+        ids = drawn.ids
+        if scheme.keep is not None:
+            picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
+            positions, ids = positions.gather(1, picks), ids.gather(1, picks)
+        filled = slot.fill(positions, ids)
         return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:

@@ -27,11 +27,12 @@ class Scheme:
     """A row of the table of schemes."""
 
     name: str
-    causal: bool  # True: one token after the other, each seeing the ones before it
     # unknown (B, L) bool with `left` True in each row, n, noise (B, L) -> positions (B, K) int64
     ask: Callable[[Tensor, int, int, Tensor], Tensor]
-    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
-    keep: Callable[[Tensor, Tensor, int], Tensor]
+    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K;
+    # None: every answer is kept
+    keep: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    causal: bool = False  # True: texts, decoded token after token without `ask` and `keep`
     equal_steps: bool = False  # True: all steps fix equally many tokens, whatever token curve is named
 
 
@@ -46,11 +47,6 @@ def _ask_lowest_noise(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tens
     return order[:, : min(n, left)].sort(dim=1).values
 
 
-def _ask_first(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
-    """The first unknown position of each row, (B, 1)."""
-    return _ask_all(unknown, 1, n, noise)
-
-
 def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
     """The n most confident answers, ascending; ties go to the higher raw probability, then the lower index.
 
@@ -61,18 +57,12 @@ def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor
     return order.gather(1, by_confidence)[:, :n].sort(dim=1).values
 
 
-def _keep_all(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
-    """Every answer."""
-    # 0, 1, 2 ... for each row, made without importing torch.
-    return confidence.argsort(dim=1).sort(dim=1).values
-
-
 SCHEMES: dict[str, Scheme] = {
     # MaskGIT (Chang et al. 2022, arXiv:2202.04200): ask for everything, keep what the model is surest of.
-    "maskgit": Scheme("maskgit", causal=False, ask=_ask_all, keep=_keep_most_confident),
+    "maskgit": Scheme("maskgit", _ask_all, _keep_most_confident),
     # Random order: ask for a few positions drawn at random, keep them all.
-    "roar": Scheme("roar", causal=False, ask=_ask_lowest_noise, keep=_keep_all, equal_steps=True),
-    "autoregressive": Scheme("autoregressive", causal=True, ask=_ask_first, keep=_keep_all),
+    "roar": Scheme("roar", _ask_lowest_noise, equal_steps=True),
+    "autoregressive": Scheme("autoregressive", _ask_all, causal=True),
 }
 
 
