@@ -116,13 +116,11 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
 
 def find_cached(entry: Entry) -> tuple[Path, str] | None:
     """The main file of a catalogue's entry and its commit ("" outside the Hub); None where it is not here."""
-    if entry.kind == "text tokenizer":
-        path, revision = text_tokenizer_path(), ""
-    elif snapshot := find_snapshot(entry.hub_id, repo_type=entry.repo_type):
-        path, revision = snapshot / entry.main_file, snapshot.name
-    else:
+    is_text = entry.kind == "text tokenizer"
+    folder = fourm_home() if is_text else find_snapshot(entry.hub_id, repo_type=entry.repo_type)
+    if folder is None or not os.path.isfile(folder / entry.main_file):
         return None
-    return (path, revision) if os.path.isfile(path) else None
+    return folder / entry.main_file, "" if is_text else folder.name
 
 
 def find_parti() -> Path:

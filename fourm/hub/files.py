@@ -265,11 +265,9 @@ def describe(name_or_path: str) -> ModelInfo:
         files = find_model(entry.hub_id if entry else name_or_path, needs_weights=entry is None)
         return _all_about(files, entry)
     info = _known_info(entry)
-    return replace(
-        info, rows=_rows_of(entry.key), memory=_memory(entry.num_params) if entry.key else {},
-        config=config_of(info.path.parent) if entry.key and info.path else {},
-        missing=() if info.path else (entry.name,),
-    )  # fmt: skip
+    config = config_of(info.path.parent) if entry.key and info.path else {}
+    memory = _memory(entry.num_params) if entry.key else {}
+    return replace(info, config=config, memory=memory, missing=() if info.path else (entry.name,))
 
 
 def count_parameters(files: ModelFiles) -> int:
@@ -415,8 +413,9 @@ def _known_info(entry: Entry) -> ModelInfo:
     """What the catalogue knows, with the file in the cache."""
     path, revision = find_cached(entry) or (None, "")
     size = path.stat().st_size if path is not None else entry.num_bytes
-    writes = entry.writes or tuple(row.name for row in _rows_of(entry.key))
-    return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision)
+    rows = tuple(row for row in RELEASED.rows.values() if entry.key and row.tokenizer == entry.key)
+    writes = entry.writes or tuple(row.name for row in rows)
+    return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision, rows)
 
 
 def _local_info(files: ModelFiles) -> ModelInfo:
@@ -435,7 +434,7 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
         loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
     else:
         info, dim = _known_info(entry), entry.config["dim"]
-        grids = [row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes]
+        grids = (row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes)
         unused = sum(row.vocab_size for row in grids)
         loaded = entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)
     tokenizers = {}
@@ -454,8 +453,3 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
 
 def _memory(num_loaded: int) -> dict[str, int]:
     return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
-
-
-def _rows_of(key: str) -> tuple[Modality, ...]:
-    """The released modalities of a tokenizer."""
-    return tuple(row for row in RELEASED.rows.values() if key and row.tokenizer == key)

@@ -413,7 +413,7 @@ def _restart(file: BinaryIO) -> None:
 
 def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
     """The file that collects the bytes, at its end, for this process; None if another has just renamed it."""
-    part, has_waited = unfinished(blob), False
+    part = unfinished(blob)
     for there in (blob, part):
         if (there.exists() and not there.is_file()) or (there == part and part.is_symlink()):
             raise FourMError(f"{there}: is no plain file, as a file of the cache must be; delete it")
@@ -421,11 +421,10 @@ def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
     with suppress(FileExistsError, FileNotFoundError):  # another process has just made, renamed or deleted it
         # Not "a": where there are no locks, two processes write the same bytes, each at its own position.
         growing = open_own(part, "r+" if part.exists() else "x")
-        while lock_file(growing) is False:
-            if not has_waited:
-                client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
-            has_waited = True
-            client.sleep(OTHER_PROCESS)
+        if lock_file(growing) is False:
+            client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
+            while lock_file(growing) is False:
+                client.sleep(OTHER_PROCESS)
         growing.seek(0, os.SEEK_END)
         if os.path.samefile(growing.fileno(), part):
             return growing
