@@ -100,7 +100,7 @@ def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> Non
         raise VerificationError(f"{told}{more}; `fourm download {names}` fetches what is missing")
 
 
-def _plan(wanted: Sequence[Entry], quiet: bool, is_estimate: bool = False) -> tuple[Download, ...]:
+def _plan(wanted: Sequence[Entry], quiet: bool, is_estimate: bool = False) -> list[Download]:
     def report(event: Transfer) -> None:
         if not quiet and isinstance(event, Waiting):
             note(waiting_line(event))

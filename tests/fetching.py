@@ -68,9 +68,7 @@ class Watch:
         jobs = self.plan(*names, revision=revision, config=config)
         return [fetch(job, self.client) for job in jobs]
 
-    def plan(
-        self, *names: str, revision: str | None = None, config: Path | None = None
-    ) -> tuple[Download, ...]:
+    def plan(self, *names: str, revision: str | None = None, config: Path | None = None) -> list[Download]:
         named = read_names(config) if config else None
         return plan_downloads(read_wanted(names, named, str(config), revision), self.client)
 

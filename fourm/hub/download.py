@@ -89,17 +89,14 @@ class Verified:
 
 
 def read_wanted(
-    names: Sequence[str],
-    config: Mapping[str, str] | None = None,
-    where: str = "",
-    revision: str | None = None,
+    names: Sequence[str], named: Mapping[str, str] | None = None, where: str = "", revision: str | None = None
 ) -> tuple[Entry, ...]:
     """Everything that is named, each once; mistakes are a `UsageError` before anything is fetched.
 
-    config: what a YAML file names, by key (`fourm.schedule.settings.read_names`); where: that file.
+    named: what a YAML file names, by key (`fourm.schedule.settings.read_names`); where: that file.
     """
     found = [_named(member) for name in names for member in GROUPS.get(name.lower(), (name,))]
-    found += _of_config(config, where) if config is not None else []
+    found += _of_config(named, where) if named is not None else []
     found = list({(one.name, one.revision): one for one in found}.values())
     if revision is None:
         return tuple(found)
@@ -111,9 +108,7 @@ def read_wanted(
     return (_named(f"{one.name}@{revision}"),)
 
 
-def plan_downloads(
-    wanted: Sequence[Entry], client: Client, is_estimate: bool = False
-) -> tuple[Download, ...]:
+def plan_downloads(wanted: Sequence[Entry], client: Client, is_estimate: bool = False) -> list[Download]:
     """What is to be fetched; the Hub is asked only for what is not here complete and on record.
 
     An estimate takes what is known here where the Hub cannot be asked. Such jobs say so, and are not fetched.
@@ -130,7 +125,7 @@ def plan_downloads(
                 raise
             away = str(error)
         jobs.append(replace(job, unconfirmed=away) if job.unconfirmed else job)
-    return tuple(jobs)
+    return jobs
 
 
 def check_room(jobs: Sequence[Download]) -> None:
