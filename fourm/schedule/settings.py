@@ -323,11 +323,7 @@ def _run_value(key: str, value: object, path: Path) -> object:
         return value
     if scheme_problem(value):
         raise UsageError(f"'{key}' must be a name or a path on this machine, not '{shown(value)}'")
-    return DTYPES[value].name if key == "dtype" else _named_after(path, key, value)
-
-
-def _named_after(path: Path, key: str, value: str) -> str:
-    """`auto` names are those of the file that says so."""
+    # `auto` names are those of the file that says so.
     if key in ("name", "sr_name", "data_name") and value == "auto":
         return path.stem
     if key == "output_dir" and Path(value).name == "auto":
@@ -335,7 +331,7 @@ def _named_after(path: Path, key: str, value: str) -> str:
         start = len(parts) - parts[::-1].index("cfgs") if "cfgs" in parts else len(parts) - 1
         start += parts[start : start + 1] == ("default",)
         return str(Path(value).parent.joinpath(*parts[start:]))
-    return value
+    return DTYPES[value].name if key == "dtype" else value
 
 
 # The types of a run's settings by YAML key; tokenizers have a key each. ControlNet can only be declined.
