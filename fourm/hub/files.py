@@ -24,10 +24,10 @@ from fourm.modalities.registry import (
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
-_WITH_ARTICLE = {
-    "model": "a model", "sr": "a super-resolution model", "tokenizer": "a tokenizer",
-    "text tokenizer": "a text tokenizer", "prompts": "a set of prompts",
-}  # fmt: skip
+_NOUNS = {
+    "sr": "super-resolution model",
+    "prompts": "set of prompts",
+}  # for kinds that are not nouns themselves
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
@@ -256,7 +256,8 @@ def describe(name_or_path: str) -> ModelInfo:
     """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
     path = Path(os.path.expanduser(name_or_path))
     is_path, weights = os.path.exists(path), weights_of(path)
-    if is_path and weights.is_file() and "codebook_size" in (config := config_of(path)):
+    described = weights.parent if os.path.exists(weights.parent / CONFIG_FILE) else path
+    if is_path and weights.is_file() and "codebook_size" in (config := config_of(described)):
         count = sum(info.num_elements for info in read_header(weights).tensors.values())
         own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
         return ModelInfo(own, weights, config=config, memory=_memory(count))
@@ -330,7 +331,7 @@ def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
         raise UsageError(f"{kind} '{name}' is neither a file or folder nor a released one{advice}")
     is_right = entry.kind == kind or (kind == "model" and entry.is_model)
     if not is_right and find_entry(entry.name):
-        raise UsageError(f"'{name}' is {_WITH_ARTICLE[entry.kind]}, where {_WITH_ARTICLE[kind]} is needed")
+        raise UsageError(f"'{name}' is a {_NOUNS.get(entry.kind, entry.kind)}, where a {kind} is needed")
     snapshot = find_snapshot(entry.hub_id, entry.revision)
     fetches = _fetches(f"{entry.name} --revision {entry.revision}" if entry.revision else entry.name)
     if snapshot is None:

@@ -40,9 +40,7 @@ _PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page 
 # Of an answer: its first byte, and the size of the whole file.
 _SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII | re.IGNORECASE)
 # Errors of the client after which another try is of no use.
-_HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects",
-             "InvalidURL")  # fmt: skip
-
+_HOPELESS = "OfflineModeIsEnabled UnsupportedProtocol LocalProtocolError TooManyRedirects InvalidURL".split()
 _ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH")

@@ -95,7 +95,8 @@ def test_a_model_that_is_here_is_shown_as_it_is(run: Run, model: Path, cache: Pa
 
 def test_tokenizers_prompts_and_the_demo_model_are_shown_too(run: Run, cache: Path, tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "mine", 8)
-    assert json.loads(run("models", "show", str(tokenizer), "--json")[1])["config"]["codebook_size"] == 8
+    for path in (tokenizer, tokenizer / "model.safetensors"):
+        assert json.loads(run("models", "show", str(path), "--json")[1])["config"]["codebook_size"] == 8
     put_folder(cache, CATALOGUE["tok-rgb"].hub_id, tokenizer)
     assert json.loads(run("models", "show", "tok-rgb", "--json")[1])["config"]["codebook_size"] == 8
     assert "16,384" in run("models", "show", "tok-rgb")[1]
