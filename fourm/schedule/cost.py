@@ -1,8 +1,7 @@
 """What a chain costs on a model: passes, tokens and memory, from its steps and file headers, without torch.
 
-Nothing is fitted: every term is an array that the code allocates, and a comment names it. Memory that cannot
-be counted (blocks kept by the allocator, kernels that a library loads at its first call) is a measured
-constant. `tests/schedule/test_cost.py` compares the sum with the peak of real runs.
+Every term is an array that the code allocates, and a comment names it. What cannot be counted (blocks kept by
+the allocator, kernels of libraries) is a measured constant. A test compares the sum with peaks of real runs.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from fourm.hub.files import ModelFiles, is_unused, weights_of
-from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart, read_header
+from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TokenizerPart, read_header
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
@@ -109,7 +109,7 @@ class Sizes:
 
 def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
     """Bytes of the transformer's parameters and tables at `width` bytes per number."""
-    return sum(info.num_elements for info in _loaded(model)) * width
+    return sum(_loaded(model)) * width
 
 
 def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
@@ -123,11 +123,9 @@ def loading_bytes(model: ModelFiles, width: int) -> int:
     """The peak of loading, without the weights: a tensor's file is mapped while the tensor is converted."""
     if width == FLOAT32:  # the mapped file itself is used
         return 0
-    kept, most = 0, 0
-    for info in _loaded(model):
-        kept += info.num_elements * width
-        most = max(most, kept + info.num_elements * FLOAT32)
-    return most - kept
+    sizes = _loaded(model)
+    peaks = [kept * width + size * FLOAT32 for kept, size in zip(accumulate(sizes), sizes, strict=True)]
+    return max(peaks, default=0) - sum(sizes) * width
 
 
 def decoding_peak(
@@ -228,7 +226,7 @@ def overhead(peak: Peak) -> int:
     return _LIBRARIES + 2 * min(peak.block, _HEAP_BLOCK)
 
 
-def _loaded(model: ModelFiles) -> Iterator[TensorInfo]:
-    """Tensors of a model's file that are loaded, in the order of the file."""
+def _loaded(model: ModelFiles) -> list[int]:
+    """How many numbers each tensor of a model's file has that is loaded, in the order of the file."""
     tensors = read_header(model.weights).tensors.items()
-    return (info for name, info in tensors if not is_unused(name, model))
+    return [info.num_elements for name, info in tensors if not is_unused(name, model)]

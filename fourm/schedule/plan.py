@@ -215,11 +215,7 @@ class _Planner:
             values["token_curve"] = "linear"
         if scheme.causal:
             values |= {"num_steps": None, "temperature_curve": "constant"}
-        try:
-            return TargetSpec(target=row.name, **values)
-        except ScheduleError as error:
-            self.problems.extend(error.problems)
-            return None
+        return TargetSpec(target=row.name, **values)
 
     def filters(self) -> tuple[int | float, float]:
         """top_k (0 = off) and top_p (1 = off)."""
@@ -257,4 +253,6 @@ def _misfits(row: Modality, values: Mapping[str, Any], where: Mapping[str, str])
     elif not scheme.causal and "num_steps" in where and values["num_steps"] > num_tokens:
         steps = f"{values['num_steps']} steps are more"
         problems["num_steps"] = f"{steps} than the {num_tokens} tokens of {row.name}"
+    elif not (scheme.causal or problems) and values["num_steps"] is None:
+        problems["num_steps"] = f"the scheme '{scheme.name}' needs a number of decoding steps"
     return [f"{where.get(name, row.name)}: {problem}" for name, problem in problems.items()]

@@ -178,8 +178,7 @@ def read_names(path: Path) -> dict[str, str]:
     settings = read_settings([path], {})
     if settings.base.problems:
         raise ScheduleError(*dict.fromkeys(settings.base.problems))
-    keys = ("model", "sr_model", "text_tok_path", "data_path")
-    named = {key: getattr(settings.run, key) for key in keys}
+    named = {key: getattr(settings.run, key) for key in ("model", "sr_model", "text_tok_path", "data_path")}
     named |= {key + TOKENIZER_SUFFIX: name for key, name in settings.run.tokenizers.items()}
     return {key: name for key, name in named.items() if name}
 
