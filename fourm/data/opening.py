@@ -38,14 +38,12 @@ _TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
 class Ready(FileIO):
-    """A file that is read without waiting; some files below /proc would block a reader forever."""
+    """A file whose reads raise OSError where they would block: some files below /proc block forever."""
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read into a buffer; OSError if that would block."""
         return _ready(super().readinto(buffer))
 
     def readall(self) -> bytes:
-        """Read to the end; OSError if that would block."""
         return _ready(super().readall())
 
 
