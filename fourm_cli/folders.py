@@ -207,17 +207,15 @@ def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bo
     """
     from fourm.runs.convert import convert_dataset
 
-    made = kept = failed = 0
+    counts = Counter[str]()
     for one in convert_dataset(source, out, overwrite):
-        kept += one.was_there
-        failed += bool(one.problem)
-        made += not (one.was_there or one.problem)
+        counts["failed" if one.problem else "kept" if one.was_there else "made"] += 1
         if one.problem:
             note(one.problem)
     if not quiet:
-        note(f"{made} converted, {kept} were there, {failed} failed")
+        note(f"{counts['made']} converted, {counts['kept']} were there, {counts['failed']} failed")
     print_path(out)
-    if failed:
+    if counts["failed"]:
         raise typer.Exit(SampleError.exit_code)
 
 
