@@ -77,9 +77,9 @@ def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[st
     return font, lines
 
 
-def undrawable(text: str, size: int = 16) -> set[str]:
+def undrawable(text: str) -> set[str]:
     """The characters of a text that are drawn as question marks."""
-    return _readable(text, size)[2]
+    return _readable(text, 16)[2]
 
 
 def corners_of(box: Box, width: int, height: int) -> Rectangle:
@@ -129,7 +129,7 @@ def draw_palette(colours: Sequence[Colour]) -> Image.Image:
     return image.resize((side, side), Image.Resampling.NEAREST)
 
 
-def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
+def draw_metadata(facts: Sequence[Fact]) -> Image.Image:
     """Draw a table of names and values, at least as wide as a card."""
     if not facts:
         return text_card("no metadata")
@@ -137,7 +137,7 @@ def draw_metadata(facts: Sequence[Fact], size: int = 13) -> Image.Image:
     for fact in facts:
         form = ".3g" if abs(fact.value) >= 1e12 else "d" if isinstance(fact.value, int) else ".2f"
         rows.append((fact.field.name.replace("_", " "), format(fact.value, form)))
-    font, height, margin = font_for("", size), round(1.5 * size), size
+    font, height, margin = font_for("", 13), 20, 13  # pixels
     widths = (max(_length(row[column], font) for row in rows) for column in (0, 1))
     width = max(sum(widths) + 4 * margin, CARD)
     image = Image.new("RGB", (width, height * len(rows) + 2), _WHITE)

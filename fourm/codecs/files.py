@@ -175,13 +175,12 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
                 image.getexif().pop(ExifTags.Base.Orientation, None)
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
+        problem = f"{path}: not a picture in a format that is read ({', '.join(_FORMATS)})"
         if kind := next((name for start, name in _STARTS.items() if data.startswith(start)), ""):
-            problem = f"not a picture that can be read (a damaged {kind} file)"
+            problem = f"{path}: not a picture that can be read (a damaged {kind} file)"
         elif data.startswith((b"\x93NUMPY", b"PK\3\4")):
-            problem = "holds an array, where a picture belongs"
-        else:
-            problem = f"not a picture in a format that is read ({', '.join(_FORMATS)})"
-        raise SampleError(f"{path}: {problem}") from error
+            problem = f"{path}: holds an array, where a picture belongs"
+        raise SampleError(problem) from error
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:

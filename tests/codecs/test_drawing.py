@@ -183,6 +183,10 @@ def test_what_no_font_has_is_drawn_as_its_plain_letter(monkeypatch: pytest.Monke
         assert text_card("café Å").tobytes() == text_card("cafe A").tobytes()
         assert not is_blank(text_card("中"))
         assert text_card("half \ud800").tobytes() == text_card("half ?").tobytes()
+        named = [Box(0, 0.5, 1, 1, letter * 16) for letter in "中?"]  # of 16 letters both have one colour
+        assert [class_colours([box.name])[box.name] for box in named] == [(250, 190, 212)] * 2
+        unknown, asked = (draw_boxes([box], Image.new("RGB", (900, 300))) for box in named)
+        assert unknown.tobytes() == asked.tobytes()
     finally:
         drawing._fonts.cache_clear()
 
