@@ -51,34 +51,8 @@ class Texts:
     step: Step
     numbers: range  # (P) which passes, of all of the step
     limit: int  # tokens of a text at most
-
-    @property
-    def rows(self) -> Tensor:
-        """(B * P,) int64: the sample of each text."""
-        samples = torch.arange(len(self.batch.keys), device=self.batch.device)
-        return samples.repeat_interleave(len(self.numbers))
-
-    @property
-    def slot(self) -> Slot:
-        """The state of each text before it is decoded."""
-        return self.batch.slots[self.step.target].select(self.rows)
-
-    def uniforms(self, noise: Noise, j: int) -> Tensor:
-        """(B * P,) noise for the token at j, of each pass its own; the first has that of a single text."""
-        # No text is so long that its positions reach those of the next pass.
-        numbers = torch.arange(self.numbers.start, self.numbers.stop, device=self.batch.device)
-        positions = (j + numbers * MAX_SIZE).expand(len(self.batch.keys), -1)
-        return noise.uniforms(self.step.index, DRAW, positions).flatten()
-
-    def per_sample(self, sound: Tensor) -> Tensor:
-        """(B,) bool: whether all of a sample's texts (B * P,) are sound."""
-        return sound.view(len(self.batch.keys), -1).all(dim=1)
-
-    def report(self, made: int, sound: Tensor, seconds: float) -> Progress:
-        """What a token of every text has come to; passes before these count as done."""
-        count = len(self.numbers)
-        done, total = self.numbers.start * self.limit + made * count, self.limit * self.step.passes
-        return Progress(self.step, self.batch, count, done, total, seconds, sound)
+    rows: Tensor  # (B * P,) int64: the sample of each text
+    slot: Slot  # B * P rows: the state of each text before it is decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,51 +71,49 @@ class Engine:
         masks = Batch(batch.keys, {name: _on_host(slot) for name, slot in batch.slots.items()})
         known, left = list[int](), dict[str, int]()
         for step in chain.steps:
-            started, slot = time.perf_counter(), batch.slots[step.target]
+            started, target, slot = time.perf_counter(), step.target, batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
                 counts = _num_known(_passes(masks, step))
                 batch = yield from self._decode_sequence(batch, step, chain, noise, counts)
-                masks = masks.with_slot(step.target, _on_host(batch.slots[step.target]))
+                masks = masks.with_slot(target, _on_host(batch.slots[target]))
                 continue
-            if step.target not in left:
-                left[step.target] = _num_wanted(masks.slots[step.target], step.target)
+            mask = masks.slots[target]
+            if target not in left:
+                left[target] = _num_wanted(mask, target)
                 known = _num_known(_passes(masks, step))
-            if not (fixed := min(step.num_tokens, left[step.target])):
+            if not (fixed := min(step.num_tokens, left[target])):
                 continue
             with torch.inference_mode():
-                batch, sound = self._decode_together(batch, step, chain, noise, known, left[step.target])
+                batch, sound = self._decode_together(batch, step, chain, noise, known, left[target])
             known = [count + fixed for count in known]
-            left[step.target] -= fixed
-            masks = masks.with_slot(step.target, _count_off(masks.slots[step.target], fixed))
+            left[target] -= fixed
+            # Which tokens were fixed only the device knows: for the counts, the first ones do as well.
+            now = mask.wanted & (mask.wanted.cumsum(dim=1) <= fixed)
+            masks = masks.with_slot(target, replace(mask, known=mask.known | now, wanted=mask.wanted & ~now))
             total, seconds = slot.known.shape[1], time.perf_counter() - started
-            yield Progress(step, batch, fixed, total - left[step.target], total, seconds, sound)
+            yield Progress(step, batch, fixed, total - left[target], total, seconds, sound)
 
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
     ) -> tuple[Batch, Tensor]:
         """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
-        scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
+        scheme, slot, passes = SCHEMES[step.scheme], batch.slots[step.target], _passes(batch, step)
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
-        logits = self._ask(_passes(batch, step), step, positions, known)
-        uniforms = noise.uniforms(step.index, DRAW, positions)
-        drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
-        ids = drawn.ids
-        if scheme.keep is not None:
-            picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
-            positions, ids = positions.gather(1, picks), ids.gather(1, picks)
-        filled = slot.fill(positions, ids)
-        return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
-
-    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
-        """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
         if self.plain:
             contexts = [self.network.encode(one) for one in passes]
             logits = torch.cat([self.network.decode(step.target, positions, None, c) for c in contexts])
         else:
             context = self._encode(passes, known)
             logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
-        return _guide(logits, step)
+        uniforms = noise.uniforms(step.index, DRAW, positions)
+        drawn = draw(_guide(logits, step), uniforms, step.temperature, chain.top_k, chain.top_p)
+        ids = drawn.ids
+        if scheme.keep is not None:
+            picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
+            positions, ids = positions.gather(1, picks), ids.gather(1, picks)
+        filled = slot.fill(positions, ids)
+        return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
         """All passes in one batch, padded to what the device's sums are insensitive to."""
@@ -161,14 +133,16 @@ class Engine:
             context = self._encode(states, known) if not self.plain else None
         size = max(1, self.max_rows // max(count, 1))
         for first in range(0, step.passes, size):
-            texts = Texts(batch, step, range(first, min(first + size, step.passes)), limit)
+            numbers = range(first, min(first + size, step.passes))
+            rows = torch.arange(count, device=batch.device).repeat_interleave(len(numbers))
+            texts = Texts(batch, step, numbers, limit, rows, slot.select(rows))
             with torch.inference_mode():
                 ask = self._asker(context, texts) if context else self._plain_asker(states, texts)
             ids, good = yield from self._decode_texts(texts, chain, noise, ask)
-            sound, made = sound & texts.per_sample(good), made + (ids.shape[1] - 1) * len(texts.numbers)
+            sound, made = sound & good, made + (ids.shape[1] - 1) * len(numbers)
             merged = iter(_merge(texts.slot, ids, self.sentinels))
             for sample in found:
-                sample += [next(merged) for _ in texts.numbers]
+                sample += [next(merged) for _ in numbers]
         faults = self._faults(found, step, chain)
         found = [[[]] * step.passes if row in faults else one for row, one in enumerate(found)]
         joined = batch.with_slot(step.target, _joined(found).to(batch.device))
@@ -178,24 +152,29 @@ class Engine:
     def _decode_texts(
         self, texts: Texts, chain: Chain, noise: Noise, ask: Asker
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
-        """Token by token: returns ids (B * P, 1 + j), the first one given, and which texts are sound."""
-        step = texts.step
+        """Token by token: returns ids (B * P, 1 + j), the first one given, and which samples are sound."""
+        step, numbers, count, started = texts.step, texts.numbers, len(texts.batch.keys), time.perf_counter()
+        # Each pass has noise of its own, the first that of a single text: no text reaches MAX_SIZE positions.
+        begins = torch.arange(numbers.start, numbers.stop, device=texts.rows.device) * MAX_SIZE
         starts, stops, room = _places(texts.slot, step.num_tokens)
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
-        sound = torch.ones_like(active)
+        sound = torch.ones(count, dtype=torch.bool, device=ids.device)
         for j in range(texts.limit):
-            started = time.perf_counter()
             if not bool(active.any()):
                 break
             with torch.inference_mode():
-                logits = ask(ids)[:, -1]
-                drawn = draw(logits, texts.uniforms(noise, j), step.temperature, chain.top_k, chain.top_p)
-                sound = sound & (drawn.raw_prob.isfinite() | ~active)
+                logits, positions = ask(ids)[:, -1], (begins + j).expand(count, -1)
+                uniforms = noise.uniforms(step.index, DRAW, positions).flatten()
+                drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
+                sound = sound & (drawn.raw_prob.isfinite() | ~active).view(count, -1).all(dim=1)
                 # A finished row is fed padding: nothing sampled after its end may touch it.
                 new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
                 active = active & (new != stops) & (j + 1 < room)
-            yield texts.report(j + 1, texts.per_sample(sound), time.perf_counter() - started)
+            done, total = numbers.start * texts.limit + (j + 1) * len(numbers), texts.limit * step.passes
+            seconds = time.perf_counter() - started
+            yield Progress(step, texts.batch, len(numbers), done, total, seconds, sound)
+            started = time.perf_counter()
         return ids, sound
 
     def _faults(self, found: list[list[list[int]]], step: Step, chain: Chain) -> dict[int, str]:
@@ -251,12 +230,6 @@ def _on_host(slot: Slot) -> Slot:
     """The masks of a slot, from which tokens can be counted without waiting for a device; without values."""
     known = slot.known.cpu()
     return Slot(slot.kind, known, known, slot.wanted.cpu())
-
-
-def _count_off(masks: Slot, fixed: int) -> Slot:
-    """Masks after so many tokens of each row were fixed; which ones they were only the device knows."""
-    now = masks.wanted & (masks.wanted.cumsum(dim=1) <= fixed)
-    return replace(masks, known=masks.known | now, wanted=masks.wanted & ~now)
 
 
 def _num_wanted(slot: Slot, target: str) -> int:
