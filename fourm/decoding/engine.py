@@ -79,7 +79,10 @@ class Engine:
                 continue
             mask = masks.slots[target]
             if target not in left:
-                left[target] = _num_wanted(mask, target)
+                fewest, left[target] = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
+                if fewest != left[target]:
+                    found = f"{fewest} to {left[target]} tokens to decode"
+                    raise ValueError(f"{target}: rows have {found}; group equal ones")
                 known = _num_known(_passes(masks, step))
             if not (fixed := min(step.num_tokens, left[target])):
                 continue
@@ -230,14 +233,6 @@ def _on_host(slot: Slot) -> Slot:
     """The masks of a slot, from which tokens can be counted without waiting for a device; without values."""
     known = slot.known.cpu()
     return Slot(slot.kind, known, known, slot.wanted.cpu())
-
-
-def _num_wanted(slot: Slot, target: str) -> int:
-    """How many tokens of an image target are to be decoded: equally many in every row."""
-    fewest, most = (int(count) for count in slot.wanted.sum(dim=1).aminmax())
-    if fewest != most:
-        raise ValueError(f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones")
-    return most
 
 
 def _passes(batch: Batch, step: Step) -> list[Batch]:

@@ -84,7 +84,9 @@ def draw(
         return Drawn(ids, torch.ones_like(logits[..., 0]), _at(raw_prob, ids))
     confidence = probabilities(logits, temperature, top_k, top_p)
     cumulative = _sums(confidence)
-    wanted = _part(cumulative[..., -1:], uniforms.unsqueeze(-1))
+    # floor(uniform * total), exactly: the total is an int64 below 2^62.
+    total, u = cumulative[..., -1:], (uniforms.unsqueeze(-1) * 2.0**_BITS).long()
+    wanted = (total >> _BITS) * u + ((total & ((1 << _BITS) - 1)) * u >> _BITS)
     # Entries of probability 0 repeat the sum before them, so the first sum above `wanted` skips them.
     ids = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
     ids = ids.clamp_max(logits.shape[-1] - 1)  # logits that are NaN would give an id beyond the last
@@ -98,12 +100,6 @@ def _sums(probabilities: Tensor) -> Tensor:
     distribution stay far below 2^63.
     """
     return (probabilities * WHOLE).long().cumsum_(dim=-1)
-
-
-def _part(total: Tensor, uniforms: Tensor) -> Tensor:
-    """floor(uniform * total), exactly: total int64 below 2^62, uniforms float32 in units of 2^-24."""
-    u = (uniforms * 2.0**_BITS).long()
-    return (total >> _BITS) * u + ((total & ((1 << _BITS) - 1)) * u >> _BITS)
 
 
 def _at(table: Tensor, ids: Tensor) -> Tensor:
