@@ -213,14 +213,6 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class TokenTable(nn.Embedding):
-    """A vector for each id; a network that is built without contents draws no random ones."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
 def is_meta_default() -> bool:
     """True while a network is built on meta: random numbers there would load most of torch's compiler."""
     return torch.get_default_device().type == "meta"
@@ -229,6 +221,11 @@ def is_meta_default() -> bool:
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
     """Normal numbers with this standard deviation; without values on the meta device."""
     return torch.empty(shape) if is_meta_default() else torch.randn(shape) * scale
+
+
+def token_table(count: int, width: int) -> nn.Embedding:
+    """A vector for each id, normal numbers."""
+    return nn.Embedding(count, width, _weight=normal(count, width))
 
 
 def sincos_1d(length: int, width: int) -> Tensor:

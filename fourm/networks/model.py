@@ -23,9 +23,9 @@ from fourm.networks.layers import (
     DecoderCache,
     EncoderBlock,
     KVCache,
-    TokenTable,
     sincos_1d,
     sincos_2d,
+    token_table,
 )
 from fourm.networks.state import Batch, Context, Packing, Slot
 
@@ -99,7 +99,7 @@ class Embedding(nn.Module):
         elif modality.kind is Kind.EMBEDDING:
             self.emb_proj = nn.Linear(modality.embedding_width, config.dim)
         else:
-            self.token_emb = TokenTable(modality.vocab_size, config.dim)
+            self.token_emb = token_table(modality.vocab_size, config.dim)
 
     def forward(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
@@ -135,7 +135,7 @@ class Head(nn.Module):
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
         _add_positions(self, modality, config)
         if modality.kind is Kind.SEQUENCE:
-            self.token_emb = TokenTable(modality.vocab_size, config.dim)
+            self.token_emb = token_table(modality.vocab_size, config.dim)
         self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
 
     def address(self, positions: Tensor) -> Tensor:

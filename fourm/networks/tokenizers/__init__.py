@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from fourm.hub.header import TokenizerPart
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig
 from fourm.networks.tokenizers.diffusion import DiVAE
-from fourm.networks.tokenizers.quantizers import QUANTIZERS
 from fourm.networks.tokenizers.vq import VQTokenizer
 
 AnyTokenizer = VQTokenizer | DiVAE
@@ -70,9 +69,12 @@ def complete_config(config: Mapping[str, object], shapes: Shapes) -> dict[str, o
         found["out_conv"] = any(name.startswith("decoder.out_conv.") for name in shapes)
         if patch := _pair(config.get("patch_size_dec") or config.get("patch_size", 16)):
             found["image_size_dec"] = [table[2] * patch[0], table[3] * patch[1]]
-    for name, quantizer in QUANTIZERS.items():
-        if told := quantizer.config_from(shapes):
-            found |= {"quant_type": name, **told}
+    nearest, books = shapes.get("quantize._codebook.embed", ()), shapes.get("quantize.codes", ())
+    if len(nearest) == 2:
+        found |= {"quant_type": "lucid", "codebook_size": nearest[0], "latent_dim": nearest[1]}
+    if len(books) == 3:
+        found |= {"quant_type": "memcodes", "num_codebooks": books[0], "codebook_size": books[1],
+                  "latent_dim": books[0] * books[2]}  # fmt: skip
     decided = {key: value for key, value in found.items() if key in _DECIDED_BY_TENSORS or key not in config}
     return {**config, **decided}
 

@@ -29,12 +29,6 @@ class NearestCode(nn.Module):
         self.is_cosine, self.norm_latents = config.norm_codes, config.norm_latents
         self._codebook = nn.ParameterDict({"embed": normal(config.codebook_size, config.latent_dim)})
 
-    @staticmethod
-    def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-        """The keys of a config that the shapes of a checkpoint's tensors tell; {} for other quantizers."""
-        embed = shapes.get("quantize._codebook.embed", ())
-        return {"codebook_size": embed[0], "latent_dim": embed[1]} if len(embed) == 2 else {}
-
     @torch.no_grad()
     def indices(self, latents: Tensor) -> Tensor:
         """(B, L, h, w) -> (B, h, w) int64; the lowest index wins a tie."""
@@ -76,14 +70,6 @@ class MemCodes(nn.Module):
         matrices = (normal(self.num_books, part, part, scale=part**-0.5) for _ in range(2))
         self.to_k, self.to_v = (nn.ParameterDict({"weight": matrix}) for matrix in matrices)
 
-    @staticmethod
-    def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-        """The keys of a config that the shapes of a checkpoint's tensors tell; {} for other quantizers."""
-        codes = shapes.get("quantize.codes", ())
-        if len(codes) != 3:
-            return {}
-        return {"num_codebooks": codes[0], "codebook_size": codes[1], "latent_dim": codes[0] * codes[2]}
-
     @torch.no_grad()
     def indices(self, latents: Tensor) -> Tensor:
         """(B, L, h, w) -> (B, N, h, w) int64, or (B, h, w) for a single codebook."""
@@ -106,7 +92,7 @@ class MemCodes(nn.Module):
         return rearrange(values, "n (b h w) d -> b (n d) h w", b=batch, h=h, w=w)
 
 
-# By `quant_type` of the config. A row has `config_from`, `indices` and `lookup`.
+# By `quant_type` of the config. A row has `indices` and `lookup`.
 QUANTIZERS: Mapping[str, type[NearestCode] | type[MemCodes]] = {"lucid": NearestCode, "memcodes": MemCodes}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
 from fourm.hub.header import IN_FLOAT32, TokenizerPart
-from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, TokenTable, sincos_2d
+from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, sincos_2d, token_table
 from fourm.networks.tokenizers.config import Size, VQConfig
 from fourm.networks.tokenizers.quantizers import build_quantizer
 
@@ -37,7 +37,7 @@ class Tokenizer(nn.Module):
         self.encoder: nn.Module | None = None
         if part is not TokenizerPart.DECODER:
             if config.n_labels is not None:
-                self.cls_emb = TokenTable(config.n_labels, config.n_channels)
+                self.cls_emb = token_table(config.n_labels, config.n_channels)
             preset = parse_preset(config.enc_type)
             if isinstance(preset, MlpPreset):
                 self.encoder = BottleneckMlp(preset, config.n_channels, preset.dim)
