@@ -15,7 +15,6 @@ from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 
 MAIN = "main"
 FORMAT = 1  # of pins.json
-LOOK_AGAIN = 0.2  # seconds after which a pin is looked for that was written without a lock
 REPO_TYPES = ("model", "dataset", "space")
 MAX_SIZE = 1 << 62  # bytes of a file
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
@@ -192,7 +191,7 @@ def write_pin(pin: Commit) -> None:
             write_alone(pins_path(), partial(Path.write_text, data=text, encoding="utf-8"))
             if has_locks:
                 return
-            time.sleep(LOOK_AGAIN)  # another process may just have written a file without this pin
+            time.sleep(0.2)  # another process may just have written a file without this pin
             if find_pin(pin.hub_id) == pin:
                 return
 
@@ -205,9 +204,9 @@ def place_file(content: Path, pointer: Path, home: Path) -> None:
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(content, pointer.parent))
-    except FileExistsError:  # another process did the same
-        return
-    except OSError:
+    except FileExistsError:
+        pass  # another process did the same
+    except OSError:  # no links
         os.replace(content, pointer)
 
 

@@ -65,12 +65,7 @@ _COUNTS = {
     ("4M-21", "XL"): (4_517_838_848, 18_159_689_728),
     ("4M-7-SR", "L"): (953_321_472, 3_858_239_488),
 }
-_SEVEN = (
-    "caption",
-    "det",
-    "rgb@224",
-    *(f"tok_{x}@224" for x in ("clip", "depth", "normal", "rgb", "semseg")),
-)
+_SEVEN = ("caption", "det", "rgb@224", *(f"tok_{x}@224" for x in "clip depth normal rgb semseg".split()))
 _TWENTY_ONE = tuple(name for name in RELEASED.rows if not name.endswith("@448"))
 _FINE = tuple(name for name in RELEASED.rows if name.endswith("@448"))
 # What each family reads; it writes what of this (of _FINE for super-resolution) has token ids.

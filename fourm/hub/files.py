@@ -24,10 +24,7 @@ from fourm.modalities.registry import (
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
-_NOUNS = {
-    "sr": "super-resolution model",
-    "prompts": "set of prompts",
-}  # for kinds that are not nouns themselves
+_NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}  # for kinds that are none themselves
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
@@ -335,9 +332,8 @@ def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
     snapshot = find_snapshot(entry.hub_id, entry.revision)
     fetches = _fetches(f"{entry.name} --revision {entry.revision}" if entry.revision else entry.name)
     if snapshot is None:
-        raise MissingError(
-            f"{kind} '{name}' is not on this machine{catalogue.near_entry(entry.hub_id) or fetches}"
-        )
+        advice = catalogue.near_entry(entry.hub_id) or fetches
+        raise MissingError(f"{kind} '{name}' is not on this machine{advice}")
     return snapshot, entry.hub_id, snapshot.name, fetches
 
 
