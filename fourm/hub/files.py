@@ -12,15 +12,7 @@ from fourm.hub import catalogue
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
 from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
-from fourm.modalities.registry import (
-    RELEASED,
-    Kind,
-    Modality,
-    Registry,
-    is_released,
-    load_registry,
-    shared_folder,
-)
+from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
 DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
@@ -232,8 +224,8 @@ def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
     """The model's text tokenizer, or an error that says what needs it and how to get it."""
     if files.text_tokenizer is not None:
         return files.text_tokenizer
-    texts = [row for row in files.rows if row.kind is Kind.SEQUENCE]
-    if TEXT_TOKENIZER in files.absent or any(map(is_released, texts)):
+    texts = [row.is_released for row in files.rows if row.kind is Kind.SEQUENCE]
+    if TEXT_TOKENIZER in files.absent or any(texts):
         raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT_TOKENIZER)}")
     raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
 
@@ -395,7 +387,7 @@ def _completed(files: ModelFiles) -> ModelFiles:
         if entry and (cached := find_cached(entry)):
             found[key] = cached[0].parent
     text, released = files.text_tokenizer, text_tokenizer_path()
-    if text is None and any(is_released(row) for row in files.rows if row.kind is Kind.SEQUENCE):
+    if text is None and any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE):
         text = released if os.path.lexists(released) else None
     return replace(files, tokenizers=found, text_tokenizer=text)
 
@@ -403,7 +395,7 @@ def _completed(files: ModelFiles) -> ModelFiles:
 def _released_for(files: ModelFiles, key: str) -> Entry | None:
     """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
     served = [row for row in files.rows if row.tokenizer == key]
-    return tokenizer_entry(key) if served and all(map(is_released, served)) else None
+    return tokenizer_entry(key) if served and all(row.is_released for row in served) else None
 
 
 def _known_info(entry: Entry) -> ModelInfo:

@@ -11,7 +11,7 @@ PUBLIC = {
     ),
     "registry": (
         "GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
-        "UNORDERED is_released load_registry shared_folder"
+        "UNORDERED load_registry shared_folder"
     ),
     "text": (
         "EOS_ID FIRST_SENTINEL Grammar PAD_ID Structured WordPiece check_prompt encode_full merge_spans"

@@ -120,6 +120,12 @@ class Modality:
         """True where values are token ids (GRID and SEQUENCE)."""
         return self.kind in (Kind.GRID, Kind.SEQUENCE)
 
+    @property
+    def is_released(self) -> bool:
+        """True for a row that is compatible with the released row of the same name."""
+        known, fields = RELEASED.rows.get(self.name), ("kind", "vocab_size", "tokenizer", "patch_size")
+        return known is not None and all(getattr(known, field) == getattr(self, field) for field in fields)
+
 
 @dataclass(frozen=True, slots=True)
 class Registry:
@@ -263,12 +269,6 @@ GENERATION_ORDER = (
 )  # fmt: skip
 UNORDERED = ("tok_dinov2_global", "tok_imagebind_global")  # made only where they are asked for by name
 RELEASED = Registry({row.name: row for row in _ROWS})
-
-
-def is_released(row: Modality) -> bool:
-    """True for a row that is compatible with the released row of the same name."""
-    known, fields = RELEASED.rows.get(row.name), ("kind", "vocab_size", "tokenizer", "patch_size")
-    return known is not None and all(getattr(known, field) == getattr(row, field) for field in fields)
 
 
 def load_registry(path: Path) -> Registry:
