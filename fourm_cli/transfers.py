@@ -128,7 +128,7 @@ class Transfers:
         texts = [
             TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right",
                        table_column=Column(no_wrap=True, min_width=width, justify="right"))
-            for field, width in (("amount", 17), ("speed", 10), ("left", 14))
+            for field, width in (("amount", 17), ("rest", 25))
         ]  # fmt: skip
         name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
         self.bars = Progress(
@@ -149,16 +149,20 @@ class Transfers:
             return
         if event.name not in self.tasks:  # files are only checked: one after the other
             self._show([(event.name, event.size, 0)])
+        task, size = self.tasks[event.name], size_text(event.size)
         if isinstance(event, Fetched):
-            self._update(event.name, event.size)
+            self.bars.update(task.id, completed=event.size, amount=size, rest="")
             if event.is_new:
-                self.screen.say(f"{event.name}: {size_text(event.size)}, checksum right")
+                self.screen.say(f"{event.name}: {size}, checksum right")
             return
-        rest = self._update(event.name, event.done, event.is_check)
+        self.bars.update(task.id, completed=event.done)
+        done, rest = size_text(event.done), "checking" if event.is_check else ""
+        if task.speed and event.done < event.size and not event.is_check:
+            missing = self.left_later + sum(one.remaining or 0 for one in self.bars.tasks)
+            rest = f"{size_text(round(task.speed))}/s, {console.duration(missing / task.speed)} left"
+        self.bars.update(task.id, amount=f"{done} / {size}", rest=rest)
         if not self.screen.has_bars:
-            self.screen.say_progress(
-                f"{event.name}: {size_text(event.done)} of {size_text(event.size)}{rest}"
-            )
+            self.screen.say_progress(f"{event.name}: {done} of {size}{rest and ', '}{rest}")
 
     def _show(self, files: Iterable[tuple[str, int, int]]) -> None:
         """Let these files have the bars: names, sizes, and bytes that are here."""
@@ -166,25 +170,8 @@ class Transfers:
             self.bars.remove_task(task.id)
         self.tasks = {}
         for name, size, done in files:
-            amount = size_text(size)
-            self.bars.add_task(printable(name), total=size, completed=done, amount=amount, speed="", left="")
+            self.bars.add_task(printable(name), total=size, completed=done, amount=size_text(size), rest="")
             self.tasks[name] = self.bars.tasks[-1]
-
-    def _update(self, name: str, done: int, is_check: bool = False) -> str:
-        """Move a bar; returns the end of a plain line: speed and time left, or that the file is checked."""
-        task = self.tasks[name]
-        self.bars.update(task.id, completed=done)
-        amount, speed, left, size = size_text(done), "", "", round(task.total or 0)
-        if is_check:
-            amount = "checking"
-        elif done < size:
-            amount = f"{amount} / {size_text(size)}"
-            if task.speed:
-                missing = self.left_later + sum(one.remaining or 0 for one in self.bars.tasks)
-                speed = f"{size_text(round(task.speed))}/s"
-                left = f"{console.duration(missing / task.speed)} left"
-        self.bars.update(task.id, amount=amount, speed=speed, left=left)
-        return " checked" if is_check else f", {speed}, {left}" if speed else ""
 
 
 def headline(job: Download) -> str:
