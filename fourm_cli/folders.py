@@ -23,19 +23,16 @@ convert_app = typer.Typer(no_args_is_help=True)
 @with_options(
     count=option("Draw the first N samples only.", "N", min=1, show_default=False),
     films=option(
-        "Film strips of samples made with --preview: NAME-film.png, at most 8 steps of each target."
-    ),
+        "Film strips of samples made with --preview: NAME-film.png, at most 8 steps of each target."),
     contact=option(
         "One picture of each sample and variation on a sheet, contact.png; more than 60 make several: "
-        "contact-01.png, contact-02.png, ..."
-    ),
+        "contact-01.png, contact-02.png, ..."),
     html=option(
         "One page with all samples, index.html: search, zoom, compare, step through films. It needs no "
-        "network."
-    ),
+        "network."),
     sheets=option("Draw sheets; without them --html makes the page alone."),
     model="Whose modalities these are, where the model of the run is not here any more.",
-)
+)  # fmt: skip
 def plot(
     *, folder: str, count: int | None = None, films: bool = True, contact: bool = True, html: bool = False,
     sheets: bool = True, model: str | None = None, quiet: bool = False, as_json: bool = False,
@@ -193,12 +190,11 @@ def convert() -> None:
 
 @with_options(
     source=argument("Dataset folder with sam_instance/<folder>/<name>.npy.", "DIR", parser=local_path),
-    out=option(
-        "Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path, show_default=False
-    ),
+    out=option("Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path,
+               show_default=False),
     overwrite=option("Convert again what is there already."),
     quiet=option("Say only what went wrong.", None, None, "--quiet", "-q"),
-)
+)  # fmt: skip
 def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bool = False) -> None:
     """Convert pickled SAM instances to JSON. Nothing in a pickle is run; what is no instance is refused.
 

@@ -9,7 +9,7 @@ from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
 from fourm.hub.cache import cache_folder
 from fourm.hub.catalogue import LICENCES
-from fourm.hub.files import ModelInfo, describe, list_models
+from fourm.hub.files import describe, list_models
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
@@ -66,7 +66,19 @@ def show(*, name: str, as_json: bool = False) -> None:
     if as_json:
         print_json(info.to_json(is_whole=True))
         return
-    print_table(("what", info.entry.name), _facts(info))
+    one, tokenizers = info.entry, info.tokenizers.items()
+    facts = {
+        "title": one.title, "kind": one.kind, "repository": one.hub_id, "licence": LICENCES[one.licence],
+        "parameters": f"{one.num_params:,}" if one.num_params else "",
+        "size on disk": f"{size_text(one.num_bytes)} ({one.num_bytes:,} bytes)",
+        "memory for weights": ", ".join(f"{size_text(size)} in {key}" for key, size in info.memory.items()),
+        "revision": info.revision,
+        "file": str(info.path or "not here"),
+        **{f"tokenizer {key}": str(path or f"{name}: not here") for key, (name, path) in tokenizers},
+        "text tokenizer": str(info.text_tokenizer or "text-tokenizer: not here") if one.reads else "",
+        "to fetch": f"fourm download {' '.join(info.missing)}" if info.missing else "",
+    }  # fmt: skip
+    print_table(("what", one.name), [(what, text) for what, text in facts.items() if text])
     if info.rows:
         print()
         columns = ("modality", "tokens", "vocabulary", "read", "written", "tokenizer")
@@ -128,26 +140,3 @@ def download(
 
 models_app.callback(invoke_without_command=True, **help_of(models))(models)
 models_app.command(**help_of(show))(show)
-
-
-def _facts(info: ModelInfo) -> list[tuple[str, str]]:
-    """What the first table says; facts without a value are left out."""
-    one = info.entry
-    memory = [f"{size_text(size)} in {dtype}" for dtype, size in info.memory.items()]
-    facts = [
-        ("title", one.title),
-        ("kind", one.kind),
-        ("repository", one.hub_id),
-        ("licence", LICENCES[one.licence]),
-        ("parameters", f"{one.num_params:,}" if one.num_params else ""),
-        ("size on disk", f"{size_text(one.num_bytes)} ({one.num_bytes:,} bytes)"),
-        ("memory for weights", ", ".join(memory)),
-        ("revision", info.revision),
-        ("file", str(info.path or "not here")),
-    ]
-    for key, (name, path) in info.tokenizers.items():
-        facts.append((f"tokenizer {key}", str(path) if path else f"{name}: not here"))
-    if one.reads:
-        facts.append(("text tokenizer", str(info.text_tokenizer or "text-tokenizer: not here")))
-    facts.append(("to fetch", f"fourm download {' '.join(info.missing)}" if info.missing else ""))
-    return [(what, text) for what, text in facts if text]

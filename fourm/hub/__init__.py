@@ -8,7 +8,7 @@ PUBLIC = {
     "catalogue": "CATALOGUE GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": (
-        "DEMO DEMO_SR ModelFiles ModelInfo check_tokenizers describe find_model find_sr is_unused "
+        "DEMO DEMO_SR ModelFiles check_tokenizers describe find_model find_sr is_unused "
         "list_models require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TensorInfo TokenizerPart config_of read_header",
