@@ -247,16 +247,16 @@ class _Folder:
         """Files in the folders of runs; links are followed to files inside of the output folder only."""
         listed = {_top(path) for path in self.sums}
         for where, folders, files in os.walk(self.root, onerror=self._take_unreadable):
-            folder = Path(where)
-            links = [name for name in folders if (folder / name).is_symlink()]
+            prefix = f"{Path(where).relative_to(self.root).as_posix()}/".removeprefix("./")
+            links = [name for name in folders if os.path.islink(os.path.join(where, name))]
             folders[:], files = sorted({*folders} - {*links}), sorted([*files, *links])
-            if folder == self.root:
+            if not prefix:
                 folders[:] = [name for name in folders if self._is_of_runs(name, listed, is_folder=True)]
                 files = [name for name in files if self._is_of_runs(name, listed, is_folder=False)]
             for name in files:
-                file, problem = folder / name, ""
-                path = file.relative_to(self.root).as_posix()
-                if file.is_symlink() and not real(file).is_relative_to(real(self.root)):
+                path, problem = prefix + name, ""
+                is_link = os.path.islink(os.path.join(where, name))
+                if is_link and not real(self.root / path).is_relative_to(real(self.root)):
                     problem = "a link that leads out of the folder"
                 elif name in links:
                     problem = "a link to a folder, which is not followed"
