@@ -280,8 +280,8 @@ def _repeat(
             detokenizer_steps=record.detokenizer_steps, preview=record.preview, **fields,
         )  # fmt: skip
 
-    chain = replay.chain(files)
-    request = again(replay.base, model=files, chain=chain, samples=replay.samples(chain, files))
+    chain, samples = replay.plan(files)
+    request = again(replay.base, model=files, chain=chain, samples=samples)
     finer, models = None, [(replay.base, files)]
     if (made := replay.finer) is not None:
         fine = find_sr(files, sr_name(files, made))

@@ -162,10 +162,10 @@ class PickledArray:
         if len(self.shape) < 2 or not items:
             return list(items)
         count, size = self.shape[0], len(items) // self.shape[0]
-        parts = (
-            items[k::count] if self.by_columns else items[k * size : (k + 1) * size] for k in range(count)
-        )
-        return [PickledArray(self.shape[1:], "", self.by_columns, part) for part in parts]
+        cuts = [slice(k * size, (k + 1) * size) for k in range(count)]
+        if self.by_columns:
+            cuts = [slice(k, None, count) for k in range(count)]
+        return [PickledArray(self.shape[1:], "", self.by_columns, items[cut]) for cut in cuts]
 
 
 def parse_pickled(data: bytes) -> object:
@@ -234,7 +234,11 @@ class _Stack:
                     raise ValueError("its pickle holds an object without names")
                 changed.update(zip(names, taken[1::2], strict=True))
             case "GLOBAL" | "STACK_GLOBAL":
-                items.append(_allowed(taken or [argument]))
+                named = " ".join(part for part in taken or [argument] if isinstance(part, str))
+                if named not in _ALLOWED:
+                    what = f"its pickle names {named[:_SHOWN].replace(' ', '.')!r}"
+                    raise ValueError(f"{what}, which plain data has no use for; it was not run")
+                items.append(named.replace("._core.", ".core."))
             case "REDUCE":
                 items.append(_make(*taken))
             case "BUILD":
@@ -251,14 +255,6 @@ class _Stack:
                 items.append(argument)
             case _:
                 raise ValueError(f"its pickle takes a step '{name}', which plain data has no use for")
-
-
-def _allowed(parts: list[object]) -> str:
-    name = " ".join(part for part in parts if isinstance(part, str))
-    if name not in _ALLOWED:
-        shown = name[:_SHOWN].replace(" ", ".")
-        raise ValueError(f"its pickle names {shown!r}, which plain data has no use for; it was not run")
-    return name.replace("._core.", ".core.")
 
 
 def _make(name: object, arguments: object) -> object:

@@ -204,7 +204,6 @@ def _limits_of_groups(root: Path) -> Iterator[int]:
 
 
 def _number_after(name: str, path: Path) -> int:
-    """The number in the line that begins with a name."""
     return next(int(line.split()[1]) for line in _text(path).splitlines() if line.startswith(f"{name} "))
 
 

@@ -177,10 +177,8 @@ def _check_file(data: str) -> None:
     if name.lower().endswith(UNREAD_PICTURES):
         raise UsageError(f"--data {data}: is a picture in a format that is not read; convert it to PNG")
     if name.lower().endswith(PICTURE_SUFFIXES):
-        raise UsageError(
-            f"--data {data}: is a picture; lay it into a dataset, as DATA/rgb/mine/{name}, and give "
-            "--data DATA --cond rgb"
-        )
+        advice = f"lay it into a dataset, as DATA/rgb/mine/{name}, and give --data DATA --cond rgb"
+        raise UsageError(f"--data {data}: is a picture; {advice}")
     try:
         if data not in (STREAM, PARTI, EMPTY):
             os.stat(data)
@@ -241,10 +239,8 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
         elif row.name in raw:
             folders[row.name] = values[0] if values else row.value_names[-1]
         elif values and not (root / row.name).exists():  # asking for tokens of maps is an easy mistake
-            raise UsageError(
-                f"{root}: no folder '{row.name}' of tokens; --cond {values[0]} reads the folder "
-                f"'{values[0]}' and tokenises it"
-            )
+            advice = f"--cond {values[0]} reads the folder '{values[0]}' and tokenises it"
+            raise UsageError(f"{root}: no folder '{row.name}' of tokens; {advice}")
         else:
             folders[row.name] = row.name
     return folders
@@ -256,16 +252,14 @@ def _read_texts(
     """A sample for each prompt, or for each row of a table with a column for each condition."""
     rows = [model.registry.get(name) for name in conditions]
     if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
-        raise UsageError(
-            f"--cond {others[0]}: prompts give texts only; "
-            f"name a dataset that holds {', '.join(conditions)} with --data DIR"
-        )
+        advice = f"name a dataset that holds {', '.join(conditions)} with --data DIR"
+        raise UsageError(f"--cond {others[0]}: prompts give texts only; {advice}")
     typed = [row.name for row in rows if row.codec != CAPTION]
     if typed and (source.data in (None, PARTI)):
-        raise UsageError(
-            f"--cond {typed[0]}: prompts give captions only; --data FILE.jsonl gives {', '.join(conditions)} "
-            "under a key each, --data DIR in a folder each"
+        advice = (
+            f"--data FILE.jsonl gives {', '.join(conditions)} under a key each, --data DIR in a folder each"
         )
+        raise UsageError(f"--cond {typed[0]}: prompts give captions only; {advice}")
     if not conditions:
         raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
     data, where, suffix = _find_texts(source, model, stdin)
@@ -302,11 +296,7 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
 
 
 def _joined(prompts: Sequence[str]) -> bytes:
-    """Prompts as lines of a file.
-
-    UsageError for one without words, such as an unset variable's, by which all others would change their
-    names, for the `-` that means standard input elsewhere, and for bytes that are no text.
-    """
+    """Prompts as lines of a file. One without words, as of an unset variable, would rename all others."""
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
             raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
@@ -327,11 +317,10 @@ def _named_rows(names: Sequence[str], model: ModelFiles) -> list[Modality]:
     for name in names:
         found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
         if not found:
-            known = [word for row in rows for word in (row.key.removeprefix("tok_"), row.name)]
-            raise UsageError(
-                f"--modalities: '{name}' is nothing that model '{model.name}' has a tokenizer for"
-                + (near_match(name, known) or f"; it has {', '.join(dict.fromkeys(known[::2]))}")
-            )
+            keys = dict.fromkeys(row.key.removeprefix("tok_") for row in rows)
+            near = near_match(name, [*keys, *(row.name for row in rows)]) or f"; it has {', '.join(keys)}"
+            what = f"is nothing that model '{model.name}' has a tokenizer for"
+            raise UsageError(f"--modalities: '{name}' {what}{near}")
         chosen |= {row.name: row for row in found}
     return list(chosen.values())
 

@@ -72,10 +72,8 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
     folders = {row.name: row.name if row.kind is Kind.GRID else row.folder for row in rows}
     found = [name for name, folder in folders.items() if (root / folder).is_dir()]
     if not found:
-        raise UsageError(
-            f"{root}: holds nothing that model '{model.name}' reads; it reads the folders "
-            f"{', '.join(folders.values())}"
-        )
+        reads = f"model '{model.name}' reads; it reads the folders {', '.join(folders.values())}"
+        raise UsageError(f"{root}: holds nothing that {reads}")
     return found
 
 
@@ -88,9 +86,8 @@ def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, 
     results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
     there = sum(all(path.is_file() for path in files) for files in results)
     if samples and not there:
-        raise UsageError(
-            f"{root}: none of the results that its run made are there; --resume makes them again"
-        )
+        what = "none of the results that its run made are there; --resume makes them again"
+        raise UsageError(f"{root}: {what}")
     incomplete = (f"{wanted - there} of {wanted} results are not there",) if there < wanted else ()
     return Dataset(tuple(samples), incomplete, input=Input("run"))
 
@@ -114,20 +111,17 @@ class Replay:
     key: Key | None = None  # None: all samples of the run
     prompt: str | None = None  # where there is no run
 
-    def chain(self, model: ModelFiles) -> Chain:
-        """The schedule of the base; conditions that were tokenised then are read as tokens."""
-        return replace(parse_chain(self.base.options, model), raw=frozenset())
-
-    def samples(self, chain: Chain, model: ModelFiles) -> list[Sample]:
-        """What is made again."""
+    def plan(self, model: ModelFiles) -> tuple[Chain, list[Sample]]:
+        """The schedule of the base, all its grids read as tokens, and the samples that are made again."""
+        chain = replace(parse_chain(self.base.options, model), raw=frozenset())
         if self.run is not None:
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
-            return conditions_from(self.run, found, chain, model)
+            return chain, conditions_from(self.run, found, chain, model)
         others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
         if others:
             why = f"was made from {', '.join(others)}, which a picture alone does not hold"
             raise _refusal(self.source, f"{why}; it can be repeated from the folder that it was made in")
-        return [Sample(self.key, self.prompt)] if self.key is not None else []
+        return chain, [Sample(self.key, self.prompt)] if self.key is not None else []
 
     def doubts(self, models: Sequence[tuple[RunRecord, ModelFiles]]) -> list[str]:
         """A sentence for each model that is not the one that made the file."""
@@ -147,18 +141,10 @@ def read_replay(path: Path) -> Replay:
     """From a picture that this program wrote, or from the record of a run."""
     if not os.path.exists(path):
         raise _refusal(path, "no such file")
-    if path.name in (RUN, SR_RUN):
-        return _whole_run(path)
     if path.suffix.lower() == ".png":
         return _one_picture(path)
-    raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
-
-
-def _refusal(path: Path, why: str) -> UsageError:
-    return UsageError(f"--replay {path}: {why}")
-
-
-def _whole_run(path: Path) -> Replay:
+    if path.name not in (RUN, SR_RUN):
+        raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
     runs = open_results(path.parent).runs
     run = next((r for r in runs if r.record.stage == BASE), None)
     finer = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
@@ -167,6 +153,10 @@ def _whole_run(path: Path) -> Replay:
     if run.is_older:
         raise _refusal(path, "an older version of this program wrote it; its runs cannot be repeated")
     return Replay(path, run.record, finer, run)
+
+
+def _refusal(path: Path, why: str) -> UsageError:
+    return UsageError(f"--replay {path}: {why}")
 
 
 def _one_picture(path: Path) -> Replay:

@@ -158,10 +158,8 @@ def count_evaluations(request: Request, places: Sequence[Place]) -> int:
         if trained % steps:
             even = [n for n in range(1, trained + 1) if trained % n == 0]
             near = (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])
-            raise UsageError(
-                f"--detokenizer-steps {steps}: the {trained:,} timesteps of the tokenizer cannot be spaced "
-                f"evenly; {' or '.join(map(str, near))} would do"
-            )
+            what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
+            raise UsageError(f"--detokenizer-steps {steps}: {what}; {' or '.join(map(str, near))} would do")
     return count
 
 

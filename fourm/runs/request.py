@@ -179,7 +179,14 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
             raise UsageError(f"environment variable {what}; {advice}")
     rank, size = _number("RANK", environment, 0), _number("WORLD_SIZE", environment, 1)
     local_rank = _number("LOCAL_RANK", environment, rank if size > 1 else 0)
-    index, count = parse_shard(shard) if shard is not None else (0, 1)
+    index, count = 0, 1
+    if shard is not None:
+        if not (match := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard.strip())):
+            raise UsageError(f"--shard: '{shard}' is not i/n; the first of four shards is 0/4")
+        index, count = int(match[1]), int(match[2])
+        if index >= count:
+            why = f"is out of range; shards count from 0, so i lies in 0..{max(count - 1, 0)}"
+            raise UsageError(f"--shard: {shard} {why}")
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else os.getpid()
     return World(index * size + rank, count * size, local_rank, rank, size, start_of(launcher))
 
@@ -191,17 +198,6 @@ def start_of(process: int) -> float:
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return _LOADED
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`0/4` -> (0, 4): the first of four shards."""
-    if not (match := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())):
-        raise UsageError(f"--shard: '{text}' is not i/n; the first of four shards is 0/4")
-    index, count = int(match[1]), int(match[2])
-    if index >= count:
-        allowed = f"0..{max(count - 1, 0)}"
-        raise UsageError(f"--shard: {text} is out of range; shards count from 0, so i lies in {allowed}")
-    return index, count
 
 
 def _number(name: str, environment: Mapping[str, str], default: int) -> int:

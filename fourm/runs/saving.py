@@ -190,7 +190,6 @@ class Saver:
             yield Detokenized(keys, name, done, total, time.perf_counter() - started)
 
     def _diffusion(self, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS) -> Diffusion:
-        """The settings of a diffusion decoder; its noise depends on the sample and the modality."""
         noise = Noise.for_samples(self.job.request.seed, [w.result for w in works], f"detokenizer {name}")
         return Diffusion(min(most, self.job.request.detokenizer_steps), noise)
 
@@ -210,16 +209,13 @@ class Saver:
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
     def _chunks(self, work: Work, values: Mapping[str, Any], is_shared: bool) -> dict[str, str]:
-        """The text chunks of a PNG: everything that is needed to make the picture again.
-
-        A file that variations share must not depend on which of them writes it.
-        """
+        """The text chunks of a PNG: everything that is needed to make the picture again."""
         record, registry = self.samples.run.record, self.job.request.model.registry
         prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
         chunks = {
             "software": f"fourm {__version__}", **({"prompt": prompts[0]} if prompts else {}),
             "model": record.model, "seed": str(record.seed), "sample": work.sample.key.text,
-            **({} if is_shared else {"variation": str(work.variation)}),
+            **({} if is_shared else {"variation": str(work.variation)}),  # any of them may write it
             "variations": str(record.num_variations),
             "schedule": record.options, "weights": record.files["weights"], "dtype": record.dtype,
             "detokenizer steps": str(record.detokenizer_steps),

@@ -57,6 +57,7 @@ from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
+from fourm.networks.tokenizers import AnyTokenizer
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN, read_run
@@ -114,10 +115,11 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     _check_output(request)
     process = Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now()))
     run = Tokenizing(request, num_crops, device, dtype, process)
-    origins = _origins(run)
+    for row in request.rows:
+        _check_origin(run, row)
     try:
         with as_fourm_errors(device, dtype, request.out), arithmetic(dtype):
-            yield from _tokenize(run, origins)
+            yield from _tokenize(run)
     finally:
         if request.out.is_dir():
             write_failures(request.out)
@@ -152,10 +154,7 @@ def _count_crops(request: TokenizeRequest) -> int:
 
 
 def _check_output(request: TokenizeRequest) -> None:
-    """Refuse an output folder in which something else has the name of a folder or file of ours.
-
-    With `overwrite`, also one whose tokens a run has decoded: its pictures were made of these very tokens.
-    """
+    """Refuse a folder that has something else in the place of ours, or with `overwrite`, results of a run."""
     check_root(request.out)
     check_names(request.out)
     for name in (*(row.name for row in request.rows), CROP_SETTINGS):
@@ -170,50 +169,46 @@ def _check_output(request: TokenizeRequest) -> None:
             raise UsageError(f"{request.out / found}: {what}; name another folder with --out")
 
 
-def _origins(run: Tokenizing) -> dict[Path, Mapping[str, object]]:
-    """What makes the tokens of each folder, by its record; refuse one that was begun with something else."""
-    request, origins = run.request, dict[Path, Mapping[str, object]]()
-    settings = {"crops": run.num_crops, "dtype": run.dtype, "attention": request.attention}
-    for row in request.rows:
-        path = request.out / row.name / TOKENIZER
-        weights = weights_of(request.model.tokenizers[row.tokenizer])
-        origins[path] = {"tokenizer": sha256_of(weights), **settings, "device": run.device.type}
-        if path.exists() and not request.overwrite:
-            _compare(path, origins[path])
-    return origins
+def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
+    digest = sha256_of(weights_of(run.request.model.tokenizers[row.tokenizer]))
+    return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.dtype,
+            "attention": run.request.attention, "device": run.device.type}  # fmt: skip
 
 
-def _write_origins(request: TokenizeRequest, origins: Mapping[Path, Mapping[str, object]]) -> None:
-    """Note in each folder of tokens what makes them; another process may just have begun to."""
-    make_all(request.out)
-    remove_leftovers(request.out)
-    for path, origin in origins.items():
-        text = json.dumps({**origin, "fourm": __version__, "model": request.model.name}, indent=1) + "\n"
-        is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
-        if request.overwrite:
-            write_text(request.out, path, text)
-        elif not (is_new and create_text(request.out, path, text)) and path.exists():
-            _compare(path, origin)
-
-
-def _compare(path: Path, here: Mapping[str, object]) -> None:
+def _check_origin(run: Tokenizing, row: Modality) -> None:
+    """Refuse a folder of tokens that was begun with something else."""
+    path, advice = run.request.out / row.name / TOKENIZER, "--overwrite makes all tokens anew"
+    if run.request.overwrite or not path.exists():
+        return
     try:
         there = read_json(path)
     except SampleError as error:
-        raise UsageError(f"{error}; --overwrite makes all tokens anew") from error
+        raise UsageError(f"{error}; {advice}") from error
     if not isinstance(there, dict):
-        raise UsageError(f"{path}: is not a record of this program; --overwrite makes all tokens anew")
-    for name, value in here.items():
+        raise UsageError(f"{path}: is not a record of this program; {advice}")
+    for name, value in _origin(run, row).items():
         if there.get(name) != value:
             what = f"was begun with other settings: {name} is {there.get(name)} there and {value} here"
-            raise UsageError(f"{path.parent}: {what}; --overwrite makes all tokens anew")
+            raise UsageError(f"{path.parent}: {what}; {advice}")
 
 
-def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> Iterator[Event]:
-    """The work of one process: find what is complete, load the tokenizers, then batch after batch.
+def _write_origins(run: Tokenizing) -> None:
+    """Note in each folder of tokens what makes them; another process may just have begun to."""
+    out, model = run.request.out, run.request.model.name
+    make_all(out)
+    remove_leftovers(out)
+    for row in run.request.rows:
+        path = out / row.name / TOKENIZER
+        text = json.dumps({**_origin(run, row), "fourm": __version__, "model": model}, indent=1) + "\n"
+        is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
+        if run.request.overwrite:
+            write_text(out, path, text)
+        elif not (is_new and create_text(out, path, text)):
+            _check_origin(run, row)
 
-    Nothing is written before all is loaded.
-    """
+
+def _tokenize(run: Tokenizing) -> Iterator[Event]:
+    """The work of one process. Nothing is written before all is loaded."""
     request = run.request
     mine, found = request.world.share(request.samples), list[Untokenized]()
     for sample in mine:
@@ -228,20 +223,17 @@ def _tokenize(run: Tokenizing, origins: Mapping[Path, Mapping[str, object]]) -> 
     run.skipped = len(mine) - len(found)
     size = request.batch_size or rows_at_once(run.device)
     yield Started(len(mine), run.skipped, size, request.model.name, str(run.device), 0)
-    codecs = dict[str, GridCodec]()
+    codecs, encoders = dict[str, GridCodec](), dict[str, AnyTokenizer]()
     if needed := {row.name: row for one in found if not one.problems for row in one.rows}:
         names = sorted({row.tokenizer for row in needed.values()})
         yield Loading(f"tokenizers {', '.join(names)}")
-        paths, dtype = request.model.tokenizers, torch_dtype(run.dtype)
-        encoders = {
-            name: load_tokenizer(paths[name], run.device, dtype, TokenizerPart.ENCODER) for name in names
-        }
-        for encoder in encoders.values():
-            set_attention(encoder, request.attention, run.device)
-        codecs = {
-            row.name: GridCodec(row, FORMS[row.codec], encoders[row.tokenizer]) for row in needed.values()
-        }
-    _write_origins(request, origins)
+        for name in names:
+            path, dtype = request.model.tokenizers[name], torch_dtype(run.dtype)
+            encoders[name] = load_tokenizer(path, run.device, dtype, TokenizerPart.ENCODER)
+            set_attention(encoders[name], request.attention, run.device)
+        for row in needed.values():
+            codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
+    _write_origins(run)
     portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(found), size):
         yield from _make_batch(run, codecs, found[first : first + size], portions)
@@ -253,7 +245,7 @@ def _make_batch(
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     for one in batch:
         try:
-            one.crops = None if one.problems else _crops_of(run, codecs, one)
+            one.crops = None if one.problems else _crops_of(run, one)
         except SampleError as error:
             one.problems.append(str(error))
     for codec in codecs.values():
@@ -272,13 +264,10 @@ def _make_batch(
         yield failed
 
 
-def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized) -> tuple[Crop, ...]:
-    """The crops of a sample: those that its files say, or new ones, written for all that come later.
-
-    A sample of features alone has none.
-    """
+def _crops_of(run: Tokenizing, one: Untokenized) -> tuple[Crop, ...]:
+    """The crops of a sample, none for features: those that its files say, or new ones, which are written."""
     request, sample = run.request, one.sample
-    maps = [row.name for row in one.rows if codecs[row.name].form.resample is not None]
+    maps = [row.name for row in one.rows if FORMS[row.codec].resample is not None]
     if not maps:
         return ()
     whole = read_size(sample.files.get(PICTURES) or sample.files[maps[0]])
@@ -295,12 +284,12 @@ def _crops_of(run: Tokenizing, codecs: Mapping[str, GridCodec], one: Untokenized
             if (tokens := run.path(row.name, sample.key)).is_file():
                 raise SampleError(f"{tokens}: shows crops of which there is no file in {CROP_SETTINGS}")
     if there != path and not create_atomic(request.out, path, partial(write_crops, crops)):
-        return _crops_of(run, codecs, one)  # a process with other modalities was first
+        return _crops_of(run, one)  # a process with other modalities was first
     return crops
 
 
 def _prepare(codec: GridCodec, one: Untokenized) -> list[Tensor]:
-    """What the tokenizer reads of each crop of a sample; nothing, and a problem, where it cannot be read."""
+    """The input of the tokenizer for each crop; nothing, and a problem, where a sample cannot be read."""
     path = one.sample.files[codec.row.name]
     valid = one.sample.files.get(VALID_PIXELS) if codec.takes_mask else None
     try:
@@ -341,12 +330,9 @@ def _make_tokens(
 
 
 def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
-    """True for a complete token file; one with other contents is refused, because it may be the user's own.
-
-    An empty one is made anew: a power cut leaves such.
-    """
+    """True for a complete token file; one with other contents is refused: it may be the user's own."""
     path = run.path(row.name, key)
-    if run.request.overwrite or not path.is_file() or path.stat().st_size == 0:
+    if run.request.overwrite or not path.is_file() or path.stat().st_size == 0:  # as a power cut leaves it
         return False
     ids = read_array(path)
     wanted = (run.num_crops, row.max_tokens)

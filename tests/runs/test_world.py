@@ -3,7 +3,7 @@
 import pytest
 
 from fourm.errors import UsageError
-from fourm.runs.request import World, parse_shard, parse_world
+from fourm.runs.request import World, parse_world
 
 
 def test_without_torchrun_one_process_has_all_samples() -> None:
@@ -32,7 +32,7 @@ def test_local_rank_picks_the_device() -> None:
 @pytest.mark.parametrize("text", ["4/4", "5/4", "0/0", "1", "a/b", "-1/4", "1/4/2", "", "١/٤"])
 def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
-        parse_shard(text)
+        parse_world(text, {})
 
 
 @pytest.mark.parametrize(("name", "other"), [("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")])
