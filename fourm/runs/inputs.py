@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -113,11 +113,12 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
     """
     if not root.is_dir():
         raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
-    found, present = dict[Modality, str](), folders_in(root)
-    for row in _tokenized_rows(model) if names is None else _named_rows(names, model):
-        folder = _folder_of(row, present)
+    found, folders = dict[Modality, str](), _value_folders(root, model)
+    for row in folders if names is None else _named_rows(names, model, folders):
+        folder = folders[row]
         if names is not None and not folder:
-            there, wanted = ", ".join(present) or "no folder at all", " or ".join(_folders_of(row))
+            there = ", ".join(folders_in(root)) or "no folder at all"
+            wanted = " or ".join(_folders_of(row))
             raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
         if folder and row.tokenizer in model.tokenizers:
             found[row] = folder
@@ -125,7 +126,7 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
             advice = tokenizer_advice(model, row.tokenizer)
             raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
     if not found:
-        raise UsageError(_nothing_to_do(root, model, present))
+        raise UsageError(_nothing_to_do(root, model, folders))
     check_tokenizers(model, found)
     for row in found:
         path = model.tokenizers[row.tokenizer]
@@ -136,11 +137,10 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
 
 def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
     """Half a sentence for each folder that the model could read if its tokenizer were here."""
-    present = folders_in(root)
     return tuple(
         f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
-        for row in _tokenized_rows(model)
-        if row.tokenizer not in model.tokenizers and (folder := _folder_of(row, present))
+        for row, folder in _value_folders(root, model).items()
+        if folder and row.tokenizer not in model.tokenizers
     )
 
 
@@ -246,25 +246,21 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
     return folders
 
 
-def _read_texts(
-    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO
-) -> list[Sample]:
+def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> list[Sample]:
     """A sample for each prompt, or for each row of a table with a column for each condition."""
-    rows = [model.registry.get(name) for name in conditions]
+    rows, listed = [model.registry.get(name) for name in names], ", ".join(names)
     if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
-        advice = f"name a dataset that holds {', '.join(conditions)} with --data DIR"
+        advice = f"name a dataset that holds {listed} with --data DIR"
         raise UsageError(f"--cond {others[0]}: prompts give texts only; {advice}")
     typed = [row.name for row in rows if row.codec != CAPTION]
     if typed and (source.data in (None, PARTI)):
-        advice = (
-            f"--data FILE.jsonl gives {', '.join(conditions)} under a key each, --data DIR in a folder each"
-        )
+        advice = f"--data FILE.jsonl gives {listed} under a key each, --data DIR in a folder each"
         raise UsageError(f"--cond {typed[0]}: prompts give captions only; {advice}")
-    if not conditions:
+    if not names:
         raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
     data, where, suffix = _find_texts(source, model, stdin)
     if typed:
-        table = parse_columns(data, where, suffix or ".jsonl", conditions, source.column)
+        table = parse_columns(data, where, suffix or ".jsonl", names, source.column)
         samples = list[Sample]()
         for key, cells in zip(number_keys(len(table)), table, strict=True):
             caption = next((text for name, text in cells.items() if name not in typed), None)
@@ -307,13 +303,15 @@ def _joined(prompts: Sequence[str]) -> bytes:
     return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode()
 
 
-def _tokenized_rows(model: ModelFiles) -> list[Modality]:
-    return [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer]
+def _value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
+    """For each modality with a tokenizer, the folder of values that is there; "" for none."""
+    rows, present = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer], folders_in(root)
+    return {row: next((name for name in _folders_of(row) if name in present), "") for row in rows}
 
 
-def _named_rows(names: Sequence[str], model: ModelFiles) -> list[Modality]:
+def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modality]) -> list[Modality]:
     """The rows that names of folders and modalities mean, each once."""
-    rows, chosen = _tokenized_rows(model), dict[str, Modality]()
+    chosen = dict[str, Modality]()
     for name in names:
         found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
         if not found:
@@ -331,15 +329,11 @@ def _folders_of(row: Modality) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _folder_of(row: Modality, present: Sequence[str]) -> str:
-    return next((name for name in _folders_of(row) if name in present), "")
-
-
-def _nothing_to_do(root: Path, model: ModelFiles, present: Sequence[str]) -> str:
+def _nothing_to_do(root: Path, model: ModelFiles, rows: Iterable[Modality]) -> str:
     """Why there is nothing to do, and what would be right."""
     if missing := missing_tokenizers(root, model):
         return f"{root}: nothing to do; {missing[0]}"
-    wanted = dict.fromkeys(name for row in _tokenized_rows(model) for name in _folders_of(row))
+    present, wanted = folders_in(root), dict.fromkeys(name for row in rows for name in _folders_of(row))
     deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
     there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
     advice = f"{root / deeper[0]} has some" if deeper else there

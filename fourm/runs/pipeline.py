@@ -35,9 +35,8 @@ from fourm.runs.device import (
 )
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.origins import conditions_from
-from fourm.runs.outputs import Job, count_evaluations, make_record, plan_places, tokenizers_of
+from fourm.runs.outputs import Film, Job, Saver, count_evaluations, make_record, plan_places, tokenizers_of
 from fourm.runs.request import Request
-from fourm.runs.saving import Film, Saver
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
