@@ -61,13 +61,13 @@ def estimate(
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
     paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
-    peaks = [decoding_peak(chain, model, width, batch_size, max_rows), Peak(loading_bytes(model, width))]
+    peaks = [Peak(loading_bytes(model, width)), *_step_peaks(chain, model, width, batch_size, max_rows)]
     made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
     peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
     counts = [(step, step.num_tokens * step.passes) for step in chain.steps]
     passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in counts)
     weights = weights_bytes(model, width) + sum(tokenizer_bytes(path, width, part) for path, part in paths)
-    largest = _highest(peaks)
+    largest = Peak(max(peak.total for peak in peaks), max(peak.block for peak in peaks))
     return Cost(passes, sum(n for _, n in counts), weights, largest.total + overhead(largest))
 
 
@@ -128,27 +128,21 @@ def loading_bytes(model: ModelFiles, width: int) -> int:
     return max(peaks, default=0) - sum(sizes) * width
 
 
-def decoding_peak(
-    chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int = MOST_ROWS
-) -> Peak:
-    """The peak of all steps of a chain, without the weights; max_rows: see `estimate`."""
-    sizes, peaks = Sizes.of(model, width), [Peak(0)]
+def _step_peaks(
+    chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int
+) -> Iterator[Peak]:
+    """The peaks of all steps of a chain, without the weights; max_rows: see `estimate`."""
+    sizes, left = Sizes.of(model, width), dict(chain.num_tokens)
     known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
-    left = dict(chain.num_tokens)
     for step in chain.steps:
         rows = batch_size * (1 + len(step.branches))
         if SCHEMES[step.scheme].causal:
             together = min(step.passes, max(1, max_rows // batch_size))
-            peaks.append(_text_peak(step, sizes, rows, together, known))
+            yield _text_peak(step, sizes, rows, together, known)
         else:
-            peaks += _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
+            yield from _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
         left[step.target] -= step.num_tokens
         known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
-    return _highest(peaks)
-
-
-def _highest(peaks: list[Peak]) -> Peak:
-    return Peak(max(peak.total for peak in peaks), max(peak.block for peak in peaks))
 
 
 def _grid_peaks(

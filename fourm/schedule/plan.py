@@ -44,7 +44,7 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
     """The chain of options written as one text, as `Chain.to_text` prints them."""
-    values, whole = dict[str, object](), list[str]()
+    values = dict[str, Any]()
     by_flag = {option.flag: option for option in OPTIONS}
     try:
         words = iter(shlex.split(text))
@@ -55,10 +55,10 @@ def parse_chain(text: str, model: ModelFiles) -> Chain:
         value = is_on if option and option.item is Item.FLAG else next(words, None)
         if option is None or value is None:
             raise ScheduleError(f"'{word}' is not an option of a schedule with its value")
-        values[option.key] = value
         if option.item is Item.TEXT:
-            whole.append(str(value))
-            values[option.key] = whole
+            values.setdefault(option.key, []).append(value)
+        else:
+            values[option.key] = value
     return build_chain(parse_options(values), model)
 
 

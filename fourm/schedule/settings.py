@@ -1,8 +1,7 @@
 """Settings from options and YAML files: the table of schedule settings, the text of their values, what wins.
 
-Which names exist, and what fits what, is for `fourm.schedule.plan`. Configuration files of the reference
-implementation are read unchanged; keys that only steer its plumbing (process groups, experiment trackers,
-loader threads) are accepted and have no effect.
+Configuration files of the reference implementation are read unchanged; keys that only steer its plumbing
+(process groups, experiment trackers, loader threads) have no effect.
 """
 
 import math
@@ -21,7 +20,7 @@ from fourm.modalities.typed import Limits, fit
 
 MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
-TOKENIZER_SUFFIX = "_tok_id"
+_TOK_ID = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
 # Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
 IGNORED = (
@@ -168,8 +167,7 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
         run |= values
     layers.append(parse_options(options))
     said = {key: value for key, value in run.items() if value is not None}
-    keys = [key for key in TOKENIZERS if key + TOKENIZER_SUFFIX in said]
-    tokenizers = {key: said.pop(key + TOKENIZER_SUFFIX) for key in keys}
+    tokenizers = {key: said.pop(key + _TOK_ID) for key in TOKENIZERS if key + _TOK_ID in said}
     return Settings(merge(layers), merge(layers, SR_PREFIX), RunSettings(**said, tokenizers=tokenizers))
 
 
@@ -179,7 +177,7 @@ def read_names(path: Path) -> dict[str, str]:
     if settings.base.problems:
         raise ScheduleError(*dict.fromkeys(settings.base.problems))
     named = {key: getattr(settings.run, key) for key in ("model", "sr_model", "text_tok_path", "data_path")}
-    named |= {key + TOKENIZER_SUFFIX: name for key, name in settings.run.tokenizers.items()}
+    named |= {key + _TOK_ID: name for key, name in settings.run.tokenizers.items()}
     return {key: name for key, name in named.items() if name}
 
 
@@ -335,5 +333,5 @@ def _run_value(key: str, value: object, path: Path) -> object:
 
 # The types of a run's settings by YAML key; tokenizers have a key each. ControlNet can only be declined.
 _RUN_KEYS = get_type_hints(RunSettings, include_extras=True)
-_RUN_KEYS |= {key + TOKENIZER_SUFFIX: str for key in TOKENIZERS} | {"activate_controlnet": bool}
+_RUN_KEYS |= {key + _TOK_ID: str for key in TOKENIZERS} | {"activate_controlnet": bool}
 del _RUN_KEYS["tokenizers"]
