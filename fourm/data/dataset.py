@@ -117,8 +117,8 @@ class Listing:
 class Shard:
     """What is in a tar file, by the members' names without a leading `./`."""
 
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # first byte, number of bytes
-    unreadable: dict[str, str] = field(default_factory=dict)  # members that cannot be read, and why
+    # First byte and number of bytes, or why a member cannot be read.
+    members: dict[str, tuple[int, int] | str] = field(default_factory=dict)
     problem: str = ""  # why there may be more members than are listed here
 
 
@@ -246,13 +246,12 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
     """The bytes of a member, `limit + 1` of them at most."""
-    shard = read_shard(path)
-    if name in shard.unreadable or name not in shard.members:
-        raise SampleError(f"{path}/{name}: {shard.unreadable.get(name, 'is not in this shard')}")
-    first, size = shard.members[name]
+    place = read_shard(path).members.get(name, "is not in this shard")
+    if isinstance(place, str):
+        raise SampleError(f"{path}/{name}: {place}")
     with open_file(path) as file:
-        file.seek(first)
-        return file.read(min(size, limit + 1))
+        file.seek(place[0])
+        return file.read(min(place[1], limit + 1))
 
 
 def read_shard(path: Path) -> Shard:
@@ -334,13 +333,13 @@ def _add_shard(found: Listing, path: Path, folder: str) -> None:
         shard = read_shard(path)
     except OSError as error:
         shard = Shard(problem=f"cannot be read ({error.strerror})")
-    for name in (*shard.members, *shard.unreadable):
+    for name, place in shard.members.items():
         *above, last = name.split("/")
         if any(part.startswith(".") for part in (*above, last)):
             continue
         key = found.add("/".join((folder, *above)), last, path / name)
-        if key is not None and name in shard.unreadable:
-            found.problems[key] = f"{path / name}: {shard.unreadable[name]}"
+        if key is not None and isinstance(place, str):
+            found.problems[key] = f"{path / name}: {place}"
     if shard.problem:
         found.problems[Key(folder, UNKNOWN)] = f"{path}: {shard.problem}"
 
@@ -356,7 +355,8 @@ def _index(path: Path, size: int, changed: int) -> Shard:
     with _Guarded(open_file(path).detach()) as file:
         end = _read_members(shard, file, size)
     if end:
-        known = f"{len(shard.members):,} of its members are" if shard.members else "nothing in it is"
+        count = sum(isinstance(place, tuple) for place in shard.members.values())
+        known = f"{count:,} of its members are" if count else "nothing in it is"
         shard.problem = "; ".join(filter(None, (shard.problem, end, f"{known} known")))
     return shard
 
@@ -392,12 +392,11 @@ def _add_member(shard: Shard, member: tarfile.TarInfo, end: int) -> None:
         shard.problem = shard.problem or f"holds {member.name[:100]!r}, a name that leads out of it"
     elif max(len(os.fsencode(part)) for part in parts) > MAX_PART or len(os.fsencode(name)) > MAX_NAME:
         shard.problem = shard.problem or f"holds the name {name[:100]!r}..., which is too long for a file"
-    elif name in shard.members or name in shard.unreadable:
-        shard.members.pop(name, None)
-        shard.unreadable[name] = "stands in its shard more than once"
+    elif name in shard.members:
+        shard.members[name] = "stands in its shard more than once"
     elif not member.isreg() or member.issparse():
-        shard.unreadable[name] = "is a link, a device or a file with holes; only plain members are read"
+        shard.members[name] = "is a link, a device or a file with holes; only plain members are read"
     elif member.offset_data + member.size > end:
-        shard.unreadable[name] = "is cut off with the end of its shard"
+        shard.members[name] = "is cut off with the end of its shard"
     else:
         shard.members[name] = (member.offset_data, member.size)
