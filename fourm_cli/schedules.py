@@ -75,18 +75,29 @@ def show(
     """
     if chart is not None:
         check_drawing("--plot", chart)
-    (files, chain), *finer = _plan(schedule, configs, model, sr_model)[1]
+    stages = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
         from fourm.views.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
-        save_chart(draw_chain(chain, files.name), chart)
+        save_chart(draw_chain(stages[0][1], stages[0][0].name), chart)
     if as_json:
-        print_json({**chain.to_json(), **({"sr": finer[0][1].to_json()} if finer else {})})
+        said = [chain.to_json() for _, chain in stages]
+        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
         return
-    _print_steps(chain)
-    for finer_files, finer_chain in finer:
-        print(f"\nsuper-resolution, {finer_files.name}\n")
-        _print_steps(finer_chain)
+    columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
+    for number, (files, chain) in enumerate(stages):
+        if number:
+            print(f"\nsuper-resolution, {files.name}\n")
+        rows = list[tuple[str, ...]]()
+        for step in chain.steps:
+            guided = [name for name in (*chain.conditions, *chain.targets) if name in step.guided]
+            if step.removes_hidden:  # each has a weight of its own
+                weights = [[b.weight for b in step.branches if name in b.visible] or [0.0] for name in guided]
+                guided = [f"{name}:{own[0]:g}" for name, own in zip(guided, weights, strict=True)]
+            tokens = f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
+            numbers = (tokens, f"{step.temperature:.6g}", f"{step.guidance:g}")
+            rows.append((str(step.number), step.target, step.scheme, *numbers, ", ".join(guided)))
+        print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
 
 
 def _plan(
@@ -101,20 +112,6 @@ def _plan(
     chain = build_chain(settings.base, files)
     finer = plan_finer(settings, files, chain, sr_model)
     return settings, [(files, chain), *([finer] if finer else [])]
-
-
-def _print_steps(chain: "Chain") -> None:
-    columns = ("step", "target", "scheme", "tokens", "temperature", "guidance", "guided by")
-    rows = list[tuple[str, ...]]()
-    for step in chain.steps:
-        guided = [name for name in (*chain.conditions, *chain.targets) if name in step.guided]
-        if step.removes_hidden:  # each has a weight of its own
-            weights = [[b.weight for b in step.branches if name in b.visible] or [0.0] for name in guided]
-            guided = [f"{name}:{own[0]:g}" for name, own in zip(guided, weights, strict=True)]
-        tokens = f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
-        numbers = (tokens, f"{step.temperature:.6g}", f"{step.guidance:g}")
-        rows.append((str(step.number), step.target, step.scheme, *numbers, ", ".join(guided)))
-    print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
 
 
 schedule_app.command(**help_of(validate))(validate)
