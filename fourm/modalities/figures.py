@@ -30,7 +30,7 @@ MAX_PEOPLE = 7  # that fit into 275 tokens with [EOS]; a text has no more
 _HALF = 499.5  # words -> -1..1
 _BETA = 166.5  # words per unit: -3..3 in 0..999
 _CAMERA = 49.95  # words per unit: -1..19 in 0..999
-_BLOCKS = {"global": 9, "pose": 8, "shape": 10, "camera": 3}  # words, in our order
+_BLOCKS = {"human": 4, "global": 9, "pose": 8, "shape": 10, "camera": 3}  # words behind each, in our order
 
 NUM_CODES_OF_MASK = 16  # a grid of 4 x 4, row by row
 MAX_WORDS = 289  # of instances that a model reads, with [EOS] 290
@@ -268,31 +268,23 @@ def contains(contour: Sequence[Point], point: Point) -> bool:
 
 
 def _parse_person(words: list[str]) -> tuple[Person | None, str]:
-    words = words[1:]
-    corners = _numbers(words[:4])
-    if len(corners) < 4:
-        return None, "the box needs 4 numbers"
     found = dict[str, list[int]]()
     for name, count in _BLOCKS.items():
         if name not in words:
             return None, f"'{name}' is missing"
+        read, what = (_code_of, "codes, 0..1023") if name == "pose" else (number_of, "numbers")
         block = words[words.index(name) + 1 :][:count]
-        codes = [code for word in block if (code := _code_of(word)) is not None]
-        found[name] = codes if name == "pose" else _numbers(block)
+        numbers = [number for word in block if (number := read(word)) is not None]
+        found[name] = numbers if name == "pose" else [*map(_limited, numbers)]
         if len(found[name]) < count:
-            return None, f"'{name}' needs {count} {'codes, 0..1023' if name == 'pose' else 'numbers'}"
-    x0, y0, x1, y1 = (n / MAX_NUMBER * PICTURE_SIDE for n in corners)
+            return None, f"'{name}' needs {count} {what}"
+    x0, y0, x1, y1 = (n / MAX_NUMBER * PICTURE_SIDE for n in found["human"])
     a, b, c, d, e, f, g, h, i = ((n - _HALF) / _HALF for n in found["global"])
     scale, x, y = ((n - _CAMERA) / _CAMERA for n in found["camera"])
     turn, betas = ((a, b, c), (d, e, f), (g, h, i)), tuple((n - _HALF) / _BETA for n in found["shape"])
     person = Person((x0, y0, x1, y1), turn, tuple(found["pose"]), betas, (scale, x, y))
-    rest = len(words) - 4 - sum(_BLOCKS.values()) - len(_BLOCKS)
+    rest = len(words) - sum(_BLOCKS.values()) - len(_BLOCKS)
     return person, f"{rest} words too many" if rest else ""
-
-
-def _numbers(words: list[str]) -> list[int]:
-    """The numbers of those words that are numbers, limited to 0..999."""
-    return [_limited(number) for word in words if (number := number_of(word)) is not None]
 
 
 def _parse_group(words: list[str], where: str) -> tuple[Group | None, list[str]]:

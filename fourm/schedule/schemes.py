@@ -96,8 +96,7 @@ def constant_temperature(temperature: float, counts: Sequence[int]) -> list[floa
 def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
     """Falls with the share of tokens that earlier steps have fixed."""
     total = sum(counts)
-    before = [0, *accumulate(counts)]
-    return [max(temperature * (1 - done / total), MIN_TEMPERATURE) for done in before[:-1]]
+    return [max(temperature * (1 - done / total), MIN_TEMPERATURE) for done in [0, *accumulate(counts)][:-1]]
 
 
 def onex_temperature(temperature: float, counts: Sequence[int], low: float, power: float) -> list[float]:

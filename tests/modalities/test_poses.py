@@ -166,9 +166,9 @@ def test_codes_from_512_on_are_counted_anew() -> None:
     [
         ("", "neither 'none' nor 'human'"),
         ("v0=3 none", "2 words before the first 'human'"),
-        ("human v0=1 v1=2", "person 1: the box needs 4 numbers"),
+        ("human v0=1 v1=2", "person 1: 'human' needs 4 numbers"),
         ("human v0=1 v1=2 v2=3 v3=4 cat", "person 1: 'global' is missing"),
-        (to_text((STANDING,)).replace("v1=", "v1=x"), "person 1: the box needs 4 numbers"),
+        (to_text((STANDING,)).replace("v1=", "v1=x"), "person 1: 'human' needs 4 numbers"),
         (
             to_text((STANDING,)).replace("pose v0=0", "pose v1=999"),
             "person 1: 'pose' needs 8 codes, 0..1023",
