@@ -197,8 +197,7 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
     if kind is not Kind.SEQUENCE:
         raise ValueError(f"{kind.name} cannot be decoded")
     values = torch.zeros(batch_size, max(num_tokens, 2), dtype=torch.int64)
-    values[:, :2] = S1_ID
-    values[:, -1] = S2_ID
+    values[:, :2], values[:, -1] = S1_ID, S2_ID
     known = torch.zeros_like(values, dtype=torch.bool)
     known[:, 0] = True
     return Slot(kind, values, known, ~known)

@@ -27,7 +27,7 @@ from fourm.errors import UsageError, printable
 from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import RGB, Album, Film, Label, Panel, View
+from fourm.views.album import RGB, Album, Label, Panel, View
 
 PAGE = "index.html"
 SIDE = 512  # pixels of a photo's longest side on the page
@@ -86,18 +86,24 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         legend += [label for label in panel.labels if label not in legend]
     contents = {
         "panels": [_panel(panel, legends[panel.modality], side) for panel in view.panels],
-        "films": [_film(film, side // 2) for film in view.films],
+        "films": [
+            {"modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
+             "order": film.order, "frames": [
+                 {"step": frame.step, "decided": frame.decided, "picture": encode(frame.picture, side // 2)}
+                 for frame in film.frames
+             ]}
+            for film in view.films
+        ],
         "problems": view.problems,
         "legends": {
             name: [(label, "#{:02x}{:02x}{:02x}".format(*colour)) for label, colour in labels]
-            for name, labels in legends.items()
-            if labels
+            for name, labels in legends.items() if labels
         },
         "repeat": [
             {"variation": v, "role": role, "command": repeat_command(album.root, view, role, v)}
             for v, role in itertools.product(variations or (None,), ("target", "sr"))
         ],
-    }
+    }  # fmt: skip
     yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
     yield f'<script type="application/json">{_json(contents)}</script>\n'
 
@@ -116,14 +122,6 @@ def _panel(panel: Panel, legend: Sequence[Label], side: int) -> Mapping[str, Any
         "note": panel.note, "file": panel.file, "size": {"width": width, "height": height},
         "picture": encode(picture, side) if picture is not None else None,
         "labels": [index for index, label in enumerate(legend) if label in panel.labels],
-    }  # fmt: skip
-
-
-def _film(film: Film, side: int) -> Mapping[str, Any]:
-    frames = [{"step": f.step, "decided": f.decided, "picture": encode(f.picture, side)} for f in film.frames]
-    return {
-        "modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
-        "order": film.order, "frames": frames,
     }  # fmt: skip
 
 
@@ -190,7 +188,7 @@ def _about(album: Album) -> Mapping[str, Any]:
 def _json(value: object) -> str:
     """JSON that no HTML parser takes for markup: in it `<` can only stand in strings.
 
-    What UTF-8 cannot say, as in file names of other encodings, is spelled out: `\\udce9`.
+    What UTF-8 cannot encode, as in file names of other encodings, is spelled out: `\\udce9`.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)

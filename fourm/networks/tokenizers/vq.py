@@ -58,7 +58,11 @@ class Tokenizer(nn.Module):
             return self.cls_emb(x.long()).movedim(-1, 1)
         if x.ndim != 4 or x.shape[1] != config.n_channels or not x.is_floating_point():
             raise ValueError(f"input is (B, {config.n_channels}, H, W) float, not {tuple(x.shape)} {x.dtype}")
-        return _undo_imagenet(x) if config.undo_std else x
+        if not config.undo_std:
+            return x
+        # From ImageNet's statistics to [-1, 1], with constants rounded like the reference's.
+        shift, scale = x.new_tensor([(-mean / std, 1 / std) for mean, std in IMAGENET]).T.view(2, 3, 1, 1)
+        return 2 * ((x - shift) / scale) - 1
 
     def encode(self, x: Tensor) -> Tensor:
         """x as in `prepare` -> latents (B, L, h, w), before the search."""
@@ -123,13 +127,6 @@ def _check_range(ids: Tensor, count: int, what: str) -> None:
     low, high = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
     if low < 0 or high >= count:
         raise ValueError(f"{what} must lie in 0..{count - 1}; found {low if low < 0 else high}")
-
-
-def _undo_imagenet(x: Tensor) -> Tensor:
-    """(B, 3, H, W) ImageNet-standardised -> [-1, 1], with constants rounded like the reference's."""
-    shift = torch.tensor([-mean / std for mean, std in IMAGENET], dtype=x.dtype, device=x.device)
-    scale = torch.tensor([1 / std for _, std in IMAGENET], dtype=x.dtype, device=x.device)
-    return 2 * ((x - shift.view(3, 1, 1)) / scale.view(3, 1, 1)) - 1
 
 
 @dataclass(frozen=True, slots=True)
