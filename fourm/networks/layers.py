@@ -197,20 +197,14 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last axis whose bias may be a constant zero buffer, as 4M checkpoints store it."""
 
     def __init__(self, width: int, bias: bool, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(width))
-        else:
+        super().__init__(width, eps)
+        if not bias:
+            del self.bias
             self.register_buffer("bias", torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 def is_meta_default() -> bool:
