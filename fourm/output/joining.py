@@ -35,7 +35,6 @@ from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunFile, RunRecord, 
 # With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
 # until it is done.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
-_POLL = 0.1  # seconds
 # Fields of a record that may differ between a run and the one that resumes it.
 NOT_COMPARED = ("versions", "command", "device", "created", "options")
 MAX_DIFFERENCES = 5  # named in the message that refuses to resume
@@ -117,7 +116,9 @@ class Joining:
                 check_names(out)
                 remove_leftovers(out)
                 if self._is_first() and create_text(out, out / self.record, text):
-                    return self._begin_new(run)
+                    if self.record == RUN:  # there may be processes of a run whose record was deleted
+                        processes.remove_processes(out, [run])
+                    return self._begin(run)
                 if self.overwrite and not self._is_of_job(out / self.record):
                     if self.launch.rank == 0:
                         return self._begin(run, text)
@@ -126,21 +127,12 @@ class Joining:
                 self._check_same_run(before)
                 return self._begin(before.identity)
         except BaseException:  # Ctrl-C too: nothing of this process stays
+            with suppress(OSError, UsageError):
+                is_own = load_run(out, self.record).identity == run
+                if is_own and not of_kind(out, LAUNCH, run):  # no other process has joined it
+                    (out / self.record).unlink()
+            remove_empty([out / PROCESSES])
             remove_leftovers(out)
-            raise
-
-    def _begin_new(self, run: str) -> Process:
-        """Start the run whose record this process has just written."""
-        try:
-            if self.record == RUN:
-                processes.remove_processes(self.out, [run])  # left by a run whose record was deleted
-            return self._begin(run)
-        except BaseException:  # Ctrl-C too: the record goes, unless another process has joined the run
-            with suppress(UsageError):
-                is_own = load_run(self.out, self.record).identity == run
-                if is_own and not of_kind(self.out, LAUNCH, run):
-                    (self.out / self.record).unlink()
-            remove_empty([self.out / PROCESSES])
             raise
 
     def _begin(self, run: str, text: str = "") -> Process:
@@ -157,7 +149,7 @@ class Joining:
                 if is_begun or load_run(self.out, self.record).identity != run:
                     raise _exists(self.out, self.record)
         except BaseException:  # Ctrl-C too: other processes of the job must not wait for this one
-            process.withdraw()
+            process.path(LAUNCH).unlink(missing_ok=True)
             raise
         return process
 
@@ -173,7 +165,7 @@ class Joining:
                     f"--out {self.out}: process 0 of {size}, which alone overwrites a folder, has not done "
                     f"so for {limit:.0f} seconds; start all processes of a job together"
                 )
-            time.sleep(_POLL)
+            time.sleep(0.1)
 
     def _is_of_job(self, file: Path) -> bool:
         """True if the job of this process wrote a file, which then is newer than the start of the job."""

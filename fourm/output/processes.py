@@ -151,12 +151,6 @@ class Process:
         if not os.path.lexists(self.path(LAUNCH)):
             raise vanished(self.out)
 
-    def withdraw(self) -> None:
-        """Delete all files of this process, which has done nothing."""
-        for kind in (LAUNCH, CHECKSUMS, FAILED):
-            self.path(kind).unlink(missing_ok=True)
-        remove_empty([self.out / PROCESSES])
-
     def _append(self, kind: str, data: bytes) -> None:
         try:
             if self.run != ANY_RUN:
