@@ -205,12 +205,15 @@ def mode_of(path: Path) -> int | None:
         return None
 
 
-def check_root(out: Path) -> None:
-    """Refuse an output folder whose name, or that of a folder above it, is taken by something else."""
+def check_root(out: Path, *folders: str) -> None:
+    """Refuse an output folder where something else has taken its name, one above it or one of these in it."""
     there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
     if there is not None and not there.is_dir():
         what = "a file" if there.exists() else "a link to nowhere"
         raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
+    check_partial(out)
+    for folder in folders:
+        check_folder(out, out / folder)
 
 
 def check_folder(root: Path, folder: Path) -> None:

@@ -19,15 +19,7 @@ from typing import Any
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Crop, path_of
 from fourm.data.opening import read_bytes, real
-from fourm.data.writing import (
-    check_folder,
-    check_partial,
-    check_root,
-    make_all,
-    refuse_inside,
-    remove_leftovers,
-    write_text,
-)
+from fourm.data.writing import check_root, make_all, refuse_inside, remove_leftovers, write_text
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.figures import PICTURE_SIDE, instances_from_json
 from fourm.output.formats import find_flaw
@@ -72,9 +64,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     if real(out) == real(root):
         raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
     refuse_inside(out, root / FOLDER)
-    check_root(out)
-    check_partial(out)
-    check_folder(out, out / FOLDER)
+    check_root(out, FOLDER)
     try:
         for sample in list_dataset(root, {FOLDER: FOLDER}).samples:
             target = path_of(out, FOLDER, sample.key, ".json")
@@ -83,7 +73,12 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
                     raise SampleError(sample.problem)
                 was_there = os.path.lexists(target) and not overwrite and _has_end(target)
                 if not was_there:
-                    _convert(sample.files[FOLDER], out, target)
+                    source = sample.files[FOLDER]
+                    text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
+                    if len(text) > MAX_BYTES:
+                        raise SampleError(f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON")
+                    make_all(out)
+                    write_text(out, target, text)
             except SampleError as error:
                 yield Converted(target, problem=str(error))
             else:
@@ -104,14 +99,6 @@ def read_instances(path: Path) -> list[object]:
     except ValueError as error:
         raise SampleError(f"{path}: {error}") from error
     return crops
-
-
-def _convert(source: Path, out: Path, target: Path) -> None:
-    text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
-    if len(text) > MAX_BYTES:
-        raise SampleError(f"{source}: comes to more than {MAX_BYTES >> 20} MiB of JSON")
-    make_all(out)
-    write_text(out, target, text)
 
 
 def _has_end(path: Path) -> bool:

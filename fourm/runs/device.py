@@ -109,12 +109,14 @@ def choose_rows(request: Request, device: torch.device) -> int:
     return max(1, min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
 
 
-def check_memory(request: Request, device: torch.device) -> None:
-    """Refuse a run that needs more memory than the device has, by an estimate, before anything is loaded."""
-    size = min(fit_batch_size(request, device), max(1, len(request.samples) * request.num_variations))
+def check_memory(request: Request, device: torch.device) -> int:
+    """The batch size of a run; UsageError if it needs more memory than the device has, by an estimate."""
+    batch_size = fit_batch_size(request, device)
+    size = min(batch_size, max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
     other = f"--batch-size {size // 2}" if size > 1 else ""
     _refuse(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
+    return batch_size
 
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:

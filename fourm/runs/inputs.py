@@ -19,23 +19,9 @@ from fourm.data.dataset import (
     list_folder,
     match_spellings,
 )
-from fourm.data.layout import (
-    CROP_SETTINGS,
-    MAX_SAMPLES,
-    PICTURES,
-    VALID_PIXELS,
-    Sample,
-    number_keys,
-    samples_of_prompts,
-)
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample, number_keys
 from fourm.data.opening import local_name
-from fourm.data.prompts import (
-    missing_file,
-    parse_columns,
-    parse_prompts,
-    read_file,
-    read_stream,
-)
+from fourm.data.prompts import missing_file, parse_columns, parse_prompts, read_file, read_stream
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import PARTI
@@ -266,7 +252,8 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
             caption = next((text for name, text in cells.items() if name not in typed), None)
             samples.append(Sample(key, caption, typed={name: cells[name] for name in typed}))
     else:
-        samples = samples_of_prompts(parse_prompts(data, where, suffix or ".txt", source.column))
+        texts = parse_prompts(data, where, suffix or ".txt", source.column)
+        samples = [Sample(key, text) for key, text in zip(number_keys(len(texts)), texts, strict=True)]
     wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
     max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
     for sample in samples:

@@ -67,12 +67,13 @@ def malformed_place(target: str) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that passed all checks, with its places, device and dtype."""
+    """A request that passed all checks, and what was decided for it."""
 
     request: Request
     places: list[Place]  # of files that every sample has, conditions included
     device: torch.device
     dtype: str  # a key of DTYPES
+    batch_size: int
 
     @property
     def written(self) -> list[Place]:

@@ -25,14 +25,7 @@ from fourm.output.processes import Launch, close_output, now, read_checksums
 from fourm.output.record import BASE, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work
-from fourm.runs.device import (
-    Portions,
-    as_fourm_errors,
-    check_memory,
-    choose_device,
-    choose_rows,
-    fit_batch_size,
-)
+from fourm.runs.device import Portions, as_fourm_errors, check_memory, choose_device, choose_rows
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.origins import conditions_from
 from fourm.runs.outputs import Film, Job, Saver, count_evaluations, make_record, plan_places, tokenizers_of
@@ -51,8 +44,7 @@ def check(request: Request) -> Job:
     set_attention(torch.nn.Identity(), request.attention, device)
     places = plan_places(request)
     check_files(request.model, tokenizers_of(request.model, places))
-    check_memory(request, device)
-    return Job(request, places, device, dtype)
+    return Job(request, places, device, dtype, check_memory(request, device))
 
 
 def run(request: Request) -> Iterator[Event]:
@@ -72,14 +64,14 @@ def run(request: Request) -> Iterator[Event]:
         writer.check()
     # With --overwrite all files count as missing.
     share = None if request.overwrite or not out.is_dir() else (world.rank, world.size)
-    listed, size = {} if share is None else read_checksums(out, share), fit_batch_size(request, job.device)
+    listed = {} if share is None else read_checksums(out, share)
     made, todo, engine, codecs = list[Work](), list[Work](), None, dict[str, Codec]()
     for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
         if _has_conditions(request, work):
             is_made = not request.overwrite and all(job.is_complete(p, listed) for p in job.paths(work))
             (made if is_made else todo).append(work)
     yield Started(
-        len(made) + len(todo), len(made), size, request.model.name, str(job.device),
+        len(made) + len(todo), len(made), job.batch_size, request.model.name, str(job.device),
         len(request.chain.steps), count_evaluations(request, job.places), request.stage,
         len(request.variations),
     )  # fmt: skip
@@ -92,7 +84,7 @@ def run(request: Request) -> Iterator[Event]:
     try:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             saver.add_missing_checksums(made)
-            for event in _generate(engine, saver, job, todo, size) if engine is not None else ():
+            for event in _generate(engine, saver, todo) if engine is not None else ():
                 halved_to = event.rows if isinstance(event, Halved) else halved_to
                 yield event
         has_ended = True
@@ -149,8 +141,9 @@ def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
     return Engine(network, sentinels, max_rows=choose_rows(request, device)), codecs
 
 
-def _generate(engine: Engine, saver: Saver, job: Job, todo: Sequence[Work], size: int) -> Iterator[Event]:
-    """Decode and save the work of this process in batches of `size`."""
+def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Event]:
+    """Decode and save the work of this process in batches."""
+    job, size = saver.job, saver.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding, saving = (Portions(rows, job.device, job.dtype) for rows in (size, rows_at_once(job.device)))
     for prepared in Conditions(job.request, saver.codecs).prepared(groups):

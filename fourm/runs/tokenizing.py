@@ -41,7 +41,6 @@ from fourm.data.layout import (
     random_crop,
 )
 from fourm.data.writing import (
-    check_folder,
     check_root,
     create_atomic,
     create_text,
@@ -155,10 +154,8 @@ def _count_crops(request: TokenizeRequest) -> int:
 
 def _check_output(request: TokenizeRequest) -> None:
     """Refuse a folder that has something else in the place of ours, or with `overwrite`, results of a run."""
-    check_root(request.out)
+    check_root(request.out, *(row.name for row in request.rows), CROP_SETTINGS)
     check_names(request.out)
-    for name in (*(row.name for row in request.rows), CROP_SETTINGS):
-        check_folder(request.out, request.out / name)
     for path in (request.out / RUN, request.out / SR_RUN) if request.overwrite else ():
         try:
             taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()

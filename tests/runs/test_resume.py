@@ -199,7 +199,7 @@ def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -
         path = tmp_path / f"{size}.png"
         path.write_bytes(bytes(size))
         listed = list_files(tmp_path, [path])
-        job = Job(request(tiny, tmp_path), [], torch.device("cpu"), "float32")
+        job = Job(request(tiny, tmp_path), [], torch.device("cpu"), "float32", 1)
         assert job.is_complete(path, listed)
         path.write_bytes(bytes(size - 1) + b"x")
         assert job.is_complete(path, listed) is is_taken
