@@ -100,23 +100,28 @@ class Engine:
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
     ) -> tuple[Batch, Tensor]:
         """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
-        scheme, slot, passes = SCHEMES[step.scheme], batch.slots[step.target], _passes(batch, step)
+        scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
-        if self.plain:
-            contexts = [self.network.encode(one) for one in passes]
-            logits = torch.cat([self.network.decode(step.target, positions, None, c) for c in contexts])
-        else:
-            context = self._encode(passes, known)
-            logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
+        logits = self._ask(_passes(batch, step), step, positions, known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
-        drawn = draw(_guide(logits, step), uniforms, step.temperature, chain.top_k, chain.top_p)
+        drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
         ids = drawn.ids
         if scheme.keep is not None:
             picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
             positions, ids = positions.gather(1, picks), ids.gather(1, picks)
         filled = slot.fill(positions, ids)
         return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
+
+    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
+        """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
+        if self.plain:
+            contexts = [self.network.encode(one) for one in passes]
+            logits = torch.cat([self.network.decode(step.target, positions, None, c) for c in contexts])
+        else:
+            context = self._encode(passes, known)
+            logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
+        return _guide(logits, step)
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
         """All passes in one batch, padded to what the device's sums are insensitive to."""

@@ -119,12 +119,11 @@ class Noise:
     @staticmethod
     def for_samples(seed: int, samples: list[tuple[str, int]], stage: str = "") -> "Noise":
         """Streams for rows named by (sample key, variation); super-resolution has a `stage` of its own."""
-        streams = []
-        for key, variation in samples:
-            # With separators, (12, 3) and (1, 23) are different streams; no key contains "\0".
-            text = "\0".join(("fourm-noise-1", str(seed), stage, key, str(variation)))
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            streams.append(int.from_bytes(digest, "little", signed=True))
+        # With separators, (12, 3) and (1, 23) are different streams; no key contains "\0".
+        names = ("\0".join(("fourm-noise-1", str(seed), stage, key, str(v))) for key, v in samples)
+        texts = (name.encode("utf-8", "surrogatepass") for name in names)
+        digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+        streams = [int.from_bytes(digest, "little", signed=True) for digest in digests]
         return Noise(torch.tensor(streams, dtype=torch.int64))
 
     def to(self, device: torch.device | str) -> "Noise":

@@ -281,20 +281,17 @@ class KVCache:
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens, self.length = max_tokens, 0
-        self.keys: Tensor | None = None  # (B, H, max_tokens, d)
-        self.values: Tensor | None = None
+        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): keys, then values
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, H, K, d) and return all keys and values so far, (B, H, length, d)."""
-        if self.keys is None or self.values is None:
+        if self.held is None:
             batch, heads, _, width = keys.shape
-            self.keys = keys.new_empty(batch, heads, self.max_tokens, width)
-            self.values = torch.empty_like(self.keys)
+            self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
         end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
+        self.held[0, :, :, self.length : end], self.held[1, :, :, self.length : end] = keys, values
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.held[0, :, :, :end], self.held[1, :, :, :end]
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,8 @@ def step_by_hand(model: FourM, batch: Batch, step: Step, weights: dict[str, floa
     positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
     logits = weighted(model, batch, step.target, positions, weights)
     drawn = draw(logits, noise.uniforms(step.index, DRAW, positions), step.temperature)
-    picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
+    picks = torch.arange(positions.shape[1]).expand_as(positions)
+    if scheme.keep is not None:
+        picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
     filled = batch.slots[step.target].fill(positions.gather(1, picks), drawn.ids.gather(1, picks))
     return batch.with_slot(step.target, filled)
