@@ -11,7 +11,7 @@ PUBLIC = {
         "DEMO DEMO_SR ModelFiles check_tokenizers describe find_model find_sr is_unused "
         "list_models require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
-    "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TensorInfo TokenizerPart config_of read_header",
+    "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of read_header",
     "remote": "Advanced Client Fetched Transfer Waiting",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)
