@@ -222,7 +222,7 @@ def _exists(out: Path, record: str) -> UsageError:
 def _check_joins(out: Path, record: str, before: RunFile, launch: Launch, is_asked: bool) -> None:
     """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job.
 
-    A job has a size, and a share of the samples for each process; no process has started with this one yet.
+    It takes part if the job has the size of its own, and no process with its rank has started yet.
     """
     is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
     if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
