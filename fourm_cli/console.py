@@ -33,7 +33,6 @@ from fourm.runs.events import (
     Saved,
     Started,
     Stepped,
-    to_json,
 )
 
 Clock = Callable[[], float]  # seconds
@@ -171,7 +170,7 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
             last = event
             if log is not None:
                 try:
-                    log.write(json.dumps(to_json(event)) + "\n")
+                    log.write(json.dumps(event.to_json()) + "\n")
                     log.flush()
                 except OSError as error:
                     what = f"cannot be written ({error.strerror})"

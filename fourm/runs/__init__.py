@@ -5,9 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "convert": "convert_dataset",
-    "events": (
-        "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped to_json"
-    ),
+    "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
     "inputs": (
         "CAPTION EMPTY Source find_raw_folders list_raw_samples missing_tokenizers note_unknown_words "
         "read_samples"

@@ -4,6 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
+def _to_json(event: "Event") -> dict[str, object]:
+    """The event's name and its fields, in numbers, strings and lists. Every event has it as a method."""
+    fields = {"event": "step" if isinstance(event, Stepped) else type(event).__name__.lower()} | asdict(event)
+    for name, value in fields.items():
+        if isinstance(value, float):
+            fields[name] = round(value, 6)
+        elif isinstance(value, tuple):
+            fields[name] = [str(item) for item in value]
+    return fields
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The run knows what it has to do."""
@@ -17,6 +28,7 @@ class Started:
     evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
     stage: str = "base"  # or "sr": super-resolution of what was made
     variations: int = 1  # results of each sample
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,7 @@ class Loading:
     """A model or tokenizer is being read; silence would look like a hang."""
 
     what: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,7 @@ class Stepped:
     temperature: float
     guidance: float  # 1.0 = no guidance
     seconds: float
+    to_json = _to_json
 
     @property
     def share(self) -> float:
@@ -55,6 +69,7 @@ class Halved:
 
     rows: int  # samples that there was room for
     device: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class Detokenized:
     done: int  # steps so far
     total: int
     seconds: float
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,7 @@ class Saved:
     variation: int
     files: tuple[Path, ...] = ()
     stage: str = "base"
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +103,7 @@ class Noted:
     variation: int
     condition: str
     notes: tuple[str, ...]
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,7 @@ class Malformed:
     variation: int
     target: str
     problems: tuple[str, ...]
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +124,7 @@ class Failed:
     key: str
     variation: int
     reason: str
+    to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +136,7 @@ class Finished:
     failed: int
     seconds: float
     stage: str = "base"
+    to_json = _to_json
 
 
 Event = Started | Loading | Stepped | Halved | Detokenized | Saved | Noted | Malformed | Failed | Finished
-
-
-def to_json(event: Event) -> dict[str, object]:
-    """The event's name and its fields, in numbers, strings and lists."""
-    fields = {"event": "step" if isinstance(event, Stepped) else type(event).__name__.lower()} | asdict(event)
-    for name, value in fields.items():
-        if isinstance(value, float):
-            fields[name] = round(value, 6)
-        elif isinstance(value, tuple):
-            fields[name] = [str(item) for item in value]
-    return fields

@@ -21,7 +21,6 @@ from fourm.runs.events import (
     Saved,
     Started,
     Stepped,
-    to_json,
 )
 from fourm_cli import console
 from fourm_cli.app import explain
@@ -205,7 +204,7 @@ def test_events_are_logged_one_json_object_each(tmp_path: Path) -> None:
         end = console.show(events(), quiet=True, log=log)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [r["event"] for r in records[:3]] == ["loading", "started", "step"]
-    assert records == [to_json(event) for event in events()]
+    assert records == [event.to_json() for event in events()]
     assert end == list(events())[-1]
 
 

@@ -18,7 +18,7 @@ from fourm.hub.header import TokenizerPart
 from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.runs.conditions import Conditions, Work
-from fourm.runs.events import Malformed, Saved, to_json
+from fourm.runs.events import Malformed, Saved
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from fourm_cli.console import Tally, lines
@@ -150,7 +150,7 @@ def test_malformed_texts_are_told_and_counted() -> None:
     assert list(lines(iter(events), tally, said.append, interval=None)) == events
     assert said == ["malformed: 00000/000000 variation 1: det: 'v0=1 cat' is no box"]
     assert tally.counts[Malformed] == 1
-    assert to_json(events[0])["problems"] == ["'v0=1 cat' is no box"]
+    assert events[0].to_json()["problems"] == ["'v0=1 cat' is no box"]
     assert Structured([]).problems == ()
 
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fourm.output.record import BASE, SR
-from fourm.runs.events import Event, Failed, Finished, Saved, Started, to_json
+from fourm.runs.events import Event, Failed, Finished, Saved, Started
 from tests.emulated_gpu import emulated
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,7 +42,7 @@ EXAMPLES = {int: 1, float: 0.5, str: "x", tuple[str, ...]: ("x",), tuple[Path, .
 def example(kind: type) -> dict[str, object]:
     """An event as it stands in a log."""
     hints = get_type_hints(kind)
-    return to_json(kind(**{f.name: EXAMPLES[hints[f.name]] for f in fields(kind)}))
+    return kind(**{f.name: EXAMPLES[hints[f.name]] for f in fields(kind)}).to_json()
 
 
 def schema_of(kind: type) -> dict[str, object]:
@@ -317,14 +317,14 @@ def test_the_recipes_of_the_page_work(run: Run, tiny: Path, tmp_path: Path) -> N
 
 def test_an_event_is_one_line_of_plain_json() -> None:
     saved = Saved("a/\\xff", 1, (Path("out/a\nb.png"), Path(os.fsdecode(b"out/\xff.png"))))
-    line = json.dumps(to_json(saved))
+    line = json.dumps(saved.to_json())
     assert "\n" not in line
     assert json.loads(line)["files"] == ["out/a\nb.png", "out/\udcff.png"]
-    assert to_json(Failed("k", 0, "r")) == {
+    assert Failed("k", 0, "r").to_json() == {
         "event": "failed",
         "key": "k",
         "variation": 0,
         "reason": "r",
     }
-    assert to_json(Started(1, 0, 1, "m", "cpu", 2))["stage"] == BASE
-    assert to_json(Finished(1, 0, 0, 1 / 3))["seconds"] == 0.333333
+    assert Started(1, 0, 1, "m", "cpu", 2).to_json()["stage"] == BASE
+    assert Finished(1, 0, 0, 1 / 3).to_json()["seconds"] == 0.333333
