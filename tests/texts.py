@@ -4,13 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import strategies as st
-from torch import Tensor
-
-from fourm.modalities.registry import Kind
-from fourm.modalities.text import EOS_ID, PAD_ID
-from fourm.networks.state import S1_ID, Slot
 
 numbers = st.integers(-3, 1003) | st.integers() | st.sampled_from(["", "x", "9" * 5000, "1.5", "٣", "-", "²"])
 coordinates = st.builds("v{}={}".format, st.integers(0, 4), numbers)
@@ -59,13 +53,3 @@ def value_or_refusal(read: Callable[[], Any]) -> Any:
     if not 0 < len(message) < 350 or "\n" in message:
         pytest.fail(f"no short sentence: {message}")
     return None
-
-
-def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
-    """A text (1, L), known as typed, and `room` places to decode what its sentinels stand for (infilling)."""
-    tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
-    tail[:, 0], tail[:, -1] = start_id, end_id
-    values = torch.cat([ids.long(), tail], dim=1)
-    known = torch.zeros_like(values, dtype=torch.bool)
-    known[:, : ids.shape[1]] = True
-    return Slot(Kind.SEQUENCE, values, known, ~known)

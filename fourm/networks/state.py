@@ -201,3 +201,13 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
     known = torch.zeros_like(values, dtype=torch.bool)
     known[:, 0] = True
     return Slot(kind, values, known, ~known)
+
+
+def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
+    """A text (1, L), known as typed, and `room` places to decode what its sentinels stand for (infilling)."""
+    tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
+    tail[:, 0], tail[:, -1] = start_id, end_id
+    values = torch.cat([ids.long(), tail], dim=1)
+    known = torch.zeros_like(values, dtype=torch.bool)
+    known[:, : ids.shape[1]] = True
+    return Slot(Kind.SEQUENCE, values, known, ~known)

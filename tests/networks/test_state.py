@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fourm.modalities.registry import RELEASED, Kind
-from fourm.networks.state import Batch, Slot, full_grid, full_sequence, pending, stack_batches
-from tests.texts import typed_text
+from fourm.networks.state import Batch, Slot, full_grid, full_sequence, pending, stack_batches, typed_text
 
 Entry = dict
 

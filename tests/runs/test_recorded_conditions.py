@@ -20,8 +20,8 @@ from fourm.networks.state import (
     full_pixels,
     full_sequence,
     pending,
+    typed_text,
 )
-from tests.texts import typed_text
 
 Arrays = dict[str, NDArray[Any]]
 # The reference loses [EOS] of what is too long and then conditions on [EOS] alone.
