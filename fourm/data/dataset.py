@@ -106,7 +106,7 @@ class Listing:
         return key
 
     def cause_of(self, key: Key) -> Key | None:
-        """The key in `problems` that says why it is unknown which file this key has here, if it is."""
+        """The entry of `problems` that makes a key's file unknown: its own, or that of a folder above."""
         if not self.problems or (key in self.files and key not in self.problems):
             return None
         above = (Key(folder, UNKNOWN) for folder in _folder_and_above(key.folder))

@@ -109,7 +109,7 @@ def server_clock(root: Path) -> float:
 
 
 def process_name() -> str:
-    """A unique name of this process; it begins with a name of the machine."""
+    """A unique name of this process, also of a forked one; it begins with a name of the machine."""
     return _name_of(os.getpid())
 
 
