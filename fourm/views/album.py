@@ -47,9 +47,9 @@ class Panel:
     variation: int | None  # None: the same for all variations
     file: str  # its path below the folder
     codec: str  # that of its Entry
-    note: str  # why there is no picture
-    text: str  # a caption, or what another text says; "" for pictures
-    labels: tuple[Label, ...]  # classes that a map shows
+    note: str = ""  # why there is no picture
+    text: str = ""  # a caption, or what another text says; "" for pictures
+    labels: tuple[Label, ...] = ()  # classes that a map shows
     picture: Image.Image | None = None
 
 
@@ -118,9 +118,9 @@ class _Value:
     """What one file of a sample holds, or what is wrong with it."""
 
     panel: Panel
-    problem: str
-    reader: Reader | None  # None: it was not read
-    value: Any
+    problem: str = ""
+    reader: Reader | None = None  # None: it was not read
+    value: Any = None
 
 
 @dataclass(slots=True)
@@ -165,23 +165,22 @@ class Album:
 
     def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> _Value:
         file, reader = sample.file(entry.place, variation), entry.reader
-        path, value, text, note, problem, labels = self.root / file, None, "", "", "", tuple[Label, ...]()
+        panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, entry.codec)
+        path = self.root / file
         try:
             if not path.is_file():
-                note, problem = MISSING, f"{printable(file)}: missing"
-            elif reader is None:
-                note = "unknown modality"
-            elif entry.place.form == "ids":
+                return _Value(replace(panel, note=MISSING), f"{printable(file)}: missing")
+            if reader is None:
+                return _Value(replace(panel, note="unknown modality"))
+            if entry.place.form == "ids":
                 read_array(path)
-                note = "tokens only"
-            else:
-                value = reader.read(path)
-                text, legend = reader.say(value), reader.grid.legend(value) if reader.grid else ()
-                labels = tuple((one.name, one.colour) for one in legend)
+                return _Value(replace(panel, note="tokens only"))
+            value = reader.read(path)
         except SampleError as error:
-            note, problem = "cannot be read", self._short(error)
-        facts = (entry.title, entry.role, variation, file, entry.codec, note, text, labels)
-        return _Value(Panel(entry.place.modality, *facts), problem, None if note else reader, value)
+            return _Value(replace(panel, note="cannot be read"), self._short(error))
+        legend = reader.grid.legend(value) if reader.grid is not None else ()
+        labels = tuple((one.name, one.colour) for one in legend)
+        return _Value(replace(panel, text=reader.say(value), labels=labels), "", reader, value)
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
