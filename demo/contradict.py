@@ -26,7 +26,8 @@ from demo.world import (
 )
 from fourm.codecs.files import read_picture as open_picture
 from fourm.data.layout import Key, number_keys, path_of
-from fourm.hub.files import DEMO, find_model
+from fourm.hub.catalogue import DEMO
+from fourm.hub.files import find_model
 from fourm.runs.events import Failed
 from fourm.runs.inputs import Source, read_samples
 from fourm.runs.pipeline import run

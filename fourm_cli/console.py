@@ -1,50 +1,23 @@
-"""What users and programs see: results on stdout, and on stderr the progress of a run, as bars or lines."""
+"""What users and programs see: results on stdout, notes and lines of progress on stderr."""
 
 import json
 import logging
 import os
-import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from fourm.data.opening import open_file, open_text
-from fourm.errors import FourMError, UsageError, printable
-from fourm.runs.events import (
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Halved,
-    Loading,
-    Malformed,
-    Noted,
-    Saved,
-    Started,
-    Stepped,
-)
+from fourm.errors import printable
 
 Clock = Callable[[], float]  # seconds
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
-REFRESH = 8.0  # updates of the live display per second
+REFRESH = 8.0  # updates of a live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
-FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
-NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", steps=1)
-# How each line of a log begins; logs of other programs have other events.
-_LOG_LINE = re.compile(
-    rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
-)
 
 
 def print_path(path: Path) -> None:
@@ -117,239 +90,6 @@ class Screen:
             self.say(text)
 
 
-def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
-    """Print the result of a run to stdout: its folder, or a record with --json."""
-    if not as_json:
-        print_path(out)
-        return
-    counts = {
-        e.stage: {"saved": e.saved, "skipped": e.skipped, "failed": e.failed, "seconds": round(e.seconds, 3)}
-        for e in ends
-    }
-    print_json({"out": str(out), **counts.pop(ends[0].stage), **counts})
-
-
 def quiet_library(is_quiet: bool) -> None:
     """Turn the library's own warnings on stderr (no file locks) off, or on."""
     logging.getLogger("fourm").setLevel(logging.CRITICAL if is_quiet else logging.WARNING)
-
-
-@contextmanager
-def open_log(path: Path | None) -> Iterator[TextIO | None]:
-    """Open an empty log, or None without a path. An existing file is replaced only if it is a log."""
-    if path is None:
-        yield None
-        return
-    try:
-        file = open_text(path)
-        if path.is_file():
-            with open_file(path) as before:
-                start = before.read(64)  # more than what the pattern can match
-                if start and not _LOG_LINE.match(start):
-                    file.close()
-                    raise UsageError(f"--log-json {path}: holds something else than a log; name another file")
-            file.truncate(0)
-    except OSError as error:
-        raise UsageError(f"--log-json {path}: cannot be written ({error.strerror})") from error
-    try:
-        yield file
-    finally:
-        with suppress(OSError):  # the failed write was already reported
-            file.close()
-
-
-def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
-    """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
-    screen, tally, last = Screen(quiet), Tally(), None
-    bars = Live(
-        get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
-        transient=True,
-    )  # fmt: skip
-    with bars if screen.has_bars else nullcontext():
-        for event in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
-            last = event
-            if log is not None:
-                try:
-                    log.write(json.dumps(event.to_json()) + "\n")
-                    log.flush()
-                except OSError as error:
-                    what = f"cannot be written ({error.strerror})"
-                    raise FourMError(f"--log-json {log.name}: {what}") from error
-    if not isinstance(last, Finished):
-        raise FourMError("the run ended without saying so; --resume goes on with it")
-    screen.say(summary(last, tally))
-    return last
-
-
-@dataclass(slots=True)
-class Tally:
-    """Running totals of one stream of events."""
-
-    clock: Clock = time.monotonic
-    begun: float = 0.0  # clock at the start of decoding
-    start: Started = NOT_STARTED
-    step: Stepped | Detokenized | None = None
-    loading: str = "starting"
-    counts: Counter[type[Event]] = field(default_factory=Counter)
-    tokens: int = 0
-    decoded: float = 0.0  # results, and of those that are being decoded the share that is done
-    decoding: float = 0.0  # seconds inside decoding steps
-    evaluations: int = 0  # diffusion steps times the samples of each
-    detokenizing: float = 0.0  # seconds inside diffusion steps
-
-    def take(self, event: Event) -> None:
-        """Add one event."""
-        self.counts[type(event)] += 1
-        match event:
-            case Started():
-                self.start, self.begun, self.loading = event, self.clock(), ""
-            case Loading(what):
-                self.loading = f"loading {what}"
-            case Stepped():
-                self.loading, self.step = "", event
-                if self.counts[Stepped] == 1:
-                    self.begun = self.clock() - event.seconds
-                self.tokens += event.fixed
-                self.decoding += event.seconds
-                # An autoregressive target has an event for each token.
-                self.decoded = self.done + len(event.keys) * event.share
-            case Detokenized():
-                self.step = event
-                self.evaluations += len(event.keys)
-                self.detokenizing += event.seconds
-            case Saved():
-                self.loading = ""
-
-    @property
-    def done(self) -> int:
-        """Results that were saved or have failed."""
-        return self.counts[Saved] + self.counts[Failed]
-
-    @property
-    def todo(self) -> int:
-        """Results (samples times variations) that this run has to make."""
-        return self.start.total - self.start.skipped
-
-    @property
-    def unit(self) -> str:
-        """What is counted: "sample" if each has one result, else "result"."""
-        return "sample" if self.start.variations == 1 else "result"
-
-    @property
-    def has_no_steps(self) -> bool:
-        """True for a run that only turns values into tokens."""
-        return self.start.steps == 0
-
-    @property
-    def rate(self) -> str:
-        """Tokens fixed per second of decoding."""
-        return f"{self.tokens / self.decoding if self.decoding else 0.0:.0f} tokens/s"
-
-    @property
-    def seconds_left(self) -> float | None:
-        """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
-        if self.has_no_steps and self.done:
-            return (self.clock() - self.begun) * (self.todo - self.done) / self.done
-        if not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
-            return None
-        whole = self.todo * self.decoding / self.decoded if self.decoded else 0.0
-        if self.evaluations:
-            whole += self.todo * self.start.evaluations * self.detokenizing / self.evaluations
-        share = min((self.decoding + self.detokenizing) / whole, 1.0) if whole else 1.0
-        return (self.clock() - self.begun) * (1 - share) / share
-
-
-def lines(
-    events: Iterable[Event], tally: Tally, say: Callable[[str], None], interval: float | None
-) -> Iterator[Event]:
-    """Pass events on; print failures at once and, unless None, progress every `interval` seconds."""
-    printed = -float("inf")  # clock at the last line of progress
-    for event in events:
-        tally.take(event)
-        if isinstance(event, Failed | Malformed | Noted):
-            if (count := tally.counts[type(event)]) <= FAILURES_SHOWN:
-                is_last = isinstance(event, Failed) and count == FAILURES_SHOWN
-                say(_problem(event) + ("; more failures are only counted here" if is_last else ""))
-        elif isinstance(event, Halved):
-            rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
-            say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
-        elif interval is None or isinstance(event, Finished):
-            pass
-        elif isinstance(event, Started | Loading):
-            say(headline(event) if isinstance(event, Started) else tally.loading)
-        elif (tally.has_no_steps or not isinstance(event, Saved)) and tally.clock() - printed >= interval:
-            printed = tally.clock()
-            say(progress_line(tally, event))
-        yield event
-
-
-def headline(start: Started) -> str:
-    """The line at the start of a run: samples, model, device, batch size."""
-    unit = f"results, {start.variations} variations of each sample"
-    what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
-    what = f"super-resolution of {what}" if start.stage == "sr" else what
-    skipped = f", {start.skipped} already complete" if start.skipped else ""
-    steps = f"{counted(start.steps, 'decoding step')}, " if start.steps else ""
-    return f"{what}{skipped}; model {start.model} on {start.device}, {steps}batches of {start.batch_size}"
-
-
-def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
-    """A line of progress after an event."""
-    what, left = "", tally.seconds_left
-    if isinstance(event, Stepped):
-        tokens = f"{event.done}/{event.total} tokens, {tally.rate}"
-        what = f"; {event.target} step {event.step + 1}/{event.steps}, {tokens}"
-    elif isinstance(event, Detokenized):
-        what = f"; {event.target} to values, step {event.done}/{event.total}"
-    time_left = "" if left is None else f", {duration(left)} left"
-    return f"{tally.counts[Saved]}/{tally.todo} {tally.unit}s{what}{time_left}"
-
-
-def summary(end: Finished, tally: Tally) -> str:
-    """The line at the end of a run."""
-    malformed, noted = tally.counts[Malformed], tally.counts[Noted]
-    parts = (
-        f"{counted(end.saved, tally.unit)} {'tokenized' if tally.has_no_steps else 'generated'}",
-        f"{end.skipped} already complete" if end.skipped else "",
-        f"{end.failed} failed (see failures.jsonl)" if end.failed else "",
-        f"{counted(malformed, 'malformed text')} kept (see malformed/)" if malformed else "",
-        f"{counted(noted, 'condition')} read in part" if noted else "",
-    )
-    rate = f", {tally.rate}" if tally.tokens else ""
-    return f"{', '.join(filter(None, parts))} in {duration(end.seconds)}{rate}"
-
-
-def picture(tally: Tally) -> RenderableType:
-    """The live display: bars for the samples and the steps of the current batch, and a line of details."""
-    right = [Column(no_wrap=True, justify="right", min_width=width) for width in (13, 14)]
-    columns = (Column(no_wrap=True, min_width=12), Column(ratio=1), *right)
-    grid = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
-    left, step, facts = tally.seconds_left, tally.step, [tally.loading or "writing files"]
-    rows = [(f"{tally.unit}s", tally.done, tally.todo, "", "" if left is None else f"{duration(left)} left")]
-    if isinstance(step, Stepped):
-        rows.append((step.target, step.step + 1, step.steps, "step ", f"{step.done}/{step.total} tokens"))
-    elif step is not None:
-        rows.append((step.target, step.done, step.total, "step ", "tokens to values"))
-    for name, done, total, what, more in rows:
-        bar = ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
-        grid.add_row(printable(name), bar, f"{what}{done}/{total}", more)
-    if tally.has_no_steps and not tally.loading:
-        passed = tally.clock() - tally.begun
-        facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
-    elif isinstance(step, Detokenized) and not tally.loading:
-        facts = ["diffusion", f"{step.seconds:.2f} s per step"]
-    elif isinstance(step, Stepped) and not tally.loading:
-        guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
-        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate]
-    facts += [f"{tally.counts[Failed]} failed"] if tally.counts[Failed] else []
-    return Group(grid, Text(", ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))
-
-
-def _problem(event: Failed | Malformed | Noted) -> str:
-    key = printable(event.key)
-    if isinstance(event, Noted):
-        return f"note: {key}: {event.condition}: {printable('; '.join(event.notes))}"
-    key += f" variation {event.variation}" if event.variation else ""
-    if isinstance(event, Failed):
-        return f"failed: {key}: {printable(event.reason)}"
-    return f"malformed: {key}: {event.target}: {event.problems[0]}"

@@ -10,9 +10,8 @@ from pathlib import Path
 import typer
 
 from fourm.data.opening import local_path, output_path
-from fourm.data.writing import check_drawing
 from fourm.errors import SampleError, UsageError, VerificationError
-from fourm.hub.files import DEMO, find_model
+from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, counted, note, print_json, print_path, print_table
 from fourm_cli.options import argument, help_of, option, parse_folder, with_options
 
@@ -48,6 +47,7 @@ def plot(
         fourm plot out --count 20 --no-contact
         fourm plot out --html --no-sheets
     """
+    from fourm.hub.files import find_model
     from fourm.output.samples import open_results
 
     if not (sheets or html):
@@ -123,6 +123,9 @@ def retrieve(
         fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
     """
+    from fourm.data.writing import check_drawing
+    from fourm.hub.files import find_model
+
     registry = find_model(DEMO if model is None else model).registry
     for folder in (queries, among):
         if not folder.is_dir():

@@ -15,16 +15,17 @@ import typer
 
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
-from fourm.hub.files import DEMO, ModelFiles, find_model, find_sr, resolve_tokenizer, with_parts
+from fourm.hub.catalogue import DEMO
 from fourm.hub.header import read_header
-from fourm.runs.events import Event
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import console, options
 from fourm_cli.options import INPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
+    from fourm.hub.files import ModelFiles
     from fourm.output.record import RunRecord
+    from fourm.runs.events import Event
     from fourm.runs.origins import Replay
     from fourm.runs.request import Request, TokenizeRequest, World
 
@@ -65,6 +66,7 @@ def generate(
         fourm generate --replay out/rgb/00000/000003.png --out again
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
+    from fourm.hub.files import find_model
     from fourm.runs.inputs import EMPTY, Source, read_samples
     from fourm.runs.origins import plan_finer, read_replay
     from fourm.schedule.plan import build_chain
@@ -179,6 +181,7 @@ def tokenize(
         fourm tokenize DATASET --crops 10 --min-scale 0.5 --out tokens
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
+    from fourm.hub.files import find_model
     from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest, parse_world
 
@@ -201,7 +204,7 @@ def tokenize(
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 
-    def begin() -> Sequence[Iterator[Event]]:
+    def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.tokenizing import tokenize_dataset
 
         return [tokenize_dataset(request)]
@@ -231,11 +234,13 @@ def _requester(
     )  # fmt: skip
 
 
-def _with_parts(files: ModelFiles, machine: options.Machine, given: RunSettings) -> ModelFiles:
+def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSettings) -> "ModelFiles":
     """A model with the parts that YAML files and options name.
 
     `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
     """
+    from fourm.hub.files import resolve_tokenizer, with_parts
+
     own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
     for text in machine.tokenizers or ():
         key, _, name = text.partition("=")
@@ -266,10 +271,11 @@ def _output_folder(out: Path | None, data: str | None, world: "World", writing: 
 
 
 def _repeat(
-    replay: "Replay", files: ModelFiles, run: "Callable[..., Request]"
+    replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
 ) -> "tuple[Request, Request | None, Dataset]":
     """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
+    from fourm.hub.files import find_sr
     from fourm.runs.origins import sr_name
     from fourm.schedule.plan import parse_chain
 
@@ -291,7 +297,7 @@ def _repeat(
     return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
 
 
-def _notes(dataset: "Dataset", files: ModelFiles) -> Iterator[str]:
+def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
     from fourm.runs.inputs import note_unknown_words
 
     yield from dataset.incomplete[:INCOMPLETE_SHOWN]
@@ -310,7 +316,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
 
-    def begin() -> Sequence[Iterator[Event]]:
+    def begin() -> "Sequence[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run
 
         if finer is None:
@@ -336,7 +342,7 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
 
 
 def _follow(
-    begin: Callable[[], Sequence[Iterator[Event]]], request: "Request | TokenizeRequest",
+    begin: "Callable[[], Sequence[Iterator[Event]]]", request: "Request | TokenizeRequest",
     notes: Iterable[str], report: options.Report, variations: int = 1,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.
@@ -352,11 +358,13 @@ def _follow(
             console.note(world.describe_share(len(request.samples), variations))
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
-    with console.open_log(log_json) as log:
+    from fourm_cli.progress import open_log, print_result, show
+
+    with open_log(log_json) as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-        ends = [console.show(events, report.quiet or rank > 0, log) for events in begin()]
+        ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
     if rank == 0:
-        console.print_result(request.out, ends, report.as_json)
+        print_result(request.out, ends, report.as_json)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

@@ -7,9 +7,7 @@ import typer
 
 from fourm.data.opening import local_name, local_path
 from fourm.errors import UsageError
-from fourm.hub.cache import cache_folder
 from fourm.hub.catalogue import LICENCES
-from fourm.hub.files import describe, list_models
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
@@ -30,6 +28,9 @@ def models(*, context: typer.Context, as_json: bool = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    from fourm.hub.cache import cache_folder
+    from fourm.hub.files import list_models
+
     found = list_models()
     if as_json:
         print_json([one.to_json() for one in found])
@@ -62,6 +63,8 @@ def show(*, name: str, as_json: bool = False) -> None:
         fourm models show 4m-21-xl
         fourm models show 4m-7-b --json
     """
+    from fourm.hub.files import describe
+
     info = describe(name)
     if as_json:
         print_json(info.to_json(is_whole=True))

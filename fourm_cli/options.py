@@ -14,8 +14,7 @@ import typer
 
 from fourm.data.opening import local_name, local_path, output_path
 from fourm.errors import FourMError, UsageError, near_match
-from fourm.hub.catalogue import CATALOGUE, GROUPS, find_entry
-from fourm.hub.files import DEMO, DEMO_SR, find_model
+from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
@@ -97,6 +96,8 @@ def _modalities(context: typer.Context) -> tuple[list[str], list[str]]:
     if entry is not None and entry.is_model:
         reads, writes, registry = entry.reads, entry.writes, RELEASED
     else:
+        from fourm.hub.files import find_model
+
         try:
             files = find_model(name)
         except (FourMError, OSError):  # is said when the command runs

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm.data.opening import local_path
-from fourm.data.writing import check_drawing
-from fourm.hub.files import DEMO, ModelFiles, find_model
+from fourm.hub.catalogue import DEMO
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import print_json, print_table, size_text
 from fourm_cli.options import ConfigFiles, ScheduleWithSr, help_of, option, with_options
 
 if TYPE_CHECKING:
+    from fourm.hub.files import ModelFiles
     from fourm.schedule.chain import Chain
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
@@ -74,6 +74,8 @@ def show(
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
     if chart is not None:
+        from fourm.data.writing import check_drawing
+
         check_drawing("--plot", chart)
     stages = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
@@ -104,6 +106,7 @@ def _plan(
     schedule: Mapping[str, object], configs: ConfigFiles, model: str | None, sr_model: str | None
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
+    from fourm.hub.files import find_model
     from fourm.runs.origins import plan_finer
     from fourm.schedule.plan import build_chain
 

@@ -16,6 +16,7 @@ from fourm.modalities.registry import RELEASED
 OWNER = "EPFL-VILAB"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are never loaded
 TEXT_TOKENIZER = "text-tokenizer"  # its short name
+DEMO, DEMO_SR = "demo", "demo-sr"  # the built-in models, which are no rows here
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
 
 

@@ -13,8 +13,7 @@ from fourm.data.writing import make_below, write_alone
 from fourm.errors import FourMError, MissingError, UsageError, VerificationError, printable
 from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
-from fourm.hub.catalogue import CATALOGUE, GROUPS, TEXT_TOKENIZER, Entry, find_entry
-from fourm.hub.files import DEMO, DEMO_SR
+from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, TEXT_TOKENIZER, Entry, find_entry
 from fourm.hub.header import CONFIG_FILE
 from fourm.hub.remote import Address, Client, Fetched, UnreachableError
 

@@ -10,11 +10,10 @@ from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
-from fourm.hub.catalogue import TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
+from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
 from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
-DEMO, DEMO_SR = "demo", "demo-sr"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 _NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}  # for kinds that are none themselves
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")

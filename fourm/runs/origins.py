@@ -13,7 +13,8 @@ from fourm.data.dataset import Dataset, Input
 from fourm.data.layout import MAX_SAMPLES, Key, Sample
 from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import FourMError, UsageError, printable
-from fourm.hub.files import DEMO, DEMO_SR, ModelFiles, find_model, find_sr
+from fourm.hub.catalogue import DEMO, DEMO_SR
+from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord

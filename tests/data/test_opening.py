@@ -16,7 +16,7 @@ import pytest
 
 from fourm.data.opening import Ready, open_file, open_own, parse_json_lines, read_bytes, real
 from fourm.errors import UsageError
-from fourm_cli.console import open_log
+from fourm_cli.progress import open_log
 from tests.test_structure import ROOT
 
 Run = Callable[..., tuple[int, str, str]]

@@ -21,7 +21,7 @@ from fourm.runs.conditions import Conditions, Work
 from fourm.runs.events import Malformed, Saved
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
-from fourm_cli.console import Tally, lines
+from fourm_cli.progress import Tally, lines
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fourm.data.layout import samples_of_prompts
 from fourm.errors import CheckpointError, UsageError
-from fourm.hub.files import DEMO, find_model
+from fourm.hub.catalogue import DEMO
+from fourm.hub.files import find_model
 from fourm.runs import pipeline
 from fourm.runs.events import Failed, Saved, Stepped
 from fourm.runs.pipeline import NOT_FINITE
