@@ -13,6 +13,7 @@ from torch import Tensor
 from fourm.errors import CheckpointError, UsageError
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.networks.tokenizers.diffusion import (
+    Clipping,
     Sampler,
     cumulative_alphas,
     make_sampler,
@@ -64,16 +65,22 @@ def test_single_steps_are_the_recorded_ones(schedulers: Path) -> None:
     tensors = load_file(schedulers / "one_step.safetensors")
     records = json.loads((schedulers / "one_step.json").read_text())
     # Options that no config sets do not exist here.
-    other = ("set_alpha_to_one", "variance_type", "sample_max_value", "clip_sample_range")
+    other = ("set_alpha_to_one", "variance_type")
     records = [
         r for r in records if not r["step_arguments"] and not any(key in r["constructor"] for key in other)
     ]
     for r in records:
         made = r["constructor"]
+        clipping = Clipping()
+        if made["thresholding"]:
+            ratio, most = made.get("dynamic_thresholding_ratio", 0.995), made.get("sample_max_value", 1.0)
+            clipping = Clipping("dynamic", ratio=ratio, max_value=most)
+        elif made["clip_sample"]:
+            clipping = Clipping("clamp", limit=made.get("clip_sample_range", 1.0))
         sampler = Sampler(
             r["scheduler"],
             cumulative_alphas(made["beta_schedule"], 1000, made.get("zero_terminal_snr", True)),
-            made["prediction_type"], made["thresholding"] or made["clip_sample"],
+            made["prediction_type"], clipping,
         )  # fmt: skip
         noise = tensors.get(f"{r['id']}.noise")
         assert sampler.draws_at(r["timestep"]) == r["noise_used"] == (noise is not None)
@@ -168,6 +175,7 @@ def test_thresholds_of_one_are_a_clamp(thresholding: bool, clip_sample: bool) ->
     config = DiVAEConfig(prediction_type="sample", thresholding=thresholding, clip_sample=clip_sample)
     _, clean = make_sampler(config).step(x, 0, -1, x)
     assert torch.equal(clean, x.clamp(-1, 1) if thresholding or clip_sample else x)
+    assert float(Clipping("dynamic", max_value=2.0)(x).abs().max()) <= 1
 
 
 def test_what_cannot_be_is_refused() -> None:

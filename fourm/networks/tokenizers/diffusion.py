@@ -97,6 +97,29 @@ def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trai
     return [int(t) - 1 for t in points.round()]
 
 
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """How a predicted clean value is kept in range: not at all, clamped, or by dynamic thresholds.
+
+    The latter (Saharia et al. 2022, arXiv:2205.11487) is a clamp to [-1, 1] as long as `max_value` is 1.
+    """
+
+    kind: str = "none"  # "none", "clamp", "dynamic"
+    limit: float = 1.0  # of a clamp
+    ratio: float = 0.995  # of the values that a dynamic threshold leaves inside
+    max_value: float = 1.0  # of a dynamic threshold
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, ...) -> the same, in range."""
+        if self.kind != "dynamic":
+            return x if self.kind == "none" else x.clamp(-self.limit, self.limit)
+        if self.max_value == 1:
+            return x.clamp(-1, 1)
+        flat = x.flatten(1)
+        bound = flat.abs().quantile(self.ratio, dim=1, keepdim=True).clamp(1, self.max_value)
+        return (flat.clamp(-bound, bound) / bound).view_as(x)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
     """One way from noise to a value: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021, arXiv:2010.02502)."""
@@ -104,7 +127,7 @@ class Sampler:
     kind: str  # "ddpm", "ddim"
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
     prediction: str  # what the network predicts: `prediction_type` of a config
-    clips: bool = False  # whether a predicted clean value is clamped to [-1, 1]
+    clipping: Clipping = Clipping()
 
     def check(self, t: int) -> None:
         """Refuse a timestep at which the network's prediction does not determine the clean value."""
@@ -128,7 +151,7 @@ class Sampler:
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
         clean, predicted = predict(output, a, x, self.prediction)
-        clean = clean.clamp(-1, 1) if self.clips else clean
+        clean = self.clipping(clean)
         if self.kind == "ddim":
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
         alpha = a / b
@@ -234,10 +257,10 @@ def _run(
 def make_sampler(config: DiVAEConfig) -> Sampler:
     """The steps that a config asks for."""
     kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
-    clips = config.thresholding or config.clip_sample  # dynamic thresholds with the most at 1 are a clamp
+    clipping = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
-    return Sampler(kind, alphas, config.prediction_type, clips)
+    return Sampler(kind, alphas, config.prediction_type, clipping)
 
 
 def build_decoder(config: DiVAEConfig) -> Decoder:
