@@ -12,7 +12,7 @@ from fourm.errors import VerificationError, printable
 from fourm.hub.cache import KEPT
 from fourm.hub.catalogue import CATALOGUE, GROUPS, LICENCES, Entry
 from fourm.hub.download import Download, check_room, fetch, plan_downloads, verify_cached
-from fourm.hub.remote import Client, Fetched, Transfer, Waiting
+from fourm.hub.remote import Client, Transfer, Waiting
 from fourm_cli import console
 from fourm_cli.console import Clock, counted, note, print_json, print_path, print_table, size_text
 
@@ -150,14 +150,14 @@ class Transfers:
         if event.name not in self.tasks:  # files are only checked: one after the other
             self._show([(event.name, event.size, 0)])
         task, size = self.tasks[event.name], size_text(event.size)
-        if isinstance(event, Fetched):
+        if event.state in ("fetched", "present"):
             self.bars.update(task.id, completed=event.size, amount=size, rest="")
-            if event.is_new:
+            if event.state == "fetched":
                 self.screen.say(f"{event.name}: {size}, checksum right")
             return
         self.bars.update(task.id, completed=event.done)
-        done, rest = size_text(event.done), "checking" if event.is_check else ""
-        if task.speed and event.done < event.size and not event.is_check:
+        done, rest = size_text(event.done), "checking" if event.state == "checking" else ""
+        if task.speed and event.done < event.size and not rest:
             missing = self.left_later + sum(one.remaining or 0 for one in self.bars.tasks)
             rest = f"{size_text(round(task.speed))}/s, {console.duration(missing / task.speed)} left"
         self.bars.update(task.id, amount=f"{done} / {size}", rest=rest)

@@ -12,6 +12,6 @@ PUBLIC = {
         "list_models require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
     ),
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of read_header",
-    "remote": "Advanced Client Fetched Transfer Waiting",
+    "remote": "Advanced Client Transfer Waiting",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

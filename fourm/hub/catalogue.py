@@ -4,6 +4,7 @@ Counts come from the published architectures with every tensor stored in float32
 what the Hub says, and these figures are close to it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,13 +14,11 @@ from fourm.errors import near_match
 from fourm.hub.header import WEIGHTS_FILE
 from fourm.modalities.registry import RELEASED
 
-OWNER = "EPFL-VILAB"
+_OWNER = "EPFL-VILAB"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are never loaded
 TEXT_TOKENIZER = "text-tokenizer"  # its short name
 DEMO, DEMO_SR = "demo", "demo-sr"  # the built-in models, which are no rows here
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
-
-
 EntryKind = Literal["model", "sr", "tokenizer", "text tokenizer", "prompts"]
 # By name: what people read before the first download of something under these terms.
 LICENCES: Mapping[str, str] = {
@@ -112,7 +111,7 @@ def _model(name: str, repository: str, family: str, size: str, title: str) -> En
         "decoder_depth": depth, "num_heads": heads,
     }  # fmt: skip
     return Entry(
-        name, f"{OWNER}/{repository}", "sr" if family == "4M-7-SR" else "model", title,
+        name, f"{_OWNER}/{repository}", "sr" if family == "4M-7-SR" else "model", title,
         "non-commercial", num_bytes, num_params, reads, writes, config=MappingProxyType(config),
     )  # fmt: skip
 
@@ -121,13 +120,14 @@ _MODELS = [
     _model(name.format(size.lower()), repository.format(size), family, size, title.format(size))
     for name, repository, family, title in _FAMILIES for size in _SIZES if (family, size) in _COUNTS
 ]  # fmt: skip
-_RELEASED_TOKENIZERS = [
-    Entry(name, f"{OWNER}/4M_tokenizers_{repository}", "tokenizer", title, "non-commercial",
-          4 * num_params, num_params, key=key)
+# By a modality row's `tokenizer`.
+TOKENIZERS: Mapping[str, Entry] = {
+    key: Entry(name, f"{_OWNER}/4M_tokenizers_{repository}", "tokenizer", title, "non-commercial",
+               4 * num_params, num_params, key=key)
     for key, name, repository, title, num_params in _TOKENIZERS
-]  # fmt: skip
+}  # fmt: skip
 _ENTRIES = (
-    *_MODELS, *_RELEASED_TOKENIZERS,
+    *_MODELS, *TOKENIZERS.values(),
     Entry(TEXT_TOKENIZER, "", "text tokenizer", "WordPiece of 30,000 words", "Apache-2.0", 1_451_469,
           main_file="text_tokenizer_4m_wordpiece_30k.json"),
     Entry("parti-prompts", "nateraw/parti-prompts", "prompts", "1,632 prompts (PartiPrompts)", "Apache-2.0",
@@ -135,13 +135,11 @@ _ENTRIES = (
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-# One word for several entries.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "models": tuple(one.name for one in _MODELS),
-    "tokenizers": tuple(one.name for one in _RELEASED_TOKENIZERS),
+    "tokenizers": tuple(one.name for one in TOKENIZERS.values()),
 }
 _BY_NAME = {word.lower(): e for e in _ENTRIES for word in (e.name, e.hub_id) if word}
-_BY_KEY = {e.key: e for e in _RELEASED_TOKENIZERS}
 
 
 def find_entry(name: str) -> Entry | None:
@@ -149,16 +147,9 @@ def find_entry(name: str) -> Entry | None:
     return _BY_NAME.get(name.lower())
 
 
-def tokenizer_entry(key: str) -> Entry | None:
-    """The released tokenizer for a modality row's `tokenizer`."""
-    return _BY_KEY.get(key)
-
-
 def near_entry(name: str) -> str:
     """`; did you mean 'tok-rgb'?` for a misspelt short name, group or Hub id, or an empty string."""
-    named = {e.hub_id.lower(): e.hub_id for e in _ENTRIES if e.hub_id}
-    words = named if "/" in name else {word: word for word in (*CATALOGUE, *GROUPS)}
-    advice = "" if name.lower() in words else near_match(name.lower(), words)
-    for lower, word in words.items():
-        advice = advice.replace(f"'{lower}'", f"'{word}'")
-    return advice
+    words = [e.hub_id for e in _ENTRIES if e.hub_id] if "/" in name else [*CATALOGUE, *GROUPS]
+    spelt = {word.lower(): word for word in words}
+    advice = "" if name.lower() in spelt else near_match(name.lower(), spelt)
+    return re.sub("'(.+)'", lambda found: f"'{spelt[found[1]]}'", advice)

@@ -15,16 +15,17 @@ from fourm.hub import cache, catalogue, remote
 from fourm.hub.cache import Commit, HubFile
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, TEXT_TOKENIZER, Entry, find_entry
 from fourm.hub.header import CONFIG_FILE
-from fourm.hub.remote import Address, Client, Fetched, UnreachableError
+from fourm.hub.remote import Address, Advanced, Client, UnreachableError
 
 PART_FILES = (CONFIG_FILE, "modalities.yaml", "text_tokenizer.json", "prompts.txt")
 PART_FOLDERS = ("sr", "tokenizers")  # of a model folder
 WEIGHTS = ".safetensors"
 GITHUB = "https://raw.githubusercontent.com"  # FOURM_GITHUB_ENDPOINT names another
 GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/utils/tokenizer/trained"
-_TEXT_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
-_TEXT_FILE = HubFile(CATALOGUE[TEXT_TOKENIZER].main_file, CATALOGUE[TEXT_TOKENIZER].num_bytes, _TEXT_SHA256)
-TEXT = Commit("", "", (_TEXT_FILE,))
+_SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
+_RELEASED_TEXT = CATALOGUE[TEXT_TOKENIZER]
+TEXT = Commit("", "", (HubFile(_RELEASED_TEXT.main_file, _RELEASED_TEXT.num_bytes, _SHA256),))
+_NOT_ASKED = "the Hub was not asked"
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -59,11 +60,8 @@ class Download:
     @property
     def licence(self) -> str | None:
         """Name of the terms that must be shown, if this is the first download of something under them."""
-        entry = self.entry
-        is_first = (
-            entry.licence == "non-commercial" and self.to_fetch and cache.find_pin(entry.hub_id) is None
-        )
-        return entry.licence if is_first else None
+        is_first = self.to_fetch and cache.find_pin(self.entry.hub_id) is None
+        return self.entry.licence if is_first and self.entry.licence == "non-commercial" else None
 
     def to_json(self) -> dict[str, object]:
         """The job as plain data."""
@@ -118,7 +116,10 @@ def plan_downloads(wanted: Sequence[Entry], client: Client, is_estimate: bool = 
         job = _known(entry)
         try:
             if job is None or (job.unconfirmed and not away):
-                job = _ask(entry, client)
+                pin = cache.find_pin(entry.hub_id)
+                revision = entry.revision or (pin.revision if pin else "")
+                found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
+                job = _job(entry, replace(found, files=_choose(entry, found)), found.home / "blobs")
         except UnreachableError as error:
             if job is None or not is_estimate:
                 raise
@@ -142,11 +143,9 @@ def fetch(job: Download, client: Client) -> Path:
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
     """
+    fetch_it = _fetch_text if job.entry.kind == "text tokenizer" else _fetch_files
     try:
-        if job.entry.kind == "text tokenizer":
-            _fetch_text(job, client)
-        else:
-            _fetch_files(job, client)
+        fetch_it(job, client)
         return job.path
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
@@ -226,67 +225,55 @@ def _known(entry: Entry) -> Download | None:
     is_text = entry.kind == "text tokenizer"
     pin = TEXT if is_text else cache.find_pin(entry.hub_id)
     if pin and entry.revision in ("", pin.revision):
-        job = _job(entry, pin.revision, pin.folder, *pin.files)
+        job = _job(entry, pin)
         # Of the text tokenizer, whose checksum is known, there is nothing to ask.
         if is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files):
             return job
-    elif entry.num_bytes:
-        here = None if entry.revision else cache.find_cached(entry)
-        home = cache.repository_folder(entry.hub_id, entry.repo_type)
-        path, revision = here or (home / entry.main_file, "")
-        size = path.stat().st_size if here else entry.num_bytes
-        job = _job(entry, revision, path.parent, HubFile(entry.main_file, size))
-    else:
+        return replace(job, unconfirmed=_NOT_ASKED)
+    if not entry.num_bytes:
         return None
-    return replace(job, unconfirmed="the Hub was not asked")
+    here = None if entry.revision else cache.find_cached(entry)
+    path, revision = here or (cache.repository_folder(entry.hub_id, entry.repo_type) / entry.main_file, "")
+    size = path.stat().st_size if here else entry.num_bytes
+    files, done = (HubFile(entry.main_file, size),), {entry.main_file: size if here else 0}
+    return Download(entry, revision, path.parent, files, done, _NOT_ASKED)
 
 
-def _ask(entry: Entry, client: Client) -> Download:
-    """A repository as the Hub describes it."""
-    pin = cache.find_pin(entry.hub_id)
-    revision = entry.revision or (pin.revision if pin else "")
-    found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
-    chosen = sorted(_choose(entry, found), key=lambda file: file.size)  # the licence before the weights
-    return _job(entry, found.revision, found.folder, *chosen, blobs=found.home / "blobs")
-
-
-def _job(entry: Entry, revision: str, folder: Path, *files: HubFile, blobs: Path | None = None) -> Download:
+def _job(entry: Entry, commit: Commit, blobs: Path | None = None) -> Download:
     """A download, and what of each file is here: all of it, or what an earlier run has collected."""
     done = {}
-    for file in files:
-        path = folder / file.name
+    for file in commit.files:
+        path = commit.folder / file.name
         blob = blobs / file.checksum if blobs else path
         part = remote.unfinished(blob)
         collected = min(part.stat().st_size, file.size) if os.path.isfile(part) else 0
         done[file.name] = file.size if _is_whole(path, file) or _is_whole(blob, file) else collected
-    return Download(entry, revision, folder, files, done)
+    return Download(entry, commit.revision, commit.folder, commit.files, done)
 
 
 def _is_whole(path: Path, file: HubFile) -> bool:
     return os.path.isfile(path) and path.stat().st_size == file.size
 
 
-def _choose(entry: Entry, found: Commit) -> list[HubFile]:
+def _choose(entry: Entry, found: Commit) -> tuple[HubFile, ...]:
     """Files of a model folder or prompt set, card and licence; never one that would have to be unpickled."""
-    is_table, at, chosen = entry.kind == "prompts", f"at {found.revision[:7]}", []
+    is_table, at, chosen = entry.kind == "prompts", f"at {found.revision[:7]}", list[HubFile]()
     for file in found.files:
         path = PurePosixPath(file.name)
         is_part = path.name in PART_FILES or path.name.endswith(WEIGHTS)
         is_part &= len(path.parts) == 1 or path.parts[0] in PART_FOLDERS
-        if not (file.name == entry.main_file if is_table else is_part) and not _TEXT.fullmatch(file.name):
-            continue
-        # Most file systems have names of 255 bytes at most.
-        if not file.name.isprintable() or any(len(part.encode()) > 255 for part in path.parts):
-            shown = printable(file.name)[:80]
-            raise MissingError(f"{entry.hub_id}: a file of it has a name that no file can have here: {shown}")
-        chosen.append(file)
-    if is_table and not any(file.name == entry.main_file for file in chosen):
-        raise MissingError(f"{entry.hub_id} has no file {entry.main_file} {at}")
-    if not is_table and not any(file.name.endswith(WEIGHTS) for file in chosen):
+        if (file.name == entry.main_file if is_table else is_part) or _TEXT.fullmatch(file.name):
+            chosen.append(file)
+            # Most file systems have names of 255 bytes at most.
+            if not file.name.isprintable() or any(len(part.encode()) > 255 for part in path.parts):
+                told = f"a file of it has a name that no file can have here: {printable(file.name)[:80]}"
+                raise MissingError(f"{entry.hub_id}: {told}")
+    if not any(file.name == entry.main_file if is_table else file.name.endswith(WEIGHTS) for file in chosen):
         others = [file.name for file in found.files if file.name.endswith(catalogue.PICKLES)]
-        advice = f", only {others[0]}, and pickles are never loaded" if others else ""
-        raise MissingError(f"{entry.hub_id} has no {WEIGHTS} file {at}{advice}")
-    return chosen
+        advice = f", only {others[0]}, and pickles are never loaded" if others and not is_table else ""
+        what = f"file {entry.main_file}" if is_table else f"{WEIGHTS} file"
+        raise MissingError(f"{entry.hub_id} has no {what} {at}{advice}")
+    return tuple(sorted(chosen, key=lambda file: file.size))  # the licence before the weights
 
 
 def _fetch_files(job: Download, client: Client) -> None:
@@ -299,7 +286,7 @@ def _fetch_files(job: Download, client: Client) -> None:
     for file in job.files:
         path, blob = job.folder / file.name, home / "blobs" / file.checksum
         if file.name in known and _is_whole(path, file):
-            client.report(Fetched(file.name, file.size, is_new=False))
+            client.report(Advanced(file.name, file.size, file.size, "present"))
             files.append(known[file.name])
             continue
         url = hf_hub_url(entry.hub_id, file.name, revision=job.revision, repo_type=entry.repo_type)

@@ -10,7 +10,7 @@ from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
-from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, Entry, EntryKind, find_entry, tokenizer_entry
+from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, TOKENIZERS, Entry, EntryKind, find_entry
 from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
@@ -394,7 +394,7 @@ def _completed(files: ModelFiles) -> ModelFiles:
 def _released_for(files: ModelFiles, key: str) -> Entry | None:
     """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
     served = [row for row in files.rows if row.tokenizer == key]
-    return tokenizer_entry(key) if served and all(row.is_released for row in served) else None
+    return TOKENIZERS.get(key) if served and all(row.is_released for row in served) else None
 
 
 def _known_info(entry: Entry) -> ModelInfo:
@@ -427,7 +427,7 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
         loaded = entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)
     tokenizers = {}
     for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
-        released = tokenizer_entry(key)
+        released = TOKENIZERS.get(key)
         tokenizers[key] = (released.name if released else key, files.tokenizers.get(key))
     parts = [(info.entry.name, info.path), *tokenizers.values()]
     if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):

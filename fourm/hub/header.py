@@ -56,16 +56,15 @@ IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
 
 # What other files begin with, read where the length of the header makes no sense.
 _FOREIGN = {
-    b"\x80\x02": "a pickled PyTorch file", b"\x80\x04": "a pickled PyTorch file",
-    b"\x80\x05": "a pickled PyTorch file", b"PK": "a pickled PyTorch file", b"\x1f\x8b": "a gzip archive",
-    b"version ": "a Git LFS pointer, without the file that it stands for,", b"\x89HDF": "an HDF5 file",
-    b"GGUF": "a GGUF file", b"\x93NUMPY": "a NumPy file",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"), "a pickled PyTorch file"),
+    b"\x1f\x8b": "a gzip archive", b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file",
+    b"version ": "a Git LFS pointer, without the file that it stands for,", b"\x93NUMPY": "a NumPy file",
 }  # fmt: skip
 _PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<(?:!--|\?xml).*?>\s*)*<(?:!doctype\s+html|html|head|body|title|meta|script)\b",
     re.IGNORECASE | re.DOTALL,
 )
-PAGE_BYTES = 1 << 10  # of a file, enough to tell that it is a web page
+_PAGE_BYTES = 1 << 10  # of a file, enough to tell that it is a web page
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +100,21 @@ def read_header(path: Path) -> Header:
 
 def is_web_page(start: bytes) -> bool:
     """True if a file that begins so is a web page, as a network that wants a login sends for any file."""
-    return _PAGE.match(start[:PAGE_BYTES]) is not None
+    return _PAGE.match(start[:_PAGE_BYTES]) is not None
 
 
 def parse_header_config(metadata: Mapping[str, str]) -> dict[str, object]:
     """Header strings as values: JSON or Python literals are parsed, every other string is kept as it is."""
-    return {key: _literal(text) for key, text in metadata.items()}
+    found: dict[str, object] = dict(metadata)
+    for key, text in metadata.items():
+        try:
+            found[key] = json.loads(text, parse_constant=ast.literal_eval)  # which refuses NaN and Infinity
+        except (ValueError, RecursionError):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = ast.literal_eval(text)
+                if value is None or isinstance(value, bool | int | float | str | list | dict):
+                    found[key] = value
+    return found
 
 
 def config_of(path: Path) -> dict[str, object]:
@@ -135,13 +143,12 @@ def config_of(path: Path) -> dict[str, object]:
 
 @lru_cache(maxsize=64)
 def _read_header(path: Path, size: int, inode: int, changed: int) -> Header:
-    """The header of a file of this size, inode and time of change."""
     with open_file(path) as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if size >= 8 and length <= min(size - 8, _MAX_HEADER):
             return _parse_header(file.read(length), size - 8 - length, path)
-        start += file.read(PAGE_BYTES)
+        start += file.read(_PAGE_BYTES)
     foreign = next((what for mark, what in _FOREIGN.items() if start.startswith(mark)), "")
     if foreign := "a web page" if is_web_page(start) else foreign:
         what = f"{foreign} under another name; only safetensors files are loaded"
@@ -191,13 +198,3 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
-
-def _literal(text: str) -> object:
-    """What a string stands for: JSON, a Python literal of the kinds that JSON has, else the string itself."""
-    with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=ast.literal_eval)  # which refuses NaN and Infinity
-    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        value = ast.literal_eval(text)
-        return value if value is None or isinstance(value, bool | int | float | str | list | dict) else text
-    return text

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from fourm import __version__
@@ -45,10 +45,8 @@ _ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY",
-            "no_proxy")  # fmt: skip
+_PROXIES = ("https_proxy", "all_proxy", "http_proxy", "no_proxy")  # or in capitals
 T = TypeVar("T")
-Count = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """So much of a file is on disk, or was read again to check it."""
+    """So much of a file has come or was checked; `fetched` and `present` files are complete and checked."""
 
     name: str
     done: int  # bytes
     size: int
-    is_check: bool = False
+    state: Literal["fetching", "checking", "fetched", "present"] = "fetching"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +78,7 @@ class Waiting:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A whole file with the right checksum is in the cache."""
-
-    name: str
-    size: int
-    is_new: bool  # False: it was there before
-
-
-Transfer = Advanced | Waiting | Fetched
+Transfer = Advanced | Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +98,6 @@ class Refused(Exception):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, response: Any) -> None:
-        super().__init__()
         self.status: int = response.status_code
         self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
         wait = response.headers.get("Retry-After", "").strip()
@@ -126,14 +114,14 @@ def check_variables() -> None:
             raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
     for name in _ADDRESSES:
         text = os.environ.get(name, example := "https://huggingface.co")
-        try:
+        try:  # a ValueError for a port above 65535, an unmatched bracket, a label that is too long
             parts = urlsplit(text)
             host = (parts.hostname or "").encode("idna")
-            is_good = host and parts.scheme in ("http", "https") and parts.port != 0 and " " not in text
-        except ValueError:  # a port above 65535, an unmatched bracket, a label that is too long
-            is_good = False
-        if not is_good:
-            raise UsageError(f"{name}: '{printable(text)}' is no address of a server, such as {example}")
+            if not host or parts.scheme not in ("http", "https") or parts.port == 0 or " " in text:
+                raise ValueError
+        except ValueError:
+            told = f"{name}: '{printable(text)}' is no address of a server, such as {example}"
+            raise UsageError(told) from None
 
 
 def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
@@ -147,9 +135,7 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
             return _ask(f"{repo_type}s/{hub_id}{at}?blobs=true")
         except Refused as error:
             if error.code == "RevisionNotFound":
-                known = _known_revisions(hub_id, repo_type)
-                listed = f"; there is {', '.join(known[:5])}" if known else ""
-                advice = near_match(revision, known) or listed
+                advice = _near_revision(f"{repo_type}s/{hub_id}/refs", revision)
                 raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
             if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
                 told = f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}"
@@ -189,7 +175,7 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
         for there in (one for one in (path, blob) if one.is_file()):
             if sha256 := check_file(there, file, client):
                 place_file(there, path, home)
-                client.report(Fetched(file.name, file.size, is_new=False))
+                client.report(Advanced(file.name, file.size, file.size, "present"))
                 return sha256
             if not remove_file(there, home):
                 raise VerificationError(f"{there}: is damaged, but {KEPT}")
@@ -198,12 +184,12 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
             continue
         with growing, suppress(FileNotFoundError):  # where there are no locks, another process has renamed it
             for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad
-                persist(client, address, partial(receive, client, file, address, growing), growing.tell)
+                persist(client, address, partial(receive, client, file, address, growing), growing)
                 growing.flush()
                 if sha256 := check_file(part, file, client):
                     os.replace(part, blob)
                     place_file(blob, path, home)
-                    client.report(Fetched(file.name, file.size, is_new=True))
+                    client.report(Advanced(file.name, file.size, file.size, "fetched"))
                     return sha256
                 _restart(growing)
             part.unlink()
@@ -224,20 +210,23 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
         while data := content.read(1 << 22):
             for digest in {sha256, on_record}:
                 digest.update(data)
-            client.report(Advanced(file.name, min(content.tell(), size), size, is_check=True))
+            client.report(Advanced(file.name, min(content.tell(), size), size, "checking"))
     return sha256.hexdigest() if file.checksum == on_record.hexdigest() else ""
 
 
-def persist(client: Client, address: Address, action: Callable[[], T], progress: Count = lambda: 0) -> T:
-    """The result of `action`, tried again while its failure may pass; then `explain_failure`."""
-    failures, before = 0, progress()
+def persist(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
+    """The result of `action`, tried again while its failure may pass; then `explain_failure`.
+
+    file: what `action` writes to; the tries are counted anew when it grows.
+    """
+    failures, before = 0, file.tell() if file else 0
     while True:
         try:
             return action()
         except Exception as error:  # `judge` raises what is no failed request
             reason, may_pass = judge(error)
-            failures = 1 if progress() > before else failures + 1  # in a row, without a byte of progress
-            before = progress()
+            done = file.tell() if file else 0
+            failures, before = 1 if done > before else failures + 1, done
             if failures >= client.tries or not may_pass:
                 raise explain_failure(error, address, has_begun=before > 0) from error
             asked = error.wait if isinstance(error, Refused) else 0.0
@@ -337,7 +326,7 @@ def open_session() -> Any:
             open_file(Path(path)).close()
         return get_session()
     except Exception as error:
-        names = list(_PROXIES)
+        names = [name for name in os.environ if name.lower() in _PROXIES]
         why = f"{_brief(error)}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
             names = [n for n in _CERTIFICATES if n != "SSL_CERT_DIR" or "SSL_CERT_FILE" not in os.environ]
@@ -390,13 +379,13 @@ def _ask(path: str) -> bytes:
     return bytes(text)
 
 
-def _known_revisions(hub_id: str, repo_type: str) -> list[str]:
-    try:
-        answer = json.loads(_ask(f"{repo_type}s/{hub_id}/refs"))
+def _near_revision(path: str, revision: str) -> str:
+    with suppress(Exception):  # advice is not worth another error
+        answer = json.loads(_ask(path))
         names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
-        return [name for name in names if name.isprintable() and len(name) < 100]
-    except Exception:  # advice is not worth another error
-        return []
+        known = [name for name in names if name.isprintable() and len(name) < 100]
+        return near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
+    return ""
 
 
 def _brief(error: BaseException) -> str:

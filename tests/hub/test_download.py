@@ -33,7 +33,7 @@ from fourm.hub.cache import (
 )
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import check_room, fetch, verify_cached
-from fourm.hub.remote import Address, Client, Fetched
+from fourm.hub.remote import Address, Advanced, Client
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, OTHER, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment
 
@@ -90,7 +90,7 @@ def test_what_another_program_fetched_is_checked_and_not_fetched_again(hub: Hub,
     assert job.to_fetch == sum(len(FILES[n]) for n in FETCHED if n != FILE)
     watch.get(NAME)
     assert hub.sent[FILE] == before
-    assert Fetched(FILE, len(WEIGHTS), is_new=False) in watch.events
+    assert Advanced(FILE, len(WEIGHTS), len(WEIGHTS), "present") in watch.events
 
 
 def test_terms_are_shown_only_for_what_is_fetched(hub: Hub, watch: Watch) -> None:

@@ -18,7 +18,7 @@ from fourm.hub import download as download_module
 from fourm.hub.cache import cache_folder, pins_path
 from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.download import fetch
-from fourm.hub.remote import Advanced, Client, Fetched, Waiting
+from fourm.hub.remote import Advanced, Client, Waiting
 from fourm_cli import transfers as command_module
 from fourm_cli.transfers import Transfers, headline
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, WEIGHTS, Watch, partial, whole_files
@@ -348,16 +348,16 @@ def test_the_bars_show_bytes_speed_and_time_left(
     assert "21.0 s left" in line
     state.take(Waiting(FILE, 4.0, "the server answers 503"))
     assert "model.safetensors: the server answers 503; next try in 4.0 s" in capsys.readouterr().err
-    state.take(Advanced(FILE, 1000, len(WEIGHTS), is_check=True))
+    state.take(Advanced(FILE, 1000, len(WEIGHTS), "checking"))
     assert "checking" in next(line for line in drawn(state) if line.startswith(FILE))
-    state.take(Fetched(FILE, len(WEIGHTS), is_new=True))
+    state.take(Advanced(FILE, len(WEIGHTS), len(WEIGHTS), "fetched"))
     assert all(len(line) <= 60 for line in drawn(state, width=60))
 
 
 def test_bars_without_a_job_show_the_file_that_is_checked() -> None:
     state = Transfers()
-    state.take(Advanced("a.safetensors", 5, 10, is_check=True))
-    state.take(Advanced("b.safetensors", 5, 10, is_check=True))
+    state.take(Advanced("a.safetensors", 5, 10, "checking"))
+    state.take(Advanced("b.safetensors", 5, 10, "checking"))
     (line,) = [line for line in drawn(state) if line.strip()]
     assert line.startswith("b.safetensors")
     assert "checking" in line
