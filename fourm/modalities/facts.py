@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Annotated, NamedTuple
 
 from fourm.data.layout import Crop
@@ -105,11 +105,6 @@ class Fact:
     field: Field
     value: int | float
 
-    @property
-    def words(self) -> str:
-        """The fact as the model reads it."""
-        return f"v1={self.field.number} v0={self.field.index_of(self.value)}"
-
 
 Metadata = tuple[Fact, ...]
 
@@ -183,9 +178,30 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
 
     Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
     """
-    found = fit(_Detections, data, "the file", strict=False).instances
-    visible = (_visible_box(one, f"instance {i}", crop, rules) for i, one in enumerate(found))
-    boxes = [box for box in visible if box]
+    boxes = list[Box]()
+    for index, found in enumerate(fit(_Detections, data, "the file", strict=False).instances):
+        where, (x0, y0, x1, y1) = f"instance {index}", found.boxes
+        if max(map(abs, found.boxes)) > _FARTHEST:
+            raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
+        for axis, place, low, high in (("x", "right of", x0, x1), ("y", "below", y0, y1)):
+            if low > high:
+                problem = f"{axis}max {high:g} is not {place} {axis}min {low:g}"
+                raise ValueError(f"{where}: {problem}; boxes are corners, not centre and size")
+        name = " ".join(found.class_name.split())
+        if not name or "=" in name or _MARK.search(name) or not name.isprintable():
+            raise ValueError(f"{where}: the name {shown(ascii(name), 40)} cannot stand in the model's text")
+        if crop is not None:
+            height, width = crop.whole
+            x0, x1 = ((x * width - crop.left) / crop.width for x in (x0, x1))
+            y0, y1 = ((y * height - crop.top) / crop.height for y in (y0, y1))
+        whole = (x1 - x0) * (y1 - y0)
+        x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in (x0, y0, x1, y1))
+        area = (x1 - x0) * (y1 - y0)
+        is_seen = x0 < x1 and y0 < y1 and area > 0.0 and area >= rules.min_visibility * whole
+        if crop is not None and crop.mirrored:
+            x0, x1 = 1.0 - x1, 1.0 - x0
+        if is_seen and found.score >= rules.min_score:
+            boxes.append(Box(x0, y0, x1, y1, name, found.score))
     if rules.max_boxes is not None:
         boxes = sorted(boxes, key=ORDERS["score"])[: rules.max_boxes]
     return tuple(sorted(boxes, key=ORDERS[rules.order]))
@@ -251,7 +267,7 @@ def metadata_from_json(data: object, crop: Crop | None = None) -> Metadata:
 
 METADATA: Grammar[Metadata] = Grammar(
     parse=parse_metadata,
-    to_pieces=lambda facts: [fact.words for fact in facts],
+    to_pieces=lambda facts: [f"v1={one.field.number} v0={one.field.index_of(one.value)}" for one in facts],
     from_json=metadata_from_json,
     to_json=lambda facts: {fact.field.name: fact.value for fact in facts},
     is_divisible=True,
@@ -303,32 +319,22 @@ def palette_from_json(data: object, crop: Crop | None = None, size: int | None =
     return tuple(Colour(*map(round, colour)) for colour in levels)
 
 
-def palette_to_json(colours: Palette) -> object:
-    """The data of a file with only this palette."""
-    return [{str(len(colours)): [list(colour) for colour in colours]} if colours else {}]
-
-
 def palette_grammar(size: int | None = None) -> Grammar[Palette]:
     """The grammar of palettes; of a file the one of `size` colours is read, by default the largest."""
     return Grammar(
         parse_palette,
         lambda colours: [f"v1={len(colours)}", *(f"v0={n}" for n in chain(*colours))] if colours else [],
         partial(palette_from_json, size=size),
-        palette_to_json,
+        lambda colours: [{str(len(colours)): [list(colour) for colour in colours]} if colours else {}],
     )
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
-    numbers, names, ignored, is_closed = list[int](), list[str](), list[str](), False
-    for word in words:
-        number = number_of(word)
-        if "=" not in word:
-            (ignored if is_closed else names).append(word)
-        elif number is not None and not names:
-            numbers.append(number)
-        else:
-            is_closed = bool(names)  # a number behind the name: nothing of this box any more
-            ignored.append(word)
+    head = list(takewhile(lambda word: "=" in word, words))
+    names = list(takewhile(lambda word: "=" not in word, words[len(head) :]))
+    numbers = [number for word in head if (number := number_of(word)) is not None]
+    ignored = [word for word in head if number_of(word) is None]
+    ignored += words[len(head) + len(names) :]  # a number behind the name ends the box
     if len(numbers) != 4:
         return None, f"{quoted(words)} has {len(numbers)} numbers where a box has four"
     if not names:
@@ -336,31 +342,6 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
     xmin, ymin, xmax, ymax = (min(max(number, 0), bins - 1) / (bins - 1) for number in numbers)
     problem = f"{quoted(ignored)} is no part of a box" if ignored else ""
     return Box(xmin, ymin, xmax, ymax, " ".join(names)), problem
-
-
-def _visible_box(found: _Detection, where: str, crop: Crop | None, rules: BoxRules) -> Box | None:
-    """The part of a box within the crop; None if the rules exclude it. ValueError for impossible values."""
-    x0, y0, x1, y1 = found.boxes
-    if max(map(abs, found.boxes)) > _FARTHEST:
-        raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
-    for axis, place, low, high in (("x", "right of", x0, x1), ("y", "below", y0, y1)):
-        if low > high:
-            problem = f"{axis}max {high:g} is not {place} {axis}min {low:g}"
-            raise ValueError(f"{where}: {problem}; boxes are corners, not centre and size")
-    name = " ".join(found.class_name.split())
-    if not name or "=" in name or _MARK.search(name) or not name.isprintable():
-        raise ValueError(f"{where}: the name {shown(ascii(name), 40)} cannot stand in the model's text")
-    if crop is not None:
-        height, width = crop.whole
-        x0, x1 = ((x * width - crop.left) / crop.width for x in (x0, x1))
-        y0, y1 = ((y * height - crop.top) / crop.height for y in (y0, y1))
-    whole = (x1 - x0) * (y1 - y0)
-    x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in (x0, y0, x1, y1))
-    area = (x1 - x0) * (y1 - y0)
-    is_seen = x0 < x1 and y0 < y1 and area > 0.0 and area >= rules.min_visibility * whole
-    if crop is not None and crop.mirrored:
-        x0, x1 = 1.0 - x1, 1.0 - x0
-    return Box(x0, y0, x1, y1, name, found.score) if is_seen and found.score >= rules.min_score else None
 
 
 def _side(one: float, other: float, bins: int) -> tuple[float, float]:
