@@ -45,11 +45,6 @@ class World:
         if not 0 <= self.rank < self.size:
             raise UsageError(f"process {self.rank} of {self.size}: the number must lie in 0..{self.size - 1}")
 
-    @property
-    def is_shard(self) -> bool:
-        """Whether others of the job are started with `--shard`, perhaps at another time."""
-        return self.size > self.group_size
-
     def share(self, items: Sequence[T]) -> list[T]:
         """Every size-th item from rank on; the caller gives all processes the same sorted items."""
         return list(items[self.rank :: self.size])
@@ -114,7 +109,8 @@ class Request:
             raise UsageError(f"--detokenizer-steps {self.detokenizer_steps}: {limit}")
         if self.preview and not self.decode:
             raise UsageError("--preview needs pictures; leave out --no-decode")
-        if self.overwrite and (self.resume or self.world.is_shard):
+        is_shard = self.world.size > self.world.group_size  # others may start at another time
+        if self.overwrite and (self.resume or is_shard):
             other = "--resume" if self.resume else "--shard"
             raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
         if self.is_beside:
