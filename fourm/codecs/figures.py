@@ -6,7 +6,7 @@ drawn. Sixteen codes of a mask are decoded to a mask within a box; masks of one 
 """
 
 import colorsys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain, cycle
 
@@ -92,7 +92,17 @@ def draw_figures(people: People, decode: Decode | None = None) -> Image.Image:
         rotations = nearest_rotations(decoded.reshape(len(people), -1, 3, 3))
         figures = [_strokes(person, rotations[n], _colour(n)) for n, person in enumerate(people)]
         notes = ["" if strokes else "\nout of sight" for strokes in figures]
-        image = _draw_strokes(chain(*figures))
+        fine = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
+        draw = ImageDraw.Draw(fine)
+        for _, ends, inner, colour in sorted(chain(*figures), key=lambda stroke: -stroke[0]):
+            for radius, ink in (
+                (inner + _FINE, _scaled(colour, 0.5)),
+                (inner, colour),
+            ):  # first a darker edge
+                draw.line(ends, ink, round(2 * radius))
+                for x, y in (ends[:2], ends[2:]):
+                    draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
+        image = fine.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     _label(image, people, notes)
     if decode is None and people:
         note = "boxes and numbers: no tokenizer for poses"
@@ -145,17 +155,6 @@ def _strokes(person: Person, rotations: Floats, colour: Ink) -> list[_Stroke]:
         thickness = max(FOCAL_LENGTH * radius / depth * fine, 1.0)
         found.append((depth, (seen[ends] * fine).flatten().tolist(), thickness, _scaled(colour, light)))
     return found
-
-
-def _draw_strokes(strokes: Iterable[_Stroke]) -> Image.Image:
-    image = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
-    draw = ImageDraw.Draw(image)
-    for _, ends, inner, colour in sorted(strokes, key=lambda stroke: -stroke[0]):
-        for radius, ink in ((inner + _FINE, _scaled(colour, 0.5)), (inner, colour)):  # first a darker edge
-            draw.line(ends, ink, round(2 * radius))
-            for x, y in (ends[:2], ends[2:]):
-                draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
-    return image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
 
 
 def _label(image: Image.Image, people: People, notes: Sequence[str]) -> None:

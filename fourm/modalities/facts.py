@@ -1,15 +1,9 @@
 """Facts about a picture in words: boxes around things (`det`), metadata, and the palette of its main colours.
 
-Boxes. Text: `v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> <class name>`, repeated; numbers are bins of the
-picture's sides. JSON: `{"instances": [{"boxes": [xmin, ymin, xmax, ymax], "class_name": "cat", "score": 0.9},
-...]}`, corners as fractions of the whole picture.
-
-Metadata are a picture's size, counts of things, statistics of its pixels, scores. Text: `v1=<field>
-v0=<index>`, repeated. JSON: one object of names and numbers. An index stands for all values of a bin; it is
-read as the one that `Field.value_of` says, which is written as the same index again.
-
-A palette has one to seven colours. Text: `v1=<count>`, then `v0=<red> v0=<green> v0=<blue>` for each colour.
-JSON: a list with one object, which has a palette of n colours `[red, green, blue]` under each key "n".
+docs/values.md describes their files. In texts, boxes are `v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> <name>`,
+numbers being bins of the picture's sides; metadata are `v1=<field> v0=<index>`; a palette is `v1=<count>`,
+then `v0=<red> v0=<green> v0=<blue>` for each of its one to seven colours. An index stands for all values of a
+bin; it is read as the one that `Field.value_of` says, which is written as the same index again.
 """
 
 import math
