@@ -14,14 +14,12 @@ from fourm.errors import FourMError, MissingError, UsageError
 from fourm.hub.catalogue import CATALOGUE, TEXT_TOKENIZER, Entry, find_entry
 
 MAIN = "main"
-FORMAT = 1  # of pins.json
-REPO_TYPES = ("model", "dataset", "space")
-MAX_SIZE = 1 << 62  # bytes of a file
+_FORMAT = 1  # of pins.json
 KEPT = "a folder on the way to it is a link out of the cache, so it is not deleted; do that yourself"
-_MAX_PINS, _MAX_REF = 1 << 26, 1 << 10  # bytes of the record, and of the file of a branch
 _SHA1, _CHECKSUM = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _WORD = r"(?!\S*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,94}(?<![.-])"
 HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)  # `EPFL-VILAB/4M-21_B`, or a single word
+_NO_PATH = re.compile(r"/\.{0,2}/|[\\\0]")  # in a name of a file, between slashes
 _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_][\w./-]{0,254}(?<!/)", re.ASCII)
 
 
@@ -44,18 +42,17 @@ class Commit:
     repo_type: str = "model"  # or "dataset" or "space"
 
     def __post_init__(self) -> None:
-        if (self.hub_id and not _SHA1.fullmatch(self.revision)) or self.repo_type not in REPO_TYPES:
+        is_type = self.repo_type in ("model", "dataset", "space")
+        if (self.hub_id and not _SHA1.fullmatch(self.revision)) or not is_type:
             raise ValueError(f"no commit of a repository: {self.repo_type} {self.revision!r}")
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is named twice")
         for file in self.files:
             file.name.encode()  # a ValueError for half a character
-            is_path = all(part not in ("", ".", "..") for part in file.name.split("/"))
-            if not is_path or "\\" in file.name or "\0" in file.name:
-                raise ValueError(f"no file of a repository: {file.name!r}")
-            is_size = type(file.size) is int and 0 <= file.size <= MAX_SIZE
-            if not is_size or not _CHECKSUM.fullmatch(file.checksum):
-                raise ValueError(f"no size or checksum of a file: {file.name!r}")
+            is_path = not _NO_PATH.search(f"/{file.name}/")
+            is_size = type(file.size) is int and 0 <= file.size <= 1 << 62
+            if not is_path or not is_size or not _CHECKSUM.fullmatch(file.checksum):
+                raise ValueError(f"no name, size or checksum of a file: {file.name!r}")
 
     @property
     def home(self) -> Path:
@@ -135,7 +132,7 @@ def find_parti() -> Path:
 def read_ref(path: Path) -> str:
     """The commit that a branch or tag stood for when it was fetched, or an empty string."""
     try:
-        commit = read_bytes(path, _MAX_REF).decode("ascii").strip()
+        commit = read_bytes(path, 1 << 10).decode("ascii").strip()
     except (OSError, ValueError):
         return ""
     return commit if re.fullmatch(r"\w{1,64}", commit, re.ASCII) else ""
@@ -150,8 +147,8 @@ def load_pins() -> dict[str, Commit]:
     """All pins by Hub id; none where nothing was ever downloaded. A damaged file is a `UsageError`."""
     path = pins_path()
     try:
-        record = json.loads(read_bytes(path, _MAX_PINS))
-        if record["format"] != FORMAT:
+        record = json.loads(read_bytes(path, 1 << 26))
+        if record["format"] != _FORMAT:
             raise UsageError(f"{path}: is of another version of this program (format {record['format']})")
         found = {}
         for hub_id, row in record["pins"].items():
@@ -187,7 +184,7 @@ def write_pin(pin: Commit) -> None:
             for hub_id, one in sorted((load_pins() | {pin.hub_id: pin}).items()):
                 files = {file.name: {"size": file.size, "sha256": file.checksum} for file in one.files}
                 rows[hub_id] = {"repo_type": one.repo_type, "revision": one.revision, "files": files}
-            text = json.dumps({"format": FORMAT, "pins": rows}, indent=1) + "\n"
+            text = json.dumps({"format": _FORMAT, "pins": rows}, indent=1) + "\n"
             write_alone(pins_path(), partial(Path.write_text, data=text, encoding="utf-8"))
             if has_locks:
                 return

@@ -25,7 +25,6 @@ GITHUB_FOLDER = "apple/ml-4m/cda590faa3b9f022c28537193d3e1650527646a3/fourm/util
 _SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 _RELEASED_TEXT = CATALOGUE[TEXT_TOKENIZER]
 TEXT = Commit("", "", (HubFile(_RELEASED_TEXT.main_file, _RELEASED_TEXT.num_bytes, _SHA256),))
-_NOT_ASKED = "the Hub was not asked"
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
 _TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
@@ -113,18 +112,26 @@ def plan_downloads(wanted: Sequence[Entry], client: Client, is_estimate: bool = 
     remote.check_variables()
     jobs, away = list[Download](), ""  # away: why the Hub cannot be asked
     for entry in wanted:
-        job = _known(entry)
-        try:
-            if job is None or (job.unconfirmed and not away):
-                pin = cache.find_pin(entry.hub_id)
-                revision = entry.revision or (pin.revision if pin else "")
+        is_text = entry.kind == "text tokenizer"
+        pin = TEXT if is_text else cache.find_pin(entry.hub_id)
+        if pin and entry.revision not in ("", pin.revision):
+            pin = None
+        # Of the text tokenizer, whose checksum is known, there is nothing to ask.
+        if pin and (is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files)):
+            jobs.append(_job(entry, pin))
+            continue
+        can_estimate = is_estimate and (pin or entry.num_bytes)
+        if not away or not can_estimate:
+            try:
+                revision = pin.revision if pin else entry.revision
                 found = remote.ask_commit(entry.hub_id, entry.repo_type, revision, client)
-                job = _job(entry, replace(found, files=_choose(entry, found)), found.home / "blobs")
-        except UnreachableError as error:
-            if job is None or not is_estimate:
-                raise
-            away = str(error)
-        jobs.append(replace(job, unconfirmed=away) if job.unconfirmed else job)
+                jobs.append(_job(entry, replace(found, files=_choose(entry, found)), found.home / "blobs"))
+                continue
+            except UnreachableError as error:
+                if not can_estimate:
+                    raise
+                away = str(error)
+        jobs.append(replace(_job(entry, pin) if pin else _estimate(entry), unconfirmed=away))
     return jobs
 
 
@@ -220,23 +227,13 @@ def _of_config(named: Mapping[str, str], where: str) -> list[Entry]:
     return found
 
 
-def _known(entry: Entry) -> Download | None:
-    """What the record or the catalogue knows of an entry, `unconfirmed` if it is not complete; else None."""
-    is_text = entry.kind == "text tokenizer"
-    pin = TEXT if is_text else cache.find_pin(entry.hub_id)
-    if pin and entry.revision in ("", pin.revision):
-        job = _job(entry, pin)
-        # Of the text tokenizer, whose checksum is known, there is nothing to ask.
-        if is_text or all(_is_whole(pin.folder / file.name, file) for file in pin.files):
-            return job
-        return replace(job, unconfirmed=_NOT_ASKED)
-    if not entry.num_bytes:
-        return None
+def _estimate(entry: Entry) -> Download:
+    """What the catalogue knows: the largest file, and whether it is here."""
     here = None if entry.revision else cache.find_cached(entry)
     path, revision = here or (cache.repository_folder(entry.hub_id, entry.repo_type) / entry.main_file, "")
     size = path.stat().st_size if here else entry.num_bytes
     files, done = (HubFile(entry.main_file, size),), {entry.main_file: size if here else 0}
-    return Download(entry, revision, path.parent, files, done, _NOT_ASKED)
+    return Download(entry, revision, path.parent, files, done)
 
 
 def _job(entry: Entry, commit: Commit, blobs: Path | None = None) -> Download:

@@ -236,8 +236,8 @@ def weights_of(path: Path) -> Path:
 
 def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    known = catalogue.CATALOGUE.values()
-    return [*(_local_info(find_model(name)) for name in _BUILT_IN), *map(_known_info, known)]
+    built_in = (_local_info(find_model(name)) for name in _BUILT_IN)
+    return [*built_in, *map(_known_info, catalogue.CATALOGUE.values())]
 
 
 def describe(name_or_path: str) -> ModelInfo:

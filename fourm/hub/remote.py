@@ -135,7 +135,12 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
             return _ask(f"{repo_type}s/{hub_id}{at}?blobs=true")
         except Refused as error:
             if error.code == "RevisionNotFound":
-                advice = _near_revision(f"{repo_type}s/{hub_id}/refs", revision)
+                advice = ""
+                with suppress(Exception):  # advice is not worth another error
+                    refs = json.loads(_ask(f"{repo_type}s/{hub_id}/refs"))
+                    names = [row["name"] for row in (*refs["branches"], *refs["tags"])]
+                    known = [name for name in names if name.isprintable() and len(name) < 100]
+                    advice = near_match(revision, known) or f"; there is {', '.join(known[:5]) or 'none'}"
                 raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
             if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
                 told = f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}"
@@ -279,10 +284,9 @@ def explain_failure(error: Exception, address: Address, has_begun: bool = False)
     """A failed request as an error for people; has_begun: a part of the file is here."""
     from huggingface_hub import constants, get_token
 
-    reason, may_pass = judge(error)
-    owner, host = address.owner, urlsplit(address.url).netloc or address.url
+    (reason, may_pass), owner = judge(error), address.owner
     what = f"{owner}/{address.file}" if address.file else owner
-    told = f"{what} cannot be fetched from {host}: {reason}"
+    told = f"{what} cannot be fetched from {urlsplit(address.url).netloc or address.url}: {reason}"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return UnreachableError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it")
     if isinstance(error, Refused):
@@ -345,16 +349,14 @@ def token_headers() -> dict[str, str]:
     from huggingface_hub import constants, get_token
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told by our errors
-    for path in map(Path, (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH)):  # read without a limit
-        try:
-            read_bytes(path, 1 << 20)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
     try:
+        for path in map(Path, (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH)):
+            with suppress(FileNotFoundError):
+                read_bytes(path, 1 << 20)  # the client itself reads without a limit
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
         (token or "").encode("ascii")
+    except OSError as error:
+        raise UsageError(f"{path}: the Hub's client cannot read it ({error.strerror})") from None
     except UnicodeError:
         raise UsageError(f"the token of the Hub holds a character that no token has; {LOG_IN}") from None
     agent = {"user-agent": f"fourm/{__version__}; hf_hub/{client_version}"}
@@ -377,15 +379,6 @@ def _ask(path: str) -> bytes:
             if time.monotonic() - began > ANSWER_TIME:
                 raise TimeoutError("timed out")
     return bytes(text)
-
-
-def _near_revision(path: str, revision: str) -> str:
-    with suppress(Exception):  # advice is not worth another error
-        answer = json.loads(_ask(path))
-        names = [row["name"] for row in (*answer["branches"], *answer["tags"])]
-        known = [name for name in names if name.isprintable() and len(name) < 100]
-        return near_match(revision, known) or (f"; there is {', '.join(known[:5])}" if known else "")
-    return ""
 
 
 def _brief(error: BaseException) -> str:
