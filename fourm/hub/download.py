@@ -303,13 +303,11 @@ def _fetch_text(job: Download, client: Client) -> None:
     """The text tokenizer from the reference's repository, or from its demo on the Hub if that fails."""
     from huggingface_hub import hf_hub_url
 
-    def fetch_from(url: str, sends_token: bool) -> None:
-        address = Address(TEXT_TOKENIZER, url, file.name, sends_token)
-        remote.ensure_file(job.path, job.path, file, address, client, job.folder)
-
     (file,), endpoint = job.files, os.environ.get("FOURM_GITHUB_ENDPOINT") or GITHUB
+    url = f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{file.name}"
+    address = Address(TEXT_TOKENIZER, url, file.name, sends_token=False)
     try:
-        fetch_from(f"{endpoint.rstrip('/')}/{GITHUB_FOLDER}/{file.name}", sends_token=False)
+        remote.ensure_file(job.path, job.path, file, address, client, job.folder)
     except (MissingError, VerificationError) as first:
         try:
             space = remote.ask_commit(SPACE, "space", "", client)
@@ -317,6 +315,7 @@ def _fetch_text(job: Download, client: Client) -> None:
             if not names:
                 raise MissingError(f"the Space {SPACE} has no file {file.name}")
             url = hf_hub_url(SPACE, names[0], revision=space.revision, repo_type="space")
-            fetch_from(url, sends_token=True)
+            address = Address(TEXT_TOKENIZER, url, file.name)
+            remote.ensure_file(job.path, job.path, file, address, client, job.folder)
         except MissingError as second:
             raise type(first)(f"{first}; nor from the Hub: {second}") from second

@@ -236,8 +236,7 @@ def weights_of(path: Path) -> Path:
 
 def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    built_in = (_local_info(find_model(name)) for name in _BUILT_IN)
-    return [*built_in, *map(_known_info, catalogue.CATALOGUE.values())]
+    return [*map(describe, _BUILT_IN), *map(_known_info, catalogue.CATALOGUE.values())]
 
 
 def describe(name_or_path: str) -> ModelInfo:
@@ -406,19 +405,14 @@ def _known_info(entry: Entry) -> ModelInfo:
     return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision, rows)
 
 
-def _local_info(files: ModelFiles) -> ModelInfo:
-    """A model that is here."""
-    title, size = _BUILT_IN.get(files.name, "Model"), files.weights.stat().st_size
-    entry = find_entry(files.name) or Entry(files.name, "", "model", title, "", size)
-    count = count_parameters(files)
-    entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
-    return ModelInfo(entry, files.weights, files.revision)
-
-
 def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
     """All about a model. One of the catalogue (`entry`) need not be here."""
     if entry is None or find_cached(entry):
-        info, tensors = _local_info(files), read_header(files.weights).tensors
+        entry = find_entry(files.name)
+        entry = entry or Entry(files.name, "", "model", _BUILT_IN.get(files.name, "Model"), "", 0)
+        size, count = files.weights.stat().st_size, count_parameters(files)
+        entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
+        info, tensors = ModelInfo(entry, files.weights, files.revision), read_header(files.weights).tensors
         loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
     else:
         info, dim = _known_info(entry), entry.config["dim"]

@@ -32,14 +32,14 @@ class Dtype:
     num_bytes: int  # of a number
 
 
-_FLOAT32, _BFLOAT16 = Dtype("float32", "float32", 4), Dtype("bfloat16", "bfloat16", 2)
-_FLOAT16 = Dtype("float16", "float16", 2)
 # By every name that users may type; "auto" is float32 on every device, so that all compute the same. TF32 is
 # no dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 DTYPES: Mapping[str, Dtype] = {
-    "float32": _FLOAT32, "auto": _FLOAT32, "fp32": _FLOAT32, "tf32": Dtype("tf32", "float32", 4),
-    "bfloat16": _BFLOAT16, "bf16": _BFLOAT16, "float16": _FLOAT16, "fp16": _FLOAT16,
-}  # fmt: skip
+    **dict.fromkeys(("float32", "auto", "fp32"), Dtype("float32", "float32", 4)),
+    "tf32": Dtype("tf32", "float32", 4),
+    **dict.fromkeys(("bfloat16", "bf16"), Dtype("bfloat16", "bfloat16", 2)),
+    **dict.fromkeys(("float16", "fp16"), Dtype("float16", "float16", 2)),
+}
 
 
 class TokenizerPart(Enum):
