@@ -144,7 +144,11 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     match_spellings([*found.values(), *extra.values()])
     everything = found | extra
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, Key]]()
-    for key in _ordered_keys(found):
+    names = dict[Key, str]()  # of files, with their extensions: they decide the order within a folder
+    for one in found.values():
+        here = {key: path.name for key, path in one.files.items()}
+        names = here | {key: key.name for key in one.problems if key.name != UNKNOWN} | names
+    for key in sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key])):
         causes = [(name, cause) for name, one in everything.items() if (cause := one.cause_of(key))]
         lacking = [folders[modality] for modality, one in found.items() if key not in one.files]
         if lacking and not any(name in found for name, _ in causes):
@@ -259,15 +263,6 @@ def read_shard(path: Path) -> Shard:
     with open_file(path) as file:
         now = os.fstat(file.fileno())
     return _index(path, now.st_size, now.st_mtime_ns)
-
-
-def _ordered_keys(found: Mapping[str, Listing]) -> list[Key]:
-    """The keys of all modalities by class folder, folder and file name, as the reference lists them."""
-    names = dict[Key, str]()
-    for one in found.values():
-        here = {key: path.name for key, path in one.files.items()}
-        names = here | {key: key.name for key in one.problems if key.name != UNKNOWN} | names
-    return sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key]))
 
 
 def _walk(top: Path, found: Listing) -> None:

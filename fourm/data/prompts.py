@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,7 +58,13 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
         raise UsageError(f"{where}: --column is for .tsv, .csv and .jsonl; this file is read line by line")
     else:
         prompts = text.replace("\r", "\n").split("\n")
-        _check_no_records(prompts, where)
+        number, first = next(((i, line) for i, line in enumerate(prompts, 1) if line.strip()), (0, ""))
+        record = None  # each line of JSON lines would become a prompt as it stands
+        with suppress(ValueError, RecursionError):
+            record = json.loads(first) if first.lstrip().startswith("{") else None
+        if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
+            why = "where each line is a prompt; JSON lines are read from a file whose name ends in .jsonl"
+            raise UsageError(f"{where}: line {number} is JSON, {why}")
     if not (kept := [prompt.strip() for prompt in prompts if prompt.strip()]):
         raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
     return kept
@@ -115,18 +122,6 @@ def _cell(row: Mapping[str, object], column: str, name: str, where: str) -> str:
     if re.search(r"[\ud800-\udfff]", text):
         raise UsageError(f"{where} holds half a character, which is no text")
     return text
-
-
-def _check_no_records(lines: Sequence[str], where: str) -> None:
-    """Refuse JSON lines in a file with another suffix: each would become a prompt as it stands."""
-    number, line = next(((i, line) for i, line in enumerate(lines, start=1) if line.strip()), (0, ""))
-    try:
-        record = json.loads(line) if line.lstrip().startswith("{") else None
-    except (ValueError, RecursionError):
-        return
-    if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
-        why = "where each line is a prompt; JSON lines are read from a file whose name ends in .jsonl"
-        raise UsageError(f"{where}: line {number} is JSON, {why}")
 
 
 def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:

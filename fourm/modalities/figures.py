@@ -14,6 +14,7 @@ polygon := polygon v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> code x 16
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import Annotated
 
 from fourm.data.layout import Crop
@@ -194,22 +195,19 @@ def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:
 
 def instance_words(groups: Groups) -> list[str]:
     """The words of the first groups and instances, as many as a model reads."""
-    words = list[str]()
+    pieces = list[list[str]]()  # each an instance, the first of a group with the words that begin the group
     for group in groups:
-        start = ["point"] if words or group.point else []
+        start = ["point"] if pieces or group.point else []
         if group.point:
             start += [f"v0={group.point[1]}", f"v1={group.point[0]}", *([] if group.instances else ["none"])]
-        room = MAX_WORDS - len(words) - len(start)
-        fitting = group.instances[: max(room, 0) // (1 + _WORDS_OF_POLYGON)]
-        if room < 0 or (group.instances and not fitting):
-            break
-        words += start
-        for instance in fitting:
+        pieces += [start] if start and not group.instances else []
+        for instance in group.instances:
             corners = (f"v{axis}={corner}" for axis, corner in enumerate(instance.box))
-            words += ["polygon", *corners, *map(_code_word, instance.codes)]
-        if len(fitting) < len(group.instances):
-            break
-    return words
+            pieces.append([*start, "polygon", *corners, *map(_code_word, instance.codes)])
+            start = []
+    num_words = accumulate(map(len, pieces))
+    fitting = [piece for piece, end in zip(pieces, num_words, strict=True) if end <= MAX_WORDS]
+    return list(chain.from_iterable(fitting))
 
 
 def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
