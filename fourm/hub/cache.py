@@ -213,13 +213,13 @@ def remove_file(path: Path, home: Path) -> bool:
     False if nothing was deleted because a folder on the way to it is a link out of the cache.
     """
     root = real(home.parent) / home.name  # `home` itself may be a link to a folder elsewhere
-    is_own = removed = real(path.parent).is_relative_to(root)
-    while is_own:
-        target = path.parent / os.readlink(path) if path.is_symlink() else None
-        path.unlink(missing_ok=True)
-        is_own = target is not None and real(target.parent) == root / "blobs"
-        path = target or path
-    return removed
+    if not real(path.parent).is_relative_to(root):
+        return False
+    target = path.parent / os.readlink(path) if path.is_symlink() else None
+    path.unlink(missing_ok=True)
+    if target is not None and real(target.parent) == root / "blobs":
+        remove_file(target, home)
+    return True
 
 
 def _expand(path: str) -> Path:

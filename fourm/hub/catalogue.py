@@ -19,7 +19,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # endings of files that are 
 TEXT_TOKENIZER = "text-tokenizer"  # its short name
 DEMO, DEMO_SR = "demo", "demo-sr"  # the built-in models, which are no rows here
 PARTI = "parti_prompts"  # as `data_path` and `--data` name the prompt set
-EntryKind = Literal["model", "sr", "tokenizer", "text tokenizer", "prompts"]
 # By name: what people read before the first download of something under these terms.
 LICENCES: Mapping[str, str] = {
     "non-commercial": "weights: non-commercial licence (see LICENSE_WEIGHTS of the repository)",
@@ -34,7 +33,7 @@ class Entry:
 
     name: str  # short, as typed: "4m-7-b"
     hub_id: str  # "" where the Hub is not its home
-    kind: EntryKind
+    kind: Literal["model", "sr", "tokenizer", "text tokenizer", "prompts"]
     title: str
     licence: str  # its name
     num_bytes: int  # of its largest file, model.safetensors for weights
@@ -66,10 +65,9 @@ _COUNTS = {
     ("4M-7-SR", "L"): (953_321_472, 3_858_239_488),
 }
 _SEVEN = ("caption", "det", "rgb@224", *(f"tok_{x}@224" for x in "clip depth normal rgb semseg".split()))
-_TWENTY_ONE = tuple(name for name in RELEASED.rows if not name.endswith("@448"))
 _FINE = tuple(name for name in RELEASED.rows if name.endswith("@448"))
 # What each family reads; it writes what of this (of _FINE for super-resolution) has token ids.
-_READS = {"4M-7": _SEVEN, "4M-21": _TWENTY_ONE, "4M-7-SR": (*_SEVEN, *_FINE)}
+_READS = {"4M-7": _SEVEN, "4M-21": RELEASED.rows.keys() - _FINE, "4M-7-SR": (*_SEVEN, *_FINE)}
 
 # Key, short name, Hub name, title, numbers in the weights.
 _TOKENIZERS = (

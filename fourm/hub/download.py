@@ -75,7 +75,7 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What became of comparing one file with the record."""
+    """The result of comparing one file with the record."""
 
     name: str  # of what it belongs to, short where there is a short name
     file: str

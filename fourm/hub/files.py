@@ -10,7 +10,7 @@ from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
-from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, TOKENIZERS, Entry, EntryKind, find_entry
+from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, TOKENIZERS, Entry, find_entry
 from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
@@ -236,7 +236,8 @@ def weights_of(path: Path) -> Path:
 
 def list_models() -> list[ModelInfo]:
     """The built-in models and everything in the catalogue."""
-    return [*map(describe, _BUILT_IN), *map(_known_info, catalogue.CATALOGUE.values())]
+    built_in = (_all_about(find_model(name)) for name in _BUILT_IN)
+    return [*built_in, *map(_known_info, catalogue.CATALOGUE.values())]
 
 
 def describe(name_or_path: str) -> ModelInfo:
@@ -259,7 +260,7 @@ def describe(name_or_path: str) -> ModelInfo:
 
 
 def count_parameters(files: ModelFiles) -> int:
-    """Trained numbers of a model, counted from its file's header: fixed tables, and twins, are none."""
+    """How many numbers of a model are trained, from its file's header; those stored twice count once."""
     tensors, rows, count = read_header(files.weights).tensors, files.registry.rows, 0
     for name, info in tensors.items():
         if (match := _POSITIONS.fullmatch(name)) and match[1] in rows:
@@ -296,7 +297,7 @@ def _locate(name: str) -> ModelFiles:
     return ModelFiles(name, "", path, config, RELEASED)
 
 
-def _find(name: str, kind: EntryKind) -> tuple[Path, str, str, str]:
+def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
     """A model or tokenizer: its path, its name and revision, and half a sentence on how to fetch it.
 
     It is a file or folder, or a snapshot in the Hub's cache. Only that can be fetched and has a revision.
@@ -408,8 +409,8 @@ def _known_info(entry: Entry) -> ModelInfo:
 def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
     """All about a model. One of the catalogue (`entry`) need not be here."""
     if entry is None or find_cached(entry):
-        entry = find_entry(files.name)
-        entry = entry or Entry(files.name, "", "model", _BUILT_IN.get(files.name, "Model"), "", 0)
+        own = Entry(files.name, "", "model", _BUILT_IN.get(files.name, "Model"), "", 0)
+        entry = find_entry(files.name) or own
         size, count = files.weights.stat().st_size, count_parameters(files)
         entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
         info, tensors = ModelInfo(entry, files.weights, files.revision), read_header(files.weights).tensors

@@ -17,7 +17,6 @@ from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-_MAX_CONFIG = 1 << 24  # bytes of a config.json
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
                 "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
@@ -127,7 +126,7 @@ def config_of(path: Path) -> dict[str, object]:
             raise CheckpointError(f"{path}: {absent if is_folder else 'its header'} holds no configuration")
         return config
     try:
-        data = read_bytes(file, _MAX_CONFIG)
+        data = read_bytes(file, 1 << 24)
         config = json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise MissingError(f"{file}: no such file") from None

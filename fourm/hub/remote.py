@@ -61,7 +61,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """So much of a file has come or was checked; `fetched` and `present` files are complete and checked."""
+    """Progress of a file: how much is received or checked, then `fetched` or (if it was here) `present`."""
 
     name: str
     done: int  # bytes
@@ -71,7 +71,7 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Something went wrong that may pass; it is tried again in so many seconds."""
+    """A request failed, and is repeated after a pause of so many seconds."""
 
     name: str
     seconds: float
@@ -83,7 +83,7 @@ Transfer = Advanced | Waiting
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How to download: how often to try, how long to wait, whom to tell."""
+    """How downloads try again and wait, and where they report their events."""
 
     tries: int = 5  # without a byte of progress
     sleep: Callable[[float], None] = time.sleep
@@ -91,7 +91,7 @@ class Client:
 
 
 class UnreachableError(MissingError):
-    """Nothing that answers as it should: no network, a network that keeps us out, a server out of order."""
+    """There is no usable answer: no network, a network that wants a login, or a server that fails."""
 
 
 class Refused(Exception):
@@ -241,7 +241,7 @@ def persist(client: Client, address: Address, action: Callable[[], T], file: Bin
 
 
 def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
-    """Append what is missing to a file that is at its end; EOFError if it ends early."""
+    """Append the missing bytes to a file that is at its end; EOFError if the connection ends early."""
     from huggingface_hub import constants
 
     name, size, done = wanted.name, wanted.size, file.tell()
@@ -281,7 +281,7 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
 
 
 def explain_failure(error: Exception, address: Address, has_begun: bool = False) -> FourMError:
-    """A failed request as an error for people; has_begun: a part of the file is here."""
+    """The error to raise for a failed request; has_begun: a part of the file was received."""
     from huggingface_hub import constants, get_token
 
     (reason, may_pass), owner = judge(error), address.owner
