@@ -150,9 +150,9 @@ def fetch(job: Download, client: Client) -> Path:
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
     """
-    fetch_it = _fetch_text if job.entry.kind == "text tokenizer" else _fetch_files
+    fetch_parts = _fetch_text if job.entry.kind == "text tokenizer" else _fetch_files
     try:
-        fetch_it(job, client)
+        fetch_parts(job, client)
         return job.path
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
