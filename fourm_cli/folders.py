@@ -16,7 +16,10 @@ from fourm_cli.console import Screen, counted, note, print_json, print_path, pri
 from fourm_cli.options import argument, help_of, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
-convert_app = typer.Typer(no_args_is_help=True)
+convert_app = typer.Typer(
+    no_args_is_help=True, help="Convert files of other programs to open formats.",
+    epilog="[bold]Examples[/bold]\n\nfourm convert sam-instances dataset --out converted",
+)  # fmt: skip
 
 
 @with_options(
@@ -99,8 +102,8 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
     if (rest := len(problems) - SHOWN) > 0:
         note(f"and {rest:,} more problems; --json has them all")
     if undrawn:
-        few, advice = " ".join(sorted(undrawn)[:10]), "question marks stand for them (Noto fonts have most)"
-        note(f"note: no font on this machine has {few}; {advice}")
+        few = " ".join(sorted(undrawn)[:10])
+        note(f"note: no font on this machine has {few}; question marks stand for them (Noto fonts have most)")
 
 
 @with_options(
@@ -183,14 +186,6 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         raise typer.Exit(VerificationError.exit_code)
 
 
-def convert() -> None:
-    """Convert files of other programs to open formats.
-
-    Examples:
-        fourm convert sam-instances dataset --out converted
-    """
-
-
 @with_options(
     source=argument("Dataset folder with sam_instance/<folder>/<name>.npy.", "DIR", parser=local_path),
     out=option("Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path,
@@ -218,5 +213,4 @@ def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bo
         raise typer.Exit(SampleError.exit_code)
 
 
-convert_app.callback(**help_of(convert))(convert)
 convert_app.command(**help_of(sam_instances))(sam_instances)

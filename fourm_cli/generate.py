@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,10 +24,9 @@ from fourm_cli.options import INPUT, RUN, argument, option, parse_folder, with_o
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.hub.files import ModelFiles
-    from fourm.output.record import RunRecord
     from fourm.runs.events import Event
     from fourm.runs.origins import Replay
-    from fourm.runs.request import Request, TokenizeRequest, World
+    from fourm.runs.request import Request, TokenizeRequest
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -43,9 +42,8 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
     num_samples=option("Only the first N samples.", "N", INPUT, min=1),
     subset_seed=option(
         "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
-    replay=option(
-        "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
-        INPUT, parser=local_path),
+    replay=option("Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.",
+                  "FILE", INPUT, parser=local_path),
 )  # fmt: skip
 def generate(
     *, prompts: list[str] | None = None, data: str | None = None, column: str | None = None,
@@ -93,14 +91,13 @@ def generate(
     num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
     asked = Source(tuple(prompts or ()), source, column, num_samples, subset_seed, variations)
     dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw)
-    request = run(
+    requests = [run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else given.seed or 0,
-    )  # fmt: skip
-    finer = None
+    )]  # fmt: skip
     if planned := plan_finer(settings, files, chain, sr_model):
-        finer = replace(request, model=planned[0], chain=planned[1], samples=(), stage="sr", is_beside=True)
-    _make(request, finer, dataset, report)
+        requests.append(replace(requests[0], model=planned[0], chain=planned[1], samples=()))
+    _make(requests, dataset, report)
 
 
 @with_options(
@@ -148,16 +145,14 @@ def sr(
         dtype=machine.dtype or (made.dtype if made else "auto"),
         stage="sr", origin=made, is_beside=out is None or real(out) == real(root),
     )  # fmt: skip
-    _make(request, None, dataset, report)
+    _make([request], dataset, report)
 
 
 @with_options(
-    folder=argument(
-        "A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", "DIR", parser=local_path,
-        show_default=False),
-    modalities=option(
-        "Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.", "NAMES",
-        INPUT),
+    folder=argument("A dataset, or a split of one: DIR/MODALITY/FOLDER/NAME.EXT.", "DIR", parser=local_path,
+                    show_default=False),
+    modalities=option("Folders or modalities: rgb-depth. By default all that the model has a tokenizer for.",
+                      "NAMES", INPUT),
     crops=option(
         "Crops of each sample: the centre, then random ones. By default as many as crop_settings has, "
         "else 1.", "N", RUN),
@@ -204,7 +199,7 @@ def tokenize(
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 
-    def begin() -> "Sequence[Iterator[Event]]":
+    def begin() -> "list[Iterator[Event]]":
         from fourm.runs.tokenizing import tokenize_dataset
 
         return [tokenize_dataset(request)]
@@ -218,14 +213,25 @@ def _requester(
 ) -> "Callable[..., Request]":  # fmt: skip
     """A function that makes requests from options and files; the caller adds the rest, or other values.
 
-    data: what the run reads, which `--overwrite` must not delete.
+    out: by default the first free folder. data: what the run reads, which `--overwrite` must not delete.
     """
     from fourm.runs.request import DETOKENIZER_STEPS, Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
+    if out is None:
+        if world.size > 1:
+            raise UsageError("--out is missing; several processes need to agree on it")
+        if writing.resume or writing.overwrite:
+            raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
+        numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
+        out = next(path for path in numbers if not path.exists())
+    elif writing.overwrite and data is not None:
+        path, root = real(Path(data)), real(out)
+        # A file that lies in the folder itself, beside those of results, stays.
+        if path.is_file() and path.is_relative_to(root) and path.parent != root:
+            raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
     return partial(
-        Request, out=_output_folder(out, data, world, writing), world=world,
-        command=("fourm", *sys.argv[1:]), resume=writing.resume,
+        Request, out=out, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
         overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(given.device or "auto"),
         dtype=machine.dtype or given.dtype or "auto",
@@ -254,80 +260,63 @@ def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSetting
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
-def _output_folder(out: Path | None, data: str | None, world: "World", writing: options.Writing) -> Path:
-    """The folder that was asked for, or the first free one."""
-    if out is not None:
-        path, root = real(Path(data or "")), real(out)
-        is_result = path.is_relative_to(root) and path.parent != root  # a file beside their folders stays
-        if writing.overwrite and data is not None and is_result and path.is_file():
-            raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
-        return out
-    if world.size > 1:
-        raise UsageError("--out is missing; several processes need to agree on it")
-    if writing.resume or writing.overwrite:
-        raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
-    numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
-    return next(path for path in numbers if not path.exists())
-
-
 def _repeat(
     replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
-) -> "tuple[Request, Request | None, Dataset]":
+) -> "tuple[list[Request], Dataset]":
     """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_sr
     from fourm.runs.origins import sr_name
     from fourm.schedule.plan import parse_chain
 
-    def again(record: "RunRecord", **fields: Any) -> "Request":
-        return run(
-            num_variations=replay.base.num_variations, variation=replay.base.variation, seed=record.seed,
-            dtype=record.dtype, attention=record.attention, decode=record.decode,
-            detokenizer_steps=record.detokenizer_steps, preview=record.preview, **fields,
-        )  # fmt: skip
-
-    chain, samples = replay.plan(files)
-    request = again(replay.base, model=files, chain=chain, samples=samples)
-    finer, models = None, [(replay.base, files)]
+    base = replay.base
+    runs = [(base, files, *replay.plan(files))]
     if (made := replay.finer) is not None:
         fine = find_sr(files, sr_name(files, made))
-        chain = parse_chain(made.options, fine)
-        finer = again(made, model=fine, chain=chain, samples=(), stage="sr", is_beside=True)
-        models.append((made, fine))
-    return request, finer, Dataset(tuple(request.samples), tuple(replay.doubts(models)))
+        runs.append((made, fine, parse_chain(made.options, fine), []))
+    requests = [
+        run(
+            model=model, chain=chain, samples=samples, num_variations=base.num_variations,
+            variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
+            decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
+        )
+        for record, model, chain, samples in runs
+    ]  # fmt: skip
+    doubts = replay.doubts([(record, model) for record, model, _, _ in runs])
+    return requests, Dataset(tuple(requests[0].samples), tuple(doubts))
 
 
-def _notes(dataset: "Dataset", files: "ModelFiles") -> Iterator[str]:
-    from fourm.runs.inputs import note_unknown_words
-
-    yield from dataset.incomplete[:INCOMPLETE_SHOWN]
-    if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
-        yield f"{rest:,} more samples lack a file"
-    yield from (f"note: {text}" for text in dataset.notes)
-    if note := note_unknown_words(dataset.samples, files):
-        yield note
-
-
-def _make(request: "Request", finer: "Request | None", dataset: "Dataset", report: options.Report) -> None:
+def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Report) -> None:
     """Check where the results of a request go, then make them, and those of its super-resolution.
 
-    finer: super-resolution of what the request makes, still without samples.
+    requests: a second one is super-resolution of what the first makes; it has no samples yet.
     """
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
+    from fourm.runs.inputs import note_unknown_words
 
-    def begin() -> "Sequence[Iterator[Event]]":
+    request = requests[0]
+
+    def notes() -> Iterator[str]:
+        yield from dataset.incomplete[:INCOMPLETE_SHOWN]
+        if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
+            yield f"{rest:,} more samples lack a file"
+        yield from (f"note: {text}" for text in dataset.notes)
+        if note := note_unknown_words(dataset.samples, request.model):
+            yield note
+
+    def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run
 
-        if finer is None:
-            return [run(request)]
-        second = follow_on(request, finer)
-        job = check(second)  # what is wrong with it is said before the first begins
-        if second.overwrite or not (second.out / second.record).exists():
-            check_weights(job)
-        return [run(request), run(second)]
+        runs = [request]
+        for finer in requests[1:]:
+            runs.append(follow_on(request, replace(finer, stage="sr", is_beside=True)))
+            job = check(runs[-1])  # what is wrong with it is said before the first begins
+            if job.request.overwrite or not (request.out / job.request.record).exists():
+                check_weights(job)
+        return [run(one) for one in runs]
 
-    for one in (request, finer) if finer else (request,):
+    for one in requests:
         read_header(one.model.weights)  # a damaged file is told before torch is imported, which takes seconds
     log, world = report.log_json, request.world
     if log is not None and real(log).is_relative_to(real(request.out)):
@@ -336,13 +325,13 @@ def _make(request: "Request", finer: "Request | None", dataset: "Dataset", repor
     launch = Launch(world.rank, world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
-        _follow(begin, request, _notes(dataset, request.model), report, len(request.variations))
+        _follow(begin, request, notes(), report, len(request.variations))
     finally:
         remove_empty(made)  # where a mistake came to light later
 
 
 def _follow(
-    begin: "Callable[[], Sequence[Iterator[Event]]]", request: "Request | TokenizeRequest",
+    begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
     notes: Iterable[str], report: options.Report, variations: int = 1,
 ) -> None:  # fmt: skip
     """Print notes, then do one run after the other; exit code 3 if samples failed.

@@ -13,7 +13,6 @@ from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
 
 CHOICE = "What to fetch"  # a panel of the help text
-SHOWN_ABOVE = ("domains_in", "domains_out")  # as a table of modalities
 models_app = typer.Typer()
 
 
@@ -91,11 +90,13 @@ def show(*, name: str, as_json: bool = False) -> None:
             for row in info.rows
         ]  # fmt: skip
         print_table(columns, rows, numbers=("tokens", "vocabulary"))
-    settings = {key: value for key, value in info.config.items() if key not in SHOWN_ABOVE}
+    settings = [
+        (key, value if isinstance(value, str) else json.dumps(value))
+        for key, value in info.config.items() if key not in ("domains_in", "domains_out")
+    ]  # fmt: skip
     if settings:
         print()
-        texts = [(k, value if isinstance(value, str) else json.dumps(value)) for k, value in settings.items()]
-        print_table(("configuration", "value"), texts)
+        print_table(("configuration", "value"), settings)
 
 
 @with_options(

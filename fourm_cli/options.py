@@ -30,7 +30,7 @@ Complete = Callable[..., list[str]]  # of the context and the incomplete word, o
 
 def one_of(*words: str) -> Complete:
     """Completes a single value out of these."""
-    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+    return lambda incomplete: [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
 
 
 def list_of(*words: str) -> Complete:
@@ -44,14 +44,31 @@ def download_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*CATALOGUE, *GROUPS) if name.startswith(incomplete) and name not in given]
 
 
-def modality_names(which: int, alone: str = "") -> Complete:
-    """Completes what the model reads (0), as tokens or as values, or what it produces (1).
+def modality_names(are_targets: bool, alone: str = "") -> Complete:
+    """Completes what the model produces, or else what it reads, as tokens or as values.
 
     alone: a word that may stand in the place of a list; without it a single name is completed.
     """
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        words = _modalities(context)[which]
+        name = str(context.params.get("model") or DEMO)
+        entry = find_entry(name.partition("@")[0])
+        if entry is not None and entry.is_model:
+            reads, writes, registry = entry.reads, entry.writes, RELEASED
+        else:
+            from fourm.hub.files import find_model
+
+            try:
+                files = find_model(name)
+            except (FourMError, OSError):  # is said when the command runs
+                files = find_model(DEMO)
+            reads, writes, registry = files.reads, files.writes, files.registry
+        # Without resolutions, for a shell may break words at `@`.
+        words = [registry.get(one).key for one in (writes if are_targets else reads)]
+        if not are_targets:
+            values = [key.removeprefix(TOKENS) for key in words]
+            words += [value for value in values if registry.of_values(value, reads)]
+        words = list(dict.fromkeys(words))
         return _continued(incomplete, words, alone) if alone else one_of(*words)(incomplete)
 
     return complete
@@ -61,9 +78,9 @@ known_names = one_of(DEMO, DEMO_SR, *CATALOGUE)  # all that `fourm models show` 
 model_names = one_of(DEMO, DEMO_SR, *(name for name, entry in CATALOGUE.items() if entry.is_model))
 # Settings of a schedule whose values are names; others are numbers.
 _COMPLETED: dict[str, Complete] = {
-    "cond_domains": modality_names(0, "none"),
-    "target_domains": modality_names(1, "all"),
-    "target": modality_names(1),
+    "cond_domains": modality_names(False, "none"),
+    "target_domains": modality_names(True, "all"),
+    "target": modality_names(True),
     "autoregression_schemes": list_of(*SCHEMES),
     "token_decoding_schedules": list_of(*TOKEN_CURVES),
     "temp_schedules": list_of("constant", "linear", "onex:0.5:0.5"),
@@ -86,34 +103,9 @@ def _continued(incomplete: str, words: Iterable[str], alone: str = "") -> list[s
     return [head + word for word in offered if word.startswith(item)]
 
 
-def _modalities(context: typer.Context) -> tuple[list[str], list[str]]:
-    """Conditions and targets of the model named before the cursor, else of the built-in one.
-
-    They have no resolutions, for a shell may break words at `@`.
-    """
-    name = str(context.params.get("model") or DEMO)
-    entry = find_entry(name.partition("@")[0])
-    if entry is not None and entry.is_model:
-        reads, writes, registry = entry.reads, entry.writes, RELEASED
-    else:
-        from fourm.hub.files import find_model
-
-        try:
-            files = find_model(name)
-        except (FourMError, OSError):  # is said when the command runs
-            files = find_model(DEMO)
-        reads, writes, registry = files.reads, files.writes, files.registry
-    conditions, targets = ([registry.get(one).key for one in names] for names in (reads, writes))
-    values = [key.removeprefix(TOKENS) for key in conditions]
-    conditions += [value for value in values if registry.of_values(value, reads)]
-    return list(dict.fromkeys(conditions)), list(dict.fromkeys(targets))
-
-
 def option(text: str, metavar: str | None = None, panel: str | None = None, *flags: str, **more: Any) -> Any:
     """What Typer is told of an option. Without flags it is called like its parameter."""
-    row = typer.Option(help=text, metavar=metavar, rich_help_panel=panel, **more)
-    row.param_decls = flags
-    return row
+    return typer.Option(..., *flags, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
 def argument(text: str, metavar: str, **more: Any) -> Any:
@@ -146,16 +138,13 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "tokenizers": option(
         "Another tokenizer for a key of the model: a name, Hub id, folder or file. May be repeated.",
         "KEY=NAME", MODEL, "--tokenizer"),
-    "device": option(
-        "auto (without it), cpu, cuda or mps.", "<str>", MODEL, parser=parse_device,
-        autocompletion=one_of(*DEVICES)),
+    "device": option("auto (without it), cpu, cuda or mps.", "<str>", MODEL, parser=parse_device,
+                     autocompletion=one_of(*DEVICES)),
     "dtype": option(
         "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", "<str>", MODEL,
-        parser=parse_dtype,
-        autocompletion=one_of("auto", *dict.fromkeys(dtype.name for dtype in DTYPES.values()))),
-    "attention": option(
-        "sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
-        autocompletion=one_of("sdpa", "xformers")),
+        parser=parse_dtype, autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
+    "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
+                        autocompletion=one_of("sdpa", "xformers")),
     "config": option("YAML with model settings.", "FILE", CONFIG, "-c", "--config", parser=local_path),
     "data_config": option("YAML with data.", "FILE", CONFIG, "-dc", "--data-config", parser=local_path),
     "gen_config": option("YAML with a schedule.", "FILE", CONFIG, "-gc", "--gen-config", parser=local_path),
@@ -165,9 +154,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "seed": option("Seed of all random draws. By default 0.", "S", RUN, min=0),
     "batch_size": option("Results decoded together. It changes no result in float32.", "auto|N", RUN),
     "shard": option("Do one n-th of the results: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.", "i/n", RUN),
-    "out": option(
-        "Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
-        parser=output_path),
+    "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
+                  parser=output_path),
     "resume": option("Do what an earlier run with the same settings left undone.", None, OUTPUT),
     "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
@@ -245,31 +233,30 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
     own: rows of this command alone, or (a str) another help text for one of the table, by parameter. The
     order of parameters is the order of the help text.
     """
-    rows = dict(TABLE)
-    for name, row in own.items():
-        rows[name] = copy(TABLE[name]) if isinstance(row, str) else row
-        rows[name].help = row if isinstance(row, str) else row.help
+    rows = {**TABLE, **own}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = list[inspect.Parameter]()
         groups = dict[str, tuple[Callable[..., object], list[str]]]()
-        for name, given in inspect.signature(command).parameters.items():
-            kind: Any = given.annotation
+        for name, parameter in inspect.signature(command).parameters.items():
+            kind: Any = parameter.annotation
             if kind in (Schedule, ScheduleWithSr):
                 added = _of_schedule("", "--", SCHEDULE)
                 added += _of_schedule(SR_PREFIX, "--sr-", SR_SCHEDULE) if kind == ScheduleWithSr else []
-                groups[name] = _given, [one.name for one in added]
+                groups[name] = dict, [one.name for one in added]
             elif is_dataclass(kind):
                 added = [_parameter(rows[f.name], f.name, f.type, f.default) for f in fields(kind)]
                 groups[name] = kind, [one.name for one in added]  # type: ignore[assignment]
             else:
-                added = [_parameter(rows[name], name, kind, given.default)] if name in rows else [given]
+                row = rows.get(name)
+                added = [_parameter(row, name, kind, parameter.default)] if row else [parameter]
             parameters += added
 
         @wraps(command)
         def with_groups(**values: Any) -> None:
             for name, (build, names) in groups.items():
-                values[name] = build(**{one: values.pop(one) for one in names})
+                given = {one: value for one in names if (value := values.pop(one)) not in (None, [])}
+                values[name] = build(**given)
             command(**values)
 
         with_groups.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -288,10 +275,12 @@ def help_of(command: Callable[..., None]) -> dict[str, Any]:
 
 def _parameter(row: Any, name: str, kind: Any, default: Any) -> inspect.Parameter:
     """A parameter as Typer reads it. A flag that is off has no opposite, `--resume` but no `--no-resume`."""
-    row = copy(row)
-    row.param_decls = row.param_decls or ((f"--{name.replace('_', '-')}",) if default is False else ())
-    told = Annotated[kind, row]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=told)
+    told = copy(TABLE[name] if isinstance(row, str) else row)
+    told.help = row if isinstance(row, str) else row.help
+    told.param_decls = told.param_decls or ((f"--{name.replace('_', '-')}",) if default is False else ())
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told]
+    )
 
 
 def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
@@ -307,21 +296,16 @@ def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
     return found
 
 
-def _given(**values: object) -> dict[str, object]:
-    return {key: value for key, value in values.items() if value not in (None, [])}
-
-
 def parse_folder(text: str, stdin: BinaryIO) -> Path:
     """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
-    where = ""
+    lines, where = [text], ""
     if text == "-":
         lines, where = os.fsdecode(stdin.read(1 << 16)).splitlines(), "standard input: "
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"{where}the path of a folder was expected, in one line, not {found}")
-        text = lines[0]
-    if not os.path.isdir(folder := output_path(text)):
-        raise UsageError(f"{where}{text}: no such folder")
+    if not os.path.isdir(folder := output_path(lines[0])):
+        raise UsageError(f"{where}{lines[0]}: no such folder")
     return folder
 
 

@@ -89,20 +89,20 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
     screen, tally, last = Screen(quiet), Tally(), None
+    interval = None if screen.has_bars else PLAIN_LINE_SECONDS
     bars = Live(
         get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
         transient=True,
     )  # fmt: skip
     with bars if screen.has_bars else nullcontext():
-        for event in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
-            last = event
-            if log is not None:
-                try:
-                    log.write(json.dumps(event.to_json()) + "\n")
-                    log.flush()
-                except OSError as error:
-                    what = f"cannot be written ({error.strerror})"
-                    raise FourMError(f"--log-json {log.name}: {what}") from error
+        for last in lines(events, tally, screen.say, interval):
+            if log is None:
+                continue
+            try:
+                log.write(json.dumps(last.to_json()) + "\n")
+                log.flush()
+            except OSError as error:
+                raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
     screen.say(summary(last, tally))
@@ -115,7 +115,7 @@ class Tally:
 
     clock: Clock = time.monotonic
     begun: float = 0.0  # clock at the start of decoding
-    start: Started = NOT_STARTED
+    start: Started = NOT_STARTED  # with no steps: a run that only turns values into tokens
     step: Stepped | Detokenized | None = None
     loading: str = "starting"
     counts: Counter[type[Event]] = field(default_factory=Counter)
@@ -164,11 +164,6 @@ class Tally:
         return "sample" if self.start.variations == 1 else "result"
 
     @property
-    def has_no_steps(self) -> bool:
-        """True for a run that only turns values into tokens."""
-        return self.start.steps == 0
-
-    @property
     def rate(self) -> str:
         """Tokens fixed per second of decoding."""
         return f"{self.tokens / self.decoding if self.decoding else 0.0:.0f} tokens/s"
@@ -176,7 +171,7 @@ class Tally:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the work that is done, decoding and diffusion apart; None before the first."""
-        if self.has_no_steps and self.done:
+        if not self.start.steps and self.done:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
         if not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
             return None
@@ -205,7 +200,7 @@ def lines(
             pass
         elif isinstance(event, Started | Loading):
             say(headline(event) if isinstance(event, Started) else tally.loading)
-        elif (tally.has_no_steps or not isinstance(event, Saved)) and tally.clock() - printed >= interval:
+        elif not (isinstance(event, Saved) and tally.start.steps) and tally.clock() - printed >= interval:
             printed = tally.clock()
             say(progress_line(tally, event))
         yield event
@@ -237,7 +232,7 @@ def summary(end: Finished, tally: Tally) -> str:
     """The line at the end of a run."""
     malformed, noted = tally.counts[Malformed], tally.counts[Noted]
     parts = (
-        f"{counted(end.saved, tally.unit)} {'tokenized' if tally.has_no_steps else 'generated'}",
+        f"{counted(end.saved, tally.unit)} {'generated' if tally.start.steps else 'tokenized'}",
         f"{end.skipped} already complete" if end.skipped else "",
         f"{end.failed} failed (see failures.jsonl)" if end.failed else "",
         f"{counted(malformed, 'malformed text')} kept (see malformed/)" if malformed else "",
@@ -252,23 +247,22 @@ def picture(tally: Tally) -> RenderableType:
     right = [Column(no_wrap=True, justify="right", min_width=width) for width in (13, 14)]
     columns = (Column(no_wrap=True, min_width=12), Column(ratio=1), *right)
     grid = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
-    left, step, facts = tally.seconds_left, tally.step, [tally.loading or "writing files"]
+    left, step, facts = tally.seconds_left, tally.step, ["writing files"]
     rows = [(f"{tally.unit}s", tally.done, tally.todo, "", "" if left is None else f"{duration(left)} left")]
     if isinstance(step, Stepped):
         rows.append((step.target, step.step + 1, step.steps, "step ", f"{step.done}/{step.total} tokens"))
+        guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
+        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate]
     elif step is not None:
         rows.append((step.target, step.done, step.total, "step ", "tokens to values"))
+        facts = ["diffusion", f"{step.seconds:.2f} s per step"]
+    elif not tally.start.steps:
+        passed = tally.clock() - tally.begun
+        facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
     for name, done, total, what, more in rows:
         bar = ProgressBar(total=max(total, 1), completed=done, pulse=total == 0)
         grid.add_row(printable(name), bar, f"{what}{done}/{total}", more)
-    if tally.has_no_steps and not tally.loading:
-        passed = tally.clock() - tally.begun
-        facts = [f"{tally.counts[Saved] / passed:.0f} samples/s" if passed > 0 else "begins"]
-    elif isinstance(step, Detokenized) and not tally.loading:
-        facts = ["diffusion", f"{step.seconds:.2f} s per step"]
-    elif isinstance(step, Stepped) and not tally.loading:
-        guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
-        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate]
+    facts = [tally.loading] if tally.loading else facts
     facts += [f"{tally.counts[Failed]} failed"] if tally.counts[Failed] else []
     return Group(grid, Text(", ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))
 

@@ -58,10 +58,8 @@ def validate(
 
 
 @with_options(
-    chart=option(
-        "Also draw tokens, temperature and guidance of each step, as this PNG.", "FILE", None, "--plot",
-        parser=local_path, show_default=False,
-    ),
+    chart=option("Also draw tokens, temperature and guidance of each step, as this PNG.", "FILE", None,
+                 "--plot", parser=local_path, show_default=False),
 )  # fmt: skip
 def show(
     *, schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
@@ -73,14 +71,12 @@ def show(
         fourm schedule show --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
-    if chart is not None:
-        from fourm.data.writing import check_drawing
-
-        check_drawing("--plot", chart)
     stages = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
+        from fourm.data.writing import check_drawing
         from fourm.views.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
+        check_drawing("--plot", chart)
         save_chart(draw_chain(stages[0][1], stages[0][0].name), chart)
     if as_json:
         said = [chain.to_json() for _, chain in stages]

@@ -18,26 +18,25 @@ from fourm_cli.console import Clock, counted, note, print_json, print_path, prin
 
 CLIENT = Client()  # how often to try and how long to wait
 SHOWN = 5  # files that are named in an error
-WINDOW = 8.0  # seconds over which the speed is taken
-NAME_WIDTH = 34  # columns for the name of a file
 
 
 def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Fetch, and print the path of each or all as JSON."""
-    jobs, say = _plan(wanted, quiet), (lambda line: None) if quiet else note
+    state = Transfers(quiet)
+    client, say = replace(CLIENT, report=state.take), state.screen.say
+    jobs = plan_downloads(wanted, client)
     console.quiet_library(quiet)
     for line in _licences(jobs):
         say(line)
-    to_fetch = sum(job.to_fetch for job in jobs)
+    state.left_later = sum(job.to_fetch for job in jobs)
     if len(jobs) > 1:
-        say(f"{len(jobs)} downloads, {size_text(to_fetch)} to fetch")
+        say(f"{len(jobs)} downloads, {size_text(state.left_later)} to fetch")
     check_room(jobs)
-    state = Transfers(quiet, left_later=to_fetch)
     for job in jobs:
         say(headline(job))
         state.begin(job)
         with state.bars:
-            path = fetch(job, replace(CLIENT, report=state.take))
+            path = fetch(job, client)
         if not as_json:
             print_path(path)
             sys.stdout.flush()
@@ -47,7 +46,8 @@ def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
 
 def print_plan(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Print files and sizes, and fetch nothing."""
-    jobs = _plan(wanted, quiet, is_estimate=True)
+    client = replace(CLIENT, report=Transfers(quiet).take, tries=1)
+    jobs = plan_downloads(wanted, client, is_estimate=True)
     if as_json:
         print_json([job.to_json() for job in jobs])
         return
@@ -100,15 +100,6 @@ def verify_all(hub_ids: Sequence[str] | None, as_json: bool, quiet: bool) -> Non
         raise VerificationError(f"{told}{more}; `fourm download {names}` fetches what is missing")
 
 
-def _plan(wanted: Sequence[Entry], quiet: bool, is_estimate: bool = False) -> list[Download]:
-    def report(event: Transfer) -> None:
-        if not quiet and isinstance(event, Waiting):
-            note(waiting_line(event))
-
-    client = replace(CLIENT, report=report, tries=1 if is_estimate else CLIENT.tries)
-    return plan_downloads(wanted, client, is_estimate)
-
-
 def _licences(jobs: Iterable[Download]) -> list[str]:
     """The terms of what is fetched for the first time, each once with the names that they are for."""
     names: dict[str, list[str]] = {}
@@ -130,11 +121,11 @@ class Transfers:
                        table_column=Column(no_wrap=True, min_width=width, justify="right"))
             for field, width in (("amount", 17), ("rest", 25))
         ]  # fmt: skip
-        name = Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis")
+        name = Column(no_wrap=True, max_width=34, overflow="ellipsis")
         self.bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=name), BarColumn(None), *texts,
             console=self.screen.console, expand=True, transient=True, refresh_per_second=console.REFRESH,
-            speed_estimate_period=WINDOW, get_time=clock, disable=not self.screen.has_bars,
+            speed_estimate_period=8.0, get_time=clock, disable=not self.screen.has_bars,
         )  # fmt: skip
 
     def begin(self, job: Download) -> None:
@@ -145,7 +136,8 @@ class Transfers:
     def take(self, event: Transfer) -> None:
         """Show an event: a line for what came and for waits; progress as a bar, or as a line now and then."""
         if isinstance(event, Waiting):
-            self.screen.say(waiting_line(event))
+            seconds = console.duration(event.seconds)
+            self.screen.say(f"{event.name}: {event.reason}; next try in {seconds}")
             return
         if event.name not in self.tasks:  # files are only checked: one after the other
             self._show([(event.name, event.size, 0)])
@@ -166,9 +158,9 @@ class Transfers:
 
     def _show(self, files: Iterable[tuple[str, int, int]]) -> None:
         """Let these files have the bars: names, sizes, and bytes that are here."""
-        for task in self.tasks.values():
-            self.bars.remove_task(task.id)
-        self.tasks = {}
+        for task_id in self.bars.task_ids:
+            self.bars.remove_task(task_id)
+        self.tasks.clear()
         for name, size, done in files:
             self.bars.add_task(printable(name), total=size, completed=done, amount=size_text(size), rest="")
             self.tasks[name] = self.bars.tasks[-1]
@@ -182,9 +174,3 @@ def headline(job: Download) -> str:
         return f"{what}{size_text(job.num_bytes)}, here already"
     rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
     return f"{what}{size_text(job.to_fetch)}{rest} to fetch"
-
-
-def waiting_line(event: Waiting) -> str:
-    """One plain line about something that is tried again."""
-    seconds = console.duration(event.seconds)
-    return f"{printable(event.name)}: {printable(event.reason)}; next try in {seconds}"
