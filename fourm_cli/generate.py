@@ -87,7 +87,8 @@ def generate(
         _make(*_repeat(again, files, run), report)
         return
     chain = build_chain(settings.base, files)
-    subset_seed = given.subset_seed if num_samples is None and subset_seed is None else subset_seed
+    if num_samples is None and subset_seed is None and given.num_samples is not None:
+        subset_seed = 0  # as the reference chooses the samples of its files
     num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
     asked = Source(tuple(prompts or ()), source, column, num_samples, subset_seed, variations)
     dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw)

@@ -17,7 +17,7 @@ from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES, TokenizerPart
 from fourm.runs.events import Event, Halved
 from fourm.runs.request import Request, TokenizeRequest, World
-from fourm.schedule.cost import MOST_ROWS, Cost, Peak, estimate, overhead, tokenizer_bytes
+from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
 
 T = TypeVar("T")
 # Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.
@@ -125,7 +125,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     width = DTYPES[request.dtype].num_bytes
     weights = sum(tokenizer_bytes(path, width, TokenizerPart.ENCODER) for path in paths)
     other = "one --modalities after the other" if len(paths) > 1 else ""
-    _refuse(weights + overhead(Peak(0)), weights, device, request.dtype, "this", other)
+    _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:

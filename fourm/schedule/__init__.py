@@ -5,7 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "chain": "Chain Step TargetSpec joining_problem make_chain",
-    "cost": "Cost MOST_ROWS Peak estimate overhead tokenizer_bytes",
+    "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
     "plan": "build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (

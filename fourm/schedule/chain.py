@@ -188,8 +188,16 @@ def make_chain(
     a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
     """
     weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
+    named = [(condition, weights[condition]) for condition in conditions if condition in weights]
     for spec in specs:
-        guided, branches = _guidance(spec, conditions, weights, finished)
+        # Weights: one pass for each weighted condition and, with the target's own scale, for each finished
+        # target; conditions without a weight are seen by every pass. Without weights one pass sees all.
+        if weights:
+            passes = [(frozenset([n]), w) for n, w in (*named, *((t, spec.guidance) for t in finished))]
+        else:
+            passes = [(frozenset([*conditions, *finished]), spec.guidance)] if spec.guidance != 1.0 else []
+        guided = frozenset[str]().union(*(visible for visible, _ in passes))
+        branches = tuple(Branch(visible, weight) for visible, weight in passes if visible and weight != 0)
         shared, scheme = (guided, branches, bool(weights), spec.passes), SCHEMES[spec.scheme]
         counts, temperatures = [spec.num_tokens], [spec.temperature]
         if not scheme.causal:
@@ -202,22 +210,6 @@ def make_chain(
                 steps.append(Step(len(steps), spec.target, spec.scheme, count, float(temperature), *shared))
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
-    named = tuple((c, weights[c]) for c in conditions if c in weights)
-    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, frozenset(raw))
-
-
-def _guidance(
-    spec: TargetSpec, conditions: Sequence[str], weights: Mapping[str, float], finished: Sequence[str]
-) -> tuple[frozenset[str], tuple[Branch, ...]]:
-    """What is hidden in a target's base pass, and the passes that see some of it.
-
-    Weights: one pass for each weighted condition and, with the target's own scale, for each finished target;
-    conditions without a weight are seen by every pass. Without weights one pass sees all.
-    """
-    if weights:
-        named = [(c, weights[c]) for c in conditions if c in weights] + [(t, spec.guidance) for t in finished]
-        return frozenset(n for n, _ in named), tuple(Branch(frozenset([n]), w) for n, w in named if w != 0)
-    guided = frozenset([*conditions, *finished])
-    if spec.guidance == 1.0 or not guided:
-        return frozenset(), ()
-    return guided, () if spec.guidance == 0.0 else (Branch(guided, spec.guidance),)
+    return Chain(
+        tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, tuple(named), frozenset(raw)
+    )

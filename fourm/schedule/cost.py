@@ -7,6 +7,7 @@ the allocator, kernels of libraries) is a measured constant. A test compares the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,7 +21,7 @@ from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
 
 MOST_ROWS = 64  # decoded together unless a larger batch size is requested
 FLOAT32 = 4  # bytes; logits and all that is computed from them are float32, whatever the network's dtype
-_LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
+LIBRARIES = 30 << 20  # text tokenizer, kernels and tables that come with the first use of a network
 # Freed blocks up to this size stay in the heap of the C library, which keeps about two of them.
 _HEAP_BLOCK = 32 << 20
 
@@ -61,18 +62,23 @@ def estimate(
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
     paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
-    peaks = [Peak(loading_bytes(model, width)), *_step_peaks(chain, model, width, batch_size, max_rows)]
+    peaks = [_Peak(0), *_step_peaks(chain, model, width, batch_size, max_rows)]
     made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
     peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
+    held = sum(sizes := loaded_sizes(model))
+    if width != FLOAT32:  # a tensor's file is mapped while the tensor is converted
+        done = zip(accumulate(sizes), sizes, strict=True)
+        peaks += [_Peak((kept - held) * width + size * FLOAT32) for kept, size in done]
     counts = [(step, step.num_tokens * step.passes) for step in chain.steps]
     passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in counts)
-    weights = weights_bytes(model, width) + sum(tokenizer_bytes(path, width, part) for path, part in paths)
-    largest = Peak(max(peak.total for peak in peaks), max(peak.block for peak in peaks))
-    return Cost(passes, sum(n for _, n in counts), weights, largest.total + overhead(largest))
+    weights = held * width + sum(tokenizer_bytes(path, width, part) for path, part in paths)
+    freed = 2 * min(max(peak.block for peak in peaks), _HEAP_BLOCK)
+    activations = max(peak.total for peak in peaks) + LIBRARIES + freed
+    return Cost(passes, sum(n for _, n in counts), weights, activations)
 
 
 @dataclass(frozen=True, slots=True)
-class Peak:
+class _Peak:
     """The most memory in use at one moment."""
 
     total: int  # bytes
@@ -91,7 +97,7 @@ class Sizes:
 
     @staticmethod
     def of(model: ModelFiles, width: int) -> Sizes:
-        """From the shapes of the decoder's MLPs in a model's file, which are alike; zeros if it has none."""
+        """From the shapes of the decoder's MLPs, which are alike; zeros if the file has none."""
         shapes = {name: info.shape for name, info in read_header(model.weights).tensors.items()}
         firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
         hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
@@ -107,9 +113,10 @@ class Sizes:
         return rows * tokens * self.dim * count * self.width
 
 
-def weights_bytes(model: ModelFiles, width: int = FLOAT32) -> int:
-    """Bytes of the transformer's parameters and tables at `width` bytes per number."""
-    return sum(_loaded(model)) * width
+def loaded_sizes(model: ModelFiles) -> list[int]:
+    """How many numbers each tensor of a model's file has that is loaded, in the order of the file."""
+    tensors = read_header(model.weights).tensors.items()
+    return [info.num_elements for name, info in tensors if not is_unused(name, model)]
 
 
 def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
@@ -119,26 +126,22 @@ def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = Toke
     return sum(count * (FLOAT32 if name.startswith(IN_FLOAT32) else width) for name, count in kept)
 
 
-def loading_bytes(model: ModelFiles, width: int) -> int:
-    """The peak of loading, without the weights: a tensor's file is mapped while the tensor is converted."""
-    if width == FLOAT32:  # the mapped file itself is used
-        return 0
-    sizes = _loaded(model)
-    peaks = [kept * width + size * FLOAT32 for kept, size in zip(accumulate(sizes), sizes, strict=True)]
-    return max(peaks, default=0) - sum(sizes) * width
-
-
 def _step_peaks(
     chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int
-) -> Iterator[Peak]:
-    """The peaks of all steps of a chain, without the weights; max_rows: see `estimate`."""
+) -> Iterator[_Peak]:
+    """The peaks of all steps of a chain, without the weights."""
     sizes, left = Sizes.of(model, width), dict(chain.num_tokens)
     known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
     for step in chain.steps:
         rows = batch_size * (1 + len(step.branches))
         if SCHEMES[step.scheme].causal:
-            together = min(step.passes, max(1, max_rows // batch_size))
-            yield _text_peak(step, sizes, rows, together, known)
+            # Texts that are decoded together: the keys and values of each, and those of the context.
+            texts, seen = rows * min(step.passes, max(1, max_rows // batch_size)), max(known, 1)
+            read = sizes.vectors(texts, seen, 2) + (sizes.vectors(rows, seen, 2) if texts > rows else 0)
+            caches = sizes.depth * (read + sizes.vectors(texts, step.num_tokens, 2))
+            context = sizes.vectors(rows, seen, 2)
+            encoding = sizes.vectors(rows, seen, 3) + sizes.layers(rows, seen)
+            yield _Peak(max(caches + context, encoding), context)
         else:
             yield from _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
         left[step.target] -= step.num_tokens
@@ -147,46 +150,35 @@ def _step_peaks(
 
 def _grid_peaks(
     step: Step, chain: Chain, model: ModelFiles, sizes: Sizes, rows: int, known: int, left: int
-) -> Iterator[Peak]:
+) -> Iterator[_Peak]:
     """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
     named = [model.registry.get(name) for name in (*chain.conditions, *chain.targets) if name in model.reads]
     places = sum(row.max_tokens for row in named)
     texts = sum(row.max_tokens for row in named if row.kind in (Kind.SEQUENCE, Kind.EMBEDDING))
     # Contents and addresses of all places, the parts that they are joined from, the addresses of texts.
-    yield Peak(sizes.vectors(rows, places, 3) + sizes.vectors(rows, texts), sizes.vectors(rows, places))
+    yield _Peak(sizes.vectors(rows, places, 3) + sizes.vectors(rows, texts), sizes.vectors(rows, places))
     # Content, address and their sum stay while the blocks run.
-    yield Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
+    yield _Peak(sizes.vectors(rows, known, 3) + sizes.layers(rows, known), sizes.vectors(rows, known))
     asked = left if step.scheme == "maskgit" else min(step.num_tokens, left)
     # The context and its keys and values for one block, beside the queries.
     queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
-    yield Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
+    yield _Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
     # Guidance: the logits of all passes, then of one.
     logits = asked * model.registry.get(step.target).vocab_size  # numbers per row
     flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
     one = rows // (1 + len(step.branches)) * logits * FLOAT32
     guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far
-    yield Peak(flat + guided * one, min(flat, _HEAP_BLOCK))
+    yield _Peak(flat + guided * one, min(flat, _HEAP_BLOCK))
     # Sampling: the logits, and their probabilities before the filters. In addition, at the peak:
     arrays = 2.0
     if step.temperature > GREEDY_BELOW:
         arrays = 6.0  # probabilities, and these scaled as float32 and as int64
         if 0 < chain.top_p < 1:
             arrays = 9.0 + bool(chain.top_k)  # the same of sorted ones, beside these and their order (int64)
-    yield Peak(round(one * arrays), one)
+    yield _Peak(round(one * arrays), one)
 
 
-def _text_peak(step: Step, sizes: Sizes, rows: int, passes: int, known: int) -> Peak:
-    """The peak of decoding `passes` texts per row together: keys and values, of the context too."""
-    known = max(known, 1)
-    read = sizes.depth * sizes.vectors(rows * passes, known, 2)
-    read += sizes.depth * sizes.vectors(rows, known, 2) if passes > 1 else 0
-    written = sizes.depth * sizes.vectors(rows * passes, step.num_tokens, 2)
-    kept = read + written + sizes.vectors(rows, known, 2)
-    encoding = sizes.vectors(rows, known, 3) + sizes.layers(rows, known)
-    return Peak(max(kept, encoding), sizes.vectors(rows, known, 2))
-
-
-def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> Peak:
+def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> _Peak:
     """The peak of decoding tokens to values, `rows` together, without the weights.
 
     That of a diffusion UNet is at its finest level, that of a transformer at a block or its output.
@@ -196,31 +188,18 @@ def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> Peak:
     first, last = (shapes.get(f"decoder.{name}.weight", ()) for name in ("input_blocks.0.0", "out_proj"))
     if len(first) == 4:
         wide, cells = first[0], tokens * (row.patch_size // 4) ** 2
-        blocks = [
-            shape for name, shape in shapes.items()
-            if name.startswith("decoder.output_blocks.") and name.endswith(".0.in_layers.2.weight")
-        ]  # fmt: skip
+        block = re.compile(r"decoder\.output_blocks\..*\.0\.in_layers\.2\.weight")
+        blocks = [shape for name, shape in shapes.items() if block.fullmatch(name)]
         joined = max((shape[1] for shape in blocks if shape[0] == wide), default=wide)
         skips = sum(shape[0] == wide for shape in blocks) + 1
         # Skip connections that are still needed, the input, the input after concatenation, norm and
         # activation; one kernel in the layout of the convolution.
         cell = skips * wide + (joined - wide) + 3 * joined
         kernel = max((math.prod(shape) for shape in blocks), default=0)
-        return Peak((cells * cell + kernel) * width, cells * joined * width)
+        return _Peak((cells * cell + kernel) * width, cells * joined * width)
     if len(last) == 2:
         outputs, dim = last
         # A block's input, norm and hidden arrays; values before and after they are put in rows and columns.
         values = tokens * outputs * FLOAT32
-        return Peak(tokens * dim * (2 + 2 * 4 + 2) * width + 3 * values, values)
-    return Peak(0)
-
-
-def overhead(peak: Peak) -> int:
-    """Memory of libraries and of the allocator, in addition to the arrays of a run."""
-    return _LIBRARIES + 2 * min(peak.block, _HEAP_BLOCK)
-
-
-def _loaded(model: ModelFiles) -> list[int]:
-    """How many numbers each tensor of a model's file has that is loaded, in the order of the file."""
-    tensors = read_header(model.weights).tensors.items()
-    return [info.num_elements for name, info in tensors if not is_unused(name, model)]
+        return _Peak(tokens * dim * (2 + 2 * 4 + 2) * width + 3 * values, values)
+    return _Peak(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from fourm.modalities.registry import GENERATION_ORDER, UNORDERED, Kind, Modalit
 from fourm.schedule.chain import Chain, TargetSpec, field_problem, joining_problem, make_chain
 from fourm.schedule.schemes import SCHEMES
 from fourm.schedule.settings import OPTIONS, TARGET_OPTIONS, Item, Layer, Setting, parse_options, parse_target
-
-ALL_TARGETS = "all"  # in place of targets: everything that the model can produce
 
 
 def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = None) -> Chain:
@@ -33,7 +31,9 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
         for target, parallel, own in zip(targets, lists, whole.values() or [{}] * len(targets), strict=True)
         if target and (spec := planner.spec(model.registry.get(target), {**parallel, **own}, with_rgb))
     ]
-    top_k, top_p = planner.filters()
+    top_k = planner.single("top_k", 0, "a whole number (50) or a share from 0 to 1 (0.05)")
+    top_k = 0 if isinstance(top_k, float) and top_k in (0.0, 1.0) else top_k
+    top_p = float(planner.single("top_p", 0.8, "a share from 0 to 1")) or 1.0
     grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values != (False,)
     if planner.problems:
         raise ScheduleError(*dict.fromkeys(planner.problems))
@@ -73,12 +73,9 @@ class _Planner:
 
     def whole_targets(self) -> dict[str, dict[str, Setting]]:
         """Targets written whole: the settings of each, by key."""
-        if "target" not in self.settings:
-            return {}
-        setting, whole = self.settings["target"], dict[str, dict[str, Setting]]()
-        if "target_domains" in self.settings:
-            other = self.settings["target_domains"].where
-            self.problems.append(f"{setting.where} and {other} are both given; give one of them")
+        setting, whole = self.settings.get("target", Setting((), "")), dict[str, dict[str, Setting]]()
+        if setting.where and (other := self.settings.get("target_domains")):
+            self.problems.append(f"{setting.where} and {other.where} are both given; give one of them")
         for text in setting.values:
             name, own = parse_target(str(text), setting.where)
             self.problems.extend(own.problems)
@@ -89,11 +86,10 @@ class _Planner:
 
     def conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
         """Full names, sorted, the weights of those that have one, and those given as values."""
-        setting, made = self.settings.get("cond_domains"), self.made
+        setting, made = self.settings.get("cond_domains", Setting(("caption",), "--cond")), self.made
         registry, reads = self.model.registry, self.model.reads
-        if made is not None and (setting is None or setting.values == (None,)):
+        if made is not None and ("cond_domains" not in self.settings or setting.values == (None,)):
             return sorted({name for name in made if name in reads}), {}, set()
-        setting = setting or Setting(("caption",), "--cond")
         names, where = () if setting.values == (None,) else setting.values, setting.where
         pairs = [str(name).partition(":")[::2] for name in names]  # with their weights, or ""
         # Conditions that are given as values, and the grid of tokens that each becomes.
@@ -113,17 +109,18 @@ class _Planner:
 
     def targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
         """Full names of the targets, in order; "" in place of one that cannot be."""
-        setting = Setting(tuple(whole), "--target") if whole else self.settings.get("target_domains")
-        if setting is None or setting.values == (None,):
-            where, found = "--targets", self._default_targets(conditions)
-        elif setting.values == (ALL_TARGETS,):
+        given = self.settings.get("target_domains", Setting((None,), ""))
+        setting = Setting(tuple(whole), "--target") if whole else given
+        if setting.values == ("all",):
             return self._all_targets(conditions)
+        if setting.values == (None,):
+            where, found = "--targets", self._default_targets(conditions)
         else:
-            where, names = setting.where, [str(value) for value in setting.values]
-            found = self._resolve(names, where, self.model.writes, "produce")
+            where = setting.where
+            found = self._resolve(map(str, setting.values), where, self.model.writes, "produce")
         if not found:
-            writes = f"produces {', '.join(self.model.writes)}"
-            self.problems.append(f"{where}: no target is named; model '{self.model.name}' {writes}")
+            model = f"model '{self.model.name}' produces {', '.join(self.model.writes)}"
+            self.problems.append(f"{where}: no target is named; {model}")
         both = (name for name in found if name in conditions)
         self.problems.extend(f"{where}: '{name}' is both a condition and a target" for name in both)
         return found
@@ -149,7 +146,7 @@ class _Planner:
         finer = [name for name in writes if rows[name].key in keys and name not in conditions]
         return sorted(finer, key=lambda name: rank.get(rows[name].key, len(rank)))  # stable
 
-    def _resolve(self, names: Sequence[str], where: str, able: Sequence[str], verb: str) -> list[str]:
+    def _resolve(self, names: Iterable[str], where: str, able: Sequence[str], verb: str) -> list[str]:
         """Full names; "" for one that is unknown, repeated, or that the model cannot read or produce."""
         found = list[str]()
         for name in names:
@@ -193,8 +190,7 @@ class _Planner:
         """A target's settings over the defaults of its row; None if something is wrong with them."""
         defaults = row.rgb_defaults if with_rgb else row.defaults
         if defaults is None:
-            why = "its row in modalities.yaml has no defaults"
-            self.problems.append(f"'{row.name}' cannot be a target: {why}")
+            self.problems.append(f"'{row.name}' cannot be a target: modalities.yaml gives it no defaults")
             return None
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
         where = {name: setting.where for name, setting in asked.items() if setting.values[0] is not None}
@@ -217,26 +213,18 @@ class _Planner:
             values |= {"num_steps": None, "temperature_curve": "constant"}
         return TargetSpec(target=row.name, **values)
 
-    def filters(self) -> tuple[int | float, float]:
-        """top_k (0 = off) and top_p (1 = off)."""
-        top_k, top_p = self._single("top_k", 0), self._single("top_p", 0.8)
-        if not 0 <= top_p <= 1:
-            where = self.settings["top_p"].where
-            self.problems.append(f"{where}: top_p is a share from 0 to 1, not {top_p!r}")
-        if top_k < 0 or (isinstance(top_k, float) and top_k > 1):
-            rule = "a whole number (50) or a share from 0 to 1 (0.05)"
-            self.problems.append(f"{self.settings['top_k'].where}: top_k is {rule}, not {top_k!r}")
-        off = isinstance(top_k, float) and top_k in (0.0, 1.0)
-        return 0 if off else top_k, float(top_p) or 1.0
-
-    def _single(self, key: str, default: int | float) -> int | float:
+    def single(self, key: str, default: int | float, rule: str) -> int | float:
+        """One number for the whole chain, top_k or top_p; rule: what it may be."""
         setting = self.settings.get(key)
         if setting is None or setting.values == (None,):
             return default
-        if len(setting.values) != 1 or not isinstance(setting.values[0], int | float):
+        value = setting.values[0] if len(setting.values) == 1 else None
+        if not isinstance(value, int | float):
             self.problems.append(f"{setting.where}: one value for the whole chain was expected")
             return default
-        return setting.values[0]
+        if value < 0 or (value > 1 and (key == "top_p" or isinstance(value, float))):
+            self.problems.append(f"{setting.where}: {key} is {rule}, not {value!r}")
+        return value
 
 
 def _misfits(row: Modality, values: Mapping[str, Any], where: Mapping[str, str]) -> list[str]:

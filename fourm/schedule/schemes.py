@@ -88,11 +88,6 @@ def cosine_tokens(num_steps: int, total: int) -> list[int]:
 TOKEN_CURVES: dict[str, Callable[[int, int], list[int]]] = {"linear": linear_tokens, "cosine": cosine_tokens}
 
 
-def constant_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
-    """The same in every step."""
-    return [temperature for _ in counts]
-
-
 def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]:
     """Falls with the share of tokens that earlier steps have fixed."""
     total = sum(counts)
@@ -119,7 +114,7 @@ def onex_temperature(temperature: float, counts: Sequence[int], low: float, powe
 # (temperature, counts, *arguments) -> the temperature of each count, and the names of its arguments
 TemperatureCurve = Callable[..., list[float]]
 TEMPERATURE_CURVES: dict[str, tuple[TemperatureCurve, tuple[str, ...]]] = {
-    "constant": (constant_temperature, ()),
+    "constant": (lambda temperature, counts: [temperature for _ in counts], ()),
     "linear": (linear_temperature, ()),
     "onex": (onex_temperature, ("lowest temperature", "power")),
 }
@@ -134,12 +129,10 @@ def parse_temperature_curve(text: str) -> tuple[TemperatureCurve, tuple[float, .
         raise UsageError(f"unknown temperature schedule '{text}'{close}")
     curve, names = TEMPERATURE_CURVES[name]
     try:
-        arguments = tuple(float(part) for part in parts)
+        arguments = tuple(float(part) for part, _ in zip(parts, names, strict=True))
     except ValueError:
-        raise UsageError(f"temperature schedule '{text}': numbers must stand behind '{name}'") from None
-    if len(arguments) != len(names):
-        wanted = " and ".join(names) or "nothing"
-        raise UsageError(f"temperature schedule '{text}': {wanted} must stand behind '{name}'")
+        wanted = f"{' and '.join(names)}, as numbers," if names else "nothing"
+        raise UsageError(f"temperature schedule '{text}': {wanted} must stand behind '{name}'") from None
     if not all(math.isfinite(a) and a >= 0 for a in arguments) or any(a < 1e-6 for a in arguments[1:]):
         raise UsageError(f"temperature schedule '{text}': its numbers must be positive")
     return curve, arguments

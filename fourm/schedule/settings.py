@@ -133,11 +133,6 @@ class RunSettings:
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # tokenizer of a modality row -> name or path
 
     @property
-    def subset_seed(self) -> int | None:
-        """How the `num_samples` of a file are chosen: by the reference, at random with seed 0."""
-        return None if self.num_samples is None else 0
-
-    @property
     def folder(self) -> Path | None:
         """The output folder with the names of data and settings, as the reference lays them out."""
         if self.output_dir is None:
@@ -160,12 +155,9 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
 
     What cannot be read is among the problems of both layers, to be reported with a schedule's mistakes.
     """
-    layers, run = list[Layer](), dict[str, Any]()
-    for path in configs:
-        layer, values = load_layer(path)
-        layers.append(layer)
-        run |= values
-    layers.append(parse_options(options))
+    read = [load_layer(path) for path in configs]
+    layers = [*(layer for layer, _ in read), parse_options(options)]
+    run: dict[str, Any] = {key: value for _, values in read for key, value in values.items()}
     said = {key: value for key, value in run.items() if value is not None}
     tokenizers = {key: said.pop(key + _TOK_ID) for key in TOKENIZERS if key + _TOK_ID in said}
     return Settings(merge(layers), merge(layers, SR_PREFIX), RunSettings(**said, tokenizers=tokenizers))
@@ -173,12 +165,11 @@ def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Set
 
 def read_names(path: Path) -> dict[str, str]:
     """Models, tokenizers, text tokenizer and data that a YAML file names, by key."""
-    settings = read_settings([path], {})
-    if settings.base.problems:
-        raise ScheduleError(*dict.fromkeys(settings.base.problems))
-    named = {key: getattr(settings.run, key) for key in ("model", "sr_model", "text_tok_path", "data_path")}
-    named |= {key + _TOK_ID: name for key, name in settings.run.tokenizers.items()}
-    return {key: name for key, name in named.items() if name}
+    layer, run = load_layer(path)
+    if layer.problems:
+        raise ScheduleError(*dict.fromkeys(layer.problems))
+    keys = ("model", "sr_model", "text_tok_path", "data_path", *(key + _TOK_ID for key in TOKENIZERS))
+    return {key: str(run[key]) for key in keys if run.get(key)}
 
 
 def merge(layers: Sequence[Layer], prefix: str = "") -> Layer:
@@ -275,7 +266,7 @@ def parse_list(text: str, item: Item) -> tuple[SettingValue, ...]:
     pattern, values, at = re.compile(rf"({_NONE}|{item.value[1]})\s*([,-]\s*|$)"), list[SettingValue](), 0
     text = text.strip()
     while match := pattern.match(text, at):
-        values.append(_convert(match[1], item))
+        values.append(_parse_item(match[1], item))
         if not match[2]:
             return tuple(values)
         at = match.end()
@@ -291,10 +282,6 @@ def _parse_item(value: object, item: Item) -> SettingValue:
     is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not is_plain or not re.fullmatch(f"{_NONE}|{item.value[1]}", text):
         raise UsageError(f"'{shown(text)}' is not {item.value[0]}")
-    return _convert(text, item)
-
-
-def _convert(text: str, item: Item) -> SettingValue:
     if re.fullmatch(_NONE, text):
         return None
     if item in (Item.COUNT, Item.NUMBER, Item.COUNT_OR_SHARE):

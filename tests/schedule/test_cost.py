@@ -12,7 +12,7 @@ from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.schedule.cost import estimate, tokenizer_bytes, weights_bytes
+from fourm.schedule.cost import FLOAT32, estimate, loaded_sizes, tokenizer_bytes
 from fourm.schedule.plan import parse_chain
 from tests.headers import seven
 
@@ -104,8 +104,10 @@ def test_a_run_takes_the_memory_that_was_estimated(tmp_path: Path, case: Case, d
 def test_weights_are_counted_as_they_are_loaded(tiny: Path) -> None:
     model = find_model(tiny)
     state = load_model(model).state_dict()
-    assert weights_bytes(model) == sum(t.numel() * t.element_size() for t in state.values())
-    assert weights_bytes(model, 2) * 2 == weights_bytes(model)
+    chain = parse_chain("--cond none --targets tok_rgb", model)
+    counted = estimate(chain, model, decode=False).weights
+    assert counted == sum(t.numel() * t.element_size() for t in state.values())
+    assert estimate(chain, model, "bfloat16", decode=False).weights * 2 == counted
     for path in model.tokenizers.values():
         for width, dtype in ((4, torch.float32), (2, torch.bfloat16)):
             state = load_tokenizer(path, dtype=dtype, part=TokenizerPart.DECODER).state_dict()
@@ -118,7 +120,7 @@ def test_embeddings_that_nothing_reads_are_not_counted(tiny: Path) -> None:
     unused = [name for name in read_header(model.weights)[1] if ".tok_" in name and "token_emb" in name]
     unused = [name for name in unused if name.startswith("decoder_embeddings.")]
     assert len(unused) == 3
-    assert weights_bytes(model) == held - 4 * len(unused)  # one number each in this model
+    assert sum(loaded_sizes(model)) * FLOAT32 == held - 4 * len(unused)  # one number each in this model
 
 
 def test_only_the_tokenizers_of_decoded_targets_are_counted(tiny: Path) -> None:
@@ -157,5 +159,5 @@ def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Pat
     assert maps - tokens == encoder
     halves = (TokenizerPart.DECODER, TokenizerPart.WHOLE)
     decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, part) for part in halves)
-    assert weights("--cond rgb --targets tok_depth") - weights_bytes(model) == decoder
+    assert weights("--cond rgb --targets tok_depth") - sum(loaded_sizes(model)) * FLOAT32 == decoder
     assert both > max(encoder, decoder)
