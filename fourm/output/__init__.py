@@ -10,7 +10,7 @@ PUBLIC = {
         "ANY_RUN Failure Launch Listed Process close_output list_files now read_checksums read_failures "
         "remove_empty sha256_of sha256_of_file write_failures"
     ),
-    "record": "BASE RUN RunRecord SR SR_RUN read_run",
+    "record": "BASE RUN RunRecord SR SR_RUN load_run",
     "samples": "RecordedSample Results Run SampleWriter chain_names open_results samples_for",
     "verify": "Finding Verdict verify_folder",
 }

@@ -16,19 +16,16 @@ from fourm.data.opening import SIGNATURE, read_bytes
 from fourm.errors import SampleError
 
 MAX_BYTES = 1 << 28  # of a file that is checked; it is read whole
-_MAX_HEADER = 1 << 16  # bytes of what an array's file says of it
+_MAX_HEADER = 1 << 16  # bytes of the header of a .npy file
 _DTYPE = re.compile(r"[<>|=]?[biuf]([0-9]{1,2})")
 
 
+@dataclass(eq=False)
 class Flaw(Exception):
-    """What is wrong with a file.
+    """What is wrong with a file."""
 
-    is_cut: its end is missing; else its bytes are not what the format says.
-    """
-
-    def __init__(self, is_cut: bool, what: str) -> None:
-        super().__init__(what)
-        self.is_cut, self.what = is_cut, what
+    is_cut: bool  # its end is missing; else its bytes are not what the format says
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +89,7 @@ def _read_array(data: bytes) -> tuple[str, tuple[int, ...], bytes]:
         raise Flaw(False, "does not hold numbers")
     size, there = math.prod(shape) * int(bits[1]), len(data) - end
     if there != size:
-        what = f"has {there:,} bytes of numbers, where its header announces {size:,}"
-        raise Flaw(there < size, what)
+        raise Flaw(there < size, f"has {there:,} bytes of numbers, where its header announces {size:,}")
     return said["descr"], shape, data[end:]
 
 

@@ -187,8 +187,7 @@ class Joining:
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
-                what = "holds files that no run of super-resolution wrote"
-                raise UsageError(f"{folder}: {what}; move them away")
+                raise UsageError(f"{folder}: holds files that super-resolution did not write; move them away")
         return is_first
 
 
@@ -242,14 +241,11 @@ def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> b
 
 def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
     """Refuse to continue a run with other settings; the message names what differs."""
-    before, after = (
-        dict(_flat("", {name: fact for name, fact in run.to_json().items() if name not in NOT_COMPARED}))
-        for run in (there, here)
-    )
+    before, after = (dict(_flat("", run.to_json())) for run in (there, here))
     differences = [
         f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
         for path in dict.fromkeys((*before, *after))
-        if before.get(path) != after.get(path)
+        if before.get(path) != after.get(path) and path.partition(".")[0] not in NOT_COMPARED
     ]
     if differences:
         rest = len(differences) - MAX_DIFFERENCES

@@ -49,14 +49,6 @@ class Listed(NamedTuple):
     size: int | None = None  # bytes, where it is told
 
 
-class Scan(NamedTuple):
-    """A list of checksums that was read."""
-
-    listed: dict[str, Listed]  # by path, as its last line says
-    damaged: list[int]  # numbers, from 1, of lines without a checksum
-    cut: list[int]  # of a last line without an end
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One process that worked on a folder: when it started and ended, and what it did."""
@@ -72,11 +64,6 @@ class Launch:
     halved_to: int | None = None  # samples per group after memory ran out; None: it did not
     # Set at the end: sha256 of the process's other files, by suffix (CHECKSUMS, FAILED).
     files: Mapping[str, str] = field(default_factory=dict)
-
-    def covers(self, other: "Launch") -> bool:
-        """True if this launch started later and its share contains the share of the other one."""
-        is_part = other.size % self.size == 0 and other.rank % self.size == self.rank
-        return is_part and self.started > other.started
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +124,14 @@ class Process:
 
     def add_checksums(self, listed: Mapping[str, Listed]) -> None:
         """Append checksums, by path below the folder."""
-        self._append(CHECKSUMS, format_checksums(listed))
+        lines = list[str]()
+        for name, (digest, size) in listed.items():
+            escaped = name
+            for escape, letter in _UNESCAPES.items():
+                escaped = escaped.replace(letter, escape)
+            comment = "" if size is None else f"# {size} bytes\n"
+            lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
+        self._append(CHECKSUMS, os.fsencode("".join(lines)))
 
     def add_failure(self, key: str, variation: int, reason: str, stage: str, paths: Iterable[Path]) -> None:
         """Append a failed sample, which has these paths or would have them."""
@@ -229,8 +223,8 @@ def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
             text = stream.read().decode()
         launch: Launch = fit(Launch, json.loads(text), "launch", strict=False)
     except (OSError, ValueError, RecursionError) as error:
-        what = f"is not a record of this program ({error})"
-        raise UsageError(f"{printable(str(file.path))}: {what}") from error
+        where = printable(str(file.path))
+        raise UsageError(f"{where}: is not a record of this program ({error})") from error
     facts, named = asdict(launch), (_stamp(launch.started), launch.rank, launch.size)
     texts = (seal(facts), json.dumps(facts, indent=1) + "\n")  # older launches have no checksum
     return launch, text in texts and named == (file.started, file.rank, file.size)
@@ -239,7 +233,11 @@ def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
 def is_closed(launches: Sequence[Launch]) -> bool:
     """True if every process ended normally, or a later one with its samples did: all files are listed."""
     ended = [launch for launch in launches if launch.finished]
-    return bool(ended) and all(one.finished or any(other.covers(one) for other in ended) for one in launches)
+    for one in launches:
+        later = (other for other in ended if other.started > one.started and one.size % other.size == 0)
+        if not one.finished and not any(one.rank % other.size == other.rank for other in later):
+            return False
+    return bool(ended)
 
 
 def seal(facts: Mapping[str, Any]) -> str:
@@ -279,40 +277,31 @@ def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str,
     listed = dict[str, Listed]()
     for file in of_kind(out, CHECKSUMS):
         if share is None or (share[0] - file.rank) % math.gcd(share[1], file.size) == 0:
-            listed |= scan_checksums(file.path).listed
+            listed |= scan_checksums(file.path)[0]
     return listed
 
 
-def scan_checksums(path: Path) -> Scan:
-    """Read one list. A last line without an end was cut off when its writer was killed, and says nothing."""
-    scan, size = Scan({}, [], []), None
+def scan_checksums(path: Path, has_ended: bool = False) -> tuple[dict[str, Listed], list[int]]:
+    """One list: files by path, as their last lines say, and numbers (from 1) of lines without a checksum.
+
+    A last line without an end says nothing. It is damage if the writer has ended: a kill may cut one off.
+    """
+    listed, damaged, size = dict[str, Listed](), list[int](), None
     with open_own(path, "r", MAX_LIST_BYTES) as file:
         for number, line in enumerate(file, 1):
             text = line.removesuffix(b"\n")
             told, match = _SIZE.fullmatch(text), _LINE.fullmatch(text)
             if text == line:
-                scan.cut.append(number)
+                damaged += [number] if has_ended else []
             elif match:
                 name = os.fsdecode(match[3])
                 if match[1]:
                     name = re.sub(r"\\[\\nr]", lambda escaped: _UNESCAPES[escaped[0]], name)
-                scan.listed[name] = Listed(match[2].decode(), size)
+                listed[name] = Listed(match[2].decode(), size)
             elif not told:
-                scan.damaged.append(number)
+                damaged.append(number)
             size = int(told[1]) if told else None
-    return scan
-
-
-def format_checksums(listed: Mapping[str, Listed]) -> bytes:
-    """Files as lines of a list."""
-    lines = list[str]()
-    for name, (digest, size) in listed.items():
-        escaped = name
-        for escape, letter in _UNESCAPES.items():
-            escaped = escaped.replace(letter, escape)
-        comment = "" if size is None else f"# {size} bytes\n"
-        lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
-    return os.fsencode("".join(lines))
+    return listed, damaged
 
 
 def read_failures(out: Path) -> list[Failure]:

@@ -81,8 +81,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return facts
+        return json.loads(json.dumps(asdict(self)))
 
     def as_origin(self) -> dict[str, Any]:
         """What the results of this run depend on, for the record of their super-resolution."""
@@ -103,13 +102,13 @@ def format_run(run: RunRecord, identity: str) -> str:
     return seal({"format": FORMAT, "identity": identity, **run.to_json()})
 
 
-def read_run(path: Path) -> RunFile:
-    """Read a record and check all fields; UsageError if one is wrong, FileNotFoundError if there is none.
+def load_run(out: Path, file: str = RUN) -> RunFile:
+    """Read the record of a folder and check all fields; UsageError if one is wrong, or if there is none.
 
     Fields that this version does not know are ignored.
     """
     try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        text = read_bytes(out / file, MAX_BYTES).decode("utf-8")
         said = json.loads(text)
         if said["format"] in OLDER_FORMATS:
             return RunFile(_run_of(_upgraded(said)), "", True)
@@ -119,23 +118,13 @@ def read_run(path: Path) -> RunFile:
         if not RUN_IDENTITY.fullmatch(identity):
             raise ValueError(f"its identity is {identity!r}")
         return RunFile(_run_of(said), identity, text == seal(said))
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        what = f"is not empty and holds no {file}, so no run wrote it; left as it is{free_beside(out)}"
+        raise UsageError(f"--out {out}: {what}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        what = f"{path}: is not a record of this program, or was damaged ({why})"
+        what = f"{out / file}: is not a record of this program, or was damaged ({why})"
         raise UsageError(printable(what)) from error
-
-
-def load_run(out: Path, file: str = RUN) -> RunFile:
-    """The record of an output folder; UsageError if there is none."""
-    try:
-        return read_run(out / file)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"--out {out}: is not empty and holds no {file}, so no run wrote it; left as it is"
-            + free_beside(out)
-        ) from error
 
 
 def _run_of(said: Mapping[str, Any]) -> RunRecord:
@@ -151,20 +140,15 @@ def _run_of(said: Mapping[str, Any]) -> RunRecord:
         if missing := [name for name in _ORIGIN[:-1] if name not in run.origin]:
             raise ValueError(f"origin has no {missing[0]!r}")
         fit(RunRecord, {**said, **run.origin}, "origin", strict=False)
-    for place in run.places:
-        _check_place(place)
+    for folder, suffix, form in ((place.folder, place.suffix, place.form) for place in run.places):
+        parts = folder.split("/")
+        is_below = not {"", ".", ".."} & set(parts) and not os.path.isabs(folder)
+        if not is_below or parts[0] in RESERVED_NAMES or len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
+            raise ValueError(f"no run has results in the folder {shown(repr(folder))}")
+        is_suffix = suffix.isprintable() and suffix.strip(".") and "/" not in suffix
+        if not is_suffix or len(os.fsencode(suffix)) > MAX_SUFFIX_BYTES or form not in FORMS:
+            raise ValueError(f"no run writes files {shown(repr(suffix))} of the form {shown(repr(form))}")
     return run
-
-
-def _check_place(place: Place) -> None:
-    """ValueError for a place outside of the output folder, or one that has a reserved name."""
-    folder, suffix, parts = place.folder, place.suffix, place.folder.split("/")
-    is_below = not {"", ".", ".."} & set(parts) and not os.path.isabs(folder)
-    if not is_below or parts[0] in RESERVED_NAMES or len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
-        raise ValueError(f"no run has results in the folder {shown(repr(folder))}")
-    is_suffix = suffix.isprintable() and suffix.strip(".") and "/" not in suffix
-    if not is_suffix or len(os.fsencode(suffix)) > MAX_SUFFIX_BYTES or place.form not in FORMS:
-        raise ValueError(f"no run writes files {shown(repr(suffix))} of the form {shown(repr(place.form))}")
 
 
 def _upgraded(said: Mapping[str, Any]) -> dict[str, Any]:

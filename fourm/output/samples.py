@@ -6,6 +6,7 @@ it writes the first file of one of its samples. The text is the same whoever wri
 
 import json
 import os
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,12 +97,22 @@ class Run:
     def thousands(self) -> list[Path]:
         """The files that samples are recorded in, in order."""
         folder = self.root / SAMPLES[self.file].folder
-        return sorted(path for path in folder.glob("*.jsonl") if path.stem.isdecimal())
+        return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
 
     def samples(self) -> Iterator[RecordedSample]:
-        """All samples that are recorded, in order; a thousand is in memory at a time."""
-        if self.is_older:
-            yield from _older_samples(self)
+        """All samples that are recorded, in order; a thousand is in memory at a time.
+
+        In a folder that an older version made, the names of files tell of them.
+        """
+        keys = set[Key]()
+        for place in self.places if self.is_older else ():
+            ends = [f"-v{v}" for v in self.variations if v is not None and not place.shared]
+            there = (self.root / place.folder).is_dir()
+            for key, path in (list_folder(self.root, place.folder).files if there else {}).items():
+                stem = path.name[: -len(suffix_of(path.name))]
+                end = next((end for end in ends if stem.endswith(end)), "")
+                keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
+        yield from (self.describe(Sample(key)) for key in sorted(keys))
         for path in self.thousands():
             yield from read_samples_file(path, self)
 
@@ -201,44 +212,38 @@ class SampleWriter:
     run: Run
     samples: Sequence[Sample]  # of all processes, in order
     is_cropped: bool
-    _recorded: set[int] = field(default_factory=set)  # thousands whose file is there, as it should be
+    recorded: set[Path] = field(default_factory=set)  # files that are there, as they should be
 
     def check(self) -> None:
         """Compare what is recorded with the input; UsageError where it has other samples now."""
         for path in self.run.thousands():
-            self._is_recorded(int(path.stem))
+            self._is_recorded(path)
 
     def record(self, key: Key) -> Path | None:
         """Write the file of a sample's thousand unless it is there; its path if this process wrote it."""
         number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
-        if number in self._recorded:
+        path = self.run.root / SAMPLES[self.run.file].folder / f"{number:05d}.jsonl"
+        if path in self.recorded:
             return None
-        path, text = self._path(number), _text(self._describe(number))
+        text = "".join(map(RecordedSample.to_line, self._describe(path)))
         if not create_text(self.run.root, path, text):
-            if self._is_recorded(number):
+            if self._is_recorded(path):
                 return None
             write_text(self.run.root, path, text)  # in the place of a damaged file
-        self._recorded.add(number)
+        self.recorded.add(path)
         return path
 
-    def recorded(self) -> list[Path]:
-        """The files that are there."""
-        return [self._path(number) for number in sorted(self._recorded)]
-
-    def _path(self, number: int) -> Path:
-        place = SAMPLES[self.run.file]
-        return self.run.root / place.folder / f"{number:05d}{place.suffix}"
-
-    def _describe(self, number: int) -> list[RecordedSample]:
-        first = number * SAMPLES_PER_FOLDER
+    def _describe(self, path: Path) -> list[RecordedSample]:
+        """What its file records of a thousand samples."""
+        first = int(path.stem) * SAMPLES_PER_FOLDER
         thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
         return [self.run.describe(sample, self.is_cropped) for sample in thousand]
 
-    def _is_recorded(self, number: int) -> bool:
+    def _is_recorded(self, path: Path) -> bool:
         """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
-        path, here = self._path(number), self._describe(number)
+        here = self._describe(path)
         try:
-            is_same = read_bytes(path, MAX_BYTES) == _text(here).encode()
+            is_same = read_bytes(path, MAX_BYTES) == "".join(map(RecordedSample.to_line, here)).encode()
             there = here if is_same else read_samples_file(path, self.run)
         except (FileNotFoundError, UsageError):
             return False
@@ -250,12 +255,8 @@ class SampleWriter:
                     f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
                     f"{path.relative_to(self.run.root)} is {was} there and {now} here"
                 )
-        self._recorded.add(number)
+        self.recorded.add(path)
         return True
-
-
-def _text(samples: Iterable[RecordedSample]) -> str:
-    return "".join(sample.to_line() for sample in samples)
 
 
 def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
@@ -311,16 +312,3 @@ def _paths(said: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         if b"\0" in os.fsencode(path) or {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"it has a file {path!r}")
     return {name: tuple(paths) for name, paths in said.items()}
-
-
-def _older_samples(run: Run) -> Iterator[RecordedSample]:
-    """Samples of a folder that an older version made, by the names of its files."""
-    keys = set[Key]()
-    for place in run.places:
-        ends = [f"-v{v}" for v in run.variations if v is not None and not place.shared]
-        there = (run.root / place.folder).is_dir()
-        for key, path in (list_folder(run.root, place.folder).files if there else {}).items():
-            stem = path.name[: -len(suffix_of(path.name))]
-            end = next((end for end in ends if stem.endswith(end)), "")
-            keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
-    yield from (run.describe(Sample(key)) for key in sorted(keys))

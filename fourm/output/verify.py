@@ -13,19 +13,16 @@ from fourm.errors import SampleError, UsageError, printable
 from fourm.output import processes
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
-from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, read_run
+from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, load_run
 from fourm.output.samples import RecordedSample, Run, read_samples_file
 
 FOREIGN, MISSING, TRUNCATED, ALTERED = "foreign", "missing", "truncated", "altered"
 UNREADABLE = "unreadable"
 UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
 _ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
-# What became of a result; `noted` are those that failed.
-MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"
+MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"  # what became of a result; noted: it failed
 _LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
-
-# Folders of the files in which samples are recorded.
-_RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())
+_RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())  # folders in which samples are recorded
 Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
 
 
@@ -154,9 +151,8 @@ class _Folder:
             damaged = list[int]()
             try:
                 if kind == CHECKSUMS:
-                    scan = processes.scan_checksums(file.path)
-                    self.sums |= scan.listed
-                    damaged = scan.damaged + (scan.cut if kind in noted else [])  # a kill may cut one off
+                    listed, damaged = processes.scan_checksums(file.path, has_ended=kind in noted)
+                    self.sums |= listed
                 is_changed = kind in noted and processes.sha256_of_file(file.path) != noted[kind]
             except OSError as error:
                 self.find(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
@@ -173,12 +169,12 @@ class _Folder:
             path = self.root / file
             if not os.path.lexists(path):
                 continue
-            try:
-                read = read_run(path)
-                launches = processes.read_launches(self.root, read.identity)
-            except FileNotFoundError:
+            if not path.exists():
                 self.find(UNREADABLE, file, "a link to a file that is gone")
                 continue
+            try:
+                read = load_run(self.root, file)
+                launches = processes.read_launches(self.root, read.identity)
             except UsageError as error:
                 self.find(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
                 continue
@@ -191,7 +187,7 @@ class _Folder:
                 self.find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
             if run.is_older:
                 if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
-                    self.sums |= processes.scan_checksums(older).listed
+                    self.sums |= processes.scan_checksums(older)[0]
                 self.note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, processes.is_closed(launches), failed))
@@ -246,7 +242,13 @@ class _Folder:
     def _walk(self) -> Iterator[str]:
         """Files in the folders of runs; links are followed to files inside of the output folder only."""
         listed = {_top(path) for path in self.sums}
-        for where, folders, files in os.walk(self.root, onerror=self._take_unreadable):
+
+        def take_unreadable(error: OSError) -> None:
+            folder = Path(error.filename).relative_to(self.root).as_posix()
+            self.find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+            self.blocked.add(folder)
+
+        for where, folders, files in os.walk(self.root, onerror=take_unreadable):
             prefix = f"{Path(where).relative_to(self.root).as_posix()}/".removeprefix("./")
             links = [name for name in folders if os.path.islink(os.path.join(where, name))]
             folders[:], files = sorted({*folders} - {*links}), sorted([*files, *links])
@@ -266,18 +268,11 @@ class _Folder:
                 else:
                     yield path
 
-    def _take_unreadable(self, error: OSError) -> None:
-        folder = Path(error.filename).relative_to(self.root).as_posix()
-        self.find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
-        self.blocked.add(folder)
-
     def _is_of_runs(self, name: str, listed: set[str], is_folder: bool) -> bool:
         """True for a name directly below root under which runs have files; what lies beside is judged."""
         own = (*RESERVED_NAMES, *(_LEGACY if any(each.run.is_older for each in self.runs) else ()))
-        if name in self.known:
-            return True
-        if name in listed:
-            if self.has_base:
+        if name in self.known or name in listed:
+            if name not in self.known and self.has_base:
                 self.find(FOREIGN, name, "no record here tells of it")
             return True
         if name in (PARTIAL, PLOTS) and not is_folder:
@@ -399,18 +394,16 @@ class _Folder:
             if said is not None and processes.sha256_of_file(file) == said.sha256:
                 return
             flaw = find_flaw(file, tokens)
-        except SampleError as error:
-            self.find(UNREADABLE, path, str(error))
+        except (OSError, SampleError) as error:
+            why = f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+            self.find(UNREADABLE, path, why)
             return
-        except OSError as error:
-            self.find(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
+        if flaw is None and said is None:
             return
-        if flaw is None and said is not None:
-            flaw = Flaw(False, f"its checksum is not the one in {PROCESSES}")
-        if flaw is not None and size == 0:
+        flaw = flaw or Flaw(False, f"its checksum is not the one in {PROCESSES}")
+        if size == 0:
             flaw = Flaw(True, "is empty")
-        if flaw is not None:
-            self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+        self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
 
 
 def _named(paths: list[str]) -> str:

@@ -256,7 +256,7 @@ class Saver:
         self.skipped = len(works)
         self.record_samples(works)
         paths = {path for work in works for path in self.job.paths(work)}
-        paths |= set(self.samples.recorded() if self.job.request.resume else ())
+        paths |= self.samples.recorded if self.job.request.resume else set()
         out = self.job.request.out
         self._note_checksums(sorted(p for p in paths if p.relative_to(out).as_posix() not in self.listed))
 

@@ -59,7 +59,7 @@ from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
-from fourm.output.record import BASE, RUN, SR_RUN, read_run
+from fourm.output.record import BASE, RUN, SR_RUN, load_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.runs.request import TokenizeRequest
@@ -156,13 +156,13 @@ def _check_output(request: TokenizeRequest) -> None:
     """Refuse a folder that has something else in the place of ours, or with `overwrite`, results of a run."""
     check_root(request.out, *(row.name for row in request.rows), CROP_SETTINGS)
     check_names(request.out)
-    for path in (request.out / RUN, request.out / SR_RUN) if request.overwrite else ():
+    for file in (RUN, SR_RUN) if request.overwrite else ():
         try:
-            taken = {place.folder for place in read_run(path).run.places} if path.is_file() else set[str]()
-        except UsageError:  # of another program, which may name its files so
+            taken = {place.folder for place in load_run(request.out, file).run.places}
+        except UsageError:  # there is none, or it is of another program, which may name its files so
             continue
         if found := next((row.name for row in request.rows if row.name in taken), None):
-            what = f"--overwrite would replace results of the run in {path}"
+            what = f"--overwrite would replace results of the run in {request.out / file}"
             raise UsageError(f"{request.out / found}: {what}; name another folder with --out")
 
 

@@ -8,8 +8,6 @@ PUBLIC = {
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
     "plan": "build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
-    "settings": (
-        "Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge parse_list read_names read_settings"
-    ),
+    "settings": ("Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge read_names read_settings"),
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

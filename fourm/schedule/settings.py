@@ -250,21 +250,18 @@ def parse_target(text: str, where: str) -> tuple[str, Layer]:
 
 
 def parse_value(value: object, item: Item) -> tuple[SettingValue, ...]:
-    """The items of an option or YAML value: a text, a number, a truth value, nothing, or a list of those."""
+    """The items of an option or YAML value: a text, a number, a truth value, nothing, or a list of those.
+
+    Commas or hyphens separate the items of a text; `None` stands for the default. Items are matched greedily
+    from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
+    """
     if isinstance(value, list | tuple):
         return tuple(_parse_item(one, item) for one in value)
-    if isinstance(value, str) and item is not Item.TEXT:
-        return parse_list(value, item) if value.strip() else ()
-    return (_parse_item(value, item),)
-
-
-def parse_list(text: str, item: Item) -> tuple[SettingValue, ...]:
-    """The items of a list separated by commas or hyphens; `None` stands for the default.
-
-    Items are matched greedily from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
-    """
+    if not isinstance(value, str) or item is Item.TEXT:
+        return (_parse_item(value, item),)
+    if not (text := value.strip()):
+        return ()
     pattern, values, at = re.compile(rf"({_NONE}|{item.value[1]})\s*([,-]\s*|$)"), list[SettingValue](), 0
-    text = text.strip()
     while match := pattern.match(text, at):
         values.append(_parse_item(match[1], item))
         if not match[2]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fourm import __version__
 from fourm.output.processes import read_launches
-from fourm.output.record import read_run
+from fourm.output.record import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -404,7 +404,7 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
     assert process.returncode == code
     assert err.splitlines()[-1].startswith("fourm: interrupted")
     assert "--resume" in err.splitlines()[-1]
-    (launch,) = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
+    (launch,) = read_launches(tmp_path / "out", load_run(tmp_path / "out").identity)
     assert launch.finished
     assert 0 < launch.saved < 400
     assert not (tmp_path / "out" / ".partial").exists()

@@ -33,13 +33,14 @@ from fourm.output.processes import (
     Launch,
     Process,
     close_output,
+    is_closed,
     list_files,
     now,
     read_failures,
     read_launches,
     sha256_of,
 )
-from fourm.output.record import RUN, SR_RUN, RunRecord, load_run, read_run
+from fourm.output.record import RUN, SR_RUN, RunRecord, load_run
 from tests.folders import snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def begin(
 
 def ranks(out: Path) -> list[int]:
     """Of the processes that worked on the run in a folder."""
-    return sorted(launch.rank for launch in read_launches(out, read_run(out / RUN).identity))
+    return sorted(launch.rank for launch in read_launches(out, load_run(out).identity))
 
 
 def fail(process: Process, key: str, reason: str = "bad", variation: int = 0, *files: str) -> None:
@@ -84,7 +85,7 @@ def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     close_output(begin(out), replace(ALONE, finished=now(), saved=2))
     assert load_run(out).run == SETTINGS
-    (launch,) = read_launches(out, read_run(out / RUN).identity)
+    (launch,) = read_launches(out, load_run(out).identity)
     assert (launch.rank, launch.size, launch.saved, launch.started) == (0, 1, 2, ALONE.started)
     assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
 
@@ -93,10 +94,12 @@ def test_a_share_is_covered_by_a_later_process_that_had_all_of_its_samples() -> 
     earlier, later = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
     share = Launch(3, 4, earlier)
     covers = {
-        (rank, size): Launch(rank, size, later).covers(share) for size in (1, 2, 3, 4) for rank in range(size)
+        (rank, size): is_closed([share, Launch(rank, size, later, finished=later)])
+        for size in (1, 2, 3, 4)
+        for rank in range(size)
     }
     assert {share for share, is_covered in covers.items() if is_covered} == {(0, 1), (1, 2), (3, 4)}
-    assert not Launch(3, 4, earlier).covers(share)
+    assert not is_closed([share, Launch(3, 4, earlier, finished=later)])
 
 
 def test_only_a_process_that_is_alone_takes_back_a_run_that_has_made_nothing(tmp_path: Path) -> None:
@@ -294,7 +297,7 @@ def test_no_process_joins_the_run_that_its_job_overwrites(tmp_path: Path) -> Non
     age(tmp_path / RUN, 60)
     write_text(tmp_path, tmp_path / "caption" / "a" / "old.txt", "x")
     remove_leftovers(tmp_path)
-    before, since = read_run(tmp_path / RUN).identity, time.time()
+    before, since = load_run(tmp_path).identity, time.time()
     second = in_process(OVERWRITE, tmp_path, 1, since)
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(2)
@@ -306,7 +309,7 @@ def test_no_process_joins_the_run_that_its_job_overwrites(tmp_path: Path) -> Non
         0,
         1,
     ]
-    assert read_run(tmp_path / RUN).identity != before
+    assert load_run(tmp_path).identity != before
 
 
 def test_a_process_that_its_launcher_started_again_keeps_what_its_job_has_made(tmp_path: Path) -> None:
@@ -357,7 +360,7 @@ close_output(process, Launch(rank, 6, process.launch.started, finished=now(), fa
     out = tmp_path / "out"
     running = [in_process(code, out, rank) for rank in range(6)]
     assert [process.wait() for process in running] == [0] * 6, [p.communicate() for p in running]
-    launches = read_launches(out, read_run(out / RUN).identity)
+    launches = read_launches(out, load_run(out).identity)
     assert sorted(launch.rank for launch in launches) == list(range(6))
     assert all(launch.finished for launch in launches)
     failures = [json.loads(line)["key"] for line in (out / FAILURES).read_text().splitlines()]
@@ -437,7 +440,7 @@ def test_a_launch_whose_seconds_are_no_number_is_a_sentence(tmp_path: Path, seco
     path = begin(tmp_path).path(LAUNCH)
     path.write_text(path.read_text().replace('"seconds": 0.0', f'"seconds": {seconds}'))
     with pytest.raises(UsageError, match=r"is not a record of this program \(launch.seconds is"):
-        read_launches(tmp_path, read_run(tmp_path / RUN).identity)
+        read_launches(tmp_path, load_run(tmp_path).identity)
 
 
 def test_a_read_only_folder_is_a_sentence() -> None:

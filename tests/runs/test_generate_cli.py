@@ -16,7 +16,7 @@ from PIL import Image
 
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums, read_launches
-from fourm.output.record import read_run
+from fourm.output.record import load_run
 from fourm.output.verify import verify_folder
 from tests.folders import tree
 
@@ -196,7 +196,7 @@ def test_processes_that_share_a_folder_make_the_folder_of_one(
     listed = [line.split("  ")[1] for lines in lists for line in lines if not line.startswith("#")]
     assert sorted(listed) == sorted(tree(tmp_path / "out"))  # none is lost, none is listed twice
     assert read_checksums(tmp_path / "out") == read_checksums(tmp_path / "alone")
-    launches = read_launches(tmp_path / "out", read_run(tmp_path / "out" / "run.json").identity)
+    launches = read_launches(tmp_path / "out", load_run(tmp_path / "out").identity)
     assert sorted(launch.saved for launch in launches) == [6, 6, 6]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fourm.output.processes import read_launches
-from fourm.output.record import read_run
+from fourm.output.record import load_run
 from tests.folders import tree
 from tests.small_released import write_released
 
@@ -66,7 +66,7 @@ def test_the_configuration_files_of_the_reference_run_unchanged(
                        "tok_clip@224", "tok_clip@448", "tok_rgb@224", "tok_rgb@448"}  # fmt: skip
     assert sum(name.startswith("rgb@448/") for name in one) == 3  # three variations, each made once
     made = tmp_path / "two/output" / WHERE
-    launches = read_launches(made, read_run(made / "run.sr.json").identity)
+    launches = read_launches(made, load_run(made, "run.sr.json").identity)
     assert [launch.size for launch in launches] == [2, 2]
     assert sum(launch.saved for launch in launches) == 3
     record = json.loads((made / "run.sr.json").read_text())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm.errors import UsageError
-from fourm.schedule.settings import Item, SettingValue, load_layer, parse_list, parse_target, parse_value
+from fourm.schedule.settings import Item, SettingValue, load_layer, parse_target, parse_value
 
 # What the reference misreads, and what the same text means here.
 MENDED: dict[str, list[SettingValue]] = {
@@ -101,7 +101,7 @@ def test_what_is_no_list_is_refused_by_its_piece(text: object, item: Item, said:
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.sampled_from([",", "-", " - "])
 )
 def test_any_list_of_numbers_can_be_written(numbers: list[float], separator: str) -> None:
-    assert list(parse_list(separator.join(map(repr, numbers)), Item.NUMBER)) == numbers
+    assert list(parse_value(separator.join(map(repr, numbers)), Item.NUMBER)) == numbers
 
 
 @given(st.text() | st.text("0123456789.,-+eE:= nNoa"), st.sampled_from(list(Item)))
