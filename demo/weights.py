@@ -43,7 +43,7 @@ from demo.readback import agrees, caption_of
 from demo.world import COLOURS, describe
 from fourm.codecs.files import read_array
 from fourm.data.layout import Key, path_of
-from fourm.views.sheets import draw_sheet, save_sheet
+from fourm.views.plots import draw_sheet, save_sheet
 
 FEATURES, DEPTH, RGB = "tok_clip@64", "tok_depth@64", "tok_rgb@64"
 CAPTION_WEIGHTS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # against features at 1

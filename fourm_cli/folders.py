@@ -136,8 +136,8 @@ def retrieve(
     if sheet is not None:
         check_drawing("--sheet", sheet)
 
+    from fourm.views.plots import save_sheet
     from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
-    from fourm.views.sheets import save_sheet
 
     row = feature_row(registry, "clip" if by is None else by)
     asked, library = load_features(queries, row), load_features(among, row)

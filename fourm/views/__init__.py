@@ -7,8 +7,7 @@ PUBLIC = {
     "album": "View open_album",
     "chart": "draw_chain save_chart",
     "gallery": "PAGE write_gallery",
-    "plots": "plot_album plots_folder",
+    "plots": "draw_sheet plot_album plots_folder save_sheet",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",
-    "sheets": "draw_sheet save_sheet",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -38,6 +38,17 @@ Label = tuple[str, Ink]  # a class of a map of labels, and its colour
 
 
 @dataclass(frozen=True, slots=True)
+class Reader:
+    """How the values of one modality are read from files, drawn, and put into words for a search."""
+
+    row: Modality
+    read: Callable[[Path], Any]
+    picture: Callable[[Any], Image.Image]
+    say: Callable[[Any], str] = lambda value: ""  # what a text says; "" for pictures
+    grid: GridCodec | None = None  # of values that have tokens on a grid
+
+
+@dataclass(slots=True)
 class Panel:
     """One value of a sample, to be looked at."""
 
@@ -46,11 +57,14 @@ class Panel:
     role: str  # one of ROLES
     variation: int | None  # None: the same for all variations
     file: str  # its path below the folder
-    codec: str  # that of its Entry
+    codec: str  # what kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown
     note: str = ""  # why there is no picture
     text: str = ""  # a caption, or what another text says; "" for pictures
     labels: tuple[Label, ...] = ()  # classes that a map shows
     picture: Image.Image | None = None
+    problem: str = ""  # what is wrong with its file
+    reader: Reader | None = None  # None: the file was not read
+    value: Any = None  # what the reader found in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +105,6 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """How the values of one modality are read from files, drawn, and put into words for a search."""
-
-    row: Modality
-    read: Callable[[Path], Any]
-    picture: Callable[[Any], Image.Image]
-    say: Callable[[Any], str] = lambda value: ""  # what a text says; "" for pictures
-    grid: GridCodec | None = None  # of values that have tokens on a grid
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
     """One kind of file that is shown."""
 
@@ -110,17 +113,6 @@ class Entry:
     role: str
     title: str
     reader: Reader | None  # None: the modality is unknown on this machine
-    codec: str  # what kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown
-
-
-@dataclass(slots=True)
-class _Value:
-    """What one file of a sample holds, or what is wrong with it."""
-
-    panel: Panel
-    problem: str = ""
-    reader: Reader | None = None  # None: it was not read
-    value: Any = None
 
 
 @dataclass(slots=True)
@@ -136,7 +128,7 @@ class Album:
 
     def view(self, key: Key) -> View:
         """All of one sample; whatever is wrong with its files is among its problems."""
-        failures, problems, values = self.failures.get(key.text, ()), list[str](), list[_Value]()
+        failures, problems, panels = self.failures.get(key.text, ()), list[str](), list[Panel]()
         for failure in failures:
             which = f"variation {failure.variation}, " if len(self.results.variations) > 1 else ""
             which += "super-resolution, " if failure.stage == SR else ""
@@ -150,37 +142,39 @@ class Album:
                 for variation in ((None,) if entry.place.shared else run.variations)
             ]
             failed = {f.variation for f in failures if f.stage == run.record.stage}
-            if not failed and all(value.panel.note == MISSING for value in found):
+            if not failed and all(panel.note == MISSING for panel in found):
                 continue  # this run did not do this sample
-            values += found
-            for value in found:
-                is_hit = len(run.variations) == 1 or value.panel.variation in (None, *failed)
-                if value.problem and not (failed and is_hit and value.panel.note == MISSING):
-                    problems.append(value.problem)
-        _draw(values, problems)
-        panels = sorted((value.panel for value in values), key=lambda panel: [*ROLES].index(panel.role))
+            panels += found
+            for panel in found:
+                is_hit = len(run.variations) == 1 or panel.variation in (None, *failed)
+                if panel.problem and not (failed and is_hit and panel.note == MISSING):
+                    problems.append(panel.problem)
+        _draw(panels, problems)
+        panels.sort(key=lambda panel: [*ROLES].index(panel.role))
         films = tuple(self._films(key, problems))
         prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
         return View(key, next(prompts, None), tuple(panels), films, tuple(dict.fromkeys(problems)))
 
-    def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> _Value:
+    def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> Panel:
         file, reader = sample.file(entry.place, variation), entry.reader
-        panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, entry.codec)
-        path = self.root / file
+        codec, path = reader.row.codec if reader is not None else "", self.root / file
+        panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, codec)
         try:
             if not path.is_file():
-                return _Value(replace(panel, note=MISSING), f"{printable(file)}: missing")
-            if reader is None:
-                return _Value(replace(panel, note="unknown modality"))
-            if entry.place.form == "ids":
+                panel.note, panel.problem = MISSING, f"{printable(file)}: missing"
+            elif reader is None:
+                panel.note = "unknown modality"
+            elif entry.place.form == "ids":
                 read_array(path)
-                return _Value(replace(panel, note="tokens only"))
-            value = reader.read(path)
+                panel.note = "tokens only"
+            else:
+                panel.reader, panel.value = reader, reader.read(path)
+                panel.text = reader.say(panel.value)
+                legend = reader.grid.legend(panel.value) if reader.grid is not None else ()
+                panel.labels = tuple((one.name, one.colour) for one in legend)
         except SampleError as error:
-            return _Value(replace(panel, note="cannot be read"), self._short(error))
-        legend = reader.grid.legend(value) if reader.grid is not None else ()
-        labels = tuple((one.name, one.colour) for one in legend)
-        return _Value(replace(panel, text=reader.say(value), labels=labels), "", reader, value)
+            panel.note, panel.problem = "cannot be read", self._short(error)
+        return panel
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
@@ -245,8 +239,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
             except UsageError as error:
                 problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
-            title, codec = row.title if row is not None else name, reader.row.codec if reader else ""
-            entries.append(Entry(run, place, role, title, reader, codec))
+            entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
     entries.sort(key=lambda entry: [*ROLES].index(entry.role))
     samples = results.keys()
     failures, keys = dict[str, list[Failure]](), {key.text: key for key in samples}
@@ -313,34 +306,34 @@ def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
     return f"{entry.title}, {ROLES[entry.role]}" if is_unclear else entry.title
 
 
-def _draw(values: Sequence[_Value], problems: list[str]) -> None:
+def _draw(panels: Sequence[Panel], problems: list[str]) -> None:
     """Put pictures to panels; what cannot be drawn is a problem."""
-    maps = [(one, one.reader.grid) for one in values if one.reader and one.reader.grid]
-    for value, grid in maps:
-        if grid.form.resample is None and value.panel.picture is None:  # features share their colours
+    maps = [(panel, panel.reader.grid) for panel in panels if panel.reader and panel.reader.grid]
+    for panel, grid in maps:
+        if grid.form.resample is None and panel.picture is None:  # features share their colours
             same = [one for one, other in maps if other.row.key == grid.row.key]
             with suppress(ValueError):  # they are tried one by one, and told
                 for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
-                    one.panel = replace(one.panel, picture=picture)
-    for value in sorted(values, key=lambda value: value.panel.codec == "det"):  # boxes are drawn on pictures
-        if value.reader is None or value.panel.picture is not None:
+                    one.picture = picture
+    for panel in sorted(panels, key=lambda panel: panel.codec == "det"):  # boxes are drawn on pictures
+        if panel.reader is None or panel.picture is not None:
             continue
         try:
-            if value.panel.codec == "det":
-                picture = draw_boxes(value.value, _backdrop(value.panel, values))
+            if panel.codec == "det":
+                panel.picture = _limited(draw_boxes(panel.value, _backdrop(panel, panels)))
             else:
-                picture = value.reader.picture(value.value)
-            value.panel = replace(value.panel, picture=_limited(picture))
+                panel.picture = _limited(panel.reader.picture(panel.value))
         except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
-            value.panel = replace(value.panel, note="cannot be drawn")
-            problems.append(printable(f"{value.panel.file}: cannot be drawn ({error})"))
+            panel.note = "cannot be drawn"
+            problems.append(printable(f"{panel.file}: cannot be drawn ({error})"))
 
 
-def _backdrop(boxes: Panel, values: Sequence[_Value]) -> Image.Image | None:
+def _backdrop(boxes: Panel, panels: Sequence[Panel]) -> Image.Image | None:
     """The picture that boxes belong to, large enough for names: that of their own variation, or the given."""
-    for reader, panel in ((value.reader, value.panel) for value in values):
+    for panel in panels:
         fits = panel.variation is None or boxes.variation in (None, panel.variation)
-        if reader is not None and reader.row.is_rgb and panel.picture and fits and panel.role != "sr":
+        is_rgb = panel.reader is not None and panel.reader.row.is_rgb and panel.role != "sr"
+        if panel.picture and is_rgb and fits:
             factor = max(1, CANVAS[0] // max(panel.picture.size))
             return ImageOps.scale(panel.picture, factor, Image.Resampling.NEAREST)
     return None

@@ -143,29 +143,24 @@ def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
     `exact` says whether every pixel is as it was.
     """
     picture = picture.convert("RGB")
-    exact = True
-    if picture.getcolors(MAX_COLOURS) is not None:
-        picture = _with_palette(picture)
-    elif max(picture.size) > EXACT_SIDE:
+    has_few_colours = picture.getcolors(MAX_COLOURS) is not None
+    exact = has_few_colours or max(picture.size) <= EXACT_SIDE
+    if has_few_colours:  # a palette takes fewer bytes; Pillow's own way there merges colours that are alike
+        pixels = np.asarray(picture).astype(np.uint32) << np.array([16, 8, 0], np.uint32)
+        colours, places = np.unique(pixels.sum(axis=-1), return_inverse=True)  # (H, W) -> (N,), (H, W)
+        picture = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8))
+        picture.putpalette(b"".join(int(colour).to_bytes(3, "big") for colour in colours))
+    elif not exact:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        exact = False
     kind, buffer = "png" if exact else "webp", io.BytesIO()
     picture.save(buffer, format=kind, **({"compress_level": 9} if exact else {"quality": QUALITY}))
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return {"type": kind, "width": picture.width, "height": picture.height, "exact": exact, "data": data}
 
 
-def _with_palette(picture: Image.Image) -> Image.Image:
-    """The same pixels in fewer bytes. Pillow's own way there merges colours that are alike."""
-    pixels = np.asarray(picture).astype(np.uint32) << np.array([16, 8, 0], np.uint32)
-    colours, places = np.unique(pixels.sum(axis=-1), return_inverse=True)  # (H, W) -> (N,), (H, W)
-    flat = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8))
-    flat.putpalette(b"".join(int(colour).to_bytes(3, "big") for colour in colours))
-    return flat
-
-
 def _about(album: Album) -> Mapping[str, Any]:
-    titles = {e.place.modality: e.title for e in album.entries if e.codec not in ("", CAPTION)}
+    pictures = [e for e in album.entries if e.reader is not None and e.reader.row.codec != CAPTION]
+    titles = {entry.place.modality: entry.title for entry in pictures}
     stages = list[Mapping[str, Any]]()
     for record in (run.record for run in album.results.runs):
         conditions, targets = chain_names(record.schedule)

@@ -1,4 +1,4 @@
-"""Sheets of an album as PNG files: a sheet and a film strip for each sample, contact sheets for all."""
+"""Sheets as PNG files: one and a film strip for each sample, contact sheets for all; their layout."""
 
 import math
 import os
@@ -6,23 +6,28 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from fourm.codecs.drawing import font_for, text_card, undrawable
+from fourm.codecs.drawing import Ink, font_for, lines_of, text_card, undrawable
 from fourm.codecs.maps import GREY, turbo
 from fourm.data.layout import Key, path_of
-from fourm.data.writing import remove_leftovers, write_atomic
+from fourm.data.writing import DRAWING, remove_leftovers, write_alone, write_atomic
 from fourm.errors import UsageError
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import RGB, ROLES, Album, Film, Frame, Panel, View
-from fourm.views.sheets import ALARM, FAINT, GAP, PAPER, RULE, SMALL, legend, paste, stack, starts, text_block
 
 PLOTS = "plots"  # folder below the album's
 # Names of plots, which no sample's sheet may have.
 RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
+SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
+INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
+FAINT, BLANK, ALARM = "#6e6e6e", "#eeeeee", "#a81818"
+_SWATCH = 14  # pixels per side of a colour in a legend
 CELL, LARGE = 256, 448  # pixels per side of a place on a sheet; where super-resolution needs more
 COLUMNS = 6  # side by side; more go below
 MAX_VARIATIONS, MAX_PROBLEMS = 32, 6  # rows and lines of a sheet
@@ -33,6 +38,7 @@ CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet,
 PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
 
 Column = Mapping[int | None, Panel]  # one modality of a sample, by variation
+Cell = tuple[Image.Image, str]  # a picture and what stands under it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +58,32 @@ def plot_album(
 
     Files appear whole; those of before are replaced. count: samples, from the first on; None: all.
     """
-    try:
-        yield from _plots(album, album.keys[:count], films, contact)
-    finally:
-        remove_leftovers(album.root / PLOTS)
-
-
-def _plots(album: Album, keys: Sequence[Key], films: bool, contact: bool) -> Iterator[Plotted]:
     folder, names = plots_folder(album.root), plot_paths(album.root, album.keys)
-    variations = album.results.variations if contact else ()
+    keys, variations = album.keys[:count], album.results.variations if contact else ()
     total, cells, pages = len(keys) * len(variations), list[Image.Image](), set[Path]()
-    for number, key in enumerate(keys, 1):
-        view = album.view(key)
-        files = [_save(draw_sample(album, view), folder, names[key])]
-        if films and view.films:
-            path = names[key].with_name(f"{names[key].stem}-film.png")
-            files.append(_save(draw_films(view), folder, path))
-        for variation in variations:
-            cells.append(contact_cell(view, variation))
-            if len(cells) == PER_SHEET or (number == len(keys) and variation == variations[-1]):
-                digits = max(2, len(str(math.ceil(total / PER_SHEET))))
-                name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
-                title = f"{album.root.name or album.root}  ·  "
-                pages.add(_save(draw_contact(cells, title, len(pages), total), folder, folder / name))
-                cells = []
-        undrawn = undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
-        yield Plotted(key.text, tuple(files), view.problems, undrawn)
-    if contact and folder.is_dir():
-        for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
-            if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
-                path.unlink()
+    try:
+        for number, key in enumerate(keys, 1):
+            view = album.view(key)
+            files = [_save(draw_sample(album, view), folder, names[key])]
+            if films and view.films:
+                path = names[key].with_name(f"{names[key].stem}-film.png")
+                files.append(_save(draw_films(view), folder, path))
+            for variation in variations:
+                cells.append(contact_cell(view, variation))
+                if len(cells) == PER_SHEET or (number == len(keys) and variation == variations[-1]):
+                    digits = max(2, len(str(math.ceil(total / PER_SHEET))))
+                    name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
+                    title = f"{album.root.name or album.root}  ·  "
+                    pages.add(_save(draw_contact(cells, title, len(pages), total), folder, folder / name))
+                    cells = []
+            undrawn = undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
+            yield Plotted(key.text, tuple(files), view.problems, undrawn)
+        if contact and folder.is_dir():
+            for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
+                if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
+                    path.unlink()
+    finally:
+        remove_leftovers(folder)
 
 
 def _save(sheet: Image.Image, folder: Path, path: Path) -> Path:
@@ -107,12 +109,42 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
     return {key: root / PLOTS / path.name for key, path in paths.items()} if is_flat else paths
 
 
+def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+    """Rows of cells on white paper; the first cell of a row stands apart, as what the others belong to."""
+    columns = max(map(len, rows))
+    lefts = starts(columns, SMALL + GAP, GAP, {1: GAP})
+    width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + LINE + GAP
+    sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for top, row in zip(range(GAP, sheet.height, pitch), rows, strict=True):
+        for left, (picture, text) in zip(lefts, row, strict=False):
+            paste(sheet, picture, (left, top), SMALL)
+            draw.rectangle((left - 1, top - 1, left + SMALL, top + SMALL), outline=RULE)
+            sheet.paste(text_block(text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
+        draw.line((SMALL + 2 * GAP, top, SMALL + 2 * GAP, top + SMALL), fill=RULE)
+    return sheet
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    said = PngInfo()
+    for name, value in DRAWING.items():
+        said.add_text(name, value)
+    write_alone(path, partial(sheet.save, format="PNG", optimize=True, pnginfo=said))
+
+
 def draw_sample(album: Album, view: View) -> Image.Image:
     """The sheet of one sample: what was given and what was made of it, a row for each variation."""
     variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
     rows: list[int | None] = [*variations[:MAX_VARIATIONS]] or [None]
     is_large = any(p.role == "sr" and p.picture and max(p.picture.size) > CELL for p in view.panels)
-    columns = _columns(view)
+    by_modality, headline = dict[tuple[str, str], dict[int | None, Panel]](), None
+    for panel in view.panels:
+        column = by_modality.setdefault((panel.role, panel.modality), {})
+        column[panel.variation] = panel
+        if panel.role == "condition" and panel.codec == CAPTION and panel.text == view.prompt:
+            headline = column  # its caption is above the sheet; left out here, if there is something else
+    columns = [one for one in by_modality.values() if one is not headline] or [*by_modality.values()]
     size = math.ceil(len(columns) / max(math.ceil(len(columns) / COLUMNS), 1))  # bands of about equal width
     parts = [columns[at : at + size] for at in range(0, len(columns), max(size, 1))]
     bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
@@ -130,17 +162,6 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     if more > 0:
         blocks.append(text_block(f"and {more} more variations", width, 13, FAINT))
     return stack(blocks)
-
-
-def _columns(view: View) -> list[Column]:
-    """Panels by modality; the caption that is the headline is left out, if there is something else."""
-    found, headline = dict[tuple[str, str], dict[int | None, Panel]](), None
-    for panel in view.panels:
-        column = found.setdefault((panel.role, panel.modality), {})
-        column[panel.variation] = panel
-        if panel.role == "condition" and panel.codec == CAPTION and panel.text == view.prompt:
-            headline = column
-    return [column for column in found.values() if column is not headline] or [*found.values()]
 
 
 def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> Image.Image:
@@ -225,23 +246,15 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
         paste(strip, panel.picture or panel.note, (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
         paste(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
-        strip.paste(_scale(film.order), (lefts[-1], SMALL + 5))
+        steps = [step for step in film.order if step >= 0] or [0]
+        first, last = min(steps), max(steps)
+        bar = Image.fromarray(turbo(np.arange(SMALL if last > first else 1)[None]))
+        strip.paste(bar.resize((SMALL, 8), Image.Resampling.NEAREST), (lefts[-1], SMALL + 5))
+        draw, font = ImageDraw.Draw(strip), font_for("", 12)
+        draw.text((lefts[-1], SMALL + 24), f"step {first}", FAINT, font, anchor="lm")
+        if last > first:
+            draw.text((lefts[-1] + SMALL - 1, SMALL + 24), str(last), FAINT, font, anchor="rm")
     return strip
-
-
-def _scale(order: Sequence[int]) -> Image.Image:
-    """The colours of the first and last step and all between, with their numbers."""
-    steps = [step for step in order if step >= 0] or [0]
-    first, last = min(steps), max(steps)
-    block = Image.new("RGB", (SMALL, FILM_TEXT - 5), PAPER)
-    bar = turbo(np.arange(SMALL if last > first else 1)[None])
-    block.paste(Image.fromarray(bar).resize((SMALL, 8), Image.Resampling.NEAREST), (0, 0))
-    font, pitch = font_for("", 12), round(1.3 * 12)
-    draw = ImageDraw.Draw(block)
-    draw.text((0, 11 + pitch / 2), f"step {first}", FAINT, font, anchor="lm")
-    if last > first:
-        draw.text((SMALL - 1, 11 + pitch / 2), str(last), FAINT, font, anchor="rm")
-    return block
 
 
 def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int) -> Image.Image:
@@ -273,3 +286,83 @@ def contact_cell(view: View, variation: int | None) -> Image.Image:
     words = [text_block(text, CONTACT, 13, most=3)] if text.strip() else []
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
     return stack([cell, *words, text_block(name, CONTACT, 11, FAINT, most=1)], gap=4, margin=0)
+
+
+def starts(count: int, pitch: int, first: int = 0, apart: Mapping[int, int] | None = None) -> list[int]:
+    """Where columns begin, every `pitch` pixels; those in `apart` leave so many pixels more before them."""
+    steps = [pitch + (apart or {}).get(number, 0) for number in range(1, count)]
+    return list(accumulate(steps, initial=first))
+
+
+def fit(picture: Image.Image, side: int) -> Image.Image:
+    """A picture within a square; small ones grow by whole pixels, so that tokens and labels stay sharp."""
+    picture = picture.convert("RGB")
+    longest = max(picture.size)
+    if longest <= side:
+        return ImageOps.scale(picture, side // longest, Image.Resampling.NEAREST)
+    size = (max(1, picture.width * side // longest), max(1, picture.height * side // longest))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def paste(
+    sheet: Image.Image, picture: Image.Image | str, place: tuple[int, int], side: int, line: int | None = None
+) -> None:
+    """Put a picture, or a text in its place, in the middle of a square, as large as `fit` makes it.
+
+    line: pixels between it and a thin line around it, -1 for a line on its edge; None for no line.
+    """
+    if isinstance(picture, str):
+        said = text_block(picture, side - 16, 14, FAINT, most=3, centred=True, paper=BLANK)
+        picture = Image.new("RGB", (side, side), BLANK)
+        picture.paste(said, (8, (side - said.height) // 2))
+    picture = fit(picture, side)
+    left, top = place[0] + (side - picture.width) // 2, place[1] + (side - picture.height) // 2
+    sheet.paste(picture, (left, top))
+    if line is not None:
+        box = (left - 1 - line, top - 1 - line, left + picture.width + line, top + picture.height + line)
+        ImageDraw.Draw(sheet).rectangle(box, outline=RULE)
+
+
+def text_block(
+    text: str, width: int, size: int, colour: str = INK, most: int = 4, centred: bool = False,
+    paper: str = PAPER,
+) -> Image.Image:  # fmt: skip
+    """A text on paper of this width, wrapped, with as many lines as it takes."""
+    font, lines = lines_of(text, size, width, most)
+    pitch = round(1.3 * size)
+    block = Image.new("RGB", (width, max(1, pitch * len(lines))), paper)
+    draw = ImageDraw.Draw(block)
+    x, anchor = (width / 2, "mm") if centred else (0, "lm")
+    for number, line in enumerate(lines):
+        draw.text((x, (number + 0.5) * pitch), line, colour, font, anchor=anchor)
+    return block
+
+
+def legend(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
+    """Names beside squares of their colours, in as many lines as they take."""
+    gap, pitch, x, y = 6, 24, 0, 0
+    block = Image.new("RGB", (width, pitch * max(1, len(labels))), PAPER)  # enough if each takes a line
+    draw = ImageDraw.Draw(block)
+    for name, colour in labels:
+        font, lines = lines_of(name, 13, width - _SWATCH - gap, 1)
+        line = "".join(lines)  # a blank name has none
+        length = int(font.getlength(line)) + 1
+        if x and x + _SWATCH + gap + length > width:
+            x, y = 0, y + pitch
+        top, left = y + (pitch - _SWATCH) // 2, x + _SWATCH + gap
+        draw.rectangle((x, top, x + _SWATCH - 1, top + _SWATCH - 1), fill=colour, outline=RULE)
+        draw.text((left, y + pitch // 2), line, INK, font, anchor="lm")
+        x = left + length + 3 * gap
+    return block.crop((0, 0, width, y + pitch))
+
+
+def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Image.Image:
+    """Blocks one below the other on white paper."""
+    width = max(block.width for block in blocks)
+    height = sum(block.height for block in blocks) + gap * (len(blocks) - 1)
+    sheet = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAPER)
+    top = margin
+    for block in blocks:
+        sheet.paste(block, (margin, top))
+        top += block.height + gap
+    return sheet

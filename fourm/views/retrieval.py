@@ -17,7 +17,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
-from fourm.views.sheets import draw_sheet
+from fourm.views.plots import draw_sheet
 
 METRICS = ("euclidean", "cosine")
 

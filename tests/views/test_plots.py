@@ -26,11 +26,13 @@ from fourm.views.plots import (
     chosen,
     draw_films,
     draw_sample,
+    fit,
+    legend,
     order_map,
     plot_album,
     plot_paths,
+    text_block,
 )
-from fourm.views.sheets import fit, legend, text_block
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, snapshot, write_record
 
 Pixels = NDArray[np.uint8]
