@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "drawing": "CANVAS Font Ink draw_boxes font_for lines_of text_card undrawable",
+    "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": (
         "read_array read_crop read_crop_rows read_crops read_ids read_json read_picture "

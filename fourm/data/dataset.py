@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,8 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     a problem of its sample, which would be read in another way without it.
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
-    extra = {folder: list_folder(root, folder) for folder in beside if os.path.lexists(root / folder)}
-    match_spellings([*found.values(), *extra.values()])
-    everything = found | extra
+    everything = found | {name: list_folder(root, name) for name in beside if os.path.lexists(root / name)}
+    match_spellings([*everything.values()])
     samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, Key]]()
     names = dict[Key, str]()  # of files, with their extensions: they decide the order within a folder
     for one in found.values():
@@ -192,11 +191,11 @@ def match_spellings(listings: Sequence[Listing]) -> None:
 
     Names that are spelled in one way throughout stay as they are, and so do two spellings in one listing.
     """
-    composed_form, spellings = partial(unicodedata.normalize, "NFC"), dict[Key, set[Key]]()
+    spellings = dict[Key, set[Key]]()
     for listing in listings:
         for key in (*listing.files, *listing.problems):
             if not (key.folder.isascii() and key.name.isascii()):
-                composed = Key(composed_form(key.folder), composed_form(key.name))
+                composed = Key(*(unicodedata.normalize("NFC", part) for part in (key.folder, key.name)))
                 spellings.setdefault(composed, set()).add(key)
     for composed, keys in spellings.items():
         most = max(sum(key in one.files or key in one.problems for key in keys) for one in listings)
@@ -276,7 +275,7 @@ def _walk(top: Path, found: Listing) -> None:
         try:
             status = os.stat(path)
             with os.scandir(path) as listed:
-                entries = sorted(listed, key=lambda entry: entry.name)
+                seen = [entry for entry in listed if not entry.name.startswith(".")]
         except OSError as error:
             why = f"{path}: cannot be read ({error.strerror})"
             if not folder:
@@ -284,16 +283,16 @@ def _walk(top: Path, found: Listing) -> None:
             found.problems[Key(folder, UNKNOWN)] = why
             continue
         inode = (status.st_dev, status.st_ino)
-        for entry in entries if inode not in around else ():  # links may lead in a circle
-            if entry.name.startswith("."):
-                continue
-            # The type in the listing saves a question for each file; links may lead to themselves.
-            if not (entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))):
+        if inode in around:  # links may lead in a circle
+            continue
+        for entry in sorted(seen, key=lambda entry: entry.name):
+            # The type in the listing saves a system call for each file; links may lead to themselves.
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+                todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
+                if folder and (suffix := suffix_of(entry.name)):
+                    like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
+            else:
                 _add_file(found, entry, folder)
-                continue
-            todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
-            if folder and (suffix := suffix_of(entry.name)):
-                like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
     else:
         raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
     # A folder `name.png` that holds no sample stands where a file should be.
@@ -346,35 +345,29 @@ def _folder_and_above(folder: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _index(path: Path, size: int, changed: int) -> Shard:
-    shard = Shard()
+    shard, before, problem = Shard(), -1, ""
     with _Guarded(open_file(path).detach()) as file:
-        end = _read_members(shard, file, size)
-    if end:
+        start = file.peek(_BLOCK)
+        try:
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                while (member := tar.next()) is not None:
+                    if member.offset <= before or member.size < 0:
+                        raise tarfile.ReadError("a header leads backwards")
+                    before = member.offset
+                    _add_member(shard, member, size)
+                file.seek(tar.offset)
+            end, block = file.tell(), file.read(_BLOCK)
+            if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks
+                problem = f"is damaged at byte {end}" if len(block) == _BLOCK else "is cut off"
+        except Exception as error:  # tarfile raises errors of many kinds for malformed headers
+            form = next((form for magic, form in _MAGIC.items() if start.startswith(magic)), "")
+            why = f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
+            problem = why if form else f"is cut off or damaged ({str(error)[:100]})"
+    if problem:
         count = sum(isinstance(place, tuple) for place in shard.members.values())
         known = f"{count:,} of its members are" if count else "nothing in it is"
-        shard.problem = "; ".join(filter(None, (shard.problem, end, f"{known} known")))
+        shard.problem = "; ".join(filter(None, (shard.problem, problem, f"{known} known")))
     return shard
-
-
-def _read_members(shard: Shard, file: _Guarded, size: int) -> str:
-    """Fill in the members; what is wrong with the place where they end, or nothing."""
-    if form := next((_MAGIC[magic] for magic in _MAGIC if file.peek(_BLOCK).startswith(magic)), ""):
-        return f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
-    before = -1
-    try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            while (member := tar.next()) is not None:
-                if member.offset <= before or member.size < 0:
-                    raise tarfile.ReadError("a header leads backwards")
-                before = member.offset
-                _add_member(shard, member, size)
-            file.seek(tar.offset)
-    except Exception as error:  # tarfile raises errors of many kinds for malformed headers
-        return f"is cut off or damaged ({str(error)[:100]})"
-    end, block = file.tell(), file.read(_BLOCK)
-    if len(block) < _BLOCK:
-        return "is cut off"
-    return f"is damaged at byte {end}" if any(block) else ""  # an archive ends with empty blocks
 
 
 def _add_member(shard: Shard, member: tarfile.TarInfo, end: int) -> None:

@@ -217,6 +217,11 @@ def test_compressed_bytes_under_a_plain_name_are_told(tmp_path: Path, mode: str)
         list_dataset(tmp_path, {"rgb": "rgb"})
 
 
+def test_a_first_member_may_be_named_as_compressed_data_begin(tmp_path: Path) -> None:
+    write_shard(tmp_path / "rgb/s.tar", {"BZh.png": png()})
+    assert listed(tmp_path, "rgb") == {"s/BZh": ""}
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\0" * 100, b"PK\x03\x04" * 200, png()])
 def test_a_shard_that_is_no_tar_file_is_a_problem_of_its_own(tmp_path: Path, content: bytes) -> None:
     write_shard(tmp_path / "rgb/good.tar", {"a.png": png()})
