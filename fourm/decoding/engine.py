@@ -5,7 +5,7 @@ with a new, independent state; the last one holds the finished batch.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from fourm.decoding.sampling import Noise, draw, guide
 from fourm.modalities.registry import MAX_SIZE, Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL, PAD_ID, merge_spans
+from fourm.networks.layers import DecoderCache
 from fourm.networks.model import FourM
 from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack_batches
 from fourm.schedule.chain import Chain, Step
@@ -26,7 +27,6 @@ ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token
 PAD_MULTIPLE = {"cpu": 16}
 PAD_MULTIPLE_ELSEWHERE = 64
 RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
-Asker = Callable[[Tensor], Tensor]  # ids so far (B, j) -> guided logits (B, 1 or j, V), the newest last
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +51,9 @@ class Texts:
     step: Step
     numbers: range  # (P) which passes, of all of the step
     limit: int  # tokens of a text at most
-    rows: Tensor  # (B * P,) int64: the sample of each text
     slot: Slot  # B * P rows: the state of each text before it is decoded
+    contexts: list[Context]  # one that stacks all guided passes; one for each of them in the reference path
+    cache: DecoderCache | None  # None in the reference path
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +139,22 @@ class Engine:
         found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
         limit = int(_places(slot, step.num_tokens)[2].max())
         with torch.inference_mode():
-            context = self._encode(states, known) if not self.plain else None
+            stacked = None if self.plain else self._encode(states, known)
         size = max(1, self.max_rows // max(count, 1))
         for first in range(0, step.passes, size):
             numbers = range(first, min(first + size, step.passes))
             rows = torch.arange(count, device=batch.device).repeat_interleave(len(numbers))
-            texts = Texts(batch, step, numbers, limit, rows, slot.select(rows))
             with torch.inference_mode():
-                ask = self._asker(context, texts) if context else self._plain_asker(states, texts)
-            ids, good = yield from self._decode_texts(texts, chain, noise, ask)
+                if stacked is None:
+                    contexts, cache = [self.network.encode(one.select(rows)) for one in states], None
+                else:
+                    contexts, cache = [stacked], self.network.start_cache(stacked, limit)
+                    if len(numbers) > 1:  # what a sample's passes read is computed once
+                        cache = cache.repeated(len(numbers))
+                        visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
+                        contexts = [Context(stacked.tokens, visible)]
+            texts = Texts(batch, step, numbers, limit, slot.select(rows), contexts, cache)
+            ids, good = yield from self._decode_texts(texts, chain, noise)
             sound, made = sound & good, made + (ids.shape[1] - 1) * len(numbers)
             merged = iter(_merge(texts.slot, ids, self.sentinels))
             for sample in found:
@@ -158,12 +166,12 @@ class Engine:
         return joined
 
     def _decode_texts(
-        self, texts: Texts, chain: Chain, noise: Noise, ask: Asker
+        self, texts: Texts, chain: Chain, noise: Noise
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
         """Token by token: returns ids (B * P, 1 + j), the first one given, and which samples are sound."""
         step, numbers, count, started = texts.step, texts.numbers, len(texts.batch.keys), time.perf_counter()
         # Each pass has noise of its own, the first that of a single text: no text reaches MAX_SIZE positions.
-        begins = torch.arange(numbers.start, numbers.stop, device=texts.rows.device) * MAX_SIZE
+        begins = torch.arange(numbers.start, numbers.stop, device=texts.slot.values.device) * MAX_SIZE
         starts, stops, room = _places(texts.slot, step.num_tokens)
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
         sound = torch.ones(count, dtype=torch.bool, device=ids.device)
@@ -171,7 +179,7 @@ class Engine:
             if not bool(active.any()):
                 break
             with torch.inference_mode():
-                logits, positions = ask(ids)[:, -1], (begins + j).expand(count, -1)
+                logits, positions = self._next_logits(texts, ids), (begins + j).expand(count, -1)
                 uniforms = noise.uniforms(step.index, DRAW, positions).flatten()
                 drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
                 sound = sound & (drawn.raw_prob.isfinite() | ~active).view(count, -1).all(dim=1)
@@ -198,31 +206,17 @@ class Engine:
             if count > room
         }
 
-    def _plain_asker(self, states: list[Batch], texts: Texts) -> Asker:
-        """Logits from the whole text so far, everything computed anew for each token."""
-        contexts = [self.network.encode(one.select(texts.rows)) for one in states]
-
-        def ask(ids: Tensor) -> Tensor:
+    def _next_logits(self, texts: Texts, ids: Tensor) -> Tensor:
+        """Guided logits (B * P, V) of the token after ids (B * P, 1 + j)."""
+        target = texts.step.target
+        if self.plain:  # everything is computed anew for each token
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            logits = [self.network.decode(texts.step.target, positions, ids, c) for c in contexts]
-            return _guide(torch.cat(logits), texts.step)
-
-        return ask
-
-    def _asker(self, context: Context, texts: Texts) -> Asker:
-        """Logits from the newest token, the ones before it remembered in a cache."""
-        step, count = texts.step, len(texts.numbers)
-        cache = self.network.start_cache(context, texts.limit)
-        if count > 1:  # what a sample's passes read is computed once
-            cache = cache.repeated(count)
-            context = Context(context.tokens, context.visible.repeat_interleave(count, dim=0))
-
-        def ask(ids: Tensor) -> Tensor:
-            newest = ids[:, -1:].repeat(1 + len(step.branches), 1)
+            logits = torch.cat([self.network.decode(target, positions, ids, c) for c in texts.contexts])
+        else:
+            newest = ids[:, -1:].repeat(1 + len(texts.step.branches), 1)
             positions = torch.full_like(newest, ids.shape[1] - 1)
-            return _guide(self.network.decode(step.target, positions, newest, context, cache), step)
-
-        return ask
+            logits = self.network.decode(target, positions, newest, texts.contexts[0], texts.cache)
+        return _guide(logits, texts.step)[:, -1]
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
