@@ -1,9 +1,8 @@
 """Local files to networks: strict, from safetensors only, straight onto the target device.
 
-Tensors are read one after the other from a mapped file, a few at a time where they are converted or moved, so
-that a network never lies in memory twice. Where nothing changes (float32 on a CPU), the network's parameters
-are the mapped file itself: pages come as they are used, several processes share them, and the file must
-stay as it is while they run.
+Tensors are converted or moved a few at a time from a mapped file, so that a network never lies in memory
+twice. Where nothing changes (float32 on a CPU), its parameters are the mapped file itself: several processes
+share the pages, and the file must stay as it is while they run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from fourm.hub.files import ModelFiles, weights_of
 from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart, config_of, read_header
 from fourm.modalities.registry import Kind
 from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer, complete_config, keys_that_decide
+from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.quantizers import check_codebook
 
@@ -114,8 +113,9 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
             problems.append(f"'{name}' has no place in the {what} that the config describes")
         elif found[name].shape != wanted[name].shape:
             shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
-            keys = f" (decided by {keys_that_decide(name)})" if what == "tokenizer" else ""
-            problems.append(f"'{name}' is {shapes}{keys}")
+            keys = next((keys for part, keys in DECIDED_BY_CONFIG if part in name), "")
+            decided = f" (decided by {keys})" if what == "tokenizer" else ""
+            problems.append(f"'{name}' is {shapes}{decided}")
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():
             problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
     if problems:

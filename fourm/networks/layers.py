@@ -33,25 +33,19 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
-    width = q.shape[-1]
-    rows = (_as_rows(part) for part in (q, k, v))
+    rows, width = [], q.shape[-1]
+    for part in (q, k, v):
+        x = part.transpose(1, 2)  # (B, N, H, d), with zeros up to the next multiple of 8
+        x = F.pad(x, (0, -width % _ALIGNED)) if width % _ALIGNED else x
+        rows.append(x if x.stride(-1) == 1 and x.stride(-2) % _ALIGNED == 0 else x.contiguous())
     out = memory_efficient_attention(*rows, attn_bias=bias, scale=width**-0.5)
     return out[..., :width].transpose(1, 2)
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """(B, H, N, d) -> (B, N, H, d'): d' is the next multiple of 8, filled up with zeros, and contiguous."""
-    x = x.transpose(1, 2)
-    if x.shape[-1] % _ALIGNED:
-        x = F.pad(x, (0, -x.shape[-1] % _ALIGNED))
-    return x if x.stride(-1) == 1 and x.stride(-2) % _ALIGNED == 0 else x.contiguous()
 
 
 def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """A mask as what is added to the scores, (B, H, M, N) in the dtype of q: 0 or minus infinity.
 
-    Rows begin at multiples of 8 numbers in memory. What the mask says once for all heads or queries is
-    stored once.
+    Rows begin at multiples of 8 numbers. What the mask says once for all heads or queries is stored once.
     """
     length = k.shape[2]
     mask = mask.expand(*mask.shape[:-1], length)
@@ -115,13 +109,19 @@ def arithmetic(dtype: str) -> Iterator[None]:
     float32. torch's settings are global to the process; their earlier values are restored at the end.
     """
     is_coarse, newer, wanted = dtype == "tf32", list[_Switch](), list(_EXACT)
-    for name, parent in _NEWER if hasattr(torch.backends.cudnn, "fp32_precision") else ():
-        owner, above = attrgetter(name)(torch.backends), attrgetter(parent)(torch.backends)
-        unset = owner.fp32_precision == above.fp32_precision
-        newer.append((owner, "fp32_precision", "none" if unset else owner.fp32_precision))
-        wanted.append((owner, "fp32_precision", "tf32" if is_coarse and parent == "cudnn" else "ieee"))
+    for parent, names in _NEWER.items() if hasattr(torch.backends.cudnn, "fp32_precision") else ():
+        above = getattr(torch.backends, parent).fp32_precision
+        for owner in (attrgetter(name)(torch.backends) for name in names):
+            unset = owner.fp32_precision == above
+            newer.append((owner, "fp32_precision", "none" if unset else owner.fp32_precision))
+            wanted.append((owner, "fp32_precision", "tf32" if is_coarse and parent == "cudnn" else "ieee"))
     _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
-    others = [(owner, name, _get(owner, name)) for owner, name, _ in _EXACT if hasattr(owner, name)]
+    others = list[_Switch]()
+    for owner, name, _ in _EXACT:
+        split = f"{name}_split_k"  # reduced-precision settings are set as a pair with that of split-K
+        if hasattr(owner, name):
+            value = getattr(owner, name)
+            others.append((owner, name, (value, getattr(owner, split)) if hasattr(owner, split) else value))
     products, convolutions = torch.get_float32_matmul_precision(), True
     with suppress(RuntimeError):  # it is on while the newer ones are off
         convolutions = torch.backends.cudnn.allow_tf32
@@ -145,17 +145,8 @@ _EXACT: tuple[_Switch, ...] = (
     (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm in each run
     (torch.backends.cudnn, "deterministic", True),
 )
-# The settings since torch 2.9, each with the one whose value it has if it is unset.
-_NEWER = (
-    ("cuda.matmul", "cudnn"), ("cudnn.conv", "cudnn"), ("cudnn.rnn", "cudnn"), ("mkldnn.matmul", "mkldnn"),
-    ("mkldnn.conv", "mkldnn"),
-)  # fmt: skip
-
-
-def _get(owner: Any, name: str) -> Any:
-    """The value of a setting; reduced-precision settings are a pair with that of split-K."""
-    split = f"{name}_split_k"
-    return (getattr(owner, name), getattr(owner, split)) if hasattr(owner, split) else getattr(owner, name)
+# The settings since torch 2.9, by the one whose value they have if they are unset.
+_NEWER = {"cudnn": ("cuda.matmul", "cudnn.conv", "cudnn.rnn"), "mkldnn": ("mkldnn.matmul", "mkldnn.conv")}
 
 
 def _set(switches: Iterable[_Switch]) -> None:

@@ -251,20 +251,12 @@ class FourM(nn.Module):
         """
         head = cast("Head", self.decoder_embeddings[target])
         content = self.mask_token if ids is None else head.token_emb(ids)
-        y = content + head.address(positions)
+        y, visible = content + head.address(positions), context.visible[:, None, None, :]
         causal = ids is not None and cache is None
-        return head.to_logits(self.run_decoder(y, context, causal=causal, cache=cache))
-
-    def run_decoder(
-        self, y: Tensor, context: Context, self_visible: Tensor | None = None, causal: bool = False,
-        cache: DecoderCache | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Decoder blocks and final norm over given inputs y (B, K, D); self_visible: (B, 1, K, K) bool."""
-        visible = context.visible[:, None, None, :]
         crosses = cache.cross if cache else self._read_context(context)
         for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
-            y = block(y, cross, visible, self_visible, causal, cache.past[i] if cache else None)
-        return self.decoder_norm(y)
+            y = block(y, cross, visible, None, causal, cache.past[i] if cache else None)
+        return head.to_logits(self.decoder_norm(y))
 
 
 def _pack(x: Tensor, order: Tensor, visible: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fourm.errors import CheckpointError
 from fourm.networks.tokenizers.config import DiVAEConfig
-from fourm.networks.tokenizers.diffusion import build_decoder
+from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.unet import UNETS, GroupNorm, PatchedUNet, UNetShape
 
 SMALL = UNetShape(
@@ -166,4 +166,4 @@ def test_levels_without_blocks_and_without_attention_are_networks_too() -> None:
 def test_sizes_that_make_no_network_are_refused(changes: dict[str, int]) -> None:
     config = DiVAEConfig(dec_type="unet_patched", dec_structure={"channel_mult": [1], **changes})
     with pytest.raises(CheckpointError, match="dec_structure"), torch.device("meta"):
-        build_decoder(config)
+        DiVAE(config)

@@ -157,10 +157,10 @@ def test_runs_in_float64_are_the_recorded_ones_without_allowance_for_rounding(
     side = case["image_size"]
     # Also what is in float32 in every precision; the noise schedule, built above, stays the recorded one.
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+    tokenizer.sampler = replace(tokenizer.sampler, mode=case["scheduler_timesteps_mode"])
     states = list(
         tokenizer.double().sample(
-            tensors["tokens"], noise.__getitem__, case["requested_steps"], (side, side),
-            case["scheduler_timesteps_mode"],
+            tensors["tokens"], noise.__getitem__, case["requested_steps"], (side, side)
         )
     )  # fmt: skip
     assert states[-1].dtype == torch.float64

@@ -16,7 +16,7 @@ from fourm.networks.layers import sincos_2d
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
-from fourm.networks.tokenizers.vq import MlpPreset, VQTokenizer, parse_preset, resize_positions
+from fourm.networks.tokenizers.vq import MlpPreset, VQTokenizer, parse_preset, positions_at
 
 FIXTURES = (
     "vit_cosine", "vit_feature_map", "vit_out_conv", "vit_sam_mask", "vit_euclid_options", "vit_semseg",
@@ -106,7 +106,8 @@ def test_positions_are_resized_bicubically_without_antialiasing(vq: Path) -> Non
         kind, form = key.split(".")
         if kind == "bicubic" and form != "source":
             h, w = (int(side) for side in form.removeprefix("to_").split("x"))
-            assert_close(resize_positions(recorded["bicubic.source"], h, w), expected, key)
+            resized = positions_at(recorded["bicubic.source"], h, w)
+            assert_close(resized.transpose(1, 2).view(expected.shape), expected, key)
 
 
 def test_positions_start_as_the_recorded_sine_cosine_table(vq: Path) -> None:

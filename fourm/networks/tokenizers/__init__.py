@@ -13,31 +13,27 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Where the configs of released tokenizers may differ from what is published about them, the tensors decide.
 # Everything else is the config's to say: tensors fill in what it leaves out, and must agree with the rest.
 _DECIDED_BY_TENSORS = ("n_channels", "image_size_enc", "image_size_dec", "num_codebooks", "post_mlp")
-# Which keys of the config decide the shape of a tensor, by a part of its name.
-_DECIDED_BY_CONFIG = {
-    "encoder.pos_emb": "image_size, image_size_enc, patch_size",
-    "decoder.pos_emb": "image_size, image_size_dec, patch_size_dec",
-    "encoder.proj": "enc_type, n_channels, patch_size, patch_proj",
-    "decoder.out_proj": "dec_type, n_channels, n_labels, patch_size, patch_size_dec, patch_proj",
-    "decoder.input_blocks.0.0": "n_channels, latent_dim, dec_type, dec_structure",
-    "decoder.out.2": "n_channels, dec_type, dec_structure",
-    "_codebook.embed": "codebook_size, latent_dim",
-    "quantize.": "codebook_size, num_codebooks, latent_dim",
-    "cls_emb": "n_labels, n_channels",
-    "mlp.": "post_mlp, enc_type, dec_type",
-    "out_conv": "out_conv, n_channels",
-    "quant_proj": "latent_dim, enc_type, dec_type",
-}
+# Which keys of the config decide the shape of a tensor, by a part of its name; the first row that fits counts.
+DECIDED_BY_CONFIG = (
+    ("encoder.pos_emb", "image_size, image_size_enc, patch_size"),
+    ("decoder.pos_emb", "image_size, image_size_dec, patch_size_dec"),
+    ("encoder.proj", "enc_type, n_channels, patch_size, patch_proj"),
+    ("decoder.out_proj", "dec_type, n_channels, n_labels, patch_size, patch_size_dec, patch_proj"),
+    ("decoder.input_blocks.0.0", "n_channels, latent_dim, dec_type, dec_structure"),
+    ("decoder.out.2", "n_channels, dec_type, dec_structure"),
+    ("_codebook.embed", "codebook_size, latent_dim"),
+    ("quantize.", "codebook_size, num_codebooks, latent_dim"),
+    ("cls_emb", "n_labels, n_channels"),
+    ("mlp.", "post_mlp, enc_type, dec_type"),
+    ("out_conv", "out_conv, n_channels"),
+    ("quant_proj", "latent_dim, enc_type, dec_type"),
+    ("", "enc_type, dec_type"),
+)
 
 
 def build_tokenizer(config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE) -> AnyTokenizer:
     """The tokenizer of a config, with random weights."""
     return DiVAE(config, part) if isinstance(config, DiVAEConfig) else VQTokenizer(config, part)
-
-
-def keys_that_decide(name: str) -> str:
-    """The keys of a config that decide the shape of the tensor of this name."""
-    return next((keys for part, keys in _DECIDED_BY_CONFIG.items() if part in name), "enc_type, dec_type")
 
 
 def complete_config(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:

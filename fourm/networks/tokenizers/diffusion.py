@@ -78,25 +78,6 @@ _BETAS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def timesteps(kind: str, num_train_steps: int, num_steps: int, mode: str = "trailing") -> list[int]:
-    """The timesteps of a run, from noise to value, as the reference has them.
-
-    `ddpm` knows one spacing; `ddim` has three modes. `trailing` takes more than `num_steps` where this does
-    not divide the steps of training.
-    """
-    if not 1 <= num_steps <= num_train_steps:
-        raise UsageError(f"{num_steps} diffusion steps; this tokenizer has from 1 to {num_train_steps:,}")
-    if mode not in MODES:
-        raise UsageError(f"timesteps '{mode}' are not one of {', '.join(MODES)}{near_match(mode, MODES)}")
-    ratio = num_train_steps // num_steps
-    if kind == "ddpm" or mode == "leading":
-        return [i * ratio for i in reversed(range(num_steps))]
-    if mode == "trailing":
-        return list(range(num_train_steps - 1, -1, -ratio))
-    points = torch.linspace(num_train_steps, 1, num_steps, dtype=torch.float64)
-    return [int(t) - 1 for t in points.round()]
-
-
 @dataclass(frozen=True, slots=True)
 class Clipping:
     """How a predicted clean value is kept in range: not at all, clamped, or by dynamic thresholds.
@@ -128,12 +109,33 @@ class Sampler:
     alphas: Tensor  # (T,) cumulative, float32, on the CPU: steps use them as numbers
     prediction: str  # what the network predicts: `prediction_type` of a config
     clipping: Clipping = Clipping()
+    mode: str = "trailing"  # of MODES: how DDIM spaces its timesteps; DDPM knows one way
 
-    def check(self, t: int) -> None:
-        """Refuse a timestep at which the network's prediction does not determine the clean value."""
-        if self.prediction == "epsilon" and self.alphas[t] == 0:
-            why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
-            raise CheckpointError(f"prediction_type: 'epsilon' {why}")
+    def timesteps(self, num_steps: int) -> list[tuple[int, int]]:
+        """Each timestep and the one that its step leads to (negative: the value), as the reference has them.
+
+        `trailing` takes more than `num_steps` where this does not divide the steps of training. A timestep at
+        which the network's prediction does not determine the clean value is a CheckpointError.
+        """
+        count = len(self.alphas)
+        if not 1 <= num_steps <= count:
+            raise UsageError(f"{num_steps} diffusion steps; this tokenizer has from 1 to {count:,}")
+        if self.mode not in MODES:
+            near = near_match(self.mode, MODES)
+            raise UsageError(f"timesteps '{self.mode}' are not one of {', '.join(MODES)}{near}")
+        ratio = count // num_steps
+        if self.kind == "ddpm" or self.mode == "leading":
+            times = [i * ratio for i in reversed(range(num_steps))]
+        elif self.mode == "trailing":
+            times = list(range(count - 1, -1, -ratio))
+        else:
+            points = torch.linspace(count, 1, num_steps, dtype=torch.float64)
+            times = [int(t) - 1 for t in points.round()]
+        for t in times if self.prediction == "epsilon" else ():
+            if self.alphas[t] == 0:
+                why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
+                raise CheckpointError(f"prediction_type: 'epsilon' {why}")
+        return [(t, t - ratio) for t in times]
 
     def draws_at(self, t: int) -> bool:
         """True where a step takes fresh noise."""
@@ -147,7 +149,6 @@ class Sampler:
         output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
         shape, for steps that take some (`draws_at`), which are a ValueError without it.
         """
-        self.check(t)
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
         clean, predicted = predict(output, a, x, self.prediction)
@@ -187,7 +188,13 @@ class DiVAE(Tokenizer):
             raise CheckpointError("has_encoder: false, so that nothing here turns values into tokens")
         super().__init__(config, part if config.has_encoder else TokenizerPart.DECODER)
         self.sampler = make_sampler(config)
-        self.decoder = build_decoder(config) if part is not TokenizerPart.ENCODER else None
+        self.decoder: Decoder | None = None
+        if part is not TokenizerPart.ENCODER:
+            sizes = (config.n_channels, config.latent_dim)
+            if "unet_" in config.dec_type:
+                self.decoder = PatchedUNet(_shape(UNETS, UNetShape, config), *sizes)
+            else:
+                self.decoder = UViT(_shape(UVITS, UViTShape, config), *sizes, config.conditioning)
 
     def output_shape(self, grid: Size) -> tuple[int, int, int]:
         """(C, H, W) of the value of a grid (h, w) of tokens."""
@@ -195,22 +202,18 @@ class DiVAE(Tokenizer):
         return self.config.n_channels, height, width
 
     def sample(
-        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None,
-        mode: str = "trailing", sampler: Sampler | None = None,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
+    ) -> Iterator[Tensor]:
         """The running value (B, C, H, W) float32 after every step; the last one is the result.
 
         tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
         with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
-        some. size is (H, W) in pixels, by default the grid's. `mode`: see `timesteps`. `sampler` takes the
-        place of the config's. What cannot be is refused before anything is drawn.
+        some. size is (H, W) in pixels, by default the grid's. What cannot be is refused before anything is
+        drawn.
         """
         if self.decoder is None:
             raise ValueError("this tokenizer was built without a decoder")
-        sampler = sampler or self.sampler
-        times = timesteps(sampler.kind, len(sampler.alphas), steps, mode)
-        for t in times:
-            sampler.check(t)
+        times = self.sampler.timesteps(steps)
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
         if quant.shape[1] != self.config.latent_dim:
             has = f"this tokenizer has {self.config.latent_dim}"
@@ -220,8 +223,29 @@ class DiVAE(Tokenizer):
         multiple = self.decoder.multiple
         if min(height, width) < 1 or height % multiple or width % multiple:
             raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
-        shape = (len(quant), channels, height, width)
-        return _run(self.decoder, quant, shape, draws, sampler, times, len(sampler.alphas) // steps)
+        return self._steps(self.decoder, quant, (len(quant), channels, height, width), draws, times)
+
+    def _steps(
+        self, decoder: Decoder, quant: Tensor, shape: tuple[int, ...], draws: Callable[[int], Tensor],
+        times: list[tuple[int, int]],
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """The loop of `sample`, whose checks do not wait for the first step."""
+
+        def draw(index: int) -> Tensor:
+            noise = draws(index).to(quant.device, torch.float32)
+            if noise.shape != shape:
+                raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
+            return noise
+
+        x, on_device = draw(0), torch.tensor(times, device=quant.device)[:, 0]
+        with torch.no_grad():
+            condition = decoder.condition(quant, (shape[2], shape[3]))
+        for index, (t, previous) in enumerate(times):
+            with torch.no_grad():
+                output = decoder(x, on_device[index], condition)
+                fresh = draw(index + 1) if self.sampler.draws_at(t) else None
+                x, _ = self.sampler.step(output, t, previous, x, fresh)
+            yield x
 
     def decode_tokens(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
@@ -231,29 +255,6 @@ class DiVAE(Tokenizer):
         return last
 
 
-def _run(
-    decoder: Decoder, quant: Tensor, shape: tuple[int, ...], draws: Callable[[int], Tensor], sampler: Sampler,
-    times: list[int], ratio: int,
-) -> Iterator[Tensor]:  # fmt: skip
-    """ratio: how much later than the next one each of the `times` is."""
-
-    def draw(index: int) -> Tensor:
-        noise = draws(index).to(quant.device, torch.float32)
-        if noise.shape != shape:
-            raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
-        return noise
-
-    x, on_device = draw(0), torch.tensor(times, device=quant.device)
-    with torch.no_grad():
-        condition = decoder.condition(quant, (shape[2], shape[3]))
-    for index, t in enumerate(times):
-        with torch.no_grad():
-            output = decoder(x, on_device[index], condition)
-            fresh = draw(index + 1) if sampler.draws_at(t) else None
-            x, _ = sampler.step(output, t, t - ratio, x, fresh)
-        yield x
-
-
 def make_sampler(config: DiVAEConfig) -> Sampler:
     """The steps that a config asks for."""
     kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
@@ -261,14 +262,6 @@ def make_sampler(config: DiVAEConfig) -> Sampler:
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
     return Sampler(kind, alphas, config.prediction_type, clipping)
-
-
-def build_decoder(config: DiVAEConfig) -> Decoder:
-    """The network that a config names or describes."""
-    channels, latent_dim = config.n_channels, config.latent_dim
-    if "unet_" in config.dec_type:
-        return PatchedUNet(_shape(UNETS, UNetShape, config), channels, latent_dim)
-    return UViT(_shape(UVITS, UViTShape, config), channels, latent_dim, config.conditioning)
 
 
 def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -> Shape:

@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +84,8 @@ class PatchedUNet(nn.Module):
         """
         if cond_mask is not None:
             quant = quant.masked_fill(cond_mask.unsqueeze(1), 0)
-        first = self._first
-        grid = (size[0] // self.shape.patch_size, size[1] // self.shape.patch_size)
-        latents = F.interpolate(quant.to(first.weight.dtype), size=grid, mode="nearest")
+        first, patch = self._first, self.shape.patch_size
+        latents = F.interpolate(quant.to(first.weight.dtype), (size[0] // patch, size[1] // patch))
         weight = first.weight[:, -quant.shape[1] :]
         return F.conv2d(latents.contiguous(memory_format=torch.channels_last), weight, first.bias, padding=1)
 
@@ -95,8 +94,8 @@ class PatchedUNet(nn.Module):
         first, patch = self._first, self.shape.patch_size
         patches = F.pixel_unshuffle(x.to(first.weight.dtype), patch)
         patches = patches.contiguous(memory_format=torch.channels_last)  # which convolutions prefer
-        time = timestep_embedding(t, self.shape.model_channels).to(first.weight.dtype)
-        emb = F.silu(self.time_embed(time))
+        time = timestep_embedding(t, self.shape.model_channels)
+        emb = F.silu(self.time_embed(time.to(first.weight.dtype)))
         h = condition + F.conv2d(patches, first.weight[:, : patches.shape[1]], padding=1)
         skips = [h]
         for block in list(self.input_blocks)[1:]:
@@ -108,9 +107,7 @@ class PatchedUNet(nn.Module):
 
     @property
     def _first(self) -> nn.Conv2d:
-        first = self.input_blocks[0][0]  # type: ignore[index]
-        assert isinstance(first, nn.Conv2d)
-        return first
+        return cast("nn.Conv2d", cast("Block", self.input_blocks[0])[0])
 
 
 class Block(nn.ModuleList):

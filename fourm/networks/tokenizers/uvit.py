@@ -231,11 +231,12 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention to the map, perhaps to the latents, and an MLP, led by the time (Peebles and Xie 2022)."""
 
+    cross_attn: CrossAttention  # only where a context is read
+
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
         super().__init__()
         blocks, dim, parts = shape.blocks, shape.mid_dim, 3 if context_width else 2
         self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), Mlp(blocks)
-        self.cross_attn: CrossAttention | None = None
         if context_width:
             self.self_attn = SelfAttention(blocks)
             self.cross_attn = CrossAttention(blocks, context_width)
@@ -248,7 +249,6 @@ class TransformerBlock(nn.Module):
 
     def read_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, M, d) of latents (B, M, D')."""
-        assert self.cross_attn is not None
         return self.cross_attn.keys_values(self.context_norm(context))
 
     def forward(
@@ -256,13 +256,13 @@ class TransformerBlock(nn.Module):
         skip: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """x (B, N, D), time (1 or B, E), keys and values of the latents, an earlier block's result."""
-        changes = self.adaLN_modulation(time).unsqueeze(1).chunk(4 if context is None else 6, dim=-1)
-        gates = self.adaLN_gate(time).unsqueeze(1).chunk(2 if context is None else 3, dim=-1)
+        parts, look = (2, self.attn) if context is None else (3, self.self_attn)
+        changes = self.adaLN_modulation(time).unsqueeze(1).chunk(2 * parts, dim=-1)
+        gates = self.adaLN_gate(time).unsqueeze(1).chunk(parts, dim=-1)
         if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        look = self.attn if context is None else self.self_attn
         x = x + gates[0] * look(_changed(self.norm1(x), changes[:2]), None)
-        if context is not None and self.cross_attn is not None:
+        if context is not None:
             x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), changes[2:4]), *context, visible)
         return x + gates[-1] * self.mlp(_changed(self.norm2(x), changes[-2:]))
 

@@ -42,9 +42,7 @@ class Tokenizer(nn.Module):
             if isinstance(preset, MlpPreset):
                 self.encoder = BottleneckMlp(preset, config.n_channels, preset.dim)
             else:
-                patch = config.patch_size if config.patch_proj else (1, 1)
-                shape = (config.n_channels, patch, config.encoder_grid, config.post_mlp)
-                self.encoder = ViTEncoder(preset, *shape)
+                self.encoder = ViTEncoder(preset, config)
             self.quant_proj = nn.Conv2d(preset.dim, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
 
@@ -77,11 +75,10 @@ class Tokenizer(nn.Module):
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens -> quantized latents (B, L, h, w) float32."""
         rank, books = self.config.token_rank, self.config.num_codebooks
-        if tokens.ndim != rank or tokens.is_floating_point():
+        fits = tokens.ndim == rank and (rank == 3 or tokens.shape[1] == books)
+        if not fits or tokens.is_floating_point():
             form = "(B, h, w)" if rank == 3 else f"(B, {books}, h, w)"
             raise ValueError(f"tokens are {form} integers, not {tuple(tokens.shape)} {tokens.dtype}")
-        if rank == 4 and tokens.shape[1] != books:
-            raise ValueError(f"tokens have {tokens.shape[1]} codebooks; this tokenizer has {books}")
         _check_range(tokens, self.config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
@@ -107,9 +104,7 @@ class VQTokenizer(Tokenizer):
             if isinstance(preset, MlpPreset):
                 self.decoder = BottleneckMlp(preset, preset.dim, config.out_channels)
             else:
-                patch = (config.patch_size_dec or config.patch_size) if config.patch_proj else (1, 1)
-                shape = (config.out_channels, patch, config.decoder_grid, config.post_mlp)
-                self.decoder = ViTDecoder(preset, *shape, config.out_conv)
+                self.decoder = ViTDecoder(preset, config)
             self.post_quant_proj = nn.Conv2d(config.latent_dim, preset.dim, kernel_size=1)
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -131,12 +126,12 @@ def _check_range(ids: Tensor, count: int, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ViTPreset:
-    """Width, number of blocks, attention heads, and hidden width of the MLPs as a multiple of the width."""
+    """The sizes of a ViT."""
 
     dim: int
-    depth: int
+    depth: int  # blocks
     num_heads: int
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 4.0  # hidden width of the MLPs, as a multiple of the width
 
     @property
     def blocks(self) -> BlockConfig:
@@ -182,15 +177,15 @@ def parse_preset(name: str) -> ViTPreset | MlpPreset:
 class ViTEncoder(nn.Module):
     """(B, C, H, W) -> (B, D, h, w): patches, positions, blocks, optional tanh MLP. No final norm."""
 
-    def __init__(self, preset: ViTPreset, channels: int, patch: Size, grid: Size, post_mlp: bool) -> None:
+    def __init__(self, preset: ViTPreset, config: VQConfig) -> None:
         super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(channels, preset.dim, kernel_size=patch, stride=patch)
-        self.pos_emb = position_map(grid, preset.dim)
+        self.patch = config.patch_size if config.patch_proj else (1, 1)
+        self.proj = nn.Conv2d(config.n_channels, preset.dim, kernel_size=self.patch, stride=self.patch)
+        self.pos_emb = position_map(config.encoder_grid, preset.dim)
         blocks = preset.blocks
         self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
-        self.norm_mlp = blocks.norm() if post_mlp else None
-        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if post_mlp else None
+        self.norm_mlp = blocks.norm() if config.post_mlp else None
+        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if config.post_mlp else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any H and W divisible by the patch; positions are resized to the grid at hand."""
@@ -204,18 +199,17 @@ class ViTEncoder(nn.Module):
 class ViTDecoder(nn.Module):
     """(B, D, h, w) -> (B, C, h * P, w * P): positions, blocks, tanh MLP, un-patch, ConvNeXt."""
 
-    def __init__(
-        self, preset: ViTPreset, channels: int, patch: Size, grid: Size, post_mlp: bool, out_conv: bool
-    ) -> None:
+    def __init__(self, preset: ViTPreset, config: VQConfig) -> None:
         super().__init__()
-        self.patch = patch
-        self.pos_emb = position_map(grid, preset.dim)
+        channels = config.out_channels
+        self.patch = (config.patch_size_dec or config.patch_size) if config.patch_proj else (1, 1)
+        self.pos_emb = position_map(config.decoder_grid, preset.dim)
         blocks = preset.blocks
         self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
-        self.norm_mlp = blocks.norm() if post_mlp else None
-        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if post_mlp else None
-        self.out_proj = nn.Linear(preset.dim, channels * patch[0] * patch[1])
-        self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if out_conv else None
+        self.norm_mlp = blocks.norm() if config.post_mlp else None
+        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if config.post_mlp else None
+        self.out_proj = nn.Linear(preset.dim, channels * self.patch[0] * self.patch[1])
+        self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if config.out_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.out_proj(_transformed(self, x))
@@ -274,17 +268,12 @@ class ConvNeXt(nn.Module):
         return x + y.movedim(-1, 1)
 
 
-def resize_positions(table: Tensor, h: int, w: int) -> Tensor:
-    """(1, D, Nh, Nw) -> (1, D, h, w): bicubic, half-pixel centres, no antialiasing."""
-    if table.shape[2:] == (h, w):
-        return table
-    resized = F.interpolate(table.float(), size=(h, w), mode="bicubic", align_corners=False)
-    return resized.to(table.dtype)
-
-
 def positions_at(table: Tensor, h: int, w: int) -> Tensor:
-    """(1, D, Nh, Nw) -> (1, h * w, D), as tokens of a grid of this size."""
-    return rearrange(resize_positions(table, h, w), "b d h w -> b (h w) d")
+    """(1, D, Nh, Nw) -> (1, h * w, D), resized: bicubic, half-pixel centres, no antialiasing."""
+    resized = table
+    if table.shape[2:] != (h, w):
+        resized = F.interpolate(table.float(), size=(h, w), mode="bicubic").to(table.dtype)
+    return rearrange(resized, "b d h w -> b (h w) d")
 
 
 def position_map(grid: Size, dim: int) -> nn.Parameter:
