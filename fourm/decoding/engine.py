@@ -150,7 +150,7 @@ class Engine:
                 else:
                     contexts, cache = [stacked], self.network.start_cache(stacked, limit)
                     if len(numbers) > 1:  # what a sample's passes read is computed once
-                        cache = cache.repeated(len(numbers))
+                        cache = tuple(block.repeated(len(numbers)) for block in cache)
                         visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
                         contexts = [Context(stacked.tokens, visible)]
             texts = Texts(batch, step, numbers, limit, slot.select(rows), contexts, cache)

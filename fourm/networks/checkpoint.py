@@ -113,7 +113,7 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
             problems.append(f"'{name}' has no place in the {what} that the config describes")
         elif found[name].shape != wanted[name].shape:
             shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
-            keys = next((keys for part, keys in DECIDED_BY_CONFIG if part in name), "")
+            keys = next(keys for part, keys in DECIDED_BY_CONFIG if part in name)
             decided = f" (decided by {keys})" if what == "tokenizer" else ""
             problems.append(f"'{name}' is {shapes}{decided}")
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():

@@ -1,6 +1,5 @@
 """What networks are made of, and how they compute: attention kernels, exact arithmetic, layers, blocks."""
 
-import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,6 @@ from fourm.hub.header import DTYPES
 from fourm.networks.state import Packing
 
 _ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
-
 # q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
@@ -60,29 +58,27 @@ _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
     """Let all attention of a network use "sdpa" or "xformers"; UsageError where device or dtype forbid it."""
     if name == "xformers":
-        _check_xformers(device, next(network.parameters(), None))
+        _check_xformers(device, next(network.parameters(), torch.empty(0)))
     for module in network.modules():
         if hasattr(module, "kernel"):
             setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
 
 
-def _check_xformers(device: torch.device, like: Tensor | None) -> None:
+def _check_xformers(device: torch.device, like: Tensor) -> None:
     """Whether xFormers is here and computes with such numbers: which GPUs it serves depends on its build."""
     if device.type != "cuda":
         raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
     if importlib.util.find_spec("xformers") is None:
         raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
     try:
-        importlib.import_module("xformers.ops")
-        if like is not None:
-            x = like.new_zeros(1, 1, 8, 64)
-            for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
-                xformers(x, x, x, mask, False)
+        x = like.new_zeros(1, 1, 8, 64)
+        for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
+            xformers(x, x, x, mask, False)
     except (ImportError, OSError) as error:
         raise UsageError("--attention xformers: cannot be loaded; it was built for another torch") from error
     except NotImplementedError as error:
-        kind = "" if like is None else f" for {str(like.dtype).removeprefix('torch.')}"
-        what = f"has no kernel{kind} on this GPU; leave it out, or try another --dtype"
+        dtype = str(like.dtype).removeprefix("torch.")
+        what = f"has no kernel for {dtype} on this GPU; leave it out, or try another --dtype"
         raise UsageError(f"--attention xformers: {what}") from error
 
 
@@ -161,8 +157,8 @@ def attention(
     """Softmax attention over the visible keys.
 
     q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
-    causal: query i sees the keys 0 to i, of the visible ones. A query that sees no key at all gets zeros,
-    whatever the batch around it. Returns (B, H, M, d). All kernels give the same but for rounding.
+    causal: query i sees the keys 0 to i, of the visible ones. A query that sees no key gets zeros, whatever
+    the batch around it. Returns (B, H, M, d). All kernels give the same but for rounding.
     """
     if not (q.shape[2] and k.shape[2]):
         return torch.zeros_like(q)
@@ -268,14 +264,15 @@ class Mlp(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens decoded so far, for one block; the space is reserved beforehand."""
+    """Keys and values, (B, H, ..., d) each, that decoding token by token computes once for one block."""
 
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens, self.length = max_tokens, 0
-        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): keys, then values
+    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int) -> None:
+        self.cross = cross  # of the context
+        self.max_tokens, self.length = max_tokens, 0  # room that is reserved, and how much of it is in use
+        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): those of the tokens so far
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, H, K, d) and return all keys and values so far, (B, H, length, d)."""
+        """Add those of tokens, (B, H, K, d), and return all so far, (B, H, length, d)."""
         if self.held is None:
             batch, heads, _, width = keys.shape
             self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
@@ -284,18 +281,13 @@ class KVCache:
         self.length = end
         return self.held[0, :, :, :end], self.held[1, :, :, :end]
 
-
-@dataclass(frozen=True, slots=True)
-class DecoderCache:
-    """Keys and values that decoding a sequence token by token computes once, for each decoder block."""
-
-    cross: tuple[tuple[Tensor, Tensor], ...]  # of the context, (B, H, N, d)
-    past: tuple[KVCache, ...]  # of the tokens so far
-
-    def repeated(self, count: int) -> "DecoderCache":
+    def repeated(self, count: int) -> "KVCache":
         """The same before any token, for `count` texts in place of each."""
-        cross = ((k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.cross)
-        return DecoderCache(tuple(cross), self.past)
+        keys, values = (part.repeat_interleave(count, 0) for part in self.cross)
+        return KVCache((keys, values), self.max_tokens)
+
+
+DecoderCache = tuple[KVCache, ...]  # one for each block
 
 
 class SelfAttention(nn.Module):

@@ -184,9 +184,11 @@ class FourM(nn.Module):
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content and address (B, L, D) and known (B, L) of all positions that the model can read."""
-        empty = self.mask_token.new_zeros(len(batch.keys), 0, self.config.dim)
-        contents, addresses, known = [empty], [empty], [empty[..., 0].bool()]
+        """Content and address (B, L, D) and known (B, L) of registers and of all positions that can be read."""
+        count = self.config.num_register_tokens
+        address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
+        contents = [self.register_tokens.expand_as(address) if count else address]
+        addresses, known = [address], [torch.ones_like(address[..., 0], dtype=torch.bool)]
         for name in [name for name in batch.slots if name in self.encoder_embeddings]:
             content, address = self.encoder_embeddings[name](batch.slots[name])
             contents.append(content)
@@ -202,18 +204,14 @@ class FourM(nn.Module):
         all. Where they are not given, both are read from the device, which waits for it.
         """
         content, address, known = self.embed(batch)
+        registers = self.config.num_register_tokens  # which neither budget nor total counts
         if budget is None:
-            budget = int(known.sum(dim=1).max()) if known.shape[1] else 0
-        order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :budget]  # known first, in order
-        visible = F.pad(known.gather(1, order), (0, budget - order.shape[1]))
-        total = int(visible.sum()) if total is None else total
+            budget = int(known.sum(dim=1).max()) - registers if known.shape[1] else 0
+        length = registers + budget
+        order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # known first, in order
+        visible = F.pad(known.gather(1, order), (0, length - order.shape[1]))
+        total = int(visible.sum()) if total is None else total + registers * len(batch.keys)
         content, address = (_pack(part, order, visible) for part in (content, address))
-        if self.config.num_register_tokens:
-            registers = self.register_tokens.expand(len(batch.keys), -1, -1)
-            content = torch.cat([registers, content], dim=1)
-            address = torch.cat([torch.zeros_like(registers), address], dim=1)
-            visible = torch.cat([visible.new_ones(registers.shape[:2]), visible], dim=1)
-            total += registers.shape[0] * registers.shape[1]
         packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
         x, mask = content + address, visible[:, None, None, :]
         x = packing.pack(x) if packing else x
@@ -224,8 +222,7 @@ class FourM(nn.Module):
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
         """Keys and values of a context, and room for those of max_tokens tokens of a sequence."""
-        past = tuple(KVCache(max_tokens) for _ in self.decoder)
-        return DecoderCache(tuple(self._read_context(context)), past)
+        return tuple(KVCache(cross, max_tokens) for cross in self._read_context(context))
 
     def room_for(self, sequence: str) -> int | None:
         """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
@@ -253,9 +250,9 @@ class FourM(nn.Module):
         content = self.mask_token if ids is None else head.token_emb(ids)
         y, visible = content + head.address(positions), context.visible[:, None, None, :]
         causal = ids is not None and cache is None
-        crosses = cache.cross if cache else self._read_context(context)
+        crosses = [past.cross for past in cache] if cache else self._read_context(context)
         for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
-            y = block(y, cross, visible, None, causal, cache.past[i] if cache else None)
+            y = block(y, cross, visible, None, causal, cache[i] if cache else None)
         return head.to_logits(self.decoder_norm(y))
 
 

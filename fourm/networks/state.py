@@ -1,6 +1,6 @@
 """The state of a generation: one immutable slot per modality, and the batch that holds them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,8 +33,7 @@ class Slot:
     def hide(self) -> "Slot":
         """What an unconditional pass sees: nothing of an image, one empty marker of a sequence.
 
-        A sequence keeps [S_1] at its first position and embeddings one zero vector: the states that
-        4M models saw in training for "nothing is known".
+        The marker is [S_1] or, of embeddings, a zero vector: what 4M models saw for it in training.
         """
         if self.kind in (Kind.PIXELS, Kind.GRID):
             return self.blank()
@@ -82,10 +81,9 @@ class Batch:
         hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
         return Batch(self.keys, {**self.slots, **hidden})
 
-    def without(self, names: Iterable[str]) -> "Batch":
+    def without(self, names: Collection[str]) -> "Batch":
         """A batch in which these modalities are not there at all."""
-        removed = set(names)
-        return Batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in removed})
+        return Batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in names})
 
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
@@ -142,10 +140,9 @@ class Context:
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
     """One batch of the rows of all batches in order; what one of them lacks tells nothing there."""
-    templates: dict[str, Slot] = {}
+    slots, templates = dict[str, Slot](), dict[str, Slot]()
     for batch in batches:
         templates = {**batch.slots, **templates}
-    slots = {}
     for name, template in templates.items():
         parts = [batch.slots.get(name, template.blank()) for batch in batches]
         tensors = ([getattr(part, field) for part in parts] for field in ("values", "known", "wanted"))
@@ -179,17 +176,16 @@ def full_sequence(ids: Tensor, known: Tensor | None = None) -> Slot:
     that generation cut short loses nothing.
     """
     real = ids != PAD_ID if known is None else known
-    is_eos = (ids == EOS_ID) & real
-    after_eos = is_eos.long().cumsum(dim=1) - is_eos.long() > 0
-    shown = real & ~after_eos
+    is_eos = ((ids == EOS_ID) & real).long()
+    shown = real & (is_eos.cumsum(dim=1) == is_eos)  # no [EOS] before it
     return Slot(Kind.SEQUENCE, ids.long(), shown, torch.zeros_like(shown))
 
 
 def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
     """A target of which nothing is decoded yet.
 
-    GRID: every position wanted. SEQUENCE: one readable [S_1], then the places to decode, [S_1] first
-    and [S_2] (where decoding stops) last; at least two positions.
+    GRID: every position wanted. SEQUENCE, of two positions at least: one readable [S_1], then the places to
+    decode, [S_1] first and [S_2] (where decoding stops) last.
     """
     if kind is Kind.GRID:
         wanted = torch.ones(batch_size, num_tokens, dtype=torch.bool)

@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Where the configs of released tokenizers may differ from what is published about them, the tensors decide.
 # Everything else is the config's to say: tensors fill in what it leaves out, and must agree with the rest.
 _DECIDED_BY_TENSORS = ("n_channels", "image_size_enc", "image_size_dec", "num_codebooks", "post_mlp")
-# Which keys of the config decide the shape of a tensor, by a part of its name; the first row that fits counts.
+# Which keys of the config decide the shape of a tensor, by a part of its name; the first that fits counts.
 DECIDED_BY_CONFIG = (
     ("encoder.pos_emb", "image_size, image_size_enc, patch_size"),
     ("decoder.pos_emb", "image_size, image_size_dec, patch_size_dec"),

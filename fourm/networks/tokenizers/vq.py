@@ -75,10 +75,11 @@ class Tokenizer(nn.Module):
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens -> quantized latents (B, L, h, w) float32."""
         rank, books = self.config.token_rank, self.config.num_codebooks
-        fits = tokens.ndim == rank and (rank == 3 or tokens.shape[1] == books)
-        if not fits or tokens.is_floating_point():
+        if tokens.ndim != rank or tokens.is_floating_point():
             form = "(B, h, w)" if rank == 3 else f"(B, {books}, h, w)"
             raise ValueError(f"tokens are {form} integers, not {tuple(tokens.shape)} {tokens.dtype}")
+        if rank == 4 and tokens.shape[1] != books:
+            raise ValueError(f"tokens have {tokens.shape[1]} codebooks; this tokenizer has {books}")
         _check_range(tokens, self.config.codebook_size, "tokens")
         return self.quantize.lookup(tokens.long())
 
