@@ -198,13 +198,10 @@ class Engine:
         reader = next((s.target for s in chain.steps[step.index + 1 :] if s.sees(step.target)), None)
         if step.passes == 1 or reader is None or (room := self.network.room_for(step.target)) is None:
             return {}
-        counts = (sum(len(text) for text in texts) for texts in found)
-        return {
-            row: f"{step.target}: its {step.passes} passes have {count:,} tokens, but the model can read "
-            f"{room} for {reader}; make {step.target} the last target, or ask for fewer passes"
-            for row, count in enumerate(counts)
-            if count > room
-        }
+        said = f"{step.target}: its {step.passes} passes have"
+        rule = f"the model can read {room} for {reader}; make {step.target} the last target, or ask for fewer"
+        counts = [sum(map(len, texts)) for texts in found]
+        return {row: f"{said} {n:,} tokens, but {rule} passes" for row, n in enumerate(counts) if n > room}
 
     def _next_logits(self, texts: Texts, ids: Tensor) -> Tensor:
         """Guided logits (B * P, V) of the token after ids (B * P, 1 + j)."""

@@ -44,8 +44,8 @@ def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Nucleus sampling: set all entries outside the nucleus to -inf (Holtzman et al. 2020, arXiv:1904.09751).
 
-    The nucleus is the smallest set of most probable entries whose probabilities sum to more than top_p. It
-    always contains the most probable entry. 0, and any value of 1 or more, turns the filter off.
+    The nucleus is the smallest set of most probable entries whose probabilities sum to more than top_p; it
+    is never empty. 0, and any value of 1 or more, turns the filter off.
     """
     if not 0 < top_p < 1:
         return logits
@@ -94,11 +94,8 @@ def draw(
 
 
 def _sums(probabilities: Tensor) -> Tensor:
-    """Cumulative sums over the last axis, as int64 in units of 2^-60; exact for probabilities above 2^-36.
-
-    CUDA adds in no fixed order, which changes sums of floats but not sums of integers. The sums of a
-    distribution stay far below 2^63.
-    """
+    """Cumulative sums over the last axis, as int64 in units of 2^-60; exact for probabilities above 2^-36."""
+    # CUDA adds in no fixed order, which changes sums of floats but not sums of integers.
     return (probabilities * WHOLE).long().cumsum_(dim=-1)
 
 
@@ -110,8 +107,7 @@ def _at(table: Tensor, ids: Tensor) -> Tensor:
 class Noise:
     """Uniform noise as a pure function of (seed, sample, variation, stage), step, purpose and position.
 
-    Two rounds of a 64-bit mixing function (Steele et al. 2014, SplitMix64) in tensor integer arithmetic:
-    the same numbers on every device, in every batch, in any order.
+    Two rounds of SplitMix64 (Steele et al. 2014) on integers: the same on every device and in any batch.
     """
 
     streams: Tensor  # (B,) int64, one stream for each row

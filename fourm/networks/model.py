@@ -1,8 +1,7 @@
 """The 4M transformer: embeddings for each kind of modality, encoder, decoder, heads.
 
-Mizrahi et al. 2023 (arXiv:2312.06647), Bachmann et al. 2024 (arXiv:2406.09406). Parameters are named
-as in the released checkpoints, so that loading is a plain strict load. The model maps tensors to
-logits: it knows nothing of schedules, files or sampling.
+Mizrahi et al. 2023 (arXiv:2312.06647), Bachmann et al. 2024 (arXiv:2406.09406). Parameters are named as in
+the released checkpoints. It maps tensors to logits and knows nothing of schedules, files or sampling.
 """
 
 from collections.abc import Iterator, Mapping
@@ -184,7 +183,7 @@ class FourM(nn.Module):
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content and address (B, L, D) and known (B, L) of registers and of all positions that can be read."""
+        """Content and address (B, L, D) and known (B, L) of registers and all positions that can be read."""
         count = self.config.num_register_tokens
         address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
         contents = [self.register_tokens.expand_as(address) if count else address]

@@ -76,13 +76,12 @@ UVITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class UViTCondition:
-    """What the transformer needs at every step and no step changes."""
-
-    added: Tensor  # (1 or B, N, D): positions, and the projected latents where these are added
-    contexts: tuple[tuple[Tensor, Tensor], ...] = ()  # xattn: keys and values (B, H, M, d) for each block
-    visible: Tensor | None = None  # xattn: (B, 1, 1, M), False = no query reads it
+# What the transformer needs at every step and no step changes.
+UViTCondition = tuple[
+    Tensor,  # (1 or B, N, D): positions, and the projected latents where these are added
+    tuple[tuple[Tensor, Tensor] | None, ...],  # for each block, with xattn: keys and values (B, H, M, d)
+    Tensor | None,  # with xattn: (B, 1, 1, M), False = no query reads it
+]
 
 
 class UViT(nn.Module):
@@ -203,7 +202,8 @@ class Transformer(nn.Module):
             if cond_mask is not None:
                 mask = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
                 added = torch.where(rearrange(mask, "b 1 h w -> b (h w) 1"), self.mask_token, added)
-            return UViTCondition((added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype))
+            added = (added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype)
+            return added, (None,) * len(self.mid_block), None
         table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest").to(quant.dtype)
         context, visible = rearrange(quant, "b d h w -> b (h w) d"), None
         contexts = tuple(block.read_context(context) for block in self.mid_block)  # type: ignore[operator]
@@ -213,19 +213,19 @@ class Transformer(nn.Module):
             # A row that sees nothing reads the mean of all values: equal scores for all keys.
             contexts = tuple((keys.masked_fill(nothing, 0), values) for keys, values in contexts)
             visible = ~hidden | nothing
-        return UViTCondition(rearrange(table, "b d h w -> b (h w) d"), contexts, visible)
+        return rearrange(table, "b d h w -> b (h w) d"), contexts, visible
 
     def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
         """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C, h, w)."""
-        grid = x.shape[2]
-        y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + condition.added
+        added, contexts, visible = condition
+        y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + added
         skips, half = list[Tensor](), len(self.mid_block) // 2
-        for index, block in enumerate(self.mid_block):
+        for index, (block, context) in enumerate(zip(self.mid_block, contexts, strict=True)):
             skip = skips.pop() if self.shape.mid_use_long_skip and index > half else None
-            y = block(y, time, condition.contexts[index] if self.is_cross else None, condition.visible, skip)
+            y = block(y, time, context, visible, skip)
             if index < half:
                 skips.append(y)
-        return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=grid)
+        return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class TransformerBlock(nn.Module):

@@ -1,7 +1,6 @@
 """Tokenizers whose decoder is a network that runs once: ViTs and MLPs around a codebook.
 
-Layout is channels-first: a network maps (B, C, H, W) to (B, D, h, w) or back; tokens of a grid are flattened
-row by row. Parameter names are those of the released checkpoints.
+A network maps (B, C, H, W) to (B, D, h, w) or back. Parameter names are those of the released checkpoints.
 """
 
 import re
@@ -42,7 +41,7 @@ class Tokenizer(nn.Module):
             if isinstance(preset, MlpPreset):
                 self.encoder = BottleneckMlp(preset, config.n_channels, preset.dim)
             else:
-                self.encoder = ViTEncoder(preset, config)
+                self.encoder = ViT(preset, config, decodes=False)
             self.quant_proj = nn.Conv2d(preset.dim, config.latent_dim, kernel_size=1)
         self.quantize = build_quantizer(config)
 
@@ -105,7 +104,7 @@ class VQTokenizer(Tokenizer):
             if isinstance(preset, MlpPreset):
                 self.decoder = BottleneckMlp(preset, preset.dim, config.out_channels)
             else:
-                self.decoder = ViTDecoder(preset, config)
+                self.decoder = ViT(preset, config, decodes=True)
             self.post_quant_proj = nn.Conv2d(config.latent_dim, preset.dim, kernel_size=1)
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -133,11 +132,6 @@ class ViTPreset:
     depth: int  # blocks
     num_heads: int
     mlp_ratio: float = 4.0  # hidden width of the MLPs, as a multiple of the width
-
-    @property
-    def blocks(self) -> BlockConfig:
-        """What the blocks are like."""
-        return BlockConfig(self.dim, self.num_heads, int(self.mlp_ratio * self.dim))
 
 
 # `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
@@ -175,59 +169,46 @@ def parse_preset(name: str) -> ViTPreset | MlpPreset:
     raise CheckpointError(f"unknown network '{name}'{near_match(name, VIT_PRESETS)} (known: {known})")
 
 
-class ViTEncoder(nn.Module):
-    """(B, C, H, W) -> (B, D, h, w): patches, positions, blocks, optional tanh MLP. No final norm."""
+class ViT(nn.Module):
+    """Blocks with positions, and a tanh MLP after them if the config says so; there is no final norm.
 
-    def __init__(self, preset: ViTPreset, config: VQConfig) -> None:
+    An encoder cuts patches first, (B, C, H, W) -> (B, D, h, w); a decoder puts them together last,
+    (B, D, h, w) -> (B, C, h * P, w * P). Positions are resized to the grid at hand.
+    """
+
+    def __init__(self, preset: ViTPreset, config: VQConfig, decodes: bool) -> None:
         super().__init__()
-        self.patch = config.patch_size if config.patch_proj else (1, 1)
-        self.proj = nn.Conv2d(config.n_channels, preset.dim, kernel_size=self.patch, stride=self.patch)
-        self.pos_emb = position_map(config.encoder_grid, preset.dim)
-        blocks = preset.blocks
+        dim, channels, patch = preset.dim, config.out_channels, config.patch_size_dec or config.patch_size
+        self.patch = (patch if decodes else config.patch_size) if config.patch_proj else (1, 1)
+        self.proj = None if decodes else nn.Conv2d(config.n_channels, dim, self.patch, stride=self.patch)
+        self.pos_emb = position_map(config.decoder_grid if decodes else config.encoder_grid, dim)
+        blocks = BlockConfig(dim, preset.num_heads, int(preset.mlp_ratio * dim))
         self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
         self.norm_mlp = blocks.norm() if config.post_mlp else None
         self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if config.post_mlp else None
+        self.out_proj = nn.Linear(dim, channels * self.patch[0] * self.patch[1]) if decodes else None
+        has_conv = decodes and config.out_conv
+        self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if has_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any H and W divisible by the patch; positions are resized to the grid at hand."""
-        if x.shape[2] % self.patch[0] or x.shape[3] % self.patch[1]:
-            rule = f"both sides must be multiples of the patch, {self.patch[0]} x {self.patch[1]}"
-            raise ValueError(f"input is {x.shape[2]} x {x.shape[3]}; {rule}")
-        x = self.proj(x.to(self.proj.weight.dtype))
-        return rearrange(_transformed(self, x), "b (h w) d -> b d h w", h=x.shape[2])
-
-
-class ViTDecoder(nn.Module):
-    """(B, D, h, w) -> (B, C, h * P, w * P): positions, blocks, tanh MLP, un-patch, ConvNeXt."""
-
-    def __init__(self, preset: ViTPreset, config: VQConfig) -> None:
-        super().__init__()
-        channels = config.out_channels
-        self.patch = (config.patch_size_dec or config.patch_size) if config.patch_proj else (1, 1)
-        self.pos_emb = position_map(config.decoder_grid, preset.dim)
-        blocks = preset.blocks
-        self.blocks = nn.ModuleList(EncoderBlock(blocks) for _ in range(preset.depth))
-        self.norm_mlp = blocks.norm() if config.post_mlp else None
-        self.post_mlp = Mlp(replace(blocks, act=nn.Tanh)) if config.post_mlp else None
-        self.out_proj = nn.Linear(preset.dim, channels * self.patch[0] * self.patch[1])
-        self.out_conv = nn.Sequential(ConvNeXt(channels), ConvNeXt(channels)) if config.out_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.out_proj(_transformed(self, x))
         rows, cols = self.patch
-        image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[2], p=rows, q=cols)
+        if self.proj is not None:
+            if x.shape[2] % rows or x.shape[3] % cols:
+                rule = f"both sides must be multiples of the patch, {rows} x {cols}"
+                raise ValueError(f"input is {x.shape[2]} x {x.shape[3]}; {rule}")
+            x = self.proj(x.to(self.proj.weight.dtype))
+        height, width = x.shape[2:]
+        tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(self.pos_emb, height, width)
+        for block in self.blocks:
+            tokens = block(tokens)
+        if self.norm_mlp is not None and self.post_mlp is not None:
+            tokens = tokens.to(self.norm_mlp.weight.dtype)  # which may be float32 in a network of 16 bits
+            tokens = tokens + self.post_mlp(self.norm_mlp(tokens))
+        if self.out_proj is None:
+            return rearrange(tokens, "b (h w) d -> b d h w", h=height)
+        tokens = self.out_proj(tokens)
+        image = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=rows, q=cols)
         return image if self.out_conv is None else self.out_conv(image)
-
-
-def _transformed(vit: ViTEncoder | ViTDecoder, x: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B, h * w, D): positions, blocks, and the tanh MLP in the dtype of its own weights."""
-    tokens = rearrange(x, "b d h w -> b (h w) d") + positions_at(vit.pos_emb, *x.shape[2:])
-    for block in vit.blocks:
-        tokens = block(tokens)
-    if vit.norm_mlp is None or vit.post_mlp is None:
-        return tokens
-    tokens = tokens.to(vit.norm_mlp.weight.dtype)
-    return tokens + vit.post_mlp(vit.norm_mlp(tokens))
 
 
 class BottleneckMlp(nn.Module):
