@@ -152,11 +152,11 @@ def _filled(
     targets = dict[str, list[str]]()
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
-    groups, size = [list[str]()], 0
+    groups, size = list[list[str]](), 0
     for name, info in read_header(path).tensors.items():  # in the order of their bytes
         if name in targets:
             size += 4 * info.num_elements
-            if size > _OPEN_BYTES and groups[-1]:
+            if size > _OPEN_BYTES or not groups:
                 groups.append([])
                 size = 4 * info.num_elements
             groups[-1].append(name)

@@ -7,6 +7,7 @@ the clean signal in a noisy one.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -34,7 +35,18 @@ def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True)
     arXiv:2301.11093).
     """
     if name.startswith(SHIFTED_COSINE):
-        return _shifted_cosine(name, num_steps)
+        try:
+            shift = float(name.removeprefix(SHIFTED_COSINE))
+        except ValueError:
+            shift = 0.0
+        if not 0 < shift < math.inf:
+            raise CheckpointError(f"beta_schedule: '{name}' needs a number above 0 after the colon")
+        # Times are rounded to float32 first: the recorded schedules are.
+        times = torch.linspace(0, 1, num_steps).double()
+        log_snr = -2 * ((torch.pi * times / 2).tan().log() + math.log(shift))
+        alphas = log_snr.clamp(-15, 15).float().sigmoid()
+        alphas[-1] = 0
+        return alphas
     if name not in _BETAS:
         known = f"{', '.join(_BETAS)}, {SHIFTED_COSINE}S{near_match(name, _BETAS)}"
         raise CheckpointError(f"beta_schedule: '{name}' is not one of {known}")
@@ -47,27 +59,10 @@ def cumulative_alphas(name: str, num_steps: int, zero_terminal_snr: bool = True)
     return (1 - betas).cumprod(0)
 
 
-def _shifted_cosine(name: str, num_steps: int) -> Tensor:
-    try:
-        shift = float(name.removeprefix(SHIFTED_COSINE))
-    except ValueError:
-        shift = 0.0
-    if not 0 < shift < math.inf:
-        raise CheckpointError(f"beta_schedule: '{name}' needs a number above 0 after the colon")
-    # Times are rounded to float32 first: the recorded schedules are.
-    times = torch.linspace(0, 1, num_steps).double()
-    log_snr = -2 * ((torch.pi * times / 2).tan().log() + math.log(shift))
-    alphas = log_snr.clamp(-15, 15).float().sigmoid()
-    alphas[-1] = 0
-    return alphas
-
-
 def _squared_cosine(num_steps: int) -> Tensor:
-    def signal(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    ratios = (signal((i + 1) / num_steps) / signal(i / num_steps) for i in range(num_steps))
-    return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios])
+    times = ((i / num_steps + 0.008) / 1.008 for i in range(num_steps + 1))
+    signals = pairwise(math.cos(time * math.pi / 2) ** 2 for time in times)
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in signals])
 
 
 _BETAS: dict[str, Callable[[int], Tensor]] = {
@@ -147,7 +142,7 @@ class Sampler:
         """From x (B, C, H, W) at timestep t to the previous one: the next x, and the clean value predicted.
 
         output is the network's; a negative `previous` is the clean value; noise is standard normal, of x's
-        shape, for steps that take some (`draws_at`), which are a ValueError without it.
+        shape; without it, steps that take some (`draws_at`) are a ValueError.
         """
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from fourm.errors import CheckpointError, near_match
+from fourm.errors import CheckpointError
 from fourm.hub.header import TRAINING_BUFFERS
 from fourm.networks.layers import normal
 from fourm.networks.tokenizers.config import VQConfig
@@ -94,14 +94,6 @@ class MemCodes(nn.Module):
 
 # By `quant_type` of the config. A row has `indices` and `lookup`.
 QUANTIZERS: Mapping[str, type[NearestCode] | type[MemCodes]] = {"lucid": NearestCode, "memcodes": MemCodes}
-
-
-def build_quantizer(config: VQConfig) -> NearestCode | MemCodes:
-    """The codebook or codebooks of a tokenizer."""
-    if config.quant_type not in QUANTIZERS:
-        known = f"{', '.join(QUANTIZERS)}{near_match(config.quant_type, QUANTIZERS)}"
-        raise CheckpointError(f"quant_type: '{config.quant_type}' is not one of {known}")
-    return QUANTIZERS[config.quant_type](config)
 
 
 def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:

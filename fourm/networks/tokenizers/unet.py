@@ -53,8 +53,7 @@ class PatchedUNet(nn.Module):
         wide = 4 * base
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
         self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
-        first = nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)
-        self.input_blocks = nn.ModuleList([Block([first])])
+        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)])])
         skips, width, factor = [widths[0]], widths[0], 1
         for level, out in enumerate(widths):
             for _ in range(shape.num_res_blocks):
@@ -144,8 +143,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.kernel: Kernel = sdpa
         self.norm = GroupNorm(width)
-        self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.proj_out = nn.Conv1d(width, width, 1)
+        self.qkv, self.proj_out = nn.Conv1d(width, 3 * width, 1), nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x).flatten(2))

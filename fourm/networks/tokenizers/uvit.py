@@ -1,7 +1,6 @@
 """The UViT decoder of diffusion tokenizers: convolutions around a transformer (Hoogeboom et al. 2023)."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -94,29 +93,29 @@ class UViT(nn.Module):
         levels = len(widths) - 1 + shape.downsample_before_mid
         self.multiple = shape.patch_size * 2**levels
         self.conv_in = nn.Conv2d(channels, first, shape.patch_size, stride=shape.patch_size)
-        self.time_embedding = nn.Sequential(
-            OrderedDict(linear_1=nn.Linear(first, wide), act=nn.SiLU(), linear_2=nn.Linear(wide, wide))
-        )
+        layers = OrderedDict(linear_1=nn.Linear(first, wide), act=nn.SiLU(), linear_2=nn.Linear(wide, wide))
+        self.time_embedding = nn.Sequential(layers)
         self.down_blocks, width = nn.ModuleList(), first
         skips = [first]
         for level, (out, count) in enumerate(zip(widths, shape.layers_per_block, strict=True)):
             down = level < len(widths) - 1
             samplers = nn.ModuleList([downsample(out, "conv")] if down else [])
-            resnets = _resnets(shape, [width, *[out] * (count - 1)], out, wide)
+            inputs = [width, *[out] * (count - 1)]
+            resnets = nn.ModuleList(UViTResBlock(shape, each, out, wide) for each in inputs)
             self.down_blocks.append(nn.ModuleDict({"resnets": resnets, "downsamplers": samplers}))
             skips += [out] * (count + down)
             width = out
-        if shape.downsample_before_mid:
-            # Files hold it as `downsample_mid.Conv2d_0` too, or under that name alone.
-            self.downsample_mid = downsample(width, "conv")
-            self.upsample_mid = upsample(width)
+        extra = shape.downsample_before_mid
+        # Files hold it as `downsample_mid.Conv2d_0` too, or under that name alone.
+        self.downsample_mid = downsample(width, "conv") if extra else nn.Identity()
+        self.upsample_mid = upsample(width) if extra else nn.Identity()
         self.mid_block = Transformer(shape, width, wide, latent_dim, conditioning)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             out, count = widths[level], shape.layers_per_block[level] + 1
             inputs = [(width if index == 0 else out) + skips.pop() for index in range(count)]
             samplers = nn.ModuleList([upsample(out)] if level > 0 else [])
-            resnets = _resnets(shape, inputs, out, wide)
+            resnets = nn.ModuleList(UViTResBlock(shape, each, out, wide) for each in inputs)
             self.up_blocks.append(nn.ModuleDict({"resnets": resnets, "upsamplers": samplers}))
             width = out
         self.conv_norm_out = _norm(shape, first)
@@ -138,11 +137,7 @@ class UViT(nn.Module):
                 skips.append(x := block(x, time))
             for sampler in level.get_submodule("downsamplers").children():
                 skips.append(x := sampler(x))
-        if self.shape.downsample_before_mid:
-            x = self.downsample_mid(x)
-        x = self.mid_block(x, time, condition)
-        if self.shape.downsample_before_mid:
-            x = self.upsample_mid(x)
+        x = self.upsample_mid(self.mid_block(self.downsample_mid(x), time, condition))
         for level in self.up_blocks:
             for block in level.get_submodule("resnets").children():
                 x = block(torch.cat([x, skips.pop()], dim=1), time)
@@ -167,10 +162,6 @@ class UViTResBlock(nn.Module):
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-def _resnets(shape: UViTShape, inputs: Sequence[int], out: int, wide: int) -> nn.ModuleList:
-    return nn.ModuleList([UViTResBlock(shape, width, out, wide) for width in inputs])
-
-
 def _norm(shape: UViTShape, width: int) -> GroupNorm:
     return GroupNorm(width, shape.norm_num_groups, shape.norm_eps)
 
@@ -180,19 +171,15 @@ class Transformer(nn.Module):
 
     def __init__(self, shape: UViTShape, width: int, wide: int, latent_dim: int, conditioning: str) -> None:
         super().__init__()
-        self.shape, dim, side = shape, shape.mid_dim, shape.mid_hw_posemb
-        self.is_cross = conditioning == "xattn"
-        self.mid_pos_emb = position_map((side, side), dim)
+        self.shape, dim, self.is_cross = shape, shape.mid_dim, conditioning == "xattn"
+        self.mid_pos_emb = position_map((shape.mid_hw_posemb, shape.mid_hw_posemb), dim)
         self.mid_proj_in, self.mid_proj_out = nn.Linear(width, dim), nn.Linear(dim, width)
         if not self.is_cross:
             self.mask_token = nn.Parameter(torch.zeros(dim))
             self.mid_cond_proj = nn.Linear(latent_dim, dim)
-        half = shape.mid_layers // 2
-        context_width = latent_dim if self.is_cross else 0
-        self.mid_block = nn.ModuleList(
-            TransformerBlock(shape, wide, context_width, shape.mid_use_long_skip and index > half)
-            for index in range(shape.mid_layers)
-        )
+        sizes, half = (wide, latent_dim if self.is_cross else 0), shape.mid_layers // 2
+        skips = (shape.mid_use_long_skip and index > half for index in range(shape.mid_layers))
+        self.mid_block = nn.ModuleList(TransformerBlock(shape, *sizes, has_skip) for has_skip in skips)
 
     def condition(self, quant: Tensor, grid: Size, cond_mask: Tensor | None) -> UViTCondition:
         """Latents (B, D', h, w) for a map of this grid; cond_mask (B, h, w), True = hidden."""
@@ -221,8 +208,7 @@ class Transformer(nn.Module):
         y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + added
         skips, half = list[Tensor](), len(self.mid_block) // 2
         for index, (block, context) in enumerate(zip(self.mid_block, contexts, strict=True)):
-            skip = skips.pop() if self.shape.mid_use_long_skip and index > half else None
-            y = block(y, time, context, visible, skip)
+            y = block(y, time, context, visible, skips.pop() if block.skip_linear is not None else None)
             if index < half:
                 skips.append(y)
         return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])

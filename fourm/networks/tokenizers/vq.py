@@ -17,7 +17,7 @@ from fourm.errors import CheckpointError, near_match
 from fourm.hub.header import IN_FLOAT32, TokenizerPart
 from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, sincos_2d, token_table
 from fourm.networks.tokenizers.config import Size, VQConfig
-from fourm.networks.tokenizers.quantizers import build_quantizer
+from fourm.networks.tokenizers.quantizers import QUANTIZERS
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean, standard deviation of R, G, B in [0, 1]
 _MLP_DESCRIPTOR = re.compile(r"BottleneckMLP/[^_/-]*_(\d+)-[^_/-]*_(\d+)(?:-[^_/-]*_(\d+))?")
@@ -43,7 +43,10 @@ class Tokenizer(nn.Module):
             else:
                 self.encoder = ViT(preset, config, decodes=False)
             self.quant_proj = nn.Conv2d(preset.dim, config.latent_dim, kernel_size=1)
-        self.quantize = build_quantizer(config)
+        if config.quant_type not in QUANTIZERS:
+            known = f"{', '.join(QUANTIZERS)}{near_match(config.quant_type, QUANTIZERS)}"
+            raise CheckpointError(f"quant_type: '{config.quant_type}' is not one of {known}")
+        self.quantize = QUANTIZERS[config.quant_type](config)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What the encoder reads, (B, C, H, W): label maps (B, H, W) embedded, ImageNet statistics undone."""
@@ -216,14 +219,12 @@ class BottleneckMlp(nn.Module):
 
     def __init__(self, preset: MlpPreset, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        width, wide = preset.dim, preset.wide
+        width, wide, count = preset.dim, preset.wide, range(preset.depth)
         self.linear_in = nn.Linear(dim_in, width)
-        self.blocks, self.layernorms = nn.ModuleList(), nn.ModuleList()
-        for _ in range(preset.depth):
-            block = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
-            self.blocks.append(nn.Sequential(OrderedDict(block=block)))
-            # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
-            self.layernorms.append(LayerNorm(width, bias=True, eps=1e-5))
+        blocks = (nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)) for _ in count)
+        self.blocks = nn.ModuleList(nn.Sequential(OrderedDict(block=block)) for block in blocks)
+        # 1e-5 here, 1e-6 in the ViT: as the released weights were trained.
+        self.layernorms = nn.ModuleList(LayerNorm(width, bias=True, eps=1e-5) for _ in count)
         self.linear_out = nn.Linear(width, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
