@@ -348,13 +348,17 @@ def _follow(
             console.note(world.describe_share(len(request.samples), variations))
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
-    from fourm_cli.progress import open_log, print_result, show
+    from fourm_cli.progress import open_log, show
 
     with open_log(log_json) as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
-    if rank == 0:
-        print_result(request.out, ends, report.as_json)
+    if rank == 0 and report.as_json:
+        said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
+                 "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
+        console.print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
+    elif rank == 0:
+        console.print_path(request.out)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

@@ -1,10 +1,10 @@
-"""How the progress of a run is shown: bars or plain lines on stderr, a log of its events, and the result."""
+"""How the progress of a run is shown: bars or plain lines on stderr, and a log of its events."""
 
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +31,7 @@ from fourm.runs.events import (
     Started,
     Stepped,
 )
-from fourm_cli.console import (
-    PLAIN_LINE_SECONDS,
-    REFRESH,
-    Clock,
-    Screen,
-    counted,
-    duration,
-    print_json,
-    print_path,
-)
+from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, Clock, Screen, counted, duration
 
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
 NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", steps=1)
@@ -48,18 +39,6 @@ NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", ste
 _LOG_LINE = re.compile(
     rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
 )
-
-
-def print_result(out: Path, ends: Sequence[Finished], as_json: bool) -> None:
-    """Print the result of a run to stdout: its folder, or a record with --json."""
-    if not as_json:
-        print_path(out)
-        return
-    counts = {
-        e.stage: {"saved": e.saved, "skipped": e.skipped, "failed": e.failed, "seconds": round(e.seconds, 3)}
-        for e in ends
-    }
-    print_json({"out": str(out), **counts.pop(ends[0].stage), **counts})
 
 
 @contextmanager
