@@ -169,8 +169,7 @@ class Transfers:
 def headline(job: Download) -> str:
     """What a job is about to do, its size first."""
     at = f" at {job.revision[:7]}" if job.revision else ""
-    what = f"{job.entry.name}{at}: {counted(len(job.files), 'file')}, "
-    if not job.to_fetch:
-        return f"{what}{size_text(job.num_bytes)}, here already"
-    rest = "" if job.to_fetch == job.num_bytes else f" of {size_text(job.num_bytes)}"
-    return f"{what}{size_text(job.to_fetch)}{rest} to fetch"
+    whole, missing = size_text(job.num_bytes), size_text(job.to_fetch)
+    part = missing if job.to_fetch == job.num_bytes else f"{missing} of {whole}"
+    state = f"{part} to fetch" if job.to_fetch else f"{whole}, here already"
+    return f"{job.entry.name}{at}: {counted(len(job.files), 'file')}, {state}"
