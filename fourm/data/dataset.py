@@ -360,7 +360,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
             if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks
                 problem = f"is damaged at byte {end}" if len(block) == _BLOCK else "is cut off"
         except Exception as error:  # tarfile raises errors of many kinds for malformed headers
-            form = next((form for magic, form in _MAGIC.items() if start.startswith(magic)), "")
+            form = next((_MAGIC[head] for head in _MAGIC if before < 0 and start.startswith(head)), "")
             why = f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
             problem = why if form else f"is cut off or damaged ({str(error)[:100]})"
     if problem:
