@@ -68,7 +68,11 @@ def test_generate_with_sr_options_makes_the_same_as_generate_then_sr(
 ) -> None:
     assert run("sr", out, "-q", *SR_QUICK)[0] == 0
     words = ("generate", *PROMPTS, "--num-variations", "2", "--seed", "5", "-q", "--out", tmp_path / "once")
-    assert run(*words, "--sr-targets", "tok_rgb", "--sr-steps", "2")[0] == 0
+    code, said, _ = run(*words, "--sr-targets", "tok_rgb", "--sr-steps", "2", "--json")
+    assert code == 0
+    result = json.loads(said)
+    for end in (result, result["sr"]):
+        assert (end["saved"], end["skipped"], end["failed"]) == (2 * len(PROMPTS), 0, 0)
     assert tree(out) == tree(tmp_path / "once")
     first, second = (json.loads((o / "run.sr.json").read_text()) for o in (out, tmp_path / "once"))
     for record in (first, second):
