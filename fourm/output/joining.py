@@ -187,7 +187,8 @@ class Joining:
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
-                raise UsageError(f"{folder}: holds files that super-resolution did not write; move them away")
+                what = "holds files that no run of super-resolution wrote"
+                raise UsageError(f"{folder}: {what}; move them away")
         return is_first
 
 
