@@ -132,9 +132,23 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
     """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = list(_limits_of_groups(root))
+    limits, groups = list[int](), list[tuple[str, str]]()
     with suppress(*_UNREADABLE):
         limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
+    with suppress(*_UNREADABLE):
+        groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    for controllers, path in groups:  # control groups of this process; each lies in others, with own limits
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit, usage, cache = _V1 if controllers else _V2
+        group = top / path.lstrip("/")
+        while group.is_relative_to(top):
+            with suppress(*_UNREADABLE):  # so is a group without a limit
+                free = int(_text(group / limit)) - int(_text(group / usage))
+                free += _number_after(cache, group / "memory.stat")  # file cache can be freed
+                limits.append(max(0, free))
+            group = group.parent
     return min(limits, default=None)
 
 
@@ -185,24 +199,6 @@ def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: s
         helps = ["--dtype bfloat16"] if DTYPES[dtype].num_bytes > 2 else []
         helps += [other] if other else []
         raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
-
-
-def _limits_of_groups(root: Path) -> Iterator[int]:
-    """The free memory of the process's control group and of each group that contains it."""
-    groups = list[tuple[str, str]]()
-    with suppress(*_UNREADABLE):
-        groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    for controllers, path in groups:
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        limit, usage, cache = _V1 if controllers else _V2
-        group = top / path.lstrip("/")
-        while group.is_relative_to(top):
-            with suppress(*_UNREADABLE):  # so is a group without a limit
-                free = int(_text(group / limit)) - int(_text(group / usage))
-                yield max(0, free + _number_after(cache, group / "memory.stat"))  # file cache can be freed
-            group = group.parent
 
 
 def _number_after(name: str, path: Path) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -112,7 +112,14 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
             advice = tokenizer_advice(model, row.tokenizer)
             raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
     if not found:
-        raise UsageError(_nothing_to_do(root, model, folders))
+        if missing := missing_tokenizers(root, model):
+            raise UsageError(f"{root}: nothing to do; {missing[0]}")
+        present, readable = folders_in(root), dict.fromkeys(n for row in folders for n in _folders_of(row))
+        deeper = [name for name in present if any((root / name / folder).is_dir() for folder in readable)]
+        there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
+        advice = f"{root / deeper[0]} has some" if deeper else there
+        reads = f"that a tokenizer of model '{model.name}' reads ({', '.join(readable)})"
+        raise UsageError(f"{root}: no folder {reads}; {advice}")
     check_tokenizers(model, found)
     for row in found:
         path = model.tokenizers[row.tokenizer]
@@ -264,8 +271,17 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
 
 def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[bytes, str, str]:
     """The texts, where they come from, and the suffix of their file; "" for prompts and streams."""
+    for number, prompt in enumerate(source.prompts, start=1):
+        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
+            raise UsageError(f"prompt {number} of {len(source.prompts)} is not UTF-8 text")
+        # As of an unset variable; the prompts after it would have other names.
+        if not prompt.strip() and len(source.prompts) > 1:
+            raise UsageError(f"prompt {number} of {len(source.prompts)} is empty")
+        if prompt.strip() == STREAM:
+            raise UsageError(f"the prompt '{STREAM}' says nothing; --data {STREAM} reads standard input")
     if source.prompts:
-        return _joined(source.prompts), "the prompts given", ""
+        lines = [" ".join(prompt.split()) for prompt in source.prompts]
+        return "\n".join(lines).encode(), "the prompts given", ""
     if source.data == STREAM:
         return read_stream(stdin, "standard input"), "standard input", ""
     if source.data == PARTI and not os.path.exists(PARTI):
@@ -276,18 +292,6 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
         why = "has no prompts of its own; give some, or a file with --data FILE"
         raise UsageError(f"model '{model.name}' {why}")
     return read_file(path), str(path), path.suffix.lower()
-
-
-def _joined(prompts: Sequence[str]) -> bytes:
-    """Prompts as lines of a file. One without words, as of an unset variable, would rename all others."""
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
-            raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
-        if not prompt.strip() and len(prompts) > 1:
-            raise UsageError(f"prompt {number} of {len(prompts)} is empty")
-        if prompt.strip() == STREAM:
-            raise UsageError(f"the prompt '{STREAM}' says nothing; --data {STREAM} reads standard input")
-    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode()
 
 
 def _value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
@@ -314,14 +318,3 @@ def _folders_of(row: Modality) -> tuple[str, ...]:
     """Where the values of a modality may lie: its decoded values, or pictures of any size."""
     names = (row.folder, row.key.removeprefix("tok_"), _OTHER_FOLDERS.get(row.key, ""))
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _nothing_to_do(root: Path, model: ModelFiles, rows: Iterable[Modality]) -> str:
-    """Why there is nothing to do, and what would be right."""
-    if missing := missing_tokenizers(root, model):
-        return f"{root}: nothing to do; {missing[0]}"
-    present, wanted = folders_in(root), dict.fromkeys(name for row in rows for name in _folders_of(row))
-    deeper = [name for name in present if any((root / name / folder).is_dir() for folder in wanted)]
-    there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
-    advice = f"{root / deeper[0]} has some" if deeper else there
-    return f"{root}: no folder that a tokenizer of model '{model.name}' reads ({', '.join(wanted)}); {advice}"

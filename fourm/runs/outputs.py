@@ -137,8 +137,18 @@ def plan_places(request: Request) -> list[Place]:
         if row.kind is Kind.SEQUENCE or request.decode:
             folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
             places.append(Place(folder, row.suffix, modality=row.name))
-    for place in places:
-        _check_place(model, place)
+    for place in places:  # refuse a value that needs a tokenizer which is not here
+        row, verb, way_out = model.registry.get(place.modality), "decodes", ", --no-decode keeps tokens only"
+        if place.is_condition:
+            verb, way_out = "encodes", f", --cond {row.key} reads tokens"
+        check_codec(row)
+        if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+            raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
+        if place.form == "value" and row.kind is Kind.SEQUENCE:
+            require_text_tokenizer(model, row.name)
+        if (key := _tokenizer_of(model, place)) and key not in model.tokenizers:
+            what = f"the tokenizer '{key}' that {verb} it is not here; {tokenizer_advice(model, key)}"
+            raise MissingError(f"{row.name}: {what}{way_out}")
     check_tokenizers(model, [model.registry.get(place.modality) for place in places if place.form == "value"])
     count_evaluations(request, places)
     return places
@@ -148,21 +158,6 @@ def _tokenizer_of(model: ModelFiles, place: Place) -> str:
     """The tokenizer that a value is made of tokens with, or tokens of it; "" for texts and tokens."""
     row = model.registry.get(place.modality)
     return row.tokenizer if place.form == "value" and row.kind is Kind.GRID else ""
-
-
-def _check_place(model: ModelFiles, place: Place) -> None:
-    """Refuse a value that needs a tokenizer which is not here."""
-    row, verb, way_out = model.registry.get(place.modality), "decodes", ", --no-decode keeps tokens only"
-    if place.is_condition:
-        verb, way_out = "encodes", f", --cond {row.key} reads tokens"
-    check_codec(row)
-    if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
-        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
-    if place.form == "value" and row.kind is Kind.SEQUENCE:
-        require_text_tokenizer(model, row.name)
-    if (key := _tokenizer_of(model, place)) and key not in model.tokenizers:
-        advice = tokenizer_advice(model, key)
-        raise MissingError(f"{row.name}: the tokenizer '{key}' that {verb} it is not here; {advice}{way_out}")
 
 
 def count_evaluations(request: Request, places: Sequence[Place]) -> int:

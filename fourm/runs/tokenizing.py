@@ -189,21 +189,6 @@ def _check_origin(run: Tokenizing, row: Modality) -> None:
             raise UsageError(f"{path.parent}: {what}; {advice}")
 
 
-def _write_origins(run: Tokenizing) -> None:
-    """Note in each folder of tokens what makes them; another process may just have begun to."""
-    out, model = run.request.out, run.request.model.name
-    make_all(out)
-    remove_leftovers(out)
-    for row in run.request.rows:
-        path = out / row.name / TOKENIZER
-        text = json.dumps({**_origin(run, row), "fourm": __version__, "model": model}, indent=1) + "\n"
-        is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
-        if run.request.overwrite:
-            write_text(out, path, text)
-        elif not (is_new and create_text(out, path, text)):
-            _check_origin(run, row)
-
-
 def _tokenize(run: Tokenizing) -> Iterator[Event]:
     """The work of one process. Nothing is written before all is loaded."""
     request = run.request
@@ -230,7 +215,17 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
             set_attention(encoders[name], request.attention, run.device)
         for row in needed.values():
             codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
-    _write_origins(run)
+    make_all(request.out)
+    remove_leftovers(request.out)
+    for row in request.rows:  # note in each folder of tokens what makes them
+        path = request.out / row.name / TOKENIZER
+        origin = {**_origin(run, row), "fourm": __version__, "model": request.model.name}
+        text = json.dumps(origin, indent=1) + "\n"
+        is_new = not path.parent.is_dir() or not any(path.parent.iterdir())
+        if request.overwrite:
+            write_text(request.out, path, text)
+        elif not (is_new and create_text(request.out, path, text)):  # or another process was first
+            _check_origin(run, row)
     portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(found), size):
         yield from _make_batch(run, codecs, found[first : first + size], portions)
@@ -246,8 +241,16 @@ def _make_batch(
         except SampleError as error:
             one.problems.append(str(error))
     for codec in codecs.values():
-        mine = (one for one in batch if codec.row in one.rows and one.crops is not None)
-        if ready := [(one, crops) for one in mine if (crops := _prepare(codec, one))]:
+        ready = list[tuple[Untokenized, list[Tensor]]]()
+        for one in batch:
+            if codec.row not in one.rows or one.crops is None:
+                continue
+            try:
+                ready.append((one, _inputs_of(codec, one.sample, one.crops)))
+            except SampleError as error:
+                path, text = one.sample.files[codec.row.name], str(error)
+                one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
+        if ready:
             yield from _make_tokens(run, codec, ready, portions)
     for one in batch:
         key, paths = one.sample.key, tuple(run.path(row.name, one.sample.key) for row in one.rows)
@@ -285,22 +288,17 @@ def _crops_of(run: Tokenizing, one: Untokenized) -> tuple[Crop, ...]:
     return crops
 
 
-def _prepare(codec: GridCodec, one: Untokenized) -> list[Tensor]:
-    """The input of the tokenizer for each crop; nothing, and a problem, where a sample cannot be read."""
-    path = one.sample.files[codec.row.name]
-    valid = one.sample.files.get(VALID_PIXELS) if codec.takes_mask else None
-    try:
-        value = codec.read(path)
-        if codec.form.resample is None:
-            return [codec.prepare(value)]
-        return [
-            codec.prepare(codec.cut(value, crop, path), codec.read_mask(valid, crop) if valid else None)
-            for crop in one.crops or ()
-        ]
-    except SampleError as error:
-        text = str(error)
-        one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
-        return []
+def _inputs_of(codec: GridCodec, sample: Sample, crops: Sequence[Crop]) -> list[Tensor]:
+    """The input of the tokenizer for each crop; features have one input and no crops."""
+    path = sample.files[codec.row.name]
+    valid = sample.files.get(VALID_PIXELS) if codec.takes_mask else None
+    value = codec.read(path)
+    if codec.form.resample is None:
+        return [codec.prepare(value)]
+    return [
+        codec.prepare(codec.cut(value, crop, path), codec.read_mask(valid, crop) if valid else None)
+        for crop in crops
+    ]
 
 
 def _make_tokens(
