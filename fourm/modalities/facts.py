@@ -64,9 +64,6 @@ class BoxRules:
     min_visibility: float = 0.0  # least share of a box that the crop shows
 
 
-_RULES = BoxRules()
-
-
 @dataclass(frozen=True, slots=True)
 class Field:
     """One thing that metadata can state; its values become indices by bins of equal width, or by rounding."""
@@ -101,13 +98,8 @@ class Fact:
 
 
 Metadata = tuple[Fact, ...]
-
-
-def _range(number: int, name: str, high: float) -> Field:
-    """49 bins of equal width, and one more for the highest value itself."""
-    return Field(number, name, high, steps=49, top=49, is_whole=False)
-
-
+# 49 bins of equal width, and one more for the highest value itself.
+_range = partial(Field, steps=49, top=49, is_whole=False)
 # Every field, by its number in the text.
 FIELDS = (
     Field(0, "original_width", 32), Field(1, "original_height", 32),
@@ -121,6 +113,7 @@ FIELDS = (
     Field(20, "aesthetic_score", top=2, is_whole=False, lowest=4),
 )  # fmt: skip
 _BY_NAME = {field.name: field for field in FIELDS}
+_RULES = BoxRules()
 
 
 class Colour(NamedTuple):
@@ -206,11 +199,12 @@ def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
 
     In a file every box has ordered corners and an area, also where a model wrote one without.
     """
-    instances = list[dict[str, object]]()
+    instances, quarter = list[dict[str, object]](), 0.25 / (bins - 1)  # of a bin
     for box in boxes:
-        xmin, xmax = _side(box.xmin, box.xmax, bins)
-        ymin, ymax = _side(box.ymin, box.ymax, bins)
-        instances.append({"boxes": [xmin, ymin, xmax, ymax], "class_name": box.name, "score": box.score})
+        (x0, x1), (y0, y1) = sorted((box.xmin, box.xmax)), sorted((box.ymin, box.ymax))
+        dx, dy = quarter * (x0 == x1), quarter * (y0 == y1)
+        corners = [max(x0 - dx, 0.0), max(y0 - dy, 0.0), min(x1 + dx, 1.0), min(y1 + dy, 1.0)]
+        instances.append({"boxes": corners, "class_name": box.name, "score": box.score})
     return {"instances": instances}
 
 
@@ -336,9 +330,3 @@ def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
     xmin, ymin, xmax, ymax = (min(max(number, 0), bins - 1) / (bins - 1) for number in numbers)
     problem = f"{quoted(ignored)} is no part of a box" if ignored else ""
     return Box(xmin, ymin, xmax, ymax, " ".join(names)), problem
-
-
-def _side(one: float, other: float, bins: int) -> tuple[float, float]:
-    """The ends of a box's side, the lower one first; half a bin apart where they are in one place."""
-    quarter = 0.25 / (bins - 1) if one == other else 0.0
-    return max(min(one, other) - quarter, 0.0), min(max(one, other) + quarter, 1.0)

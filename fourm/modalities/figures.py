@@ -14,7 +14,7 @@ polygon := polygon v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> code x 16
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Annotated
 
 from fourm.data.layout import Crop
@@ -205,9 +205,8 @@ def instance_words(groups: Groups) -> list[str]:
             corners = (f"v{axis}={corner}" for axis, corner in enumerate(instance.box))
             pieces.append([*start, "polygon", *corners, *map(_code_word, instance.codes)])
             start = []
-    num_words = accumulate(map(len, pieces))
-    fitting = [piece for piece, end in zip(pieces, num_words, strict=True) if end <= MAX_WORDS]
-    return list(chain.from_iterable(fitting))
+    ends = accumulate(map(len, pieces))
+    return [word for piece, end in zip(pieces, ends, strict=True) if end <= MAX_WORDS for word in piece]
 
 
 def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
@@ -360,7 +359,6 @@ def _code_of(word: str) -> int | None:
 
 
 def _code_word(code: int) -> str:
-    """The word of a code."""
     return f"v0={code}" if code < _CODES_PER_AXIS else f"v1={code - _CODES_PER_AXIS}"
 
 

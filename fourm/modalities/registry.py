@@ -196,12 +196,6 @@ _GLOBAL_FEATURES = Defaults("roar", 1, "linear", 0.1, "constant", 1.0)
 _SUPER_RESOLUTION = Defaults("maskgit", 8, "cosine", 1.0, "constant", 2.0)
 
 
-def _pixels(size: int) -> Modality:
-    side = size // 16
-    return Modality(f"rgb@{size}", Kind.PIXELS, side * side, 0, (side, side), 16, size,
-                    codec="rgb", folder="rgb", suffix=".png", title="RGB")  # fmt: skip
-
-
 def _tokens(
     stem: str, vocab_size: int, tokenizer: str, suffix: str, title: str, patch: int = 16, size: int = 224
 ) -> Modality:
@@ -243,7 +237,8 @@ _AT_BOTH_SIZES = (
 )
 # The table of the released models. `human_poses` holds 275 tokens, but its decoder positions end at 263.
 _ROWS = (
-    _pixels(224),
+    Modality("rgb@224", Kind.PIXELS, 196, 0, (14, 14), 16, 224,
+             codec="rgb", folder="rgb", suffix=".png", title="RGB"),
     _sequence("caption", 256, 0.3, "Caption", suffix=".txt"),
     _sequence("det", 256, 0.3, "Bounding boxes"),
     *(_tokens(*row) for row in _AT_BOTH_SIZES),
@@ -259,7 +254,8 @@ _ROWS = (
     _tokens("imagebind", 8192, "imagebind", ".npy", "ImageBind-H/14", patch=14),
     _global_features("dinov2_global", "dinov2_glob", "DINOv2-B/14 (global)"),
     _global_features("imagebind_global", "imagebind_glob", "ImageBind-H/14 (global)"),
-    _pixels(448),
+    Modality("rgb@448", Kind.PIXELS, 784, 0, (28, 28), 16, 448,
+             codec="rgb", folder="rgb", suffix=".png", title="RGB"),
     *(_tokens(*row, size=448) for row in _AT_BOTH_SIZES),
 )  # fmt: skip
 # In which order everything is generated (keys): maps, then the picture, then text, as the reference's demo.

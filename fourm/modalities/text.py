@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -48,10 +48,9 @@ class WordPiece:
         for wanted, token in enumerate((*RESERVED, "[S_0]", "[S_1]", "[S_2]")):
             if (found := tokenizer.token_to_id(token)) != wanted:
                 raise CheckpointError(f"{path}: {token} must have id {wanted}, not {found}")
-        end = FIRST_SENTINEL
-        while tokenizer.token_to_id(f"[S_{end - FIRST_SENTINEL}]") == end:
-            end += 1
-        return cls(tokenizer, range(FIRST_SENTINEL, end))
+        # The sentinels end at the first that is missing or elsewhere.
+        total = next(k for k in count() if tokenizer.token_to_id(f"[S_{k}]") != FIRST_SENTINEL + k)
+        return cls(tokenizer, range(FIRST_SENTINEL, FIRST_SENTINEL + total))
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; special tokens in it are recognised, none are added."""
