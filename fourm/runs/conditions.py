@@ -1,7 +1,6 @@
 """From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,21 +62,19 @@ class Conditions:
     request: Request
     codecs: Mapping[str, Codec]  # by modality
 
-    def prepared(self, groups: Iterable[Sequence[Work]]) -> Iterator[Prepared]:
+    def prepared(self, groups: Sequence[Sequence[Work]]) -> Iterator[Prepared]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
-            started = ((group, thread.submit(self.prepare, group)) for group in groups)
-            for current, _next in itertools.pairwise(itertools.chain(started, [None])):
-                if current is None:
-                    continue
-                group, future = current
+            started = [thread.submit(self.prepare, group) for group in groups[:1]]
+            for number, group in enumerate(groups, start=1):
+                future, prepared = started.pop(), None
+                started += [thread.submit(self.prepare, later) for later in groups[number : number + 1]]
                 try:
                     prepared = future.result()
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    prepared = None  # there was no room beside what was decoded: once more, alone
-                if prepared is None:
+                if prepared is None:  # there was no room beside what was decoded: once more, alone
                     release_memory()
                 yield prepared or self.prepare(group)
 

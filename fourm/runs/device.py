@@ -45,23 +45,23 @@ class Portions:
 
         So `work` must be safe to repeat after it stopped at any point.
         """
-        at, told = 0, self.halved_to
+        at, is_halved = 0, False
         while portion := rows[at : at + self.rows]:
             try:
                 yield from work(portion)
                 at += len(portion)
+                if is_halved:
+                    yield Halved(self.rows, str(self.device))
+                is_halved = False
             except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if len(portion) == 1:
                     raise too_little(self.device, self.dtype, ", even for one sample alone") from error
                 self.rows = self.halved_to = len(portion) // 2
-            else:
-                if told != self.halved_to:
-                    yield Halved(self.rows, str(self.device))
-                told = self.halved_to
-                continue
-            release_memory()
+                is_halved = True
+            if is_halved:  # not before the traceback is gone
+                release_memory()
 
 
 def choose_device(name: str, world: World) -> torch.device:
