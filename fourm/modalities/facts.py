@@ -149,9 +149,8 @@ def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
     """
     parse, begins = partial(_parse_box, bins=bins), lambda word: word.startswith("v0=")
     before, boxes, problems = parse_groups(words_of(text), begins, "", parse)
-    if before:
-        problems.insert(0, f"{quoted(before)} stands before the first box")
-    return tuple(boxes), tuple(dict.fromkeys(problems))
+    ignored = [f"{quoted(before)} stands before the first box"] if before else []
+    return tuple(boxes), tuple(dict.fromkeys([*ignored, *problems]))
 
 
 def box_words(box: Box, bins: int = 1000) -> str:
@@ -290,8 +289,7 @@ def palette_from_json(data: object, crop: Crop | None = None, size: int | None =
 
     Colours are of the whole picture, not of the crop. A file without any palette gives no colours.
     """
-    if isinstance(data, list) and len(data) == 1:
-        data = data[0]
+    data = data[0] if isinstance(data, list) and len(data) == 1 else data
     if not isinstance(data, dict):
         raise ValueError(f"a list with one object of palettes was expected, not {shown(ascii(data), 40)}")
     sizes = [str(count) for count in range(1, MAX_COLOURS + 1)]

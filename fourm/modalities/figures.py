@@ -3,11 +3,9 @@
 People: `human v0= .. v3=`, then `global`, `pose`, `shape`, `camera`, with their numbers; or `none`. Numbers
 are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them: a box, the orientation of the body as a
 rotation matrix, eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape, and a
-weak-perspective camera (scale, x, y) for the box.
+weak-perspective camera (scale, x, y) for the box. docs/formats.md describes the files.
 
-Instances: query points, and at each the instances there, as boxes and codes of their masks, in pixels of the
-224 x 224 crop. docs/formats.md describes the files.
-
+Instances: query points, and at each the boxes and codes of masks there, in pixels of the 224 x 224 crop:
 text := group*        group := point v0=<y> v1=<x> ( none | polygon+ )
 polygon := polygon v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> code x 16
 """
@@ -241,12 +239,11 @@ SAM_INSTANCES = Grammar(parse_instances, instance_words, instances_from_json, in
 def join_passes(passes: Sequence[Structured[Groups]]) -> Structured[Groups]:
     """Join several predictions for one picture; instances that were found twice are merged when drawn."""
     problems = (f"pass {n}: {problem}" for n, one in enumerate(passes, start=1) for problem in one.problems)
-    groups = (group for one in passes for group in one.value)
-    return Structured(tuple(groups), " ".join(one.text for one in passes), tuple(problems))
+    text = " ".join(one.text for one in passes)
+    return Structured(tuple(group for one in passes for group in one.value), text, tuple(problems))
 
 
-# How several predictions become one value, by the codec name of a row: for lists of findings, in which
-# duplicates do no harm.
+# By the codec name of a row: how several predictions become one value. Duplicates in it do no harm.
 JOINED = {"sam_instance": join_passes}
 
 
@@ -306,10 +303,10 @@ def _parse_polygon(words: list[str]) -> tuple[Instance | None, str]:
     if len(words) != 1 + _WORDS_OF_POLYGON:
         return None, f"{len(words) - 1} words instead of {_WORDS_OF_POLYGON}"
     corners = [n for word in words[1:5] if (n := number_of(word)) is not None and 0 <= n <= MAX_NUMBER]
-    codes = [code for word in words[5:] if (code := _code_of(word)) is not None]
+    codes = tuple(code for word in words[5:] if (code := _code_of(word)) is not None)
     if len(corners) < 4 or len(codes) < NUM_CODES_OF_MASK:
         return None, "not 4 numbers and 16 codes"
-    instance = _visible_instance(corners, tuple(codes))
+    instance = _visible_instance(corners, codes)
     return instance, "" if instance else "its box is empty or outside the picture"
 
 

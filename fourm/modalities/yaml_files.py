@@ -48,7 +48,6 @@ class _Loader(yaml.SafeLoader):
     level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node with all that is in it."""
         if self.level > _MAX_LEVELS:
             raise yaml.MarkedYAMLError(problem=_DEEP)
         self.level += 1
