@@ -249,8 +249,7 @@ JOINED = {"sam_instance": join_passes}
 
 def contains(contour: Sequence[Point], point: Point) -> bool:
     """True for a point inside a closed contour (even-odd rule) or on its border."""
-    x, y = point
-    inside = False
+    (x, y), inside = point, False
     for index, (x1, y1) in enumerate(contour):
         x0, y0 = contour[index - 1]
         side = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)

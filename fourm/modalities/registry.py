@@ -75,22 +75,20 @@ class Modality:
         folder, area = self.folder, None if self.grid is None else math.prod(self.grid)
         wanted_area = None if self.kind in (Kind.SEQUENCE, Kind.EMBEDDING) else self.max_tokens
         is_folder = _is_free(folder) and folder.isprintable() and _FOLDER.fullmatch(folder)
+        is_suffix = not self.suffix or _SUFFIX.fullmatch(self.suffix)
         rules = {
             "a name has no '-', ',', ':', '/' or blank": not set(self.name) & set("-, :/\\"),
             "a name begins with a letter": self.name[:1].isalnum() and self.name.isprintable(),
             "an output folder has something else under this name": _is_free(self.name),
             f"folder must be one plain name, not {shown(ascii(folder))}": not folder or is_folder,
-            f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}": (
-                not self.suffix or _SUFFIX.fullmatch(self.suffix)
-            ),
+            f"suffix must be a file extension such as .png, not {shown(ascii(self.suffix))}": is_suffix,
             "labels must be printable": all(label.isprintable() for label in self.labels),
             "vocab_size must be at least 1": not self.takes_ids or self.vocab_size >= 1,
             f"{self.kind.value} cannot be a target": self.takes_ids or self.defaults is None,
             "grid must be two sides whose product is max_tokens": area == wanted_area,
         }
-        for rule, is_kept in rules.items():
-            if not is_kept:
-                raise UsageError(f"modality '{self.name}': {rule}")
+        if broken := [rule for rule, is_kept in rules.items() if not is_kept]:
+            raise UsageError(f"modality '{self.name}': {broken[0]}")
 
     @property
     def key(self) -> str:

@@ -182,12 +182,10 @@ def parse_groups(
     Problems get the name of their group and its number (from 1) in front, unless the name is "".
     """
     before, groups = grouped(words, begins)
-    items, problems = list[T](), list[str]()
-    for number, group in enumerate(groups, start=1):
-        item, problem = parse(group)
-        items += [item] if item is not None else []
-        problems += [f"{name} {number}: {problem}" if name else problem] if problem else []
-    return before, items, problems
+    parsed = [parse(group) for group in groups]
+    found = enumerate((problem for _, problem in parsed), start=1)
+    problems = [f"{name} {number}: {problem}" if name else problem for number, problem in found if problem]
+    return before, [item for item, _ in parsed if item is not None], problems
 
 
 def number_of(word: str) -> int | None:
