@@ -92,8 +92,24 @@ def read_wanted(
     named: what a YAML file names, by key (`fourm.schedule.settings.read_names`); where: that file.
     """
     found = [_named(member) for name in names for member in GROUPS.get(name.lower(), (name,))]
-    found += _of_config(named, where) if named is not None else []
-    found = list({(one.name, one.revision): one for one in found}.values())
+    from_file = list[Entry]()
+    for key, name in (named or {}).items():
+        if key == "data_path":
+            from_file += [_named("parti-prompts")] if name == catalogue.PARTI else []
+        elif os.path.exists(os.path.expanduser(name)):
+            continue  # what is a path on this machine needs no download
+        elif key == "text_tok_path":
+            if Path(name).name not in (TEXT_TOKENIZER, cache.text_tokenizer_path().name):
+                raise UsageError(f"{where}: text_tok_path: {name}: no such file, nor {TEXT_TOKENIZER}")
+            from_file.append(_named(TEXT_TOKENIZER))
+        elif name not in (DEMO, DEMO_SR):
+            try:
+                from_file.append(_named(name))
+            except UsageError as error:
+                raise UsageError(f"{where}: {key}: {error}") from None
+    if named is not None and not from_file and not named.keys() - {"text_tok_path", "data_path"}:
+        raise UsageError(f"{where}: names no model, tokenizer or prompt set")
+    found = list({(one.name, one.revision): one for one in (*found, *from_file)}.values())
     if revision is None:
         return tuple(found)
     one = found[0] if len(found) == 1 else None
@@ -150,9 +166,32 @@ def fetch(job: Download, client: Client) -> Path:
     Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
     record; it is removed, whether it came just now or lay in the cache before.
     """
-    fetch_parts = _fetch_text if job.entry.kind == "text tokenizer" else _fetch_files
+    from huggingface_hub import hf_hub_url
+
+    entry, files = job.entry, list[HubFile]()
     try:
-        fetch_parts(job, client)
+        if entry.kind == "text tokenizer":
+            _fetch_text(job, client)
+            return job.path
+        home, pin = job.folder.parents[1], cache.find_pin(entry.hub_id)
+        known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
+        for file in job.files:
+            path, blob = job.folder / file.name, home / "blobs" / file.checksum
+            if file.name in known and _is_whole(path, file):
+                client.report(Advanced(file.name, file.size, file.size, "present"))
+                files.append(known[file.name])
+                continue
+            url = hf_hub_url(entry.hub_id, file.name, revision=job.revision, repo_type=entry.repo_type)
+            address = Address(entry.hub_id, url, file.name)
+            files.append(replace(file, checksum=remote.ensure_file(path, blob, file, address, client, home)))
+        ref = entry.revision or cache.MAIN
+        path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
+        if job.revision != ref and cache.read_ref(path) != job.revision:
+            make_below(home, path.parent)
+            write_alone(path, partial(Path.write_text, data=job.revision))  # replaces a link
+        found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
+        if found != pin:  # a cache that is complete may be one that cannot be written
+            cache.write_pin(found)
         return job.path
     except OSError as error:
         told = f"{error.filename or job.path}: cannot be written ({error.strerror or error})"
@@ -205,28 +244,6 @@ def _named(text: str) -> Entry:
     raise UsageError(f"'{name}' is neither a known name nor a Hub id{advice}")
 
 
-def _of_config(named: Mapping[str, str], where: str) -> list[Entry]:
-    """Everything that a YAML file names; what is a path on this machine needs no download."""
-    found = list[Entry]()
-    for key, name in named.items():
-        if key == "data_path":
-            found += [_named("parti-prompts")] if name == catalogue.PARTI else []
-        elif os.path.exists(os.path.expanduser(name)):
-            continue
-        elif key == "text_tok_path":
-            if Path(name).name not in (TEXT_TOKENIZER, cache.text_tokenizer_path().name):
-                raise UsageError(f"{where}: text_tok_path: {name}: no such file, nor {TEXT_TOKENIZER}")
-            found.append(_named(TEXT_TOKENIZER))
-        elif name not in (DEMO, DEMO_SR):
-            try:
-                found.append(_named(name))
-            except UsageError as error:
-                raise UsageError(f"{where}: {key}: {error}") from None
-    if not found and not named.keys() - {"text_tok_path", "data_path"}:
-        raise UsageError(f"{where}: names no model, tokenizer or prompt set")
-    return found
-
-
 def _estimate(entry: Entry) -> Download:
     """What the catalogue knows: the largest file, and whether it is here."""
     here = None if entry.revision else cache.find_cached(entry)
@@ -271,32 +288,6 @@ def _choose(entry: Entry, found: Commit) -> tuple[HubFile, ...]:
         what = f"file {entry.main_file}" if is_table else f"{WEIGHTS} file"
         raise MissingError(f"{entry.hub_id} has no {what} {at}{advice}")
     return tuple(sorted(chosen, key=lambda file: file.size))  # the licence before the weights
-
-
-def _fetch_files(job: Download, client: Client) -> None:
-    """Make a repository's files complete, and record them and the name of the commit."""
-    from huggingface_hub import hf_hub_url
-
-    entry, home, pin = job.entry, job.folder.parents[1], cache.find_pin(job.entry.hub_id)
-    known = {file.name: file for file in pin.files} if pin and pin.revision == job.revision else {}
-    files = []
-    for file in job.files:
-        path, blob = job.folder / file.name, home / "blobs" / file.checksum
-        if file.name in known and _is_whole(path, file):
-            client.report(Advanced(file.name, file.size, file.size, "present"))
-            files.append(known[file.name])
-            continue
-        url = hf_hub_url(entry.hub_id, file.name, revision=job.revision, repo_type=entry.repo_type)
-        sha256 = remote.ensure_file(path, blob, file, Address(entry.hub_id, url, file.name), client, home)
-        files.append(replace(file, checksum=sha256))
-    ref = entry.revision or cache.MAIN
-    path = home / "refs" / ref  # as the Hub's client notes which commit a branch or tag was
-    if job.revision != ref and cache.read_ref(path) != job.revision:
-        make_below(home, path.parent)
-        write_alone(path, partial(Path.write_text, data=job.revision))  # in place of a link, not through it
-    found = Commit(entry.hub_id, job.revision, tuple(files), entry.repo_type)
-    if found != pin:  # a cache that is complete may be one that cannot be written
-        cache.write_pin(found)
 
 
 def _fetch_text(job: Download, client: Client) -> None:

@@ -228,12 +228,12 @@ def persist(client: Client, address: Address, action: Callable[[], T], file: Bin
     while True:
         try:
             return action()
-        except Exception as error:  # `judge` raises what is no failed request
-            reason, may_pass = judge(error)
+        except Exception as error:  # `explain_failure` raises what is no failed request
             done = file.tell() if file else 0
             failures, before = 1 if done > before else failures + 1, done
+            failure, reason, may_pass = explain_failure(error, address, has_begun=done > 0)
             if failures >= client.tries or not may_pass:
-                raise explain_failure(error, address, has_begun=before > 0) from error
+                raise failure from error
             asked = error.wait if isinstance(error, Refused) else 0.0
             seconds = min(LONGEST_WAIT, max(asked, FIRST_WAIT * 2 ** (failures - 1)))
             client.report(Waiting(address.file or address.owner, seconds, reason))
@@ -280,45 +280,43 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
         raise EOFError
 
 
-def explain_failure(error: Exception, address: Address, has_begun: bool = False) -> FourMError:
-    """The error to raise for a failed request; has_begun: a part of the file was received."""
+def explain_failure(error: Exception, address: Address, has_begun: bool) -> tuple[FourMError, str, bool]:
+    """What to raise for a failed request, why it failed in a few words, and whether to try it again.
+
+    has_begun: a part of the file was received. What is no failed request is raised as it is.
+    """
     from huggingface_hub import constants, get_token
 
-    (reason, may_pass), owner = judge(error), address.owner
-    what = f"{owner}/{address.file}" if address.file else owner
-    told = f"{what} cannot be fetched from {urlsplit(address.url).netloc or address.url}: {reason}"
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return UnreachableError(f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it")
+    owner, file, kind, text = address.owner, address.file, type(error).__name__, _brief(error)
+    what, server = f"{owner}/{file}" if file else owner, urlsplit(address.url).netloc or address.url
     if isinstance(error, Refused):
+        reason, may_pass = f"the server answers {error.status}", error.status >= 500
+        may_pass |= error.status in (408, 425, 429)
+        told = "" if may_pass else f"{what} cannot be fetched from {server}: {reason}"
         if error.code == "GatedRepo":
-            gate = f"{constants.ENDPOINT}/{owner}"
-            return MissingError(f"{owner} is gated: accept its terms at {gate}, then {LOG_IN}")
-        if error.status in (401, 403):
+            told = f"{owner} is gated: accept its terms at {constants.ENDPOINT}/{owner}, then {LOG_IN}"
+        elif error.status in (401, 403):
             given = "this token" if get_token() else "access without a token"
-            return MissingError(f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access")
-        if error.status == 404 and address.file:
-            return MissingError(f"{owner} has no file {address.file} at this revision any more")
-        if not may_pass:
-            return MissingError(told)
-    kept = "; what has arrived is kept, so the same command goes on" if has_begun else ""
-    return UnreachableError(told + kept)
-
-
-def judge(error: Exception) -> tuple[str, bool]:
-    """Why a request failed, in a few words, and whether to try again; raises what is no failed request."""
-    if isinstance(error, Refused):
-        return f"the server answers {error.status}", error.status >= 500 or error.status in (408, 425, 429)
-    if isinstance(error, EOFError):
-        return "the connection was dropped", True
-    # The client is httpx or httpx2, by the version of huggingface_hub.
-    kind, is_client = type(error).__name__, type(error).__module__.startswith(("httpx", "httpcore"))
-    is_transport = is_client or isinstance(error, ConnectionError | TimeoutError)
-    if not is_transport and not isinstance(error, ValueError | ArithmeticError | RecursionError):
-        raise error
-    text = _brief(error)
-    is_late = "timeout" in kind.lower() or "timed out" in text.lower()
-    reason = "no answer in time" if is_late else f"no connection ({text or kind})"
-    return reason, is_transport and kind not in _HOPELESS
+            told = f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access"
+        elif error.status == 404 and file:
+            told = f"{owner} has no file {file} at this revision any more"
+        if told:
+            return MissingError(told), reason, may_pass
+    elif isinstance(error, EOFError):
+        reason, may_pass = "the connection was dropped", True
+    else:  # the client is httpx or httpx2, by the version of huggingface_hub
+        is_client = type(error).__module__.startswith(("httpx", "httpcore"))
+        is_transport = is_client or isinstance(error, ConnectionError | TimeoutError)
+        if not is_transport and not isinstance(error, ValueError | ArithmeticError | RecursionError):
+            raise error
+        is_late = "timeout" in kind.lower() or "timed out" in text.lower()
+        reason = "no answer in time" if is_late else f"no connection ({text or kind})"
+        may_pass = is_transport and kind not in _HOPELESS
+    told = f"{what} cannot be fetched from {server}: {reason}"
+    told += "; what has arrived is kept, so the same command goes on" if has_begun else ""
+    if kind == "OfflineModeIsEnabled":
+        told = f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it"
+    return UnreachableError(told), reason, may_pass
 
 
 def open_session() -> Any:

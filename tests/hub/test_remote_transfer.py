@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import MissingError, VerificationError
 from fourm.hub.cache import cache_folder, find_pin, pins_path
-from fourm.hub.remote import Address, UnreachableError, explain_failure, judge, persist
+from fourm.hub.remote import Address, UnreachableError, explain_failure, persist
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 
@@ -84,7 +84,7 @@ def test_a_card_that_begins_as_a_web_page_does_is_a_card(hub: Hub, watch: Watch)
 @pytest.mark.parametrize("error", [OverflowError("port must be 0-65535."), UnicodeError("label too long"),
                                    RecursionError("too deep"), ConnectionResetError("reset")])  # fmt: skip
 def test_whatever_a_connection_raises_is_a_sentence(error: Exception) -> None:
-    told = explain_failure(error, Address("a/b", "http://h:1/x"))
+    told, _, _ = explain_failure(error, Address("a/b", "http://h:1/x"), has_begun=False)
     assert isinstance(told, UnreachableError)
     assert str(told) == f"a/b cannot be fetched from h:1: no connection ({error})"
 
@@ -92,10 +92,13 @@ def test_whatever_a_connection_raises_is_a_sentence(error: Exception) -> None:
 def test_a_mistake_of_the_program_or_the_disk_is_not_blamed_on_the_network() -> None:
     for error in (KeyError("x"), OSError(28, "No space left on device"), PermissionError(13, "denied", "/x")):
         with pytest.raises(type(error)):
-            explain_failure(error, Address("a/b", "http://h/x"))
+            explain_failure(error, Address("a/b", "http://h/x"), has_begun=False)
 
 
 def test_what_an_error_says_is_short_and_printable() -> None:
+    def judge(error: Exception) -> tuple[str, bool]:
+        return explain_failure(error, Address("a/b", "http://h/x"), has_begun=False)[1:]
+
     said, _ = judge(ConnectionError("a\n b\x1b[31m" + "c" * 5000))
     assert said.startswith("no connection (a b\\x1b[31mccc")
     assert len(said) < 300
