@@ -103,9 +103,26 @@ def draw_boxes(boxes: Sequence[Box], on: Image.Image | None = None) -> Image.Ima
         colour, (x0, y0, x1, y1) = colours[box.name], corners_of(box, *image.size)
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_ink_on(colour), width=thickness + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=thickness)
-    taken: list[Rectangle] = []
+    size, taken = image.size, list[Rectangle]()
+    pixels = min(max(min(size) // 16, 10), 28)
+    pad = max(pixels // 6, 1)
     for box in boxes[:100]:  # names of more would hide everything
-        _draw_label(image, box, colours[box.name], taken)
+        font, name, _ = _readable(box.name, pixels)
+        name = _shortened(name, font, size[0] - 2 * pad)
+        width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
+        if not name or width > size[0] or height > size[1]:
+            continue
+        x0, y0, _, y1 = corners_of(box, *size)
+        left = min(x0, size[0] - width)
+        # On a bar at the box's upper or lower edge; within it only where that leaves something of it visible.
+        beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
+        tops = [top for top in (y0 - height, *beside, y1 - height) if 0 <= top <= size[1] - height]
+        places = [(left, top, left + width, top + height) for top in tops or [min(y0, size[1] - height)]]
+        free = (place for place in places if not any(_overlap(place, other) for other in taken))
+        place = next(free, places[0])
+        taken.append(place)
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colours[box.name])
+        draw.text((left + pad, place[1] + height / 2), name, _ink_on(colours[box.name]), font, anchor="lm")
     return image
 
 
@@ -210,27 +227,6 @@ def _fitting(text: str, font: Font, width: int, end: str = "") -> int:
 
 def _length(text: str, font: Font) -> int:
     return int(font.getlength(text)) + 1
-
-
-def _draw_label(image: Image.Image, box: Box, colour: Ink, taken: list[Rectangle]) -> None:
-    """Draw the name of a box on a bar at its upper or lower edge, not over other names if possible."""
-    draw, size = ImageDraw.Draw(image), image.size
-    pixels = min(max(min(size) // 16, 10), 28)
-    (font, name, _), pad = _readable(box.name, pixels), max(pixels // 6, 1)
-    name = _shortened(name, font, size[0] - 2 * pad)
-    width, height = _length(name, font) + 2 * pad, round(_LINE * pixels) + 1
-    if not name or width > size[0] or height > size[1]:
-        return
-    x0, y0, _, y1 = corners_of(box, *size)
-    left = min(x0, size[0] - width)
-    # Within a box only where that leaves something of it to be seen.
-    beside = (y0, y1 + 2) if y1 - y0 > 2 * height else (y1 + 2, y0)
-    tops = [top for top in (y0 - height, *beside, y1 - height) if 0 <= top <= size[1] - height]
-    places = [(left, top, left + width, top + height) for top in tops or [min(y0, size[1] - height)]]
-    place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
-    taken.append(place)
-    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-    draw.text((left + pad, place[1] + height / 2), name, _ink_on(colour), font, anchor="lm")
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:

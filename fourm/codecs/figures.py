@@ -95,15 +95,26 @@ def draw_figures(people: People, decode: Decode | None = None) -> Image.Image:
         fine = Image.new("RGB", (_SIDE * _FINE, _SIDE * _FINE), "white")
         draw = ImageDraw.Draw(fine)
         for _, ends, inner, colour in sorted(chain(*figures), key=lambda stroke: -stroke[0]):
-            for radius, ink in (
-                (inner + _FINE, _scaled(colour, 0.5)),
-                (inner, colour),
-            ):  # first a darker edge
+            for radius, ink in ((inner + _FINE, _scaled(colour, 0.5)), (inner, colour)):  # edge first
                 draw.line(ends, ink, round(2 * radius))
                 for x, y in (ends[:2], ends[2:]):
                     draw.ellipse((x - radius, y - radius, x + radius, y + radius), ink)
         image = fine.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    _label(image, people, notes)
+    draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
+    if not people:
+        draw.text((_SIDE / 2, _SIDE / 2), "nobody", "dimgrey", font, "mm")
+    for index, person in enumerate(people):
+        x0, y0, x1, y1 = (min(corner * _SCALE, _SIDE - 1) for corner in person.box)
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        draw.rectangle(corners, outline=_colour(index), width=3)
+    # Texts come last, so that no box of somebody else runs through them.
+    for index, (person, note) in enumerate(zip(people, notes, strict=True)):
+        text = f"{index + 1}{note}"
+        # Inside of the picture, also where the box is at its edge.
+        _, _, width, height = draw.multiline_textbbox((0, 0), text, font)
+        x, y = (min(corner * _SCALE, _SIDE - 1) for corner in person.box[:2])
+        at = max(min(x + 6, _SIDE - width - 4), 4), max(min(y + 5, _SIDE - height - 4), 4)
+        _write(image, at, text, _scaled(_colour(index), 0.5))
     if decode is None and people:
         note = "boxes and numbers: no tokenizer for poses"
         _write(image, (image.width / 2, image.height - 12), note, (0, 0, 0), "mm")
@@ -155,25 +166,6 @@ def _strokes(person: Person, rotations: Floats, colour: Ink) -> list[_Stroke]:
         thickness = max(FOCAL_LENGTH * radius / depth * fine, 1.0)
         found.append((depth, (seen[ends] * fine).flatten().tolist(), thickness, _scaled(colour, light)))
     return found
-
-
-def _label(image: Image.Image, people: People, notes: Sequence[str]) -> None:
-    """Draw the box of each person, and their number with a note."""
-    draw, font = ImageDraw.Draw(image), font_for("", _FONT_SIZE)
-    if not people:
-        draw.text((image.width / 2, image.height / 2), "nobody", "dimgrey", font, "mm")
-    boxes = [[min(corner * _SCALE, image.width - 1) for corner in person.box] for person in people]
-    for index, (x0, y0, x1, y1) in enumerate(boxes):
-        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-        draw.rectangle(corners, outline=_colour(index), width=3)
-    # Texts come last, so that no box of somebody else runs through them.
-    for index, (box, note) in enumerate(zip(boxes, notes, strict=True)):
-        text = f"{index + 1}{note}"
-        # Inside of the picture, also where the box is at its edge.
-        _, _, width, height = draw.multiline_textbbox((0, 0), text, font)
-        x = max(min(box[0] + 6, image.width - width - 4), 4)
-        y = max(min(box[1] + 5, image.height - height - 4), 4)
-        _write(image, (x, y), text, _scaled(_colour(index), 0.5))
 
 
 def _write(image: Image.Image, at: tuple[float, float], text: str, colour: Ink, anchor: str = "la") -> None:
