@@ -128,18 +128,14 @@ class Joining:
                 return self._begin(before.identity)
         except BaseException:  # Ctrl-C too: nothing of this process stays
             with suppress(OSError, UsageError):
-                is_own = load_run(out, self.record).identity == run
-                if is_own and not of_kind(out, LAUNCH, run):  # no other process has joined it
-                    (out / self.record).unlink()
+                if load_run(out, self.record).identity == run and not of_kind(out, LAUNCH, run):
+                    (out / self.record).unlink()  # no other process has joined it
             remove_empty([out / PROCESSES])
             remove_leftovers(out)
             raise
 
     def _begin(self, run: str, text: str = "") -> Process:
-        """Start, unless another process with the same rank does at the same moment, or overwrites the run.
-
-        text: the record of the run, if it takes the place of the one that is there.
-        """
+        """Start, unless another process with this rank does. text: the record that replaces the one there."""
         process = Process(self.out, run, self.launch).begin()
         try:
             if text:
@@ -169,10 +165,8 @@ class Joining:
 
     def _is_of_job(self, file: Path) -> bool:
         """True if the job of this process wrote a file, which then is newer than the start of the job."""
-        if self.launch.size == 1:
-            return False
         with suppress(FileNotFoundError):
-            return file.lstat().st_mtime >= self.since + server_clock(self.out)
+            return self.launch.size > 1 and file.lstat().st_mtime >= self.since + server_clock(self.out)
         return False
 
     def _check_same_run(self, before: RunFile) -> None:
@@ -187,8 +181,9 @@ class Joining:
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
-                what = "holds files that no run of super-resolution wrote"
-                raise UsageError(f"{folder}: {what}; move them away")
+                raise UsageError(
+                    f"{folder}: holds files that no run of super-resolution wrote; move them away"
+                )
         return is_first
 
 
@@ -220,10 +215,7 @@ def _exists(out: Path, record: str) -> UsageError:
 
 
 def _check_joins(out: Path, record: str, before: RunFile, launch: Launch, is_asked: bool) -> None:
-    """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job.
-
-    It takes part if the job has the size of its own, and no process with its rank has started yet.
-    """
+    """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job."""
     is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
     if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
         raise _exists(out, record)
@@ -248,11 +240,10 @@ def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
         for path in dict.fromkeys((*before, *after))
         if before.get(path) != after.get(path) and path.partition(".")[0] not in NOT_COMPARED
     ]
+    if (rest := len(differences) - MAX_DIFFERENCES) > 0:
+        differences[MAX_DIFFERENCES:] = [f"and {rest} more"]
     if differences:
-        rest = len(differences) - MAX_DIFFERENCES
-        more = f"; and {rest} more" if rest > 0 else ""
-        shown = "; ".join(differences[:MAX_DIFFERENCES])
-        raise UsageError(f"--out {out}: belongs to a run with other settings: {shown}{more}")
+        raise UsageError(f"--out {out}: belongs to a run with other settings: {'; '.join(differences)}")
 
 
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
@@ -277,23 +268,17 @@ def _as_usage_error(out: Path, what: str = "written") -> Iterator[None]:
 
 
 def _is_free(out: Path, record: str) -> bool:
-    """True if the folder contains no run, at most the leftovers of one that was killed while it started.
-
-    For SR_RUN only this record matters: the folder contains the files that super-resolution reads.
-    """
+    """True if the folder contains no run, at most the leftovers of one that was killed while it started."""
     with _as_usage_error(out, "read"):
         check_names(out)
-        if record != RUN:
+        if record != RUN:  # the folder contains the files that super-resolution reads
             return not os.path.lexists(out / record)
         names = {path.name for path in out.iterdir()} if os.path.exists(out) else set[str]()
         return names <= {PARTIAL, PROCESSES} and not processes.list_processes(out)[1]
 
 
 def _overwrite(out: Path, name: str, run: str, text: str = "") -> None:
-    """Put the next record in the place of a run, whose files are deleted, unless somebody is writing there.
-
-    text: the record, written first, so that --resume can go on with it; none if it is there already.
-    """
+    """Replace a run by the next record, `text` or the one that is there, unless a process writes there."""
     for file in of_kind(out, LAUNCH):
         if file.process != process_name() and is_alive(out, file.process):
             who = f"process {file.rank} of {file.size} of a run"
@@ -303,10 +288,7 @@ def _overwrite(out: Path, name: str, run: str, text: str = "") -> None:
 
 
 def _empty(out: Path, name: str, run: str, following: str = "") -> None:
-    """Delete the files of a run and its super-resolution, but not the record, nor files of the run `run`.
-
-    following: the text of the next record, which is written first.
-    """
+    """Write the next record; delete a run and its super-resolution, except its record and files of `run`."""
     names = (SR_RUN, RUN) if name == RUN else (name,)
     records = {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
     places = [(each, place) for each, read in records.items() for place in (*read.run.places, SAMPLES[each])]
@@ -319,7 +301,7 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
         launches = [processes.read_launches(out, read.identity) for read in records.values()]
         listed = processes.read_checksums(out) if all(map(processes.is_closed, launches)) else None
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
-    if following:
+    if following:  # before anything is deleted, so that --resume can go on with it
         write_text(out, out / NEXT[name], following)
     for _, place in places:
         folder = out / place.folder

@@ -39,6 +39,7 @@ _DIGEST = "sha256"  # of all else that a launch says
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _SIZE = re.compile(rb"# ([0-9]{1,18}) bytes")
 _UNESCAPES = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}  # of names, as sha256sum writes them
+_ESCAPES = {ord(letter): escape for escape, letter in _UNESCAPES.items()}
 _counter = itertools.count()
 
 
@@ -126,9 +127,7 @@ class Process:
         """Append checksums, by path below the folder."""
         lines = list[str]()
         for name, (digest, size) in listed.items():
-            escaped = name
-            for escape, letter in _UNESCAPES.items():
-                escaped = escaped.replace(letter, escape)
+            escaped = name.translate(_ESCAPES)
             comment = "" if size is None else f"# {size} bytes\n"
             lines.append(f"{comment}{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
         self._append(CHECKSUMS, os.fsencode("".join(lines)))
@@ -223,8 +222,7 @@ def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
             text = stream.read().decode()
         launch: Launch = fit(Launch, json.loads(text), "launch", strict=False)
     except (OSError, ValueError, RecursionError) as error:
-        where = printable(str(file.path))
-        raise UsageError(f"{where}: is not a record of this program ({error})") from error
+        raise UsageError(f"{printable(str(file.path))}: is not a record of this program ({error})") from error
     facts, named = asdict(launch), (_stamp(launch.started), launch.rank, launch.size)
     texts = (seal(facts), json.dumps(facts, indent=1) + "\n")  # older launches have no checksum
     return launch, text in texts and named == (file.started, file.rank, file.size)
@@ -314,10 +312,7 @@ def read_failures(out: Path) -> list[Failure]:
 
 
 def noted_failures(out: Path, *others: str) -> list[Failure]:
-    """The last failure of each sample in the files of processes, whether it was made later or not, sorted.
-
-    others: files that are read before them.
-    """
+    """The last failure of each sample in `others` and the files of processes, made later or not, sorted."""
     last = dict[tuple[str, int, str], Failure]()
     for path in (*(out / name for name in others), *(file.path for file in of_kind(out, FAILED))):
         with suppress(FileNotFoundError), open_own(path, "r", MAX_LIST_BYTES) as file:

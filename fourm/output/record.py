@@ -39,7 +39,6 @@ MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest nam
 # Fields of a record that the super-resolution of its run depends on; older versions did not record the input.
 _ORIGIN = ("model", "revision", "files", "options", "num_variations", "seed", "dtype", "input")
 _Count = Annotated[int, Limits(1, MAX_SAMPLES)]
-_Seed = Annotated[int, Limits(0, MAX_SEED)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class RunRecord:
     files: Mapping[str, str]  # weights, tokenizers, text tokenizer -> sha256
     samples: _Count  # of all processes together
     num_variations: _Count
-    seed: _Seed
+    seed: Annotated[int, Limits(0, MAX_SEED)]
     dtype: str
     device_type: str  # "cpu", "cuda", "mps"; they round differently
     attention: str  # the kernel; they round differently

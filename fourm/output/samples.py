@@ -100,11 +100,8 @@ class Run:
         return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
 
     def samples(self) -> Iterator[RecordedSample]:
-        """All samples that are recorded, in order; a thousand is in memory at a time.
-
-        In a folder that an older version made, the names of files tell of them.
-        """
-        keys = set[Key]()
+        """All samples that are recorded, in order; a thousand is in memory at a time."""
+        keys = set[Key]()  # in a folder that an older version made: from the names of its files
         for place in self.places if self.is_older else ():
             ends = [f"-v{v}" for v in self.variations if v is not None and not place.shared]
             there = (self.root / place.folder).is_dir()

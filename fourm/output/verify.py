@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from fourm.data.layout import Place, file_name
@@ -16,8 +17,7 @@ from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failu
 from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, load_run
 from fourm.output.samples import RecordedSample, Run, read_samples_file
 
-FOREIGN, MISSING, TRUNCATED, ALTERED = "foreign", "missing", "truncated", "altered"
-UNREADABLE = "unreadable"
+FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE = "foreign", "missing", "truncated", "altered", "unreadable"
 UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
 _ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
 MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"  # what became of a result; noted: it failed
@@ -79,8 +79,6 @@ def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
 
 @dataclass(slots=True)
 class _RunState:
-    """A run whose results are checked."""
-
     run: Run
     is_closed: bool  # its last process has ended normally, so that every file is listed
     failed: set[tuple[str, int]]  # key and variation of results that are noted as failed, and not here
@@ -122,11 +120,8 @@ class _Folder:
         files, others = processes.list_processes(self.root)
         for name in others:
             self.find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
-        by_process = dict[str, dict[str, ProcessFile]]()
-        for file in files:
-            by_process.setdefault(file.path.stem, {})[file.kind] = file
-        for name, kinds in by_process.items():
-            self._read_process(f"{PROCESSES}/{name}", kinds)
+        for name, own in groupby(files, key=lambda file: f"{PROCESSES}/{file.path.stem}"):
+            self._read_process(name, {file.kind: file for file in own})
         try:
             self.failures = processes.read_failures(self.root)
         except UsageError as error:
@@ -191,7 +186,7 @@ class _Folder:
                 self.note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, processes.is_closed(launches), failed))
-            self.known |= {_top(place.folder) for place in (*read.run.places, SAMPLES[file])}
+            self.known |= {place.folder.partition("/")[0] for place in (*read.run.places, SAMPLES[file])}
             self.has_base |= file == RUN
         if len(self.runs) == 2:
             base, finer = self.runs
@@ -205,8 +200,9 @@ class _Folder:
         if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
-            where = printable(str(self.root))
-            raise UsageError(f"{where}: holds no {RUN}, so no run of this program wrote it")
+            raise UsageError(
+                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
+            )
         self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
 
     def _check_failures(self) -> None:
@@ -215,8 +211,7 @@ class _Folder:
         if any(file.endswith(processes.FAILED) for file in lists):
             return  # told already
         path = self.root / FAILURES
-        text = read_bytes(path, processes.MAX_LIST_BYTES) if path.exists() else b""
-        told = text.splitlines(keepends=True)
+        told = read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True) if path.exists() else []
         lines = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
         lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
         if lost or told != [line for line in lines if line in told]:
@@ -241,7 +236,7 @@ class _Folder:
 
     def _walk(self) -> Iterator[str]:
         """Files in the folders of runs; links are followed to files inside of the output folder only."""
-        listed = {_top(path) for path in self.sums}
+        listed = {path.partition("/")[0] for path in self.sums}
 
         def take_unreadable(error: OSError) -> None:
             folder = Path(error.filename).relative_to(self.root).as_posix()
@@ -372,7 +367,7 @@ class _Folder:
     def check_unlisted(self) -> None:
         """Files without a checksum that belong to no result, or to one of a process that was killed."""
         for path in () if self.is_unknown else sorted(self.unlisted):
-            if self.has_base or _top(path) in self.known:
+            if self.has_base or path.partition("/")[0] in self.known:
                 self.find(FOREIGN, path, "belongs to no sample of a run")
         if self.late:
             self.note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
@@ -408,7 +403,3 @@ class _Folder:
 
 def _named(paths: list[str]) -> str:
     return min(paths) + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")
-
-
-def _top(path: str) -> str:
-    return path.partition("/")[0]
