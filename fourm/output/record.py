@@ -42,9 +42,7 @@ _Count = Annotated[int, Limits(1, MAX_SAMPLES)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """The fields of a recorded step that are read."""
-
+class _Step:  # the fields of a recorded step that are read
     index: int
     target: str
     num_tokens: int
