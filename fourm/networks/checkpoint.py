@@ -21,7 +21,6 @@ from fourm.modalities.registry import Kind
 from fourm.networks.model import FourM, FourMConfig
 from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import VQConfig, read_config
-from fourm.networks.tokenizers.quantizers import check_codebook
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
@@ -93,7 +92,13 @@ def fit_tokenizer(
     Buffers of training are dropped, and the tensors of the half that is not built. A missing, left-over or
     misshapen tensor, a codebook that was never trained, or one of the other metric is a CheckpointError.
     """
-    check_codebook(config, tensors)
+    initted, counts, averages = (tensors.get(name) for name in TRAINING_BUFFERS)
+    if initted is not None and not bool(initted.any()):
+        raise CheckpointError(f"the codebook was never trained ({TRAINING_BUFFERS[0]} is 0)")
+    # Trainers keep running averages beside Euclidean codebooks only.
+    if counts is not None and (averages is None) != config.norm_codes:
+        metric = "cosine (norm_codes true)" if averages is None else "Euclidean (norm_codes false)"
+        raise CheckpointError(f"norm_codes: is {config.norm_codes}, but the file holds a {metric} codebook")
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, part)
     kept = [name for name in tensors if not name.startswith(TRAINING_BUFFERS + part.value)]
@@ -114,8 +119,9 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
         elif found[name].shape != wanted[name].shape:
             shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
             keys = next(keys for part, keys in DECIDED_BY_CONFIG if part in name)
-            decided = f" (decided by {keys})" if what == "tokenizer" else ""
-            problems.append(f"'{name}' is {shapes}{decided}")
+            problems.append(
+                f"'{name}' is {shapes}" + (f" (decided by {keys})" if what == "tokenizer" else "")
+            )
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():
             problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
     if problems:
@@ -124,8 +130,7 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
 
 def _listed(problems: list[str], separator: str) -> str:
     """The first three problems, and how many more there are."""
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return separator.join(problems[:3]) + more
+    return separator.join(problems[:3]) + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
 
 
 @contextmanager

@@ -48,8 +48,7 @@ def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     length = k.shape[2]
     mask = mask.expand(*mask.shape[:-1], length)
     room = q.new_zeros(*mask.shape[:-1], length + -length % _ALIGNED)
-    bias = room[..., :length].masked_fill_(~mask, float("-inf"))
-    return bias.expand(*q.shape[:3], length)
+    return room[..., :length].masked_fill_(~mask, float("-inf")).expand(*q.shape[:3], length)
 
 
 _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
@@ -58,28 +57,24 @@ _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
     """Let all attention of a network use "sdpa" or "xformers"; UsageError where device or dtype forbid it."""
     if name == "xformers":
-        _check_xformers(device, next(network.parameters(), torch.empty(0)))
+        if device.type != "cuda":
+            raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
+        if importlib.util.find_spec("xformers") is None:
+            raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
+        like = next(network.parameters(), torch.empty(0))
+        try:  # which GPUs and dtypes it serves depends on its build
+            x = like.new_zeros(1, 1, 8, 64)
+            for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
+                xformers(x, x, x, mask, False)
+        except (ImportError, OSError) as error:
+            what = "cannot be loaded; it was built for another torch"
+            raise UsageError(f"--attention xformers: {what}") from error
+        except NotImplementedError as error:
+            what = f"has no kernel for {str(like.dtype).removeprefix('torch.')} on this GPU"
+            raise UsageError(f"--attention xformers: {what}; leave it out, or try another --dtype") from error
     for module in network.modules():
         if hasattr(module, "kernel"):
             setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
-
-
-def _check_xformers(device: torch.device, like: Tensor) -> None:
-    """Whether xFormers is here and computes with such numbers: which GPUs it serves depends on its build."""
-    if device.type != "cuda":
-        raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
-    if importlib.util.find_spec("xformers") is None:
-        raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
-    try:
-        x = like.new_zeros(1, 1, 8, 64)
-        for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
-            xformers(x, x, x, mask, False)
-    except (ImportError, OSError) as error:
-        raise UsageError("--attention xformers: cannot be loaded; it was built for another torch") from error
-    except NotImplementedError as error:
-        dtype = str(like.dtype).removeprefix("torch.")
-        what = f"has no kernel for {dtype} on this GPU; leave it out, or try another --dtype"
-        raise UsageError(f"--attention xformers: {what}") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -276,10 +271,9 @@ class KVCache:
         if self.held is None:
             batch, heads, _, width = keys.shape
             self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
-        end = self.length + keys.shape[2]
-        self.held[0, :, :, self.length : end], self.held[1, :, :, self.length : end] = keys, values
-        self.length = end
-        return self.held[0, :, :, :end], self.held[1, :, :, :end]
+        start, self.length = self.length, self.length + keys.shape[2]
+        self.held[0, :, :, start : self.length], self.held[1, :, :, start : self.length] = keys, values
+        return self.held[0, :, :, : self.length], self.held[1, :, :, : self.length]
 
     def repeated(self, count: int) -> "KVCache":
         """The same before any token, for `count` texts in place of each."""

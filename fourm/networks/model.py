@@ -64,14 +64,14 @@ class FourMConfig:
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
         """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
         own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
-        keys = ("domains_in", "domains_out")
         try:
             fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
-            names = [fit(tuple[str, ...], config.get(key), f"config.{key}") for key in keys]
+            reads = fit(tuple[str, ...], config.get("domains_in"), "config.domains_in")
+            writes = fit(tuple[str, ...], config.get("domains_out"), "config.domains_out")
         except ValueError as error:
             raise CheckpointError(str(error)) from None
-        reads, writes = (tuple(registry.get(name) for name in side) for side in names)
-        return replace(fitted, modalities_in=reads, modalities_out=tuple(m for m in writes if m.takes_ids))
+        targets = tuple(row for row in map(registry.get, writes) if row.takes_ids)
+        return replace(fitted, modalities_in=tuple(map(registry.get, reads)), modalities_out=targets)
 
     @property
     def blocks(self) -> BlockConfig:
@@ -140,8 +140,7 @@ class Head(nn.Module):
     def address(self, positions: Tensor) -> Tensor:
         """(B, K) positions -> (B, K, D). Past max_positions a sequence falls back to 0, as it was trained."""
         if self.modality.kind is Kind.SEQUENCE:
-            inside = positions < self.modality.max_positions
-            positions = torch.where(inside, positions, torch.zeros_like(positions))
+            positions = positions.masked_fill(positions >= self.modality.max_positions, 0)
         return F.embedding(positions, self.pos_emb[0]) + self.mod_emb
 
 
@@ -210,7 +209,11 @@ class FourM(nn.Module):
         order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # known first, in order
         visible = F.pad(known.gather(1, order), (0, length - order.shape[1]))
         total = int(visible.sum()) if total is None else total + registers * len(batch.keys)
-        content, address = (_pack(part, order, visible) for part in (content, address))
+        padding, places, hidden = length - order.shape[1], order.unsqueeze(-1), ~visible.unsqueeze(-1)
+        content, address = (
+            F.pad(part.take_along_dim(places, 1), (0, 0, 0, padding)).masked_fill(hidden, 0)
+            for part in (content, address)
+        )
         packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
         x, mask = content + address, visible[:, None, None, :]
         x = packing.pack(x) if packing else x
@@ -253,10 +256,3 @@ class FourM(nn.Module):
         for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
             y = block(y, cross, visible, None, causal, cache[i] if cache else None)
         return head.to_logits(self.decoder_norm(y))
-
-
-def _pack(x: Tensor, order: Tensor, visible: Tensor) -> Tensor:
-    """The entries of x (B, L, D) in this order (B, N'), zero where not visible (B, N)."""
-    packed = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    packed = F.pad(packed, (0, 0, 0, visible.shape[1] - order.shape[1]))
-    return torch.where(visible.unsqueeze(-1), packed, torch.zeros_like(packed))

@@ -261,8 +261,7 @@ def reader_for(row: Modality) -> Reader:
         said = _SAID.get(row.codec, form.grammar.to_text)
         return Reader(row, partial(read_structured, grammar=form.grammar), form.draw, said)
     codec = build_codec(row)
-    grid = codec if isinstance(codec, GridCodec) else None
-    return Reader(row, codec.read, codec.picture, grid=grid)
+    return Reader(row, codec.read, codec.picture, grid=codec if isinstance(codec, GridCodec) else None)
 
 
 def rows_of(model: str) -> Registry | None:

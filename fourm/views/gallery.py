@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -80,12 +80,23 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         "modalities": list(dict.fromkeys(panel.modality for panel in view.panels if _is_shown(panel))),
         "failed": len(view.problems),
     }  # fmt: skip
+    panels = list[Mapping[str, Any]]()
     legends = dict[str, list[Label]]()  # by modality: the classes that its maps show
     for panel in view.panels:
         legend = legends.setdefault(panel.modality, [])
         legend += [label for label in panel.labels if label not in legend]
+        picture = panel.picture if _is_shown(panel) else None
+        width, height = picture.size if picture is not None else (0, 0)
+        panels.append({
+            "modality": panel.modality, "title": panel.title, "role": panel.role,
+            "variation": panel.variation, "codec": panel.codec, "rgb": panel.codec in RGB,
+            "words": panel.codec == CAPTION, "text": panel.text, "note": panel.note, "file": panel.file,
+            "size": {"width": width, "height": height},
+            "picture": encode(picture, side) if picture is not None else None,
+            "labels": [index for index, label in enumerate(legend) if label in panel.labels],
+        })  # fmt: skip
     contents = {
-        "panels": [_panel(panel, legends[panel.modality], side) for panel in view.panels],
+        "panels": panels,
         "films": [
             {"modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
              "order": film.order, "frames": [
@@ -111,18 +122,6 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
 def _is_shown(panel: Panel) -> bool:
     """Captions are text on the page."""
     return panel.picture is not None and panel.codec != CAPTION
-
-
-def _panel(panel: Panel, legend: Sequence[Label], side: int) -> Mapping[str, Any]:
-    picture = panel.picture if _is_shown(panel) else None
-    width, height = picture.size if picture is not None else (0, 0)
-    return {
-        "modality": panel.modality, "title": panel.title, "role": panel.role, "variation": panel.variation,
-        "codec": panel.codec, "rgb": panel.codec in RGB, "words": panel.codec == CAPTION, "text": panel.text,
-        "note": panel.note, "file": panel.file, "size": {"width": width, "height": height},
-        "picture": encode(picture, side) if picture is not None else None,
-        "labels": [index for index, label in enumerate(legend) if label in panel.labels],
-    }  # fmt: skip
 
 
 def repeat_command(root: Path, view: View, role: str, variation: int | None) -> str:
@@ -161,14 +160,12 @@ def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
 def _about(album: Album) -> Mapping[str, Any]:
     pictures = [e for e in album.entries if e.reader is not None and e.reader.row.codec != CAPTION]
     titles = {entry.place.modality: entry.title for entry in pictures}
-    stages = list[Mapping[str, Any]]()
-    for record in (run.record for run in album.results.runs):
-        conditions, targets = chain_names(record.schedule)
-        stages.append({
-            "name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
-            "seed": record.seed, "variations": record.num_variations, "conditions": conditions,
-            "targets": targets, "options": record.options,
-        })  # fmt: skip
+    stages = [
+        {"name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
+         "seed": record.seed, "variations": record.num_variations, "options": record.options,
+         **dict(zip(("conditions", "targets"), chain_names(record.schedule), strict=True))}
+        for record in (run.record for run in album.results.runs)
+    ]  # fmt: skip
     return {
         "name": album.root.name or real(album.root).name or "/", "total": len(album.keys),
         "modalities": [

@@ -199,14 +199,12 @@ def draw_films(view: View) -> Image.Image:
     """A row for each target and variation: kept steps, the result, the order of decoding."""
     rows = [(film, chosen(film.frames)) for film in view.films[:MAX_FILMS]]
     frames = max(len(shown) for _, shown in rows)
-    # The result and the order stand a little apart.
-    lefts = starts(frames + 2, SMALL + GAP, FILM_LABEL, {frames: GAP})
+    lefts = starts(frames + 2, SMALL + GAP, FILM_LABEL, {frames: GAP})  # the result and the order apart
     width = FILM_LABEL + (frames + 2) * (SMALL + GAP) + GAP
     titles = Image.new("RGB", (width, 36), PAPER)
     names = {0: "while it was decoded", frames: "result", frames + 1: "which step decided which token"}
     for column, name in names.items():
-        room = SMALL if column else max(SMALL, frames * (SMALL + GAP))
-        title = text_block(name, room, 13, FAINT, most=2)
+        title = text_block(name, SMALL if column else max(SMALL, frames * (SMALL + GAP)), 13, FAINT, most=2)
         titles.paste(title, (lefts[column], titles.height - title.height))
     blocks = [text_block(view.headline, width, 20), titles]
     blocks += [_strip(film, shown, lefts, width, view) for film, shown in rows]
@@ -358,11 +356,9 @@ def legend(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
 
 def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Image.Image:
     """Blocks one below the other on white paper."""
-    width = max(block.width for block in blocks)
-    height = sum(block.height for block in blocks) + gap * (len(blocks) - 1)
-    sheet = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAPER)
-    top = margin
-    for block in blocks:
+    tops = list(accumulate((block.height + gap for block in blocks), initial=margin))
+    width = max(block.width for block in blocks) + 2 * margin
+    sheet = Image.new("RGB", (width, tops[-1] - gap + margin), PAPER)
+    for block, top in zip(blocks, tops, strict=False):
         sheet.paste(block, (margin, top))
-        top += block.height + gap
     return sheet

@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from fourm.errors import CheckpointError
-from fourm.hub.header import TokenizerPart
+from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer, complete_config
 from fourm.networks.tokenizers.config import read_config
-from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
 
 VQ = (
     "CLIP-B16_8k_224-448", "DINOv2-B14-global_8k_16_224", "DINOv2-B14_8k_224-448",

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError
-from fourm.hub.header import TokenizerPart
+from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import DiVAEConfig, VQConfig, read_config
 from fourm.networks.tokenizers.diffusion import DiVAE, make_sampler
-from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
 
 FOLDERS = ("unet_concat", "uvit_concat", "uvit_xattn")
 RUNS = [

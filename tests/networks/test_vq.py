@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourm.errors import CheckpointError
-from fourm.hub.header import TokenizerPart, parse_header_config, read_header
+from fourm.hub.header import TRAINING_BUFFERS, TokenizerPart, parse_header_config, read_header
 from fourm.networks.checkpoint import fit_tokenizer, load_tokenizer
 from fourm.networks.layers import sincos_2d
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import VQConfig, read_config
-from fourm.networks.tokenizers.quantizers import TRAINING_BUFFERS
 from fourm.networks.tokenizers.vq import MlpPreset, VQTokenizer, parse_preset, positions_at
 
 FIXTURES = (

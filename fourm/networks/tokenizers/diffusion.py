@@ -210,9 +210,8 @@ class DiVAE(Tokenizer):
             raise ValueError("this tokenizer was built without a decoder")
         times = self.sampler.timesteps(steps)
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
-        if quant.shape[1] != self.config.latent_dim:
-            has = f"this tokenizer has {self.config.latent_dim}"
-            raise ValueError(f"latents have {quant.shape[1]} channels; {has}")
+        if (found := quant.shape[1]) != (wanted := self.config.latent_dim):
+            raise ValueError(f"latents have {found} channels; this tokenizer has {wanted}")
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
         height, width = size or sides
         multiple = self.decoder.multiple
@@ -252,10 +251,10 @@ class DiVAE(Tokenizer):
 
 def make_sampler(config: DiVAEConfig) -> Sampler:
     """The steps that a config asks for."""
-    kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
     clipping = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
+    kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
     return Sampler(kind, alphas, config.prediction_type, clipping)
 
 

@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
-from fourm.hub.header import TRAINING_BUFFERS
 from fourm.networks.layers import normal
 from fourm.networks.tokenizers.config import VQConfig
 
@@ -94,14 +93,3 @@ class MemCodes(nn.Module):
 
 # By `quant_type` of the config. A row has `indices` and `lookup`.
 QUANTIZERS: Mapping[str, type[NearestCode] | type[MemCodes]] = {"lucid": NearestCode, "memcodes": MemCodes}
-
-
-def check_codebook(config: VQConfig, state: Mapping[str, Tensor]) -> None:
-    """CheckpointError for a codebook that was never trained, or for another metric than the config says."""
-    initted, counts, averages = (state.get(name) for name in TRAINING_BUFFERS)
-    if initted is not None and not bool(initted.any()):
-        raise CheckpointError(f"the codebook was never trained ({TRAINING_BUFFERS[0]} is 0)")
-    # Trainers keep running averages beside Euclidean codebooks only.
-    if counts is not None and (averages is None) != config.norm_codes:
-        metric = "cosine (norm_codes true)" if averages is None else "Euclidean (norm_codes false)"
-        raise CheckpointError(f"norm_codes: is {config.norm_codes}, but the file holds a {metric} codebook")

@@ -48,9 +48,8 @@ class PatchedUNet(nn.Module):
 
     def __init__(self, shape: UNetShape, channels: int, latent_dim: int) -> None:
         super().__init__()
-        self.shape = shape
-        widths, base, pixels = shape.widths, shape.model_channels, channels * shape.patch_size**2
-        wide = 4 * base
+        self.shape, widths, pixels = shape, shape.widths, channels * shape.patch_size**2
+        base, wide = shape.model_channels, 4 * shape.model_channels
         self.multiple = shape.patch_size * 2 ** (len(widths) - 1)
         self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
         self.input_blocks = nn.ModuleList([Block([nn.Conv2d(pixels + latent_dim, widths[0], 3, padding=1)])])
@@ -182,7 +181,6 @@ def _layers(shape: UNetShape, width: int, out: int, wide: int, factor: int) -> I
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """t () or (B,) -> (1 or B, dim) float32: cosines, then sines, of t at dim / 2 frequencies."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    exponents = torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2)
     angles = t.reshape(-1, 1).float() * (-math.log(10000) * exponents).exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -53,12 +53,6 @@ class UViTShape:
             if is_wrong:
                 raise CheckpointError(f"dec_structure: {problem}")
 
-    @property
-    def blocks(self) -> BlockConfig:
-        """What the blocks of the transformer are like."""
-        sizes = (self.mid_dim, self.mid_num_heads, int(self.mid_dim * self.mid_mlp_ratio))
-        return BlockConfig(*sizes, qkv_bias=self.mid_qkv_bias, norm_eps=1e-5)
-
 
 _B = UViTShape(block_out_channels=(128, 256), layers_per_block=(2, 2), downsample_before_mid=True)
 _L = replace(_B, mid_layers=24, mid_num_heads=16, mid_dim=1024)
@@ -90,13 +84,12 @@ class UViT(nn.Module):
         super().__init__()
         self.shape, widths = shape, shape.block_out_channels
         first, wide = widths[0], 4 * widths[0]
-        levels = len(widths) - 1 + shape.downsample_before_mid
-        self.multiple = shape.patch_size * 2**levels
+        extra = shape.downsample_before_mid
+        self.multiple = shape.patch_size * 2 ** (len(widths) - 1 + extra)
         self.conv_in = nn.Conv2d(channels, first, shape.patch_size, stride=shape.patch_size)
         layers = OrderedDict(linear_1=nn.Linear(first, wide), act=nn.SiLU(), linear_2=nn.Linear(wide, wide))
         self.time_embedding = nn.Sequential(layers)
-        self.down_blocks, width = nn.ModuleList(), first
-        skips = [first]
+        self.down_blocks, width, skips = nn.ModuleList(), first, [first]
         for level, (out, count) in enumerate(zip(widths, shape.layers_per_block, strict=True)):
             down = level < len(widths) - 1
             samplers = nn.ModuleList([downsample(out, "conv")] if down else [])
@@ -105,7 +98,6 @@ class UViT(nn.Module):
             self.down_blocks.append(nn.ModuleDict({"resnets": resnets, "downsamplers": samplers}))
             skips += [out] * (count + down)
             width = out
-        extra = shape.downsample_before_mid
         # Files hold it as `downsample_mid.Conv2d_0` too, or under that name alone.
         self.downsample_mid = downsample(width, "conv") if extra else nn.Identity()
         self.upsample_mid = upsample(width) if extra else nn.Identity()
@@ -221,7 +213,9 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
         super().__init__()
-        blocks, dim, parts = shape.blocks, shape.mid_dim, 3 if context_width else 2
+        dim, parts = shape.mid_dim, 3 if context_width else 2
+        sizes = (dim, shape.mid_num_heads, int(dim * shape.mid_mlp_ratio))
+        blocks = BlockConfig(*sizes, qkv_bias=shape.mid_qkv_bias, norm_eps=1e-5)
         self.norm1, self.norm2, self.mlp = blocks.norm(), blocks.norm(), Mlp(blocks)
         if context_width:
             self.self_attn = SelfAttention(blocks)
@@ -247,12 +241,11 @@ class TransformerBlock(nn.Module):
         gates = self.adaLN_gate(time).unsqueeze(1).chunk(parts, dim=-1)
         if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + gates[0] * look(_changed(self.norm1(x), changes[:2]), None)
+        x = x + gates[0] * look(_changed(self.norm1(x), *changes[:2]), None)
         if context is not None:
-            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), changes[2:4]), *context, visible)
-        return x + gates[-1] * self.mlp(_changed(self.norm2(x), changes[-2:]))
+            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), *changes[2:4]), *context, visible)
+        return x + gates[-1] * self.mlp(_changed(self.norm2(x), *changes[-2:]))
 
 
-def _changed(x: Tensor, change: tuple[Tensor, ...]) -> Tensor:
-    shift, scale = change
+def _changed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift

@@ -253,13 +253,11 @@ class ConvNeXt(nn.Module):
 
 def positions_at(table: Tensor, h: int, w: int) -> Tensor:
     """(1, D, Nh, Nw) -> (1, h * w, D), resized: bicubic, half-pixel centres, no antialiasing."""
-    resized = table
     if table.shape[2:] != (h, w):
-        resized = F.interpolate(table.float(), size=(h, w), mode="bicubic").to(table.dtype)
-    return rearrange(resized, "b d h w -> b (h w) d")
+        table = F.interpolate(table.float(), size=(h, w), mode="bicubic").to(table.dtype)
+    return rearrange(table, "b d h w -> b (h w) d")
 
 
 def position_map(grid: Size, dim: int) -> nn.Parameter:
     """Sine-cosine positions (1, D, Nh, Nw), as checkpoints store them."""
-    table = rearrange(sincos_2d(grid[0], grid[1], dim), "b (h w) d -> b d h w", h=grid[0])
-    return nn.Parameter(table.contiguous())
+    return nn.Parameter(rearrange(sincos_2d(*grid, dim), "b (h w) d -> b d h w", h=grid[0]).contiguous())
