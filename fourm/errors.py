@@ -1,16 +1,16 @@
-"""Errors that a person can act on, each kind with the exit code that it means."""
+"""Errors that a user can correct, each class with its exit code, and helpers that word their messages."""
 
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Of a word this long the middle is left out, so that the sentence around it can be read.
+# A word of 600 characters or more is shortened in its middle, so that the sentence around it can be read.
 _LONG_WORD = re.compile(r"(\S{200})\S{300,}(\S{100})")
 MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what is wrong with it
 
 
 class FourMError(Exception):
-    """Something a user can understand and mend; the message is one sentence for a person."""
+    """An error that a user can understand and correct; the message is one sentence, written for the user."""
 
     exit_code = 1
 
@@ -22,7 +22,7 @@ class UsageError(FourMError):
 
 
 class ScheduleError(UsageError):
-    """One or more mistakes in a schedule, reported together."""
+    """One or more mistakes in a schedule, reported together; the message has one line for each."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -34,9 +34,9 @@ class CheckpointError(UsageError):
 
 
 class SampleError(FourMError):
-    """One sample that cannot be read or decoded; the others go on.
+    """One sample that cannot be read or decoded; the run continues with the other samples.
 
-    The message is one printable line, whatever names and decoders' complaints are part of it.
+    The message becomes one printable line, because it may quote file names and errors of libraries.
     """
 
     exit_code = 3
@@ -46,31 +46,31 @@ class SampleError(FourMError):
 
 
 class MissingError(FourMError):
-    """A model or file that is not here and cannot be fetched; the message says what fetches it."""
+    """A model or file that is not on this machine; the message says how to get it."""
 
     exit_code = 4
 
 
 class VerificationError(FourMError):
-    """A checksum or a folder that is not what its record says."""
+    """A file that does not match its checksum or size, or a folder that does not match its record."""
 
     exit_code = 5
 
 
 def printable(text: str) -> str:
-    """The text without line ends and control characters, which could drive a terminal."""
+    """The text with line ends and control characters escaped, because a terminal would obey them."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(message: str) -> str:
-    """A message as it is shown: printable, without the middle of a very long word, and not endless."""
+    """A printable message of at most `MAX_SENTENCE` characters; very long words lose their middle."""
     return shown(_LONG_WORD.sub(r"\1...\2", printable(message)), MAX_SENTENCE)
 
 
 def shown(value: object, most: int = 60) -> str:
-    """A value as a message repeats it: its beginning, if it is long."""
+    """A value as a message quotes it: its first `most` characters and "...", if it is longer."""
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -78,9 +78,9 @@ def shown(value: object, most: int = 60) -> str:
 def near_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string.
 
-    A name that is part of longer ones stands for the shortest of them: `steps` for `decoding_steps`.
+    Of the known names that contain the given name, the shortest is closest: `decoding_steps` for `steps`.
     """
     known = list(known)
-    longer = sorted((k for k in known if len(name) >= 4 and name in k), key=len)
-    close = longer or get_close_matches(name, known, n=1, cutoff=0.6)
+    containing = sorted((k for k in known if name in k), key=len) if len(name) >= 4 else []
+    close = containing or get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

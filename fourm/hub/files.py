@@ -1,4 +1,4 @@
-"""From a model's name, folder or file to local files and what is known of it, without torch or network."""
+"""Finds the local files of a model or tokenizer by name or path and describes them; no torch, no network."""
 
 import os
 import re
@@ -15,45 +15,50 @@ from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
-_NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}  # for kinds that are none themselves
+_BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-resolution"}  # titles
+# Nouns for messages, by the kind of an entry of the catalogue; other kinds are nouns themselves.
+_NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}
+# Names of tensors in checkpoints; the group is the modality.
 _POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
-_UNUSED = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
+_DECODER_TOKENS = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
 _NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
-_BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-resolution"}
-_CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")  # (K, L) and (N, K, L / N)
+# Codebooks of tokenizers: (K, D) for K codes, or split into N parts, (N, K, D / N).
+_CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the parts of one model lie, and what its configuration says."""
+    """The paths of the parts of one model, and its configuration."""
 
-    name: str  # a folder or file as it was given; the id of a repository of the Hub
-    revision: str  # "" for a folder or file of the user's own
-    weights: Path
+    name: str  # the folder or file as it was given, or the id of a repository on the Hub
+    revision: str  # "" for a folder or file that does not come from the Hub
+    weights: Path  # the .safetensors file
     config: Mapping[str, object]
     registry: Registry
     text_tokenizer: Path | None = None
-    prompts: Path | None = None
+    prompts: Path | None = None  # a file of example prompts
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
-    # Names of tokenizers that were asked for and are not here, by key; TEXT_TOKENIZER for that of text.
+    # Names of tokenizers that were asked for and are not on this machine, by a modality row's `tokenizer`, or
+    # by TEXT_TOKENIZER.
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Modalities that the encoder takes."""
+        """Names of the modalities that the encoder takes."""
         return self._domains("domains_in")
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """Modalities that the decoder can produce."""
-        return tuple(n for n in self._domains("domains_out") if self.registry.get(n).takes_ids)
+        """Names of the modalities that the decoder can produce."""
+        return tuple(name for name in self._domains("domains_out") if self.registry.get(name).takes_ids)
 
     @property
     def rows(self) -> tuple[Modality, ...]:
-        """The rows of all its modalities, each once."""
+        """The rows of all modalities that the model reads or writes, each once."""
         return tuple(self.registry.get(name) for name in dict.fromkeys((*self.reads, *self.writes)))
 
     def _domains(self, key: str) -> tuple[str, ...]:
+        """The modalities under `domains_in` or `domains_out` of the configuration."""
         if key not in self.config and "codebook_size" in self.config:
             raise CheckpointError(f"{self.name}: a tokenizer, where a model is needed")
         names = self.config.get(key)
@@ -68,26 +73,27 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model, tokenizer or file, and whether it is here; from `rows` on only where it is shown whole."""
+    """What is shown of a model, tokenizer or file. A list shows less: those after `revision` may be empty."""
 
-    entry: Entry  # with the figures of the file that is here; a tokenizer writes the modalities that it codes
-    path: Path | None  # of the file with the weights; None = not here
+    entry: Entry  # with the size of the local file, if any; a tokenizer writes what it encodes
+    path: Path | None  # of the main file, usually the weights; None: it is not on this machine
     revision: str = ""
-    rows: tuple[Modality, ...] = ()  # its modalities
+    rows: tuple[Modality, ...] = ()  # modalities that a model reads or writes, or that a tokenizer encodes
     config: Mapping[str, object] = field(default_factory=dict)
-    # By key: the name that is fetched, and where it is.
+    # By a modality row's `tokenizer`: the name to download, and the path if it is on this machine.
     tokenizers: Mapping[str, tuple[str, Path | None]] = field(default_factory=dict)
     text_tokenizer: Path | None = None
-    memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the weights as loaded
-    missing: tuple[str, ...] = ()  # what `fourm download` fetches for it
+    memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the loaded weights
+    missing: tuple[str, ...] = ()  # names of missing parts that `fourm download` can fetch
 
     def uses(self, row: Modality) -> tuple[bool, bool]:
-        """Whether a modality is read, and whether it is written."""
-        one = self.entry
-        return (row.name in one.reads, row.name in one.writes) if one.is_model else (True, True)
+        """Whether a modality is read, and whether it is written. A tokenizer does both."""
+        if not self.entry.is_model:
+            return True, True
+        return row.name in self.entry.reads, row.name in self.entry.writes
 
     def to_json(self, is_whole: bool = False) -> dict[str, object]:
-        """The information as plain data."""
+        """The information as plain data for JSON. is_whole: with the fields that a list leaves out."""
         one = self.entry
         facts: dict[str, object] = {
             "name": one.name, "hub_id": one.hub_id, "kind": one.kind, "title": one.title,
@@ -111,13 +117,15 @@ class ModelInfo:
 
 
 def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFiles:
-    """The files of a model with all its parts that are here; nothing is fetched.
+    """The files of a model and of its tokenizers that are on this machine; nothing is downloaded.
 
-    The name is `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot of the Hub's cache), a
+    name_or_path: `demo`, `demo-sr` (for super-resolution), a folder (also a snapshot in the Hub's cache), a
     `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
-    on the Hub; these two also as `NAME@REVISION`. Tokenizers that a model does not bring itself are the
-    released ones, where they are here and its modalities are the released ones.
-    needs_weights: if False, a released model that is not here has the configuration of the catalogue.
+    on the Hub; these last two also as `NAME@REVISION`. If a model brings no tokenizer for a released
+    modality, the released tokenizer is used.
+    needs_weights: if False, a released model that is not on this machine is described by the catalogue.
+    UsageError for an unknown name, MissingError for a model that is not on this machine, CheckpointError for
+    files that are no model.
     """
     if name_or_path == DEMO_SR:
         return find_sr(find_model(DEMO))
@@ -131,12 +139,12 @@ def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFil
 
 
 def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
-    """The super-resolution model of that name, else the one in the folder `sr` beside a model's weights.
+    """The super-resolution model of a name, or without one, that in the folder `sr` beside a model's weights.
 
-    The base model's tokenizers serve both, unless the super-resolution model brings its own. One that was
-    named for the base, but is not here, is not here for both.
+    It uses the tokenizers of the base model, including those that are `absent`, unless it brings its own.
+    MissingError if no name is given and the model has no such folder; other errors as of `find_model`.
     """
-    if name == DEMO_SR and model.name != DEMO:
+    if name == DEMO_SR and model.name != DEMO:  # it uses the tokenizers of its own base model
         return find_sr(find_model(DEMO))
     folder = model.weights.parent / "sr"
     if name is not None and name != DEMO_SR:
@@ -146,13 +154,16 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
     else:
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
     tokenizers = {**model.tokenizers, **files.tokenizers}
-    absent = {key: name for key, name in model.absent.items() if key not in files.tokenizers}
+    absent = {key: wanted for key, wanted in model.absent.items() if key not in files.tokenizers}
     text = files.text_tokenizer or model.text_tokenizer
     return _completed(replace(files, tokenizers=tokenizers, absent=absent, text_tokenizer=text))
 
 
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
-    """The folder or file of a tokenizer: a path, a short name or a Hub id, these two also `NAME@REVISION`."""
+    """The folder or file of a tokenizer, given as a path, a short name or a Hub id (also `NAME@REVISION`).
+
+    Errors as of `find_model`.
+    """
     path, _, _, advice = _find(str(name_or_path), "tokenizer")
     if path.is_dir():
         _weights_in(path, advice)
@@ -162,14 +173,15 @@ def resolve_tokenizer(name_or_path: str | Path) -> Path:
 
 
 def with_parts(files: ModelFiles, tokenizers: Mapping[str, str], text_name: str | None = None) -> ModelFiles:
-    """The model with tokenizers that were named (a modality row's `tokenizer` -> name or path).
+    """The model with other tokenizers.
 
-    A name may also be that of another tokenizer which the model brings. What is not here becomes `absent`,
-    which matters only if a run needs it (`tokenizer_advice`).
+    tokenizers: a modality row's `tokenizer` -> a name, a path, or the key of another tokenizer of the model.
+    text_name: path or name of the text tokenizer. What is not on this machine becomes `absent`, which is an
+    error only if a run needs it. UsageError for an unknown name or a text tokenizer that does not exist.
     """
     found, absent = dict(files.tokenizers), dict(files.absent)
     for key, name in tokenizers.items():
-        found.pop(key, None)  # another one in its place would be a silent mistake
+        found.pop(key, None)  # if the named one is missing, the former one must not be used silently
         absent.pop(key, None)
         try:
             found[key] = files.tokenizers[name] if name in files.tokenizers else resolve_tokenizer(name)
@@ -177,20 +189,24 @@ def with_parts(files: ModelFiles, tokenizers: Mapping[str, str], text_name: str 
             absent[key] = name
     text = files.text_tokenizer
     if text_name is not None:
-        text, released = Path(os.path.expanduser(text_name)), text_tokenizer_path()
-        # The reference's configuration files name the file by its place in the reference's own tree.
-        is_released = text_name.lower() == TEXT_TOKENIZER or text.name == released.name
-        if not os.path.isfile(text) and not is_released:
-            told = "no such file; `fourm download text-tokenizer` fetches one"
-            raise UsageError(f"text tokenizer '{text_name}': {told}")
-        text = next((path for path in (text, released) if os.path.isfile(path)), None)
+        text = Path(os.path.expanduser(text_name))
+        if not os.path.isfile(text):
+            released = text_tokenizer_path()
+            # Configuration files of the reference name the released file by its path in the reference's tree.
+            if text_name.lower() != TEXT_TOKENIZER and text.name != released.name:
+                advice = "no such file; `fourm download text-tokenizer` fetches one"
+                raise UsageError(f"text tokenizer '{text_name}': {advice}")
+            text = released if os.path.isfile(released) else None
         if text is None:
             absent[TEXT_TOKENIZER] = text_name
     return replace(files, tokenizers=found, absent=absent, text_tokenizer=text)
 
 
 def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
-    """Refuse a tokenizer that has not one code for each token of a grid, judged by its header alone."""
+    """CheckpointError for a tokenizer whose codebook has not the size of its modality's vocabulary.
+
+    Only the headers of the files are read.
+    """
     for row in rows:
         if row.kind is not Kind.GRID or row.tokenizer not in files.tokenizers:
             continue
@@ -200,19 +216,19 @@ def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
             count = f"only {size}" if size < row.vocab_size else size
             entry = _released_for(files, row.tokenizer)
             better = f"; the released one is {entry.name}" if entry else ""
-            told = f"{row.vocab_size} tokens, but its tokenizer has {count} codes ({path}){better}"
-            raise CheckpointError(f"{row.name}: {told}")
+            what = f"{row.vocab_size} tokens, but its tokenizer has {count} codes ({path}){better}"
+            raise CheckpointError(f"{row.name}: {what}")
 
 
 def codebook_size(path: Path) -> int | None:
-    """How many codes a tokenizer has, counted from its tensors; None where it has no codebook."""
+    """The number of codes of a tokenizer, from the header of its file; None if it has no codebook."""
     tensors = read_header(weights_of(path)).tensors
     shapes = [tensors[name].shape for name in _CODEBOOKS if name in tensors]
     return shapes[0][-2] if shapes and len(shapes[0]) >= 2 else None
 
 
 def tokenizer_advice(files: ModelFiles, key: str) -> str:
-    """Half a sentence: how to get a tokenizer that is not here."""
+    """The end of a message that says how to get a missing tokenizer. key: a modality row's `tokenizer`."""
     entry = _released_for(files, key)
     if name := files.absent.get(key, entry.name if entry else ""):
         return _fetches(name).removeprefix("; ")
@@ -220,17 +236,17 @@ def tokenizer_advice(files: ModelFiles, key: str) -> str:
 
 
 def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
-    """The model's text tokenizer, or an error that says what needs it and how to get it."""
+    """The model's text tokenizer. what: the subject of the MissingError or UsageError if there is none."""
     if files.text_tokenizer is not None:
         return files.text_tokenizer
-    texts = [row.is_released for row in files.rows if row.kind is Kind.SEQUENCE]
-    if TEXT_TOKENIZER in files.absent or any(texts):
+    has_released_text = any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE)
+    if TEXT_TOKENIZER in files.absent or has_released_text:
         raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT_TOKENIZER)}")
     raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
 
 
 def weights_of(path: Path) -> Path:
-    """The weights of a tokenizer that is a folder or a file."""
+    """The file with the weights of a tokenizer, given its folder or that file."""
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
@@ -241,14 +257,17 @@ def list_models() -> list[ModelInfo]:
 
 
 def describe(name_or_path: str) -> ModelInfo:
-    """All about a model, tokenizer or file: one of the catalogue, of the Hub's cache, or a path."""
+    """All information about a model, tokenizer or file, by name, Hub id or path; errors as `find_model`."""
     path = Path(os.path.expanduser(name_or_path))
-    is_path, weights = os.path.exists(path), weights_of(path)
-    described = weights.parent if os.path.exists(weights.parent / CONFIG_FILE) else path
-    if is_path and weights.is_file() and "codebook_size" in (config := config_of(described)):
-        count = sum(info.num_elements for info in read_header(weights).tensors.values())
-        own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
-        return ModelInfo(own, weights, config=config, memory=_memory(count))
+    is_path = os.path.exists(path)
+    weights = weights_of(path)
+    if is_path and weights.is_file():
+        has_config_file = os.path.exists(weights.parent / CONFIG_FILE)
+        config = config_of(weights.parent if has_config_file else path)
+        if "codebook_size" in config:
+            count = sum(info.num_elements for info in read_header(weights).tensors.values())
+            own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
+            return ModelInfo(own, weights, config=config, memory=_memory(count))
     entry = None if is_path else find_entry(name_or_path)
     if entry is None or entry.is_model:
         files = find_model(entry.hub_id if entry else name_or_path, needs_weights=entry is None)
@@ -260,28 +279,31 @@ def describe(name_or_path: str) -> ModelInfo:
 
 
 def count_parameters(files: ModelFiles) -> int:
-    """How many numbers of a model are trained, from its file's header; those stored twice count once."""
-    tensors, rows, count = read_header(files.weights).tensors, files.registry.rows, 0
+    """The number of trained parameters of a model, from its file's header; shared ones count once."""
+    tensors = read_header(files.weights).tensors
+    rows = files.registry.rows
+    count = 0
     for name, info in tensors.items():
         if (match := _POSITIONS.fullmatch(name)) and match[1] in rows:
-            is_fixed = rows[match[1]].positions != "learned"
-        elif name.endswith(".mod_emb") and name.startswith("decoder_"):
-            is_fixed = name.replace("decoder_", "encoder_", 1) in tensors
-        else:
-            is_fixed = files.config.get("norm_bias") is False and _NORM_BIAS.fullmatch(name) is not None
-        count += 0 if is_fixed else info.num_elements
+            is_counted = rows[match[1]].positions == "learned"
+        elif name.endswith(".mod_emb") and name.startswith("decoder_"):  # shared with the encoder's
+            is_counted = name.replace("decoder_", "encoder_", 1) not in tensors
+        else:  # a model without `norm_bias` stores zeros
+            is_counted = files.config.get("norm_bias") is not False or not _NORM_BIAS.fullmatch(name)
+        if is_counted:
+            count += info.num_elements
     return count
 
 
 def is_unused(name: str, files: ModelFiles) -> bool:
-    """True for tensors that are not loaded: embeddings of tokens that the decoder never gets."""
-    match = _UNUSED.fullmatch(name)
+    """True for a tensor that is not loaded: the decoder never reads embeddings of the tokens of a grid."""
+    match = _DECODER_TOKENS.fullmatch(name)
     row = files.registry.rows.get(match[1]) if match else None
     return row is not None and row.kind is Kind.GRID
 
 
 def _locate(name: str) -> ModelFiles:
-    """The files of a model, with those parts that it brings itself."""
+    """The files of a model and of the parts in its folder."""
     if name == DEMO:
         if not (_DEMO_FOLDER / CONFIG_FILE).exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
@@ -298,18 +320,21 @@ def _locate(name: str) -> ModelFiles:
 
 
 def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
-    """A model or tokenizer: its path, its name and revision, and half a sentence on how to fetch it.
+    """The path, name and revision of a model or tokenizer, and the end of a message on how to download it.
 
-    It is a file or folder, or a snapshot in the Hub's cache. Only that can be fetched and has a revision.
+    It is a file or folder, or a snapshot in the Hub's cache. Revision and message are "" unless it is a
+    snapshot.
     """
-    if not name:  # as of a variable that is not set; it does not stand for the folder `.`
+    if not name:  # a shell variable that is not set; Path("") would be the folder `.`
         raise UsageError("the name of a model or tokenizer is empty")
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path) or os.path.isfile(path):  # False, not an error, for a name that no file can have
+    if os.path.isdir(path) or os.path.isfile(
+        path
+    ):  # unlike Path.is_dir, no error for a name that is too long
         return path, name, "", ""
     if os.path.exists(path):
         raise UsageError(f"{path}: cannot be read (a pipe, a device or a socket, not a file or folder)")
-    bare = name.partition("@")[0]
+    bare = name.partition("@")[0]  # without the revision
     if not HUB_ID.fullmatch(bare):
         raise UsageError(f"{name}: no such file or folder")
     entry = named_entry(name)
@@ -317,8 +342,8 @@ def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
         known = near_match(bare, [DEMO, DEMO_SR]) if kind == "model" else ""
         advice = catalogue.near_entry(bare) or known or "; `fourm models` lists all names"
         raise UsageError(f"{kind} '{name}' is neither a file or folder nor a released one{advice}")
-    is_right = entry.kind == kind or (kind == "model" and entry.is_model)
-    if not is_right and find_entry(entry.name):
+    is_wanted_kind = entry.is_model if kind == "model" else entry.kind == kind
+    if not is_wanted_kind and find_entry(entry.name):
         raise UsageError(f"'{name}' is a {_NOUNS.get(entry.kind, entry.kind)}, where a {kind} is needed")
     snapshot = find_snapshot(entry.hub_id, entry.revision)
     fetches = _fetches(f"{entry.name} --revision {entry.revision}" if entry.revision else entry.name)
@@ -329,19 +354,22 @@ def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
 
 
 def _fetches(name: str) -> str:
+    """The end of a message about something that can be downloaded."""
     return f"; `fourm download {name}` fetches it"
 
 
 def _from_folder(folder: Path, name: str, revision: str, advice: str = "") -> ModelFiles:
-    """A model folder with its parts; `advice` says how to mend one of the Hub's cache."""
-    weights, files, tokenizers = _weights_in(folder, advice), _listed(folder), folder / "tokenizers"
+    """The files of a model folder. advice: how to repair a snapshot in the Hub's cache, for messages."""
+    weights = _weights_in(folder, advice)
+    files = _listed(folder)
+    tokenizers = folder / "tokenizers"
     registry = load_registry(folder / "modalities.yaml") if "modalities.yaml" in files else RELEASED
-    parts = sorted(tokenizers / p for p in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
+    parts = sorted(tokenizers / part for part in _listed(tokenizers)) if os.path.isdir(tokenizers) else []
     return ModelFiles(
         name, revision, weights, config_of(folder), registry,
         text_tokenizer=folder / "text_tokenizer.json" if "text_tokenizer.json" in files else None,
         prompts=folder / "prompts.txt" if "prompts.txt" in files else None,
-        tokenizers={p.stem: p for p in parts if p.suffix == ".safetensors" or p.is_dir()},
+        tokenizers={part.stem: part for part in parts if part.suffix == ".safetensors" or part.is_dir()},
     )  # fmt: skip
 
 
@@ -353,8 +381,9 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _weights_in(folder: Path, advice: str) -> Path:
-    """The weights of a folder; what is missing in one of the Hub's cache can be fetched (`advice`)."""
-    files, missing = _listed(folder), MissingError if advice else CheckpointError
+    """The file with the weights in a folder. advice: how to repair a snapshot, "" for any other folder."""
+    files = _listed(folder)
+    missing = MissingError if advice else CheckpointError  # a snapshot can be downloaded again
     for path in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
         if os.path.islink(path) and not os.path.exists(path):
             raise missing(f"{path}: a link to a file that is gone{advice}")
@@ -366,16 +395,8 @@ def _weights_in(folder: Path, advice: str) -> Path:
 
 
 def _completed(files: ModelFiles) -> ModelFiles:
-    """The model, its modalities checked, with released tokenizers of the Hub's cache where it brings none."""
-    size, sized = files.config.get("image_size", 224), []
-    if type(size) is not int or size < 1:
-        raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
-    for row in files.registry.rows.values():
-        if row.kind is Kind.GRID and row.patch_size and not row.image_size:  # the model's size is its own
-            side = size // row.patch_size
-            if side and row.grid != (side, side):
-                sized.append(replace(row, grid=(side, side), max_tokens=side * side))
-    files = replace(files, registry=files.registry.extended(sized)) if sized else files
+    """The model with checked modalities, and with released tokenizers of the cache if it brings none."""
+    files = _with_grids(files)
     if not files.reads and not files.writes:
         raise CheckpointError(f"{files.name}: the model reads and writes no modality")
     if shared := shared_folder(files.rows):
@@ -386,19 +407,34 @@ def _completed(files: ModelFiles) -> ModelFiles:
         if entry and (cached := find_cached(entry)):
             found[key] = cached[0].parent
     text, released = files.text_tokenizer, text_tokenizer_path()
-    if text is None and any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE):
-        text = released if os.path.lexists(released) else None
+    has_released_text = any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE)
+    if text is None and has_released_text and os.path.lexists(released):
+        text = released
     return replace(files, tokenizers=found, text_tokenizer=text)
 
 
+def _with_grids(files: ModelFiles) -> ModelFiles:
+    """The model with grids that fit the size of its pictures, for rows that name no size themselves."""
+    size = files.config.get("image_size", 224)
+    if type(size) is not int or size < 1:
+        raise CheckpointError(f"'image_size' of the config must be a whole number above 0, not {size!r}")
+    resized = []
+    for row in files.registry.rows.values():
+        if row.kind is Kind.GRID and row.patch_size and not row.image_size:
+            side = size // row.patch_size
+            if side and row.grid != (side, side):
+                resized.append(replace(row, grid=(side, side), max_tokens=side * side))
+    return replace(files, registry=files.registry.extended(resized)) if resized else files
+
+
 def _released_for(files: ModelFiles, key: str) -> Entry | None:
-    """The released tokenizer for a key, where the model's modalities with this key are the released ones."""
+    """The released tokenizer for a row's `tokenizer`, if the model's rows that use it are released ones."""
     served = [row for row in files.rows if row.tokenizer == key]
     return TOKENIZERS.get(key) if served and all(row.is_released for row in served) else None
 
 
 def _known_info(entry: Entry) -> ModelInfo:
-    """What the catalogue knows, with the file in the cache."""
+    """Information from the catalogue, with path and size of the file in the cache if it is there."""
     path, revision = find_cached(entry) or (None, "")
     size = path.stat().st_size if path is not None else entry.num_bytes
     rows = tuple(row for row in RELEASED.rows.values() if entry.key and row.tokenizer == entry.key)
@@ -407,32 +443,38 @@ def _known_info(entry: Entry) -> ModelInfo:
 
 
 def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
-    """All about a model. One of the catalogue (`entry`) need not be here."""
+    """All information about a model. entry: its entry in the catalogue; then the weights may be missing."""
     if entry is None or find_cached(entry):
         own = Entry(files.name, "", "model", _BUILT_IN.get(files.name, "Model"), "", 0)
         entry = find_entry(files.name) or own
         size, count = files.weights.stat().st_size, count_parameters(files)
         entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
-        info, tensors = ModelInfo(entry, files.weights, files.revision), read_header(files.weights).tensors
-        loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
+        info = ModelInfo(entry, files.weights, files.revision)
+        tensors = read_header(files.weights).tensors
+        num_loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
     else:
-        info, dim = _known_info(entry), entry.config["dim"]
+        info = _known_info(entry)
+        # Released weights are float32, 4 bytes each. Embeddings are subtracted that `is_unused` excludes.
         grids = (row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes)
-        unused = sum(row.vocab_size for row in grids)
-        loaded = entry.num_bytes // 4 - unused * (dim if isinstance(dim, int) else 0)
+        num_unused = sum(row.vocab_size for row in grids)
+        dim = entry.config["dim"]
+        assert isinstance(dim, int)
+        num_loaded = entry.num_bytes // 4 - num_unused * dim
     tokenizers = {}
     for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
         released = TOKENIZERS.get(key)
         tokenizers[key] = (released.name if released else key, files.tokenizers.get(key))
-    parts = [(info.entry.name, info.path), *tokenizers.values()]
+    parts = [(info.entry.name, info.path), *tokenizers.values()]  # names and paths
     if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):
         parts.append((TEXT_TOKENIZER, files.text_tokenizer))
     missing = (name for name, path in parts if path is None and find_entry(name) is not None)
     return replace(
-        info, rows=files.rows, config=files.config, tokenizers=tokenizers, memory=_memory(loaded),
+        info, rows=files.rows, config=files.config, tokenizers=tokenizers, memory=_memory(num_loaded),
         text_tokenizer=files.text_tokenizer, missing=tuple(missing),
     )  # fmt: skip
 
 
 def _memory(num_loaded: int) -> dict[str, int]:
-    return {d.name: num_loaded * d.num_bytes for d in DTYPES.values() if d.name == d.torch_name}
+    """Bytes of loaded weights by dtype, each dtype once: those that are other names for one are left out."""
+    dtypes = [dtype for dtype in DTYPES.values() if dtype.name == dtype.torch_name]
+    return {dtype.name: num_loaded * dtype.num_bytes for dtype in dtypes}

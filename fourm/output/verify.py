@@ -1,4 +1,4 @@
-"""An output folder against its records and checksums: what is missing, truncated, altered or foreign."""
+"""Checks an output folder for missing, truncated, altered and foreign files, by its records and checksums."""
 
 import os
 from collections import Counter
@@ -17,21 +17,23 @@ from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failu
 from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, load_run
 from fourm.output.samples import RecordedSample, Run, read_samples_file
 
+# Kinds of findings, then kinds of notes, which report no damage.
 FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE = "foreign", "missing", "truncated", "altered", "unreadable"
-UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"  # notes: nothing is wrong with a file
-_ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # of findings
-MADE, NOTED, BEGUN, ABSENT = "made", "noted", "begun", "absent"  # what became of a result; noted: it failed
+UNFINISHED, UNLISTED, OLDER = "unfinished", "unlisted", "older"
+_ORDER = (FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE)  # in which findings are listed
+# Outcomes of a result, which is one variation of a sample. Partial: only files without a checksum exist.
+_MADE, _FAILED, _PARTIAL, _ABSENT = "made", "failed", "partial", "absent"
 _LEGACY = (processes.OLDER_CHECKSUMS, ".lock")  # files of formats 1 and 2
-_RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())  # folders in which samples are recorded
-Tell = Callable[[int, int], None]  # files that were read so far, and about how many there are
+_RECORDS = tuple(f"{place.folder}/" for place in SAMPLES.values())  # folders of files that record samples
+Report = Callable[[int, int], None]  # is given the number of files read so far and about how many there are
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be, or worth knowing."""
+    """A problem with a file, or a note about it."""
 
-    kind: str
-    file: str  # below the folder, with "/"
+    kind: str  # FOREIGN ... UNREADABLE for a problem, UNFINISHED, UNLISTED or OLDER for a note
+    file: str  # path relative to the output folder, with "/"
     detail: str
 
 
@@ -40,162 +42,180 @@ class Verdict:
     """What was found in a folder."""
 
     root: Path
-    samples: int  # that are here
-    failed: int  # results that failed and are noted in failures.jsonl
+    samples: int  # that have at least one result
+    failed: int  # results that are listed in failures.jsonl and do not exist
     files: int  # that were read
-    findings: tuple[Finding, ...]  # nothing: the folder is as its runs left it
+    findings: tuple[Finding, ...]  # empty if the folder is as its runs left it
     notes: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """True if nothing is wrong."""
+        """True if there are no findings; notes are allowed."""
         return not self.findings
 
     def to_json(self) -> dict[str, object]:
-        """The verdict for a program."""
+        """The verdict as plain data for JSON."""
         facts = asdict(self)
         return {"out": str(facts.pop("root")), "ok": self.ok, **facts}
 
 
-def verify_folder(root: Path, tell: Tell = lambda done, total: None) -> Verdict:
-    """Check every file of a folder; UsageError if it is none of a run. Nothing is changed.
+def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verdict:
+    """Check every file of an output folder without changing any. UsageError if no run wrote the folder.
 
-    A file with a checksum is compared with it; any other by its format, which tells one that is truncated,
-    but not one that was exchanged. Tokens without a checksum must also be as many as the record says.
+    A file with a checksum is compared with it. A file without one is checked by its format only, which finds
+    a truncated file, but not a replaced one; a token file must also have the length that the record gives.
+    report: called for each file that is read.
     """
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
     folder = _Folder(root)
     folder.read_processes()
     folder.read_records()
-    folder.compare_files(tell)
-    for each in folder.runs:
-        folder.check_results(each)
-    folder.check_unlisted()
-    failed = sum(len(each.failed) for each in folder.runs)
+    folder.compare_files(report)
+    for state in folder.runs:
+        folder.check_results(state)
+    folder.report_unlisted()
+    failed = sum(len(state.failed) for state in folder.runs)
     findings = sorted(folder.findings, key=lambda found: _ORDER.index(found.kind))
     return Verdict(root, folder.samples, failed, folder.files, tuple(findings), tuple(folder.notes))
 
 
 @dataclass(slots=True)
 class _RunState:
+    """A run, and its results that failed, each as key and variation."""
+
     run: Run
-    is_closed: bool  # its last process has ended normally, so that every file is listed
-    failed: set[tuple[str, int]]  # key and variation of results that are noted as failed, and not here
-    base_failed: set[tuple[str, int]] = field(default_factory=set)  # the run before failed to make these
+    is_closed: bool  # all its processes ended normally, so every file has a checksum
+    failed: set[tuple[str, int]]  # that are listed in failures.jsonl and were not made since
+    # Of super-resolution: that failed in the base run.
+    base_failed: set[tuple[str, int]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Folder:
-    """What is known of a folder so far."""
+    """What is known of an output folder so far. All paths are relative to it."""
 
     root: Path
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     runs: list[_RunState] = field(default_factory=list)
-    has_base: bool = False  # the record of the run that made the folder tells what belongs here
-    known: set[str] = field(default_factory=set)  # folders directly below root in which runs have files
-    sums: dict[str, Listed] = field(default_factory=dict)  # by path
-    failures: list[Failure] = field(default_factory=list)  # of samples that were not made since
-    unlisted: set[str] = field(default_factory=set)  # files without a checksum
-    blocked: set[str] = field(default_factory=set)  # folders and links that are not followed
-    lost: list[str] = field(default_factory=list)  # unlisted files of complete runs that are made results
-    late: list[str] = field(default_factory=list)  # the same of runs that are not complete
+    has_base: bool = False  # run.json can be read, so files that belong to no run can be told apart
+    known_folders: set[str] = field(default_factory=set)  # directly below root, with files of runs
+    checksums: dict[str, Listed] = field(default_factory=dict)  # by path
+    failures: list[Failure] = field(default_factory=list)  # of samples that no later process made
+    unlisted: set[str] = field(default_factory=set)  # files without a checksum that are not judged yet
+    blocked: set[str] = field(default_factory=set)  # folders and links that were not entered
+    # Files of results without a checksum, of runs that are closed and of runs that are not.
+    unlisted_closed: list[str] = field(default_factory=list)
+    unlisted_open: list[str] = field(default_factory=list)
     files: int = 0  # that were read
-    samples: int = 0  # of the first run, with a result
-    is_unknown: bool = False  # which files belong to samples
+    samples: int = 0  # of the first run, that have a result
+    has_unknown_samples: bool = False  # records of samples are missing: files may belong to unknown ones
 
-    def find(self, kind: str, file: str, detail: str) -> None:
+    def add_finding(self, kind: str, file: str, detail: str) -> None:
         self.findings.append(Finding(kind, file, detail))
 
-    def note(self, kind: str, file: str, detail: str) -> None:
+    def add_note(self, kind: str, file: str, detail: str) -> None:
         self.notes.append(Finding(kind, file, detail))
 
-    def lack(self, path: str, detail: str) -> None:
-        """Add a missing file, unless it lies in what could not be looked into."""
+    def add_missing(self, path: str, detail: str) -> None:
+        """Report a missing file, unless it lies in a folder that was not entered."""
         if self.blocked.isdisjoint((path, *map(str, PurePosixPath(path).parents))):
-            self.find(MISSING, path, detail)
+            self.add_finding(MISSING, path, detail)
 
     def read_processes(self) -> None:
+        """Read what the processes of all runs recorded: launches, checksums and failures."""
         files, others = processes.list_processes(self.root)
         for name in others:
-            self.find(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
+            self.add_finding(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
         for name, own in groupby(files, key=lambda file: f"{PROCESSES}/{file.path.stem}"):
             self._read_process(name, {file.kind: file for file in own})
         try:
             self.failures = processes.read_failures(self.root)
         except UsageError as error:
-            self.find(UNREADABLE, FAILURES, str(error).partition(": ")[2])
+            self.add_finding(UNREADABLE, FAILURES, str(error).partition(": ")[2])
 
     def _read_process(self, name: str, kinds: dict[str, ProcessFile]) -> None:
-        """What one process wrote, compared with what it noted when it ended."""
-        noted: Mapping[str, str] = {}
+        """Compare the files of one process with the checksums that it recorded when it ended."""
+        recorded: Mapping[str, str] = {}
         if LAUNCH in kinds:
             try:
                 launch, is_as_written = processes.read_launch(kinds[LAUNCH])
-                noted = launch.files
+                recorded = launch.files
                 if not is_as_written:
-                    self.find(ALTERED, name + LAUNCH, "is not as its process wrote it, or not under its name")
+                    self.add_finding(
+                        ALTERED, name + LAUNCH, "was changed or renamed after its process wrote it"
+                    )
             except UsageError as error:
-                self.find(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
+                self.add_finding(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
         elif any(file.run != processes.ANY_RUN for file in kinds.values()):
-            self.find(MISSING, name + LAUNCH, "other files of this process are here")
-        for kind in sorted(noted.keys() - kinds.keys()):
-            self.find(MISSING, name + kind, f"{name}{LAUNCH} tells of it")
+            self.add_finding(MISSING, name + LAUNCH, "other files of this process exist")
+        for kind in sorted(recorded.keys() - kinds.keys()):
+            self.add_finding(MISSING, name + kind, f"{name}{LAUNCH} lists it")
         for kind, file in kinds.items():
             damaged = list[int]()
             try:
                 if kind == CHECKSUMS:
-                    listed, damaged = processes.scan_checksums(file.path, has_ended=kind in noted)
-                    self.sums |= listed
-                is_changed = kind in noted and processes.sha256_of_file(file.path) != noted[kind]
+                    listed, damaged = processes.scan_checksums(file.path, has_ended=kind in recorded)
+                    self.checksums |= listed
+                is_changed = kind in recorded and processes.sha256_of_file(file.path) != recorded[kind]
             except OSError as error:
-                self.find(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
+                self.add_finding(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
                 continue
             if damaged:
                 more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-                self.find(ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum")
+                self.add_finding(
+                    ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum"
+                )
             elif is_changed:
-                self.find(ALTERED, name + kind, "was changed after its process had ended")
+                self.add_finding(ALTERED, name + kind, "was changed after its process had ended")
 
     def read_records(self) -> None:
-        """Read the records of runs; UsageError where no run wrote the folder."""
+        """Read the records of runs. UsageError if no run wrote the folder."""
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
             path = self.root / file
             if not os.path.lexists(path):
                 continue
             if not path.exists():
-                self.find(UNREADABLE, file, "a link to a file that is gone")
+                self.add_finding(UNREADABLE, file, "a link to a file that is gone")
                 continue
             try:
                 read = load_run(self.root, file)
                 launches = processes.read_launches(self.root, read.identity)
             except UsageError as error:
-                self.find(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
+                self.add_finding(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
                 continue
             run = Run(self.root, file, read.run)
             if path.is_symlink():
-                self.find(FOREIGN, file, "a link in the place of a record, which other commands refuse")
+                self.add_finding(FOREIGN, file, "is a link; other commands refuse a record that is a link")
             if not read.is_as_written:
-                self.find(ALTERED, file, "is not as its run wrote it; what is checked by it may be wrong")
+                self.add_finding(
+                    ALTERED, file, "was changed after its run wrote it; checks that rely on it may be wrong"
+                )
             if not launches and read.identity:
-                self.find(MISSING, PROCESSES, f"nothing there tells of the processes that made {file}")
+                self.add_finding(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
             if run.is_older:
                 if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
-                    self.sums |= processes.scan_checksums(older)[0]
-                self.note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
+                    self.checksums |= processes.scan_checksums(older)[0]
+                self.add_note(
+                    OLDER, file, "an older version wrote it; only files with a checksum are checked"
+                )
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, processes.is_closed(launches), failed))
-            self.known |= {place.folder.partition("/")[0] for place in (*read.run.places, SAMPLES[file])}
+            self.known_folders |= {
+                place.folder.partition("/")[0] for place in (*read.run.places, SAMPLES[file])
+            }
             self.has_base |= file == RUN
         if len(self.runs) == 2:
             base, finer = self.runs
             if not base.run.record.as_origin().items() <= finer.run.record.origin.items():
-                self.find(ALTERED, SR_RUN, f"goes on from another run than the one in {RUN}")
+                self.add_finding(ALTERED, SR_RUN, f"continues another run than the one in {RUN}")
             if base.run.variations == finer.run.variations:
                 finer.base_failed = set(base.failed)
-        if all(each.is_closed for each in self.runs):
+        if all(state.is_closed for state in self.runs):
             self._check_failures()
+        # Super-resolution that writes into the folder of its input leaves no run.json. If that folder is a
+        # dataset and not an output folder, its record has no origin.
         is_beside_a_dataset = bool(self.runs) and not self.runs[0].run.record.origin
         if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
@@ -203,50 +223,54 @@ class _Folder:
             raise UsageError(
                 f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
             )
-        self.find(MISSING, RUN, f"of its files only those that {PROCESSES} lists can be checked")
+        self.add_finding(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
 
     def _check_failures(self) -> None:
-        """Whether `failures.jsonl` is what its processes made of their own lists; all of them have ended."""
+        """Compare `failures.jsonl` with the lists of failures of the processes, all of which have ended."""
         lists = [found.file for found in self.findings if found.file.startswith((FAILURES, f"{PROCESSES}/"))]
         if any(file.endswith(processes.FAILED) for file in lists):
-            return  # told already
+            return  # a finding reports it already
         path = self.root / FAILURES
-        told = read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True) if path.exists() else []
-        lines = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
-        lost = [line for line, f in lines.items() if line not in told and not f.is_resolved(self.root)]
-        if lost or told != [line for line in lines if line in told]:
-            what = f"{len(lost)} more failed samples are noted" if lost else "other lines are noted"
-            self.find(ALTERED if told else MISSING, FAILURES, f"{what} in {PROCESSES}")
-        elif path.exists() and not told:
-            self.find(FOREIGN, FAILURES, "is empty, and no process leaves such")
+        lines = list[bytes]()
+        if path.exists():
+            lines = read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True)
+        expected = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
+        lost = [line for line, f in expected.items() if line not in lines and not f.is_resolved(self.root)]
+        if lost or lines != [line for line in expected if line in lines]:
+            what = f"{len(lost)} more failed samples are listed" if lost else "other lines are listed"
+            self.add_finding(ALTERED if lines else MISSING, FAILURES, f"{what} in {PROCESSES}")
+        elif path.exists() and not lines:
+            self.add_finding(FOREIGN, FAILURES, "is empty; a process deletes an empty list")
 
-    def compare_files(self, tell: Tell) -> None:
+    def compare_files(self, report: Report) -> None:
         """Compare all files that have a checksum with it; collect those that have none."""
-        total, missing = sum(not path.startswith(_RECORDS) for path in self.sums), set(self.sums)
+        total = sum(not path.startswith(_RECORDS) for path in self.checksums)
+        missing = set(self.checksums)
         for path in self._walk():
             if not path.startswith(_RECORDS):
-                tell(self.files, total)
+                report(self.files, total)
             if path in missing:
                 missing.remove(path)
                 self._compare(path)
             else:
                 self.unlisted.add(path)
         for path in sorted(missing):
-            self.lack(path, f"{PROCESSES} lists it")
+            self.add_missing(path, f"{PROCESSES} lists it")
 
     def _walk(self) -> Iterator[str]:
-        """Files in the folders of runs; links are followed to files inside of the output folder only."""
-        listed = {path.partition("/")[0] for path in self.sums}
+        """Paths of the files of runs; a link is followed only to a file inside the output folder."""
+        listed = {path.partition("/")[0] for path in self.checksums}
 
-        def take_unreadable(error: OSError) -> None:
+        def add_unreadable(error: OSError) -> None:
             folder = Path(error.filename).relative_to(self.root).as_posix()
-            self.find(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+            self.add_finding(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
             self.blocked.add(folder)
 
-        for where, folders, files in os.walk(self.root, onerror=take_unreadable):
+        for where, folders, files in os.walk(self.root, onerror=add_unreadable):
             prefix = f"{Path(where).relative_to(self.root).as_posix()}/".removeprefix("./")
             links = [name for name in folders if os.path.islink(os.path.join(where, name))]
-            folders[:], files = sorted({*folders} - {*links}), sorted([*files, *links])
+            folders[:] = sorted({*folders} - {*links})  # in place: os.walk enters what is left in the list
+            files = sorted([*files, *links])
             if not prefix:
                 folders[:] = [name for name in folders if self._is_of_runs(name, listed, is_folder=True)]
                 files = [name for name in files if self._is_of_runs(name, listed, is_folder=False)]
@@ -258,148 +282,186 @@ class _Folder:
                 elif name in links:
                     problem = "a link to a folder, which is not followed"
                 if problem:
-                    self.find(FOREIGN, path, problem)
+                    self.add_finding(FOREIGN, path, problem)
                     self.blocked.add(path)
                 else:
                     yield path
 
     def _is_of_runs(self, name: str, listed: set[str], is_folder: bool) -> bool:
-        """True for a name directly below root under which runs have files; what lies beside is judged."""
-        own = (*RESERVED_NAMES, *(_LEGACY if any(each.run.is_older for each in self.runs) else ()))
-        if name in self.known or name in listed:
-            if name not in self.known and self.has_base:
-                self.find(FOREIGN, name, "no record here tells of it")
+        """True if runs have files under a name directly below root; of other names, report what is wrong."""
+        own = (*RESERVED_NAMES, *(_LEGACY if any(state.run.is_older for state in self.runs) else ()))
+        if name in self.known_folders or name in listed:
+            if name not in self.known_folders and self.has_base:
+                self.add_finding(FOREIGN, name, "no record in this folder names it")
             return True
         if name in (PARTIAL, PLOTS) and not is_folder:
             what = "unfinished files" if name == PARTIAL else "plots"
-            self.find(FOREIGN, name, f"a file or a link where {what} would go")
+            self.add_finding(FOREIGN, name, f"is a file or a link in place of the folder for {what}")
         elif name == PARTIAL:
             for other in foreign_leftovers(self.root):
-                self.find(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-            self.note(UNFINISHED, name, "of a process that works here or was killed; --resume tidies up")
+                self.add_finding(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
+            self.add_note(
+                UNFINISHED,
+                name,
+                "of a process that is running or was killed; --resume deletes those of killed ones",
+            )
         elif name in NEXT.values():
-            self.find(MISSING, name, "an --overwrite was interrupted while it emptied; --resume goes on")
+            self.add_finding(
+                MISSING, name, "an --overwrite was interrupted while it deleted files; --resume continues it"
+            )
         elif self.has_base and name not in own:
-            self.find(FOREIGN, name, "no run of this program wrote it")
+            self.add_finding(FOREIGN, name, "no run of this program wrote it")
         return False
 
-    def check_results(self, each: _RunState) -> None:
-        """Check the results of a run: what became of them, their number, and the files without a checksum."""
-        run, counts = each.run, Counter[str]()
+    def check_results(self, state: _RunState) -> None:
+        """Check the results of a run, their number, and their files without a checksum."""
+        run = state.run
         if run.is_older:
-            self.is_unknown = True
-            self.samples += sum(1 for _ in run.samples()) if each is self.runs[0] else 0
+            self.has_unknown_samples = True
+            if state is self.runs[0]:
+                self.samples += sum(1 for _ in run.samples())
             return
+        counts = Counter[str]()  # of results, by outcome
         lists = {path.relative_to(self.root).as_posix(): path for path in run.thousands()}
         folder = f"{SAMPLES[run.file].folder}/"
-        is_known = all(path in lists for path in self.sums if path.startswith(folder))
+        is_known = all(path in lists for path in self.checksums if path.startswith(folder))
         for name, path in lists.items():
-            self._take_unlisted(each, name, is_made=True)
+            self._take_unlisted(state, name, is_made=True)
             try:
                 samples = read_samples_file(path, run)
             except UsageError as error:
                 is_known, samples = False, ()
                 if name not in {found.file for found in self.findings}:
-                    self.find(ALTERED, name, str(error))
+                    self.add_finding(ALTERED, name, str(error))
             for sample in samples:
-                states = self._check_sample(each, sample)
-                counts.update(states)
-                self.samples += each is self.runs[0] and MADE in states
+                outcomes = self._check_sample(state, sample)
+                counts.update(outcomes)
+                if state is self.runs[0] and _MADE in outcomes:
+                    self.samples += 1
         if not is_known:
-            self.is_unknown = True
+            self.has_unknown_samples = True
             return
-        expected, begun = run.record.samples * len(run.variations), counts[BEGUN]
-        if counts[MADE] > expected:
-            self.find(ALTERED, run.file, f"tells of {expected:,} results, and there are {counts[MADE]:,}")
-        if (lack := expected - counts[MADE] - counts[NOTED]) > 0:
-            half = f" ({begun:,} of them begun)" if begun else ""
-            say = f"{lack:,} of {expected:,} results were not made{half}; "
-            if run.record.origin and run.file == RUN and each.is_closed:
-                why = "the run that this one goes on from lacks them, or"
-                self.note(MISSING, run.file, f"{say}{why} --resume makes them")
+        self._check_number(state, counts)
+
+    def _check_number(self, state: _RunState, counts: Counter[str]) -> None:
+        """Compare the number of results with that in the record of their run."""
+        run = state.run
+        expected = run.record.samples * len(run.variations)
+        if counts[_MADE] > expected:
+            self.add_finding(
+                ALTERED, run.file, f"records {expected:,} results, but there are {counts[_MADE]:,}"
+            )
+        num_missing = expected - counts[_MADE] - counts[_FAILED]
+        if num_missing > 0:
+            partial = f" ({counts[_PARTIAL]:,} of them partly)" if counts[_PARTIAL] else ""
+            what = f"{num_missing:,} of {expected:,} results were not made{partial}; "
+            if run.record.origin and run.file == RUN and state.is_closed:
+                why = "the run that this one continues lacks them, or"
+                self.add_note(MISSING, run.file, f"{what}{why} --resume makes them")
             else:
-                self.find(MISSING, run.file, f"{say}--resume makes them")
+                self.add_finding(MISSING, run.file, f"{what}--resume makes them")
 
-    def _check_sample(self, each: _RunState, sample: RecordedSample) -> list[str]:
-        """What became of each variation of a sample."""
-        run, is_single = each.run, each.run.variations == (None,)
+    def _check_sample(self, state: _RunState, sample: RecordedSample) -> list[str]:
+        """Check the files of a sample, and return the outcome of each variation."""
+        run = state.run
+        is_single = run.variations == (None,)
         shared = {sample.file(place, None) for place in run.places if place.shared and not is_single}
-        lacked, states = dict[str, None](), list[str]()
+        missing = dict[str, None]()  # files of results that were made, in order
+        outcomes = list[str]()
         for variation in sample.variations:
+            result = (sample.key.text, variation)
             files = [sample.file(place, variation) for place in run.places]
-            missing = [file for file in files if file not in self.sums and file not in self.unlisted]
-            result, own = (sample.key.text, variation), {*files} - shared
-            if not missing or any(file in self.sums for file in own):
-                state = MADE
-            elif result in each.failed or result in each.base_failed:
-                state = NOTED
-            elif not any(file in self.unlisted for file in own):
-                state = ABSENT
-            else:  # without any list, of a run that has ended, all that is there was made
-                state = MADE if each.is_closed and not self.sums else BEGUN
-            states.append(state)
-            if state == MADE:
-                each.failed.discard(result)
-                lacked |= dict.fromkeys(missing)
-        for file in lacked:
-            self.lack(file, "other files of its sample are here")
-        for variation, state in zip(sample.variations, states, strict=True) if self.unlisted else ():
+            absent = [file for file in files if file not in self.checksums and file not in self.unlisted]
+            outcome = self._outcome(state, result, {*files} - shared) if absent else _MADE
+            outcomes.append(outcome)
+            if outcome == _MADE:
+                state.failed.discard(result)
+                missing |= dict.fromkeys(absent)
+        for file in missing:
+            self.add_missing(file, "other files of its sample exist")
+        if not self.unlisted:
+            return outcomes
+        for variation, outcome in zip(sample.variations, outcomes, strict=True):
             for place in run.record.places:
-                number = None if is_single else variation
-                extra = file_name(place.folder, sample.key, place.suffix, number)
-                file = extra if place.form == "extra" else sample.file(place, variation)
-                is_made = MADE in states if file in shared else state == MADE
-                self._take_unlisted(each, file, is_made, place)
-        return states
+                if place.form == "extra":
+                    number = None if is_single else variation
+                    file = file_name(place.folder, sample.key, place.suffix, number)
+                else:
+                    file = sample.file(place, variation)
+                is_made = _MADE in outcomes if file in shared else outcome == _MADE
+                self._take_unlisted(state, file, is_made, place)
+        return outcomes
 
-    def _take_unlisted(self, each: _RunState, file: str, is_made: bool, place: Place | None = None) -> None:
-        """Judge a file without a checksum that belongs to a result."""
+    def _outcome(self, state: _RunState, result: tuple[str, int], own: set[str]) -> str:
+        """The outcome of a result that lacks files. own: its files, without those that variations share."""
+        if any(file in self.checksums for file in own):
+            return _MADE
+        if result in state.failed or result in state.base_failed:
+            return _FAILED
+        if own.isdisjoint(self.unlisted):
+            return _ABSENT
+        # A closed run leaves no partial result, so if all checksums are lost, what exists was made.
+        return _MADE if state.is_closed and not self.checksums else _PARTIAL
+
+    def _take_unlisted(self, state: _RunState, file: str, is_made: bool, place: Place | None = None) -> None:
+        """Check a file without a checksum that belongs to a result. is_made: whether the result was made."""
         if file not in self.unlisted:
             return
         self.unlisted.remove(file)
-        if each.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
-            self.find(FOREIGN, file, "its sample failed without it")
+        if state.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
+            self.add_finding(FOREIGN, file, "its sample failed, and this file was not there then")
             return
         if is_made:
-            (self.lost if each.is_closed else self.late).append(file)
-        self._compare(file, Tokens(each.run.count_tokens(place)) if place and place.form == "ids" else None)
+            unlisted = self.unlisted_closed if state.is_closed else self.unlisted_open
+            unlisted.append(file)
+        tokens = Tokens(state.run.count_tokens(place)) if place and place.form == "ids" else None
+        self._compare(file, tokens)
 
-    def check_unlisted(self) -> None:
-        """Files without a checksum that belong to no result, or to one of a process that was killed."""
-        for path in () if self.is_unknown else sorted(self.unlisted):
-            if self.has_base or path.partition("/")[0] in self.known:
-                self.find(FOREIGN, path, "belongs to no sample of a run")
-        if self.late:
-            self.note(UNLISTED, PROCESSES, f"{_named(self.late)} not listed yet; --resume does it")
-        if self.lost and not self.sums:
-            self.find(MISSING, PROCESSES, "without it, files can only be checked by their formats")
-        elif self.lost:
-            what = f"{_named(self.lost)} not listed; --resume adds what belongs to samples"
-            self.find(ALTERED, PROCESSES, what)
+    def report_unlisted(self) -> None:
+        """Report files without a checksum: those that belong to no result, and those that do."""
+        for path in () if self.has_unknown_samples else sorted(self.unlisted):
+            if self.has_base or path.partition("/")[0] in self.known_folders:
+                self.add_finding(FOREIGN, path, "belongs to no sample of a run")
+        if self.unlisted_open:
+            self.add_note(
+                UNLISTED, PROCESSES, f"{_named(self.unlisted_open)} not listed yet; --resume lists them"
+            )
+        if self.unlisted_closed and not self.checksums:
+            self.add_finding(
+                MISSING,
+                PROCESSES,
+                "without its lists of checksums, files can be checked by their formats only",
+            )
+        elif self.unlisted_closed:
+            what = f"{_named(self.unlisted_closed)} not listed; --resume adds files that belong to samples"
+            self.add_finding(ALTERED, PROCESSES, what)
 
     def _compare(self, path: str, tokens: Tokens | None = None) -> None:
-        """Read a file: against its checksum, or by its format and what is known of its tokens."""
-        self.files += not path.startswith(_RECORDS)
-        file, said = self.root / path, self.sums.get(path)
+        """Compare a file with its checksum, or without one, check its format. tokens: what it must hold."""
+        if not path.startswith(_RECORDS):
+            self.files += 1
+        file, listed = self.root / path, self.checksums.get(path)
         try:
             size = file.stat().st_size
-            if said is not None and said.size is not None and size > said.size:
-                self.find(ALTERED, path, f"is larger than the {said.size:,} bytes in {PROCESSES}")
+            if listed is not None and listed.size is not None and size > listed.size:
+                self.add_finding(ALTERED, path, f"is larger than the {listed.size:,} bytes in {PROCESSES}")
                 return
-            if said is not None and processes.sha256_of_file(file) == said.sha256:
+            if listed is not None and processes.sha256_of_file(file) == listed.sha256:
                 return
             flaw = find_flaw(file, tokens)
         except (OSError, SampleError) as error:
             why = f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
-            self.find(UNREADABLE, path, why)
+            self.add_finding(UNREADABLE, path, why)
             return
-        if flaw is None and said is None:
+        if flaw is None and listed is None:
             return
-        flaw = flaw or Flaw(False, f"its checksum is not the one in {PROCESSES}")
         if size == 0:
             flaw = Flaw(True, "is empty")
-        self.find(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+        elif flaw is None:
+            flaw = Flaw(False, f"its checksum is not the one in {PROCESSES}")
+        self.add_finding(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
 
 
 def _named(paths: list[str]) -> str:
+    """The beginning of a sentence about files: the first one and the number of the others."""
     return min(paths) + (f" and {len(paths) - 1:,} more files are" if len(paths) > 1 else " is")

@@ -1,12 +1,14 @@
-"""What a run reports while it goes on: one object per event. Besides its files, a run has no other output."""
+"""Events that a run yields while it works. A run writes files and yields events; it prints nothing."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
 def _to_json(event: "Event") -> dict[str, object]:
-    """The event's name and its fields, in numbers, strings and lists. Every event has it as a method."""
-    fields = {"event": "step" if isinstance(event, Stepped) else type(event).__name__.lower()} | asdict(event)
+    """The event's name and its fields as numbers, strings and lists. Each event class has it as a method."""
+    # Event logs have always called a decoding step "step"; the other events are named after their class.
+    event_name = "step" if isinstance(event, Stepped) else type(event).__name__.lower()
+    fields = {"event": event_name} | asdict(event)
     for name, value in fields.items():
         if isinstance(value, float):
             fields[name] = round(value, 6)
@@ -17,25 +19,25 @@ def _to_json(event: "Event") -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run knows what it has to do."""
+    """The run has counted its work and starts decoding."""
 
-    total: int  # results (samples times variations) of this process, the finished ones included
-    skipped: int  # of these, finished by an earlier run
+    total: int  # results (samples times variations) of this process, including the skipped ones
+    skipped: int  # results that an earlier run completed
     batch_size: int
     model: str
     device: str
     steps: int  # decoding steps of one batch
-    evaluations: int = 0  # of a network that turns tokens into a picture by diffusion, per sample
-    stage: str = "base"  # or "sr": super-resolution of what was made
-    variations: int = 1  # results of each sample
+    evaluations: int = 0  # forward passes of diffusion decoders per sample
+    stage: str = "base"  # "base", or "sr" for super-resolution of the base results
+    variations: int = 1  # results per sample
     to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A model or tokenizer is being read; silence would look like a hang."""
+    """A model or tokenizer is being loaded, which can take long enough to look like a hang."""
 
-    what: str
+    what: str  # the part that is loaded, for display
     to_json = _to_json
 
 
@@ -53,62 +55,63 @@ class Stepped:
     fixed: int  # tokens fixed by this step, over the whole batch
     temperature: float
     guidance: float  # 1.0 = no guidance
-    seconds: float
+    seconds: float  # that the step took
     to_json = _to_json
 
     @property
     def share(self) -> float:
-        """How much of its chain the batch has behind it. A text is one step, with an event for each token."""
+        """The decoded fraction of the chain, in [0, 1]. A text is one step with an event for each token."""
         is_over = self.fixed == 0 or self.scheme != "autoregressive"
-        return (self.step + (1.0 if is_over else self.done / self.total)) / self.steps
+        share_of_step = 1.0 if is_over else self.done / self.total
+        return (self.step + share_of_step) / self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class Halved:
-    """Memory ran out; from here on fewer samples are worked on together. Results are the same."""
+    """The device ran out of memory; the run continues with smaller batches. Results do not change."""
 
-    rows: int  # samples that there was room for
+    rows: int  # most samples that are decoded together from now on
     device: str
     to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Detokenized:
-    """One step of a diffusion that turns tokens into pictures is done."""
+    """One step of a diffusion decoder, which turns tokens into pictures, is done."""
 
-    keys: tuple[str, ...]  # samples whose pictures are made together
+    keys: tuple[str, ...]  # names of the samples that are decoded together
     target: str
     done: int  # steps so far
-    total: int
-    seconds: float
+    total: int  # steps in all
+    seconds: float  # that the step took
     to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """All files of one sample and variation are in place."""
+    """All files of one sample and variation are written."""
 
     key: str
     variation: int
     files: tuple[Path, ...] = ()
-    stage: str = "base"
+    stage: str = "base"  # or "sr"
     to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The model reads less of a condition than its file says."""
+    """The model cannot read all that the file of a condition holds."""
 
     key: str
     variation: int
-    condition: str
-    notes: tuple[str, ...]
+    condition: str  # a modality
+    notes: tuple[str, ...]  # what is left out or changed
     to_json = _to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A model's text does not keep to its grammar; what could be understood is saved, and the text beside."""
+    """A generated text violates its grammar; the part that can be parsed is saved, and the text beside it."""
 
     key: str
     variation: int
@@ -119,7 +122,7 @@ class Malformed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One sample could not be read or decoded; the others go on."""
+    """One sample could not be read or decoded; the run continues with the others."""
 
     key: str
     variation: int
@@ -129,13 +132,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The run is over."""
+    """The run is over; the counts are of results."""
 
     saved: int
-    skipped: int
+    skipped: int  # completed by an earlier run
     failed: int
-    seconds: float
-    stage: str = "base"
+    seconds: float  # that the run took
+    stage: str = "base"  # or "sr"
     to_json = _to_json
 
 

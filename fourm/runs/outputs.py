@@ -1,4 +1,4 @@
-"""The files of a run: which there will be, which are complete already, and how they are written."""
+"""The files of a run: plans which are written, checks which are complete already, and writes the others."""
 
 import hashlib
 import json
@@ -45,190 +45,77 @@ from fourm.runs.inputs import CAPTION
 from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.schedule.chain import joining_problem
 
-READ_BYTES = 1 << 16  # larger files are compared by size only, others by checksum
-PREVIEW_STEPS = 25  # at most, of a diffusion, for a picture that is still being decoded
-GREY = (128, 128, 128)
-
-
-def preview_place(target: str, number: int) -> Place:
-    """Where the picture of a target after a step lies; number: of the step in the chain, from 1."""
-    return Place(f"preview/{target}", f"-step{number:03d}.png", modality=target, form="extra")
-
-
-def order_place(target: str) -> Place:
-    """Where the decoding step of each token lies, from 1, (L,) int16."""
-    return Place(f"preview/{target}", "-order.npy", modality=target, form="extra")
-
-
-def malformed_place(target: str) -> Place:
-    """Where texts lie that do not keep to their grammar, as the model wrote them."""
-    return Place(f"malformed/{target}", ".json", modality=target, form="extra")
+READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
+PREVIEW_STEPS = 25  # most diffusion steps for a preview picture
+GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that passed all checks, and what was decided for it."""
+    """A request that passed all checks, with the device, dtype, batch size and files chosen for it."""
 
     request: Request
-    places: list[Place]  # of files that every sample has, conditions included
+    places: list[Place]  # kinds of files that every sample has, including conditions
     device: torch.device
     dtype: str  # a key of DTYPES
     batch_size: int
 
     @property
     def written(self) -> list[Place]:
-        """All but the conditions that lie in the output folder already."""
+        """The places that this run writes: all, except conditions that are in the output folder already."""
         return [place for place in self.places if not (place.is_condition and self.request.is_beside)]
 
     def paths(self, work: Work) -> tuple[Path, ...]:
-        """All files of a sample and variation."""
+        """All files that are written for a sample and variation."""
         return tuple(self.path(place, work) for place in self.written)
 
     def path(self, place: Place, work: Work) -> Path:
-        """One file of a sample and variation; the variation is in its name where there are several."""
+        """The path of one file of a sample; its name holds the variation if the run makes several."""
         variation = None if place.shared or self.request.num_variations == 1 else work.variation
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
 
     def is_complete(self, path: Path, listed: Mapping[str, Listed]) -> bool:
-        """True if a file matches its checksum in a list, or if it has none, is a complete file of its format.
+        """True if a file matches its checksum in `listed` or, without one there, is valid by its format.
 
-        Tokens without a checksum must also be as many as their modality has, and of its vocabulary. Only the
-        size of a large file is compared. An empty file without a checksum is not complete: a power failure
-        can leave one. Neither is a link: what it leads to does not belong to the folder.
+        Of a file larger than `READ_BYTES`, only the size is compared. A token file without a checksum must
+        also have the length and the vocabulary of its modality. An empty file without a checksum is not
+        complete, because a power failure can leave one. A link is not complete, because its target may lie
+        outside the folder. A file that cannot be read is not complete.
         """
         try:
-            told = path.lstat()
-            if not stat.S_ISREG(told.st_mode):
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
                 return False
-            size = told.st_size
-            name = path.relative_to(self.request.out).as_posix()
-            said = listed.get(name)
-            if said is None:
-                ids = (place for place in self.places if place.form == "ids")
-                place = next((place for place in ids if name.startswith(f"{place.folder}/")), None)
-                row = self.request.model.registry.get(place.modality) if place else None
-                tokens = Tokens(row.max_tokens, row.vocab_size) if row else None
-                return size > 0 and find_flaw(path, tokens) is None
-            if said.size is not None and (size != said.size or size > READ_BYTES):
-                return size == said.size
-            return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == said.sha256
+            size = status.st_size
+            expected = listed.get(path.relative_to(self.request.out).as_posix())
+            if expected is None:
+                return size > 0 and find_flaw(path, self._tokens_in(path)) is None
+            if expected.size is not None and size != expected.size:
+                return False
+            if expected.size is not None and size > READ_BYTES:
+                return True
+            return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == expected.sha256
         except (OSError, SampleError):
             return False
 
-
-def plan_places(request: Request) -> list[Place]:
-    """Where each kind of file of a sample lies; what cannot be made is refused here."""
-    model, places = request.model, list[Place]()
-    for name in request.chain.conditions:
-        row = model.registry.get(name)
-        shared = not any(name in files for sample in request.samples for files in sample.varied)
-        if row.kind is Kind.GRID:
-            places.append(Place(row.name, ".npy", shared, name, "ids", True))
-        if row.kind is not Kind.GRID or name in request.chain.raw:
-            places.append(Place(row.folder, row.suffix, shared, name, "value", True))
-    others = request.origin.places if request.origin else ()
-    taken = {place.folder for place in (others if request.is_beside else places)}
-    for spec in request.chain.specs:
-        row = model.registry.get(spec.target)
-        if spec.passes > 1 and (problem := joining_problem(row)):
-            raise UsageError(problem)
-        if row.kind is Kind.GRID:
-            places.append(Place(row.name, ".npy", modality=row.name, form="ids"))
-        if row.kind is Kind.SEQUENCE or request.decode:
-            folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
-            places.append(Place(folder, row.suffix, modality=row.name))
-    for place in places:  # refuse a value that needs a tokenizer which is not here
-        row, verb, way_out = model.registry.get(place.modality), "decodes", ", --no-decode keeps tokens only"
-        if place.is_condition:
-            verb, way_out = "encodes", f", --cond {row.key} reads tokens"
-        check_codec(row)
-        if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
-            raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
-        if place.form == "value" and row.kind is Kind.SEQUENCE:
-            require_text_tokenizer(model, row.name)
-        if (key := _tokenizer_of(model, place)) and key not in model.tokenizers:
-            what = f"the tokenizer '{key}' that {verb} it is not here; {tokenizer_advice(model, key)}"
-            raise MissingError(f"{row.name}: {what}{way_out}")
-    check_tokenizers(model, [model.registry.get(place.modality) for place in places if place.form == "value"])
-    count_evaluations(request, places)
-    return places
-
-
-def _tokenizer_of(model: ModelFiles, place: Place) -> str:
-    """The tokenizer that a value is made of tokens with, or tokens of it; "" for texts and tokens."""
-    row = model.registry.get(place.modality)
-    return row.tokenizer if place.form == "value" and row.kind is Kind.GRID else ""
-
-
-def count_evaluations(request: Request, places: Sequence[Place]) -> int:
-    """Evaluations of networks that decode by diffusion, per sample.
-
-    UsageError where the timesteps of a diffusion cannot be divided evenly into the steps that are asked for.
-    """
-    steps, count = request.detokenizer_steps, 0
-    for key in (_tokenizer_of(request.model, place) for place in places if not place.is_condition):
-        config = tokenizer_config(request.model.tokenizers[key]) if key else None
-        if not isinstance(config, DiVAEConfig):
-            continue
-        trained, count = config.num_train_timesteps, count + steps
-        if trained % steps:
-            even = [n for n in range(1, trained + 1) if trained % n == 0]
-            near = (*[n for n in even if n < steps][-1:], *[n for n in even if n > steps][:1])
-            what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
-            raise UsageError(f"--detokenizer-steps {steps}: {what}; {' or '.join(map(str, near))} would do")
-    return count
-
-
-def make_record(job: Job) -> RunRecord:
-    """What run.json says of this run. Reads all files of the model for their checksums."""
-    request, model, chain, device = job.request, job.request.model, job.request.chain, job.device
-    files = {"weights": model.weights}
-    for key in tokenizers_of(model, job.places):
-        files[f"tokenizers/{key}"] = weights_of(model.tokenizers[key])
-    if model.text_tokenizer is not None:
-        files["text_tokenizer"] = model.text_tokenizer
-    rows = [model.registry.get(name) for name in chain.targets]
-    grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
-    kept = [step for step in chain.steps if step.target in grids and step.number % request.preview == 0]
-    occasional = (  # files that only some samples have
-        *(preview_place(step.target, step.number) for step in kept),
-        *map(order_place, grids),
-        *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
-    )
-    is_gpu = device.type == "cuda"
-    processor = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
-    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
-    return RunRecord(
-        schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,
-        files={name: sha256_of(path) for name, path in sorted(files.items())},
-        samples=len(request.samples), input=request.input, num_variations=request.num_variations,
-        variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
-        decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
-        stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
-        places=(*job.written, *occasional),
-        device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
-        versions={"fourm": __version__, "python": platform.python_version()} | versions,
-        command=request.command, created=now(),
-    )  # fmt: skip
-
-
-def tokenizers_of(model: ModelFiles, places: Sequence[Place]) -> dict[str, TokenizerPart]:
-    """Tokenizers that conditions are read or targets written through, and the half that this takes."""
-    needed = dict[str, TokenizerPart]()
-    for place in places:
-        part = TokenizerPart.ENCODER if place.is_condition else TokenizerPart.DECODER
-        if key := _tokenizer_of(model, place):
-            needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
-    return dict(sorted(needed.items()))
+    def _tokens_in(self, path: Path) -> Tokens | None:
+        """What a token file must hold; None for other files."""
+        name = path.relative_to(self.request.out).as_posix()
+        for place in self.places:
+            if place.form == "ids" and name.startswith(f"{place.folder}/"):
+                row = self.request.model.registry.get(place.modality)
+                return Tokens(row.max_tokens, row.vocab_size)
+        return None
 
 
 @dataclass(slots=True)
 class Film:
-    """How the current target of a batch came to be."""
+    """The decoding history of the current target of a batch, for preview pictures."""
 
     target: str = ""
-    order: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, L) int16: deciding steps; -1: none
-    # Pictures to be drawn: where each lies, what was known (B, L), and the values (B).
+    # The number of the step that decoded each token, from 1; -1 if it is not decoded.
+    order: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, L) int16
+    # Pictures that are not written yet: place, known tokens (B, L) bool, and one decoded value per sample.
     frames: list[tuple[Place, Tensor, list[Any]]] = field(default_factory=list)
 
 
@@ -239,24 +126,25 @@ class Saver:
     job: Job
     codecs: Mapping[str, Codec]  # by modality
     process: Process
-    listed: Mapping[str, Listed]  # checksums of files that were there, by path below the folder
+    listed: Mapping[str, Listed]  # checksums of files of earlier runs, by path relative to the folder
     samples: SampleWriter
-    saved: set[tuple[str, int]] = field(default_factory=set)  # key and variation of results, so far
+    saved: set[tuple[str, int]] = field(default_factory=set)  # key and variation of each result
     failed: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0  # results that were complete already
-    _hashed: set[Path] = field(default_factory=set)
+    _hashed: set[Path] = field(default_factory=set)  # shared files whose checksum is listed
 
     def add_missing_checksums(self, works: Sequence[Work]) -> None:
         """List the checksums of complete samples that are not listed yet; these samples are skipped."""
         self.skipped = len(works)
         self.record_samples(works)
-        paths = {path for work in works for path in self.job.paths(work)}
-        paths |= self.samples.recorded if self.job.request.resume else set()
         out = self.job.request.out
+        paths = {path for work in works for path in self.job.paths(work)}
+        if self.job.request.resume:
+            paths |= self.samples.recorded
         self._note_checksums(sorted(p for p in paths if p.relative_to(out).as_posix() not in self.listed))
 
     def record_samples(self, works: Sequence[Work]) -> None:
-        """Record what samples are made of, before any file of theirs is written."""
+        """Record the input files of samples. This is done before any output file of theirs is written."""
         for work in works:
             if path := self.samples.record(work.sample.key):
                 self._note_checksums([path])
@@ -266,18 +154,21 @@ class Saver:
         return work.result in self.saved or work.result in self.failed
 
     def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
-        """Write all files of decoded samples; each file is written atomically.
+        """Write all files of decoded samples, each atomically, and report each sample as saved or failed.
 
-        Tokens are written first. Values are decoded together; if that fails, each sample is decoded alone.
+        batch: one decoded row for each of `rows`, in the same order. Tokens are written first. Values are
+        decoded together; if that fails, each sample is decoded alone, so that only the bad ones fail.
         """
         works = [row.work for row in rows]
         self.process.check()
         for place in self.job.written:
             if place.form == "ids":
-                made = None if place.is_condition else batch.slots[place.modality].values.cpu().numpy()
-                for index, row in enumerate(rows):
-                    ids = row.ids[place.modality] if made is None else made[index]
-                    self._write(place, row.work, partial(write_ids, ids))
+                if place.is_condition:
+                    ids = [row.ids[place.modality] for row in rows]
+                else:
+                    ids = list(batch.slots[place.modality].values.cpu().numpy())
+                for work, row_ids in zip(works, ids, strict=True):
+                    self._write(place, work, partial(write_ids, row_ids))
         decoded = dict[str, list[Any]]()
         try:
             for place in self.job.written:
@@ -294,24 +185,30 @@ class Saver:
         try:
             for index, row in enumerate(rows):
                 yield from self._save_values(row, {name: values[index] for name, values in decoded.items()})
-        finally:  # if memory runs out for one of them, those before it are not saved again
+        finally:  # if memory runs out for one sample, those saved before it are not decoded again
             saved = [work for work in works if work.result in self.saved]
             self._note_checksums([path for work in saved for path in self.job.paths(work)])
 
     def fail(self, work: Work, reason: str) -> Failed:
-        """Record a failed sample."""
-        key, stage = work.sample.key.text, BASE if self.job.request.record == RUN else SR
+        """Record a failed sample; the event to report is returned."""
+        key = work.sample.key.text
+        stage = BASE if self.job.request.record == RUN else SR
         self.record_samples([work])
         self.failed.add(work.result)
         self.process.add_failure(key, work.variation, reason, stage, self.job.paths(work))
         return Failed(key, work.variation, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
-        """Keep the picture after a step of a grid; after its last step, also the step of each token."""
-        out, step, slot = self.job.request.out, progress.step, progress.batch.slots[progress.step.target]
-        codec, written = self.codecs[step.target], list[Path]()
+        """Write a picture of each sample after a step of a grid.
+
+        film: of this batch; each call updates it. is_last: True for the last step of a target, after which
+        the decoding step of each token is written, too.
+        """
+        step, out = progress.step, self.job.request.out
+        slot, codec = progress.batch.slots[step.target], self.codecs[step.target]
         if not isinstance(codec, GridCodec):
             return
+        written = list[Path]()
         if film.target != step.target:
             film.target, film.frames = step.target, []
             film.order = torch.full_like(slot.known, -1, dtype=torch.int16)
@@ -321,19 +218,21 @@ class Saver:
             with suppress(SampleError):  # the same error is reported when the result is decoded
                 place = preview_place(step.target, step.number)
                 film.frames.append((place, slot.known, codec.decode(slot, diffusion)))
-        # The colours of features are known after the last picture.
+        # Features (`resample` is None) are coloured alike in all pictures, so they wait for the last one.
         if film.frames and (is_last or codec.form.resample is not None):
             for index, work in enumerate(works):
                 pictures = codec.pictures([values[index] for _, _, values in film.frames])
                 for (place, known, _), picture in zip(film.frames, pictures, strict=True):
-                    path, shown = self.job.path(place, work), _covered(picture, known[index], codec.row)
-                    write_atomic(out, path, partial(shown.save, format="PNG"))
+                    path = self.job.path(place, work)
+                    covered = _covered(picture, known[index], codec.row)
+                    write_atomic(out, path, partial(covered.save, format="PNG"))
                     written.append(path)
             film.frames = []
-        for work, ids in zip(works, film.order.cpu().numpy(), strict=True) if is_last else ():
-            path = self.job.path(order_place(step.target), work)
-            write_atomic(out, path, partial(write_ids, ids))
-            written.append(path)
+        if is_last:
+            for work, steps in zip(works, film.order.cpu().numpy(), strict=True):
+                path = self.job.path(order_place(step.target), work)
+                write_atomic(out, path, partial(write_ids, steps))
+                written.append(path)
         self._note_checksums(written)
 
     def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
@@ -342,8 +241,8 @@ class Saver:
         for name, value in made.items():
             if isinstance(value, Structured) and value.problems:
                 path = self.job.path(malformed_place(name), work)
-                said = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
-                write_text(self.job.request.out, path, said + "\n")
+                content = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
+                write_text(self.job.request.out, path, content + "\n")
                 self._note_checksums([path])
                 yield Malformed(*work.result, name, value.problems)
         try:
@@ -359,7 +258,7 @@ class Saver:
             yield Saved(*work.result, self.job.paths(work), self.job.request.stage)
 
     def _decode(self, name: str, works: Sequence[Work], batch: Batch) -> Generator[Event, None, list[Any]]:
-        """Decode the values of one target; a diffusion decoder reports its steps."""
+        """Yield the steps of a diffusion decoder; return the values of one target, one per sample."""
         codec, slot = self.codecs[name], batch.slots[name]
         if not isinstance(codec, GridCodec):
             return codec.decode(slot)
@@ -379,7 +278,7 @@ class Saver:
 
     def _write(self, place: Place, work: Work, write: Callable[[Path], None]) -> None:
         path = self.job.path(place, work)
-        # What variations share may have been written with another one.
+        # A file that variations share may have been written with another variation.
         if not (place.shared and self.job.is_complete(path, self.listed)):
             write_atomic(self.job.request.out, path, write)
 
@@ -388,19 +287,21 @@ class Saver:
         if not new:
             return
         self.process.add_checksums(list_files(self.job.request.out, new))
+        # Only files that variations share are passed more than once, so only those are remembered.
         shared = [self.job.request.out / place.folder for place in self.job.written if place.shared]
-        # Only files that variations share occur again.
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
     def _chunks(self, work: Work, values: Mapping[str, Any], is_shared: bool) -> dict[str, str]:
-        """The text chunks of a PNG: everything that is needed to make the picture again."""
+        """The text chunks of a PNG: what is needed to generate the picture again."""
         record, registry = self.samples.run.record, self.job.request.model.registry
         prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
+        prompt = {"prompt": prompts[0]} if prompts else {}
+        # Any variation may write a shared file, so it names none.
+        variation = {} if is_shared else {"variation": str(work.variation)}
         chunks = {
-            "software": f"fourm {__version__}", **({"prompt": prompts[0]} if prompts else {}),
+            "software": f"fourm {__version__}", **prompt,
             "model": record.model, "seed": str(record.seed), "sample": work.sample.key.text,
-            **({} if is_shared else {"variation": str(work.variation)}),  # any of them may write it
-            "variations": str(record.num_variations),
+            **variation, "variations": str(record.num_variations),
             "schedule": record.options, "weights": record.files["weights"], "dtype": record.dtype,
             "detokenizer steps": str(record.detokenizer_steps),
         }  # fmt: skip
@@ -411,8 +312,146 @@ class Saver:
         return chunks
 
 
+def preview_place(target: str, number: int) -> Place:
+    """Where the picture of a target after a step is written. number: of the step in the chain, from 1."""
+    return Place(f"preview/{target}", f"-step{number:03d}.png", modality=target, form="extra")
+
+
+def order_place(target: str) -> Place:
+    """Where the number of the decoding step of each token is written: (L,) int16, from 1; -1 for none."""
+    return Place(f"preview/{target}", "-order.npy", modality=target, form="extra")
+
+
+def malformed_place(target: str) -> Place:
+    """Where generated texts that violate their grammar are written unchanged."""
+    return Place(f"malformed/{target}", ".json", modality=target, form="extra")
+
+
+def plan_places(request: Request) -> list[Place]:
+    """Where each kind of file of a sample is written.
+
+    UsageError for a value that can never be decoded or encoded; MissingError for one whose tokenizer is not
+    on this machine.
+    """
+    model = request.model
+    places = list[Place]()
+    for name in request.chain.conditions:
+        row = model.registry.get(name)
+        shared = not any(name in files for sample in request.samples for files in sample.varied)
+        if row.kind is Kind.GRID:
+            places.append(Place(row.name, ".npy", shared, row.name, form="ids", is_condition=True))
+        if row.kind is not Kind.GRID or name in request.chain.raw:
+            places.append(Place(row.folder, row.suffix, shared, row.name, is_condition=True))
+    # Folders of values that are given already; a decoded target must not be written over them.
+    origin_places = request.origin.places if request.origin else ()
+    taken = {place.folder for place in (origin_places if request.is_beside else places)}
+    for spec in request.chain.specs:
+        row = model.registry.get(spec.target)
+        if spec.passes > 1 and (problem := joining_problem(row)):
+            raise UsageError(problem)
+        if row.kind is Kind.GRID:
+            places.append(Place(row.name, ".npy", modality=row.name, form="ids"))
+        if row.kind is Kind.SEQUENCE or request.decode:
+            folder = row.folder if row.folder not in taken else f"{row.folder}_decoded"
+            places.append(Place(folder, row.suffix, modality=row.name))
+    for place in places:
+        _check_place(model, place)
+    check_tokenizers(model, [model.registry.get(place.modality) for place in places if place.form == "value"])
+    count_evaluations(request, places)  # refuses a wrong number of steps
+    return places
+
+
+def count_evaluations(request: Request, places: Sequence[Place]) -> int:
+    """How often networks that decode by diffusion are evaluated per sample.
+
+    UsageError if the number of trained timesteps is no multiple of the number of steps that is asked for.
+    """
+    steps, count = request.detokenizer_steps, 0
+    for place in places:
+        key = "" if place.is_condition else _tokenizer_of(request.model, place)
+        config = tokenizer_config(request.model.tokenizers[key]) if key else None
+        if not isinstance(config, DiVAEConfig):
+            continue
+        count += steps
+        trained = config.num_train_timesteps
+        if trained % steps:
+            divisors = [n for n in range(1, trained + 1) if trained % n == 0]
+            near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
+            what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
+            raise UsageError(f"--detokenizer-steps {steps}: {what}; {' or '.join(map(str, near))} would do")
+    return count
+
+
+def make_record(job: Job) -> RunRecord:
+    """The contents of run.json. Reads all files of the model to compute their checksums."""
+    request, device = job.request, job.device
+    model, chain = request.model, request.chain
+    files = {"weights": model.weights}
+    for key in tokenizers_of(model, job.places):
+        files[f"tokenizers/{key}"] = weights_of(model.tokenizers[key])
+    if model.text_tokenizer is not None:
+        files["text_tokenizer"] = model.text_tokenizer
+    rows = [model.registry.get(name) for name in chain.targets]
+    # Targets and steps with preview pictures; none if `preview` is 0.
+    grids = [row.name for row in rows if row.kind is Kind.GRID and request.preview]
+    steps = [step for step in chain.steps if step.target in grids and step.number % request.preview == 0]
+    extras = (  # files that only some samples have
+        *(preview_place(step.target, step.number) for step in steps),
+        *map(order_place, grids),
+        *(malformed_place(row.name) for row in rows if row.kind is Kind.SEQUENCE),
+    )
+    is_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    versions = {name: version(name) for name in ("torch", "numpy", "tokenizers", "pillow")}
+    return RunRecord(
+        schedule=chain.to_json(), options=chain.to_text(), model=model.name, revision=model.revision,
+        files={name: sha256_of(path) for name, path in sorted(files.items())},
+        samples=len(request.samples), input=request.input, num_variations=request.num_variations,
+        variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
+        decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
+        stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
+        places=(*job.written, *extras),
+        device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
+        versions={"fourm": __version__, "python": platform.python_version()} | versions,
+        command=request.command, created=now(),
+    )  # fmt: skip
+
+
+def tokenizers_of(model: ModelFiles, places: Sequence[Place]) -> dict[str, TokenizerPart]:
+    """Tokenizers that encode conditions or decode targets, by name, and the part that is needed of each."""
+    needed = dict[str, TokenizerPart]()
+    for place in places:
+        part = TokenizerPart.ENCODER if place.is_condition else TokenizerPart.DECODER
+        if key := _tokenizer_of(model, place):
+            needed[key] = part if needed.get(key, part) is part else TokenizerPart.WHOLE
+    return dict(sorted(needed.items()))
+
+
+def _check_place(model: ModelFiles, place: Place) -> None:
+    """Refuse a value that needs a codec or a tokenizer that does not exist or is not on this machine."""
+    row = model.registry.get(place.modality)
+    if place.is_condition:
+        verb, way_out = "encodes", f", --cond {row.key} reads tokens"
+    else:
+        verb, way_out = "decodes", ", --no-decode keeps tokens only"
+    check_codec(row)
+    if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+        raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
+    if place.form == "value" and row.kind is Kind.SEQUENCE:
+        require_text_tokenizer(model, row.name)
+    if (key := _tokenizer_of(model, place)) and key not in model.tokenizers:
+        what = f"the tokenizer '{key}' that {verb} it is not here; {tokenizer_advice(model, key)}"
+        raise MissingError(f"{row.name}: {what}{way_out}")
+
+
+def _tokenizer_of(model: ModelFiles, place: Place) -> str:
+    """The tokenizer that encodes or decodes the values of a place; "" for texts and for tokens."""
+    row = model.registry.get(place.modality)
+    return row.tokenizer if place.form == "value" and row.kind is Kind.GRID else ""
+
+
 def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
-    """The picture with what is not known (L,) in grey."""
+    """The picture in RGB, with grey where `known`, (L,) bool, is False."""
     cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0] if row.grid else 1)
     mask = Image.fromarray(cells.cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
     return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, GREY), mask)

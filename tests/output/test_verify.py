@@ -322,7 +322,7 @@ def test_a_sample_that_was_half_written_is_begun_not_damaged(tiny: Path, tmp_pat
     stop_after(tiny, out, 2)
     (out / "rgb/00000/000001.png").unlink()
     (found,) = verify_folder(out).findings
-    assert found.detail == "2 of 3 results were not made (1 of them begun); --resume makes them"
+    assert found.detail == "2 of 3 results were not made (1 of them partly); --resume makes them"
 
 
 def test_an_interrupted_run_is_not_complete(tiny: Path, tmp_path: Path) -> None:
@@ -426,8 +426,8 @@ def test_the_last_line_of_a_killed_process_may_be_cut_off(tiny: Path, tmp_path: 
         ({"format": 4}, "another version"),
         ({"identity": "../../.."}, "its identity is '../../..'"),
         ({"samples": 3.0}, "run.samples is 3.0"),
-        ({"seed": 1}, "is not as its run wrote it"),
-        ({"options": ""}, "is not as its run wrote it"),
+        ({"seed": 1}, "was changed after its run wrote it"),
+        ({"options": ""}, "was changed after its run wrote it"),
     ],
 )
 def test_a_damaged_record_is_one_finding(
