@@ -1,7 +1,7 @@
-"""Datasets on disk: folders and tar shards listed, samples matched by name, a part of them chosen.
+"""Lists datasets on disk: folders and tar shards, samples matched by name, and the choice of some of them.
 
-A member of a tar shard has a path as if the shard were a folder: `rgb/shard-00000.tar/000017.png`. Nothing is
-unpacked: a shard's index is made once per process, and a member is read in place.
+The path of a tar shard's member treats the shard as a folder: `rgb/shard-00000.tar/000017.png`. Nothing is
+unpacked: a shard is indexed once per process, and a member is read in place.
 """
 
 import itertools
@@ -26,32 +26,33 @@ PICTURE_SUFFIXES = (
     ".tiff", ".webp", ".jp2", ".j2k", ".jpx", ".jpeg2000", ".gif",
 )  # fmt: skip
 EXTENSIONS = frozenset((*PICTURE_SUFFIXES, ".json.gz", ".npy", ".npz", ".json", ".txt"))
-TOKENIZER = "tokenizer.json"  # in a modality's folder, no sample: what made its tokens
-UNKNOWN = "*"  # name of what is in a folder or shard that cannot be listed
-SUFFIX = ".tar"
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-MAX_NAME, MAX_PART = 1024, 255  # bytes of a member's name, folders included, and of each part of it
-_MAX_HEADER = 1 << 20  # bytes that a header may take, long names included
-_BLOCK = 512
+TOKENIZER = "tokenizer.json"  # file in a modality's folder that names the tokenizer of its tokens
+UNKNOWN = "*"  # stands for the names of all files in a folder or shard that cannot be listed
+SHARD_SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+MAX_NAME, MAX_PART = 1024, 255  # longest name of a member with its folders, and longest part of it, in bytes
+_MAX_HEADER = 1 << 20  # largest header of a member, long names included, in bytes
+_BLOCK = 512  # bytes; the unit of the tar format
+# First bytes of compressed files -> the name of the format.
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What samples were read from, as `run.json` says it. Paths are not part of it: data may move."""
+    """Where the samples of a run come from, as recorded in `run.json`: without paths, as data may move."""
 
     kind: str = ""  # "texts", "folder", "run" (results of another run), "none"; "" if it is not known
-    folders: tuple[str, ...] = ()  # of a data set, one for each condition
-    num_samples: int | None = None  # of a data set: how many samples were asked for; None: all
-    subset_seed: int | None = None  # they were drawn with this seed; None: the first ones
+    folders: tuple[str, ...] = ()  # of a dataset, one for each condition
+    num_samples: int | None = None  # how many samples of a dataset were asked for; None: all
+    subset_seed: int | None = None  # seed of the random choice of samples; None: the first ones
     sha256: str = ""  # of typed texts, with the names of their samples
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Samples, and what is missing of those that do not have a file in every condition's folder.
+    """The samples of a dataset that have a file for every condition, and a list of those that do not.
 
-    A sample with a problem is among the samples: it fails when its turn comes, and the others go on.
+    A sample with a problem is among the samples: it fails when it is read, and the others are not affected.
     """
 
     samples: tuple[Sample, ...]
@@ -62,10 +63,10 @@ class Dataset:
 
 @dataclass(slots=True)
 class Listing:
-    """What lies in one modality's folder, or in tar shards there."""
+    """The files in one modality's folder, and in tar shards there."""
 
     files: dict[Key, Path] = field(default_factory=dict)
-    # Why no file can be read for a sample; under the name UNKNOWN, why there may be more in a folder.
+    # Why a sample's file cannot be read; under the name UNKNOWN, why a folder may hold more files.
     problems: dict[Key, str] = field(default_factory=dict)
     top: Path = Path()  # the modality's folder
     flat: list[str] = field(default_factory=list)  # names of files directly in it, which are not read
@@ -73,7 +74,7 @@ class Listing:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about files that are passed over."""
+        """Sentences about files that are not read."""
         notes = list[str]()
         if self.flat:
             name, others = self.flat[0], len(self.flat) - 1
@@ -88,11 +89,12 @@ class Listing:
         return notes
 
     def add(self, folder: str, name: str, path: Path) -> Key | None:
-        """Note a file in a folder of keys; its key, or None for a file that is not read.
+        """Add the file `name` of the sample folder `folder`; returns its key, or None if it is not read.
 
-        Two files for one sample are a problem, because either may be meant.
+        Two files for one sample are a problem, because either may be meant. UsageError for too many files.
         """
-        if not (suffix := suffix_of(name)):
+        suffix = suffix_of(name)
+        if not suffix:
             kind = os.path.splitext(name)[1].lower()
             self.unread[printable(kind) if len(kind) > 1 else "none"] += 1
             return None
@@ -106,7 +108,7 @@ class Listing:
         return key
 
     def cause_of(self, key: Key) -> Key | None:
-        """The entry of `problems` that makes a key's file unknown: its own, or that of a folder above."""
+        """The key in `problems` that makes a sample's file unknown: its own, or that of a folder above."""
         if not self.problems or (key in self.files and key not in self.problems):
             return None
         above = (Key(folder, UNKNOWN) for folder in _folder_and_above(key.folder))
@@ -115,15 +117,15 @@ class Listing:
 
 @dataclass(slots=True)
 class Shard:
-    """What is in a tar file, by the members' names without a leading `./`."""
+    """The index of a tar file."""
 
-    # First byte and number of bytes, or why a member cannot be read.
+    # Name without a leading `./` -> position of the first byte and number of bytes, or why it cannot be read.
     members: dict[str, tuple[int, int] | str] = field(default_factory=dict)
     problem: str = ""  # why there may be more members than are listed here
 
 
 class _Guarded(BufferedReader):
-    """A file for tarfile: no header makes it read more than a header can need."""
+    """A file for tarfile that refuses reads above _MAX_HEADER, whatever size a damaged header gives."""
 
     def read(self, size: int) -> bytes:  # type: ignore[override]
         if not 0 <= size <= _MAX_HEADER:
@@ -135,32 +137,38 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
 
     folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
-    Links are followed. Hidden files and folders are left out. Files of the folders `beside`, which need not
-    be there, come with the samples that have them, under the folder's name; what is wrong with one of them is
-    a problem of its sample, which would be read in another way without it.
+    Links are followed. Hidden files and folders are left out. The folders `beside` are optional: their files
+    are added to the samples that have them, under the folder's name. A problem with such a file is a problem
+    of its sample, because the sample would be read differently without the file. UsageError if a folder is
+    missing, or if no sample is complete or none can be read.
     """
     found = {modality: list_folder(root, folder) for modality, folder in folders.items()}
     everything = found | {name: list_folder(root, name) for name in beside if os.path.lexists(root / name)}
     match_spellings([*everything.values()])
-    samples, incomplete, told = list[Sample](), list[str](), set[tuple[str, Key]]()
-    names = dict[Key, str]()  # of files, with their extensions: they decide the order within a folder
-    for one in found.values():
-        here = {key: path.name for key, path in one.files.items()}
-        names = here | {key: key.name for key in one.problems if key.name != UNKNOWN} | names
+    samples, incomplete, reported = list[Sample](), list[str](), set[tuple[str, Key]]()
+    names = dict[Key, str]()  # of files, with extensions: samples of a folder are in the order of these
+    for listing in found.values():
+        for key in listing.problems:
+            if key.name != UNKNOWN:
+                names.setdefault(key, key.name)
+        for key, path in listing.files.items():
+            names.setdefault(key, path.name)
     for key in sorted(names, key=lambda key: (key.folder.partition("/")[0], key.folder, names[key])):
-        causes = [(name, cause) for name, one in everything.items() if (cause := one.cause_of(key))]
-        lacking = [folders[modality] for modality, one in found.items() if key not in one.files]
+        causes = [(name, cause) for name, listing in everything.items() if (cause := listing.cause_of(key))]
+        lacking = [folders[modality] for modality, listing in found.items() if key not in listing.files]
         if lacking and not any(name in found for name, _ in causes):
             incomplete.append(f"{key.text} has no file in {', '.join(lacking)}")
             continue
-        told.update(causes)
-        files = {name: one.files[key] for name, one in everything.items() if key in one.files}
+        reported.update(causes)
+        files = {name: listing.files[key] for name, listing in everything.items() if key in listing.files}
         problems = dict.fromkeys(everything[name].problems[cause] for name, cause in causes)
         samples.append(Sample(key, files=files, problem="; ".join(problems)))
-    for modality, one in found.items():
-        untold = sorted(k for k in one.problems if k.name == UNKNOWN and (modality, k) not in told)
-        samples += [Sample(key, problem=one.problems[key]) for key in untold]
-    notes = [note for one in found.values() for note in one.notes]
+    for modality, listing in found.items():
+        unreported = sorted(
+            k for k in listing.problems if k.name == UNKNOWN and (modality, k) not in reported
+        )
+        samples += [Sample(key, problem=listing.problems[key]) for key in unreported]
+    notes = [note for listing in found.values() for note in listing.notes]
     if not samples:
         reasons = [f": {text}" for text in (*notes, *incomplete)]
         reason = next(iter(reasons), "; names that begin with a dot are passed over")
@@ -172,24 +180,32 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
 
 
 def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
-    """The first `count` samples in their order, or the reference's random choice by a seed; keys stay."""
+    """The first `count` samples, or with a seed the reference's random choice of `count`, in their order.
+
+    count: None for all samples.
+    """
     if count is None or count >= len(samples) or seed is None:
         return list(samples[:count])
     return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
 
 
 def permutation(count: int, seed: int) -> list[int]:
-    """0..count - 1 in the order of NumPy's legacy generator, by which the reference chooses samples."""
-    import numpy as np  # a tenth of a second that only this choice takes
+    """A permutation of 0..count - 1 from NumPy's legacy generator, by which the reference chooses samples.
 
-    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]  # one, for small seeds
+    seed: a whole number from 0, of any size.
+    """
+    import numpy as np  # takes 0.1 s, which only this function needs
+
+    words = [(seed >> shift) & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
+    # A seed above 32 bits is a list of words; a list of one word would give other numbers than the word.
     return np.random.RandomState(seed if len(words) < 2 else words).permutation(count).tolist()
 
 
 def match_spellings(listings: Sequence[Listing]) -> None:
-    """Give names that differ in Unicode normal form only, as on other systems, one key: the composed form.
+    """Replace keys that differ only in Unicode normal form by one key, the composed form (NFC).
 
-    Names that are spelled in one way throughout stay as they are, and so do two spellings in one listing.
+    File systems differ in the form that they use. Listings are changed in place. Names that have one form
+    everywhere stay as they are, and so do names of which one listing has two forms.
     """
     spellings = dict[Key, set[Key]]()
     for listing in listings:
@@ -199,15 +215,18 @@ def match_spellings(listings: Sequence[Listing]) -> None:
                 spellings.setdefault(composed, set()).add(key)
     for composed, keys in spellings.items():
         most = max(sum(key in one.files or key in one.problems for key in keys) for one in listings)
+        if len(keys) == 1 or most > 1:
+            continue
         tables: list[dict[Key, Any]] = [table for one in listings for table in (one.files, one.problems)]
-        for table in tables if most == 1 < len(keys) else ():
+        for table in tables:
             for key in keys & table.keys():
                 table[composed] = table.pop(key)
 
 
 def list_folder(root: Path, folder: str) -> Listing:
-    """Everything in `root/folder`, which must be there."""
-    top, found = root / folder, Listing(top=root / folder)
+    """All files below `root/folder`; UsageError if it is not a folder or cannot be read."""
+    top = root / folder
+    found = Listing(top=top)
     if not os.path.isdir(top):
         what = f"'{folder}' is a file, not a folder" if os.path.exists(top) else f"no folder '{folder}'"
         listed = ", ".join(folders_in(root)) or "no folder at all"
@@ -226,51 +245,56 @@ def folders_in(root: Path) -> tuple[str, ...]:
 
 
 def flat_advice(root: Path, folder: str) -> str:
-    """Half a sentence for a folder of pictures that is no dataset: where they would lie in one."""
-    name = next((n for n in sorted(os.listdir(root)) if n.lower().endswith(PICTURE_SUFFIXES)), "")
+    """The end of a message: where pictures directly in `root` belong in a dataset; empty without pictures."""
+    names = sorted(os.listdir(root))
+    name = next((name for name in names if name.lower().endswith(PICTURE_SUFFIXES)), "")
     place = root / ("rgb" if folder == "caption" else folder) / "all" / name
     return f"; pictures that lie in it belong in {place} and so on" if name else ""
 
 
 def suffix_of(name: str) -> str:
-    """The extension in EXTENSIONS that a file name ends with, in any case; "" if none, or nothing else."""
+    """The extension of a file name in lower case if it is in EXTENSIONS; else "", as for `.png` alone."""
     lower = name.lower()
     suffix = ".json.gz" if lower.endswith(".json.gz") else os.path.splitext(lower)[1]
     return suffix if suffix in EXTENSIONS and suffix != lower else ""
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
-    """The shard and the name of the member that a path leads to; None for a path without a shard."""
+    """The shard in a path, and the name of the member in it; None for a path without a shard."""
     for above in reversed(path.parents):
-        if above.name.lower().endswith(SUFFIX) and os.path.isfile(above):
+        if above.name.lower().endswith(SHARD_SUFFIX) and os.path.isfile(above):
             return above, path.relative_to(above).as_posix()
     return None
 
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
-    """The bytes of a member, `limit + 1` of them at most."""
+    """The bytes of a member, at most `limit + 1` of them. SampleError if it cannot be read."""
     place = read_shard(path).members.get(name, "is not in this shard")
     if isinstance(place, str):
         raise SampleError(f"{path}/{name}: {place}")
+    first, size = place
     with open_file(path) as file:
-        file.seek(place[0])
-        return file.read(min(place[1], limit + 1))
+        file.seek(first)
+        return file.read(min(size, limit + 1))
 
 
 def read_shard(path: Path) -> Shard:
-    """The index of a shard, made anew only if the file has changed."""
+    """The index of a shard, which is read again only if the file has changed."""
     with open_file(path) as file:
         now = os.fstat(file.fileno())
     return _index(path, now.st_size, now.st_mtime_ns)
 
 
 def _walk(top: Path, found: Listing) -> None:
-    """Note all files below a modality's folder."""
-    # Folders still to be read: path, name in keys ("" for the modality's own), devices and inodes around it.
-    todo, like_files = [(str(top), "", frozenset[tuple[int, int]]())], dict[Key, str]()
-    for _ in range(MAX_SAMPLES):
-        if not todo:
-            break
+    """Add all files below a modality's folder."""
+    # Folders still to be read: path, folder of keys ("" for `top`), devices and inodes of it and those above.
+    todo = [(str(top), "", frozenset[tuple[int, int]]())]
+    like_files = dict[Key, str]()  # paths of folders that are named like a sample's file
+    num_folders = 0
+    while todo:
+        num_folders += 1
+        if num_folders > MAX_SAMPLES:
+            raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
         path, folder, around = todo.pop()
         try:
             status = os.stat(path)
@@ -283,19 +307,17 @@ def _walk(top: Path, found: Listing) -> None:
             found.problems[Key(folder, UNKNOWN)] = why
             continue
         inode = (status.st_dev, status.st_ino)
-        if inode in around:  # links may lead in a circle
+        if inode in around:  # a link to a folder above would be followed without end
             continue
         for entry in sorted(seen, key=lambda entry: entry.name):
-            # The type in the listing saves a system call for each file; links may lead to themselves.
+            # `is_dir` without links needs no system call; `os.path.isdir` does not fail for a link to itself.
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                 todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
                 if folder and (suffix := suffix_of(entry.name)):
                     like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
             else:
                 _add_file(found, entry, folder)
-    else:
-        raise UsageError(f"{top}: more than {MAX_SAMPLES:,} folders; links may lead to them in many ways")
-    # A folder `name.png` that holds no sample stands where a file should be.
+    # A folder `name.png` that holds samples is a folder of samples; without samples it is a mistake.
     folders = {key.folder for key in (*found.files, *found.problems)} if like_files else ()
     occupied = {above for folder in folders for above in _folder_and_above(folder)}
     for key, path in like_files.items():
@@ -304,17 +326,19 @@ def _walk(top: Path, found: Listing) -> None:
 
 
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
-    """Note what is no folder; files directly under a modality have no folder, so no key, but shards do."""
-    name, lower, within = entry.name, entry.name.lower(), f"{folder}/" if folder else ""
+    """Add a file, shard or broken link. A file directly in the modality's folder has no key; a shard has."""
+    name, lower = entry.name, entry.name.lower()
+    within = f"{folder}/" if folder else ""
     if not folder and suffix_of(name):
-        found.flat += [name] if name != TOKENIZER else []
-    elif lower.endswith(SUFFIX):
-        _add_shard(found, Path(entry.path), within + name[: -len(SUFFIX)])
-    elif end := next(filter(lower.endswith, COMPRESSED), ""):
-        why = f"a compressed shard gives no access to single members; unpack it to {SUFFIX}"
+        if name != TOKENIZER:
+            found.flat.append(name)
+    elif lower.endswith(SHARD_SUFFIX):
+        _add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
+    elif end := next(filter(lower.endswith, COMPRESSED_SUFFIXES), ""):
+        why = f"a compressed shard gives no access to single members; unpack it to {SHARD_SUFFIX}"
         found.problems[Key(within + name[: -len(end)], UNKNOWN)] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
-        with suppress(OSError):  # it is gone by now
+        with suppress(OSError):  # the link was deleted meanwhile
             why = f"a link to {os.readlink(entry.path)}, which is not there"
             found.problems[Key(within + name, UNKNOWN)] = f"{entry.path}: {why}"
     else:
@@ -322,7 +346,7 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
 
 
 def _add_shard(found: Listing, path: Path, folder: str) -> None:
-    """Note the members of a tar file as the files of a folder."""
+    """Add the members of a tar file as the files of a folder."""
     try:
         shard = read_shard(path)
     except OSError as error:
@@ -345,7 +369,10 @@ def _folder_and_above(folder: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _index(path: Path, size: int, changed: int) -> Shard:
-    shard, before, problem = Shard(), -1, ""
+    """The index of a shard; `changed` is only part of the cache's key."""
+    shard = Shard()
+    before = -1  # position of the last header
+    problem = ""
     with _Guarded(open_file(path).detach()) as file:
         start = file.peek(_BLOCK)
         try:
@@ -360,9 +387,11 @@ def _index(path: Path, size: int, changed: int) -> Shard:
             if len(block) < _BLOCK or any(block):  # an archive ends with empty blocks
                 problem = f"is damaged at byte {end}" if len(block) == _BLOCK else "is cut off"
         except Exception as error:  # tarfile raises errors of many kinds for malformed headers
-            form = next((_MAGIC[head] for head in _MAGIC if before < 0 and start.startswith(head)), "")
-            why = f"is compressed ({form}), which gives no access to single members; unpack it to .tar"
-            problem = why if form else f"is cut off or damaged ({str(error)[:100]})"
+            problem = f"is cut off or damaged ({str(error)[:100]})"
+            for head, form in _MAGIC.items():
+                if before < 0 and start.startswith(head):
+                    why = "which gives no access to single members; unpack it to .tar"
+                    problem = f"is compressed ({form}), {why}"
     if problem:
         count = sum(isinstance(place, tuple) for place in shard.members.values())
         known = f"{count:,} of its members are" if count else "nothing in it is"
@@ -371,7 +400,7 @@ def _index(path: Path, size: int, changed: int) -> Shard:
 
 
 def _add_member(shard: Shard, member: tarfile.TarInfo, end: int) -> None:
-    """Note one member, under the name that it has without `./` and doubled slashes."""
+    """Add one member, under its name without `./` and doubled slashes. end: size of the shard in bytes."""
     if member.isdir():
         return
     parts = [part for part in member.name.split("/") if part not in ("", ".")]

@@ -1,8 +1,9 @@
-"""The Hub: what a repository holds at which commit, and its files, fetched, checked, renamed into the cache.
+"""Asks the Hub for the commit and the files of a repository, and downloads files into the cache.
 
-The session is that of `huggingface_hub`: proxies, certificates, token, timeouts, offline switch. Its download
-functions are not used: `hf_hub_download` begins anew in every process, and a model has up to 18 GB;
-`http_get` loses up to 10 MB at each interruption, and waits in silence for as long as a server asks.
+Requests go through the session of `huggingface_hub`, so its settings apply: proxies, certificates, token,
+timeouts and offline mode. Its download functions are not used: `hf_hub_download` starts from the first byte
+in every process, and a model has up to 18 GB; `http_get` loses up to 10 MB at each interruption, and sleeps
+without a message for as long as the server asks.
 """
 
 import hashlib
@@ -29,29 +30,32 @@ from fourm.hub.catalogue import near_entry
 from fourm.hub.header import is_web_page
 
 LOG_IN = "give a token with HF_TOKEN or `hf auth login`"
-UNFINISHED = ".fourm.incomplete"  # after the name of what it will be
-CHUNK = 1 << 16  # bytes between two reports; fewer are lost when a connection drops
-MAX_ANSWER = 1 << 26  # bytes that the description of a repository may have
-ANSWER_TIME = 60.0  # seconds that it may take
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; they double, or are as long as the server asks
-OTHER_PROCESS = 1.0  # seconds between two looks at what another process fetches
-PAGE = "a web page, perhaps the login page of this network"
-_PROSE = (".md", ".txt", ".rst", ".html")  # files that may begin as a web page does
-# Of an answer: its first byte, and the size of the whole file.
+UNFINISHED = ".fourm.incomplete"  # suffix of a file that is not complete yet
+CHUNK = 1 << 16  # bytes between two progress events; at most so many are lost when a connection drops
+MAX_ANSWER = 1 << 26  # largest description of a repository that is accepted, in bytes
+ANSWER_TIME = 60.0  # longest time to receive it, in seconds
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; the pause doubles with each failure, or is `Retry-After`
+LOCK_POLL = 1.0  # seconds between two tries to lock a file that another process downloads
+WEB_PAGE = "a web page, perhaps the login page of this network"
+_TEXT_SUFFIXES = (".md", ".txt", ".rst", ".html")  # of files that may begin as a web page does
+# The header Content-Range: position of the first byte, and size of the whole file.
 _SPAN = re.compile(r"bytes\s*(\d+)-\d+/(\d+|\*)", re.ASCII | re.IGNORECASE)
-# Errors of the client after which another try is of no use.
-_HOPELESS = "OfflineModeIsEnabled UnsupportedProtocol LocalProtocolError TooManyRedirects InvalidURL".split()
+# Names of the client's errors that another try cannot mend. Classes would need an import of httpx or httpx2.
+_NOT_RETRIED = (
+    "OfflineModeIsEnabled", "UnsupportedProtocol", "LocalProtocolError", "TooManyRedirects", "InvalidURL",
+)  # fmt: skip
+# Environment variables that downloads depend on.
 _ADDRESSES = ("HF_ENDPOINT", "FOURM_GITHUB_ENDPOINT")
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
-_PROXIES = ("https_proxy", "all_proxy", "http_proxy", "no_proxy")  # or in capitals
+_PROXIES = ("https_proxy", "all_proxy", "http_proxy", "no_proxy")  # upper case works too
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the description of a repository, or a file, is fetched from."""
+    """Where a file, or the description of a repository, is fetched from."""
 
     owner: str  # Hub id or short name, for messages
     url: str
@@ -61,20 +65,20 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """Progress of a file: how much is received or checked, then `fetched` or (if it was here) `present`."""
+    """Progress of a file: bytes received or checked; at the end `fetched`, or `present` if it was here."""
 
     name: str
     done: int  # bytes
-    size: int
+    size: int  # bytes
     state: Literal["fetching", "checking", "fetched", "present"] = "fetching"
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request failed, and is repeated after a pause of so many seconds."""
+    """A request failed and is repeated after a pause, or another process holds the file."""
 
     name: str
-    seconds: float
+    seconds: float  # length of the pause
     reason: str
 
 
@@ -85,66 +89,71 @@ Transfer = Advanced | Waiting
 class Client:
     """How downloads try again and wait, and where they report their events."""
 
-    tries: int = 5  # without a byte of progress
+    tries: int = 5  # failures in a row without a new byte
     sleep: Callable[[float], None] = time.sleep
     report: Callable[[Transfer], None] = field(default=lambda event: None)
 
 
 class UnreachableError(MissingError):
-    """There is no usable answer: no network, a network that wants a login, or a server that fails."""
+    """No usable answer arrived: no network, a network that asks for a login, or a failing server."""
 
 
 class Refused(Exception):
-    """The server answered, but not with what was asked for."""
+    """The server answered with an error status."""
 
     def __init__(self, response: Any) -> None:
         self.status: int = response.status_code
         self.code: str = response.headers.get("X-Error-Code", "")  # of the Hub: "GatedRepo", "RepoNotFound"
         wait = response.headers.get("Retry-After", "").strip()
-        self.wait = float(wait) if re.fullmatch(r"\d+", wait, re.ASCII) else 0.0  # seconds
+        self.wait = float(wait) if re.fullmatch(r"\d+", wait, re.ASCII) else 0.0  # seconds; dates are ignored
 
 
 def check_variables() -> None:
-    """Refuse variables with which the client cannot be imported or used; delete those that are empty."""
+    """Delete empty environment variables of the client. UsageError for values with which it fails.
+
+    The client reads timeouts and addresses when it is imported, so this comes before its import.
+    """
     for name in (*_ADDRESSES, *_SECONDS, *_FOLDERS, *_CERTIFICATES):
         if not os.environ.get(name, "set").strip():
             del os.environ[name]
     for name in _SECONDS:
-        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text := os.environ.get(name, "0")):
+        text = os.environ.get(name, "0")
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", text):
             raise UsageError(f"{name}: '{printable(text)}' is not a whole number of seconds")
+    example = "https://huggingface.co"
     for name in _ADDRESSES:
-        text = os.environ.get(name, example := "https://huggingface.co")
+        text = os.environ.get(name, example)
         try:  # a ValueError for a port above 65535, an unmatched bracket, a label that is too long
             parts = urlsplit(text)
             host = (parts.hostname or "").encode("idna")
             if not host or parts.scheme not in ("http", "https") or parts.port == 0 or " " in text:
                 raise ValueError
         except ValueError:
-            told = f"{name}: '{printable(text)}' is no address of a server, such as {example}"
-            raise UsageError(told) from None
+            message = f"{name}: '{printable(text)}' is no address of a server, such as {example}"
+            raise UsageError(message) from None
 
 
 def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
-    """Ask the Hub for the commit that a branch, tag or commit is ("" = main), and for its files."""
+    """Ask the Hub for the commit of a branch, tag or commit id ("" is main), and for its files.
+
+    repo_type: "model", "dataset" or "space". MissingError if the repository or the revision does not exist;
+    UnreachableError without a usable answer.
+    """
     from huggingface_hub import constants
 
-    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    repository = f"{repo_type}s/{hub_id}"
+    at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
 
     def ask() -> bytes:
         try:
-            return _ask(f"{repo_type}s/{hub_id}{at}?blobs=true")
+            return _ask(f"{repository}{at_revision}?blobs=true")
         except Refused as error:
             if error.code == "RevisionNotFound":
-                advice = ""
-                with suppress(Exception):  # advice is not worth another error
-                    refs = json.loads(_ask(f"{repo_type}s/{hub_id}/refs"))
-                    names = [row["name"] for row in (*refs["branches"], *refs["tags"])]
-                    known = [name for name in names if name.isprintable() and len(name) < 100]
-                    advice = near_match(revision, known) or f"; there is {', '.join(known[:5]) or 'none'}"
+                advice = _known_revisions(repository, revision)
                 raise MissingError(f"{hub_id} has no branch, tag or commit '{revision}'{advice}") from error
             if error.code != "GatedRepo" and (error.status == 404 or error.code == "RepoNotFound"):
-                told = f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}"
-                raise MissingError(f"{told}; if it is private, {LOG_IN}") from error
+                message = f"there is no {repo_type} '{hub_id}' on {constants.ENDPOINT}{near_entry(hub_id)}"
+                raise MissingError(f"{message}; if it is private, {LOG_IN}") from error
             raise
 
     text = persist(client, Address(hub_id, constants.ENDPOINT), ask)
@@ -152,43 +161,48 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
         if len(text) > MAX_ANSWER:
             raise ValueError(f"more than {MAX_ANSWER:,} bytes")
         if is_web_page(text):
-            raise ValueError(PAGE)
-        answer, files = json.loads(text), list[HubFile]()
+            raise ValueError(WEB_PAGE)
+        answer = json.loads(text)
+        files = list[HubFile]()
         for row in answer.get("siblings") or ():
-            lfs = row.get("lfs")
-            size, checksum = (lfs["size"], lfs["sha256"]) if lfs else (row["size"], row["blobId"])
-            files.append(HubFile(row["rfilename"], size, checksum))
+            if lfs := row.get("lfs"):
+                files.append(HubFile(row["rfilename"], lfs["size"], lfs["sha256"]))
+            else:
+                files.append(HubFile(row["rfilename"], row["size"], row["blobId"]))
         return Commit(hub_id, answer["sha"], tuple(files), repo_type)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        told = f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)})"
-        raise UnreachableError(f"{told}; HF_ENDPOINT may be wrong") from error
+        message = f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)})"
+        raise UnreachableError(f"{message}; HF_ENDPOINT may be wrong") from error
 
 
 def unfinished(target: Path) -> Path:
-    """Where the bytes of a file are collected until it is complete."""
+    """The path that a download is written to until the file is complete."""
     return target.with_name(target.name + UNFINISHED)
 
 
 def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client: Client, home: Path) -> str:
     """Make `path` a complete file with the checksum on record, or a link to such a blob; returns its sha256.
 
-    What is damaged is removed and fetched again, if it is one of `home` (`remove_file`); VerificationError if
-    what comes is damaged too. On any other error what has arrived stays in `unfinished(blob)`.
+    A damaged file is removed and downloaded again if it lies in `home`, the repository's folder in the cache.
+    VerificationError if it lies elsewhere, or if the download is damaged too. After any other error the bytes
+    that were received stay in `unfinished(blob)`.
     """
     part = unfinished(blob)
     while True:
-        for there in (one for one in (path, blob) if one.is_file()):
-            if sha256 := check_file(there, file, client):
-                place_file(there, path, home)
+        for existing in (path, blob):
+            if not existing.is_file():
+                continue
+            if sha256 := check_file(existing, file, client):
+                place_file(existing, path, home)
                 client.report(Advanced(file.name, file.size, file.size, "present"))
                 return sha256
-            if not remove_file(there, home):
-                raise VerificationError(f"{there}: is damaged, but {KEPT}")
+            if not remove_file(existing, home):
+                raise VerificationError(f"{existing}: is damaged, but {KEPT}")
         growing = _claim(blob, file.name, client)
-        if growing is None:
+        if growing is None:  # another process has completed the file
             continue
         with growing, suppress(FileNotFoundError):  # where there are no locks, another process has renamed it
-            for _ in range(2 if growing.tell() else 1):  # what was left from before may be bad
+            for _ in range(2 if growing.tell() else 1):  # the bytes of an earlier process may be damaged
                 persist(client, address, partial(receive, client, file, address, growing), growing)
                 growing.flush()
                 if sha256 := check_file(part, file, client):
@@ -198,39 +212,45 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
                     return sha256
                 _restart(growing)
             part.unlink()
-            told = f"what arrived does not have the checksum on record ({file.checksum[:12]}...)"
+            message = f"what arrived does not have the checksum on record ({file.checksum[:12]}...)"
             raise VerificationError(
-                f"{address.owner}/{file.name}: {told}, so it was removed; run the command again"
+                f"{address.owner}/{file.name}: {message}, so it was removed; run the command again"
             )
 
 
 def check_file(path: Path, file: HubFile, client: Client) -> str:
-    """The sha256 of a file that is as on record, an empty string of one that is not."""
+    """The sha256 of a file whose size and checksum are those of `file`; an empty string for any other.
+
+    A checksum of 64 digits is a sha256; a shorter one is the sha1 of a git blob.
+    """
     size = path.stat().st_size
     if size != file.size:
         return ""
     sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    on_record = sha256 if len(file.checksum) == 64 else sha1
+    expected = sha256 if len(file.checksum) == 64 else sha1
     with open_file(path) as content:
         while data := content.read(1 << 22):
-            for digest in {sha256, on_record}:
+            for digest in {sha256, expected}:
                 digest.update(data)
             client.report(Advanced(file.name, min(content.tell(), size), size, "checking"))
-    return sha256.hexdigest() if file.checksum == on_record.hexdigest() else ""
+    return sha256.hexdigest() if file.checksum == expected.hexdigest() else ""
 
 
 def persist(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
-    """The result of `action`, tried again while its failure may pass; then `explain_failure`.
+    """The result of `action`, repeated after failures that may be temporary, `client.tries` times at most.
 
-    file: what `action` writes to; the tries are counted anew when it grows.
+    The error of the last failure is that of `explain_failure`. file: where `action` writes; the count of
+    failures starts again when it has grown.
     """
-    failures, before = 0, file.tell() if file else 0
+    failures = 0
+    before = file.tell() if file else 0
     while True:
         try:
             return action()
-        except Exception as error:  # `explain_failure` raises what is no failed request
+        except Exception as error:  # `explain_failure` re-raises errors that are no failed request
             done = file.tell() if file else 0
-            failures, before = 1 if done > before else failures + 1, done
+            failures = 1 if done > before else failures + 1
+            before = done
             failure, reason, may_pass = explain_failure(error, address, has_begun=done > 0)
             if failures >= client.tries or not may_pass:
                 raise failure from error
@@ -241,7 +261,11 @@ def persist(client: Client, address: Address, action: Callable[[], T], file: Bin
 
 
 def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
-    """Append the missing bytes to a file that is at its end; EOFError if the connection ends early."""
+    """Append the missing bytes to `file`, which is positioned at its end.
+
+    EOFError if the connection ends early, Refused for an error status, VerificationError if the server sends
+    another size or a web page.
+    """
     from huggingface_hub import constants
 
     name, size, done = wanted.name, wanted.size, file.tell()
@@ -257,17 +281,18 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
         if response.status_code not in (200, 206):
             raise Refused(response)
         begin, total = 0, response.headers.get("Content-Length", "")
-        if span := response.status_code == 206 and _SPAN.match(response.headers.get("Content-Range", "")):
+        span = _SPAN.match(response.headers.get("Content-Range", ""))
+        if span and response.status_code == 206:
             begin, total = int(span[1]), span[2]
-        is_anew = not done or begin != done
+        is_from_start = not done or begin != done
         chunks = response.iter_bytes(CHUNK)
         first = next(chunks, b"")
-        if is_anew and is_web_page(first) and not name.lower().endswith(_PROSE):
-            raise VerificationError(f"{name}: {PAGE}, is sent in place of this file and is not kept")
+        if is_from_start and is_web_page(first) and not name.lower().endswith(_TEXT_SUFFIXES):
+            raise VerificationError(f"{name}: {WEB_PAGE}, is sent in place of this file and is not kept")
         if total.isdigit() and int(total) != size:
             raise VerificationError(f"{name}: {int(total):,} bytes are offered, but {size:,} are on record")
-        if is_anew and done:
-            _restart(file)  # the whole file comes again
+        if is_from_start and done:  # the server sends the whole file again
+            _restart(file)
             done = 0
         for chunk in chain([first], chunks):
             done += len(chunk)
@@ -283,25 +308,27 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
 def explain_failure(error: Exception, address: Address, has_begun: bool) -> tuple[FourMError, str, bool]:
     """What to raise for a failed request, why it failed in a few words, and whether to try it again.
 
-    has_begun: a part of the file was received. What is no failed request is raised as it is.
+    has_begun: a part of the file was received. An error that is no failed request is raised unchanged.
     """
     from huggingface_hub import constants, get_token
 
-    owner, file, kind, text = address.owner, address.file, type(error).__name__, _brief(error)
-    what, server = f"{owner}/{file}" if file else owner, urlsplit(address.url).netloc or address.url
+    owner, file = address.owner, address.file
+    kind, text = type(error).__name__, _brief(error)
+    what = f"{owner}/{file}" if file else owner
+    server = urlsplit(address.url).netloc or address.url
     if isinstance(error, Refused):
-        reason, may_pass = f"the server answers {error.status}", error.status >= 500
-        may_pass |= error.status in (408, 425, 429)
-        told = "" if may_pass else f"{what} cannot be fetched from {server}: {reason}"
+        reason = f"the server answers {error.status}"
+        may_pass = error.status >= 500 or error.status in (408, 425, 429)
+        message = "" if may_pass else f"{what} cannot be fetched from {server}: {reason}"
         if error.code == "GatedRepo":
-            told = f"{owner} is gated: accept its terms at {constants.ENDPOINT}/{owner}, then {LOG_IN}"
+            message = f"{owner} is gated: accept its terms at {constants.ENDPOINT}/{owner}, then {LOG_IN}"
         elif error.status in (401, 403):
             given = "this token" if get_token() else "access without a token"
-            told = f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access"
+            message = f"{owner}: the Hub refuses {given} ({error.status}); {LOG_IN} with access"
         elif error.status == 404 and file:
-            told = f"{owner} has no file {file} at this revision any more"
-        if told:
-            return MissingError(told), reason, may_pass
+            message = f"{owner} has no file {file} at this revision any more"
+        if message:
+            return MissingError(message), reason, may_pass
     elif isinstance(error, EOFError):
         reason, may_pass = "the connection was dropped", True
     else:  # the client is httpx or httpx2, by the version of huggingface_hub
@@ -311,16 +338,16 @@ def explain_failure(error: Exception, address: Address, has_begun: bool) -> tupl
             raise error
         is_late = "timeout" in kind.lower() or "timed out" in text.lower()
         reason = "no answer in time" if is_late else f"no connection ({text or kind})"
-        may_pass = is_transport and kind not in _HOPELESS
-    told = f"{what} cannot be fetched from {server}: {reason}"
-    told += "; what has arrived is kept, so the same command goes on" if has_begun else ""
+        may_pass = is_transport and kind not in _NOT_RETRIED
+    message = f"{what} cannot be fetched from {server}: {reason}"
+    message += "; what has arrived is kept, so the same command goes on" if has_begun else ""
     if kind == "OfflineModeIsEnabled":
-        told = f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it"
-    return UnreachableError(told), reason, may_pass
+        message = f"{what} is not here, and HF_HUB_OFFLINE forbids to fetch it; unset it"
+    return UnreachableError(message), reason, may_pass
 
 
 def open_session() -> Any:
-    """The client's session; MissingError names the variable that prevents opening it."""
+    """The HTTP session of `huggingface_hub`; MissingError names the variables that prevent opening it."""
     from huggingface_hub import get_session
 
     try:
@@ -331,22 +358,27 @@ def open_session() -> Any:
         names = [name for name in os.environ if name.lower() in _PROXIES]
         why = f"{_brief(error)}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
-            names = [n for n in _CERTIFICATES if n != "SSL_CERT_DIR" or "SSL_CERT_FILE" not in os.environ]
+            ignored = ("SSL_CERT_DIR",) if "SSL_CERT_FILE" in os.environ else ()
+            names = [name for name in _CERTIFICATES if name not in ignored]
             why = f"{error.strerror or error}; name a file of certificates, or unset it"
         elif isinstance(error, ImportError):
             why = "SOCKS proxies need another package, which `pip install httpx[socks]` installs"
-        values = {name: re.sub(r"//[^/@]*@", "//", os.environ.get(name, "")) for name in names}  # no password
-        told = ", ".join(f"{name}={printable(text)}" for name, text in values.items() if text)
-        raise MissingError(f"nothing can be fetched with {told or 'this installation'}: {why}") from error
+        # The user and password of a proxy are not shown.
+        values = {name: re.sub(r"//[^/@]*@", "//", os.environ.get(name, "")) for name in names}
+        settings = ", ".join(f"{name}={printable(text)}" for name, text in values.items() if text)
+        raise MissingError(f"nothing can be fetched with {settings or 'this installation'}: {why}") from error
 
 
 def token_headers() -> dict[str, str]:
-    """HTTP headers: the user's token, if there is one, and the user agent."""
-    # The client's own function for headers makes a request, and reads the answer without a limit.
+    """HTTP headers: the user agent, and the user's token if there is one.
+
+    UsageError if the token cannot be read or is not ASCII.
+    """
+    # `build_hf_headers` of the client makes a request, and reads the answer without a limit.
     from huggingface_hub import __version__ as client_version
     from huggingface_hub import constants, get_token
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told by our errors
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our own errors say what failed
     try:
         for path in map(Path, (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH)):
             with suppress(FileNotFoundError):
@@ -362,7 +394,7 @@ def token_headers() -> dict[str, str]:
 
 
 def _ask(path: str) -> bytes:
-    """What the Hub answers: all of it, or a bit more than MAX_ANSWER bytes."""
+    """The body of the Hub's answer; it is cut off soon after MAX_ANSWER bytes."""
     from huggingface_hub import constants
 
     began, text = time.monotonic(), bytearray()
@@ -370,7 +402,7 @@ def _ask(path: str) -> bytes:
     with open_session().stream("GET", url, headers=token_headers(), timeout=timeout) as response:
         if response.status_code != 200:
             raise Refused(response)
-        for chunk in response.iter_bytes():  # as they arrive, so that slow ones are seen at once
+        for chunk in response.iter_bytes():  # in pieces, because a timeout of the client is per piece
             text += chunk
             if len(text) > MAX_ANSWER:
                 break
@@ -379,8 +411,18 @@ def _ask(path: str) -> bytes:
     return bytes(text)
 
 
+def _known_revisions(repository: str, revision: str) -> str:
+    """The end of a message: branches and tags that exist. Empty if they cannot be listed."""
+    with suppress(Exception):  # the advice must not hide the error that it belongs to
+        refs = json.loads(_ask(f"{repository}/refs"))
+        names = [row["name"] for row in (*refs["branches"], *refs["tags"])]
+        known = [name for name in names if name.isprintable() and len(name) < 100]
+        return near_match(revision, known) or f"; there is {', '.join(known[:5]) or 'none'}"
+    return ""
+
+
 def _brief(error: BaseException) -> str:
-    """What an error says, as one short line that is safe to print."""
+    """The message of an error in one line of at most 200 printable characters."""
     return printable(" ".join(str(error)[:1000].split()))[:200]
 
 
@@ -390,19 +432,23 @@ def _restart(file: BinaryIO) -> None:
 
 
 def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
-    """The file that collects the bytes, at its end, for this process; None if another has just renamed it."""
+    """Open and lock the file of a download, positioned at its end; None if another process has renamed it.
+
+    Waits while another process holds the lock.
+    """
     part = unfinished(blob)
-    for there in (blob, part):
-        if (there.exists() and not there.is_file()) or (there == part and part.is_symlink()):
-            raise FourMError(f"{there}: is no plain file, as a file of the cache must be; delete it")
+    for existing in (blob, part):
+        is_link = existing == part and part.is_symlink()  # a blob may be a link; a file we write may not
+        if is_link or (existing.exists() and not existing.is_file()):
+            raise FourMError(f"{existing}: is no plain file, as a file of the cache must be; delete it")
     part.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError, FileNotFoundError):  # another process has just made, renamed or deleted it
         # Not "a": where there are no locks, two processes write the same bytes, each at its own position.
         growing = open_own(part, "r+" if part.exists() else "x")
         if lock_file(growing) is False:
-            client.report(Waiting(name, OTHER_PROCESS, "another process fetches it"))
+            client.report(Waiting(name, LOCK_POLL, "another process fetches it"))
             while lock_file(growing) is False:
-                client.sleep(OTHER_PROCESS)
+                client.sleep(LOCK_POLL)
         growing.seek(0, os.SEEK_END)
         if os.path.samefile(growing.fileno(), part):
             return growing

@@ -20,30 +20,31 @@ from fourm.runs.request import Request, TokenizeRequest, World
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
 
 T = TypeVar("T")
-# Messages of the allocators of CPUs, Apple GPUs and CUDA libraries, which raise plain RuntimeErrors.
+# Parts of messages of allocators (CPU, Apple GPU, CUDA libraries) that raise plain RuntimeErrors.
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
-# Tokens of a batch, in all modalities, that use a device well without filling its memory.
+# Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-# Files of a control group, version 1 and 2: its limit and usage, and the field of memory.stat for file cache.
+# Files of a control group, version 1 and 2: limit and usage; and the field of memory.stat for the file cache.
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
-_DOUBT = 0.15  # relative error of an estimate: a run is refused if it does not fit even with so much less
-_UNREADABLE = (OSError, StopIteration, ValueError, IndexError)  # of such files, which other kernels lack
+_TOLERANCE = 0.15  # relative error of an estimate; a run is refused if 85% of the estimate does not fit
+# Errors of reading these files, which are missing or different in other systems and kernels.
+_UNREADABLE = (OSError, StopIteration, ValueError, IndexError)
 
 
 @dataclass(slots=True)
 class Portions:
-    """The group size, and whether it had to be reduced."""
+    """The size of the groups that rows are worked on in; it is halved when memory runs out."""
 
-    rows: int
+    rows: int  # of a group, at most
     device: torch.device
     dtype: str
-    halved_to: int | None = None  # the group size after memory ran out; None: it did not
+    halved_to: int | None = None  # the reduced group size; None if memory has not run out
 
     def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
-        """Call `work` on one group of rows after another; repeat in halves what runs out of memory.
+        """Yield the events of `work` for each group of rows; repeat a group in halves if memory runs out.
 
-        So `work` must be safe to repeat after it stopped at any point.
+        `work` must be safe to repeat after an error at any point. FourMError if one row alone does not fit.
         """
         at, is_halved = 0, False
         while portion := rows[at : at + self.rows]:
@@ -57,52 +58,58 @@ class Portions:
                 if not is_out_of_memory(error):
                     raise
                 if len(portion) == 1:
-                    raise too_little(self.device, self.dtype, ", even for one sample alone") from error
+                    raise memory_error(self.device, self.dtype, ", even for one sample alone") from error
                 self.rows = self.halved_to = len(portion) // 2
                 is_halved = True
-            if is_halved:  # not before the traceback is gone
+            if is_halved:  # outside of `except`, whose traceback keeps tensors alive
                 release_memory()
 
 
 def choose_device(name: str, world: World) -> torch.device:
-    """The device with a name. `auto` is CUDA, else an Apple GPU, else the CPU.
+    """The device of a name. `auto` is CUDA if available, else an Apple GPU, else the CPU.
 
-    Without a number, the processes of one machine are distributed over its GPUs.
+    For `cuda` without a number, the processes of one machine are distributed over its GPUs. UsageError if the
+    device does not exist.
     """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": num_gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = next(kind for kind, count in counts.items() if count)
     try:
         device = torch.device(name)
     except RuntimeError:
         known = "auto, cpu, cuda, cuda:N and mps"
         raise UsageError(f"--device: '{name}' is not a device; known are {known}") from None
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    counts = {"cpu": 1, "cuda": num_gpus, "mps": int(torch.backends.mps.is_available())}
     count = counts.get(device.type, 0)
     if (device.index or 0) >= count:
-        last = ("", "; there is only one", f"; the last one is {device.type}:{count - 1}")[min(count, 2)]
-        raise UsageError(f"--device: '{name}' is not available on this machine{last}")
+        there_is = ""
+        if count == 1:
+            there_is = "; there is only one"
+        elif count > 1:
+            there_is = f"; the last one is {device.type}:{count - 1}"
+        raise UsageError(f"--device: '{name}' is not available on this machine{there_is}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % count)
     return device
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:
-    """The requested batch size; without one, 1 to 64 samples: as suits the device and its memory.
+    """The requested batch size, or else 1 to 64 samples, as suits the device and its free memory.
 
-    A sample with several texts, which are decoded together, counts that many times.
+    The independent predictions (`passes`) of a text are decoded together, so a sample counts once for each.
     """
     if request.batch_size:
         return request.batch_size
     passes = max((step.passes for step in request.chain.steps), default=1)
-    size, there = max(1, choose_rows(request, device) // passes), free_memory(device)
-    while size > 1 and there is not None and _cost(request, size, device).memory * (1 - _DOUBT) > there:
+    size = max(1, choose_rows(request, device) // passes)
+    free = free_memory(device)
+    while size > 1 and _exceeds(_cost(request, size, device).memory, free):
         size //= 2
     return size
 
 
 def choose_rows(request: Request, device: torch.device) -> int:
-    """Rows, each with all tokens of a sample, that together suit the device; 1 to 64."""
+    """The number of rows that suits a device, 1 to 64. A row has all tokens of one sample."""
     registry = request.model.registry
     lengths = [registry.get(name).max_tokens for name in request.chain.conditions]
     tokens = sum(lengths) + sum(request.chain.num_tokens.values())
@@ -110,7 +117,7 @@ def choose_rows(request: Request, device: torch.device) -> int:
 
 
 def check_memory(request: Request, device: torch.device) -> int:
-    """The batch size of a run; UsageError if it needs more memory than the device has, by an estimate."""
+    """The batch size of a run; UsageError if the estimated memory is more than the device has free."""
     batch_size = fit_batch_size(request, device)
     size = min(batch_size, max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
@@ -120,7 +127,7 @@ def check_memory(request: Request, device: torch.device) -> int:
 
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
-    """`check_memory` for a run that only tokenizes."""
+    """UsageError if a run that only tokenizes needs more memory than the device has free."""
     paths = {request.model.tokenizers[row.tokenizer] for row in request.rows}
     width = DTYPES[request.dtype].num_bytes
     weights = sum(tokenizer_bytes(path, width, TokenizerPart.ENCODER) for path in paths)
@@ -129,7 +136,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Free bytes of a device; None if unknown. `root` is the folder of /proc and /sys."""
+    """Free bytes of a device; None if unknown. root: the folder with `proc` and `sys`, for tests."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits, groups = list[int](), list[tuple[str, str]]()
@@ -137,14 +144,14 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
         limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
     with suppress(*_UNREADABLE):
         groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    for controllers, path in groups:  # control groups of this process; each lies in others, with own limits
+    for controllers, path in groups:  # of this process; the limits of parent groups count too
         if controllers and "memory" not in controllers.split(","):
             continue
         top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         limit, usage, cache = _V1 if controllers else _V2
         group = top / path.lstrip("/")
         while group.is_relative_to(top):
-            with suppress(*_UNREADABLE):  # so is a group without a limit
+            with suppress(*_UNREADABLE):  # "max", for a group without a limit, is no number
                 free = int(_text(group / limit)) - int(_text(group / usage))
                 free += _number_after(cache, group / "memory.stat")  # file cache can be freed
                 limits.append(max(0, free))
@@ -154,54 +161,66 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True if the error means that the device or the machine ran out of memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    is_told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-    return is_told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in message for words in _OUT_OF_MEMORY)
 
 
-def too_little(device: torch.device, dtype: str, even: str = "") -> FourMError:
-    """The error for a run that does not fit into memory; `even` is added to the message."""
+def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError:
+    """The error of a run that does not fit into memory; size: ", even for ..." for the message."""
     helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
-    return FourMError(f"memory ran out on {device}{even}; {helps} needs less")
+    return FourMError(f"memory ran out on {device}{size}; {helps} needs less")
 
 
 @contextmanager
 def as_fourm_errors(device: torch.device, dtype: str, out: Path) -> Iterator[None]:
-    """Turn errors of memory and of the file system into FourMErrors."""
+    """Turn errors of memory and of the file system into FourMErrors. out: named if an error names no file."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
-            raise too_little(device, dtype) from error
+            raise memory_error(device, dtype) from error
         if not isinstance(error, OSError):
             raise
         raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
 
 
 def release_memory() -> None:
-    """Free unused memory. Tracebacks can keep arrays alive in reference cycles until these are collected."""
+    """Free unused memory: reference cycles, in which tracebacks keep arrays alive, and CUDA's cache."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing if CUDA was not used
 
 
 def _cost(request: Request, size: int, device: torch.device) -> Cost:
-    chain, model, rows = request.chain, request.model, min(size, rows_at_once(device))
-    return estimate(chain, model, request.dtype, size, request.decode, rows, choose_rows(request, device))
+    """The estimated cost of a run with batches of `size` samples."""
+    tokenizer_rows = min(size, rows_at_once(device))
+    return estimate(
+        request.chain, request.model, request.dtype, size, request.decode, tokenizer_rows,
+        choose_rows(request, device),
+    )  # fmt: skip
+
+
+def _exceeds(memory: int, free: int | None) -> bool:
+    """True if an estimate is above the free bytes even if it is too high by _TOLERANCE."""
+    return free is not None and memory * (1 - _TOLERANCE) > free
 
 
 def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:
-    """Refuse what needs too much memory; other: what helps besides another dtype."""
-    there = free_memory(device)
-    if there is not None and memory * (1 - _DOUBT) > there:
-        needed, of_weights, free = (f"{count / 1e9:.3g} GB" for count in (memory, weights, there))
-        needs = f"needs about {needed} ({of_weights} for weights), but only {free} are free on {device}"
+    """UsageError if `memory` bytes are more than are free; other: what helps besides another dtype."""
+    free = free_memory(device)
+    if free is not None and _exceeds(memory, free):
+        total, of_weights, left = (f"{count / 1e9:.3g} GB" for count in (memory, weights, free))
+        needs = f"needs about {total} ({of_weights} for weights), but only {left} are free on {device}"
         helps = ["--dtype bfloat16"] if DTYPES[dtype].num_bytes > 2 else []
         helps += [other] if other else []
         raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
 
 
 def _number_after(name: str, path: Path) -> int:
+    """The number in the line of a file that begins with `name`; StopIteration if there is none."""
     return next(int(line.split()[1]) for line in _text(path).splitlines() if line.startswith(f"{name} "))
 
 

@@ -1,12 +1,12 @@
 """Runs a request: loads the model, decodes all samples, writes their files, and yields events.
 
-The samples are decoded in batches, and the files of a batch are written when it is done. A result depends
-only on (model, chain, seed, sample, variation), so batch size, number of processes and resuming do not
-change the output folder.
+Samples are decoded in batches, and the files of a batch are written when it is done. A result depends only on
+the model, chain, seed, sample and variation. So batch size, number of processes and resuming do not change
+the output folder.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
 from fourm.output.joining import Joining, withdraw_output
-from fourm.output.processes import Launch, close_output, now, read_checksums
+from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Conditions, Prepared, Work
@@ -38,22 +38,23 @@ NOT_FINITE = (
 
 
 def check(request: Request) -> Job:
-    """Check a request before anything is loaded: wrong settings (exit code 2), missing files (4)."""
+    """Check a request before anything is loaded. UsageError for settings, MissingError for missing files."""
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
-    set_attention(torch.nn.Identity(), request.attention, device)
+    set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
     places = plan_places(request)
     check_files(request.model, tokenizers_of(request.model, places))
     return Job(request, places, device, dtype, check_memory(request, device))
 
 
 def run(request: Request) -> Iterator[Event]:
-    """Make every sample of the request that is not complete yet, and yield events.
+    """Generate every result of the request that is not complete yet, and yield events.
 
     Errors in the request or the model's files are raised before anything is written. A sample that fails is
-    reported and added to failures.jsonl; the others go on.
+    reported as `Failed` and added to failures.jsonl; the others are not affected.
     """
-    started, out, world = time.perf_counter(), request.out, request.world
+    started = time.perf_counter()
+    out, world = request.out, request.world
     job = check(request)
     launch, record = Launch(world.rank, world.size, now()), make_record(job)
     joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
@@ -65,16 +66,10 @@ def run(request: Request) -> Iterator[Event]:
     # With --overwrite all files count as missing.
     share = None if request.overwrite or not out.is_dir() else (world.rank, world.size)
     listed = {} if share is None else read_checksums(out, share)
-    made, todo, engine, codecs = list[Work](), list[Work](), None, dict[str, Codec]()
-    for work in world.share([Work(sample, v) for sample in samples for v in request.variations]):
-        if _has_conditions(request, work):
-            is_made = not request.overwrite and all(job.is_complete(p, listed) for p in job.paths(work))
-            (made if is_made else todo).append(work)
-    yield Started(
-        len(made) + len(todo), len(made), job.batch_size, request.model.name, str(job.device),
-        len(request.chain.steps), count_evaluations(request, job.places), request.stage,
-        len(request.variations),
-    )  # fmt: skip
+    works = [Work(sample, variation) for sample in samples for variation in request.variations]
+    made, todo = _split_work(job, world.share(works), listed)
+    yield _started(job, len(made), len(todo))
+    engine, codecs = None, dict[str, Codec]()
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
@@ -85,7 +80,8 @@ def run(request: Request) -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             saver.add_missing_checksums(made)
             for event in _generate(engine, saver, todo) if engine is not None else ():
-                halved_to = event.rows if isinstance(event, Halved) else halved_to
+                if isinstance(event, Halved):
+                    halved_to = event.rows
                 yield event
         has_ended = True
     finally:
@@ -101,14 +97,17 @@ def run(request: Request) -> Iterator[Event]:
 
 
 def check_weights(job: Job) -> None:
-    """Check all weights as loading does (they must be finite), without keeping them."""
+    """Read all weights and check them as loading does: shapes, and finite values. Nothing is kept."""
     load_model(job.request.model, "meta")
     for name, part in tokenizers_of(job.request.model, job.places).items():
         load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
 def follow_on(base: Request, finer: Request) -> Request:
-    """The request for super-resolution of all results of a run, in the same folder. Both can be resumed."""
+    """The request for super-resolution of all results of the run `base`, in the same folder.
+
+    finer: the model, chain and settings of super-resolution. Both runs can be resumed.
+    """
     record = make_record(check(base))
     run = Run(base.out, RUN, record)
     samples = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
@@ -118,15 +117,10 @@ def follow_on(base: Request, finer: Request) -> Request:
     )  # fmt: skip
 
 
-def _has_conditions(request: Request, work: Work) -> bool:
-    """True unless this is super-resolution of a sample that its run did not make (and has reported)."""
-    files = work.sample.files_of(work.variation)
-    return not request.origin or all(n in files and files[n].is_file() for n in request.chain.conditions)
-
-
 def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
-    """The transformer with what its decoding needs, and the codecs by modality with their tokenizers."""
-    request, model, device, dtype = job.request, job.request.model, job.device, torch_dtype(job.dtype)
+    """Load the transformer as an engine, and the tokenizers as codecs: modality -> codec."""
+    request, model = job.request, job.request.model
+    device, dtype = job.device, torch_dtype(job.dtype)
     wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
     tokenizers = {
         name: load_tokenizer(model.tokenizers[name], device, dtype, part)
@@ -141,11 +135,46 @@ def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
     return Engine(network, sentinels, max_rows=choose_rows(request, device)), codecs
 
 
+def _started(job: Job, num_made: int, num_todo: int) -> Started:
+    request = job.request
+    return Started(
+        total=num_made + num_todo, skipped=num_made, batch_size=job.batch_size, model=request.model.name,
+        device=str(job.device), steps=len(request.chain.steps),
+        evaluations=count_evaluations(request, job.places), stage=request.stage,
+        variations=len(request.variations),
+    )  # fmt: skip
+
+
+def _split_work(
+    job: Job, works: Sequence[Work], listed: Mapping[str, Listed]
+) -> tuple[list[Work], list[Work]]:
+    """The results that are complete, and those that are to be made; without those that cannot be made."""
+    made, todo = list[Work](), list[Work]()
+    for work in works:
+        if not _has_conditions(job.request, work):
+            continue
+        is_made = not job.request.overwrite and all(job.is_complete(path, listed) for path in job.paths(work))
+        if is_made:
+            made.append(work)
+        else:
+            todo.append(work)
+    return made, todo
+
+
+def _has_conditions(request: Request, work: Work) -> bool:
+    """False for super-resolution of a sample that the base run did not make, which that run has reported."""
+    if not request.origin:
+        return True
+    files = work.sample.files_of(work.variation)
+    return all(name in files and files[name].is_file() for name in request.chain.conditions)
+
+
 def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Event]:
     """Decode and save the work of this process in batches."""
     job, size = saver.job, saver.job.batch_size
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
-    decoding, saving = (Portions(rows, job.device, job.dtype) for rows in (size, rows_at_once(job.device)))
+    decoding = Portions(size, job.device, job.dtype)
+    saving = Portions(rows_at_once(job.device), job.device, job.dtype)
     for prepared in Conditions(job.request, saver.codecs).prepared(groups):
         for work, reason in prepared.failures:
             yield saver.fail(work, reason)
@@ -160,36 +189,42 @@ def _make(
     engine: Engine, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
     chosen: Sequence[int],
 ) -> Iterator[Event]:  # fmt: skip
-    """Decode and write the chosen rows of a group; rows that cannot be decoded or written fail alone."""
-    request, steps, device = saver.job.request, saver.job.request.chain.steps, decoding.device
+    """Decode and write the chosen rows of a group. A row that fails does not affect the others."""
+    request, device = saver.job.request, decoding.device
+    steps = request.chain.steps
     rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
     saver.record_samples(works)
     conditions = prepared.batch.select(torch.tensor(chosen))
     batch = with_targets(conditions, request.chain, request.model.registry).to(device)
-    stage = "" if request.stage == BASE else request.stage
+    stage = "" if request.stage == BASE else request.stage  # so that super-resolution has its own noise
     noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
-    if decoding.halved_to:
+    if decoding.halved_to:  # memory ran out before
         engine = replace(engine, max_rows=decoding.halved_to)
-    film, faults = Film(), dict[int, str]()
-    sound = torch.ones(len(rows), dtype=torch.bool, device=device)
+    film = Film()
+    faults = dict[int, str]()  # row -> why it cannot be decoded
+    sound = torch.ones(len(rows), dtype=torch.bool, device=device)  # (B,), True while all logits are finite
     for progress in engine.run(batch, request.chain, noise.to(device)):
-        batch, sound, step = progress.batch, sound & progress.sound, progress.step
+        batch, step = progress.batch, progress.step
+        sound = sound & progress.sound
         faults |= progress.faults
         if request.preview:
             is_last = step is steps[-1] or steps[step.index + 1].target != step.target
             saver.preview(progress, film, works, is_last)
         yield Stepped(
-            batch.keys, step.target, step.scheme, step.index, len(steps), progress.done, progress.total,
-            progress.fixed * len(batch.keys), step.temperature, step.guidance, progress.seconds,
+            keys=batch.keys, target=step.target, scheme=step.scheme, step=step.index, steps=len(steps),
+            done=progress.done, total=progress.total, fixed=progress.fixed * len(batch.keys),
+            temperature=step.temperature, guidance=step.guidance, seconds=progress.seconds,
         )  # fmt: skip
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):
         yield saver.fail(works[index], faults[index])
 
     def save(group: Sequence[int]) -> Iterator[Event]:
-        if left := [index for index in group if not saver.is_done(works[index])]:
+        left = [index for index in group if not saver.is_done(works[index])]  # `group` may be repeated
+        if left:
             made = batch.select(torch.tensor(left, device=device))
             yield from saver.save([rows[index] for index in left], made)
 
-    yield from saving.each([index for index in range(len(rows)) if index not in faults], save)
+    decoded = [index for index in range(len(rows)) if index not in faults]
+    yield from saving.each(decoded, save)

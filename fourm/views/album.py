@@ -1,6 +1,6 @@
-"""What can be seen of an output folder: the pictures, texts and films of one sample after the other.
+"""Reads an output folder for display: pictures, texts and films, one sample at a time.
 
-Values are read and drawn without the tokenizers and the model of their run.
+Values are read and drawn without the model and the tokenizers of the run.
 """
 
 import math
@@ -29,84 +29,93 @@ from fourm.output.samples import RecordedSample, Results, Run, chain_names, open
 from fourm.runs.inputs import CAPTION
 from fourm.runs.outputs import order_place, preview_place
 
-MAX_SIDE = 2048  # pixels of a picture that is shown: larger ones are made smaller
-ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # in the order of display
+MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
+ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words; in display order
 MISSING = "missing"  # the note of a panel whose file is not there
-RGB = ("rgb", "tok_rgb")  # codecs of pictures as such
+RGB = ("rgb", "tok_rgb")  # codecs whose values are colour pictures
+_DISPLAY_ORDER = tuple(ROLES)
+# Codec name -> text for searches, where the model's own words are numbers.
+_SAID: Mapping[str, Callable[[Any], str]] = {
+    "det": lambda boxes: ", ".join(box.name for box in boxes),
+    "metadata": lambda facts: ", ".join(f"{f.field.name.replace('_', ' ')} {f.value:g}" for f in facts),
+    "color_palette": lambda colours: " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours),
+}
 T = TypeVar("T")
-Label = tuple[str, Ink]  # a class of a map of labels, and its colour
+Label = tuple[str, Ink]  # name and colour of a class in a map of labels
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How the values of one modality are read from files, drawn, and put into words for a search."""
+    """Functions that read a value of one modality from its file, draw it, and give its text."""
 
     row: Modality
     read: Callable[[Path], Any]
     picture: Callable[[Any], Image.Image]
-    say: Callable[[Any], str] = lambda value: ""  # what a text says; "" for pictures
-    grid: GridCodec | None = None  # of values that have tokens on a grid
+    say: Callable[[Any], str] = lambda value: ""  # the text of a value, for searches; "" for pictures
+    grid: GridCodec | None = None  # codec, if the tokens of a value form a grid
 
 
 @dataclass(slots=True)
 class Panel:
-    """One value of a sample, to be looked at."""
+    """One value of a sample. Its picture is set after all values of the sample are read."""
 
     modality: str  # full name: "tok_rgb@64"
     title: str  # "RGB"
     role: str  # one of ROLES
-    variation: int | None  # None: the same for all variations
-    file: str  # its path below the folder
-    codec: str  # what kind of value it is: "tok_rgb", "caption", ...; "" if the modality is unknown
+    variation: int | None  # None: the value is the same for all variations
+    file: str  # path below the output folder
+    codec: str  # codec name of the modality: "tok_rgb", "caption", ...; "" if it is unknown
     note: str = ""  # why there is no picture
-    text: str = ""  # a caption, or what another text says; "" for pictures
-    labels: tuple[Label, ...] = ()  # classes that a map shows
+    text: str = ""  # a caption, or another value in words; "" for pictures
+    labels: tuple[Label, ...] = ()  # classes in a map of labels
     picture: Image.Image | None = None
-    problem: str = ""  # what is wrong with its file
+    problem: str = ""  # why the file is missing or cannot be read
     reader: Reader | None = None  # None: the file was not read
-    value: Any = None  # what the reader found in it
+    value: Any = None  # what the reader returned
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a target looked like after a step."""
+    """The picture of a target after a step."""
 
     step: int  # of the chain, from 1
-    decided: int  # tokens of the target that were decided by then
+    decided: int  # number of tokens of the target that are decided after it
     picture: Image.Image
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """How a target of one variation came to be."""
+    """The steps by which a target of one variation was decoded."""
 
     modality: str
     title: str
     variation: int | None
     grid: tuple[int, int]  # rows, columns of tokens
-    order: tuple[int, ...] | None  # the step of the chain, from 1, that decided each token, row by row
+    order: tuple[int, ...] | None  # step, from 1, that decided each token, row by row; None: not kept
     frames: tuple[Frame, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One sample: all variations of everything that there is."""
+    """One sample: all variations of all its values."""
 
     key: Key
-    prompt: str | None  # the caption that it was made from
+    prompt: str | None  # the caption that it was generated from
     panels: tuple[Panel, ...]  # conditions, targets in the order of the chain, super-resolution
     films: tuple[Film, ...]
-    problems: tuple[str, ...]  # files that are missing or broken, and what is written down of failures
+    problems: tuple[str, ...]  # missing and broken files, and recorded failures
 
     @property
     def headline(self) -> str:
-        """The prompt, or the name of a sample that has none."""
-        return self.prompt if self.prompt and self.prompt.strip() else self.key.text
+        """The prompt, or the key if the prompt is empty or there is none."""
+        if self.prompt is None or not self.prompt.strip():
+            return self.key.text
+        return self.prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One kind of file that is shown."""
+    """One modality of a run, as a condition or a target."""
 
     run: Run
     place: Place
@@ -117,7 +126,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Album:
-    """An output folder, of which one sample at a time is read."""
+    """An output folder; `view` reads one of its samples."""
 
     root: Path
     results: Results
@@ -127,14 +136,15 @@ class Album:
     failures: Mapping[str, Sequence[Failure]]  # by key
 
     def view(self, key: Key) -> View:
-        """All of one sample; whatever is wrong with its files is among its problems."""
-        failures, problems, panels = self.failures.get(key.text, ()), list[str](), list[Panel]()
+        """Read and draw one sample. Files that are missing or broken are listed in its `problems`."""
+        failures = self.failures.get(key.text, ())
+        problems, panels = list[str](), list[Panel]()
         for failure in failures:
             which = f"variation {failure.variation}, " if len(self.results.variations) > 1 else ""
             which += "super-resolution, " if failure.stage == SR else ""
             problems.append(printable(f"{which}failed: {failure.reason}"))
         for run in self.results.runs:
-            sample = run.find(key) or run.describe(Sample(key))  # of a failure by hand nothing is recorded
+            sample = run.find(key) or run.describe(Sample(key))  # a sample that failed may have no record
             found = [
                 self._read(entry, sample, variation)
                 for entry in self.entries
@@ -143,21 +153,26 @@ class Album:
             ]
             failed = {f.variation for f in failures if f.stage == run.record.stage}
             if not failed and all(panel.note == MISSING for panel in found):
-                continue  # this run did not do this sample
+                continue  # this sample is not of this run
             panels += found
             for panel in found:
-                is_hit = len(run.variations) == 1 or panel.variation in (None, *failed)
-                if panel.problem and not (failed and is_hit and panel.note == MISSING):
+                # A failure explains why a file of its variation is missing.
+                is_failed = len(run.variations) == 1 or panel.variation in (None, *failed)
+                is_explained = failed and is_failed and panel.note == MISSING
+                if panel.problem and not is_explained:
                     problems.append(panel.problem)
         _draw(panels, problems)
-        panels.sort(key=lambda panel: [*ROLES].index(panel.role))
+        panels.sort(key=lambda panel: _DISPLAY_ORDER.index(panel.role))
         films = tuple(self._films(key, problems))
-        prompts = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
-        return View(key, next(prompts, None), tuple(panels), films, tuple(dict.fromkeys(problems)))
+        captions = [p for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note]
+        prompt = captions[0].text if captions else None
+        return View(key, prompt, tuple(panels), films, tuple(dict.fromkeys(problems)))
 
     def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> Panel:
-        file, reader = sample.file(entry.place, variation), entry.reader
-        codec, path = reader.row.codec if reader is not None else "", self.root / file
+        file = sample.file(entry.place, variation)
+        path = self.root / file
+        reader = entry.reader
+        codec = reader.row.codec if reader is not None else ""
         panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, codec)
         try:
             if not path.is_file():
@@ -178,17 +193,20 @@ class Album:
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
-            if entry.reader is None or entry.role == "condition":
+            record, target = entry.run.record, entry.place.modality
+            if entry.reader is None or entry.role == "condition" or not record.preview:
                 continue
-            row, target, record = entry.reader.row, entry.place.modality, entry.run.record
+            row = entry.reader.row
             if row.kind is not Kind.GRID or row.grid is None:
                 continue
             read_order = partial(_read_order, count=row.max_tokens)
-            for variation in entry.run.variations if record.preview else ():
+            steps = [step for step in record.schedule["steps"] if step["target"] == target]
+            for variation in entry.run.variations:
                 order = self._read_kept(order_place(target), key, variation, read_order, problems)
                 frames, decided = list[Frame](), 0
-                for step in (step for step in record.schedule["steps"] if step["target"] == target):
-                    number, decided = step["index"] + 1, decided + step["num_tokens"]
+                for step in steps:
+                    number = step["index"] + 1
+                    decided += step["num_tokens"]
                     place = preview_place(target, number)
                     picture = self._read_kept(place, key, variation, read_picture, problems)
                     if picture is not None:
@@ -199,7 +217,7 @@ class Album:
     def _read_kept(
         self, place: Place, key: Key, variation: int | None, read: Callable[[Path], T], problems: list[str]
     ) -> T | None:
-        """What a file that a run may have kept holds; None if it is not there, or broken: a problem."""
+        """The content of an optional file; None if it is missing, or broken and so added to `problems`."""
         path = path_of(self.root, place.folder, key, place.suffix, variation)
         try:
             return read(path) if path.is_file() else None
@@ -208,15 +226,16 @@ class Album:
             return None
 
     def _short(self, error: Exception) -> str:
-        """An error with the file's path below the folder."""
+        """The message of an error, with paths below the output folder."""
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
 def open_album(root: Path, model: str | None = None, results: Results | None = None) -> Album:
-    """The album of an output folder. UsageError where no run wrote it.
+    """The album of an output folder. UsageError if no run wrote it.
 
-    model: whose modalities they are, where the one that the record names is not on this machine any more;
-    without it, the released modalities stand in. results: of the same folder, if they were read already.
+    model: whose modalities to use in place of those of the model in the record, which may not be on this
+    machine any more; without `model` the released modalities are used in that case. results: those of the
+    same folder, if they are already read.
     """
     results = open_results(root) if results is None else results
     named = None if model is None else find_model(model).registry
@@ -226,12 +245,13 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
         registry = rows_of(run.record.model) if named is None else named
         made = "sr" if run.record.stage == SR else "target"
         for name, role in (*((n, "condition") for n in conditions), *((n, made) for n in targets)):
-            # Its values, or else its tokens; neither where the run that it goes on from has put it.
+            # Values if the run wrote them, else token ids; nothing if a condition is a file of its base run.
             places = [p for p in run.places if p.modality == name and p.is_condition == (role == "condition")]
             if not places:
                 continue
             place = min(places, key=lambda place: place.form != "value")
-            row, reader = find_row(name, registry, run.count_tokens(place)), None
+            row = find_row(name, registry, run.count_tokens(place))
+            reader = None
             try:
                 if row is None:
                     raise UsageError("neither its model nor the released ones have it")
@@ -240,20 +260,21 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
                 problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
             entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
-    entries.sort(key=lambda entry: [*ROLES].index(entry.role))
+    entries.sort(key=lambda entry: _DISPLAY_ORDER.index(entry.role))
+    failures = dict[str, list[Failure]]()
     samples = results.keys()
-    failures, keys = dict[str, list[Failure]](), {key.text: key for key in samples}
+    keys = {key.text: key for key in samples}
     for failure in read_failures(root):
         failures.setdefault(failure.key, []).append(failure)
         folder, _, name = failure.key.rpartition("/")
-        with suppress(UsageError):  # no name of a sample: somebody else wrote that line
+        with suppress(UsageError):  # the line was edited: its key is not the key of a sample
             keys.setdefault(failure.key, Key(folder, name))
-    titled = tuple(replace(entry, title=_full_title(entry, entries)) for entry in entries)
-    return Album(root, results, tuple(sorted(keys.values())), tuple(problems), titled, failures)
+    entries = [replace(entry, title=_full_title(entry, entries)) for entry in entries]
+    return Album(root, results, tuple(sorted(keys.values())), tuple(problems), tuple(entries), failures)
 
 
 def reader_for(row: Modality) -> Reader:
-    """The reader of a row; UsageError where nothing here knows its kind of value."""
+    """The reader of a row of the registry; UsageError if there is no codec for it."""
     if row.codec == CAPTION:
         return Reader(row, read_text, CaptionCodec.picture, str)
     if row.codec in STRUCTURED:
@@ -265,19 +286,23 @@ def reader_for(row: Modality) -> Reader:
 
 
 def rows_of(model: str) -> Registry | None:
-    """The modalities of a model as a record names it; None where it is not on this machine."""
+    """The modalities of a model by its name in a record; None if it is not on this machine.
+
+    A name that ends with `/sr` is the super-resolution model of the model before it.
+    """
     with suppress(FourMError):
         return find_model(model).registry
-    with suppress(FourMError):
-        return find_sr(find_model(model.removesuffix("/sr"))).registry if model.endswith("/sr") else None
+    if model.endswith("/sr"):
+        with suppress(FourMError):
+            return find_sr(find_model(model.removesuffix("/sr"))).registry
     return None
 
 
 def find_row(name: str, registry: Registry | None, count: int | None = None) -> Modality | None:
-    """The row of a full name, as the model or else the released models have it; None if neither does.
+    """The row of a full name in `registry`, else in the released registry; None if it is in neither.
 
-    Another resolution of a released modality has files of the same kind, except that class numbers
-    may mean anything; its tokens are a square of `count`.
+    Another resolution of a released modality is read like the released one, with a square grid of `count`
+    tokens. That excludes maps of labels, whose class numbers may have another meaning.
     """
     for known in (registry, RELEASED):
         if known is not None and name in known.rows:
@@ -290,31 +315,24 @@ def find_row(name: str, registry: Registry | None, count: int | None = None) -> 
     return None
 
 
-# What people would search for, where a model's own words are numbers. By the codec name of a row.
-_SAID: Mapping[str, Callable[[Any], str]] = {
-    "det": lambda boxes: ", ".join(box.name for box in boxes),
-    "metadata": lambda facts: ", ".join(f"{f.field.name.replace('_', ' ')} {f.value:g}" for f in facts),
-    "color_palette": lambda colours: " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours),
-}
-
-
 def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The title of an entry, with its role where another one has the same."""
+    """The title of an entry, with its role if another modality in another role has the same title."""
     same = [e for e in entries if e.title == entry.title and e.place.modality != entry.place.modality]
     is_unclear = entry.role == "sr" or {one.role for one in same} - {"sr", entry.role}
     return f"{entry.title}, {ROLES[entry.role]}" if is_unclear else entry.title
 
 
 def _draw(panels: Sequence[Panel], problems: list[str]) -> None:
-    """Put pictures to panels; what cannot be drawn is a problem."""
+    """Set the pictures of panels; a value that cannot be drawn is added to `problems`."""
     maps = [(panel, panel.reader.grid) for panel in panels if panel.reader and panel.reader.grid]
     for panel, grid in maps:
-        if grid.form.resample is None and panel.picture is None:  # features share their colours
+        # Feature maps of one modality are drawn together, so that their colours agree.
+        if grid.form.resample is None and panel.picture is None:
             same = [one for one, other in maps if other.row.key == grid.row.key]
-            with suppress(ValueError):  # they are tried one by one, and told
+            with suppress(ValueError):  # each is drawn alone below, where errors are reported
                 for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
                     one.picture = picture
-    for panel in sorted(panels, key=lambda panel: panel.codec == "det"):  # boxes are drawn on pictures
+    for panel in sorted(panels, key=lambda panel: panel.codec == "det"):  # boxes last, as they need a picture
         if panel.reader is None or panel.picture is not None:
             continue
         try:
@@ -322,13 +340,13 @@ def _draw(panels: Sequence[Panel], problems: list[str]) -> None:
                 panel.picture = _limited(draw_boxes(panel.value, _backdrop(panel, panels)))
             else:
                 panel.picture = _limited(panel.reader.picture(panel.value))
-        except (FourMError, ValueError, OSError) as error:  # a value that its reader should have refused
+        except (FourMError, ValueError, OSError) as error:  # the reader did not check everything
             panel.note = "cannot be drawn"
             problems.append(printable(f"{panel.file}: cannot be drawn ({error})"))
 
 
 def _backdrop(boxes: Panel, panels: Sequence[Panel]) -> Image.Image | None:
-    """The picture that boxes belong to, large enough for names: that of their own variation, or the given."""
+    """The RGB picture to draw boxes on, enlarged so that names are readable; None if there is none."""
     for panel in panels:
         fits = panel.variation is None or boxes.variation in (None, panel.variation)
         is_rgb = panel.reader is not None and panel.reader.row.is_rgb and panel.role != "sr"
@@ -339,6 +357,7 @@ def _backdrop(boxes: Panel, panels: Sequence[Panel]) -> Image.Image | None:
 
 
 def _read_order(path: Path, count: int) -> tuple[int, ...]:
+    """The step that decided each of `count` tokens, from 1; SampleError for another array."""
     steps = read_array(path)
     if steps.dtype.kind not in "iu" or steps.size != count:
         raise SampleError(f"{path}: {steps.dtype} of shape {steps.shape}, not a step for each token")
@@ -346,7 +365,7 @@ def _read_order(path: Path, count: int) -> tuple[int, ...]:
 
 
 def _limited(picture: Image.Image) -> Image.Image:
-    """A picture that is not too large to be shown."""
+    """A copy of a picture, reduced to MAX_SIDE if it is larger."""
     picture = picture.copy()
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
