@@ -27,24 +27,26 @@ from fourm.networks.state import Slot, full_embedding, full_sequence
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.vq import VQTokenizer
 
-_MARKS = ("[PAD]", "[SOS]", "[EOS]")  # [UNK] may stand in a file: models write it
-_AT_ONCE = 512  # parts that are decoded together; a text holds far fewer
+_MARKS = ("[PAD]", "[SOS]", "[EOS]")  # refused in files; [UNK] is allowed, because models write it
+_DECODED_TOGETHER = 512  # people or instances per call of the tokenizer, to bound its memory
 
-Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them meant
+Vectors = NDArray[np.float32]  # (n, E), n >= 1, all of them valid
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionCodec:
-    """Free text, ended by [EOS]; sentinels in it mark where text is missing."""
+    """Reads, writes and encodes free text; it ends with [EOS], and sentinels mark where text is missing."""
 
     row: Modality
     wordpiece: WordPiece
 
     def read(self, path: Path, crop: Crop | None = None) -> str:
-        """A .txt file as it stands; a .json[.gz] of a string, an object with `caption`, or a list of them.
+        """The caption of a .txt file, or of a .json[.gz] file.
 
-        A list has one for each crop; the first one is used for crops that it lacks. A caption that is longer
-        than the model reads is cut, unless it has sentinels, that is, parts to be completed.
+        JSON is a string, an object with `caption`, or a list of either with one for each crop; the first one
+        is used for crops that the list lacks. A caption that is longer than the model reads is cut, unless it
+        has sentinels, that is, parts to be completed.
+        SampleError: no caption can be read, or it contains a mark that is reserved for the model.
         """
         text = _read_caption(path, crop)
         ids = encode_full(text, self.wordpiece)
@@ -53,10 +55,11 @@ class CaptionCodec:
         return self.wordpiece.beginning(text, self.row.max_tokens - 1)
 
     def notes(self, path: Path, crop: Crop | None = None) -> tuple[str, ...]:
-        """Notes about a file for the user: how much of it is cut, and words that are unknown."""
-        text, value, notes = _read_caption(path, crop), self.read(path, crop), list[str]()
+        """Notes about a file for the user: how many tokens are cut off, and which words are unknown."""
+        notes = list[str]()
+        text, value = _read_caption(path, crop), self.read(path, crop)
         if value != text:
-            kept, total = (len(self.wordpiece.encode(x)) for x in (value, text))
+            kept, total = (len(self.wordpiece.encode(each)) for each in (value, text))
             notes.append(f"the model reads the first {kept} of {total} tokens")
         if words := list(dict.fromkeys(self.wordpiece.unknown_words(value))):
             more = f" and {len(words) - 5} more" if len(words) > 5 else ""
@@ -64,7 +67,7 @@ class CaptionCodec:
         return tuple(notes)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """A .txt file in UTF-8; there is no room for `text` in it.
+        """Write a .txt file in UTF-8; `text` is not stored.
 
         Readers remove one byte order mark, so a text that begins with one gets a second one in front.
         """
@@ -72,60 +75,23 @@ class CaptionCodec:
         path.write_text(mark + value, encoding="utf-8", errors="surrogateescape", newline="")
 
     def encode(self, values: Sequence[str]) -> Slot:
-        """Ids padded to the row's max_tokens; every one of the text is known."""
+        """Token ids (B, max_tokens); those of the text are known, the padding is not."""
         return encode_texts(self.row, self.wordpiece, values)
 
     def decode(self, slot: Slot) -> list[str]:
-        """The text of what is known in each row."""
-        return [self.wordpiece.text_of(known.tolist()) for known in _known(slot)]
+        """The text of the known tokens of each row."""
+        return [self.wordpiece.text_of(known.tolist()) for known in _known_values(slot)]
 
     @staticmethod
     def picture(value: str) -> Image.Image:
         """The text on a white card, or "no caption" where it has no visible character."""
-        seen = any(character.isprintable() and not character.isspace() for character in value)
-        return text_card(value if seen else "no caption")
-
-
-def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
-    """Ids of texts padded to the row's max_tokens; every one of a text is known."""
-    ids = torch.full((len(texts), row.max_tokens), PAD_ID, dtype=torch.int64)
-    known = torch.zeros_like(ids, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        found = encode_full(text, wordpiece)
-        if len(found) > (most := row.max_tokens):
-            raise SampleError(f"{row.name}: {len(found)} tokens, but the model reads at most {most}")
-        if strange := [token for token in found if token >= row.vocab_size]:
-            raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(strange[:1])}' in it")
-        ids[i, : len(found)] = torch.tensor(found, dtype=torch.int64)
-        known[i, : len(found)] = True
-    return full_sequence(ids, known)
-
-
-def _known(slot: Slot) -> list[Tensor]:
-    return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
-
-
-def _read_caption(path: Path, crop: Crop | None) -> str:
-    if path.name.lower().endswith((".json", ".json.gz")):
-        text, number = read_json(path), crop.number if crop is not None else 0
-        if isinstance(text, list) and text:
-            text = text[number if number < len(text) else 0]
-        if isinstance(text, dict):
-            text = text.get("caption")
-        if not isinstance(text, str):
-            raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise SampleError(f"{path}: holds half a character, which is no text")
-    else:
-        text = read_text(path)
-    if mark := next((mark for mark in _MARKS if mark in text), ""):  # what follows would be lost unseen
-        raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")
-    return text
+        has_visible = any(character.isprintable() and not character.isspace() for character in value)
+        return text_card(value if has_visible else "no caption")
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredCodec:
-    """Values of one grammar; files hold JSON."""
+    """Reads, writes and encodes the values of one grammar; files contain JSON."""
 
     row: Modality
     grammar: Grammar[Any]
@@ -133,18 +99,23 @@ class StructuredCodec:
     draw: Callable[[Any], Image.Image]
 
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
-        """The value of a JSON file in a crop; its problems say what is too long for the model."""
+        """The value of a JSON file in a crop; its problems say how much of it is too long for the model.
+
+        SampleError: the file cannot be read, or its data is not a value of the grammar.
+        """
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         value = read_structured(path, self.grammar, crop)
         kept, total = self._fitting(value)
-        few = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
-        return Structured(value, problems=(few,) if len(kept) < total else ())
+        if len(kept) == total:
+            return Structured(value)
+        cut = f"the model reads the first {len(kept)} of {total}, which fill its {self.row.max_tokens} tokens"
+        return Structured(value, problems=(cut,))
 
     def typed(self, text: str) -> Structured[Any]:
-        """A value as a user types it: the data of a JSON file, or words as the model writes them.
+        """Parse a value that a user typed: the data of a JSON file, or words as the model writes them.
 
-        Sentinels among the words mark where something is missing.
+        Sentinels among the words mark where something is missing. SampleError: the text is neither of them.
         """
         try:
             return Structured(self.grammar.from_json(json.loads(text), None))
@@ -157,19 +128,19 @@ class StructuredCodec:
         return value
 
     def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
-        """A JSON file, the same for equal values; there is no room for `text` in it."""
+        """Write a JSON file, the same bytes for equal values; `text` is not stored."""
         data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)
         path.write_bytes(data.encode() + b"\n")
 
     def encode(self, values: Sequence[Structured[Any]]) -> Slot:
-        """Ids padded to the row's max_tokens; every one of the text is known.
+        """Token ids (B, max_tokens); those of the text are known, the padding is not.
 
-        Of a text that is too long, as many whole pieces are kept as fit.
+        Of a text that is too long, the first pieces that fit are kept. SampleError: an unknown word.
         """
         texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
         for text in texts:
             if unknown := self.wordpiece.unknown_words(text):
-                # `v0` alone would say little of `v0=999`.
+                # The message quotes the whole word, as `v0=999`; its unknown part may be `v0` only.
                 words = (word for word in text.split() if self.wordpiece.unknown_words(word))
                 raise SampleError(f"{self.row.name}: the model does not know '{next(words, unknown[0])}'")
         return encode_texts(self.row, self.wordpiece, texts)
@@ -177,13 +148,13 @@ class StructuredCodec:
     def decode(self, slot: Slot) -> list[Structured[Any]]:
         """The value and the problems of each row's text; several predictions for one row are joined."""
         if slot.lengths is None:
-            return [self._understood(ids) for ids in _known(slot)]
+            return [self._understood(ids) for ids in _known_values(slot)]
         join = JOINED[self.row.codec]
-        rows = zip(_known(slot), slot.lengths.tolist(), strict=True)
+        rows = zip(_known_values(slot), slot.lengths.tolist(), strict=True)
         return [join([self._understood(ids) for ids in torch.split(row, lengths)]) for row, lengths in rows]
 
     def picture(self, value: Structured[Any]) -> Image.Image:
-        """The value as a picture; problems are not drawn."""
+        """Draw the value; problems are not drawn."""
         return self.draw(value.value)
 
     def _understood(self, ids: Tensor) -> Structured[Any]:
@@ -201,18 +172,96 @@ class StructuredCodec:
 
 @dataclass(frozen=True, slots=True)
 class StructuredForm:
-    """What is special about one sort of structured value."""
+    """A row of the table of structured values: how one sort of them is parsed and drawn."""
 
     grammar: Grammar[Any]
-    draw: Callable[..., Image.Image]  # takes the value, and a `decode` where a tokenizer is for its codes
-    codes: tuple[int, ...] = ()  # (h, w), or (codebooks, h, w): the shape of what is decoded together
-    channels: int = 0  # of what is decoded
-    # The grammar for a vocabulary that is not the released one; None: it is the same for all.
+    draw: Callable[..., Image.Image]  # takes the value, and `decode` if a tokenizer decodes its codes
+    codes: tuple[int, ...] = ()  # shape of the codes of one part: (h, w), or (codebooks, h, w)
+    channels: int = 0  # of a decoded part
+    # Makes the grammar for the vocabulary of a model; None: `grammar` is used for all vocabularies.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingCodec:
+    """Reads, writes and encodes the vectors of one caption.
+
+    A .npz file has `emb` (captions, length, width) and `mask_valid` (captions, length), zeros and ones.
+    """
+
+    row: Modality
+
+    def read(self, path: Path, crop: Crop | None = None) -> Vectors:
+        """The valid vectors of the caption of this crop, or of the first caption if the crop has none.
+
+        SampleError: shapes or values are not as above, no vector is valid, or numbers are not finite.
+        """
+        embeddings, valid = read_members(path, "emb", "mask_valid")
+        shape, width = embeddings.shape, self.row.embedding_width
+        if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
+            found = f"'emb' of shape {shape} and 'mask_valid' of shape {valid.shape}"
+            raise SampleError(f"{path}: {found} are not captions x length x width and captions x length")
+        if shape[2] != width:
+            raise SampleError(f"{path}: vectors of {shape[2]} numbers, where the modality has {width}")
+        number = crop.number if crop is not None and crop.number < len(embeddings) else 0
+        if not np.isin(valid[number], (0, 1)).all():
+            raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")
+        with np.errstate(
+            over="ignore"
+        ):  # numbers too large for float32 become infinite and are refused below
+            vectors = embeddings[number][valid[number].astype(np.bool_)].astype(np.float32)
+        if len(vectors) == 0:
+            raise SampleError(f"{path}: no vector of caption {number} is valid")
+        if not np.isfinite(vectors).all():
+            raise SampleError(f"{path}: holds numbers that are not finite")
+        return vectors
+
+    def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
+        """Write a .npz file of one caption; `text` is not stored."""
+        with path.open("wb") as file:  # given a path, NumPy may append a suffix
+            np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+
+    def encode(self, values: Sequence[Vectors]) -> Slot:
+        """The first max_tokens vectors of each value, padded with zeros; the padding is not known."""
+        count = self.row.max_tokens
+        vectors = torch.zeros(len(values), count, self.row.embedding_width)  # (B, L, E)
+        valid = torch.zeros(len(values), count, dtype=torch.bool)  # (B, L)
+        for i, value in enumerate(values):
+            vectors[i, : len(value)] = torch.from_numpy(np.ascontiguousarray(value[:count]))
+            valid[i, : len(value)] = True
+        return full_embedding(vectors, valid)
+
+    def decode(self, slot: Slot) -> list[Vectors]:
+        """The known vectors of each row."""
+        return [vectors.float().numpy() for vectors in _known_values(slot)]
+
+    def picture(self, value: Vectors) -> Image.Image:
+        """A card that shows the number and the width of the vectors."""
+        return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")
+
+
+def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> Slot:
+    """Token ids (B, max_tokens) of B texts; those of a text are known, the padding is not.
+
+    SampleError: a text has more tokens than max_tokens, or a token that the model's vocabulary lacks.
+    """
+    ids = torch.full((len(texts), row.max_tokens), PAD_ID, dtype=torch.int64)
+    known = torch.zeros_like(ids, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        tokens = encode_full(text, wordpiece)
+        if len(tokens) > row.max_tokens:
+            count = len(tokens)
+            raise SampleError(f"{row.name}: {count} tokens, but the model reads at most {row.max_tokens}")
+        if unreadable := [token for token in tokens if token >= row.vocab_size]:
+            word = wordpiece.decode(unreadable[:1])
+            raise SampleError(f"{row.name}: the model cannot read '{word}' in it")
+        ids[i, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        known[i, : len(tokens)] = True
+    return full_sequence(ids, known)
+
+
 def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None) -> Any:
-    """The value of a JSON file in a crop, of any length."""
+    """The value of a JSON file in a crop, of any length; SampleError if it is not a value of the grammar."""
     try:
         return grammar.from_json(read_json(path), crop)
     except ValueError as error:
@@ -220,8 +269,12 @@ def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None)
 
 
 def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], channels: int) -> Decode:
-    """A function that decodes codes of this shape; a tokenizer that does not fit is refused."""
-    config, books = tokenizer.config, shape[0] if len(shape) == 3 else 1
+    """A function that decodes codes of this shape into (n, channels, H, W).
+
+    shape: (h, w), or (codebooks, h, w), of the codes of one part. UsageError: the tokenizer does not fit.
+    """
+    config = tokenizer.config
+    books = shape[0] if len(shape) == 3 else 1
     found = (config.num_codebooks, config.token_rank, config.out_channels)
     is_fit = found == (books, len(shape) + 1, channels) and config.codebook_size >= NUM_CODES
     if not isinstance(tokenizer, VQTokenizer) or not is_fit:
@@ -233,21 +286,48 @@ def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], c
     def decode(codes: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
         device = next(network.parameters()).device
         ids = torch.tensor(codes, dtype=torch.int64, device=device).view(-1, *shape)  # (n, ...)
-        decoded = torch.cat([network.decode_tokens(group).cpu() for group in torch.split(ids, _AT_ONCE)])
+        decoded = torch.cat(
+            [network.decode_tokens(group).cpu() for group in torch.split(ids, _DECODED_TOGETHER)]
+        )
         check_finite([decoded], row)
         return decoded.numpy()
 
     return decode
 
 
+def _known_values(slot: Slot) -> list[Tensor]:
+    """The known tokens or vectors of each row, on the CPU."""
+    return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
+
+
+def _read_caption(path: Path, crop: Crop | None) -> str:
+    if path.name.lower().endswith((".json", ".json.gz")):
+        text = read_json(path)
+        number = crop.number if crop is not None else 0
+        if isinstance(text, list) and text:
+            text = text[number if number < len(text) else 0]
+        if isinstance(text, dict):
+            text = text.get("caption")
+        if not isinstance(text, str):
+            raise SampleError(f"{path}: neither a string, nor an object with 'caption', nor a list of either")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise SampleError(f"{path}: holds half a character, which is no text")
+    else:
+        text = read_text(path)
+    # The text behind an end mark would be dropped without a message.
+    if mark := next((mark for mark in _MARKS if mark in text), ""):
+        raise SampleError(f"{path}: {mark} is reserved for the model; leave it out")
+    return text
+
+
 def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
-    """Boxes with as many bins as a vocabulary has words for on every axis: 1000 in the released one."""
+    """A grammar with as many bins as a vocabulary has words for on all axes; the released one has 1000."""
     id_of = wordpiece.tokenizer.token_to_id
     bins = next(n for n in count() if any(id_of(f"v{axis}={n}") is None for axis in range(4)))
     return box_grammar(BoxRules(bins)) if bins >= 2 else box_grammar()
 
 
-# By the codec name of a row.
+# By the codec name of a row; the table follows the functions that it names.
 STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, suited=_boxes_suited),
     "metadata": StructuredForm(METADATA, draw_metadata),
@@ -255,53 +335,3 @@ STRUCTURED: dict[str, StructuredForm] = {
     "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS),
     "sam_instance": StructuredForm(SAM_INSTANCES, draw_instances, (4, 4), 1),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingCodec:
-    """Vectors of one caption. A .npz file has `emb`, captions x length x width, and `mask_valid` for it."""
-
-    row: Modality
-
-    def read(self, path: Path, crop: Crop | None = None) -> Vectors:
-        """The valid vectors of the caption of this crop, or of the first caption if the crop has none."""
-        embeddings, valid = read_members(path, "emb", "mask_valid")
-        shape, width = embeddings.shape, self.row.embedding_width
-        if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
-            found = f"'emb' of shape {shape} and 'mask_valid' of shape {valid.shape}"
-            raise SampleError(f"{path}: {found} are not captions x length x width and captions x length")
-        if shape[2] != width:
-            raise SampleError(f"{path}: vectors of {shape[2]} numbers, where the modality has {width}")
-        number = crop.number if crop is not None and crop.number < len(embeddings) else 0
-        if not np.isin(valid[number], (0, 1)).all():
-            raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as such
-            vectors = embeddings[number][valid[number].astype(np.bool_)].astype(np.float32)
-        if len(vectors) == 0:
-            raise SampleError(f"{path}: no vector of caption {number} is valid")
-        if not np.isfinite(vectors).all():
-            raise SampleError(f"{path}: holds numbers that are not finite")
-        return vectors
-
-    def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """A .npz file of one caption; there is no room for `text` in it."""
-        with path.open("wb") as file:  # a path would get a suffix
-            np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
-
-    def encode(self, values: Sequence[Vectors]) -> Slot:
-        """The first max_tokens vectors of each value, zeros behind fewer; all of a value's are known."""
-        count = self.row.max_tokens
-        vectors = torch.zeros(len(values), count, self.row.embedding_width)  # (B, L, E)
-        valid = torch.zeros(len(values), count, dtype=torch.bool)  # (B, L)
-        for i, value in enumerate(values):
-            vectors[i, : len(value)] = torch.from_numpy(np.ascontiguousarray(value[:count]))
-            valid[i, : len(value)] = True
-        return full_embedding(vectors, valid)
-
-    def decode(self, slot: Slot) -> list[Vectors]:
-        """The vectors that the model was shown."""
-        return [vectors.float().numpy() for vectors in _known(slot)]
-
-    def picture(self, value: Vectors) -> Image.Image:
-        """A card with the number and the width of the vectors."""
-        return text_card(f"{self.row.title} embedding: {len(value)} vectors of {value.shape[1]} numbers")

@@ -1,9 +1,10 @@
-"""Runs a chain over a batch: one loop for every scheme; the fast path is tested against a reference path.
+"""Runs a chain over a batch; the fast path is tested against a slow reference path.
 
 The engine sees tensors only: it opens no file and loads no model. Each decoding step yields a `Progress`
-with a new, independent state; the last one holds the finished batch.
+with a new batch; the last one holds the finished batch.
 """
 
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,58 +22,64 @@ from fourm.schedule.chain import Chain, Step
 from fourm.schedule.cost import MOST_ROWS
 from fourm.schedule.schemes import SCHEMES
 
-ORDER, DRAW = 0, 1  # purposes of noise: which positions come first, which token is drawn
-# Rows are padded to a multiple of this, so that a sample's sums do not depend on how long the other rows
-# of its batch are: a vector register on CPUs (16 floats), a tile of the matrix units elsewhere.
+ORDER, DRAW = 0, 1  # independent streams of noise: for the order of positions, for drawing tokens
+# Rows are padded to a multiple of this many tokens, so that the rounding of a sample's sums does not depend
+# on the length of other rows of its batch: a vector register on CPUs (16 floats), a matrix-unit tile on GPUs.
 PAD_MULTIPLE = {"cpu": 16}
 PAD_MULTIPLE_ELSEWHERE = 64
-RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)
+RELEASED_SENTINELS = range(FIRST_SENTINEL, FIRST_SENTINEL + 200)  # of the released text tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """What one decoding step did; a sequence reports after every token."""
+    """What one decoding step did; for a sequence, one is yielded after every token."""
 
     step: Step
-    batch: Batch  # the state after the step
-    fixed: int  # tokens fixed now, per sample, over all passes
+    batch: Batch  # after the step; while a sequence is decoded, without its new tokens
+    fixed: int  # tokens fixed since the last report, per sample, over all passes
     done: int  # tokens of the target fixed so far, per sample
     total: int  # tokens of the target; for a sequence the limit, times its passes
-    seconds: float
-    sound: Tensor  # (B,) bool, False for rows whose logits were not finite: their tokens mean nothing
-    faults: Mapping[int, str] = field(default_factory=dict)  # rows that cannot go on, and why
+    seconds: float  # host time since the last report
+    sound: (
+        Tensor  # (B,) bool, False for rows whose logits were not finite, so that their tokens are meaningless
+    )
+    faults: Mapping[int, str] = field(default_factory=dict)  # by row: why a sample cannot be continued
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """Texts that are decoded together: P passes of each sample; those of one sample are neighbours."""
+    """Texts that are decoded together: P passes of each of B samples; those of a sample are adjacent rows."""
 
     batch: Batch
     step: Step
-    numbers: range  # (P) which passes, of all of the step
-    limit: int  # tokens of a text at most
-    slot: Slot  # B * P rows: the state of each text before it is decoded
-    contexts: list[Context]  # one that stacks all guided passes; one for each of them in the reference path
+    numbers: range  # (P) of these passes, among all passes of the step
+    limit: int  # largest number of tokens of a text
+    slot: Slot  # B * P rows: the target before it is decoded
+    contexts: list[Context]  # one, with all branches stacked; in the reference path one for each branch
     cache: DecoderCache | None  # None in the reference path
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A network and how to ask it."""
+    """Decodes the targets of a chain with a network."""
 
-    network: FourM  # or a few lines in a test: encode, decode, start_cache and room_for
+    network: FourM  # tests pass a fake with encode, decode, start_cache and room_for
     sentinels: range = RELEASED_SENTINELS  # ids of [S_0], [S_1], ... in the model's text tokenizer
-    plain: bool = False  # True: every pass alone, nothing cached or padded; slow and easy to read
-    max_rows: int = MOST_ROWS  # texts decoded together where a sample has several; it changes no result
+    plain: bool = False  # True: the slow reference path; branches run one by one, without cache and padding
+    max_rows: int = MOST_ROWS  # texts decoded together where a step has several passes; no effect on results
 
     def run(self, batch: Batch, chain: Chain, noise: Noise) -> Iterator[Progress]:
-        """Decode the targets of a chain in order; each must be in the batch (see `with_targets`)."""
-        # Counted on the host, so that no step waits for the device: what each row of each pass may read,
-        # and how many tokens of each target are left.
+        """Decode the targets of a chain in order; each must be in the batch (see `with_targets`).
+
+        ValueError: the rows of an image target have different numbers of tokens to decode.
+        """
+        # The masks are kept on the host, so that no step waits for the device to count what each row of each
+        # branch may read (`known`) and how many tokens of each target are left (`left`).
         masks = Batch(batch.keys, {name: _on_host(slot) for name, slot in batch.slots.items()})
         known, left = list[int](), dict[str, int]()
         for step in chain.steps:
-            started, target, slot = time.perf_counter(), step.target, batch.slots[step.target]
+            started = time.perf_counter()
+            target, slot = step.target, batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
                 counts = _num_known(_passes(masks, step))
                 batch = yield from self._decode_sequence(batch, step, chain, noise, counts)
@@ -80,10 +87,12 @@ class Engine:
                 continue
             mask = masks.slots[target]
             if target not in left:
-                fewest, left[target] = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
-                if fewest != left[target]:
-                    found = f"{fewest} to {left[target]} tokens to decode"
-                    raise ValueError(f"{target}: rows have {found}; group equal ones")
+                fewest, most = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
+                if fewest != most:
+                    raise ValueError(
+                        f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones"
+                    )
+                left[target] = most
                 known = _num_known(_passes(masks, step))
             if not (fixed := min(step.num_tokens, left[target])):
                 continue
@@ -91,16 +100,20 @@ class Engine:
                 batch, sound = self._decode_together(batch, step, chain, noise, known, left[target])
             known = [count + fixed for count in known]
             left[target] -= fixed
-            # Which tokens were fixed only the device knows: for the counts, the first ones do as well.
-            now = mask.wanted & (mask.wanted.cumsum(dim=1) <= fixed)
-            masks = masks.with_slot(target, replace(mask, known=mask.known | now, wanted=mask.wanted & ~now))
+            # The host does not know which tokens were fixed; for counting, it marks the first ones.
+            first = mask.wanted & (mask.wanted.cumsum(dim=1) <= fixed)
+            mask = replace(mask, known=mask.known | first, wanted=mask.wanted & ~first)
+            masks = masks.with_slot(target, mask)
             total, seconds = slot.known.shape[1], time.perf_counter() - started
             yield Progress(step, batch, fixed, total - left[target], total, seconds, sound)
 
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
     ) -> tuple[Batch, Tensor]:
-        """One step of an image target: ask some positions, draw, keep some answers; and which are sound."""
+        """One step of an image target: ask for positions, draw tokens, keep some.
+
+        Returns the new batch and `Progress.sound`.
+        """
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
@@ -115,29 +128,32 @@ class Engine:
         return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
-        """Guided logits (B, K, V) of the target's positions (B, K), in one stacked pass or one by one."""
+        """Guided logits (B, K, V) of the target at positions (B, K)."""
         if self.plain:
             contexts = [self.network.encode(one) for one in passes]
-            logits = torch.cat([self.network.decode(step.target, positions, None, c) for c in contexts])
+            parts = [self.network.decode(step.target, positions, None, context) for context in contexts]
+            logits = torch.cat(parts)
         else:
             context = self._encode(passes, known)
             logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
         return _guide(logits, step)
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
-        """All passes in one batch, padded to what the device's sums are insensitive to."""
+        """Encode all branches as one padded batch (see PAD_MULTIPLE); known: tokens of each row."""
         batch = stack_batches(passes)
         multiple = PAD_MULTIPLE.get(batch.device.type, PAD_MULTIPLE_ELSEWHERE)
-        return self.network.encode(batch, -(-max(known) // multiple) * multiple, sum(known))
+        budget = math.ceil(max(known) / multiple) * multiple
+        return self.network.encode(batch, budget, sum(known))
 
     def _decode_sequence(
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int]
     ) -> Generator[Progress, None, Batch]:
-        """Decode a text of each sample, or several; returns the state with them, which is reported too."""
+        """Decode one or more texts of each sample; yields and returns the batch with the joined texts."""
         slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
-        sound, made = torch.ones(count, dtype=torch.bool, device=batch.device), 0
-        found: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
-        limit = int(_places(slot, step.num_tokens)[2].max())
+        sound = torch.ones(count, dtype=torch.bool, device=batch.device)
+        decoded: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
+        num_decoded = 0  # tokens per sample
+        limit = int(_bounds(slot, step.num_tokens)[2].max())
         with torch.inference_mode():
             stacked = None if self.plain else self._encode(states, known)
         size = max(1, self.max_rows // max(count, 1))
@@ -149,66 +165,75 @@ class Engine:
                     contexts, cache = [self.network.encode(one.select(rows)) for one in states], None
                 else:
                     contexts, cache = [stacked], self.network.start_cache(stacked, limit)
-                    if len(numbers) > 1:  # what a sample's passes read is computed once
+                    if len(numbers) > 1:  # the passes of a sample share one computation of keys and values
                         cache = tuple(block.repeated(len(numbers)) for block in cache)
                         visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
                         contexts = [Context(stacked.tokens, visible)]
             texts = Texts(batch, step, numbers, limit, slot.select(rows), contexts, cache)
-            ids, good = yield from self._decode_texts(texts, chain, noise)
-            sound, made = sound & good, made + (ids.shape[1] - 1) * len(numbers)
-            merged = iter(_merge(texts.slot, ids, self.sentinels))
-            for sample in found:
-                sample += [next(merged) for _ in numbers]
-        faults = self._faults(found, step, chain)
-        found = [[[]] * step.passes if row in faults else one for row, one in enumerate(found)]
-        joined = batch.with_slot(step.target, _joined(found).to(batch.device))
-        yield Progress(step, joined, 0, made, limit * step.passes, 0.0, sound, faults)
+            ids, finite = yield from self._decode_texts(texts, chain, noise)
+            sound = sound & finite
+            num_decoded += (ids.shape[1] - 1) * len(numbers)
+            merged = _merge(texts.slot, ids, self.sentinels)
+            for row, sample in enumerate(decoded):
+                sample += merged[row * len(numbers) : (row + 1) * len(numbers)]
+        faults = self._faults(decoded, step, chain)
+        decoded = [[[]] * step.passes if row in faults else sample for row, sample in enumerate(decoded)]
+        joined = batch.with_slot(step.target, _joined(decoded).to(batch.device))
+        yield Progress(step, joined, 0, num_decoded, limit * step.passes, 0.0, sound, faults)
         return joined
 
     def _decode_texts(
         self, texts: Texts, chain: Chain, noise: Noise
     ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
-        """Token by token: returns ids (B * P, 1 + j), the first one given, and which samples are sound."""
-        step, numbers, count, started = texts.step, texts.numbers, len(texts.batch.keys), time.perf_counter()
-        # Each pass has noise of its own, the first that of a single text: no text reaches MAX_SIZE positions.
+        """Decode token by token. Returns ids (B * P, 1 + n), the given first one included, and (B,) sound."""
+        started = time.perf_counter()
+        step, numbers, count = texts.step, texts.numbers, len(texts.batch.keys)
+        # The noise of pass p starts at position p * MAX_SIZE: no text is that long, so passes share no noise,
+        # and the first one equals a step of one pass.
         begins = torch.arange(numbers.start, numbers.stop, device=texts.slot.values.device) * MAX_SIZE
-        starts, stops, room = _places(texts.slot, step.num_tokens)
+        starts, stops, room = _bounds(texts.slot, step.num_tokens)
         ids, active = starts.unsqueeze(1), (room > 0) & (starts != stops)
         sound = torch.ones(count, dtype=torch.bool, device=ids.device)
         for j in range(texts.limit):
             if not bool(active.any()):
                 break
             with torch.inference_mode():
-                logits, positions = self._next_logits(texts, ids), (begins + j).expand(count, -1)
-                uniforms = noise.uniforms(step.index, DRAW, positions).flatten()
+                logits = self._next_logits(texts, ids)
+                uniforms = noise.uniforms(step.index, DRAW, (begins + j).expand(count, -1)).flatten()
                 drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
                 sound = sound & (drawn.raw_prob.isfinite() | ~active).view(count, -1).all(dim=1)
-                # A finished row is fed padding: nothing sampled after its end may touch it.
+                # A finished row gets padding, whatever was drawn for it.
                 new = torch.where(active, drawn.ids, torch.full_like(drawn.ids, PAD_ID))
                 ids = torch.cat([ids, new.unsqueeze(1)], dim=1)
                 active = active & (new != stops) & (j + 1 < room)
-            done, total = numbers.start * texts.limit + (j + 1) * len(numbers), texts.limit * step.passes
+            done = numbers.start * texts.limit + (j + 1) * len(numbers)
+            total = texts.limit * step.passes
             seconds = time.perf_counter() - started
             yield Progress(step, texts.batch, len(numbers), done, total, seconds, sound)
             started = time.perf_counter()
         return ids, sound
 
-    def _faults(self, found: list[list[list[int]]], step: Step, chain: Chain) -> dict[int, str]:
-        """Samples whose joined texts are longer than the network takes, where a later step would see them."""
+    def _faults(self, decoded: list[list[list[int]]], step: Step, chain: Chain) -> dict[int, str]:
+        """By row: why joined texts are longer than the network reads; {} where no later step sees them."""
         reader = next((s.target for s in chain.steps[step.index + 1 :] if s.sees(step.target)), None)
         if step.passes == 1 or reader is None or (room := self.network.room_for(step.target)) is None:
             return {}
-        said = f"{step.target}: its {step.passes} passes have"
-        rule = f"the model can read {room} for {reader}; make {step.target} the last target, or ask for fewer"
-        counts = [sum(map(len, texts)) for texts in found]
-        return {row: f"{said} {n:,} tokens, but {rule} passes" for row, n in enumerate(counts) if n > room}
+        faults = dict[int, str]()
+        for row, texts in enumerate(decoded):
+            if (length := sum(map(len, texts))) > room:
+                faults[row] = (
+                    f"{step.target}: its {step.passes} passes have {length:,} tokens, but the model can read "
+                    f"{room} for {reader}; make {step.target} the last target, or ask for fewer passes"
+                )
+        return faults
 
     def _next_logits(self, texts: Texts, ids: Tensor) -> Tensor:
         """Guided logits (B * P, V) of the token after ids (B * P, 1 + j)."""
         target = texts.step.target
         if self.plain:  # everything is computed anew for each token
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            logits = torch.cat([self.network.decode(target, positions, ids, c) for c in texts.contexts])
+            parts = [self.network.decode(target, positions, ids, context) for context in texts.contexts]
+            logits = torch.cat(parts)
         else:
             newest = ids[:, -1:].repeat(1 + len(texts.step.branches), 1)
             positions = torch.full_like(newest, ids.shape[1] - 1)
@@ -217,7 +242,7 @@ class Engine:
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
-    """The batch with a pending slot for each target of the chain; a target that is there stays as it is."""
+    """The batch with a pending slot for each target of the chain; slots that it already has are kept."""
     for target, num_tokens in chain.num_tokens.items():
         if target not in batch.slots:
             slot = pending(registry.get(target).kind, len(batch.keys), num_tokens)
@@ -226,13 +251,13 @@ def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
 
 
 def _on_host(slot: Slot) -> Slot:
-    """The masks of a slot, from which tokens can be counted without waiting for a device; without values."""
+    """The masks of a slot on the CPU; its values are left out, so that none are copied."""
     known = slot.known.cpu()
     return Slot(slot.kind, known, known, slot.wanted.cpu())
 
 
 def _passes(batch: Batch, step: Step) -> list[Batch]:
-    """The states that a step asks: the base, then one for each branch."""
+    """What the encoder reads in a step: the base, then one batch for each branch."""
     if not step.guided:
         return [batch]
     hide = batch.without if step.removes_hidden else batch.hide
@@ -240,17 +265,18 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
 
 
 def _guide(logits: Tensor, step: Step) -> Tensor:
-    """Combine the passes in logits ((1 + n) * B, K, V) by the step's weights, in float32: (B, K, V)."""
+    """Combine the branches in logits ((1 + n) * B, K, V), base first, by their weights: (B, K, V) float32."""
     weights = torch.tensor([branch.weight for branch in step.branches])
     return guide(logits.float().view(1 + len(weights), -1, *logits.shape[1:]), weights)
 
 
 def _num_known(passes: list[Batch]) -> list[int]:
+    """How many tokens the encoder may read in each row of the stacked batches."""
     return torch.cat([one.num_known() for one in passes]).tolist()
 
 
-def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """First id, stop id and number of tokens to decode, each (B,), of a pending text."""
+def _bounds(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First id, stop id and number of tokens to decode, each (B,) int64, of a pending text."""
     order = slot.wanted.long().argsort(dim=1, descending=True, stable=True)
     counts = slot.wanted.sum(dim=1)
     first, last = order[:, :1], order.gather(1, (counts - 1).clamp_min(0).unsqueeze(1))
@@ -259,9 +285,9 @@ def _places(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
-    """Each text of a slot with the decoded spans (B, 1 + j) where their sentinels stand."""
-    slot = slot.to("cpu")  # once, not text by text
-    rows, stops = [], _places(slot, ids.shape[1])[1]
+    """Each text of a slot, in which the decoded ids (B, 1 + n) replace the sentinels."""
+    slot = slot.to("cpu")  # one copy for all texts
+    rows, stops = [], _bounds(slot, ids.shape[1])[1]
     for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
         visible = values[known].tolist() or [S1_ID]
         end = new.index(stop, 1) + 1 if stop in new[1:] else len(new)
@@ -269,12 +295,12 @@ def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
     return rows
 
 
-def _joined(found: list[list[list[int]]]) -> Slot:
-    """The texts of each sample, one after the other, as a slot of which nothing is left to decode."""
-    rows = [[token for text in texts for token in text] for texts in found]
+def _joined(decoded: list[list[list[int]]]) -> Slot:
+    """The texts of each sample, one after the other, as a slot without tokens to decode."""
+    rows = [[token for text in texts for token in text] for texts in decoded]
     length = max((1, *map(len, rows)))
     padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
-    lengths = torch.tensor([[*map(len, texts)] for texts in found], dtype=torch.int64)
+    lengths = torch.tensor([[*map(len, texts)] for texts in decoded], dtype=torch.int64)
     real = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
     several = lengths if lengths.shape[1] > 1 else None
     return Slot(Kind.SEQUENCE, padded, real, torch.zeros_like(real), several)

@@ -28,14 +28,15 @@ from fourm.networks.layers import (
 )
 from fourm.networks.state import Batch, Context, Packing, Slot
 
-PACKED_BELOW = 0.9  # share of visible tokens below which leaving the padding out pays
+PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave the padding out
 
 
 @dataclass(frozen=True, slots=True)
 class FourMConfig:
-    """Architecture of one model; the fields are keys of its config.json, but for the modalities.
+    """Architecture of one model; all fields except the modalities are keys of its config.json.
 
-    The limits are far beyond any model: a damaged config must not fill the memory or build layers for hours.
+    The limits are far above any real model: a damaged config must not fill the memory or build layers for
+    hours. CheckpointError: dim is not divisible by 4 and by num_heads.
     """
 
     norm_bias: bool
@@ -62,7 +63,10 @@ class FourMConfig:
 
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
-        """Read a config.json; keys that inference does not need are ignored, missing ones are an error."""
+        """Read a config.json; keys that inference does not need are ignored.
+
+        CheckpointError: a key is missing, or a value has the wrong type or is outside its limits.
+        """
         own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
         try:
             fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
@@ -75,16 +79,17 @@ class FourMConfig:
 
     @property
     def blocks(self) -> BlockConfig:
-        """What the blocks are like; a gated MLP has two thirds of the width, so that the parameters stay."""
+        """Settings of every block; a gated MLP has 2/3 of the width, so its parameter count is the same."""
         hidden = int(self.dim * self.mlp_ratio)
-        hidden = int(2 * hidden / 3) if self.gated_mlp else hidden
+        if self.gated_mlp:
+            hidden = int(2 * hidden / 3)
         biases = (self.qkv_bias, self.proj_bias, self.mlp_bias, self.norm_bias)
         act: type[nn.Module] = getattr(nn, self.act_layer)
         return BlockConfig(self.dim, self.num_heads, hidden, *biases, self.qk_norm, self.gated_mlp, act)
 
 
 class Embedding(nn.Module):
-    """Embeddings of a modality for the encoder: of values (content), of place and modality (address)."""
+    """Embeds a modality for the encoder: its values (content), and their positions and modality (address)."""
 
     pos_emb: Tensor  # (1, L, D); sequences have SEQUENCE_ROWS rows
 
@@ -101,30 +106,36 @@ class Embedding(nn.Module):
             self.token_emb = token_table(modality.vocab_size, config.dim)
 
     def forward(self, slot: Slot) -> tuple[Tensor, Tensor]:
-        """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included."""
+        """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included.
+
+        ValueError: an image or a grid of another size than the model has positions for.
+        """
         kind = self.modality.kind
         if kind is Kind.PIXELS:
-            patch, (rows, columns) = self.modality.patch_size, self.modality.grid or (0, 0)
-            if (got := slot.values.shape[1:]) != (want := (3, rows * patch, columns * patch)):
-                raise ValueError(f"{self.modality.name}: image {tuple(got)}, expected {want}")
+            patch = self.modality.patch_size
+            rows, columns = self.modality.grid or (0, 0)
+            shape, expected = tuple(slot.values.shape[1:]), (3, rows * patch, columns * patch)
+            if shape != expected:
+                raise ValueError(f"{self.modality.name}: image {shape}, expected {expected}")
             pixels = slot.values.to(self.proj.weight.dtype)
             patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
             return self.proj(patches), self.pos_emb + self.mod_emb
         if kind is Kind.GRID:
-            if (count := slot.values.shape[1]) != (room := self.pos_emb.shape[1]):
+            count, room = slot.values.shape[1], self.pos_emb.shape[1]
+            if count != room:
                 raise ValueError(f"{self.modality.name}: {count} tokens, the model has {room} positions")
             return self.token_emb(slot.values), self.pos_emb + self.mod_emb
         if kind is Kind.SEQUENCE:
             content = self.token_emb(slot.values)
         else:
             content = self.emb_proj(slot.values.to(self.emb_proj.weight.dtype))
-        # A sequence counts its known tokens only: holes do not move what follows them.
+        # Only known tokens are counted, so unknown ones do not shift the positions of those behind them.
         order = (slot.known.long().cumsum(dim=1) - 1).clamp_min(0)
         return content, F.embedding(order, self.pos_emb[0]) + self.mod_emb
 
 
 class Head(nn.Module):
-    """Embeddings of one target's places on the decoder's side (address), and its logits."""
+    """Embeds the positions of a target for the decoder (address), and maps its output to logits."""
 
     pos_emb: Tensor  # (1, L, D)
 
@@ -138,25 +149,17 @@ class Head(nn.Module):
         self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
 
     def address(self, positions: Tensor) -> Tensor:
-        """(B, K) positions -> (B, K, D). Past max_positions a sequence falls back to 0, as it was trained."""
+        """Addresses (B, K, D) of positions (B, K).
+
+        Positions of a sequence from max_positions on are replaced by 0, as in training.
+        """
         if self.modality.kind is Kind.SEQUENCE:
             positions = positions.masked_fill(positions >= self.modality.max_positions, 0)
         return F.embedding(positions, self.pos_emb[0]) + self.mod_emb
 
 
-def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -> None:
-    """`pos_emb` (1, L, D): a buffer when fixed, a parameter when learned; both are in the checkpoint."""
-    is_sequence = modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING)
-    grid = modality.grid or (0, 0)
-    table = sincos_1d(SEQUENCE_ROWS, config.dim) if is_sequence else sincos_2d(*grid, config.dim)
-    if modality.positions == "learned":
-        module.pos_emb = nn.Parameter(table)
-    else:
-        module.register_buffer("pos_emb", table)
-
-
 class FourM(nn.Module):
-    """The encoder-decoder: from what is known of a batch to logits for the positions asked."""
+    """The encoder-decoder: maps the known tokens of a batch to logits at positions of a target."""
 
     def __init__(self, config: FourMConfig) -> None:
         super().__init__()
@@ -176,67 +179,67 @@ class FourM(nn.Module):
         self.decoder_norm = blocks.norm()
 
     def shared_names(self) -> list[str]:
-        """Modalities whose modality vector is one tensor under two names."""
+        """Modalities whose `mod_emb` is one parameter of both the encoder and the decoder."""
         if not self.config.share_modality_embeddings:
             return []
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content and address (B, L, D) and known (B, L) of registers and all positions that can be read."""
+        """Content and address (B, N, D) and known (B, N) bool of the registers and all positions.
+
+        Modalities that the model does not read are left out.
+        """
         count = self.config.num_register_tokens
-        address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
-        contents = [self.register_tokens.expand_as(address) if count else address]
-        addresses, known = [address], [torch.ones_like(address[..., 0], dtype=torch.bool)]
-        for name in [name for name in batch.slots if name in self.encoder_embeddings]:
-            content, address = self.encoder_embeddings[name](batch.slots[name])
-            contents.append(content)
-            addresses.append(address.expand_as(content))
-            known.append(batch.slots[name].known)
+        no_address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
+        contents = [self.register_tokens.expand_as(no_address) if count else no_address]
+        addresses, known = [no_address], [torch.ones_like(no_address[..., 0], dtype=torch.bool)]
+        for name, slot in batch.slots.items():
+            if name in self.encoder_embeddings:
+                content, address = self.encoder_embeddings[name](slot)
+                contents.append(content)
+                addresses.append(address.expand_as(content))
+                known.append(slot.known)
         return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), torch.cat(known, dim=1)
 
     def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
         """Run the encoder over all known tokens of the batch.
 
-        Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row:
-        default the largest count of a row; more is padding, fewer cuts. `total` is how many are kept in
-        all. Where they are not given, both are read from the device, which waits for it.
+        Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row, by
+        default the largest count of a row: shorter rows are padded, longer ones are cut. `total` is the
+        number of tokens kept in all rows. Neither counts registers. A default waits for the device.
         """
         content, address, known = self.embed(batch)
-        registers = self.config.num_register_tokens  # which neither budget nor total counts
+        registers = self.config.num_register_tokens
         if budget is None:
             budget = int(known.sum(dim=1).max()) - registers if known.shape[1] else 0
         length = registers + budget
         order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # known first, in order
-        visible = F.pad(known.gather(1, order), (0, length - order.shape[1]))
+        padding = length - order.shape[1]
+        visible = F.pad(known.gather(1, order), (0, padding))
         total = int(visible.sum()) if total is None else total + registers * len(batch.keys)
-        padding, places, hidden = length - order.shape[1], order.unsqueeze(-1), ~visible.unsqueeze(-1)
+        places, hidden = order.unsqueeze(-1), ~visible.unsqueeze(-1)
         content, address = (
             F.pad(part.take_along_dim(places, 1), (0, 0, 0, padding)).masked_fill(hidden, 0)
             for part in (content, address)
         )
         packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
-        x, mask = content + address, visible[:, None, None, :]
-        x = packing.pack(x) if packing else x
+        mask = visible[:, None, None, :]
+        x = packing.pack(content + address) if packing else content + address
         for block in self.encoder:
             x = block(x, mask, packing)
         x = self.decoder_proj_context(self.encoder_norm(x))
-        return Context((packing.unpack(x) if packing else x) + address, visible, packing)
+        x = packing.unpack(x) if packing else x
+        return Context(x + address, visible, packing)
 
     def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
-        """Keys and values of a context, and room for those of max_tokens tokens of a sequence."""
+        """A cache with the keys and values of a context, and room for max_tokens tokens of a sequence."""
         return tuple(KVCache(cross, max_tokens) for cross in self._read_context(context))
 
     def room_for(self, sequence: str) -> int | None:
-        """How many tokens of a sequence the encoder takes at most; None where it takes none at all."""
+        """How many tokens of a sequence the encoder reads at most; None if it does not read this modality."""
         if sequence not in self.encoder_embeddings:
             return None
         return cast("Embedding", self.encoder_embeddings[sequence]).pos_emb.shape[1]
-
-    def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values of the context for one decoder block after the other."""
-        tokens = context.packing.pack(context.tokens) if context.packing else context.tokens
-        for block in self.decoder:
-            yield cast("DecoderBlock", block).read_context(tokens, context.packing)
 
     def decode(
         self, target: str, positions: Tensor, ids: Tensor | None, context: Context,
@@ -244,15 +247,33 @@ class FourM(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Logits (B, K, V) of one target at positions (B, K).
 
-        Image tokens are decoded together and see each other; `ids` is None. A sequence is decoded causally:
-        `ids` (B, K) are the tokens before the ones asked, `positions` count from 0. With a cache, only
-        tokens that it has not seen yet are passed.
+        Image tokens are decoded together and attend to each other; `ids` is None. A sequence is decoded
+        causally: `ids` (B, K) int64 are its tokens at `positions`, counted from 0, and the logits are those
+        of the tokens that follow them. With a cache, only tokens that are not in it yet are passed.
         """
         head = cast("Head", self.decoder_embeddings[target])
         content = self.mask_token if ids is None else head.token_emb(ids)
-        y, visible = content + head.address(positions), context.visible[:, None, None, :]
+        y = content + head.address(positions)
+        visible = context.visible[:, None, None, :]
         causal = ids is not None and cache is None
         crosses = [past.cross for past in cache] if cache else self._read_context(context)
         for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
             y = block(y, cross, visible, None, causal, cache[i] if cache else None)
         return head.to_logits(self.decoder_norm(y))
+
+    def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of the context, one decoder block after the other."""
+        tokens = context.packing.pack(context.tokens) if context.packing else context.tokens
+        for block in self.decoder:
+            yield cast("DecoderBlock", block).read_context(tokens, context.packing)
+
+
+def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -> None:
+    """Add `pos_emb` (1, L, D): a buffer if fixed, a parameter if learned; both are in the checkpoint."""
+    is_sequence = modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING)
+    grid = modality.grid or (0, 0)
+    table = sincos_1d(SEQUENCE_ROWS, config.dim) if is_sequence else sincos_2d(*grid, config.dim)
+    if modality.positions == "learned":
+        module.pos_emb = nn.Parameter(table)
+    else:
+        module.register_buffer("pos_emb", table)

@@ -1,7 +1,7 @@
-"""`samples/NNNNN.jsonl`: what a run made each sample of, and which files it has; a folder's runs read back.
+"""Reads and writes `samples/NNNNN.jsonl`, which record the inputs and the files of each sample of a run.
 
-A line for each sample, a file for each thousand of them in their order. A process records a thousand before
-it writes the first file of one of its samples. The text is the same whoever writes it.
+Each line is a sample, each file a thousand of them in order. A process writes the file of a thousand samples
+before it writes any result of one of them. All processes write the same text.
 """
 
 import json
@@ -23,30 +23,32 @@ from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
 from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, load_run
 
-CROP = "crop"  # how a sample's pictures fit the square that a model reads: the recorded crop, or the centre
-MAX_BYTES = 1 << 28  # of a thousand samples
+CROP = "crop"  # value of `fit`: a square part of the pictures was read, the recorded crop or the centre
+MAX_BYTES = 1 << 28  # of a file of a thousand samples
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedSample:
-    """One sample of a run. Paths of files are below the folder of the run, of sources below the data set."""
+    """One sample of a run. `files` are relative to the folder of the run, `sources` to the dataset."""
 
     key: Key
     variations: tuple[int, ...]
-    files: Mapping[str, tuple[str, ...]]  # by folder; one for each variation, or one for all of them
+    files: Mapping[str, tuple[str, ...]]  # by folder: one for each variation, or one for all of them
     prompt: str | None = None
     texts: Mapping[str, str] = field(default_factory=dict)  # other typed texts, by condition
-    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files of conditions, likewise
-    fit: str = ""  # CROP where a part of a picture was read
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files of conditions, by condition
+    fit: str = ""  # CROP if a part of the pictures was read
 
     def file(self, place: Place, variation: int | None) -> str:
-        """The file of one kind and variation; of any variation where all share it."""
+        """The file of a place and a variation; if all variations share one file, that file."""
         files = self.files[place.folder]
-        return files[0] if len(files) == 1 or variation is None else files[self.variations.index(variation)]
+        if len(files) == 1 or variation is None:
+            return files[0]
+        return files[self.variations.index(variation)]
 
     def to_line(self) -> str:
-        """The sample as a line of its file; what is empty is left out."""
+        """The sample as a line of its file; empty values are left out."""
         row = {
             "key": f"{self.key.folder}/{self.key.name}", "prompt": self.prompt, "texts": self.texts,
             "sources": self.sources, "fit": self.fit, "variations": self.variations, "files": self.files,
@@ -54,7 +56,7 @@ class RecordedSample:
         return json.dumps({name: fact for name, fact in row.items() if fact}) + "\n"
 
     def input_facts(self) -> dict[str, object]:
-        """What must be the same on resume. A file may be replaced by another one, as a.jpg by a.png."""
+        """What must be the same on resume. Other sources may be renamed, for example a.jpg to a.png."""
         facts = {"key": self.key.text, "prompt": self.prompt, "texts": dict(self.texts), "fit": self.fit,
                  "crop": self.sources.get(CROP_SETTINGS), "variations": self.variations}  # fmt: skip
         return {name: fact for name, fact in facts.items() if fact}
@@ -62,7 +64,7 @@ class RecordedSample:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One of the runs that wrote into a folder."""
+    """A run that wrote into a folder."""
 
     root: Path
     file: str  # its record: RUN or SR_RUN
@@ -70,51 +72,49 @@ class Run:
 
     @property
     def is_older(self) -> bool:
-        """True if an older version made the folder, which recorded no samples."""
+        """True if the folder was made by an older version, which recorded no samples."""
         return self.record.input is None
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where every sample has a file."""
+        """The places in which every sample has a file."""
         return tuple(place for place in self.record.places if place.form != "extra")
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Numbers of the variations that were made."""
+        """Numbers of the variations that the run generates."""
         only = self.record.variation
         return tuple(range(self.record.num_variations)) if only is None else (only,)
 
     @property
     def variations(self) -> tuple[int | None, ...]:
-        """Variations as file names show them: (None,) where there is but one."""
+        """Variations as in file names: (None,) if there is only one."""
         return (None,) if self.record.num_variations == 1 else self.numbers
 
     def count_tokens(self, place: Place) -> int | None:
-        """Tokens in each file of a target of the run; None where its record does not tell."""
+        """Number of tokens in each file of a target; None if the record does not contain it."""
         steps = [step for step in self.record.schedule["steps"] if step["target"] == place.modality]
-        return sum(step["num_tokens"] for step in steps) if steps and not place.is_condition else None
+        if place.is_condition or not steps:
+            return None
+        return sum(step["num_tokens"] for step in steps)
 
     def thousands(self) -> list[Path]:
-        """The files that samples are recorded in, in order."""
+        """The files in which samples are recorded, a thousand in each, in order."""
         folder = self.root / SAMPLES[self.file].folder
         return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
 
     def samples(self) -> Iterator[RecordedSample]:
-        """All samples that are recorded, in order; a thousand is in memory at a time."""
-        keys = set[Key]()  # in a folder that an older version made: from the names of its files
-        for place in self.places if self.is_older else ():
-            ends = [f"-v{v}" for v in self.variations if v is not None and not place.shared]
-            there = (self.root / place.folder).is_dir()
-            for key, path in (list_folder(self.root, place.folder).files if there else {}).items():
-                stem = path.name[: -len(suffix_of(path.name))]
-                end = next((end for end in ends if stem.endswith(end)), "")
-                keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
-        yield from (self.describe(Sample(key)) for key in sorted(keys))
+        """All samples of the run, in order; at most a thousand are in memory at a time.
+
+        UsageError: a file is damaged.
+        """
+        if self.is_older:
+            yield from (self.describe(Sample(key)) for key in sorted(self._keys_of_files()))
         for path in self.thousands():
             yield from read_samples_file(path, self)
 
     def find(self, key: Key) -> RecordedSample | None:
-        """The sample of a name."""
+        """The sample with this key; None if it is not recorded."""
         if self.is_older:
             return self.describe(Sample(key))
         paths = self.thousands()
@@ -123,7 +123,7 @@ class Run:
         return next((sample for sample in found if sample.key == key), None)
 
     def describe(self, sample: Sample, is_cropped: bool = False) -> RecordedSample:
-        """What is recorded of a sample: the files that it has or will have."""
+        """The record of a sample, with the files that it has or will have."""
         files = {
             place.folder: tuple(
                 file_name(place.folder, sample.key, place.suffix, variation)
@@ -131,25 +131,38 @@ class Run:
             )
             for place in self.places
         }
-        length = sample.key.folder.count("/") + 3  # of modality/folder/name.ext, in parts
+        num_parts = sample.key.folder.count("/") + 3  # of the path modality/folder/name.ext
         given = [sample.files_of(variation) for variation in (self.numbers if sample.varied else (0,))]
         sources = {
-            name: tuple(dict.fromkeys("/".join(paths[name].parts[-length:]) for paths in given))
+            name: tuple(dict.fromkeys("/".join(paths[name].parts[-num_parts:]) for paths in given))
             for name in given[0]
         }
-        how = CROP if is_cropped else ""
-        return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, how)
+        part = CROP if is_cropped else ""
+        return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, part)
+
+    def _keys_of_files(self) -> set[Key]:
+        """Keys of samples, from the names of files: an older version recorded nothing else."""
+        keys = set[Key]()
+        for place in self.places:
+            if not (self.root / place.folder).is_dir():
+                continue
+            ends = [f"-v{v}" for v in self.variations if v is not None and not place.shared]
+            for key, path in list_folder(self.root, place.folder).files.items():
+                stem = path.name[: -len(suffix_of(path.name))]
+                end = next((end for end in ends if stem.endswith(end)), "")
+                keys.add(Key(key.folder, stem.removesuffix(end)) if end else key)
+        return keys
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """An output folder."""
+    """An output folder and its runs."""
 
     root: Path
-    runs: tuple[Run, ...]  # the one that made it, then super-resolution; at least one
+    runs: tuple[Run, ...]  # the run that made it, then super-resolution; at least one of them
 
     def keys(self) -> list[Key]:
-        """Names of all samples that have a file, in order."""
+        """Keys of all samples that have a file, in order; UsageError if a record is damaged."""
         found = set[Key]()
         for sample in chain.from_iterable(run.samples() for run in self.runs):
             if any(os.path.lexists(self.root / name) for name in chain(*sample.files.values())):
@@ -158,12 +171,71 @@ class Results:
 
     @property
     def variations(self) -> tuple[int | None, ...]:
-        """Variations of the run that has most of them."""
+        """The variations of the run with the most of them."""
         return max((run.variations for run in self.runs), key=len)
 
 
+@dataclass(slots=True)
+class SampleWriter:
+    """Records the samples that this process works on."""
+
+    run: Run
+    samples: Sequence[Sample]  # of all processes, in order
+    is_cropped: bool
+    recorded: set[Path] = field(default_factory=set)  # files that exist and agree with the samples
+
+    def check(self) -> None:
+        """Compare the recorded samples with the input; UsageError if they differ."""
+        for path in self.run.thousands():
+            self._is_recorded(path)
+
+    def record(self, key: Key) -> Path | None:
+        """Write the file of a sample's thousand unless it exists; its path if this process wrote it."""
+        number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
+        path = self.run.root / SAMPLES[self.run.file].folder / f"{number:05d}.jsonl"
+        if path in self.recorded:
+            return None
+        text = "".join(map(RecordedSample.to_line, self._describe(path)))
+        if not create_text(self.run.root, path, text):
+            if self._is_recorded(path):
+                return None
+            write_text(self.run.root, path, text)  # replaces a damaged file
+        self.recorded.add(path)
+        return path
+
+    def _describe(self, path: Path) -> list[RecordedSample]:
+        """The samples that a file of a thousand has to record."""
+        first = int(path.stem) * SAMPLES_PER_FOLDER
+        thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
+        return [self.run.describe(sample, self.is_cropped) for sample in thousand]
+
+    def _is_recorded(self, path: Path) -> bool:
+        """False if a file is missing or damaged; UsageError if it records other samples."""
+        here = self._describe(path)
+        try:
+            is_same = read_bytes(path, MAX_BYTES) == "".join(map(RecordedSample.to_line, here)).encode()
+            there = here if is_same else read_samples_file(path, self.run)
+        except (FileNotFoundError, UsageError):
+            return False
+        if not is_same:
+            self._compare(path, there, here)
+        self.recorded.add(path)
+        return True
+
+    def _compare(self, path: Path, there: Sequence[RecordedSample], here: Sequence[RecordedSample]) -> None:
+        """Compare the inputs of recorded samples (there) with those of this run (here)."""
+        recorded, given = ([sample.input_facts() for sample in samples] for samples in (there, here))
+        for line, (before, after) in enumerate(zip_longest(recorded, given), start=1):
+            if before != after:
+                was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
+                raise UsageError(
+                    f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
+                    f"{path.relative_to(self.run.root)} is {was} there and {now} here"
+                )
+
+
 def open_results(root: Path) -> Results:
-    """Read the records of a folder; UsageError where no run wrote it."""
+    """Read the records of a folder; UsageError if no run wrote it or a record is damaged."""
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
     there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
@@ -175,12 +247,13 @@ def open_results(root: Path) -> Results:
 def samples_for(
     run: Run, samples: Iterable[RecordedSample], conditions: Sequence[str], ids: Mapping[str, bool]
 ) -> list[Sample]:
-    """Samples of a run as conditions of another one: the files that are or will be there.
+    """Samples of a run as conditions of another run, with files that exist or will exist.
 
-    ids: for each condition (full name) whether its tokens are read, not its values.
+    ids: by condition (full name), True if its tokens are read, False if its values are. UsageError: the run
+    does not write a condition.
     """
     forms = {name: "ids" if ids[name] else "value" for name in conditions}
-    places = {place.modality: place for place in run.places if forms.get(place.modality) == place.form}
+    places = {place.modality: place for place in run.places if place.form == forms.get(place.modality)}
     if lacking := [name for name in conditions if name not in places]:
         has = sorted({place.modality for place in run.places})
         raise UsageError(f"{run.root}: its run left no {lacking[0]}; it has {', '.join(has)}")
@@ -202,62 +275,8 @@ def chain_names(schedule: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return list(schedule["conditions"]), list(dict.fromkeys(step["target"] for step in schedule["steps"]))
 
 
-@dataclass(slots=True)
-class SampleWriter:
-    """Records the samples of a run that this process works on."""
-
-    run: Run
-    samples: Sequence[Sample]  # of all processes, in order
-    is_cropped: bool
-    recorded: set[Path] = field(default_factory=set)  # files that are there, as they should be
-
-    def check(self) -> None:
-        """Compare what is recorded with the input; UsageError where it has other samples now."""
-        for path in self.run.thousands():
-            self._is_recorded(path)
-
-    def record(self, key: Key) -> Path | None:
-        """Write the file of a sample's thousand unless it is there; its path if this process wrote it."""
-        number = bisect_left(self.samples, key, key=lambda sample: sample.key) // SAMPLES_PER_FOLDER
-        path = self.run.root / SAMPLES[self.run.file].folder / f"{number:05d}.jsonl"
-        if path in self.recorded:
-            return None
-        text = "".join(map(RecordedSample.to_line, self._describe(path)))
-        if not create_text(self.run.root, path, text):
-            if self._is_recorded(path):
-                return None
-            write_text(self.run.root, path, text)  # in the place of a damaged file
-        self.recorded.add(path)
-        return path
-
-    def _describe(self, path: Path) -> list[RecordedSample]:
-        """What its file records of a thousand samples."""
-        first = int(path.stem) * SAMPLES_PER_FOLDER
-        thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
-        return [self.run.describe(sample, self.is_cropped) for sample in thousand]
-
-    def _is_recorded(self, path: Path) -> bool:
-        """False if a thousand's file is missing or damaged; UsageError if it has other samples."""
-        here = self._describe(path)
-        try:
-            is_same = read_bytes(path, MAX_BYTES) == "".join(map(RecordedSample.to_line, here)).encode()
-            there = here if is_same else read_samples_file(path, self.run)
-        except (FileNotFoundError, UsageError):
-            return False
-        pairs = () if is_same else zip_longest(*([one.input_facts() for one in run] for run in (there, here)))
-        for line, (before, after) in enumerate(pairs, start=1):
-            if before != after:
-                was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
-                raise UsageError(
-                    f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
-                    f"{path.relative_to(self.run.root)} is {was} there and {now} here"
-                )
-        self.recorded.add(path)
-        return True
-
-
 def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
-    """The samples of one file; UsageError if it is damaged. The last few files are kept in memory."""
+    """The samples of one file, from a cache if the file is unchanged; UsageError if it is damaged."""
     try:
         status = path.stat()
         return _read(path, run.places, status.st_size, status.st_mtime_ns, status.st_ino)
@@ -267,9 +286,10 @@ def read_samples_file(path: Path, run: Run) -> Sequence[RecordedSample]:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, places: tuple[Place, ...], *status: int) -> Sequence[RecordedSample]:
+    """Read a file; status (size, time, inode) is in the cache's key, so a changed file is read again."""
     lines = read_bytes(path, MAX_BYTES).splitlines(keepends=True)
     if not lines:
-        raise UsageError(f"{printable(str(path))}: is empty, and no run leaves such")
+        raise UsageError(f"{printable(str(path))}: is empty, but a run records at least one sample in a file")
     return [_parse(line, places, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -279,20 +299,20 @@ def _first_key(path: Path, run: Run) -> Key:
 
 
 def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
-    """A line as a sample; UsageError if it is not one that a run writes."""
+    """The sample of a line; UsageError if the line is damaged."""
     try:
         if not line.endswith(b"\n"):
             raise ValueError("its end is missing")
-        said = json.loads(line)
-        folder, _, name = said["key"].rpartition("/")
+        row = json.loads(line)
+        folder, _, name = row["key"].rpartition("/")
         sample = RecordedSample(
             Key(folder, name),
-            fit(tuple[int, ...], said["variations"], "variations"),
-            _paths(said["files"]),
-            fit(str | None, said.get("prompt"), "prompt"),
-            fit(Mapping[str, str], said.get("texts", {}), "texts"),
-            _paths(said.get("sources", {})),
-            fit(str, said.get("fit", ""), "fit"),
+            fit(tuple[int, ...], row["variations"], "variations"),
+            _paths(row["files"]),
+            fit(str | None, row.get("prompt"), "prompt"),
+            fit(Mapping[str, str], row.get("texts", {}), "texts"),
+            _paths(row.get("sources", {})),
+            fit(str, row.get("fit", ""), "fit"),
         )
         for place in places:
             files = sample.files[place.folder]
@@ -303,9 +323,9 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
     return sample
 
 
-def _paths(said: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Paths by name. ValueError, TypeError or AttributeError for others than paths below a folder."""
-    for path in chain.from_iterable(said.values()):
+def _paths(paths_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Paths by name. ValueError, TypeError or AttributeError if one is not a path below a folder."""
+    for path in chain.from_iterable(paths_of.values()):
         if b"\0" in os.fsencode(path) or {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"it has a file {path!r}")
-    return {name: tuple(paths) for name, paths in said.items()}
+    return {name: tuple(paths) for name, paths in paths_of.items()}
