@@ -130,7 +130,7 @@ def test_an_interrupted_overwrite_is_resumed_with_its_own_settings_only(half: Pa
     assert snapshot(half) == before
     found = [finding for finding in verify_folder(half).findings if finding.file == NEXT[RUN]]
     assert [finding.detail for finding in found] == [
-        "an --overwrite was interrupted while it emptied; --resume goes on"
+        "an --overwrite was interrupted while it deleted files; --resume continues it"
     ]
     join(half, replace(SETTINGS, seed=4), overwrite=True)
     assert load_run(half).run.seed == 4
