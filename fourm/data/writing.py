@@ -58,7 +58,7 @@ def create_atomic(root: Path, path: Path, write: Callable[[Path], None]) -> bool
                 return False
             try:
                 os.replace(file, path)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: no empty file stays
                 path.unlink()
                 raise
     return True

@@ -354,7 +354,7 @@ def open_session() -> Any:
         if (path := os.environ.get("SSL_CERT_FILE")) is not None:
             open_file(Path(path)).close()
         return get_session()
-    except Exception as error:
+    except Exception as error:  # of the client: ValueError, ImportError, ssl.SSLError and kinds of its own
         names = [name for name in os.environ if name.lower() in _PROXIES]
         why = f"{_brief(error)}; a proxy is written as http://HOST:PORT or socks5://HOST:PORT"
         if isinstance(error, OSError):  # the client ignores SSL_CERT_DIR if a file is set
