@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Files of a control group, version 1 and 2: limit and usage; and the field of memory.stat for the file cache.
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
-_TOLERANCE = 0.15  # relative error of an estimate; a run is refused if 85% of the estimate does not fit
+_SURE = 0.85  # estimates may be 15 % too high, so a run is refused if 85 % of its estimate does not fit
 # Errors of reading these files, which are missing or different in other systems and kernels.
 _UNREADABLE = (OSError, StopIteration, ValueError, IndexError)
 
@@ -82,11 +83,8 @@ def choose_device(name: str, world: World) -> torch.device:
         raise UsageError(f"--device: '{name}' is not a device; known are {known}") from None
     count = counts.get(device.type, 0)
     if (device.index or 0) >= count:
-        there_is = ""
-        if count == 1:
-            there_is = "; there is only one"
-        elif count > 1:
-            there_is = f"; the last one is {device.type}:{count - 1}"
+        last = f"; the last one is {device.type}:{count - 1}"
+        there_is = {0: "", 1: "; there is only one"}.get(count, last)
         raise UsageError(f"--device: '{name}' is not available on this machine{there_is}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % count)
@@ -103,7 +101,7 @@ def fit_batch_size(request: Request, device: torch.device) -> int:
     passes = max((step.passes for step in request.chain.steps), default=1)
     size = max(1, choose_rows(request, device) // passes)
     free = free_memory(device)
-    while size > 1 and _exceeds(_cost(request, size, device).memory, free):
+    while size > 1 and _cost(request, size, device).memory * _SURE > free:
         size //= 2
     return size
 
@@ -135,8 +133,8 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 
-def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Free bytes of a device; None if unknown. root: the folder with `proc` and `sys`, for tests."""
+def free_memory(device: torch.device, root: Path = Path("/")) -> float:
+    """Free bytes of a device; infinity if unknown. root: the folder with `proc` and `sys`, for tests."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits, groups = list[int](), list[tuple[str, str]]()
@@ -156,7 +154,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
                 free += _number_after(cache, group / "memory.stat")  # file cache can be freed
                 limits.append(max(0, free))
             group = group.parent
-    return min(limits, default=None)
+    return min(limits, default=math.inf)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -203,15 +201,10 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
     )  # fmt: skip
 
 
-def _exceeds(memory: int, free: int | None) -> bool:
-    """True if an estimate is above the free bytes even if it is too high by _TOLERANCE."""
-    return free is not None and memory * (1 - _TOLERANCE) > free
-
-
 def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:
     """UsageError if `memory` bytes are more than are free; other: what helps besides another dtype."""
     free = free_memory(device)
-    if free is not None and _exceeds(memory, free):
+    if memory * _SURE > free:
         total, of_weights, left = (f"{count / 1e9:.3g} GB" for count in (memory, weights, free))
         needs = f"needs about {total} ({of_weights} for weights), but only {left} are free on {device}"
         helps = ["--dtype bfloat16"] if DTYPES[dtype].num_bytes > 2 else []

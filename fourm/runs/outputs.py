@@ -74,7 +74,7 @@ class Job:
         variation = None if place.shared or self.request.num_variations == 1 else work.variation
         return path_of(self.request.out, place.folder, work.sample.key, place.suffix, variation)
 
-    def is_complete(self, path: Path, listed: Mapping[str, Listed]) -> bool:
+    def is_complete(self, place: Place, work: Work, listed: Mapping[str, Listed]) -> bool:
         """True if a file matches its checksum in `listed` or, without one there, is valid by its format.
 
         Of a file larger than `READ_BYTES`, only the size is compared. A token file without a checksum must
@@ -82,6 +82,10 @@ class Job:
         complete, because a power failure can leave one. A link is not complete, because its target may lie
         outside the folder. A file that cannot be read is not complete.
         """
+        path, tokens = self.path(place, work), None
+        if place.form == "ids":
+            row = self.request.model.registry.get(place.modality)
+            tokens = Tokens(row.max_tokens, row.vocab_size)
         try:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
@@ -89,23 +93,12 @@ class Job:
             size = status.st_size
             expected = listed.get(path.relative_to(self.request.out).as_posix())
             if expected is None:
-                return size > 0 and find_flaw(path, self._tokens_in(path)) is None
-            if expected.size is not None and size != expected.size:
-                return False
-            if expected.size is not None and size > READ_BYTES:
-                return True
+                return size > 0 and find_flaw(path, tokens) is None
+            if expected.size is not None and (size != expected.size or size > READ_BYTES):
+                return size == expected.size
             return hashlib.sha256(read_bytes(path, max(size, 1))).hexdigest() == expected.sha256
         except (OSError, SampleError):
             return False
-
-    def _tokens_in(self, path: Path) -> Tokens | None:
-        """What a token file must hold; None for other files."""
-        name = path.relative_to(self.request.out).as_posix()
-        for place in self.places:
-            if place.form == "ids" and name.startswith(f"{place.folder}/"):
-                row = self.request.model.registry.get(place.modality)
-                return Tokens(row.max_tokens, row.vocab_size)
-        return None
 
 
 @dataclass(slots=True)
@@ -277,10 +270,9 @@ class Saver:
         return Diffusion(min(most, self.job.request.detokenizer_steps), noise)
 
     def _write(self, place: Place, work: Work, write: Callable[[Path], None]) -> None:
-        path = self.job.path(place, work)
         # A file that variations share may have been written with another variation.
-        if not (place.shared and self.job.is_complete(path, self.listed)):
-            write_atomic(self.job.request.out, path, write)
+        if not (place.shared and self.job.is_complete(place, work, self.listed)):
+            write_atomic(self.job.request.out, self.job.path(place, work), write)
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
         new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
@@ -294,22 +286,19 @@ class Saver:
     def _chunks(self, work: Work, values: Mapping[str, Any], is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""
         record, registry = self.samples.run.record, self.job.request.model.registry
-        prompts = [value for name, value in values.items() if registry.get(name).codec == CAPTION]
-        prompt = {"prompt": prompts[0]} if prompts else {}
-        # Any variation may write a shared file, so it names none.
-        variation = {} if is_shared else {"variation": str(work.variation)}
-        chunks = {
-            "software": f"fourm {__version__}", **prompt,
-            "model": record.model, "seed": str(record.seed), "sample": work.sample.key.text,
-            **variation, "variations": str(record.num_variations),
-            "schedule": record.options, "weights": record.files["weights"], "dtype": record.dtype,
-            "detokenizer steps": str(record.detokenizer_steps),
+        prompts = (value for name, value in values.items() if registry.get(name).codec == CAPTION)
+        facts = {
+            "software": f"fourm {__version__}", "prompt": next(prompts, None),
+            "model": record.model, "seed": record.seed, "sample": work.sample.key.text,
+            "variation": None if is_shared else work.variation,  # any variation may write a shared file
+            "variations": record.num_variations, "schedule": record.options,
+            "weights": record.files["weights"], "dtype": record.dtype,
+            "detokenizer steps": record.detokenizer_steps,
         }  # fmt: skip
         if base := self.job.request.origin:
-            facts = {"model": base.model, "seed": base.seed, "schedule": base.options, "dtype": base.dtype,
-                     "weights": base.files.get("weights", "")}  # fmt: skip
-            chunks |= {f"base {name}": str(fact) for name, fact in facts.items()}
-        return chunks
+            facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,
+                      "base dtype": base.dtype, "base weights": base.files.get("weights", "")}  # fmt: skip
+        return {name: str(fact) for name, fact in facts.items() if fact is not None}
 
 
 def preview_place(target: str, number: int) -> Place:

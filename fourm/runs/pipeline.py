@@ -64,11 +64,15 @@ def run(request: Request) -> Iterator[Event]:
     if not request.overwrite:
         writer.check()
     # With --overwrite all files count as missing.
-    share = None if request.overwrite or not out.is_dir() else (world.rank, world.size)
-    listed = {} if share is None else read_checksums(out, share)
+    listed = {} if request.overwrite else read_checksums(out, (world.rank, world.size))
     works = [Work(sample, variation) for sample in samples for variation in request.variations]
     made, todo = _split_work(job, world.share(works), listed)
-    yield _started(job, len(made), len(todo))
+    yield Started(
+        total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
+        device=str(job.device), steps=len(request.chain.steps),
+        evaluations=count_evaluations(request, job.places), stage=request.stage,
+        variations=len(request.variations),
+    )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
     if todo:
         yield Loading(f"model {request.model.name}")
@@ -135,38 +139,22 @@ def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
     return Engine(network, sentinels, max_rows=choose_rows(request, device)), codecs
 
 
-def _started(job: Job, num_made: int, num_todo: int) -> Started:
-    request = job.request
-    return Started(
-        total=num_made + num_todo, skipped=num_made, batch_size=job.batch_size, model=request.model.name,
-        device=str(job.device), steps=len(request.chain.steps),
-        evaluations=count_evaluations(request, job.places), stage=request.stage,
-        variations=len(request.variations),
-    )  # fmt: skip
-
-
 def _split_work(
     job: Job, works: Sequence[Work], listed: Mapping[str, Listed]
 ) -> tuple[list[Work], list[Work]]:
-    """The results that are complete, and those that are to be made; without those that cannot be made."""
-    made, todo = list[Work](), list[Work]()
+    """The results that are complete, and those that are to be made.
+
+    Super-resolution leaves out what the base run did not make, which that run has reported.
+    """
+    request, made, todo = job.request, list[Work](), list[Work]()
     for work in works:
-        if not _has_conditions(job.request, work):
+        files = work.sample.files_of(work.variation)
+        given = (name in files and files[name].is_file() for name in request.chain.conditions)
+        if request.origin and not all(given):
             continue
-        is_made = not job.request.overwrite and all(job.is_complete(path, listed) for path in job.paths(work))
-        if is_made:
-            made.append(work)
-        else:
-            todo.append(work)
+        complete = (job.is_complete(place, work, listed) for place in job.written)
+        (made if not request.overwrite and all(complete) else todo).append(work)
     return made, todo
-
-
-def _has_conditions(request: Request, work: Work) -> bool:
-    """False for super-resolution of a sample that the base run did not make, which that run has reported."""
-    if not request.origin:
-        return True
-    files = work.sample.files_of(work.variation)
-    return all(name in files and files[name].is_file() for name in request.chain.conditions)
 
 
 def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Event]:

@@ -1,5 +1,6 @@
 """Devices, dtypes and batch sizes that are chosen, and those that are refused."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_processes_of_a_machine_take_turns_on_its_gpus() -> None:
 def test_batches_hold_fewer_samples_when_samples_are_longer(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: None)
+    monkeypatch.setattr("fourm.runs.device.free_memory", lambda _: math.inf)
     model = find_model(tiny)
     one, three = (
         Request(model, parse_chain(f"--cond none --targets {targets}", model), (), tmp_path)
@@ -109,7 +110,7 @@ def test_limits_of_cgroups_version_1_are_read(tmp_path: Path, limit: int, own: s
 
 
 def test_memory_that_nobody_tells_of_is_not_checked(tmp_path: Path) -> None:
-    assert free_memory(torch.device("cpu"), tmp_path) is None
+    assert free_memory(torch.device("cpu"), tmp_path) == math.inf
 
 
 def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
@@ -130,7 +131,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
     ):
         with pytest.raises(UsageError, match=said):
             check_memory(request, cpu)
-    for free in (1 << 40, None):
+    for free in (1 << 40, math.inf):
         monkeypatch.setattr("fourm.runs.device.free_memory", lambda _, free=free: free)
         check_memory(full, cpu)
 

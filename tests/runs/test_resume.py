@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fourm.data.layout import samples_of_prompts
+from fourm.data.layout import Key, Place, Sample, samples_of_prompts
 from fourm.hub.files import find_model
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
+from fourm.runs.conditions import Work
 from fourm.runs.events import Saved, Started
 from fourm.runs.outputs import READ_BYTES, Job
 from fourm.runs.pipeline import run
@@ -196,12 +197,14 @@ def test_a_finished_run_is_left_as_it_is(tiny: Path, made: Path, out: Path) -> N
 def test_of_a_large_file_only_the_size_is_compared(tiny: Path, tmp_path: Path) -> None:
     """`fourm verify` reads all of it."""
     for size, is_taken in ((READ_BYTES, False), (READ_BYTES + 1, True)):
-        path = tmp_path / f"{size}.png"
+        place, work = Place("rgb", ".png"), Work(Sample(Key("sizes", str(size))), 0)
+        job = Job(request(tiny, tmp_path), [place], torch.device("cpu"), "float32", 1)
+        path = job.path(place, work)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(size))
         listed = list_files(tmp_path, [path])
-        job = Job(request(tiny, tmp_path), [], torch.device("cpu"), "float32", 1)
-        assert job.is_complete(path, listed)
+        assert job.is_complete(place, work, listed)
         path.write_bytes(bytes(size - 1) + b"x")
-        assert job.is_complete(path, listed) is is_taken
+        assert job.is_complete(place, work, listed) is is_taken
         path.write_bytes(bytes(size + 1))
-        assert not job.is_complete(path, listed)
+        assert not job.is_complete(place, work, listed)
