@@ -40,9 +40,7 @@ class Progress:
     done: int  # tokens of the target fixed so far, per sample
     total: int  # tokens of the target; for a sequence the limit, times its passes
     seconds: float  # host time since the last report
-    sound: (
-        Tensor  # (B,) bool, False for rows whose logits were not finite, so that their tokens are meaningless
-    )
+    sound: Tensor  # (B,) bool, False for rows of meaningless tokens: their logits were not finite
     faults: Mapping[int, str] = field(default_factory=dict)  # by row: why a sample cannot be continued
 
 
@@ -130,13 +128,8 @@ class Engine:
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target at positions (B, K)."""
         if self.plain:
-            contexts = [self.network.encode(one) for one in passes]
-            parts = [self.network.decode(step.target, positions, None, context) for context in contexts]
-            logits = torch.cat(parts)
-        else:
-            context = self._encode(passes, known)
-            logits = self.network.decode(step.target, positions.repeat(len(passes), 1), None, context)
-        return _guide(logits, step)
+            return self._decode(step, positions, None, [self.network.encode(one) for one in passes])
+        return self._decode(step, positions, None, [self._encode(passes, known)])
 
     def _encode(self, passes: list[Batch], known: list[int]) -> Context:
         """Encode all branches as one padded batch (see PAD_MULTIPLE); known: tokens of each row."""
@@ -229,16 +222,23 @@ class Engine:
 
     def _next_logits(self, texts: Texts, ids: Tensor) -> Tensor:
         """Guided logits (B * P, V) of the token after ids (B * P, 1 + j)."""
-        target = texts.step.target
-        if self.plain:  # everything is computed anew for each token
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            parts = [self.network.decode(target, positions, ids, context) for context in texts.contexts]
-            logits = torch.cat(parts)
-        else:
-            newest = ids[:, -1:].repeat(1 + len(texts.step.branches), 1)
-            positions = torch.full_like(newest, ids.shape[1] - 1)
-            logits = self.network.decode(target, positions, newest, texts.contexts[0], texts.cache)
-        return _guide(logits, texts.step)[:, -1]
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if not self.plain:  # the reference path computes everything anew for each token
+            positions, ids = positions[:, -1:], ids[:, -1:]
+        return self._decode(texts.step, positions, ids, texts.contexts, texts.cache)[:, -1]
+
+    def _decode(
+        self, step: Step, positions: Tensor, ids: Tensor | None, contexts: list[Context],
+        cache: DecoderCache | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Guided logits (B, K, V) float32 of the target at positions (B, K); ids as in `FourM.decode`."""
+        count = 1 + len(step.branches)
+        copies = count // len(contexts)  # one context may be that of all branches
+        positions, ids = positions.repeat(copies, 1), None if ids is None else ids.repeat(copies, 1)
+        parts = [self.network.decode(step.target, positions, ids, context, cache) for context in contexts]
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]
+        weights = torch.tensor([branch.weight for branch in step.branches])
+        return guide(logits.float().view(count, -1, *logits.shape[1:]), weights)
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
@@ -262,12 +262,6 @@ def _passes(batch: Batch, step: Step) -> list[Batch]:
         return [batch]
     hide = batch.without if step.removes_hidden else batch.hide
     return [hide(step.guided), *(hide(step.guided - branch.visible) for branch in step.branches)]
-
-
-def _guide(logits: Tensor, step: Step) -> Tensor:
-    """Combine the branches in logits ((1 + n) * B, K, V), base first, by their weights: (B, K, V) float32."""
-    weights = torch.tensor([branch.weight for branch in step.branches])
-    return guide(logits.float().view(1 + len(weights), -1, *logits.shape[1:]), weights)
 
 
 def _num_known(passes: list[Batch]) -> list[int]:

@@ -29,8 +29,8 @@ class Limits:
         return f"{self.least} {most}" if self.least < self.most else f"{self.least}"
 
 
-def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
-    """Convert parsed JSON or YAML to a type; a ValueError names everything that does not fit, by its path.
+def fit(kind: Any, value: object, name: str, strict: bool = True, error: type[Exception] = ValueError) -> Any:
+    """Convert parsed JSON or YAML to a type; an error names everything that does not fit, by its path.
 
     kind: str, int, float, bool, Any, an Enum, Literal, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, a
     dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
@@ -40,7 +40,7 @@ def fit(kind: Any, value: object, name: str, strict: bool = True) -> Any:
     fitted = _fit(kind, value, name, strict, problems)
     if problems:
         more = len(problems) - _MAX_PROBLEMS
-        raise ValueError("; ".join([*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]))
+        raise error("; ".join([*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]))
     return fitted
 
 

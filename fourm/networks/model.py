@@ -68,12 +68,11 @@ class FourMConfig:
         CheckpointError: a key is missing, or a value has the wrong type or is outside its limits.
         """
         own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
-        try:
-            fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False)
-            reads = fit(tuple[str, ...], config.get("domains_in"), "config.domains_in")
-            writes = fit(tuple[str, ...], config.get("domains_out"), "config.domains_out")
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
+        fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False, error=CheckpointError)
+        reads, writes = (
+            fit(tuple[str, ...], config.get(key), f"config.{key}", error=CheckpointError)
+            for key in ("domains_in", "domains_out")
+        )
         targets = tuple(row for row in map(registry.get, writes) if row.takes_ids)
         return replace(fitted, modalities_in=tuple(map(registry.get, reads)), modalities_out=targets)
 

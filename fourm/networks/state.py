@@ -192,11 +192,7 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
         return Slot(kind, torch.zeros(batch_size, num_tokens, dtype=torch.int64), ~wanted, wanted)
     if kind is not Kind.SEQUENCE:
         raise ValueError(f"{kind.name} cannot be decoded")
-    values = torch.zeros(batch_size, max(num_tokens, 2), dtype=torch.int64)
-    values[:, :2], values[:, -1] = S1_ID, S2_ID
-    known = torch.zeros_like(values, dtype=torch.bool)
-    known[:, 0] = True
-    return Slot(kind, values, known, ~known)
+    return typed_text(torch.full((batch_size, 1), S1_ID), max(num_tokens - 1, 1), S1_ID, S2_ID)
 
 
 def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:

@@ -102,11 +102,7 @@ def read_config(config: Mapping[str, object]) -> VQConfig:
     for field in fields(kind):
         if field.type in (Size, Size | None) and type(values.get(field.name)) is int:
             values[field.name] = [values[field.name]] * 2
-    try:
-        fitted: VQConfig = fit(kind, values, "config", strict=False)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    return fitted
+    return fit(kind, values, "config", strict=False, error=CheckpointError)
 
 
 def _grid(image: Size, patch: Size, key: str) -> Size:

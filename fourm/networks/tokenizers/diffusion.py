@@ -269,8 +269,4 @@ def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -
     if kind is UViTShape and type(count := sizes.get("layers_per_block", 2)) is int:  # for all levels
         levels = sizes.get("block_out_channels", UViTShape().block_out_channels)
         sizes["layers_per_block"] = [count] * (len(levels) if isinstance(levels, list | tuple) else 1)
-    try:
-        shape: Shape = fit(kind, sizes, "dec_structure")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    return shape
+    return fit(kind, sizes, "dec_structure", error=CheckpointError)
