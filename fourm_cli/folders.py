@@ -51,12 +51,12 @@ def plot(
         fourm plot out --html --no-sheets
     """
     from fourm.hub.files import find_model
-    from fourm.output.samples import open_results
+    from fourm.output.samples import open_runs
 
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")
     root = parse_folder(folder, sys.stdin.buffer)
-    results = open_results(root)  # mistakes end here, before torch is imported
+    runs = open_runs(root)  # mistakes end here, before torch is imported
     if model is not None:
         find_model(model)
 
@@ -64,7 +64,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import plot_album, plots_folder
 
-    album, plots, screen = open_album(root, model, results), plots_folder(root), Screen(quiet)
+    album, plots, screen = open_album(root, model, runs), plots_folder(root), Screen(quiet)
     chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
     # Problems of each sample that was drawn, and characters that no font has.

@@ -12,7 +12,7 @@ from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, Sample, path_of
 from fourm.output.processes import PROCESSES
 from fourm.output.record import FORMAT, RUN, SAMPLES, SR_RUN, RunRecord
-from fourm.output.samples import open_results
+from fourm.output.samples import open_runs
 
 RGB = Place("rgb", ".png", modality="tok_rgb@64")
 SEMSEG = Place("semseg", ".png", modality="tok_semseg@64")
@@ -43,7 +43,7 @@ def write_record(root: Path, places: Sequence[Place], file: str = RUN, **changes
 
 def record_samples(root: Path, keys: Sequence[Key]) -> None:
     """Record samples of these names for each run of a folder, in the place of what is recorded."""
-    for run in open_results(root).runs if keys else ():
+    for run in open_runs(root) if keys else ():
         path = root / SAMPLES[run.file].folder / "00000.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(run.describe(Sample(key)).to_line() for key in sorted(keys)))
@@ -52,7 +52,7 @@ def record_samples(root: Path, keys: Sequence[Key]) -> None:
 def put(root: Path, place: Place, key: Key, value: object, variation: int | None = None) -> Path:
     """A file of a sample, recorded: a text, bytes as they are, an array, or pixels for a picture."""
     if any((root / file).exists() for file in (RUN, SR_RUN)):
-        known = (sample.key for run in open_results(root).runs for sample in run.samples())
+        known = (sample.key for run in open_runs(root) for sample in run.samples())
         record_samples(root, list({key, *known}))
     path = path_of(root, place.folder, key, place.suffix, variation)
     path.parent.mkdir(parents=True, exist_ok=True)

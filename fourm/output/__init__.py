@@ -10,8 +10,8 @@ PUBLIC = {
         "ANY_RUN Failure Launch Listed Process close_output list_files now read_checksums read_failures "
         "remove_empty sha256_of sha256_of_file write_failures"
     ),
-    "record": "BASE RUN RunRecord SR SR_RUN load_run",
-    "samples": "RecordedSample Results Run SampleWriter chain_names open_results samples_for",
+    "record": "BASE PLOTS RUN RunRecord SR SR_RUN",
+    "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "verify": "Finding Verdict verify_folder",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -30,7 +30,8 @@ from fourm.data.writing import (
 from fourm.errors import UsageError
 from fourm.output import processes
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
-from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunFile, RunRecord, format_run, load_run
+from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunRecord, format_run
+from fourm.output.samples import Run, load_run
 
 # With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
 # until it is done.
@@ -91,7 +92,7 @@ class Joining:
                 check_names(out)
                 if self.launch.rank == 0:
                     after = load_run(out, following.name)
-                    _check_settings(out, after.run, self.settings)
+                    _check_settings(out, after.record, self.settings)
                     _overwrite(out, self.record, after.identity)
                 else:
                     self._wait(lambda: not os.path.lexists(following))
@@ -169,10 +170,10 @@ class Joining:
             return self.launch.size > 1 and file.lstat().st_mtime >= self.since + server_clock(self.out)
         return False
 
-    def _check_same_run(self, before: RunFile) -> None:
+    def _check_same_run(self, before: Run) -> None:
         """Refuse to continue a run without being asked to, or with other settings."""
         _check_joins(self.out, self.record, before, self.launch, self.resume or self.overwrite)
-        _check_settings(self.out, before.run, self.settings)
+        _check_settings(self.out, before.record, self.settings)
 
     def _is_first(self) -> bool:
         """True if no run is there. Refuses folders for super-resolution that hold files of no record."""
@@ -214,12 +215,12 @@ def _exists(out: Path, record: str) -> UsageError:
     return UsageError(f"--out {out}: {what}; {ways}")
 
 
-def _check_joins(out: Path, record: str, before: RunFile, launch: Launch, is_asked: bool) -> None:
+def _check_joins(out: Path, record: str, before: Run, launch: Launch, is_asked: bool) -> None:
     """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job."""
     is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
     if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
         raise _exists(out, record)
-    if before.run.input is None:  # samples were not recorded
+    if before.is_older:
         raise UsageError(
             f"--out {out}: an older version of this program wrote {record}, and its runs cannot be resumed; "
             f"--overwrite starts again{free_beside(out)}"
@@ -291,7 +292,9 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     """Write the next record; delete a run and its super-resolution, except its record and files of `run`."""
     names = (SR_RUN, RUN) if name == RUN else (name,)
     records = {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
-    places = [(each, place) for each, read in records.items() for place in (*read.run.places, SAMPLES[each])]
+    places = [
+        (each, place) for each, read in records.items() for place in (*read.record.places, SAMPLES[each])
+    ]
     for each, place in places:
         for path in accumulate(place.folder.split("/"), Path, initial=out):
             if path != out and path.is_symlink():

@@ -1,17 +1,15 @@
-"""`run.json`, the record of a run: its fields, and how it is written, read and checked."""
+"""The text of `run.json`, the record of a run: its fields, and how it is written, parsed and checked."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fourm.data.dataset import Input
 from fourm.data.layout import FORMS, MAX_SAMPLES, Place
-from fourm.data.opening import read_bytes
-from fourm.data.writing import PARTIAL, free_beside
-from fourm.errors import UsageError, printable, shown
+from fourm.data.writing import PARTIAL
+from fourm.errors import shown
 from fourm.modalities.typed import Limits, fit
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
 from fourm.schedule.settings import MAX_SEED
@@ -34,7 +32,6 @@ BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
 FORMAT = 3  # of run.json; fields may be added to it
 OLDER_FORMATS = (1, 2)  # are read, but such runs cannot be continued
-MAX_BYTES = 1 << 28  # of run.json
 MAX_FOLDER_BYTES, MAX_SUFFIX_BYTES = 255, 24  # of a place; with the longest name a file system takes both
 # Fields of a record that the super-resolution of its run depends on; older versions did not record the input.
 _ORIGIN = ("model", "revision", "files", "options", "num_variations", "seed", "dtype", "input")
@@ -86,46 +83,29 @@ class RunRecord:
         return {name: facts[name] for name in _ORIGIN}
 
 
-class RunFile(NamedTuple):
-    """A valid record, as it was read."""
-
-    run: RunRecord
-    identity: str  # part of the file names of its processes; "" in older formats
-    is_as_written: bool  # False: valid, but changed after it was written
-
-
 def format_run(run: RunRecord, identity: str) -> str:
     """The text of a record."""
     return seal({"format": FORMAT, "identity": identity, **run.to_json()})
 
 
-def load_run(out: Path, file: str = RUN) -> RunFile:
-    """Read the record of a folder and check all fields; UsageError if one is wrong, or if there is none.
+def parse_run(text: str) -> tuple[RunRecord, str, bool]:
+    """The record in a text, its identity ("" in older formats), and True if nobody changed it since.
 
-    Fields that this version does not know are ignored.
+    Unknown fields are ignored. ValueError, KeyError, ...: a value that no run has, or none where one is due.
     """
-    try:
-        text = read_bytes(out / file, MAX_BYTES).decode("utf-8")
-        said = json.loads(text)
-        if said["format"] in OLDER_FORMATS:
-            return RunFile(_run_of(_upgraded(said)), "", True)
-        if said["format"] != FORMAT:
-            raise ValueError(f"another version of this program wrote format {said['format']!r}")
-        identity = fit(str, said["identity"], "identity")
-        if not RUN_IDENTITY.fullmatch(identity):
-            raise ValueError(f"its identity is {identity!r}")
-        return RunFile(_run_of(said), identity, text == seal(said))
-    except FileNotFoundError as error:
-        what = f"is not empty and holds no {file}, so no run wrote it; left as it is{free_beside(out)}"
-        raise UsageError(f"--out {out}: {what}") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        what = f"{out / file}: is not a record of this program, or was damaged ({why})"
-        raise UsageError(printable(what)) from error
+    said = json.loads(text)
+    if said["format"] in OLDER_FORMATS:
+        return _run_of(_upgraded(said)), "", True
+    if said["format"] != FORMAT:
+        raise ValueError(f"another version of this program wrote format {said['format']!r}")
+    identity = fit(str, said["identity"], "identity")
+    if not RUN_IDENTITY.fullmatch(identity):
+        raise ValueError(f"its identity is {identity!r}")
+    return _run_of(said), identity, text == seal(said)
 
 
 def _run_of(said: Mapping[str, Any]) -> RunRecord:
-    """The record that parsed JSON holds; ValueError or KeyError for values that no run has."""
+    """The record that parsed JSON of format 3 holds."""
     run: RunRecord = fit(RunRecord, said, "run", strict=False)
     if run.samples * run.num_variations > MAX_SAMPLES:
         raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")

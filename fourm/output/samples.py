@@ -1,4 +1,4 @@
-"""Reads and writes `samples/NNNNN.jsonl`, which record the inputs and the files of each sample of a run.
+"""Reads runs, and writes `samples/NNNNN.jsonl`, which record the inputs and the files of their samples.
 
 Each line is a sample, each file a thousand of them in order. A process writes the file of a thousand samples
 before it writes any result of one of them. All processes write the same text.
@@ -18,13 +18,13 @@ from typing import Any
 from fourm.data.dataset import list_folder, suffix_of
 from fourm.data.layout import CROP_SETTINGS, SAMPLES_PER_FOLDER, Key, Place, Sample, file_name
 from fourm.data.opening import open_file, read_bytes
-from fourm.data.writing import create_text, write_text
+from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
-from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, load_run
+from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, parse_run
 
 CROP = "crop"  # value of `fit`: a square part of the pictures was read, the recorded crop or the centre
-MAX_BYTES = 1 << 28  # of a file of a thousand samples
+MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
 
 
@@ -64,11 +64,13 @@ class RecordedSample:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that wrote into a folder."""
+    """A run that wrote, or will write, into a folder."""
 
     root: Path
     file: str  # its record: RUN or SR_RUN
     record: RunRecord
+    identity: str = ""  # part of the file names of its processes; "" in older formats, and before it begins
+    is_as_written: bool = True  # False: the record is valid, but was changed after it was written
 
     @property
     def is_older(self) -> bool:
@@ -154,27 +156,6 @@ class Run:
         return keys
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
-    """An output folder and its runs."""
-
-    root: Path
-    runs: tuple[Run, ...]  # the run that made it, then super-resolution; at least one of them
-
-    def keys(self) -> list[Key]:
-        """Keys of all samples that have a file, in order; UsageError if a record is damaged."""
-        found = set[Key]()
-        for sample in chain.from_iterable(run.samples() for run in self.runs):
-            if any(os.path.lexists(self.root / name) for name in chain(*sample.files.values())):
-                found.add(sample.key)
-        return sorted(found)
-
-    @property
-    def variations(self) -> tuple[int | None, ...]:
-        """The variations of the run with the most of them."""
-        return max((run.variations for run in self.runs), key=len)
-
-
 @dataclass(slots=True)
 class SampleWriter:
     """Records the samples that this process works on."""
@@ -234,14 +215,40 @@ class SampleWriter:
                 )
 
 
-def open_results(root: Path) -> Results:
-    """Read the records of a folder; UsageError if no run wrote it or a record is damaged."""
+def load_run(out: Path, file: str = RUN) -> Run:
+    """Read the record of a folder and check all fields; UsageError if one is wrong, or if there is none."""
+    try:
+        return Run(out, file, *parse_run(read_bytes(out / file, MAX_BYTES).decode()))
+    except FileNotFoundError as error:
+        what = f"is not empty and holds no {file}, so no run wrote it; left as it is{free_beside(out)}"
+        raise UsageError(f"--out {out}: {what}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"{out / file}: is not a record of this program, or was damaged ({why})"
+        raise UsageError(printable(what)) from error
+
+
+def open_runs(root: Path) -> tuple[Run, ...]:
+    """The runs of a folder: the one that made it, then super-resolution, at least one of them.
+
+    UsageError if no run wrote it or a record is damaged.
+    """
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
     there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
     if not there:
         raise UsageError(f"{root}: holds no {RUN}, so no run of this program wrote it")
-    return Results(root, tuple(Run(root, file, load_run(root, file).run) for file in there))
+    return tuple(load_run(root, file) for file in there)
+
+
+def keys_of(runs: Iterable[Run]) -> set[Key]:
+    """Keys of all samples of which a file is there; UsageError if a record is damaged."""
+    return {
+        sample.key
+        for run in runs
+        for sample in run.samples()
+        if any(os.path.lexists(run.root / name) for name in chain(*sample.files.values()))
+    }
 
 
 def samples_for(
@@ -305,15 +312,11 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
             raise ValueError("its end is missing")
         row = json.loads(line)
         folder, _, name = row["key"].rpartition("/")
-        sample = RecordedSample(
-            Key(folder, name),
-            fit(tuple[int, ...], row["variations"], "variations"),
-            _paths(row["files"]),
-            fit(str | None, row.get("prompt"), "prompt"),
-            fit(Mapping[str, str], row.get("texts", {}), "texts"),
-            _paths(row.get("sources", {})),
-            fit(str, row.get("fit", ""), "fit"),
-        )
+        key = {"folder": folder, "name": name}
+        sample: RecordedSample = fit(RecordedSample, {**row, "key": key}, "it", strict=False)
+        for path in chain(*sample.files.values(), *sample.sources.values()):
+            if not {"", ".", ".."}.isdisjoint(path.split("/")):
+                raise ValueError(f"it has a file {path!r}")
         for place in places:
             files = sample.files[place.folder]
             if len(files) not in (1, len(sample.variations)) or not files[0].startswith(f"{place.folder}/"):
@@ -321,11 +324,3 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UsageError) as error:
         raise UsageError(printable(f"{where} is no sample of a run, or was damaged ({error})")) from error
     return sample
-
-
-def _paths(paths_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Paths by name. ValueError, TypeError or AttributeError if one is not a path below a folder."""
-    for path in chain.from_iterable(paths_of.values()):
-        if b"\0" in os.fsencode(path) or {"", ".", ".."} & set(path.split("/")):
-            raise ValueError(f"it has a file {path!r}")
-    return {name: tuple(paths) for name, paths in paths_of.items()}

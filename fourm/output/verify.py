@@ -14,8 +14,8 @@ from fourm.errors import SampleError, UsageError, printable
 from fourm.output import processes
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
-from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN, load_run
-from fourm.output.samples import RecordedSample, Run, read_samples_file
+from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN
+from fourm.output.samples import RecordedSample, Run, load_run, read_samples_file
 
 # Kinds of findings, then kinds of notes, which report no damage.
 FOREIGN, MISSING, TRUNCATED, ALTERED, UNREADABLE = "foreign", "missing", "truncated", "altered", "unreadable"
@@ -112,7 +112,7 @@ class _Folder:
     samples: int = 0  # of the first run, that have a result
     has_unknown_samples: bool = False  # records of samples are missing: files may belong to unknown ones
 
-    def add_finding(self, kind: str, file: str, detail: str) -> None:
+    def add(self, kind: str, file: str, detail: str) -> None:
         self.findings.append(Finding(kind, file, detail))
 
     def add_note(self, kind: str, file: str, detail: str) -> None:
@@ -121,19 +121,19 @@ class _Folder:
     def add_missing(self, path: str, detail: str) -> None:
         """Report a missing file, unless it lies in a folder that was not entered."""
         if self.blocked.isdisjoint((path, *map(str, PurePosixPath(path).parents))):
-            self.add_finding(MISSING, path, detail)
+            self.add(MISSING, path, detail)
 
     def read_processes(self) -> None:
         """Read what the processes of all runs recorded: launches, checksums and failures."""
         files, others = processes.list_processes(self.root)
         for name in others:
-            self.add_finding(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
+            self.add(FOREIGN, f"{PROCESSES}/{name}", "no process of this program wrote it")
         for name, own in groupby(files, key=lambda file: f"{PROCESSES}/{file.path.stem}"):
             self._read_process(name, {file.kind: file for file in own})
         try:
             self.failures = processes.read_failures(self.root)
         except UsageError as error:
-            self.add_finding(UNREADABLE, FAILURES, str(error).partition(": ")[2])
+            self.add(UNREADABLE, FAILURES, str(error).partition(": ")[2])
 
     def _read_process(self, name: str, kinds: dict[str, ProcessFile]) -> None:
         """Compare the files of one process with the checksums that it recorded when it ended."""
@@ -143,15 +143,13 @@ class _Folder:
                 launch, is_as_written = processes.read_launch(kinds[LAUNCH])
                 recorded = launch.files
                 if not is_as_written:
-                    self.add_finding(
-                        ALTERED, name + LAUNCH, "was changed or renamed after its process wrote it"
-                    )
+                    self.add(ALTERED, name + LAUNCH, "was changed or renamed after its process wrote it")
             except UsageError as error:
-                self.add_finding(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
+                self.add(ALTERED, name + LAUNCH, str(error).partition(": ")[2])
         elif any(file.run != processes.ANY_RUN for file in kinds.values()):
-            self.add_finding(MISSING, name + LAUNCH, "other files of this process exist")
+            self.add(MISSING, name + LAUNCH, "other files of this process exist")
         for kind in sorted(recorded.keys() - kinds.keys()):
-            self.add_finding(MISSING, name + kind, f"{name}{LAUNCH} lists it")
+            self.add(MISSING, name + kind, f"{name}{LAUNCH} lists it")
         for kind, file in kinds.items():
             damaged = list[int]()
             try:
@@ -160,15 +158,13 @@ class _Folder:
                     self.checksums |= listed
                 is_changed = kind in recorded and processes.sha256_of_file(file.path) != recorded[kind]
             except OSError as error:
-                self.add_finding(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
+                self.add(UNREADABLE, name + kind, f"cannot be read ({error.strerror or error})")
                 continue
             if damaged:
                 more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-                self.add_finding(
-                    ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum"
-                )
+                self.add(ALTERED, name + kind, f"line {damaged[0]}{more} is cut off or holds no checksum")
             elif is_changed:
-                self.add_finding(ALTERED, name + kind, "was changed after its process had ended")
+                self.add(ALTERED, name + kind, "was changed after its process had ended")
 
     def read_records(self) -> None:
         """Read the records of runs. UsageError if no run wrote the folder."""
@@ -177,39 +173,35 @@ class _Folder:
             if not os.path.lexists(path):
                 continue
             if not path.exists():
-                self.add_finding(UNREADABLE, file, "a link to a file that is gone")
+                self.add(UNREADABLE, file, "a link to a file that is gone")
                 continue
             try:
-                read = load_run(self.root, file)
-                launches = processes.read_launches(self.root, read.identity)
+                run = load_run(self.root, file)
+                launches = processes.read_launches(self.root, run.identity)
             except UsageError as error:
-                self.add_finding(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
+                self.add(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
                 continue
-            run = Run(self.root, file, read.run)
             if path.is_symlink():
-                self.add_finding(FOREIGN, file, "is a link; other commands refuse a record that is a link")
-            if not read.is_as_written:
-                self.add_finding(
-                    ALTERED, file, "was changed after its run wrote it; checks that rely on it may be wrong"
-                )
-            if not launches and read.identity:
-                self.add_finding(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
+                self.add(FOREIGN, file, "is a link; other commands refuse a record that is a link")
+            if not run.is_as_written:
+                what = "was changed after its run wrote it; checks that rely on it may be wrong"
+                self.add(ALTERED, file, what)
+            if not launches and run.identity:
+                self.add(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
             if run.is_older:
                 if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
                     self.checksums |= processes.scan_checksums(older)[0]
-                self.add_note(
-                    OLDER, file, "an older version wrote it; only files with a checksum are checked"
-                )
+                what = "an older version wrote it; only files with a checksum are checked"
+                self.add_note(OLDER, file, what)
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             self.runs.append(_RunState(run, processes.is_closed(launches), failed))
-            self.known_folders |= {
-                place.folder.partition("/")[0] for place in (*read.run.places, SAMPLES[file])
-            }
+            places = (*run.record.places, SAMPLES[file])
+            self.known_folders |= {place.folder.partition("/")[0] for place in places}
             self.has_base |= file == RUN
         if len(self.runs) == 2:
             base, finer = self.runs
             if not base.run.record.as_origin().items() <= finer.run.record.origin.items():
-                self.add_finding(ALTERED, SR_RUN, f"continues another run than the one in {RUN}")
+                self.add(ALTERED, SR_RUN, f"continues another run than the one in {RUN}")
             if base.run.variations == finer.run.variations:
                 finer.base_failed = set(base.failed)
         if all(state.is_closed for state in self.runs):
@@ -223,7 +215,7 @@ class _Folder:
             raise UsageError(
                 f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
             )
-        self.add_finding(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
+        self.add(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
 
     def _check_failures(self) -> None:
         """Compare `failures.jsonl` with the lists of failures of the processes, all of which have ended."""
@@ -238,9 +230,9 @@ class _Folder:
         lost = [line for line, f in expected.items() if line not in lines and not f.is_resolved(self.root)]
         if lost or lines != [line for line in expected if line in lines]:
             what = f"{len(lost)} more failed samples are listed" if lost else "other lines are listed"
-            self.add_finding(ALTERED if lines else MISSING, FAILURES, f"{what} in {PROCESSES}")
+            self.add(ALTERED if lines else MISSING, FAILURES, f"{what} in {PROCESSES}")
         elif path.exists() and not lines:
-            self.add_finding(FOREIGN, FAILURES, "is empty; a process deletes an empty list")
+            self.add(FOREIGN, FAILURES, "is empty; a process deletes an empty list")
 
     def compare_files(self, report: Report) -> None:
         """Compare all files that have a checksum with it; collect those that have none."""
@@ -263,7 +255,7 @@ class _Folder:
 
         def add_unreadable(error: OSError) -> None:
             folder = Path(error.filename).relative_to(self.root).as_posix()
-            self.add_finding(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
+            self.add(UNREADABLE, folder, f"cannot be read ({error.strerror or error})")
             self.blocked.add(folder)
 
         for where, folders, files in os.walk(self.root, onerror=add_unreadable):
@@ -282,7 +274,7 @@ class _Folder:
                 elif name in links:
                     problem = "a link to a folder, which is not followed"
                 if problem:
-                    self.add_finding(FOREIGN, path, problem)
+                    self.add(FOREIGN, path, problem)
                     self.blocked.add(path)
                 else:
                     yield path
@@ -292,25 +284,21 @@ class _Folder:
         own = (*RESERVED_NAMES, *(_LEGACY if any(state.run.is_older for state in self.runs) else ()))
         if name in self.known_folders or name in listed:
             if name not in self.known_folders and self.has_base:
-                self.add_finding(FOREIGN, name, "no record in this folder names it")
+                self.add(FOREIGN, name, "no record in this folder names it")
             return True
         if name in (PARTIAL, PLOTS) and not is_folder:
             what = "unfinished files" if name == PARTIAL else "plots"
-            self.add_finding(FOREIGN, name, f"is a file or a link in place of the folder for {what}")
+            self.add(FOREIGN, name, f"is a file or a link in place of the folder for {what}")
         elif name == PARTIAL:
             for other in foreign_leftovers(self.root):
-                self.add_finding(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-            self.add_note(
-                UNFINISHED,
-                name,
-                "of a process that is running or was killed; --resume deletes those of killed ones",
-            )
+                self.add(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
+            what = "of a process that is running or was killed; --resume deletes those of killed ones"
+            self.add_note(UNFINISHED, name, what)
         elif name in NEXT.values():
-            self.add_finding(
-                MISSING, name, "an --overwrite was interrupted while it deleted files; --resume continues it"
-            )
+            what = "an --overwrite was interrupted while it deleted files; --resume continues it"
+            self.add(MISSING, name, what)
         elif self.has_base and name not in own:
-            self.add_finding(FOREIGN, name, "no run of this program wrote it")
+            self.add(FOREIGN, name, "no run of this program wrote it")
         return False
 
     def check_results(self, state: _RunState) -> None:
@@ -332,7 +320,7 @@ class _Folder:
             except UsageError as error:
                 is_known, samples = False, ()
                 if name not in {found.file for found in self.findings}:
-                    self.add_finding(ALTERED, name, str(error))
+                    self.add(ALTERED, name, str(error))
             for sample in samples:
                 outcomes = self._check_sample(state, sample)
                 counts.update(outcomes)
@@ -348,9 +336,7 @@ class _Folder:
         run = state.run
         expected = run.record.samples * len(run.variations)
         if counts[_MADE] > expected:
-            self.add_finding(
-                ALTERED, run.file, f"records {expected:,} results, but there are {counts[_MADE]:,}"
-            )
+            self.add(ALTERED, run.file, f"records {expected:,} results, but there are {counts[_MADE]:,}")
         num_missing = expected - counts[_MADE] - counts[_FAILED]
         if num_missing > 0:
             partial = f" ({counts[_PARTIAL]:,} of them partly)" if counts[_PARTIAL] else ""
@@ -359,7 +345,7 @@ class _Folder:
                 why = "the run that this one continues lacks them, or"
                 self.add_note(MISSING, run.file, f"{what}{why} --resume makes them")
             else:
-                self.add_finding(MISSING, run.file, f"{what}--resume makes them")
+                self.add(MISSING, run.file, f"{what}--resume makes them")
 
     def _check_sample(self, state: _RunState, sample: RecordedSample) -> list[str]:
         """Check the files of a sample, and return the outcome of each variation."""
@@ -409,7 +395,7 @@ class _Folder:
             return
         self.unlisted.remove(file)
         if state.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
-            self.add_finding(FOREIGN, file, "its sample failed, and this file was not there then")
+            self.add(FOREIGN, file, "its sample failed, and this file was not there then")
             return
         if is_made:
             unlisted = self.unlisted_closed if state.is_closed else self.unlisted_open
@@ -421,20 +407,16 @@ class _Folder:
         """Report files without a checksum: those that belong to no result, and those that do."""
         for path in () if self.has_unknown_samples else sorted(self.unlisted):
             if self.has_base or path.partition("/")[0] in self.known_folders:
-                self.add_finding(FOREIGN, path, "belongs to no sample of a run")
+                self.add(FOREIGN, path, "belongs to no sample of a run")
         if self.unlisted_open:
-            self.add_note(
-                UNLISTED, PROCESSES, f"{_named(self.unlisted_open)} not listed yet; --resume lists them"
-            )
+            what = f"{_named(self.unlisted_open)} not listed yet; --resume lists them"
+            self.add_note(UNLISTED, PROCESSES, what)
         if self.unlisted_closed and not self.checksums:
-            self.add_finding(
-                MISSING,
-                PROCESSES,
-                "without its lists of checksums, files can be checked by their formats only",
-            )
+            what = "without its lists of checksums, files can be checked by their formats only"
+            self.add(MISSING, PROCESSES, what)
         elif self.unlisted_closed:
             what = f"{_named(self.unlisted_closed)} not listed; --resume adds files that belong to samples"
-            self.add_finding(ALTERED, PROCESSES, what)
+            self.add(ALTERED, PROCESSES, what)
 
     def _compare(self, path: str, tokens: Tokens | None = None) -> None:
         """Compare a file with its checksum, or without one, check its format. tokens: what it must hold."""
@@ -444,14 +426,14 @@ class _Folder:
         try:
             size = file.stat().st_size
             if listed is not None and listed.size is not None and size > listed.size:
-                self.add_finding(ALTERED, path, f"is larger than the {listed.size:,} bytes in {PROCESSES}")
+                self.add(ALTERED, path, f"is larger than the {listed.size:,} bytes in {PROCESSES}")
                 return
             if listed is not None and processes.sha256_of_file(file) == listed.sha256:
                 return
             flaw = find_flaw(file, tokens)
         except (OSError, SampleError) as error:
             why = f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
-            self.add_finding(UNREADABLE, path, why)
+            self.add(UNREADABLE, path, why)
             return
         if flaw is None and listed is None:
             return
@@ -459,7 +441,7 @@ class _Folder:
             flaw = Flaw(True, "is empty")
         elif flaw is None:
             flaw = Flaw(False, f"its checksum is not the one in {PROCESSES}")
-        self.add_finding(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
+        self.add(TRUNCATED if flaw.is_cut else ALTERED, path, flaw.what)
 
 
 def _named(paths: list[str]) -> str:

@@ -18,7 +18,7 @@ from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
-from fourm.output.samples import RecordedSample, Run, chain_names, open_results, samples_for
+from fourm.output.samples import RecordedSample, Run, chain_names, open_runs, samples_for
 from fourm.runs.inputs import CAPTION, Source, read_samples
 from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.schedule.chain import Chain
@@ -46,7 +46,7 @@ def read_origin(root: Path) -> Run | None:
     """The run that made a folder; None for a dataset that no run made."""
     if not (root / RUN).exists():
         return None
-    run = open_results(root).runs[0]
+    run = open_runs(root)[0]
     if (stage := run.record.stage) != BASE:
         raise UsageError(f"{root}: holds results of a run of {stage}; name the folder that it went on from")
     return run
@@ -146,7 +146,7 @@ def read_replay(path: Path) -> Replay:
         return _one_picture(path)
     if path.name not in (RUN, SR_RUN):
         raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
-    runs = open_results(path.parent).runs
+    runs = open_runs(path.parent)
     run = next((r for r in runs if r.record.stage == BASE), None)
     finer = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
     if run is None or (path.name == SR_RUN and finer is None):
@@ -169,7 +169,7 @@ def _one_picture(path: Path) -> Replay:
     # The run whose folder the picture lies in, if it is the one that made it.
     root = next((folder for folder in real(path).parents if (folder / RUN).is_file()), None)
     if root is not None:
-        run = open_results(root).runs[0]
+        run = open_runs(root)[0]
         listed = read_checksums(root).get(real(path).relative_to(root).as_posix())
         is_its_own = listed is None or listed.sha256 == sha256_of_file(path)
         there = run.record

@@ -59,7 +59,8 @@ from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch
 from fourm.networks.tokenizers import AnyTokenizer
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
-from fourm.output.record import BASE, RUN, SR_RUN, load_run
+from fourm.output.record import BASE, RUN, SR_RUN
+from fourm.output.samples import load_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.runs.request import TokenizeRequest
@@ -158,7 +159,7 @@ def _check_output(request: TokenizeRequest) -> None:
     check_names(request.out)
     for file in (RUN, SR_RUN) if request.overwrite else ():
         try:
-            taken = {place.folder for place in load_run(request.out, file).run.places}
+            taken = {place.folder for place in load_run(request.out, file).record.places}
         except UsageError:  # there is none, or it is of another program, which may name its files so
             continue
         if found := next((row.name for row in request.rows if row.name in taken), None):

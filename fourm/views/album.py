@@ -25,15 +25,14 @@ from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.output.processes import Failure, read_failures
 from fourm.output.record import SR
-from fourm.output.samples import RecordedSample, Results, Run, chain_names, open_results
+from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
 from fourm.runs.inputs import CAPTION
 from fourm.runs.outputs import order_place, preview_place
 
 MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
-ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words; in display order
+ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words
 MISSING = "missing"  # the note of a panel whose file is not there
 RGB = ("rgb", "tok_rgb")  # codecs whose values are colour pictures
-_DISPLAY_ORDER = tuple(ROLES)
 # Codec name -> text for searches, where the model's own words are numbers.
 _SAID: Mapping[str, Callable[[Any], str]] = {
     "det": lambda boxes: ", ".join(box.name for box in boxes),
@@ -108,9 +107,7 @@ class View:
     @property
     def headline(self) -> str:
         """The prompt, or the key if the prompt is empty or there is none."""
-        if self.prompt is None or not self.prompt.strip():
-            return self.key.text
-        return self.prompt
+        return self.prompt if self.prompt and self.prompt.strip() else self.key.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +126,26 @@ class Album:
     """An output folder; `view` reads one of its samples."""
 
     root: Path
-    results: Results
+    runs: tuple[Run, ...]
     keys: tuple[Key, ...]  # of all samples that left a file or a failure
     problems: tuple[str, ...]  # of the folder as a whole
     entries: tuple[Entry, ...]
     failures: Mapping[str, Sequence[Failure]]  # by key
+
+    @property
+    def variations(self) -> tuple[int | None, ...]:
+        """The variations of the run with the most of them."""
+        return max((run.variations for run in self.runs), key=len)
 
     def view(self, key: Key) -> View:
         """Read and draw one sample. Files that are missing or broken are listed in its `problems`."""
         failures = self.failures.get(key.text, ())
         problems, panels = list[str](), list[Panel]()
         for failure in failures:
-            which = f"variation {failure.variation}, " if len(self.results.variations) > 1 else ""
+            which = f"variation {failure.variation}, " if len(self.variations) > 1 else ""
             which += "super-resolution, " if failure.stage == SR else ""
             problems.append(printable(f"{which}failed: {failure.reason}"))
-        for run in self.results.runs:
+        for run in self.runs:
             sample = run.find(key) or run.describe(Sample(key))  # a sample that failed may have no record
             found = [
                 self._read(entry, sample, variation)
@@ -162,17 +164,13 @@ class Album:
                 if panel.problem and not is_explained:
                     problems.append(panel.problem)
         _draw(panels, problems)
-        panels.sort(key=lambda panel: _DISPLAY_ORDER.index(panel.role))
         films = tuple(self._films(key, problems))
-        captions = [p for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note]
-        prompt = captions[0].text if captions else None
-        return View(key, prompt, tuple(panels), films, tuple(dict.fromkeys(problems)))
+        captions = (p.text for p in panels if p.role == "condition" and p.codec == CAPTION and not p.note)
+        return View(key, next(captions, None), tuple(panels), films, tuple(dict.fromkeys(problems)))
 
     def _read(self, entry: Entry, sample: RecordedSample, variation: int | None) -> Panel:
-        file = sample.file(entry.place, variation)
-        path = self.root / file
-        reader = entry.reader
-        codec = reader.row.codec if reader is not None else ""
+        file, reader = sample.file(entry.place, variation), entry.reader
+        path, codec = self.root / file, reader.row.codec if reader is not None else ""
         panel = Panel(entry.place.modality, entry.title, entry.role, variation, file, codec)
         try:
             if not path.is_file():
@@ -185,8 +183,8 @@ class Album:
             else:
                 panel.reader, panel.value = reader, reader.read(path)
                 panel.text = reader.say(panel.value)
-                legend = reader.grid.legend(panel.value) if reader.grid is not None else ()
-                panel.labels = tuple((one.name, one.colour) for one in legend)
+                if reader.grid is not None:
+                    panel.labels = tuple((one.name, one.colour) for one in reader.grid.legend(panel.value))
         except SampleError as error:
             panel.note, panel.problem = "cannot be read", self._short(error)
         return panel
@@ -194,10 +192,9 @@ class Album:
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         for entry in self.entries:
             record, target = entry.run.record, entry.place.modality
-            if entry.reader is None or entry.role == "condition" or not record.preview:
-                continue
-            row = entry.reader.row
-            if row.kind is not Kind.GRID or row.grid is None:
+            row = entry.reader.row if entry.reader is not None else None
+            is_filmed = record.preview and entry.role != "condition"
+            if not is_filmed or row is None or row.kind is not Kind.GRID or row.grid is None:
                 continue
             read_order = partial(_read_order, count=row.max_tokens)
             steps = [step for step in record.schedule["steps"] if step["target"] == target]
@@ -230,17 +227,17 @@ class Album:
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
-def open_album(root: Path, model: str | None = None, results: Results | None = None) -> Album:
+def open_album(root: Path, model: str | None = None, runs: tuple[Run, ...] | None = None) -> Album:
     """The album of an output folder. UsageError if no run wrote it.
 
     model: whose modalities to use in place of those of the model in the record, which may not be on this
-    machine any more; without `model` the released modalities are used in that case. results: those of the
-    same folder, if they are already read.
+    machine any more; without `model` the released modalities are used in that case. runs: those of the same
+    folder, if they are already read.
     """
-    results = open_results(root) if results is None else results
+    runs = open_runs(root) if runs is None else runs
     named = None if model is None else find_model(model).registry
     entries, problems = list[Entry](), list[str]()
-    for run in results.runs:
+    for run in runs:
         conditions, targets = chain_names(run.record.schedule)
         registry = rows_of(run.record.model) if named is None else named
         made = "sr" if run.record.stage == SR else "target"
@@ -250,8 +247,7 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
             if not places:
                 continue
             place = min(places, key=lambda place: place.form != "value")
-            row = find_row(name, registry, run.count_tokens(place))
-            reader = None
+            row, reader = find_row(name, registry, run.count_tokens(place)), None
             try:
                 if row is None:
                     raise UsageError("neither its model nor the released ones have it")
@@ -260,17 +256,15 @@ def open_album(root: Path, model: str | None = None, results: Results | None = N
                 problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
             entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
-    entries.sort(key=lambda entry: _DISPLAY_ORDER.index(entry.role))
     failures = dict[str, list[Failure]]()
-    samples = results.keys()
-    keys = {key.text: key for key in samples}
+    keys = {key.text: key for key in keys_of(runs)}
     for failure in read_failures(root):
         failures.setdefault(failure.key, []).append(failure)
         folder, _, name = failure.key.rpartition("/")
         with suppress(UsageError):  # the line was edited: its key is not the key of a sample
             keys.setdefault(failure.key, Key(folder, name))
     entries = [replace(entry, title=_full_title(entry, entries)) for entry in entries]
-    return Album(root, results, tuple(sorted(keys.values())), tuple(problems), tuple(entries), failures)
+    return Album(root, runs, tuple(sorted(keys.values())), tuple(problems), tuple(entries), failures)
 
 
 def reader_for(row: Modality) -> Reader:

@@ -164,7 +164,7 @@ def _about(album: Album) -> Mapping[str, Any]:
         {"name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
          "seed": record.seed, "variations": record.num_variations, "options": record.options,
          **dict(zip(("conditions", "targets"), chain_names(record.schedule), strict=True))}
-        for record in (run.record for run in album.results.runs)
+        for record in (run.record for run in album.runs)
     ]  # fmt: skip
     return {
         "name": album.root.name or real(album.root).name or "/", "total": len(album.keys),
@@ -172,7 +172,7 @@ def _about(album: Album) -> Mapping[str, Any]:
             {"name": name, "title": title, "twin": list(titles.values()).count(title) > 1}
             for name, title in titles.items()
         ],
-        "variations": [v for v in album.results.variations if v is not None],
+        "variations": [v for v in album.variations if v is not None],
         "stages": stages, "problems": album.problems,
     }  # fmt: skip
 

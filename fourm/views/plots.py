@@ -18,10 +18,10 @@ from fourm.codecs.maps import GREY, turbo
 from fourm.data.layout import Key, path_of
 from fourm.data.writing import DRAWING, remove_leftovers, write_alone, write_atomic
 from fourm.errors import UsageError
+from fourm.output.record import PLOTS
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import RGB, ROLES, Album, Film, Frame, Panel, View
 
-PLOTS = "plots"  # folder below the album's
 # Names of plots, which no sample's sheet may have.
 RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
 SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
@@ -59,7 +59,7 @@ def plot_album(
     Files appear whole; those of before are replaced. count: samples, from the first on; None: all.
     """
     folder, names = plots_folder(album.root), plot_paths(album.root, album.keys)
-    keys, variations = album.keys[:count], album.results.variations if contact else ()
+    keys, variations = album.keys[:count], album.variations if contact else ()
     total, cells, pages = len(keys) * len(variations), list[Image.Image](), set[Path]()
     try:
         for number, key in enumerate(keys, 1):
@@ -104,8 +104,7 @@ def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
     """The sheet of each sample: plots/NAME.png, or plots/FOLDER/NAME.png where names alone are not clear."""
     names = [key.name for key in keys]
     is_flat = len(set(names)) == len(names) and not any(map(RESERVED_NAMES.fullmatch, names))
-    films = {key: path_of(root, PLOTS, key, "-film.png") for key in keys}  # the longer of two names is cut
-    paths = {key: film.with_name(film.name.removesuffix("-film.png") + ".png") for key, film in films.items()}
+    paths = {key: path_of(root, PLOTS, key, ".png") for key in keys}
     return {key: root / PLOTS / path.name for key, path in paths.items()} if is_flat else paths
 
 
@@ -150,7 +149,7 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
     width = max([MIN_WIDTH, *(band.width for band in bands)])
     facts = [view.key.text if view.headline != view.key.text else ""]
-    facts += [f"{run.record.model}, seed {run.record.seed}" for run in album.results.runs]
+    facts += [f"{run.record.model}, seed {run.record.seed}" for run in album.runs]
     title = text_block(view.headline, width, 22, most=6)
     head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
     blocks = [stack(head, gap=4, margin=0), *bands]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fourm import __version__
 from fourm.output.processes import read_launches
-from fourm.output.record import load_run
+from fourm.output.samples import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]

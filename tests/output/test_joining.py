@@ -40,7 +40,8 @@ from fourm.output.processes import (
     read_launches,
     sha256_of,
 )
-from fourm.output.record import RUN, SR_RUN, RunRecord, load_run
+from fourm.output.record import RUN, SR_RUN, RunRecord
+from fourm.output.samples import load_run
 from tests.folders import snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ def fail(process: Process, key: str, reason: str = "bad", variation: int = 0, *f
 def test_a_run_writes_its_record_and_reads_it_back(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     close_output(begin(out), replace(ALONE, finished=now(), saved=2))
-    assert load_run(out).run == SETTINGS
+    assert load_run(out).record == SETTINGS
     (launch,) = read_launches(out, load_run(out).identity)
     assert (launch.rank, launch.size, launch.saved, launch.started) == (0, 1, 2, ALONE.started)
     assert sorted(p.name for p in out.iterdir()) == [PROCESSES, RUN]
@@ -180,7 +181,7 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -
     assert all(path.exists() for path in foreign)
     assert not (tmp_path / FAILURES).exists()
     assert not (tmp_path / "tok_rgb@64").exists()
-    assert load_run(tmp_path).run.seed == 3
+    assert load_run(tmp_path).record.seed == 3
     assert len(list((tmp_path / PROCESSES).iterdir())) == 1  # the launch that overwrites
 
 
@@ -591,7 +592,7 @@ def test_a_run_that_is_overwritten_before_it_has_begun_stops(
     monkeypatch.setattr(Process, "begin", late)
     with pytest.raises(UsageError, match="is not empty"):
         begin(tmp_path)
-    assert load_run(tmp_path).run.seed == 5
+    assert load_run(tmp_path).record.seed == 5
     assert len(list((tmp_path / PROCESSES).iterdir())) == 1
 
 

@@ -17,7 +17,8 @@ from fourm.errors import UsageError
 from fourm.output import joining
 from fourm.output.joining import Joining, check_output
 from fourm.output.processes import PROCESSES, Launch, Process, close_output, list_files, now, read_checksums
-from fourm.output.record import NEXT, RUN, SR_RUN, RunRecord, load_run
+from fourm.output.record import NEXT, RUN, SR_RUN, RunRecord
+from fourm.output.samples import load_run
 from fourm.output.verify import verify_folder
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS
@@ -74,7 +75,7 @@ def state(out: Path) -> dict[str, Any]:
     """All names in a folder but those of processes and unfinished files, its records, what its lists say."""
     paths = [path.relative_to(out) for path in out.rglob("*")]
     names = sorted(map(str, (path for path in paths if path.parts[0] not in (PROCESSES, PARTIAL))))
-    records = {file: load_run(out, file).run for file in (RUN, SR_RUN) if (out / file).exists()}
+    records = {file: load_run(out, file).record for file in (RUN, SR_RUN) if (out / file).exists()}
     return {"names": names, **records, "listed": read_checksums(out)}
 
 
@@ -133,7 +134,7 @@ def test_an_interrupted_overwrite_is_resumed_with_its_own_settings_only(half: Pa
         "an --overwrite was interrupted while it deleted files; --resume continues it"
     ]
     join(half, replace(SETTINGS, seed=4), overwrite=True)
-    assert load_run(half).run.seed == 4
+    assert load_run(half).record.seed == 4
     assert not (half / NEXT[RUN]).exists()
 
 
@@ -144,5 +145,5 @@ def test_of_several_processes_the_first_goes_on_with_it(half: Path, monkeypatch:
         join(half, settings, launch=Launch(1, 2, now()), resume=True)
     for rank in (0, 1):
         join(half, settings, launch=Launch(rank, 2, now()), resume=True)
-    assert load_run(half).run.seed == 3
+    assert load_run(half).record.seed == 3
     assert not (half / SR_RUN).exists()

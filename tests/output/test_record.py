@@ -12,7 +12,8 @@ from fourm.data.layout import Place
 from fourm.errors import UsageError
 from fourm.output.joining import Joining
 from fourm.output.processes import close_output
-from fourm.output.record import RUN, RunRecord, format_run, load_run
+from fourm.output.record import RUN, RunRecord, format_run
+from fourm.output.samples import load_run
 from tests.folders import snapshot
 from tests.output.test_joining import ALONE, SETTINGS, begin
 
@@ -30,7 +31,7 @@ ODD = [
 def is_a_record(out: Path) -> bool:
     """False where it is refused; what is read has the kinds that are declared."""
     try:
-        read = load_run(out).run
+        read = load_run(out).record
     except UsageError:
         return False
     for name in RunRecord.__dataclass_fields__:
@@ -63,7 +64,7 @@ def test_a_value_of_any_other_kind_in_a_record_is_a_sentence_for_all_readers(
     del record[name]
     (out / RUN).write_text(json.dumps(record))
     if name in OPTIONAL:
-        assert getattr(load_run(out).run, name) == getattr(DEFAULTS, name)
+        assert getattr(load_run(out).record, name) == getattr(DEFAULTS, name)
         return
     with pytest.raises(UsageError, match=f"has no '?{name}"):
         load_run(out)
@@ -111,4 +112,4 @@ def test_a_place_where_no_run_puts_files_is_a_sentence(tmp_path: Path, changes: 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
 def test_every_seed_that_a_run_takes_is_read_back(tmp_path: Path, seed: int) -> None:
     begin(tmp_path, seed=seed)
-    assert load_run(tmp_path).run.seed == seed
+    assert load_run(tmp_path).record.seed == seed

@@ -17,8 +17,8 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
-from fourm.output.record import RUN, SR_RUN, load_run
-from fourm.output.samples import Run, SampleWriter, open_results, samples_for
+from fourm.output.record import RUN, SR_RUN
+from fourm.output.samples import Run, SampleWriter, load_run, open_runs, samples_for
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved
 from fourm.runs.origins import read_replay
@@ -165,7 +165,7 @@ def test_a_file_that_lies_beside_results_is_no_sample_of_what_reads_them(tiny: P
     for path in (out / "rgb/00000/stray-v0.png", out / "tok_rgb@64/00000/stray-v0.npy"):
         shutil.copy(path.with_name(path.name.replace("stray", "000000")), path)
     assert [key.name for key in open_album(out).keys] == ["000000", "000001", "000002"]
-    base = open_results(out).runs[0]
+    base = open_runs(out)[0]
     names = [s.key.name for s in samples_for(base, base.samples(), ["caption"], {"caption": False})]
     assert names == ["000000", "000001", "000002"]
     assert {found.kind for found in verify_folder(out).findings} == {"foreign"}
@@ -176,7 +176,7 @@ def test_a_long_name_is_not_cut_together_with_its_variation(tiny: Path, tmp_path
     key = Key("f", "n" * 220)
     list(run(request(tiny, tmp_path, samples=[Sample(key, PROMPTS[0])], num_variations=2)))
     assert open_album(tmp_path).keys == (key,)
-    (sample,) = open_results(tmp_path).runs[0].samples()
+    (sample,) = open_runs(tmp_path)[0].samples()
     assert (sample.key, (tmp_path / sample.file(Place("rgb", ".png"), 1)).is_file()) == (key, True)
 
 
@@ -250,7 +250,7 @@ def test_an_older_folder_is_still_a_data_set(
     view = album.view(album.keys[1])
     assert [(panel.modality, panel.role, panel.file) for panel in view.panels] == wanted
     assert view.problems == ()
-    base = open_results(out).runs[0]
+    base = open_runs(out)[0]
     samples = samples_for(base, base.samples(), ["tok_rgb@64"], {"tok_rgb@64": True})
     chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64"])
     finer = {"stage": "sr", "is_beside": True, "origin": base.record, "num_variations": 2}
@@ -258,7 +258,7 @@ def test_an_older_folder_is_still_a_data_set(
     assert len(list((out / "tok_depth@64/00000").iterdir())) == 6
     assert len(lines(out / "samples.sr/00000.jsonl")) == 3
     assert not (out / "samples").exists()
-    assert load_run(out, SR_RUN).run.origin["model"] == base.record.model
+    assert load_run(out, SR_RUN).record.origin["model"] == base.record.model
 
 
 @pytest.mark.parametrize("make", [without_samples, to_format_2, to_format_1])
@@ -290,4 +290,4 @@ def test_a_record_whose_last_line_is_cut_off_says_so(out: Path) -> None:
     path = out / FIRST
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"00000\.jsonl: line \d+ .*its end is missing"):
-        list(open_results(out).runs[0].samples())
+        list(open_runs(out)[0].samples())

@@ -18,8 +18,8 @@ from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.output.processes import PROCESSES
-from fourm.output.record import RUN, SAMPLES, SR_RUN, load_run
-from fourm.output.samples import open_results, samples_for
+from fourm.output.record import RUN, SAMPLES, SR_RUN
+from fourm.output.samples import keys_of, load_run, open_runs, samples_for
 from fourm.output.verify import Finding, Verdict, verify_folder
 from fourm.runs.events import Saved, Stepped
 from fourm.runs.pipeline import run
@@ -49,7 +49,7 @@ def request(tiny: Path, out: Path, **changes: object) -> Request:
 
 def super_resolution(tiny: Path, out: Path, **changes: object) -> Request:
     """A run that goes on from the one in `out`, whose results lie beside it."""
-    base = open_results(out).runs[0]
+    base = open_runs(out)[0]
     samples = samples_for(base, base.samples(), ["tok_rgb@64"], {"tok_rgb@64": True})
     chain = make_chain([DEPTH], ["tok_rgb@64"])
     basis = Request(find_model(tiny), chain, samples, out, base.record.num_variations, device="cpu")
@@ -552,7 +552,7 @@ def test_super_resolution_finds_samples_with_long_names(tiny: Path, tmp_path: Pa
     out = tmp_path / "out"
     samples = [Sample(Key("f", "n" * size), PROMPTS[0]) for size in LENGTHS]
     list(run(request(tiny, out, samples=samples, num_variations=count)))
-    assert len(open_results(out).keys()) == len(LENGTHS)
+    assert len(keys_of(open_runs(out))) == len(LENGTHS)
     finer = super_resolution(tiny, out)
     assert sum(isinstance(event, Saved) for event in run(finer)) == count * len(LENGTHS)
     assert (verify_folder(out).findings, verify_folder(out).samples) == ((), len(LENGTHS))
@@ -566,7 +566,7 @@ def test_a_resumed_run_that_was_mended_verifies(tiny: Path, copy: Callable[[str]
     with contextlib.closing(run(again)) as events:
         assert [e.variation for e in events if isinstance(e, Saved)] == [1]
     assert verify_folder(root).ok
-    assert load_run(root).run.preview == 2
+    assert load_run(root).record.preview == 2
 
 
 def test_the_json_of_a_verdict_has_these_fields(copy: Callable[[str], Path]) -> None:

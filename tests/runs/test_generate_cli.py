@@ -16,7 +16,7 @@ from PIL import Image
 
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums, read_launches
-from fourm.output.record import load_run
+from fourm.output.samples import load_run
 from fourm.output.verify import verify_folder
 from tests.folders import tree
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourm.output.samples import open_results
+from fourm.output.samples import open_runs
 from tests.folders import tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def test_finer_pictures_lie_beside_what_they_were_made_from(run: Run, out: Path)
     assert (record["stage"], record["seed"], record["num_variations"]) == ("sr", 5, 2)
     assert record["schedule"]["conditions"] == ["caption", "tok_clip@64", "tok_rgb@64"]
     assert record["origin"]["model"] == "demo"
-    assert [r.file for r in open_results(out).runs] == ["run.json", "run.sr.json"]
+    assert [r.file for r in open_runs(out)] == ["run.json", "run.sr.json"]
 
 
 def test_generate_with_sr_options_makes_the_same_as_generate_then_sr(

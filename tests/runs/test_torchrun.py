@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fourm.output.processes import read_launches
-from fourm.output.record import load_run
+from fourm.output.samples import load_run
 from tests.folders import tree
 from tests.small_released import write_released
 
