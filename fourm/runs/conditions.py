@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fourm.codecs.files import read_crop, read_ids
 from fourm.codecs.images import GridCodec
@@ -17,7 +15,7 @@ from fourm.data.layout import CROP_SETTINGS, PICTURES, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
-from fourm.networks.state import Batch, Slot, full_grid
+from fourm.networks.state import Batch, Slot, full_grid, stack_batches
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION
 from fourm.runs.request import Request
@@ -38,12 +36,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What one sample brings: the values of its conditions and, of grids, the token ids."""
+    """What one sample brings."""
 
     work: Work
-    values: Mapping[str, Any] = field(default_factory=dict)
-    ids: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (L,) each
-    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
+    values: Mapping[str, Any]  # of conditions, by modality; none of grids that are read as tokens
+    batch: Batch  # one row: all conditions, everything known; on the CPU
+    notes: Mapping[str, tuple[str, ...]]  # by modality: what the model does not read of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Prepared:
     """A group of samples, ready to be decoded, and those whose conditions cannot be read."""
 
     rows: Sequence[Given]
-    batch: Batch  # all conditions of the rows, everything known; on the CPU
+    batch: Batch  # of all rows
     failures: Sequence[tuple[Work, str]]
 
 
@@ -84,24 +82,18 @@ class Conditions:
         for work in works:
             try:
                 if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
-                    rows.append(Given(work, rows[-1].values, rows[-1].ids))  # another variation of the same
+                    rows.append(replace(rows[-1], work=work, notes={}))  # another variation of the same
                 else:
                     rows.append(self._read(work))
             except SampleError as error:
                 failures.append((work, str(error)))
-        slots = dict[str, Slot]()
-        for name in self.request.chain.conditions if rows else ():
-            if self.request.model.registry.get(name).kind is Kind.GRID:
-                slots[name] = full_grid(torch.from_numpy(np.stack([row.ids[name] for row in rows])))
-            else:
-                slots[name] = self.codecs[name].encode([row.values[name] for row in rows])
-        return Prepared(rows, Batch(tuple(row.work.sample.key.text for row in rows), slots), failures)
+        return Prepared(rows, stack_batches([row.batch for row in rows]), failures)
 
     def _read(self, work: Work) -> Given:
         sample, chain = work.sample, self.request.chain
         if sample.problem:
             raise SampleError(sample.problem)
-        values, ids, notes = dict[str, Any](), dict[str, NDArray[np.int64]](), dict[str, tuple[str, ...]]()
+        values, slots, notes = dict[str, Any](), dict[str, Slot](), dict[str, tuple[str, ...]]()
         files, crop = sample.files_of(work.variation), None
         if self.request.reads_pictures:
             # Crops refer to the size of a picture or map; features have none.
@@ -111,7 +103,8 @@ class Conditions:
         for name in chain.conditions:
             row, path = self.request.model.registry.get(name), files.get(name)
             if path is not None and row.kind is Kind.GRID and name not in chain.raw:
-                ids[name] = read_ids(path, row.max_tokens, row.vocab_size)
+                ids = read_ids(path, row.max_tokens, row.vocab_size)
+                slots[name] = full_grid(torch.from_numpy(ids).unsqueeze(0))
                 continue
             codec = self.codecs[name]
             if path is not None:
@@ -129,9 +122,8 @@ class Conditions:
             elif path is not None and isinstance(values[name], Structured):
                 notes[name] = values[name].problems
             try:
-                slot = codec.encode([values[name]])  # what the model cannot read fails alone
+                slots[name] = codec.encode([values[name]])
             except SampleError as error:
                 raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
-            if row.kind is Kind.GRID:
-                ids[name] = slot.values[0].cpu().numpy()
-        return Given(work, values, ids, {name: found for name, found in notes.items() if found})
+        read_in_part = {name: found for name, found in notes.items() if found}
+        return Given(work, values, Batch((sample.key.text,), slots), read_in_part)

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,24 +73,21 @@ def read_samples(
         raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
-    folders = dict[str, str]()
-    if root is not None:
-        if not conditions:
-            raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
-        rows = [model.registry.get(condition) for condition in conditions]
-        beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
-        folders = _folders(root, rows, raw)
-        dataset = list_dataset(root, folders, beside)
-    else:
-        samples = _read_texts(source, conditions, model, stdin)
-        dataset = Dataset(tuple(samples), notes=_note_likely_slips(source.prompts))
-    chosen = tuple(choose_samples(dataset.samples, source.num_samples, source.subset_seed))
-    if root is not None:
-        read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
-    else:  # a digest that is the same whatever form the texts were typed in
-        texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in chosen]
+    choose = partial(choose_samples, count=source.num_samples, seed=source.subset_seed)
+    if root is None:
+        samples = choose(_read_texts(source, conditions, model, stdin))
+        # A digest that is the same whatever form the texts were typed in.
+        texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
         read = Input("texts", sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
-    return replace(dataset, samples=chosen, input=read)
+        return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
+    if not conditions:
+        raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
+    rows = [model.registry.get(condition) for condition in conditions]
+    folders = _folders(root, rows, raw)
+    beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
+    dataset = list_dataset(root, folders, beside)
+    read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
+    return replace(dataset, samples=tuple(choose(dataset.samples)), input=read)
 
 
 def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:

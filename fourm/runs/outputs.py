@@ -156,12 +156,8 @@ class Saver:
         self.process.check()
         for place in self.job.written:
             if place.form == "ids":
-                if place.is_condition:
-                    ids = [row.ids[place.modality] for row in rows]
-                else:
-                    ids = list(batch.slots[place.modality].values.cpu().numpy())
-                for work, row_ids in zip(works, ids, strict=True):
-                    self._write(place, work, partial(write_ids, row_ids))
+                for work, ids in zip(works, batch.slots[place.modality].values.cpu().numpy(), strict=True):
+                    self._write(place, work, partial(write_ids, ids))
         decoded = dict[str, list[Any]]()
         try:
             for place in self.job.written:
@@ -184,12 +180,11 @@ class Saver:
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""
-        key = work.sample.key.text
         stage = BASE if self.job.request.record == RUN else SR
         self.record_samples([work])
         self.failed.add(work.result)
-        self.process.add_failure(key, work.variation, reason, stage, self.job.paths(work))
-        return Failed(key, work.variation, reason)
+        self.process.add_failure(*work.result, reason, stage, self.job.paths(work))
+        return Failed(*work.result, reason)
 
     def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
         """Write a picture of each sample after a step of a grid.

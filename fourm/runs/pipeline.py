@@ -168,7 +168,7 @@ def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Ev
             yield saver.fail(work, reason)
         for row in prepared.rows:
             for name, notes in row.notes.items():
-                yield Noted(row.work.sample.key.text, row.work.variation, name, notes)
+                yield Noted(*row.work.result, name, notes)
         make = partial(_make, engine, saver, prepared, decoding, saving)
         yield from decoding.each(range(len(prepared.rows)), make)
 
