@@ -158,10 +158,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
-    """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError.
-
-    Its pixels are decoded as they are stored. is_exact: refuse formats that store approximate values.
-    """
+    """Open a picture, reading only its header; errors of Pillow, also in the block, become a SampleError."""
     data = strip_metadata(_read_bytes(path, MAX_BYTES))
     try:
         problem = f"{path}: not a picture that can be read"
@@ -171,7 +168,8 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
             if is_exact and {image.format, image.info.get("compression")} & _LOSSY:
                 what = "class numbers and masks need a lossless picture, such as PNG"
                 raise SampleError(f"{path}: {image.format} stores approximate values; {what}")
-            if image.format == "TIFF":  # of all formats Pillow rotates only this one by its tag
+            # Pixels are decoded as they are stored; of all formats, Pillow rotates only this one by its tag.
+            if image.format == "TIFF":
                 image.getexif().pop(ExifTags.Base.Orientation, None)
             yield image
     except UnidentifiedImageError as error:  # whose own words name an address in memory
@@ -250,10 +248,7 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
 
 
 def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
-    """The crop of a sample: the first row of its settings, else the centre of its picture, else None.
-
-    Either file may be missing. Settings without a picture are refused: the size of the whole is not known.
-    """
+    """The crop of a sample: the first row of its settings, else the centre of its picture, else None."""
     if picture is not None:
         whole = read_size(picture)
         return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]

@@ -162,11 +162,7 @@ class GridCodec:
     def decode_stepwise(
         self, slot: Slot, diffusion: Diffusion | None = None
     ) -> Generator[tuple[int, int], None, list[Value]]:
-        """Values of the tokens; yields (done, total) after each step of a diffusion.
-
-        Rows go through the network in groups whose sizes depend on the device: one by one on a CPU, so that
-        no row's result depends on the batch.
-        """
+        """Values of the tokens, decoded in `_groups`; yields (done, total) after each step of a diffusion."""
         tokenizer = self._need_tokenizer()
         ids = slot.values.to(next(tokenizer.parameters()).device)
         form = (-1, 1, 1) if tokenizer.config.token_rank == 4 else self.row.grid or ()

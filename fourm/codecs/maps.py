@@ -35,24 +35,23 @@ def _colours(table: str) -> NDArray[np.uint8]:
 
 
 # Kirillov et al. 2019, https://cocodataset.org/#panoptic-2019; the suffixes are those of the published table.
-COCO_NAMES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
-    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
-    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
-    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase",
-    "scissors", "teddy bear", "hair drier", "toothbrush", "banner", "blanket", "bridge", "cardboard",
-    "counter", "curtain", "door-stuff", "floor-wood", "flower", "fruit", "gravel", "house", "light",
-    "mirror-stuff", "net", "pillow", "platform", "playingfield", "railroad", "river", "road", "roof",
-    "sand", "sea", "shelf", "snow", "stairs", "tent", "towel", "wall-brick", "wall-stone", "wall-tile",
-    "wall-wood", "water-other", "window-blind", "window-other", "tree-merged", "fence-merged",
-    "ceiling-merged", "sky-other-merged", "cabinet-merged", "table-merged", "floor-other-merged",
-    "pavement-merged", "mountain-merged", "grass-merged", "dirt-merged", "paper-merged",
-    "food-other-merged", "building-other-merged", "rock-merged", "wall-other-merged", "rug-merged",
-)  # fmt: skip
+_COCO = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
+    "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, "
+    "backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, "
+    "baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, "
+    "bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
+    "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, "
+    "oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush, "
+    "banner, blanket, bridge, cardboard, counter, curtain, door-stuff, floor-wood, flower, fruit, gravel, "
+    "house, light, mirror-stuff, net, pillow, platform, playingfield, railroad, river, road, roof, sand, "
+    "sea, shelf, snow, stairs, tent, towel, wall-brick, wall-stone, wall-tile, wall-wood, water-other, "
+    "window-blind, window-other, tree-merged, fence-merged, ceiling-merged, sky-other-merged, "
+    "cabinet-merged, table-merged, floor-other-merged, pavement-merged, mountain-merged, grass-merged, "
+    "dirt-merged, paper-merged, food-other-merged, building-other-merged, rock-merged, wall-other-merged, "
+    "rug-merged"
+)
+COCO_NAMES = tuple(_COCO.split(", "))
 NUM_COCO_LABELS = 1 + len(COCO_NAMES)  # with "no class"
 # Their public colours, RRGGBB.
 _COCO_COLOURS = _colours(
@@ -103,10 +102,7 @@ class Form:
 
 
 def read_pixels(path: Path, mode: str = "RGB", is_exact: bool = False) -> NDArray[np.uint8]:
-    """(H, W, 3) of any picture, or (H, W) in mode "L"; of an animation its first frame.
-
-    is_exact: refuse formats that store approximate values, such as JPEG.
-    """
+    """(H, W, 3) of any picture, or (H, W) in mode "L"; the rest is as in `read_picture`."""
     image = read_picture(path, is_exact)
     image.info.pop("transparency", None)  # dropped like an alpha channel
     if image.mode[0] in "IF":  # Pillow would clip instead of scaling
@@ -174,6 +170,11 @@ def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
         found = f"{array.dtype} of shape {array.shape}"
         raise SampleError(f"{path}: {found}, where {rank} axes of fractions {other}belong")
+    return finite(array, path)
+
+
+def finite(array: Value, path: Path) -> NDArray[np.float32]:
+    """The array as float32. SampleError: it holds NaN, infinity, or a number too large for float32."""
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():
@@ -292,10 +293,9 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
 def paint_features(*maps: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
     """(C, h, w) each -> (h, w, 3) each: the three principal components of all maps, on one common scale.
 
-    A colour means the same in each of the maps. Signs are fixed by the largest weight of each component, so
-    that equal maps have equal colours on every machine. With fewer than three components, the remaining
-    colours are 128; constant maps are mid-grey. A map of a single place has nothing to compare: its numbers
-    are shown row by row in the Turbo colours.
+    Signs are fixed by the largest weight of each component, so that colours are the same on every machine.
+    Missing components are 128, and constant maps are mid-grey. A map of a single place has nothing to
+    compare: its numbers are shown row by row in the Turbo colours.
     """
     rows = [np.nan_to_num(one.reshape(len(one), -1).T.astype(np.float64)) for one in maps]  # (h * w, C)
     everything = np.concatenate(rows)

@@ -17,6 +17,7 @@ from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_c
 from fourm.codecs.figures import POSE_NUMBERS, Decode, draw_figures, draw_instances
 from fourm.codecs.files import read_json, read_members, read_text
 from fourm.codecs.images import check_finite
+from fourm.codecs.maps import finite
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.facts import METADATA, Boxes, BoxRules, box_grammar, palette_grammar
@@ -206,15 +207,10 @@ class EmbeddingCodec:
         number = crop.number if crop is not None and crop.number < len(embeddings) else 0
         if not np.isin(valid[number], (0, 1)).all():
             raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")
-        with np.errstate(
-            over="ignore"
-        ):  # numbers too large for float32 become infinite and are refused below
-            vectors = embeddings[number][valid[number].astype(np.bool_)].astype(np.float32)
+        vectors = embeddings[number][valid[number].astype(np.bool_)]
         if len(vectors) == 0:
             raise SampleError(f"{path}: no vector of caption {number} is valid")
-        if not np.isfinite(vectors).all():
-            raise SampleError(f"{path}: holds numbers that are not finite")
-        return vectors
+        return finite(vectors, path)
 
     def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
         """Write a .npz file of one caption; `text` is not stored."""
@@ -286,9 +282,8 @@ def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], c
     def decode(codes: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
         device = next(network.parameters()).device
         ids = torch.tensor(codes, dtype=torch.int64, device=device).view(-1, *shape)  # (n, ...)
-        decoded = torch.cat(
-            [network.decode_tokens(group).cpu() for group in torch.split(ids, _DECODED_TOGETHER)]
-        )
+        groups = torch.split(ids, _DECODED_TOGETHER)
+        decoded = torch.cat([network.decode_tokens(group).cpu() for group in groups])
         check_finite([decoded], row)
         return decoded.numpy()
 

@@ -119,9 +119,8 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
         elif found[name].shape != wanted[name].shape:
             shapes = f"{tuple(found[name].shape)}, but the config asks for {tuple(wanted[name].shape)}"
             keys = next(keys for part, keys in DECIDED_BY_CONFIG if part in name)
-            problems.append(
-                f"'{name}' is {shapes}" + (f" (decided by {keys})" if what == "tokenizer" else "")
-            )
+            cause = f" (decided by {keys})" if what == "tokenizer" else ""
+            problems.append(f"'{name}' is {shapes}{cause}")
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():
             problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
     if problems:

@@ -190,7 +190,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def is_meta_default() -> bool:
-    """True while a network is built on meta: random numbers there would load most of torch's compiler."""
+    """True while a network is built on meta, where computing would load most of torch's compiler."""
     return torch.get_default_device().type == "meta"
 
 

@@ -148,12 +148,9 @@ class Head(nn.Module):
         self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
 
     def address(self, positions: Tensor) -> Tensor:
-        """Addresses (B, K, D) of positions (B, K).
-
-        Positions of a sequence from max_positions on are replaced by 0, as in training.
-        """
+        """Addresses (B, K, D) of positions (B, K); of a sequence, max_positions and above are read as 0."""
         if self.modality.kind is Kind.SEQUENCE:
-            positions = positions.masked_fill(positions >= self.modality.max_positions, 0)
+            positions = positions.masked_fill(positions >= self.modality.max_positions, 0)  # as in training
         return F.embedding(positions, self.pos_emb[0]) + self.mod_emb
 
 
@@ -184,10 +181,7 @@ class FourM(nn.Module):
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content and address (B, N, D) and known (B, N) bool of the registers and all positions.
-
-        Modalities that the model does not read are left out.
-        """
+        """Content and address (B, N, D), known (B, N) bool: registers, then all modalities it reads."""
         count = self.config.num_register_tokens
         no_address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
         contents = [self.register_tokens.expand_as(no_address) if count else no_address]

@@ -206,7 +206,7 @@ class DiVAE(Tokenizer):
         some. size is (H, W) in pixels, by default the grid's. What cannot be is refused before anything is
         drawn.
         """
-        if self.decoder is None:
+        if (decoder := self.decoder) is None:
             raise ValueError("this tokenizer was built without a decoder")
         times = self.sampler.timesteps(steps)
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
@@ -214,16 +214,9 @@ class DiVAE(Tokenizer):
             raise ValueError(f"latents have {found} channels; this tokenizer has {wanted}")
         channels, *sides = self.output_shape((int(quant.shape[-2]), int(quant.shape[-1])))
         height, width = size or sides
-        multiple = self.decoder.multiple
-        if min(height, width) < 1 or height % multiple or width % multiple:
-            raise ValueError(f"sides must be multiples of {multiple} pixels, not {height} x {width}")
-        return self._steps(self.decoder, quant, (len(quant), channels, height, width), draws, times)
-
-    def _steps(
-        self, decoder: Decoder, quant: Tensor, shape: tuple[int, ...], draws: Callable[[int], Tensor],
-        times: list[tuple[int, int]],
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """The loop of `sample`, whose checks do not wait for the first step."""
+        if min(height, width) < 1 or height % decoder.multiple or width % decoder.multiple:
+            raise ValueError(f"sides must be multiples of {decoder.multiple} pixels, not {height} x {width}")
+        shape = (len(quant), channels, height, width)
 
         def draw(index: int) -> Tensor:
             noise = draws(index).to(quant.device, torch.float32)
@@ -231,15 +224,18 @@ class DiVAE(Tokenizer):
                 raise ValueError(f"noise is {tuple(noise.shape)}, not {shape}")
             return noise
 
-        x, on_device = draw(0), torch.tensor(times, device=quant.device)[:, 0]
-        with torch.no_grad():
-            condition = decoder.condition(quant, (shape[2], shape[3]))
-        for index, (t, previous) in enumerate(times):
+        def run() -> Iterator[Tensor]:
+            x, on_device = draw(0), torch.tensor(times, device=quant.device)[:, 0]
             with torch.no_grad():
-                output = decoder(x, on_device[index], condition)
-                fresh = draw(index + 1) if self.sampler.draws_at(t) else None
-                x, _ = self.sampler.step(output, t, previous, x, fresh)
-            yield x
+                condition = decoder.condition(quant, (height, width))
+            for index, (t, previous) in enumerate(times):
+                with torch.no_grad():
+                    output = decoder(x, on_device[index], condition)
+                    fresh = draw(index + 1) if self.sampler.draws_at(t) else None
+                    x, _ = self.sampler.step(output, t, previous, x, fresh)
+                yield x
+
+        return run()  # a generator of its own, so that the checks do not wait for the first step
 
     def decode_tokens(
         self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None

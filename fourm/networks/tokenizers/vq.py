@@ -140,14 +140,10 @@ class ViTPreset:
 # `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
 # tokens wherever they lie, and equal tokens equal patches.
 VIT_PRESETS: dict[str, ViTPreset] = {
-    "vit_s_enc": ViTPreset(512, 8, 8),
-    "vit_s_dec": ViTPreset(512, 8, 8),
-    "vit_b_enc": ViTPreset(768, 12, 12),
-    "vit_b_dec": ViTPreset(768, 12, 12),
-    "vit_l_enc": ViTPreset(1024, 24, 16),
-    "vit_l_dec": ViTPreset(1024, 24, 16),
-    "vit_demo_enc": ViTPreset(64, 0, 4),
-    "vit_demo_dec": ViTPreset(64, 0, 4),
+    **dict.fromkeys(("vit_s_enc", "vit_s_dec"), ViTPreset(512, 8, 8)),
+    **dict.fromkeys(("vit_b_enc", "vit_b_dec"), ViTPreset(768, 12, 12)),
+    **dict.fromkeys(("vit_l_enc", "vit_l_dec"), ViTPreset(1024, 24, 16)),
+    **dict.fromkeys(("vit_demo_enc", "vit_demo_dec"), ViTPreset(64, 0, 4)),
     "vit_demo_rgb_dec": ViTPreset(128, 0, 4),
 }
 
