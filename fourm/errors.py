@@ -79,8 +79,9 @@ def near_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string.
 
     Of the known names that contain the given name, the shortest is closest: `decoding_steps` for `steps`.
+    Upper and lower case are alike.
     """
-    known = list(known)
-    containing = sorted((k for k in known if name in k), key=len) if len(name) >= 4 else []
-    close = containing or get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    word, spelt = name.lower(), {one.lower(): one for one in known}
+    containing = sorted((one for one in spelt if word in one), key=len) if len(word) >= 4 else []
+    close = containing or get_close_matches(word, spelt, n=1, cutoff=0.6)
+    return f"; did you mean '{spelt[close[0]]}'?" if close else ""

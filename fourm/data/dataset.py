@@ -32,6 +32,7 @@ SHARD_SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAX_NAME, MAX_PART = 1024, 255  # longest name of a member with its folders, and longest part of it, in bytes
 _MAX_HEADER = 1 << 20  # largest header of a member, long names included, in bytes
+_NO_ACCESS = f"gives no access to single members; unpack it to {SHARD_SUFFIX}"  # what is compressed
 _BLOCK = 512  # bytes; the unit of the tar format
 # First bytes of compressed files -> the name of the format.
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -50,12 +51,9 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The samples of a dataset that have a file for every condition, and a list of those that do not.
+    """The samples of a dataset that have a file for every condition, and a list of those that do not."""
 
-    A sample with a problem is among the samples: it fails when it is read, and the others are not affected.
-    """
-
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...]  # also those with a problem, each of which fails when it is read
     incomplete: tuple[str, ...] = ()  # one sentence for each sample that lacks a file
     notes: tuple[str, ...] = ()  # sentences about files that are no samples
     input: Input = Input()
@@ -164,10 +162,9 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
         problems = dict.fromkeys(everything[name].problems[cause] for name, cause in causes)
         samples.append(Sample(key, files=files, problem="; ".join(problems)))
     for modality, listing in found.items():
-        unreported = sorted(
-            k for k in listing.problems if k.name == UNKNOWN and (modality, k) not in reported
-        )
-        samples += [Sample(key, problem=listing.problems[key]) for key in unreported]
+        for key, problem in sorted(listing.problems.items()):
+            if key.name == UNKNOWN and (modality, key) not in reported:
+                samples.append(Sample(key, problem=problem))
     notes = [note for listing in found.values() for note in listing.notes]
     if not samples:
         reasons = [f": {text}" for text in (*notes, *incomplete)]
@@ -180,20 +177,14 @@ def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] =
 
 
 def choose_samples(samples: Sequence[Sample], count: int | None, seed: int | None) -> list[Sample]:
-    """The first `count` samples, or with a seed the reference's random choice of `count`, in their order.
-
-    count: None for all samples.
-    """
+    """The first `count` samples (None: all), or with a seed the reference's random choice, in their order."""
     if count is None or count >= len(samples) or seed is None:
         return list(samples[:count])
     return [samples[i] for i in sorted(permutation(len(samples), seed)[:count])]
 
 
 def permutation(count: int, seed: int) -> list[int]:
-    """A permutation of 0..count - 1 from NumPy's legacy generator, by which the reference chooses samples.
-
-    seed: a whole number from 0, of any size.
-    """
+    """A permutation of 0..count - 1 from NumPy's legacy generator, by which the reference chooses samples."""
     import numpy as np  # takes 0.1 s, which only this function needs
 
     words = [(seed >> shift) & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
@@ -335,7 +326,7 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
     elif lower.endswith(SHARD_SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
     elif end := next(filter(lower.endswith, COMPRESSED_SUFFIXES), ""):
-        why = f"a compressed shard gives no access to single members; unpack it to {SHARD_SUFFIX}"
+        why = f"a compressed shard {_NO_ACCESS}"
         found.problems[Key(within + name[: -len(end)], UNKNOWN)] = f"{entry.path}: {why}"
     elif "." not in name and entry.is_symlink() and not os.path.exists(entry.path):
         with suppress(OSError):  # the link was deleted meanwhile
@@ -388,10 +379,9 @@ def _index(path: Path, size: int, changed: int) -> Shard:
                 problem = f"is damaged at byte {end}" if len(block) == _BLOCK else "is cut off"
         except Exception as error:  # tarfile raises errors of many kinds for malformed headers
             problem = f"is cut off or damaged ({str(error)[:100]})"
-            for head, form in _MAGIC.items():
-                if before < 0 and start.startswith(head):
-                    why = "which gives no access to single members; unpack it to .tar"
-                    problem = f"is compressed ({form}), {why}"
+            form = next((form for head, form in _MAGIC.items() if start.startswith(head)), "")
+            if form and before < 0:
+                problem = f"is compressed ({form}), which {_NO_ACCESS}"
     if problem:
         count = sum(isinstance(place, tuple) for place in shard.members.values())
         known = f"{count:,} of its members are" if count else "nothing in it is"

@@ -24,13 +24,10 @@ NUM_UNIFORMS = 4 * _TRIES + 1  # that a random crop takes
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Name of a sample: its files are `root/modality/folder/name.ext`, in the folder of each modality.
-
-    A name that is too long is cut and ends in a hash.
-    """
+    """Name of a sample: its files are `root/modality/folder/name.ext`, in the folder of each modality."""
 
     folder: str  # one or more path components, joined by "/"
-    name: str  # one path component without extension
+    name: str  # one path component without extension; one that is too long is cut and ends in a hash
 
     def __post_init__(self) -> None:
         for part in (*self.folder.split("/"), self.name):
@@ -114,10 +111,7 @@ def file_name(folder: str, key: Key, suffix: str, variation: int | None = None) 
 
 
 def check_apart(out: Path, samples: Iterable[Sample]) -> None:
-    """UsageError where an output folder lies in a modality's folder that is read.
-
-    Its results would be taken for samples of the dataset, so `--resume` would find other samples than before.
-    """
+    """UsageError if `out` lies in a modality's folder that is read: it would add samples to the dataset."""
     # One file for each folder and modality: a thousand samples share a folder, and there may be a million.
     files = {(name, sample.key.folder): path for sample in samples for name, path in sample.files.items()}
     tops = {

@@ -13,6 +13,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
@@ -70,7 +71,8 @@ def open_own(path: Path, mode: str, limit: int = sys.maxsize) -> BinaryIO:
     Links and files of more than `limit` bytes are refused.
     """
     try:
-        file: BinaryIO = open(path, mode + "b", opener=_open_own)  # type: ignore[assignment] # noqa: SIM115
+        opener = partial(_open_at_once, more_flags=getattr(os, "O_NOFOLLOW", 0))
+        file: BinaryIO = open(path, mode + "b", opener=opener)  # type: ignore[assignment] # noqa: SIM115
     except OSError as error:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "a link, and none is followed here", str(path)) from error
@@ -182,12 +184,8 @@ def _ready(result: T | None) -> T:
     return result
 
 
-def _open_own(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | _NONBLOCK, 0o666)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | _NONBLOCK, 0o666)
+def _open_at_once(path: str, flags: int, more_flags: int = 0) -> int:
+    descriptor = os.open(path, flags | more_flags | _NONBLOCK, 0o666)
     if _NONBLOCK:
         os.set_blocking(descriptor, True)
     return descriptor

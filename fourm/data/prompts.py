@@ -59,12 +59,11 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
     else:
         prompts = text.replace("\r", "\n").split("\n")
         number, first = next(((i, line) for i, line in enumerate(prompts, 1) if line.strip()), (0, ""))
-        record = None  # each line of JSON lines would become a prompt as it stands
         with suppress(ValueError, RecursionError):
-            record = json.loads(first) if first.lstrip().startswith("{") else None
-        if isinstance(record, dict) and any(str(key).lower() in COLUMNS for key in record):
-            why = "where each line is a prompt; JSON lines are read from a file whose name ends in .jsonl"
-            raise UsageError(f"{where}: line {number} is JSON, {why}")
+            record = json.loads(first)
+            if isinstance(record, dict) and any(key.lower() in COLUMNS for key in record):
+                why = "where each line is a prompt; JSON lines are read from a file whose name ends in .jsonl"
+                raise UsageError(f"{where}: line {number} is JSON, {why}")
     if not (kept := [prompt.strip() for prompt in prompts if prompt.strip()]):
         raise UsageError(f"{where}: holds no prompt; one prompt per line is expected")
     return kept
@@ -125,14 +124,11 @@ def _cell(row: Mapping[str, object], column: str, name: str, where: str) -> str:
 
 
 def _rows(text: str, where: str, suffix: str) -> tuple[list[str], list[Row]]:
-    """The names of a table's columns, and its rows that are not blank.
-
-    A .tsv is split at tabs and line ends only, so quotation marks are text (as in the Parti table).
-    """
+    """The names of a table's columns, and its rows that are not blank."""
     if suffix in JSON_LINES:
         values = list(parse_json_lines(text, where))
         return list(next((value for _, value in values if isinstance(value, dict)), ())), values
-    if suffix == ".tsv":
+    if suffix == ".tsv":  # quotation marks in it are text, as in the Parti table
         split = (line.rstrip("\r").split("\t") for line in text.split("\n"))
         lines: Iterable[tuple[int, list[str]]] = enumerate(split, start=1)
     else:

@@ -178,10 +178,7 @@ def foreign_leftovers(root: Path) -> list[str]:
 
 
 def make_below(root: Path, folder: Path) -> None:
-    """Make a folder below root, and those between; FileNotFoundError where root itself is missing.
-
-    FourMError where a link on the way leads out of root: nothing may be written there.
-    """
+    """Make a folder below root; FileNotFoundError where root is missing, FourMError for a link out of it."""
     if not real(folder).is_relative_to(real(root)):
         raise FourMError(f"{folder} is a link out of {root}; nothing is written there")
     for part in folder.relative_to(root).parts:

@@ -105,8 +105,7 @@ def find_snapshot(hub_id: str, revision: str = "", repo_type: str = "model") -> 
     """
     repository, pin = repository_folder(hub_id, repo_type), None if revision else find_pin(hub_id)
     wanted = pin.revision if pin else revision or MAIN
-    commit = read_ref(repository / "refs" / wanted) or wanted
-    folder = repository / "snapshots" / commit
+    folder = repository / "snapshots" / (read_ref(repository / "refs" / wanted) or wanted)
     return folder if os.path.isdir(folder) else None
 
 
@@ -132,10 +131,10 @@ def find_parti() -> Path:
 def read_ref(path: Path) -> str:
     """The commit that a branch or tag stood for when it was fetched, or an empty string."""
     try:
-        commit = read_bytes(path, 1 << 10).decode("ascii").strip()
-    except (OSError, ValueError):
+        commit = read_bytes(path, 1 << 10).strip()
+    except OSError:
         return ""
-    return commit if re.fullmatch(r"\w{1,64}", commit, re.ASCII) else ""
+    return commit.decode() if re.fullmatch(rb"\w{1,64}", commit) else ""
 
 
 def pins_path() -> Path:
@@ -194,7 +193,7 @@ def write_pin(pin: Commit) -> None:
 
 
 def place_file(content: Path, pointer: Path, home: Path) -> None:
-    """Let `pointer`, a file of a snapshot, stand for the content: as a link, or else as the file itself."""
+    """Make `pointer`, a file of a snapshot, a link to the content; where there are no links, the content."""
     if os.path.exists(pointer) and pointer.samefile(content):
         return
     make_below(home, pointer.parent)

@@ -4,7 +4,6 @@ Counts come from the published architectures with every tensor stored in float32
 what the Hub says, and these figures are close to it.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -148,6 +147,4 @@ def find_entry(name: str) -> Entry | None:
 def near_entry(name: str) -> str:
     """`; did you mean 'tok-rgb'?` for a misspelt short name, group or Hub id, or an empty string."""
     words = [e.hub_id for e in _ENTRIES if e.hub_id] if "/" in name else [*CATALOGUE, *GROUPS]
-    spelt = {word.lower(): word for word in words}
-    advice = "" if name.lower() in spelt else near_match(name.lower(), spelt)
-    return re.sub("'(.+)'", lambda found: f"'{spelt[found[1]]}'", advice)
+    return "" if name.lower() in map(str.lower, words) else near_match(name, words)

@@ -163,8 +163,7 @@ def check_room(jobs: Sequence[Download]) -> None:
 def fetch(job: Download, client: Client) -> Path:
     """Make a job's files complete and record them; returns its path.
 
-    Raises MissingError for what cannot be fetched and VerificationError for what is not what the Hub has on
-    record; it is removed, whether it came just now or lay in the cache before.
+    MissingError for what cannot be fetched, VerificationError for a damaged file, which is removed.
     """
     from huggingface_hub import hf_hub_url
 

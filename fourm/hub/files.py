@@ -160,10 +160,7 @@ def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
 
 
 def resolve_tokenizer(name_or_path: str | Path) -> Path:
-    """The folder or file of a tokenizer, given as a path, a short name or a Hub id (also `NAME@REVISION`).
-
-    Errors as of `find_model`.
-    """
+    """The folder or file of a tokenizer by path, name, Hub id or `NAME@REVISION`; errors as `find_model`."""
     path, _, _, advice = _find(str(name_or_path), "tokenizer")
     if path.is_dir():
         _weights_in(path, advice)
@@ -203,10 +200,7 @@ def with_parts(files: ModelFiles, tokenizers: Mapping[str, str], text_name: str 
 
 
 def check_tokenizers(files: ModelFiles, rows: Iterable[Modality]) -> None:
-    """CheckpointError for a tokenizer whose codebook has not the size of its modality's vocabulary.
-
-    Only the headers of the files are read.
-    """
+    """CheckpointError for a tokenizer whose codebook, by its header, is not as large as the vocabulary."""
     for row in rows:
         if row.kind is not Kind.GRID or row.tokenizer not in files.tokenizers:
             continue
@@ -322,15 +316,13 @@ def _locate(name: str) -> ModelFiles:
 def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
     """The path, name and revision of a model or tokenizer, and the end of a message on how to download it.
 
-    It is a file or folder, or a snapshot in the Hub's cache. Revision and message are "" unless it is a
-    snapshot.
+    Revision and message are "" unless it is a snapshot in the Hub's cache.
     """
     if not name:  # a shell variable that is not set; Path("") would be the folder `.`
         raise UsageError("the name of a model or tokenizer is empty")
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path) or os.path.isfile(
-        path
-    ):  # unlike Path.is_dir, no error for a name that is too long
+    # Unlike the methods of Path, these functions raise nothing for a name that is too long.
+    if os.path.isdir(path) or os.path.isfile(path):
         return path, name, "", ""
     if os.path.exists(path):
         raise UsageError(f"{path}: cannot be read (a pipe, a device or a socket, not a file or folder)")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import Annotated, Any, NamedTuple
 
 from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
+from fourm.modalities.typed import Limits, fit
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
@@ -64,6 +65,7 @@ _PAGE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PAGE_BYTES = 1 << 10  # of a file, enough to tell that it is a web page
+_Count = Annotated[int, Limits(0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class TensorInfo:
     """One tensor of a file, as its header describes it."""
 
     dtype: str  # "F32", "BF16", ...
-    shape: tuple[int, ...]
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]  # behind the header: its first byte, and the one after its last
 
     @property
     def num_elements(self) -> int:
@@ -161,39 +164,25 @@ def _read_header(path: Path, size: int, inode: int, changed: int) -> Header:
 def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     """The header's JSON, checked against the number of bytes that follow it."""
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=with_single_keys)
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=with_single_keys)
+        table = fit(Mapping[str, Any], found, "it")
+        metadata = fit(Mapping[str, str], table.pop("__metadata__", {}), "metadata")
+        tensors = fit(Mapping[str, TensorInfo], table, "tensors", strict=False)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file (its header is not valid: {error})") from None
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{path}: not a safetensors file (its header is not an object)")
-    metadata = table.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: the header's metadata must be strings")
-    spans = []
-    for name, info in table.items():
-        where = f"{path}: tensor '{name}'"
-        if not isinstance(info, dict):
-            raise CheckpointError(f"{where} is not described by an object")
-        dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
-        if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-            raise CheckpointError(f"{where} is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read")
-        if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
-            raise CheckpointError(f"{where} lacks a proper shape or place in the file")
-        tensor = TensorInfo(dtype, tuple(shape))
-        if span[1] - span[0] != tensor.num_elements * _DTYPE_BYTES[dtype]:
-            raise CheckpointError(f"{where} of shape {shape} does not fill its {span[1] - span[0]:,} bytes")
-        spans.append((span, name, tensor))
-    spans.sort(key=lambda one: one[:2])
+    in_order = sorted(tensors.items(), key=lambda one: (one[1].data_offsets, one[0]))
     end = 0
-    for (start, stop), name, _ in spans:
+    for name, tensor in in_order:
+        where, dtype, (start, stop) = f"{path}: tensor '{name}'", tensor.dtype, tensor.data_offsets
+        if dtype not in _DTYPE_BYTES:
+            raise CheckpointError(f"{where} is stored as {shown(dtype)}; F64, F32, F16 and BF16 are read")
         if start != end:
-            raise CheckpointError(f"{path}: tensor '{name}' begins at byte {start:,} instead of {end:,}")
+            raise CheckpointError(f"{where} begins at byte {start:,} instead of {end:,}")
+        if stop - start != tensor.num_elements * _DTYPE_BYTES[dtype]:
+            shape = list(tensor.shape)
+            raise CheckpointError(f"{where} of shape {shape} does not fill its {stop - start:,} bytes")
         end = stop
     if end != num_bytes:
         what = "truncated" if num_bytes < end else "damaged"
         raise CheckpointError(f"{path}: {what} (its tensors need {end:,} bytes, {num_bytes:,} are there)")
-    return Header(metadata, {name: tensor for _, name, tensor in spans})
-
-
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return Header(metadata, dict(in_order))

@@ -165,10 +165,8 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
         answer = json.loads(text)
         files = list[HubFile]()
         for row in answer.get("siblings") or ():
-            if lfs := row.get("lfs"):
-                files.append(HubFile(row["rfilename"], lfs["size"], lfs["sha256"]))
-            else:
-                files.append(HubFile(row["rfilename"], row["size"], row["blobId"]))
+            lfs = row.get("lfs") or {"size": row["size"], "sha256": row["blobId"]}
+            files.append(HubFile(row["rfilename"], lfs["size"], lfs["sha256"]))
         return Commit(hub_id, answer["sha"], tuple(files), repo_type)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"{hub_id}: {constants.ENDPOINT} does not answer as a Hub does ({_brief(error)})"
@@ -212,17 +210,13 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
                     return sha256
                 _restart(growing)
             part.unlink()
-            message = f"what arrived does not have the checksum on record ({file.checksum[:12]}...)"
-            raise VerificationError(
-                f"{address.owner}/{file.name}: {message}, so it was removed; run the command again"
-            )
+            what = f"{address.owner}/{file.name}: what arrived does not have the checksum on record"
+            digits = f"{file.checksum[:12]}..."
+            raise VerificationError(f"{what} ({digits}), so it was removed; run the command again")
 
 
 def check_file(path: Path, file: HubFile, client: Client) -> str:
-    """The sha256 of a file whose size and checksum are those of `file`; an empty string for any other.
-
-    A checksum of 64 digits is a sha256; a shorter one is the sha1 of a git blob.
-    """
+    """The sha256 of a file whose size and checksum are those of `file`; an empty string for any other."""
     size = path.stat().st_size
     if size != file.size:
         return ""
@@ -370,10 +364,7 @@ def open_session() -> Any:
 
 
 def token_headers() -> dict[str, str]:
-    """HTTP headers: the user agent, and the user's token if there is one.
-
-    UsageError if the token cannot be read or is not ASCII.
-    """
+    """HTTP headers: user agent and, if any, the user's token; UsageError if that cannot be read or sent."""
     # `build_hf_headers` of the client makes a request, and reads the answer without a limit.
     from huggingface_hub import __version__ as client_version
     from huggingface_hub import constants, get_token
@@ -432,10 +423,7 @@ def _restart(file: BinaryIO) -> None:
 
 
 def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
-    """Open and lock the file of a download, positioned at its end; None if another process has renamed it.
-
-    Waits while another process holds the lock.
-    """
+    """Wait for the lock of a download's file, opened at its end; None if another process has renamed it."""
     part = unfinished(blob)
     for existing in (blob, part):
         is_link = existing == part and part.is_symlink()  # a blob may be a link; a file we write may not
