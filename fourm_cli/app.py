@@ -183,8 +183,7 @@ def _write_nowhere(stream: TextIO) -> None:
 def refuse_repeated(command: Any, words: Sequence[str]) -> None:
     """UsageError for an option in the words of a command line that is given twice but has one value.
 
-    command: the result of `typer.main.get_command`. A flag may be given twice, but not together with its
-    opposite.
+    command: of `typer.main.get_command`. A flag may be given twice, but not together with its opposite.
     """
     given, rest = dict[str, list[tuple[str, str]]](), list(words)
     while rest and (word := rest.pop(0)) != "--":
@@ -195,8 +194,7 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
         options = {name: option for option in found for name in (*option.opts, *option.secondary_opts)}
         flag, equals, value = word.partition("=")
         if flag not in options and re.match("-[^-]", word):  # letters, such as `-qc` or `-cFILE`
-            flag, value = word[:2], word[2:]
-            equals = value
+            flag, equals, value = word[:2], word[2:], word[2:]
             if flag in options and options[flag].is_flag and value:
                 rest.insert(0, f"-{value}")
         if option := options.get(flag):

@@ -212,10 +212,7 @@ def _requester(
     machine: options.Machine, writing: options.Writing, given: RunSettings, out: Path | None,
     data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
-    """A function that makes requests from options and files; the caller adds the rest, or other values.
-
-    out: by default the first free folder. data: what the run reads, which `--overwrite` must not delete.
-    """
+    """A function that makes requests from options and files; the caller adds the rest, or other values."""
     from fourm.runs.request import DETOKENIZER_STEPS, Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
@@ -227,7 +224,7 @@ def _requester(
         numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
         out = next(path for path in numbers if not path.exists())
     elif writing.overwrite and data is not None:
-        path, root = real(Path(data)), real(out)
+        path, root = real(Path(data)), real(out)  # of what the run reads, and where it writes
         # A file that lies in the folder itself, beside those of results, stays.
         if path.is_file() and path.is_relative_to(root) and path.parent != root:
             raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
@@ -242,10 +239,7 @@ def _requester(
 
 
 def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSettings) -> "ModelFiles":
-    """A model with the parts that YAML files and options name.
-
-    `--tokenizer rgb=rgb_divae` names one of the model's own; or one by name, folder or file.
-    """
+    """A model with the parts that YAML files and options name."""
     from fourm.hub.files import resolve_tokenizer, with_parts
 
     own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
@@ -256,6 +250,7 @@ def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSetting
             raise UsageError(f"--tokenizer: '{text}' is not KEY=NAME{near}")
         if key in own:
             raise UsageError(f"--tokenizer: '{key}' is given twice")
+        # Another of the model's own (`--tokenizer rgb=rgb_divae`), or one by name, folder or file.
         own[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
     files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
@@ -288,10 +283,7 @@ def _repeat(
 
 
 def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Report) -> None:
-    """Check where the results of a request go, then make them, and those of its super-resolution.
-
-    requests: a second one is super-resolution of what the first makes; it has no samples yet.
-    """
+    """Check where results go, and make them; a second request is super-resolution of what the first makes."""
     from fourm.output.joining import check_output
     from fourm.output.processes import Launch, now, remove_empty
     from fourm.runs.inputs import note_unknown_words
@@ -335,10 +327,7 @@ def _follow(
     begin: "Callable[[], list[Iterator[Event]]]", request: "Request | TokenizeRequest",
     notes: Iterable[str], report: options.Report, variations: int = 1,
 ) -> None:  # fmt: skip
-    """Print notes, then do one run after the other; exit code 3 if samples failed.
-
-    begin imports torch, which takes seconds. Of a torchrun one process reports; the others print their share.
-    """
+    """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed."""
     world, rank, log_json = request.world, request.world.group_rank, report.log_json
     console.quiet_library(report.quiet or rank > 0)
     if not report.quiet:

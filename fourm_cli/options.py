@@ -1,12 +1,12 @@
 """Options that several commands share: their help, their values, and what the shell offers after Tab."""
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
+from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -45,10 +45,7 @@ def download_names(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def modality_names(are_targets: bool, alone: str = "") -> Complete:
-    """Completes what the model produces, or else what it reads, as tokens or as values.
-
-    alone: a word that may stand in the place of a list; without it a single name is completed.
-    """
+    """Completes what the model produces or reads: a name, or a list that the word `alone` may stand for."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         name = str(context.params.get("model") or DEMO)
@@ -89,13 +86,10 @@ _COMPLETED: dict[str, Complete] = {
 
 
 def _continued(incomplete: str, words: Iterable[str], alone: str = "") -> list[str]:
-    """The list so far with each word that its last item may become; with `alone`, each word once.
-
-    An item that has come to its weight (`caption:2`, `caption:-`) is not a name any more.
-    """
+    """The list so far with each word that its last item may become; with `alone`, each word once."""
     cut = max(incomplete.rfind(sign) for sign in "-,") + 1
     head, item = incomplete[:cut], incomplete[cut:]
-    if ":" in item or head.endswith(":-"):
+    if ":" in item or head.endswith(":-"):  # the weight of an item is next: `caption:2`, `caption:-`
         return []
     items = re.split("[-, ]", incomplete)[:-1] if alone else []
     used = {one.partition(":")[0].partition("@")[0] for one in items}
@@ -221,24 +215,20 @@ class Report:
 Schedule = Annotated[Mapping[str, object], ""]
 ScheduleWithSr = Annotated[Mapping[str, object], SR_PREFIX]
 _KINDS: Mapping[Item, Any] = {Item.FLAG: bool | None, Item.TEXT: list[str] | None}
-_METAVARS = {
-    Item.NAME: "NAMES", Item.COUNT: "COUNTS", Item.NUMBER: "NUMBERS", Item.CURVE: "CURVES",
-    Item.COUNT_OR_SHARE: "NUMBER", Item.TEXT: "NAME:KEY=VALUE,...",
-}  # fmt: skip
 
 
 def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command for Typer its options: of each parameter that has a row, of groups one for each field.
 
-    own: rows of this command alone, or (a str) another help text for one of the table, by parameter. The
-    order of parameters is the order of the help text.
+    own: rows of this command alone, or (a str) another help text for a row of the table, by parameter. Help
+    texts stand in the order of the parameters.
     """
     rows = {**TABLE, **own}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = list[inspect.Parameter]()
+        parameters = list[Parameter]()
         groups = dict[str, tuple[Callable[..., object], list[str]]]()
-        for name, parameter in inspect.signature(command).parameters.items():
+        for name, parameter in signature(command).parameters.items():
             kind: Any = parameter.annotation
             if kind in (Schedule, ScheduleWithSr):
                 added = _of_schedule("", "--", SCHEDULE)
@@ -259,7 +249,7 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
                 values[name] = build(**given)
             command(**values)
 
-        with_groups.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_groups.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         with_groups.__annotations__ = {one.name: one.annotation for one in parameters}
         return with_groups
 
@@ -268,29 +258,27 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
 def help_of(command: Callable[..., None]) -> dict[str, Any]:
     """Help for Typer from the docstring of a command; what follows `Examples:` stands at the end."""
-    text, _, lines = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
+    text, _, lines = (getdoc(command) or "").partition("\n\nExamples:\n")
     examples = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in lines.splitlines())])
     return {"help": text, "epilog": examples}
 
 
-def _parameter(row: Any, name: str, kind: Any, default: Any) -> inspect.Parameter:
+def _parameter(row: Any, name: str, kind: Any, default: Any) -> Parameter:
     """A parameter as Typer reads it. A flag that is off has no opposite, `--resume` but no `--no-resume`."""
     told = copy(TABLE[name] if isinstance(row, str) else row)
     told.help = row if isinstance(row, str) else row.help
     told.param_decls = told.param_decls or ((f"--{name.replace('_', '-')}",) if default is False else ())
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told]
-    )
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
 
 
-def _of_schedule(key: str, flag: str, panel: str) -> list[inspect.Parameter]:
+def _of_schedule(key: str, flag: str, panel: str) -> list[Parameter]:
     """A parameter for each setting of schedules, under names that begin in this way."""
-    found = list[inspect.Parameter]()
+    found = list[Parameter]()
     for setting in OPTIONS:
         name, kind = setting.flag.removeprefix("--"), _KINDS.get(setting.item, str | None)
         flags = f"{flag}{name}/{flag}no-{name}" if setting.item is Item.FLAG else flag + name
         text = f"As {setting.flag}, for super-resolution." if key else f"{setting.help}."
-        row = option(text, _METAVARS.get(setting.item), panel, flags, show_default=False)
+        row = option(text, setting.item.value[2], panel, flags, show_default=False)
         row.autocompletion = _COMPLETED.get(setting.key)
         found.append(_parameter(row, key + setting.key, kind, None))
     return found

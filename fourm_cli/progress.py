@@ -68,13 +68,12 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
 def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
     screen, tally, last = Screen(quiet), Tally(), None
-    interval = None if screen.has_bars else PLAIN_LINE_SECONDS
     bars = Live(
         get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
         transient=True,
     )  # fmt: skip
     with bars if screen.has_bars else nullcontext():
-        for last in lines(events, tally, screen.say, interval):
+        for last in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
             if log is None:
                 continue
             try:

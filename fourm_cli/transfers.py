@@ -46,8 +46,7 @@ def fetch_all(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
 
 def print_plan(wanted: Sequence[Entry], as_json: bool, quiet: bool) -> None:
     """Print files and sizes, and fetch nothing."""
-    client = replace(CLIENT, report=Transfers(quiet).take, tries=1)
-    jobs = plan_downloads(wanted, client, is_estimate=True)
+    jobs = plan_downloads(wanted, replace(CLIENT, report=Transfers(quiet).take, tries=1), is_estimate=True)
     if as_json:
         print_json([job.to_json() for job in jobs])
         return
@@ -136,8 +135,7 @@ class Transfers:
     def take(self, event: Transfer) -> None:
         """Show an event: a line for what came and for waits; progress as a bar, or as a line now and then."""
         if isinstance(event, Waiting):
-            seconds = console.duration(event.seconds)
-            self.screen.say(f"{event.name}: {event.reason}; next try in {seconds}")
+            self.screen.say(f"{event.name}: {event.reason}; next try in {console.duration(event.seconds)}")
             return
         if event.name not in self.tasks:  # files are only checked: one after the other
             self._show([(event.name, event.size, 0)])

@@ -2,8 +2,7 @@
 
 docs/values.md describes their files. In texts, boxes are `v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> <name>`,
 numbers being bins of the picture's sides; metadata are `v1=<field> v0=<index>`; a palette is `v1=<count>`,
-then `v0=<red> v0=<green> v0=<blue>` for each of its one to seven colours. An index stands for all values of a
-bin; it is read as the one that `Field.value_of` says, which is written as the same index again.
+then `v0=<red> v0=<green> v0=<blue>` for each of its one to seven colours.
 """
 
 import math
@@ -83,7 +82,7 @@ class Field:
         return math.floor(min(max(value, 0) / self.high * self.steps, self.top))
 
     def value_of(self, index: int) -> int | float:
-        """A value of the bin of an index: its lower end for whole numbers, the score, else its centre."""
+        """A value with this index: of whole numbers the lowest, the score, else the centre of the bin."""
         if self.lowest is not None:
             return self.lowest + index
         return index * self.high if self.is_whole else self.high * min((index + 0.5) / self.steps, 1.0)
@@ -143,10 +142,7 @@ class _Detections:
 
 
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
-    """The boxes of a text, in its order, and a sentence for each part that is ignored.
-
-    Three numbers follow `v0=`, whatever their axis is called. Numbers beyond the bins are limited to them.
-    """
+    """The boxes of a text, in its order, and a sentence for each part that is ignored."""
     parse, begins = partial(_parse_box, bins=bins), lambda word: word.startswith("v0=")
     before, boxes, problems = parse_groups(words_of(text), begins, "", parse)
     ignored = [f"{quoted(before)} stands before the first box"] if before else []
@@ -160,10 +156,7 @@ def box_words(box: Box, bins: int = 1000) -> str:
 
 
 def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _RULES) -> Boxes:
-    """The boxes of a file that the crop shows, as fractions of the crop.
-
-    Boxes with a low score, outside the crop, or without area are left out. The score is 1 if there is none.
-    """
+    """The boxes of a file that the crop shows, as fractions of the crop; not those without an area there."""
     boxes = list[Box]()
     for index, found in enumerate(fit(_Detections, data, "the file", strict=False).instances):
         where, (x0, y0, x1, y1) = f"instance {index}", found.boxes
@@ -194,10 +187,7 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
 
 
 def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
-    """The data of a file with these boxes, in their order, which become the same bins again.
-
-    In a file every box has ordered corners and an area, also where a model wrote one without.
-    """
+    """The data of a file with these boxes, each with ordered corners and an area, for the same bins again."""
     instances, quarter = list[dict[str, object]](), 0.25 / (bins - 1)  # of a bin
     for box in boxes:
         (x0, x1), (y0, y1) = sorted((box.xmin, box.xmax)), sorted((box.ymin, box.ymax))
@@ -219,10 +209,7 @@ def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
 
 
 def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
-    """The facts of a text, in the order of FIELDS, and a sentence for each part that is ignored.
-
-    A pair begins at each word with `v1`; of two pairs for one field the later counts.
-    """
+    """The facts of a text, in the order of FIELDS, and a sentence for each part that is ignored."""
     before, pairs = grouped(words_of(text), lambda word: "v1" in word)
     problems, facts = [f"{quoted(before)} stands before the first field"] if before else [], dict[int, Fact]()
     for words in pairs:
@@ -232,7 +219,7 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
         if field is None or index is None or not 0 <= index <= field.top:
             problems.append(f"{quoted(words)} states nothing that is known")
             continue
-        if field.number in facts:
+        if field.number in facts:  # the later one counts
             problems.append(f"{field.name} is stated twice")
         facts[field.number] = Fact(field, field.value_of(index))
     return tuple(facts[number] for number in sorted(facts)), tuple(dict.fromkeys(problems))
@@ -285,10 +272,7 @@ def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
 
 
 def palette_from_json(data: object, crop: Crop | None = None, size: int | None = None) -> Palette:
-    """The palette of `size` colours of a file; by default the largest palette.
-
-    Colours are of the whole picture, not of the crop. A file without any palette gives no colours.
-    """
+    """The palette of `size` colours of a file, else its largest, of the whole picture; () if it has none."""
     data = data[0] if isinstance(data, list) and len(data) == 1 else data
     if not isinstance(data, dict):
         raise ValueError(f"a list with one object of palettes was expected, not {shown(ascii(data), 40)}")
@@ -316,6 +300,7 @@ def palette_grammar(size: int | None = None) -> Grammar[Palette]:
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
+    """The box of words that begin with `v0=`; numbers are read in their order, whatever axis they name."""
     head = list(takewhile(lambda word: "=" in word, words))
     names = list(takewhile(lambda word: "=" not in word, words[len(head) :]))
     numbers = [number for word in head if (number := number_of(word)) is not None]

@@ -1,9 +1,7 @@
 """Texts that hold codes of a tokenizer: people (`human_poses`) and SAM instances (`sam_instance`).
 
 People: `human v0= .. v3=`, then `global`, `pose`, `shape`, `camera`, with their numbers; or `none`. Numbers
-are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them: a box, the orientation of the body as a
-rotation matrix, eight codes of the pose tokenizer, ten coefficients of the SMPL body's shape, and a
-weak-perspective camera (scale, x, y) for the box. docs/formats.md describes the files.
+are those of 4D-Humans (HMR 2.0), as the datasets of 4M hold them. docs/formats.md describes the files.
 
 Instances: query points, and at each the boxes and codes of masks there, in pixels of the 224 x 224 crop:
 text := group*        group := point v0=<y> v1=<x> ( none | polygon+ )
@@ -56,8 +54,8 @@ class Person:
     box: Corners  # xmin, ymin, xmax, ymax in pixels of a 224 x 224 picture
     orientation: Matrix  # rotation of the whole body
     pose_codes: PoseCodes
-    betas: Betas  # shape of the body, about -3..3
-    camera: Vector  # scale, x, y
+    betas: Betas  # coefficients of the SMPL body's shape, about -3..3
+    camera: Vector  # scale, x, y of a weak-perspective camera for the box
 
 
 People = tuple[Person, ...]
@@ -138,11 +136,7 @@ def people_words(people: People) -> list[str]:
 
 
 def people_from_json(data: object, crop: Crop | None = None) -> People:
-    """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224.
-
-    A mirrored crop mirrors box and camera, so positions are right. Orientation and pose are not mirrored:
-    codes of a pose cannot be mirrored without the pose tokenizer's encoder.
-    """
+    """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224."""
     if data in ({}, []):
         return ()
     file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
@@ -158,7 +152,7 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
         top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))
         if max(left, right) < 0 or min(left, right) > side or max(top, bottom) < 0 or min(top, bottom) > side:
             continue
-        if crop.mirrored:
+        if crop.mirrored:  # not orientation and pose: its codes cannot be, without the tokenizer's encoder
             left, right = side - right, side - left
             scale, x, y = person.camera
             person = replace(person, camera=(scale, -x, y))
@@ -208,10 +202,7 @@ def instance_words(groups: Groups) -> list[str]:
 
 
 def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
-    """The instances of the file's crop with the crop's number (0 without a crop), at its query points.
-
-    Every crop of a file has its own instances, mirrored where the crop is; only the crop's number is used.
-    """
+    """The groups of the file's crop with the crop's number (0 without one), mirrored where that crop is."""
     if not isinstance(data, list) or not data:
         raise ValueError(f"{shown(ascii(data))}, where a list of crops belongs, each a mapping")
     number = crop.number if crop else 0

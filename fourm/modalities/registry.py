@@ -144,8 +144,7 @@ class Registry:
     def resolve(self, name: str, available: Iterable[str]) -> str:
         """The full name for a short one: `tok_rgb` is its lowest resolution among the available modalities.
 
-        If no available modality has the name, the whole table is searched, so that the caller can say that
-        the model lacks it.
+        Where none of them has the name, the whole table is searched: the caller says that the model lacks it.
         """
         if name in self.rows:
             return name

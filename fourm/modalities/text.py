@@ -137,8 +137,7 @@ class Structured(Generic[T]):
 class Grammar(Generic[T]):
     """One sort of structured value, as text and as the plain data of a JSON file.
 
-    parse never raises: it ignores what is malformed and returns a sentence about it. from_json raises a
-    ValueError whose message says what is wrong with the data.
+    parse never raises, but returns sentences about what it ignores; from_json raises a ValueError with one.
     """
 
     parse: Callable[[str], tuple[T, tuple[str, ...]]]  # text -> value, problems
@@ -177,10 +176,7 @@ def parse_groups(
     words: Iterable[str], begins: Callable[[str], bool], name: str,
     parse: Callable[[list[str]], tuple[T | None, str]],
 ) -> tuple[list[str], list[T], list[str]]:  # fmt: skip
-    """The words before the first group, the parsed groups, and problems.
-
-    Problems get the name of their group and its number (from 1) in front, unless the name is "".
-    """
+    """The words before the first group, the parsed groups, and problems, with name and number of a group."""
     before, groups = grouped(words, begins)
     parsed = [parse(group) for group in groups]
     found = enumerate((problem for _, problem in parsed), start=1)
@@ -189,11 +185,9 @@ def parse_groups(
 
 
 def number_of(word: str) -> int | None:
-    """The whole number behind the first `=` of a word such as `v0=12`; None where there is none.
-
-    Numbers of more than nine digits become a billion, which is beyond every limit of a grammar.
-    """
+    """The whole number behind the first `=` of a word such as `v0=12`; None where there is none."""
     match = re.fullmatch(r"[^=]*=(-?)0*([0-9]+)", word)
+    # A billion, which is beyond every limit of a grammar, stands for all numbers that are larger.
     return int(match[1] + (match[2] if len(match[2]) <= 9 else "1000000000")) if match else None
 
 

@@ -1,7 +1,5 @@
 """The chain: which targets are decoded, in which steps, from what, and with which guidance."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -4,14 +4,13 @@ Every term is an array that the code allocates, and a comment names it. What can
 the allocator, kernels of libraries) is a measured constant. A test compares the sum with peaks of real runs.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
 from fourm.hub.files import ModelFiles, is_unused, weights_of
 from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TokenizerPart, read_header
@@ -52,8 +51,7 @@ def estimate(
 ) -> Cost:  # fmt: skip
     """The cost of a chain; dtype (a key of `DTYPES`) is that of weights and activations.
 
-    decode: values are made of the tokens, `rows_at_once` rows of a batch together. max_rows: texts that are
-    decoded together where a sample has several.
+    decode: values are made of the tokens, `rows_at_once` of a batch together. max_rows: as `MOST_ROWS`.
     """
     width, rows = DTYPES[dtype].num_bytes, model.registry.rows
     grids = [rows[name] for name in chain.targets if rows[name].kind is Kind.GRID and decode]
@@ -95,14 +93,14 @@ class Sizes:
     depth: int  # of the decoder
     width: int  # bytes per number
 
-    @staticmethod
-    def of(model: ModelFiles, width: int) -> Sizes:
+    @classmethod
+    def of(cls, model: ModelFiles, width: int) -> Self:
         """From the shapes of the decoder's MLPs, which are alike; zeros if the file has none."""
         shapes = {name: info.shape for name, info in read_header(model.weights).tensors.items()}
         firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
         hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
         is_gated = "decoder.0.mlp.fc3.weight" in shapes
-        return Sizes(dim, hidden, 3 if is_gated else 2, len(firsts), width)
+        return cls(dim, hidden, 3 if is_gated else 2, len(firsts), width)
 
     def layers(self, rows: int, tokens: int) -> int:
         """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""

@@ -1,7 +1,5 @@
 """Settings become a chain: defaults are filled in, and all that does not fit a model is reported together."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +14,7 @@ from fourm.schedule.settings import OPTIONS, TARGET_OPTIONS, Item, Layer, Settin
 
 
 def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = None) -> Chain:
-    """The chain that the settings describe for a model; ScheduleError names all that is wrong with them.
-
-    made: for super-resolution, the modalities (full names) that there are to go on from.
-    """
+    """The chain that the settings describe for a model; ScheduleError names all that is wrong with them."""
     planner = _Planner(layer.settings, model, made, list(layer.problems))
     whole = planner.whole_targets()
     conditions, weights, raw = planner.conditions()
@@ -68,7 +63,7 @@ class _Planner:
 
     settings: Mapping[str, Setting]
     model: ModelFiles
-    made: Sequence[str] | None  # see `build_chain`
+    made: Sequence[str] | None  # of super-resolution: full names of the modalities to go on from
     problems: list[str]
 
     def whole_targets(self) -> dict[str, dict[str, Setting]]:

@@ -48,10 +48,8 @@ def _ask_lowest_noise(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tens
 
 
 def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
-    """The n most confident answers, ascending; ties go to the higher raw probability, then the lower index.
-
-    Low temperatures and small nuclei give many answers a confidence of exactly 1.
-    """
+    """The n most confident answers, ascending; of equal ones those of higher raw probability, lower index."""
+    # Low temperatures and small nuclei give many answers a confidence of exactly 1.
     order = raw_prob.argsort(dim=1, descending=True, stable=True)
     by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
     return order.gather(1, by_confidence)[:, :n].sort(dim=1).values
@@ -79,8 +77,7 @@ def cosine_tokens(num_steps: int, total: int) -> list[int]:
     counts.append(total - sum(counts))
     # The rounding errors can add up to more than the last step: then round the running total instead.
     if counts[-1] < 0:
-        ends = [round(total * (1 - b)) for b in level]
-        counts = [b - a for a, b in pairwise(ends)]
+        counts = [b - a for a, b in pairwise(round(total * (1 - one)) for one in level)]
     return counts
 
 
@@ -97,18 +94,14 @@ def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]
 def onex_temperature(temperature: float, counts: Sequence[int], low: float, power: float) -> list[float]:
     """Falls quickly, then slowly, to `low`: a hyperbola times the share of tokens still to come.
 
-    The hyperbola has one point per token but is read at the index of the step: that is how the published
-    settings were tuned.
+    The hyperbola has a point per token, and is read at the index of the step, as in published settings.
     """
     total = sum(counts)
-    if total == 1:
-        return [max(low, MIN_TEMPERATURE) for _ in counts]
     last = 100.0**-power
-    points = [(1 + 99 * min(i, total - 1) / (total - 1)) ** -power for i in range(len(counts))]
+    points = [(1 + 99 * min(i, total - 1) / max(total - 1, 1)) ** -power for i in range(len(counts))]
     shape = [(point - last) / (1 - last) for point in points]
     left = [1 - done / total for done in accumulate(counts)]
-    spread = temperature - low
-    return [max(low + spread * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
+    return [max(low + (temperature - low) * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
 
 
 # (temperature, counts, *arguments) -> the temperature of each count, and the names of its arguments

@@ -1,7 +1,6 @@
 """Settings from options and YAML files: the table of schedule settings, the text of their values, what wins.
 
-Configuration files of the reference implementation are read unchanged; keys that only steer its plumbing
-(process groups, experiment trackers, loader threads) have no effect.
+Configuration files of the reference implementation are read unchanged.
 """
 
 import math
@@ -22,7 +21,7 @@ MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
 _TOK_ID = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
-# Known to the reference, of no effect here: the picture size is the model's, and processes need no group.
+# Keys of the reference without effect: the size is the model's, and there are no process groups, trackers ...
 IGNORED = (
     "run_name image_size patch_size num_workers pin_mem parti_prompts_t5_embs s3_endpoint s3_path "
     "image_size_metrics num_log_images save_all_outputs log_wandb wandb_project wandb_entity wandb_run_name "
@@ -38,15 +37,15 @@ _Count = Annotated[int, Limits(1, MAX_SEED)]
 
 
 class Item(Enum):
-    """What one item of a list is: a name for messages, and the pattern of its text."""
+    """What one item of a list is: a name for messages, the pattern of its text, its metavar in help texts."""
 
-    NAME = ("a name", r"[^\s,:=-]+(?::" + _DECIMAL + ")?")  # with or without a weight: caption:2.0
-    COUNT = ("a whole number", r"[+-]?[0-9]+(?![\d.eE])")
-    NUMBER = ("a number", _DECIMAL)
-    CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*")
-    FLAG = ("true or false", r"(?i:true|false)")
-    COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL)  # top-k: 50, or 0.05 of the vocabulary
-    TEXT = ("a text", r"(?s:.+)")  # never split
+    NAME = ("a name", r"[^\s,:=-]+(?::" + _DECIMAL + ")?", "NAMES")  # with or without a weight: caption:2.0
+    COUNT = ("a whole number", r"[+-]?[0-9]+(?![\d.eE])", "COUNTS")
+    NUMBER = ("a number", _DECIMAL, "NUMBERS")
+    CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*", "CURVES")
+    FLAG = ("true or false", r"(?i:true|false)", None)
+    COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL, "NUMBER")  # 50, or 0.05 of the vocabulary
+    TEXT = ("a text", r"(?s:.+)", "NAME:KEY=VALUE,...")  # never split
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +150,7 @@ class Settings:
 
 
 def read_settings(configs: Sequence[Path], options: Mapping[str, object]) -> Settings:
-    """Merge YAML files in the order given, and the options over them (keys of the table, plain or `sr_`).
-
-    What cannot be read is among the problems of both layers, to be reported with a schedule's mistakes.
-    """
+    """Merge YAML files in the order given, and the options over them (keys of the table, plain or `sr_`)."""
     read = [load_layer(path) for path in configs]
     layers = [*(layer for layer, _ in read), parse_options(options)]
     run: dict[str, Any] = {key: value for _, values in read for key, value in values.items()}
@@ -175,8 +171,7 @@ def read_names(path: Path) -> dict[str, str]:
 def merge(layers: Sequence[Layer], prefix: str = "") -> Layer:
     """The settings whose keys have a prefix, without it; later layers win, key by key, and problems add up.
 
-    Targets written whole replace the targets and the parallel lists of earlier layers, and are replaced by
-    later `target_domains`.
+    Targets written whole replace earlier targets and parallel lists; a later `target_domains` replaces them.
     """
     settings, keys = dict[str, Setting](), {prefix + option.key: option.key for option in OPTIONS}
     for layer in layers:
@@ -220,8 +215,7 @@ def load_layer(path: Path) -> tuple[Layer, dict[str, object]]:
             elif key in _RUN_KEYS:
                 run[key] = _run_value(key, value, path)
             elif key not in IGNORED:
-                near = near_match(key, [*_KEYS, *_RUN_KEYS, *IGNORED])
-                raise UsageError(f"unknown key '{written}'{near}")
+                raise UsageError(f"unknown key '{written}'{near_match(key, [*_KEYS, *_RUN_KEYS, *IGNORED])}")
         except (UsageError, ValueError) as error:
             problems.append(f"{where}: {error}")
     return Layer(settings, tuple(problems)), run
