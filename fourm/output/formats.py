@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourm.data.opening import SIGNATURE, read_bytes
-from fourm.errors import SampleError
 
 MAX_BYTES = 1 << 28  # of a file that is checked; it is read whole
 _MAX_HEADER = 1 << 16  # bytes of the header of a .npy file
@@ -37,7 +36,7 @@ class Tokens:
 
 
 def find_flaw(path: Path, tokens: Tokens | None = None) -> Flaw | None:
-    """What is wrong with a file by the format of its name; SampleError for one that cannot be read."""
+    """What is wrong with a file by the format of its name; OSError for one that cannot be read."""
     try:
         data = read_bytes(path, MAX_BYTES)
         if tokens is not None:
@@ -50,8 +49,6 @@ def find_flaw(path: Path, tokens: Tokens | None = None) -> Flaw | None:
         return flaw
     except UnicodeDecodeError as error:
         return Flaw(error.reason == "unexpected end of data", "is not text in UTF-8")
-    except OSError as error:
-        raise SampleError(f"cannot be read ({error.strerror or error})") from error
     return None
 
 

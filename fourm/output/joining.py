@@ -33,8 +33,7 @@ from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process,
 from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
 
-# With --overwrite, process 0 empties the folder. Seconds that the other processes wait until it starts, and
-# until it is done.
+# Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
 FIRST_WAIT, EMPTYING_WAIT = 600.0, 3600.0
 # Fields of a record that may differ between a run and the one that resumes it.
 NOT_COMPARED = ("versions", "command", "device", "created", "options")
@@ -53,7 +52,7 @@ def check_output(
     if not _is_free(out, record):
         before = load_run(out, record)
         if not overwrite:
-            _check_joins(out, record, before, launch, resume)
+            _check_joins(before, launch, resume)
     made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
     try:
         with _as_usage_error(out):
@@ -82,17 +81,14 @@ class Joining:
     since: float = 0.0
 
     def check(self) -> None:
-        """Refuse what `enter` would refuse, before the model is loaded; nothing is written.
-
-        One exception: with `resume`, an interrupted --overwrite first deletes the rest of the old run.
-        """
+        """Refuse what `enter` would refuse. Writes nothing, but `resume` ends an interrupted overwrite."""
         out, following = self.out, self.out / NEXT[self.record]
         if self.resume and os.path.lexists(following):
             with _as_usage_error(out):
                 check_names(out)
                 if self.launch.rank == 0:
                     after = load_run(out, following.name)
-                    _check_settings(out, after.record, self.settings)
+                    _check_settings(after, self.settings)
                     _overwrite(out, self.record, after.identity)
                 else:
                     self._wait(lambda: not os.path.lexists(following))
@@ -172,8 +168,8 @@ class Joining:
 
     def _check_same_run(self, before: Run) -> None:
         """Refuse to continue a run without being asked to, or with other settings."""
-        _check_joins(self.out, self.record, before, self.launch, self.resume or self.overwrite)
-        _check_settings(self.out, before.record, self.settings)
+        _check_joins(before, self.launch, self.resume or self.overwrite)
+        _check_settings(before, self.settings)
 
     def _is_first(self) -> bool:
         """True if no run is there. Refuses folders for super-resolution that hold files of no record."""
@@ -182,9 +178,8 @@ class Joining:
             folder = self.out / place.folder
             check_folder(self.out, folder)
             if place.form != "extra" and folder.is_dir() and any(folder.iterdir()):
-                raise UsageError(
-                    f"{folder}: holds files that no run of super-resolution wrote; move them away"
-                )
+                what = "holds files that no run of super-resolution wrote; move them away"
+                raise UsageError(f"{folder}: {what}")
         return is_first
 
 
@@ -215,16 +210,15 @@ def _exists(out: Path, record: str) -> UsageError:
     return UsageError(f"--out {out}: {what}; {ways}")
 
 
-def _check_joins(out: Path, record: str, before: Run, launch: Launch, is_asked: bool) -> None:
+def _check_joins(before: Run, launch: Launch, is_asked: bool) -> None:
     """Refuse a run that is there, unless this process is asked to continue it, or takes part in its job."""
+    out = before.root
     is_emptied = any(os.path.lexists(out / name) for name in NEXT.values())
     if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
-        raise _exists(out, record)
+        raise _exists(out, before.file)
     if before.is_older:
-        raise UsageError(
-            f"--out {out}: an older version of this program wrote {record}, and its runs cannot be resumed; "
-            f"--overwrite starts again{free_beside(out)}"
-        )
+        ways = f"its runs cannot be resumed; --overwrite starts again{free_beside(out)}"
+        raise UsageError(f"--out {out}: an older version of this program wrote {before.file}, and {ways}")
 
 
 def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> bool:
@@ -233,9 +227,9 @@ def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> b
     return any(file.size != launch.size or file.rank == launch.rank for file in others)
 
 
-def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
+def _check_settings(run: Run, here: RunRecord) -> None:
     """Refuse to continue a run with other settings; the message names what differs."""
-    before, after = (dict(_flat("", run.to_json())) for run in (there, here))
+    before, after = (dict(_flat("", record.to_json())) for record in (run.record, here))
     differences = [
         f"{path} is {before.get(path, 'absent')} there and {after.get(path, 'absent')} here"
         for path in dict.fromkeys((*before, *after))
@@ -244,7 +238,8 @@ def _check_settings(out: Path, there: RunRecord, here: RunRecord) -> None:
     if (rest := len(differences) - MAX_DIFFERENCES) > 0:
         differences[MAX_DIFFERENCES:] = [f"and {rest} more"]
     if differences:
-        raise UsageError(f"--out {out}: belongs to a run with other settings: {'; '.join(differences)}")
+        found = "; ".join(differences)
+        raise UsageError(f"--out {run.root}: belongs to a run with other settings: {found}")
 
 
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
@@ -291,17 +286,15 @@ def _overwrite(out: Path, name: str, run: str, text: str = "") -> None:
 def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     """Write the next record; delete a run and its super-resolution, except its record and files of `run`."""
     names = (SR_RUN, RUN) if name == RUN else (name,)
-    records = {each: load_run(out, each) for each in names if os.path.lexists(out / each)}
-    places = [
-        (each, place) for each, read in records.items() for place in (*read.record.places, SAMPLES[each])
-    ]
-    for each, place in places:
+    runs = [load_run(out, each) for each in names if os.path.lexists(out / each)]
+    places = [(each.file, place) for each in runs for place in (*each.record.places, SAMPLES[each.file])]
+    for file, place in places:
         for path in accumulate(place.folder.split("/"), Path, initial=out):
             if path != out and path.is_symlink():
-                raise UsageError(f"{out / each}: names the folder '{place.folder}', but {path} is a link")
+                raise UsageError(f"{out / file}: names the folder '{place.folder}', but {path} is a link")
     listed: Container[str] | None = None  # of the files that were written; a process was killed: not all are
     with suppress(OSError, UsageError):
-        launches = [processes.read_launches(out, read.identity) for read in records.values()]
+        launches = [processes.read_launches(out, each.identity) for each in runs]
         listed = processes.read_checksums(out) if all(map(processes.is_closed, launches)) else None
     kept = [run] if name == RUN or not os.path.lexists(out / RUN) else [run, load_run(out, RUN).identity]
     if following:  # before anything is deleted, so that --resume can go on with it

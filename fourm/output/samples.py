@@ -95,10 +95,9 @@ class Run:
 
     def count_tokens(self, place: Place) -> int | None:
         """Number of tokens in each file of a target; None if the record does not contain it."""
-        steps = [step for step in self.record.schedule["steps"] if step["target"] == place.modality]
-        if place.is_condition or not steps:
-            return None
-        return sum(step["num_tokens"] for step in steps)
+        steps = self.record.schedule["steps"]
+        counts = [step["num_tokens"] for step in steps if step["target"] == place.modality]
+        return sum(counts) if counts and not place.is_condition else None
 
     def thousands(self) -> list[Path]:
         """The files in which samples are recorded, a thousand in each, in order."""
@@ -106,10 +105,7 @@ class Run:
         return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
 
     def samples(self) -> Iterator[RecordedSample]:
-        """All samples of the run, in order; at most a thousand are in memory at a time.
-
-        UsageError: a file is damaged.
-        """
+        """All samples of the run, in order, a thousand of them in memory; UsageError: a file is damaged."""
         if self.is_older:
             yield from (self.describe(Sample(key)) for key in sorted(self._keys_of_files()))
         for path in self.thousands():
@@ -229,10 +225,7 @@ def load_run(out: Path, file: str = RUN) -> Run:
 
 
 def open_runs(root: Path) -> tuple[Run, ...]:
-    """The runs of a folder: the one that made it, then super-resolution, at least one of them.
-
-    UsageError if no run wrote it or a record is damaged.
-    """
+    """The runs of a folder, super-resolution last; UsageError if no run wrote it or a record is damaged."""
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
     there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
@@ -251,17 +244,13 @@ def keys_of(runs: Iterable[Run]) -> set[Key]:
     }
 
 
-def samples_for(
-    run: Run, samples: Iterable[RecordedSample], conditions: Sequence[str], ids: Mapping[str, bool]
-) -> list[Sample]:
+def samples_for(run: Run, samples: Iterable[RecordedSample], forms: Mapping[str, str]) -> list[Sample]:
     """Samples of a run as conditions of another run, with files that exist or will exist.
 
-    ids: by condition (full name), True if its tokens are read, False if its values are. UsageError: the run
-    does not write a condition.
+    forms: by condition (full name), "ids" or "value". UsageError: the run does not write a condition.
     """
-    forms = {name: "ids" if ids[name] else "value" for name in conditions}
     places = {place.modality: place for place in run.places if place.form == forms.get(place.modality)}
-    if lacking := [name for name in conditions if name not in places]:
+    if lacking := [name for name in forms if name not in places]:
         has = sorted({place.modality for place in run.places})
         raise UsageError(f"{run.root}: its run left no {lacking[0]}; it has {', '.join(has)}")
     shared = {name: p for name, p in places.items() if p.shared or run.variations == (None,)}

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from fourm.data.layout import Place, file_name
 from fourm.data.opening import read_bytes, real
 from fourm.data.writing import PARTIAL, foreign_leftovers
-from fourm.errors import SampleError, UsageError, printable
+from fourm.errors import UsageError, printable
 from fourm.output import processes
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
@@ -64,7 +64,6 @@ def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verd
 
     A file with a checksum is compared with it. A file without one is checked by its format only, which finds
     a truncated file, but not a replaced one; a token file must also have the length that the record gives.
-    report: called for each file that is read.
     """
     if not root.is_dir():
         raise UsageError(f"{printable(str(root))}: no such folder")
@@ -212,9 +211,8 @@ class _Folder:
         if os.path.lexists(self.root / RUN) or is_beside_a_dataset:
             return
         if not any(os.path.lexists(self.root / file) for file in (SR_RUN, PROCESSES)):
-            raise UsageError(
-                f"{printable(str(self.root))}: holds no {RUN}, so no run of this program wrote it"
-            )
+            what = f"holds no {RUN}, so no run of this program wrote it"
+            raise UsageError(f"{printable(str(self.root))}: {what}")
         self.add(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
 
     def _check_failures(self) -> None:
@@ -237,16 +235,15 @@ class _Folder:
     def compare_files(self, report: Report) -> None:
         """Compare all files that have a checksum with it; collect those that have none."""
         total = sum(not path.startswith(_RECORDS) for path in self.checksums)
-        missing = set(self.checksums)
+        found = set[str]()
         for path in self._walk():
             if not path.startswith(_RECORDS):
                 report(self.files, total)
-            if path in missing:
-                missing.remove(path)
+            found.add(path)
+            if path in self.checksums:
                 self._compare(path)
-            else:
-                self.unlisted.add(path)
-        for path in sorted(missing):
+        self.unlisted = found - self.checksums.keys()
+        for path in sorted(self.checksums.keys() - found):
             self.add_missing(path, f"{PROCESSES} lists it")
 
     def _walk(self) -> Iterator[str]:
@@ -326,10 +323,10 @@ class _Folder:
                 counts.update(outcomes)
                 if state is self.runs[0] and _MADE in outcomes:
                     self.samples += 1
-        if not is_known:
+        if is_known:
+            self._check_number(state, counts)
+        else:
             self.has_unknown_samples = True
-            return
-        self._check_number(state, counts)
 
     def _check_number(self, state: _RunState, counts: Counter[str]) -> None:
         """Compare the number of results with that in the record of their run."""
@@ -431,9 +428,8 @@ class _Folder:
             if listed is not None and processes.sha256_of_file(file) == listed.sha256:
                 return
             flaw = find_flaw(file, tokens)
-        except (OSError, SampleError) as error:
-            why = f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
-            self.add(UNREADABLE, path, why)
+        except OSError as error:
+            self.add(UNREADABLE, path, f"cannot be read ({error.strerror or error})")
             return
         if flaw is None and listed is None:
             return

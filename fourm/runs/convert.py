@@ -105,7 +105,7 @@ def _has_end(path: Path) -> bool:
     """False for a file without an end, as a power cut leaves it; what somebody has changed stays."""
     try:
         flaw = find_flaw(path)
-    except SampleError:
+    except OSError:
         return False
     return flaw is None or not flaw.is_cut
 

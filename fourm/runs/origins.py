@@ -97,8 +97,8 @@ def conditions_from(
     run: Run, samples: Iterable[RecordedSample], chain: Chain, model: ModelFiles
 ) -> list[Sample]:
     """Samples of a run as conditions of another chain, which reads the tokens of grids."""
-    ids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
-    return samples_for(run, samples, chain.conditions, ids)
+    grids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
+    return samples_for(run, samples, {name: "ids" if is_grid else "value" for name, is_grid in grids.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""Reads an output folder for display: pictures, texts and films, one sample at a time.
-
-Values are read and drawn without the model and the tokenizers of the run.
-"""
+"""Reads an output folder for display, one sample at a time, without the model and tokenizers of its run."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,9 +227,8 @@ class Album:
 def open_album(root: Path, model: str | None = None, runs: tuple[Run, ...] | None = None) -> Album:
     """The album of an output folder. UsageError if no run wrote it.
 
-    model: whose modalities to use in place of those of the model in the record, which may not be on this
-    machine any more; without `model` the released modalities are used in that case. runs: those of the same
-    folder, if they are already read.
+    model: whose modalities to use; None: the recorded model's, or the released ones if it is not on this
+    machine. runs: those of the same folder, if they are already read.
     """
     runs = open_runs(root) if runs is None else runs
     named = None if model is None else find_model(model).registry
@@ -280,10 +276,7 @@ def reader_for(row: Modality) -> Reader:
 
 
 def rows_of(model: str) -> Registry | None:
-    """The modalities of a model by its name in a record; None if it is not on this machine.
-
-    A name that ends with `/sr` is the super-resolution model of the model before it.
-    """
+    """The modalities of a recorded model, or of its super-resolution, `MODEL/sr`; None if it is not here."""
     with suppress(FourMError):
         return find_model(model).registry
     if model.endswith("/sr"):

@@ -1,7 +1,4 @@
-"""The gallery: one HTML page with all samples of an output folder and their pictures; it needs no network.
-
-Its markup, style and script are the files of the folder `gallery_page`.
-"""
+"""The gallery: one HTML page with all samples of an output folder, made of the files in `gallery_page`."""
 
 import base64
 import hashlib
@@ -43,7 +40,6 @@ def write_gallery(
     """Write the page of an album to `path`, whole or not at all.
 
     Samples are read, written, shown to `seen` and forgotten, one by one. UsageError where there are none.
-    side: pixels of a photo's longest side on the page.
     """
     if not album.keys:
         raise UsageError(f"{printable(str(album.root))}: holds no samples yet, so there is nothing to show")
@@ -137,10 +133,7 @@ def repeat_command(root: Path, view: View, role: str, variation: int | None) -> 
 
 
 def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
-    """A picture as data of the page, in base64; a photo's longest side is at most `side` pixels.
-
-    `exact` says whether every pixel is as it was.
-    """
+    """A picture in base64; only a photo is reduced, to `side` pixels. `exact`: no pixel has changed."""
     picture = picture.convert("RGB")
     has_few_colours = picture.getcolors(MAX_COLOURS) is not None
     exact = has_few_colours or max(picture.size) <= EXACT_SIDE
