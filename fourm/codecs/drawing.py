@@ -19,8 +19,7 @@ CARD = 224  # pixels per side of a card
 CANVAS = (256, 256)  # width, height of the white picture that boxes are drawn on
 STRIPE = 25  # pixels
 _WHITE, _BLACK, _GREY, _PALE = (255, 255, 255), (0, 0, 0), (128, 128, 128), (240, 240, 240)
-# Twelve that are told apart on light and dark pictures: red, green, yellow, blue, orange, purple, cyan,
-# magenta, lime, teal, brown, pink.
+# Twelve colours, from red to pink, that are told apart on light and dark pictures.
 _CLASS_COLOURS: tuple[Ink, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180),
     (66, 212, 244), (240, 50, 230), (191, 239, 69), (70, 153, 144), (154, 99, 36), (250, 190, 212),

@@ -1,9 +1,8 @@
 """Draws values whose parts are codes of a tokenizer: people, and the masks of instances.
 
-The eight codes of a pose are decoded to rotations of 23 joints, which are applied to a fixed skeleton. The
-codes were made for the SMPL body model, which has its own licence and is not used, so the shape of a body
-(`betas`) is not drawn. The 16 codes of an instance are decoded to a mask within its box; masks of the same
-object are averaged and painted once.
+The eight codes of a pose are decoded to rotations of 23 joints of a fixed skeleton. They were made for the
+SMPL body model, which has its own licence and is not used, so the shape of a body (`betas`) is not drawn.
+The 16 codes of an instance are decoded to a mask within its box.
 """
 
 import colorsys
@@ -35,8 +34,7 @@ _FAR_OUT = 8 * PICTURE_SIDE  # pixels from the picture's corner beyond which a p
 _FONT_SIZE = 18
 
 _MIN_CONTRAST = 0.9  # a mask is not drawn if its largest and smallest probability differ by less
-# Two instances are the same object if the Dice coefficient of their masks and the intersection over union of
-# their boxes are larger than these.
+# Of one object: the Dice coefficient of two masks and the intersection over union of their boxes are larger.
 _MIN_DICE, _MIN_IOU = 0.8, 0.9
 _SMOOTH = 0.01  # added to both parts of the Dice fraction, so that it is finite for empty masks
 
@@ -76,8 +74,7 @@ _LIMBS = (
     ("neck", "head", 0.05), ("skull", "skull", 0.11),
     *_LEFT_LIMBS, *((_mirrored(start), _mirrored(end), radius) for start, end, radius in _LEFT_LIMBS),
 )  # fmt: skip
-# A limb as drawn: metres from the camera; x, y of both ends and the radius in pixels of the enlarged drawing;
-# colour.
+# A limb as drawn: metres from the camera; x, y of both ends, and the radius, in fine pixels; colour.
 _Stroke = tuple[float, list[float], float, Ink]
 
 

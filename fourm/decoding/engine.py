@@ -108,10 +108,7 @@ class Engine:
     def _decode_together(
         self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
     ) -> tuple[Batch, Tensor]:
-        """One step of an image target: ask for positions, draw tokens, keep some.
-
-        Returns the new batch and `Progress.sound`.
-        """
+        """One step of an image target: ask for positions, draw tokens, keep some. Also gives `sound`."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
         positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))

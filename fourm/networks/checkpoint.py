@@ -7,6 +7,7 @@ share the pages, and the file must stay as it is while they run.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,18 +157,12 @@ def _filled(
     targets = dict[str, list[str]]()
     for name, source in sources.items():
         targets.setdefault(source, []).append(name)
-    groups, size = list[list[str]](), 0
-    for name, info in read_header(path).tensors.items():  # in the order of their bytes
-        if name in targets:
-            size += 4 * info.num_elements
-            if size > _OPEN_BYTES or not groups:
-                groups.append([])
-                size = 4 * info.num_elements
-            groups[-1].append(name)
+    infos = {name: info for name, info in read_header(path).tensors.items() if name in targets}
+    ends = dict(zip(infos, accumulate(4 * info.num_elements for info in infos.values()), strict=True))
     state, spoilt = dict[str, Tensor](), list[str]()
-    for group in groups:  # each mapped anew: a mapping that is closed takes its pages along
-        mapped = _read(path, group)
-        for name in group:
+    for _, group in groupby(infos, key=lambda name: ends[name] // _OPEN_BYTES):
+        mapped = _read(path, group)  # anew for each group: a mapping that is closed takes its pages along
+        for name in tuple(mapped):
             tensor = mapped.pop(name)
             dtype = dtype_of(targets[name][0]) if tensor.is_floating_point() else tensor.dtype
             # A sum finds NaN and infinity in one pass and asks for no memory; it may itself be too large.

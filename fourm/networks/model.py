@@ -35,13 +35,12 @@ PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave 
 class FourMConfig:
     """Architecture of one model; all fields except the modalities are keys of its config.json.
 
-    The limits are far above any real model: a damaged config must not fill the memory or build layers for
-    hours. CheckpointError: dim is not divisible by 4 and by num_heads.
+    The limits are far above any real model: a damaged config must not fill the memory or build for hours.
     """
 
     norm_bias: bool
     act_layer: Literal["SiLU", "GELU", "ReLU"]
-    dim: Annotated[int, Limits(4, 1 << 16)] = 768
+    dim: Annotated[int, Limits(4, 1 << 16)] = 768  # a multiple of 4 and of num_heads
     encoder_depth: Annotated[int, Limits(0, 256)] = 12
     decoder_depth: Annotated[int, Limits(0, 256)] = 12
     num_heads: Annotated[int, Limits(1, 1 << 12)] = 12
@@ -90,13 +89,11 @@ class FourMConfig:
 class Embedding(nn.Module):
     """Embeds a modality for the encoder: its values (content), and their positions and modality (address)."""
 
-    pos_emb: Tensor  # (1, L, D); sequences have SEQUENCE_ROWS rows
-
     def __init__(self, modality: Modality, config: FourMConfig) -> None:
         super().__init__()
         self.modality = modality
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
-        _add_positions(self, modality, config)
+        self.pos_emb = _positions(modality, config)
         if modality.kind is Kind.PIXELS:
             self.proj = nn.Linear(3 * modality.patch_size**2, config.dim, bias=False)
         elif modality.kind is Kind.EMBEDDING:
@@ -136,13 +133,11 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Embeds the positions of a target for the decoder (address), and maps its output to logits."""
 
-    pos_emb: Tensor  # (1, L, D)
-
     def __init__(self, modality: Modality, config: FourMConfig) -> None:
         super().__init__()
         self.modality = modality
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, config.dim))
-        _add_positions(self, modality, config)
+        self.pos_emb = _positions(modality, config)
         if modality.kind is Kind.SEQUENCE:
             self.token_emb = token_table(modality.vocab_size, config.dim)
         self.to_logits = nn.Linear(config.dim, modality.vocab_size, bias=False)
@@ -261,12 +256,9 @@ class FourM(nn.Module):
             yield cast("DecoderBlock", block).read_context(tokens, context.packing)
 
 
-def _add_positions(module: nn.Module, modality: Modality, config: FourMConfig) -> None:
-    """Add `pos_emb` (1, L, D): a buffer if fixed, a parameter if learned; both are in the checkpoint."""
+def _positions(modality: Modality, config: FourMConfig) -> nn.Parameter | nn.Buffer:
+    """A table (1, L, D) of positions; whether learned or fixed, it is in the checkpoint."""
     is_sequence = modality.kind in (Kind.SEQUENCE, Kind.EMBEDDING)
     grid = modality.grid or (0, 0)
     table = sincos_1d(SEQUENCE_ROWS, config.dim) if is_sequence else sincos_2d(*grid, config.dim)
-    if modality.positions == "learned":
-        module.pos_emb = nn.Parameter(table)
-    else:
-        module.register_buffer("pos_emb", table)
+    return nn.Parameter(table) if modality.positions == "learned" else nn.Buffer(table)

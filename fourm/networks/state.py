@@ -172,8 +172,7 @@ def full_embedding(vectors: Tensor, valid: Tensor) -> Slot:
 def full_sequence(ids: Tensor, known: Tensor | None = None) -> Slot:
     """A text as condition: ids (B, L), per row known up to and including its first [EOS].
 
-    A row without [EOS] keeps all that `known` marks (default: all that is not padding), so a text
-    that generation cut short loses nothing.
+    A row without [EOS], which was cut short, keeps all that `known` marks (by default, all but padding).
     """
     real = ids != PAD_ID if known is None else known
     is_eos = ((ids == EOS_ID) & real).long()

@@ -203,8 +203,7 @@ class DiVAE(Tokenizer):
 
         tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
         with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
-        some. size is (H, W) in pixels, by default the grid's. What cannot be is refused before anything is
-        drawn.
+        some. size is (H, W) in pixels, by default the grid's. Wrong arguments are refused before any draw.
         """
         if (decoder := self.decoder) is None:
             raise ValueError("this tokenizer was built without a decoder")
@@ -250,8 +249,7 @@ def make_sampler(config: DiVAEConfig) -> Sampler:
     clipping = Clipping("dynamic" if config.thresholding else "clamp" if config.clip_sample else "none")
     with torch.device("cpu"):  # also where the network is built without memory
         alphas = cumulative_alphas(config.beta_schedule, config.num_train_timesteps, config.zero_terminal_snr)
-    kind = "ddpm" if config.scheduler == "ddpm" else "ddim"
-    return Sampler(kind, alphas, config.prediction_type, clipping)
+    return Sampler("ddpm" if config.scheduler == "ddpm" else "ddim", alphas, config.prediction_type, clipping)
 
 
 def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -> Shape:
