@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fourm.data.layout import CROP_SETTINGS, PICTURES, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
-from fourm.networks.state import Batch, Slot, full_grid, stack_batches
+from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION
 from fourm.runs.request import Request
@@ -39,18 +39,11 @@ class Given:
     """What one sample brings."""
 
     work: Work
-    values: Mapping[str, Any]  # of conditions, by modality; none of grids that are read as tokens
-    batch: Batch  # one row: all conditions, everything known; on the CPU
-    notes: Mapping[str, tuple[str, ...]]  # by modality: what the model does not read of it
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A group of samples, ready to be decoded, and those whose conditions cannot be read."""
-
-    rows: Sequence[Given]
-    batch: Batch  # of all rows
-    failures: Sequence[tuple[Work, str]]
+    # One row: all conditions, everything known; on the CPU.
+    batch: Batch = field(default_factory=lambda: Batch((), {}))
+    values: Mapping[str, Any] = field(default_factory=dict)  # by condition; none of grids read as tokens
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
+    problem: str = ""  # why the conditions cannot be read; then there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class Conditions:
     request: Request
     codecs: Mapping[str, Codec]  # by modality
 
-    def prepared(self, groups: Sequence[Sequence[Work]]) -> Iterator[Prepared]:
+    def prepared(self, groups: Sequence[Sequence[Work]]) -> Iterator[list[Given]]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
             started = [thread.submit(self.prepare, group) for group in groups[:1]]
@@ -76,18 +69,18 @@ class Conditions:
                     release_memory()
                 yield prepared or self.prepare(group)
 
-    def prepare(self, works: Sequence[Work]) -> Prepared:
-        """Read a group of samples; each that cannot be read is a failure of its own."""
-        rows, failures = list[Given](), list[tuple[Work, str]]()
+    def prepare(self, works: Sequence[Work]) -> list[Given]:
+        """Read a group of samples; each that cannot be read has a problem of its own."""
+        rows = list[Given]()
         for work in works:
+            if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
+                rows.append(replace(rows[-1], work=work, notes={}))  # another variation of the same
+                continue
             try:
-                if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
-                    rows.append(replace(rows[-1], work=work, notes={}))  # another variation of the same
-                else:
-                    rows.append(self._read(work))
+                rows.append(self._read(work))
             except SampleError as error:
-                failures.append((work, str(error)))
-        return Prepared(rows, stack_batches([row.batch for row in rows]), failures)
+                rows.append(Given(work, problem=str(error)))
+        return rows
 
     def _read(self, work: Work) -> Given:
         sample, chain = work.sample, self.request.chain
@@ -109,21 +102,21 @@ class Conditions:
             codec = self.codecs[name]
             if path is not None:
                 values[name] = codec.read(path, crop)
+                if isinstance(codec, CaptionCodec):
+                    if not self.request.origin and not codec.wordpiece.encode(values[name]):
+                        # A caption that a run has made may be so.
+                        raise SampleError(f"{path}: holds no word, so it is no caption")
+                    notes[name] = codec.notes(path, crop)
+                elif isinstance(values[name], Structured):
+                    notes[name] = values[name].problems
             elif row.codec == CAPTION and sample.caption is not None:
                 values[name] = sample.caption
             elif name in sample.typed and isinstance(codec, StructuredCodec):
                 values[name] = codec.typed(sample.typed[name])
             else:
                 raise SampleError(f"sample {sample.key.text} has no {name}")
-            if path is not None and isinstance(codec, CaptionCodec):
-                if not self.request.origin and not codec.wordpiece.encode(values[name]):
-                    raise SampleError(f"{path}: holds no word, so it is no caption")  # a run may make such
-                notes[name] = codec.notes(path, crop)
-            elif path is not None and isinstance(values[name], Structured):
-                notes[name] = values[name].problems
             try:
                 slots[name] = codec.encode([values[name]])
             except SampleError as error:
                 raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
-        read_in_part = {name: found for name, found in notes.items() if found}
-        return Given(work, values, Batch((sample.key.text,), slots), read_in_part)
+        return Given(work, Batch((sample.key.text,), slots), values, notes)

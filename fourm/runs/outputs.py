@@ -78,9 +78,9 @@ class Job:
         """True if a file matches its checksum in `listed` or, without one there, is valid by its format.
 
         Of a file larger than `READ_BYTES`, only the size is compared. A token file without a checksum must
-        also have the length and the vocabulary of its modality. An empty file without a checksum is not
-        complete, because a power failure can leave one. A link is not complete, because its target may lie
-        outside the folder. A file that cannot be read is not complete.
+        also have the length and the vocabulary of its modality. Not complete are an empty file without a
+        checksum (a power failure can leave one), a link (its target may lie outside the folder), and a file
+        that cannot be read.
         """
         path, tokens = self.path(place, work), None
         if place.form == "ids":
@@ -186,13 +186,14 @@ class Saver:
         self.process.add_failure(*work.result, reason, stage, self.job.paths(work))
         return Failed(*work.result, reason)
 
-    def preview(self, progress: Progress, film: Film, works: Sequence[Work], is_last: bool) -> None:
+    def preview(self, progress: Progress, film: Film, works: Sequence[Work]) -> None:
         """Write a picture of each sample after a step of a grid.
 
-        film: of this batch; each call updates it. is_last: True for the last step of a target, after which
-        the decoding step of each token is written, too.
+        film: of this batch; each call updates it. After the last step of a target, the decoding step of each
+        token is written, too.
         """
-        step, out = progress.step, self.job.request.out
+        step, steps, out = progress.step, self.job.request.chain.steps, self.job.request.out
+        is_last = step is steps[-1] or steps[step.index + 1].target != step.target
         slot, codec = progress.batch.slots[step.target], self.codecs[step.target]
         if not isinstance(codec, GridCodec):
             return
@@ -217,9 +218,9 @@ class Saver:
                     written.append(path)
             film.frames = []
         if is_last:
-            for work, steps in zip(works, film.order.cpu().numpy(), strict=True):
+            for work, order in zip(works, film.order.cpu().numpy(), strict=True):
                 path = self.job.path(order_place(step.target), work)
-                write_atomic(out, path, partial(write_ids, steps))
+                write_atomic(out, path, partial(write_ids, order))
                 written.append(path)
         self._note_checksums(written)
 
@@ -350,20 +351,17 @@ def count_evaluations(request: Request, places: Sequence[Place]) -> int:
 
     UsageError if the number of trained timesteps is no multiple of the number of steps that is asked for.
     """
-    steps, count = request.detokenizer_steps, 0
-    for place in places:
-        key = "" if place.is_condition else _tokenizer_of(request.model, place)
-        config = tokenizer_config(request.model.tokenizers[key]) if key else None
-        if not isinstance(config, DiVAEConfig):
-            continue
-        count += steps
-        trained = config.num_train_timesteps
+    model, steps = request.model, request.detokenizer_steps
+    decoders = filter(None, (_tokenizer_of(model, place) for place in places if not place.is_condition))
+    configs = [tokenizer_config(model.tokenizers[key]) for key in decoders]
+    diffusions = [config.num_train_timesteps for config in configs if isinstance(config, DiVAEConfig)]
+    for trained in diffusions:
         if trained % steps:
             divisors = [n for n in range(1, trained + 1) if trained % n == 0]
             near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
             what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
             raise UsageError(f"--detokenizer-steps {steps}: {what}; {' or '.join(map(str, near))} would do")
-    return count
+    return steps * len(diffusions)
 
 
 def make_record(job: Job) -> RunRecord:

@@ -20,11 +20,12 @@ from fourm.decoding.sampling import Noise
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
+from fourm.networks.state import stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.conditions import Conditions, Prepared, Work
+from fourm.runs.conditions import Conditions, Given, Work
 from fourm.runs.device import Portions, as_fourm_errors, check_memory, choose_device, choose_rows
 from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.origins import conditions_from
@@ -164,26 +165,24 @@ def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Ev
     decoding = Portions(size, job.device, job.dtype)
     saving = Portions(rows_at_once(job.device), job.device, job.dtype)
     for prepared in Conditions(job.request, saver.codecs).prepared(groups):
-        for work, reason in prepared.failures:
-            yield saver.fail(work, reason)
-        for row in prepared.rows:
-            for name, notes in row.notes.items():
-                yield Noted(*row.work.result, name, notes)
-        make = partial(_make, engine, saver, prepared, decoding, saving)
-        yield from decoding.each(range(len(prepared.rows)), make)
+        for row in prepared:
+            if row.problem:
+                yield saver.fail(row.work, row.problem)
+        for row in prepared:
+            yield from (Noted(*row.work.result, name, notes) for name, notes in row.notes.items() if notes)
+        readable = [row for row in prepared if not row.problem]
+        yield from decoding.each(readable, partial(_make, engine, saver, decoding, saving))
 
 
 def _make(
-    engine: Engine, saver: Saver, prepared: Prepared, decoding: Portions, saving: Portions,
-    chosen: Sequence[int],
-) -> Iterator[Event]:  # fmt: skip
-    """Decode and write the chosen rows of a group. A row that fails does not affect the others."""
+    engine: Engine, saver: Saver, decoding: Portions, saving: Portions, rows: Sequence[Given]
+) -> Iterator[Event]:
+    """Decode and write some samples. One that fails does not affect the others."""
     request, device = saver.job.request, decoding.device
     steps = request.chain.steps
-    rows = [prepared.rows[index] for index in chosen]
     works = [row.work for row in rows]
     saver.record_samples(works)
-    conditions = prepared.batch.select(torch.tensor(chosen))
+    conditions = stack_batches([row.batch for row in rows])
     batch = with_targets(conditions, request.chain, request.model.registry).to(device)
     stage = "" if request.stage == BASE else request.stage  # so that super-resolution has its own noise
     noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
@@ -197,8 +196,7 @@ def _make(
         sound = sound & progress.sound
         faults |= progress.faults
         if request.preview:
-            is_last = step is steps[-1] or steps[step.index + 1].target != step.target
-            saver.preview(progress, film, works, is_last)
+            saver.preview(progress, film, works)
         yield Stepped(
             keys=batch.keys, target=step.target, scheme=step.scheme, step=step.index, steps=len(steps),
             done=progress.done, total=progress.total, fixed=progress.fixed * len(batch.keys),

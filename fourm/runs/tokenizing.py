@@ -6,7 +6,7 @@ command goes on where an earlier one stopped, and processes share nothing but th
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,9 +72,9 @@ class Tokenizing:
 
     request: TokenizeRequest
     num_crops: int
-    device: torch.device
-    dtype: str
+    portions: Portions  # of crops that go through a tokenizer together
     process: Process
+    codecs: dict[str, GridCodec] = field(default_factory=dict)  # by modality, of those that are to be made
     saved: int = 0
     skipped: int = 0
     failed: int = 0
@@ -114,7 +114,7 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     check_tokenizing_memory(request, device)
     _check_output(request)
     process = Process(request.out, ANY_RUN, Launch(request.world.rank, request.world.size, now()))
-    run = Tokenizing(request, num_crops, device, dtype, process)
+    run = Tokenizing(request, num_crops, Portions(rows_at_once(device), device, dtype), process)
     for row in request.rows:
         _check_origin(run, row)
     try:
@@ -131,9 +131,8 @@ def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scal
     """The centre of a picture, then count - 1 random crops that depend on nothing but what is given here."""
     noise = Noise.for_samples(seed, [(key.text, number) for number in range(1, count)], "crop")
     places = torch.arange(NUM_UNIFORMS).expand(count - 1, -1)
-    uniforms = noise.uniforms(0, 0, places).tolist() if count > 1 else []
-    crops = [random_crop(*whole, min_scale, row, number) for number, row in enumerate(uniforms, start=1)]
-    return (centre_crop(*whole), *crops)
+    uniforms = enumerate(noise.uniforms(0, 0, places).tolist(), start=1)
+    return (centre_crop(*whole), *(random_crop(*whole, min_scale, row, number) for number, row in uniforms))
 
 
 def _count_crops(request: TokenizeRequest) -> int:
@@ -169,8 +168,8 @@ def _check_output(request: TokenizeRequest) -> None:
 
 def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
     digest = sha256_of(weights_of(run.request.model.tokenizers[row.tokenizer]))
-    return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.dtype,
-            "attention": run.request.attention, "device": run.device.type}  # fmt: skip
+    return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.portions.dtype,
+            "attention": run.request.attention, "device": run.portions.device.type}  # fmt: skip
 
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:
@@ -192,7 +191,7 @@ def _check_origin(run: Tokenizing, row: Modality) -> None:
 
 def _tokenize(run: Tokenizing) -> Iterator[Event]:
     """The work of one process. Nothing is written before all is loaded."""
-    request = run.request
+    request, device = run.request, run.portions.device
     mine, found = request.world.share(request.samples), list[Untokenized]()
     for sample in mine:
         one = Untokenized(sample, tuple(row for row in request.rows if row.name in sample.files))
@@ -204,18 +203,18 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
             one.problems.append(str(error))
         found += [one] if one.rows or one.problems else []
     run.skipped = len(mine) - len(found)
-    size = request.batch_size or rows_at_once(run.device)
-    yield Started(len(mine), run.skipped, size, request.model.name, str(run.device), 0)
-    codecs, encoders = dict[str, GridCodec](), dict[str, AnyTokenizer]()
+    size = request.batch_size or run.portions.rows
+    yield Started(len(mine), run.skipped, size, request.model.name, str(device), 0)
     if needed := {row.name: row for one in found if not one.problems for row in one.rows}:
         names = sorted({row.tokenizer for row in needed.values()})
         yield Loading(f"tokenizers {', '.join(names)}")
+        encoders = dict[str, AnyTokenizer]()
         for name in names:
-            path, dtype = request.model.tokenizers[name], torch_dtype(run.dtype)
-            encoders[name] = load_tokenizer(path, run.device, dtype, TokenizerPart.ENCODER)
-            set_attention(encoders[name], request.attention, run.device)
+            path, dtype = request.model.tokenizers[name], torch_dtype(run.portions.dtype)
+            encoders[name] = load_tokenizer(path, device, dtype, TokenizerPart.ENCODER)
+            set_attention(encoders[name], request.attention, device)
         for row in needed.values():
-            codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
+            run.codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
     make_all(request.out)
     remove_leftovers(request.out)
     for row in request.rows:  # note in each folder of tokens what makes them
@@ -227,21 +226,18 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
             write_text(request.out, path, text)
         elif not (is_new and create_text(request.out, path, text)):  # or another process was first
             _check_origin(run, row)
-    portions = Portions(rows_at_once(run.device), run.device, run.dtype)
     for first in range(0, len(found), size):
-        yield from _make_batch(run, codecs, found[first : first + size], portions)
+        yield from _make_batch(run, found[first : first + size])
 
 
-def _make_batch(
-    run: Tokenizing, codecs: Mapping[str, GridCodec], batch: Sequence[Untokenized], portions: Portions
-) -> Iterator[Event]:
+def _make_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> Iterator[Event]:
     """Read, tokenize and write some samples, one modality of all of them after the other."""
     for one in batch:
         try:
             one.crops = None if one.problems else _crops_of(run, one)
         except SampleError as error:
             one.problems.append(str(error))
-    for codec in codecs.values():
+    for codec in run.codecs.values():
         ready = list[tuple[Untokenized, list[Tensor]]]()
         for one in batch:
             if codec.row not in one.rows or one.crops is None:
@@ -252,7 +248,7 @@ def _make_batch(
                 path, text = one.sample.files[codec.row.name], str(error)
                 one.problems.append(text if text.startswith(f"{path}:") else f"{path}: {text}")
         if ready:
-            yield from _make_tokens(run, codec, ready, portions)
+            yield from _make_tokens(run, codec, ready)
     for one in batch:
         key, paths = one.sample.key, tuple(run.path(row.name, one.sample.key) for row in one.rows)
         if not one.problems:
@@ -303,7 +299,7 @@ def _inputs_of(codec: GridCodec, sample: Sample, crops: Sequence[Crop]) -> list[
 
 
 def _make_tokens(
-    run: Tokenizing, codec: GridCodec, ready: Sequence[tuple[Untokenized, list[Tensor]]], portions: Portions
+    run: Tokenizing, codec: GridCodec, ready: Sequence[tuple[Untokenized, list[Tensor]]]
 ) -> Iterator[Event]:
     """Tokenize and write what was read of samples; where all together fail, each is tried alone."""
     made = list[Tensor]()  # (crops, L) each
@@ -313,12 +309,12 @@ def _make_tokens(
         yield from ()
 
     try:
-        yield from portions.each([x for _, crops in ready for x in crops], tokenize)
+        yield from run.portions.each([x for _, crops in ready for x in crops], tokenize)
     except SampleError as error:
         if len(ready) == 1:
             ready[0][0].problems.append(str(error))
         for alone in ready if len(ready) > 1 else ():
-            yield from _make_tokens(run, codec, [alone], portions)
+            yield from _make_tokens(run, codec, [alone])
         return
     for (one, _), ids in zip(ready, torch.cat(made).chunk(len(ready)), strict=True):
         path = run.path(codec.row.name, one.sample.key)

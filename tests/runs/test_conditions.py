@@ -127,8 +127,8 @@ def test_the_next_group_is_read_while_one_is_used(tiny: Path, tmp_path: Path) ->
     while read[:2] != ["0.png", "1.png"] and time.monotonic() < deadline:
         time.sleep(0.01)  # nobody asks for the second group, and it is read
     assert read == ["0.png", "1.png"]
-    assert [given.work for given in first.rows] == works[:2]
-    assert [len(prepared.rows) for prepared in groups] == [2, 4]
+    assert [given.work for given in first] == works[:2]
+    assert [len(prepared) for prepared in groups] == [2, 4]
     assert read == [f"{i}.png" for i in range(4)]  # two variations read a file once
 
 
@@ -138,10 +138,14 @@ def test_groups_read_ahead_equal_groups_read_alone(tiny: Path, tmp_path: Path) -
     groups = [works[:3], works[3:6], works[6:]]
     for got, group in zip(reader.prepared(groups), groups, strict=True):
         wanted = reader.prepare(group)
-        assert got.batch.keys == wanted.batch.keys
-        assert [w.sample.key.name for w, _ in got.failures] == [w.sample.key.name for w, _ in wanted.failures]
-        for name, slot in got.batch.slots.items():
-            assert slot.values.equal(wanted.batch.slots[name].values)
+        assert [row.work for row in got] == group
+        assert [row.problem for row in got] == [row.problem for row in wanted]
+        for row, other in zip(got, wanted, strict=True):
+            assert bool(row.problem) == (row.work.sample.key.name == "2")
+            assert row.batch.keys == other.batch.keys
+            assert row.batch.slots.keys() == other.batch.slots.keys()
+            for name, slot in row.batch.slots.items():
+                assert slot.values.equal(other.batch.slots[name].values)
 
 
 def test_malformed_texts_are_told_and_counted() -> None:
@@ -157,7 +161,7 @@ def test_malformed_texts_are_told_and_counted() -> None:
 @pytest.mark.parametrize("groups", [[], [[]]])
 def test_groups_without_samples_have_no_rows(tiny: Path, tmp_path: Path, groups: list[list[Work]]) -> None:
     reader, _ = conditions(tiny, tmp_path)
-    assert [list(prepared.rows) for prepared in reader.prepared(groups)] == [[] for _ in groups]
+    assert list(reader.prepared(groups)) == groups
 
 
 def test_every_condition_of_a_sample_shows_the_same_part_of_its_picture(

@@ -16,7 +16,8 @@ from fourm.errors import SampleError
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Registry
 from fourm.modalities.text import EOS_ID, WordPiece, encode_full
-from fourm.runs.conditions import Conditions, Prepared, Work
+from fourm.networks.state import Batch, stack_batches
+from fourm.runs.conditions import Conditions, Work
 from fourm.runs.convert import convert_dataset
 from fourm.runs.inputs import Source, read_samples
 from fourm.runs.request import Request
@@ -36,7 +37,7 @@ def released(golden: Path) -> WordPiece:
     return WordPiece.load(golden / "text_tokenizer" / "text_tokenizer_4m_wordpiece_30k.json")
 
 
-def prepared(golden: Path, root: Path, released: WordPiece, names: tuple[str, ...]) -> Prepared:
+def prepared(golden: Path, root: Path, released: WordPiece, names: tuple[str, ...]) -> Batch:
     """The samples of a folder as one batch; pictures of 48 pixels and vectors of 8 numbers, as recorded."""
     rows = {name: RELEASED.get(name) for name in RELEASED.rows}
     rows["rgb@224"] = replace(rows["rgb@224"], image_size=48, grid=(3, 3), max_tokens=9)
@@ -49,7 +50,9 @@ def prepared(golden: Path, root: Path, released: WordPiece, names: tuple[str, ..
     assert [sample.key.text for sample in dataset.samples] == ["x/s1", "x/s2"]
     codecs = {name: build_codec(rows[name], wordpiece=released) for name in names}
     works = [Work(sample, 0) for sample in dataset.samples]
-    return Conditions(Request(model, chain, dataset.samples, root / "out"), codecs).prepare(works)
+    made = Conditions(Request(model, chain, dataset.samples, root / "out"), codecs).prepare(works)
+    assert [given.problem for given in made] == ["", ""]
+    return stack_batches([given.batch for given in made])
 
 
 def test_the_recorded_samples_are_shown_to_the_model_as_recorded(
@@ -57,11 +60,10 @@ def test_the_recorded_samples_are_shown_to_the_model_as_recorded(
 ) -> None:
     names = ("rgb@224", *TEXTS, *TOKENS)
     made = prepared(golden, golden / "data" / "mini_dataset", released, names)
-    assert made.failures == []
     arrays = np.load(golden / "data" / "mini_dataset.npz")
     cases = [case for case in recorded["with_tokens"] if case["crop_number"] == 0]
     for i, case in enumerate(cases):
-        slots = made.batch.slots
+        slots = made.slots
         pixels = slots["rgb@224"].values[i].numpy()
         np.testing.assert_allclose(pixels, arrays[case["rgb_key"]], rtol=1e-5, atol=1e-6)
         for name in TOKENS:
@@ -82,10 +84,10 @@ def test_without_token_folders_the_recorded_samples_are_shown_as_their_centre(
     made = prepared(golden, tmp_path, released, ("rgb@224", "caption", "det"))
     arrays = np.load(golden / "data" / "mini_dataset.npz")
     for i, case in enumerate(recorded["without_tokens"]):
-        pixels = made.batch.slots["rgb@224"].values[i].numpy()
+        pixels = made.slots["rgb@224"].values[i].numpy()
         np.testing.assert_allclose(pixels, arrays[case["rgb_key"]], rtol=1e-5, atol=1e-6)
         for name in ("caption", "det"):
-            slot = made.batch.slots[name]
+            slot = made.slots[name]
             assert slot.values[i][slot.known[i]].tolist() == encode_full(case[name], released)
 
 
@@ -102,7 +104,7 @@ def test_the_two_conditions_that_fail_in_the_reference_are_shown_too(
         made.target.write_text(
             json.dumps([{**crop, "queries": [{"point": p} for p in points]} for crop in crops])
         )
-    slots = prepared(golden, tmp_path, released, ("t5_caption", "sam_instance")).batch.slots
+    slots = prepared(golden, tmp_path, released, ("t5_caption", "sam_instance")).slots
     arrays = np.load(golden / "data" / "mini_dataset.npz")
     cases = [case for case in recorded["sam_strings"] if case["crop_number"] == 0]
     for i, case in enumerate(cases):
