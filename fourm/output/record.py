@@ -20,13 +20,10 @@ PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
 # The new record while --overwrite deletes the old run; then it is renamed to replace the old record.
 NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
 # Where the samples of a run are recorded, NNNNN.jsonl for each thousand of them.
-SAMPLES = {
-    RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra"),
-}  # fmt: skip
+SAMPLES = {RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra")}
 # No folder of results may have these names.
 RESERVED_NAMES = (
-    RUN, SR_RUN, *NEXT.values(), *(place.folder for place in SAMPLES.values()), PROCESSES, FAILURES, PLOTS,
-    PARTIAL,
+    *NEXT, *NEXT.values(), *(place.folder for place in SAMPLES.values()), PROCESSES, FAILURES, PLOTS, PARTIAL,
 )  # fmt: skip
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"

@@ -194,21 +194,16 @@ class SampleWriter:
             there = here if is_same else read_samples_file(path, self.run)
         except (FileNotFoundError, UsageError):
             return False
-        if not is_same:
-            self._compare(path, there, here)
-        self.recorded.add(path)
-        return True
-
-    def _compare(self, path: Path, there: Sequence[RecordedSample], here: Sequence[RecordedSample]) -> None:
-        """Compare the inputs of recorded samples (there) with those of this run (here)."""
-        recorded, given = ([sample.input_facts() for sample in samples] for samples in (there, here))
-        for line, (before, after) in enumerate(zip_longest(recorded, given), start=1):
+        for line, samples in enumerate(zip_longest(there, here), start=1):
+            before, after = (sample.input_facts() if sample else {} for sample in samples)
             if before != after:
                 was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
                 raise UsageError(
                     f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
                     f"{path.relative_to(self.run.root)} is {was} there and {now} here"
                 )
+        self.recorded.add(path)
+        return True
 
 
 def load_run(out: Path, file: str = RUN) -> Run:
@@ -310,6 +305,6 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
             files = sample.files[place.folder]
             if len(files) not in (1, len(sample.variations)) or not files[0].startswith(f"{place.folder}/"):
                 raise ValueError(f"its files in {place.folder} are {files}")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UsageError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, UsageError) as error:
         raise UsageError(printable(f"{where} is no sample of a run, or was damaged ({error})")) from error
     return sample

@@ -221,9 +221,8 @@ class _Folder:
         if any(file.endswith(processes.FAILED) for file in lists):
             return  # a finding reports it already
         path = self.root / FAILURES
-        lines = list[bytes]()
-        if path.exists():
-            lines = read_bytes(path, processes.MAX_LIST_BYTES).splitlines(keepends=True)
+        text = read_bytes(path, processes.MAX_LIST_BYTES) if path.exists() else b""
+        lines = text.splitlines(keepends=True)
         expected = {f.to_line().encode(): f for f in processes.noted_failures(self.root)}
         lost = [line for line, f in expected.items() if line not in lines and not f.is_resolved(self.root)]
         if lost or lines != [line for line in expected if line in lines]:

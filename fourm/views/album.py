@@ -243,15 +243,15 @@ def open_album(root: Path, model: str | None = None, runs: tuple[Run, ...] | Non
             if not places:
                 continue
             place = min(places, key=lambda place: place.form != "value")
-            row, reader = find_row(name, registry, run.count_tokens(place)), None
+            title, reader = name, None
             try:
-                if row is None:
-                    raise UsageError("neither its model nor the released ones have it")
+                row = find_row(name, registry, run.count_tokens(place))
+                title = row.title
                 reader = reader_for(row)
             except UsageError as error:
                 problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
                 problems.append(printable(problem))
-            entries.append(Entry(run, place, role, row.title if row is not None else name, reader))
+            entries.append(Entry(run, place, role, title, reader))
     failures = dict[str, list[Failure]]()
     keys = {key.text: key for key in keys_of(runs)}
     for failure in read_failures(root):
@@ -275,31 +275,30 @@ def reader_for(row: Modality) -> Reader:
     return Reader(row, codec.read, codec.picture, grid=codec if isinstance(codec, GridCodec) else None)
 
 
-def rows_of(model: str) -> Registry | None:
-    """The modalities of a recorded model, or of its super-resolution, `MODEL/sr`; None if it is not here."""
+def rows_of(model: str) -> Registry:
+    """The modalities of a recorded model, or of its super-resolution (`MODEL/sr`); RELEASED if it is gone."""
     with suppress(FourMError):
         return find_model(model).registry
     if model.endswith("/sr"):
         with suppress(FourMError):
             return find_sr(find_model(model.removesuffix("/sr"))).registry
-    return None
+    return RELEASED
 
 
-def find_row(name: str, registry: Registry | None, count: int | None = None) -> Modality | None:
-    """The row of a full name in `registry`, else in the released registry; None if it is in neither.
+def find_row(name: str, registry: Registry, count: int | None = None) -> Modality:
+    """The row of a full name in `registry`, else in the released registry; UsageError if it is in neither.
 
     Another resolution of a released modality is read like the released one, with a square grid of `count`
     tokens. That excludes maps of labels, whose class numbers may have another meaning.
     """
-    for known in (registry, RELEASED):
-        if known is not None and name in known.rows:
-            return known.rows[name]
+    if row := registry.rows.get(name) or RELEASED.rows.get(name):
+        return row
     for row in RELEASED.rows.values():
         if row.key == name.partition("@")[0] and not (row.codec in FORMS and FORMS[row.codec].is_labels):
             side = math.isqrt(count or 0)
             is_square = row.kind is Kind.GRID and side > 0 and side * side == count
             return replace(row, grid=(side, side), max_tokens=side * side) if is_square else row
-    return None
+    raise UsageError("neither its model nor the released ones have it")
 
 
 def _full_title(entry: Entry, entries: Sequence[Entry]) -> str:
