@@ -15,9 +15,8 @@ from torch import Tensor
 from fourm.decoding.sampling import Noise, draw, guide
 from fourm.modalities.registry import MAX_SIZE, Kind, Registry
 from fourm.modalities.text import FIRST_SENTINEL, PAD_ID, merge_spans
-from fourm.networks.layers import DecoderCache
 from fourm.networks.model import FourM
-from fourm.networks.state import S1_ID, Batch, Context, Slot, pending, stack_batches
+from fourm.networks.state import S1_ID, Batch, Context, DecoderCache, Slot, pending, stack_batches
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.cost import MOST_ROWS
 from fourm.schedule.schemes import SCHEMES
@@ -153,12 +152,10 @@ class Engine:
             with torch.inference_mode():
                 if stacked is None:
                     contexts, cache = [self.network.encode(one.select(rows)) for one in states], None
-                else:
-                    contexts, cache = [stacked], self.network.start_cache(stacked, limit)
-                    if len(numbers) > 1:  # the passes of a sample share one computation of keys and values
-                        cache = tuple(block.repeated(len(numbers)) for block in cache)
-                        visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
-                        contexts = [Context(stacked.tokens, visible)]
+                else:  # the passes of a sample share one computation of keys and values
+                    cache = self.network.start_cache(stacked, limit, len(numbers))
+                    visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
+                    contexts = [Context(stacked.tokens, visible)]
             texts = Texts(batch, step, numbers, limit, slot.select(rows), contexts, cache)
             ids, finite = yield from self._decode_texts(texts, chain, noise)
             sound = sound & finite

@@ -5,11 +5,11 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
-    "layers": "DecoderCache arithmetic choose_dtype set_attention torch_dtype",
+    "layers": "arithmetic choose_dtype set_attention torch_dtype",
     "model": "FourM FourMConfig",
     "state": (
-        "Batch Context S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence pending "
-        "stack_batches"
+        "Batch Context DecoderCache S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence "
+        "pending stack_batches"
     ),
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fourm.errors import UsageError
 from fourm.hub.header import DTYPES
-from fourm.networks.state import Packing
+from fourm.networks.state import KVCache, Packing
 
 _ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
 # q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
@@ -256,32 +256,6 @@ class Mlp(nn.Module):
         """(..., width) -> the same shape."""
         hidden = self.act(self.fc1(x))
         return self.fc2(hidden if self.fc3 is None else hidden * self.fc3(x))
-
-
-class KVCache:
-    """Keys and values, (B, H, ..., d) each, that decoding token by token computes once for one block."""
-
-    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int) -> None:
-        self.cross = cross  # of the context
-        self.max_tokens, self.length = max_tokens, 0  # room that is reserved, and how much of it is in use
-        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): those of the tokens so far
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of tokens, (B, H, K, d), and return all so far, (B, H, length, d)."""
-        if self.held is None:
-            batch, heads, _, width = keys.shape
-            self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
-        start, self.length = self.length, self.length + keys.shape[2]
-        self.held[0, :, :, start : self.length], self.held[1, :, :, start : self.length] = keys, values
-        return self.held[0, :, :, : self.length], self.held[1, :, :, : self.length]
-
-    def repeated(self, count: int) -> "KVCache":
-        """The same before any token, for `count` texts in place of each."""
-        keys, values = (part.repeat_interleave(count, 0) for part in self.cross)
-        return KVCache((keys, values), self.max_tokens)
-
-
-DecoderCache = tuple[KVCache, ...]  # one for each block
 
 
 class SelfAttention(nn.Module):

@@ -16,17 +16,8 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.modalities.typed import Limits, fit
-from fourm.networks.layers import (
-    BlockConfig,
-    DecoderBlock,
-    DecoderCache,
-    EncoderBlock,
-    KVCache,
-    sincos_1d,
-    sincos_2d,
-    token_table,
-)
-from fourm.networks.state import Batch, Context, Packing, Slot
+from fourm.networks.layers import BlockConfig, DecoderBlock, EncoderBlock, sincos_1d, sincos_2d, token_table
+from fourm.networks.state import Batch, Context, DecoderCache, KVCache, Packing, Slot
 
 PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave the padding out
 
@@ -219,9 +210,12 @@ class FourM(nn.Module):
         x = packing.unpack(x) if packing else x
         return Context(x + address, visible, packing)
 
-    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
-        """A cache with the keys and values of a context, and room for max_tokens tokens of a sequence."""
-        return tuple(KVCache(cross, max_tokens) for cross in self._read_context(context))
+    def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> DecoderCache:
+        """The keys and values of a context, each row `copies` times, and room for max_tokens of each copy."""
+        crosses = self._read_context(context)
+        if copies > 1:
+            crosses = ((k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in crosses)
+        return tuple(KVCache(cross, max_tokens) for cross in crosses)
 
     def room_for(self, sequence: str) -> int | None:
         """How many tokens of a sequence the encoder reads at most; None if it does not read this modality."""

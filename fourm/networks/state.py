@@ -1,4 +1,4 @@
-"""The state of a generation: one immutable slot per modality, and the batch that holds them."""
+"""The state of a generation: an immutable slot per modality, the batch of them, what the decoder reads."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +136,27 @@ class Context:
     tokens: Tensor  # (B, N, D)
     visible: Tensor  # (B, N) bool
     packing: Packing | None = None  # None: hardly any padding
+
+
+class KVCache:
+    """Keys and values, (B, H, ..., d) each, that decoding token by token computes once for one block."""
+
+    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int) -> None:
+        self.cross = cross  # of the context
+        self.max_tokens, self.length = max_tokens, 0  # room that is reserved, and how much of it is in use
+        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): those of the tokens so far
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of tokens, (B, H, K, d), and return all so far, (B, H, length, d)."""
+        if self.held is None:
+            batch, heads, _, width = keys.shape
+            self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
+        start, self.length = self.length, self.length + keys.shape[2]
+        self.held[0, :, :, start : self.length], self.held[1, :, :, start : self.length] = keys, values
+        return self.held[0, :, :, : self.length], self.held[1, :, :, : self.length]
+
+
+DecoderCache = tuple[KVCache, ...]  # one for each block
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:

@@ -17,9 +17,8 @@ from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import DecoderCache
 from fourm.networks.model import FourM
-from fourm.networks.state import Batch, Context, full_sequence
+from fourm.networks.state import Batch, Context, DecoderCache, full_sequence
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
@@ -86,8 +85,8 @@ class Watched:
     ) -> torch.Tensor:  # fmt: skip
         return self.network.decode(target, positions, ids, context, cache)
 
-    def start_cache(self, context: Context, max_tokens: int) -> DecoderCache:
-        return self.network.start_cache(context, max_tokens)
+    def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> DecoderCache:
+        return self.network.start_cache(context, max_tokens, copies)
 
     def room_for(self, sequence: str) -> int | None:
         return self.network.room_for(sequence)

@@ -284,7 +284,7 @@ class Fixed:
     def decode(self, target, positions, ids, context, cache=None) -> Tensor:
         return self.logits.expand(*positions.shape, -1)
 
-    def start_cache(self, context: Context, max_tokens: int) -> None:
+    def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> None:
         return None
 
 

@@ -39,36 +39,32 @@ def build_tokenizer(config: VQConfig, part: TokenizerPart = TokenizerPart.WHOLE)
 def complete_config(config: Mapping[str, object], shapes: Shapes) -> dict[str, object]:
     """The config (keys of `config.json`) as the shapes of the tensors complete and correct it."""
     found = dict[str, object]()
-    inputs = ("encoder.linear_in.weight", "encoder.proj.weight", "encoder.pos_emb", "cls_emb.weight")
-    vectors, patches, table, labels = (shapes.get(name, ()) for name in inputs)
-    if len(vectors) == 2:
+    if len(vectors := shapes.get("encoder.linear_in.weight", ())) == 2:
         found["n_channels"] = vectors[1]
-    if len(patches) == 4:
+    if len(patches := shapes.get("encoder.proj.weight", ())) == 4:
         found |= {"n_channels": patches[1], "post_mlp": "encoder.post_mlp.fc1.weight" in shapes}
         if config.get("patch_proj", True):
             found["patch_size"] = list(patches[2:])
         patch = _pair(config.get("patch_size", found.get("patch_size", 16)))
-        if len(table) == 4 and patch:
+        if len(table := shapes.get("encoder.pos_emb", ())) == 4 and patch:
             found["image_size_enc"] = [table[2] * patch[0], table[3] * patch[1]]
-    if len(labels) == 2:
+    if len(labels := shapes.get("cls_emb.weight", ())) == 2:
         found |= {"n_labels": labels[0], "n_channels": labels[1]}
-    outputs = ("decoder.pos_emb", "decoder.conv_out.weight", "decoder.out.2.weight")
-    table, uvit, unet = (shapes.get(name, ()) for name in outputs)
-    if not patches and len(uvit) == 4:  # the file of a diffusion decoder may hold no encoder
+    # The file of a diffusion decoder may hold no encoder.
+    if not patches and len(uvit := shapes.get("decoder.conv_out.weight", ())) == 4:
         found["n_channels"] = uvit[1]
-    elif not patches and unet:
+    elif not patches and (unet := shapes.get("decoder.out.2.weight", ())):
         structure = config.get("dec_structure")
         side = structure.get("patch_size", 4) if isinstance(structure, Mapping) else 4
         if isinstance(side, int) and side > 0:
             found["n_channels"] = unet[0] // side**2
-    if len(table) == 4:
+    if len(table := shapes.get("decoder.pos_emb", ())) == 4:
         found["out_conv"] = any(name.startswith("decoder.out_conv.") for name in shapes)
         if patch := _pair(config.get("patch_size_dec") or config.get("patch_size", 16)):
             found["image_size_dec"] = [table[2] * patch[0], table[3] * patch[1]]
-    nearest, books = shapes.get("quantize._codebook.embed", ()), shapes.get("quantize.codes", ())
-    if len(nearest) == 2:
+    if len(nearest := shapes.get("quantize._codebook.embed", ())) == 2:
         found |= {"quant_type": "lucid", "codebook_size": nearest[0], "latent_dim": nearest[1]}
-    if len(books) == 3:
+    if len(books := shapes.get("quantize.codes", ())) == 3:
         found |= {"quant_type": "memcodes", "num_codebooks": books[0], "codebook_size": books[1],
                   "latent_dim": books[0] * books[2]}  # fmt: skip
     decided = {key: value for key, value in found.items() if key in _DECIDED_BY_TENSORS or key not in config}
