@@ -4,25 +4,17 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "dataset": (
-        "Dataset Input Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in "
-        "list_dataset list_folder match_spellings read_member split_path suffix_of"
-    ),
-    "layout": (
-        "CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place SAMPLES_PER_FOLDER Sample "
-        "VALID_PIXELS centre_crop check_apart file_name number_keys path_of random_crop "
-        "samples_of_prompts"
-    ),
-    "opening": (
-        "SIGNATURE local_name local_path open_file open_own open_text output_path parse_json_lines "
-        "read_bytes real scheme_problem strip_metadata with_single_keys"
-    ),
+    "dataset": """Dataset Input Listing PICTURE_SUFFIXES TOKENIZER choose_samples flat_advice folders_in
+        list_dataset list_folder match_spellings read_member split_path suffix_of""",
+    "layout": """CROP_SETTINGS Crop FORMS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place SAMPLES_PER_FOLDER
+        Sample VALID_PIXELS centre_crop check_apart file_name number_keys path_of random_crop
+        samples_of_prompts""",
+    "opening": """SIGNATURE local_name local_path open_file open_own open_text output_path parse_json_lines
+        read_bytes real scheme_problem strip_metadata with_single_keys""",
     "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
-    "writing": (
-        "DRAWING PARTIAL check_drawing check_folder check_partial check_root check_writable "
-        "create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all "
-        "make_below mode_of process_name refuse_inside remove_leftovers server_clock "
-        "vanished write_alone write_atomic write_text"
-    ),
+    "writing": """DRAWING PARTIAL check_drawing check_folder check_partial check_root check_writable
+        create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
+        process_name refuse_inside remove_leftovers server_clock vanished write_alone write_atomic
+        write_text""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -237,8 +237,7 @@ def folders_in(root: Path) -> tuple[str, ...]:
 
 def flat_advice(root: Path, folder: str) -> str:
     """The end of a message: where pictures directly in `root` belong in a dataset; empty without pictures."""
-    names = sorted(os.listdir(root))
-    name = next((name for name in names if name.lower().endswith(PICTURE_SUFFIXES)), "")
+    name = min((one for one in os.listdir(root) if one.lower().endswith(PICTURE_SUFFIXES)), default="")
     place = root / ("rgb" if folder == "caption" else folder) / "all" / name
     return f"; pictures that lie in it belong in {place} and so on" if name else ""
 
@@ -277,7 +276,6 @@ def read_shard(path: Path) -> Shard:
 
 
 def _walk(top: Path, found: Listing) -> None:
-    """Add all files below a modality's folder."""
     # Folders still to be read: path, folder of keys ("" for `top`), devices and inodes of it and those above.
     todo = [(str(top), "", frozenset[tuple[int, int]]())]
     like_files = dict[Key, str]()  # paths of folders that are named like a sample's file
@@ -337,7 +335,6 @@ def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
 
 
 def _add_shard(found: Listing, path: Path, folder: str) -> None:
-    """Add the members of a tar file as the files of a folder."""
     try:
         shard = read_shard(path)
     except OSError as error:

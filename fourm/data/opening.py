@@ -66,10 +66,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def open_own(path: Path, mode: str, limit: int = sys.maxsize) -> BinaryIO:
-    """Open a file that only this program writes, in mode "r", "r+", "a" or "x" (all binary).
-
-    Links and files of more than `limit` bytes are refused.
-    """
+    """Open a file of this program, binary, in mode "r", "r+", "a" or "x"; refuse links and larger files."""
     try:
         opener = partial(_open_at_once, more_flags=getattr(os, "O_NOFOLLOW", 0))
         file: BinaryIO = open(path, mode + "b", opener=opener)  # type: ignore[assignment] # noqa: SIM115

@@ -74,8 +74,7 @@ def parse_columns(
 ) -> list[dict[str, str]]:
     """Texts of several modalities for each row of a table, by the names of `names`, each a column.
 
-    The column of captions is found as `parse_prompts` finds it. A cell of JSON lines may hold data instead of
-    text; it stays JSON.
+    Captions are found as by `parse_prompts`. A cell of JSON lines that holds data instead of text stays JSON.
     """
     text = _text(data, where)
     if suffix not in (*JSON_LINES, *TABLES):

@@ -116,8 +116,7 @@ def process_name() -> str:
 def is_alive(root: Path, process: str) -> bool | None:
     """True if the process with that name is running and writes below root; None if that is unknown.
 
-    The kernel releases the lock of a process when it ends. A released lock proves this only on the same
-    machine: on some network file systems, locks are not visible to other machines.
+    A released lock proves the end of a process on its own machine only: some network file systems hide locks.
     """
     try:
         with open_own(root / PARTIAL / f"{process}{_LOCK}", "r+") as file:
@@ -231,10 +230,7 @@ def refuse_inside(out: Path, top: Path) -> None:
 
 
 def check_drawing(option: str, path: Path) -> None:
-    """UsageError for a name under which no picture can be written, and for a picture that is no drawing.
-
-    The same command may draw anew, but a result or a photograph that has the name would be lost.
-    """
+    """UsageError unless a drawing can be written to path; a result or photograph there must not be lost."""
     problem = ""
     if path.suffix.lower() != ".png":
         problem = "must end in .png"

@@ -7,10 +7,8 @@ PUBLIC = {
     "cache": "KEPT cache_folder find_parti",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
-    "files": (
-        "ModelFiles check_tokenizers describe find_model find_sr is_unused "
-        "list_models require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts"
-    ),
+    "files": """ModelFiles check_tokenizers describe find_model find_sr is_unused list_models
+        require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts""",
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of read_header",
     "remote": "Advanced Client Transfer Waiting",
 }

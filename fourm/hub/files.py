@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
@@ -38,8 +39,7 @@ class ModelFiles:
     text_tokenizer: Path | None = None
     prompts: Path | None = None  # a file of example prompts
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
-    # Names of tokenizers that were asked for and are not on this machine, by a modality row's `tokenizer`, or
-    # by TEXT_TOKENIZER.
+    # What was asked for and is not on this machine: its name, by a row's `tokenizer` or by TEXT_TOKENIZER.
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,7 +58,6 @@ class ModelFiles:
         return tuple(self.registry.get(name) for name in dict.fromkeys((*self.reads, *self.writes)))
 
     def _domains(self, key: str) -> tuple[str, ...]:
-        """The modalities under `domains_in` or `domains_out` of the configuration."""
         if key not in self.config and "codebook_size" in self.config:
             raise CheckpointError(f"{self.name}: a tokenizer, where a model is needed")
         names = self.config.get(key)
@@ -241,7 +240,7 @@ def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
 
 def weights_of(path: Path) -> Path:
     """The file with the weights of a tokenizer, given its folder or that file."""
-    return path / WEIGHTS_FILE if path.is_dir() else path
+    return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
 def list_models() -> list[ModelInfo]:
@@ -253,16 +252,15 @@ def list_models() -> list[ModelInfo]:
 def describe(name_or_path: str) -> ModelInfo:
     """All information about a model, tokenizer or file, by name, Hub id or path; errors as `find_model`."""
     path = Path(os.path.expanduser(name_or_path))
-    is_path = os.path.exists(path)
     weights = weights_of(path)
-    if is_path and weights.is_file():
+    if os.path.isfile(weights):
         has_config_file = os.path.exists(weights.parent / CONFIG_FILE)
         config = config_of(weights.parent if has_config_file else path)
         if "codebook_size" in config:
             count = sum(info.num_elements for info in read_header(weights).tensors.values())
             own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
             return ModelInfo(own, weights, config=config, memory=_memory(count))
-    entry = None if is_path else find_entry(name_or_path)
+    entry = None if os.path.exists(path) else find_entry(name_or_path)
     if entry is None or entry.is_model:
         files = find_model(entry.hub_id if entry else name_or_path, needs_weights=entry is None)
         return _all_about(files, entry)
@@ -346,7 +344,6 @@ def _find(name: str, kind: str) -> tuple[Path, str, str, str]:
 
 
 def _fetches(name: str) -> str:
-    """The end of a message about something that can be downloaded."""
     return f"; `fourm download {name}` fetches it"
 
 
@@ -449,9 +446,7 @@ def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
         # Released weights are float32, 4 bytes each. Embeddings are subtracted that `is_unused` excludes.
         grids = (row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes)
         num_unused = sum(row.vocab_size for row in grids)
-        dim = entry.config["dim"]
-        assert isinstance(dim, int)
-        num_loaded = entry.num_bytes // 4 - num_unused * dim
+        num_loaded = entry.num_bytes // 4 - num_unused * cast(int, entry.config["dim"])
     tokenizers = {}
     for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
         released = TOKENIZERS.get(key)

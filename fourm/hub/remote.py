@@ -136,8 +136,7 @@ def check_variables() -> None:
 def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Commit:
     """Ask the Hub for the commit of a branch, tag or commit id ("" is main), and for its files.
 
-    repo_type: "model", "dataset" or "space". MissingError if the repository or the revision does not exist;
-    UnreachableError without a usable answer.
+    MissingError if the repository or the revision does not exist, UnreachableError without a usable answer.
     """
     from huggingface_hub import constants
 
@@ -233,8 +232,7 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
 def persist(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
     """The result of `action`, repeated after failures that may be temporary, `client.tries` times at most.
 
-    The error of the last failure is that of `explain_failure`. file: where `action` writes; the count of
-    failures starts again when it has grown.
+    file: where `action` writes; the count of failures starts again when it has grown.
     """
     failures = 0
     before = file.tell() if file else 0
@@ -257,8 +255,7 @@ def persist(client: Client, address: Address, action: Callable[[], T], file: Bin
 def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -> None:
     """Append the missing bytes to `file`, which is positioned at its end.
 
-    EOFError if the connection ends early, Refused for an error status, VerificationError if the server sends
-    another size or a web page.
+    EOFError if the connection ends early, Refused for an error status, VerificationError for other contents.
     """
     from huggingface_hub import constants
 
