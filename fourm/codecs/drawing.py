@@ -29,7 +29,6 @@ _SYSTEM_FONTS = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "Arial.ttf",
     "segoeui.ttf",
 )  # fmt: skip
-_SIZES = (20, 18, 16, 14, 12, 11, 10, 9)  # of the font of a card
 _LINE = 1.25  # height of a line in font sizes
 
 
@@ -39,13 +38,14 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, side - 1, side - 1), outline=_GREY)
     room = side - 2 * (side // 14)
-    for size in _SIZES:
+    for size in (20, 18, 16, 14, 12, 11, 10, 9):
         pixels = max(size * side // CARD, 6)
         most = max(int(room / (_LINE * pixels)), 1)
-        # A line more than there is room for means that the text is too long, unless the size is the last.
-        font, lines = lines_of(text, pixels, room, most if size == _SIZES[-1] else most + 1)
+        font, lines = lines_of(text, pixels, room, most + 1)
         if len(lines) <= most:
             break
+    else:
+        font, lines = lines_of(text, pixels, room, most)
     top = side / 2 - (len(lines) - 1) * _LINE * pixels / 2
     for number, line in enumerate(lines):
         draw.text((side / 2, top + number * _LINE * pixels), line, _BLACK, font, anchor="mm")
@@ -53,10 +53,7 @@ def text_card(text: str, side: int = CARD) -> Image.Image:
 
 
 def lines_of(text: str, size: int, width: int, most: int) -> tuple[Font, list[str]]:
-    """A font, and a text broken into at most `most` lines of `width` pixels; "..." marks what is left out.
-
-    A letter that no font on this machine has becomes its plain form, or else a question mark.
-    """
+    """A font, and a text broken into at most `most` lines of `width` pixels; "..." marks what is left out."""
     font, shown, _ = _readable(text, size)
     lines, line = list[str](), ""
     for word in shown.split():

@@ -143,11 +143,9 @@ def draw_instances(groups: Groups, decode: Decode | None = None) -> Image.Image:
 
 
 def paint_instances(boxes: Corners, masks: Masks) -> NDArray[np.uint8]:
-    """Paint masks into boxes; returns RGB pixels (224, 224, 3).
+    """Paint masks (n, H, W), probabilities for the inside of their boxes; returns RGB pixels (224, 224, 3).
 
-    boxes: (n, 4) xmin, ymin, xmax, ymax in pixels. masks: (n, H, W) float32 probabilities, each for the
-    inside of its box. Large boxes are painted first, so that small objects stay visible; masks of the same
-    object are averaged.
+    Large boxes are painted first, so that small objects stay visible; masks of the same object are averaged.
     """
     picture = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
     order = np.argsort(-_areas(boxes), kind="stable")

@@ -188,8 +188,7 @@ def cut(
 ) -> Value:  # fmt: skip
     """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
-    outside: the value of pixels that lie outside the whole picture. SampleError with the path of the map's
-    file where it is not as large as the crop's picture.
+    outside: the value of pixels beyond the whole picture. SampleError: the map is not as large as that.
     """
     if value.shape[:2] != crop.whole:
         found, whole = (f"{width} x {height}" for height, width in (value.shape[:2], crop.whole))

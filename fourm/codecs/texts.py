@@ -45,9 +45,8 @@ class CaptionCodec:
         """The caption of a .txt file, or of a .json[.gz] file.
 
         JSON is a string, an object with `caption`, or a list of either with one for each crop; the first one
-        is used for crops that the list lacks. A caption that is longer than the model reads is cut, unless it
-        has sentinels, that is, parts to be completed.
-        SampleError: no caption can be read, or it contains a mark that is reserved for the model.
+        is used for crops that the list lacks. A caption that is longer than the model reads is cut, unless
+        sentinels mark parts to complete. SampleError: no caption can be read, or it has a reserved mark.
         """
         text = _read_caption(path, crop)
         ids = encode_full(text, self.wordpiece)
@@ -68,10 +67,8 @@ class CaptionCodec:
         return tuple(notes)
 
     def write(self, value: str, path: Path, text: Mapping[str, str] | None = None) -> None:
-        """Write a .txt file in UTF-8; `text` is not stored.
-
-        Readers remove one byte order mark, so a text that begins with one gets a second one in front.
-        """
+        """Write a .txt file in UTF-8; `text` is not stored."""
+        # Readers remove one byte order mark, so a text that begins with one gets a second one in front.
         mark = "\ufeff" if value.startswith("\ufeff") else ""
         path.write_text(mark + value, encoding="utf-8", errors="surrogateescape", newline="")
 
@@ -100,10 +97,7 @@ class StructuredCodec:
     draw: Callable[[Any], Image.Image]
 
     def read(self, path: Path, crop: Crop | None = None) -> Structured[Any]:
-        """The value of a JSON file in a crop; its problems say how much of it is too long for the model.
-
-        SampleError: the file cannot be read, or its data is not a value of the grammar.
-        """
+        """As `read_structured`; the problems of the value say how much of it is too long for the model."""
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         value = read_structured(path, self.grammar, crop)
@@ -249,8 +243,7 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
             count = len(tokens)
             raise SampleError(f"{row.name}: {count} tokens, but the model reads at most {row.max_tokens}")
         if unreadable := [token for token in tokens if token >= row.vocab_size]:
-            word = wordpiece.decode(unreadable[:1])
-            raise SampleError(f"{row.name}: the model cannot read '{word}' in it")
+            raise SampleError(f"{row.name}: the model cannot read '{wordpiece.decode(unreadable[:1])}' in it")
         ids[i, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         known[i, : len(tokens)] = True
     return full_sequence(ids, known)
@@ -265,10 +258,7 @@ def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None)
 
 
 def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], channels: int) -> Decode:
-    """A function that decodes codes of this shape into (n, channels, H, W).
-
-    shape: (h, w), or (codebooks, h, w), of the codes of one part. UsageError: the tokenizer does not fit.
-    """
+    """What decodes codes of a shape (see `StructuredForm`). UsageError: the tokenizer does not fit."""
     config = tokenizer.config
     books = shape[0] if len(shape) == 3 else 1
     found = (config.num_codebooks, config.token_rank, config.out_channels)
@@ -276,14 +266,13 @@ def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], c
     if not isinstance(tokenizer, VQTokenizer) or not is_fit:
         needed = f"{books} x {NUM_CODES} codes and {channels} channels of output"
         raise UsageError(f"{row.name}: the tokenizer '{row.tokenizer}' does not fit; it needs {needed}")
-    network: VQTokenizer = tokenizer
 
     @torch.no_grad()
     def decode(codes: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
-        device = next(network.parameters()).device
+        device = next(tokenizer.parameters()).device
         ids = torch.tensor(codes, dtype=torch.int64, device=device).view(-1, *shape)  # (n, ...)
         groups = torch.split(ids, _DECODED_TOGETHER)
-        decoded = torch.cat([network.decode_tokens(group).cpu() for group in groups])
+        decoded = torch.cat([tokenizer.decode_tokens(group).cpu() for group in groups])
         check_finite([decoded], row)
         return decoded.numpy()
 

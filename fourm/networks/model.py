@@ -53,10 +53,7 @@ class FourMConfig:
 
     @staticmethod
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
-        """Read a config.json; keys that inference does not need are ignored.
-
-        CheckpointError: a key is missing, or a value has the wrong type or is outside its limits.
-        """
+        """Read a config.json; other keys are ignored. CheckpointError: a key is missing or a value wrong."""
         own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
         fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False, error=CheckpointError)
         reads, writes = (

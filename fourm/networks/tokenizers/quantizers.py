@@ -1,7 +1,6 @@
 """Codebooks: latents (B, L, h, w) to token ids and token ids back to latents, in float32; their table.
 
-A quantizer is a class here and its row in `QUANTIZERS`. Nothing changes during inference, and nothing derived
-from the weights is stored: training sees no stale copy.
+Nothing that is derived from the weights is stored, so that training sees no stale copy.
 """
 
 from collections.abc import Mapping

@@ -137,8 +137,7 @@ class ViTPreset:
     mlp_ratio: float = 4.0  # hidden width of the MLPs, as a multiple of the width
 
 
-# `b` is what all released tokenizers use; the demo's have no attention, so that equal patches get equal
-# tokens wherever they lie, and equal tokens equal patches.
+# All released tokenizers use `b`. The demo's have no attention: a patch has the same token wherever it lies.
 VIT_PRESETS: dict[str, ViTPreset] = {
     **dict.fromkeys(("vit_s_enc", "vit_s_dec"), ViTPreset(512, 8, 8)),
     **dict.fromkeys(("vit_b_enc", "vit_b_dec"), ViTPreset(768, 12, 12)),
