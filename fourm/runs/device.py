@@ -40,7 +40,6 @@ class Portions:
     rows: int  # of a group, at most
     device: torch.device
     dtype: str
-    halved_to: int | None = None  # the reduced group size; None if memory has not run out
 
     def each(self, rows: Sequence[T], work: Callable[[Sequence[T]], Iterator[Event]]) -> Iterator[Event]:
         """Yield the events of `work` for each group of rows; repeat a group in halves if memory runs out.
@@ -60,7 +59,7 @@ class Portions:
                     raise
                 if len(portion) == 1:
                     raise memory_error(self.device, self.dtype, ", even for one sample alone") from error
-                self.rows = self.halved_to = len(portion) // 2
+                self.rows = len(portion) // 2
                 is_halved = True
             if is_halved:  # outside of `except`, whose traceback keeps tensors alive
                 release_memory()

@@ -142,16 +142,18 @@ class Saver:
             if path := self.samples.record(work.sample.key):
                 self._note_checksums([path])
 
-    def is_done(self, work: Work) -> bool:
-        """True if this run has saved a sample and variation, or has reported that it failed."""
-        return work.result in self.saved or work.result in self.failed
+    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+        """Write all files of the chosen samples, each atomically, and report each as saved or failed.
 
-    def save(self, rows: Sequence[Given], batch: Batch) -> Iterator[Event]:
-        """Write all files of decoded samples, each atomically, and report each sample as saved or failed.
-
-        batch: one decoded row for each of `rows`, in the same order. Tokens are written first. Values are
-        decoded together; if that fails, each sample is decoded alone, so that only the bad ones fail.
+        batch: one decoded row for each of `given`, in the same order. Samples that are reported already are
+        left out, so a call can be repeated. Tokens are written first. Values are decoded together; if that
+        fails, each sample is decoded alone, so that only the bad ones fail.
         """
+        results = {index: given[index].work.result for index in chosen}
+        left = [i for i, result in results.items() if result not in self.saved and result not in self.failed]
+        if not left:
+            return
+        rows, batch = [given[index] for index in left], batch.select(torch.tensor(left, device=batch.device))
         works = [row.work for row in rows]
         self.process.check()
         for place in self.job.written:
@@ -167,9 +169,8 @@ class Saver:
             if len(rows) == 1:
                 yield self.fail(works[0], str(error))
                 return
-            for index, row in enumerate(rows):
-                alone = batch.select(torch.tensor([index], device=batch.device))
-                yield from self.save([row], alone)
+            for index in range(len(rows)):
+                yield from self.save(rows, batch, [index])
             return
         try:
             for index, row in enumerate(rows):

@@ -186,8 +186,8 @@ def _make(
     batch = with_targets(conditions, request.chain, request.model.registry).to(device)
     stage = "" if request.stage == BASE else request.stage  # so that super-resolution has its own noise
     noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
-    if decoding.halved_to:  # memory ran out before
-        engine = replace(engine, max_rows=decoding.halved_to)
+    if decoding.rows < saver.job.batch_size:  # memory ran out before
+        engine = replace(engine, max_rows=decoding.rows)
     film = Film()
     faults = dict[int, str]()  # row -> why it cannot be decoded
     sound = torch.ones(len(rows), dtype=torch.bool, device=device)  # (B,), True while all logits are finite
@@ -205,12 +205,5 @@ def _make(
     faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
     for index in sorted(faults):
         yield saver.fail(works[index], faults[index])
-
-    def save(group: Sequence[int]) -> Iterator[Event]:
-        left = [index for index in group if not saver.is_done(works[index])]  # `group` may be repeated
-        if left:
-            made = batch.select(torch.tensor(left, device=device))
-            yield from saver.save([rows[index] for index in left], made)
-
     decoded = [index for index in range(len(rows)) if index not in faults]
-    yield from saving.each(decoded, save)
+    yield from saving.each(decoded, partial(saver.save, rows, batch))

@@ -56,7 +56,6 @@ from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
-from fourm.networks.tokenizers import AnyTokenizer
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
@@ -191,7 +190,7 @@ def _check_origin(run: Tokenizing, row: Modality) -> None:
 
 def _tokenize(run: Tokenizing) -> Iterator[Event]:
     """The work of one process. Nothing is written before all is loaded."""
-    request, device = run.request, run.portions.device
+    request, device, dtype = run.request, run.portions.device, torch_dtype(run.portions.dtype)
     mine, found = request.world.share(request.samples), list[Untokenized]()
     for sample in mine:
         one = Untokenized(sample, tuple(row for row in request.rows if row.name in sample.files))
@@ -208,12 +207,10 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
     if needed := {row.name: row for one in found if not one.problems for row in one.rows}:
         names = sorted({row.tokenizer for row in needed.values()})
         yield Loading(f"tokenizers {', '.join(names)}")
-        encoders = dict[str, AnyTokenizer]()
-        for name in names:
-            path, dtype = request.model.tokenizers[name], torch_dtype(run.portions.dtype)
-            encoders[name] = load_tokenizer(path, device, dtype, TokenizerPart.ENCODER)
-            set_attention(encoders[name], request.attention, device)
+        paths = {name: request.model.tokenizers[name] for name in names}
+        encoders = {name: load_tokenizer(paths[name], device, dtype, TokenizerPart.ENCODER) for name in names}
         for row in needed.values():
+            set_attention(encoders[row.tokenizer], request.attention, device)
             run.codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
     make_all(request.out)
     remove_leftovers(request.out)

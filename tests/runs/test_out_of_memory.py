@@ -81,7 +81,7 @@ def test_work_that_does_not_fit_is_done_in_halves_and_that_is_said_once(most: in
     assert done == list(range(30))
     fits = {1: 1, 2: 1, 3: 3, 5: 3, 100: 12}[most]
     assert [e for e in events if isinstance(e, Halved)] == ([Halved(fits, "cpu")] if fits < 12 else [])
-    assert (portions.rows, portions.halved_to) == (fits, fits if fits < 12 else None)
+    assert portions.rows == fits
     assert len([size for size in tried if size > most]) == {12: 0, 3: 2, 1: 3}[fits]
 
 
