@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -339,7 +340,7 @@ def _follow(
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
     from fourm_cli.progress import open_log, show
 
-    with open_log(log_json) as log:
+    with open_log(log_json) if log_json else nullcontext() as log:
         # The same sums for every batch shape; it is read when torch loads its kernels.
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]

@@ -42,11 +42,8 @@ _LOG_LINE = re.compile(
 
 
 @contextmanager
-def open_log(path: Path | None) -> Iterator[TextIO | None]:
-    """Open an empty log, or None without a path. An existing file is replaced only if it is a log."""
-    if path is None:
-        yield None
-        return
+def open_log(path: Path) -> Iterator[TextIO]:
+    """Open an empty log. An existing file is replaced only if it is a log."""
     try:
         file = open_text(path)
         if path.is_file():

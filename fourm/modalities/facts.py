@@ -249,10 +249,7 @@ METADATA: Grammar[Metadata] = Grammar(
 
 
 def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
-    """The complete colours of a text, at most seven, and a sentence for each part that is ignored.
-
-    Only `v0=` words behind the first `v1=` are read, however many colours that word announces.
-    """
+    """The complete colours behind a text's first `v1=`, at most seven, and sentences on ignored parts."""
     words = words_of(text)
     start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
     levels, ignored = list[int](), words[:start]

@@ -177,14 +177,11 @@ def _grid_peaks(
 
 
 def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> _Peak:
-    """The peak of decoding tokens to values, `rows` together, without the weights.
-
-    That of a diffusion UNet is at its finest level, that of a transformer at a block or its output.
-    """
+    """The peak of decoding tokens to values, `rows` together, without the weights."""
     shapes = {name: info.shape for name, info in read_header(weights_of(path)).tensors.items()}
     tokens = rows * math.prod(row.grid or (1, 1))
     first, last = (shapes.get(f"decoder.{name}.weight", ()) for name in ("input_blocks.0.0", "out_proj"))
-    if len(first) == 4:
+    if len(first) == 4:  # a diffusion UNet, at its finest level
         wide, cells = first[0], tokens * (row.patch_size // 4) ** 2
         block = re.compile(r"decoder\.output_blocks\..*\.0\.in_layers\.2\.weight")
         blocks = [shape for name, shape in shapes.items() if block.fullmatch(name)]
@@ -195,7 +192,7 @@ def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> _Peak:
         cell = skips * wide + (joined - wide) + 3 * joined
         kernel = max((math.prod(shape) for shape in blocks), default=0)
         return _Peak((cells * cell + kernel) * width, cells * joined * width)
-    if len(last) == 2:
+    if len(last) == 2:  # a transformer, at a block or its output
         outputs, dim = last
         # A block's input, norm and hidden arrays; values before and after they are put in rows and columns.
         values = tokens * outputs * FLOAT32

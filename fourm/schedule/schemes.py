@@ -92,12 +92,9 @@ def linear_temperature(temperature: float, counts: Sequence[int]) -> list[float]
 
 
 def onex_temperature(temperature: float, counts: Sequence[int], low: float, power: float) -> list[float]:
-    """Falls quickly, then slowly, to `low`: a hyperbola times the share of tokens still to come.
-
-    The hyperbola has a point per token, and is read at the index of the step, as in published settings.
-    """
-    total = sum(counts)
-    last = 100.0**-power
+    """Falls quickly, then slowly, to `low`: a hyperbola times the share of tokens still to come."""
+    total, last = sum(counts), 100.0**-power
+    # It has one point per token but is read at the index of the step: so the published settings were tuned.
     points = [(1 + 99 * min(i, total - 1) / max(total - 1, 1)) ** -power for i in range(len(counts))]
     shape = [(point - last) / (1 - last) for point in points]
     left = [1 - done / total for done in accumulate(counts)]

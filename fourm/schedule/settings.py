@@ -1,7 +1,4 @@
-"""Settings from options and YAML files: the table of schedule settings, the text of their values, what wins.
-
-Configuration files of the reference implementation are read unchanged.
-"""
+"""Settings from options and YAML files: the table of schedule settings, the text of values, and what wins."""
 
 import math
 import re
@@ -21,7 +18,8 @@ MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
 _TOK_ID = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
-# Keys of the reference without effect: the size is the model's, and there are no process groups, trackers ...
+# Files of the reference are read unchanged. These keys have no effect: the picture size is the model's, and
+# there are no process groups, trackers and loader threads to steer.
 IGNORED = (
     "run_name image_size patch_size num_workers pin_mem parti_prompts_t5_embs s3_endpoint s3_path "
     "image_size_metrics num_log_images save_all_outputs log_wandb wandb_project wandb_entity wandb_run_name "
