@@ -209,6 +209,5 @@ def refuse_repeated(command: Any, words: Sequence[str]) -> None:
             advice = f", as one list: {flags[0]} {','.join(values)}" if is_list else ""
             times = f"{len(values)} times ({', '.join(values)})"
             raise UsageError(f"{flags[0]} is given {times}; give it once{advice}")
-        # Not two names of one flag, such as `-q` and `--quiet`.
-        if not values and len({"no-" in flag for flag in flags}) > 1:
+        if not values and len({"no-" in flag for flag in flags}) > 1:  # `-q --quiet` is fine
             raise UsageError(f"{' and '.join(dict.fromkeys(flags))} are both given; give one of them")

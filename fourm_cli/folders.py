@@ -67,8 +67,7 @@ def plot(
     album, plots, screen = open_album(root, model, runs), plots_folder(root), Screen(quiet)
     chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
-    # Problems of each sample that was drawn, and characters that no font has.
-    found, undrawn = dict[str, tuple[str, ...]](), set[str]()
+    found, undrawn = dict[str, tuple[str, ...]](), set[str]()  # problems by sample, characters without a font
 
     def seen(key: str, problems: tuple[str, ...], number: int) -> None:
         found[key] = problems

@@ -19,7 +19,8 @@ from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import read_header
 from fourm.schedule.settings import RunSettings, merge, read_settings
-from fourm_cli import console, options
+from fourm_cli import options
+from fourm_cli.console import counted, note, print_json, print_path, quiet_library
 from fourm_cli.options import INPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
@@ -195,9 +196,7 @@ def tokenize(
         world=parse_world(machine.shard, os.environ),
     )  # fmt: skip
     counts = Counter(name for sample in dataset.samples for name in sample.files)
-    notes = [
-        f"{name} -> {row.name}: {console.counted(counts[row.name], 'file')}" for row, name in found.items()
-    ]
+    notes = [f"{name} -> {row.name}: {counted(counts[row.name], 'file')}" for row, name in found.items()]
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 
@@ -296,8 +295,8 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
         if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
             yield f"{rest:,} more samples lack a file"
         yield from (f"note: {text}" for text in dataset.notes)
-        if note := note_unknown_words(dataset.samples, request.model):
-            yield note
+        if unknown := note_unknown_words(dataset.samples, request.model):
+            yield unknown
 
     def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, follow_on, run
@@ -315,7 +314,7 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
     log, world = report.log_json, request.world
     if log is not None and real(log).is_relative_to(real(request.out)):
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
-    console.quiet_library(report.quiet or world.group_rank > 0)
+    quiet_library(report.quiet or world.group_rank > 0)
     launch = Launch(world.rank, world.size, now())
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
@@ -330,12 +329,12 @@ def _follow(
 ) -> None:  # fmt: skip
     """Print notes, then do the runs of `begin`, which imports torch; exit code 3 if samples failed."""
     world, rank, log_json = request.world, request.world.group_rank, report.log_json
-    console.quiet_library(report.quiet or rank > 0)
+    quiet_library(report.quiet or rank > 0)
     if not report.quiet:
         for text in notes if rank == 0 else ():
-            console.note(text)
+            note(text)
         if world.size > 1:
-            console.note(world.describe_share(len(request.samples), variations))
+            note(world.describe_share(len(request.samples), variations))
     if log_json is not None and rank > 0:
         log_json = log_json.with_name(f"{log_json.name}.{rank}")
     from fourm_cli.progress import open_log, show
@@ -347,8 +346,8 @@ def _follow(
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,
                  "seconds": round(end.seconds, 3)} for end in ends]  # fmt: skip
-        console.print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
+        print_json({"out": str(request.out), **said[0], **({"sr": said[1]} if said[1:] else {})})
     elif rank == 0:
-        console.print_path(request.out)
+        print_path(request.out)
     if any(end.failed for end in ends) and world.group_size == 1:  # torchrun would end the other processes
         raise typer.Exit(SampleError.exit_code)

@@ -73,8 +73,7 @@ def modality_names(are_targets: bool, alone: str = "") -> Complete:
 
 known_names = one_of(DEMO, DEMO_SR, *CATALOGUE)  # all that `fourm models show` knows
 model_names = one_of(DEMO, DEMO_SR, *(name for name, entry in CATALOGUE.items() if entry.is_model))
-# Settings of a schedule whose values are names; others are numbers.
-_COMPLETED: dict[str, Complete] = {
+_COMPLETED: dict[str, Complete] = {  # by key: settings of a schedule whose values are names
     "cond_domains": modality_names(False, "none"),
     "target_domains": modality_names(True, "all"),
     "target": modality_names(True),

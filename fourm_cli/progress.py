@@ -74,8 +74,7 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
             if log is None:
                 continue
             try:
-                log.write(json.dumps(last.to_json()) + "\n")
-                log.flush()
+                print(json.dumps(last.to_json()), file=log, flush=True)
             except OSError as error:
                 raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
     if not isinstance(last, Finished):

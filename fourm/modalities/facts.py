@@ -97,10 +97,8 @@ class Fact:
 
 
 Metadata = tuple[Fact, ...]
-# 49 bins of equal width, and one more for the highest value itself.
-_range = partial(Field, steps=49, top=49, is_whole=False)
-# Every field, by its number in the text.
-FIELDS = (
+_range = partial(Field, steps=49, top=49, is_whole=False)  # 49 equal bins, and one for the highest value
+FIELDS = (  # each at the place of its number
     Field(0, "original_width", 32), Field(1, "original_height", 32),
     Field(2, "caption_n_chars"), Field(3, "caption_n_words"), Field(4, "caption_n_sentences"),
     Field(5, "n_humans"), Field(6, "n_sam_instances"), Field(7, "n_coco_instances"),

@@ -19,9 +19,8 @@ from fourm.modalities.text import MAX_NUMBER, Grammar, Structured, grouped, numb
 from fourm.modalities.typed import Limits, fit
 
 PICTURE_SIDE = 224  # pixels per side of the picture that coordinates are for
-# Codes stand in texts as `v0=0` to `v0=511`, then `v1=0` to `v1=511`.
 NUM_CODES = 1024
-_CODES_PER_AXIS = 512
+_CODES_PER_AXIS = 512  # in texts codes are `v0=0` to `v0=511`, then `v1=0` to `v1=511`
 
 MAX_PEOPLE = 7  # that fit into 275 tokens with [EOS]; a text has no more
 _HALF = 499.5  # words -> -1..1

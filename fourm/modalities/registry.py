@@ -13,8 +13,7 @@ from fourm.modalities.typed import Limits, fit
 
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
-# What else an output folder holds: records, checksums, plots, previews, malformed texts.
-_RESERVED = re.compile(
+_RESERVED = re.compile(  # what else an output folder holds
     r"(run|failures|checksums)\..*|processes|samples(\.sr)?|plots|preview|malformed|done", re.I | re.DOTALL
 )
 _FOLDER = re.compile(r"[^./\\-][^/\\]*")

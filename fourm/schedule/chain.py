@@ -10,8 +10,7 @@ from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.typed import Limits
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve
 
-# Settings that are numbers: how messages call one, and its range.
-_RANGES: Mapping[str, tuple[str, Limits]] = {
+_RANGES: Mapping[str, tuple[str, Limits]] = {  # settings that are numbers: how messages call one
     "num_tokens": ("{} tokens", Limits(1)),
     "num_steps": ("{} decoding steps", Limits(1)),
     "passes": ("{} passes", Limits(1, 1000)),  # a dense prediction has tens of them
@@ -19,8 +18,7 @@ _RANGES: Mapping[str, tuple[str, Limits]] = {
     # Beyond it sums of logits overflow, and long before it the strongest token always wins.
     "guidance": ("the guidance scale {:g}", Limits(-1_000_000, 1_000_000)),
 }
-# Settings that name a row of a table: how messages call it, and the rows.
-_CHOICES: Mapping[str, tuple[str, Collection[str]]] = {
+_CHOICES: Mapping[str, tuple[str, Collection[str]]] = {  # settings that name a row of a table
     "scheme": ("scheme", SCHEMES),
     "token_curve": ("token schedule", TOKEN_CURVES),
     "guidance_curve": ("guidance schedule", ("constant",)),
@@ -43,8 +41,7 @@ class TargetSpec:
     passes: int = 1  # independent predictions that are joined into one value
 
     def __post_init__(self) -> None:
-        found = (field_problem(field.name, getattr(self, field.name)) for field in fields(self))
-        problems = [problem for problem in found if problem]
+        problems = [*filter(None, (field_problem(one.name, getattr(self, one.name)) for one in fields(self)))]
         if self.num_steps is None and self.scheme in SCHEMES and not SCHEMES[self.scheme].causal:
             problems.append(f"the scheme '{self.scheme}' needs a number of decoding steps")
         if problems:
@@ -186,7 +183,7 @@ def make_chain(
     a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
     """
     weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
-    named = [(condition, weights[condition]) for condition in conditions if condition in weights]
+    named = tuple((condition, weights[condition]) for condition in conditions if condition in weights)
     for spec in specs:
         # Weights: one pass for each weighted condition and, with the target's own scale, for each finished
         # target; conditions without a weight are seen by every pass. Without weights one pass sees all.
@@ -208,6 +205,4 @@ def make_chain(
                 steps.append(Step(len(steps), spec.target, spec.scheme, count, float(temperature), *shared))
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
-    return Chain(
-        tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, tuple(named), frozenset(raw)
-    )
+    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, frozenset(raw))

@@ -60,10 +60,11 @@ def estimate(
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
     paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
-    peaks = [_Peak(0), *_step_peaks(chain, model, width, batch_size, max_rows)]
+    peaks = [_Peak(0), *_step_peaks(chain, Sizes.of(model, width), batch_size, max_rows)]
     made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
     peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
-    held = sum(sizes := loaded_sizes(model))
+    tensors = read_header(model.weights).tensors.items()
+    held = sum(sizes := [info.num_elements for name, info in tensors if not is_unused(name, model)])
     if width != FLOAT32:  # a tensor's file is mapped while the tensor is converted
         done = zip(accumulate(sizes), sizes, strict=True)
         peaks += [_Peak((kept - held) * width + size * FLOAT32) for kept, size in done]
@@ -87,6 +88,7 @@ class _Peak:
 class Sizes:
     """What the memory of a transformer depends on."""
 
+    model: ModelFiles
     dim: int
     hidden: int  # of the MLPs
     mlp_arrays: int  # hidden arrays in memory at once
@@ -100,7 +102,7 @@ class Sizes:
         firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
         hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
         is_gated = "decoder.0.mlp.fc3.weight" in shapes
-        return cls(dim, hidden, 3 if is_gated else 2, len(firsts), width)
+        return cls(model, dim, hidden, 3 if is_gated else 2, len(firsts), width)
 
     def layers(self, rows: int, tokens: int) -> int:
         """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""
@@ -111,12 +113,6 @@ class Sizes:
         return rows * tokens * self.dim * count * self.width
 
 
-def loaded_sizes(model: ModelFiles) -> list[int]:
-    """How many numbers each tensor of a model's file has that is loaded, in the order of the file."""
-    tensors = read_header(model.weights).tensors.items()
-    return [info.num_elements for name, info in tensors if not is_unused(name, model)]
-
-
 def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
     """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook is float32."""
     tensors = read_header(weights_of(path)).tensors.items()
@@ -124,12 +120,10 @@ def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = Toke
     return sum(count * (FLOAT32 if name.startswith(IN_FLOAT32) else width) for name, count in kept)
 
 
-def _step_peaks(
-    chain: Chain, model: ModelFiles, width: int, batch_size: int, max_rows: int
-) -> Iterator[_Peak]:
+def _step_peaks(chain: Chain, sizes: Sizes, batch_size: int, max_rows: int) -> Iterator[_Peak]:
     """The peaks of all steps of a chain, without the weights."""
-    sizes, left = Sizes.of(model, width), dict(chain.num_tokens)
-    known = sum(model.registry.get(name).max_tokens for name in chain.conditions)
+    left = chain.num_tokens
+    known = sum(sizes.model.registry.get(name).max_tokens for name in chain.conditions)
     for step in chain.steps:
         rows = batch_size * (1 + len(step.branches))
         if SCHEMES[step.scheme].causal:
@@ -141,16 +135,15 @@ def _step_peaks(
             encoding = sizes.vectors(rows, seen, 3) + sizes.layers(rows, seen)
             yield _Peak(max(caches + context, encoding), context)
         else:
-            yield from _grid_peaks(step, chain, model, sizes, rows, known, left[step.target])
+            yield from _grid_peaks(step, chain, sizes, rows, known, left[step.target])
         left[step.target] -= step.num_tokens
         known += step.num_tokens if step.passes == 1 else min(step.num_tokens * step.passes, SEQUENCE_ROWS)
 
 
-def _grid_peaks(
-    step: Step, chain: Chain, model: ModelFiles, sizes: Sizes, rows: int, known: int, left: int
-) -> Iterator[_Peak]:
+def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, left: int) -> Iterator[_Peak]:
     """The peaks of one step of an image target, from the embeddings to the drawn tokens."""
-    named = [model.registry.get(name) for name in (*chain.conditions, *chain.targets) if name in model.reads]
+    registry, reads = sizes.model.registry, sizes.model.reads
+    named = [registry.get(name) for name in chain.modalities if name in reads]
     places = sum(row.max_tokens for row in named)
     texts = sum(row.max_tokens for row in named if row.kind in (Kind.SEQUENCE, Kind.EMBEDDING))
     # Contents and addresses of all places, the parts that they are joined from, the addresses of texts.
@@ -162,7 +155,7 @@ def _grid_peaks(
     queries = sizes.vectors(rows, asked) + sizes.layers(rows, asked)
     yield _Peak(sizes.vectors(rows, known, 4) + queries, sizes.vectors(rows, known, 2))
     # Guidance: the logits of all passes, then of one.
-    logits = asked * model.registry.get(step.target).vocab_size  # numbers per row
+    logits = asked * registry.get(step.target).vocab_size  # numbers per row
     flat = rows * logits * (sizes.width if sizes.width == FLOAT32 else sizes.width + FLOAT32)
     one = rows // (1 + len(step.branches)) * logits * FLOAT32
     guided = len(step.branches) and (2 if len(step.branches) == 1 else 3)  # difference, product, sum so far

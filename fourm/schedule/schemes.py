@@ -29,9 +29,8 @@ class Scheme:
     name: str
     # unknown (B, L) bool with `left` True in each row, n, noise (B, L) -> positions (B, K) int64
     ask: Callable[[Tensor, int, int, Tensor], Tensor]
-    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K;
-    # None: every answer is kept
-    keep: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
+    keep: Callable[[Tensor, Tensor, int], Tensor] | None = None  # None: every answer is kept
     causal: bool = False  # True: texts, decoded token after token without `ask` and `keep`
     equal_steps: bool = False  # True: all steps fix equally many tokens, whatever token curve is named
 

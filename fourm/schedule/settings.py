@@ -18,8 +18,7 @@ MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
 _TOK_ID = "_tok_id"
 TOKENIZERS = tuple(dict.fromkeys(row.tokenizer for row in RELEASED.rows.values() if row.tokenizer))
-# Files of the reference are read unchanged. These keys have no effect: the picture size is the model's, and
-# there are no process groups, trackers and loader threads to steer.
+# Files of the reference are read unchanged; these keys have no effect here (the picture size is the model's).
 IGNORED = (
     "run_name image_size patch_size num_workers pin_mem parti_prompts_t5_embs s3_endpoint s3_path "
     "image_size_metrics num_log_images save_all_outputs log_wandb wandb_project wandb_entity wandb_run_name "
@@ -88,9 +87,8 @@ OPTIONS = (
 TARGET_OPTIONS = tuple(option for option in OPTIONS if option.field)
 _WORDS = {option.word: option for option in TARGET_OPTIONS}
 # Item and flag of every key, those of super-resolution included.
-_KEYS = {o.key: (o.item, o.flag) for o in OPTIONS} | {
-    SR_PREFIX + o.key: (o.item, f"--sr-{o.flag.removeprefix('--')}") for o in OPTIONS
-}
+_KEYS = {option.key: (option.item, option.flag) for option in OPTIONS}
+_KEYS |= {SR_PREFIX + key: (item, flag.replace("--", "--sr-")) for key, (item, flag) in _KEYS.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from benchmarks.bundle import CONFIGS, words, write_model, write_tokenizer
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart, read_header
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.schedule.cost import FLOAT32, estimate, loaded_sizes, tokenizer_bytes
+from fourm.schedule.cost import estimate, tokenizer_bytes
 from fourm.schedule.plan import parse_chain
 from tests.headers import seven
 
@@ -120,7 +120,8 @@ def test_embeddings_that_nothing_reads_are_not_counted(tiny: Path) -> None:
     unused = [name for name in read_header(model.weights)[1] if ".tok_" in name and "token_emb" in name]
     unused = [name for name in unused if name.startswith("decoder_embeddings.")]
     assert len(unused) == 3
-    assert sum(loaded_sizes(model)) * FLOAT32 == held - 4 * len(unused)  # one number each in this model
+    counted = estimate(parse_chain("--cond none --targets tok_rgb", model), model, decode=False).weights
+    assert counted == held - 4 * len(unused)  # one number each in this model
 
 
 def test_only_the_tokenizers_of_decoded_targets_are_counted(tiny: Path) -> None:
@@ -151,13 +152,14 @@ def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Pat
             held = sum(t.numel() * t.element_size() for t in state.values())
             assert tokenizer_bytes(path, 4, part) == held
 
-    def weights(options: str) -> int:
-        return estimate(parse_chain(options, model), model).weights
+    def weights(options: str, decode: bool = True) -> int:
+        return estimate(parse_chain(options, model), model, decode=decode).weights
 
     encoder = tokenizer_bytes(model.tokenizers["depth"], 4, TokenizerPart.ENCODER)
     tokens, maps = (weights(f"--cond {name} --targets tok_rgb") for name in ("tok_depth", "depth"))
     assert maps - tokens == encoder
     halves = (TokenizerPart.DECODER, TokenizerPart.WHOLE)
     decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, part) for part in halves)
-    assert weights("--cond rgb --targets tok_depth") - sum(loaded_sizes(model)) * FLOAT32 == decoder
+    transformer = weights("--cond none --targets tok_depth", decode=False)
+    assert weights("--cond rgb --targets tok_depth") - transformer == decoder
     assert both > max(encoder, decoder)
