@@ -247,15 +247,14 @@ def _make_batch(run: Tokenizing, batch: Sequence[Untokenized]) -> Iterator[Event
         if ready:
             yield from _make_tokens(run, codec, ready)
     for one in batch:
-        key, paths = one.sample.key, tuple(run.path(row.name, one.sample.key) for row in one.rows)
-        if not one.problems:
+        key, paths = one.sample.key.text, tuple(run.path(row.name, one.sample.key) for row in one.rows)
+        if reason := "; ".join(one.problems):
+            run.failed += 1
+            run.process.add_failure(key, 0, reason, BASE, paths)
+            yield Failed(key, 0, reason)
+        else:
             run.saved += 1
-            yield Saved(key.text, 0, paths)
-            continue
-        run.failed += 1
-        failed = Failed(key.text, 0, "; ".join(one.problems))
-        run.process.add_failure(key.text, 0, failed.reason, BASE, paths)
-        yield failed
+            yield Saved(key, 0, paths)
 
 
 def _crops_of(run: Tokenizing, one: Untokenized) -> tuple[Crop, ...]:
