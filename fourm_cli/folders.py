@@ -56,7 +56,7 @@ def plot(
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")
     root = parse_folder(folder, sys.stdin.buffer)
-    runs = open_runs(root)  # mistakes end here, before torch is imported
+    open_runs(root)  # mistakes end here, before torch is imported
     if model is not None:
         find_model(model)
 
@@ -64,7 +64,7 @@ def plot(
     from fourm.views.gallery import PAGE, write_gallery
     from fourm.views.plots import plot_album, plots_folder
 
-    album, plots, screen = open_album(root, model, runs), plots_folder(root), Screen(quiet)
+    album, plots, screen = open_album(root, model), plots_folder(root), Screen(quiet)
     chosen = replace(album, keys=album.keys[:count])
     page = plots / PAGE if html else None
     found, undrawn = dict[str, tuple[str, ...]](), set[str]()  # problems by sample, characters without a font

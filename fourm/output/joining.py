@@ -66,11 +66,7 @@ def check_output(
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """A process that is about to write into an output folder.
-
-    since: when the job of this process started, in seconds since 1970. With `overwrite`, a record that was
-    written later belongs to this job and is kept.
-    """
+    """A process that is about to write into an output folder."""
 
     out: Path
     settings: RunRecord
@@ -78,7 +74,7 @@ class Joining:
     resume: bool = False
     overwrite: bool = False
     record: str = RUN
-    since: float = 0.0
+    since: float = 0.0  # start of the job, in seconds since 1970; `overwrite` keeps a record written later
 
     def check(self) -> None:
         """Refuse what `enter` would refuse. Writes nothing, but `resume` ends an interrupted overwrite."""
@@ -101,16 +97,12 @@ class Joining:
             check_folder(out, out / place.folder)
 
     def enter(self) -> Process:
-        """Write the record, or compare with the existing one, and register this process in the folder.
-
-        Several processes may do this at once, in any order; the first one writes the record.
-        """
+        """Register this process. The first of any number writes the record, the others compare it."""
         out, run = self.out, secrets.token_hex(4)
         text = format_run(self.settings, run)
         try:
             with _as_usage_error(out):
                 make_all(out)
-                check_names(out)
                 remove_leftovers(out)
                 if self._is_first() and create_text(out, out / self.record, text):
                     if self.record == RUN:  # there may be processes of a run whose record was deleted

@@ -1,9 +1,8 @@
 """The files of each process in `OUT/processes`: its launch, checksums and failures. Readers merge them.
 
 Every process writes only files of its own, so any number of processes can share one folder without locks.
-All files of a process begin with the same name, `20260131T093000Z-0-of-3-RUN-PROCESS-0`, which contains the
-identity of the run and of the process. Lists of checksums are in the form of `sha256sum`, with the size of
-each file in a comment above it.
+The names of its files begin alike, with the identities of run and process: `TIME-0-of-3-RUN-PROCESS-0`.
+Lists of checksums are in the form of `sha256sum`, with the size of each file in a comment above it.
 """
 
 import hashlib
@@ -140,14 +139,13 @@ class Process:
         self._append(FAILED, failure.to_line().encode())
 
     def check(self) -> None:
-        """FourMError if the folder was deleted or replaced since this process started."""
-        if not os.path.lexists(self.path(LAUNCH)):
+        """FourMError if the folder was deleted or replaced since this process of a run started."""
+        if self.run != ANY_RUN and not os.path.lexists(self.path(LAUNCH)):
             raise vanished(self.out)
 
     def _append(self, kind: str, data: bytes) -> None:
         try:
-            if self.run != ANY_RUN:
-                self.check()
+            self.check()
             make_below(self.out, self.out / PROCESSES)
             with open_own(self.path(kind), "a") as file:
                 file.write(data)
@@ -239,10 +237,7 @@ def is_closed(launches: Sequence[Launch]) -> bool:
 
 
 def seal(facts: Mapping[str, Any]) -> str:
-    """Facts as JSON with a checksum of all of them but `format`.
-
-    Nobody has changed a text if it is equal to what `seal` makes of the facts that it holds.
-    """
+    """Facts as JSON with a checksum of all but `format`. A text that equals its facts sealed is unchanged."""
     covered = {name: fact for name, fact in facts.items() if name not in ("format", _DIGEST)}
     digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
     return json.dumps({**facts, _DIGEST: digest}, indent=1) + "\n"
@@ -266,15 +261,14 @@ def list_files(out: Path, paths: Iterable[Path]) -> dict[str, Listed]:
     return {p.relative_to(out).as_posix(): Listed(sha256_of_file(p), p.stat().st_size) for p in paths}
 
 
-def read_checksums(out: Path, share: tuple[int, int] | None = None) -> dict[str, Listed]:
+def read_checksums(out: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Listed]:
     """Checksums by path below `out`; a path's last line counts, and lines without a checksum are ignored.
 
-    share: (rank, size) of a process. Only lists that may name files of its share are read, so that a thousand
-    processes do not each read the lists of all the others.
+    share: (rank, size) of a process, which reads only the lists that may name files of its share.
     """
     listed = dict[str, Listed]()
     for file in of_kind(out, CHECKSUMS):
-        if share is None or (share[0] - file.rank) % math.gcd(share[1], file.size) == 0:
+        if (share[0] - file.rank) % math.gcd(share[1], file.size) == 0:
             listed |= scan_checksums(file.path)[0]
     return listed
 
@@ -325,11 +319,9 @@ def noted_failures(out: Path, *others: str) -> list[Failure]:
 
 
 def write_failures(out: Path) -> None:
-    """Write `failures.jsonl` from the failures of all processes; its old lines do not count.
-
-    Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
-    """
+    """Write `failures.jsonl` from the failures of all processes; its old lines do not count."""
     path, text = out / FAILURES, None
+    # Several processes may do this at once. Each reads again after it wrote, so the last one includes all.
     while (latest := "".join(f.to_line() for f in noted_failures(out) if not f.is_resolved(out))) != text:
         text = latest
         if text:

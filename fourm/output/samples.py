@@ -23,7 +23,6 @@ from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
 from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, parse_run
 
-CROP = "crop"  # value of `fit`: a square part of the pictures was read, the recorded crop or the centre
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
 
@@ -38,7 +37,7 @@ class RecordedSample:
     prompt: str | None = None
     texts: Mapping[str, str] = field(default_factory=dict)  # other typed texts, by condition
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files of conditions, by condition
-    fit: str = ""  # CROP if a part of the pictures was read
+    fit: str = ""  # "crop" if a square part of the pictures was read, the recorded crop or the centre
 
     def file(self, place: Place, variation: int | None) -> str:
         """The file of a place and a variation; if all variations share one file, that file."""
@@ -135,7 +134,7 @@ class Run:
             name: tuple(dict.fromkeys("/".join(paths[name].parts[-num_parts:]) for paths in given))
             for name in given[0]
         }
-        part = CROP if is_cropped else ""
+        part = "crop" if is_cropped else ""
         return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, part)
 
     def _keys_of_files(self) -> set[Key]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -36,7 +36,6 @@ _SAID: Mapping[str, Callable[[Any], str]] = {
     "metadata": lambda facts: ", ".join(f"{f.field.name.replace('_', ' ')} {f.value:g}" for f in facts),
     "color_palette": lambda colours: " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours),
 }
-T = TypeVar("T")
 Label = tuple[str, Ink]  # name and colour of a class in a map of labels
 
 
@@ -187,6 +186,16 @@ class Album:
         return panel
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
+        """The films of a sample. Their files are optional; broken ones are added to `problems`."""
+
+        def read_kept(place: Place, variation: int | None, read: Callable[[Path], Any]) -> Any:
+            path = path_of(self.root, place.folder, key, place.suffix, variation)
+            try:
+                return read(path) if path.is_file() else None
+            except SampleError as error:
+                problems.append(self._short(error))
+                return None
+
         for entry in self.entries:
             record, target = entry.run.record, entry.place.modality
             row = entry.reader.row if entry.reader is not None else None
@@ -196,42 +205,28 @@ class Album:
             read_order = partial(_read_order, count=row.max_tokens)
             steps = [step for step in record.schedule["steps"] if step["target"] == target]
             for variation in entry.run.variations:
-                order = self._read_kept(order_place(target), key, variation, read_order, problems)
+                order = read_kept(order_place(target), variation, read_order)
                 frames, decided = list[Frame](), 0
                 for step in steps:
                     number = step["index"] + 1
                     decided += step["num_tokens"]
-                    place = preview_place(target, number)
-                    picture = self._read_kept(place, key, variation, read_picture, problems)
+                    picture = read_kept(preview_place(target, number), variation, read_picture)
                     if picture is not None:
                         frames.append(Frame(number, decided, _limited(picture.convert("RGB"))))
                 if order or frames:
                     yield Film(target, entry.title, variation, row.grid, order, tuple(frames))
-
-    def _read_kept(
-        self, place: Place, key: Key, variation: int | None, read: Callable[[Path], T], problems: list[str]
-    ) -> T | None:
-        """The content of an optional file; None if it is missing, or broken and so added to `problems`."""
-        path = path_of(self.root, place.folder, key, place.suffix, variation)
-        try:
-            return read(path) if path.is_file() else None
-        except SampleError as error:
-            problems.append(self._short(error))
-            return None
 
     def _short(self, error: Exception) -> str:
         """The message of an error, with paths below the output folder."""
         return printable(str(error).replace(f"{self.root}/", "", 1))
 
 
-def open_album(root: Path, model: str | None = None, runs: tuple[Run, ...] | None = None) -> Album:
+def open_album(root: Path, model: str | None = None) -> Album:
     """The album of an output folder. UsageError if no run wrote it.
 
-    model: whose modalities to use; None: the recorded model's, or the released ones if it is not on this
-    machine. runs: those of the same folder, if they are already read.
+    model: whose modalities to use; None: the recorded one's, or the released ones if it is not here.
     """
-    runs = open_runs(root) if runs is None else runs
-    named = None if model is None else find_model(model).registry
+    runs, named = open_runs(root), None if model is None else find_model(model).registry
     entries, problems = list[Entry](), list[str]()
     for run in runs:
         conditions, targets = chain_names(run.record.schedule)

@@ -151,8 +151,7 @@ def encode(picture: Image.Image, side: int) -> Mapping[str, Any]:
 
 
 def _about(album: Album) -> Mapping[str, Any]:
-    pictures = [e for e in album.entries if e.reader is not None and e.reader.row.codec != CAPTION]
-    titles = {entry.place.modality: entry.title for entry in pictures}
+    titles = {e.place.modality: e.title for e in album.entries if e.reader and e.reader.row.codec != CAPTION}
     stages = [
         {"name": "Super-resolution" if record.stage == SR else "Generation", "model": record.model,
          "seed": record.seed, "variations": record.num_variations, "options": record.options,
