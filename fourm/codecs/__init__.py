@@ -6,10 +6,8 @@ from fourm import import_when_used
 PUBLIC = {
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
-    "files": (
-        "read_array read_crop read_crop_rows read_crops read_ids read_json read_picture "
-        "read_size read_text write_crops write_ids"
-    ),
+    "files": """read_array read_crop read_crop_rows read_crops read_ids read_json read_picture read_size
+        read_text write_crops write_ids""",
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry read_pixels turbo",
     "table": "Codec build_codec check_codec",

@@ -128,10 +128,7 @@ class StructuredCodec:
         path.write_bytes(data.encode() + b"\n")
 
     def encode(self, values: Sequence[Structured[Any]]) -> Slot:
-        """Token ids (B, max_tokens); those of the text are known, the padding is not.
-
-        Of a text that is too long, the first pieces that fit are kept. SampleError: an unknown word.
-        """
+        """As `encode_texts`; of a value that is too long, the first pieces. SampleError: an unknown word."""
         texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
         for text in texts:
             if unknown := self.wordpiece.unknown_words(text):
@@ -187,10 +184,7 @@ class EmbeddingCodec:
     row: Modality
 
     def read(self, path: Path, crop: Crop | None = None) -> Vectors:
-        """The valid vectors of the caption of this crop, or of the first caption if the crop has none.
-
-        SampleError: shapes or values are not as above, no vector is valid, or numbers are not finite.
-        """
+        """The valid vectors, one or more, of this crop's caption, or of the first if the crop has none."""
         embeddings, valid = read_members(path, "emb", "mask_valid")
         shape, width = embeddings.shape, self.row.embedding_width
         if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:

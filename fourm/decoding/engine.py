@@ -118,8 +118,7 @@ class Engine:
         if scheme.keep is not None:
             picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
             positions, ids = positions.gather(1, picks), ids.gather(1, picks)
-        filled = slot.fill(positions, ids)
-        return batch.with_slot(step.target, filled), drawn.raw_prob.isfinite().all(dim=1)
+        return batch.with_slot(step.target, slot.fill(positions, ids)), drawn.raw_prob.isfinite().all(dim=1)
 
     def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
         """Guided logits (B, K, V) of the target at positions (B, K)."""

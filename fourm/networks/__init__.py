@@ -7,10 +7,8 @@ PUBLIC = {
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
     "layers": "arithmetic choose_dtype set_attention torch_dtype",
     "model": "FourM FourMConfig",
-    "state": (
-        "Batch Context DecoderCache S1_ID S2_ID Slot full_embedding full_grid full_pixels full_sequence "
-        "pending stack_batches"
-    ),
+    "state": """Batch Context DecoderCache S1_ID S2_ID Slot full_embedding full_grid full_pixels
+        full_sequence pending stack_batches""",
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
     "tokenizers.diffusion": "DiVAE cumulative_alphas",

@@ -67,9 +67,8 @@ def _fit_model(files: ModelFiles) -> tuple[FourM, dict[str, str]]:
     for name in model.shared_names():
         # The Hub stores a shared vector once, under either name.
         pair = [f"{side}_embeddings.{name}.mod_emb" for side in ("encoder", "decoder")]
-        for one, other in (pair, reversed(pair)):
-            if one not in sources and other in sources:
-                sources[one] = other
+        if len(stored := [one for one in pair if one in sources]) == 1:
+            sources |= dict.fromkeys(pair, stored[0])
     with _naming(files.weights):
         _compare({name: tensors[source] for name, source in sources.items()}, model, "model")
     return model, sources

@@ -124,8 +124,7 @@ class Sampler:
         elif self.mode == "trailing":
             times = list(range(count - 1, -1, -ratio))
         else:
-            points = torch.linspace(count, 1, num_steps, dtype=torch.float64)
-            times = [int(t) - 1 for t in points.round()]
+            times = [int(t) - 1 for t in torch.linspace(count, 1, num_steps, dtype=torch.float64).round()]
         for t in times if self.prediction == "epsilon" else ():
             if self.alphas[t] == 0:
                 why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"

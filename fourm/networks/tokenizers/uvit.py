@@ -209,8 +209,6 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention to the map, perhaps to the latents, and an MLP, led by the time (Peebles and Xie 2022)."""
 
-    cross_attn: CrossAttention  # only where a context is read
-
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
         super().__init__()
         dim, parts = shape.mid_dim, 3 if context_width else 2
