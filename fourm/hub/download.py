@@ -26,7 +26,7 @@ _SHA256 = "8e684e9a0673e39f70702a698869f909ba697f871a0c6b2a07b5f61e91b3526e"
 _RELEASED_TEXT = CATALOGUE[TEXT_TOKENIZER]
 TEXT = Commit("", "", (HubFile(_RELEASED_TEXT.main_file, _RELEASED_TEXT.num_bytes, _SHA256),))
 SPACE = "EPFL-VILAB/4M"  # the demo on the Hub, which brings a copy of the text tokenizer
-_TEXT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
+_ABOUT = re.compile(r"(?:README|LICEN[CS]E|NOTICE)[\w-]*(?:\.md|\.txt|\.rst)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ def _choose(entry: Entry, found: Commit) -> tuple[HubFile, ...]:
         path = PurePosixPath(file.name)
         is_part = path.name in PART_FILES or path.name.endswith(WEIGHTS)
         is_part &= len(path.parts) == 1 or path.parts[0] in PART_FOLDERS
-        if (file.name == entry.main_file if is_table else is_part) or _TEXT.fullmatch(file.name):
+        if (file.name == entry.main_file if is_table else is_part) or _ABOUT.fullmatch(file.name):
             chosen.append(file)
             # Most file systems have names of 255 bytes at most.
             if not file.name.isprintable() or any(len(part.encode()) > 255 for part in path.parts):

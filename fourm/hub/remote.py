@@ -232,7 +232,7 @@ def check_file(path: Path, file: HubFile, client: Client) -> str:
 def persist(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
     """The result of `action`, repeated after failures that may be temporary, `client.tries` times at most.
 
-    file: where `action` writes; the count of failures starts again when it has grown.
+    Errors as of `explain_failure`. file: where `action` writes; when it has grown, failures count anew.
     """
     failures = 0
     before = file.tell() if file else 0
