@@ -34,7 +34,7 @@ _FAR_OUT = 8 * PICTURE_SIDE  # pixels from the picture's corner beyond which a p
 _FONT_SIZE = 18
 
 _MIN_CONTRAST = 0.9  # a mask is not drawn if its largest and smallest probability differ by less
-# Of one object: the Dice coefficient of two masks and the intersection over union of their boxes are larger.
+# Two masks are of one object if their Dice coefficient and their boxes' intersection over union are larger.
 _MIN_DICE, _MIN_IOU = 0.8, 0.9
 _SMOOTH = 0.01  # added to both parts of the Dice fraction, so that it is finite for empty masks
 
@@ -263,8 +263,7 @@ def _group_instances(boxes: Corners, masks: Masks) -> list[list[int]]:
         intersection = (high - low).clip(min=0).prod(axis=1)
         iou = intersection / (areas[firsts] + areas[index] - intersection)
         near = firsts[iou > _MIN_IOU]
-        overlap = flat[near] @ flat[index]
-        dice = 2 * (overlap + _SMOOTH) / (sums[near] + sums[index] + _SMOOTH)
+        dice = 2 * (flat[near] @ flat[index] + _SMOOTH) / (sums[near] + sums[index] + _SMOOTH)
         alike = near[dice > _MIN_DICE].tolist()
         groups.setdefault(alike[0] if alike else index, []).append(index)
     return list(groups.values())

@@ -84,12 +84,12 @@ class Engine:
                 continue
             mask = masks.slots[target]
             if target not in left:
-                low, high = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
-                if low != high:
+                fewest, most = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
+                if fewest != most:
                     raise ValueError(
-                        f"{target}: rows have {low} to {high} tokens to decode; group equal ones"
+                        f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones"
                     )
-                left[target] = high
+                left[target] = most
                 known = _num_known(_passes(masks, step))
             if not (fixed := min(step.num_tokens, left[target])):
                 continue

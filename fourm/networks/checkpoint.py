@@ -24,7 +24,7 @@ from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tok
 from fourm.networks.tokenizers.config import VQConfig, read_config
 
 _Network = TypeVar("_Network", bound=nn.Module)
-_OPEN_BYTES = 32 << 20  # of a file that is being converted and still mapped
+_OPEN_BYTES = 32 << 20  # of a file that are mapped together while they are converted; or one larger tensor
 
 
 def load_model(

@@ -90,10 +90,7 @@ class Embedding(nn.Module):
             self.token_emb = token_table(modality.vocab_size, config.dim)
 
     def forward(self, slot: Slot) -> tuple[Tensor, Tensor]:
-        """Content (B, L, D) and address (B or 1, L, D) of every position, the unknown ones included.
-
-        ValueError: an image or a grid of another size than the model has positions for.
-        """
+        """Content (B, L, D), address (B or 1, L, D) of known and unknown places. ValueError: a wrong size."""
         kind = self.modality.kind
         if kind is Kind.PIXELS:
             patch = self.modality.patch_size

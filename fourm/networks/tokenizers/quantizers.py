@@ -40,8 +40,7 @@ class NearestCode(nn.Module):
         for rows in torch.split(flat, _ROWS_AT_ONCE):
             scores = rows @ codes.T
             if not self.is_cosine:  # minus the squared distances
-                squares = rows.square().sum(dim=-1, keepdim=True)
-                scores = -(squares - 2 * scores + codes.square().sum(dim=-1))
+                scores = -(rows.square().sum(dim=-1, keepdim=True) - 2 * scores + codes.square().sum(dim=-1))
             found.append(scores.argmax(dim=-1))
         return torch.cat(found).view(latents.shape[0], *latents.shape[2:])
 
