@@ -22,9 +22,8 @@ from fourm_cli.models import download, models_app
 from fourm_cli.options import help_of
 from fourm_cli.schedules import schedule_app
 
-# How an interrupted command goes on.
-CONTINUED = dict.fromkeys(("convert", "download", "plot", "tokenize"), "the same command")
-CONTINUED |= dict.fromkeys(("generate", "sr"), "--resume")
+CONTINUED = dict.fromkeys(("generate", "sr"), "--resume")  # how an interrupted command goes on
+CONTINUED |= dict.fromkeys(("convert", "download", "plot", "tokenize"), "the same command")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)

@@ -20,8 +20,7 @@ from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
 
-# Panels of the help text.
-INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"
+INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"  # panels of help
 SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -65,8 +64,7 @@ def modality_names(are_targets: bool, alone: str = "") -> Complete:
         if not are_targets:
             values = [key.removeprefix(TOKENS) for key in words]
             words += [value for value in values if registry.of_values(value, reads)]
-        words = list(dict.fromkeys(words))
-        return _continued(incomplete, words, alone) if alone else one_of(*words)(incomplete)
+        return _continued(incomplete, dict.fromkeys(words), alone) if alone else one_of(*words)(incomplete)
 
     return complete
 

@@ -35,8 +35,7 @@ from fourm_cli.console import PLAIN_LINE_SECONDS, REFRESH, Clock, Screen, counte
 
 FAILURES_SHOWN = 20  # failed samples that are printed; failures.jsonl lists all
 NOT_STARTED = Started(total=0, skipped=0, batch_size=1, model="", device="", steps=1)
-# How each line of a log begins; logs of other programs have other events.
-_LOG_LINE = re.compile(
+_LOG_LINE = re.compile(  # how each line of a log begins; logs of other programs have other events
     rb'\{"event": "(started|loading|step|halved|detokenized|saved|noted|malformed|failed|finished)", "'
 )
 

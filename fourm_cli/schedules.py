@@ -90,8 +90,8 @@ def show(
         for step in chain.steps:
             guided = [name for name in (*chain.conditions, *chain.targets) if name in step.guided]
             if step.removes_hidden:  # each has a weight of its own
-                weights = [[b.weight for b in step.branches if name in b.visible] or [0.0] for name in guided]
-                guided = [f"{name}:{own[0]:g}" for name, own in zip(guided, weights, strict=True)]
+                weights = {name: branch.weight for branch in step.branches for name in branch.visible}
+                guided = [f"{name}:{weights.get(name, 0.0):g}" for name in guided]
             tokens = f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
             numbers = (tokens, f"{step.temperature:.6g}", f"{step.guidance:g}")
             rows.append((str(step.number), step.target, step.scheme, *numbers, ", ".join(guided)))

@@ -44,8 +44,7 @@ class Box:
 
 Boxes = tuple[Box, ...]
 
-# By which number boxes are sorted, lowest first; boxes of equal numbers keep their order.
-ORDERS: dict[str, Callable[[Box], float]] = {
+ORDERS: dict[str, Callable[[Box], float]] = {  # the number that boxes are sorted by, lowest first
     "nearest": lambda box: box.xmin**2 + box.ymin**2,  # to the picture's upper left corner
     "area": lambda box: -(box.xmax - box.xmin) * (box.ymax - box.ymin),
     "score": lambda box: -box.score,

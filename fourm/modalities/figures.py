@@ -233,8 +233,7 @@ def join_passes(passes: Sequence[Structured[Groups]]) -> Structured[Groups]:
     return Structured(tuple(group for one in passes for group in one.value), text, tuple(problems))
 
 
-# By the codec name of a row: how several predictions become one value. Duplicates in it do no harm.
-JOINED = {"sam_instance": join_passes}
+JOINED = {"sam_instance": join_passes}  # by the codec of a row: how several predictions become one value
 
 
 def contains(contour: Sequence[Point], point: Point) -> bool:

@@ -254,8 +254,7 @@ _ROWS = (
              codec="rgb", folder="rgb", suffix=".png", title="RGB"),
     *(_tokens(*row, size=448) for row in _AT_BOTH_SIZES),
 )  # fmt: skip
-# In which order everything is generated (keys): maps, then the picture, then text, as the reference's demo.
-GENERATION_ORDER = (
+GENERATION_ORDER = (  # of keys: maps, then the picture, then text, as in the reference's demo
     "tok_clip", "tok_dinov2", "tok_imagebind", "tok_depth", "tok_normal", "tok_semseg", "tok_canny_edge",
     "tok_sam_edge", "tok_rgb", "caption", "det", "human_poses", "sam_instance", "color_palette", "metadata",
 )  # fmt: skip
@@ -347,8 +346,7 @@ def _complete_row(given: dict[str, Any]) -> Modality:
         row = Modality(**{**others, **given})
     # The codec of the row must be able to read and write its values.
     known = next((one for one in RELEASED.rows.values() if one.codec == row.codec), row)
-    if row.kind is not known.kind:
-        raise UsageError(f"the kind of codec '{row.codec}' is {known.kind.value}, not {row.kind.value}")
-    if row.suffix != known.suffix:
-        raise UsageError(f"the suffix of codec '{row.codec}' is {known.suffix}, not {row.suffix}")
+    for what, own, good in (("kind", row.kind.value, known.kind.value), ("suffix", row.suffix, known.suffix)):
+        if own != good:
+            raise UsageError(f"the {what} of codec '{row.codec}' is {good}, not {own}")
     return row

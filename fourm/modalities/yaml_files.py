@@ -20,8 +20,7 @@ _DEEP = f"more than {MAX_DEPTH} lists or mappings within one another"
 _TAG = "tag:yaml.org,2002:"
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")  # of plain data
 
-# By key: plain YAML data (str, int, float, bool, None, list, dict), and its place, "FILE, line N".
-YamlEntries = dict[str, tuple[object, str]]
+YamlEntries = dict[str, tuple[object, str]]  # by key: plain data of Python, and its place, "FILE, line N"
 
 
 def read_mapping(path: Path) -> YamlEntries:

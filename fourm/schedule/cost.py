@@ -91,7 +91,7 @@ class Sizes:
     model: ModelFiles
     dim: int
     hidden: int  # of the MLPs
-    mlp_arrays: int  # hidden arrays in memory at once
+    mlp_arrays: int  # hidden arrays in memory at once: 3 in gated MLPs, else 2
     depth: int  # of the decoder
     width: int  # bytes per number
 
@@ -101,8 +101,8 @@ class Sizes:
         shapes = {name: info.shape for name, info in read_header(model.weights).tensors.items()}
         firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
         hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
-        is_gated = "decoder.0.mlp.fc3.weight" in shapes
-        return cls(model, dim, hidden, 3 if is_gated else 2, len(firsts), width)
+        mlp_arrays = 3 if "decoder.0.mlp.fc3.weight" in shapes else 2
+        return cls(model, dim, hidden, mlp_arrays, len(firsts), width)
 
     def layers(self, rows: int, tokens: int) -> int:
         """The peak of a block without its input: the norm, and the MLP's hidden arrays or q, k and v."""

@@ -100,9 +100,8 @@ def onex_temperature(temperature: float, counts: Sequence[int], low: float, powe
     return [max(low + (temperature - low) * r * y, MIN_TEMPERATURE) for r, y in zip(left, shape, strict=True)]
 
 
-# (temperature, counts, *arguments) -> the temperature of each count, and the names of its arguments
-TemperatureCurve = Callable[..., list[float]]
-TEMPERATURE_CURVES: dict[str, tuple[TemperatureCurve, tuple[str, ...]]] = {
+TemperatureCurve = Callable[..., list[float]]  # (temperature, counts, *arguments) -> that of each count
+TEMPERATURE_CURVES: dict[str, tuple[TemperatureCurve, tuple[str, ...]]] = {  # and names of arguments
     "constant": (lambda temperature, counts: [temperature for _ in counts], ()),
     "linear": (linear_temperature, ()),
     "onex": (onex_temperature, ("lowest temperature", "power")),

@@ -86,8 +86,7 @@ OPTIONS = (
 )  # fmt: skip
 TARGET_OPTIONS = tuple(option for option in OPTIONS if option.field)
 _WORDS = {option.word: option for option in TARGET_OPTIONS}
-# Item and flag of every key, those of super-resolution included.
-_KEYS = {option.key: (option.item, option.flag) for option in OPTIONS}
+_KEYS = {option.key: (option.item, option.flag) for option in OPTIONS}  # item and flag of every key
 _KEYS |= {SR_PREFIX + key: (item, flag.replace("--", "--sr-")) for key, (item, flag) in _KEYS.items()}
 
 
