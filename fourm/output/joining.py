@@ -40,9 +40,7 @@ NOT_COMPARED = ("versions", "command", "device", "created", "options")
 MAX_DIFFERENCES = 5  # named in the message that refuses to resume
 
 
-def check_output(
-    out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN
-) -> tuple[Path, ...]:
+def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN) -> list[Path]:
     """Create the output folder; refuse one that is not writable or not empty. Loads nothing.
 
     record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
@@ -53,7 +51,7 @@ def check_output(
         before = load_run(out, record)
         if not overwrite:
             _check_joins(before, launch, resume)
-    made = tuple(folder for folder in (out, *out.parents) if not os.path.exists(folder))
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
         with _as_usage_error(out):
             make_all(out)

@@ -62,8 +62,7 @@ class Launch:
     failed: int = 0
     seconds: float = 0.0
     halved_to: int | None = None  # samples per group after memory ran out; None: it did not
-    # Set at the end: sha256 of the process's other files, by suffix (CHECKSUMS, FAILED).
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # at the end: sha256 of its other files, by suffix
 
 
 @dataclass(frozen=True, slots=True)

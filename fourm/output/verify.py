@@ -86,8 +86,7 @@ class _RunState:
     run: Run
     is_closed: bool  # all its processes ended normally, so every file has a checksum
     failed: set[tuple[str, int]]  # that are listed in failures.jsonl and were not made since
-    # Of super-resolution: that failed in the base run.
-    base_failed: set[tuple[str, int]] = field(default_factory=set)
+    base_failed: set[tuple[str, int]] = field(default_factory=set)  # if it goes on from a run: failed there
 
 
 @dataclass(slots=True)
@@ -104,9 +103,8 @@ class _Folder:
     failures: list[Failure] = field(default_factory=list)  # of samples that no later process made
     unlisted: set[str] = field(default_factory=set)  # files without a checksum that are not judged yet
     blocked: set[str] = field(default_factory=set)  # folders and links that were not entered
-    # Files of results without a checksum, of runs that are closed and of runs that are not.
-    unlisted_closed: list[str] = field(default_factory=list)
-    unlisted_open: list[str] = field(default_factory=list)
+    unlisted_closed: list[str] = field(default_factory=list)  # files of results in closed runs, likewise
+    unlisted_open: list[str] = field(default_factory=list)  # files of results in runs that are not closed
     files: int = 0  # that were read
     samples: int = 0  # of the first run, that have a result
     has_unknown_samples: bool = False  # records of samples are missing: files may belong to unknown ones

@@ -34,9 +34,7 @@ QUALITY = 86  # of WebP, for the others
 _SCRIPTS = ("data.js", "grid.js", "viewer.js", "film.js", "detail.js", "page.js")  # one after the other
 
 
-def write_gallery(
-    album: Album, path: Path, side: int = SIDE, seen: Callable[[View], None] = lambda view: None
-) -> None:
+def write_gallery(album: Album, path: Path, seen: Callable[[View], None] = lambda view: None) -> None:
     """Write the page of an album to `path`, whole or not at all.
 
     Samples are read, written, shown to `seen` and forgotten, one by one. UsageError where there are none.
@@ -61,14 +59,14 @@ def write_gallery(
             file.write(head)
             for key in album.keys:
                 view = album.view(key)
-                file.writelines(_blocks(album, view, side))
+                file.writelines(_blocks(album, view))
                 seen(view)
             file.write(tail)
 
     write_alone(path, write)
 
 
-def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
+def _blocks(album: Album, view: View) -> Iterator[str]:
     """What searching needs of a sample, then all of it."""
     variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
     row = {
@@ -88,7 +86,7 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
             "variation": panel.variation, "codec": panel.codec, "rgb": panel.codec in RGB,
             "words": panel.codec == CAPTION, "text": panel.text, "note": panel.note, "file": panel.file,
             "size": {"width": width, "height": height},
-            "picture": encode(picture, side) if picture is not None else None,
+            "picture": encode(picture, SIDE) if picture is not None else None,
             "labels": [index for index, label in enumerate(legend) if label in panel.labels],
         })  # fmt: skip
     contents = {
@@ -96,7 +94,7 @@ def _blocks(album: Album, view: View, side: int) -> Iterator[str]:
         "films": [
             {"modality": film.modality, "title": film.title, "variation": film.variation, "grid": film.grid,
              "order": film.order, "frames": [
-                 {"step": frame.step, "decided": frame.decided, "picture": encode(frame.picture, side // 2)}
+                 {"step": frame.step, "decided": frame.decided, "picture": encode(frame.picture, SIDE // 2)}
                  for frame in film.frames
              ]}
             for film in view.films

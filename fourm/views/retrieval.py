@@ -20,6 +20,7 @@ from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.views.plots import draw_sheet
 
 METRICS = ("euclidean", "cosine")
+Vectors = NDArray[np.float32]  # (N, C)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +28,7 @@ class Features:
     """One vector for each sample of a folder, and what could not be read."""
 
     keys: tuple[str, ...]  # N names, `folder/name`
-    vectors: NDArray[np.float32]  # (N, C)
+    vectors: Vectors
     problems: tuple[str, ...] = ()
 
 
@@ -68,9 +69,7 @@ def load_features(root: Path, row: Modality) -> Features:
     return Features(tuple(keys), np.stack(vectors), tuple(problems))
 
 
-def nearest(
-    queries: NDArray[np.float32], among: Features, count: int, metric: str = METRICS[0]
-) -> list[list[Neighbour]]:
+def nearest(queries: Vectors, among: Features, count: int, metric: str = METRICS[0]) -> list[list[Neighbour]]:
     """For each row of queries (Q, C) the nearest `count` samples, nearest first; equal ones by name."""
     if metric not in METRICS:
         near = near_match(metric, METRICS)
