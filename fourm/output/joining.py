@@ -75,7 +75,7 @@ class Joining:
     since: float = 0.0  # start of the job, in seconds since 1970; `overwrite` keeps a record written later
 
     def check(self) -> None:
-        """Refuse what `enter` would refuse. Writes nothing, but `resume` ends an interrupted overwrite."""
+        """Refuse what `enter` would. Writes nothing, but `resume` completes an interrupted overwrite."""
         out, following = self.out, self.out / NEXT[self.record]
         if self.resume and os.path.lexists(following):
             with _as_usage_error(out):
@@ -95,7 +95,7 @@ class Joining:
             check_folder(out, out / place.folder)
 
     def enter(self) -> Process:
-        """Register this process. The first of any number writes the record, the others compare it."""
+        """Register this process. The first of any number writes the record, others compare theirs to it."""
         out, run = self.out, secrets.token_hex(4)
         text = format_run(self.settings, run)
         try:

@@ -1,4 +1,4 @@
-"""Reads runs, and writes `samples/NNNNN.jsonl`, which record the inputs and the files of their samples.
+"""Reads the records of runs, and reads and writes `samples/NNNNN.jsonl`, which record their samples.
 
 Each line is a sample, each file a thousand of them in order. A process writes the file of a thousand samples
 before it writes any result of one of them. All processes write the same text.
@@ -104,7 +104,7 @@ class Run:
         return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
 
     def samples(self) -> Iterator[RecordedSample]:
-        """All samples of the run, in order, a thousand of them in memory; UsageError: a file is damaged."""
+        """All samples in order, at most a thousand in memory at a time; UsageError: a file is damaged."""
         if self.is_older:
             yield from (self.describe(Sample(key)) for key in sorted(self._keys_of_files()))
         for path in self.thousands():

@@ -86,7 +86,7 @@ class _RunState:
     run: Run
     is_closed: bool  # all its processes ended normally, so every file has a checksum
     failed: set[tuple[str, int]]  # that are listed in failures.jsonl and were not made since
-    base_failed: set[tuple[str, int]] = field(default_factory=set)  # if it goes on from a run: failed there
+    base_failed: set[tuple[str, int]] = field(default_factory=set)  # likewise, in its base run
 
 
 @dataclass(slots=True)
@@ -102,9 +102,9 @@ class _Folder:
     checksums: dict[str, Listed] = field(default_factory=dict)  # by path
     failures: list[Failure] = field(default_factory=list)  # of samples that no later process made
     unlisted: set[str] = field(default_factory=set)  # files without a checksum that are not judged yet
+    unlisted_closed: list[str] = field(default_factory=list)  # those that are results of a closed run
+    unlisted_open: list[str] = field(default_factory=list)  # those that are results of a run that is not
     blocked: set[str] = field(default_factory=set)  # folders and links that were not entered
-    unlisted_closed: list[str] = field(default_factory=list)  # files of results in closed runs, likewise
-    unlisted_open: list[str] = field(default_factory=list)  # files of results in runs that are not closed
     files: int = 0  # that were read
     samples: int = 0  # of the first run, that have a result
     has_unknown_samples: bool = False  # records of samples are missing: files may belong to unknown ones

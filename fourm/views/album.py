@@ -271,7 +271,7 @@ def reader_for(row: Modality) -> Reader:
 
 
 def rows_of(model: str) -> Registry:
-    """The modalities of a recorded model, or of its super-resolution (`MODEL/sr`); RELEASED if it is gone."""
+    """The modalities of a model, or of its super-resolution (`MODEL/sr`); RELEASED if it is not here."""
     with suppress(FourMError):
         return find_model(model).registry
     if model.endswith("/sr"):
