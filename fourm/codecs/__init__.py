@@ -8,6 +8,7 @@ PUBLIC = {
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": """read_array read_crop read_crop_rows read_crops read_ids read_json read_picture read_size
         read_text write_crops write_ids""",
+    "frames": "restore_map restore_points",
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry read_pixels turbo",
     "table": "Codec build_codec check_codec",

@@ -129,6 +129,12 @@ def centre_crop(height: int, width: int) -> Crop:
     return Crop((height, width), (height - side) // 2, (width - side) // 2, side, side)
 
 
+def pad_crop(height: int, width: int) -> Crop:
+    """The smallest square around a picture, which lies in its middle; the border holds nothing."""
+    side = max(height, width)
+    return Crop((height, width), (height - side) // 2, (width - side) // 2, side, side)
+
+
 def random_crop(height: int, width: int, min_scale: float, uniforms: Sequence[float], number: int) -> Crop:
     """A random resized crop of a picture, drawn by NUM_UNIFORMS numbers in [0, 1).
 

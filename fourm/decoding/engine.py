@@ -68,7 +68,8 @@ class Engine:
     def run(self, batch: Batch, chain: Chain, noise: Noise) -> Iterator[Progress]:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`).
 
-        ValueError: the rows of an image target have different numbers of tokens to decode.
+        ValueError: the rows of an image target have different numbers of tokens to decode (see
+        `equal_counts`).
         """
         # The masks are kept on the host, so that no step waits for the device to count what each row of each
         # branch may read (`known`) and how many tokens of each target are left (`left`).
@@ -234,6 +235,22 @@ class Engine:
         return guide(logits.float().view(count, -1, *logits.shape[1:]), weights)
 
 
+def equal_counts(batch: Batch, chain: Chain) -> list[tuple[list[int], Chain]]:
+    """Groups of rows of which equally many tokens are wanted in each image target, and the chain for each.
+
+    Steps decide about equally many tokens in each row, so the rows of a group can be decoded together. The
+    number of tokens of a step follows from the number that is wanted, as if the row were alone.
+    """
+    grids = [t for t in chain.targets if t in batch.slots and batch.slots[t].kind is Kind.GRID]
+    if not grids:
+        return [([*range(len(batch.keys))], chain)]
+    counts = torch.stack([batch.slots[target].wanted.sum(dim=1) for target in grids], dim=1).tolist()
+    groups = dict[tuple[int, ...], list[int]]()
+    for row, wanted in enumerate(counts):
+        groups.setdefault(tuple(wanted), []).append(row)
+    return [(rows, chain.for_counts(dict(zip(grids, n, strict=True)))) for n, rows in groups.items()]
+
+
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
     """The batch with a pending slot for each target of the chain; slots that it already has are kept."""
     for target, num_tokens in chain.num_tokens.items():
@@ -245,8 +262,8 @@ def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
 
 def _on_host(slot: Slot) -> Slot:
     """The masks of a slot on the CPU; its values are left out, so that none are copied."""
-    known = slot.known.cpu()
-    return Slot(slot.kind, known, known, slot.wanted.cpu())
+    known, given = slot.known.cpu(), None if slot.given is None else slot.given.cpu()
+    return Slot(slot.kind, known, known, slot.wanted.cpu(), given=given)
 
 
 def _passes(batch: Batch, step: Step) -> list[Batch]:

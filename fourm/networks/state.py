@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import EOS_ID, FIRST_SENTINEL, PAD_ID
+from fourm.schedule.chain import KEPT
 
 S1_ID = FIRST_SENTINEL + 1  # [S_1]; [S_k] is FIRST_SENTINEL + k in every 4M text tokenizer
 S2_ID = FIRST_SENTINEL + 2
@@ -23,6 +24,8 @@ class Slot:
     wanted: Tensor  # (B, L) bool, True where a token is still to be decoded
     # (B, P) int64: known tokens of each of P predictions that stand one after the other; None = one text
     lengths: Tensor | None = None
+    # (B, L) bool, True where a token of a target was given beforehand; None = nothing was
+    given: Tensor | None = None
 
     def fill(self, positions: Tensor, ids: Tensor) -> "Slot":
         """Fix ids at positions, both (B, K) int64. Returns a new slot; self is untouched."""
@@ -42,6 +45,12 @@ class Slot:
         known[:, 0] = True
         return replace(self, values=values, known=known, wanted=torch.zeros_like(known))
 
+    def hide_given(self) -> "Slot":
+        """What a pass sees that may read the decoded tokens of a target, and not its given part."""
+        if self.given is None or self.kind is not Kind.GRID:
+            return self if self.given is None else self.hide()
+        return replace(self, known=self.known & ~self.given)
+
     def blank(self) -> "Slot":
         """The same rows with nothing known and nothing wanted: what is not there at all."""
         nothing = torch.zeros_like(self.known)
@@ -56,8 +65,8 @@ class Slot:
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Slot":
-        lengths = None if self.lengths is None else change(self.lengths)
-        return Slot(self.kind, change(self.values), change(self.known), change(self.wanted), lengths)
+        lengths, given = (None if x is None else change(x) for x in (self.lengths, self.given))
+        return Slot(self.kind, change(self.values), change(self.known), change(self.wanted), lengths, given)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,13 +86,21 @@ class Batch:
         return Batch(self.keys, {**self.slots, name: slot})
 
     def hide(self, names: Iterable[str]) -> "Batch":
-        """A batch in which these modalities tell nothing; unknown names are ignored."""
+        """A batch in which these modalities tell nothing; unknown names are ignored.
+
+        TARGET + KEPT stands for the part of a target that was given.
+        """
         hidden = {name: self.slots[name].hide() for name in names if name in self.slots}
-        return Batch(self.keys, {**self.slots, **hidden})
+        return Batch(self.keys, {**self._without_given(names).slots, **hidden})
 
     def without(self, names: Collection[str]) -> "Batch":
-        """A batch in which these modalities are not there at all."""
-        return Batch(self.keys, {name: slot for name, slot in self.slots.items() if name not in names})
+        """A batch in which these modalities are not there at all; TARGET + KEPT as in `hide`."""
+        slots = self._without_given(names).slots
+        return Batch(self.keys, {name: slot for name, slot in slots.items() if name not in names})
+
+    def _without_given(self, names: Iterable[str]) -> "Batch":
+        targets = {name.removesuffix(KEPT) for name in names if name.endswith(KEPT)} & self.slots.keys()
+        return Batch(self.keys, {**self.slots, **{name: self.slots[name].hide_given() for name in targets}})
 
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
@@ -166,8 +183,12 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
         templates = {**batch.slots, **templates}
     for name, template in templates.items():
         parts = [batch.slots.get(name, template.blank()) for batch in batches]
-        tensors = ([getattr(part, field) for part in parts] for field in ("values", "known", "wanted"))
-        slots[name] = Slot(template.kind, *map(torch.cat, tensors))
+        values, known, wanted = (
+            torch.cat([getattr(part, field) for part in parts]) for field in ("values", "known", "wanted")
+        )
+        given = [part.given for part in parts if part.given is not None]
+        parts_given = torch.cat(given) if len(given) == len(parts) else None
+        slots[name] = Slot(template.kind, values, known, wanted, given=parts_given)
     return Batch(tuple(key for batch in batches for key in batch.keys), slots)
 
 
@@ -215,11 +236,25 @@ def pending(kind: Kind, batch_size: int, num_tokens: int) -> Slot:
     return typed_text(torch.full((batch_size, 1), S1_ID), max(num_tokens - 1, 1), S1_ID, S2_ID)
 
 
-def typed_text(ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID) -> Slot:
-    """A text (1, L), known as typed, and `room` places to decode what its sentinels stand for (infilling)."""
+def partly_given(ids: Tensor, keep: Tensor) -> Slot:
+    """An image target of which a part is given: ids (B, L) of any integer type, keep (B, L) bool.
+
+    Where `keep` is False, the token is decoded and `ids` is not read.
+    """
+    return Slot(Kind.GRID, torch.where(keep, ids.long(), 0), keep, ~keep, given=keep)
+
+
+def typed_text(
+    ids: Tensor, room: int = 50, start_id: int = S1_ID, end_id: int = EOS_ID, known: Tensor | None = None
+) -> Slot:
+    """Texts (B, L), known as typed, and `room` places to decode what their sentinels stand for (infilling).
+
+    known: (B, L) bool, False for padding; default: all of it is text.
+    """
+    shown = torch.ones_like(ids, dtype=torch.bool) if known is None else known
     tail = torch.full((ids.shape[0], room), PAD_ID, dtype=torch.int64)
     tail[:, 0], tail[:, -1] = start_id, end_id
     values = torch.cat([ids.long(), tail], dim=1)
-    known = torch.zeros_like(values, dtype=torch.bool)
-    known[:, : ids.shape[1]] = True
-    return Slot(Kind.SEQUENCE, values, known, ~known)
+    given = torch.cat([shown, torch.zeros_like(tail, dtype=torch.bool)], dim=1)
+    wanted = torch.cat([torch.zeros_like(shown), torch.ones_like(tail, dtype=torch.bool)], dim=1)
+    return Slot(Kind.SEQUENCE, values, given, wanted, given=given)

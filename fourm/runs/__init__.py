@@ -11,8 +11,9 @@ PUBLIC = {
         "read_samples"
     ),
     "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
-    "outputs": "order_place preview_place",
-    "pipeline": "check check_weights follow_on run",
+    "job": "order_place preview_place",
+    "loaded": "LoadedModel",
+    "pipeline": "check check_weights collect follow_on run",
     "request": "DETOKENIZER_STEPS Request TokenizeRequest World parse_world",
     "tokenizing": "tokenize_dataset",
 }

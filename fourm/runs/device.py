@@ -17,7 +17,7 @@ from fourm.data.opening import read_bytes
 from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES, TokenizerPart
 from fourm.runs.events import Event, Halved
-from fourm.runs.request import Request, TokenizeRequest, World
+from fourm.runs.request import NOWHERE, Request, TokenizeRequest, World
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError
 
 
 @contextmanager
-def as_fourm_errors(device: torch.device, dtype: str, out: Path) -> Iterator[None]:
+def as_fourm_errors(device: torch.device, dtype: str, out: Path = NOWHERE) -> Iterator[None]:
     """Turn errors of memory and of the file system into FourMErrors. out: named if an error names no file."""
     try:
         yield

@@ -6,36 +6,30 @@ the output folder.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
-from fourm.codecs.images import rows_at_once
-from fourm.codecs.table import Codec, build_codec
+from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
-from fourm.decoding.engine import RELEASED_SENTINELS, Engine, with_targets
-from fourm.decoding.sampling import Noise
-from fourm.modalities.text import WordPiece
+from fourm.decoding.engine import Engine
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
-from fourm.networks.state import stack_batches
+from fourm.networks.layers import arithmetic, choose_dtype, set_attention
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
-from fourm.output.record import BASE, RUN
+from fourm.output.record import RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.conditions import Conditions, Given, Work
-from fourm.runs.device import Portions, as_fourm_errors, check_memory, choose_device, choose_rows
-from fourm.runs.events import Event, Finished, Halved, Loading, Noted, Started, Stepped
+from fourm.runs.conditions import Work
+from fourm.runs.device import as_fourm_errors, check_memory, choose_device, choose_rows
+from fourm.runs.events import Event, Finished, Halved, Loading, Started
+from fourm.runs.generating import generate
+from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
+from fourm.runs.loaded import LoadedModel
 from fourm.runs.origins import conditions_from
-from fourm.runs.outputs import Film, Job, Saver, count_evaluations, make_record, plan_places, tokenizers_of
+from fourm.runs.outputs import Saver
 from fourm.runs.request import Request
-
-NOT_FINITE = (
-    "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
-    "or float16 is too narrow for it (try --dtype float32)"
-)
+from fourm.runs.values import Collector
 
 
 def check(request: Request) -> Job:
@@ -48,9 +42,11 @@ def check(request: Request) -> Job:
     return Job(request, places, device, dtype, check_memory(request, device))
 
 
-def run(request: Request) -> Iterator[Event]:
+def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     """Generate every result of the request that is not complete yet, and yield events.
 
+    loaded: the request's model, if it is loaded already; its device, dtype and attention are those of the
+    request. What is loaded for the run stays loaded in it.
     Errors in the request or the model's files are raised before anything is written. A sample that fails is
     reported as `Failed` and added to failures.jsonl; the others are not affected.
     """
@@ -78,13 +74,13 @@ def run(request: Request) -> Iterator[Event]:
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
-            engine, codecs = load_parts(job)
+            engine, codecs = load_parts(job, loaded)
     saver = Saver(job, codecs, joining.enter(), listed, writer)
     has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             saver.add_missing_checksums(made)
-            for event in _generate(engine, saver, todo) if engine is not None else ():
+            for event in generate(engine, saver, todo) if engine is not None else ():
                 if isinstance(event, Halved):
                     halved_to = event.rows
                 yield event
@@ -99,6 +95,38 @@ def run(request: Request) -> Iterator[Event]:
         if not (is_idle and withdraw_output(saver.process, request.record)):
             close_output(saver.process, ended)
     yield Finished(len(saver.saved), saver.skipped, len(saver.failed), seconds, request.stage)
+
+
+def collect(request: Request, loaded: LoadedModel) -> Generator[Event, None, Collector]:
+    """Generate every result of the request in memory: yields events, returns the results.
+
+    The request's `out` is not used; each result is byte-equal to what `run` writes.
+    """
+    job = check(request)
+    with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype):
+        engine, codecs = load_parts(job, loaded)
+        collector = Collector(job, codecs)
+        works = [Work(sample, v) for sample in request.samples for v in request.variations]
+        yield from generate(engine, collector, works)
+    return collector
+
+
+def load_parts(job: Job, loaded: LoadedModel | None = None) -> tuple[Engine, dict[str, Codec]]:
+    """Load the transformer as an engine, and the tokenizers as codecs: modality -> codec."""
+    request, model = job.request, job.request.model
+    if loaded is None:
+        loaded = LoadedModel(model, job.device, job.dtype, request.attention)
+    elif (loaded.files, loaded.device, loaded.dtype, loaded.attention) != (
+        model,
+        job.device,
+        job.dtype,
+        request.attention,
+    ):
+        raise ValueError("the model is loaded from other files, or for another device, dtype or attention")
+    parts = tokenizers_of(model, job.places)
+    rows = [model.registry.get(place.modality) for place in job.places]
+    codecs = {row.name: loaded.codec(row, parts.get(row.tokenizer)) for row in rows}
+    return loaded.engine(choose_rows(request, job.device)), codecs
 
 
 def check_weights(job: Job) -> None:
@@ -122,24 +150,6 @@ def follow_on(base: Request, finer: Request) -> Request:
     )  # fmt: skip
 
 
-def load_parts(job: Job) -> tuple[Engine, dict[str, Codec]]:
-    """Load the transformer as an engine, and the tokenizers as codecs: modality -> codec."""
-    request, model = job.request, job.request.model
-    device, dtype = job.device, torch_dtype(job.dtype)
-    wordpiece = WordPiece.load(model.text_tokenizer) if model.text_tokenizer is not None else None
-    tokenizers = {
-        name: load_tokenizer(model.tokenizers[name], device, dtype, part)
-        for name, part in tokenizers_of(model, job.places).items()
-    }
-    rows = [model.registry.get(place.modality) for place in job.places]
-    codecs = {row.name: build_codec(row, tokenizers.get(row.tokenizer), wordpiece) for row in rows}
-    network = load_model(model, device, dtype)
-    for module in (network, *tokenizers.values()):
-        set_attention(module, request.attention, device)
-    sentinels = wordpiece.sentinels if wordpiece is not None else RELEASED_SENTINELS
-    return Engine(network, sentinels, max_rows=choose_rows(request, device)), codecs
-
-
 def _split_work(
     job: Job, works: Sequence[Work], listed: Mapping[str, Listed]
 ) -> tuple[list[Work], list[Work]]:
@@ -156,54 +166,3 @@ def _split_work(
         complete = (job.is_complete(place, work, listed) for place in job.written)
         (made if not request.overwrite and all(complete) else todo).append(work)
     return made, todo
-
-
-def _generate(engine: Engine, saver: Saver, todo: Sequence[Work]) -> Iterator[Event]:
-    """Decode and save the work of this process in batches."""
-    job, size = saver.job, saver.job.batch_size
-    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
-    decoding = Portions(size, job.device, job.dtype)
-    saving = Portions(rows_at_once(job.device), job.device, job.dtype)
-    for prepared in Conditions(job.request, saver.codecs).prepared(groups):
-        for row in prepared:
-            if row.problem:
-                yield saver.fail(row.work, row.problem)
-        for row in prepared:
-            yield from (Noted(*row.work.result, name, notes) for name, notes in row.notes.items() if notes)
-        readable = [row for row in prepared if not row.problem]
-        yield from decoding.each(readable, partial(_make, engine, saver, decoding, saving))
-
-
-def _make(
-    engine: Engine, saver: Saver, decoding: Portions, saving: Portions, rows: Sequence[Given]
-) -> Iterator[Event]:
-    """Decode and write some samples. One that fails does not affect the others."""
-    request, device = saver.job.request, decoding.device
-    steps = request.chain.steps
-    works = [row.work for row in rows]
-    saver.record_samples(works)
-    conditions = stack_batches([row.batch for row in rows])
-    batch = with_targets(conditions, request.chain, request.model.registry).to(device)
-    stage = "" if request.stage == BASE else request.stage  # so that super-resolution has its own noise
-    noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
-    if decoding.rows < saver.job.batch_size:  # memory ran out before
-        engine = replace(engine, max_rows=decoding.rows)
-    film = Film()
-    faults = dict[int, str]()  # row -> why it cannot be decoded
-    sound = torch.ones(len(rows), dtype=torch.bool, device=device)  # (B,), True while all logits are finite
-    for progress in engine.run(batch, request.chain, noise.to(device)):
-        batch, step = progress.batch, progress.step
-        sound = sound & progress.sound
-        faults |= progress.faults
-        if request.preview:
-            saver.preview(progress, film, works)
-        yield Stepped(
-            keys=batch.keys, target=step.target, scheme=step.scheme, step=step.index, steps=len(steps),
-            done=progress.done, total=progress.total, fixed=progress.fixed * len(batch.keys),
-            temperature=step.temperature, guidance=step.guidance, seconds=progress.seconds,
-        )  # fmt: skip
-    faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
-    for index in sorted(faults):
-        yield saver.fail(works[index], faults[index])
-    decoded = [index for index in range(len(rows)) if index not in faults]
-    yield from saving.each(decoded, partial(saver.save, rows, batch))

@@ -24,6 +24,7 @@ DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
 MAX_DETOKENIZER_STEPS = 10_000_000  # what a picture says of them can be read back
 ATTENTIONS = ("sdpa", "xformers")
 MAX_CROPS = 10_000
+NOWHERE = Path(os.devnull)  # `out` of results that are kept in memory
 _LOADED = time.time()
 
 
@@ -64,7 +65,7 @@ class Request:
     model: ModelFiles
     chain: Chain
     samples: Sequence[Sample]
-    out: Path
+    out: Path = NOWHERE
     num_variations: int = 1
     seed: int = 0
     batch_size: int | None = None  # None: chosen from the size of the chain

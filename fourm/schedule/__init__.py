@@ -4,8 +4,9 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "chain": "Chain Step TargetSpec joining_problem make_chain",
+    "chain": "Chain KEPT Step TargetSpec joining_problem make_chain",
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
+    "keeps": "Keep MARKS MASK kept_of_share",
     "plan": "build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": ("Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge read_names read_settings"),

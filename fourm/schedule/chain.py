@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.modalities.figures import JOINED
@@ -18,6 +18,7 @@ _RANGES: Mapping[str, tuple[str, Limits]] = {  # settings that are numbers: how 
     # Beyond it sums of logits overflow, and long before it the strongest token always wins.
     "guidance": ("the guidance scale {:g}", Limits(-1_000_000, 1_000_000)),
 }
+KEPT = ":kept"  # behind a target in sets of guided modalities: the part of it that is given
 _CHOICES: Mapping[str, tuple[str, Collection[str]]] = {  # settings that name a row of a table
     "scheme": ("scheme", SCHEMES),
     "token_curve": ("token schedule", TOKEN_CURVES),
@@ -89,7 +90,9 @@ class Step:
     scheme: str
     num_tokens: int  # fixed by this step; for a causal scheme at most
     temperature: float
-    guided: frozenset[str] = frozenset()  # hidden in the base pass; branch i sees its `visible` part of them
+    # Hidden in the base pass; branch i sees its `visible` part of them. TARGET + KEPT is the given part of a
+    # target: what was decoded of it stays visible.
+    guided: frozenset[str] = frozenset()
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
     removes_hidden: bool = False  # True (weighted guidance): a hidden modality is removed; else it is emptied
     passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
@@ -131,6 +134,19 @@ class Chain:
     def modalities(self) -> tuple[str, ...]:
         """Everything that a sample has in the end: conditions and targets."""
         return (*self.conditions, *self.targets)
+
+    def for_counts(self, counts: Mapping[str, int]) -> "Chain":
+        """The chain for samples of which only so many tokens are wanted, by target; other targets stay.
+
+        A target of which nothing is wanted has no step.
+        """
+        steps = list[Step]()
+        for spec in self.specs:
+            first = next(step for step in self.steps if step.target == spec.target)
+            for tokens, temperature in _step_sizes(spec, counts.get(spec.target, spec.num_tokens)):
+                step = replace(first, index=len(steps), num_tokens=tokens, temperature=temperature)
+                steps.append(step)
+        return replace(self, steps=tuple(steps))
 
     @property
     def num_tokens(self) -> dict[str, int]:
@@ -175,14 +191,15 @@ class Chain:
 def make_chain(
     specs: Sequence[TargetSpec], conditions: Sequence[str], *, grow: bool = True,
     weights: Mapping[str, float] | None = None, reads: Collection[str] | None = None,
-    top_k: int | float = 0, top_p: float = 1.0, raw: Collection[str] = (),
+    top_k: int | float = 0, top_p: float = 1.0, guided_kept: Collection[str] = (),
 ) -> Chain:  # fmt: skip
     """The chain of settings that are known to be good.
 
     weights: conditions that get a branch of their own. reads: what the encoder takes (None = everything);
-    a finished target that it cannot read does not join the guided conditions. raw: see `Chain`.
+    a finished target that it cannot read does not join the guided conditions. guided_kept: targets whose
+    given part is a guided condition; the given part of other targets is seen by all passes.
     """
-    weights, steps, finished = dict(weights or {}), list[Step](), list[str]()
+    weights, steps, finished = dict(weights or {}), list[Step](), [target + KEPT for target in guided_kept]
     named = tuple((condition, weights[condition]) for condition in conditions if condition in weights)
     for spec in specs:
         # Weights: one pass for each weighted condition and, with the target's own scale, for each finished
@@ -193,16 +210,27 @@ def make_chain(
             passes = [(frozenset([*conditions, *finished]), spec.guidance)] if spec.guidance != 1.0 else []
         guided = frozenset[str]().union(*(visible for visible, _ in passes))
         branches = tuple(Branch(visible, weight) for visible, weight in passes if visible and weight != 0)
-        shared, scheme = (guided, branches, bool(weights), spec.passes), SCHEMES[spec.scheme]
-        counts, temperatures = [spec.num_tokens], [spec.temperature]
-        if not scheme.causal:
-            token_curve = TOKEN_CURVES["linear" if scheme.equal_steps else spec.token_curve]
-            counts = token_curve(spec.num_steps or 1, spec.num_tokens)
-            curve, arguments = parse_temperature_curve(spec.temperature_curve)
-            temperatures = curve(spec.temperature, counts, *arguments)
-        for count, temperature in zip(counts, temperatures, strict=True):
-            if count:  # a curve can have steps without a token, which are left out
-                steps.append(Step(len(steps), spec.target, spec.scheme, count, float(temperature), *shared))
+        for count, temperature in _step_sizes(spec, spec.num_tokens):
+            steps.append(
+                Step(
+                    len(steps), spec.target, spec.scheme, count, temperature, guided, branches, bool(weights),
+                    spec.passes,
+                )
+            )  # fmt: skip
         if grow and (reads is None or spec.target in reads):
             finished.append(spec.target)
-    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named, frozenset(raw))
+    return Chain(tuple(conditions), tuple(specs), tuple(steps), top_k, top_p, grow, named)
+
+
+def _step_sizes(spec: TargetSpec, total: int) -> list[tuple[int, float]]:
+    """Number of tokens and temperature of each step that decodes `total` tokens of a target.
+
+    A curve can have steps without a token, which are left out.
+    """
+    if total == 0 or SCHEMES[spec.scheme].causal:
+        return [(total, spec.temperature)] if total else []
+    token_curve = TOKEN_CURVES["linear" if SCHEMES[spec.scheme].equal_steps else spec.token_curve]
+    counts = token_curve(spec.num_steps or 1, total)
+    curve, arguments = parse_temperature_curve(spec.temperature_curve)
+    temperatures = curve(spec.temperature, counts, *arguments)
+    return [(n, float(t)) for n, t in zip(counts, temperatures, strict=True) if n]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fourm.errors import ScheduleError, UsageError
@@ -32,9 +32,10 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values != (False,)
     if planner.problems:
         raise ScheduleError(*dict.fromkeys(planner.problems))
-    return make_chain(
-        specs, conditions, grow=grow, weights=weights, reads=model.reads, top_k=top_k, top_p=top_p, raw=raw
+    chain = make_chain(
+        specs, conditions, grow=grow, weights=weights, reads=model.reads, top_k=top_k, top_p=top_p
     )
+    return replace(chain, raw=frozenset(raw))
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:

@@ -24,7 +24,7 @@ from fourm.output.processes import Failure, read_failures
 from fourm.output.record import SR
 from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
 from fourm.runs.inputs import CAPTION
-from fourm.runs.outputs import order_place, preview_place
+from fourm.runs.job import order_place, preview_place
 
 MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words

@@ -13,7 +13,7 @@ from fourm.data.layout import samples_of_prompts
 from fourm.errors import MissingError
 from fourm.hub.files import ModelFiles, find_model
 from fourm.runs.events import Failed, Finished
-from fourm.runs.outputs import plan_places, tokenizers_of
+from fourm.runs.job import plan_places, tokenizers_of
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain

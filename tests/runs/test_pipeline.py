@@ -17,7 +17,8 @@ from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import find_model
 from fourm.output.processes import read_checksums
 from fourm.runs.events import Event, Failed, Finished, Saved, Started, Stepped
-from fourm.runs.pipeline import NOT_FINITE, run
+from fourm.runs.generating import NOT_FINITE
+from fourm.runs.pipeline import run
 from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import tree

@@ -17,7 +17,7 @@ from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
 from fourm.runs import pipeline
 from fourm.runs.events import Failed, Saved, Stepped
-from fourm.runs.pipeline import NOT_FINITE
+from fourm.runs.generating import NOT_FINITE
 from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot

@@ -16,7 +16,7 @@ from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
 from fourm.runs.conditions import Work
 from fourm.runs.events import Saved, Started
-from fourm.runs.outputs import READ_BYTES, Job
+from fourm.runs.job import READ_BYTES, Job
 from fourm.runs.pipeline import run
 from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain

@@ -17,7 +17,7 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
-from fourm.runs.outputs import order_place, preview_place
+from fourm.runs.job import order_place, preview_place
 from fourm.views.album import View, find_row, open_album, reader_for, rows_of
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, write_record
 

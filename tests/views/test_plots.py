@@ -16,7 +16,7 @@ from fourm.data.layout import Key, Place, number_keys
 from fourm.errors import FourMError, UsageError
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
-from fourm.runs.outputs import order_place
+from fourm.runs.job import order_place
 from fourm.views.album import Film, Frame, View, open_album
 from fourm.views.plots import (
     MAX_FILMS,

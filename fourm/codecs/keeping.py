@@ -1,0 +1,119 @@
+"""Which pixels and tokens of a picture stay, what hides the others, and how both parts are joined afterwards.
+
+Masks are True for what stays. A token stays if all pixels of its patch do.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from fourm.codecs import maps
+from fourm.codecs.maps import NO_CLASS, Form, Value
+from fourm.data.layout import Crop
+from fourm.errors import SampleError
+from fourm.schedule.keeps import kept_of_share
+
+Mask = NDArray[np.bool_]
+WHITE_FROM = 128  # grey levels of a mask picture from here on stay
+
+
+def read_keep_mask(path: Path, whole: tuple[int, int] | None = None) -> Mask:
+    """(H, W) bool of a mask picture; whole: the size (height, width) that it must have."""
+    mask = maps.read_pixels(path, "L") >= WHITE_FROM
+    check_keep_mask(mask, whole, str(path))
+    return mask
+
+
+def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str) -> None:
+    """SampleError for a mask of another size than its picture, or that keeps everything or nothing."""
+    if whole is not None and mask.shape != whole:
+        found, right = (f"{width} x {height}" for height, width in (mask.shape, whole))
+        raise SampleError(f"{where}: the mask has {found} pixels, but its picture has {right}")
+    if mask.all() or not mask.any():
+        what = (
+            "all of the picture, so nothing is left to generate" if mask.all() else "nothing of the picture"
+        )
+        raise SampleError(f"{where}: the mask keeps {what}; white (128 and above) stays, black is generated")
+
+
+def box_mask(box: tuple[float, float, float, float], whole: tuple[int, int]) -> Mask:
+    """(H, W) bool, True inside a box of fractions (left, top, right, bottom) of a picture."""
+    height, width = whole
+    left, top, right, bottom = box
+    mask = np.zeros(whole, dtype=np.bool_)
+    mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+    return mask
+
+
+def cut_mask(mask: Mask, crop: Crop, side: int) -> Mask:
+    """The part of a mask in a crop, (side, side) bool; what lies outside the picture stays.
+
+    A pixel stays if all pixels that it was made of do.
+    """
+    height, width = crop.height, crop.width
+    shown = maps.cut(mask.astype(np.uint8) * 255, crop, max(height, width), outside=255)
+    hidden = Image.fromarray(255 - shown).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(hidden) == 0
+
+
+def tokens_of_mask(mask: Mask, grid: tuple[int, int]) -> Mask:
+    """(L,) bool: the tokens of a grid whose whole patch stays; mask (H, W)."""
+    rows, columns = (np.arange(size) * n // size for size, n in zip(mask.shape, grid, strict=True))
+    hidden = np.zeros(grid, dtype=np.bool_)
+    np.logical_or.at(hidden, (rows[:, None], columns[None, :]), ~mask)
+    return ~hidden.reshape(-1)
+
+
+def mask_of_tokens(tokens: Mask, grid: tuple[int, int], side: int) -> Mask:
+    """(side, side) bool: the pixels of the patches of tokens (L,)."""
+    rows = np.arange(side) * grid[0] // side
+    columns = np.arange(side) * grid[1] // side
+    return tokens.reshape(grid)[rows[:, None], columns[None, :]]
+
+
+def tokens_of_share(share: float, uniforms: NDArray[np.float32]) -> Mask:
+    """(L,) bool: the share of tokens with the lowest numbers; uniforms (L,) in [0, 1)."""
+    order = np.argsort(uniforms, kind="stable")
+    tokens = np.zeros(len(uniforms), dtype=np.bool_)
+    tokens[order[: kept_of_share(share, len(uniforms))]] = True
+    return tokens
+
+
+def hide_pixels(value: Value, mask: Mask, form: Form) -> Value:
+    """A value whose hidden pixels tell nothing: the mean of the kept ones, of labels "no class".
+
+    value: (H, W) or (H, W, C); mask: (H, W). Features, (C, h, w), take a mask of their places (h, w).
+    """
+    hidden = value.copy()
+    if form.is_labels:
+        hidden[~mask] = NO_CLASS
+    elif form.resample is None:
+        hidden[:, ~mask] = value[:, mask].mean(axis=1, keepdims=True) if mask.any() else 0
+    elif mask.any():
+        mean = value[mask].mean(axis=0, dtype=np.float64)
+        hidden[~mask] = np.rint(mean) if value.dtype.kind in "iu" else mean
+    else:
+        hidden[:] = maps.GREY if value.dtype == np.uint8 else 0
+    return hidden
+
+
+def seam(mask: Mask, width: int) -> NDArray[np.float32]:
+    """(H, W) weights of the kept picture: 0 where it is hidden, rising to 1 over `width` pixels inside.
+
+    The seam lies inside the kept part, so that nothing of the hidden part shows through.
+    """
+    picture, total = Image.fromarray(mask.astype(np.uint8)), np.zeros(mask.shape, dtype=np.float32)
+    for _ in range(width):
+        picture = picture.filter(ImageFilter.MinFilter(3))
+        total += np.asarray(picture)
+    return total / np.float32(width) if width else mask.astype(np.float32)
+
+
+def lay_over(kept: Value, made: Value, mask: Mask, width: int) -> Value:
+    """The made picture with the kept one laid over it, both (H, W[, C]) of one dtype, joined by a `seam`."""
+    weights = seam(mask, width)
+    weights = weights[..., None] if made.ndim == 3 else weights
+    mixed = made + (kept.astype(np.float64) - made) * weights
+    return np.rint(mixed).astype(made.dtype) if made.dtype.kind in "iu" else mixed.astype(made.dtype)

@@ -1,0 +1,76 @@
+"""A model on a device: loaded when it is first used, and kept for the next run."""
+
+from dataclasses import dataclass, field
+from threading import RLock
+
+import torch
+
+from fourm.codecs.table import Codec, build_codec
+from fourm.decoding.engine import RELEASED_SENTINELS, Engine
+from fourm.hub.files import ModelFiles
+from fourm.hub.header import TokenizerPart
+from fourm.modalities.registry import Modality
+from fourm.modalities.text import WordPiece
+from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.layers import set_attention, torch_dtype
+from fourm.networks.model import FourM
+from fourm.networks.tokenizers import AnyTokenizer
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A network and its tokenizers. Each is loaded once, by the first call that needs it."""
+
+    files: ModelFiles
+    device: torch.device
+    dtype: str  # a key of `DTYPES`
+    attention: str = "sdpa"
+    _network: FourM | None = None
+    _wordpiece: WordPiece | None = None
+    _tokenizers: dict[str, tuple[TokenizerPart, AnyTokenizer]] = field(default_factory=dict)
+    _lock: RLock = field(default_factory=RLock)  # two threads don't load the same thing
+
+    @property
+    def network(self) -> FourM:
+        """The transformer."""
+        with self._lock:
+            if self._network is None:
+                self._network = load_model(self.files, self.device, torch_dtype(self.dtype))
+                set_attention(self._network, self.attention, self.device)
+            return self._network
+
+    @property
+    def wordpiece(self) -> WordPiece | None:
+        """The tokenizer of texts; None for a model without one."""
+        with self._lock:
+            if self._wordpiece is None and self.files.text_tokenizer is not None:
+                self._wordpiece = WordPiece.load(self.files.text_tokenizer)
+            return self._wordpiece
+
+    def tokenizer(self, name: str, part: TokenizerPart) -> AnyTokenizer:
+        """A tokenizer with this part at least; one of which another part is loaded is loaded as a whole."""
+        with self._lock:
+            there = self._tokenizers.get(name)
+            if there is None or there[0] not in (part, TokenizerPart.WHOLE):
+                part = part if there is None else TokenizerPart.WHOLE
+                dtype = torch_dtype(self.dtype)
+                loaded = load_tokenizer(self.files.tokenizers[name], self.device, dtype, part)
+                set_attention(loaded, self.attention, self.device)
+                there = self._tokenizers[name] = part, loaded
+            return there[1]
+
+    def codec(self, row: Modality, part: TokenizerPart | None = None) -> Codec:
+        """The codec of a modality, with the part of its tokenizer; None: without a tokenizer."""
+        tokenizer = None if part is None else self.tokenizer(row.tokenizer, part)
+        return build_codec(row, tokenizer, self.wordpiece)
+
+    def engine(self, max_rows: int) -> Engine:
+        """The network as an engine; max_rows: see `Engine`."""
+        sentinels = RELEASED_SENTINELS if self.wordpiece is None else self.wordpiece.sentinels
+        return Engine(self.network, sentinels, max_rows=max_rows)
+
+    def close(self) -> None:
+        """Release the memory of everything that is loaded; the next use loads it again."""
+        with self._lock:
+            self._network, self._wordpiece = None, None
+            self._tokenizers.clear()

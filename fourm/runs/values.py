@@ -1,0 +1,121 @@
+"""From decoded tokens to values, and results that are kept in memory instead of files."""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourm.codecs.images import Diffusion, GridCodec
+from fourm.codecs.table import Codec
+from fourm.decoding.engine import Progress
+from fourm.decoding.sampling import Noise
+from fourm.errors import SampleError
+from fourm.modalities.registry import Kind
+from fourm.modalities.text import Structured
+from fourm.networks.state import Batch
+from fourm.runs.conditions import Given, Work
+from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
+from fourm.runs.job import Job
+from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
+
+Values = dict[str, list[Any]]  # target -> one value for each sample
+
+
+def decode_values(
+    job: Job, codecs: Mapping[str, Codec], works: Sequence[Work], batch: Batch
+) -> Generator[Event, None, Values]:
+    """The values of all targets that a job decodes; yields the steps of diffusion decoders."""
+    decoded = Values()
+    for place in job.written:
+        if place.form == "value" and not place.is_condition:
+            name = place.modality
+            decoded[name] = yield from _decode(job.request, codecs[name], name, works, batch)
+    return decoded
+
+
+def diffusion_of(
+    request: Request, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS
+) -> Diffusion:
+    """Steps, `most` at most, and the noise of each sample for a target that is decoded by diffusion."""
+    noise = Noise.for_samples(request.seed, [work.result for work in works], f"detokenizer {name}")
+    return Diffusion(min(most, request.detokenizer_steps), noise)
+
+
+def _decode(
+    request: Request, codec: Codec, name: str, works: Sequence[Work], batch: Batch
+) -> Generator[Event, None, list[Any]]:
+    if not isinstance(codec, GridCodec):
+        return codec.decode(batch.slots[name])
+    steps = codec.decode_stepwise(batch.slots[name], diffusion_of(request, name, works))
+    keys = tuple(work.sample.key.text for work in works)
+    while True:
+        started = time.perf_counter()
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Detokenized(keys, name, done, total, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One result: a sample in one variation."""
+
+    work: Work
+    values: Mapping[str, Any]  # by modality: targets, and conditions as used
+    tokens: Mapping[str, NDArray[np.int64]]  # (L,) by modality, of everything with ids
+
+
+@dataclass(slots=True)
+class Collector:
+    """Keeps the results of a run in memory."""
+
+    job: Job
+    codecs: Mapping[str, Codec]  # by modality
+    made: dict[tuple[str, int], Made] = field(default_factory=dict)  # by key and variation
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)  # the reasons
+    latest: tuple[Progress, Sequence[Work]] | None = None  # the newest decoding step and its samples
+
+    def begin(self, works: Sequence[Work]) -> None:
+        """Nothing is recorded."""
+
+    def watch(self, progress: Progress, works: Sequence[Work], is_last: bool) -> None:
+        """Remember the newest state."""
+        self.latest = progress, works
+
+    def fail(self, work: Work, reason: str) -> Failed:
+        """Remember a failed sample; the event to report is returned."""
+        self.failures[work.result] = reason
+        return Failed(*work.result, reason)
+
+    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+        """Decode and keep the values of the chosen samples that are not reported yet; see `Saver.save`."""
+        done = {*self.made, *self.failures}
+        left = [index for index in chosen if given[index].work.result not in done]
+        if not left:
+            return
+        rows, batch = [given[index] for index in left], batch.select(torch.tensor(left, device=batch.device))
+        works = [row.work for row in rows]
+        try:
+            decoded = yield from decode_values(self.job, self.codecs, works, batch)
+        except SampleError as error:
+            if len(rows) == 1:
+                yield self.fail(works[0], str(error))
+                return
+            for index in range(len(rows)):
+                yield from self.save(rows, batch, [index])
+            return
+        kinds = (Kind.GRID, Kind.SEQUENCE)
+        ids = {name: slot.to("cpu") for name, slot in batch.slots.items() if slot.kind in kinds}
+        for index, row in enumerate(rows):
+            values = {name: made[index] for name, made in decoded.items()}
+            for name, value in values.items():
+                if isinstance(value, Structured) and value.problems:
+                    yield Malformed(*row.work.result, name, value.problems)
+            tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
+            self.made[row.work.result] = Made(row.work, {**row.values, **values}, tokens)
+            yield Saved(*row.work.result, (), self.job.request.stage)

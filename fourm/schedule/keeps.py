@@ -1,0 +1,100 @@
+"""The part of a modality that is given and stays (`--keep NAME:WHERE`), while the rest of it is generated."""
+
+import math
+from dataclasses import dataclass, field
+
+from fourm.errors import UsageError
+from fourm.modalities.registry import Kind, Modality
+
+MASK = "mask"  # a mask for each sample: a picture of its own, or one for all
+MARKS = ""  # of a text: its sentinels [S_1], [S_2], ... mark what is to be filled
+BOX = "box:"
+_FORMS = f"a mask picture, {BOX}x0,y0,x1,y1 in fractions, a share such as 0.5, or {MASK}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The part of a target that is given."""
+
+    target: str  # full name: "tok_rgb@224", "caption"
+    where: str  # MASK, MARKS, "box:0.0,0.0,0.5,1.0" or "0.5"
+    raw: bool = False  # True: values are given (a picture), which are tokenised; False: tokens
+    file: str = field(default="", compare=False)  # of MASK: the picture that serves all samples; "": one each
+
+    @property
+    def share(self) -> float | None:
+        """The share of tokens that stay, drawn at random; None for another form."""
+        return None if self.where in (MASK, MARKS) or self.where.startswith(BOX) else float(self.where)
+
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Left, top, right, bottom as fractions of the picture; None for another form."""
+        if not self.where.startswith(BOX):
+            return None
+        left, top, right, bottom = map(float, self.where.removeprefix(BOX).split(","))
+        return left, top, right, bottom
+
+    def num_kept(self, row: Modality) -> int | None:
+        """How many tokens of a whole target stay; None if that depends on the sample."""
+        if self.share is not None:
+            return kept_of_share(self.share, row.max_tokens)
+        return None
+
+
+def kept_of_share(share: float, num_tokens: int) -> int:
+    """The number of tokens that a share keeps, rounded half up."""
+    return math.floor(share * num_tokens + 0.5)
+
+
+def split_keep(text: str) -> tuple[str, str]:
+    """Name and WHERE of `NAME:WHERE`; WHERE may hold colons. UsageError without a name."""
+    name, _, where = text.partition(":")
+    if not name.strip():
+        raise UsageError(f"'{text}' names no modality; NAME:WHERE was expected, WHERE being {_FORMS}")
+    return name.strip(), where.strip()
+
+
+def parse_where(where: str, row: Modality) -> tuple[str, str]:
+    """The canonical form of WHERE for a target, and the file of a mask; UsageError if it does not fit it."""
+    if row.kind is Kind.SEQUENCE:
+        if where != MARKS:
+            raise UsageError(
+                f"{row.name} is a text: [S_1], [S_2] in it mark what is to be filled; leave out ':{where}'"
+            )
+        return MARKS, ""
+    if row.kind is not Kind.GRID:
+        raise UsageError(f"{row.name} cannot be generated, so no part of it can be kept")
+    if not where:
+        raise UsageError(f"'{row.name}' lacks what is kept of it; give {_FORMS}")
+    if where == MASK:
+        return _on_grid(MASK, row), ""
+    if where.startswith(BOX):
+        return _on_grid(BOX + ",".join(map(repr, _parse_box(where))), row), ""
+    try:
+        share = float(where)
+    except ValueError:
+        return _on_grid(MASK, row), where
+    if not 0 <= share <= 1:
+        raise UsageError(f"'{where}': a share of tokens lies between 0 and 1")
+    return repr(share), ""
+
+
+def _parse_box(where: str) -> tuple[float, float, float, float]:
+    parts = where.removeprefix(BOX).split(",")
+    try:
+        left, top, right, bottom = map(float, parts)
+    except ValueError:
+        raise UsageError(
+            f"'{where}': four fractions were expected, as {BOX}0,0,0.5,1 for the left half"
+        ) from None
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise UsageError(
+            f"'{where}': must be left, top, right, bottom in 0..1, left < right and top < bottom"
+        )
+    return left, top, right, bottom
+
+
+def _on_grid(where: str, row: Modality) -> str:
+    if row.grid is None or row.positions == "learned":  # tokens of a picture as a whole, such as a descriptor
+        raise UsageError(f"{row.name} has no places in a picture; only a share of its tokens can be kept")
+    return where
