@@ -18,7 +18,7 @@ from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
-from fourm.schedule.settings import OPTIONS, SR_PREFIX, Item
+from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
 
 INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"  # panels of help
 SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"
@@ -211,7 +211,7 @@ class Report:
 # What a command has been given of a schedule, by key (`temps`), and of that of super-resolution (`sr_temps`).
 Schedule = Annotated[Mapping[str, object], ""]
 ScheduleWithSr = Annotated[Mapping[str, object], SR_PREFIX]
-_KINDS: Mapping[Item, Any] = {Item.FLAG: bool | None, Item.TEXT: list[str] | None}
+_KINDS: Mapping[Item, Any] = {Item.FLAG: bool | None} | dict.fromkeys(REPEATABLE, list[str] | None)
 
 
 def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,6 +9,8 @@ PUBLIC = {
     "keeps": "Keep MARKS MASK kept_of_share",
     "plan": "build_chain parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
-    "settings": ("Item MAX_SEED OPTIONS RunSettings SR_PREFIX Settings merge read_names read_settings"),
+    "settings": (
+        "Item MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Settings merge read_names read_settings"
+    ),
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -8,6 +8,7 @@ from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.modalities.figures import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.typed import Limits
+from fourm.schedule.keeps import Keep
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve
 
 _RANGES: Mapping[str, tuple[str, Limits]] = {  # settings that are numbers: how messages call one
@@ -124,11 +125,18 @@ class Chain:
     grow: bool = True  # finished targets join the guided conditions
     weights: tuple[tuple[str, float], ...] = ()  # weighted conditions, one branch each
     raw: frozenset[str] = frozenset()  # conditions that come as values, to be tokenised first
+    keeps: tuple[Keep, ...] = ()  # targets of which a part is given
+    keep_guided: bool = False  # True: what is given of them is hidden from unguided passes
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets, in order."""
         return tuple(spec.target for spec in self.specs)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Everything that is read of a sample: conditions, and targets of which a part is given."""
+        return (*self.conditions, *(keep.target for keep in self.keeps))
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -156,9 +164,11 @@ class Chain:
 
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
-        raw, rows = {"tokenised": sorted(self.raw)} if self.raw else {}, list[dict[str, object]]()
+        raw: dict[str, object] = {"tokenised": sorted(self.raw)} if self.raw else {}
+        rows = list[dict[str, object]]()
         for step in self.steps:
-            guided = [name for name in dict.fromkeys(self.modalities) if name in step.guided]
+            names = (*self.modalities, *(keep.target + KEPT for keep in self.keeps))
+            guided = [name for name in dict.fromkeys(names) if name in step.guided]
             row = {"index": step.index, "target": step.target, "scheme": step.scheme,
                    "num_tokens": step.num_tokens, "temperature": step.temperature,
                    "guidance": step.guidance, "guided": guided}  # fmt: skip
@@ -167,6 +177,9 @@ class Chain:
             if step.removes_hidden or len(step.branches) > 1:  # also of one weight, or zeros alone
                 row["branches"] = [{"visible": sorted(b.visible), "weight": b.weight} for b in step.branches]
             rows.append(row)
+        kept = [{"target": keep.target, "where": keep.where, "tokenised": keep.raw} for keep in self.keeps]
+        if kept:
+            raw |= {"kept": kept, "keep_guided": self.keep_guided}
         return {"conditions": list(self.conditions), **raw, "top_k": self.top_k, "top_p": self.top_p,
                 "steps": rows}  # fmt: skip
 
@@ -175,7 +188,8 @@ class Chain:
         weights = dict(self.weights)
         names = {c: c.removeprefix(TOKENS) if c in self.raw else c for c in self.conditions}
         cond = ",".join(f"{n}:{weights[c]!r}" if c in weights else n for c, n in names.items()) or "none"
-        options = [f"--cond {cond}"]
+        options = [f"--cond {cond}", *(f"--keep {keep.to_text()}" for keep in self.keeps)]
+        options += ["--keep-guided"] if self.keep_guided else []
         for spec in self.specs:
             words = [f"tokens={spec.num_tokens}", f"scheme={spec.scheme}", f"temp={spec.temperature!r}"]
             if not SCHEMES[spec.scheme].causal:

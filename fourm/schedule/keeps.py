@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fourm.errors import UsageError
-from fourm.modalities.registry import Kind, Modality
+from fourm.modalities.registry import TOKENS, Kind, Modality
 
 MASK = "mask"  # a mask for each sample: a picture of its own, or one for all
 MARKS = ""  # of a text: its sentinels [S_1], [S_2], ... mark what is to be filled
@@ -20,6 +20,11 @@ class Keep:
     where: str  # MASK, MARKS, "box:0.0,0.0,0.5,1.0" or "0.5"
     raw: bool = False  # True: values are given (a picture), which are tokenised; False: tokens
     file: str = field(default="", compare=False)  # of MASK: the picture that serves all samples; "": one each
+
+    def to_text(self) -> str:
+        """As an option says it, without the file of a mask: `rgb@224:0.5`."""
+        name = self.target.removeprefix(TOKENS) if self.raw else self.target
+        return f"{name}:{self.where}" if self.where != MARKS else name
 
     @property
     def share(self) -> float | None:

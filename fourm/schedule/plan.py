@@ -9,16 +9,29 @@ from fourm.errors import ScheduleError, UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import GENERATION_ORDER, UNORDERED, Kind, Modality
 from fourm.schedule.chain import Chain, TargetSpec, field_problem, joining_problem, make_chain
+from fourm.schedule.keeps import Keep, parse_where, split_keep
 from fourm.schedule.schemes import SCHEMES
-from fourm.schedule.settings import OPTIONS, TARGET_OPTIONS, Item, Layer, Setting, parse_options, parse_target
+from fourm.schedule.settings import (
+    OPTIONS,
+    REPEATABLE,
+    TARGET_OPTIONS,
+    Item,
+    Layer,
+    Setting,
+    parse_options,
+    parse_target,
+)
 
 
 def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = None) -> Chain:
     """The chain that the settings describe for a model; ScheduleError names all that is wrong with them."""
     planner = _Planner(layer.settings, model, made, list(layer.problems))
     whole = planner.whole_targets()
-    conditions, weights, raw = planner.conditions()
-    targets = planner.targets([*whole], conditions)
+    keeps = planner.keeps()
+    conditions, weights, raw = planner.conditions(keeps)
+    targets = planner.targets([*whole], conditions, keeps)
+    if whole:
+        whole = {name: {} for name in targets[: len(targets) - len(whole)]} | whole
     lists = planner.parallel_lists(targets)
     with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
     specs = [
@@ -32,10 +45,12 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     grow = layer.settings.get("cfg_grow_conditioning", Setting((True,), "")).values != (False,)
     if planner.problems:
         raise ScheduleError(*dict.fromkeys(planner.problems))
+    keep_guided = layer.settings.get("keep_guided", Setting((False,), "")).values == (True,)
     chain = make_chain(
-        specs, conditions, grow=grow, weights=weights, reads=model.reads, top_k=top_k, top_p=top_p
-    )
-    return replace(chain, raw=frozenset(raw))
+        specs, conditions, grow=grow, weights=weights, reads=model.reads, top_k=top_k, top_p=top_p,
+        guided_kept=[keep.target for keep in keeps if keep_guided],
+    )  # fmt: skip
+    return replace(chain, raw=frozenset(raw), keeps=tuple(keeps), keep_guided=keep_guided and bool(keeps))
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
@@ -51,7 +66,7 @@ def parse_chain(text: str, model: ModelFiles) -> Chain:
         value = is_on if option and option.item is Item.FLAG else next(words, None)
         if option is None or value is None:
             raise ScheduleError(f"'{word}' is not an option of a schedule with its value")
-        if option.item is Item.TEXT:
+        if option.item in REPEATABLE:
             values.setdefault(option.key, []).append(value)
         else:
             values[option.key] = value
@@ -80,8 +95,40 @@ class _Planner:
             whole[name] = dict(own.settings)
         return whole
 
-    def conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
-        """Full names, sorted, the weights of those that have one, and those given as values."""
+    def keeps(self) -> list[Keep]:
+        """The targets of which a part is given."""
+        setting, registry = self.settings.get("keep", Setting((), "--keep")), self.model.registry
+        able, found = [name for name in self.model.writes if name in self.model.reads], list[Keep]()
+        as_tokens = {*self.model.writes, *(registry.get(name).key for name in self.model.writes)}
+        for text in setting.values:
+            try:
+                name, where = split_keep(str(text))
+                grid = None if name in as_tokens else registry.of_values(name, able)
+                target = grid or registry.resolve(name, able)
+                if target not in able:
+                    both = f"'{target}'; it reads and produces {', '.join(able)}"
+                    raise UsageError(f"model '{self.model.name}' cannot both read and produce {both}")
+                if any(keep.target == target for keep in found):
+                    raise UsageError(f"'{target}' is given twice")
+                canonical, file = parse_where(where, registry.get(target))
+                found.append(Keep(target, canonical, grid is not None, file))
+            except UsageError as error:
+                self.problems.append(f"{setting.where}: {error}")
+        return found
+
+    def conditions(self, keeps: Sequence[Keep]) -> tuple[list[str], dict[str, float], set[str]]:
+        """Full names, sorted, the weights of those that have one, and those given as values.
+
+        What is kept in part is no condition, in no form: its other part must not be seen.
+        """
+        names, weights, raw = self._conditions()
+        rows, kept = self.model.registry.rows, {keep.target for keep in keeps}
+        sizes = {rows[name].resolution for name in kept if rows[name].key == "tok_rgb"}
+        hidden = {n for n in names if n in kept or (rows[n].is_rgb and rows[n].resolution in sizes)}
+        weights = {name: weight for name, weight in weights.items() if name not in hidden}
+        return [name for name in names if name not in hidden], weights, raw - hidden
+
+    def _conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
         setting, made = self.settings.get("cond_domains", Setting(("caption",), "--cond")), self.made
         registry, reads = self.model.registry, self.model.reads
         if made is not None and ("cond_domains" not in self.settings or setting.values == (None,)):
@@ -103,8 +150,17 @@ class _Planner:
             self.problems.extend(f"{where}: super-resolution reads tokens: {name}" for name in sorted(raw))
         return sorted(name for name in found if name), weights, raw
 
-    def targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
-        """Full names of the targets, in order; "" in place of one that cannot be."""
+    def targets(self, whole: Sequence[str], conditions: Sequence[str], keeps: Sequence[Keep]) -> list[str]:
+        """Full names of the targets, in order; "" in place of one that cannot be.
+
+        What is kept in part comes first if it is not named, and alone if nothing is named.
+        """
+        kept = [keep.target for keep in keeps]
+        named = "target_domains" in self.settings or whole
+        found = self._named_targets(whole, conditions) if named or not kept else []
+        return [*(name for name in kept if name not in found), *found]
+
+    def _named_targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
         given = self.settings.get("target_domains", Setting((None,), ""))
         setting = Setting(tuple(whole), "--target") if whole else given
         if setting.values == ("all",):

@@ -42,7 +42,11 @@ class Item(Enum):
     CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*", "CURVES")
     FLAG = ("true or false", r"(?i:true|false)", None)
     COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL, "NUMBER")  # 50, or 0.05 of the vocabulary
-    TEXT = ("a text", r"(?s:.+)", "NAME:KEY=VALUE,...")  # never split
+    TEXT = ("a text", r"(?s:.+)", "NAME:KEY=VALUE,...")  # never split, and repeatable, as the next one
+    PART = ("NAME:WHERE", r"(?s:.+)", "NAME:WHERE")
+
+
+REPEATABLE = (Item.TEXT, Item.PART)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,11 @@ OPTIONS = (
            "guidance_curve", "cfg-schedule"),
     Option("sam_passes", "--sam-passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
            "with its own noise, and join what is found", "passes", "passes"),
+    Option("keep", "--keep", Item.PART, "Keep a part of a modality and generate the rest of it, repeatable: "
+           "rgb:mask.png (white stays), rgb:box:0,0,0.5,1, rgb:0.5 (a random half), rgb:mask (one of each "
+           "sample, in DATA/mask_keep)"),
+    Option("keep_guided", "--keep-guided", Item.FLAG, "Guidance also strengthens what is kept: unguided "
+           "passes don't see it"),
     Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "--top-p", Item.NUMBER,
            "Draw from the most probable tokens that make up this share; 0 is off"),
@@ -246,7 +255,7 @@ def parse_value(value: object, item: Item) -> tuple[SettingValue, ...]:
     """
     if isinstance(value, list | tuple):
         return tuple(_parse_item(one, item) for one in value)
-    if not isinstance(value, str) or item is Item.TEXT:
+    if not isinstance(value, str) or item in REPEATABLE:
         return (_parse_item(value, item),)
     if not (text := value.strip()):
         return ()

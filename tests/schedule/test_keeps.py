@@ -2,9 +2,12 @@
 
 import pytest
 
-from fourm.errors import UsageError
+from fourm.errors import ScheduleError, UsageError
+from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
+from fourm.schedule.chain import KEPT, Chain
 from fourm.schedule.keeps import MARKS, MASK, Keep, kept_of_share, parse_where, split_keep
+from fourm.schedule.plan import parse_chain
 
 RGB = RELEASED.get("tok_rgb@224")
 
@@ -63,3 +66,61 @@ def test_a_share_counts_tokens_and_other_forms_depend_on_the_sample() -> None:
     assert Keep("tok_rgb@224", MASK).num_kept(RGB) is None
     assert Keep("tok_rgb@224", "box:0.0,0.0,0.5,1.0").box == (0.0, 0.0, 0.5, 1.0)
     assert Keep("caption", MARKS).share is None
+
+
+def plan(options: str) -> Chain:
+    return parse_chain(options, find_model("demo"))
+
+
+def test_what_is_kept_becomes_a_target_and_is_no_condition() -> None:
+    chain = plan("--cond caption,rgb@64 --keep rgb:0.5")
+    assert chain.conditions == ("caption",)
+    assert chain.targets == ("tok_rgb@64",)
+    assert chain.given == ("caption", "tok_rgb@64")
+    assert chain.keeps == (Keep("tok_rgb@64", "0.5", raw=True),)
+    assert plan("--cond caption --keep tok_rgb:0.5").keeps == (Keep("tok_rgb@64", "0.5", raw=False),)
+    chained = plan(
+        "--cond caption,tok_depth --keep tok_depth:0.25 --keep rgb:mask --targets tok_semseg-tok_rgb"
+    )
+    assert chained.targets == ("tok_depth@64", "tok_semseg@64", "tok_rgb@64")
+    whole = plan("--cond caption --keep rgb:0.5 --target tok_depth:steps=3")
+    assert [spec.target for spec in whole.specs] == ["tok_rgb@64", "tok_depth@64"]
+    assert whole.specs[1].num_steps == 3
+
+
+def test_a_chain_with_kept_parts_is_read_back_from_its_text() -> None:
+    text = (
+        "--cond caption --keep rgb:box:0,0,.5,1 --keep tok_depth:mask --keep-guided --targets tok_rgb --cfg 2"
+    )
+    chain = plan(text)
+    assert plan(chain.to_text()) == chain
+    assert "box:0.0,0.0,0.5,1.0" in chain.to_text()
+    assert chain.to_json()["kept"][0] == {
+        "target": "tok_rgb@64", "where": "box:0.0,0.0,0.5,1.0", "tokenised": True
+    }  # fmt: skip
+
+
+def test_guided_parts_are_hidden_from_the_unguided_pass_even_without_conditions() -> None:
+    plain, guided = (
+        plan("--cond none --keep rgb:0.5 --cfg 2"),
+        plan("--cond none --keep rgb:0.5 --keep-guided --cfg 2"),
+    )
+    assert plain.steps[0].branches == ()
+    assert guided.steps[0].guided == {"tok_rgb@64" + KEPT}
+    assert [branch.weight for branch in guided.steps[0].branches] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--keep rgb:0.5 --keep tok_rgb:mask", "'tok_rgb@64' is given twice"),
+        ("--keep tok_rbg:0.5", "unknown modality 'tok_rbg'; did you mean"),
+        ("--keep rgb", "lacks what is kept"),
+        ("--keep det:0.5", "is a text"),
+        ("--keep rgb@64:7", "between 0 and 1"),
+    ],
+)
+def test_mistakes_in_what_is_kept_are_told_with_the_others(options: str, said: str) -> None:
+    with pytest.raises(ScheduleError, match=said) as caught:
+        plan(f"--cond caption --targets tok_rgb --temps -1 {options}")
+    assert "temperature" in str(caught.value)
