@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from fourm.codecs.files import read_crop, read_ids
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.codecs.texts import CaptionCodec, StructuredCodec
-from fourm.data.layout import CROP_SETTINGS, PICTURES, Sample
+from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import Structured
@@ -83,40 +84,61 @@ class Conditions:
         return rows
 
     def _read(self, work: Work) -> Given:
-        sample, chain = work.sample, self.request.chain
-        if sample.problem:
-            raise SampleError(sample.problem)
-        values, slots, notes = dict[str, Any](), dict[str, Slot](), dict[str, tuple[str, ...]]()
-        files, crop = sample.files_of(work.variation), None
-        if self.request.reads_pictures:
-            # Crops refer to the size of a picture or map; features have none.
-            raw = ((self.codecs[name], files[name]) for name in sorted(chain.raw) if name in files)
-            maps = (path for one, path in raw if isinstance(one, GridCodec) and one.form.resample is not None)
-            crop = read_crop(files.get(CROP_SETTINGS), files.get(PICTURES) or next(maps, None))
-        for name in chain.conditions:
-            row, path = self.request.model.registry.get(name), files.get(name)
-            if path is not None and row.kind is Kind.GRID and name not in chain.raw:
-                ids = read_ids(path, row.max_tokens, row.vocab_size)
-                slots[name] = full_grid(torch.from_numpy(ids).unsqueeze(0))
-                continue
-            codec = self.codecs[name]
-            if path is not None:
-                values[name] = codec.read(path, crop)
-                if isinstance(codec, CaptionCodec):
-                    if not self.request.origin and not codec.wordpiece.encode(values[name]):
-                        # A caption that a run has made may be so.
-                        raise SampleError(f"{path}: holds no word, so it is no caption")
-                    notes[name] = codec.notes(path, crop)
-                elif isinstance(values[name], Structured):
-                    notes[name] = values[name].problems
-            elif row.codec == CAPTION and sample.caption is not None:
-                values[name] = sample.caption
-            elif name in sample.typed and isinstance(codec, StructuredCodec):
-                values[name] = codec.typed(sample.typed[name])
-            else:
-                raise SampleError(f"sample {sample.key.text} has no {name}")
-            try:
-                slots[name] = codec.encode([values[name]])
-            except SampleError as error:
-                raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
-        return Given(work, Batch((sample.key.text,), slots), values, notes)
+        if work.sample.problem:
+            raise SampleError(work.sample.problem)
+        reading = _Reading(self.request, self.codecs, work.sample, work.sample.files_of(work.variation))
+        slots = {name: reading.slot(name) for name in self.request.chain.conditions}
+        return Given(work, Batch((work.sample.key.text,), slots), reading.values, reading.notes)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One sample that is being read."""
+
+    request: Request
+    codecs: Mapping[str, Codec]
+    sample: Sample
+    files: Mapping[str, Path]
+    values: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    crop: Crop | None = field(init=False)  # the part of pictures that the model sees
+
+    def __post_init__(self) -> None:
+        self.crop = self._find_crop() if self.request.reads_pictures else None
+
+    def slot(self, name: str) -> Slot:
+        """A condition as the model reads it; its value goes to `values`. SampleError if it is not there."""
+        row, path = self.request.model.registry.get(name), self.files.get(name)
+        if path is not None and row.kind is Kind.GRID and name not in self.request.chain.raw:
+            return full_grid(torch.from_numpy(read_ids(path, row.max_tokens, row.vocab_size)).unsqueeze(0))
+        value = self.values[name] = self._value(name)
+        try:
+            return self.codecs[name].encode([value])
+        except SampleError as error:
+            raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
+
+    def _value(self, name: str) -> Any:
+        """The value of a condition, from its file or as it was typed."""
+        codec, path = self.codecs[name], self.files.get(name)
+        if path is not None:
+            value: Any = codec.read(path, self.crop)
+            if isinstance(codec, CaptionCodec):
+                if not self.request.origin and not codec.wordpiece.encode(value):
+                    # A caption that a run has made may be so.
+                    raise SampleError(f"{path}: holds no word, so it is no caption")
+                self.notes[name] = codec.notes(path, self.crop)
+            elif isinstance(value, Structured):
+                self.notes[name] = value.problems
+            return value
+        if codec.row.codec == CAPTION and self.sample.caption is not None:
+            return self.sample.caption
+        if name in self.sample.typed and isinstance(codec, StructuredCodec):
+            return codec.typed(self.sample.typed[name])
+        raise SampleError(f"sample {self.sample.key.text} has no {name}")
+
+    def _find_crop(self) -> Crop | None:
+        """Crops refer to the size of a picture or map; features have none."""
+        raw = sorted(self.request.chain.raw & self.files.keys())
+        codecs = [(self.codecs[name], self.files[name]) for name in raw]
+        maps = (path for one, path in codecs if isinstance(one, GridCodec) and one.form.resample is not None)
+        return read_crop(self.files.get(CROP_SETTINGS), self.files.get(PICTURES) or next(maps, None))
