@@ -27,8 +27,8 @@ def models(*, context: typer.Context, as_json: bool = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    from fourm.hub.about import list_models
     from fourm.hub.cache import cache_folder
-    from fourm.hub.files import list_models
 
     found = list_models()
     if as_json:
@@ -62,13 +62,14 @@ def show(*, name: str, as_json: bool = False) -> None:
         fourm models show 4m-21-xl
         fourm models show 4m-7-b --json
     """
-    from fourm.hub.files import describe
+    from fourm.hub.about import describe
 
     info = describe(name)
     if as_json:
         print_json(info.to_json(is_whole=True))
         return
-    one, tokenizers = info.entry, info.tokenizers.items()
+    one, tokenizers, names = info.entry, info.tokenizers.items(), [part.name for part in info.missing]
+    fetch = f"fourm download {' '.join(names)}"
     facts = {
         "title": one.title, "kind": one.kind, "repository": one.hub_id, "licence": LICENCES[one.licence],
         "parameters": f"{one.num_params:,}" if one.num_params else "",
@@ -78,7 +79,7 @@ def show(*, name: str, as_json: bool = False) -> None:
         "file": str(info.path or "not here"),
         **{f"tokenizer {key}": str(path or f"{name}: not here") for key, (name, path) in tokenizers},
         "text tokenizer": str(info.text_tokenizer or "text-tokenizer: not here") if one.reads else "",
-        "to fetch": f"fourm download {' '.join(info.missing)}" if info.missing else "",
+        "to fetch": f"{size_text(sum(part.num_bytes for part in info.missing))}: {fetch}" if names else "",
     }  # fmt: skip
     print_table(("what", one.name), [(what, text) for what, text in facts.items() if text])
     if info.rows:

@@ -1,20 +1,23 @@
 """`fourm schedule`: check a schedule against a model, or print its chain, without loading weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from fourm.data.opening import local_path
-from fourm.hub.catalogue import DEMO
+from fourm.hub.cache import find_cached
+from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
 from fourm.schedule.settings import Settings, read_settings
-from fourm_cli.console import print_json, print_table, size_text
+from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.options import ConfigFiles, ScheduleWithSr, help_of, option, with_options
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
     from fourm.schedule.chain import Chain
+    from fourm.schedule.cost import Cost
 
 schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
 
@@ -30,11 +33,9 @@ def validate(
         fourm schedule validate --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule validate --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
-    from fourm.schedule.cost import estimate
-
     settings, stages = _plan(schedule, configs, model, sr_model)
     width = dtype or settings.run.dtype or "auto"
-    costs = [(files, chain, estimate(chain, files, width)) for files, chain in stages]
+    costs = _costs(settings, stages, width)
     if as_json:
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
@@ -49,12 +50,14 @@ def validate(
             "tokens per sample": f"{cost.tokens:,}",
             "memory for weights": size_text(cost.weights),
             "memory for activations": f"about {size_text(cost.activations)} per sample of a batch",
-            "to fetch": "nothing",
+            "to fetch": size_text(cost.fetch_bytes) if cost.missing else "nothing",
         }
         for files, chain, cost in costs
     ]
     columns = ("what", "how much", "super-resolution")[: 1 + len(tables)]
     print_table(columns, [(what, *(table[what] for table in tables)) for what in tables[0]])
+    if names := [part.name for *_, cost in costs for part in cost.missing]:
+        note(f"`fourm download {' '.join(names)}` fetches what is not here")
 
 
 @with_options(
@@ -102,15 +105,34 @@ def _plan(
     schedule: Mapping[str, object], configs: ConfigFiles, model: str | None, sr_model: str | None
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
-    from fourm.hub.files import find_model
+    from fourm.hub.files import find_model, with_parts
     from fourm.runs.origins import plan_finer
     from fourm.schedule.plan import build_chain
 
     settings = read_settings(configs.paths, schedule)
-    files = find_model((settings.run.model or DEMO) if model is None else model)
+    run = settings.run
+    files = find_model((run.model or DEMO) if model is None else model, needs_weights=False)
+    files = with_parts(files, run.tokenizers, run.text_tok_path)
     chain = build_chain(settings.base, files)
-    finer = plan_finer(settings, files, chain, sr_model)
+    finer = plan_finer(settings, files, chain, sr_model, needs_weights=False)
     return settings, [(files, chain), *([finer] if finer else [])]
+
+
+def _costs(
+    settings: Settings, stages: "Sequence[tuple[ModelFiles, Chain]]", dtype: str
+) -> "list[tuple[ModelFiles, Chain, Cost]]":
+    """Stages with their costs; what is to be fetched is named where it is needed first."""
+    from fourm.schedule.cost import estimate
+
+    prompts, found, named = CATALOGUE["parti-prompts"], [], list[Entry]()
+    lacks_prompts = settings.run.data_path == PARTI and find_cached(prompts) is None
+    for files, chain in stages:
+        cost = estimate(chain, files, dtype)
+        missing = (*cost.missing, prompts) if lacks_prompts else cost.missing
+        own = tuple(part for part in missing if part not in named)
+        named += own
+        found.append((files, chain, replace(cost, missing=own)))
+    return found
 
 
 schedule_app.command(**help_of(validate))(validate)

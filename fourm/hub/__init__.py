@@ -4,12 +4,14 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "cache": "KEPT cache_folder find_parti",
+    "about": "describe list_models",
+    "cache": "KEPT cache_folder find_cached find_parti",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
-    "files": """ModelFiles check_tokenizers describe find_model find_sr is_unused list_models
-        require_text_tokenizer resolve_tokenizer tokenizer_advice weights_of with_parts""",
+    "files": """ModelFiles check_tokenizers find_model find_sr is_unused missing_parts
+        require_text_tokenizer resolve_tokenizer tokenizer_advice tokenizer_sizes weights_of with_parts""",
     "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of read_header",
     "remote": "Advanced Client Transfer Waiting",
+    "sizes": "TokenizerSizes",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

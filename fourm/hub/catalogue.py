@@ -11,6 +11,7 @@ from typing import Literal
 
 from fourm.errors import near_match
 from fourm.hub.header import WEIGHTS_FILE
+from fourm.hub.sizes import TokenizerSizes, UNet
 from fourm.modalities.registry import RELEASED
 
 _OWNER = "EPFL-VILAB"
@@ -41,6 +42,7 @@ class Entry:
     writes: tuple[str, ...] = ()
     key: str = ""  # of a tokenizer: the `tokenizer` of the modality rows that it serves
     config: Mapping[str, object] = field(default_factory=dict)  # of a model, as published; a file's own wins
+    sizes: TokenizerSizes | None = None  # of a tokenizer
     main_file: str = WEIGHTS_FILE  # the largest one, by its name in the repository
     repo_type: str = "model"  # as the Hub calls it, or "dataset"
     revision: str = ""  # branch, tag or commit that was asked for; "" = the recorded one, else main
@@ -68,22 +70,34 @@ _FINE = tuple(name for name in RELEASED.rows if name.endswith("@448"))
 # What each family reads; it writes what of this (of _FINE for super-resolution) has token ids.
 _READS = {"4M-7": _SEVEN, "4M-21": RELEASED.rows.keys() - _FINE, "4M-7-SR": (*_SEVEN, *_FINE)}
 
+_UNET = UNet(256, 768, 4, 4_718_592)  # the decoder of those that diffuse
+
 # Key, short name, Hub name, title, numbers in the weights.
 _TOKENIZERS = (
-    ("rgb", "tok-rgb", "rgb_16k_224-448", "RGB", 287_886_673),
-    ("depth", "tok-depth", "depth_8k_224-448", "Depth", 287_075_633),
-    ("normal", "tok-normal", "normal_8k_224-448", "Surface normals", 287_616_337),
-    ("edges", "tok-edge", "edge_8k_224-512", "Canny and SAM edges", 287_259_953),
-    ("semseg", "tok-semseg", "semseg_4k_224-448", "Semantic segmentation", 219_918_241),
-    ("clip", "tok-clip", "CLIP-B16_8k_224-448", "CLIP-B/16 features", 181_869_089),
-    ("dinov2", "tok-dinov2", "DINOv2-B14_8k_224-448", "DINOv2-B/14 features", 182_631_201),
+    ("rgb", "tok-rgb", "rgb_16k_224-448", "RGB",
+     TokenizerSizes(86_247_168, 4_748_576, 524_288, 196_350_256, 16_385, _UNET)),
+    ("depth", "tok-depth", "depth_8k_224-448", "Depth",
+     TokenizerSizes(85_853_952, 4_748_576, 262_144, 196_202_768, 8_193, _UNET)),
+    ("normal", "tok-normal", "normal_8k_224-448", "Surface normals",
+     TokenizerSizes(86_247_168, 4_748_576, 262_144, 196_350_256, 8_193, _UNET)),
+    ("edges", "tok-edge", "edge_8k_224-512", "Canny and SAM edges",
+     TokenizerSizes(86_038_272, 4_748_576, 262_144, 196_202_768, 8_193, _UNET)),
+    ("semseg", "tok-semseg", "semseg_4k_224-448", "Semantic segmentation",
+     TokenizerSizes(98_248_832, 4_748_576, 131_072, 116_785_664, 4_097, output=(34_304, 768))),
+    ("clip", "tok-clip", "CLIP-B16_8k_224-448", "CLIP-B/16 features",
+     TokenizerSizes(86_050_560, 4_748_576, 262_144, 90_799_616, 8_193, output=(512, 768))),
+    ("dinov2", "tok-dinov2", "DINOv2-B14_8k_224-448", "DINOv2-B/14 features",
+     TokenizerSizes(86_431_488, 4_748_576, 262_144, 91_180_800, 8_193, output=(768, 768))),
     ("dinov2_glob", "tok-dinov2-global", "DINOv2-B14-global_8k_16_224", "DINOv2-B/14 global features",
-     115_042_048),
-    ("imagebind", "tok-imagebind", "ImageBind-H14_8k_224-448", "ImageBind-H/14 features", 183_418_145),
+     TokenizerSizes(52_211_712, 1_049_600, 8_519_680, 53_261_056)),
+    ("imagebind", "tok-imagebind", "ImageBind-H14_8k_224-448", "ImageBind-H/14 features",
+     TokenizerSizes(86_824_704, 4_748_576, 262_144, 91_574_528, 8_193, output=(1_280, 768))),
     ("imagebind_glob", "tok-imagebind-global", "ImageBind-H14-global_8k_16_224",
-     "ImageBind-H/14 global features", 116_091_136),
-    ("sam_instance", "tok-sam-instance", "sam-instance_1k_64", "SAM instances", 182_600_069),
-    ("human_poses", "tok-human-poses", "human-poses_1k_8", "Human poses", 106_683_599),
+     "ImageBind-H/14 global features", TokenizerSizes(52_736_000, 1_049_600, 8_519_680, 53_785_856)),
+    ("sam_instance", "tok-sam-instance", "sam-instance_1k_64", "SAM instances",
+     TokenizerSizes(85_264_128, 5_511_424, 1_048_576, 90_774_916, 1_025, output=(256, 768))),
+    ("human_poses", "tok-human-poses", "human-poses_1k_8", "Human poses",
+     TokenizerSizes(51_637_248, 1_049_600, 1_310_720, 52_686_031)),
 )  # fmt: skip
 # Short name, Hub name, family, title; {} is the size.
 _FAMILIES = (
@@ -120,8 +134,8 @@ _MODELS = [
 # By a modality row's `tokenizer`.
 TOKENIZERS: Mapping[str, Entry] = {
     key: Entry(name, f"{_OWNER}/4M_tokenizers_{repository}", "tokenizer", title, "non-commercial",
-               4 * num_params, num_params, key=key)
-    for key, name, repository, title, num_params in _TOKENIZERS
+               4 * sizes.total, sizes.total, key=key, sizes=sizes)
+    for key, name, repository, title, sizes in _TOKENIZERS
 }  # fmt: skip
 _ENTRIES = (
     *_MODELS, *TOKENIZERS.values(),

@@ -1,28 +1,24 @@
-"""Finds the local files of a model or tokenizer by name or path and describes them; no torch, no network."""
+"""Finds the local files of a model or tokenizer by name or path; no torch, no network."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from fourm import __version__
 from fourm.errors import CheckpointError, MissingError, UsageError, near_match
-from fourm.hub import catalogue
+from fourm.hub import catalogue, header
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
 from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, TOKENIZERS, Entry, find_entry
-from fourm.hub.header import CONFIG_FILE, DTYPES, WEIGHTS_FILE, config_of, parse_header_config, read_header
+from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, parse_header_config, read_header
+from fourm.hub.sizes import TokenizerSizes, released_tensors
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
-_BUILT_IN = {DEMO: "The built-in model", DEMO_SR: "The built-in model for super-resolution"}  # titles
 # Nouns for messages, by the kind of an entry of the catalogue; other kinds are nouns themselves.
 _NOUNS = {"sr": "super-resolution model", "prompts": "set of prompts"}
-# Names of tensors in checkpoints; the group is the modality.
-_POSITIONS = re.compile(r"(?:encoder|decoder)_embeddings\.(.+)\.pos_emb")
 _DECODER_TOKENS = re.compile(r"decoder_embeddings\.(.+)\.token_emb\.weight")
-_NORM_BIAS = re.compile(r"(?:.*[._])?(?:norm\d?|\w+_norm)\.bias")
 # Codebooks of tokenizers: (K, D) for K codes, or split into N parts, (N, K, D / N).
 _CODEBOOKS = ("quantize._codebook.embed", "quantize.codes")
 
@@ -41,6 +37,15 @@ class ModelFiles:
     tokenizers: Mapping[str, Path] = field(default_factory=dict)  # by a modality row's `tokenizer`
     # What was asked for and is not on this machine: its name, by a row's `tokenizer` or by TEXT_TOKENIZER.
     absent: Mapping[str, str] = field(default_factory=dict)
+    # False: the weights are not on this machine, and the rest is what the catalogue knows of this model.
+    is_here: bool = True
+
+    @property
+    def tensors(self) -> Mapping[str, header.TensorInfo]:
+        """The tensors of the weights, from the header of their file or as the model was released."""
+        if self.is_here:
+            return read_header(self.weights).tensors
+        return released_tensors(self.config, self.registry)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -70,51 +75,6 @@ class ModelFiles:
         return tuple(names)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What is shown of a model, tokenizer or file. A list shows less: those after `revision` may be empty."""
-
-    entry: Entry  # with the size of the local file, if any; a tokenizer writes what it encodes
-    path: Path | None  # of the main file, usually the weights; None: it is not on this machine
-    revision: str = ""
-    rows: tuple[Modality, ...] = ()  # modalities that a model reads or writes, or that a tokenizer encodes
-    config: Mapping[str, object] = field(default_factory=dict)
-    # By a modality row's `tokenizer`: the name to download, and the path if it is on this machine.
-    tokenizers: Mapping[str, tuple[str, Path | None]] = field(default_factory=dict)
-    text_tokenizer: Path | None = None
-    memory: Mapping[str, int] = field(default_factory=dict)  # dtype -> bytes of the loaded weights
-    missing: tuple[str, ...] = ()  # names of missing parts that `fourm download` can fetch
-
-    def uses(self, row: Modality) -> tuple[bool, bool]:
-        """Whether a modality is read, and whether it is written. A tokenizer does both."""
-        if not self.entry.is_model:
-            return True, True
-        return row.name in self.entry.reads, row.name in self.entry.writes
-
-    def to_json(self, is_whole: bool = False) -> dict[str, object]:
-        """The information as plain data for JSON. is_whole: with the fields that a list leaves out."""
-        one = self.entry
-        facts: dict[str, object] = {
-            "name": one.name, "hub_id": one.hub_id, "kind": one.kind, "title": one.title,
-            "licence": catalogue.LICENCES[one.licence], "bytes": one.num_bytes, "parameters": one.num_params,
-            "reads": list(one.reads), "writes": list(one.writes), "cached": self.path is not None,
-            "revision": self.revision, "path": self.path and str(self.path),
-        }  # fmt: skip
-        if not is_whole:
-            return facts
-        return facts | {
-            "memory": dict(self.memory), "config": dict(self.config),
-            "text_tokenizer": self.text_tokenizer and str(self.text_tokenizer),
-            "tokenizers": {key: {"name": name, "path": path and str(path)}
-                           for key, (name, path) in self.tokenizers.items()},
-            "modalities": [
-                {"name": row.name, "tokens": row.max_tokens, "vocabulary": row.vocab_size,
-                 "reads": self.uses(row)[0], "writes": self.uses(row)[1], "tokenizer": row.tokenizer}
-                for row in self.rows
-            ],
-        }  # fmt: skip
-
-
 def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFiles:
     """The files of a model and of its tokenizers that are on this machine; nothing is downloaded.
 
@@ -122,33 +82,27 @@ def find_model(name_or_path: str | Path, needs_weights: bool = True) -> ModelFil
     `.safetensors` file with its configuration inside, a short name of the catalogue or the id of a repository
     on the Hub; these last two also as `NAME@REVISION`. If a model brings no tokenizer for a released
     modality, the released tokenizer is used.
-    needs_weights: if False, a released model that is not on this machine is described by the catalogue.
+    needs_weights: if False, a released model that is not on this machine is what the catalogue knows of it.
     UsageError for an unknown name, MissingError for a model that is not on this machine, CheckpointError for
     files that are no model.
     """
     if name_or_path == DEMO_SR:
         return find_sr(find_model(DEMO))
-    try:
-        return _completed(_locate(str(name_or_path)))
-    except MissingError:
-        entry = find_entry(str(name_or_path))
-        if needs_weights or entry is None:
-            raise
-        return _completed(ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, RELEASED))
+    return _completed(_locate(str(name_or_path), needs_weights))
 
 
-def find_sr(model: ModelFiles, name: str | None = None) -> ModelFiles:
+def find_sr(model: ModelFiles, name: str | None = None, needs_weights: bool = True) -> ModelFiles:
     """The super-resolution model of a name, or without one, that in the folder `sr` beside a model's weights.
 
     It uses the tokenizers of the base model, including those that are `absent`, unless it brings its own.
-    MissingError if no name is given and the model has no such folder; other errors as of `find_model`.
+    MissingError if no name is given and the model has no such folder; all else as of `find_model`.
     """
     if name == DEMO_SR and model.name != DEMO:  # it uses the tokenizers of its own base model
         return find_sr(find_model(DEMO))
     folder = model.weights.parent / "sr"
     if name is not None and name != DEMO_SR:
-        files = _locate(name)
-    elif folder.is_dir():
+        files = _locate(name, needs_weights)
+    elif model.is_here and folder.is_dir():
         files = _from_folder(folder, DEMO_SR if model.name == DEMO else f"{model.name}/sr", model.revision)
     else:
         raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
@@ -222,8 +176,7 @@ def codebook_size(path: Path) -> int | None:
 
 def tokenizer_advice(files: ModelFiles, key: str) -> str:
     """The end of a message that says how to get a missing tokenizer. key: a modality row's `tokenizer`."""
-    entry = _released_for(files, key)
-    if name := files.absent.get(key, entry.name if entry else ""):
+    if name := _name_of(files, key):
         return _fetches(name).removeprefix("; ")
     return f"lay it into the folder tokenizers/{key} beside the model's weights"
 
@@ -232,59 +185,33 @@ def require_text_tokenizer(files: ModelFiles, what: str) -> Path:
     """The model's text tokenizer. what: the subject of the MissingError or UsageError if there is none."""
     if files.text_tokenizer is not None:
         return files.text_tokenizer
-    has_released_text = any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE)
-    if TEXT_TOKENIZER in files.absent or has_released_text:
+    if _takes_released_text(files):
         raise MissingError(f"{what} needs the text tokenizer, which is not here{_fetches(TEXT_TOKENIZER)}")
     raise UsageError(f"{what} needs a text tokenizer, but model '{files.name}' comes without one")
+
+
+def missing_parts(files: ModelFiles, keys: Iterable[str], with_text: bool) -> tuple[Entry, ...]:
+    """What is to be fetched for a model and some of its tokenizers, by a modality row's `tokenizer`.
+
+    with_text: its text tokenizer too. MissingError for a part that only the Hub knows.
+    """
+    names = [] if files.is_here else [files.name]
+    names += [name for key in keys if key not in files.tokenizers and (name := _name_of(files, key))]
+    if with_text and files.text_tokenizer is None and _takes_released_text(files):
+        names.append(TEXT_TOKENIZER)
+    return tuple(_entry_of(name) for name in dict.fromkeys(names))
+
+
+def tokenizer_sizes(files: ModelFiles, key: str) -> TokenizerSizes | None:
+    """What a tokenizer holds, by a modality row's `tokenizer`; None if it is neither here nor released."""
+    if path := files.tokenizers.get(key):
+        return TokenizerSizes.of(read_header(weights_of(path)).tensors)
+    return _entry_of(name).sizes if (name := _name_of(files, key)) else None
 
 
 def weights_of(path: Path) -> Path:
     """The file with the weights of a tokenizer, given its folder or that file."""
     return path / WEIGHTS_FILE if os.path.isdir(path) else path
-
-
-def list_models() -> list[ModelInfo]:
-    """The built-in models and everything in the catalogue."""
-    built_in = (_all_about(find_model(name)) for name in _BUILT_IN)
-    return [*built_in, *map(_known_info, catalogue.CATALOGUE.values())]
-
-
-def describe(name_or_path: str) -> ModelInfo:
-    """All information about a model, tokenizer or file, by name, Hub id or path; errors as `find_model`."""
-    path = Path(os.path.expanduser(name_or_path))
-    weights = weights_of(path)
-    if os.path.isfile(weights):
-        has_config_file = os.path.exists(weights.parent / CONFIG_FILE)
-        config = config_of(weights.parent if has_config_file else path)
-        if "codebook_size" in config:
-            count = sum(info.num_elements for info in read_header(weights).tensors.values())
-            own = Entry(name_or_path, "", "tokenizer", "Tokenizer", "", weights.stat().st_size, count)
-            return ModelInfo(own, weights, config=config, memory=_memory(count))
-    entry = None if os.path.exists(path) else find_entry(name_or_path)
-    if entry is None or entry.is_model:
-        files = find_model(entry.hub_id if entry else name_or_path, needs_weights=entry is None)
-        return _all_about(files, entry)
-    info = _known_info(entry)
-    config = config_of(info.path.parent) if entry.key and info.path else {}
-    memory = _memory(entry.num_params) if entry.key else {}
-    return replace(info, config=config, memory=memory, missing=() if info.path else (entry.name,))
-
-
-def count_parameters(files: ModelFiles) -> int:
-    """The number of trained parameters of a model, from its file's header; shared ones count once."""
-    tensors = read_header(files.weights).tensors
-    rows = files.registry.rows
-    count = 0
-    for name, info in tensors.items():
-        if (match := _POSITIONS.fullmatch(name)) and match[1] in rows:
-            is_counted = rows[match[1]].positions == "learned"
-        elif name.endswith(".mod_emb") and name.startswith("decoder_"):  # shared with the encoder's
-            is_counted = name.replace("decoder_", "encoder_", 1) not in tensors
-        else:  # a model without `norm_bias` stores zeros
-            is_counted = files.config.get("norm_bias") is not False or not _NORM_BIAS.fullmatch(name)
-        if is_counted:
-            count += info.num_elements
-    return count
 
 
 def is_unused(name: str, files: ModelFiles) -> bool:
@@ -294,8 +221,18 @@ def is_unused(name: str, files: ModelFiles) -> bool:
     return row is not None and row.kind is Kind.GRID
 
 
-def _locate(name: str) -> ModelFiles:
-    """The files of a model and of the parts in its folder."""
+def _locate(name: str, needs_weights: bool) -> ModelFiles:
+    """The files of a model and of the parts in its folder, or what the catalogue knows (see `find_model`)."""
+    try:
+        return _locate_here(name)
+    except MissingError:
+        entry = find_entry(name)
+        if needs_weights or entry is None or not entry.is_model:
+            raise
+        return ModelFiles(entry.hub_id, "", Path(WEIGHTS_FILE), entry.config, RELEASED, is_here=False)
+
+
+def _locate_here(name: str) -> ModelFiles:
     if name == DEMO:
         if not (_DEMO_FOLDER / CONFIG_FILE).exists():
             raise MissingError("the embedded demo model is missing from this installation; reinstall fourm")
@@ -396,8 +333,7 @@ def _completed(files: ModelFiles) -> ModelFiles:
         if entry and (cached := find_cached(entry)):
             found[key] = cached[0].parent
     text, released = files.text_tokenizer, text_tokenizer_path()
-    has_released_text = any(row.is_released for row in files.rows if row.kind is Kind.SEQUENCE)
-    if text is None and has_released_text and os.path.lexists(released):
+    if text is None and _takes_released_text(files) and os.path.lexists(released):
         text = released
     return replace(files, tokenizers=found, text_tokenizer=text)
 
@@ -422,46 +358,21 @@ def _released_for(files: ModelFiles, key: str) -> Entry | None:
     return TOKENIZERS.get(key) if served and all(row.is_released for row in served) else None
 
 
-def _known_info(entry: Entry) -> ModelInfo:
-    """Information from the catalogue, with path and size of the file in the cache if it is there."""
-    path, revision = find_cached(entry) or (None, "")
-    size = path.stat().st_size if path is not None else entry.num_bytes
-    rows = tuple(row for row in RELEASED.rows.values() if entry.key and row.tokenizer == entry.key)
-    writes = entry.writes or tuple(row.name for row in rows)
-    return ModelInfo(replace(entry, num_bytes=size, writes=writes), path, revision, rows)
+def _name_of(files: ModelFiles, key: str) -> str:
+    """The name to download of a tokenizer that is not here, by a row's `tokenizer`; "" if there is none."""
+    entry = _released_for(files, key)
+    return files.absent.get(key, entry.name if entry else "")
 
 
-def _all_about(files: ModelFiles, entry: Entry | None = None) -> ModelInfo:
-    """All information about a model. entry: its entry in the catalogue; then the weights may be missing."""
-    if entry is None or find_cached(entry):
-        own = Entry(files.name, "", "model", _BUILT_IN.get(files.name, "Model"), "", 0)
-        entry = find_entry(files.name) or own
-        size, count = files.weights.stat().st_size, count_parameters(files)
-        entry = replace(entry, num_bytes=size, num_params=count, reads=files.reads, writes=files.writes)
-        info = ModelInfo(entry, files.weights, files.revision)
-        tensors = read_header(files.weights).tensors
-        num_loaded = sum(one.num_elements for name, one in tensors.items() if not is_unused(name, files))
-    else:
-        info = _known_info(entry)
-        # Released weights are float32, 4 bytes each. Embeddings are subtracted that `is_unused` excludes.
-        grids = (row for row in files.rows if row.kind is Kind.GRID and row.name in entry.writes)
-        num_unused = sum(row.vocab_size for row in grids)
-        num_loaded = entry.num_bytes // 4 - num_unused * cast(int, entry.config["dim"])
-    tokenizers = {}
-    for key in dict.fromkeys(row.tokenizer for row in files.rows if row.tokenizer):
-        released = TOKENIZERS.get(key)
-        tokenizers[key] = (released.name if released else key, files.tokenizers.get(key))
-    parts = [(info.entry.name, info.path), *tokenizers.values()]  # names and paths
-    if files.reads and any(row.vocab_size and row.kind is not Kind.GRID for row in files.rows):
-        parts.append((TEXT_TOKENIZER, files.text_tokenizer))
-    missing = (name for name, path in parts if path is None and find_entry(name) is not None)
-    return replace(
-        info, rows=files.rows, config=files.config, tokenizers=tokenizers, memory=_memory(num_loaded),
-        text_tokenizer=files.text_tokenizer, missing=tuple(missing),
-    )  # fmt: skip
+def _takes_released_text(files: ModelFiles) -> bool:
+    """Whether the released text tokenizer is the one for a model that has none here."""
+    rows = (row for row in files.rows if row.kind is Kind.SEQUENCE)
+    return TEXT_TOKENIZER in files.absent or any(row.is_released for row in rows)
 
 
-def _memory(num_loaded: int) -> dict[str, int]:
-    """Bytes of loaded weights by dtype, each dtype once: those that are other names for one are left out."""
-    dtypes = [dtype for dtype in DTYPES.values() if dtype.name == dtype.torch_name]
-    return {dtype.name: num_loaded * dtype.num_bytes for dtype in dtypes}
+def _entry_of(name: str) -> Entry:
+    """The catalogue's entry of a part that is not here."""
+    entry = named_entry(name)
+    if entry is None or not entry.num_bytes:
+        raise MissingError(f"the size of '{name}' is not known, for it is not here{_fetches(name)}")
+    return entry

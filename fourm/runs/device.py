@@ -125,10 +125,9 @@ def check_memory(request: Request, device: torch.device) -> int:
 
 def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> None:
     """UsageError if a run that only tokenizes needs more memory than the device has free."""
-    paths = {request.model.tokenizers[row.tokenizer] for row in request.rows}
-    width = DTYPES[request.dtype].num_bytes
-    weights = sum(tokenizer_bytes(path, width, TokenizerPart.ENCODER) for path in paths)
-    other = "one --modalities after the other" if len(paths) > 1 else ""
+    keys, width = {row.tokenizer for row in request.rows}, DTYPES[request.dtype].num_bytes
+    weights = sum(tokenizer_bytes(request.model, key, width, TokenizerPart.ENCODER) for key in keys)
+    other = "one --modalities after the other" if len(keys) > 1 else ""
     _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 

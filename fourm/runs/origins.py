@@ -29,16 +29,17 @@ MAX_BYTES = 1 << 30  # of a picture
 
 
 def plan_finer(
-    settings: Settings, model: ModelFiles, chain: Chain, name: str | None = None
+    settings: Settings, model: ModelFiles, chain: Chain, name: str | None = None, needs_weights: bool = True
 ) -> tuple[ModelFiles, Chain] | None:
     """Model and chain of the super-resolution that settings ask for, of what a chain makes; None if none.
 
-    It is asked for by a model (`name`, or one of the settings) or by any setting of its own.
+    It is asked for by a model (`name`, or one of the settings) or by any setting of its own. needs_weights:
+    as of `find_model`.
     """
     name = settings.run.sr_model if name is None else name
     if name is None and not settings.sr.settings:
         return None
-    files = find_sr(model, name)
+    files = find_sr(model, name, needs_weights)
     return files, build_chain(settings.sr, files, chain.modalities)
 
 

@@ -1,19 +1,19 @@
-"""What a chain costs on a model: passes, tokens and memory, from its steps and file headers, without torch.
+"""What a chain costs on a model: passes, tokens, memory, and what it takes to fetch; no torch.
 
 Every term is an array that the code allocates, and a comment names it. What cannot be counted (blocks kept by
 the allocator, kernels of libraries) is a measured constant. A test compares the sum with peaks of real runs.
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Self
 
-from fourm.hub.files import ModelFiles, is_unused, weights_of
-from fourm.hub.header import DTYPES, IN_FLOAT32, TRAINING_BUFFERS, TokenizerPart, read_header
+from fourm.hub.catalogue import Entry
+from fourm.hub.files import ModelFiles, is_unused, missing_parts, tokenizer_sizes
+from fourm.hub.header import DTYPES, TokenizerPart
+from fourm.hub.sizes import TokenizerSizes
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
 from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES
@@ -33,16 +33,23 @@ class Cost:
     tokens: int  # decoded tokens; for sequences likewise
     weights: int  # bytes of the transformer and of the tokenizers that the chain needs
     activations: int  # bytes at the peak besides the weights, libraries included
+    missing: tuple[Entry, ...] = ()  # what is to be fetched first
 
     @property
     def memory(self) -> int:
         """Bytes at the peak of the run, over those of Python with torch imported."""
         return self.weights + self.activations
 
-    def to_json(self) -> dict[str, int]:
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes that are to be fetched first."""
+        return sum(part.num_bytes for part in self.missing)
+
+    def to_json(self) -> dict[str, object]:
         """The cost as plain data."""
         return {"passes": self.passes, "tokens": self.tokens, "weights_bytes": self.weights,
-                "activations_bytes": self.activations, "fetch_bytes": 0}  # fmt: skip
+                "activations_bytes": self.activations, "fetch_bytes": self.fetch_bytes,
+                "fetch": [part.name for part in self.missing]}  # fmt: skip
 
 
 def estimate(
@@ -59,21 +66,22 @@ def estimate(
     encoders = {rows[name].tokenizer for name in chain.raw}
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
-    paths = [(path, parts[key]) for key, path in model.tokenizers.items() if key in parts]
     peaks = [_Peak(0), *_step_peaks(chain, Sizes.of(model, width), batch_size, max_rows)]
-    made = [(model.tokenizers[row.tokenizer], row) for row in grids if row.tokenizer in model.tokenizers]
-    peaks += [_decoder_peak(path, row, width, rows_at_once) for path, row in made]
-    tensors = read_header(model.weights).tensors.items()
-    held = sum(sizes := [info.num_elements for name, info in tensors if not is_unused(name, model)])
+    made = [(tokenizer_sizes(model, row.tokenizer), row) for row in grids]
+    peaks += [_decoder_peak(sizes, row, width, rows_at_once) for sizes, row in made if sizes]
+    tensors = model.tensors.items()
+    held = sum(counts := [info.num_elements for name, info in tensors if not is_unused(name, model)])
     if width != FLOAT32:  # a tensor's file is mapped while the tensor is converted
-        done = zip(accumulate(sizes), sizes, strict=True)
+        done = zip(accumulate(counts), counts, strict=True)
         peaks += [_Peak((kept - held) * width + size * FLOAT32) for kept, size in done]
-    counts = [(step, step.num_tokens * step.passes) for step in chain.steps]
-    passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in counts)
-    weights = held * width + sum(tokenizer_bytes(path, width, part) for path, part in paths)
+    tokens = [(step, step.num_tokens * step.passes) for step in chain.steps]
+    passes = sum((1 + len(s.branches)) * (n if SCHEMES[s.scheme].causal else 1) for s, n in tokens)
+    weights = held * width + sum(tokenizer_bytes(model, key, width, part) for key, part in parts.items())
     freed = 2 * min(max(peak.block for peak in peaks), _HEAP_BLOCK)
     activations = max(peak.total for peak in peaks) + LIBRARIES + freed
-    return Cost(passes, sum(n for _, n in counts), weights, activations)
+    has_text = any(rows[name].kind is Kind.SEQUENCE for name in chain.modalities)
+    missing = missing_parts(model, sorted(parts), has_text)
+    return Cost(passes, sum(n for _, n in tokens), weights, activations, missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ class Sizes:
     @classmethod
     def of(cls, model: ModelFiles, width: int) -> Self:
         """From the shapes of the decoder's MLPs, which are alike; zeros if the file has none."""
-        shapes = {name: info.shape for name, info in read_header(model.weights).tensors.items()}
+        shapes = {name: info.shape for name, info in model.tensors.items()}
         firsts = [shapes[n] for n in shapes if n.startswith("decoder.") and n.endswith(".mlp.fc1.weight")]
         hidden, dim = next((shape for shape in firsts if len(shape) == 2), (0, 0))
         mlp_arrays = 3 if "decoder.0.mlp.fc3.weight" in shapes else 2
@@ -113,11 +121,16 @@ class Sizes:
         return rows * tokens * self.dim * count * self.width
 
 
-def tokenizer_bytes(path: Path, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER) -> int:
-    """Bytes of the loaded part of a tokenizer's folder or file; what leads to its codebook is float32."""
-    tensors = read_header(weights_of(path)).tensors.items()
-    kept = ((n, info.num_elements) for n, info in tensors if not n.startswith(TRAINING_BUFFERS + part.value))
-    return sum(count * (FLOAT32 if name.startswith(IN_FLOAT32) else width) for name, count in kept)
+def tokenizer_bytes(
+    model: ModelFiles, key: str, width: int = FLOAT32, part: TokenizerPart = TokenizerPart.DECODER
+) -> int:
+    """Bytes of the loaded part of a tokenizer, by a row's `tokenizer`; 0 if nothing is known of it."""
+    if (sizes := tokenizer_sizes(model, key)) is None:
+        return 0
+    size = sizes.codebook * FLOAT32
+    if part is not TokenizerPart.DECODER:
+        size += sizes.encoder * width + sizes.encoder_float32 * FLOAT32
+    return size + sizes.decoder * width if part is not TokenizerPart.ENCODER else size
 
 
 def _step_peaks(chain: Chain, sizes: Sizes, batch_size: int, max_rows: int) -> Iterator[_Peak]:
@@ -169,24 +182,17 @@ def _grid_peaks(step: Step, chain: Chain, sizes: Sizes, rows: int, known: int, l
     yield _Peak(round(one * arrays), one)
 
 
-def _decoder_peak(path: Path, row: Modality, width: int, rows: int) -> _Peak:
+def _decoder_peak(sizes: TokenizerSizes, row: Modality, width: int, rows: int) -> _Peak:
     """The peak of decoding tokens to values, `rows` together, without the weights."""
-    shapes = {name: info.shape for name, info in read_header(weights_of(path)).tensors.items()}
     tokens = rows * math.prod(row.grid or (1, 1))
-    first, last = (shapes.get(f"decoder.{name}.weight", ()) for name in ("input_blocks.0.0", "out_proj"))
-    if len(first) == 4:  # a diffusion UNet, at its finest level
-        wide, cells = first[0], tokens * (row.patch_size // 4) ** 2
-        block = re.compile(r"decoder\.output_blocks\..*\.0\.in_layers\.2\.weight")
-        blocks = [shape for name, shape in shapes.items() if block.fullmatch(name)]
-        joined = max((shape[1] for shape in blocks if shape[0] == wide), default=wide)
-        skips = sum(shape[0] == wide for shape in blocks) + 1
+    if unet := sizes.unet:  # at its finest level
+        wide, joined, cells = unet.channels, unet.joined, tokens * (row.patch_size // 4) ** 2
         # Skip connections that are still needed, the input, the input after concatenation, norm and
         # activation; one kernel in the layout of the convolution.
-        cell = skips * wide + (joined - wide) + 3 * joined
-        kernel = max((math.prod(shape) for shape in blocks), default=0)
-        return _Peak((cells * cell + kernel) * width, cells * joined * width)
-    if len(last) == 2:  # a transformer, at a block or its output
-        outputs, dim = last
+        cell = (unet.blocks + 1) * wide + (joined - wide) + 3 * joined
+        return _Peak((cells * cell + unet.kernel) * width, cells * joined * width)
+    if sizes.output:  # a transformer, at a block or its output
+        outputs, dim = sizes.output
         # A block's input, norm and hidden arrays; values before and after they are put in rows and columns.
         values = tokens * outputs * FLOAT32
         return _Peak(tokens * dim * (2 + 2 * 4 + 2) * width + 3 * values, values)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fourm.hub.about import count_parameters, describe, list_models
 from fourm.hub.cache import text_tokenizer_path
 from fourm.hub.catalogue import CATALOGUE
-from fourm.hub.files import count_parameters, describe, find_model, list_models
+from fourm.hub.files import find_model
 from tests.headers import seven
 from tests.hubcache import COMMIT, put_folder, write_tokenizer
 
@@ -62,7 +63,7 @@ def test_a_model_that_is_not_here_is_shown_from_the_catalogue(run: Run) -> None:
     assert code == 0
     assert re.search(r"parameters +834,404,352", out)
     assert "non-commercial licence" in out
-    assert re.search(r"to fetch +fourm download 4m-21-b .*tok-rgb.* text-tokenizer", out)
+    assert re.search(r"to fetch +13\.1 GB: fourm download 4m-21-b .*tok-rgb.* text-tokenizer", out)
     assert re.search(r"tok_dinov2_global +16 +8,192 +yes +yes +dinov2_glob", out)
     assert re.search(r"rgb@224 +196 +yes", out)
     assert re.search(r"dim +768", out)
@@ -90,7 +91,7 @@ def test_a_model_that_is_here_is_shown_as_it_is(run: Run, model: Path, cache: Pa
     assert re.search(rf"revision +{COMMIT}", out)
     assert str(clip) in out
     fetch = next(line for line in out.splitlines() if line.startswith("to fetch"))
-    assert fetch.split()[2:] == ["fourm", "download", "tok-depth", "tok-normal", "tok-rgb", "tok-semseg"]
+    assert fetch.split()[2:] == "4.33 GB: fourm download tok-depth tok-normal tok-rgb tok-semseg".split()
 
 
 def test_tokenizers_prompts_and_the_demo_model_are_shown_too(run: Run, cache: Path, tmp_path: Path) -> None:

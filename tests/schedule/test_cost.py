@@ -108,10 +108,12 @@ def test_weights_are_counted_as_they_are_loaded(tiny: Path) -> None:
     counted = estimate(chain, model, decode=False).weights
     assert counted == sum(t.numel() * t.element_size() for t in state.values())
     assert estimate(chain, model, "bfloat16", decode=False).weights * 2 == counted
-    for path in model.tokenizers.values():
+    for key, path in model.tokenizers.items():
         for width, dtype in ((4, torch.float32), (2, torch.bfloat16)):
             state = load_tokenizer(path, dtype=dtype, part=TokenizerPart.DECODER).state_dict()
-            assert tokenizer_bytes(path, width) == sum(t.numel() * t.element_size() for t in state.values())
+            assert tokenizer_bytes(model, key, width) == sum(
+                t.numel() * t.element_size() for t in state.values()
+            )
 
 
 def test_embeddings_that_nothing_reads_are_not_counted(tiny: Path) -> None:
@@ -128,7 +130,7 @@ def test_only_the_tokenizers_of_decoded_targets_are_counted(tiny: Path) -> None:
     model = find_model(tiny)
     chain = parse_chain("--cond none --targets tok_rgb", model)
     with_values, without = estimate(chain, model), estimate(chain, model, decode=False)
-    assert with_values.weights - without.weights == tokenizer_bytes(model.tokenizers["rgb"])
+    assert with_values.weights - without.weights == tokenizer_bytes(model, "rgb")
 
 
 def test_more_samples_and_filters_take_more_and_fewer_bytes_less(tmp_path: Path) -> None:
@@ -146,20 +148,20 @@ def test_more_samples_and_filters_take_more_and_fewer_bytes_less(tmp_path: Path)
 
 def test_tokenizers_that_encode_are_counted_by_the_half_that_is_loaded(tiny: Path) -> None:
     model = find_model(tiny)
-    for path in model.tokenizers.values():
+    for key, path in model.tokenizers.items():
         for part in (TokenizerPart.ENCODER, TokenizerPart.WHOLE):
             state = load_tokenizer(path, part=part).state_dict()
             held = sum(t.numel() * t.element_size() for t in state.values())
-            assert tokenizer_bytes(path, 4, part) == held
+            assert tokenizer_bytes(model, key, 4, part) == held
 
     def weights(options: str, decode: bool = True) -> int:
         return estimate(parse_chain(options, model), model, decode=decode).weights
 
-    encoder = tokenizer_bytes(model.tokenizers["depth"], 4, TokenizerPart.ENCODER)
+    encoder = tokenizer_bytes(model, "depth", 4, TokenizerPart.ENCODER)
     tokens, maps = (weights(f"--cond {name} --targets tok_rgb") for name in ("tok_depth", "depth"))
     assert maps - tokens == encoder
     halves = (TokenizerPart.DECODER, TokenizerPart.WHOLE)
-    decoder, both = (tokenizer_bytes(model.tokenizers["depth"], 4, part) for part in halves)
+    decoder, both = (tokenizer_bytes(model, "depth", 4, part) for part in halves)
     transformer = weights("--cond none --targets tok_depth", decode=False)
     assert weights("--cond rgb --targets tok_depth") - transformer == decoder
     assert both > max(encoder, decoder)

@@ -13,12 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fourm.errors import FourMError, MissingError, ScheduleError, UsageError
+from fourm.hub.catalogue import CATALOGUE
 from fourm.hub.files import find_model
 from fourm.schedule.plan import build_chain
 from fourm.schedule.settings import OPTIONS, read_settings
 from fourm_cli.options import ScheduleWithSr, option, with_options
 from fourm_cli.schedules import schedule_app
 from tests.headers import seven
+from tests.hubcache import put_folder, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +67,74 @@ def test_a_table_has_the_weights_of_conditions(model: str) -> None:
     assert "caption," in run("show", "--model", model, "--cond", "caption,det", *words)
 
 
-def test_validate_says_what_the_run_costs(model: str) -> None:
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "hub"
+
+
+def test_validate_says_what_the_run_costs(model: str, empty_cache: Path) -> None:
     data = json.loads(run("validate", "--model", model, "--target", "tok_rgb:steps=5", "--json"))
-    assert (data["steps"], data["passes"], data["tokens"], data["fetch_bytes"]) == (5, 10, 196, 0)
-    assert data["weights_bytes"] == 4000
+    assert (data["steps"], data["passes"], data["tokens"]) == (5, 10, 196)
+    sizes = CATALOGUE["tok-rgb"].sizes
+    assert sizes is not None
+    assert data["weights_bytes"] == 4000 + 4 * (sizes.codebook + sizes.decoder)
     assert data["activations_bytes"] > 10**7
-    half = json.loads(run("validate", "--model", model, "--dtype", "bfloat16", "--json"))
+    words = ("--cond", "none", "--targets", "caption", "--dtype", "bfloat16")
+    half = json.loads(run("validate", "--model", model, *words, "--json"))
     assert half["weights_bytes"] == 2000
     assert "forward passes per sample" in run("validate", "--model", model)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.is_model])
+def test_every_released_model_is_planned_with_nothing_on_this_machine(name: str, empty_cache: Path) -> None:
+    words = ("--cond", "tok_rgb@224", "--targets", "tok_rgb@448") if "sr" in name else ()
+    found = json.loads(run("validate", "--model", name, *words, "--json"))
+    assert found["fetch"] == [name, *(["tok-rgb"] if words else ["tok-clip", "tok-rgb", "text-tokenizer"])]
+    assert found["fetch_bytes"] == sum(CATALOGUE[part].num_bytes for part in found["fetch"])
+    weights = CATALOGUE[name].num_bytes
+    assert 0.8 * weights < found["weights_bytes"] < 1.8 * weights
+    assert json.loads(run("show", "--model", name, *words, "--json"))["steps"]
+
+
+def test_what_is_to_be_fetched_is_what_the_chain_needs_and_is_not_here(
+    empty_cache: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    def fetched(*words: str) -> list[str]:
+        code, out, _ = run("schedule", "validate", "--json", *words)
+        assert code == 0
+        found = json.loads(out)
+        stages = [found, *([found["sr"]] if "sr" in found else [])]
+        assert all((one["fetch_bytes"] > 0) == bool(one["fetch"]) for one in stages)
+        return [name for one in stages for name in one["fetch"]]
+
+    assert fetched() == []  # the embedded model
+    maps = ("--model", "4m-7-b", "--targets", "tok_depth", "--cond")
+    assert fetched(*maps, "rgb") == ["4m-7-b", "tok-depth"]
+    assert fetched(*maps, "tok_rgb,det") == ["4m-7-b", "tok-depth", "text-tokenizer"]
+    assert fetched(*maps, "normal") == ["4m-7-b", "tok-depth", "tok-normal"]
+    finer = ("--model", "4m-7-b", "--sr-model", "4m-7-sr-l", "--targets", "tok_rgb", "--sr-targets")
+    assert fetched(*finer, "tok_rgb@448") == ["4m-7-b", "tok-rgb", "text-tokenizer", "4m-7-sr-l"]
+    put_folder(empty_cache, CATALOGUE["tok-depth"].hub_id, write_tokenizer(tmp_path / "depth", 8192))
+    assert fetched(*maps, "rgb") == ["4m-7-b"]
+    put_folder(empty_cache, CATALOGUE["4m-7-b"].hub_id, seven(tmp_path / "seven"))
+    assert fetched(*maps, "rgb") == []
+    folder = ("--model", str(tmp_path / "seven"))
+    assert fetched(*folder, "--targets", "tok_clip") == ["tok-clip", "text-tokenizer"]
+    code, out, err = run("schedule", "validate", "--model", "4m-7-l")
+    assert (code, re.findall("to fetch.*", out)[0].split()) == (0, ["to", "fetch", "6.02", "GB"])
+    assert "`fourm download 4m-7-l tok-clip tok-rgb text-tokenizer` fetches what is not here" in err
+    code, out, err = run("generate", "a lake", "--model", "4m-7-l")
+    assert (code, out) == (4, "")
+    assert err == "fourm: model '4m-7-l' is not on this machine; `fourm download 4m-7-l` fetches it\n"
+
+
+def test_the_size_of_what_only_the_hub_knows_is_not_made_up(empty_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("model: 4m-7-b\nrgb_tok_id: me/rgb\ntarget_domains: tok_rgb\n")
+    with pytest.raises(MissingError, match=r"size of 'me/rgb' is not known.*`fourm download me/rgb`"):
+        run("validate", "-c", str(tmp_path / "x.yaml"))
 
 
 def test_a_dtype_is_read_as_in_generate(model: str) -> None:
