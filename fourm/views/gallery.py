@@ -24,7 +24,8 @@ from fourm.errors import UsageError, printable
 from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import RGB, Album, Label, Panel, View
+from fourm.views.album import Album
+from fourm.views.panels import RGB, Label, Panel, View
 
 PAGE = "index.html"
 SIDE = 512  # pixels of a photo's longest side on the page

@@ -20,7 +20,8 @@ from fourm.data.writing import DRAWING, remove_leftovers, write_alone, write_ato
 from fourm.errors import UsageError
 from fourm.output.record import PLOTS
 from fourm.runs.inputs import CAPTION
-from fourm.views.album import RGB, ROLES, Album, Film, Frame, Panel, View
+from fourm.views.album import Album
+from fourm.views.panels import RGB, ROLES, Film, Frame, Panel, View
 
 # Names of plots, which no sample's sheet may have.
 RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
@@ -64,7 +65,7 @@ def plot_album(
     try:
         for number, key in enumerate(keys, 1):
             view = album.view(key)
-            files = [_save(draw_sample(album, view), folder, names[key])]
+            files = [_save(draw_sample(view), folder, names[key])]
             if films and view.films:
                 path = names[key].with_name(f"{names[key].stem}-film.png")
                 files.append(_save(draw_films(view), folder, path))
@@ -132,7 +133,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     write_alone(path, partial(sheet.save, format="PNG", optimize=True, pnginfo=said))
 
 
-def draw_sample(album: Album, view: View) -> Image.Image:
+def draw_sample(view: View) -> Image.Image:
     """The sheet of one sample: what was given and what was made of it, a row for each variation."""
     variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
     rows: list[int | None] = [*variations[:MAX_VARIATIONS]] or [None]
@@ -148,8 +149,7 @@ def draw_sample(album: Album, view: View) -> Image.Image:
     parts = [columns[at : at + size] for at in range(0, len(columns), max(size, 1))]
     bands = [_band(part, rows, LARGE if is_large else CELL) for part in parts]
     width = max([MIN_WIDTH, *(band.width for band in bands)])
-    facts = [view.key.text if view.headline != view.key.text else ""]
-    facts += [f"{run.record.model}, seed {run.record.seed}" for run in album.runs]
+    facts = [view.key.text if view.headline != view.key.text else "", view.made_by]
     title = text_block(view.headline, width, 22, most=6)
     head = [title, text_block("  ·  ".join(filter(None, facts)), width, 13, FAINT)]
     blocks = [stack(head, gap=4, margin=0), *bands]

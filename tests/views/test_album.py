@@ -18,7 +18,9 @@ from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.runs.job import order_place, preview_place
-from fourm.views.album import View, find_row, open_album, reader_for, rows_of
+from fourm.views.album import find_row, open_album, rows_of
+from fourm.views.panels import View, make_view, panel_of, reader_for
+from fourm.views.plots import draw_sample
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, write_record
 
 DET = Place("det", ".json", modality="det")
@@ -365,3 +367,20 @@ def test_a_sample_without_words_is_headed_by_its_name(tmp_path: Path, prompt: st
     assert view.headline == "00000/000000"
     assert view.prompt == prompt
     assert [panel.picture is not None for panel in view.panels] == [prompt is not None, True]
+
+
+def test_values_in_memory_are_shown_as_those_of_a_folder(tmp_path: Path, run: object) -> None:
+    words = ("generate", "a small red circle", "--targets", "tok_depth-tok_semseg-det-tok_rgb")
+    assert run(*words, "--out", "out", "-q")[0] == 0  # type: ignore[operator]
+    wanted = open_album(Path("out")).view(FIRST)
+    rows = find_model("demo").registry
+    panels = [panel_of(rows.get(one.modality), one.value, one.role) for one in wanted.panels]
+    view = make_view(FIRST, panels, wanted.made_by)
+    assert (view.prompt, view.problems) == (wanted.prompt, wanted.problems) == ("a small red circle", ())
+    assert draw_sample(view).tobytes() == draw_sample(wanted).tobytes()
+
+
+def test_titles_in_memory_say_what_is_unclear_alone() -> None:
+    rows, pixels = find_model("demo").registry, noise(0, 64, 64, 3)
+    panels = [panel_of(rows.get("rgb@64"), pixels, "condition"), panel_of(rows.get("tok_rgb@64"), pixels)]
+    assert [panel.title for panel in make_view(FIRST, panels).panels] == ["RGB, given", "RGB, made"]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fourm.errors import FourMError, UsageError
-from fourm.views.album import Album, View, open_album
+from fourm.views.album import Album, open_album
 from fourm.views.gallery import (
     EXACT_SIDE,
     MAX_COLOURS,
@@ -31,6 +31,7 @@ from fourm.views.gallery import (
     repeat_command,
     write_gallery,
 )
+from fourm.views.panels import View
 from tests.gallery_folder import Made, build_folder
 
 Run = Callable[..., tuple[int, str, str]]

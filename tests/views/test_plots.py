@@ -17,7 +17,8 @@ from fourm.errors import FourMError, UsageError
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.runs.job import order_place
-from fourm.views.album import Film, Frame, View, open_album
+from fourm.views.album import open_album
+from fourm.views.panels import Film, Frame, View
 from fourm.views.plots import (
     MAX_FILMS,
     MAX_VARIATIONS,
@@ -147,7 +148,7 @@ def test_columns_go_on_below_where_there_are_many(tmp_path: Path) -> None:
     for number, place in enumerate(places):
         put(tmp_path, place, FIRST, noise(number, 64, 64, 3))
     album = open_album(tmp_path)
-    sheet = np.asarray(draw_sample(album, album.view(FIRST)))
+    sheet = np.asarray(draw_sample(album.view(FIRST)))
     found = [places_of(grown(noise(n, 64, 64, 3), 4), sheet) for n in range(8)]
     lefts, tops = zip(*(one[0] for one in found), strict=True)
     assert lefts == lefts[:4] * 2
@@ -160,7 +161,7 @@ def test_more_variations_than_fit_are_counted(tmp_path: Path) -> None:
     for variation in range(count):
         put(tmp_path, RGB, FIRST, noise(variation, 8, 8, 3), variation)
     album = open_album(tmp_path)
-    sheet = np.asarray(draw_sample(album, album.view(FIRST)))
+    sheet = np.asarray(draw_sample(album.view(FIRST)))
     assert len(places_of(grown(noise(MAX_VARIATIONS - 1, 8, 8, 3), 32), sheet)) == 1
     assert places_of(grown(noise(MAX_VARIATIONS, 8, 8, 3), 32), sheet) == []
 
