@@ -10,7 +10,11 @@ MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what 
 
 
 class FourMError(Exception):
-    """An error that a user can understand and correct; the message is one sentence, written for the user."""
+    """An error that a user can understand and correct; the message is one sentence, written for the user.
+
+    It names settings as Python does, between backticks: `batch_size`, `batch_size=4`, `resume=True`. The
+    command line prints them as its options; see `fourm_cli.console.as_typed`.
+    """
 
     exit_code = 1
 

@@ -16,6 +16,7 @@ import typer
 from fourm import __version__
 from fourm.errors import FourMError, ScheduleError, UsageError, one_line
 from fourm.schedule.settings import OPTIONS
+from fourm_cli.console import as_typed
 from fourm_cli.folders import convert_app, plot, retrieve, verify
 from fourm_cli.generate import generate, sr, tokenize
 from fourm_cli.models import download, models_app
@@ -110,7 +111,7 @@ def explain(error: FourMError | OSError) -> int:
         kind = UsageError if error.errno == errno.ENAMETOOLONG else FourMError
         error = kind(f"{what} ({error.strerror or error})")
     for problem in error.problems if isinstance(error, ScheduleError) else (str(error),):
-        print(f"fourm: {one_line(problem)}", file=sys.stderr)
+        print(f"fourm: {one_line(as_typed(problem))}", file=sys.stderr)
     return error.exit_code
 
 

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +20,7 @@ Clock = Callable[[], float]  # seconds
 PLAIN_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 REFRESH = 8.0  # updates of a live display per second
 WIDE = 1000  # characters per line of a table in a file or pipe
+_SETTING = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")  # in a message of the library
 
 
 def print_path(path: Path) -> None:
@@ -43,9 +46,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
     Console(highlight=False, width=None if is_terminal else WIDE).print(table)
 
 
+def as_typed(text: str) -> str:
+    """A message of the library with its settings as options: `batch_size=4` becomes --batch-size 4."""
+    return _SETTING.sub(_as_option, text)
+
+
+def _as_option(setting: re.Match[str]) -> str:
+    flag, value = setting[1].replace("_", "-"), setting[2]
+    if value in (None, "True", "False"):
+        return f"--no-{flag}" if value == "False" else f"--{flag}"
+    return f"--{flag} {shlex.quote(value)}"
+
+
 def note(text: str) -> None:
     """Print a note to stderr."""
-    print(printable(text), file=sys.stderr)
+    print(printable(as_typed(text)), file=sys.stderr)
 
 
 def counted(number: int, thing: str) -> str:
@@ -82,7 +97,7 @@ class Screen:
         """Print a line, above the bars if there are some."""
         self.last_line = self.clock()
         if not self.is_quiet:
-            self.console.print(Text(printable(text)))
+            self.console.print(Text(printable(as_typed(text))))
 
     def say_progress(self, text: str) -> None:
         """Print a line, unless the last one was a moment ago."""

@@ -12,7 +12,7 @@ import typer
 from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError, UsageError, VerificationError
 from fourm.hub.catalogue import DEMO
-from fourm_cli.console import Screen, counted, note, print_json, print_path, print_table
+from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
 from fourm_cli.options import argument, help_of, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -133,7 +133,7 @@ def retrieve(
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
     if sheet is not None:
-        check_drawing("--sheet", sheet)
+        check_drawing("sheet", sheet)
 
     from fourm.views.plots import save_sheet
     from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
@@ -173,7 +173,9 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         print_json(verdict.to_json())
     else:
         if shown := [*verdict.findings[:SHOWN], *verdict.notes[:SHOWN]]:
-            print_table(("what", "file", "detail"), [(one.kind, one.file, one.detail) for one in shown])
+            print_table(
+                ("what", "file", "detail"), [(one.kind, one.file, as_typed(one.detail)) for one in shown]
+            )
         if (rest := len(verdict.findings) - SHOWN) > 0:
             print(f"... and {rest:,} more")
         kinds = Counter(finding.kind for finding in verdict.findings)

@@ -79,7 +79,7 @@ def show(
         from fourm.data.writing import check_drawing
         from fourm.views.chart import draw_chain, save_chart  # imports Matplotlib: half a second
 
-        check_drawing("--plot", chart)
+        check_drawing("plot", chart)
         save_chart(draw_chain(stages[0][1], stages[0][0].name), chart)
     if as_json:
         said = [chain.to_json() for _, chain in stages]

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,3 +179,44 @@ def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
         )
         if text.startswith(("np.load(", "torch.load(")) or (opener in OPENERS and not is_ours and not writes):
             assert text.startswith((*OPEN_ALREADY, *OPENS.get(name, ())))
+
+
+# Modules that write whole commands or lines of options, which name options as one types them.
+COMMANDS = {
+    "fourm.hub.download": "`fourm download --list`",
+    "fourm.hub.files": "`fourm download NAME --revision R`",
+    "fourm.schedule.chain": "a chain as a line of options",
+    "fourm.schedule.plan": "the line that is read again",
+    "fourm.views.gallery": "fourm generate --replay FILE --out again",
+}
+
+
+def texts_of(path: Path) -> list[str]:
+    """All texts of a module but its docstrings; what is filled into one is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    told = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in told)
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fourm.")])
+def test_messages_of_the_library_name_settings_and_no_options(name: str) -> None:
+    """A setting stands between backticks, as `batch_size` or `out=DIR`, and is an option of some command."""
+    import typer
+
+    from fourm_cli.app import app
+
+    def flags(command: Any) -> set[str]:
+        own = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
+        return own.union(*(flags(one) for one in getattr(command, "commands", {}).values()))
+
+    known = flags(typer.main.get_command(app))
+    for text in texts_of(MODULES[name]):
+        assert name in COMMANDS or not re.search(r"(?<![\w!-])--[a-z]", text), text
+        named = re.findall(r"`([a-z][a-z_]*)(?:=[^`]*)?`", text) + re.findall(r"`([a-z][a-z_]*)=$", text)
+        assert {f"--{one.replace('_', '-')}" for one in named} <= known, text

@@ -55,7 +55,7 @@ def parse_prompts(data: bytes, where: str, suffix: str = ".txt", column: str | N
             f"{where}: prompts are read from .txt, .tsv, .csv and .jsonl, not from {suffix} files"
         )
     elif column is not None:
-        raise UsageError(f"{where}: --column is for .tsv, .csv and .jsonl; this file is read line by line")
+        raise UsageError(f"{where}: `column` is for .tsv, .csv and .jsonl; this file is read line by line")
     else:
         prompts = text.replace("\r", "\n").split("\n")
         number, first = next(((i, line) for i, line in enumerate(prompts, 1) if line.strip()), (0, ""))
@@ -170,5 +170,5 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
         if found is not None:
             return found
     sought = ", ".join(COLUMNS) if wanted is None else f"'{wanted}'"
-    advice = "; name it with --column" if wanted is None else near_match(wanted, names)
+    advice = "; name it with `column`" if wanted is None else near_match(wanted, names)
     raise UsageError(f"{where}: no column {sought} among {', '.join(names)}{advice}")

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import secrets
-import shlex
 import socket
 import stat
 import time
@@ -89,7 +88,7 @@ def write_alone(path: Path, write: Callable[[Path], object]) -> None:
 def vanished(root: Path) -> FourMError:
     """The error for an output folder that disappeared during a run."""
     what = "was deleted or renamed while this process wrote into it, so it stops here"
-    return FourMError(f"{root}: {what}; if the folder has another name now, --resume goes on there")
+    return FourMError(f"{root}: {what}; if the folder has another name now, `resume=True` goes on there")
 
 
 def check_writable(root: Path) -> None:
@@ -206,7 +205,7 @@ def check_root(out: Path, *folders: str) -> None:
     there = next((folder for folder in (out, *out.parents) if os.path.lexists(folder)), None)
     if there is not None and not there.is_dir():
         what = "a file" if there.exists() else "a link to nowhere"
-        raise UsageError(f"--out {out}: {'' if there == out else f'{there} '}is {what}, not a folder")
+        raise UsageError(f"`out={out}`: {'' if there == out else f'{there} '}is {what}, not a folder")
     check_partial(out)
     for folder in folders:
         check_folder(out, out / folder)
@@ -224,12 +223,12 @@ def refuse_inside(out: Path, top: Path) -> None:
     below = there.parts[len(around.parts) :]
     if there.is_relative_to(around) and not any(part.startswith(".") for part in below):  # hidden: no sample
         raise UsageError(
-            f"--out {out}: lies in {top}, which this command reads, so results would be taken for samples; "
+            f"`out={out}`: lies in {top}, which this command reads, so results would be taken for samples; "
             "name a folder elsewhere"
         )
 
 
-def check_drawing(option: str, path: Path) -> None:
+def check_drawing(setting: str, path: Path) -> None:
     """UsageError unless a drawing can be written to path; a result or photograph there must not be lost."""
     problem = ""
     if path.suffix.lower() != ".png":
@@ -242,7 +241,7 @@ def check_drawing(option: str, path: Path) -> None:
             start = file.read(1 << 12)  # before the pixels stand a few small chunks
             problem = "" if not start or b"tEXtdrawing\0fourm" in start else problem
     if problem:
-        raise UsageError(f"{option} {printable(str(path))}: {problem}")
+        raise UsageError(f"`{setting}={printable(str(path))}`: {problem}")
 
 
 def free_beside(out: Path) -> str:
@@ -253,7 +252,7 @@ def free_beside(out: Path) -> str:
     stem, digits = (match[1], match[2]) if match else (f"{out.name}-", "1")
     numbers = (out.with_name(f"{stem}{n:0{len(digits)}d}") for n in itertools.count(int(digits) + 1))
     free = next(path for path in numbers if not os.path.lexists(path))
-    return f", --out {shlex.quote(str(free))} is free"
+    return f", `out={free}` is free"
 
 
 @cache

@@ -124,7 +124,7 @@ def find_parti() -> Path:
         return found[0]
     raise MissingError(
         "the Parti prompts are not on this machine; `fourm download parti-prompts` fetches them, "
-        "or give the table itself: --data PartiPrompts.tsv"
+        "or give the table itself: `data=PartiPrompts.tsv`"
     )
 
 

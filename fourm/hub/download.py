@@ -114,9 +114,9 @@ def read_wanted(
         return tuple(found)
     one = found[0] if len(found) == 1 else None
     if one is None or one.kind == "text tokenizer":
-        raise UsageError("--revision is for one repository; with several write NAME@REVISION for each")
+        raise UsageError("`revision` is for one repository; with several write NAME@REVISION for each")
     if one.revision not in ("", revision):
-        raise UsageError(f"--revision {revision}: {one.name}@{one.revision} is named; give one of them")
+        raise UsageError(f"`revision={revision}`: {one.name}@{one.revision} is named; give one of them")
     return (_named(f"{one.name}@{revision}"),)
 
 

@@ -105,7 +105,7 @@ def find_sr(model: ModelFiles, name: str | None = None, needs_weights: bool = Tr
     elif model.is_here and folder.is_dir():
         files = _from_folder(folder, DEMO_SR if model.name == DEMO else f"{model.name}/sr", model.revision)
     else:
-        raise MissingError(f"{model.name} brings no super-resolution model; name one with --sr-model")
+        raise MissingError(f"{model.name} brings no super-resolution model; name one with `sr_model`")
     tokenizers = {**model.tokenizers, **files.tokenizers}
     absent = {key: wanted for key, wanted in model.absent.items() if key not in files.tokenizers}
     text = files.text_tokenizer or model.text_tokenizer

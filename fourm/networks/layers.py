@@ -58,9 +58,9 @@ def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
     """Let all attention of a network use "sdpa" or "xformers"; UsageError where device or dtype forbid it."""
     if name == "xformers":
         if device.type != "cuda":
-            raise UsageError(f"--attention xformers: runs on NVIDIA GPUs only, not on '{device.type}'")
+            raise UsageError(f"`attention=xformers`: runs on NVIDIA GPUs only, not on '{device.type}'")
         if importlib.util.find_spec("xformers") is None:
-            raise UsageError("--attention xformers: not installed; pip install 'fourm[fast]' does it")
+            raise UsageError("`attention=xformers`: not installed; pip install 'fourm[fast]' does it")
         like = next(network.parameters(), torch.empty(0))
         try:  # which GPUs and dtypes it serves depends on its build
             x = like.new_zeros(1, 1, 8, 64)
@@ -68,10 +68,10 @@ def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
                 xformers(x, x, x, mask, False)
         except (ImportError, OSError) as error:
             what = "cannot be loaded; it was built for another torch"
-            raise UsageError(f"--attention xformers: {what}") from error
+            raise UsageError(f"`attention=xformers`: {what}") from error
         except NotImplementedError as error:
             what = f"has no kernel for {str(like.dtype).removeprefix('torch.')} on this GPU"
-            raise UsageError(f"--attention xformers: {what}; leave it out, or try another --dtype") from error
+            raise UsageError(f"`attention=xformers`: {what}; leave it out, or try another `dtype`") from error
     for module in network.modules():
         if hasattr(module, "kernel"):
             setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
@@ -85,10 +85,10 @@ def torch_dtype(name: str) -> torch.dtype:
 def choose_dtype(name: str, device: torch.device) -> str:
     """The full name of a dtype, "auto" resolved; UsageError where the device does not have it."""
     if name not in DTYPES:
-        raise UsageError(f"--dtype: '{name}' is not one of {', '.join(DTYPES)}")
+        raise UsageError(f"`dtype`: '{name}' is not one of {', '.join(DTYPES)}")
     if DTYPES[name].name == "tf32" and device.type != "cuda":
         where = f"only NVIDIA GPUs support it, not '{device.type}'"
-        raise UsageError(f"--dtype tf32: {where}; use --dtype float32")
+        raise UsageError(f"`dtype=tf32`: {where}; use `dtype=float32`")
     return DTYPES[name].name
 
 

@@ -145,7 +145,7 @@ class Joining:
                 limit = FIRST_WAIT + EMPTYING_WAIT
             if time.monotonic() - start > limit:
                 raise UsageError(
-                    f"--out {self.out}: process 0 of {size}, which alone overwrites a folder, has not done "
+                    f"`out={self.out}`: process 0 of {size}, which alone overwrites a folder, has not done "
                     f"so for {limit:.0f} seconds; start all processes of a job together"
                 )
             time.sleep(0.1)
@@ -196,8 +196,8 @@ def check_names(out: Path) -> None:
 
 def _exists(out: Path, record: str) -> UsageError:
     what = "is not empty" if record == RUN else "holds super-resolution already"
-    ways = f"--resume goes on with its run, --overwrite starts again{free_beside(out)}"
-    return UsageError(f"--out {out}: {what}; {ways}")
+    ways = f"`resume=True` goes on with its run, `overwrite=True` starts again{free_beside(out)}"
+    return UsageError(f"`out={out}`: {what}; {ways}")
 
 
 def _check_joins(before: Run, launch: Launch, is_asked: bool) -> None:
@@ -207,8 +207,8 @@ def _check_joins(before: Run, launch: Launch, is_asked: bool) -> None:
     if not is_asked and (launch.size == 1 or is_emptied or _is_begun(out, before.identity, launch)):
         raise _exists(out, before.file)
     if before.is_older:
-        ways = f"its runs cannot be resumed; --overwrite starts again{free_beside(out)}"
-        raise UsageError(f"--out {out}: an older version of this program wrote {before.file}, and {ways}")
+        ways = f"its runs cannot be resumed; `overwrite=True` starts again{free_beside(out)}"
+        raise UsageError(f"`out={out}`: an older version of this program wrote {before.file}, and {ways}")
 
 
 def _is_begun(out: Path, run: str, launch: Launch, own: Path | None = None) -> bool:
@@ -229,7 +229,7 @@ def _check_settings(run: Run, here: RunRecord) -> None:
         differences[MAX_DIFFERENCES:] = [f"and {rest} more"]
     if differences:
         found = "; ".join(differences)
-        raise UsageError(f"--out {run.root}: belongs to a run with other settings: {found}")
+        raise UsageError(f"`out={run.root}`: belongs to a run with other settings: {found}")
 
 
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
@@ -250,7 +250,7 @@ def _as_usage_error(out: Path, what: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be {what} ({error.strerror or error})") from error
+        raise UsageError(f"`out={out}`: cannot be {what} ({error.strerror or error})") from error
 
 
 def _is_free(out: Path, record: str) -> bool:
@@ -268,7 +268,7 @@ def _overwrite(out: Path, name: str, run: str, text: str = "") -> None:
     for file in of_kind(out, LAUNCH):
         if file.process != process_name() and is_alive(out, file.process):
             who = f"process {file.rank} of {file.size} of a run"
-            raise UsageError(f"--out {out}: {who} writes there now; --overwrite would delete its work")
+            raise UsageError(f"`out={out}`: {who} writes there now; `overwrite=True` would delete its work")
     _empty(out, name, run, text)
     os.replace(out / NEXT[name], out / name)
 

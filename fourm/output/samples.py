@@ -198,7 +198,7 @@ class SampleWriter:
             if before != after:
                 was, now = (json.dumps(facts)[:_SHOWN] if facts else "absent" for facts in (before, after))
                 raise UsageError(
-                    f"--out {self.run.root}: belongs to a run with other samples: line {line} of "
+                    f"`out={self.run.root}`: belongs to a run with other samples: line {line} of "
                     f"{path.relative_to(self.run.root)} is {was} there and {now} here"
                 )
         self.recorded.add(path)
@@ -211,7 +211,7 @@ def load_run(out: Path, file: str = RUN) -> Run:
         return Run(out, file, *parse_run(read_bytes(out / file, MAX_BYTES).decode()))
     except FileNotFoundError as error:
         what = f"is not empty and holds no {file}, so no run wrote it; left as it is{free_beside(out)}"
-        raise UsageError(f"--out {out}: {what}") from error
+        raise UsageError(f"`out={out}`: {what}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         what = f"{out / file}: is not a record of this program, or was damaged ({why})"

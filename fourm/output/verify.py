@@ -286,10 +286,10 @@ class _Folder:
         elif name == PARTIAL:
             for other in foreign_leftovers(self.root):
                 self.add(FOREIGN, f"{name}/{other}", "no process of this program wrote it")
-            what = "of a process that is running or was killed; --resume deletes those of killed ones"
+            what = "of a process that is running or was killed; `resume=True` deletes those of killed ones"
             self.add_note(UNFINISHED, name, what)
         elif name in NEXT.values():
-            what = "an --overwrite was interrupted while it deleted files; --resume continues it"
+            what = "`overwrite=True` was interrupted while it deleted files; `resume=True` continues it"
             self.add(MISSING, name, what)
         elif self.has_base and name not in own:
             self.add(FOREIGN, name, "no run of this program wrote it")
@@ -337,9 +337,9 @@ class _Folder:
             what = f"{num_missing:,} of {expected:,} results were not made{partial}; "
             if run.record.origin and run.file == RUN and state.is_closed:
                 why = "the run that this one continues lacks them, or"
-                self.add_note(MISSING, run.file, f"{what}{why} --resume makes them")
+                self.add_note(MISSING, run.file, f"{what}{why} `resume=True` makes them")
             else:
-                self.add(MISSING, run.file, f"{what}--resume makes them")
+                self.add(MISSING, run.file, f"{what}`resume=True` makes them")
 
     def _check_sample(self, state: _RunState, sample: RecordedSample) -> list[str]:
         """Check the files of a sample, and return the outcome of each variation."""
@@ -403,13 +403,15 @@ class _Folder:
             if self.has_base or path.partition("/")[0] in self.known_folders:
                 self.add(FOREIGN, path, "belongs to no sample of a run")
         if self.unlisted_open:
-            what = f"{_named(self.unlisted_open)} not listed yet; --resume lists them"
+            what = f"{_named(self.unlisted_open)} not listed yet; `resume=True` lists them"
             self.add_note(UNLISTED, PROCESSES, what)
         if self.unlisted_closed and not self.checksums:
             what = "without its lists of checksums, files can be checked by their formats only"
             self.add(MISSING, PROCESSES, what)
         elif self.unlisted_closed:
-            what = f"{_named(self.unlisted_closed)} not listed; --resume adds files that belong to samples"
+            what = (
+                f"{_named(self.unlisted_closed)} not listed; `resume=True` adds files that belong to samples"
+            )
             self.add(ALTERED, PROCESSES, what)
 
     def _compare(self, path: str, tokens: Tokens | None = None) -> None:

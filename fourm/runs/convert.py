@@ -62,7 +62,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder")
     if real(out) == real(root):
-        raise UsageError(f"--out {out}: is the dataset itself, where every sample has one file; name another")
+        raise UsageError(f"`out={out}`: is the dataset itself, where every sample has one file; name another")
     refuse_inside(out, root / FOLDER)
     check_root(out, FOLDER)
     try:

@@ -79,12 +79,12 @@ def choose_device(name: str, world: World) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         known = "auto, cpu, cuda, cuda:N and mps"
-        raise UsageError(f"--device: '{name}' is not a device; known are {known}") from None
+        raise UsageError(f"`device`: '{name}' is not a device; known are {known}") from None
     count = counts.get(device.type, 0)
     if (device.index or 0) >= count:
         last = f"; the last one is {device.type}:{count - 1}"
         there_is = {0: "", 1: "; there is only one"}.get(count, last)
-        raise UsageError(f"--device: '{name}' is not available on this machine{there_is}")
+        raise UsageError(f"`device`: '{name}' is not available on this machine{there_is}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % count)
     return device
@@ -118,7 +118,7 @@ def check_memory(request: Request, device: torch.device) -> int:
     batch_size = fit_batch_size(request, device)
     size = min(batch_size, max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
-    other = f"--batch-size {size // 2}" if size > 1 else ""
+    other = f"`batch_size={size // 2}`" if size > 1 else ""
     _refuse(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
     return batch_size
 
@@ -127,7 +127,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     """UsageError if a run that only tokenizes needs more memory than the device has free."""
     keys, width = {row.tokenizer for row in request.rows}, DTYPES[request.dtype].num_bytes
     weights = sum(tokenizer_bytes(request.model, key, width, TokenizerPart.ENCODER) for key in keys)
-    other = "one --modalities after the other" if len(keys) > 1 else ""
+    other = "one of `modalities` after the other" if len(keys) > 1 else ""
     _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 
@@ -167,7 +167,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError:
     """The error of a run that does not fit into memory; size: ", even for ..." for the message."""
-    helps = "a smaller model" if dtype.endswith("16") else "--dtype bfloat16 or a smaller model"
+    helps = "a smaller model" if dtype.endswith("16") else "`dtype=bfloat16` or a smaller model"
     return FourMError(f"memory ran out on {device}{size}; {helps} needs less")
 
 
@@ -205,7 +205,7 @@ def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: s
     if memory * _SURE > free:
         total, of_weights, left = (f"{count / 1e9:.3g} GB" for count in (memory, weights, free))
         needs = f"needs about {total} ({of_weights} for weights), but only {left} are free on {device}"
-        helps = ["--dtype bfloat16"] if DTYPES[dtype].num_bytes > 2 else []
+        helps = ["`dtype=bfloat16`"] if DTYPES[dtype].num_bytes > 2 else []
         helps += [other] if other else []
         raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
 

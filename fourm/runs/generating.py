@@ -21,7 +21,7 @@ from fourm.schedule.chain import Chain
 
 NOT_FINITE = (
     "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
-    "or float16 is too narrow for it (try --dtype float32)"
+    "or float16 is too narrow for it (try `dtype=float32`)"
 )
 
 

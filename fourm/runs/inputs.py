@@ -58,19 +58,19 @@ def read_samples(
     raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`).
     """
     if source.prompts and source.data is not None:
-        raise UsageError("prompts are given both as arguments and with --data; give one of them")
+        raise UsageError("prompts are given both as arguments and with `data`; give one of them")
     for text in (source.data or "", *(prompt for prompt in source.prompts if " " not in prompt)):
         local_name(text)
     if source.data == "":
-        raise UsageError("--data: is empty; name a prompt file, a folder or - for standard input")
+        raise UsageError("`data`: is empty; name a prompt file, a folder or - for standard input")
     # `isdir` is False, not an error, for a name that no file can have.
     root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
     if source.data is not None and root is None:
         _check_file(source.data)
     if source.column is not None and (source.data in (None, EMPTY) or root is not None):
-        raise UsageError(f"--column {source.column}: only .tsv, .csv and .jsonl files of --data have one")
+        raise UsageError(f"`column={source.column}`: only .tsv, .csv and .jsonl files of `data` have one")
     if source.subset_seed is not None and source.num_samples is None:
-        raise UsageError("--subset-seed draws from the samples; --num-samples must say how many")
+        raise UsageError("`subset_seed` draws from the samples; `num_samples` must say how many")
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     choose = partial(choose_samples, count=source.num_samples, seed=source.subset_seed)
@@ -81,7 +81,7 @@ def read_samples(
         read = Input("texts", sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
         return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
     if not conditions:
-        raise UsageError(f"--data {source.data}: without conditions nothing is read; use --data {EMPTY}")
+        raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
     rows = [model.registry.get(condition) for condition in conditions]
     folders = _folders(root, rows, raw)
     beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
@@ -166,10 +166,10 @@ def _check_file(data: str) -> None:
     """Refuse a `--data` that is not there, or a picture."""
     name = os.path.basename(data)
     if name.lower().endswith(UNREAD_PICTURES):
-        raise UsageError(f"--data {data}: is a picture in a format that is not read; convert it to PNG")
+        raise UsageError(f"`data={data}`: is a picture in a format that is not read; convert it to PNG")
     if name.lower().endswith(PICTURE_SUFFIXES):
-        advice = f"lay it into a dataset, as DATA/rgb/mine/{name}, and give --data DATA --cond rgb"
-        raise UsageError(f"--data {data}: is a picture; {advice}")
+        advice = f"lay it into a dataset, as DATA/rgb/mine/{name}, and give `data=DATA` `cond=rgb`"
+        raise UsageError(f"`data={data}`: is a picture; {advice}")
     try:
         if data not in (STREAM, PARTI, EMPTY):
             os.stat(data)
@@ -186,7 +186,7 @@ def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
         joined = " ".join(prompts)
         notes.append(f'{len(prompts)} prompts of one word each; quotation marks make them one: "{joined}"')
     if named := next((prompt for prompt in prompts if " " not in prompt and os.path.exists(prompt)), ""):
-        notes.append(f"'{named}' is read as words; --data {named} reads what has this name")
+        notes.append(f"'{named}' is read as words; `data={named}` reads what has this name")
     return tuple(notes)
 
 
@@ -211,12 +211,12 @@ def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | No
 
 def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
     if conditions:
-        raise UsageError(f"--data {EMPTY}: leaves nothing for the condition {conditions[0]}; use --cond none")
+        raise UsageError(f"`data={EMPTY}`: leaves nothing for the condition {conditions[0]}; use `cond=none`")
     if source.num_samples is None:
-        raise UsageError("without conditions, --num-samples must say how many samples to make")
+        raise UsageError("without conditions, `num_samples` must say how many samples to make")
     if source.num_samples * source.num_variations > MAX_SAMPLES:
         times = f", {source.num_variations} times" if source.num_variations > 1 else ""
-        raise UsageError(f"--num-samples {source.num_samples}{times}: one run makes at most {MAX_SAMPLES:,}")
+        raise UsageError(f"`num_samples={source.num_samples}`{times}: one run makes at most {MAX_SAMPLES:,}")
     return [Sample(key) for key in number_keys(source.num_samples)]
 
 
@@ -230,7 +230,7 @@ def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[
         elif row.name in raw:
             folders[row.name] = values[0] if values else row.value_names[-1]
         elif values and not (root / row.name).exists():  # asking for tokens of maps is an easy mistake
-            advice = f"--cond {values[0]} reads the folder '{values[0]}' and tokenises it"
+            advice = f"`cond={values[0]}` reads the folder '{values[0]}' and tokenises it"
             raise UsageError(f"{root}: no folder '{row.name}' of tokens; {advice}")
         else:
             folders[row.name] = row.name
@@ -241,14 +241,14 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
     """A sample for each prompt, or for each row of a table with a column for each condition."""
     rows, listed = [model.registry.get(name) for name in names], ", ".join(names)
     if others := [row.name for row in rows if row.kind is not Kind.SEQUENCE]:
-        advice = f"name a dataset that holds {listed} with --data DIR"
-        raise UsageError(f"--cond {others[0]}: prompts give texts only; {advice}")
+        advice = f"name a dataset that holds {listed} with `data=DIR`"
+        raise UsageError(f"`cond={others[0]}`: prompts give texts only; {advice}")
     typed = [row.name for row in rows if row.codec != CAPTION]
     if typed and (source.data in (None, PARTI)):
-        advice = f"--data FILE.jsonl gives {listed} under a key each, --data DIR in a folder each"
-        raise UsageError(f"--cond {typed[0]}: prompts give captions only; {advice}")
+        advice = f"`data=FILE.jsonl` gives {listed} under a key each, `data=DIR` in a folder each"
+        raise UsageError(f"`cond={typed[0]}`: prompts give captions only; {advice}")
     if not names:
-        raise UsageError("prompts are given, but no condition reads them; leave out --cond none")
+        raise UsageError("prompts are given, but no condition reads them; leave out `cond=none`")
     data, where, suffix = _find_texts(source, model, stdin)
     if typed:
         table = parse_columns(data, where, suffix or ".jsonl", names, source.column)
@@ -276,7 +276,7 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
         if not prompt.strip() and len(source.prompts) > 1:
             raise UsageError(f"prompt {number} of {len(source.prompts)} is empty")
         if prompt.strip() == STREAM:
-            raise UsageError(f"the prompt '{STREAM}' says nothing; --data {STREAM} reads standard input")
+            raise UsageError(f"the prompt '{STREAM}' says nothing; `data={STREAM}` reads standard input")
     if source.prompts:
         lines = [" ".join(prompt.split()) for prompt in source.prompts]
         return "\n".join(lines).encode(), "the prompts given", ""
@@ -287,7 +287,7 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
     else:
         path = model.prompts if source.data is None else Path(source.data)
     if path is None:
-        why = "has no prompts of its own; give some, or a file with --data FILE"
+        why = "has no prompts of its own; give some, or a file with `data=FILE`"
         raise UsageError(f"model '{model.name}' {why}")
     return read_file(path), str(path), path.suffix.lower()
 
@@ -307,7 +307,7 @@ def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modali
             keys = dict.fromkeys(row.key.removeprefix("tok_") for row in rows)
             near = near_match(name, [*keys, *(row.name for row in rows)]) or f"; it has {', '.join(keys)}"
             what = f"is nothing that model '{model.name}' has a tokenizer for"
-            raise UsageError(f"--modalities: '{name}' {what}{near}")
+            raise UsageError(f"`modalities`: '{name}' {what}{near}")
         chosen |= {row.name: row for row in found}
     return list(chosen.values())
 

@@ -144,7 +144,7 @@ def count_evaluations(request: Request, places: Sequence[Place]) -> int:
             divisors = [n for n in range(1, trained + 1) if trained % n == 0]
             near = (*[n for n in divisors if n < steps][-1:], *[n for n in divisors if n > steps][:1])
             what = f"the {trained:,} timesteps of the tokenizer cannot be spaced evenly"
-            raise UsageError(f"--detokenizer-steps {steps}: {what}; {' or '.join(map(str, near))} would do")
+            raise UsageError(f"`detokenizer_steps={steps}`: {what}; {' or '.join(map(str, near))} would do")
     return steps * len(diffusions)
 
 
@@ -197,9 +197,9 @@ def _check_place(model: ModelFiles, place: Place) -> None:
     """Refuse a value that needs a codec or a tokenizer that does not exist or is not on this machine."""
     row = model.registry.get(place.modality)
     if place.is_condition:
-        verb, way_out = "encodes", f", --cond {row.key} reads tokens"
+        verb, way_out = "encodes", f", `cond={row.key}` reads tokens"
     else:
-        verb, way_out = "decodes", ", --no-decode keeps tokens only"
+        verb, way_out = "decodes", ", `decode=False` keeps tokens only"
     check_codec(row)
     if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
         raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")

@@ -88,7 +88,7 @@ def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, 
     results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
     there = sum(all(path.is_file() for path in files) for files in results)
     if samples and not there:
-        what = "none of the results that its run made are there; --resume makes them again"
+        what = "none of the results that its run made are there; `resume=True` makes them again"
         raise UsageError(f"{root}: {what}")
     incomplete = (f"{wanted - there} of {wanted} results are not there",) if there < wanted else ()
     return Dataset(tuple(samples), incomplete, input=Input("run"))
@@ -158,7 +158,7 @@ def read_replay(path: Path) -> Replay:
 
 
 def _refusal(path: Path, why: str) -> UsageError:
-    return UsageError(f"--replay {path}: {why}")
+    return UsageError(f"`replay={path}`: {why}")
 
 
 def _one_picture(path: Path) -> Replay:

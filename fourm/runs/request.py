@@ -107,13 +107,15 @@ class Request:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
             limit = f"must lie in 1..{MAX_DETOKENIZER_STEPS:,}"
-            raise UsageError(f"--detokenizer-steps {self.detokenizer_steps}: {limit}")
+            raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
         if self.preview and not self.decode:
-            raise UsageError("--preview needs pictures; leave out --no-decode")
+            raise UsageError("`preview` needs pictures; leave out `decode=False`")
         is_shard = self.world.size > self.world.group_size  # others may start at another time
         if self.overwrite and (self.resume or is_shard):
-            other = "--resume" if self.resume else "--shard"
-            raise UsageError(f"--overwrite and {other} exclude each other: one would delete the other's work")
+            other = "`resume=True`" if self.resume else "`shard`"
+            raise UsageError(
+                f"`overwrite=True` and {other} exclude each other: one would delete the other's work"
+            )
         if self.is_beside:
             return
         check_apart(self.out, self.samples)
@@ -121,8 +123,8 @@ class Request:
             read = (path for s in self.samples for files in (s.files, *s.varied) for path in files.values())
             for folder in {path.parent for path in read}:
                 if real(folder).is_relative_to(real(self.out)):
-                    what = f"--overwrite would delete {folder}, which this run reads"
-                    raise UsageError(f"--out {self.out}: {what}")
+                    what = f"`overwrite=True` would delete {folder}, which this run reads"
+                    raise UsageError(f"`out={self.out}`: {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +152,17 @@ class TokenizeRequest:
         _check_seed_and_attention(self.seed, self.attention)
         check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
-            raise UsageError(f"--min-scale {self.min_scale:g}: a share of the area lies above 0, up to 1")
+            raise UsageError(f"`min_scale={self.min_scale:g}`: a share of the area lies above 0, up to 1")
         if self.num_crops is not None and not 1 <= self.num_crops <= MAX_CROPS:
-            raise UsageError(f"--crops {self.num_crops}: a sample has 1 to {MAX_CROPS:,} crops")
+            raise UsageError(f"`crops={self.num_crops}`: a sample has 1 to {MAX_CROPS:,} crops")
 
 
 def _check_seed_and_attention(seed: int, attention: str) -> None:
     if not 0 <= seed <= MAX_SEED:  # records and YAML files hold no others
-        raise UsageError(f"--seed {seed}: must be a whole number, 0 to 2**64 - 1")
+        raise UsageError(f"`seed={seed}`: must be a whole number, 0 to 2**64 - 1")
     if attention not in ATTENTIONS:
         near = near_match(attention, ATTENTIONS)
-        raise UsageError(f"--attention: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+        raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
@@ -179,11 +181,11 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
     index, count = 0, 1
     if shard is not None:
         if not (match := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard.strip())):
-            raise UsageError(f"--shard: '{shard}' is not i/n; the first of four shards is 0/4")
+            raise UsageError(f"`shard`: '{shard}' is not i/n; the first of four shards is 0/4")
         index, count = int(match[1]), int(match[2])
         if index >= count:
             why = f"is out of range; shards count from 0, so i lies in 0..{max(count - 1, 0)}"
-            raise UsageError(f"--shard: {shard} {why}")
+            raise UsageError(f"`shard`: {shard} {why}")
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else os.getpid()
     return World(index * size + rank, count * size, local_rank, rank, size, start_of(launcher))
 

@@ -142,7 +142,7 @@ def _count_crops(request: TokenizeRequest) -> int:
         there = len(read_crop_rows(found)) if found is not None else 0
     if there and request.num_crops not in (None, there):
         why = "other tokens of this dataset may belong to them, so the numbers must be the same"
-        raise UsageError(f"--crops {request.num_crops}: {found} has {there}; {why}")
+        raise UsageError(f"`crops={request.num_crops}`: {found} has {there}; {why}")
     count = there or request.num_crops or 1
     features = [row.name for row in request.rows if FORMS[row.codec].resample is None]
     if count > 1 and features:
@@ -161,8 +161,8 @@ def _check_output(request: TokenizeRequest) -> None:
         except UsageError:  # there is none, or it is of another program, which may name its files so
             continue
         if found := next((row.name for row in request.rows if row.name in taken), None):
-            what = f"--overwrite would replace results of the run in {request.out / file}"
-            raise UsageError(f"{request.out / found}: {what}; name another folder with --out")
+            what = f"`overwrite=True` would replace results of the run in {request.out / file}"
+            raise UsageError(f"{request.out / found}: {what}; name another folder with `out`")
 
 
 def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
@@ -173,7 +173,7 @@ def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:
     """Refuse a folder of tokens that was begun with something else."""
-    path, advice = run.request.out / row.name / TOKENIZER, "--overwrite makes all tokens anew"
+    path, advice = run.request.out / row.name / TOKENIZER, "`overwrite=True` makes all tokens anew"
     if run.request.overwrite or not path.exists():
         return
     try:
@@ -326,5 +326,7 @@ def _is_made(run: Tokenizing, row: Modality, key: Key) -> bool:
     wanted = (run.num_crops, row.max_tokens)
     if ids.dtype.kind not in "iu" or ids.shape != wanted or ids.min() < 0 or ids.max() >= row.vocab_size:
         due = f"{wanted[0]} crops of {wanted[1]} tokens in 0..{row.vocab_size - 1}"
-        raise SampleError(f"{path}: {ids.dtype} of shape {ids.shape} is not {due}; --overwrite makes it anew")
+        raise SampleError(
+            f"{path}: {ids.dtype} of shape {ids.shape} is not {due}; `overwrite=True` makes it anew"
+        )
     return True

@@ -97,7 +97,7 @@ class _Planner:
 
     def keeps(self) -> list[Keep]:
         """The targets of which a part is given."""
-        setting, registry = self.settings.get("keep", Setting((), "--keep")), self.model.registry
+        setting, registry = self.settings.get("keep", Setting((), "`keep`")), self.model.registry
         able, found = [name for name in self.model.writes if name in self.model.reads], list[Keep]()
         as_tokens = {*self.model.writes, *(registry.get(name).key for name in self.model.writes)}
         for text in setting.values:
@@ -129,7 +129,7 @@ class _Planner:
         return [name for name in names if name not in hidden], weights, raw - hidden
 
     def _conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
-        setting, made = self.settings.get("cond_domains", Setting(("caption",), "--cond")), self.made
+        setting, made = self.settings.get("cond_domains", Setting(("caption",), "`cond`")), self.made
         registry, reads = self.model.registry, self.model.reads
         if made is not None and ("cond_domains" not in self.settings or setting.values == (None,)):
             return sorted({name for name in made if name in reads}), {}, set()
@@ -162,11 +162,11 @@ class _Planner:
 
     def _named_targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
         given = self.settings.get("target_domains", Setting((None,), ""))
-        setting = Setting(tuple(whole), "--target") if whole else given
+        setting = Setting(tuple(whole), "`target`") if whole else given
         if setting.values == ("all",):
             return self._all_targets(conditions)
         if setting.values == (None,):
-            where, found = "--targets", self._default_targets(conditions)
+            where, found = "`targets`", self._default_targets(conditions)
         else:
             where = setting.where
             found = self._resolve(map(str, setting.values), where, self.model.writes, "produce")

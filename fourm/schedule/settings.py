@@ -51,52 +51,57 @@ REPEATABLE = (Item.TEXT, Item.PART)
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting of a schedule: its YAML key, its flag, and what its values are."""
+    """One setting of a schedule: its YAML key, its shorter name, and what its values are."""
 
     key: str
-    flag: str
+    name: str  # of the option, and in messages
     item: Item
     help: str
     field: str = ""  # of TargetSpec; "" = a setting of the whole chain
     word: str = ""  # its name within --target NAME:WORD=VALUE
 
+    @property
+    def flag(self) -> str:
+        """The option of the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
 
 OPTIONS = (
-    Option("cond_domains", "--cond", Item.NAME, "Conditions: caption-det. 'depth' reads maps and tokenises "
+    Option("cond_domains", "cond", Item.NAME, "Conditions: caption-det. 'depth' reads maps and tokenises "
            "them, 'tok_depth' reads tokens. With weights: caption:2.0,tok_depth:-1. 'none' for none"),
-    Option("target_domains", "--targets", Item.NAME,
+    Option("target_domains", "targets", Item.NAME,
            "Targets in the order of decoding: tok_clip-tok_rgb, or all"),
-    Option("target", "--target", Item.TEXT,
+    Option("target", "target", Item.TEXT,
            "A target written whole, once for each: tok_rgb:steps=25,temp=0.5,cfg=2"),
-    Option("tokens_per_target", "--tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
-    Option("autoregression_schemes", "--schemes", Item.NAME,
+    Option("tokens_per_target", "tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
+    Option("autoregression_schemes", "schemes", Item.NAME,
            "How positions are picked: maskgit, roar or autoregressive", "scheme", "scheme"),
-    Option("decoding_steps", "--steps", Item.COUNT, "Decoding steps: 49-25", "num_steps", "steps"),
-    Option("token_decoding_schedules", "--token-schedules", Item.CURVE,
+    Option("decoding_steps", "steps", Item.COUNT, "Decoding steps: 49-25", "num_steps", "steps"),
+    Option("token_decoding_schedules", "token_schedules", Item.CURVE,
            "Tokens per step: cosine or linear", "token_curve", "token-schedule"),
-    Option("temps", "--temps", Item.NUMBER, "Start temperatures: 3.0-0.5", "temperature", "temp"),
-    Option("temp_schedules", "--temp-schedules", Item.CURVE, "Temperature over the steps: constant, linear, "
+    Option("temps", "temps", Item.NUMBER, "Start temperatures: 3.0-0.5", "temperature", "temp"),
+    Option("temp_schedules", "temp_schedules", Item.CURVE, "Temperature over the steps: constant, linear, "
            "onex:0.5:0.5", "temperature_curve", "temp-schedule"),
-    Option("cfg_scales", "--cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
-    Option("cfg_schedules", "--cfg-schedules", Item.CURVE, "Guidance over the steps: constant",
+    Option("cfg_scales", "cfg", Item.NUMBER, "Guidance scales: 3.0-2.0; 1 is none", "guidance", "cfg"),
+    Option("cfg_schedules", "cfg_schedules", Item.CURVE, "Guidance over the steps: constant",
            "guidance_curve", "cfg-schedule"),
-    Option("sam_passes", "--sam-passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
+    Option("sam_passes", "sam_passes", Item.COUNT, "Dense sam_instance: predict as often as this, each "
            "with its own noise, and join what is found", "passes", "passes"),
-    Option("keep", "--keep", Item.PART, "Keep a part of a modality and generate the rest of it, repeatable: "
+    Option("keep", "keep", Item.PART, "Keep a part of a modality and generate the rest of it, repeatable: "
            "rgb:mask.png (white stays), rgb:box:0,0,0.5,1, rgb:0.5 (a random half), rgb:mask (one of each "
            "sample, in DATA/mask_keep)"),
-    Option("keep_guided", "--keep-guided", Item.FLAG, "Guidance also strengthens what is kept: unguided "
+    Option("keep_guided", "keep_guided", Item.FLAG, "Guidance also strengthens what is kept: unguided "
            "passes don't see it"),
-    Option("cfg_grow_conditioning", "--grow-cond", Item.FLAG, "Finished targets join the guided conditions"),
-    Option("top_p", "--top-p", Item.NUMBER,
+    Option("cfg_grow_conditioning", "grow_cond", Item.FLAG, "Finished targets join the guided conditions"),
+    Option("top_p", "top_p", Item.NUMBER,
            "Draw from the most probable tokens that make up this share; 0 is off"),
-    Option("top_k", "--top-k", Item.COUNT_OR_SHARE,
+    Option("top_k", "top_k", Item.COUNT_OR_SHARE,
            "Draw from this many tokens (50), or this share of the vocabulary (0.05); 0 is off"),
 )  # fmt: skip
 TARGET_OPTIONS = tuple(option for option in OPTIONS if option.field)
 _WORDS = {option.word: option for option in TARGET_OPTIONS}
-_KEYS = {option.key: (option.item, option.flag) for option in OPTIONS}  # item and flag of every key
-_KEYS |= {SR_PREFIX + key: (item, flag.replace("--", "--sr-")) for key, (item, flag) in _KEYS.items()}
+_KEYS = {option.key: (option.item, option.name) for option in OPTIONS}  # item and name of every key
+_KEYS |= {SR_PREFIX + key: (item, SR_PREFIX + name) for key, (item, name) in _KEYS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class Setting:
     """The values of one setting, and the option or line that they come from."""
 
     values: tuple[SettingValue, ...]
-    where: str  # "--temps" or "FILE, line 3: temps"
+    where: str  # "`temps`" or "FILE, line 3: temps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +198,12 @@ def parse_options(values: Mapping[str, object]) -> Layer:
     """Options by key, `None` where one was not given."""
     settings, problems = dict[str, Setting](), list[str]()
     for key, value in values.items():
-        item, flag = _KEYS[key]
+        item, name = _KEYS[key]
         try:
             if value is not None:
-                settings[key] = Setting(parse_value(value, item), flag)
+                settings[key] = Setting(parse_value(value, item), f"`{name}`")
         except UsageError as error:
-            problems.append(f"{flag}: {error}")
+            problems.append(f"`{name}`: {error}")
     return Layer(settings, tuple(problems))
 
 

@@ -175,7 +175,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
                 title = row.title
                 reader = reader_for(row)
             except UsageError as error:
-                problem = f"{name}: cannot be shown, for {error}; --model NAME says whose modality it is"
+                problem = f"{name}: cannot be shown, for {error}; `model=NAME` says whose modality it is"
                 problems.append(printable(problem))
             entries.append(Entry(run, place, role, title, reader))
     failures = dict[str, list[Failure]]()

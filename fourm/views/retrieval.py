@@ -43,7 +43,7 @@ class Neighbour:
 def feature_row(registry: Registry, name: str) -> Modality:
     """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`."""
     rows = [row for row in registry.rows.values() if row.kind is Kind.GRID and row.suffix == ".npy"]
-    return _named_row("--by", name, rows, "are no features")
+    return _named_row("by", name, rows, "are no features")
 
 
 def load_features(root: Path, row: Modality) -> Features:
@@ -73,7 +73,7 @@ def nearest(queries: Vectors, among: Features, count: int, metric: str = METRICS
     """For each row of queries (Q, C) the nearest `count` samples, nearest first; equal ones by name."""
     if metric not in METRICS:
         near = near_match(metric, METRICS)
-        raise UsageError(f"--metric: '{metric}' is not one of {', '.join(METRICS)}{near}")
+        raise UsageError(f"`metric`: '{metric}' is not one of {', '.join(METRICS)}{near}")
     if queries.shape[1] != among.vectors.shape[1]:
         counts = f"the queries have {queries.shape[1]} channels, the collection {among.vectors.shape[1]}"
         raise UsageError(f"{counts}: they come from different models")
@@ -104,7 +104,7 @@ def draw_neighbours(
 ) -> Image.Image:
     """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name."""
     seen = [row for row in registry.rows.values() if row.kind in (Kind.GRID, Kind.PIXELS)]
-    row = _named_row("--show", name, seen, "is no folder of pictures or maps")
+    row = _named_row("show", name, seen, "is no folder of pictures or maps")
     shown = _files(among, row.folder)
     keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
     codec = build_codec(row)
@@ -123,12 +123,12 @@ def draw_neighbours(
     return draw_sheet(rows)
 
 
-def _named_row(option: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:
+def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:
     named = {one: row for row in reversed(rows) for one in (row.name, row.key, row.folder, *row.value_names)}
     if name not in named:
         known = dict.fromkeys((row.folder, *row.value_names)[-1] for row in rows)
         close = near_match(name, named) or f"; there are {', '.join(known)}"
-        raise UsageError(f"{option}: '{name}' {problem}{close}")
+        raise UsageError(f"`{setting}`: '{name}' {problem}{close}")
     return named[name]
 
 

@@ -58,7 +58,7 @@ def test_a_line_with_braces_is_a_prompt(line: str) -> None:
         ("p.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None, "is a binary file"),
         ("p.txt", "a\nb\nä".encode("latin-1"), None, "line 3 is not UTF-8"),
         ("p.txt", "a".encode("utf-16"), None, "UTF-16"),
-        ("p.txt", b"a", "prompt", "--column is for"),
+        ("p.txt", b"a", "prompt", "`column` is for"),
         ("p.tsv", b"id\tname\n1\tx\n", None, "no column caption, prompt, text among id, name"),
         ("p.tsv", b"id\tname\n1\tx\n", "nam", "no column 'nam' among id, name; did you mean 'name'"),
         ("p.tsv", b"prompt\n", None, "holds no prompt"),

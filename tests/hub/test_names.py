@@ -281,7 +281,7 @@ def test_a_tokenizer_without_weights_in_the_cache_is_not_used(
 
 def test_the_super_resolution_model_is_found_by_name(model: Path, cache: Path, tmp_path: Path) -> None:
     base = find_model("4m-7-b")
-    with pytest.raises(MissingError, match="--sr-model"):
+    with pytest.raises(MissingError, match="`sr_model`"):
         find_sr(base)
     with pytest.raises(MissingError, match="`fourm download 4m-7-sr-l` fetches it"):
         find_sr(base, "4m-7-sr-l")

@@ -48,12 +48,12 @@ def test_a_wrong_name_is_said_before_anything_is_fetched(names: list[str], sente
 def test_a_revision_is_for_one_repository() -> None:
     assert read_wanted([NAME], revision="v1")[0].revision == "v1"
     for names in (["tokenizers"], ["text-tokenizer"], [NAME, "tok-rgb"]):
-        with pytest.raises(UsageError, match="--revision is for one repository"):
+        with pytest.raises(UsageError, match="`revision` is for one repository"):
             read_wanted(names, revision="v1")
     with pytest.raises(UsageError, match="after @"):
         read_wanted([NAME], revision="../..")
     assert read_wanted([f"{NAME}@v1"], revision="v1")[0].revision == "v1"
-    with pytest.raises(UsageError, match=f"--revision v2: {NAME}@v1 is named; give one of them"):
+    with pytest.raises(UsageError, match=f"`revision=v2`: {NAME}@v1 is named; give one of them"):
         read_wanted([f"{NAME}@v1"], revision="v2")
 
 

@@ -230,7 +230,7 @@ def test_a_kernel_without_support_is_refused_when_it_is_set(
     model = load_model(find_model(tiny))
     judge.calls += 1
     monkeypatch.setattr(sys.modules["xformers.ops"], "memory_efficient_attention", none_found)
-    with pytest.raises(UsageError, match=r"^--attention xformers: has no kernel for float32 on this GPU"):
+    with pytest.raises(UsageError, match=r"^`attention=xformers`: has no kernel for float32 on this GPU"):
         set_attention(model, "xformers", CUDA)
     assert all(m.kernel is not xformers for m in model.modules() if isinstance(m, SelfAttention))
 
@@ -240,7 +240,7 @@ def test_an_installation_that_does_not_load_is_a_sentence(monkeypatch: pytest.Mo
     package.__spec__ = ModuleSpec("xformers", None)
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
-    with pytest.raises(UsageError, match=r"^--attention xformers: cannot be loaded"):
+    with pytest.raises(UsageError, match=r"^`attention=xformers`: cannot be loaded"):
         set_attention(nn.Identity(), "xformers", CUDA)
 
 

@@ -96,7 +96,7 @@ def test_previews_are_diffused_too(tiny: Path, detokenizer: Path, tmp_path: Path
 def test_steps_that_do_not_divide_those_of_training_are_refused_before_loading(
     tiny: Path, detokenizer: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"--detokenizer-steps 30: .* 1,000 .* 25 or 40"):
+    with pytest.raises(UsageError, match=r"`detokenizer_steps=30`: .* 1,000 .* 25 or 40"):
         make(tiny, detokenizer, tmp_path / "a", detokenizer_steps=30)
     assert not (tmp_path / "a").exists()
 

@@ -126,12 +126,12 @@ def test_an_interrupted_overwrite_is_resumed_with_its_own_settings_only(half: Pa
     before = snapshot(half)
     with pytest.raises(UsageError, match="seed is 3 there and 0 here"):
         join(half, SETTINGS, resume=True)
-    with pytest.raises(UsageError, match="is not empty; --resume goes on with its run"):
+    with pytest.raises(UsageError, match="is not empty; `resume=True` goes on with its run"):
         join(half, SETTINGS, launch=Launch(1, 2, now()))
     assert snapshot(half) == before
     found = [finding for finding in verify_folder(half).findings if finding.file == NEXT[RUN]]
     assert [finding.detail for finding in found] == [
-        "an --overwrite was interrupted while it deleted files; --resume continues it"
+        "`overwrite=True` was interrupted while it deleted files; `resume=True` continues it"
     ]
     join(half, replace(SETTINGS, seed=4), overwrite=True)
     assert load_run(half).record.seed == 4

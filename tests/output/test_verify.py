@@ -299,7 +299,7 @@ def test_a_killed_run_lacks_samples_until_it_is_resumed(tiny: Path, tmp_path: Pa
     if count < 3:
         (found,) = verdict.findings
         assert (found.kind, found.file) == ("missing", RUN)
-        assert found.detail == f"{3 - count} of 3 results were not made; --resume makes them"
+        assert found.detail == f"{3 - count} of 3 results were not made; `resume=True` makes them"
     else:
         assert verdict.ok
     (note,) = verdict.notes  # the last sample was killed between its files and their lines
@@ -322,7 +322,7 @@ def test_a_sample_that_was_half_written_is_begun_not_damaged(tiny: Path, tmp_pat
     stop_after(tiny, out, 2)
     (out / "rgb/00000/000001.png").unlink()
     (found,) = verify_folder(out).findings
-    assert found.detail == "2 of 3 results were not made (1 of them partly); --resume makes them"
+    assert found.detail == "2 of 3 results were not made (1 of them partly); `resume=True` makes them"
 
 
 def test_an_interrupted_run_is_not_complete(tiny: Path, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_failures_are_known_and_missed_when_nobody_tells_of_them(copy: Callable[
     assert kinds(verify_folder(root)) == {("missing", f"{PROCESSES}/{noted.name}")}
     (root / "failures.jsonl").unlink()
     details = [found.detail for found in verify_folder(root).findings]
-    assert details[-1] == "2 of 8 results were not made; --resume makes them"
+    assert details[-1] == "2 of 8 results were not made; `resume=True` makes them"
     noted.write_bytes(text)
     assert verify_folder(root).failed == 2
     assert kinds(verify_folder(root)) == {("missing", "failures.jsonl")}

@@ -140,11 +140,11 @@ def test_samples_are_matched_by_name_and_none_needs_every_modality(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"num_crops": 0}, "--crops 0: a sample has 1 to"),
-        ({"num_crops": MAX_CROPS + 1}, "--crops 10001"),
-        ({"min_scale": 0.0}, "--min-scale 0: a share"),
-        ({"min_scale": 1.5}, "--min-scale 1.5"),
-        ({"min_scale": float("nan")}, "--min-scale nan"),
+        ({"num_crops": 0}, "`crops=0`: a sample has 1 to"),
+        ({"num_crops": MAX_CROPS + 1}, "`crops=10001`"),
+        ({"min_scale": 0.0}, "`min_scale=0`: a share"),
+        ({"min_scale": 1.5}, "`min_scale=1.5`"),
+        ({"min_scale": float("nan")}, "`min_scale=nan`"),
         ({"attention": "sdp"}, "did you mean 'sdpa'"),
     ],
 )

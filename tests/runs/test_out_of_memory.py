@@ -91,7 +91,7 @@ def test_one_row_that_does_not_fit_is_one_sentence_and_other_errors_are_none() -
         raise MemoryError
 
     with pytest.raises(
-        FourMError, match="memory ran out on cpu, even for one sample alone; --dtype bfloat16 or"
+        FourMError, match="memory ran out on cpu, even for one sample alone; `dtype=bfloat16` or"
     ) as e:
         list(Portions(4, CPU, "float32").each(range(4), work))
     assert e.value.exit_code == 1
@@ -162,7 +162,7 @@ def test_a_sample_that_does_not_fit_alone_ends_the_run_in_one_sentence(
     while not isinstance(next(events), Stepped):
         pass
     gpu.most_bytes = 1000
-    with pytest.raises(FourMError, match="on cuda:0, even for one sample alone; --dtype bfloat16 or a sm"):
+    with pytest.raises(FourMError, match="on cuda:0, even for one sample alone; `dtype=bfloat16` or a sm"):
         next(events)
     said = "fourm: memory ran out on cuda:0; --dtype bfloat16 or a smaller model needs less\n"
     assert run("generate", "a red circle", *ON_GPU, "-q", "--out", "loading") == (1, "", said)

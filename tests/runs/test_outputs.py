@@ -86,7 +86,7 @@ def test_a_tokenizer_that_is_there_changes_no_file_and_is_not_loaded(
 def test_values_of_grids_still_need_theirs(model: ModelFiles, tmp_path: Path) -> None:
     bare = replace(model, tokenizers={})
     asked = request(bare, tmp_path / "out", TargetSpec("tok_rgb@64", 64, "roar", 2))
-    with pytest.raises(MissingError, match="--no-decode"):
+    with pytest.raises(MissingError, match="`decode=False`"):
         plan_places(asked)
 
 

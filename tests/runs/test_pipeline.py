@@ -257,7 +257,7 @@ def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny: Path
 def test_a_target_without_its_tokenizer_is_said_first(tiny: Path, tmp_path: Path) -> None:
     model = find_model(tiny)
     bare = replace(model, tokenizers={n: p for n, p in model.tokenizers.items() if n != "rgb"})
-    with pytest.raises(MissingError, match="--no-decode"):
+    with pytest.raises(MissingError, match="`decode=False`"):
         make(tiny, tmp_path / "out", model=bare)
     make(tiny, tmp_path / "out", model=bare, decode=False)
     assert (tmp_path / "out/tok_rgb@64/00000/000000.npy").is_file()

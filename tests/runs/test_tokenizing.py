@@ -256,7 +256,7 @@ def test_an_empty_token_file_is_made_anew(tiny: Path, dataset: Path) -> None:
 def test_another_number_of_crops_than_there_are_is_refused(tiny: Path, dataset: Path) -> None:
     model = find_model(tiny)
     list(tokenize_dataset(request(dataset, model, "rgb", num_crops=2)))
-    with pytest.raises(UsageError, match=r"--crops 3: .*crop_settings/f/s0\.npy has 2"):
+    with pytest.raises(UsageError, match=r"`crops=3`: .*crop_settings/f/s0\.npy has 2"):
         list(tokenize_dataset(request(dataset, model, "depth", num_crops=3)))
     settings = dataset / "crop_settings/f/s1.npy"
     write_array(np.load(settings)[:1], settings)

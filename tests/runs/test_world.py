@@ -31,7 +31,7 @@ def test_local_rank_picks_the_device() -> None:
 
 @pytest.mark.parametrize("text", ["4/4", "5/4", "0/0", "1", "a/b", "-1/4", "1/4/2", "", "١/٤"])
 def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--shard"):
+    with pytest.raises(UsageError, match="`shard`"):
         parse_world(text, {})
 
 

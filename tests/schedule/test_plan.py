@@ -158,16 +158,16 @@ def test_filters_are_counts_shares_or_off(
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
-    ({"cond_domains": "captoin"}, "--cond: unknown modality 'captoin'; did you mean 'caption'?"),
-    ({"target_domains": "tok_rbg"}, "--targets: unknown modality 'tok_rbg'; did you mean 'tok_rgb@224'?"),
-    ({"temps": "1-2-3"}, "--temps: 3 values for 2 targets (tok_clip@224, tok_rgb@224); give 1 or 2"),
-    ({"target_domains": "tok_rgb", "temps": "1-2"}, "--temps: 2 values for 1 target (tok_rgb@224); give 1"),
-    ({"temps": "warm"}, "--temps: 'warm' is not a number"),
-    ({"temps": "3--1"}, "--temps: the temperature -1; give 0 or more"),
-    ({"cfg_scales": "1e30"}, "--cfg: the guidance scale 1e+30; give -1000000 to 1000000"),
-    ({"cond_domains": "caption:1e400"}, "--cond caption: the guidance scale inf; give"),
-    ({"decoding_steps": "300-25"}, "--steps: 300 steps are more than the 196 tokens of tok_clip@224"),
-    ({"decoding_steps": "0"}, "--steps: 0 decoding steps; give 1 or more"),
+    ({"cond_domains": "captoin"}, "`cond`: unknown modality 'captoin'; did you mean 'caption'?"),
+    ({"target_domains": "tok_rbg"}, "`targets`: unknown modality 'tok_rbg'; did you mean 'tok_rgb@224'?"),
+    ({"temps": "1-2-3"}, "`temps`: 3 values for 2 targets (tok_clip@224, tok_rgb@224); give 1 or 2"),
+    ({"target_domains": "tok_rgb", "temps": "1-2"}, "`temps`: 2 values for 1 target (tok_rgb@224); give 1"),
+    ({"temps": "warm"}, "`temps`: 'warm' is not a number"),
+    ({"temps": "3--1"}, "`temps`: the temperature -1; give 0 or more"),
+    ({"cfg_scales": "1e30"}, "`cfg`: the guidance scale 1e+30; give -1000000 to 1000000"),
+    ({"cond_domains": "caption:1e400"}, "`cond` caption: the guidance scale inf; give"),
+    ({"decoding_steps": "300-25"}, "`steps`: 300 steps are more than the 196 tokens of tok_clip@224"),
+    ({"decoding_steps": "0"}, "`steps`: 0 decoding steps; give 1 or more"),
     (
         {"autoregression_schemes": "autoregressive"},
         "'autoregressive' does not fit tok_clip@224, a grid of tokens",
@@ -176,19 +176,19 @@ WRONG: list[tuple[dict[str, object], str]] = [
         {"target_domains": "det", "autoregression_schemes": "roar"},
         "'roar' does not fit det, a sequence; use auto",
     ),
-    ({"autoregression_schemes": "maskgti"}, "--schemes: unknown scheme 'maskgti'; did you mean 'maskgit'?"),
+    ({"autoregression_schemes": "maskgti"}, "`schemes`: unknown scheme 'maskgti'; did you mean 'maskgit'?"),
     ({"token_decoding_schedules": "cosin"}, "unknown token schedule 'cosin'; did you mean 'cosine'?"),
     (
         {"temp_schedules": "onex:1"},
-        "--temp-schedules: temperature schedule 'onex:1': lowest temperature and power",
+        "`temp_schedules`: temperature schedule 'onex:1': lowest temperature and power",
     ),
-    ({"cfg_schedules": "cosine"}, "--cfg-schedules: unknown guidance schedule 'cosine'; known are constant"),
-    ({"tokens_per_target": "100"}, "--tokens: 100 tokens for tok_clip@224, which has 196"),
+    ({"cfg_schedules": "cosine"}, "`cfg_schedules`: unknown guidance schedule 'cosine'; known are constant"),
+    ({"tokens_per_target": "100"}, "`tokens`: 100 tokens for tok_clip@224, which has 196"),
     ({"target_domains": "det", "tokens_per_target": "300"}, "300 tokens for det, which has at most 256"),
-    ({"top_p": "1.5"}, "--top-p: top_p is a share from 0 to 1, not 1.5"),
-    ({"top_p": "-0.5"}, "--top-p: top_p is a share from 0 to 1, not -0.5"),
-    ({"top_p": "0.5-0.6"}, "--top-p: one value for the whole chain was expected"),
-    ({"top_k": "50.0"}, "--top-k: top_k is a whole number (50) or a share from 0 to 1 (0.05), not 50.0"),
+    ({"top_p": "1.5"}, "`top_p`: top_p is a share from 0 to 1, not 1.5"),
+    ({"top_p": "-0.5"}, "`top_p`: top_p is a share from 0 to 1, not -0.5"),
+    ({"top_p": "0.5-0.6"}, "`top_p`: one value for the whole chain was expected"),
+    ({"top_k": "50.0"}, "`top_k`: top_k is a whole number (50) or a share from 0 to 1 (0.05), not 50.0"),
     ({"top_k": "-1"}, "top_k is a whole number"),
     (
         {"target_domains": "tok_sam_edge"},
@@ -196,21 +196,21 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ),
     ({"target_domains": "rgb"}, "cannot produce 'rgb@224'"),
     ({"cond_domains": "metadata"}, "cannot read 'metadata'; it reads caption"),
-    ({"target_domains": "tok_rgb-tok_rgb@224"}, "--targets: 'tok_rgb@224' is given twice"),
-    ({"cond_domains": "caption,caption"}, "--cond: 'caption' is given twice"),
+    ({"target_domains": "tok_rgb-tok_rgb@224"}, "`targets`: 'tok_rgb@224' is given twice"),
+    ({"cond_domains": "caption,caption"}, "`cond`: 'caption' is given twice"),
     (
         {"cond_domains": "tok_rgb", "target_domains": "tok_rgb"},
         "'tok_rgb@224' is both a condition and a target",
     ),
-    ({"target_domains": ""}, "--targets: no target is named"),
-    ({"cond_domains": "tok_clip-tok_rgb"}, "--targets: no target is named"),
+    ({"target_domains": ""}, "`targets`: no target is named"),
+    ({"cond_domains": "tok_clip-tok_rgb"}, "`targets`: no target is named"),
     (
         {"target": ["tok_rgb:stepps=3"]},
-        "--target tok_rgb: stepps: unknown key 'stepps'; did you mean 'steps'",
+        "`target` tok_rgb: stepps: unknown key 'stepps'; did you mean 'steps'",
     ),
-    ({"target": ["tok_rgb", "tok_rgb"]}, "--target: 'tok_rgb' is given twice"),
-    ({"target": ["tok_rgb"], "target_domains": "tok_clip"}, "--target and --targets are both given"),
-    ({"target": ["tok_rgb:steps=999"]}, "--target tok_rgb: steps: 999 steps are more than the 196 tokens"),
+    ({"target": ["tok_rgb", "tok_rgb"]}, "`target`: 'tok_rgb' is given twice"),
+    ({"target": ["tok_rgb"], "target_domains": "tok_clip"}, "`target` and `targets` are both given"),
+    ({"target": ["tok_rgb:steps=999"]}, "`target` tok_rgb: steps: 999 steps are more than the 196 tokens"),
 ]
 
 
@@ -218,7 +218,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
 def test_a_mistake_is_one_sentence(model: ModelFiles, options: dict[str, object], said: str) -> None:
     found = problems(model, **options)
     assert any(said in problem for problem in found), found
-    if "--tokens: 100" not in said and "autoregressive" not in said:  # those two are wrong for both targets
+    if "`tokens`: 100" not in said and "autoregressive" not in said:  # those two are wrong for both targets
         assert len([p for p in found if said not in p]) <= 1
 
 
@@ -234,8 +234,8 @@ def test_a_mistake_in_the_defaults_of_a_row_is_a_sentence(tmp_path: Path) -> Non
 
 def test_what_does_not_suit_a_modality_is_told_beside_what_is_wrong_by_itself(model: ModelFiles) -> None:
     temps, steps = problems(model, target_domains="tok_rgb", temps="-1", decoding_steps="10000")
-    assert temps == "--temps: the temperature -1; give 0 or more"
-    assert steps.startswith("--steps: 10000 steps are more than the ")
+    assert temps == "`temps`: the temperature -1; give 0 or more"
+    assert steps.startswith("`steps`: 10000 steps are more than the ")
 
 
 def test_all_mistakes_are_reported_together(model: ModelFiles) -> None:

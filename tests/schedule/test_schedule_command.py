@@ -269,13 +269,13 @@ def test_a_chart_has_guidance_where_weights_add_up_to_one(model: str, conditions
 
 
 def test_a_chart_is_a_png_and_nothing_else(model: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--plot .*x\.jpg: must end in \.png"):
+    with pytest.raises(UsageError, match=r"`plot=.*x\.jpg`: must end in \.png"):
         run("show", "--model", model, "--plot", str(tmp_path / "x.jpg"))
     assert list(tmp_path.iterdir()) == []
     photo = tmp_path / "x.png"
     Image.new("RGB", (8, 8), "red").save(photo)
     before = photo.read_bytes()
-    with pytest.raises(UsageError, match=r"--plot .*x\.png: holds something else than a drawing"):
+    with pytest.raises(UsageError, match=r"`plot=.*x\.png`: holds something else than a drawing"):
         run("show", "--model", model, "--plot", str(photo))
     assert photo.read_bytes() == before
 

@@ -112,18 +112,18 @@ def test_any_text_is_read_or_refused(text: str, item: Item) -> None:
 
 @given(st.text() | st.text("abcsteptmp:=,-.0123 "))
 def test_any_text_is_a_target_or_brings_a_problem(text: str) -> None:
-    name, layer = parse_target(text, "--target")
+    name, layer = parse_target(text, "`target`")
     assert isinstance(name, str)
-    assert all(problem.startswith("--target") for problem in layer.problems)
+    assert all(problem.startswith("`target`") for problem in layer.problems)
 
 
 def test_a_whole_target_has_a_name_and_settings() -> None:
-    name, layer = parse_target("tok_clip:steps=49, temp=-1e-3,temp-schedule=onex:0.5:0.5", "--target")
+    name, layer = parse_target("tok_clip:steps=49, temp=-1e-3,temp-schedule=onex:0.5:0.5", "`target`")
     assert name == "tok_clip"
     values = {key: setting.values for key, setting in layer.settings.items()}
     assert values == {"decoding_steps": (49,), "temps": (-1e-3,), "temp_schedules": ("onex:0.5:0.5",)}
-    assert layer.settings["temps"].where == "--target tok_clip: temp"
-    assert parse_target("caption", "--target")[0] == "caption"
+    assert layer.settings["temps"].where == "`target` tok_clip: temp"
+    assert parse_target("caption", "`target`")[0] == "caption"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_whole_target_has_a_name_and_settings() -> None:
     ],
 )
 def test_a_mistake_in_a_whole_target_is_named(text: str, said: str) -> None:
-    assert said in " ".join(parse_target(text, "--target")[1].problems)
+    assert said in " ".join(parse_target(text, "`target`")[1].problems)
 
 
 def test_a_file_knows_the_line_of_every_setting(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_modality_that_nobody_knows_is_told_once(tmp_path: Path, place: Place)
     album = open_album(tmp_path)
     (problem,) = album.problems
     assert problem.startswith(f"{place.modality}: cannot be shown")
-    assert "--model NAME" in problem
+    assert "`model=NAME`" in problem
     view = album.view(FIRST)
     assert (view.problems, view.panels[0].note) == ((), "unknown modality")
 
