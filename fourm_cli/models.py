@@ -5,27 +5,44 @@ from pathlib import Path
 
 import typer
 
-from fourm.data.opening import local_name, local_path
+from fourm.data.opening import local_name
 from fourm.errors import UsageError
 from fourm.hub.catalogue import LICENCES
+from fourm.schedule.configs import list_configs, option_of, title_of
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import PLAIN_JSON, argument, download_names, help_of, known_names, option, with_options
+from fourm_cli.options import (
+    PLAIN_JSON,
+    argument,
+    config_option,
+    download_names,
+    help_of,
+    known_names,
+    option,
+    with_options,
+)
 
 CHOICE = "What to fetch"  # a panel of the help text
 models_app = typer.Typer()
 
 
-@with_options(as_json=PLAIN_JSON)
-def models(*, context: typer.Context, as_json: bool = False) -> None:
+@with_options(
+    configs=option("The configuration files that come with the package, and the option for each."),
+    as_json=PLAIN_JSON,
+)
+def models(*, context: typer.Context, configs: bool = False, as_json: bool = False) -> None:
     """List every known model and tokenizer, or show one whole.
 
     Examples:
         fourm models
+        fourm models --configs
         fourm models show 4m-21-xl
         fourm models show 4m-7-b --json
     """
     if context.invoked_subcommand is not None:
+        return
+    if configs:
+        _print_configs(as_json)
         return
     from fourm.hub.about import list_models
     from fourm.hub.cache import cache_folder
@@ -103,8 +120,7 @@ def show(*, name: str, as_json: bool = False) -> None:
 @with_options(
     names=argument("Short names, Hub ids (either also as NAME@REVISION), or a group: models, tokenizers.",
                    "NAME", parser=local_name, autocompletion=download_names, show_default=False),
-    config=option("YAML with models: all that it names.", "FILE", CHOICE, "-c", "--config",
-                  parser=local_path),
+    config=config_option("YAML with models: all that it names.", "-c", "--config", panel=CHOICE),
     revision=option("Branch, tag or commit. By default the one fetched before, else main.", None, CHOICE),
     dry_run=option("Only say files and sizes.", None, CHOICE),
     verify=option("Compare what is here with the record; no network. Without names, all.", None, CHOICE),
@@ -120,7 +136,7 @@ def download(
 
     Examples:
         fourm download 4m-21-xl tokenizers text-tokenizer
-        fourm download -c cfgs/generation/models/4m-xl_mod7+sr_4m-l_mod7.yaml --dry-run
+        fourm download -c 4m-xl_mod7+sr_4m-l_mod7 --dry-run
         fourm download EPFL-VILAB/4M-21_B --revision main
         fourm download --verify
     """
@@ -141,6 +157,14 @@ def download(
         print_plan(wanted, as_json, quiet)
     else:
         fetch_all(wanted, as_json, quiet)
+
+
+def _print_configs(as_json: bool) -> None:
+    rows = [(name, option_of(path), title_of(path), str(path)) for name, path in list_configs().items()]
+    if as_json:
+        print_json([dict(zip(("name", "option", "title", "path"), row, strict=True)) for row in rows])
+        return
+    print_table(("name", "option", "what"), [row[:3] for row in rows])
 
 
 models_app.callback(invoke_without_command=True, **help_of(models))(models)

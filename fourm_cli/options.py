@@ -17,6 +17,7 @@ from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS
+from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
 
@@ -99,6 +100,16 @@ def option(text: str, metavar: str | None = None, panel: str | None = None, *fla
     return typer.Option(..., *flags, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
+def config_option(text: str, *flags: str, panel: str = CONFIG) -> Any:
+    """What Typer is told of an option that takes a YAML file, or the name of one that is meant for it."""
+
+    def complete(incomplete: str) -> list[str]:
+        names = [name for name, path in list_configs().items() if option_of(path) == flags[0]]
+        return one_of(*names)(incomplete)
+
+    return option(text, "FILE|NAME", panel, *flags, parser=find_config, autocompletion=complete)
+
+
 def argument(text: str, metavar: str, **more: Any) -> Any:
     """What Typer is told of an argument."""
     return typer.Argument(help=text, metavar=metavar, **more)
@@ -136,11 +147,11 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         parser=parse_dtype, autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
     "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
                         autocompletion=one_of("sdpa", "xformers")),
-    "config": option("YAML with model settings.", "FILE", CONFIG, "-c", "--config", parser=local_path),
-    "data_config": option("YAML with data.", "FILE", CONFIG, "-dc", "--data-config", parser=local_path),
-    "gen_config": option("YAML with a schedule.", "FILE", CONFIG, "-gc", "--gen-config", parser=local_path),
-    "sr_config": option(
-        "YAML with the sr_ schedule.", "FILE", CONFIG, "-src", "--sr-config", parser=local_path),
+    "config": config_option(
+        "YAML with model settings: a file, or a name of fourm models --configs.", "-c", "--config"),
+    "data_config": config_option("YAML with data, likewise.", "-dc", "--data-config"),
+    "gen_config": config_option("YAML with a schedule.", "-gc", "--gen-config"),
+    "sr_config": config_option("YAML with the sr_ schedule.", "-src", "--sr-config"),
     "num_variations": option("Results per sample. By default 1.", "K", RUN, min=1),
     "seed": option("Seed of all random draws. By default 0.", "S", RUN, min=0),
     "batch_size": option("Results decoded together. It changes no result in float32.", "auto|N", RUN),

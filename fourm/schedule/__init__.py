@@ -5,6 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "chain": "Chain KEPT Step TargetSpec joining_problem make_chain",
+    "configs": "find_config list_configs option_of title_of",
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
     "keeps": "Keep MARKS MASK kept_of_share",
     "plan": "build_chain parse_chain",
