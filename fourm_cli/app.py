@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Annotated, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 import typer
 
@@ -19,8 +19,9 @@ from fourm.schedule.settings import OPTIONS
 from fourm_cli.console import as_typed
 from fourm_cli.folders import convert_app, plot, retrieve, verify
 from fourm_cli.generate import generate, sr, tokenize
+from fourm_cli.help import help_of, reword, show_group
 from fourm_cli.models import download, models_app
-from fourm_cli.options import help_of
+from fourm_cli.options import option, with_options
 from fourm_cli.schedules import schedule_app
 
 CONTINUED = dict.fromkeys(("generate", "sr"), "--resume")  # how an interrupted command goes on
@@ -34,7 +35,6 @@ _LISTS = {option.flag for option in OPTIONS if option.field or option.key.endswi
 app = typer.Typer(
     name="fourm",
     epilog="Try: fourm generate    (a tiny model is built in, so this works at once)",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -56,14 +56,14 @@ def _print_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")] = False,
-) -> None:
+@app.callback(invoke_without_command=True)
+@with_options(
+    version=option("Show the version.", callback=_print_version, is_eager=True),
+    debug=option("Show where in the program an error arose."),
+)
+def options(*, context: typer.Context, version: bool = False, debug: bool = False) -> None:
     """Any-to-any generation with 4M models: captions, pictures, depth, normals, segmentation, features."""
+    show_group(context)
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     try:
         command = typer.main.get_command(app)
         refuse_repeated(command, words)
-        command(prog_name="fourm")
+        code = command(prog_name="fourm", standalone_mode=False) or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRun as interrupt:
@@ -90,6 +90,10 @@ def main() -> None:
         if is_debug:
             raise
         code = explain(error)
+    except Exception as error:
+        if is_debug or not hasattr(error, "format_message"):  # as all that Typer raises has
+            raise
+        code = explain(reword(error))
     finally:
         if not is_debug:
             sys.excepthook = _explain_defect  # here, for Typer sets one of its own

@@ -13,13 +13,11 @@ from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError, UsageError, VerificationError
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
-from fourm_cli.options import argument, help_of, option, parse_folder, with_options
+from fourm_cli.help import help_of, show_group
+from fourm_cli.options import argument, option, parse_folder, with_options
 
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
-convert_app = typer.Typer(
-    no_args_is_help=True, help="Convert files of other programs to open formats.",
-    epilog="[bold]Examples[/bold]\n\nfourm convert sam-instances dataset --out converted",
-)  # fmt: skip
+convert_app = typer.Typer()
 
 
 @with_options(
@@ -108,7 +106,7 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 @with_options(
     queries=argument("Samples to find neighbours for.", "DIR", parser=local_path),
     among=option("Folder of the samples that may be found.", "DIR", parser=local_path),
-    by=option("Features to compare: dinov2_global, clip, ... Without it, clip.", "NAME"),
+    by=option("Features to compare: dinov2_global, clip, ...", "NAME", show_default="clip"),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
     sheet=option("Also draw queries and neighbours side by side, as this PNG.", "FILE", parser=local_path),
@@ -187,6 +185,16 @@ def verify(*, folder: str, as_json: bool = False) -> None:
         raise typer.Exit(VerificationError.exit_code)
 
 
+@with_options()
+def convert(*, context: typer.Context) -> None:
+    """Convert files of other programs to open formats.
+
+    Examples:
+        fourm convert sam-instances dataset --out converted
+    """
+    show_group(context)
+
+
 @with_options(
     source=argument("Dataset folder with sam_instance/<folder>/<name>.npy.", "DIR", parser=local_path),
     out=option("Folder for sam_instance/<folder>/<name>.json.", "DIR", parser=output_path,
@@ -214,4 +222,5 @@ def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bo
         raise typer.Exit(SampleError.exit_code)
 
 
+convert_app.callback(invoke_without_command=True, **help_of(convert))(convert)
 convert_app.command(**help_of(sam_instances))(sam_instances)

@@ -11,12 +11,12 @@ from fourm.hub.catalogue import LICENCES
 from fourm.schedule.configs import list_configs, option_of, title_of
 from fourm.schedule.settings import read_names
 from fourm_cli.console import note, print_json, print_table, size_text
+from fourm_cli.help import help_of
 from fourm_cli.options import (
     PLAIN_JSON,
     argument,
     config_option,
     download_names,
-    help_of,
     known_names,
     option,
     with_options,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
-from inspect import Parameter, Signature, getdoc, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -20,9 +20,9 @@ from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
+from fourm_cli.help import SCHEDULE, SR_SCHEDULE, help_parameters
 
 INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"  # panels of help
-SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 Complete = Callable[..., list[str]]  # of the context and the incomplete word, or of the word alone
@@ -133,18 +133,19 @@ def parse_device(text: str) -> str:
 _NAME = {"parser": local_name, "autocompletion": model_names}
 TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "folder": argument("Output folder of a run, or - to read its path from stdin.", "DIR"),
-    "model": option("Name, Hub id, folder or .safetensors file. Without it, demo.", "NAME", MODEL, **_NAME),
+    "model": option("Name, Hub id, folder or .safetensors file.", "NAME", MODEL, show_default=DEMO, **_NAME),
     "sr_model": option(
         "Super-resolution after generation, by this model. With -src or an option --sr-..., the one that "
         "belongs to the model.", "NAME", MODEL, **_NAME),
     "tokenizers": option(
         "Another tokenizer for a key of the model: a name, Hub id, folder or file. May be repeated.",
         "KEY=NAME", MODEL, "--tokenizer"),
-    "device": option("auto (without it), cpu, cuda or mps.", "<str>", MODEL, parser=parse_device,
+    "device": option("cpu, cuda, cuda:N or mps.", "NAME", MODEL, parser=parse_device, show_default="auto",
                      autocompletion=one_of(*DEVICES)),
     "dtype": option(
-        "auto, float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", "<str>", MODEL,
-        parser=parse_dtype, autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
+        "float32, tf32 (NVIDIA GPUs: coarser, faster), bfloat16 or float16.", "NAME", MODEL,
+        show_default="auto", parser=parse_dtype,
+        autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
     "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
                         autocompletion=one_of("sdpa", "xformers")),
     "config": config_option(
@@ -152,8 +153,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "data_config": config_option("YAML with data, likewise.", "-dc", "--data-config"),
     "gen_config": config_option("YAML with a schedule.", "-gc", "--gen-config"),
     "sr_config": config_option("YAML with the sr_ schedule.", "-src", "--sr-config"),
-    "num_variations": option("Results per sample. By default 1.", "K", RUN, min=1),
-    "seed": option("Seed of all random draws. By default 0.", "S", RUN, min=0),
+    "num_variations": option("Results per sample.", "K", RUN, min=1, show_default="1"),
+    "seed": option("Seed of all random draws.", "S", RUN, min=0, show_default="0"),
     "batch_size": option("Results decoded together. It changes no result in float32.", "auto|N", RUN),
     "shard": option("Do one n-th of the results: 0/4, 1/4, 2/4 or 3/4. Shards may share --out.", "i/n", RUN),
     "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
@@ -162,8 +163,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "overwrite": option("Delete what an earlier run wrote, then start again.", None, OUTPUT),
     "decode": option("Write pictures and other values, or tokens alone.", None, OUTPUT),
     "detokenizer_steps": option(
-        "Steps of tokenizers that decode by diffusion. By default 50, at most 25 for previews.", "N", OUTPUT,
-        min=1),
+        "Steps of tokenizers that decode by diffusion; at most 25 for previews.", "N", OUTPUT, min=1,
+        show_default="50"),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
@@ -249,32 +250,32 @@ def with_options(**own: Any) -> Callable[[Callable[..., None]], Callable[..., No
                 row = rows.get(name)
                 added = [_parameter(row, name, kind, parameter.default)] if row else [parameter]
             parameters += added
+        asked = help_parameters({one.name for one in parameters})
 
         @wraps(command)
         def with_groups(**values: Any) -> None:
+            for one in asked:
+                values.pop(one.name)
             for name, (build, names) in groups.items():
                 given = {one: value for one in names if (value := values.pop(one)) not in (None, [])}
                 values[name] = build(**given)
             command(**values)
 
-        with_groups.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        with_groups.__annotations__ = {one.name: one.annotation for one in parameters}
+        with_groups.__signature__ = Signature([*asked, *parameters])  # type: ignore[attr-defined]
+        with_groups.__annotations__ = {one.name: one.annotation for one in (*asked, *parameters)}
         return with_groups
 
     return decorate
 
 
-def help_of(command: Callable[..., None]) -> dict[str, Any]:
-    """Help for Typer from the docstring of a command; what follows `Examples:` stands at the end."""
-    text, _, lines = (getdoc(command) or "").partition("\n\nExamples:\n")
-    examples = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in lines.splitlines())])
-    return {"help": text, "epilog": examples}
-
-
 def _parameter(row: Any, name: str, kind: Any, default: Any) -> Parameter:
     """A parameter as Typer reads it. A flag that is off has no opposite, `--resume` but no `--no-resume`."""
-    told = copy(TABLE[name] if isinstance(row, str) else row)
-    told.help = row if isinstance(row, str) else row.help
+    told, is_other = copy(TABLE[name] if isinstance(row, str) else row), isinstance(row, str)
+    told.help = row if is_other else row.help
+    shown = default if told.show_default is True else told.show_default
+    if isinstance(shown, str | int) and not isinstance(shown, bool) and not is_other:
+        told.help += rf" [dim]\[default: {shown}][/dim]"
+    told.show_default = isinstance(default, bool)
     told.param_decls = told.param_decls or ((f"--{name.replace('_', '-')}",) if default is False else ())
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
 

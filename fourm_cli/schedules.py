@@ -8,18 +8,29 @@ from typing import TYPE_CHECKING
 import typer
 
 from fourm.data.opening import local_path
-from fourm.hub.cache import find_cached
 from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import note, print_json, print_table, size_text
-from fourm_cli.options import ConfigFiles, ScheduleWithSr, help_of, option, with_options
+from fourm_cli.help import help_of, show_group
+from fourm_cli.options import ConfigFiles, ScheduleWithSr, option, with_options
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
     from fourm.schedule.chain import Chain
     from fourm.schedule.cost import Cost
 
-schedule_app = typer.Typer(no_args_is_help=True, help="Check or print a schedule, without loading weights.")
+schedule_app = typer.Typer()
+
+
+@with_options()
+def schedule(*, context: typer.Context) -> None:
+    """Check or print a schedule, without loading weights.
+
+    Examples:
+        fourm schedule validate --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
+        fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
+    """
+    show_group(context)
 
 
 @with_options()
@@ -122,6 +133,7 @@ def _costs(
     settings: Settings, stages: "Sequence[tuple[ModelFiles, Chain]]", dtype: str
 ) -> "list[tuple[ModelFiles, Chain, Cost]]":
     """Stages with their costs; what is to be fetched is named where it is needed first."""
+    from fourm.hub.cache import find_cached
     from fourm.schedule.cost import estimate
 
     prompts, found, named = CATALOGUE["parti-prompts"], [], list[Entry]()
@@ -135,5 +147,6 @@ def _costs(
     return found
 
 
+schedule_app.callback(invoke_without_command=True, **help_of(schedule))(schedule)
 schedule_app.command(**help_of(validate))(validate)
 schedule_app.command(**help_of(show))(show)

@@ -47,12 +47,14 @@ def blocks(path: Path, language: str) -> list[str]:
 @cache
 def reference() -> str:
     """docs/cli.md as it should be."""
-    parts = ["# Commands", "What `--help` says, at 100 columns. Results go to stdout, all else to stderr."]
+    says = "What `--help-all` says (`--help`, where that is all), at 100 columns."
+    parts = ["# Commands", f"{says} Results go to stdout, all else to stderr."]
     for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "fourm_cli", *command.split(), "--help"], cwd=ROOT, env=PLAIN, text=True,
-            capture_output=True, check=True,
-        )  # fmt: skip
+        for flag in ("--help-all", "--help"):
+            words = [sys.executable, "-m", "fourm_cli", *command.split(), flag]
+            done = subprocess.run(words, cwd=ROOT, env=PLAIN, text=True, capture_output=True, check=False)
+            if done.returncode == 0:
+                break
         text = "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
         parts += [f"## fourm {command}".rstrip(), f"```text\n{text}\n```"]
     return "\n\n".join(parts) + "\n"

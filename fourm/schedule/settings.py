@@ -42,7 +42,7 @@ class Item(Enum):
     CURVE = ("the name of a schedule", r"[^\s,:=\d-][^\s,:=-]*(?::" + _DECIMAL + ")*", "CURVES")
     FLAG = ("true or false", r"(?i:true|false)", None)
     COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL, "NUMBER")  # 50, or 0.05 of the vocabulary
-    TEXT = ("a text", r"(?s:.+)", "NAME:KEY=VALUE,...")  # never split, and repeatable, as the next one
+    TEXT = ("a text", r"(?s:.+)", "TARGET")  # never split, and repeatable, as the next one
     PART = ("NAME:WHERE", r"(?s:.+)", "NAME:WHERE")
 
 

@@ -262,15 +262,65 @@ assert "numpy" not in sys.modules, "numpy was imported"
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["generate"], ["schedule"], ["schedule", "show"], ["schedule", "validate"]]
-)
-def test_help_fits_100_columns_and_goes_to_stdout(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+COMMANDS = ["", "convert", "convert sam-instances", "download", "generate", "models", "models show", "plot"]
+COMMANDS += ["retrieve", "schedule", "schedule show", "schedule validate", "sr", "tokenize", "verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_100_lines_of_100_columns_and_goes_to_stdout(
+    run: Run, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    done = fresh(*words, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert max(map(len, done.stdout.splitlines())) <= 100
-    assert "Usage: fourm" in done.stdout
+    code, out, err = run(*command.split(), "--help")
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 100
+    assert "Usage: fourm" in out
+    assert "<bool>" not in out
+    assert ("Examples" in out) == bool(command)
+    if "--help-all" in out:
+        code, whole, err = run(*command.split(), "--help-all")
+        assert (code, err) == (0, "")
+        assert len(whole.splitlines()) > len(lines)
+        assert "--sr-OPTION" not in whole
+
+
+def test_options_that_are_rare_or_of_super_resolution_are_told_by_help_all(run: Run) -> None:
+    short, whole = (run("generate", flag)[1] for flag in ("--help", "--help-all"))
+    assert "--sr-OPTION" in short
+    for flag in ("--sr-temps", "--schemes", "--log-json", "--no-decode"):
+        assert flag in whole
+        assert flag not in short
+
+
+MISTAKES = {
+    "generate --tepms 3": "generate: there is no option --tepms; did you mean '--temps'?",
+    "generate --batchsize 3": "generate: there is no option --batchsize; did you mean '--batch-size'?",
+    "--nothing": "fourm: there is no option --nothing; `fourm --help` shows what there is",
+    "genrate": "fourm: there is no command 'genrate'; did you mean 'generate'?",
+    "schedule shwo": "schedule: there is no command 'shwo'; did you mean 'show'?",
+    "sr": "sr: DIR is missing; `fourm sr --help` shows what there is",
+    "convert sam-instances x": "convert sam-instances: --out is missing",
+    "sr a b": "sr: got unexpected extra argument",
+    "generate a --seed": "'--seed' requires an argument",
+    "generate a --resume=3": "'--resume' does not take a value",
+    "generate a --seed x": "--seed: ",
+    "generate a --num-samples 0": "--num-samples: ",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_that_typer_finds_are_told_in_the_same_style(run: Run, words: str) -> None:
+    code, out, err = run(*words.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"fourm: {MISTAKES[words]}")
+
+
+@pytest.mark.parametrize("words", ["", "schedule", "convert"])
+def test_a_group_without_a_command_shows_its_help_as_wrong_usage(run: Run, words: str) -> None:
+    code, out, _ = run(*words.split())
+    assert (code, "Usage: fourm" in out) == (2, True)
 
 
 def test_help_imports_nothing_that_takes_long() -> None:
@@ -288,12 +338,6 @@ def test_help_imports_nothing_that_takes_long() -> None:
 
 def test_version_is_one_line_on_stdout(run: Run) -> None:
     assert run("--version") == (0, f"fourm {__version__}\n", "")
-
-
-def test_an_unknown_option_is_exit_code_2(run: Run) -> None:
-    code, out, err = run("generate", "--temp", "3")
-    assert (code, out) == (2, "")
-    assert "--temps" in err
 
 
 def test_debug_shows_the_traceback(tiny: Path) -> None:

@@ -14,7 +14,7 @@ from fourm_cli.app import app, refuse_repeated
 
 Run = Callable[..., tuple[int, str, str]]
 APP = typer.main.get_command(app)
-ADDED_UP = {"target", "sr_target", "tokenizers"}
+ADDED_UP = {"target", "sr_target", "keep", "sr_keep", "tokenizers"}
 
 
 def options(group: Any = APP, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -1,0 +1,96 @@
+"""What `--help` and `--help-all` print, and Typer's own errors as sentences of this program."""
+
+import re
+from collections.abc import Callable
+from inspect import Parameter, getdoc
+from typing import Annotated, Any
+
+import typer
+
+from fourm.errors import UsageError, near_match
+from fourm.schedule.settings import OPTIONS, SR_PREFIX
+
+# Parameters of commands that `--help` leaves out, where there is `--help-all`.
+RARE = frozenset(
+    "column subset_seed tokens_per_target autoregression_schemes token_decoding_schedules temp_schedules "
+    "cfg_schedules sam_passes keep_guided cfg_grow_conditioning tokenizers attention decode "
+    "detokenizer_steps log_json".split()
+)
+SCHEDULE, SR_SCHEDULE = "Schedule", "Schedule of super-resolution"  # panels
+SR_OPTIONS = tuple(SR_PREFIX + option.key for option in OPTIONS)  # one line of `--help` stands for them
+
+
+def help_of(command: Callable[..., None]) -> dict[str, Any]:
+    """Help for Typer from the docstring of a command; what follows `Examples:` stands at the end."""
+    text, _, lines = (getdoc(command) or "").partition("\n\nExamples:\n")
+    examples = "\n".join(["[bold]Examples[/bold]", *(f"  {line.strip()}" for line in lines.splitlines())])
+    return {"help": text, "epilog": examples if lines else None}
+
+
+def help_parameters(names: set[str]) -> list[Parameter]:
+    """The options `--help` and, of a command with rare ones among these parameters, `--help-all`."""
+    rows = {"help_common": typer.Option("--help", "-h", help="Show this message and exit.")}
+    if names & RARE:
+        rows["help_common"].help = "Show the common options and exit."
+        rows["help_all"] = typer.Option("--help-all", help="Show all options and exit.")
+    for row in rows.values():
+        row.is_eager, row.callback = True, _print_help
+    return [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, row])
+        for name, row in rows.items()
+    ]
+
+
+def show_help(context: typer.Context, is_whole: bool = False) -> None:
+    """Print the help of a command, with its rare options or without. The program ends after it."""
+    for one in context.command.params:
+        if getattr(one, "is_flag", False):
+            one.metavar = ""  # in place of its type
+        if not is_whole:
+            _shorten(one)
+    typer.echo(context.get_help())
+
+
+def show_group(context: typer.Context) -> None:
+    """Print the help of a group of commands of which none was named, and end as with wrong usage."""
+    if context.invoked_subcommand is None:
+        show_help(context)
+        raise typer.Exit(UsageError.exit_code)
+
+
+def reword(error: Any) -> UsageError:
+    """An error that Typer raised (it has `format_message`), as a sentence like all others."""
+    text = error.format_message().strip().rstrip(".")
+    text, context = f"{text[:1].lower()}{text[1:]}", getattr(error, "ctx", None)
+    if context is None:
+        return UsageError(text.replace("option '", "'", 1))
+    named = context.command_path.partition(" ")[2] or context.command_path
+    command, advice = context.command, f"; `{context.command_path} --help` shows what there is"
+    if hasattr(error, "possibilities"):
+        known = [flag for one in command.params for flag in (*one.opts, *one.secondary_opts)]
+        near = near_match(error.option_name, [flag for flag in known if flag.startswith("--")])
+        return UsageError(f"{named}: there is no option {error.option_name}{near or advice}")
+    if found := re.match("no such command '(.*?)'", text):
+        near = near_match(found[1], command.commands)
+        return UsageError(f"{named}: there is no command '{found[1]}'{near or advice}")
+    if (param := getattr(error, "param", None)) is None:
+        return UsageError(f"{named}: {text}{advice}")
+    name = param.opts[0] if param.param_type_name == "option" else param.metavar or param.name.upper()
+    if what := error.message.rstrip("."):
+        return UsageError(f"{name}: {what[0].lower()}{what[1:]}")
+    return UsageError(f"{named}: {name} is missing{advice}")
+
+
+def _print_help(context: typer.Context, param: typer.CallbackParam, value: bool) -> None:
+    if value:
+        show_help(context, is_whole=param.name == "help_all")
+        raise typer.Exit
+
+
+def _shorten(one: Any) -> None:
+    """Change a parameter for `--help`, after which the program ends."""
+    one.hidden = one.name in RARE or one.name in SR_OPTIONS[1:]
+    if one.name == SR_OPTIONS[0]:
+        one.opts, one.metavar, one.rich_help_panel = ["--sr-OPTION"], "VALUE", SCHEDULE
+        one.help = "Any of these for super-resolution: --sr-targets tok_rgb."
+    one.min = None  # limits are shown by --help-all
