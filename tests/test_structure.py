@@ -185,6 +185,7 @@ def test_files_are_opened_for_reading_in_one_place_only(name: str) -> None:
 COMMANDS = {
     "fourm.hub.download": "`fourm download --list`",
     "fourm.hub.files": "`fourm download NAME --revision R`",
+    "fourm.schedule.configs": "`fourm models --configs`",
     "fourm.schedule.chain": "a chain as a line of options",
     "fourm.schedule.plan": "the line that is read again",
     "fourm.views.gallery": "fourm generate --replay FILE --out again",
