@@ -305,8 +305,8 @@ class _Handler(BaseHTTPRequestHandler):
         step = 1 << 16
         for start in range(0, len(body), step):
             piece = body[start : start + step]
+            self.hub.sent[name] += len(piece)  # first, for a client that has all of it looks at once
             self.wfile.write(piece)
-            self.hub.sent[name] += len(piece)
             if self.hub.bytes_per_second:
                 time.sleep(len(piece) / self.hub.bytes_per_second)
 
