@@ -24,8 +24,7 @@ from fourm_cli.models import download, models_app
 from fourm_cli.options import option, with_options
 from fourm_cli.schedules import schedule_app
 
-CONTINUED = dict.fromkeys(("generate", "sr"), "--resume")  # how an interrupted command goes on
-CONTINUED |= dict.fromkeys(("convert", "download", "plot", "tokenize"), "the same command")
+CONTINUED = ("convert", "download", "plot", "tokenize")  # leave what is there, so the same command goes on
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAKES_NOTHING = {"--dry-run", "--verify", "--list"}
 FAILED_WRITES = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE, errno.EFBIG, errno.EDQUOT)
@@ -82,9 +81,10 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRun as interrupt:
         named = next((word for word in words if not word.startswith("-")), "")
-        how = "" if MAKES_NOTHING & set(words) else CONTINUED.get(named, "")
-        advice = f"; what was finished is kept, {how} goes on" if how else ""
-        print(f"fourm: interrupted{advice}", file=sys.stderr)
+        told = getattr(interrupt, "__notes__", [])
+        if named in CONTINUED and not MAKES_NOTHING & set(words):
+            told = [*(told or ["what was finished is kept"]), "the same command goes on"]
+        print(f"fourm: {one_line('; '.join(['interrupted', *told]))}", file=sys.stderr)
         code = 128 + int(interrupt.args[0])
     except (FourMError, OSError) as error:
         if is_debug:

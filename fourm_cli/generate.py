@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,6 +292,7 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
     request = requests[0]
 
     def notes() -> Iterator[str]:
+        yield _announce(requests, dataset)
         yield from dataset.incomplete[:INCOMPLETE_SHOWN]
         if (rest := len(dataset.incomplete) - INCOMPLETE_SHOWN) > 0:
             yield f"{rest:,} more samples lack a file"
@@ -319,8 +321,37 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         _follow(begin, request, notes(), report, len(request.variations))
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # a signal
+            stop.add_note(_advice(request))
+        raise
     finally:
         remove_empty(made)  # where a mistake came to light later
+
+
+def _announce(requests: "Sequence[Request]", dataset: "Dataset") -> str:
+    """What is about to be made; it is said before torch is imported, which takes seconds."""
+    request = requests[0]
+    what = counted(len(dataset.samples), "prompt" if dataset.input.kind == "texts" else "sample")
+    what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
+    stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
+    finer = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
+    return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{finer}"
+
+
+def _advice(request: "Request") -> str:
+    """How an interrupted run goes on: its command once more, with --resume and its output folder."""
+    if request.world.group_size > 1:
+        return "the same command with --resume goes on"
+    words = [word for word in request.command if word not in ("--resume", "--overwrite")]
+    added = ["--resume"]
+    if not request.is_beside and not any(re.match("--out(=|$)", word) for word in words):
+        added += ["--out", str(request.out)]
+    if request.is_beside and "-" in words:  # the folder that was read from standard input
+        words[words.index("-")] = str(request.out)
+    at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
+    with_input = " (with the same standard input)" if "-" in words else ""
+    return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 
 
 def _follow(

@@ -68,18 +68,26 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
         get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
         transient=True,
     )  # fmt: skip
-    with bars if screen.has_bars else nullcontext():
-        for last in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
-            if log is None:
-                continue
-            try:
-                print(json.dumps(last.to_json()), file=log, flush=True)
-            except OSError as error:
-                raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
+    try:
+        with bars if screen.has_bars else nullcontext():
+            for last in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
+                if log is not None:
+                    _write(log, last)
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # a signal: what is told of it ends with this
+            stop.add_note(tally.saved)
+        raise
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
     screen.say(summary(last, tally))
     return last
+
+
+def _write(log: TextIO, event: Event) -> None:
+    try:
+        print(json.dumps(event.to_json()), file=log, flush=True)
+    except OSError as error:
+        raise FourMError(f"--log-json {log.name}: cannot be written ({error.strerror})") from error
 
 
 @dataclass(slots=True)
@@ -137,6 +145,13 @@ class Tally:
         return "sample" if self.start.variations == 1 else "result"
 
     @property
+    def saved(self) -> str:
+        """How many results are there, of how many: `3 of 20 samples are saved`."""
+        which = " of super-resolution" if self.start.stage == "sr" else ""
+        there = self.start.skipped + self.counts[Saved]
+        return f"{there} of {self.start.total} {self.unit}s{which} are saved"
+
+    @property
     def rate(self) -> str:
         """Tokens fixed per second of decoding."""
         return f"{self.tokens / self.decoding if self.decoding else 0.0:.0f} tokens/s"
@@ -169,10 +184,12 @@ def lines(
         elif isinstance(event, Halved):
             rows = f"{event.rows} samples are" if event.rows > 1 else "one sample is"
             say(f"note: memory ran out on {event.device}; from here on {rows} worked on together")
+        elif isinstance(event, Started):
+            say(headline(event))
         elif interval is None or isinstance(event, Finished):
             pass
-        elif isinstance(event, Started | Loading):
-            say(headline(event) if isinstance(event, Started) else tally.loading)
+        elif isinstance(event, Loading):
+            say(tally.loading)
         elif not (isinstance(event, Saved) and tally.start.steps) and tally.clock() - printed >= interval:
             printed = tally.clock()
             say(progress_line(tally, event))
@@ -180,13 +197,14 @@ def lines(
 
 
 def headline(start: Started) -> str:
-    """The line at the start of a run: samples, model, device, batch size."""
-    unit = f"results, {start.variations} variations of each sample"
+    """The line at the start of a run: samples, model, device, dtype, batch size."""
+    unit = f"results, {start.variations} variations each"
     what = f"{start.total} {unit}" if start.variations > 1 else counted(start.total, "sample")
     what = f"super-resolution of {what}" if start.stage == "sr" else what
     skipped = f", {start.skipped} already complete" if start.skipped else ""
     steps = f"{counted(start.steps, 'decoding step')}, " if start.steps else ""
-    return f"{what}{skipped}; model {start.model} on {start.device}, {steps}batches of {start.batch_size}"
+    where = f"{start.device} in {start.dtype}" if start.dtype else start.device
+    return f"{what}{skipped}; model {start.model} on {where}, {steps}batches of {start.batch_size}"
 
 
 def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:

@@ -30,6 +30,7 @@ class Started:
     evaluations: int = 0  # forward passes of diffusion decoders per sample
     stage: str = "base"  # "base", or "sr" for super-resolution of the base results
     variations: int = 1  # results per sample
+    dtype: str = ""  # of the networks
     to_json = _to_json
 
 

@@ -68,7 +68,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
         device=str(job.device), steps=len(request.chain.steps),
         evaluations=count_evaluations(request, job.places), stage=request.stage,
-        variations=len(request.variations),
+        variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
     if todo:

@@ -203,7 +203,8 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
         found += [one] if one.rows or one.problems else []
     run.skipped = len(mine) - len(found)
     size = request.batch_size or run.portions.rows
-    yield Started(len(mine), run.skipped, size, request.model.name, str(device), 0)
+    width = run.portions.dtype
+    yield Started(len(mine), run.skipped, size, request.model.name, str(device), 0, dtype=width)
     if needed := {row.name: row for one in found if not one.problems for row in one.rows}:
         names = sorted({row.tokenizer for row in needed.values()})
         yield Loading(f"tokenizers {', '.join(names)}")

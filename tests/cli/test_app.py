@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from fourm import __version__
 from fourm.output.processes import read_launches
 from fourm.output.samples import load_run
+from fourm.runs.request import Request
+from fourm_cli.generate import _advice
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -436,9 +441,24 @@ def test_a_second_signal_ends_a_command_that_does_not_end(
 def test_an_interrupted_run_says_so_and_can_be_resumed(
     tiny: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    command = [sys.executable, "-m", "fourm_cli", "generate", "--model", str(tiny), "--data", "empty",
-               "--cond", "none", "--num-samples", "400", "--batch-size", "1", "--out", str(tmp_path / "out"),
-               "--log-json", str(tmp_path / "log")]  # fmt: skip
+    words = [
+        "generate",
+        "--model",
+        str(tiny),
+        "--data",
+        "empty",
+        "--cond",
+        "none",
+        "--num-samples",
+        "400",
+        "--batch-size",
+        "1",
+        "--out",
+        str(tmp_path / "my out"),
+        "--log-json",
+        str(tmp_path / "log"),
+    ]
+    command = [sys.executable, "-m", "fourm_cli", *words, "--overwrite"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "log").exists() or "saved" not in (tmp_path / "log").read_text():
             time.sleep(0.05)
@@ -446,9 +466,49 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err.splitlines()[-1].startswith("fourm: interrupted")
-    assert "--resume" in err.splitlines()[-1]
-    (launch,) = read_launches(tmp_path / "out", load_run(tmp_path / "out").identity)
+    said, _, advice = err.splitlines()[-1].partition("; to go on: ")
+    (launch,) = read_launches(tmp_path / "my out", load_run(tmp_path / "my out").identity)
     assert launch.finished
     assert 0 < launch.saved < 400
-    assert not (tmp_path / "out" / ".partial").exists()
+    assert said == f"fourm: interrupted; {launch.saved} of 400 samples are saved"
+    assert shlex.split(advice) == ["fourm", "generate", "--resume", *words[1:]]
+    assert not (tmp_path / "my out" / ".partial").exists()
+
+
+def test_what_is_about_to_be_made_is_said_before_torch_is_imported(tiny: Path, tmp_path: Path) -> None:
+    words = [
+        "generate",
+        "a red circle",
+        "a blue square",
+        "--model",
+        tiny,
+        "--no-decode",
+        "--out",
+        tmp_path / "o",
+    ]
+    command = [sys.executable, "-X", "importtime", "-m", "fourm_cli", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    lines = done.stderr.splitlines()
+    (said,) = (number for number, line in enumerate(lines) if line.startswith("fourm: "))
+    assert lines[said] == f"fourm: {tiny}, 2 prompts -> tok_clip@64, tok_rgb@64"
+    imported = [line.rpartition("|")[2].strip() for line in lines]
+    assert said < next(number for number, name in enumerate(imported) if name.partition(".")[0] == "torch")
+
+
+@pytest.mark.parametrize(
+    ("command", "beside", "advice"),
+    [
+        ("generate a --overwrite", False, "fourm generate --resume --out out/001 a"),
+        ("generate a --out=x", False, "fourm generate --resume a --out=x"),
+        ("--debug sr - --seed 1", True, "fourm --debug sr --resume out/001 --seed 1"),
+        ("generate --data - --out x", False, "fourm generate --resume --data - --out x"),
+    ],
+)
+def test_the_command_that_goes_on_names_its_folder(command: str, beside: bool, advice: str) -> None:
+    world = SimpleNamespace(group_size=1)
+    request = SimpleNamespace(
+        command=("fourm", *command.split()), is_beside=beside, out=Path("out/001"), world=world
+    )
+    told = _advice(cast(Request, request))
+    assert told.partition(": ")[2] == advice
+    assert ("standard input" in told) == ("--data -" in command)

@@ -28,7 +28,7 @@ from fourm_cli.app import explain
 
 def events(failures: int = 1) -> Iterator[Event]:
     yield Loading("the demo model")
-    yield Started(total=24, skipped=4, batch_size=8, model="demo", device="cpu", steps=4)
+    yield Started(24, 4, batch_size=8, model="demo", device="cpu", steps=4, dtype="float32")
     for batch in range(3):
         for step in range(4):
             target = "tok_clip@64" if step < 2 else "tok_rgb@64"
@@ -60,7 +60,13 @@ def said(interval: float | None, tick: float, failures: int = 1) -> list[str]:
 def test_plain_lines_come_at_a_calm_rate_and_failures_at_once() -> None:
     few, many = said(interval=1000, tick=0.1), said(interval=0, tick=0.1)
     assert few[0] == "loading the demo model"
-    for fact in ("24 samples", "4 already complete", "model demo on cpu", "4 decoding steps", "batches of 8"):
+    for fact in (
+        "24 samples",
+        "4 already complete",
+        "model demo on cpu in float32",
+        "4 decoding steps",
+        "batches of 8",
+    ):
         assert fact in few[1]
     assert few[2].startswith("0/20 samples; tok_clip@64 step 1/4, 32/64 tokens, 2560 tokens/s, ")
     assert few[3:] == [r"failed: 00000/\x1b[31m0 variation 1: caption:\ntoo long"]
@@ -78,7 +84,7 @@ def test_what_is_counted_is_named_samples_or_results() -> None:
     one, four = begun(1), begun(4)
     assert one[0].startswith("24 samples; model demo")
     assert one[1].startswith("0/24 samples; ")
-    assert four[0].startswith("24 results, 4 variations of each sample; model demo")
+    assert four[0].startswith("24 results, 4 variations each; model demo")
     assert four[1].startswith("0/24 results; ")
 
 
@@ -91,14 +97,14 @@ def test_a_run_without_decoding_steps_counts_its_samples() -> None:
         yield Failed("f/9", 0, "f/9.png: not a picture")
         yield Finished(saved=9, skipped=2, failed=1, seconds=3.0)
 
-    for interval, lines in ((1000, 1), (0, 9), (None, 0)):
+    for interval, lines in ((1000, 1), (0, 9), (None, 0)):  # None: a terminal, with bars
         out: list[str] = []
         tally = progress.Tally(clock=Clock(0.5))
         list(progress.lines(samples(), tally, out.append, interval))
         assert sum("/10 samples" in line for line in out) == lines
+        assert out[0].startswith("12 samples, 2 already complete; ")
+        assert "decoding" not in out[0]
         if interval is not None:
-            assert out[0].startswith("12 samples, 2 already complete; ")
-            assert "decoding" not in out[0]
             assert out[2].startswith("1/10 samples, ")
             assert out[2].endswith(" left")
 
@@ -223,6 +229,17 @@ def test_quiet_says_nothing_and_stdout_has_no_progress(capfd: pytest.CaptureFixt
         "3 samples generated, 4 already complete, 1 failed (see failures.jsonl) in 3:07 min"
     )
     assert "\x1b" not in err
+
+
+def test_a_signal_is_told_how_much_is_saved() -> None:
+    def stopped() -> Iterator[Event]:
+        yield Started(total=9, skipped=2, batch_size=1, model="demo", device="cpu", steps=4, stage="sr")
+        yield Saved("a", 0, ())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        progress.show(stopped(), quiet=True, log=None)
+    assert caught.value.__notes__ == ["3 of 9 samples of super-resolution are saved"]
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
