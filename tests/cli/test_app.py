@@ -176,8 +176,9 @@ def test_a_log_on_a_full_disk_is_a_sentence(run: Run, tiny: Path) -> None:
 
 
 def test_missing_models_name_the_command_that_fetches_them(run: Run) -> None:
-    for words in (["generate", "a"], ["schedule", "show"]):
-        code, out, err = run(*words, "--model", "EPFL-VILAB/4M-7_B_CC12M")
+    for words in (["generate", "a", "--model", "EPFL-VILAB/4M-7_B_CC12M"],
+                  ["schedule", "show", "--model", "some/thing"]):  # fmt: skip
+        code, out, err = run(*words)
         assert (code, out) == (4, "")
         assert "fourm download" in err
 

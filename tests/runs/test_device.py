@@ -125,8 +125,8 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
         for size, dtype in ((6, "auto"), (4, "bfloat16"), (1, "bfloat16"))
     )
     for request, said in (
-        (full, r"needs about .* GB .* but only 0\.0105 GB .* on cpu; --dtype bfloat16 or --batch-size 3"),
-        (half, "; --batch-size 2 needs less"),
+        (full, r"needs about .* GB .* but only 0\.0105 GB .* on cpu; `dtype=bfloat16` or `batch_size=3`"),
+        (half, "; `batch_size=2` needs less"),
         (alone, "; a smaller model needs less"),
     ):
         with pytest.raises(UsageError, match=said):

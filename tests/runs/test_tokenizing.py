@@ -237,7 +237,7 @@ def test_token_files_that_are_not_whole_are_left_alone_unless_told(
     before = strange.read_bytes()
     events = list(tokenize_dataset(request(dataset, model, "rgb")))
     assert counts(events) == (2, 0, 1)
-    assert "is not 1 crops of 64 tokens in 0..63; --overwrite" in failures(events)["f/s0"]
+    assert "is not 1 crops of 64 tokens in 0..63; `overwrite=True`" in failures(events)["f/s0"]
     assert strange.read_bytes() == before
     assert counts(list(tokenize_dataset(request(dataset, model, "rgb", overwrite=True)))) == (3, 0, 0)
     assert np.load(strange).shape == (1, 64)
