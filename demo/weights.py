@@ -43,7 +43,8 @@ from demo.readback import agrees, caption_of
 from demo.world import COLOURS, describe
 from fourm.codecs.files import read_array
 from fourm.data.layout import Key, path_of
-from fourm.views.plots import draw_sheet, save_sheet
+from fourm.views.plots import draw_sheet
+from fourm.views.saving import save_drawing
 
 FEATURES, DEPTH, RGB = "tok_clip@64", "tok_depth@64", "tok_rgb@64"
 CAPTION_WEIGHTS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # against features at 1
@@ -286,7 +287,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(args.work or Path(folder), args.count)
-        save_sheet(draw_examples(lab), args.out / "weighted-guidance-samples.png")
+        save_drawing(draw_examples(lab), args.out / "weighted-guidance-samples.png")
         rows = measure(lab)
     if args.json:
         data = [{"experiment": r.experiment, "weights": r.weights, "shares": r.shares} for r in rows]

@@ -1,6 +1,7 @@
 """The commands that read folders of samples: `plot`, `retrieve`, `verify` and `convert`."""
 
 import itertools
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +11,24 @@ from pathlib import Path
 import typer
 
 from fourm.data.opening import local_path, output_path
-from fourm.errors import SampleError, UsageError, VerificationError
+from fourm.errors import SampleError, UsageError, VerificationError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
-from fourm_cli.options import argument, option, parse_folder, with_options
+from fourm_cli.options import argument, one_of, option, parse_folder, with_options
 
+KINDS = ("png", "pdf", "svg")  # of sheets
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
+_SIZE = option("Width on paper in inches: of PDF and SVG, and as a PNG says it; its pixels stay.", "INCHES",
+               min=1, max=100, show_default=False)  # fmt: skip
 convert_app = typer.Typer()
+
+
+def parse_kind(text: str) -> str:
+    """One of KINDS."""
+    if text not in KINDS:
+        raise UsageError(f"--format: '{text}' is not one of {', '.join(KINDS)}{near_match(text, KINDS)}")
+    return text
 
 
 @with_options(
@@ -25,17 +36,22 @@ convert_app = typer.Typer()
     films=option(
         "Film strips of samples made with --preview: NAME-film.png, at most 8 steps of each target."),
     contact=option(
-        "One picture of each sample and variation on a sheet, contact.png; more than 60 make several: "
-        "contact-01.png, contact-02.png, ..."),
+        "RGB and all maps of each sample and variation on a sheet, contact.png; more than ten rows make "
+        "several: contact-01.png, contact-02.png, ..."),
+    show=option("What contact sheets show instead: rgb,depth", "NAME,...", show_default=False),
     html=option(
         "One page with all samples, index.html: search, zoom, compare, step through films. It needs no "
         "network."),
     sheets=option("Draw sheets; without them --html makes the page alone."),
+    kind=option("Sheets as png, pdf or svg.", "ENDING", None, "--format",
+                parser=parse_kind, autocompletion=one_of(*KINDS)),
+    size=_SIZE,
     model="Whose modalities these are, where the model of the run is not here any more.",
 )  # fmt: skip
 def plot(
-    *, folder: str, count: int | None = None, films: bool = True, contact: bool = True, html: bool = False,
-    sheets: bool = True, model: str | None = None, quiet: bool = False, as_json: bool = False,
+    *, folder: str, count: int | None = None, films: bool = True, contact: bool = True,
+    show: str | None = None, html: bool = False, sheets: bool = True, kind: str = KINDS[0],
+    size: float | None = None, model: str | None = None, quiet: bool = False, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Draw what an output folder holds: a sheet for each sample, DIR/plots/NAME.png.
 
@@ -46,6 +62,7 @@ def plot(
         fourm plot out
         fourm generate "a small red circle" --num-variations 4 --preview 5 --out out | fourm plot -
         fourm plot out --count 20 --no-contact
+        fourm plot out --show rgb,depth --format pdf --size 7
         fourm plot out --html --no-sheets
     """
     from fourm.hub.files import find_model
@@ -53,6 +70,8 @@ def plot(
 
     if not (sheets or html):
         raise UsageError("--no-sheets: there is nothing to draw without --html")
+    if show is not None and not (contact and sheets):
+        raise UsageError("--show: says what contact sheets show, and none is drawn")
     root = parse_folder(folder, sys.stdin.buffer)
     open_runs(root)  # mistakes end here, before torch is imported
     if model is not None:
@@ -60,7 +79,7 @@ def plot(
 
     from fourm.views.album import open_album
     from fourm.views.gallery import PAGE, write_gallery
-    from fourm.views.plots import plot_album, plots_folder
+    from fourm.views.plots import Wanted, plot_album, plots_folder
 
     album, plots, screen = open_album(root, model), plots_folder(root), Screen(quiet)
     chosen = replace(album, keys=album.keys[:count])
@@ -72,7 +91,8 @@ def plot(
         screen.say_progress(f"{number:,} of {len(chosen.keys):,} samples drawn")
 
     if sheets:
-        for number, one in enumerate(plot_album(album, count, films, contact), 1):
+        wanted = Wanted(count, films, contact, _parse_names(show or ""), kind, size)
+        for number, one in enumerate(plot_album(album, wanted), 1):
             seen(one.key, one.problems, number)
             undrawn |= one.undrawn
     if page is not None:
@@ -83,14 +103,22 @@ def plot(
     if not quiet:
         _note_problems(problems, undrawn)
         note(f"{counted(len(found), 'sample')} drawn in {page or plots}")
-    if as_json:
-        said = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
-        rows = [{"key": key, "problem": text} for key, text in problems]
-        print_json(said | {"samples": len(found), "problems": rows})
-    else:
-        print_path(root)
+    _print_plotted(root, plots, page, len(found), problems) if as_json else print_path(root)
     if problems:
         raise typer.Exit(SampleError.exit_code)
+
+
+def _print_plotted(
+    root: Path, plots: Path, page: Path | None, samples: int, problems: Sequence[tuple[str | None, str]]
+) -> None:
+    said = {"out": str(root), "plots": str(plots), "page": str(page) if page else None}
+    rows = [{"key": key, "problem": text} for key, text in problems]
+    print_json(said | {"samples": samples, "problems": rows})
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """The names in a list, between commas or hyphens."""
+    return tuple(name for name in re.split(r"[-,\s]+", text) if name)
 
 
 def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]) -> None:
@@ -104,46 +132,55 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
 
 
 @with_options(
-    queries=argument("Samples to find neighbours for.", "DIR", parser=local_path),
+    queries=argument("Samples to find neighbours for, or - to read their folder from stdin.", "DIR"),
     among=option("Folder of the samples that may be found.", "DIR", parser=local_path),
     by=option("Features to compare: dinov2_global, clip, ...", "NAME", show_default="clip"),
     count=option("Neighbours of each sample.", "K", None, "--count", "-k", min=1),
     metric=option("euclidean or cosine.", "NAME"),
-    sheet=option("Also draw queries and neighbours side by side, as this PNG.", "FILE", parser=local_path),
+    sheet=option(
+        "Also draw queries and neighbours side by side: a .png, .pdf or .svg.", "FILE", parser=local_path
+    ),
+    size=_SIZE,
     show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME"),
 )
 def retrieve(
-    *, queries: Path, among: Path, by: str | None = None, count: int = 5, metric: str = "euclidean",
-    model: str | None = None, sheet: Path | None = None, show: str = "rgb", as_json: bool = False,
+    *, queries: str, among: Path, by: str | None = None, count: int = 5, metric: str = "euclidean",
+    model: str | None = None, sheet: Path | None = None, size: float | None = None, show: str = "rgb",
+    as_json: bool = False,
 ) -> None:  # fmt: skip
     """Find the samples of a folder whose features are nearest to those of other samples.
+
+    Where both are the same folder, each sample has the others as neighbours.
 
     Examples:
         fourm generate --data photos --cond rgb --targets tok_dinov2_global --model 4m-21-xl --out library
         fourm generate "a lake house" --targets tok_dinov2_global --model 4m-21-xl --out query
         fourm retrieve query --among library --by dinov2_global --model 4m-21-xl --sheet found.png
+        fourm generate "a lake house" --targets tok_clip --out query | fourm retrieve - --among library
     """
     from fourm.data.writing import check_drawing
     from fourm.hub.files import find_model
 
     registry = find_model(DEMO if model is None else model).registry
-    for folder in (queries, among):
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder")
+    folder = parse_folder(queries, sys.stdin.buffer)
+    if not among.is_dir():
+        raise UsageError(f"{among}: no such folder")
     if sheet is not None:
         check_drawing("sheet", sheet)
 
-    from fourm.views.plots import save_sheet
     from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
+    from fourm.views.saving import save_drawing
 
     row = feature_row(registry, "clip" if by is None else by)
-    asked, library = load_features(queries, row), load_features(among, row)
-    problems = (*asked.problems, *library.problems)
+    asked, is_same = load_features(folder, row), folder.samefile(among)
+    library = asked if is_same else load_features(among, row)
+    problems = asked.problems if is_same else (*asked.problems, *library.problems)
     for problem in problems:
         note(problem)
-    found = dict(zip(asked.keys, nearest(asked.vectors, library, count, metric), strict=True))
+    own = asked.keys if is_same else ()
+    found = dict(zip(asked.keys, nearest(asked.vectors, library, count, metric, own), strict=True))
     if sheet is not None:
-        save_sheet(draw_neighbours(queries, among, registry, show, found), sheet)
+        save_drawing(draw_neighbours(folder, among, registry, show, found), sheet, size)
     if as_json:
         print_json(as_rows(found))
     else:

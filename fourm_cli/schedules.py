@@ -72,12 +72,14 @@ def validate(
 
 
 @with_options(
-    chart=option("Also draw tokens, temperature and guidance of each step, as this PNG.", "FILE", None,
-                 "--plot", parser=local_path, show_default=False),
+    chart=option("Also draw tokens, temperature and guidance of each step: a .png, .pdf or .svg.", "FILE",
+                 None, "--plot", parser=local_path, show_default=False),
+    size=option("Width of the chart in inches; a PNG has 120 pixels for each. By default 11.", "INCHES",
+                min=3, max=40, show_default=False),
 )  # fmt: skip
 def show(
     *, schedule: ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
-    configs: ConfigFiles, chart: Path | None = None, as_json: bool = False,
+    configs: ConfigFiles, chart: Path | None = None, size: float | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Print the chain of a schedule step by step, and that of super-resolution where it is asked for.
 
@@ -88,10 +90,11 @@ def show(
     stages = _plan(schedule, configs, model, sr_model)[1]
     if chart is not None:
         from fourm.data.writing import check_drawing
-        from fourm.views.chart import draw_chain, save_chart  # imports Matplotlib: half a second
+        from fourm.views.chart import WIDTH, draw_chain  # imports Matplotlib: half a second
+        from fourm.views.saving import save_drawing
 
         check_drawing("plot", chart)
-        save_chart(draw_chain(stages[0][1], stages[0][0].name), chart)
+        save_drawing(draw_chain(stages[0][1], stages[0][0].name, size or WIDTH), chart)
     if as_json:
         said = [chain.to_json() for _, chain in stages]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})

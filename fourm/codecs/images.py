@@ -186,16 +186,27 @@ class GridCodec:
         return [self.form.finish(one) for one in decoded]
 
     def picture(self, value: Value) -> Image.Image:
-        """The value in colours, at its own size."""
+        """The value in colours, at its own size; light grey where it is not known."""
         if self.form.is_labels:
             return Image.fromarray(maps.label_colours(self._num_labels())[value])
-        return Image.fromarray(self.form.paint(value))
+        return maps.picture_of(self.form.paint(value))
 
-    def pictures(self, values: Sequence[Value]) -> list[Image.Image]:
-        """Pictures of several values; features have the same colours in all of them."""
-        if self.form.resample is not None or len({len(value) for value in values}) != 1:
+    def pictures(self, values: Sequence[Value], like: Value | None = None) -> list[Image.Image]:
+        """Pictures of several values; depth and features have one scale of colours in all of them.
+
+        like: the value whose scale it is, by default that of all values together.
+        """
+        if self.form.is_measured:
+            limits = maps.limits_of(values if like is None else [like])
+            return [Image.fromarray(maps.turbo(value, limits)) for value in values]
+        widths = {len(value) for value in (*values, *([] if like is None else [like]))}
+        if self.form.resample is not None or len(widths) != 1:
             return [self.picture(value) for value in values]
-        return [Image.fromarray(picture) for picture in maps.paint_features(*values)]
+        return [Image.fromarray(picture) for picture in maps.paint_features(*values, like=like)]
+
+    def limits(self, values: Sequence[Value]) -> tuple[float, float] | None:
+        """The numbers at the ends of the scale of `pictures`; None if colours stand for something else."""
+        return maps.limits_of(values) if self.form.is_measured else None
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
         """The classes in a map of class numbers, with their colours in its picture; () for other values."""

@@ -27,6 +27,7 @@ Value = NDArray[Any]
 
 DEPTH_LEVELS = 65535  # of 16-bit depth pictures
 GREY = 128
+UNKNOWN = 238  # grey level of what is not known, in pictures to look at
 NO_CLASS = 255  # in class numbers
 
 
@@ -99,6 +100,11 @@ class Form:
     outside: int = 0  # the value of what lies outside a picture
     is_normal: bool = False  # the red channel is a direction from left to right
     is_labels: bool = False  # class numbers
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether colours stand for numbers, from the lowest to the highest."""
+        return self.paint is turbo
 
 
 def read_pixels(path: Path, mode: str = "RGB", is_exact: bool = False) -> NDArray[np.uint8]:
@@ -247,12 +253,33 @@ def _finish_labels(logits: Tensor) -> Value:
     return logits.argmax(dim=0).numpy().astype(np.uint8) - np.uint8(1)
 
 
-def turbo(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W) of any range -> (H, W, 3) from dark blue (lowest) to dark red; a constant map is dark blue."""
-    x = np.nan_to_num(values.astype(np.float64))
-    x = (x - x.min()) / (np.ptp(x) or 1.0)
+def turbo(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """(H, W) of any range -> (H, W, 3) from dark blue to dark red, light grey where a value is not known.
+
+    limits: the values at the two ends of the scale, by default the lowest and the highest; others beyond them
+    have the colours of the ends. A constant map is dark blue.
+    """
+    low, high = limits or limits_of([values])
+    is_known = np.isfinite(values)
+    x = (np.where(is_known, values, low).astype(np.float64) - low) / ((high - low) or 1.0)
     # As Matplotlib maps [0, 1] to 256 colours, the highest value to the last one.
-    return _TURBO[(x * 256).astype(np.int64).clip(0, 255)]
+    colours = _TURBO[(x.clip(0, 1) * 256).astype(np.int64).clip(0, 255)]
+    return np.where(is_known[..., None], colours, np.uint8(UNKNOWN))
+
+
+def limits_of(values: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """The lowest and the highest known value of some maps; (0, 0) if there is none."""
+    known = np.concatenate([one[np.isfinite(one)].astype(np.float64) for one in values])
+    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+
+
+def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """8-bit grey (H, W) or colours (H, W, 3) as a picture; with a channel more, light grey where it is 0."""
+    picture = Image.fromarray(pixels)
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    paper = Image.new("RGBA", picture.size, (UNKNOWN, UNKNOWN, UNKNOWN, 255))
+    return Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
 
 
 def label_colours(num_labels: int) -> NDArray[np.uint8]:
@@ -289,15 +316,18 @@ def legend(labels: NDArray[np.uint8], num_labels: int, names: Sequence[str] = ()
     return tuple(LegendEntry(known[n], tuple(colours[n]), int(counts[n]) / labels.size) for n in present)
 
 
-def paint_features(*maps: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-    """(C, h, w) each -> (h, w, 3) each: the three principal components of all maps, on one common scale.
+def paint_features(
+    *maps: NDArray[np.float32], like: NDArray[np.float32] | None = None
+) -> list[NDArray[np.uint8]]:
+    """(C, h, w) each -> (h, w, 3) each: three principal components, on one scale for all maps.
 
+    like: the map whose components and scale they are, by default those of all maps together.
     Signs are fixed by the largest weight of each component, so that colours are the same on every machine.
     Missing components are 128, and constant maps are mid-grey. A map of a single place has nothing to
     compare: its numbers are shown row by row in the Turbo colours.
     """
-    rows = [np.nan_to_num(one.reshape(len(one), -1).T.astype(np.float64)) for one in maps]  # (h * w, C)
-    everything = np.concatenate(rows)
+    rows = [_rows_of(one) for one in maps]
+    everything = np.concatenate(rows) if like is None else _rows_of(like)
     mean = everything.mean(axis=0)
     found = np.linalg.svd(everything - mean, full_matrices=False)[2][:3]
     largest = np.abs(found).argmax(axis=1)
@@ -311,13 +341,19 @@ def paint_features(*maps: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
         if len(places) == 1 and np.ptp(places) > 0:
             # Of the rectangles of this many cells the one nearest to a square.
             shorter = next(side for side in range(int(channels**0.5), 0, -1) if channels % side == 0)
-            pictures.append(turbo(places.reshape(shorter, -1)))
+            limits = None if like is None else limits_of([like])
+            pictures.append(turbo(places.reshape(shorter, -1), limits))
         elif (everything == everything[0]).all():
             pictures.append(np.full((height, width, 3), GREY, dtype=np.uint8))
         else:
             scaled = ((places - mean) @ components.T - low) / (high - low)
             pictures.append(to_bytes(scaled).reshape(height, width, 3))
     return pictures
+
+
+def _rows_of(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(C, h, w) -> (h * w, C)."""
+    return np.nan_to_num(features.reshape(len(features), -1).T.astype(np.float64))
 
 
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

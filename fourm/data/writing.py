@@ -30,6 +30,8 @@ _claims = dict[tuple[str, str], BinaryIO]()  # lock files that are held, by proc
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # A text chunk of PNG that each drawing holds. Results hold none of this name, so none is taken for a drawing.
 DRAWING = {"drawing": "fourm"}
+DRAWN_BY = "fourm drawing"  # the creator of a drawing as PDF or SVG
+DRAWINGS = (".png", ".pdf", ".svg")  # endings
 
 
 def write_atomic(root: Path, path: Path, write: Callable[[Path], object]) -> None:
@@ -231,15 +233,18 @@ def refuse_inside(out: Path, top: Path) -> None:
 def check_drawing(setting: str, path: Path) -> None:
     """UsageError unless a drawing can be written to path; a result or photograph there must not be lost."""
     problem = ""
-    if path.suffix.lower() != ".png":
-        problem = "must end in .png"
+    if path.suffix.lower() not in DRAWINGS:
+        problem = f"must end in {', '.join(DRAWINGS[:-1])} or {DRAWINGS[-1]}"
     elif path.exists() and not path.is_file():
         problem = "something that is no file is there"
     elif path.exists():
         problem = "holds something else than a drawing; name another file"
         with suppress(OSError), open_file(path) as file:
             start = file.read(1 << 12)  # before the pixels stand a few small chunks
-            problem = "" if not start or b"tEXtdrawing\0fourm" in start else problem
+            file.seek(-min(1 << 12, path.stat().st_size), os.SEEK_END)
+            both = start + file.read()  # a PDF says at its end what it is
+            is_drawing = b"tEXtdrawing\0fourm" in both or DRAWN_BY.encode() in both
+            problem = "" if not start or is_drawing else problem
     if problem:
         raise UsageError(f"`{setting}={printable(str(path))}`: {problem}")
 

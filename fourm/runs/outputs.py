@@ -31,6 +31,7 @@ from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.inputs import CAPTION
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
+from fourm.runs.request import MAX_DETOKENIZER_STEPS
 from fourm.runs.values import decode_values, diffusion_of
 
 PREVIEW_STEPS = 25  # most diffusion steps for a preview picture
@@ -44,7 +45,7 @@ class Film:
     target: str = ""
     # The number of the step that decoded each token, from 1; -1 if it is not decoded.
     order: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, L) int16
-    # Pictures that are not written yet: place, known tokens (B, L) bool, and one decoded value per sample.
+    # Pictures to be written after the last step: place, known tokens (B, L) bool, one value per sample.
     frames: list[tuple[Place, Tensor, list[Any]]] = field(default_factory=list)
 
 
@@ -143,27 +144,36 @@ class Saver:
             film.target, film.frames = step.target, []
             film.order = torch.full_like(slot.known, -1, dtype=torch.int16)
         film.order[slot.known & (film.order < 0)] = step.number
-        if step.number % self.job.request.preview == 0:
-            diffusion = diffusion_of(self.job.request, step.target, works, PREVIEW_STEPS)
+        # Depth and features have the colours of the result in all pictures, which therefore wait for it.
+        is_scaled = codec.form.is_measured or codec.form.resample is None
+        is_kept, is_scale = step.number % self.job.request.preview == 0, is_last and is_scaled
+        values = list[Any]()
+        if is_kept or (is_scale and film.frames):
+            most = MAX_DETOKENIZER_STEPS if is_scale else PREVIEW_STEPS
             with suppress(SampleError):  # the same error is reported when the result is decoded
-                place = preview_place(step.target, step.number)
-                film.frames.append((place, slot.known, codec.decode(slot, diffusion)))
-        # Features (`resample` is None) are coloured alike in all pictures, so they wait for the last one.
-        if film.frames and (is_last or codec.form.resample is not None):
-            for index, work in enumerate(works):
-                pictures = codec.pictures([values[index] for _, _, values in film.frames])
-                for (place, known, _), picture in zip(film.frames, pictures, strict=True):
-                    path = self.job.path(place, work)
-                    covered = _covered(picture, known[index], codec.row)
-                    write_atomic(out, path, partial(covered.save, format="PNG"))
-                    written.append(path)
-            film.frames = []
+                values = codec.decode(slot, diffusion_of(self.job.request, step.target, works, most))
+        if is_kept and values:
+            film.frames.append((preview_place(step.target, step.number), slot.known, values))
+        if is_last or not is_scaled:
+            written += self._write_frames(works, codec, values if is_scale else [])
         if is_last:
             for work, order in zip(works, film.order.cpu().numpy(), strict=True):
                 path = self.job.path(order_place(step.target), work)
                 write_atomic(out, path, partial(write_ids, order))
                 written.append(path)
         self._note_checksums(written)
+
+    def _write_frames(self, works: Sequence[Work], codec: GridCodec, results: Sequence[Any]) -> list[Path]:
+        """Write the pictures that wait; results: of each sample the value whose colours they have, if any."""
+        written, frames = list[Path](), self._film.frames
+        for index, work in enumerate(works) if frames else ():
+            pictures = codec.pictures([v[index] for _, _, v in frames], results[index] if results else None)
+            for (place, known, _), picture in zip(frames, pictures, strict=True):
+                written.append(self.job.path(place, work))
+                covered = _covered(picture, known[index], codec.row)
+                write_atomic(self.job.request.out, written[-1], partial(covered.save, format="PNG"))
+        self._film.frames = []
+        return written
 
     def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
         """Write the values of one sample, and report texts that violate the grammar of their modality."""

@@ -5,10 +5,11 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "album": "open_album",
-    "chart": "draw_chain save_chart",
+    "chart": "WIDTH draw_chain",
     "gallery": "PAGE write_gallery",
     "panels": "View make_view panel_of",
-    "plots": "draw_sample draw_sheet plot_album plots_folder save_sheet",
+    "plots": "Wanted draw_sample draw_sheet plot_album plots_folder",
     "retrieval": "as_rows draw_neighbours feature_row load_features nearest",
+    "saving": "save_drawing",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

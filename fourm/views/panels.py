@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
-from fourm.codecs.files import read_text
+from fourm.codecs.files import read_picture, read_text
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
@@ -56,6 +57,7 @@ class Panel:
     note: str = ""  # why there is no picture
     text: str = ""  # a caption, or another value in words; "" for pictures
     labels: tuple[Label, ...] = ()  # classes in a map of labels
+    limits: tuple[float, float] | None = None  # numbers of the colours' two ends, where they are numbers
     picture: Image.Image | None = None
     problem: str = ""  # why the file is missing or cannot be read
     reader: Reader | None = None  # None: the file was not read
@@ -115,7 +117,9 @@ def reader_for(row: Modality) -> Reader:
         said = _SAID.get(row.codec, form.grammar.to_text)
         return Reader(row, partial(read_structured, grammar=form.grammar), form.draw, said)
     codec = build_codec(row)
-    return Reader(row, codec.read, codec.picture, grid=codec if isinstance(codec, GridCodec) else None)
+    if not isinstance(codec, GridCodec):
+        return Reader(row, codec.read, codec.picture)
+    return Reader(row, partial(_read_shown, codec.read), codec.picture, grid=codec)
 
 
 def panel_of(row: Modality, value: Any, role: str = "target", variation: int | None = None) -> Panel:
@@ -155,12 +159,16 @@ def draw_panels(panels: Sequence[Panel], problems: list[str]) -> None:
     """Set the pictures of panels; a value that cannot be drawn is added to `problems`."""
     maps = [(panel, panel.reader.grid) for panel in panels if panel.reader and panel.reader.grid]
     for panel, grid in maps:
-        # Feature maps of one modality are drawn together, so that their colours agree.
-        if grid.form.resample is None and panel.picture is None:
-            same = [one for one, other in maps if other.row.key == grid.row.key]
+        # Depth and features of one modality are drawn together, so that their colours agree; what is given
+        # may have other units than what is made.
+        if panel.picture is None and (grid.form.is_measured or grid.form.resample is None):
+            is_given = panel.role == "condition"
+            same = [one for one, other in maps if other.row.key == grid.row.key
+                    and (grid.form.resample is None or (one.role == "condition") is is_given)]  # fmt: skip
+            values = [one.value for one in same]
             with suppress(ValueError):  # each is drawn alone below, where errors are reported
-                for one, picture in zip(same, grid.pictures([one.value for one in same]), strict=True):
-                    one.picture = picture
+                for one, picture in zip(same, grid.pictures(values), strict=True):
+                    one.picture, one.limits = limited(picture), grid.limits(values)
     for panel in sorted(panels, key=lambda panel: panel.codec == "det"):  # boxes last, as they need a picture
         if panel.reader is None or panel.picture is not None:
             continue
@@ -172,6 +180,13 @@ def draw_panels(panels: Sequence[Panel], problems: list[str]) -> None:
         except (FourMError, ValueError, OSError) as error:  # the reader did not check everything
             panel.note = "cannot be drawn"
             problems.append(printable(f"{panel.file}: cannot be drawn ({error})"))
+
+
+def picture_alone(panel: Panel) -> Image.Image | None:
+    """A drawn panel with the colours of its own value alone, as films have them, not those of variations."""
+    if panel.picture is None or panel.reader is None or panel.reader.grid is None:
+        return panel.picture
+    return limited(panel.reader.picture(panel.value))
 
 
 def limited(picture: Image.Image) -> Image.Image:
@@ -190,3 +205,10 @@ def _backdrop(boxes: Panel, panels: Sequence[Panel]) -> Image.Image | None:
             factor = max(1, CANVAS[0] // max(panel.picture.size))
             return ImageOps.scale(panel.picture, factor, Image.Resampling.NEAREST)
     return None
+
+
+def _read_shown(read: Callable[[Path], Any], path: Path) -> Any:
+    """A value as a codec reads it, but with the alpha channel of a picture, which says what is unknown."""
+    if path.suffix.lower() == ".png" and (picture := read_picture(path)).mode in ("LA", "RGBA"):
+        return np.asarray(picture)
+    return read(path)

@@ -1,4 +1,4 @@
-"""Sheets as PNG files: one and a film strip for each sample, contact sheets for all; their layout."""
+"""Sheets as files: one and a film strip for each sample, contact sheets for all."""
 
 import math
 import os
@@ -6,40 +6,48 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageDraw
 
-from fourm.codecs.drawing import Ink, font_for, lines_of, text_card, undrawable
+from fourm.codecs.drawing import font_for, text_card, undrawable
 from fourm.codecs.maps import GREY, turbo
 from fourm.data.layout import Key, path_of
-from fourm.data.writing import DRAWING, remove_leftovers, write_alone, write_atomic
+from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
 from fourm.output.record import PLOTS
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album
-from fourm.views.panels import RGB, ROLES, Film, Frame, Panel, View
+from fourm.views.contact import Layout, choose_parts, draw_cell, draw_contact, sheet_name
+from fourm.views.layout import (
+    ALARM,
+    COLUMNS,
+    FAINT,
+    GAP,
+    LINE,
+    PAPER,
+    RULE,
+    SMALL,
+    colour_bar,
+    legend,
+    paste,
+    stack,
+    starts,
+    text_block,
+)
+from fourm.views.panels import ROLES, Film, Frame, Panel, View, picture_alone
+from fourm.views.saving import fill_file
 
 # Names of plots, which no sample's sheet may have.
 RESERVED_NAMES = re.compile(r"contact(-[0-9]+)?|index|.*-film", re.DOTALL)
-SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
-INK, PAPER, RULE = "#1a1a1a", "#ffffff", "#c8c8c8"
-FAINT, BLANK, ALARM = "#6e6e6e", "#eeeeee", "#a81818"
-_SWATCH = 14  # pixels per side of a colour in a legend
 CELL, LARGE = 256, 448  # pixels per side of a place on a sheet; where super-resolution needs more
-COLUMNS = 6  # side by side; more go below
 MAX_VARIATIONS, MAX_PROBLEMS = 32, 6  # rows and lines of a sheet
 MIN_WIDTH, ROW_LABEL = 400, 34  # pixels of a sheet, and for the name of a variation
 FILM_LABEL, FILM_TEXT = 130, 34  # pixels on a film strip: for the name of a target, below a picture
 MAX_FILMS, MAX_FRAMES = 64, 8  # rows of a film strip; pictures of a row, evenly chosen
-CONTACT, CONTACT_GAP = 192, 14  # pixels per side of a place on a contact sheet, and between two
-PER_SHEET = 10 * COLUMNS  # pictures of a contact sheet
-
 Column = Mapping[int | None, Panel]  # one modality of a sample, by variation
-Cell = tuple[Image.Image, str]  # a picture and what stands under it
+Cell = tuple[Image.Image, str]  # a picture and the lines under it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +60,55 @@ class Plotted:
     undrawn: set[str]  # characters that no font here has
 
 
-def plot_album(
-    album: Album, count: int | None = None, films: bool = True, contact: bool = True
-) -> Iterator[Plotted]:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is drawn of an album, and as what."""
+
+    count: int | None = None  # samples, from the first on; None: all
+    films: bool = True
+    contact: bool = True
+    show: tuple[str, ...] = ()  # what contact sheets show, see `choose_parts`
+    kind: str = "png"  # or pdf, svg
+    width: float | None = None  # of sheets on paper, in inches
+
+
+def plot_album(album: Album, wanted: Wanted) -> Iterator[Plotted]:
     """Draw one sample after the other into the folder of plots, and after the last one the contact sheets.
 
-    Files appear whole; those of before are replaced. count: samples, from the first on; None: all.
+    Files appear whole; those of before are replaced. UsageError: contact sheets cannot show what is wanted.
     """
-    folder, names = plots_folder(album.root), plot_paths(album.root, album.keys)
-    keys, variations = album.keys[:count], album.variations if contact else ()
+    folder, names = plots_folder(album.root), plot_paths(album.root, album.keys, wanted.kind)
+    keys, variations = album.keys[: wanted.count], album.variations if wanted.contact else ()
+    layout = Layout(choose_parts(album, wanted.show))
     total, cells, pages = len(keys) * len(variations), list[Image.Image](), set[Path]()
+
+    def save(sheet: Image.Image, path: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder, path, partial(fill_file, drawing=sheet, width=wanted.width))
+        return path
+
     try:
         for number, key in enumerate(keys, 1):
             view = album.view(key)
-            files = [_save(draw_sample(view), folder, names[key])]
-            if films and view.films:
-                path = names[key].with_name(f"{names[key].stem}-film.png")
-                files.append(_save(draw_films(view), folder, path))
+            files = [save(draw_sample(view), names[key])]
+            if wanted.films and view.films:
+                path = names[key].with_name(f"{names[key].stem}-film{names[key].suffix}")
+                files.append(save(draw_films(view), path))
             for variation in variations:
-                cells.append(contact_cell(view, variation))
-                if len(cells) == PER_SHEET or (number == len(keys) and variation == variations[-1]):
-                    digits = max(2, len(str(math.ceil(total / PER_SHEET))))
-                    name = f"contact-{len(pages) + 1:0{digits}d}.png" if total > PER_SHEET else "contact.png"
+                cells.append(draw_cell(view, variation, layout))
+                if len(cells) == layout.per_sheet or (number == len(keys) and variation == variations[-1]):
+                    path = folder / f"{sheet_name(len(pages), total, layout)}.{wanted.kind}"
                     title = f"{album.root.name or album.root}  ·  "
-                    pages.add(_save(draw_contact(cells, title, len(pages), total), folder, folder / name))
+                    pages.add(save(draw_contact(cells, layout, title, len(pages), total), path))
                     cells = []
             undrawn = undrawable(" ".join((view.prompt or "", *(panel.text for panel in view.panels))))
             yield Plotted(key.text, tuple(files), view.problems, undrawn)
-        if contact and folder.is_dir():
-            for path in folder.glob("contact*.png"):  # those of an earlier time, when there were more
+        if wanted.contact and folder.is_dir():
+            for path in folder.glob(f"contact*.{wanted.kind}"):  # those of before, when there were more
                 if re.fullmatch("contact(-[0-9]+)?", path.stem) and path not in pages and not path.is_dir():
                     path.unlink()
     finally:
         remove_leftovers(folder)
-
-
-def _save(sheet: Image.Image, folder: Path, path: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_atomic(folder, path, partial(sheet.save, format="PNG"))
-    return path
 
 
 def plots_folder(root: Path) -> Path:
@@ -101,36 +119,36 @@ def plots_folder(root: Path) -> Path:
     return folder
 
 
-def plot_paths(root: Path, keys: Sequence[Key]) -> Mapping[Key, Path]:
+def plot_paths(root: Path, keys: Sequence[Key], kind: str = "png") -> Mapping[Key, Path]:
     """The sheet of each sample: plots/NAME.png, or plots/FOLDER/NAME.png where names alone are not clear."""
     names = [key.name for key in keys]
     is_flat = len(set(names)) == len(names) and not any(map(RESERVED_NAMES.fullmatch, names))
-    paths = {key: path_of(root, PLOTS, key, ".png") for key in keys}
+    paths = {key: path_of(root, PLOTS, key, f".{kind}") for key in keys}
     return {key: root / PLOTS / path.name for key, path in paths.items()} if is_flat else paths
 
 
-def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
-    """Rows of cells on white paper; the first cell of a row stands apart, as what the others belong to."""
-    columns = max(map(len, rows))
+def draw_sheet(rows: Sequence[Sequence[Cell]], heads: Sequence[str] = ()) -> Image.Image:
+    """Rows of cells on white paper; the first cell of a row stands apart, as what the others belong to.
+
+    heads: what stands above the columns.
+    """
+    columns, lines = max(map(len, rows)), max(text.count("\n") + 1 for row in rows for _, text in row)
     lefts = starts(columns, SMALL + GAP, GAP, {1: GAP})
-    width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + LINE + GAP
-    sheet = Image.new("RGB", (width, GAP + len(rows) * pitch), PAPER)
+    width, pitch = GAP + columns * (SMALL + GAP) + GAP, SMALL + lines * LINE + GAP
+    first = GAP + (LINE + GAP // 2 if heads else 0)
+    sheet = Image.new("RGB", (width, first + len(rows) * pitch), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for top, row in zip(range(GAP, sheet.height, pitch), rows, strict=True):
+    for left, head in zip(lefts, heads, strict=False):
+        sheet.paste(text_block(head, SMALL, 13, FAINT, most=1, centred=True), (left, GAP))
+    for top, row in zip(range(first, sheet.height, pitch), rows, strict=True):
         for left, (picture, text) in zip(lefts, row, strict=False):
             paste(sheet, picture, (left, top), SMALL)
             draw.rectangle((left - 1, top - 1, left + SMALL, top + SMALL), outline=RULE)
-            sheet.paste(text_block(text, SMALL, 11, most=1, centred=True), (left, top + SMALL + 2))
+            for number, line in enumerate(text.split("\n")):
+                block = text_block(line, SMALL, 11, most=1, centred=True)
+                sheet.paste(block, (left, top + SMALL + 2 + number * LINE))
         draw.line((SMALL + 2 * GAP, top, SMALL + 2 * GAP, top + SMALL), fill=RULE)
     return sheet
-
-
-def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    said = PngInfo()
-    for name, value in DRAWING.items():
-        said.add_text(name, value)
-    write_alone(path, partial(sheet.save, format="PNG", optimize=True, pnginfo=said))
 
 
 def draw_sample(view: View) -> Image.Image:
@@ -167,12 +185,16 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
     """Some columns below their titles."""
     panels = [next(iter(column.values())) for column in columns]
     titles = [text_block(panel.title, side, 15, most=2, centred=True) for panel in panels]
+    scales = [next((p.limits for p in column.values() if p.limits), None) for column in columns]
+    bars = [None if limits is None else colour_bar(limits, side) for limits in scales]
     top = 20 + max(title.height for title in titles) + 4
     roles = [number for number, one in enumerate(panels) if not number or one.role != panels[number - 1].role]
     left = ROW_LABEL if len(rows) > 1 else 0
     # A pixel is for the line around the first.
     lefts = starts(len(columns), side + GAP, left + 1, dict.fromkeys(roles[1:], 2 * GAP))
-    band = Image.new("RGB", (lefts[-1] + side + 1, top + len(rows) * (side + GAP) - GAP + 1), PAPER)
+    bottom = top + len(rows) * (side + GAP) - GAP
+    below = max((GAP // 2 + bar.height for bar in bars if bar), default=0)
+    band = Image.new("RGB", (lefts[-1] + side + 1, bottom + 1 + below), PAPER)
     draw = ImageDraw.Draw(band)
     for number in roles:
         band.paste(text_block(ROLES[panels[number].role], side, 12, FAINT), (lefts[number], 0))
@@ -191,6 +213,9 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
                 is_words = panel.picture is not None and panel.codec == CAPTION and panel.text.strip()
                 picture = text_card(panel.text, side) if is_words else panel.picture
                 paste(band, picture or panel.note, (place, y), side, line=0)
+    for bar, place in zip(bars, lefts, strict=True):
+        if bar:
+            band.paste(bar, (place, bottom + GAP // 2 + 1))
     return band
 
 
@@ -240,7 +265,7 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
             strip.paste(line, (left, SMALL + 3 + 15 * number))
     results = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
     if panel := next((p for p in results if p.role != "condition"), None):
-        paste(strip, panel.picture or panel.note, (lefts[-2], 0), SMALL, line=0)
+        paste(strip, picture_alone(panel) or panel.note, (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
         paste(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
         steps = [step for step in film.order if step >= 0] or [0]
@@ -252,112 +277,3 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
         if last > first:
             draw.text((lefts[-1] + SMALL - 1, SMALL + 24), str(last), FAINT, font, anchor="rm")
     return strip
-
-
-def draw_contact(cells: Sequence[Image.Image], title: str, page: int, total: int) -> Image.Image:
-    """A page with cells side by side; `total` of them are on all pages."""
-    lefts = starts(min(COLUMNS, len(cells)), CONTACT + CONTACT_GAP)
-    blocks = list[Image.Image]()
-    for at in range(0, len(cells), COLUMNS):
-        row = cells[at : at + COLUMNS]
-        blocks.append(Image.new("RGB", (lefts[-1] + CONTACT, max(cell.height for cell in row)), PAPER))
-        for left, cell in zip(lefts, row, strict=False):
-            blocks[-1].paste(cell, (left, 0))
-    what, first = f"{total} pictures" if total > 1 else "1 picture", page * PER_SHEET + 1
-    if total > PER_SHEET:
-        what = f"{first} to {first + len(cells) - 1} of {what}"
-    head = text_block(title + what, blocks[0].width, 15, FAINT, most=2)
-    return stack([head, *blocks], gap=CONTACT_GAP)
-
-
-def contact_cell(view: View, variation: int | None) -> Image.Image:
-    """The RGB picture of a variation at the finest resolution, else the last target, with its caption."""
-    own = [p for p in view.panels if None in (variation, p.variation) or p.variation == variation]
-    made = [panel for panel in own if panel.role != "condition"]
-    rgb = [panel for panel in made if panel.codec in RGB]
-    seen = [panel.picture for panel in rgb or made if panel.picture is not None]
-    best = max(seen, key=lambda one: max(one.size), default=None) if rgb or not seen else seen[-1]
-    cell = Image.new("RGB", (CONTACT, CONTACT), PAPER)
-    paste(cell, best or next((p.note for p in made if p.note), "nothing made"), (0, 0), CONTACT, line=-1)
-    text = view.prompt or next((panel.text for panel in own if panel.codec == CAPTION and panel.text), "")
-    words = [text_block(text, CONTACT, 13, most=3)] if text.strip() else []
-    name = view.key.text if variation is None else f"{view.key.text}-v{variation}"
-    return stack([cell, *words, text_block(name, CONTACT, 11, FAINT, most=1)], gap=4, margin=0)
-
-
-def starts(count: int, pitch: int, first: int = 0, apart: Mapping[int, int] | None = None) -> list[int]:
-    """Where columns begin, every `pitch` pixels; those in `apart` leave so many pixels more before them."""
-    steps = [pitch + (apart or {}).get(number, 0) for number in range(1, count)]
-    return list(accumulate(steps, initial=first))
-
-
-def fit(picture: Image.Image, side: int) -> Image.Image:
-    """A picture within a square; small ones grow by whole pixels, so that tokens and labels stay sharp."""
-    picture = picture.convert("RGB")
-    longest = max(picture.size)
-    if longest <= side:
-        return ImageOps.scale(picture, side // longest, Image.Resampling.NEAREST)
-    size = (max(1, picture.width * side // longest), max(1, picture.height * side // longest))
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def paste(
-    sheet: Image.Image, picture: Image.Image | str, place: tuple[int, int], side: int, line: int | None = None
-) -> None:
-    """Put a picture, or a text in its place, in the middle of a square, as large as `fit` makes it.
-
-    line: pixels between it and a thin line around it, -1 for a line on its edge; None for no line.
-    """
-    if isinstance(picture, str):
-        said = text_block(picture, side - 16, 14, FAINT, most=3, centred=True, paper=BLANK)
-        picture = Image.new("RGB", (side, side), BLANK)
-        picture.paste(said, (8, (side - said.height) // 2))
-    picture = fit(picture, side)
-    left, top = place[0] + (side - picture.width) // 2, place[1] + (side - picture.height) // 2
-    sheet.paste(picture, (left, top))
-    if line is not None:
-        box = (left - 1 - line, top - 1 - line, left + picture.width + line, top + picture.height + line)
-        ImageDraw.Draw(sheet).rectangle(box, outline=RULE)
-
-
-def text_block(
-    text: str, width: int, size: int, colour: str = INK, most: int = 4, centred: bool = False,
-    paper: str = PAPER,
-) -> Image.Image:  # fmt: skip
-    """A text on paper of this width, wrapped, with as many lines as it takes."""
-    font, lines = lines_of(text, size, width, most)
-    pitch = round(1.3 * size)
-    block = Image.new("RGB", (width, max(1, pitch * len(lines))), paper)
-    draw = ImageDraw.Draw(block)
-    x, anchor = (width / 2, "mm") if centred else (0, "lm")
-    for number, line in enumerate(lines):
-        draw.text((x, (number + 0.5) * pitch), line, colour, font, anchor=anchor)
-    return block
-
-
-def legend(labels: Sequence[tuple[str, Ink]], width: int) -> Image.Image:
-    """Names beside squares of their colours, in as many lines as they take."""
-    gap, pitch, x, y = 6, 24, 0, 0
-    block = Image.new("RGB", (width, pitch * max(1, len(labels))), PAPER)  # enough if each takes a line
-    draw = ImageDraw.Draw(block)
-    for name, colour in labels:
-        font, lines = lines_of(name, 13, width - _SWATCH - gap, 1)
-        line = "".join(lines)  # a blank name has none
-        length = int(font.getlength(line)) + 1
-        if x and x + _SWATCH + gap + length > width:
-            x, y = 0, y + pitch
-        top, left = y + (pitch - _SWATCH) // 2, x + _SWATCH + gap
-        draw.rectangle((x, top, x + _SWATCH - 1, top + _SWATCH - 1), fill=colour, outline=RULE)
-        draw.text((left, y + pitch // 2), line, INK, font, anchor="lm")
-        x = left + length + 3 * gap
-    return block.crop((0, 0, width, y + pitch))
-
-
-def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Image.Image:
-    """Blocks one below the other on white paper."""
-    tops = list(accumulate((block.height + gap for block in blocks), initial=margin))
-    width = max(block.width for block in blocks) + 2 * margin
-    sheet = Image.new("RGB", (width, tops[-1] - gap + margin), PAPER)
-    for block, top in zip(blocks, tops, strict=False):
-        sheet.paste(block, (margin, top))
-    return sheet

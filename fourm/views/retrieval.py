@@ -69,8 +69,13 @@ def load_features(root: Path, row: Modality) -> Features:
     return Features(tuple(keys), np.stack(vectors), tuple(problems))
 
 
-def nearest(queries: Vectors, among: Features, count: int, metric: str = METRICS[0]) -> list[list[Neighbour]]:
-    """For each row of queries (Q, C) the nearest `count` samples, nearest first; equal ones by name."""
+def nearest(
+    queries: Vectors, among: Features, count: int, metric: str = METRICS[0], own: Sequence[str] = ()
+) -> list[list[Neighbour]]:
+    """For each row of queries (Q, C) the nearest `count` samples, nearest first; equal ones by name.
+
+    own: the names that the queries have among these samples; none of them is its own neighbour.
+    """
     if metric not in METRICS:
         near = near_match(metric, METRICS)
         raise UsageError(f"`metric`: '{metric}' is not one of {', '.join(METRICS)}{near}")
@@ -81,12 +86,13 @@ def nearest(queries: Vectors, among: Features, count: int, metric: str = METRICS
     rows, vectors, found = queries.astype(np.float64), among.vectors[order].astype(np.float64), []
     if metric == "cosine":
         rows, vectors = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (rows, vectors))
-    for row in rows:
+    for number, row in enumerate(rows):
         if metric == "cosine":
             distances = 1 - np.einsum("nc,c->n", vectors, row)  # equal vectors have equal sums
         else:  # differences first: the expanded square loses the nearest neighbours' digits
             distances = np.sqrt(np.square(vectors - row).sum(axis=1))
-        best = np.argsort(distances, kind="stable")[:count]
+        best = [i for i in np.argsort(distances, kind="stable")[: count + 1]
+                if not own or among.keys[order[i]] != own[number]][:count]  # fmt: skip
         found.append([Neighbour(among.keys[order[i]], float(distances[i])) for i in best])
     return found
 
@@ -118,9 +124,10 @@ def draw_neighbours(
             asked = Image.fromarray(read_pixels(pictures[key]))
         else:
             asked = text_card(read_text(captions[key]) if key in captions else key)
-        near = [(drawn.get(n.key) or text_card("no file"), f"{n.key}  {n.distance:.3f}") for n in neighbours]
+        near = [(drawn.get(n.key) or text_card("no file"), f"{n.key}\n{n.distance:.4f}") for n in neighbours]
         rows.append([(asked, key), *near])
-    return draw_sheet(rows)
+    most = max(map(len, found.values()))
+    return draw_sheet(rows, ["query", *(f"neighbour {rank}" for rank in range(1, most + 1))])
 
 
 def _named_row(setting: str, name: str, rows: Sequence[Modality], problem: str) -> Modality:

@@ -78,6 +78,13 @@ def test_characters_that_no_font_has_are_told(run: Run, folder: Path) -> None:
         (("plot", "nowhere"), "nowhere: no such folder"),
         (("plot", "empty"), "empty: holds no run.json"),
         (("plot", "out", "--count", "0"), "--count"),
+        (
+            ("plot", "out", "--show", "rgbb"),
+            "--show: 'rgbb' is not among",
+        ),
+        (("plot", "out", "--show", "rgb", "--no-contact"), "--show"),
+        (("plot", "out", "--format", "pfd"), "did you mean 'pdf'?"),
+        (("plot", "out", "--size", "0"), "--size"),
         (("plot", "out", "--model", "nosuchmodel"), "nosuchmodel"),
         (("plot",), "Missing argument"),
     ],
@@ -139,3 +146,10 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path, name: str) -
 def test_an_empty_run_is_no_mistake(run: Run, tmp_path: Path) -> None:
     write_record(tmp_path / "none", [RGB])
     assert run("plot", "none") == (0, "none\n", "0 samples drawn in none/plots\n")
+
+
+def test_sheets_as_pdf_stand_beside_those_as_png(run: Run, folder: Path) -> None:
+    assert run("plot", "out", "--format", "pdf", "--size", "7", "--show", "rgb,caption", "-q")[0] == 0
+    assert run("plot", "out", "-q")[0] == 0
+    names = {path.name for path in (folder / "plots").iterdir()}
+    assert names == {f"{stem}.{end}" for stem in ("000000", "000001", "contact") for end in ("png", "pdf")}

@@ -1,7 +1,10 @@
 """Sheets: every pixel in its place, nothing clipped, nothing written outside the folder of plots."""
 
+import base64
+import io
 import json
 import os
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,36 +14,39 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fourm.codecs.drawing import lines_of, undrawable
-from fourm.codecs.maps import turbo
+from fourm.codecs.maps import UNKNOWN, turbo
+from fourm.codecs.table import build_codec
 from fourm.data.layout import Key, Place, number_keys
 from fourm.errors import FourMError, UsageError
+from fourm.hub.files import find_model
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
 from fourm.runs.job import order_place
 from fourm.views.album import open_album
-from fourm.views.panels import Film, Frame, View
+from fourm.views.contact import Layout, Part, choose_parts
+from fourm.views.layout import _number, colour_bar, fit, legend, text_block
+from fourm.views.panels import Film, Frame, View, picture_alone
 from fourm.views.plots import (
     MAX_FILMS,
     MAX_VARIATIONS,
-    PER_SHEET,
     Plotted,
+    Wanted,
     chosen,
     draw_films,
     draw_sample,
-    fit,
-    legend,
     order_map,
     plot_album,
     plot_paths,
-    text_block,
 )
+from fourm.views.saving import save_drawing
 from tests.folders import CAPTION, CLIP, FINE, FIRST, RGB, SECOND, SEMSEG, noise, put, snapshot, write_record
 
 Pixels = NDArray[np.uint8]
+PER_SHEET = 60  # pictures of a contact sheet that shows one of each sample
 
 
 def plot(root: Path, **wanted: object) -> list[Plotted]:
-    return list(plot_album(open_album(root), **wanted))  # type: ignore[arg-type]
+    return list(plot_album(open_album(root), Wanted(**wanted)))  # type: ignore[arg-type]
 
 
 def read(path: Path) -> Pixels:
@@ -218,7 +224,9 @@ def test_a_contact_sheet_shows_the_finest_picture_of_each_sample_and_variation(f
     plot(folder)
     sheet = read(folder / "plots" / "contact.png")
     for v in range(3):
-        assert places_of(np.asarray(fit(Image.fromarray(noise(50 + v, 128, 128, 3)), 192))[1:-1, 1:-1], sheet)
+        assert places_of(
+            np.asarray(fit(Image.fromarray(noise(50 + v, 128, 128, 3)), 192, fills=True))[1:-1, 1:-1], sheet
+        )
         assert places_of(grown(noise(10 + v, 64, 64, 3), 3)[1:-1, 1:-1], sheet)  # a thin line around it
 
 
@@ -336,3 +344,131 @@ def test_more_films_than_fit_are_counted() -> None:
     assert 0 < sheets[1].height - sheets[0].height < 60
     shown = [len(places_of(grown(np.asarray(picture), 16), np.asarray(sheet))) for sheet in sheets]
     assert shown == [MAX_FILMS] * 2
+
+
+def test_a_contact_sheet_has_rgb_and_all_maps_of_a_sample_side_by_side(folder: Path) -> None:
+    parts = choose_parts(open_album(folder))
+    assert [(part.title, part.modalities) for part in parts] == [
+        ("RGB", ("tok_rgb@64", "tok_rgb@128")),
+        ("Semantic segmentation", ("tok_semseg@64",)),
+    ]
+    plot(folder)
+    sheet = read(folder / "plots" / "contact.png")
+    maps = [p.picture for p in open_album(folder).view(SECOND).panels if p.modality == "tok_semseg@64"]
+    for v, picture in enumerate(maps):
+        ((left, top),) = places_of(grown(noise(10 + v, 64, 64, 3), 3)[1:-1, 1:-1], sheet)
+        assert picture is not None
+        shown = grown(np.asarray(picture), 3)[1:-1, 1:-1]
+        assert (left + 192 + 6, top) in places_of(shown, sheet)
+
+
+def test_what_a_contact_sheet_shows_can_be_chosen(folder: Path) -> None:
+    album = open_album(folder)
+    assert [part.title for part in choose_parts(album, ("semseg", "rgb@128", "tok_rgb"))] == [
+        "Semantic segmentation",
+        "RGB",
+    ]
+    assert [part.title for part in choose_parts(album, ("caption",))] == ["Caption"]
+    with pytest.raises(UsageError, match=r"`show`: 'semsg' is not .*; did you mean 'semseg'"):
+        choose_parts(album, ("semsg",))
+
+
+def test_a_contact_sheet_of_features_shows_features_and_what_they_were_made_from(tmp_path: Path) -> None:
+    given = Place("rgb", ".png", True, "rgb@64", "value", True)
+    write_record(tmp_path, [given, CLIP])
+    assert [part.title for part in choose_parts(open_album(tmp_path))] == ["RGB", "CLIP-B/16"]
+    write_record(tmp_path, [CAPTION])
+    assert [part.title for part in choose_parts(open_album(tmp_path))] == ["Caption"]
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_samples_fit_beside_each_other_however_many_maps_they_have(count: int) -> None:
+    layout = Layout((Part("x", False, ()),) * count)
+    assert layout.per_row * (layout.width + layout.gap) - layout.gap <= max(1250, 102 * count)
+    assert 96 <= layout.side <= 192
+    assert layout.per_sheet == 10 * layout.per_row
+
+
+def test_depth_has_a_bar_of_its_colours_with_the_numbers_at_its_ends(tmp_path: Path) -> None:
+    depth = Place("depth", ".npy", modality="tok_depth@64")
+    write_record(tmp_path, [depth], num_variations=2)
+    for v, height in enumerate((1.0, 2.0)):
+        put(tmp_path, depth, FIRST, np.linspace(0, height, 4096, dtype=np.float32).reshape(64, 64), v)
+    view = open_album(tmp_path).view(FIRST)
+    assert [panel.limits for panel in view.panels] == [(0.0, 2.0)] * 2  # one scale for both
+    sheet = np.asarray(draw_sample(view))
+    bar = colour_bar((0.0, 2.0), 256)
+    assert len(places_of(np.asarray(bar), sheet)) == 1
+    assert np.array_equal(np.asarray(bar)[0], turbo(np.arange(256)[None])[0])
+    panels = [np.asarray(panel.picture) for panel in view.panels]
+    assert panels[0][-1, -1].tolist() == turbo(np.array([[0, 1, 2]]))[0, 1].tolist()
+    low, high = (turbo(np.array([[0, 1]]))[0, end].tolist() for end in (0, 1))
+    assert (panels[1][0, 0].tolist(), panels[1][-1, -1].tolist()) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.23456, "0.235"), (-1.5, "-1.5"), (65535.0, "65,535"), (0, "0")]
+)
+def test_numbers_of_a_bar_are_short(value: float, text: str) -> None:
+    assert _number(value) == text
+
+
+def test_a_film_ends_in_the_colours_of_its_result(tmp_path: Path, run: object) -> None:
+    words = ("generate", "a small red circle", "--targets", "tok_clip-tok_depth", "--num-variations", "2")
+    words += ("--steps", "8-7", "--preview", "2", "--out", "out", "-q")  # step 15 is the last one of depth
+    assert run(*words)[0] == 0  # type: ignore[operator]
+    view = open_album(Path("out")).view(FIRST)
+    for film in view.films:
+        (panel,) = (p for p in view.panels if (p.modality, p.variation) == (film.modality, film.variation))
+        alone, last = picture_alone(panel), film.frames[-1]
+        assert alone is not None
+        decided = np.array(film.order).reshape(8, 8) <= last.step
+        assert decided.all() == (film.modality == "tok_clip@64")
+        shown, result = np.asarray(last.picture).astype(int), np.asarray(alone).astype(int)
+        mask = grown(decided, len(shown) // 8)
+        if film.modality == "tok_clip@64":
+            assert np.array_equal(shown[mask], result[mask])
+        else:  # neighbours of what is not decided yet may change
+            assert np.mean(np.abs(shown - result)[mask] <= 8) > 0.6
+
+
+def test_what_is_outside_a_picture_is_light_grey(tmp_path: Path) -> None:
+    depth = Place("depth", ".npy", modality="tok_depth@64")
+    write_record(tmp_path, [RGB, depth])
+    pixels, distance = np.full((40, 60, 4), 255, np.uint8), np.ones((40, 60), np.float32)
+    pixels[:, :10, 3], distance[:, :10] = 0, np.nan
+    distance[:, 30:] = 2
+    put(tmp_path, RGB, FIRST, pixels)
+    rgb, _ = open_album(tmp_path).view(FIRST).panels
+    painted = np.asarray(build_codec(find_model("demo").registry.get("tok_depth@64")).picture(distance))
+    assert rgb.picture is not None
+    for picture in (np.asarray(rgb.picture), painted):
+        assert (picture[:, :10] == UNKNOWN).all()
+        assert not (picture[:, 10:] == UNKNOWN).all(axis=2).any()
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_sheets_are_written_as_pdf_and_svg(folder: Path, kind: str) -> None:
+    plot(folder, kind=kind, width=5.0, count=1)
+    names = {path.name for path in (folder / "plots").iterdir()}
+    assert names == {f"000000.{kind}", f"contact.{kind}"}
+    data = (folder / "plots" / f"000000.{kind}").read_bytes()
+    plot(folder, kind=kind, width=5.0, count=1)
+    assert (folder / "plots" / f"000000.{kind}").read_bytes() == data
+    if kind == "pdf":
+        assert b"/MediaBox [ 0 0 360 " in data
+        return
+    page = ElementTree.fromstring(data)
+    assert page.get("width") == "360pt"
+    (image,) = page.iter("{http://www.w3.org/2000/svg}image")
+    shown = image.get("{http://www.w3.org/1999/xlink}href") or ""
+    pixels = Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("RGB")
+    sheet = draw_sample(open_album(folder).view(FIRST))
+    assert np.array_equal(np.asarray(pixels), np.asarray(sheet))
+
+
+def test_a_png_says_how_wide_it_is_on_paper(tmp_path: Path) -> None:
+    save_drawing(Image.new("RGB", (600, 300)), tmp_path / "x.png", 6)
+    assert Image.open(tmp_path / "x.png").info["dpi"] == pytest.approx((100, 100), abs=0.1)
+    save_drawing(Image.new("RGB", (600, 300)), tmp_path / "x.png")
+    assert "dpi" not in Image.open(tmp_path / "x.png").info

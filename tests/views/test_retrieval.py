@@ -1,6 +1,8 @@
 """Nearest neighbours among features: exact, in any order, and told when folders do not fit together."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from PIL import Image
 
 from fourm.errors import UsageError
 from fourm.modalities.registry import RELEASED
+from fourm.views.layout import text_block
+from fourm.views.plots import draw_sheet
 from fourm.views.retrieval import Features, Neighbour, as_rows, feature_row, load_features, nearest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -131,7 +135,7 @@ def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> N
     [
         (("--metric", "manhattan"), "is not one of euclidean, cosine"),
         (("--by", "rgb"), "'rgb' are no features"),
-        (("--sheet", "x.jpg"), "must end in .png"),
+        (("--sheet", "x.jpg"), "must end in .png, .pdf or .svg"),
         (("--sheet", "lib.png"), "something that is no file is there"),
         (("--sheet", "x" * 300 + ".png"), "(File name too long)"),
         (("--among", "nowhere"), "nowhere: no such folder"),
@@ -159,4 +163,49 @@ def test_features_that_cannot_be_read_are_told_and_are_exit_code_3(
     np.save(tmp_path / "lib/clip/a/001.npy", np.full((4, 2, 3), np.nan, np.float32))
     for more in ((), ("--json",)):
         code, out, err = run("retrieve", "lib", "--among", "lib", "--model", tiny, *more)
-        assert (code, "a/002" in out, err.count("001.npy")) == (3, True, 2)
+        assert (code, "a/002" in out, err.count("001.npy")) == (3, True, 1)
+
+
+def test_no_sample_is_its_own_neighbour_however_the_folder_is_spelt(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lib = features(4, 4)
+    write(tmp_path / "lib", lib)
+    (tmp_path / "link").symlink_to(tmp_path / "lib")
+    near = zip(lib.keys, nearest(lib.vectors, lib, 4), strict=True)
+    wanted = [[n.key for n in row if n.key != key][:2] for key, row in near]
+    words = ("--model", tiny, "-k", "2", "--json")
+    for asked, among in (
+        ("lib", "lib"),
+        ("lib", "./lib/"),
+        ("link", "lib"),
+        (tmp_path / "lib", "lib/../lib"),
+    ):
+        code, out, _ = run("retrieve", asked, "--among", among, *words)
+        rows = [[near["key"] for near in row["neighbours"]] for row in json.loads(out)]
+        assert (code, rows) == (0, wanted)
+    write(tmp_path / "copy", lib)
+    code, out, _ = run("retrieve", "copy", "--among", "lib", *words)
+    assert [row["neighbours"][0]["key"] for row in json.loads(out)] == [*lib.keys]  # another folder
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"lib\n")))
+    code, out, _ = run("retrieve", "-", "--among", "lib", *words)
+    assert (code, len(json.loads(out))) == (0, 4)
+
+
+def test_a_sample_alone_has_no_neighbours(run: Run, tiny: Path, tmp_path: Path) -> None:
+    write(tmp_path / "lib", features(1, 4))
+    code, out, _ = run("retrieve", "lib", "--among", "lib", "--model", tiny, "--json", "--sheet", "s.svg")
+    assert (code, json.loads(out)) == (0, [{"query": "a/000", "neighbours": []}])
+    assert (tmp_path / "s.svg").is_file()
+
+
+def test_a_sheet_has_heads_and_whole_distances() -> None:
+    picture = Image.new("RGB", (128, 128))
+    key, distance = "00000/a-name-that-is-longer-than-its-place", "12345.6789"
+    rows = [[(picture, "q"), (picture, f"{key}\n{distance}")]]
+    plain, headed = (np.asarray(draw_sheet(rows, heads)) for heads in ((), ("query", "neighbour 1")))
+    assert headed.shape[0] == plain.shape[0] + 21
+    assert np.array_equal(headed[31:], plain[10:])
+    assert (headed[10:31] != 255).any()
+    line = np.asarray(text_block(distance, 128, 11, most=1, centred=True))
+    assert any(np.array_equal(plain[y : y + len(line), 158:286], line) for y in range(138, 180))
