@@ -86,7 +86,7 @@ def test_characters_that_no_font_has_are_told(run: Run, folder: Path) -> None:
         (("plot", "out", "--format", "pfd"), "did you mean 'pdf'?"),
         (("plot", "out", "--size", "0"), "--size"),
         (("plot", "out", "--model", "nosuchmodel"), "nosuchmodel"),
-        (("plot",), "Missing argument"),
+        (("plot",), "DIR is missing"),
     ],
 )
 def test_wrong_options_and_folders_are_one_sentence_and_leave_no_plots(
