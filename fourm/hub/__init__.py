@@ -5,7 +5,7 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "about": "describe list_models",
-    "cache": "KEPT cache_folder find_cached find_parti",
+    "cache": "KEPT cache_folder find_cached find_parti fourm_home",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
     "files": """ModelFiles check_tokenizers find_model find_sr is_unused missing_parts

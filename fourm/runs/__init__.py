@@ -13,6 +13,7 @@ PUBLIC = {
     "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
     "job": "order_place preview_place",
     "loaded": "LoadedModel",
+    "machine": "describe_machine",
     "pipeline": "check check_weights collect follow_on run",
     "request": "DETOKENIZER_STEPS Request TokenizeRequest World parse_world",
     "tokenizing": "tokenize_dataset",

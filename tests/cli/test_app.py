@@ -268,7 +268,17 @@ assert "numpy" not in sys.modules, "numpy was imported"
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-COMMANDS = ["", "convert", "convert sam-instances", "download", "generate", "models", "models show", "plot"]
+COMMANDS = [
+    "",
+    "convert",
+    "convert sam-instances",
+    "download",
+    "env",
+    "generate",
+    "models",
+    "models show",
+    "plot",
+]
 COMMANDS += ["retrieve", "schedule", "schedule show", "schedule validate", "sr", "tokenize", "verify"]
 
 
