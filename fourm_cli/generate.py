@@ -68,9 +68,9 @@ def generate(
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
     from fourm.hub.files import find_model
-    from fourm.runs.inputs import EMPTY, Source, read_samples
+    from fourm.runs.inputs import EMPTY, Source, marked_texts, read_samples
     from fourm.runs.origins import plan_finer, read_replay
-    from fourm.schedule.plan import build_chain
+    from fourm.schedule.plan import build_chain, fill_texts
 
     schedule = {"cond_domains": "none", **schedule} if data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
@@ -83,7 +83,8 @@ def generate(
         fixed = {"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
                  "--num-variations": num_variations, "options of a schedule": schedule,
                  "--dtype": machine.dtype, "configuration files": configs.paths, "--sr-model": sr_model,
-                 "--no-decode": not writing.decode, "--preview": writing.preview,
+                 "--no-decode": not writing.decode, "--no-blend": not writing.blend,
+                 "--preview": writing.preview,
                  "--detokenizer-steps": writing.detokenizer_steps}  # fmt: skip
         if refused := [flag for flag, value in fixed.items() if value]:
             raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
@@ -94,13 +95,18 @@ def generate(
         subset_seed = 0  # as the reference chooses the samples of its files
     num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
     asked = Source(tuple(prompts or ()), source, column, num_samples, subset_seed, variations)
-    dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw)
+    finer = plan_finer(settings, files, chain, sr_model)
+    keeps = [*chain.keeps, *(finer[1].keeps if finer else ())]
+    dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
+    if marked := marked_texts(dataset, chain, files):
+        chain = build_chain(fill_texts(settings.base, marked), files)
+        finer = plan_finer(settings, files, chain, sr_model)
     requests = [run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else given.seed or 0,
     )]  # fmt: skip
-    if planned := plan_finer(settings, files, chain, sr_model):
-        requests.append(replace(requests[0], model=planned[0], chain=planned[1], samples=()))
+    if finer:
+        requests.append(replace(requests[0], model=finer[0], chain=finer[1], samples=()))
     _make(requests, dataset, report)
 
 
@@ -234,7 +240,7 @@ def _requester(
         overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(given.device or "auto"),
         dtype=machine.dtype or given.dtype or "auto",
-        attention=machine.attention, decode=writing.decode, preview=writing.preview,
+        attention=machine.attention, decode=writing.decode, preview=writing.preview, blend=writing.blend,
         detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
     )  # fmt: skip
 
@@ -276,6 +282,7 @@ def _repeat(
             model=model, chain=chain, samples=samples, num_variations=base.num_variations,
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
+            blend=record.blend,
         )
         for record, model, chain, samples in runs
     ]  # fmt: skip

@@ -165,6 +165,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "detokenizer_steps": option(
         "Steps of tokenizers that decode by diffusion; at most 25 for previews.", "N", OUTPUT, min=1,
         show_default="50"),
+    "blend": option("Lay what --keep keeps over the generated picture, with a soft seam, or leave what the "
+                    "decoder makes of its tokens.", None, OUTPUT),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
@@ -209,6 +211,7 @@ class Writing:
     decode: bool = True
     detokenizer_steps: int | None = None
     preview: int = 0
+    blend: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def validate(
     """
     settings, stages = _plan(schedule, configs, model, sr_model)
     width = dtype or settings.run.dtype or "auto"
+    stages = [(files, chain.expected()) for files, chain in stages]
     costs = _costs(settings, stages, width)
     if as_json:
         said = [{"model": f.name, "steps": len(c.steps), **cost.to_json()} for f, c, cost in costs]
@@ -56,9 +57,10 @@ def validate(
             "model": files.name,
             "conditions": ", ".join(chain.conditions) or "none",
             "targets": ", ".join(chain.targets),
-            "decoding steps": f"{len(chain.steps):,}",
-            "forward passes per sample": f"{cost.passes:,}",
-            "tokens per sample": f"{cost.tokens:,}",
+            **({"kept": ", ".join(keep.to_text() for keep in chain.keeps)} if chain.keeps else {}),
+            "decoding steps": f"{_at_most(chain)}{len(chain.steps):,}",
+            "forward passes per sample": f"{_at_most(chain)}{cost.passes:,}",
+            "tokens per sample": f"{_at_most(chain)}{cost.tokens:,}",
             "memory for weights": size_text(cost.weights),
             "memory for activations": f"about {size_text(cost.activations)} per sample of a batch",
             "to fetch": size_text(cost.fetch_bytes) if cost.missing else "nothing",
@@ -66,7 +68,8 @@ def validate(
         for files, chain, cost in costs
     ]
     columns = ("what", "how much", "super-resolution")[: 1 + len(tables)]
-    print_table(columns, [(what, *(table[what] for table in tables)) for what in tables[0]])
+    rows = dict.fromkeys(what for table in tables for what in table)
+    print_table(columns, [(what, *(table.get(what, "") for table in tables)) for what in rows])
     if names := [part.name for *_, cost in costs for part in cost.missing]:
         note(f"`fourm download {' '.join(names)}` fetches what is not here")
 
@@ -87,7 +90,7 @@ def show(
         fourm schedule show --cond caption --targets tok_clip-tok_rgb --temps 3.0-0.5
         fourm schedule show --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
-    stages = _plan(schedule, configs, model, sr_model)[1]
+    stages = [(files, chain.expected()) for files, chain in _plan(schedule, configs, model, sr_model)[1]]
     if chart is not None:
         from fourm.data.writing import check_drawing
         from fourm.views.chart import WIDTH, draw_chain  # imports Matplotlib: half a second
@@ -105,14 +108,21 @@ def show(
             print(f"\nsuper-resolution, {files.name}\n")
         rows = list[tuple[str, ...]]()
         for step in chain.steps:
-            guided = [name for name in (*chain.conditions, *chain.targets) if name in step.guided]
+            guided = chain.guided_by(step)
             if step.removes_hidden:  # each has a weight of its own
                 weights = {name: branch.weight for branch in step.branches for name in branch.visible}
                 guided = [f"{name}:{weights.get(name, 0.0):g}" for name in guided]
             tokens = f"{step.passes} x {step.num_tokens}" if step.passes > 1 else str(step.num_tokens)
+            if any(keep.target == step.target and keep.share is None for keep in chain.keeps):
+                tokens = f"up to {tokens}"
             numbers = (tokens, f"{step.temperature:.6g}", f"{step.guidance:g}")
             rows.append((str(step.number), step.target, step.scheme, *numbers, ", ".join(guided)))
         print_table(columns, rows, numbers=("step", "tokens", "temperature", "guidance"))
+
+
+def _at_most(chain: "Chain") -> str:
+    """What stands before a count that depends on how much of a sample is given."""
+    return "up to " if any(keep.share is None for keep in chain.keeps) else ""
 
 
 def _plan(

@@ -7,8 +7,10 @@ PUBLIC = {
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": """read_array read_crop read_crop_rows read_crops read_ids read_json read_picture read_size
-        read_text write_crops write_ids""",
+        read_text write_crops write_ids write_png""",
     "frames": "restore_map restore_points",
+    "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
+        mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry read_pixels turbo",
     "table": "Codec build_codec check_codec",

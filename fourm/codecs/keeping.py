@@ -3,6 +3,7 @@
 Masks are True for what stays. A token stays if all pixels of its patch do.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from fourm.codecs import maps
+from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import NO_CLASS, Form, Value
 from fourm.data.layout import Crop
 from fourm.errors import SampleError
@@ -47,6 +49,11 @@ def box_mask(box: tuple[float, float, float, float], whole: tuple[int, int]) -> 
     return mask
 
 
+def framed_mask(mask: Mask, side: int) -> Mask:
+    """A mask of a whole square frame, (H, W) of any size, at side x side pixels; as `cut_mask`."""
+    return cut_mask(mask, Crop(mask.shape, 0, 0, *mask.shape), side)
+
+
 def cut_mask(mask: Mask, crop: Crop, side: int) -> Mask:
     """The part of a mask in a crop, (side, side) bool; what lies outside the picture stays.
 
@@ -71,6 +78,23 @@ def mask_of_tokens(tokens: Mask, grid: tuple[int, int], side: int) -> Mask:
     rows = np.arange(side) * grid[0] // side
     columns = np.arange(side) * grid[1] // side
     return tokens.reshape(grid)[rows[:, None], columns[None, :]]
+
+
+def whole_mask(tokens: Mask, grid: tuple[int, int], crop: Crop) -> Mask:
+    """(H, W) bool of a whole picture: the pixels whose centres lie in the patches of tokens (L,) of a crop.
+
+    What lies outside the crop stays.
+    """
+    places = list[NDArray[np.int64]]()
+    spans = ((crop.whole[0], crop.top, crop.height), (crop.whole[1], crop.left, crop.width))
+    for count, (length, start, extent) in zip(grid, spans, strict=True):
+        centres = 2 * (np.arange(length) - start) + 1  # in half pixels from the start of the crop
+        found = centres * count // (2 * extent)
+        places.append(np.where((found >= 0) & (found < count), found, -1))
+    rows, columns = places
+    columns = np.where(columns >= 0, grid[1] - 1 - columns, -1) if crop.mirrored else columns
+    is_inside = (rows >= 0)[:, None] & (columns >= 0)[None, :]
+    return ~is_inside | tokens.reshape(grid)[rows[:, None], columns[None, :]]
 
 
 def tokens_of_share(share: float, uniforms: NDArray[np.float32]) -> Mask:
@@ -117,3 +141,31 @@ def lay_over(kept: Value, made: Value, mask: Mask, width: int) -> Value:
     weights = weights[..., None] if made.ndim == 3 else weights
     mixed = made + (kept.astype(np.float64) - made) * weights
     return np.rint(mixed).astype(made.dtype) if made.dtype.kind in "iu" else mixed.astype(made.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is kept of a value."""
+
+    value: Value  # as it was used: what is hidden tells nothing
+    mask: Mask  # True for what stays: (H, W) pixels of a picture, (h, w) places of features
+    tokens: Mask  # (L,) True for what stays
+
+
+def keep_pixels(
+    codec: GridCodec, whole: Value, crop: Crop, mask: Mask | None, tokens: Mask | None, path: Path
+) -> Part:
+    """The part of a whole picture or map, (H, W[, C]), that stays in a crop, at the size of the codec's row.
+
+    mask: of the whole picture, or tokens: (L,), those that stay; path: for errors. Hidden pixels are replaced
+    before anything is computed of them: neighbours of a pixel depend on it when a picture changes its size.
+    """
+    row, grid = codec.row, codec.row.grid or (1, 1)
+    if mask is None:
+        assert tokens is not None
+        mask, square = whole_mask(tokens, grid, crop), mask_of_tokens(tokens, grid, row.image_size)
+    else:
+        square = cut_mask(mask, crop, row.image_size)
+        tokens = tokens_of_mask(square, grid)
+    value = codec.cut(hide_pixels(whole, mask, codec.form), crop, path)
+    return Part(hide_pixels(value, square, codec.form), square, tokens)

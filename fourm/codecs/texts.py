@@ -122,6 +122,14 @@ class StructuredCodec:
             raise SampleError(f"{self.row.name}: {value.problems[0]}")
         return value
 
+    def marked(self, text: str) -> Structured[Any]:
+        """A text as the model writes it, in which sentinels mark what is to be filled; see `typed`.
+
+        With sentinels in it, parts may be missing anywhere, so problems are no errors.
+        """
+        is_marked = any(token in self.wordpiece.sentinels for token in self.wordpiece.encode(text))
+        return self.grammar.understand(text) if is_marked else self.typed(text)
+
     def write(self, value: Structured[Any], path: Path, text: Mapping[str, str] | None = None) -> None:
         """Write a JSON file, the same bytes for equal values; `text` is not stored."""
         data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)

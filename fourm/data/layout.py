@@ -10,11 +10,14 @@ from pathlib import Path
 from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
 
-FORMS = ("ids", "value", "extra")  # of a place: tokens, what they mean, files that only some samples have
+# Of a place: tokens, what they mean; of targets of which a part is given, the values or the tokens that were
+# given and the mask of what stays; files that only some samples have.
+FORMS = ("ids", "value", "kept", "kept_ids", "mask", "extra")
 SAMPLES_PER_FOLDER = 1000
 MAX_SAMPLES = 10_000_000  # results of one run: more do not fit into the memory of a small machine
 MAX_NAME_BYTES = 220  # of a sample; file systems allow 255, the variation and the suffix are added
 PICTURES = "rgb"  # folder of a dataset: the whole pictures, whose size others refer to
+KEPT_PIXELS = "mask_keep"  # folder of a dataset: which part of a picture stays while the rest is generated
 VALID_PIXELS = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
 _ASPECTS = (0.75, 1.3333)  # width / height of random crops

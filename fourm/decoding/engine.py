@@ -236,19 +236,24 @@ class Engine:
 
 
 def equal_counts(batch: Batch, chain: Chain) -> list[tuple[list[int], Chain]]:
-    """Groups of rows of which equally many tokens are wanted in each image target, and the chain for each.
+    """Groups of rows of which equally many tokens are wanted in each target, and the chain for each.
 
     Steps decide about equally many tokens in each row, so the rows of a group can be decoded together. The
-    number of tokens of a step follows from the number that is wanted, as if the row were alone.
+    number of tokens of a step follows from the number that is wanted, as if the row were alone. Texts with
+    something to fill and texts without are in different groups.
     """
-    grids = [t for t in chain.targets if t in batch.slots and batch.slots[t].kind is Kind.GRID]
-    if not grids:
+    parts = [target for target in chain.targets if target in batch.slots]
+    if not parts:
         return [([*range(len(batch.keys))], chain)]
-    counts = torch.stack([batch.slots[target].wanted.sum(dim=1) for target in grids], dim=1).tolist()
+    limits, columns = {spec.target: spec.num_tokens for spec in chain.specs}, list[Tensor]()
+    for target in parts:
+        wanted = batch.slots[target].wanted.sum(dim=1)
+        is_grid = batch.slots[target].kind is Kind.GRID
+        columns.append(wanted if is_grid else (wanted > 0) * limits[target])
     groups = dict[tuple[int, ...], list[int]]()
-    for row, wanted in enumerate(counts):
-        groups.setdefault(tuple(wanted), []).append(row)
-    return [(rows, chain.for_counts(dict(zip(grids, n, strict=True)))) for n, rows in groups.items()]
+    for row, counts in enumerate(torch.stack(columns, dim=1).tolist()):
+        groups.setdefault(tuple(counts), []).append(row)
+    return [(rows, chain.for_counts(dict(zip(parts, n, strict=True)))) for n, rows in groups.items()]
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:

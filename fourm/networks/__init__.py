@@ -8,7 +8,7 @@ PUBLIC = {
     "layers": "arithmetic choose_dtype set_attention torch_dtype",
     "model": "FourM FourMConfig",
     "state": """Batch Context DecoderCache S1_ID S2_ID Slot full_embedding full_grid full_pixels
-        full_sequence pending stack_batches""",
+        full_sequence partly_given pending stack_batches typed_text""",
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",
     "tokenizers.diffusion": "DiVAE cumulative_alphas",

@@ -68,6 +68,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     created: str = ""
+    blend: bool = True  # what was kept in pixels was laid over the generated picture
     input: Input | None = None  # what the samples were read from; None: an older version made the folder
 
     def to_json(self) -> dict[str, Any]:

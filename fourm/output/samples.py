@@ -238,15 +238,19 @@ def keys_of(runs: Iterable[Run]) -> set[Key]:
     }
 
 
-def samples_for(run: Run, samples: Iterable[RecordedSample], forms: Mapping[str, str]) -> list[Sample]:
+def samples_for(
+    run: Run, samples: Iterable[RecordedSample], forms: Mapping[str, tuple[str, str]]
+) -> list[Sample]:
     """Samples of a run as conditions of another run, with files that exist or will exist.
 
-    forms: by condition (full name), "ids" or "value". UsageError: the run does not write a condition.
+    forms: by the name that a file has in a sample, the modality (full name) and the form of its place.
+    UsageError: the run does not write one of them.
     """
-    places = {place.modality: place for place in run.places if place.form == forms.get(place.modality)}
-    if lacking := [name for name in forms if name not in places]:
+    there = {(place.modality, place.form): place for place in run.places}
+    if lacking := [modality for modality, form in forms.values() if (modality, form) not in there]:
         has = sorted({place.modality for place in run.places})
         raise UsageError(f"{run.root}: its run left no {lacking[0]}; it has {', '.join(has)}")
+    places = {name: there[form] for name, form in forms.items()}
     shared = {name: p for name, p in places.items() if p.shared or run.variations == (None,)}
     varied = {name: p for name, p in places.items() if name not in shared}
     found = list[Sample]()

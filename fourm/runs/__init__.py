@@ -7,8 +7,8 @@ PUBLIC = {
     "convert": "convert_dataset",
     "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
     "inputs": (
-        "CAPTION EMPTY Source find_raw_folders list_raw_samples missing_tokenizers note_unknown_words "
-        "read_samples"
+        "CAPTION EMPTY Source find_raw_folders list_raw_samples marked_texts missing_tokenizers "
+        "note_unknown_words read_samples"
     ),
     "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
     "job": "order_place preview_place",

@@ -19,7 +19,9 @@ from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION
+from fourm.runs.kept import Kept, keep_grid, keep_text, read_marked, share_uniforms
 from fourm.runs.request import Request
+from fourm.schedule.keeps import Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ class Given:
     """What one sample brings."""
 
     work: Work
-    # One row: all conditions, everything known; on the CPU.
+    # One row: all conditions, everything known, and what is given of targets; on the CPU.
     batch: Batch = field(default_factory=lambda: Batch((), {}))
     values: Mapping[str, Any] = field(default_factory=dict)  # by condition; none of grids read as tokens
+    kept: Mapping[str, Kept] = field(default_factory=dict)  # by target, what of it is given
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
     problem: str = ""  # why the conditions cannot be read; then there are none
 
@@ -73,8 +76,10 @@ class Conditions:
     def prepare(self, works: Sequence[Work]) -> list[Given]:
         """Read a group of samples; each that cannot be read has a problem of its own."""
         rows = list[Given]()
+        is_drawn = any(keep.share is not None for keep in self.request.chain.keeps)  # by each variation
         for work in works:
-            if rows and rows[-1].work.sample is work.sample and not work.sample.varied:
+            same = rows and rows[-1].work.sample is work.sample and not work.sample.varied
+            if same and not is_drawn:
                 rows.append(replace(rows[-1], work=work, notes={}))  # another variation of the same
                 continue
             try:
@@ -86,9 +91,12 @@ class Conditions:
     def _read(self, work: Work) -> Given:
         if work.sample.problem:
             raise SampleError(work.sample.problem)
-        reading = _Reading(self.request, self.codecs, work.sample, work.sample.files_of(work.variation))
-        slots = {name: reading.slot(name) for name in self.request.chain.conditions}
-        return Given(work, Batch((work.sample.key.text,), slots), reading.values, reading.notes)
+        files, chain = work.sample.files_of(work.variation), self.request.chain
+        reading = _Reading(self.request, self.codecs, work.sample, files)
+        slots = {name: reading.slot(name) for name in chain.conditions}
+        kept = {keep.target: reading.kept(keep, work) for keep in chain.keeps}
+        slots |= {name: part.slot for name, part in kept.items()}
+        return Given(work, Batch((work.sample.key.text,), slots), reading.values, kept, reading.notes)
 
 
 @dataclass(slots=True)
@@ -117,9 +125,23 @@ class _Reading:
         except SampleError as error:
             raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
 
-    def _value(self, name: str) -> Any:
-        """The value of a condition, from its file or as it was typed."""
+    def kept(self, keep: Keep, work: Work) -> Kept:
+        """What is given of a target. SampleError if it is not there, or is all or nothing of it."""
+        codec, request = self.codecs[keep.target], self.request
+        if keep.is_text:
+            return keep_text(keep, codec, request.chain, self._value(keep.target, is_marked=True))
+        if keep.target not in self.files or not isinstance(codec, GridCodec):
+            raise SampleError(
+                f"sample {self.sample.key.text} has no {keep.target} of which a part could stay"
+            )
+        uniforms = share_uniforms(keep, request.seed, work.result, codec.row.max_tokens)
+        return keep_grid(keep, codec, self.files, self.crop, uniforms)
+
+    def _value(self, name: str, is_marked: bool = False) -> Any:
+        """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""
         codec, path = self.codecs[name], self.files.get(name)
+        if is_marked and path is not None and (marked := read_marked(codec, path)):
+            return marked
         if path is not None:
             value: Any = codec.read(path, self.crop)
             if isinstance(codec, CaptionCodec):
@@ -133,12 +155,13 @@ class _Reading:
         if codec.row.codec == CAPTION and self.sample.caption is not None:
             return self.sample.caption
         if name in self.sample.typed and isinstance(codec, StructuredCodec):
-            return codec.typed(self.sample.typed[name])
+            text = self.sample.typed[name]
+            return codec.marked(text) if is_marked else codec.typed(text)
         raise SampleError(f"sample {self.sample.key.text} has no {name}")
 
     def _find_crop(self) -> Crop | None:
         """Crops refer to the size of a picture or map; features have none."""
-        raw = sorted(self.request.chain.raw & self.files.keys())
+        raw = sorted(self.request.chain.values & self.files.keys())
         codecs = [(self.codecs[name], self.files[name]) for name in raw]
         maps = (path for one, path in codecs if isinstance(one, GridCodec) and one.form.resample is not None)
         return read_crop(self.files.get(CROP_SETTINGS), self.files.get(PICTURES) or next(maps, None))

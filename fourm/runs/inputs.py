@@ -20,7 +20,15 @@ from fourm.data.dataset import (
     list_folder,
     match_spellings,
 )
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample, number_keys
+from fourm.data.layout import (
+    CROP_SETTINGS,
+    KEPT_PIXELS,
+    MAX_SAMPLES,
+    PICTURES,
+    VALID_PIXELS,
+    Sample,
+    number_keys,
+)
 from fourm.data.opening import local_name
 from fourm.data.prompts import missing_file, parse_columns, parse_prompts, read_file, read_stream
 from fourm.errors import MissingError, UsageError, near_match
@@ -30,6 +38,8 @@ from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer
 from fourm.hub.header import read_header
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
+from fourm.schedule.chain import Chain
+from fourm.schedule.keeps import MASK, Keep
 
 CAPTION = "caption"  # codec of the modality that prompts are
 UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
@@ -51,12 +61,16 @@ class Source:
 
 
 def read_samples(
-    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str] = ()
-) -> Dataset:
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO,
+    raw: Collection[str] = (), keeps: Sequence[Keep] = (),
+) -> Dataset:  # fmt: skip
     """The samples that a run with these conditions (full names) works on, all of them checked.
 
-    raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`).
+    raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`). keeps: targets of
+    which a part is given; what is given of them is read like a condition.
     """
+    conditions = tuple(dict.fromkeys((*conditions, *(keep.target for keep in keeps))))
+    raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
     if source.prompts and source.data is not None:
         raise UsageError("prompts are given both as arguments and with `data`; give one of them")
     for text in (source.data or "", *(prompt for prompt in source.prompts if " " not in prompt)):
@@ -75,6 +89,9 @@ def read_samples(
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     choose = partial(choose_samples, count=source.num_samples, seed=source.subset_seed)
     if root is None:
+        if lacking := [keep for keep in keeps if not keep.is_text]:
+            advice = f"name a dataset that holds {lacking[0].target} or its values with `data=DIR`"
+            raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of it; {advice}")
         samples = choose(_read_texts(source, conditions, model, stdin))
         # A digest that is the same whatever form the texts were typed in.
         texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
@@ -84,10 +101,26 @@ def read_samples(
         raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
     rows = [model.registry.get(condition) for condition in conditions]
     folders = _folders(root, rows, raw)
+    folders |= {keep.mask: KEPT_PIXELS for keep in keeps if keep.where == MASK and not keep.file}
     beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
     dataset = list_dataset(root, folders, beside)
     read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
-    return replace(dataset, samples=tuple(choose(dataset.samples)), input=read)
+    masks = {keep.mask: find_mask(keep.file) for keep in keeps if keep.file}
+    samples = [replace(one, files={**one.files, **masks}) for one in choose(dataset.samples)]
+    return replace(dataset, samples=tuple(samples), input=read)
+
+
+def find_mask(file: str) -> Path:
+    """The file of a mask that serves all samples; UsageError if it is not there."""
+    try:
+        if os.path.isdir(local_name(file)):
+            raise UsageError(f"`keep`: {file} is a folder, not a mask picture")
+        os.stat(file)
+    except FileNotFoundError as error:
+        raise missing_file(Path(file)) from error
+    except OSError as error:
+        raise UsageError(f"`keep`: {file} cannot be read ({error.strerror})") from error
+    return Path(file)
 
 
 def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:
@@ -193,6 +226,26 @@ def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
 def shows_part(row: Modality, raw: Container[str]) -> bool:
     """Whether a condition's values show a part of a picture: tokens and captions are of a crop already."""
     return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
+
+
+def marked_texts(dataset: Dataset, chain: Chain, model: ModelFiles) -> list[str]:
+    """Conditions that were typed with marks, [S_1] and so on, and that the model can fill."""
+    if model.text_tokenizer is None or not any("[S_" in text for s in dataset.samples for text in _typed(s)):
+        return []
+    wordpiece, found = WordPiece.load(model.text_tokenizer), list[str]()
+    for name in chain.conditions:
+        row = model.registry.get(name)
+        if row.kind is Kind.SEQUENCE and name in model.writes:
+            texts = (s.caption if row.codec == CAPTION else s.typed.get(name) for s in dataset.samples)
+            ids = (wordpiece.encode(text) for text in texts if text and "[S_" in text)
+            if any(one in wordpiece.sentinels for tokens in ids for one in tokens):
+                found.append(name)
+    return found
+
+
+def _typed(sample: Sample) -> tuple[str, ...]:
+    """All texts of a sample that a user typed."""
+    return (sample.caption or "", *sample.typed.values())
 
 
 def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | None:

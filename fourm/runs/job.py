@@ -17,7 +17,7 @@ from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
-from fourm.modalities.registry import Kind
+from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.output.formats import Tokens, find_flaw
@@ -26,6 +26,7 @@ from fourm.output.record import RunRecord
 from fourm.runs.conditions import Work
 from fourm.runs.request import Request
 from fourm.schedule.chain import joining_problem
+from fourm.schedule.keeps import Keep
 
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 
@@ -43,7 +44,7 @@ class Job:
     @property
     def written(self) -> list[Place]:
         """The places that this run writes: all, except conditions that are in the output folder already."""
-        return [place for place in self.places if not (place.is_condition and self.request.is_beside)]
+        return [place for place in self.places if not (self.request.is_beside and _is_there(place))]
 
     def paths(self, work: Work) -> tuple[Path, ...]:
         """All files that are written for a sample and variation."""
@@ -81,13 +82,29 @@ class Job:
             return False
 
 
+def _is_there(place: Place) -> bool:
+    """Whether super-resolution finds the files of a place in the folder that it goes on from."""
+    return place.is_condition and place.form in ("ids", "value")
+
+
+def kept_places(keep: Keep, row: Modality, shared: bool) -> list[Place]:
+    """Where the given part of a target is written, as it was used, and the mask of what stays."""
+    folder = f"{row.folder if keep.raw or keep.is_text else row.name}_kept"
+    if keep.is_text:
+        return [Place(folder, ".txt", shared, row.name, "kept", is_condition=True)]
+    shared = shared and keep.share is None  # each variation draws a share of its own
+    form, suffix = ("kept", row.suffix) if keep.raw else ("kept_ids", ".npy")
+    mask = Place(f"{folder}_mask", ".png", shared, row.name, "mask", is_condition=True)
+    return [Place(folder, suffix, shared, row.name, form, is_condition=True), mask]
+
+
 def preview_place(target: str, number: int) -> Place:
     """Where the picture of a target after a step is written. number: of the step in the chain, from 1."""
     return Place(f"preview/{target}", f"-step{number:03d}.png", modality=target, form="extra")
 
 
 def order_place(target: str) -> Place:
-    """Where the number of the decoding step of each token is written: (L,) int16, from 1; -1 for none."""
+    """Where the number of the decoding step of each token is written: (L,) int16, from 1; 0: it was given."""
     return Place(f"preview/{target}", "-order.npy", modality=target, form="extra")
 
 
@@ -111,6 +128,9 @@ def plan_places(request: Request) -> list[Place]:
             places.append(Place(row.name, ".npy", shared, row.name, form="ids", is_condition=True))
         if row.kind is not Kind.GRID or name in request.chain.raw:
             places.append(Place(row.folder, row.suffix, shared, row.name, is_condition=True))
+    for keep in request.chain.keeps:
+        shared = not any(keep.target in files for sample in request.samples for files in sample.varied)
+        places += kept_places(keep, model.registry.get(keep.target), shared)
     # Folders of values that are given already; a decoded target must not be written over them.
     origin_places = request.origin.places if request.origin else ()
     taken = {place.folder for place in (origin_places if request.is_beside else places)}
@@ -125,7 +145,8 @@ def plan_places(request: Request) -> list[Place]:
             places.append(Place(folder, row.suffix, modality=row.name))
     for place in places:
         _check_place(model, place)
-    check_tokenizers(model, [model.registry.get(place.modality) for place in places if place.form == "value"])
+    valued = [place for place in places if place.form in ("value", "kept")]
+    check_tokenizers(model, [model.registry.get(place.modality) for place in valued])
     count_evaluations(request, places)  # refuses a wrong number of steps
     return places
 
@@ -175,6 +196,7 @@ def make_record(job: Job) -> RunRecord:
         samples=len(request.samples), input=request.input, num_variations=request.num_variations,
         variation=request.variation, seed=request.seed, dtype=job.dtype, attention=request.attention,
         decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
+        blend=request.blend,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
         places=(*job.written, *extras),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
@@ -197,11 +219,12 @@ def _check_place(model: ModelFiles, place: Place) -> None:
     """Refuse a value that needs a codec or a tokenizer that does not exist or is not on this machine."""
     row = model.registry.get(place.modality)
     if place.is_condition:
-        verb, way_out = "encodes", f", `cond={row.key}` reads tokens"
+        setting = "keep" if place.form == "kept" else "cond"
+        verb, way_out = "encodes", f", `{setting}={row.key}` reads tokens"
     else:
         verb, way_out = "decodes", ", `decode=False` keeps tokens only"
     check_codec(row)
-    if place.form == "value" and row.kind is Kind.GRID and not row.tokenizer:
+    if place.form in ("value", "kept") and row.kind is Kind.GRID and not row.tokenizer:
         raise UsageError(f"{row.name}: its row in modalities.yaml names no tokenizer{way_out}")
     if place.form == "value" and row.kind is Kind.SEQUENCE:
         require_text_tokenizer(model, row.name)
@@ -213,4 +236,4 @@ def _check_place(model: ModelFiles, place: Place) -> None:
 def _tokenizer_of(model: ModelFiles, place: Place) -> str:
     """The tokenizer that encodes or decodes the values of a place; "" for texts and for tokens."""
     row = model.registry.get(place.modality)
-    return row.tokenizer if place.form == "value" and row.kind is Kind.GRID else ""
+    return row.tokenizer if place.form in ("value", "kept") and row.kind is Kind.GRID else ""

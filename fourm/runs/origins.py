@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ from fourm.output.samples import RecordedSample, Run, chain_names, open_runs, sa
 from fourm.runs.inputs import CAPTION, Source, read_samples
 from fourm.runs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.schedule.chain import Chain
+from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
 
@@ -82,7 +83,10 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
 def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO) -> Dataset:
     """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
     if origin is None:
-        return read_samples(Source(data=str(root)), chain.conditions, model, stdin)
+        return read_samples(Source(data=str(root)), chain.conditions, model, stdin, keeps=chain.keeps)
+    if chain.keeps:
+        what = f"{root}: its run has left no picture of the size of {chain.keeps[0].target} to keep a part of"
+        raise UsageError(f"{what}; `sr_keep` of `fourm generate` keeps a part of the picture that it reads")
     samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
     results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
@@ -95,11 +99,38 @@ def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, 
 
 
 def conditions_from(
-    run: Run, samples: Iterable[RecordedSample], chain: Chain, model: ModelFiles
+    run: Run, samples: Iterable[RecordedSample], chain: Chain, model: ModelFiles, keeps: Sequence[Keep] = ()
 ) -> list[Sample]:
-    """Samples of a run as conditions of another chain, which reads the tokens of grids."""
+    """Samples of a run as conditions of another chain, which reads the tokens of grids.
+
+    keeps: what the run has kept of its targets, and the chain keeps again.
+    """
     grids = {name: model.registry.get(name).kind is Kind.GRID for name in chain.conditions}
-    return samples_for(run, samples, {name: "ids" if is_grid else "value" for name, is_grid in grids.items()})
+    forms = {name: (name, "ids" if is_grid else "value") for name, is_grid in grids.items()}
+    for keep in keeps:
+        forms |= _forms_kept(keep)
+    return samples_for(run, samples, forms)
+
+
+def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Container[str]) -> list[Sample]:
+    """Samples with the files of these names that others, in the same order, have."""
+    found = list[Sample]()
+    for sample, other in zip(samples, others, strict=True):
+        files = {name: path for name, path in other.files.items() if name in names}
+        varied = [{n: p for n, p in one.items() if n in names} for one in other.varied]
+        if any(varied):
+            own = sample.varied or [{} for _ in varied]
+            varied = [{**one, **more} for one, more in zip(own, varied, strict=True)]
+        else:
+            varied = [dict(one) for one in sample.varied]
+        found.append(replace(sample, files={**sample.files, **files}, varied=varied))
+    return found
+
+
+def _forms_kept(keep: Keep) -> dict[str, tuple[str, str]]:
+    """What a run has written of a part that it kept, as `samples_for` takes it."""
+    values = {keep.target: (keep.target, "kept" if keep.raw or keep.is_text else "kept_ids")}
+    return values if keep.is_text else values | {keep.mask: (keep.target, "mask")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +149,26 @@ class Replay:
         chain = replace(parse_chain(self.base.options, model), raw=frozenset())
         if self.run is not None:
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
-            return chain, conditions_from(self.run, found, chain, model)
-        others = [name for name in chain.conditions if model.registry.get(name).codec != CAPTION]
+            samples = conditions_from(self.run, found, chain, model, chain.keeps)
+            return chain, self._with_finer(samples) if self.finer is not None else samples
+        others = [name for name in chain.given if model.registry.get(name).codec != CAPTION]
         if others:
             why = f"was made from {', '.join(others)}, which a picture alone does not hold"
             raise _refusal(self.source, f"{why}; it can be repeated from the folder that it was made in")
         return chain, [Sample(self.key, self.prompt)] if self.key is not None else []
+
+    def _with_finer(self, samples: list[Sample]) -> list[Sample]:
+        """The samples with what super-resolution has kept of its targets."""
+        assert self.run is not None
+        fine = next((run for run in open_runs(self.run.root) if run.record.stage == SR), None)
+        kept = fine.record.schedule.get("kept", ()) if fine is not None else ()
+        if fine is None or not kept:
+            return samples
+        recorded = [one for sample in samples if (one := fine.find(sample.key)) is not None]
+        keeps = [Keep(one["target"], one["where"], one["tokenised"]) for one in kept]
+        forms = {name: form for keep in keeps for name, form in _forms_kept(keep).items()}
+        there = {sample.key: sample for sample in samples_for(fine, recorded, forms)}
+        return with_files(samples, [there.get(one.key, Sample(one.key)) for one in samples], forms)
 
     def doubts(self, models: Sequence[tuple[RunRecord, ModelFiles]]) -> list[str]:
         """A sentence for each model that is not the one that made the file."""
@@ -227,4 +272,5 @@ class _PictureTexts:
             seed=self.number(prefix + "seed", MAX_SEED), dtype=self.texts.get(prefix + "dtype", "float32"),
             device_type="", attention="sdpa", decode=True, preview=0, places=(),
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
+            blend=self.texts.get("blend") != "no",
         )  # fmt: skip

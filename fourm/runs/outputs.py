@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import write_ids
+from fourm.codecs.files import write_ids, write_png
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place
@@ -104,7 +105,7 @@ class Saver:
                 for work, ids in zip(works, batch.slots[place.modality].values.cpu().numpy(), strict=True):
                     self._write(place, work, partial(write_ids, ids))
         try:
-            decoded = yield from decode_values(self.job, self.codecs, works, batch)
+            decoded = yield from decode_values(self.job, self.codecs, rows, batch)
         except SampleError as error:
             if len(rows) == 1:
                 yield self.fail(works[0], str(error))
@@ -143,6 +144,8 @@ class Saver:
         if film.target != step.target:
             film.target, film.frames = step.target, []
             film.order = torch.full_like(slot.known, -1, dtype=torch.int16)
+            if slot.given is not None:
+                film.order[slot.given] = 0
         film.order[slot.known & (film.order < 0)] = step.number
         # Depth and features have the colours of the result in all pictures, which therefore wait for it.
         is_scaled = codec.form.is_measured or codec.form.resample is None
@@ -189,13 +192,28 @@ class Saver:
             for place in self.job.written:
                 if place.form == "value":
                     value = made.get(place.modality, row.values.get(place.modality))
-                    text = self._chunks(work, row.values, place.shared)
+                    text = self._chunks(row, place.shared)
                     self._write(place, work, partial(self.codecs[place.modality].write, value, text=text))
+                elif place.form in ("kept", "kept_ids", "mask"):
+                    self._write(place, work, partial(self._write_kept, place, row))
         except SampleError as error:
             yield self.fail(work, str(error))
         else:
             self.saved.add(work.result)
             yield Saved(*work.result, self.job.paths(work), self.job.request.stage)
+
+    def _write_kept(self, place: Place, row: Given, path: Path) -> None:
+        """Write what was given of a target as it was used, or the mask of what stays, white."""
+        kept, codec = row.kept[place.modality], self.codecs[place.modality]
+        if place.form == "mask":
+            assert kept.mask is not None
+            write_png(np.where(kept.mask, np.uint8(255), np.uint8(0)), path)
+        elif place.form == "kept_ids":
+            write_ids(kept.value, path)
+        elif isinstance(codec, GridCodec):
+            codec.write(kept.value, path)
+        else:
+            path.write_text(kept.value, encoding="utf-8", errors="surrogateescape", newline="")
 
     def _write(self, place: Place, work: Work, write: Callable[[Path], None]) -> None:
         # A file that variations share may have been written with another variation.
@@ -211,17 +229,18 @@ class Saver:
         shared = [self.job.request.out / place.folder for place in self.job.written if place.shared]
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
-    def _chunks(self, work: Work, values: Mapping[str, Any], is_shared: bool) -> dict[str, str]:
+    def _chunks(self, row: Given, is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""
-        record, registry = self.samples.run.record, self.job.request.model.registry
-        prompts = (value for name, value in values.items() if registry.get(name).codec == CAPTION)
+        record, registry, work = self.samples.run.record, self.job.request.model.registry, row.work
+        texts = {**row.values, **{name: part.value for name, part in row.kept.items()}}
+        prompts = (value for name, value in texts.items() if registry.get(name).codec == CAPTION)
         facts = {
             "software": f"fourm {__version__}", "prompt": next(prompts, None),
             "model": record.model, "seed": record.seed, "sample": work.sample.key.text,
             "variation": None if is_shared else work.variation,  # any variation may write a shared file
             "variations": record.num_variations, "schedule": record.options,
             "weights": record.files["weights"], "dtype": record.dtype,
-            "detokenizer steps": record.detokenizer_steps,
+            "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
         }  # fmt: skip
         if base := self.job.request.origin:
             facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,

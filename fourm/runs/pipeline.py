@@ -13,6 +13,7 @@ import torch
 
 from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
+from fourm.data.layout import CROP_SETTINGS, PICTURES
 from fourm.decoding.engine import Engine
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention
@@ -25,8 +26,9 @@ from fourm.runs.device import as_fourm_errors, check_memory, choose_device, choo
 from fourm.runs.events import Event, Finished, Halved, Loading, Started
 from fourm.runs.generating import generate
 from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
+from fourm.runs.kept import check_mask_files
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.origins import conditions_from
+from fourm.runs.origins import conditions_from, with_files
 from fourm.runs.outputs import Saver
 from fourm.runs.request import Request
 from fourm.runs.values import Collector
@@ -38,6 +40,7 @@ def check(request: Request) -> Job:
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
     places = plan_places(request)
+    check_mask_files(request.chain)
     check_files(request.model, tokenizers_of(request.model, places))
     return Job(request, places, device, dtype, check_memory(request, device))
 
@@ -143,7 +146,12 @@ def follow_on(base: Request, finer: Request) -> Request:
     """
     record = make_record(check(base))
     run = Run(base.out, RUN, record)
-    samples = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
+    made = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
+    names = {name for keep in finer.chain.keeps for name in (keep.target, keep.mask)} | {
+        PICTURES,
+        CROP_SETTINGS,
+    }
+    samples = with_files(made, base.samples, names)
     return replace(
         finer, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,

@@ -75,6 +75,7 @@ class Request:
     decode: bool = True  # also write pictures and other values, not only tokens
     detokenizer_steps: int = DETOKENIZER_STEPS
     preview: int = 0  # keep the picture after every n-th step; 0 is never
+    blend: bool = True  # lay what is kept in pixels over the generated picture
     world: World = field(default_factory=World)
     resume: bool = False
     overwrite: bool = False
@@ -93,8 +94,8 @@ class Request:
     @property
     def reads_pictures(self) -> bool:
         """Whether values are read of which a crop shows a part."""
-        rows = [self.model.registry.get(name) for name in self.chain.conditions]
-        return any(shows_part(row, self.chain.raw) for row in rows)
+        rows = [self.model.registry.get(name) for name in self.chain.given]
+        return any(shows_part(row, self.chain.values) for row in rows)
 
     @property
     def variations(self) -> Sequence[int]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,31 +10,48 @@ import torch
 from numpy.typing import NDArray
 
 from fourm.codecs.images import Diffusion, GridCodec
+from fourm.codecs.keeping import lay_over
 from fourm.codecs.table import Codec
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
-from fourm.modalities.registry import Kind
-from fourm.modalities.text import Structured
+from fourm.modalities.registry import Kind, Modality
+from fourm.modalities.text import EOS_ID, Structured
 from fourm.networks.state import Batch
 from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.job import Job
+from fourm.runs.kept import Kept
 from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
 
 
 def decode_values(
-    job: Job, codecs: Mapping[str, Codec], works: Sequence[Work], batch: Batch
+    job: Job, codecs: Mapping[str, Codec], rows: Sequence[Given], batch: Batch
 ) -> Generator[Event, None, Values]:
-    """The values of all targets that a job decodes; yields the steps of diffusion decoders."""
-    decoded = Values()
+    """The values of all targets that a job decodes; yields the steps of diffusion decoders.
+
+    rows: what was given of each row of the batch. What is kept of a picture lies over what was decoded.
+    """
+    decoded, works = Values(), [row.work for row in rows]
     for place in job.written:
         if place.form == "value" and not place.is_condition:
             name = place.modality
-            decoded[name] = yield from _decode(job.request, codecs[name], name, works, batch)
+            values = yield from _decode(job.request, codecs[name], name, works, batch)
+            blends = job.request.blend and codecs[name].row.is_rgb
+            decoded[name] = [
+                _with_kept(value, row.kept.get(name), codecs[name].row) if blends else value
+                for value, row in zip(values, rows, strict=True)
+            ]
     return decoded
+
+
+def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
+    """A picture with what was kept in pixels laid over it, joined by a seam of half a patch."""
+    if kept is None or kept.mask is None or kept.value.shape != made.shape:  # tokens were given, not pixels
+        return made
+    return lay_over(kept.value, made, kept.mask, row.patch_size // 2)
 
 
 def diffusion_of(
@@ -49,7 +66,11 @@ def _decode(
     request: Request, codec: Codec, name: str, works: Sequence[Work], batch: Batch
 ) -> Generator[Event, None, list[Any]]:
     if not isinstance(codec, GridCodec):
-        return codec.decode(batch.slots[name])
+        slot = batch.slots[name]
+        if any(keep.target == name for keep in request.chain.keeps):
+            # What fills a mark ends with [EOS], in the middle of the text.
+            slot = replace(slot, known=slot.known & (slot.values != EOS_ID))
+        return codec.decode(slot)
     steps = codec.decode_stepwise(batch.slots[name], diffusion_of(request, name, works))
     keys = tuple(work.sample.key.text for work in works)
     while True:
@@ -101,7 +122,7 @@ class Collector:
         rows, batch = [given[index] for index in left], batch.select(torch.tensor(left, device=batch.device))
         works = [row.work for row in rows]
         try:
-            decoded = yield from decode_values(self.job, self.codecs, works, batch)
+            decoded = yield from decode_values(self.job, self.codecs, rows, batch)
         except SampleError as error:
             if len(rows) == 1:
                 yield self.fail(works[0], str(error))

@@ -7,8 +7,8 @@ PUBLIC = {
     "chain": "Chain KEPT Step TargetSpec joining_problem make_chain",
     "configs": "find_config list_configs option_of title_of",
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
-    "keeps": "Keep MARKS MASK kept_of_share",
-    "plan": "build_chain parse_chain",
+    "keeps": "Keep MASK kept_of_share",
+    "plan": "build_chain fill_texts parse_chain",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": (
         "Item MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Settings merge read_names read_settings"

@@ -97,11 +97,12 @@ class Step:
     branches: tuple[Branch, ...] = ()  # () = one plain pass, with nothing but `guided` hidden
     removes_hidden: bool = False  # True (weighted guidance): a hidden modality is removed; else it is emptied
     passes: int = 1  # of a causal scheme: independent predictions, each of `num_tokens` at most
+    passed_over: int = 0  # steps before it that the samples don't need, because a part of targets is given
 
     @property
     def number(self) -> int:
-        """Its number in the chain, from 1, as people read it."""
-        return self.index + 1
+        """Its number in the chain of all steps, from 1, as people read it."""
+        return self.index + self.passed_over + 1
 
     @property
     def guidance(self) -> float:
@@ -139,6 +140,11 @@ class Chain:
         return (*self.conditions, *(keep.target for keep in self.keeps))
 
     @property
+    def values(self) -> frozenset[str]:
+        """Grids that are read as values, which are then tokenised: conditions, and partly given targets."""
+        return self.raw | {keep.target for keep in self.keeps if keep.raw}
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Everything that a sample has in the end: conditions and targets."""
         return (*self.conditions, *self.targets)
@@ -151,10 +157,18 @@ class Chain:
         steps = list[Step]()
         for spec in self.specs:
             first = next(step for step in self.steps if step.target == spec.target)
+            passed_over = first.index - len(steps)
             for tokens, temperature in _step_sizes(spec, counts.get(spec.target, spec.num_tokens)):
                 step = replace(first, index=len(steps), num_tokens=tokens, temperature=temperature)
-                steps.append(step)
+                steps.append(replace(step, passed_over=passed_over))
         return replace(self, steps=tuple(steps))
+
+    def expected(self) -> "Chain":
+        """The chain of a sample, as far as it is known before samples are read: shares of tokens are."""
+        totals = {spec.target: spec.num_tokens for spec in self.specs}
+        kept = {keep.target: keep.num_kept(totals[keep.target]) for keep in self.keeps}
+        wanted = {name: totals[name] - count for name, count in kept.items() if count is not None}
+        return self.for_counts(wanted) if wanted else self
 
     @property
     def num_tokens(self) -> dict[str, int]:
@@ -162,13 +176,17 @@ class Chain:
         names = dict.fromkeys(step.target for step in self.steps)
         return {name: sum(s.num_tokens for s in self.steps if s.target == name) for name in names}
 
+    def guided_by(self, step: Step) -> list[str]:
+        """What is hidden in the base pass of a step, in the order of the chain."""
+        names = (*self.modalities, *(keep.target + KEPT for keep in self.keeps))
+        return [name for name in dict.fromkeys(names) if name in step.guided]
+
     def to_json(self) -> dict[str, object]:
         """The chain as plain data, as `fourm schedule show --json` prints it."""
         raw: dict[str, object] = {"tokenised": sorted(self.raw)} if self.raw else {}
         rows = list[dict[str, object]]()
         for step in self.steps:
-            names = (*self.modalities, *(keep.target + KEPT for keep in self.keeps))
-            guided = [name for name in dict.fromkeys(names) if name in step.guided]
+            guided = self.guided_by(step)
             row = {"index": step.index, "target": step.target, "scheme": step.scheme,
                    "num_tokens": step.num_tokens, "temperature": step.temperature,
                    "guidance": step.guidance, "guided": guided}  # fmt: skip

@@ -63,7 +63,7 @@ def estimate(
     width, rows = DTYPES[dtype].num_bytes, model.registry.rows
     grids = [rows[name] for name in chain.targets if rows[name].kind is Kind.GRID and decode]
     decoders = {row.tokenizer for row in grids}
-    encoders = {rows[name].tokenizer for name in chain.raw}
+    encoders = {rows[name].tokenizer for name in chain.values}
     parts = dict.fromkeys(decoders, TokenizerPart.DECODER) | dict.fromkeys(encoders, TokenizerPart.ENCODER)
     parts |= dict.fromkeys(decoders & encoders, TokenizerPart.WHOLE)
     peaks = [_Peak(0), *_step_peaks(chain, Sizes.of(model, width), batch_size, max_rows)]

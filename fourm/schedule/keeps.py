@@ -9,6 +9,7 @@ from fourm.modalities.registry import TOKENS, Kind, Modality
 MASK = "mask"  # a mask for each sample: a picture of its own, or one for all
 MARKS = ""  # of a text: its sentinels [S_1], [S_2], ... mark what is to be filled
 BOX = "box:"
+INFILL_TOKENS = 50  # new tokens of a text with marks at most, as in the notebooks of the reference
 _FORMS = f"a mask picture, {BOX}x0,y0,x1,y1 in fractions, a share such as 0.5, or {MASK}"
 
 
@@ -21,10 +22,20 @@ class Keep:
     raw: bool = False  # True: values are given (a picture), which are tokenised; False: tokens
     file: str = field(default="", compare=False)  # of MASK: the picture that serves all samples; "": one each
 
+    @property
+    def is_text(self) -> bool:
+        """True for a text with marks in it, False for tokens of a grid."""
+        return self.where == MARKS
+
+    @property
+    def mask(self) -> str:
+        """The name under which a sample has its mask among its files."""
+        return f"{self.target}:{MASK}"
+
     def to_text(self) -> str:
         """As an option says it, without the file of a mask: `rgb@224:0.5`."""
         name = self.target.removeprefix(TOKENS) if self.raw else self.target
-        return f"{name}:{self.where}" if self.where != MARKS else name
+        return name if self.is_text else f"{name}:{self.where}"
 
     @property
     def share(self) -> float | None:
@@ -39,11 +50,9 @@ class Keep:
         left, top, right, bottom = map(float, self.where.removeprefix(BOX).split(","))
         return left, top, right, bottom
 
-    def num_kept(self, row: Modality) -> int | None:
-        """How many tokens of a whole target stay; None if that depends on the sample."""
-        if self.share is not None:
-            return kept_of_share(self.share, row.max_tokens)
-        return None
+    def num_kept(self, num_tokens: int) -> int | None:
+        """How many of all tokens of a target stay; None if that depends on the sample."""
+        return None if self.share is None else kept_of_share(self.share, num_tokens)
 
 
 def kept_of_share(share: float, num_tokens: int) -> int:

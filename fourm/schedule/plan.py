@@ -9,7 +9,7 @@ from fourm.errors import ScheduleError, UsageError
 from fourm.hub.files import ModelFiles
 from fourm.modalities.registry import GENERATION_ORDER, UNORDERED, Kind, Modality
 from fourm.schedule.chain import Chain, TargetSpec, field_problem, joining_problem, make_chain
-from fourm.schedule.keeps import Keep, parse_where, split_keep
+from fourm.schedule.keeps import INFILL_TOKENS, Keep, parse_where, split_keep
 from fourm.schedule.schemes import SCHEMES
 from fourm.schedule.settings import (
     OPTIONS,
@@ -29,15 +29,15 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
     whole = planner.whole_targets()
     keeps = planner.keeps()
     conditions, weights, raw = planner.conditions(keeps)
-    targets = planner.targets([*whole], conditions, keeps)
-    if whole:
-        whole = {name: {} for name in targets[: len(targets) - len(whole)]} | whole
-    lists = planner.parallel_lists(targets)
+    added, named = planner.targets([*whole], conditions, keeps)
+    targets = [*added, *named]
+    lists = [dict[str, Setting]() for _ in added] + planner.parallel_lists(named)
+    whole = {name: {} for name in added} | whole if whole else {}
     with_rgb = any(model.registry.get(c).is_rgb for c in conditions)
     specs = [
         spec
         for target, parallel, own in zip(targets, lists, whole.values() or [{}] * len(targets), strict=True)
-        if target and (spec := planner.spec(model.registry.get(target), {**parallel, **own}, with_rgb))
+        if target and (spec := planner.spec(model.registry.get(target), {**parallel, **own}, with_rgb, keeps))
     ]
     top_k = planner.single("top_k", 0, "a whole number (50) or a share from 0 to 1 (0.05)")
     top_k = 0 if isinstance(top_k, float) and top_k in (0.0, 1.0) else top_k
@@ -51,6 +51,12 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
         guided_kept=[keep.target for keep in keeps if keep_guided],
     )  # fmt: skip
     return replace(chain, raw=frozenset(raw), keeps=tuple(keeps), keep_guided=keep_guided and bool(keeps))
+
+
+def fill_texts(layer: Layer, names: Sequence[str]) -> Layer:
+    """The settings of a run whose texts, of modalities of these names, have marks that are to be filled."""
+    keep = layer.settings.get("keep", Setting((), "--keep"))
+    return replace(layer, settings={**layer.settings, "keep": replace(keep, values=(*keep.values, *names))})
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
@@ -150,15 +156,22 @@ class _Planner:
             self.problems.extend(f"{where}: super-resolution reads tokens: {name}" for name in sorted(raw))
         return sorted(name for name in found if name), weights, raw
 
-    def targets(self, whole: Sequence[str], conditions: Sequence[str], keeps: Sequence[Keep]) -> list[str]:
-        """Full names of the targets, in order; "" in place of one that cannot be.
+    def targets(
+        self, whole: Sequence[str], conditions: Sequence[str], keeps: Sequence[Keep]
+    ) -> tuple[list[str], list[str]]:
+        """Full names of the targets: those that nobody has named, which come first, and the others.
 
-        What is kept in part comes first if it is not named, and alone if nothing is named.
+        "" stands in place of one that cannot be. Where nothing is named, a picture that is kept in part is
+        the only target; texts are filled before the usual targets are made.
         """
         kept = [keep.target for keep in keeps]
-        named = "target_domains" in self.settings or whole
-        found = self._named_targets(whole, conditions) if named or not kept else []
-        return [*(name for name in kept if name not in found), *found]
+        if "target_domains" not in self.settings and not whole and not all(keep.is_text for keep in keeps):
+            texts = [keep.target for keep in keeps if keep.is_text]
+            return texts, [name for name in kept if name not in texts]
+        found = self._named_targets(whole, conditions)
+        if self.settings.get("target_domains", Setting((), "")).values == ("all",) and not whole:
+            found = [name for name in found if name not in kept]
+        return [name for name in kept if name not in found], found
 
     def _named_targets(self, whole: Sequence[str], conditions: Sequence[str]) -> list[str]:
         given = self.settings.get("target_domains", Setting((None,), ""))
@@ -238,7 +251,9 @@ class _Planner:
                     lists[place][option.key] = Setting((value,), setting.where)
         return lists
 
-    def spec(self, row: Modality, settings: Mapping[str, Setting], with_rgb: bool) -> TargetSpec | None:
+    def spec(
+        self, row: Modality, settings: Mapping[str, Setting], with_rgb: bool, keeps: Sequence[Keep]
+    ) -> TargetSpec | None:
         """A target's settings over the defaults of its row; None if something is wrong with them."""
         defaults = row.rgb_defaults if with_rgb else row.defaults
         if defaults is None:
@@ -247,7 +262,9 @@ class _Planner:
         asked = {o.field: settings[o.key] for o in TARGET_OPTIONS if o.key in settings}
         where = {name: setting.where for name, setting in asked.items() if setting.values[0] is not None}
         values: dict[str, Any] = asdict(defaults)
-        values["num_tokens"] = min(defaults.num_tokens or row.max_tokens, row.max_tokens)
+        is_filled = any(keep.is_text and keep.target == row.name for keep in keeps)
+        room = INFILL_TOKENS if is_filled else defaults.num_tokens or row.max_tokens
+        values["num_tokens"] = min(room, row.max_tokens)
         values |= {name: asked[name].values[0] for name in where}
         if "num_steps" not in where and values["num_steps"] is not None:
             values["num_steps"] = min(values["num_steps"], max(values["num_tokens"], 1))

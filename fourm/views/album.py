@@ -29,6 +29,7 @@ from fourm.views.panels import (
     limited,
     prompt_of,
     reader_for,
+    text_reader,
 )
 
 MISSING = "missing"  # the note of a panel whose file is not there
@@ -107,7 +108,7 @@ class Album:
                 panel.note, panel.problem = MISSING, f"{printable(file)}: missing"
             elif reader is None:
                 panel.note = "unknown modality"
-            elif entry.place.form == "ids":
+            elif entry.place.form in ("ids", "kept_ids"):
                 read_array(path)
                 panel.note = "tokens only"
             else:
@@ -140,7 +141,9 @@ class Album:
                 frames, decided = list[Frame](), 0
                 for step in steps:
                     number = step["index"] + 1
+                    # Where a part was given, there are fewer tokens to decide than the record says.
                     decided += step["num_tokens"]
+                    decided = sum(0 <= one <= number for one in order) if order else decided
                     picture = read_kept(preview_place(target, number), variation, read_picture)
                     if picture is not None:
                         frames.append(Frame(number, decided, limited(picture.convert("RGB"))))
@@ -160,6 +163,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
     runs, named = open_runs(root), None if model is None else find_model(model).registry
     entries, problems = list[Entry](), list[str]()
     for run in runs:
+        given = len(entries)
         conditions, targets = chain_names(run.record.schedule)
         registry = rows_of(run.record.model) if named is None else named
         made = "sr" if run.record.stage == SR else "target"
@@ -178,6 +182,7 @@ def open_album(root: Path, model: str | None = None) -> Album:
                 problem = f"{name}: cannot be shown, for {error}; `model=NAME` says whose modality it is"
                 problems.append(printable(problem))
             entries.append(Entry(run, place, role, title, reader))
+        entries[given:given] = _kept_entries(run, [e for e in entries[given:] if e.role != "condition"])
     failures = dict[str, list[Failure]]()
     keys = {key.text: key for key in keys_of(runs)}
     for failure in read_failures(root):
@@ -188,6 +193,20 @@ def open_album(root: Path, model: str | None = None) -> Album:
     names = [entry.names for entry in entries]
     entries = [replace(entry, title=full_title(*entry.names, names)) for entry in entries]
     return Album(root, runs, tuple(sorted(keys.values())), tuple(problems), tuple(entries), failures)
+
+
+def _kept_entries(run: Run, targets: Sequence[Entry]) -> list[Entry]:
+    """What was given of targets of a run, as it was used: hidden pixels are grey, texts have marks."""
+    found = list[Entry]()
+    for place in run.places:
+        target = next((entry for entry in targets if entry.place.modality == place.modality), None)
+        if place.form not in ("kept", "kept_ids") or target is None:
+            continue
+        reader = target.reader
+        if reader is not None and reader.grid is None:
+            reader = text_reader(reader.row)
+        found.append(Entry(run, place, "condition", f"{target.title}, kept", reader))
+    return found
 
 
 def rows_of(model: str) -> Registry:

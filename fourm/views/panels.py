@@ -111,7 +111,7 @@ class View:
 def reader_for(row: Modality) -> Reader:
     """The reader of a row of the registry; UsageError if there is no codec for it."""
     if row.codec == CAPTION:
-        return Reader(row, read_text, CaptionCodec.picture, str)
+        return text_reader(row)
     if row.codec in STRUCTURED:
         form = STRUCTURED[row.codec]
         said = _SAID.get(row.codec, form.grammar.to_text)
@@ -120,6 +120,11 @@ def reader_for(row: Modality) -> Reader:
     if not isinstance(codec, GridCodec):
         return Reader(row, codec.read, codec.picture)
     return Reader(row, partial(_read_shown, codec.read), codec.picture, grid=codec)
+
+
+def text_reader(row: Modality) -> Reader:
+    """The reader of a text as a model reads it, whatever the row's own files hold."""
+    return Reader(row, read_text, CaptionCodec.picture, str)
 
 
 def panel_of(row: Modality, value: Any, role: str = "target", variation: int | None = None) -> Panel:

@@ -166,7 +166,7 @@ def test_a_file_that_lies_beside_results_is_no_sample_of_what_reads_them(tiny: P
         shutil.copy(path.with_name(path.name.replace("stray", "000000")), path)
     assert [key.name for key in open_album(out).keys] == ["000000", "000001", "000002"]
     base = open_runs(out)[0]
-    names = [s.key.name for s in samples_for(base, base.samples(), {"caption": "value"})]
+    names = [s.key.name for s in samples_for(base, base.samples(), {"caption": ("caption", "value")})]
     assert names == ["000000", "000001", "000002"]
     assert {found.kind for found in verify_folder(out).findings} == {"foreign"}
 
@@ -251,7 +251,7 @@ def test_an_older_folder_is_still_a_data_set(
     assert [(panel.modality, panel.role, panel.file) for panel in view.panels] == wanted
     assert view.problems == ()
     base = open_runs(out)[0]
-    samples = samples_for(base, base.samples(), {"tok_rgb@64": "ids"})
+    samples = samples_for(base, base.samples(), {"tok_rgb@64": ("tok_rgb@64", "ids")})
     chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64"])
     finer = {"stage": "sr", "is_beside": True, "origin": base.record, "num_variations": 2}
     list(run(request(tiny, out, samples=samples, chain=chain, **finer)))

@@ -50,7 +50,7 @@ def request(tiny: Path, out: Path, **changes: object) -> Request:
 def super_resolution(tiny: Path, out: Path, **changes: object) -> Request:
     """A run that goes on from the one in `out`, whose results lie beside it."""
     base = open_runs(out)[0]
-    samples = samples_for(base, base.samples(), {"tok_rgb@64": "ids"})
+    samples = samples_for(base, base.samples(), {"tok_rgb@64": ("tok_rgb@64", "ids")})
     chain = make_chain([DEPTH], ["tok_rgb@64"])
     basis = Request(find_model(tiny), chain, samples, out, base.record.num_variations, device="cpu")
     return replace(basis, stage="sr", is_beside=True, origin=base.record, **changes)

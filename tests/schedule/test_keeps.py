@@ -62,8 +62,8 @@ def test_only_a_share_is_kept_of_tokens_without_places() -> None:
 
 def test_a_share_counts_tokens_and_other_forms_depend_on_the_sample() -> None:
     assert [kept_of_share(share, 196) for share in (0.0, 0.5, 0.0025, 0.0026, 1.0)] == [0, 98, 0, 1, 196]
-    assert Keep("tok_rgb@224", "0.5").num_kept(RGB) == 98
-    assert Keep("tok_rgb@224", MASK).num_kept(RGB) is None
+    assert Keep("tok_rgb@224", "0.5").num_kept(196) == 98
+    assert Keep("tok_rgb@224", MASK).num_kept(196) is None
     assert Keep("tok_rgb@224", "box:0.0,0.0,0.5,1.0").box == (0.0, 0.0, 0.5, 1.0)
     assert Keep("caption", MARKS).share is None
 
