@@ -25,7 +25,8 @@ from fourm.output.record import RUN, SR
 from fourm.output.samples import chain_names
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album
-from fourm.views.panels import RGB, Label, Panel, View
+from fourm.views.layout import number_text
+from fourm.views.panels import RGB, SAID, Label, Panel, View
 
 PAGE = "index.html"
 SIDE = 512  # pixels of a photo's longest side on the page
@@ -71,7 +72,8 @@ def _blocks(album: Album, view: View) -> Iterator[str]:
     """What searching needs of a sample, then all of it."""
     variations = sorted({panel.variation for panel in view.panels if panel.variation is not None})
     row = {
-        "key": view.key.text, "prompt": view.prompt or "", "variations": len(variations),
+        "key": view.key.text, "prompt": view.prompt or "", "texts": _texts_of(view),
+        "variations": len(variations),
         "modalities": list(dict.fromkeys(panel.modality for panel in view.panels if _is_shown(panel))),
         "failed": len(view.problems),
     }  # fmt: skip
@@ -86,6 +88,7 @@ def _blocks(album: Album, view: View) -> Iterator[str]:
             "modality": panel.modality, "title": panel.title, "role": panel.role,
             "variation": panel.variation, "codec": panel.codec, "rgb": panel.codec in RGB,
             "words": panel.codec == CAPTION, "text": panel.text, "note": panel.note, "file": panel.file,
+            "scale": [number_text(value) for value in panel.limits or ()],
             "size": {"width": width, "height": height},
             "picture": encode(picture, SIDE) if picture is not None else None,
             "labels": [index for index, label in enumerate(legend) if label in panel.labels],
@@ -112,6 +115,13 @@ def _blocks(album: Album, view: View) -> Iterator[str]:
     }  # fmt: skip
     yield f'<script type="application/json" class="sample">{_json(row)}</script>\n'
     yield f'<script type="application/json">{_json(contents)}</script>\n'
+
+
+def _texts_of(view: View) -> list[str]:
+    """What is said of a sample beside its prompt, for searches: captions, boxes, metadata, colours."""
+    panels = [panel for panel in view.panels if panel.codec == CAPTION or panel.codec in SAID]
+    texts = (p.text for p in sorted(panels, key=lambda panel: panel.codec != CAPTION) if p.text.strip())
+    return [text for text in dict.fromkeys(texts) if text != view.prompt]
 
 
 def _is_shown(panel: Panel) -> bool:

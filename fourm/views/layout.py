@@ -102,6 +102,11 @@ def stack(blocks: Sequence[Image.Image], gap: int = 12, margin: int = 16) -> Ima
     return sheet
 
 
+def number_text(value: float) -> str:
+    """Three digits of a small number, all digits of a large one before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def colour_bar(limits: tuple[float, float], width: int) -> Image.Image:
     """The Turbo colours, with the numbers that their two ends stand for below them."""
     block = Image.new("RGB", (width, _BAR + LINE), PAPER)
@@ -109,12 +114,7 @@ def colour_bar(limits: tuple[float, float], width: int) -> Image.Image:
     bar = Image.fromarray(turbo(np.arange(width if low < high else 1)[None]))
     block.paste(bar.resize((width, _BAR), Image.Resampling.NEAREST))
     draw, font, middle = ImageDraw.Draw(block), font_for("", 12), _BAR + LINE // 2 + 1
-    draw.text((0, middle), _number(low), FAINT, font, anchor="lm")
+    draw.text((0, middle), number_text(low), FAINT, font, anchor="lm")
     if low < high:
-        draw.text((width - 1, middle), _number(high), FAINT, font, anchor="rm")
+        draw.text((width - 1, middle), number_text(high), FAINT, font, anchor="rm")
     return block
-
-
-def _number(value: float) -> str:
-    """Three digits of a small number, all digits of a large one before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

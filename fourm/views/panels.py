@@ -25,7 +25,7 @@ MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words
 RGB = ("rgb", "tok_rgb")  # codecs whose values are colour pictures
 # Codec name -> text for searches, where the model's own words are numbers.
-_SAID: Mapping[str, Callable[[Any], str]] = {
+SAID: Mapping[str, Callable[[Any], str]] = {
     "det": lambda boxes: ", ".join(box.name for box in boxes),
     "metadata": lambda facts: ", ".join(f"{f.field.name.replace('_', ' ')} {f.value:g}" for f in facts),
     "color_palette": lambda colours: " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours),
@@ -114,7 +114,7 @@ def reader_for(row: Modality) -> Reader:
         return text_reader(row)
     if row.codec in STRUCTURED:
         form = STRUCTURED[row.codec]
-        said = _SAID.get(row.codec, form.grammar.to_text)
+        said = SAID.get(row.codec, form.grammar.to_text)
         return Reader(row, partial(read_structured, grammar=form.grammar), form.draw, said)
     codec = build_codec(row)
     if not isinstance(codec, GridCodec):

@@ -3,23 +3,38 @@
 Every test also holds that the page logged nothing, broke no rule of its own policy and asked only for itself.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
+from fourm.data.layout import Place
 from fourm.views.album import open_album
 from fourm.views.gallery import PAGE, write_gallery
+from tests.folders import CAPTION, FIRST, SECOND, noise, put, write_record
 from tests.gallery_folder import Made, build_folder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
+# Everything that axe-core can find in a page, by the names of its states.
+STATES = {
+    "overview": "",
+    "nothing found": "byId('search').value = 'zzz'; byId('search').dispatchEvent(new Event('input'))",
+    "keys": "openHelp()",
+    "sample": "location.hash = hashOf(samples[3].key)",
+    "wipe": "location.hash = hashOf(samples[0].key); route(); detail.viewer.setMode('wipe')",
+    "beside": "location.hash = hashOf(samples[0].key); route(); detail.viewer.setMode('beside')",
+}
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -68,6 +83,27 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gallery") / "my results"
     made = Made(PROMPTS, variations=3, names=NAMES, sr=True, preview=True, failed={3})
     return _page_of(build_folder(root, made))
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two pictures, of which a model has told captions, boxes and depth."""
+    root = tmp_path_factory.mktemp("said") / "out"
+    given, told = Place("rgb", ".png", True, "rgb@64", "value", True), replace(CAPTION, is_condition=False)
+    boxes, depth = Place("det", ".json", modality="det"), Place("depth", ".npy", modality="tok_depth@64")
+    write_record(root, [given, replace(told, shared=False), boxes, depth])
+    for number, key in enumerate((FIRST, SECOND)):
+        put(root, given, key, noise(number, 64, 64, 3))
+        put(root, told, key, ("a lighthouse by the sea", "two cups of tea")[number])
+        name = ("tower", "cup")[number]
+        put(
+            root,
+            boxes,
+            key,
+            json.dumps({"instances": [{"boxes": [0, 0, 1, 1], "class_name": name, "score": 1}]}),
+        )
+        put(root, depth, key, np.linspace(-1.5, 2, 4096, dtype=np.float32).reshape(64, 64))
+    return _page_of(root)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +189,66 @@ def test_search_finds_words_in_any_order_and_names(gallery: Path, visit: Open) -
     page.click("#clear")
     assert len(shown(page)) == len(PROMPTS)
     assert page.evaluate("document.activeElement.id") == "search"
+
+
+def test_search_finds_what_a_model_has_said_and_shows_it(said: Path, visit: Open) -> None:
+    page = visit(said)
+    assert page.locator(".card .words").all_inner_texts() == ["a lighthouse by the sea", "two cups of tea"]
+    page.fill("#search", "tea CUPS")
+    assert shown(page) == [SECOND.text]
+    page.fill("#search", "tower")
+    assert shown(page) == [FIRST.text]
+    assert page.inner_text(".card .words") == "tower", "the text that was found"
+    page.click(".card")
+    assert page.inner_text("#prompt") == "a lighthouse by the sea"
+    assert page.inner_text(".title .key") == f"{FIRST.text} · no prompt; the title was made"
+    assert "a lighthouse by the sea" in page.inner_text(".panels"), "as any other result"
+
+
+def test_depth_has_its_scale_below_it(said: Path, visit: Open) -> None:
+    page = visit(said, FIRST.text)
+    assert page.locator(".turbo").count() == 0
+    page.get_by_role("button", name="Depth").click()
+    assert page.locator(".turbo span").all_inner_texts() == ["-1.5", "2"]
+
+
+@pytest.mark.parametrize(("key", "first"), [("ArrowRight", 0), ("ArrowDown", 0), ("Home", 0), ("End", 1999)])
+def test_keys_work_as_soon_as_the_page_is_open(crowd: Path, visit: Open, key: str, first: int) -> None:
+    page = visit(crowd)
+    page.keyboard.press(key)
+    assert page.evaluate("grid.current") == first
+    assert f"number {first}" in focused(page)
+    page.keyboard.press("ArrowLeft" if first else "ArrowRight")
+    assert page.evaluate("grid.current") == abs(first - 1)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail[open]")
+
+
+def test_keys_begin_in_the_window_and_after_a_button_too(crowd: Path, visit: Open) -> None:
+    page = visit(crowd)
+    page.evaluate("scrollTo(0, 20 * grid.stepY)")
+    page.click("#theme")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("grid.current / grid.columns") in (19, 20, 21)
+    top = page.evaluate("scrollY / grid.stepY")
+    assert 19 <= top <= 21
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing(gallery: Path, visit: Open, scheme: str, width: int) -> None:
+    if not os.environ.get("FOURM_NEEDS_BROWSER"):
+        pytest.importorskip("axe_playwright_python")
+    axe = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    options = {"color_scheme": scheme, "reduced_motion": "reduce", "bypass_csp": True}
+    for state, script in STATES.items():
+        page = visit(gallery, width=width, **options)
+        page.evaluate(axe)
+        page.evaluate(f"() => {{ {script} }}")
+        page.wait_for_timeout(100)
+        found = page.evaluate("async () => (await axe.run(document))")
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], state
+        assert len(found["passes"]) > 15
 
 
 def test_a_modality_fills_the_cards_and_leaves_out_samples_without_it(

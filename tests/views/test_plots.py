@@ -24,7 +24,7 @@ from fourm.output.record import SR_RUN
 from fourm.runs.job import order_place
 from fourm.views.album import open_album
 from fourm.views.contact import Layout, Part, choose_parts
-from fourm.views.layout import _number, colour_bar, fit, legend, text_block
+from fourm.views.layout import colour_bar, fit, legend, number_text, text_block
 from fourm.views.panels import Film, Frame, View, picture_alone
 from fourm.views.plots import (
     MAX_FILMS,
@@ -410,7 +410,7 @@ def test_depth_has_a_bar_of_its_colours_with_the_numbers_at_its_ends(tmp_path: P
     ("value", "text"), [(0.23456, "0.235"), (-1.5, "-1.5"), (65535.0, "65,535"), (0, "0")]
 )
 def test_numbers_of_a_bar_are_short(value: float, text: str) -> None:
-    assert _number(value) == text
+    assert number_text(value) == text
 
 
 def test_a_film_ends_in_the_colours_of_its_result(tmp_path: Path, run: object) -> None:

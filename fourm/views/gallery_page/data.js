@@ -5,7 +5,7 @@ const ALBUM = JSON.parse(document.getElementById("album").textContent);
 const SLICE = 8; // milliseconds of work at a time, so that scrolling and typing stay smooth
 const KEPT = 24; // samples whose block stays parsed
 
-const samples = []; // {id, key, prompt, modalities, failed, words, block}: all that searching needs
+const samples = []; // {id, key, prompt, texts, modalities, failed, words, block}: all that searching needs
 const byKey = new Map();
 const parsed = new Map(); // id -> a sample's pictures, the latest last
 
@@ -35,7 +35,7 @@ function readSamples() {
   while (samples.length < whole) {
     const block = blocks[samples.length];
     const row = JSON.parse(block.textContent);
-    const sample = { ...row, id: samples.length, words: folded(`${row.key}\n${row.prompt}`), block };
+    const sample = { ...row, id: samples.length, words: folded([row.key, row.prompt, ...row.texts].join("\n")), block };
     samples.push(sample);
     byKey.set(sample.key, sample);
   }
@@ -58,6 +58,14 @@ function image(picture, alt, shown) {
   if (picture.exact && Math.max(picture.width, picture.height) < shown) img.className = "pixels";
   img.src = `data:image/${picture.type};base64,${picture.data}`;
   return img;
+}
+
+/** What stands under a sample: its prompt, else what was said of it; while searching, the text that was found. */
+function titleOf(sample, searched = "") {
+  const words = folded(searched).split(/\s+/).filter(Boolean);
+  const missed = words.filter((word) => !folded(`${sample.key}\n${sample.prompt}`).includes(word));
+  const found = missed.length ? sample.texts.find((text) => missed.some((word) => folded(text).includes(word))) : null;
+  return found ?? (sample.prompt || sample.texts[0] || "");
 }
 
 /** What a panel is called where several are named. */

@@ -20,12 +20,13 @@ function openDetail(sample) {
   const rows = panelRows(panels, sample.prompt, (panel, against) => viewer.show(against ? "two" : "one", pictures.indexOf(panel)), tiles);
   if (!viewer) command.append(codeBlock("Command that repeats this sample", repeatOf(repeat, null)));
   const dialog = byId("detail");
+  const title = titleOf(sample);
   dialog.replaceChildren(
     detailBar(sample),
     el("div", { class: "page" },
       el("div", { class: "title" },
-        el("h2", { id: "prompt", tabIndex: -1, dir: "auto", class: sample.prompt ? "" : "none" }, sample.prompt || "No prompt"),
-        el("p", { class: "key" }, sample.key)),
+        el("h2", { id: "prompt", tabIndex: -1, dir: "auto", class: title ? "" : "none" }, title || "No prompt"),
+        el("p", { class: "key" }, title && !sample.prompt ? `${sample.key} · no prompt; the title was made` : sample.key)),
       problems.length ? noticeOf(problems) : null,
       el("div", { class: "columns" }, viewer?.node ?? el("p", { class: "stage blank" }, "This sample has no picture."), rows),
       film?.node ?? null,
@@ -34,7 +35,7 @@ function openDetail(sample) {
   if (viewer) viewer.show("one", pictures.indexOf(cover(pictures, "", grid.filter.variation) ?? cover(pictures, "", null)));
   if (!dialog.open) dialog.showModal();
   document.documentElement.classList.add("held");
-  document.title = `${sample.prompt || sample.key} · ${ALBUM.name}`;
+  document.title = `${title || sample.key} · ${ALBUM.name}`;
   dialog.scrollTop = 0;
   byId("prompt").focus();
 }

@@ -94,11 +94,12 @@ function makeCard(sample) {
   if (sample.failed) badges.append(el("span", { class: "badge bad" }, sample.failed === 1 ? "1 problem" : `${sample.failed} problems`));
   else if (sample.variations > 1) badges.append(el("span", { class: "badge" }, plural(sample.variations, "variation")));
   const frame = el("span", { class: "frame" });
+  const words = el("span", { dir: "auto" });
   const link = el("a", { href: hashOf(sample.key), class: "card", tabIndex: -1 },
     frame,
-    el("span", { class: sample.prompt ? "words" : "words none", dir: "auto" }, sample.prompt || "no prompt"),
+    words,
     el("span", { class: "under" }, el("span", { class: "key" }, sample.key), badges));
-  const card = { sample, frame, link, node: el("li", {}, link), placed: -1 };
+  const card = { sample, frame, words, link, node: el("li", {}, link), placed: -1 };
   grid.cards.set(sample.id, card);
   grid.waiting.push(card);
   return card;
@@ -106,6 +107,7 @@ function makeCard(sample) {
 
 function placeCard(card, index) {
   card.link.tabIndex = index === grid.current ? 0 : -1;
+  entitle(card);
   if (card.placed === index) return;
   card.placed = index;
   const { style } = card.node;
@@ -114,6 +116,13 @@ function placeCard(card, index) {
   style.transform = `translate(${(index % grid.columns) * grid.stepX}px, ${Math.floor(index / grid.columns) * grid.stepY}px)`;
   card.node.setAttribute("aria-posinset", index + 1);
   card.node.setAttribute("aria-setsize", grid.shown.length);
+}
+
+function entitle({ sample, words }) {
+  const title = titleOf(sample, grid.filter.text);
+  if (words.className && words.textContent === (title || "no prompt")) return;
+  words.className = title ? "words" : "words none";
+  words.textContent = title || "no prompt";
 }
 
 function dropCard(id, card) {
@@ -166,6 +175,15 @@ function focusCard(index, smooth = true) {
   else if (top + grid.height > innerHeight - 12) scrollBy({ top: top + grid.height - innerHeight + 12, behavior: "instant" });
   drawGrid();
   grid.cards.get(grid.shown[grid.current].id).link.focus({ preventScroll: true });
+}
+
+/** The card that keys begin with: the one that Tab leads to, or the first in the window if that is not in it. */
+function firstSeen() {
+  const head = document.querySelector(".top").getBoundingClientRect().bottom;
+  const top = byId("grid").getBoundingClientRect().top;
+  const at = top + Math.floor(grid.current / grid.columns) * grid.stepY;
+  if (at + grid.height > head && at < innerHeight) return grid.current;
+  return Math.max(0, Math.ceil((head - top) / grid.stepY)) * grid.columns;
 }
 
 function gridKey(event) {

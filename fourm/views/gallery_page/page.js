@@ -85,12 +85,17 @@ function onKey(event) {
     return leaveDetail();
   }
   if (isTyping(target)) return undefined;
-  const usesArrows = target.matches("input, pre, .stage.zoomed");
+  const usesArrows = event.defaultPrevented || target.matches("input, pre, .stage.zoomed");
+  const enter = usesArrows ? null : () => focusCard(firstSeen());
   const actions = detail ? {
     ArrowLeft: usesArrows ? null : () => stepSample(-1), ArrowRight: usesArrows ? null : () => stepSample(1),
     "+": () => detail.viewer?.zoomBy(1), "=": () => detail.viewer?.zoomBy(1), "-": () => detail.viewer?.zoomBy(-1), 0: () => detail.viewer?.zoomTo(1),
     c: cycleMode, ",": () => detail.film?.stepBy(-1), ".": () => detail.film?.stepBy(1), t: nextTheme, "?": openHelp,
-  } : { "/": () => byId("search").select(), t: nextTheme, "?": openHelp };
+  } : {
+    ArrowLeft: enter, ArrowRight: enter, ArrowUp: enter, ArrowDown: enter,
+    Home: enter && (() => focusCard(0)), End: enter && (() => focusCard(Infinity)),
+    "/": () => byId("search").select(), t: nextTheme, "?": openHelp,
+  };
   const action = actions[key.length === 1 ? key.toLowerCase() : key];
   if (!action) return undefined;
   event.preventDefault();

@@ -166,6 +166,11 @@ function shortName(panel, panels) {
 function describe(panel, legends) {
   const { width, height } = panel.size;
   const lines = [el("p", { class: "file" }, el("span", {}, `${width} × ${height} px`), el("code", {}, panel.file))];
+  if (panel.scale.length) {
+    const [low, high] = panel.scale;
+    lines.push(el("div", { class: "ramp turbo", role: "img", "aria-label": `Colours from ${low} to ${high}` },
+      el("span", {}, low), el("i", {}), el("span", {}, high)));
+  }
   if (panel.text) lines.push(el("p", { class: "said", dir: "auto" }, panel.text));
   const labels = (legends[panel.modality] ?? []).filter((_, index) => panel.labels.includes(index));
   if (labels.length) lines.push(legendOf(labels));
