@@ -240,7 +240,7 @@ def test_schedule_commands_of_the_documents_work(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_options_that_documents_name_exist(path: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", reference())) | {"--help", "--nproc-per-node"}
-    for line in "\n".join(blocks(path, "sh")).splitlines():
+    for line in "\n".join([*blocks(path, "sh"), *blocks(path, "console")]).splitlines():
         if "fourm generate" in line or "fourm_cli generate" in line:
             unknown = set(re.findall(r"(?<=\s)--[a-z][a-z-]+", line.split("#")[0])) - known
             assert not unknown, line

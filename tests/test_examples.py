@@ -1,16 +1,15 @@
 """The examples of the documents run as they stand, on the embedded model."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forked import run_block, typed_fourm
 from tests.test_docs import blocks, reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,13 +20,10 @@ SLOW = ("retrieval", "picture-to-everything")
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PATH on which `fourm` is this checkout's."""
-    folder = tmp_path_factory.mktemp("bin")
-    program = folder / "fourm"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fourm_cli "$@"\n')
-    program.chmod(0o755)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+    with typed_fourm(tmp_path_factory.mktemp("bin")) as path:
+        yield path
 
 
 @pytest.mark.parametrize(
@@ -37,10 +33,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_an_example_runs_as_it_stands(page: Path, shim: str, tmp_path: Path) -> None:
     code = "\n".join(blocks(page, "sh"))
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code], cwd=tmp_path, text=True, capture_output=True, check=False,
-        env={**os.environ, "PATH": shim, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = run_block(code, tmp_path, shim)
     assert done.returncode == 0, done.stderr
     made = re.findall(r"--(?:out|sheet) (\S+)", code)
     assert made
