@@ -20,9 +20,9 @@ from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm.hub.header import read_header
 from fourm.schedule.settings import RunSettings, merge, read_settings
-from fourm_cli import options
-from fourm_cli.console import counted, note, print_json, print_path, quiet_library
-from fourm_cli.options import INPUT, RUN, argument, option, parse_folder, with_options
+from fourm_cli import given, options
+from fourm_cli.console import counted, note, print_json, print_path, print_table, quiet_library, size_text
+from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
@@ -35,32 +35,23 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
 
 
 @with_options(
-    prompts=argument("Captions, a sample for each.", "PROMPT"),
-    data=option(
-        "Prompts: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts; tables may have "
-        "a column for each condition that is text. A dataset: a folder that holds MODALITY/FOLDER/NAME.EXT. "
-        "Or empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
-    column=option(
-        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
-    num_samples=option("Only the first N samples.", "N", INPUT, min=1),
-    subset_seed=option(
-        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
-    replay=option("Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.",
-                  "FILE", INPUT, parser=local_path),
+    **given.OPTIONS,
+    dry_run=option("Only say what would be made, and its size; nothing is loaded or written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
-    *, prompts: list[str] | None = None, data: str | None = None, column: str | None = None,
-    num_samples: int | None = None, subset_seed: int | None = None, replay: Path | None = None,
-    schedule: options.ScheduleWithSr, model: str | None = None, sr_model: str | None = None,
-    machine: options.Machine, configs: options.ConfigFiles, num_variations: int | None = None,
-    seed: int | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
+    *, inputs: given.Given, schedule: options.ScheduleWithSr, model: str | None = None,
+    sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
+    num_variations: int | None = None, seed: int | None = None, out: Path | None = None,
+    writing: options.Writing, dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
-    """Generate pictures, depth, captions ... from captions or other conditions, target after target.
+    """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
     Examples:
         fourm generate
         fourm generate "a small red circle above a blue square" --temps 3.0-0.5 --out out
         cat prompts.txt | fourm generate --data - --targets tok_clip-tok_rgb --out out
+        fourm generate cat.jpg --targets caption-depth-normal
+        fourm generate photos/ "a small red circle" --targets depth --out out
         fourm generate --data DATASET --cond rgb --targets tok_depth-tok_normal --out out
         fourm generate --data prompts.txt --num-variations 4 --seed 7 --out out --resume
         fourm generate --data prompts.txt --sr-targets tok_clip-tok_rgb --out out
@@ -68,46 +59,46 @@ def generate(
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
     from fourm.hub.files import find_model
-    from fourm.runs.inputs import EMPTY, Source, marked_texts, read_samples
+    from fourm.runs.inputs import EMPTY, choose_keys, marked_texts, read_samples
     from fourm.runs.origins import plan_finer, read_replay
-    from fourm.schedule.plan import build_chain, fill_texts
+    from fourm.schedule.plan import build_chain, condition_files, fill_texts
 
-    schedule = {"cond_domains": "none", **schedule} if data == EMPTY else schedule
+    schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
-    given, again = settings.run, None if replay is None else read_replay(replay)
-    named = again.base.model if again else given.model or DEMO
-    files = _with_parts(find_model(named if model is None else model), machine, given)
-    source = given.data_path if data is None and not prompts else data
-    run = _requester(machine, writing, given, out or given.folder, source)
+    told, again = settings.run, None if inputs.replay is None else read_replay(inputs.replay)
+    name = again.base.model if again else told.model or DEMO
+    files = _with_parts(find_model(name if model is None else model), machine, told)
     if again is not None:
-        fixed = {"prompts": prompts, "--data": data, "--num-samples": num_samples, "--seed": seed is not None,
-                 "--num-variations": num_variations, "options of a schedule": schedule,
-                 "--dtype": machine.dtype, "configuration files": configs.paths, "--sr-model": sr_model,
+        fixed = {**inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
+                 "options of a schedule": schedule, "--dtype": machine.dtype,
+                 "configuration files": configs.paths, "--sr-model": sr_model,
                  "--no-decode": not writing.decode, "--no-blend": not writing.blend,
                  "--preview": writing.preview,
                  "--detokenizer-steps": writing.detokenizer_steps}  # fmt: skip
         if refused := [flag for flag, value in fixed.items() if value]:
             raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
-        _make(*_repeat(again, files, run), report)
+        run = _requester(machine, writing, told, out or told.folder)
+        _make(*_repeat(again, files, run), report, dry_run)
         return
+    variations = num_variations or told.num_variations or 1
+    source = inputs.source(told, variations, files)
+    settings = replace(settings, base=given.with_conditions(settings.base, source))
     chain = build_chain(settings.base, files)
-    if num_samples is None and subset_seed is None and given.num_samples is not None:
-        subset_seed = 0  # as the reference chooses the samples of its files
-    num_samples, variations = num_samples or given.num_samples, num_variations or given.num_variations or 1
-    asked = Source(tuple(prompts or ()), source, column, num_samples, subset_seed, variations)
+    source = replace(source, files=condition_files(settings.base, files))
+    run = _requester(machine, writing, told, out or told.folder, source.data)
     finer = plan_finer(settings, files, chain, sr_model)
     keeps = [*chain.keeps, *(finer[1].keeps if finer else ())]
-    dataset = read_samples(asked, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
+    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
     if marked := marked_texts(dataset, chain, files):
         chain = build_chain(fill_texts(settings.base, marked), files)
         finer = plan_finer(settings, files, chain, sr_model)
     requests = [run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
-        seed=seed if seed is not None else given.seed or 0,
+        seed=seed if seed is not None else told.seed or 0, only=choose_keys(dataset.samples, inputs.only),
     )]  # fmt: skip
     if finer:
         requests.append(replace(requests[0], model=finer[0], chain=finer[1], samples=()))
-    _make(requests, dataset, report)
+    _make(requests, dataset, report, dry_run)
 
 
 @with_options(
@@ -187,7 +178,7 @@ def tokenize(
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
     from fourm.hub.files import find_model
-    from fourm.runs.inputs import find_raw_folders, list_raw_samples, missing_tokenizers
+    from fourm.runs.listing import find_raw_folders, list_raw_samples, missing_tokenizers
     from fourm.runs.request import TokenizeRequest, parse_world
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
@@ -290,9 +281,11 @@ def _repeat(
     return requests, Dataset(tuple(requests[0].samples), tuple(doubts))
 
 
-def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Report) -> None:
+def _make(
+    requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False
+) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
-    from fourm.output.joining import check_output
+    from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
     from fourm.runs.inputs import note_unknown_words
 
@@ -308,12 +301,11 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
             yield unknown
 
     def begin() -> "list[Iterator[Event]]":
-        from fourm.runs.pipeline import check, check_weights, follow_on, run
+        from fourm.runs.pipeline import check, check_weights, run
 
-        runs = [request]
-        for finer in requests[1:]:
-            runs.append(follow_on(request, replace(finer, stage="sr", is_beside=True)))
-            job = check(runs[-1])  # what is wrong with it is said before the first begins
+        runs = _with_finer(requests)
+        for finer in runs[1:]:
+            job = check(finer)  # what is wrong with it is said before the first begins
             if job.request.overwrite or not (request.out / job.request.record).exists():
                 check_weights(job)
         return [run(one) for one in runs]
@@ -325,6 +317,10 @@ def _make(requests: "Sequence[Request]", dataset: "Dataset", report: options.Rep
         raise UsageError(f"--log-json {log}: lies in the output folder, which holds results only")
     quiet_library(report.quiet or world.group_rank > 0)
     launch = Launch(world.rank, world.size, now())
+    if dry_run:
+        check_free(request.out, launch, request.resume, request.overwrite, request.record)
+        _say_plan(requests, notes(), report)
+        return
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         _follow(begin, request, notes(), report, len(request.variations))
@@ -359,6 +355,44 @@ def _advice(request: "Request") -> str:
     at = next(number for number, word in enumerate(words) if word in ("generate", "sr")) + 1
     with_input = " (with the same standard input)" if "-" in words else ""
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
+
+
+def _with_finer(requests: "Sequence[Request]") -> "list[Request]":
+    """A request, and that of super-resolution of what it makes, if there is one."""
+    from fourm.runs.pipeline import follow_on
+
+    base = requests[0]
+    return [base, *(follow_on(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
+
+
+def _say_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
+    """Print what a run would make."""
+    from fourm.runs.pipeline import plan
+
+    for text in () if report.quiet else notes:
+        note(text)
+    plans = [plan(one) for one in _with_finer(requests)]
+    if report.as_json:
+        said = [one.to_json() for one in plans]
+        print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
+        return
+    for number, one in enumerate(plans):
+        if number:
+            print(f"\nsuper-resolution, {one.job.request.model.name}\n")
+        print_table(("what", "how much"), [
+            ("output folder", str(one.job.request.out)),
+            ("model", f"{one.job.request.model.name} on {one.job.device}, {one.job.dtype}"),
+            ("samples", f"{one.samples:,}"),
+            ("variations of each", f"{len(one.job.request.variations):,}"),
+            ("results to make", f"{one.to_make:,} ({one.complete:,} of {one.results:,} are complete)"),
+            ("forward passes", f"{one.passes * one.to_make:,} ({one.passes:,} for each result)"),
+            *([("steps of diffusion", f"{one.evaluations * one.to_make:,}")] if one.evaluations else []),
+            ("files", f"{one.files:,}"),
+            ("on disk", f"about {size_text(one.usual)}, an estimate; {size_text(one.free)} are free"),
+        ])  # fmt: skip
+        print()
+        rows = [(name, f"{f.files:,}", size_text(f.usual)) for name, f in one.folders.items()]
+        print_table(("folder", "files", "bytes, about"), rows, numbers=("files", "bytes, about"))
 
 
 def _follow(

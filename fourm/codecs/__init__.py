@@ -7,7 +7,7 @@ PUBLIC = {
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": """read_array read_crop read_crop_rows read_crops read_ids read_json read_picture read_size
-        read_text write_crops write_ids write_png""",
+        read_text read_turn write_crops write_ids write_png""",
     "frames": "restore_map restore_points",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",

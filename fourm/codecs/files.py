@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from PIL import TiffImagePlugin as tiff
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from fourm.data.dataset import read_member, split_path
+from fourm.data.dataset import PICTURE_SUFFIXES, read_member, split_path
 from fourm.data.layout import Crop, centre_crop
-from fourm.data.opening import SIGNATURE, read_bytes, strip_metadata, with_single_keys
+from fourm.data.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError, shown
 
 MAX_BYTES = 1 << 30  # of an array or picture file
@@ -37,6 +37,11 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memor
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 # Of WebP's lossless variant no picture is grey; in small letters, the compressions of a TIFF.
 _LOSSY = {"JPEG", "JPEG2000", "WEBP", "jpeg", "tiff_jpeg", "webp"}
+# By EXIF orientation: whether rows become columns, and then the order of rows and of columns.
+_TURNS = {
+    1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
+}  # fmt: skip
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
@@ -108,7 +113,7 @@ def read_json(path: Path) -> object:
 
 
 def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
-    """A fully decoded picture in the mode of its file, not rotated; of an animation the first frame.
+    """A fully decoded picture in the mode of its file, as it is stored; of an animation the first frame.
 
     is_exact: refuse formats that store approximate values, such as JPEG.
     """
@@ -143,8 +148,33 @@ def _level_step(image: Image.Image) -> int:
     return int(image.mode != "1")
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as its pixels are stored, or of a map (H, W) in a .npy; both above 0."""
+def read_turn(path: Path) -> int:
+    """How a picture is to be turned to stand upright, 1..8 as EXIF counts; 1 means not at all.
+
+    1 for arrays, and where the tag is missing, damaged or none of these numbers.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        return 1
+    data, exif, turn = _read_bytes(path, MAX_BYTES), Image.Exif(), 1
+    with suppress(Exception):  # spoilt tags raise errors of many kinds
+        exif.load(data if data.startswith((b"II", b"MM")) else find_exif(data))
+        turn = exif.get(ExifTags.Base.Orientation, 1)
+    return turn if turn in _TURNS else 1
+
+
+def turned(value: NDArray[Any], turn: int) -> NDArray[Any]:
+    """A picture or map (H, W[, C]) as it stands upright; turn: 1..8, as `read_turn` says."""
+    axes, rows, columns = _TURNS[turn]
+    return value.swapaxes(0, 1)[::rows, ::columns] if axes else value[::rows, ::columns]
+
+
+def read_size(path: Path, turn: int = 1) -> tuple[int, int]:
+    """Height and width of a picture that is turned by `turn`, or of a map (H, W) in a .npy; both above 0."""
+    height, width = _stored_size(path)
+    return (width, height) if _TURNS[turn][0] else (height, width)
+
+
+def _stored_size(path: Path) -> tuple[int, int]:
     if path.suffix.lower() == ".npy":
         shape = read_array(path).shape
         if len(shape) != 2 or 0 in shape:
@@ -247,10 +277,13 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
     return data
 
 
-def read_crop(settings: Path | None, picture: Path | None) -> Crop | None:
-    """The crop of a sample: the first row of its settings, else the centre of its picture, else None."""
+def read_crop(settings: Path | None, picture: Path | None, turn: int = 1) -> Crop | None:
+    """The crop of a sample: the first row of its settings, else the centre of its picture, else None.
+
+    turn: how the picture is turned first (see `read_turn`).
+    """
     if picture is not None:
-        whole = read_size(picture)
+        whole = read_size(picture, turn)
         return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]
     if settings is not None:
         raise SampleError(f"{settings}: the sample has no picture, so the size of the whole is not known")

@@ -17,7 +17,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from fourm.codecs import maps
-from fourm.codecs.files import write_array, write_png
+from fourm.codecs.files import turned, write_array, write_png
 from fourm.codecs.maps import Form, LegendEntry, Value, unit
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
@@ -63,10 +63,20 @@ class GridCodec:
     form: Form
     tokenizer: AnyTokenizer | None
 
-    def read(self, path: Path, crop: Crop | None = None) -> Value:
-        """A whole value, or the part in a crop at the row's size; features stay as they are."""
+    def read(self, path: Path, crop: Crop | None = None, turn: int = 1) -> Value:
+        """A whole value, or the part in a crop at the row's size; features stay as they are.
+
+        turn: how stored pixels are turned first (see `files.read_turn`); the crop is of the turned picture.
+        """
         value = self.form.read(path)
-        return value if crop is None or self.form.resample is None else self.cut(value, crop, path)
+        if self.form.resample is None:
+            return value
+        if self.form.is_normal and turn != 1:
+            raise SampleError(
+                f"{path}: its normals point another way in the turned picture; leave it unturned"
+            )
+        value = turned(value, turn)
+        return value if crop is None else self.cut(value, crop, path)
 
     def cut(self, value: Value, crop: Crop, path: Path) -> Value:
         """The part of a whole value in a crop, at the row's size; errors name its file."""

@@ -1,7 +1,7 @@
 """Pictures and maps: how each sort is read, cropped, prepared for its tokenizer, and coloured.
 
-Alpha channels are dropped and EXIF rotation is not applied, as in the reference: existing crops and tokens
-refer to the pixels as they are stored.
+Alpha channels are dropped, and pixels are read as they are stored, as in the reference: existing crops and
+tokens refer to them so. A `GridCodec` turns what is read, if a sample asks for it.
 """
 
 import colorsys

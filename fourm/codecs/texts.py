@@ -180,6 +180,7 @@ class StructuredForm:
     channels: int = 0  # of a decoded part
     # Makes the grammar for the vocabulary of a model; None: `grammar` is used for all vocabularies.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
+    has_places: bool = True  # coordinates in a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +317,8 @@ def _boxes_suited(wordpiece: WordPiece) -> Grammar[Boxes]:
 # By the codec name of a row; the table follows the functions that it names.
 STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, suited=_boxes_suited),
-    "metadata": StructuredForm(METADATA, draw_metadata),
-    "color_palette": StructuredForm(palette_grammar(), draw_palette),
+    "metadata": StructuredForm(METADATA, draw_metadata, has_places=False),
+    "color_palette": StructuredForm(palette_grammar(), draw_palette, has_places=False),
     "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS),
     "sam_instance": StructuredForm(SAM_INSTANCES, draw_instances, (4, 4), 1),
 }

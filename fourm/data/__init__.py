@@ -9,8 +9,9 @@ PUBLIC = {
     "layout": """CROP_SETTINGS Crop FORMS KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PICTURES Place
         SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name number_keys pad_crop path_of
         random_crop samples_of_prompts""",
-    "opening": """SIGNATURE local_name local_path open_file open_own open_text output_path parse_json_lines
-        read_bytes real scheme_problem strip_metadata with_single_keys""",
+    "opening": """SIGNATURE find_exif local_name local_path open_file open_own open_text output_path
+        parse_json_lines read_bytes real scheme_problem strip_metadata with_single_keys""",
+    "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below",
     "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of

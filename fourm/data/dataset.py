@@ -9,7 +9,7 @@ import os
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,15 +38,20 @@ _BLOCK = 512  # bytes; the unit of the tar format
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
+# Of a folder's path, its sorted entries, and whether it is the outermost: the entries that count.
+Select = Callable[[str, list[os.DirEntry[str]], bool], list[os.DirEntry[str]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """Where the samples of a run come from, as recorded in `run.json`: without paths, as data may move."""
 
-    kind: str = ""  # "texts", "folder", "run" (results of another run), "none"; "" if it is not known
+    kind: str = ""  # "texts", "pictures", "folder", "run" (results of another run), "none"; "": not known
     folders: tuple[str, ...] = ()  # of a dataset, one for each condition
     num_samples: int | None = None  # how many samples of a dataset were asked for; None: all
     subset_seed: int | None = None  # seed of the random choice of samples; None: the first ones
     sha256: str = ""  # of typed texts, with the names of their samples
+    upright: bool = False  # pictures are turned as their EXIF tag says
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +72,12 @@ class Listing:
     # Why a sample's file cannot be read; under the name UNKNOWN, why a folder may hold more files.
     problems: dict[Key, str] = field(default_factory=dict)
     top: Path = Path()  # the modality's folder
-    flat: list[str] = field(default_factory=list)  # names of files directly in it, which are not read
     unread: Counter[str] = field(default_factory=Counter)  # extension -> number of files that have it
 
     @property
     def notes(self) -> list[str]:
         """Sentences about files that are not read."""
         notes = list[str]()
-        if self.flat:
-            name, others = self.flat[0], len(self.flat) - 1
-            lies = f"and {others:,} more lie" if others else "lies"
-            advice = f"it belongs in a folder there, such as {self.top / 'all' / name}"
-            notes.append(f"{name} {lies} in {self.top} itself, where no file is read; {advice}")
         if count := self.unread.total():
             kinds = sorted(self.unread)
             more = f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
@@ -134,7 +133,8 @@ class _Guarded(BufferedReader):
 def list_dataset(root: Path, folders: Mapping[str, str], beside: Sequence[str] = ()) -> Dataset:
     """Samples of `root/<folder>/<any folder>/<name>.<ext>`, matched by name, in the reference's order.
 
-    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder.
+    folders: modality -> folder of the dataset. `root/<folder>/<any folder>.tar` is read as a folder. Files
+    directly in `root/<folder>` are samples too, which the reference does not read; they come first.
     Links are followed. Hidden files and folders are left out. The folders `beside` are optional: their files
     are added to the samples that have them, under the folder's name. A problem with such a file is a problem
     of its sample, because the sample would be read differently without the file. UsageError if a folder is
@@ -238,7 +238,7 @@ def folders_in(root: Path) -> tuple[str, ...]:
 def flat_advice(root: Path, folder: str) -> str:
     """The end of a message: where pictures directly in `root` belong in a dataset; empty without pictures."""
     name = min((one for one in os.listdir(root) if one.lower().endswith(PICTURE_SUFFIXES)), default="")
-    place = root / ("rgb" if folder == "caption" else folder) / "all" / name
+    place = root / ("rgb" if folder == "caption" else folder) / name
     return f"; pictures that lie in it belong in {place} and so on" if name else ""
 
 
@@ -275,10 +275,21 @@ def read_shard(path: Path) -> Shard:
     return _index(path, now.st_size, now.st_mtime_ns)
 
 
-def _walk(top: Path, found: Listing) -> None:
+def without_hidden(path: str, listed: list[os.DirEntry[str]], is_top: bool) -> list[os.DirEntry[str]]:
+    """The entries of a folder whose names do not begin with a dot."""
+    return [entry for entry in listed if not entry.name.startswith(".")]
+
+
+def entries_below(
+    top: Path, problems: dict[Key, str], select: Select = without_hidden
+) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
+    """Everything below a folder: the folder of each entry ("" for `top`), itself, and whether it is a folder.
+
+    Links are followed, and a circle of links ends. Why a folder cannot be read is added to `problems`, under
+    the name UNKNOWN. select: which entries of a folder count. UsageError if `top` cannot be read.
+    """
     # Folders still to be read: path, folder of keys ("" for `top`), devices and inodes of it and those above.
     todo = [(str(top), "", frozenset[tuple[int, int]]())]
-    like_files = dict[Key, str]()  # paths of folders that are named like a sample's file
     num_folders = 0
     while todo:
         num_folders += 1
@@ -287,25 +298,32 @@ def _walk(top: Path, found: Listing) -> None:
         path, folder, around = todo.pop()
         try:
             status = os.stat(path)
-            with os.scandir(path) as listed:
-                seen = [entry for entry in listed if not entry.name.startswith(".")]
+            with os.scandir(path) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             why = f"{path}: cannot be read ({error.strerror})"
             if not folder:
                 raise UsageError(why) from error
-            found.problems[Key(folder, UNKNOWN)] = why
+            problems[Key(folder, UNKNOWN)] = why
             continue
         inode = (status.st_dev, status.st_ino)
         if inode in around:  # a link to a folder above would be followed without end
             continue
-        for entry in sorted(seen, key=lambda entry: entry.name):
+        for entry in select(path, listed, not folder):
             # `is_dir` without links needs no system call; `os.path.isdir` does not fail for a link to itself.
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+            is_folder = entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
+            if is_folder:
                 todo.append((entry.path, f"{folder}/{entry.name}".lstrip("/"), around | {inode}))
-                if folder and (suffix := suffix_of(entry.name)):
-                    like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
-            else:
-                _add_file(found, entry, folder)
+            yield folder, entry, is_folder
+
+
+def _walk(top: Path, found: Listing) -> None:
+    like_files = dict[Key, str]()  # paths of folders that are named like a sample's file
+    for folder, entry, is_folder in entries_below(top, found.problems):
+        if not is_folder:
+            _add_file(found, entry, folder)
+        elif folder and (suffix := suffix_of(entry.name)):
+            like_files[Key(folder, entry.name[: -len(suffix)])] = entry.path
     # A folder `name.png` that holds samples is a folder of samples; without samples it is a mistake.
     folders = {key.folder for key in (*found.files, *found.problems)} if like_files else ()
     occupied = {above for folder in folders for above in _folder_and_above(folder)}
@@ -315,13 +333,12 @@ def _walk(top: Path, found: Listing) -> None:
 
 
 def _add_file(found: Listing, entry: os.DirEntry[str], folder: str) -> None:
-    """Add a file, shard or broken link. A file directly in the modality's folder has no key; a shard has."""
+    """Add a file, shard or broken link."""
     name, lower = entry.name, entry.name.lower()
     within = f"{folder}/" if folder else ""
-    if not folder and suffix_of(name):
-        if name != TOKENIZER:
-            found.flat.append(name)
-    elif lower.endswith(SHARD_SUFFIX):
+    if not folder and name == TOKENIZER:
+        return
+    if lower.endswith(SHARD_SUFFIX):
         _add_shard(found, Path(entry.path), within + name[: -len(SHARD_SUFFIX)])
     elif end := next(filter(lower.endswith, COMPRESSED_SUFFIXES), ""):
         why = f"a compressed shard {_NO_ACCESS}"

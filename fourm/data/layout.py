@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
@@ -29,23 +30,27 @@ NUM_UNIFORMS = 4 * _TRIES + 1  # that a random crop takes
 class Key:
     """Name of a sample: its files are `root/modality/folder/name.ext`, in the folder of each modality."""
 
-    folder: str  # one or more path components, joined by "/"
+    folder: str  # path components, joined by "/"; "" for a file directly in the folder of its modality
     name: str  # one path component without extension; one that is too long is cut and ends in a hash
 
     def __post_init__(self) -> None:
-        for part in (*self.folder.split("/"), self.name):
+        for part in (*(self.folder.split("/") if self.folder else ()), self.name):
             if part in ("", ".", "..", PARTIAL) or "/" in part or "\0" in part:
-                text = f"{self.folder!r}/{self.name!r}"
-                raise UsageError(f"sample {text}: {part!r} cannot be a file or folder name")
+                raise UsageError(f"sample {self.path!r}: {part!r} cannot be a file or folder name")
         if len(name := os.fsencode(self.name)) > MAX_NAME_BYTES:
             digest = "~" + hashlib.sha256(name).hexdigest()[:16]
             start = name[: MAX_NAME_BYTES - len(digest)].decode("utf-8", errors="ignore")
             object.__setattr__(self, "name", start + digest)
 
     @property
+    def path(self) -> str:
+        """`folder/name`, or the name alone."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+    @property
     def text(self) -> str:
-        """`folder/name`, which also seeds the sample's noise; names that are not UTF-8 are escaped."""
-        return os.fsencode(f"{self.folder}/{self.name}").decode("utf-8", errors="backslashreplace")
+        """The path, which also seeds the sample's noise; names that are not UTF-8 are escaped."""
+        return os.fsencode(self.path).decode("utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,9 @@ class Sample:
     varied: Sequence[Mapping[str, Path]] = ()  # files that differ from variation to variation
     typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed by the user
     problem: str = ""  # if set, the sample fails with this; found when the dataset was listed
+    # Turns pictures by their EXIF tag: each by its own ("own"), or all maps by that of the sample's picture
+    # ("all"). "": pixels stay as they are stored.
+    upright: Literal["", "own", "all"] = ""
 
     def files_of(self, variation: int) -> Mapping[str, Path]:
         """Files of one variation, by condition modality."""
@@ -110,18 +118,19 @@ def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | Non
 def file_name(folder: str, key: Key, suffix: str, variation: int | None = None) -> str:
     """The path of a sample's file below its root, with "/"."""
     end = "" if variation is None else f"-v{variation}"
-    return f"{folder}/{key.folder}/{key.name}{end}{suffix}"
+    return f"{folder}/{key.path}{end}{suffix}"
 
 
 def check_apart(out: Path, samples: Iterable[Sample]) -> None:
     """UsageError if `out` lies in a modality's folder that is read: it would add samples to the dataset."""
     # One file for each folder and modality: a thousand samples share a folder, and there may be a million.
     files = {(name, sample.key.folder): path for sample in samples for name, path in sample.files.items()}
-    tops = {
-        path.parents[folder.count("/") + 1]
-        for (_, folder), path in files.items()
-        if path.parent.as_posix().endswith(f"/{folder}")
-    }
+    tops = set[Path]()
+    for (name, folder), path in files.items():
+        if folder and path.parent.as_posix().endswith(f"/{folder}"):
+            tops.add(path.parents[folder.count("/") + 1])
+        elif not folder and path.parent.name in (key := name.partition("@")[0], key.removeprefix("tok_")):
+            tops.add(path.parent)  # other folders hold pictures of any kind, and may hold results too
     for top in sorted(tops):
         refuse_inside(out, top)
 

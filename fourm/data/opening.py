@@ -35,6 +35,7 @@ _SEGMENT = re.compile(rb"\xff+([^\xff])(..)", re.DOTALL)  # of a JPEG: its marke
 _DROPPED = (b"\xfe", *(bytes([marker]) for marker in range(0xE0, 0xF0)))  # comments, application segments
 # Of these, segments that say what the colours are: how they begin, and their least number of bytes.
 _COLOURS = {b"\xe0": (b"JFIF\0", 18), b"\xee": (b"Adobe", 16)}
+_EXIF = b"Exif\0\0"  # how its segment of a JPEG begins
 _TEXTS = (b"tEXt", b"iTXt")  # the kinds that this program writes
 
 
@@ -175,6 +176,17 @@ def strip_metadata(data: bytes, keep_texts: bool = False) -> bytes:
     return b"".join(_jpeg_parts(data)) if data.startswith(_JPEG) else data
 
 
+def find_exif(data: bytes) -> bytes:
+    """The EXIF tags of a JPEG, PNG or WebP, as a TIFF header and its directories; b"" if there are none."""
+    if data.startswith(SIGNATURE):
+        found = (chunk[8:-4] for chunk in _png_chunks(data) if chunk[4:8] == b"eXIf")
+    elif data.startswith(_JPEG):
+        found = (part[4:] for part, _ in _jpeg_segments(data) if part.startswith(_EXIF, 4))
+    else:
+        found = (chunk for name, chunk in _riff_chunks(data) if name == b"EXIF")
+    return next(found, b"").removeprefix(_EXIF)
+
+
 def _ready(result: T | None) -> T:
     if result is None:
         raise OSError(errno.EAGAIN, "not a file, but something that has to be waited for")
@@ -193,29 +205,49 @@ def _too_large(path: Path, limit: int) -> OSError:
     return OSError(errno.EFBIG, f"more than {size}", str(path))
 
 
-def _png_parts(data: bytes, keep_texts: bool) -> Iterator[bytes]:
-    """The signature and the chunks that are kept; the last one may be truncated."""
-    yield SIGNATURE
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG: length, name, contents and checksum; the last one may be truncated."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        chunk = data[at:end]  # its length, name, contents and checksum
+        yield data[at:end]
+        at = end
+
+
+def _png_parts(data: bytes, keep_texts: bool) -> Iterator[bytes]:
+    """The signature and the chunks that are kept."""
+    yield SIGNATURE
+    for chunk in _png_chunks(data):
         is_critical = not chunk[4] & 0x20
         is_text = chunk[4:8] in _TEXTS and len(chunk) <= MAX_TEXT_BYTES
         if is_critical or (keep_texts and is_text and zlib.crc32(chunk[4:-4]).to_bytes(4) == chunk[-4:]):
             yield chunk
-        at = end
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each segment of a JPEG before its pixels (mark, length and contents), and where it ends."""
+    at = len(_JPEG)
+    while (match := _SEGMENT.match(data, at)) and match[1] != _SCAN:
+        at = match.start(2) + int.from_bytes(match[2], "big")
+        yield data[match.start(1) - 1 : at], at
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
     """The parts of a JPEG that its pixels need; what is malformed is left to the decoder."""
     yield _JPEG
     at = len(_JPEG)
-    while (match := _SEGMENT.match(data, at)) and match[1] != _SCAN:
-        end = match.start(2) + int.from_bytes(match[2], "big")
-        segment = data[match.start(1) - 1 : end]
-        start, least = _COLOURS.get(match[1], (b"", sys.maxsize))
-        if match[1] not in _DROPPED or (segment.startswith(start, 4) and len(segment) >= least):
+    for segment, end in _jpeg_segments(data):
+        marker, at = segment[1:2], end
+        start, least = _COLOURS.get(marker, (b"", sys.maxsize))
+        if marker not in _DROPPED or (segment.startswith(start, 4) and len(segment) >= least):
             yield segment
-        at = end
     yield data[at:]
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and contents of each chunk of a WebP; nothing of other data."""
+    at = 12
+    while data.startswith(b"RIFF") and data[8:12] == b"WEBP" and at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], data[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2

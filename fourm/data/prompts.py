@@ -92,8 +92,9 @@ def parse_columns(
 
 
 def missing_file(path: Path) -> UsageError:
-    """The error for a file or folder that is not there, with a near name."""
-    near = near_match(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
+    """The error for a path that is not there, with a near name for the first part of it that is missing."""
+    first = next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), path)
+    near = near_match(first.name, os.listdir(first.parent)) if os.path.isdir(first.parent) else ""
     return UsageError(f"{path}: there is no such file or folder{near}")
 
 

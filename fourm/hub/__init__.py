@@ -8,9 +8,9 @@ PUBLIC = {
     "cache": "KEPT cache_folder find_cached find_parti fourm_home",
     "catalogue": "CATALOGUE DEMO DEMO_SR GROUPS LICENCES PARTI Entry find_entry",
     "download": "Download check_room fetch plan_downloads read_wanted verify_cached",
-    "files": """ModelFiles check_tokenizers find_model find_sr is_unused missing_parts
+    "files": """ModelFiles check_tokenizers decodes_by_diffusion find_model find_sr is_unused missing_parts
         require_text_tokenizer resolve_tokenizer tokenizer_advice tokenizer_sizes weights_of with_parts""",
-    "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of read_header",
+    "header": "DTYPES IN_FLOAT32 TRAINING_BUFFERS TokenizerPart config_of diffuses read_header",
     "remote": "Advanced Client Transfer Waiting",
     "sizes": "TokenizerSizes",
 }

@@ -11,7 +11,7 @@ from fourm.errors import CheckpointError, MissingError, UsageError, near_match
 from fourm.hub import catalogue, header
 from fourm.hub.cache import HUB_ID, find_cached, find_snapshot, named_entry, text_tokenizer_path
 from fourm.hub.catalogue import DEMO, DEMO_SR, TEXT_TOKENIZER, TOKENIZERS, Entry, find_entry
-from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, parse_header_config, read_header
+from fourm.hub.header import CONFIG_FILE, WEIGHTS_FILE, config_of, diffuses, parse_header_config, read_header
 from fourm.hub.sizes import TokenizerSizes, released_tensors
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry, load_registry, shared_folder
 
@@ -207,6 +207,15 @@ def tokenizer_sizes(files: ModelFiles, key: str) -> TokenizerSizes | None:
     if path := files.tokenizers.get(key):
         return TokenizerSizes.of(read_header(weights_of(path)).tensors)
     return _entry_of(name).sizes if (name := _name_of(files, key)) else None
+
+
+def decodes_by_diffusion(files: ModelFiles, key: str) -> bool:
+    """Whether a tokenizer does, by a modality row's `tokenizer`; False for one of which nothing is known."""
+    if path := files.tokenizers.get(key):
+        return diffuses(config_of(path))
+    name = _name_of(files, key)
+    entry = named_entry(name) if name else None
+    return entry is not None and entry.sizes is not None and entry.sizes.unet is not None
 
 
 def weights_of(path: Path) -> Path:

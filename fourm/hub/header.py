@@ -143,6 +143,14 @@ def config_of(path: Path) -> dict[str, object]:
     return config
 
 
+def diffuses(config: Mapping[str, object]) -> bool:
+    """True for a tokenizer that decodes by diffusion: its decoder, or else a noise schedule, says so."""
+    decoder = config.get("dec_type")
+    if decoder is not None:
+        return isinstance(decoder, str) and ("unet_" in decoder or "uvit_" in decoder)
+    return "beta_schedule" in config or "num_train_timesteps" in config
+
+
 @lru_cache(maxsize=64)
 def _read_header(path: Path, size: int, inode: int, changed: int) -> Header:
     with open_file(path) as file:

@@ -5,12 +5,12 @@ from fourm import import_when_used
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
     "formats": "Tokens find_flaw",
-    "joining": "Joining check_names check_output withdraw_output",
+    "joining": "Joining check_free check_names check_output withdraw_output",
     "processes": (
-        "ANY_RUN Failure Launch Listed Process close_output list_files now read_checksums read_failures "
-        "remove_empty sha256_of sha256_of_file write_failures"
+        "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
+        "read_checksums read_failures remove_empty sha256_of sha256_of_file write_failures"
     ),
-    "record": "BASE PLOTS RUN RunRecord SR SR_RUN",
+    "record": "BASE NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "verify": "Finding Verdict verify_folder",
 }

@@ -46,11 +46,7 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, recor
     record: RUN, or SR_RUN for a run that writes into the folder it reads from. Returns the folders that were
     created, the innermost first.
     """
-    check_root(out)
-    if not _is_free(out, record):
-        before = load_run(out, record)
-        if not overwrite:
-            _check_joins(before, launch, resume)
+    check_free(out, launch, resume, overwrite, record)
     made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
         with _as_usage_error(out):
@@ -60,6 +56,15 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, recor
         remove_empty(made)
         raise
     return made
+
+
+def check_free(out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN) -> None:
+    """Refuse an output folder that is not empty, unless its run is resumed or overwritten. Writes nothing."""
+    check_root(out)
+    if not _is_free(out, record):
+        before = load_run(out, record)
+        if not overwrite:
+            _check_joins(before, launch, resume)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class Launch:
     failed: int = 0
     seconds: float = 0.0
     halved_to: int | None = None  # samples per group after memory ran out; None: it did not
+    only: tuple[str, ...] = ()  # keys of the samples that it was to make; (): all of its share
     files: Mapping[str, str] = field(default_factory=dict)  # at the end: sha256 of its other files, by suffix
 
 
@@ -229,7 +230,7 @@ def is_closed(launches: Sequence[Launch]) -> bool:
     """True if every process ended normally, or a later one with its samples did: all files are listed."""
     ended = [launch for launch in launches if launch.finished]
     for one in launches:
-        later = (other for other in ended if other.started > one.started and one.size % other.size == 0)
+        later = (o for o in ended if o.started > one.started and one.size % o.size == 0 and not o.only)
         if not one.finished and not any(one.rank % other.size == other.rank for other in later):
             return False
     return bool(ended)

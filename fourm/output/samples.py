@@ -49,7 +49,7 @@ class RecordedSample:
     def to_line(self) -> str:
         """The sample as a line of its file; empty values are left out."""
         row = {
-            "key": f"{self.key.folder}/{self.key.name}", "prompt": self.prompt, "texts": self.texts,
+            "key": self.key.path, "prompt": self.prompt, "texts": self.texts,
             "sources": self.sources, "fit": self.fit, "variations": self.variations, "files": self.files,
         }  # fmt: skip
         return json.dumps({name: fact for name, fact in row.items() if fact}) + "\n"
@@ -128,7 +128,7 @@ class Run:
             )
             for place in self.places
         }
-        num_parts = sample.key.folder.count("/") + 3  # of the path modality/folder/name.ext
+        num_parts = sample.key.path.count("/") + 2  # of the path modality/folder/name.ext
         given = [sample.files_of(variation) for variation in (self.numbers if sample.varied else (0,))]
         sources = {
             name: tuple(dict.fromkeys("/".join(paths[name].parts[-num_parts:]) for paths in given))

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fourm.codecs.files import read_crop, read_ids
+from fourm.codecs.files import read_crop, read_ids, read_turn
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
-from fourm.codecs.texts import CaptionCodec, StructuredCodec
+from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
 from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
 from fourm.errors import SampleError
 from fourm.modalities.registry import Kind
@@ -109,9 +109,11 @@ class _Reading:
     files: Mapping[str, Path]
     values: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    turn: int = field(init=False)  # how all maps are turned before they are cropped, see `read_turn`
     crop: Crop | None = field(init=False)  # the part of pictures that the model sees
 
     def __post_init__(self) -> None:
+        self.turn = self._find_turn() if self.sample.upright == "all" else 1
         self.crop = self._find_crop() if self.request.reads_pictures else None
 
     def slot(self, name: str) -> Slot:
@@ -135,7 +137,8 @@ class _Reading:
                 f"sample {self.sample.key.text} has no {keep.target} of which a part could stay"
             )
         uniforms = share_uniforms(keep, request.seed, work.result, codec.row.max_tokens)
-        return keep_grid(keep, codec, self.files, self.crop, uniforms)
+        turn = self.turn_of(self.files[keep.target])
+        return keep_grid(keep, codec, self.files, self.crop, uniforms, turn)
 
     def _value(self, name: str, is_marked: bool = False) -> Any:
         """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""
@@ -143,6 +146,8 @@ class _Reading:
         if is_marked and path is not None and (marked := read_marked(codec, path)):
             return marked
         if path is not None:
+            if isinstance(codec, GridCodec):
+                return codec.read(path, self.crop, self.turn_of(path))
             value: Any = codec.read(path, self.crop)
             if isinstance(codec, CaptionCodec):
                 if not self.request.origin and not codec.wordpiece.encode(value):
@@ -159,9 +164,43 @@ class _Reading:
             return codec.marked(text) if is_marked else codec.typed(text)
         raise SampleError(f"sample {self.sample.key.text} has no {name}")
 
+    def turn_of(self, path: Path) -> int:
+        """How a picture or map is turned before it is cropped."""
+        return read_turn(path) if self.sample.upright == "own" else self.turn
+
     def _find_crop(self) -> Crop | None:
-        """Crops refer to the size of a picture or map; features have none."""
-        raw = sorted(self.request.chain.values & self.files.keys())
+        """The part of the sample's picture that the model sees, once it is turned."""
+        picture = self._picture()
+        return read_crop(self.files.get(CROP_SETTINGS), picture, self.turn_of(picture) if picture else 1)
+
+    def _find_turn(self) -> int:
+        """How all maps of a sample are turned; SampleError if something else would not go with them."""
+        picture = self._picture()
+        if picture is None or (turn := read_turn(picture)) == 1:
+            return 1
+        chain = self.request.chain
+        fixed = [name for name in chain.given if name in self.files and self._is_placed(name)]
+        if CROP_SETTINGS in self.files:
+            fixed.append(CROP_SETTINGS)
+        if fixed:
+            what = f"is to be turned by its EXIF tag ({turn}), and {fixed[0]} cannot be turned with it"
+            raise SampleError(f"{picture}: {what}")
+        return turn
+
+    def _is_placed(self, name: str) -> bool:
+        """Whether a condition has places in a picture without being a map: tokens, boxes, people."""
+        row = self.request.model.registry.get(name)
+        if row.kind is Kind.GRID:
+            return name not in self.request.chain.values
+        return row.codec in STRUCTURED and STRUCTURED[row.codec].has_places
+
+    def _picture(self) -> Path | None:
+        """The picture or map whose size crops refer to; features have none."""
+        raw = sorted(name for name in self.files if name in self.codecs and self._is_raw(name))
         codecs = [(self.codecs[name], self.files[name]) for name in raw]
         maps = (path for one, path in codecs if isinstance(one, GridCodec) and one.form.resample is not None)
-        return read_crop(self.files.get(CROP_SETTINGS), self.files.get(PICTURES) or next(maps, None))
+        return self.files.get(PICTURES) or next(maps, None)
+
+    def _is_raw(self, name: str) -> bool:
+        """Whether a condition is given as pixels or other values, not as tokens."""
+        return name in self.request.chain.values or self.request.model.registry.get(name).kind is Kind.PIXELS

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -14,50 +14,91 @@ from fourm.data.dataset import (
     Dataset,
     Input,
     choose_samples,
-    flat_advice,
     folders_in,
     list_dataset,
-    list_folder,
-    match_spellings,
 )
 from fourm.data.layout import (
     CROP_SETTINGS,
     KEPT_PIXELS,
     MAX_SAMPLES,
     PICTURES,
-    VALID_PIXELS,
+    Key,
     Sample,
     number_keys,
 )
 from fourm.data.opening import local_name
+from fourm.data.pictures import UNREAD_PICTURES, Pictures, find_pictures, has_wildcards, keys_below
 from fourm.data.prompts import missing_file, parse_columns, parse_prompts, read_file, read_stream
-from fourm.errors import MissingError, UsageError, near_match
+from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
-from fourm.hub.catalogue import PARTI
-from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
-from fourm.hub.header import read_header
+from fourm.hub.catalogue import DEMO, PARTI
+from fourm.hub.files import ModelFiles, require_text_tokenizer
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
+from fourm.output.record import RUN, SR_RUN
+from fourm.runs.listing import folders_of
 from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import MASK, Keep
 
 CAPTION = "caption"  # codec of the modality that prompts are
-UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
 EMPTY, STREAM = "empty", "-"
 SHOWN = 5  # unknown words that a note names
-_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where samples come from, as a user says it."""
 
-    prompts: tuple[str, ...] = ()
-    data: str | None = None  # a file, a folder, STREAM, PARTI or EMPTY
+    prompts: tuple[str, ...] = ()  # words
+    data: str | None = None  # a file, a folder, a pattern, STREAM, PARTI or EMPTY
     column: str | None = None  # of a table
     num_samples: int | None = None
     subset_seed: int | None = None  # None: the first num_samples
     num_variations: int = 1  # of each sample; they count where samples are limited
+    paths: tuple[str, ...] = ()  # pictures, folders of pictures, patterns with wildcards
+    files: Mapping[str, str] = field(default_factory=dict)  # single files by condition (full name)
+    upright: bool | None = None  # pictures are turned by their EXIF tag; None: all but those of data sets
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether there are words, typed or in a file."""
+        is_file = self.data is not None and self.data != EMPTY and not os.path.isdir(self.data)
+        return bool(self.prompts) or is_file
+
+
+def sort_source(source: Source, model: ModelFiles) -> Source:
+    """The same source, with all pictures among `paths`, and data sets and files of texts as `data`."""
+    data, paths = source.data, source.paths
+    if data is not None:
+        local_name(data)
+        is_folder = os.path.isdir(data)
+        is_pictures = data.lower().endswith((*PICTURE_SUFFIXES, *UNREAD_PICTURES)) or has_wildcards(data)
+        if is_folder and is_dataset(data, folders_in(Path(data)), model):
+            return source if not paths else _refuse_beside(data, paths)
+        if is_folder or is_pictures:
+            if paths:
+                raise UsageError(
+                    f"pictures are given both as {paths[0]} and as `data={data}`; give them one way"
+                )
+            return replace(source, data=None, paths=(data,))
+    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, os.listdir(path), model)]
+    if not sets:
+        return source
+    if len(paths) > 1 or data is not None:
+        _refuse_beside(sets[0], [*(path for path in paths if path != sets[0]), *filter(None, [data])])
+    return replace(source, data=paths[0], paths=())
+
+
+def is_dataset(path: str, names: Sequence[str], model: ModelFiles) -> bool:
+    """Whether a folder, with these names in it, has one named as a modality, or the record of a run."""
+    known = {name for row in model.registry.rows.values() for name in (row.key, *folders_of(row), row.name)}
+    there = (name for name in known.intersection(names) if os.path.isdir(os.path.join(path, name)))
+    return any(name in names for name in (RUN, SR_RUN)) or next(there, None) is not None
+
+
+def implied_conditions(source: Source) -> tuple[str, ...]:
+    """The conditions that a sorted source means where none are named: words are captions, pictures RGB."""
+    return (*(["caption"] if source.reads_texts else []), *(["rgb"] if source.paths else []))
 
 
 def read_samples(
@@ -73,10 +114,9 @@ def read_samples(
     raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
     if source.prompts and source.data is not None:
         raise UsageError("prompts are given both as arguments and with `data`; give one of them")
-    for text in (source.data or "", *(prompt for prompt in source.prompts if " " not in prompt)):
-        local_name(text)
     if source.data == "":
-        raise UsageError("`data`: is empty; name a prompt file, a folder or - for standard input")
+        raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
+    source = sort_source(source, model)
     # `isdir` is False, not an error, for a name that no file can have.
     root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
     if source.data is not None and root is None:
@@ -85,18 +125,25 @@ def read_samples(
         raise UsageError(f"`column={source.column}`: only .tsv, .csv and .jsonl files of `data` have one")
     if source.subset_seed is not None and source.num_samples is None:
         raise UsageError("`subset_seed` draws from the samples; `num_samples` must say how many")
+    if source.paths or source.files:
+        return _read_pictures(source, conditions, model, stdin, raw, keeps)
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
-    choose = partial(choose_samples, count=source.num_samples, seed=source.subset_seed)
-    if root is None:
-        if lacking := [keep for keep in keeps if not keep.is_text]:
-            advice = f"name a dataset that holds {lacking[0].target} or its values with `data=DIR`"
-            raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of it; {advice}")
-        samples = choose(_read_texts(source, conditions, model, stdin))
-        # A digest that is the same whatever form the texts were typed in.
-        texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
-        read = Input("texts", sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest())
-        return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
+    if root is not None:
+        return _read_folder(source, root, conditions, model, raw, keeps)
+    if lacking := [keep for keep in keeps if not keep.is_text]:
+        advice = "give a picture, or a dataset that holds it or its values with `data=DIR`"
+        raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
+    samples = _chosen(source, _read_texts(source, conditions, model, stdin))
+    read = Input("texts", sha256=_digest(samples))
+    return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
+
+
+def _read_folder(
+    source: Source, root: Path, conditions: Sequence[str], model: ModelFiles, raw: Container[str],
+    keeps: Sequence[Keep],
+) -> Dataset:  # fmt: skip
+    """The samples of a data set."""
     if not conditions:
         raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
     rows = [model.registry.get(condition) for condition in conditions]
@@ -104,9 +151,12 @@ def read_samples(
     folders |= {keep.mask: KEPT_PIXELS for keep in keeps if keep.where == MASK and not keep.file}
     beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
     dataset = list_dataset(root, folders, beside)
-    read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed)
+    samples, upright = _chosen(source, dataset.samples), bool(source.upright)
+    read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed, upright=upright)
     masks = {keep.mask: find_mask(keep.file) for keep in keeps if keep.file}
-    samples = [replace(one, files={**one.files, **masks}) for one in choose(dataset.samples)]
+    samples = [
+        replace(one, files={**one.files, **masks}, upright="all" if upright else "") for one in samples
+    ]
     return replace(dataset, samples=tuple(samples), input=read)
 
 
@@ -123,86 +173,135 @@ def find_mask(file: str) -> Path:
     return Path(file)
 
 
-def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:
-    """The folders that are to become tokens: those that are named, or all that the model's tokenizers read.
+def _read_pictures(
+    source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO, raw: Container[str],
+    keeps: Sequence[Keep],
+) -> Dataset:  # fmt: skip
+    """Samples of pictures, words for them, and files that serve all samples."""
+    if source.data is not None and (source.data == EMPTY or os.path.isdir(source.data)):
+        other = next(iter((*source.paths, *source.files.values())))
+        raise UsageError(f"`data={source.data}`: is not read together with {other}; give one of them")
+    for condition, path in source.files.items():
+        _check_single(condition, path)
+    found = Pictures((), (), ())
+    if source.paths:
+        select = partial(is_dataset, model=model)
+        found = find_pictures(source.paths, select)
+    if lacking := [keep for keep in keeps if keep.where == MASK and not keep.file]:
+        advice = "name the file of a mask; only a data set holds one for each sample"
+        raise UsageError(f"`keep={lacking[0].to_text()}`: {advice}")
+    given = _with_kept_rgb(source.files, keeps, model)
+    rows = [model.registry.get(name) for name in conditions if name not in given]
+    shown = [row.name for row in rows if row.is_rgb and (row.kind is Kind.PIXELS or row.name in raw)]
+    captions = [row.name for row in rows if row.codec == CAPTION]
+    _check_read(source, rows, shown, captions)
+    texts = _captions(source, captions, model, stdin) if captions else []
+    keys, count = _keys_of(source, found, len(texts)), max(len(found.paths), len(texts), 1)
+    files = {name: Path(path) for name, path in given.items()}
+    files |= {keep.mask: find_mask(keep.file) for keep in keeps if keep.file}
+    upright = source.upright is not False
+    samples = _chosen(source, [
+        Sample(
+            keys[i], texts[i % len(texts)] if texts else None,
+            {**files, **dict.fromkeys(shown, found.paths[i])} if shown else files,
+            upright="own" if upright else "",
+        )
+        for i in range(count)
+    ])  # fmt: skip
+    read = Input("pictures", (), source.num_samples, source.subset_seed, _digest(samples), upright)
+    notes = (*found.notes, *_note_likely_slips(source.prompts), *_note_of_world(model, [*shown, *files]))
+    return Dataset(tuple(samples), notes=notes, input=read)
 
-    A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
-    """
-    if not root.is_dir():
-        raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
-    found, folders = dict[Modality, str](), _value_folders(root, model)
-    for row in folders if names is None else _named_rows(names, model, folders):
-        folder = folders[row]
-        if names is not None and not folder:
-            there = ", ".join(folders_in(root)) or "no folder at all"
-            wanted = " or ".join(_folders_of(row))
-            raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
-        if folder and row.tokenizer in model.tokenizers:
-            found[row] = folder
-        elif names is not None:
-            advice = tokenizer_advice(model, row.tokenizer)
-            raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
-    if not found:
-        if missing := missing_tokenizers(root, model):
-            raise UsageError(f"{root}: nothing to do; {missing[0]}")
-        present, readable = folders_in(root), dict.fromkeys(n for row in folders for n in _folders_of(row))
-        deeper = [name for name in present if any((root / name / folder).is_dir() for folder in readable)]
-        there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
-        advice = f"{root / deeper[0]} has some" if deeper else there
-        reads = f"that a tokenizer of model '{model.name}' reads ({', '.join(readable)})"
-        raise UsageError(f"{root}: no folder {reads}; {advice}")
-    check_tokenizers(model, found)
-    for row in found:
-        path = model.tokenizers[row.tokenizer]
-        if not any(name.startswith("encoder.") for name in read_header(weights_of(path))[1]):
-            raise UsageError(f"{row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
-    return found
+
+def _with_kept_rgb(files: Mapping[str, str], keeps: Sequence[Keep], model: ModelFiles) -> dict[str, str]:
+    """Single files by condition and kept target: a file that is given as RGB is that of kept RGB, too."""
+    rgb = next((path for name, path in files.items() if model.registry.get(name).key == "rgb"), None)
+    targets = [keep.target for keep in keeps if keep.raw and model.registry.get(keep.target).is_rgb]
+    return {**files, **({target: rgb for target in targets if target not in files} if rgb else {})}
 
 
-def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
-    """Half a sentence for each folder that the model could read if its tokenizer were here."""
-    return tuple(
-        f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
-        for row, folder in _value_folders(root, model).items()
-        if folder and row.tokenizer not in model.tokenizers
+def _check_single(condition: str, path: str) -> None:
+    """Refuse a file of `NAME=FILE` that is not there, or is none."""
+    if os.path.isdir(path):
+        what = "is a folder; a condition takes one file, and folders of pictures are given without a name"
+        raise UsageError(f"`cond={condition}={path}`: {what}")
+    if not os.path.lexists(path):
+        raise missing_file(Path(path))
+    if path.lower().endswith(UNREAD_PICTURES):
+        raise UsageError(f"{path}: is a picture in a format that is not read; convert it to PNG")
+
+
+def _check_read(
+    source: Source, rows: Sequence[Modality], shown: Sequence[str], captions: Sequence[str]
+) -> None:
+    """Refuse pictures or words that no condition reads, and conditions that are not given."""
+    if source.paths and not shown:
+        taken = next((name for name in source.files if name.partition("@")[0] in ("rgb", "tok_rgb")), "")
+        why = f"{taken}={source.files[taken]} takes their place" if taken else "no condition reads them"
+        raise UsageError(f"{source.paths[0]}: pictures are given, but {why}; `cond=rgb` would")
+    if source.reads_texts and not captions:
+        raise UsageError("prompts are given, but no condition reads them; `cond=caption` would")
+    if captions and not source.reads_texts:
+        raise UsageError(
+            f"`cond={captions[0]}`: there are no words; give some as arguments or by `data=FILE`"
+        )
+    for row in rows:
+        if row.name not in (*captions, *(shown if source.paths else ())):
+            name = row.key.removeprefix("tok_") if row.kind is Kind.GRID else row.key
+            raise UsageError(f"`cond={row.name}`: no file is given for it; `cond={name}=FILE` gives one")
+
+
+def _captions(source: Source, names: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> list[str]:
+    return [sample.caption or "" for sample in _read_texts(source, names, model, stdin)]
+
+
+def _keys_of(source: Source, found: Pictures, num_texts: int) -> Sequence[Key]:
+    """Keys of samples: of their pictures, else of the first single file; of many prompts, their numbers."""
+    if found.keys:
+        if num_texts > 1 and num_texts != len(found.keys):
+            pictures = f"{len(found.keys)} picture{'s' * (len(found.keys) > 1)}"
+            ways = "give as many of both, or one prompt for all"
+            if len(found.keys) == 1:
+                ways = f"`cond=rgb={found.paths[0]}` gives it to each of them"
+            raise UsageError(f"{pictures} for {num_texts} prompts; {ways}")
+        return found.keys
+    if num_texts > 1:
+        return number_keys(num_texts)
+    first = Path(next(iter(source.files.values())))
+    return keys_below([first.parent], [first])
+
+
+def choose_keys(samples: Sequence[Sample], text: str | None) -> tuple[str, ...]:
+    """The keys in a text, with commas between them; () without a text. UsageError for an unknown one."""
+    known = {sample.key.text for sample in samples} if text is not None else set[str]()
+    keys = [text] if text in known else [part.strip() for part in (text or "").split(",") if part.strip()]
+    for key in keys:
+        if key not in known:
+            near = near_match(key, known) or f"; the first one is '{samples[0].key.text}'"
+            raise UsageError(f"`only`: there is no sample '{key}'{near}")
+    if text is not None and not keys:
+        raise UsageError("`only`: names no sample")
+    return tuple(dict.fromkeys(filter(None, keys)))
+
+
+def _chosen(source: Source, samples: Sequence[Sample]) -> list[Sample]:
+    return choose_samples(samples, source.num_samples, source.subset_seed)
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """A digest of names and texts that is the same whatever form the texts were typed in."""
+    texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _refuse_beside(dataset: str, others: Sequence[str]) -> Source:
+    raise UsageError(
+        f"{dataset}: is a data set, which is not read together with {others[0]}; give one of them"
     )
 
 
-def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> Dataset:
-    """All samples that have a file in one of the folders at least, sorted by key.
-
-    Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
-    """
-    listed = {row.name: list_folder(root, folder) for row, folder in folders.items()}
-    names = (PICTURES, VALID_PIXELS, CROP_SETTINGS)
-    beside = {name: list_folder(root, name) for name in names if os.path.lexists(root / name)}
-    own = {name: list_folder(out, name) for name in (CROP_SETTINGS,) if os.path.lexists(out / name)}
-    match_spellings([*listed.values(), *beside.values(), *own.values()])
-    problems = {key: problem for one in listed.values() for key, problem in one.problems.items()}
-    notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
-    keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
-    if not keys:
-        why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
-        raise UsageError(f"{root}: no file in {', '.join(folders.values())}; {why}")
-    if len(keys) > MAX_SAMPLES:
-        raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
-    samples = list[Sample]()
-    for key in keys:
-        extra = beside | {name: one for name, one in own.items() if key in one.files}
-        wrong = (one.problems[cause] for one in extra.values() if (cause := one.cause_of(key)))
-        files = {name: one.files[key] for name, one in (listed | extra).items() if key in one.files}
-        samples.append(Sample(key, files=files, problem=problems.get(key) or next(wrong, "")))
-    return Dataset(tuple(samples), notes=notes)
-
-
 def _check_file(data: str) -> None:
-    """Refuse a `--data` that is not there, or a picture."""
-    name = os.path.basename(data)
-    if name.lower().endswith(UNREAD_PICTURES):
-        raise UsageError(f"`data={data}`: is a picture in a format that is not read; convert it to PNG")
-    if name.lower().endswith(PICTURE_SUFFIXES):
-        advice = f"lay it into a dataset, as DATA/rgb/mine/{name}, and give `data=DATA` `cond=rgb`"
-        raise UsageError(f"`data={data}`: is a picture; {advice}")
+    """Refuse a `--data` that is not there."""
     try:
         if data not in (STREAM, PARTI, EMPTY):
             os.stat(data)
@@ -210,6 +309,14 @@ def _check_file(data: str) -> None:
         raise missing_file(Path(data)) from error
     except OSError as error:
         raise UsageError(f"{data}: cannot be read ({error.strerror})") from error
+
+
+def _note_of_world(model: ModelFiles, given: Sequence[str]) -> tuple[str, ...]:
+    """What the built-in model knows, where it is given a picture."""
+    if model.name != DEMO or not any(model.registry.get(name).is_rgb for name in given):
+        return ()
+    knows = "one or two circles, squares and triangles in six colours, on a plain background"
+    return (f"model '{DEMO}' knows a synthetic world only, {knows}; what it says of photos means nothing",)
 
 
 def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -343,29 +450,3 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
         why = "has no prompts of its own; give some, or a file with `data=FILE`"
         raise UsageError(f"model '{model.name}' {why}")
     return read_file(path), str(path), path.suffix.lower()
-
-
-def _value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
-    """For each modality with a tokenizer, the folder of values that is there; "" for none."""
-    rows, present = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer], folders_in(root)
-    return {row: next((name for name in _folders_of(row) if name in present), "") for row in rows}
-
-
-def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modality]) -> list[Modality]:
-    """The rows that names of folders and modalities mean, each once."""
-    chosen = dict[str, Modality]()
-    for name in names:
-        found = [row for row in rows if name in (row.name, row.key, *_folders_of(row))]
-        if not found:
-            keys = dict.fromkeys(row.key.removeprefix("tok_") for row in rows)
-            near = near_match(name, [*keys, *(row.name for row in rows)]) or f"; it has {', '.join(keys)}"
-            what = f"is nothing that model '{model.name}' has a tokenizer for"
-            raise UsageError(f"`modalities`: '{name}' {what}{near}")
-        chosen |= {row.name: row for row in found}
-    return list(chosen.values())
-
-
-def _folders_of(row: Modality) -> tuple[str, ...]:
-    """Where the values of a modality may lie: its decoded values, or pictures of any size."""
-    names = (row.folder, row.key.removeprefix("tok_"), _OTHER_FOLDERS.get(row.key, ""))
-    return tuple(dict.fromkeys(name for name in names if name))

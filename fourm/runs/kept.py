@@ -45,10 +45,12 @@ class Kept:
 
 
 def keep_grid(
-    keep: Keep, codec: GridCodec, files: Mapping[str, Path], crop: Crop | None, uniforms: NDArray[np.float32]
-) -> Kept:
+    keep: Keep, codec: GridCodec, files: Mapping[str, Path], crop: Crop | None,
+    uniforms: NDArray[np.float32], turn: int = 1,
+) -> Kept:  # fmt: skip
     """The kept part of a grid. uniforms: (L,) in [0, 1), by which a share of the tokens is drawn.
 
+    turn: how the picture is turned first (see `read_turn`); crop, mask and box are of the turned picture.
     SampleError: a file is missing or damaged, or the mask keeps everything or nothing.
     """
     row, path, mask_path = codec.row, files[keep.target], files.get(keep.mask)
@@ -60,7 +62,7 @@ def keep_grid(
             _check_part(part, row, str(mask_path or keep.to_text()))
         ids = np.where(part.tokens, ids, 0)
         return Kept(_given(torch.from_numpy(ids)[None], part.tokens), ids, part.mask)
-    value = codec.read(path)
+    value = codec.read(path, turn=turn)
     if codec.form.resample is None or crop is None:
         part = _keep_in_frame(value, keep, mask_path, tokens, row)
         if row.grid == value.shape[1:]:

@@ -5,6 +5,7 @@ the model, chain, seed, sample and variation. So batch size, number of processes
 the output folder.
 """
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
-from fourm.output.record import RUN
+from fourm.output.record import NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
 from fourm.runs.conditions import Work
 from fourm.runs.device import as_fourm_errors, check_memory, choose_device, choose_rows
@@ -30,6 +31,7 @@ from fourm.runs.kept import check_mask_files
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.origins import conditions_from, with_files
 from fourm.runs.outputs import Saver
+from fourm.runs.planning import Plan, check_disk, plan_results
 from fourm.runs.request import Request
 from fourm.runs.values import Collector
 
@@ -56,7 +58,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     started = time.perf_counter()
     out, world = request.out, request.world
     job = check(request)
-    launch, record = Launch(world.rank, world.size, now()), make_record(job)
+    launch, record = Launch(world.rank, world.size, now(), only=request.only), make_record(job)
     joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
     joining.check()
     samples = sorted(request.samples, key=lambda sample: sample.key)
@@ -65,8 +67,11 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         writer.check()
     # With --overwrite all files count as missing.
     listed = {} if request.overwrite else read_checksums(out, (world.rank, world.size))
-    works = [Work(sample, variation) for sample in samples for variation in request.variations]
-    made, todo = _split_work(job, world.share(works), listed)
+    chosen = sorted(request.chosen, key=lambda sample: sample.key)
+    works = [Work(sample, variation) for sample in chosen for variation in request.variations]
+    share = world.share(works)
+    made, todo = _split_work(job, share, listed)
+    check_disk(plan_results(job, share, todo))
     yield Started(
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
         device=str(job.device), steps=len(request.chain.steps),
@@ -100,6 +105,22 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     yield Finished(len(saver.saved), saver.skipped, len(saver.failed), seconds, request.stage)
 
 
+def plan(request: Request) -> Plan:
+    """What a run of the request would make. Raises what the run would raise, and writes nothing."""
+    job, out, world = check(request), request.out, request.world
+    launch = Launch(world.rank, world.size, now(), only=request.only)
+    following = out / NEXT[request.record]
+    if request.resume and not os.path.lexists(following):  # which the run would complete first
+        Joining(out, make_record(job), launch, True, False, request.record, world.began).check()
+    is_new = request.overwrite or not os.path.isdir(out)
+    listed = {} if is_new else read_checksums(out, (world.rank, world.size))
+    samples = sorted(request.chosen, key=lambda sample: sample.key)
+    works = world.share([Work(sample, variation) for sample in samples for variation in request.variations])
+    planned = plan_results(job, works, _split_work(job, works, listed)[1])
+    check_disk(planned)
+    return planned
+
+
 def collect(request: Request, loaded: LoadedModel) -> Generator[Event, None, Collector]:
     """Generate every result of the request in memory: yields events, returns the results.
 
@@ -109,7 +130,7 @@ def collect(request: Request, loaded: LoadedModel) -> Generator[Event, None, Col
     with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype):
         engine, codecs = load_parts(job, loaded)
         collector = Collector(job, codecs)
-        works = [Work(sample, v) for sample in request.samples for v in request.variations]
+        works = [Work(sample, v) for sample in request.chosen for v in request.variations]
         yield from generate(engine, collector, works)
     return collector
 

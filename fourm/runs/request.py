@@ -85,6 +85,13 @@ class Request:
     is_beside: bool = False  # of super-resolution: results go into the folder that conditions are read from
     origin: RunRecord | None = None  # of super-resolution: the run that made its conditions, if one did
     variation: int | None = None  # make only this one
+    only: tuple[str, ...] = ()  # make only these samples now, by the texts of their keys; () is all
+
+    @property
+    def chosen(self) -> Sequence[Sample]:
+        """The samples that are made now."""
+        keys = frozenset(self.only)
+        return [sample for sample in self.samples if sample.key.text in keys] if keys else self.samples
 
     @property
     def record(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fourm.errors import ScheduleError, UsageError
-from fourm.hub.files import ModelFiles
+from fourm.hub.files import ModelFiles, decodes_by_diffusion
 from fourm.modalities.registry import GENERATION_ORDER, UNORDERED, Kind, Modality
 from fourm.schedule.chain import Chain, TargetSpec, field_problem, joining_problem, make_chain
 from fourm.schedule.keeps import INFILL_TOKENS, Keep, parse_where, split_keep
@@ -20,6 +20,7 @@ from fourm.schedule.settings import (
     Setting,
     parse_options,
     parse_target,
+    split_condition,
 )
 
 
@@ -57,6 +58,24 @@ def fill_texts(layer: Layer, names: Sequence[str]) -> Layer:
     """The settings of a run whose texts, of modalities of these names, have marks that are to be filled."""
     keep = layer.settings.get("keep", Setting((), "--keep"))
     return replace(layer, settings={**layer.settings, "keep": replace(keep, values=(*keep.values, *names))})
+
+
+def condition_files(layer: Layer, model: ModelFiles) -> dict[str, str]:
+    """Files that are given by condition, `NAME=FILE`: full name -> path. The layer made a chain before."""
+    texts = layer.settings.get("cond_domains", Setting((), "")).values
+    given = [split_condition(str(text)) for text in texts]
+    return {
+        grid_of_values(name, model, model.reads) or model.registry.resolve(name, model.reads): file
+        for name, _, file in given
+        if file
+    }
+
+
+def grid_of_values(name: str, model: ModelFiles, able: Sequence[str]) -> str | None:
+    """The grid, among some modalities, whose values have this name; None for a name of tokens or texts."""
+    registry = model.registry
+    as_tokens = {*able, *(registry.get(one).key for one in able)}
+    return None if name in as_tokens else registry.of_values(name, able)
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
@@ -105,11 +124,10 @@ class _Planner:
         """The targets of which a part is given."""
         setting, registry = self.settings.get("keep", Setting((), "`keep`")), self.model.registry
         able, found = [name for name in self.model.writes if name in self.model.reads], list[Keep]()
-        as_tokens = {*self.model.writes, *(registry.get(name).key for name in self.model.writes)}
         for text in setting.values:
             try:
                 name, where = split_keep(str(text))
-                grid = None if name in as_tokens else registry.of_values(name, able)
+                grid = grid_of_values(name, self.model, able)
                 target = grid or registry.resolve(name, able)
                 if target not in able:
                     both = f"'{target}'; it reads and produces {', '.join(able)}"
@@ -136,16 +154,16 @@ class _Planner:
 
     def _conditions(self) -> tuple[list[str], dict[str, float], set[str]]:
         setting, made = self.settings.get("cond_domains", Setting(("caption",), "`cond`")), self.made
-        registry, reads = self.model.registry, self.model.reads
+        reads = self.model.reads
         if made is not None and ("cond_domains" not in self.settings or setting.values == (None,)):
             return sorted({name for name in made if name in reads}), {}, set()
         names, where = () if setting.values == (None,) else setting.values, setting.where
-        pairs = [str(name).partition(":")[::2] for name in names]  # with their weights, or ""
+        given = [split_condition(str(name)) for name in names]
         # Conditions that are given as values, and the grid of tokens that each becomes.
-        as_tokens = {*reads, *(registry.get(read).key for read in reads)}
-        grids = {name: registry.of_values(name, reads) for name, _ in pairs if name not in as_tokens}
-        found = self._resolve([grids.get(name) or name for name, _ in pairs], where, reads, "read")
-        weights = {full: float(w) for full, (_, w) in zip(found, pairs, strict=True) if full and w}
+        grids = {name: grid_of_values(name, self.model, reads) for name, _, _ in given}
+        found = self._resolve([grids[name] or name for name, _, _ in given], where, reads, "read")
+        weights = {full: float(w) for full, (_, w, _) in zip(found, given, strict=True) if full and w}
+        weights |= self._weights(found, weights)
         wrong = ((name, field_problem("guidance", weight)) for name, weight in weights.items())
         self.problems.extend(f"{where} {name}: {problem}" for name, problem in wrong if problem)
         raw = {name for name in found if name in grids.values()}
@@ -154,7 +172,28 @@ class _Planner:
             missing = (name for name in found if name and name not in made)
             self.problems.extend(f"{where}: there is no {name} to go on from; {there}" for name in missing)
             self.problems.extend(f"{where}: super-resolution reads tokens: {name}" for name in sorted(raw))
+            files = [f"{name}={file}" for name, _, file in given if file]
+            what = "super-resolution reads what a run has made, no other file"
+            self.problems.extend(f"{where}: {what}: {text}" for text in files)
         return sorted(name for name in found if name), weights, raw
+
+    def _weights(self, conditions: Sequence[str], others: Mapping[str, float]) -> dict[str, float]:
+        """The weights that are given apart from the conditions, by full name."""
+        setting, found = self.settings.get("cond_weights", Setting((), "`weight`")), dict[str, float]()
+        for text in setting.values if setting.values != (None,) else ():
+            name, _, weight = str(text).partition(":")
+            try:
+                reads, registry = self.model.reads, self.model.registry
+                full = grid_of_values(name, self.model, reads) or registry.resolve(name, reads)
+                if full not in conditions:
+                    there = ", ".join(filter(None, conditions)) or "none"
+                    raise UsageError(f"'{name}' is not among the conditions, which are {there}")
+                if full in (*found, *others):
+                    raise UsageError(f"'{name}' is given a weight twice")
+                found[full] = float(weight)
+            except UsageError as error:
+                self.problems.append(f"{setting.where}: {error}")
+        return found
 
     def targets(
         self, whole: Sequence[str], conditions: Sequence[str], keeps: Sequence[Keep]
@@ -182,7 +221,9 @@ class _Planner:
             where, found = "`targets`", self._default_targets(conditions)
         else:
             where = setting.where
-            found = self._resolve(map(str, setting.values), where, self.model.writes, "produce")
+            names, writes = [str(name) for name in setting.values], self.model.writes
+            tokens = [grid_of_values(name, self.model, writes) or name for name in names]
+            found = self._resolve(tokens, where, writes, "produce")
         if not found:
             model = f"model '{self.model.name}' produces {', '.join(self.model.writes)}"
             self.problems.append(f"{where}: no target is named; {model}")
@@ -201,15 +242,28 @@ class _Planner:
         return [lowest[key] for key in (*GENERATION_ORDER, *own) if key in lowest and key not in given]
 
     def _default_targets(self, conditions: Sequence[str]) -> list[str]:
-        """CLIP and RGB tokens; for super-resolution, the conditions at another resolution."""
+        """What is made without being named.
+
+        Of a picture all that is made quickly; otherwise CLIP and RGB tokens; for super-resolution, the
+        conditions at another resolution.
+        """
         rows, writes = self.model.registry.rows, self.model.writes
         if self.made is None:
+            if any(rows[name].is_rgb for name in conditions):
+                return [name for name in self._all_targets(conditions) if self._is_quick(rows[name])]
             names = [self.model.registry.resolve(name, writes) for name in ("tok_clip", "tok_rgb")]
             return [name for name in names if name in writes and name not in conditions]
         keys = {rows[name].key for name in conditions}
         rank = {key: index for index, key in enumerate(GENERATION_ORDER)}
         finer = [name for name in writes if rows[name].key in keys and name not in conditions]
         return sorted(finer, key=lambda name: rank.get(rows[name].key, len(rank)))  # stable
+
+    def _is_quick(self, row: Modality) -> bool:
+        """True for maps and short texts. Pictures, what is decoded by diffusion, and texts that hold codes of
+        a tokenizer (people and instances: hundreds of tokens) take longer."""
+        if row.kind is Kind.SEQUENCE:
+            return not row.tokenizer
+        return not (row.is_rgb or decodes_by_diffusion(self.model, row.tokenizer))
 
     def _resolve(self, names: Iterable[str], where: str, able: Sequence[str], verb: str) -> list[str]:
         """Full names; "" for one that is unknown, repeated, or that the model cannot read or produce."""

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from fourm.data.opening import output_path, scheme_problem
+from fourm.data.opening import local_name, output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
@@ -44,9 +44,13 @@ class Item(Enum):
     COUNT_OR_SHARE = ("a whole number or a share", _DECIMAL, "NUMBER")  # 50, or 0.05 of the vocabulary
     TEXT = ("a text", r"(?s:.+)", "TARGET")  # never split, and repeatable, as the next one
     PART = ("NAME:WHERE", r"(?s:.+)", "NAME:WHERE")
+    # Lists of names, or one name and a file of which nothing is split. Lists of all uses are joined.
+    CONDITION = ("a name", r"[^\s,:=-]+(?::" + _DECIMAL + ")?", "NAMES|NAME=FILE")
+    WEIGHT = ("NAME:WEIGHT", r"[^\s,:=-]+:" + _DECIMAL, "NAME:WEIGHT")
 
 
-REPEATABLE = (Item.TEXT, Item.PART)
+JOINED_LISTS = (Item.CONDITION, Item.WEIGHT)
+REPEATABLE = (Item.TEXT, Item.PART, *JOINED_LISTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,14 @@ class Option:
 
 
 OPTIONS = (
-    Option("cond_domains", "cond", Item.NAME, "Conditions: caption-det. 'depth' reads maps and tokenises "
-           "them, 'tok_depth' reads tokens. With weights: caption:2.0,tok_depth:-1. 'none' for none"),
+    Option("cond_domains", "cond", Item.CONDITION, "Conditions, repeatable: caption-det. 'depth' reads "
+           "maps, 'tok_depth' tokens. With weights: caption:2.0,tok_depth:-1. 'none' for none. A file for "
+           "all samples: rgb=cat.jpg"),
+    Option("cond_weights", "weight", Item.WEIGHT, "Weights of conditions, also of those that are given as "
+           "NAME=FILE, repeatable: depth:1.5"),
     Option("target_domains", "targets", Item.NAME,
-           "Targets in the order of decoding: tok_clip-tok_rgb, or all"),
+           "Targets in the order of decoding: depth-caption, or all. By default tok_clip-tok_rgb of words, "
+           "and of a picture all that is made quickly"),
     Option("target", "target", Item.TEXT,
            "A target written whole, once for each: tok_rgb:steps=25,temp=0.5,cfg=2"),
     Option("tokens_per_target", "tokens", Item.COUNT, "Tokens per target: 196-196", "num_tokens", "tokens"),
@@ -258,10 +266,40 @@ def parse_value(value: object, item: Item) -> tuple[SettingValue, ...]:
     Commas or hyphens separate the items of a text; `None` stands for the default. Items are matched greedily
     from the left, so that `3.0--1.0` is 3 and -1, and `1e-3-0.5` is 0.001 and 0.5.
     """
+    if item in JOINED_LISTS:
+        texts = value if isinstance(value, list | tuple) else (value,)
+        return tuple(one for text in texts for one in _parse_given(text, item))
     if isinstance(value, list | tuple):
         return tuple(_parse_item(one, item) for one in value)
     if not isinstance(value, str) or item in REPEATABLE:
         return (_parse_item(value, item),)
+    return _parse_list(value, item)
+
+
+def split_condition(text: str) -> tuple[str, str, str]:
+    """Name, weight and file of one condition; "" for a weight or a file that it does not have."""
+    name, is_file, file = text.partition("=")
+    if is_file:
+        return name.strip(), "", file
+    name, _, weight = text.partition(":")
+    return name, weight, ""
+
+
+def _parse_given(value: object, item: Item) -> tuple[SettingValue, ...]:
+    """The conditions in one text: a list of names, or `NAME=FILE`, whose file may hold any sign."""
+    if not isinstance(value, str) or "=" not in value or item is not Item.CONDITION:
+        return _parse_list(value, item) if isinstance(value, str) else (_parse_item(value, item),)
+    name, _, file = split_condition(value)
+    if not re.fullmatch(r"[^\s,:=-]+", name):
+        raise UsageError(f"'{shown(value)}': a file belongs to one name, as in rgb=cat.jpg")
+    if not file.strip():
+        raise UsageError(f"'{shown(value)}' names no file")
+    local_name(file)
+    return (f"{name}={file}",)
+
+
+def _parse_list(value: str, item: Item) -> tuple[SettingValue, ...]:
+    """The items of a text."""
     if not (text := value.strip()):
         return ()
     pattern, values, at = re.compile(rf"({_NONE}|{item.value[1]})\s*([,-]\s*|$)"), list[SettingValue](), 0

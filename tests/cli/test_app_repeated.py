@@ -14,7 +14,11 @@ from fourm_cli.app import app, refuse_repeated
 
 Run = Callable[..., tuple[int, str, str]]
 APP = typer.main.get_command(app)
-ADDED_UP = {"target", "sr_target", "keep", "sr_keep", "tokenizers"}
+ADDED_UP = {
+    "prompt",
+    "tokenizers",
+    *(f"{sr}{key}" for sr in ("", "sr_") for key in ("cond_domains", "cond_weights", "keep", "target")),
+}
 
 
 def options(group: Any = APP, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -257,10 +257,10 @@ def test_names_that_are_not_utf8_are_printable_and_readable(tmp_path: Path) -> N
 
 def test_samples_are_matched_by_name_and_a_missing_partner_is_reported(tmp_path: Path) -> None:
     make(tmp_path, "rgb/x/1.png", "rgb/x/10.png", "rgb/x/2.JPG", "caption/x/1.txt", "caption/x/2.json.gz")
-    make(tmp_path, "rgb/x/.hidden.png", "rgb/top.png", "rgb/x/notes.md")
+    make(tmp_path, "rgb/x/.hidden.png", "rgb/top.png", "caption/top.txt", "rgb/x/notes.md")
     dataset = list_dataset(tmp_path, {"rgb@64": "rgb", "caption": "caption"})
-    assert [s.key.text for s in dataset.samples] == ["x/1", "x/2"]
-    assert dataset.samples[1].files["rgb@64"].name == "2.JPG"
+    assert [s.key.text for s in dataset.samples] == ["top", "x/1", "x/2"]
+    assert dataset.samples[2].files["rgb@64"].name == "2.JPG"
     assert dataset.incomplete == ("x/10 has no file in caption",)
 
 
@@ -440,7 +440,7 @@ def test_every_file_is_a_sample_or_incomplete_or_told_or_no_sample(
                 continue
             make(root, str(path.relative_to(root)))
             stem = path.name[: -len(suffix_of(path.name))] if suffix_of(path.name) else ""
-            if above and stem and not any(part.startswith(".") for part in (*above, path.name)):
+            if stem and not any(part.startswith(".") for part in (*above, path.name)):
                 trees[folder].setdefault(Key("/".join(above), stem), []).append(path.name)
     rgb, caption = trees["rgb"], trees["caption"]
     both = {key for key in rgb.keys() & caption.keys() if len(rgb[key]) == len(caption[key]) == 1}

@@ -28,13 +28,21 @@ def test_the_number_of_a_variation_follows_the_name_in_a_path() -> None:
     assert path_of(Path("out"), "rgb", key, ".png", 2) == Path("out/rgb/c/deep/a.b-v2.png")
 
 
-@pytest.mark.parametrize("part", ["..", ".", "", "a/../..", "/etc", "a\0b", "a//b", PARTIAL])
+@pytest.mark.parametrize("part", ["..", ".", "a/../..", "/etc", "a\0b", "a//b", PARTIAL])
 def test_no_key_leads_out_of_the_folder(part: str) -> None:
     with pytest.raises(UsageError, match="file or folder name"):
         Key(part, "a")
-    if "/" in part or part in ("..", ".", ""):
+    if "/" in part or part in ("..", "."):
         with pytest.raises(UsageError):
             Key("a", part)
+
+
+def test_a_key_without_a_folder_is_a_file_in_the_folder_of_its_modality() -> None:
+    key = Key("", "cat")
+    assert (key.path, key.text) == ("cat", "cat")
+    assert path_of(Path("out"), "rgb", key, ".png") == Path("out/rgb/cat.png")
+    with pytest.raises(UsageError, match="file or folder name"):
+        Key("", "")
 
 
 def test_long_names_that_differ_only_at_the_end_stay_apart() -> None:

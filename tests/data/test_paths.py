@@ -18,7 +18,7 @@ from fourm_cli.options import parse_folder
 
 # What takes text that is no path, by the name of its parameter.
 NO_PATHS = {
-    "generate": ("prompts", "column", "device", "dtype", "attention", "batch_size", "shard"),
+    "generate": ("prompt", "only", "column", "device", "dtype", "attention", "batch_size", "shard"),
     "sr": ("device", "dtype", "attention", "batch_size", "shard"),
     "tokenize": ("modalities", "device", "dtype", "attention", "batch_size", "shard"),
     "download": ("revision",),
@@ -79,7 +79,7 @@ def test_a_url_in_a_settings_file_is_refused(key: str, tmp_path: Path) -> None:
     assert problem.endswith(f"'{key}' must be a name or a path on this machine, not 's3://bucket/x'")
 
 
-@pytest.mark.parametrize("source", [Source(("gs://b/x",)), Source(data="http://b/x.txt")])
+@pytest.mark.parametrize("source", [Source(paths=("gs://b/x",)), Source(data="http://b/x.txt")])
 def test_a_url_given_as_input_is_refused(source: Source) -> None:
     with pytest.raises(UsageError, match="is not supported"):
         read_samples(source, [], None, None)  # type: ignore[arg-type]

@@ -183,7 +183,7 @@ def test_a_long_name_is_not_cut_together_with_its_variation(tiny: Path, tmp_path
 @pytest.mark.parametrize(
     "changes",
     [
-        {"key": "../x"}, {"key": 5}, {"key": "x"}, {"variations": "01"}, {"variations": [0, 1, 2]},
+        {"key": "../x"}, {"key": 5}, {"key": "x/"}, {"variations": "01"}, {"variations": [0, 1, 2]},
         {"files": {}}, {"files": {"rgb": ["/etc/passwd"]}}, {"files": []}, {"prompt": ["x"]}, {"texts": 1},
         {"files": {"caption": ["caption/../../x.txt"], "rgb": ["rgb/a.png"], "tok_rgb@64": ["tok_rgb@64/a"]}},
         {"sources": {"rgb": ["../../x"]}},

@@ -682,6 +682,7 @@ def test_every_fact_of_a_launch_that_is_changed_is_found(copy: Callable[[str], P
         "files": {},
         "finished": None,
         "halved_to": 1,
+        "only": ["00000/000000"],
         "started": "2030-01-01T00:00:00+00:00",
         "sha256": "",
     }

@@ -94,12 +94,3 @@ def interrupted(given: list[object], folder: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-
-
-def test_a_picture_in_place_of_a_dataset_is_told_where_it_belongs(
-    run: Run, tiny: Path, tmp_path: Path
-) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "disc.PNG")
-    code, out, err = run("generate", "--model", tiny, "--data", "disc.PNG", "--cond", "rgb", "--out", "out")
-    assert (code, out) == (2, "")
-    assert "is a picture; lay it into a dataset, as DATA/rgb/mine/disc.PNG" in err

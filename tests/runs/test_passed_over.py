@@ -12,7 +12,8 @@ from fourm.data.dataset import Listing, list_dataset, list_folder, match_spellin
 from fourm.data.layout import PICTURES, Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.runs.inputs import Source, find_raw_folders, list_raw_samples, read_samples
+from fourm.runs.inputs import Source, read_samples
+from fourm.runs.listing import find_raw_folders, list_raw_samples
 
 Run = Callable[..., tuple[int, str, str]]
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -46,25 +47,18 @@ def test_less_usual_names_of_formats_that_are_read_are_samples(end: str, tmp_pat
     assert ([one.key for one in dataset.samples], dataset.notes) == ([Key("a", "x")], ())
 
 
-def test_files_directly_in_a_modalitys_folder_are_told_where_they_belong(tmp_path: Path) -> None:
-    put(tmp_path, "rgb/x.png")
-    said = rf"x\.png lies in {tmp_path}/rgb itself.*such as {tmp_path}/rgb/all/x\.png"
-    with pytest.raises(UsageError, match=said):
-        list_dataset(tmp_path, {"rgb": "rgb"})
-    with pytest.raises(UsageError, match=said):
-        list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None))
-    put(tmp_path, "rgb/a/y.png", "rgb/z.png", "rgb/tokenizer.json")
-    for notes in (
-        list_dataset(tmp_path, {"rgb": "rgb"}).notes,
-        list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None)).notes,
-    ):
-        assert len(notes) == 1
-        assert notes[0].startswith(f"x.png and 1 more lie in {tmp_path}/rgb itself")
+def test_files_directly_in_a_modalitys_folder_are_samples_too(tmp_path: Path) -> None:
+    put(tmp_path, "rgb/a/x.png", "rgb/x.png", "rgb/z.png", "rgb/tokenizer.json")
+    keys = [Key("", "x"), Key("", "z"), Key("a", "x")]
+    dataset = list_dataset(tmp_path, {"rgb": "rgb"})
+    raw = list_raw_samples(tmp_path, tmp_path, find_raw_folders(tmp_path, find_model("demo"), None))
+    for one in (dataset, raw):
+        assert ([sample.key for sample in one.samples], one.notes) == (keys, ())
 
 
 def test_a_folder_of_pictures_that_is_no_dataset_is_told_what_one_looks_like(tmp_path: Path) -> None:
     put(tmp_path, "cat.JPG")
-    where = rf"pictures that lie in it belong in {tmp_path}/rgb/all/cat\.JPG"
+    where = rf"pictures that lie in it belong in {tmp_path}/rgb/cat\.JPG"
     for folder in ("rgb", "caption"):
         with pytest.raises(UsageError, match=where):
             list_dataset(tmp_path, {folder: folder})
@@ -124,16 +118,21 @@ def test_data_that_is_not_there_is_told_whatever_the_condition(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["x.jfif", "x.JPE", "x.jp2"])
-def test_a_picture_of_any_read_format_is_called_a_picture(name: str, tmp_path: Path) -> None:
+def test_a_picture_of_any_read_format_is_a_picture_to_data_too(name: str, tmp_path: Path) -> None:
     put(tmp_path, name)
-    with pytest.raises(UsageError, match=r"is a picture; lay it into a dataset"):
-        read_samples(Source(data=str(tmp_path / name)), ["caption"], find_model("demo"), None)  # type: ignore[arg-type]
+    model, source = find_model("demo"), Source(data=str(tmp_path / name))
+    (sample,) = read_samples(source, ["rgb@64"], model, None).samples  # type: ignore[arg-type]
+    assert (sample.key, sample.files) == (Key("", "x"), {"rgb@64": tmp_path / name})
+    with pytest.raises(
+        UsageError, match=r"pictures are given, but no condition reads them; `cond=rgb` would"
+    ):
+        read_samples(source, ["caption"], model, None)  # type: ignore[arg-type]
     os.rename(tmp_path / name, tmp_path / "x.heic")
     with pytest.raises(UsageError, match=r"x\.heic: is a picture in a format that is not read"):
-        read_samples(Source(data=str(tmp_path / "x.heic")), [], find_model("demo"), None)  # type: ignore[arg-type]
+        read_samples(Source(data=str(tmp_path / "x.heic")), [], model, None)  # type: ignore[arg-type]
     put(tmp_path, "folder.png/rgb/a/x.png")
-    found = read_samples(Source(data=str(tmp_path / "folder.png")), ["rgb@64"], find_model("demo"), None)  # type: ignore[arg-type]
-    assert len(found.samples) == 1
+    found = read_samples(Source(data=str(tmp_path / "folder.png")), ["rgb@64"], model, None)  # type: ignore[arg-type]
+    assert [one.key.text for one in found.samples] == ["a/x"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
-from fourm.runs.inputs import find_raw_folders, list_raw_samples
+from fourm.runs.listing import find_raw_folders, list_raw_samples
 from fourm.runs.request import TokenizeRequest
 from fourm.runs.tokenizing import tokenize_dataset
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from fourm.errors import CheckpointError
+from fourm.hub.header import diffuses
 from fourm.modalities.typed import Limits, fit
 
 # Up to far beyond any tokenizer, and any decoder.
@@ -87,15 +88,11 @@ class DiVAEConfig(VQConfig):
 
 
 def read_config(config: Mapping[str, object]) -> VQConfig:
-    """The config of a tokenizer: of diffusion where its decoder, or else a noise schedule, says so.
+    """The config of a tokenizer, which may be one of diffusion (see `diffuses`).
 
     Unknown keys are settings of training. A text of digits is its number, one number a size on both axes.
     """
-    decoder = config.get("dec_type")
-    diffuses = "beta_schedule" in config or "num_train_timesteps" in config
-    if decoder is not None:
-        diffuses = isinstance(decoder, str) and ("unet_" in decoder or "uvit_" in decoder)
-    kind, values = DiVAEConfig if diffuses else VQConfig, dict(config)
+    kind, values = DiVAEConfig if diffuses(config) else VQConfig, dict(config)
     for key, value in config.items():
         if isinstance(value, str) and value.isdecimal() and len(value) < 19:
             values[key] = int(value)

@@ -1,0 +1,169 @@
+"""Pictures that a user names by paths: files, folders of any depth, wildcards; and the keys of samples."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourm.data.dataset import PICTURE_SUFFIXES, entries_below
+from fourm.data.layout import Key
+from fourm.data.opening import local_path
+from fourm.data.prompts import missing_file
+from fourm.errors import UsageError, printable
+
+UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
+_WORDS = "; if these are words, `prompt` takes them as such"
+_SHOWN = 6  # endings that a note names
+
+IsDataset = Callable[[str, Sequence[str]], bool]  # whether a folder is one: its path, the names in it
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures in the order in which they were named, those of a folder in the order of data sets."""
+
+    paths: tuple[Path, ...]
+    keys: tuple[Key, ...]  # the path of each below the common root, without its ending
+    notes: tuple[str, ...]  # sentences about what was passed over
+
+
+def is_path(text: str) -> bool:
+    """Whether an argument is a path: it has a picture's ending, or contains a separator."""
+    separators = {"/", os.sep, os.altsep or "/"}
+    return text.lower().endswith((*PICTURE_SUFFIXES, *UNREAD_PICTURES)) or any(s in text for s in separators)
+
+
+def has_wildcards(text: str) -> bool:
+    """Whether a path stands for several files, being itself the name of none."""
+    return glob.has_magic(text) and not os.path.lexists(text)
+
+
+def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
+    """The pictures that paths name: files, folders, and patterns with `*`, `?`, `[...]` or `**`.
+
+    Below a folder, folders that are data sets are passed over, as the results of an earlier run are.
+    UsageError: a path that is not there, a file that is no picture, a folder or pattern without one, or two
+    pictures of one key.
+    """
+    found, passed = list[tuple[Path, list[Path]]](), _Passed(is_dataset)
+    for text in texts:
+        path = local_path(text)
+        if os.path.isdir(path):
+            found.append((path, _in_folder(path, passed)))
+        elif os.path.lexists(path):
+            found.append((path.parent, [_checked(path)]))
+        elif glob.has_magic(text):
+            found.append(_matching(text, passed))
+        else:
+            raise UsageError(f"{missing_file(path)}{_WORDS if ' ' in text else ''}")
+    paths = [path for _, listed in found for path in listed]
+    return Pictures(tuple(paths), keys_below([root for root, _ in found], paths), passed.notes())
+
+
+def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:
+    """A key for each file: its path below the common root of all, without its ending.
+
+    roots: the folders below which the files were found. UsageError for two files of one key.
+    """
+    top, keys = Path(os.path.commonpath([os.path.abspath(root) for root in roots])), dict[Key, Path]()
+    for path in paths:
+        below = Path(os.path.abspath(path)).relative_to(top)
+        folder = below.parent.as_posix()
+        key = Key("" if folder == "." else folder, below.stem)
+        if (other := keys.setdefault(key, path)) is not path:
+            both = f"{printable(str(other))} and {printable(str(path))}"
+            raise UsageError(f"{both}: both would be sample '{key.text}'; give one, or rename one")
+    return tuple(keys)
+
+
+@dataclass(slots=True)
+class _Passed:
+    """What a search for pictures passes over."""
+
+    is_dataset: IsDataset
+    endings: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)  # by a noun
+    problems: dict[Key, str] = field(default_factory=dict)  # folders that cannot be read
+
+    def select(self, path: str, listed: list[os.DirEntry[str]], is_top: bool) -> list[os.DirEntry[str]]:
+        """The entries of a folder to go on with."""
+        if not is_top and self.leaves_out(path, [entry.name for entry in listed]):
+            return []
+        seen = [entry for entry in listed if not entry.name.startswith(".")]
+        self.others["hidden"] += len(listed) - len(seen)
+        return seen
+
+    def leaves_out(self, path: str, names: Sequence[str]) -> bool:
+        """Whether a folder is a data set, which is counted."""
+        is_left_out = self.is_dataset(path, names)
+        self.others["folder of a data set"] += is_left_out
+        return is_left_out
+
+    def takes(self, name: str) -> bool:
+        """Whether a file is a picture that is read; others are counted."""
+        ending = os.path.splitext(name)[1].lower()
+        if ending in PICTURE_SUFFIXES:
+            return True
+        self.endings[printable(ending) if len(ending) > 1 else "without an ending"] += 1
+        return False
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence that counts what was passed over, and one for each folder that cannot be read."""
+        named = [f"{count:,} {end}" for end, count in sorted(self.endings.items())]
+        if len(named) > _SHOWN:
+            rest = sum(count for _, count in sorted(self.endings.items())[_SHOWN:])
+            named[_SHOWN:] = [f"{rest:,} with other endings"]
+        named += [f"{n:,} {what}" for what, n in self.others.items() if n]
+        if unread := sorted(end for end in self.endings if end in UNREAD_PICTURES):
+            named[-1] += f"; of {', '.join(unread)} no format is read, convert such pictures to PNG"
+        told = (f"passed over: {', '.join(named)}",) if named else ()
+        return (*told, *self.problems.values())
+
+
+def _checked(path: Path) -> Path:
+    """A file that was named as a picture; UsageError if it is none that is read."""
+    name = path.name.lower()
+    if name.endswith(UNREAD_PICTURES):
+        raise UsageError(f"{path}: is a picture in a format that is not read; convert it to PNG")
+    if not name.endswith(PICTURE_SUFFIXES):
+        ways = f"`data={path}` reads prompts, `cond=NAME={path}` a file of another modality"
+        raise UsageError(f"{path}: is no picture, by its ending; {ways}")
+    return path
+
+
+def _in_folder(folder: Path, passed: _Passed) -> list[Path]:
+    """The pictures below a folder, in the order of data sets; UsageError if there is none."""
+    found = list(_below(folder, passed))
+    if not found:
+        passed_over = "".join(f"; {note}" for note in passed.notes())
+        raise UsageError(f"{folder}: holds no picture, and no folder named as a modality{passed_over}")
+    return found
+
+
+def _below(folder: Path, passed: _Passed) -> Iterator[Path]:
+    entries = entries_below(folder, passed.problems, passed.select)
+    files = [(within, entry) for within, entry, is_folder in entries if not is_folder]
+    for _, entry in sorted(files, key=lambda one: (one[0].partition("/")[0], one[0], one[1].name)):
+        if passed.takes(entry.name):
+            yield Path(entry.path)
+
+
+def _matching(pattern: str, passed: _Passed) -> tuple[Path, list[Path]]:
+    """The folder before the first wildcard, and the pictures that match, or lie in folders that do."""
+    parts = Path(pattern).parts
+    root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise UsageError(f"{pattern}: matches nothing")
+    found = dict[Path, None]()
+    for match in map(Path, matches):
+        if match.is_dir():
+            is_left_out = "**" in parts or passed.leaves_out(str(match), os.listdir(match))
+            found |= {} if is_left_out else dict.fromkeys(_below(match, passed))
+        elif passed.takes(match.name):
+            found[match] = None
+    if not found:
+        raise UsageError("; ".join((f"{pattern}: matches no picture", *passed.notes())))
+    return root, list(found)

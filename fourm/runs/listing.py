@@ -1,0 +1,112 @@
+"""Which folders of a data set become tokens of what, and the samples in them."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from fourm.data.dataset import Dataset, flat_advice, folders_in, list_folder, match_spellings
+from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample
+from fourm.errors import MissingError, UsageError, near_match
+from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
+from fourm.hub.header import read_header
+from fourm.modalities.registry import Kind, Modality
+
+_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
+
+
+def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:
+    """The folders that are to become tokens: those that are named, or all that the model's tokenizers read.
+
+    A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
+    found, folders = dict[Modality, str](), _value_folders(root, model)
+    for row in folders if names is None else _named_rows(names, model, folders):
+        folder = folders[row]
+        if names is not None and not folder:
+            there = ", ".join(folders_in(root)) or "no folder at all"
+            wanted = " or ".join(folders_of(row))
+            raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
+        if folder and row.tokenizer in model.tokenizers:
+            found[row] = folder
+        elif names is not None:
+            advice = tokenizer_advice(model, row.tokenizer)
+            raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here; {advice}")
+    if not found:
+        if missing := missing_tokenizers(root, model):
+            raise UsageError(f"{root}: nothing to do; {missing[0]}")
+        present, readable = folders_in(root), dict.fromkeys(n for row in folders for n in folders_of(row))
+        deeper = [name for name in present if any((root / name / folder).is_dir() for folder in readable)]
+        there = f"there is {', '.join(present) or 'none at all'}{flat_advice(root, PICTURES)}"
+        advice = f"{root / deeper[0]} has some" if deeper else there
+        reads = f"that a tokenizer of model '{model.name}' reads ({', '.join(readable)})"
+        raise UsageError(f"{root}: no folder {reads}; {advice}")
+    check_tokenizers(model, found)
+    for row in found:
+        path = model.tokenizers[row.tokenizer]
+        if not any(name.startswith("encoder.") for name in read_header(weights_of(path))[1]):
+            raise UsageError(f"{row.name}: its tokenizer {path} has no encoder, so it makes no tokens")
+    return found
+
+
+def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
+    """Half a sentence for each folder that the model could read if its tokenizer were here."""
+    return tuple(
+        f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
+        for row, folder in _value_folders(root, model).items()
+        if folder and row.tokenizer not in model.tokenizers
+    )
+
+
+def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> Dataset:
+    """All samples that have a file in one of the folders at least, sorted by key.
+
+    Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
+    """
+    listed = {row.name: list_folder(root, folder) for row, folder in folders.items()}
+    names = (PICTURES, VALID_PIXELS, CROP_SETTINGS)
+    beside = {name: list_folder(root, name) for name in names if os.path.lexists(root / name)}
+    own = {name: list_folder(out, name) for name in (CROP_SETTINGS,) if os.path.lexists(out / name)}
+    match_spellings([*listed.values(), *beside.values(), *own.values()])
+    problems = {key: problem for one in listed.values() for key, problem in one.problems.items()}
+    notes = tuple(dict.fromkeys(note for one in listed.values() for note in one.notes))
+    keys = sorted({key for one in listed.values() for key in one.files} | problems.keys())
+    if not keys:
+        why = notes[0] if notes else "files lie in FOLDER/ANY/NAME.EXT"
+        raise UsageError(f"{root}: no file in {', '.join(folders.values())}; {why}")
+    if len(keys) > MAX_SAMPLES:
+        raise UsageError(f"{root}: {len(keys):,} samples; one run takes at most {MAX_SAMPLES:,}")
+    samples = list[Sample]()
+    for key in keys:
+        extra = beside | {name: one for name, one in own.items() if key in one.files}
+        wrong = (one.problems[cause] for one in extra.values() if (cause := one.cause_of(key)))
+        files = {name: one.files[key] for name, one in (listed | extra).items() if key in one.files}
+        samples.append(Sample(key, files=files, problem=problems.get(key) or next(wrong, "")))
+    return Dataset(tuple(samples), notes=notes)
+
+
+def _value_folders(root: Path, model: ModelFiles) -> dict[Modality, str]:
+    """For each modality with a tokenizer, the folder of values that is there; "" for none."""
+    rows, present = [row for row in model.rows if row.kind is Kind.GRID and row.tokenizer], folders_in(root)
+    return {row: next((name for name in folders_of(row) if name in present), "") for row in rows}
+
+
+def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modality]) -> list[Modality]:
+    """The rows that names of folders and modalities mean, each once."""
+    chosen = dict[str, Modality]()
+    for name in names:
+        found = [row for row in rows if name in (row.name, row.key, *folders_of(row))]
+        if not found:
+            keys = dict.fromkeys(row.key.removeprefix("tok_") for row in rows)
+            near = near_match(name, [*keys, *(row.name for row in rows)]) or f"; it has {', '.join(keys)}"
+            what = f"is nothing that model '{model.name}' has a tokenizer for"
+            raise UsageError(f"`modalities`: '{name}' {what}{near}")
+        chosen |= {row.name: row for row in found}
+    return list(chosen.values())
+
+
+def folders_of(row: Modality) -> tuple[str, ...]:
+    """Where the values of a modality may lie: its decoded values, or pictures of any size."""
+    names = (row.folder, row.key.removeprefix("tok_"), _OTHER_FOLDERS.get(row.key, ""))
+    return tuple(dict.fromkeys(name for name in names if name))

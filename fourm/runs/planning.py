@@ -1,0 +1,174 @@
+"""What a run would write: files and bytes by folder, and whether the disk has room for them."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fourm.codecs.maps import FORMS
+from fourm.data.layout import Place
+from fourm.errors import UsageError
+from fourm.modalities.registry import Kind, Modality
+from fourm.networks.checkpoint import tokenizer_config
+from fourm.output.processes import PROCESSES
+from fourm.output.record import SAMPLES
+from fourm.runs.conditions import Work
+from fourm.runs.job import Job, count_evaluations, order_place, preview_place
+from fourm.schedule.cost import estimate
+
+BLOCK = 4096  # bytes; file systems give files whole blocks of about this size
+_HEADER = 128  # bytes of a .npy file before its numbers
+# A PNG's share of the bytes of its pixels: at least, as of plain areas, and of photographs.
+_PNG_LEAST, _PNG_USUAL = 0.01, 0.6
+_TEXT_BYTES = 8  # of a token of text
+_RECORD_BYTES, _SAMPLE_BYTES = 160, 300  # of what is recorded of a file, besides its name, and of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class FolderPlan:
+    """What a run writes into one folder."""
+
+    files: int
+    least: int  # bytes on disk, in whole blocks, at least
+    usual: int  # an estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do, counted before anything is loaded."""
+
+    job: Job
+    samples: int  # that are chosen
+    results: int  # samples times variations, of this process
+    complete: int  # of these, how many are there already
+    folders: Mapping[str, FolderPlan]  # by name; records of the run are under `processes`
+    passes: int  # forward passes of the network for one result, at most
+    evaluations: int  # of decoders by diffusion, for one result
+
+    @property
+    def files(self) -> int:
+        """Number of files that are written."""
+        return sum(folder.files for folder in self.folders.values())
+
+    @property
+    def usual(self) -> int:
+        """Bytes on disk, an estimate."""
+        return sum(folder.usual for folder in self.folders.values())
+
+    @property
+    def to_make(self) -> int:
+        """Number of results that are not complete."""
+        return self.results - self.complete
+
+    @property
+    def free(self) -> int:
+        """Free bytes of the output's file system, now."""
+        return free_bytes(self.job.request.out)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as plain data."""
+        request = self.job.request
+        return {
+            "out": str(request.out), "stage": request.stage, "model": request.model.name,
+            "device": str(self.job.device), "dtype": self.job.dtype, "batch_size": self.job.batch_size,
+            "samples": self.samples, "variations": len(request.variations), "results": self.results,
+            "complete": self.complete, "to_make": self.to_make, "files": self.files,
+            "bytes_estimate": self.usual, "bytes_free": self.free,
+            "passes_per_result": self.passes, "passes": self.passes * self.to_make,
+            "diffusion_evaluations": self.evaluations * self.to_make,
+            "folders": {name: {"files": one.files, "bytes_estimate": one.usual}
+                        for name, one in self.folders.items()},
+        }  # fmt: skip
+
+
+def plan_results(job: Job, works: Sequence[Work], todo: Sequence[Work]) -> Plan:
+    """The plan of a run that is to make `todo` out of `works`."""
+    request, chosen = job.request, {work.sample.key for work in todo}
+    counts = [(place, len(chosen) if place.shared else len(todo), 1) for place in job.written]
+    counts += [(place, len(todo), number) for place, number in _previews(job)]
+    folders = dict[str, FolderPlan]()
+    for place, results, number in counts:
+        least, usual = (results * number * _in_blocks(size) for size in _size_of(job, place))
+        folders[place.folder] = FolderPlan(results * number, least, usual)
+    num_files = sum(folder.files for folder in folders.values())
+    name = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
+    noted = math.ceil(num_files * (_RECORD_BYTES + 2 * name) + len(chosen) * _SAMPLE_BYTES)
+    if num_files:
+        folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(3, 0, _in_blocks(noted))
+    cost = estimate(request.chain, request.model, job.dtype)
+    samples = {work.sample.key for work in works}
+    return Plan(
+        job, len(samples), len(works), len(works) - len(todo), folders, cost.passes,
+        count_evaluations(request, job.places),
+    )  # fmt: skip
+
+
+def check_disk(plan: Plan) -> None:
+    """UsageError if the file system of the output folder clearly cannot hold the results."""
+    out, least = plan.job.request.out, sum(folder.least for folder in plan.folders.values())
+    where, free = f"`out={out}`: {plan.to_make:,} results", free_bytes(out)
+    if least > free:
+        need, left = (f"{size / 1e9:.3g} GB" for size in (least, free))
+        raise UsageError(f"{where} need {need} at least, but only {left} are free on its file system")
+    status = os.statvfs(_existing(out)) if hasattr(os, "statvfs") else None
+    if status is not None and status.f_files and plan.files > status.f_favail:
+        what = f"are {plan.files:,} files, but its file system has room for {status.f_favail:,} more"
+        raise UsageError(f"{where} {what}")
+
+
+def free_bytes(out: Path) -> int:
+    """Free bytes of the file system that a folder is on, or will be."""
+    return shutil.disk_usage(_existing(out)).free
+
+
+def _existing(out: Path) -> Path:
+    path = Path(os.path.abspath(out))
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def _previews(job: Job) -> list[tuple[Place, int]]:
+    """Kinds of files that `preview` adds, and how many of each a result has."""
+    request, found = job.request, list[tuple[Place, int]]()
+    for name, row in ((name, request.model.registry.get(name)) for name in request.chain.targets):
+        if request.preview and row.kind is Kind.GRID:
+            steps = [step for step in request.chain.steps if step.target == name]
+            kept = sum(step.number % request.preview == 0 for step in steps)
+            pictures, order = preview_place(name, request.preview), order_place(name)
+            # Both lie in one folder, in which the small file of the order counts as one picture more.
+            found.append((pictures if kept else order, kept + 1))
+    return found
+
+
+def _in_blocks(size: float) -> int:
+    return math.ceil(size / BLOCK) * BLOCK
+
+
+def _size_of(job: Job, place: Place) -> tuple[float, float]:
+    """Bytes of one file: at least, and usually."""
+    row = job.request.model.registry.get(place.modality)
+    if place.form == "ids":
+        size = _HEADER + row.max_tokens * (2 if row.vocab_size <= 1 << 15 else 4)
+        return size, size
+    if row.kind is Kind.SEQUENCE:
+        return 1, _TEXT_BYTES * row.max_tokens
+    if row.kind is Kind.EMBEDDING:
+        return 1, 4 * row.max_tokens * row.embedding_width
+    pixels = row.image_size**2
+    if place.suffix == ".npy":
+        size = _HEADER + 4 * (pixels if _is_map(row) else _num_features(job, row))
+        return size, size
+    raw = 3 * pixels
+    return _PNG_LEAST * raw, _PNG_USUAL * raw
+
+
+def _is_map(row: Modality) -> bool:
+    """Whether a value has pixels; features have none."""
+    return row.codec not in FORMS or FORMS[row.codec].resample is not None
+
+
+def _num_features(job: Job, row: Modality) -> int:
+    config = tokenizer_config(job.request.model.tokenizers[row.tokenizer])
+    places = (1, 1) if config.token_rank == 4 else row.grid or (1, 1)
+    return config.out_channels * math.prod(places)

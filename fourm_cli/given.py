@@ -1,0 +1,91 @@
+"""What `generate` is given: arguments, data and files become the source of its samples and its conditions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fourm.data.opening import local_name, local_path
+from fourm.data.pictures import is_path
+from fourm.schedule.settings import Layer, RunSettings, Setting
+from fourm_cli.options import INPUT, argument, option
+
+if TYPE_CHECKING:
+    from fourm.hub.files import ModelFiles
+    from fourm.runs.inputs import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the samples of a run are made from, as options say it."""
+
+    arguments: list[str] | None = None
+    prompt: list[str] | None = None
+    data: str | None = None
+    column: str | None = None
+    upright: bool | None = None
+    num_samples: int | None = None
+    subset_seed: int | None = None
+    only: str | None = None
+    replay: Path | None = None
+
+    def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
+        """The source of samples, with what configuration files say where options say nothing."""
+        from fourm.runs.inputs import Source, sort_source
+
+        arguments, typed = self.arguments or [], tuple(self.prompt or ())
+        words = tuple(text for text in arguments if not is_path(text))
+        paths = tuple(text for text in arguments if is_path(text))
+        data = self.data if self.data is not None or arguments or typed else files.data_path
+        subset_seed = self.subset_seed
+        if self.num_samples is None and subset_seed is None and files.num_samples is not None:
+            subset_seed = 0  # as the reference chooses the samples of its files
+        return sort_source(
+            Source(
+                (*words, *typed), data, self.column, self.num_samples or files.num_samples, subset_seed,
+                variations, paths, upright=self.upright,
+            ),
+            model,
+        )  # fmt: skip
+
+    def named(self) -> Mapping[str, object]:
+        """What says which samples are made, by the name that messages give it."""
+        return {"prompts": self.arguments or self.prompt, "--data": self.data,
+                "--upright": self.upright is not None, "--num-samples": self.num_samples,
+                "--only": self.only}  # fmt: skip
+
+
+OPTIONS = {
+    "arguments": argument(
+        "Captions, or pictures: files, folders, patterns. What ends like a picture or holds a / is a path.",
+        "PROMPT|PICTURE"),
+    "prompt": option("A caption, whatever it looks like, repeatable.", "TEXT", INPUT),
+    "data": option(
+        "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
+        "arguments are. A data set: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
+        "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
+    "column": option(
+        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
+    "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of data sets.",
+                      None, INPUT, "--upright/--no-upright", show_default=False),
+    "num_samples": option("Only the first N samples.", "N", INPUT, min=1),
+    "subset_seed": option(
+        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
+    "only": option("Make these samples now, and others with --resume.", "KEY,...", INPUT),
+    "replay": option(
+        "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
+        INPUT, parser=local_path),
+}  # fmt: skip
+
+
+def with_conditions(layer: Layer, source: "Source") -> Layer:
+    """The settings of a schedule with the conditions that a source means, if none are named or only files."""
+    from fourm.runs.inputs import EMPTY, implied_conditions
+
+    named = layer.settings.get("cond_domains", Setting((), "`cond`"))
+    if not all("=" in str(value) for value in named.values):
+        return layer
+    implied = (None,) if source.data == EMPTY and not named.values else implied_conditions(source)
+    values = (*named.values, *implied)
+    settings = {"cond_domains": Setting(values, named.where)} if values else {}
+    return replace(layer, settings={**layer.settings, **settings})
