@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -69,14 +69,11 @@ def generate(
     name = again.base.model if again else told.model or DEMO
     files = _with_parts(find_model(name if model is None else model), machine, told)
     if again is not None:
-        fixed = {**inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
-                 "options of a schedule": schedule, "--dtype": machine.dtype,
-                 "configuration files": configs.paths, "--sr-model": sr_model,
-                 "--no-decode": not writing.decode, "--no-blend": not writing.blend,
-                 "--preview": writing.preview,
-                 "--detokenizer-steps": writing.detokenizer_steps}  # fmt: skip
-        if refused := [flag for flag, value in fixed.items() if value]:
-            raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
+        _check_replay({
+            **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
+            "options of a schedule": schedule, "--dtype": machine.dtype,
+            "configuration files": configs.paths, "--sr-model": sr_model, **writing.named(),
+        })  # fmt: skip
         run = _requester(machine, writing, told, out or told.folder)
         _make(*_repeat(again, files, run), report, dry_run)
         return
@@ -204,6 +201,12 @@ def tokenize(
         return [tokenize_dataset(request)]
 
     _follow(begin, request, notes, report)
+
+
+def _check_replay(given: Mapping[str, object]) -> None:
+    """Refuse what a replay takes from the run that it repeats; given: by the name that the message uses."""
+    if refused := [name for name, value in given.items() if value]:
+        raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
 
 
 def _requester(

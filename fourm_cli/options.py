@@ -213,6 +213,11 @@ class Writing:
     preview: int = 0
     blend: bool = True
 
+    def named(self) -> Mapping[str, object]:
+        """What results depend on, where it is given, by the name that messages give it."""
+        return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
+                "--detokenizer-steps": self.detokenizer_steps}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -53,6 +53,12 @@ class Key:
         return os.fsencode(self.path).decode("utf-8", errors="backslashreplace")
 
 
+def parse_key(path: str) -> Key:
+    """The key of `folder/name`, or of a name alone; UsageError if it is none."""
+    folder, slash, name = path.rpartition("/")
+    return Key(folder or slash, name)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample of the input: a caption that the user typed, or files by condition modality."""

@@ -298,8 +298,8 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
         if not line.endswith(b"\n"):
             raise ValueError("its end is missing")
         row = json.loads(line)
-        folder, _, name = row["key"].rpartition("/")
-        key = {"folder": folder, "name": name}
+        folder, slash, name = row["key"].rpartition("/")
+        key = {"folder": folder or slash, "name": name}
         sample: RecordedSample = fit(RecordedSample, {**row, "key": key}, "it", strict=False)
         for path in chain(*sample.files.values(), *sample.sources.values()):
             if not {"", ".", ".."}.isdisjoint(path.split("/")):

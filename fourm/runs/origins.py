@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from fourm.data.dataset import Dataset, Input
-from fourm.data.layout import MAX_SAMPLES, Key, Sample
+from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
 from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
@@ -208,8 +208,7 @@ def _refusal(path: Path, why: str) -> UsageError:
 
 def _one_picture(path: Path) -> Replay:
     said = _PictureTexts(path, _read_texts(path))
-    folder, _, name = said.text("sample").rpartition("/")
-    key, record, finer = Key(folder, name), said.record(""), None
+    key, record, finer = parse_key(said.text("sample")), said.record(""), None
     if "base schedule" in said.texts:
         record, finer = said.record("base "), record
     # The run whose folder the picture lies in, if it is the one that made it.

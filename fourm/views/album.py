@@ -10,7 +10,7 @@ from typing import Any
 
 from fourm.codecs.files import read_array, read_picture
 from fourm.codecs.maps import FORMS
-from fourm.data.layout import Key, Place, Sample, path_of
+from fourm.data.layout import Key, Place, Sample, parse_key, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
@@ -187,9 +187,8 @@ def open_album(root: Path, model: str | None = None) -> Album:
     keys = {key.text: key for key in keys_of(runs)}
     for failure in read_failures(root):
         failures.setdefault(failure.key, []).append(failure)
-        folder, _, name = failure.key.rpartition("/")
         with suppress(UsageError):  # the line was edited: its key is not the key of a sample
-            keys.setdefault(failure.key, Key(folder, name))
+            keys.setdefault(failure.key, parse_key(failure.key))
     names = [entry.names for entry in entries]
     entries = [replace(entry, title=full_title(*entry.names, names)) for entry in entries]
     return Album(root, runs, tuple(sorted(keys.values())), tuple(problems), tuple(entries), failures)

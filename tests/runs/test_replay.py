@@ -188,7 +188,7 @@ GOOD = {
         ({"variation": "-1"}, "its variation is not a whole number"),
         ({"sample": "../../etc/passwd"}, "cannot be a file or folder name"),
         ({"sample": "/abs"}, "cannot be a file or folder name"),
-        ({"sample": "name"}, "cannot be a file or folder name"),
+        ({"sample": "name/"}, "cannot be a file or folder name"),
         ({"schedule": "--cond caption --target tok_rgb@64:steps=many"}, "steps"),
         ({"schedule": "--out /etc"}, "is not an option of a schedule"),
         ({"schedule": "'"}, "cannot be read as options"),
