@@ -12,7 +12,7 @@ from fourm.schedule.schemes import SCHEMES
 
 _TALL = 2.0  # times as high as all other bars: a text's limit is cut off there, so that the others are seen
 WIDTH = 11.0  # inches, unless another width is wanted
-_TITLE = 90 / WIDTH  # characters for each inch, at 12 points
+_TITLE = 10  # characters for each inch, at 12 points
 
 
 def draw_chain(chain: Chain, model: str, width: float = WIDTH) -> Figure:
