@@ -56,7 +56,7 @@ def build_chain(layer: Layer, model: ModelFiles, made: Sequence[str] | None = No
 
 def fill_texts(layer: Layer, names: Sequence[str]) -> Layer:
     """The settings of a run whose texts, of modalities of these names, have marks that are to be filled."""
-    keep = layer.settings.get("keep", Setting((), "--keep"))
+    keep = layer.settings.get("keep", Setting((), "`keep`"))
     return replace(layer, settings={**layer.settings, "keep": replace(keep, values=(*keep.values, *names))})
 
 
