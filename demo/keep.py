@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from demo.dataset import scenes_of, write_dataset
-from demo.readback import agrees, caption_of, read_picture
+from demo.readback import Seen, agrees, caption_of, read_picture
 from demo.world import (
     COLOURS,
     PATCH,
@@ -156,9 +156,9 @@ def _half_of(thing: Thing) -> str:
     return "left" if column + count <= middle else "right" if column >= middle else ""
 
 
-def _is_seen(thing: Thing, seen: Sequence[object]) -> bool:
+def _is_seen(thing: Thing, seen: Sequence[Seen]) -> bool:
     wanted = (thing.shape, thing.colour, thing.size)
-    return any((s.claim.shape, s.claim.colour, s.claim.size) == wanted and s.fit >= LEAST_FIT for s in seen)  # type: ignore[attr-defined]
+    return any((s.claim.shape, s.claim.colour, s.claim.size) == wanted and s.fit >= LEAST_FIT for s in seen)
 
 
 def _open(out: Path, folder: str, key: Key) -> NDArray[np.uint8]:

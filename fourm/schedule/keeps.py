@@ -105,6 +105,8 @@ def _parse_box(where: str) -> tuple[float, float, float, float]:
         raise UsageError(
             f"'{where}': must be left, top, right, bottom in 0..1, left < right and top < bottom"
         )
+    if (left, top, right, bottom) == (0, 0, 1, 1):
+        raise UsageError(f"'{where}': keeps all of the picture, so nothing is left to generate")
     return left, top, right, bottom
 
 

@@ -268,6 +268,27 @@ def test_a_run_is_written_verified_resumed_repeated_and_drawn(run: Run, tmp_path
     assert run("plot", "out", "--html")[0] == 0
 
 
+def test_steps_keep_their_numbers_where_few_tokens_are_missing(run: Run, tmp_path: Path) -> None:
+    data, mask = dataset(tmp_path / "data", 1), np.full((72, 96), 255)
+    mask[:9, 12:20] = 0  # touches two patches of the crop
+    words = (
+        "--cond",
+        "caption",
+        "--keep",
+        f"rgb:{save(tmp_path / 'mask.png', mask)}",
+        "--preview",
+        "1",
+        "-q",
+    )
+    steps = ("--targets", "tok_rgb-tok_depth", "--steps", "5-2")
+    assert run("generate", "--data", data, *words, *steps, "--out", "out")[0] == 0
+    orders = [np.load(next((tmp_path / "out" / "preview" / name).rglob("*.npy"))) for name in (RGB, DEPTH)]
+    assert np.unique(orders[0]).tolist() in ([0, 1], [0, 1, 2])
+    assert np.unique(orders[1]).tolist() == [6, 7]
+    assert run("verify", "out")[0] == 0
+    assert run("plot", "out")[0] == 0
+
+
 def test_what_is_kept_is_in_the_record(run: Run, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", 2)
     mask = save(tmp_path / "mask.png", half(72, 96))
@@ -390,6 +411,7 @@ def test_a_mask_that_cannot_be_used_is_one_sentence(
         (("--keep", "rgb:data"), "is a folder"),
         (("--keep", "rgb:notes.txt"), "notes.txt: not a picture"),
         (("--keep", "tok_normal:0.5"), "no folder 'tok_normal@64'"),
+        (("--keep", "rgb:box:0,0,1,1"), "keeps all of the picture"),
         (("--keep", "rgb:box:0,0,2,1"), "must be left, top, right, bottom in 0..1"),
     ],
 )
