@@ -123,7 +123,9 @@ def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Conta
             varied = [{**one, **more} for one, more in zip(own, varied, strict=True)]
         else:
             varied = [dict(one) for one in sample.varied]
-        found.append(replace(sample, files={**sample.files, **files}, varied=varied))
+        # Tokens beside them are of a picture that was turned already, so each file goes by its own tag.
+        upright = "own" if files and other.upright else sample.upright
+        found.append(replace(sample, files={**sample.files, **files}, varied=varied, upright=upright))
     return found
 
 

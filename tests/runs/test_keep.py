@@ -330,6 +330,24 @@ def test_super_resolution_keeps_a_part_of_the_picture_at_its_size(run: Run, tmp_
     assert "--sr-keep" in err
 
 
+def test_pictures_given_as_arguments_are_kept_upright(run: Run, tmp_path: Path) -> None:
+    """A mask has the size of the upright picture; super-resolution turns the picture likewise."""
+    pixels = noise(7, 90, 160, 3)  # stored on its side: upright it is 90 wide and 160 high
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "cat.png", exif=exif)
+    save(tmp_path / "mask.png", half(160, 90))
+    words = ("--keep", "rgb:mask.png", "--targets", "rgb", "--steps", "2", "--sr-steps", "2", "-q")
+    code, _, err = run("generate", "./cat.png", CAPTION, *words, "--sr-keep", "rgb:mask.png", "--out", "out")
+    assert (code, err) == (0, "")
+    upright = Image.fromarray(np.rot90(pixels, -1)).crop((0, 35, 90, 125))
+    for folder, side in (("rgb", 64), ("rgb@128", 128)):
+        made = np.asarray(Image.open(tmp_path / "out" / folder / "cat.png"))
+        wanted = np.asarray(upright.resize((side, side), Image.Resampling.BICUBIC))
+        assert np.array_equal(made[:, : side // 2 - 8], wanted[:, : side // 2 - 8])
+    assert run("verify", "out")[0] == 0
+
+
 def test_marks_in_prompts_are_filled(run: Run, tmp_path: Path) -> None:
     prompts = ("a small [S_1] circle above a blue square", "a large green triangle")
     words = ("--targets", "tok_rgb", "--steps", "3", "--seed", "4", "-q")
@@ -429,4 +447,4 @@ def test_mistakes_end_before_anything_is_loaded(
 def test_a_keep_without_anything_given_is_refused(run: Run) -> None:
     code, _, err = run("generate", "a dog", "--keep", "rgb:0.5")
     assert code == 2
-    assert "--keep rgb@64:0.5: nothing is given of it" in err
+    assert "--keep rgb@64:0.5: nothing is given of tok_rgb@64" in err
