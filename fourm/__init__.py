@@ -1,7 +1,17 @@
 """fourm: any-to-any generation with 4M multimodal masked transformers."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourm.api.model import Model, load
+    from fourm.api.results import Result
+    from fourm.api.schedule import Schedule
+    from fourm.errors import FourMError
+    from fourm.runs.request import Request
 
 __version__ = "0.1.0"
 
@@ -19,3 +29,26 @@ def import_when_used(room: str, public: Mapping[str, str]) -> tuple[list[str], C
         return getattr(importlib.import_module(homes[name]), name)
 
     return sorted(homes), get
+
+
+_PUBLIC = {
+    "api.model": "Model load",
+    "api.results": "Result",
+    "api.schedule": "Schedule",
+    "errors": "FourMError",
+    "runs.request": "Request",
+}
+_names, _get = import_when_used(__name__, _PUBLIC)
+__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _names and "torch" not in sys.modules:
+        # Intel's matrix kernels read it when torch is imported, which most of these names do: with it they
+        # choose the same order of sums for every batch shape.
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    return _get(name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_names]

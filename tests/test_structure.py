@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms before it.
-ROOMS = ("data", "modalities", "hub", "schedule", "output", "networks", "decoding", "codecs", "runs", "views")
+ROOMS = (
+    "data", "modalities", "hub", "schedule", "output", "networks", "decoding", "codecs", "runs", "views",
+    "api",
+)  # fmt: skip
 WITHOUT_TORCH = ROOMS[: ROOMS.index("networks")]
 MAX_LINES = 500
 
@@ -207,9 +210,13 @@ def texts_of(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fourm.")])
 def test_messages_of_the_library_name_settings_and_no_options(name: str) -> None:
-    """A setting stands between backticks, as `batch_size` or `out=DIR`, and is an option of some command."""
+    """A setting stands between backticks, as `batch_size` or `out=DIR`, and is an option of some command.
+
+    Those of the room of calls may also be arguments of a call.
+    """
     import typer
 
+    from fourm.api.calls import ARGUMENTS
     from fourm_cli.app import app
 
     def flags(command: Any) -> set[str]:
@@ -217,6 +224,7 @@ def test_messages_of_the_library_name_settings_and_no_options(name: str) -> None
         return own.union(*(flags(one) for one in getattr(command, "commands", {}).values()))
 
     known = flags(typer.main.get_command(app))
+    known |= {f"--{one}" for one in ARGUMENTS if room_of(name) == "api"}
     for text in texts_of(MODULES[name]):
         typed = re.findall(r"(?<![\w!-])--[a-z][a-z-]*", text)
         assert {*typed} <= {*COMMANDS.get(name, "").split()}, text

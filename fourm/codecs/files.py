@@ -73,15 +73,19 @@ def write_array(array: NDArray[Any], path: Path) -> None:
 
 def read_ids(path: Path, count: int, vocab_size: int) -> NDArray[np.int64]:
     """(count,) token ids in 0..vocab_size - 1: an integer vector, or the first row of crops x tokens."""
-    array = read_array(path)
+    return check_ids(read_array(path), count, vocab_size, str(path))
+
+
+def check_ids(array: NDArray[Any], count: int, vocab_size: int, where: str) -> NDArray[np.int64]:
+    """The token ids of an array, as `read_ids`; `where` names it in messages."""
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.size == 0:
-        raise SampleError(f"{path}: {array.dtype} of shape {array.shape} is not a row of token ids")
+        raise SampleError(f"{where}: {array.dtype} of shape {array.shape} is not a row of token ids")
     row = (array if array.ndim == 1 else array[0]).astype(np.int64)
     if len(row) != count:
-        raise SampleError(f"{path}: {len(row)} tokens, where the modality has {count}")
+        raise SampleError(f"{where}: {len(row)} tokens, where the modality has {count}")
     for token in (row.min(), row.max()):
         if not 0 <= token < vocab_size:
-            raise SampleError(f"{path}: token {token} is outside the vocabulary, 0..{vocab_size - 1}")
+            raise SampleError(f"{where}: token {token} is outside the vocabulary, 0..{vocab_size - 1}")
     return row
 
 
@@ -127,12 +131,17 @@ def read_levels(path: Path) -> NDArray[np.uint8]:
     Pillow scales grey levels of fewer bits to 0..255; for PNG, whose levels count from black, this is undone.
     """
     with _opened(path, is_exact=True) as image:
-        step, problem = _level_step(image), f"an 8-bit grey or palette picture, not {image.mode}"
-        if step and image.mode in ("1", "L", "P"):
-            return np.asarray(image).astype(np.uint8) // np.uint8(step)
-        if image.mode in ("L", "P"):
-            problem = "8 bits, black for 0; these grey levels are scaled"
-        raise SampleError(f"{path}: class numbers need {problem}")
+        return levels_of(image, str(path))
+
+
+def levels_of(image: Image.Image, where: str) -> NDArray[np.uint8]:
+    """The stored numbers of a picture, as `read_levels`; `where` names it in messages."""
+    step, problem = _level_step(image), f"an 8-bit grey or palette picture, not {image.mode}"
+    if step and image.mode in ("1", "L", "P"):
+        return np.asarray(image).astype(np.uint8) // np.uint8(step)
+    if image.mode in ("L", "P"):
+        problem = "8 bits, black for 0; these grey levels are scaled"
+    raise SampleError(f"{where}: class numbers need {problem}")
 
 
 def _level_step(image: Image.Image) -> int:

@@ -78,8 +78,8 @@ class GridCodec:
         value = turned(value, turn)
         return value if crop is None else self.cut(value, crop, path)
 
-    def cut(self, value: Value, crop: Crop, path: Path) -> Value:
-        """The part of a whole value in a crop, at the row's size; errors name its file."""
+    def cut(self, value: Value, crop: Crop, path: Path | str) -> Value:
+        """The part of a whole value in a crop, at the row's size; errors name its file or argument."""
         form = self.form
         if form.resample is None:
             raise SampleError(f"{path}: features cannot be cropped; compute them from the cropped picture")

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
-from fourm.codecs.files import read_array, read_levels, read_picture
+from fourm.codecs.files import levels_of, read_array, read_levels, read_picture
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
@@ -92,6 +92,9 @@ class Form:
     """What is special about one sort of value on a grid."""
 
     read: Callable[[Path], Value]
+    # What a program has, as `read` gives it: an array, or of pictures and maps also a PIL picture; the text
+    # names it in messages.
+    take: Callable[[Any, str], Value]
     resample: Resampling | None  # how a value is brought to the row's size; None: it stays
     prepare: Callable[[Value], Tensor]  # value -> (C, H, W) float or (H, W) int64 for the tokenizer
     finish: Callable[[Tensor], Value]  # (C, H, W) of the tokenizer -> value
@@ -109,17 +112,23 @@ class Form:
 
 def read_pixels(path: Path, mode: str = "RGB", is_exact: bool = False) -> NDArray[np.uint8]:
     """(H, W, 3) of any picture, or (H, W) in mode "L"; the rest is as in `read_picture`."""
-    image = read_picture(path, is_exact)
-    image.info.pop("transparency", None)  # dropped like an alpha channel
+    return pixels_of(read_picture(path, is_exact), mode, str(path))
+
+
+def pixels_of(image: Image.Image, mode: str, where: str) -> NDArray[np.uint8]:
+    """The pixels of a picture, as `read_pixels`; `where` names it in messages."""
     if image.mode[0] in "IF":  # Pillow would clip instead of scaling
-        levels = _checked_levels(image, path)
+        levels = _checked_levels(image, where)
         if levels.itemsize == 4 and image.mode != "F" and 0 < levels.max() < 256:
-            raise SampleError(f"{path}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
+            raise SampleError(f"{where}: has whole numbers of 32 bits below 256; save it with 8 or 16 bits")
         image = Image.fromarray(to_bytes(levels) if image.mode == "F" else (levels >> 8).astype(np.uint8))
+    elif "transparency" in image.info:  # dropped like an alpha channel
+        image = image.copy()
+        image.info.pop("transparency")
     try:
         return np.asarray(image.convert(mode))
     except (ValueError, OSError) as error:
-        raise SampleError(f"{path}: of mode {image.mode}, not to be read as {mode} ({error})") from error
+        raise SampleError(f"{where}: of mode {image.mode}, not to be read as {mode} ({error})") from error
 
 
 def read_valid(path: Path) -> NDArray[np.uint8]:
@@ -135,22 +144,29 @@ def read_valid(path: Path) -> NDArray[np.uint8]:
 
 def read_depth(path: Path) -> Value:
     """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
-    if path.suffix.lower() == ".npy":
-        levels = read_array(path)
-        if levels.dtype.newbyteorder("=") == np.uint16 and levels.ndim == 2 and levels.size > 0:
-            return levels.astype(np.uint16)
-        return _fractions(levels, path, 2, "or 16-bit levels (uint16) ")
-    image = read_picture(path)
-    if image.mode == "F":
-        return _fractions(np.asarray(image), path, 2)
-    if not image.mode.startswith("I"):
-        raise SampleError(f"{path}: depth needs a 16-bit grey picture or .npy, not {image.mode}")
-    return _checked_levels(image, path).astype(np.uint16)
+    is_array = path.suffix.lower() == ".npy"
+    return depth_of(read_array(path) if is_array else read_picture(path), str(path))
+
+
+def depth_of(given: Image.Image | Value, where: str) -> Value:
+    """The depth in a picture or array, as `read_depth`; `where` names it in messages."""
+    if not isinstance(given, Image.Image):
+        if given.dtype.newbyteorder("=") == np.uint16 and given.ndim == 2 and given.size > 0:
+            return given.astype(np.uint16)
+        return _fractions(given, where, 2, "or 16-bit levels (uint16) ")
+    if given.mode == "F":
+        return _fractions(np.asarray(given), where, 2)
+    if not given.mode.startswith("I"):
+        raise SampleError(f"{where}: depth needs a 16-bit grey picture or .npy, not {given.mode}")
+    return _checked_levels(given, where).astype(np.uint16)
 
 
 def read_distance(path: Path) -> NDArray[np.float32]:
     """(H, W) float32 as a tokenizer reads it: a .npy as it is, 16-bit levels from -1 to 1."""
-    depth = read_depth(path)
+    return _distance(read_depth(path))
+
+
+def _distance(depth: Value) -> NDArray[np.float32]:
     scaled = 2 * depth.astype(np.float32) / DEPTH_LEVELS - 1 if depth.dtype == np.uint16 else depth
     return scaled.astype(np.float32)
 
@@ -159,38 +175,75 @@ def read_features(path: Path) -> NDArray[np.float32]:
     """(C, h, w) float32."""
     if path.suffix.lower() != ".npy":
         raise SampleError(f"{path}: features are read from .npy files, channels x rows x columns")
-    return _fractions(read_array(path), path, 3)
+    return _fractions(read_array(path), str(path), 3)
 
 
-def _checked_levels(image: Image.Image, path: Path) -> Value:
+def _take_features(given: Image.Image | Value, where: str) -> NDArray[np.float32]:
+    if isinstance(given, Image.Image):
+        raise SampleError(f"{where}: features are an array, channels x rows x columns, not a picture")
+    return _fractions(given, where, 3)
+
+
+def _take_pixels(given: Image.Image | Value, where: str, mode: str = "RGB") -> NDArray[np.uint8]:
+    """(H, W, 3), or (H, W) in mode "L": of a picture; of uint8 0..255 or of fractions 0..1."""
+    if isinstance(given, Image.Image):
+        return pixels_of(given, mode, where)
+    is_shape = (given.ndim == 2 or (given.ndim == 3 and given.shape[2] in (3, 4))) and given.size > 0
+    is_range = given.dtype in (np.uint8, np.bool_)
+    if is_shape and given.dtype.kind == "f" and given.min() >= 0 and given.max() <= 1:  # nor is NaN
+        given, is_range = to_bytes(given), True
+    if not (is_shape and is_range):
+        found = f"{given.dtype} of shape {given.shape}"
+        if is_shape and given.dtype.kind in "iuf":
+            found += f" from {given.min():.7g} to {given.max():.7g}"
+        due = "rows x columns (x 3) of uint8 (0..255) or of fractions (0..1)"
+        raise SampleError(f"{where}: {found}, where a picture is {due}")
+    levels = given.astype(np.uint8) * np.uint8(255) if given.dtype == np.bool_ else given
+    return pixels_of(Image.fromarray(levels), mode, where)
+
+
+def _take_labels(given: Image.Image | Value, where: str) -> NDArray[np.uint8]:
+    """(H, W) class numbers: of a grey or palette picture, or of whole numbers 0..255."""
+    if isinstance(given, Image.Image):
+        return levels_of(given, where)
+    if given.ndim != 2 or given.dtype.kind not in "iu" or given.size == 0:
+        found = f"{given.dtype} of shape {given.shape}"
+        raise SampleError(f"{where}: {found}, where class numbers are rows x columns of whole numbers")
+    for number in (given.min(), given.max()):
+        if not 0 <= number <= NO_CLASS:
+            raise SampleError(f"{where}: class {number} is outside 0..{NO_CLASS} ({NO_CLASS} is none)")
+    return given.astype(np.uint8)
+
+
+def _checked_levels(image: Image.Image, where: str) -> Value:
     levels = np.asarray(image)
     most, what = (1, "fractions") if image.mode == "F" else (DEPTH_LEVELS, "16 bits")
     if not (levels.min() >= 0 and levels.max() <= most):
         found = f"{levels.min():.7g} to {levels.max():.7g}"
-        raise SampleError(f"{path}: a picture of {what} lies in 0 to {most}, not {found}")
+        raise SampleError(f"{where}: a picture of {what} lies in 0 to {most}, not {found}")
     return levels
 
 
-def _fractions(array: Value, path: Path, rank: int, other: str = "") -> NDArray[np.float32]:
+def _fractions(array: Value, where: str, rank: int, other: str = "") -> NDArray[np.float32]:
     """An array of this rank as finite float32; `other` is what messages name as also allowed."""
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
         found = f"{array.dtype} of shape {array.shape}"
-        raise SampleError(f"{path}: {found}, where {rank} axes of fractions {other}belong")
-    return finite(array, path)
+        raise SampleError(f"{where}: {found}, where {rank} axes of fractions {other}belong")
+    return finite(array, where)
 
 
-def finite(array: Value, path: Path) -> NDArray[np.float32]:
+def finite(array: Value, where: Path | str) -> NDArray[np.float32]:
     """The array as float32. SampleError: it holds NaN, infinity, or a number too large for float32."""
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise SampleError(f"{path}: holds values that are no finite numbers")
+        raise SampleError(f"{where}: holds values that are no finite numbers")
     return narrow
 
 
 def cut(
     value: Value, crop: Crop, side: int, resample: Resampling = Resampling.NEAREST, outside: int = 0,
-    path: Path | None = None,
+    path: Path | str | None = None,
 ) -> Value:  # fmt: skip
     """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
@@ -362,17 +415,28 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 _BICUBIC, _NEAREST = Resampling.BICUBIC, Resampling.NEAREST
-_COLOURS = Form(read_pixels, _BICUBIC, _signed_unit, _finish_colours, channels=3)
-_DEPTH = Form(read_depth, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
-_EDGES = Form(partial(read_pixels, mode="L"), _BICUBIC, _signed_unit, _finish_edges, channels=1)
-_LABELS = Form(read_levels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True)
-_FEATURES = Form(read_features, None, torch.from_numpy, Tensor.numpy, lambda x: paint_features(x)[0])
+_COLOURS = Form(read_pixels, _take_pixels, _BICUBIC, _signed_unit, _finish_colours, channels=3)
+_DEPTH = Form(read_depth, depth_of, _BICUBIC, standardise_depth, lambda x: x[0].numpy(), turbo, channels=1)
+_DISTANCE = replace(
+    _DEPTH, read=read_distance, take=lambda given, where: _distance(depth_of(given, where)),
+    prepare=lambda depth: torch.tensor(depth)[None],
+)  # fmt: skip
+_EDGES = Form(
+    partial(read_pixels, mode="L"), partial(_take_pixels, mode="L"), _BICUBIC, _signed_unit, _finish_edges,
+    channels=1,
+)  # fmt: skip
+_LABELS = Form(
+    read_levels, _take_labels, _NEAREST, _prepare_labels, _finish_labels, outside=NO_CLASS, is_labels=True
+)
+_FEATURES = Form(
+    read_features, _take_features, None, torch.from_numpy, Tensor.numpy, lambda x: paint_features(x)[0]
+)
 # By the codec name of a row; `tok_edge`, `tok_feature` and `tok_distance` are for rows of one's own.
 FORMS: dict[str, Form] = {
     "tok_rgb": _COLOURS,
     "tok_normal": replace(_COLOURS, is_normal=True),
     "tok_depth": _DEPTH,
-    "tok_distance": replace(_DEPTH, read=read_distance, prepare=lambda depth: torch.tensor(depth)[None]),
+    "tok_distance": _DISTANCE,
     "tok_semseg": _LABELS,
     **dict.fromkeys(("tok_edge", "tok_canny_edge", "tok_sam_edge"), _EDGES),
     **dict.fromkeys(("tok_feature", "tok_clip", "tok_dinov2", "tok_imagebind"), _FEATURES),

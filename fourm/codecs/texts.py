@@ -48,7 +48,10 @@ class CaptionCodec:
         is used for crops that the list lacks. A caption that is longer than the model reads is cut, unless
         sentinels mark parts to complete. SampleError: no caption can be read, or it has a reserved mark.
         """
-        text = _read_caption(path, crop)
+        return self.fitting(_read_caption(path, crop))
+
+    def fitting(self, text: str) -> str:
+        """As much of a text as the model reads; all of it, if sentinels mark parts to complete."""
         ids = encode_full(text, self.wordpiece)
         if len(ids) <= self.row.max_tokens or ids[-1] != EOS_ID:
             return text
@@ -100,7 +103,10 @@ class StructuredCodec:
         """As `read_structured`; the problems of the value say how much of it is too long for the model."""
         if path.suffix.lower() == ".npy":  # as the reference keeps instances
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
-        value = read_structured(path, self.grammar, crop)
+        return self.fitting(read_structured(path, self.grammar, crop))
+
+    def fitting(self, value: Any) -> Structured[Any]:
+        """A value of the grammar, whose problems say how much of it is too long for the model."""
         kept, total = self._fitting(value)
         if len(kept) == total:
             return Structured(value)
@@ -195,19 +201,29 @@ class EmbeddingCodec:
     def read(self, path: Path, crop: Crop | None = None) -> Vectors:
         """The valid vectors, one or more, of this crop's caption, or of the first if the crop has none."""
         embeddings, valid = read_members(path, "emb", "mask_valid")
-        shape, width = embeddings.shape, self.row.embedding_width
+        shape = embeddings.shape
         if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
             found = f"'emb' of shape {shape} and 'mask_valid' of shape {valid.shape}"
             raise SampleError(f"{path}: {found} are not captions x length x width and captions x length")
-        if shape[2] != width:
-            raise SampleError(f"{path}: vectors of {shape[2]} numbers, where the modality has {width}")
         number = crop.number if crop is not None and crop.number < len(embeddings) else 0
         if not np.isin(valid[number], (0, 1)).all():
             raise SampleError(f"{path}: 'mask_valid' must hold zeros and ones")
         vectors = embeddings[number][valid[number].astype(np.bool_)]
         if len(vectors) == 0:
             raise SampleError(f"{path}: no vector of caption {number} is valid")
-        return finite(vectors, path)
+        return self.check(vectors, str(path))
+
+    def check(self, vectors: NDArray[Any], where: str) -> Vectors:
+        """Vectors (n, E) as a value; SampleError: another shape, or numbers that are not finite."""
+        width = self.row.embedding_width
+        if vectors.ndim != 2 or len(vectors) == 0 or vectors.dtype.kind != "f":
+            found = f"{vectors.dtype} of shape {vectors.shape}"
+            raise SampleError(f"{where}: {found}, where vectors of {width} fractions belong")
+        if vectors.shape[1] != width:
+            raise SampleError(
+                f"{where}: vectors of {vectors.shape[1]} numbers, where the modality has {width}"
+            )
+        return finite(vectors, where)
 
     def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
         """Write a .npz file of one caption; `text` is not stored."""

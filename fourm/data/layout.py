@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
@@ -61,13 +61,14 @@ def parse_key(path: str) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of the input: a caption that the user typed, or files by condition modality."""
+    """One sample of the input: a caption that the user typed, files or values by condition modality."""
 
     key: Key
     caption: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     varied: Sequence[Mapping[str, Path]] = ()  # files that differ from variation to variation
     typed: Mapping[str, str] = field(default_factory=dict)  # texts of other modalities, typed by the user
+    values: Mapping[str, Any] = field(default_factory=dict)  # in memory, as `codecs/taking` takes them
     problem: str = ""  # if set, the sample fails with this; found when the dataset was listed
     # Turns pictures by their EXIF tag: each by its own ("own"), or all maps by that of the sample's picture
     # ("all"). "": pixels stay as they are stored.

@@ -3,9 +3,10 @@
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from operator import attrgetter
+from threading import Condition
 from typing import Any, cast
 
 import torch
@@ -97,9 +98,43 @@ def arithmetic(dtype: str) -> Iterator[None]:
     """Within this context, torch computes in a dtype (a key of `DTYPES`), with deterministic algorithms.
 
     float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
-    float32. torch's settings are global to the process; their earlier values are restored at the end.
+    float32. torch's settings are global to the process: several threads can be inside with the same settings,
+    with others a thread waits until they have left. The earlier values are restored by the last one.
     """
-    is_coarse, newer, wanted = dtype == "tf32", list[_Switch](), list(_EXACT)
+    is_coarse = dtype == "tf32"
+    with _TURN.changed:
+        _TURN.changed.wait_for(lambda: not _TURN.users or _TURN.is_coarse == is_coarse)
+        if not _TURN.users:
+            _TURN.is_coarse = is_coarse
+            _TURN.restored.enter_context(_settings(is_coarse))
+        _TURN.users += 1
+    try:
+        yield
+    finally:
+        with _TURN.changed:
+            _TURN.users -= 1
+            if not _TURN.users:
+                _TURN.restored.close()
+                _TURN.changed.notify_all()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Who uses torch's settings now."""
+
+    changed: Condition = field(default_factory=Condition)
+    users: int = 0
+    is_coarse: bool = False
+    restored: ExitStack = field(default_factory=ExitStack)  # closed: earlier values are restored
+
+
+_TURN = _Turn()
+
+
+@contextmanager
+def _settings(is_coarse: bool) -> Iterator[None]:
+    """torch's settings for exact arithmetic, or with TF32; the earlier values are restored at the end."""
+    newer, wanted = list[_Switch](), list(_EXACT)
     for parent, names in _NEWER.items() if hasattr(torch.backends.cudnn, "fp32_precision") else ():
         above = getattr(torch.backends, parent).fp32_precision
         for owner in (attrgetter(name)(torch.backends) for name in names):

@@ -6,16 +6,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fourm.codecs.files import read_crop, read_ids, read_turn
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
+from fourm.codecs.taking import take, take_ids, take_map
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
-from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample
+from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample, centre_crop
 from fourm.errors import SampleError
-from fourm.modalities.registry import Kind
+from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
+from fourm.networks.layers import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION
@@ -56,14 +60,15 @@ class Conditions:
 
     request: Request
     codecs: Mapping[str, Codec]  # by modality
+    dtype: str = "float32"  # that tokenizers compute in, a key of `DTYPES`
 
     def prepared(self, groups: Sequence[Sequence[Work]]) -> Iterator[list[Given]]:
         """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
-            started = [thread.submit(self.prepare, group) for group in groups[:1]]
+            started = [thread.submit(self._prepare_apart, group) for group in groups[:1]]
             for number, group in enumerate(groups, start=1):
                 future, prepared = started.pop(), None
-                started += [thread.submit(self.prepare, later) for later in groups[number : number + 1]]
+                started += [thread.submit(self._prepare_apart, g) for g in groups[number : number + 1]]
                 try:
                     prepared = future.result()
                 except (RuntimeError, MemoryError, OSError) as error:
@@ -87,6 +92,11 @@ class Conditions:
             except SampleError as error:
                 rows.append(Given(work, problem=str(error)))
         return rows
+
+    def _prepare_apart(self, works: Sequence[Work]) -> list[Given]:
+        """As `prepare`, beside the thread of the run, which may be between two steps and their settings."""
+        with arithmetic(self.dtype):
+            return self.prepare(works)
 
     def _read(self, work: Work) -> Given:
         if work.sample.problem:
@@ -119,8 +129,12 @@ class _Reading:
     def slot(self, name: str) -> Slot:
         """A condition as the model reads it; its value goes to `values`. SampleError if it is not there."""
         row, path = self.request.model.registry.get(name), self.files.get(name)
-        if path is not None and row.kind is Kind.GRID and name not in self.request.chain.raw:
-            return full_grid(torch.from_numpy(read_ids(path, row.max_tokens, row.vocab_size)).unsqueeze(0))
+        held = self.sample.values.get(name)
+        if row.kind is Kind.GRID and name not in self.request.chain.raw:
+            if path is not None:
+                return _grid_of(read_ids(path, row.max_tokens, row.vocab_size))
+            if held is not None:
+                return _grid_of(take_ids(row, held, row.key))
         value = self.values[name] = self._value(name)
         try:
             return self.codecs[name].encode([value])
@@ -157,6 +171,10 @@ class _Reading:
             elif isinstance(value, Structured):
                 self.notes[name] = value.problems
             return value
+        if name in self.sample.values:
+            value = take(codec, self.sample.values[name], self.crop, _argument(codec))
+            self.notes[name] = value.problems if isinstance(value, Structured) else ()
+            return value
         if codec.row.codec == CAPTION and self.sample.caption is not None:
             return self.sample.caption
         if name in self.sample.typed and isinstance(codec, StructuredCodec):
@@ -171,6 +189,8 @@ class _Reading:
     def _find_crop(self) -> Crop | None:
         """The part of the sample's picture that the model sees, once it is turned."""
         picture = self._picture()
+        if (whole := self._size_in_memory()) and PICTURES not in self.files:
+            return centre_crop(*whole)
         return read_crop(self.files.get(CROP_SETTINGS), picture, self.turn_of(picture) if picture else 1)
 
     def _find_turn(self) -> int:
@@ -204,3 +224,26 @@ class _Reading:
     def _is_raw(self, name: str) -> bool:
         """Whether a condition is given as pixels or other values, not as tokens."""
         return name in self.request.chain.values or self.request.model.registry.get(name).kind is Kind.PIXELS
+
+    def _size_in_memory(self) -> tuple[int, int] | None:
+        """Height and width of the picture that is held in memory, else of a map; None without either."""
+        held = [self.codecs[name] for name in self.sample.values if name in self.codecs]
+        maps = [
+            codec for codec in held
+            if isinstance(codec, GridCodec) and codec.form.resample is not None
+            and (codec.row.kind is Kind.PIXELS or codec.row.name in self.request.chain.values)
+        ]  # fmt: skip
+        if not maps:
+            return None
+        largest = min(maps, key=lambda codec: (not codec.row.is_rgb, codec.row.name))
+        height, width = take_map(largest, self.sample.values[largest.row.name], _argument(largest)).shape[:2]
+        return height, width
+
+
+def _grid_of(ids: NDArray[np.int64]) -> Slot:
+    return full_grid(torch.from_numpy(ids).unsqueeze(0))
+
+
+def _argument(codec: Codec) -> str:
+    """How a program calls a condition that it gives as a value."""
+    return codec.row.key.removeprefix(TOKENS)

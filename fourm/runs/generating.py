@@ -50,7 +50,7 @@ def generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[E
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding = Portions(size, job.device, job.dtype)
     saving = Portions(rows_at_once(job.device), job.device, job.dtype)
-    for prepared in Conditions(job.request, writer.codecs).prepared(groups):
+    for prepared in Conditions(job.request, writer.codecs, job.dtype).prepared(groups):
         for row in prepared:
             if row.problem:
                 yield writer.fail(row.work, row.problem)

@@ -135,7 +135,7 @@ def read_samples(
         advice = "give a picture, or a dataset that holds it or its values with `data=DIR`"
         raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
     samples = _chosen(source, _read_texts(source, conditions, model, stdin))
-    read = Input("texts", sha256=_digest(samples))
+    read = Input("texts", sha256=digest_of(samples))
     return Dataset(tuple(samples), notes=_note_likely_slips(source.prompts), input=read)
 
 
@@ -208,7 +208,7 @@ def _read_pictures(
         )
         for i in range(count)
     ])  # fmt: skip
-    read = Input("pictures", (), source.num_samples, source.subset_seed, _digest(samples), upright)
+    read = Input("pictures", (), source.num_samples, source.subset_seed, digest_of(samples), upright)
     notes = (*found.notes, *_note_likely_slips(source.prompts), *_note_of_world(model, [*shown, *files]))
     return Dataset(tuple(samples), notes=notes, input=read)
 
@@ -288,7 +288,7 @@ def _chosen(source: Source, samples: Sequence[Sample]) -> list[Sample]:
     return choose_samples(samples, source.num_samples, source.subset_seed)
 
 
-def _digest(samples: Sequence[Sample]) -> str:
+def digest_of(samples: Sequence[Sample]) -> str:
     """A digest of names and texts that is the same whatever form the texts were typed in."""
     texts = [[sample.key.text, sample.caption, dict(sample.typed)] for sample in samples]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """A model on a device: loaded when it is first used, and kept for the next run."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
 
 import torch
@@ -27,13 +28,14 @@ class LoadedModel:
     attention: str = "sdpa"
     _network: FourM | None = None
     _wordpiece: WordPiece | None = None
-    _tokenizers: dict[str, tuple[TokenizerPart, AnyTokenizer]] = field(default_factory=dict)
-    _lock: RLock = field(default_factory=RLock)  # two threads don't load the same thing
+    # By path. A model for super-resolution shares them with its base.
+    tokenizers: dict[Path, tuple[TokenizerPart, AnyTokenizer]] = field(default_factory=dict)
+    lock: RLock = field(default_factory=RLock)  # held by a thread that loads something or makes a step
 
     @property
     def network(self) -> FourM:
         """The transformer."""
-        with self._lock:
+        with self.lock:
             if self._network is None:
                 self._network = load_model(self.files, self.device, torch_dtype(self.dtype))
                 set_attention(self._network, self.attention, self.device)
@@ -42,21 +44,22 @@ class LoadedModel:
     @property
     def wordpiece(self) -> WordPiece | None:
         """The tokenizer of texts; None for a model without one."""
-        with self._lock:
+        with self.lock:
             if self._wordpiece is None and self.files.text_tokenizer is not None:
                 self._wordpiece = WordPiece.load(self.files.text_tokenizer)
             return self._wordpiece
 
     def tokenizer(self, name: str, part: TokenizerPart) -> AnyTokenizer:
         """A tokenizer with this part at least; one of which another part is loaded is loaded as a whole."""
-        with self._lock:
-            there = self._tokenizers.get(name)
+        with self.lock:
+            path = self.files.tokenizers[name]
+            there = self.tokenizers.get(path)
             if there is None or there[0] not in (part, TokenizerPart.WHOLE):
                 part = part if there is None else TokenizerPart.WHOLE
                 dtype = torch_dtype(self.dtype)
-                loaded = load_tokenizer(self.files.tokenizers[name], self.device, dtype, part)
+                loaded = load_tokenizer(path, self.device, dtype, part)
                 set_attention(loaded, self.attention, self.device)
-                there = self._tokenizers[name] = part, loaded
+                there = self.tokenizers[path] = part, loaded
             return there[1]
 
     def codec(self, row: Modality, part: TokenizerPart | None = None) -> Codec:
@@ -71,6 +74,6 @@ class LoadedModel:
 
     def close(self) -> None:
         """Release the memory of everything that is loaded; the next use loads it again."""
-        with self._lock:
+        with self.lock:
             self._network, self._wordpiece = None, None
-            self._tokenizers.clear()
+            self.tokenizers.clear()

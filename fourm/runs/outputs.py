@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from fourm import __version__
@@ -22,7 +20,6 @@ from fourm.data.layout import Place
 from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError
-from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch
 from fourm.output.processes import Listed, Process, list_files
@@ -33,10 +30,7 @@ from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.inputs import CAPTION
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
 from fourm.runs.request import MAX_DETOKENIZER_STEPS
-from fourm.runs.values import decode_values, diffusion_of
-
-PREVIEW_STEPS = 25  # most diffusion steps for a preview picture
-GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures
+from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_values, diffusion_of
 
 
 @dataclass(slots=True)
@@ -120,6 +114,18 @@ class Saver:
             saved = [work for work in works if work.result in self.saved]
             self._note_checksums([path for work in saved for path in self.job.paths(work)])
 
+    def write(self, made: Made) -> Iterator[Event]:
+        """Write a result that is in memory."""
+        work, targets = made.work, self.job.request.chain.targets
+        self._record_samples([work])
+        for place in self.job.written:
+            if place.form == "ids":
+                self._write(place, work, partial(write_ids, made.tokens[place.modality]))
+        given = {name: value for name, value in made.values.items() if name not in targets}
+        new = {name: value for name, value in made.values.items() if name in targets}
+        yield from self._save_values(Given(work, values=given), new)
+        self._note_checksums(self.job.paths(work))
+
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""
         stage = BASE if self.job.request.record == RUN else SR
@@ -173,8 +179,8 @@ class Saver:
             pictures = codec.pictures([v[index] for _, _, v in frames], results[index] if results else None)
             for (place, known, _), picture in zip(frames, pictures, strict=True):
                 written.append(self.job.path(place, work))
-                covered = _covered(picture, known[index], codec.row)
-                write_atomic(self.job.request.out, written[-1], partial(covered.save, format="PNG"))
+                shown = covered(picture, known[index], codec.row)
+                write_atomic(self.job.request.out, written[-1], partial(shown.save, format="PNG"))
         self._film.frames = []
         return written
 
@@ -246,10 +252,3 @@ class Saver:
             facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,
                       "base dtype": base.dtype, "base weights": base.files.get("weights", "")}  # fmt: skip
         return {name: str(fact) for name, fact in facts.items() if fact is not None}
-
-
-def _covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
-    """The picture in RGB, with grey where `known`, (L,) bool, is False."""
-    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0] if row.grid else 1)
-    mask = Image.fromarray(cells.cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, GREY), mask)

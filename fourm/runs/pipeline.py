@@ -79,16 +79,18 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
+    loaded = _fitting(job, loaded)
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job, loaded)
     saver = Saver(job, codecs, joining.enter(), listed, writer)
+    events = generate(engine, saver, todo) if engine is not None else iter(())
     has_ended, halved_to = False, None
     try:
-        with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
+        with as_fourm_errors(job.device, job.dtype, out):
             saver.add_missing_checksums(made)
-            for event in generate(engine, saver, todo) if engine is not None else ():
+            for event in _stepwise(events, loaded):
                 if isinstance(event, Halved):
                     halved_to = event.rows
                 yield event
@@ -121,32 +123,54 @@ def plan(request: Request) -> Plan:
     return planned
 
 
-def collect(request: Request, loaded: LoadedModel) -> Generator[Event, None, Collector]:
-    """Generate every result of the request in memory: yields events, returns the results.
+def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[Event]]:
+    """A collector, and the events of generating every result of the request into it, in memory.
 
     The request's `out` is not used; each result is byte-equal to what `run` writes.
     """
     job = check(request)
-    with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype):
-        engine, codecs = load_parts(job, loaded)
-        collector = Collector(job, codecs)
-        works = [Work(sample, v) for sample in request.chosen for v in request.variations]
-        yield from generate(engine, collector, works)
-    return collector
+    with as_fourm_errors(job.device, job.dtype), loaded.lock, arithmetic(job.dtype):
+        engine, codecs = load_parts(job, _fitting(job, loaded))
+    collector = Collector(job, codecs)
+    works = [Work(sample, v) for sample in request.chosen for v in request.variations]
+
+    def events() -> Iterator[Event]:
+        with as_fourm_errors(job.device, job.dtype):
+            yield from _stepwise(generate(engine, collector, works), loaded)
+
+    return collector, events()
 
 
-def load_parts(job: Job, loaded: LoadedModel | None = None) -> tuple[Engine, dict[str, Codec]]:
+def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Iterator[Event]:
+    """The events, each made while the model is held and torch has the settings of its dtype.
+
+    Between two of them everything is free, so that a consumer can stop anywhere.
+    """
+    try:
+        while True:
+            with loaded.lock, arithmetic(loaded.dtype):
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+    finally:
+        if isinstance(events, Generator):
+            events.close()
+
+
+def _fitting(job: Job, loaded: LoadedModel | None) -> LoadedModel:
+    """The loaded model of a job; without one, one that loads its parts when they are used."""
+    own = job.request.model, job.device, job.dtype, job.request.attention
+    if loaded is None:
+        return LoadedModel(*own)
+    if (loaded.files, loaded.device, loaded.dtype, loaded.attention) != own:
+        raise ValueError("the model is loaded from other files, or for another device, dtype or attention")
+    return loaded
+
+
+def load_parts(job: Job, loaded: LoadedModel) -> tuple[Engine, dict[str, Codec]]:
     """Load the transformer as an engine, and the tokenizers as codecs: modality -> codec."""
     request, model = job.request, job.request.model
-    if loaded is None:
-        loaded = LoadedModel(model, job.device, job.dtype, request.attention)
-    elif (loaded.files, loaded.device, loaded.dtype, loaded.attention) != (
-        model,
-        job.device,
-        job.dtype,
-        request.attention,
-    ):
-        raise ValueError("the model is loaded from other files, or for another device, dtype or attention")
     parts = tokenizers_of(model, job.places)
     rows = [model.registry.get(place.modality) for place in job.places]
     codecs = {row.name: loaded.codec(row, parts.get(row.tokenizer)) for row in rows}

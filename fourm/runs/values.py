@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.keeping import lay_over
@@ -25,6 +28,8 @@ from fourm.runs.kept import Kept
 from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
+GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures
+PREVIEW_STEPS = 25  # most diffusion steps for a preview picture
 
 
 def decode_values(
@@ -140,3 +145,22 @@ class Collector:
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
             self.made[row.work.result] = Made(row.work, {**row.values, **values}, tokens)
             yield Saved(*row.work.result, (), self.job.request.stage)
+
+
+def picture_of(
+    job: Job, codecs: Mapping[str, Codec], progress: Progress, works: Sequence[Work], name: str, index: int
+) -> Image.Image:  # fmt: skip
+    """A modality (full name) of one sample as it is after a decoding step; undecided tokens are grey."""
+    codec: Any = codecs[name]
+    slot = progress.batch.slots[name].select(torch.tensor([index]))
+    if not isinstance(codec, GridCodec):
+        return codec.picture(codec.decode(slot)[0])
+    value = codec.decode(slot, diffusion_of(job.request, name, works[index : index + 1], PREVIEW_STEPS))[0]
+    return covered(codec.picture(value), slot.known[0], codec.row)
+
+
+def covered(picture: Image.Image, known: Tensor, row: Modality) -> Image.Image:
+    """The picture in RGB, with grey where `known`, (L,) bool, is False."""
+    cells = rearrange(known.to(torch.uint8) * 255, "(h w) -> h w", h=row.grid[0] if row.grid else 1)
+    mask = Image.fromarray(cells.cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, GREY), mask)

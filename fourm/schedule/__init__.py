@@ -8,9 +8,9 @@ PUBLIC = {
     "configs": "find_config list_configs option_of title_of",
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
     "keeps": "Keep MASK kept_of_share",
-    "plan": "build_chain condition_files fill_texts parse_chain",
+    "plan": "build_chain condition_files fill_texts parse_chain parse_words",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings merge
-        read_names read_settings""",
+        parse_value read_names read_settings""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -80,6 +80,11 @@ def grid_of_values(name: str, model: ModelFiles, able: Sequence[str]) -> str | N
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
     """The chain of options written as one text, as `Chain.to_text` prints them."""
+    return build_chain(parse_words(text), model)
+
+
+def parse_words(text: str) -> Layer:
+    """The settings of options written as one text."""
     values = dict[str, Any]()
     by_flag = {option.flag: option for option in OPTIONS}
     try:
@@ -95,7 +100,7 @@ def parse_chain(text: str, model: ModelFiles) -> Chain:
             values.setdefault(option.key, []).append(value)
         else:
             values[option.key] = value
-    return build_chain(parse_options(values), model)
+    return parse_options(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,8 @@ PROMPTS = ("a small red circle above a large blue square on a white background",
 
 
 def gather(request: Request, loaded: LoadedModel) -> tuple[list[Event], Collector]:
-    events, made = list[Event](), collect(request, loaded)
-    while True:
-        try:
-            events.append(next(made))
-        except StopIteration as end:
-            return events, end.value
+    collector, events = collect(request, loaded)
+    return [*events], collector
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,259 @@
+"""One result: a sample in one variation, with its values, tokens and pictures."""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fourm.codecs.table import Codec
+from fourm.data.layout import Key
+from fourm.data.opening import output_path
+from fourm.errors import FourMError, SampleError, UsageError, near_match, shown
+from fourm.modalities.registry import TOKENS, Modality
+from fourm.modalities.text import Structured
+from fourm.output.joining import check_output
+from fourm.output.processes import Launch, now
+from fourm.runs.pipeline import follow_on
+from fourm.runs.request import Request
+from fourm.runs.saving import save_made
+from fourm.runs.values import Made
+from fourm.views.panels import make_view, panel_of
+from fourm.views.plots import draw_sample
+
+ROLES = ("condition", "target", "sr")  # given, made, made finer; later ones come first
+_WORDS = {"condition": "given", "target": "made", "sr": "finer"}
+_MAX_TEXT = 70  # characters of a value in the text form
+
+
+class NoValueError(UsageError, AttributeError):
+    """A result has no such value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One modality of a result. Functions read or compute what is asked for."""
+
+    row: Modality
+    role: str  # one of ROLES
+    load: Callable[[], Any] | None  # the value; None: it was given as tokens, or never decoded
+    ids: Callable[[], NDArray[np.int64]] | None  # (L,); None: it has no tokens
+    draw: Callable[[Any], Image.Image]  # value -> picture
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How its value can be called: `depth`, `depth@64`."""
+        return self.row.value_names or (self.row.name, self.row.key)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The item with the highest is meant by a short name."""
+        return ROLES.index(self.role), self.row.resolution
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one run made of a sample: the base, or super-resolution."""
+
+    request: Request  # of this sample alone
+    codecs: Mapping[str, Codec]  # by modality
+    made: Made
+
+    def items(self, only_targets: bool = False) -> Iterator[Item]:
+        """Conditions as used, then targets."""
+        made, chain = self.made, self.request.chain
+        for name in dict.fromkeys((*chain.conditions, *chain.targets)):
+            is_target = name in chain.targets
+            if only_targets and not is_target:
+                continue
+            role = (
+                self.request.stage if self.request.stage == "sr" else "target" if is_target else "condition"
+            )
+            value, ids, codec = made.values.get(name), made.tokens.get(name), self.codecs[name]
+            held = [None if one is None else partial(_same, one) for one in (value, ids)]
+            yield Item(codec.row, role, held[0], held[1], codec.picture)
+
+
+class Tokens(Mapping[str, NDArray[np.int64]]):
+    """Token ids of a result by modality, each (L,) int64; names may be short (`tok_depth`)."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = {item.row.name: item for item in items if item.ids is not None}
+
+    def __getitem__(self, name: str) -> NDArray[np.int64]:
+        fitting = [item for item in self._items.values() if name in (item.row.name, item.row.key)]
+        if not fitting:
+            near = near_match(name, self._items) or f"; there are {', '.join(self._items) or 'none'}"
+            raise NoValueError(f"no tokens '{name}'{near}")
+        ids = max(fitting, key=lambda item: item.rank).ids
+        assert ids is not None
+        return ids()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"Tokens({', '.join(self._items)})"
+
+
+class Result:
+    """One sample in one variation: what was given and what was made of it.
+
+    A value is an attribute or an item by the name of its modality: `result.rgb`, `result["rgb@64"]`. Of
+    several resolutions a short name means the finest, and what was made comes before what was given.
+
+    | value | is |
+    | --- | --- |
+    | `rgb` | a PIL picture |
+    | `depth` | numpy (H, W) float32, standardised: larger is farther |
+    | `normal` | numpy (H, W, 3) uint8: x, y, z from -1..1 as 0..255 |
+    | `semseg` | numpy (H, W) uint8: class numbers, 255 for none |
+    | `canny_edge`, `sam_edge` | numpy (H, W) uint8: 0 no edge, 255 edge |
+    | `clip`, `dinov2`, `imagebind` and other features | numpy (C, h, w) float32 |
+    | `caption` | str |
+    | `det` | a tuple of `Box`: xmin, ymin, xmax, ymax in fractions of the picture, name, score |
+    | `metadata` | a tuple of facts, each with a field and a value |
+    | `color_palette` | a tuple of colours, red, green and blue in 0..255 |
+    | `human_poses`, `sam_instance` | tuples of people, of groups of instances |
+    | `tok_depth` and other names of tokens | numpy (L,) int64, as in `tokens` |
+
+    A result whose sample failed has a `problem`, one sentence; it is raised where a value is asked for.
+    """
+
+    def __init__(
+        self, key: str, variation: int, items: Sequence[Item], about: str, parts: Sequence[Part] = (),
+        problem: str = "",
+    ) -> None:  # fmt: skip
+        self.key, self.variation, self.problem = key, variation, problem
+        self._items, self._about, self._parts = tuple(items), about, tuple(parts)
+        self.tokens = Tokens(self._items)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a modality, by its short or full name; FourMError if there is none."""
+        if name.startswith(TOKENS):
+            self._check()
+            return self.tokens[name]
+        item = self._find(name)
+        if item.load is None:
+            raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
+        return in_python(item, item.load())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of protocols: copying, pickling, notebooks
+            raise AttributeError(name)
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in (item.row.name, item.row.key, *item.names) for item in self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.names]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short names of the values that there are, what was given first."""
+        values = [item for item in self._items if item.load is not None]
+        return tuple(dict.fromkeys(item.row.key.removeprefix(TOKENS) for item in values))
+
+    def picture(self, name: str) -> Image.Image:
+        """A value drawn: maps in colours, texts on a card, boxes and palettes as pictures."""
+        item = self._find(name)
+        if item.load is None:
+            raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
+        return item.draw(item.load())
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the files that `fourm generate` would write for this result, and return the folder.
+
+        UsageError: the folder is not empty, or the result was read from files.
+        """
+        self._check()
+        if not self._parts:
+            raise UsageError(f"result {self.key}: was read from files, which can be copied as they are")
+        out = output_path(folder)
+        check_output(out, Launch(0, 1, now()), False, False)
+        base = replace(self._parts[0].request, out=out)
+        for part in self._parts:
+            request = base
+            if part.request.stage == "sr":
+                request = follow_on(base, replace(part.request, out=out, is_beside=True))
+            save_made(request, part.codecs, part.made)
+        return out
+
+    def sheet(self) -> Image.Image:
+        """A picture of everything that was given and made, as `fourm plot` draws it."""
+        self._check()
+        panels = [panel_of(item.row, item.load(), item.role) for item in self._items if item.load is not None]
+        folder, _, name = self.key.rpartition("/")
+        return draw_sample(make_view(Key(folder, name), panels, self._about))
+
+    def _repr_png_(self) -> bytes | None:
+        """The sheet, as notebooks show it; None for a result whose sample failed."""
+        if self.problem:
+            return None
+        stream = io.BytesIO()
+        self.sheet().save(stream, "PNG")
+        return stream.getvalue()
+
+    def __repr__(self) -> str:
+        name = f"Result {self.key}" + (f", variation {self.variation}" if self.variation else "")
+        if self.problem:
+            return f"{name}: failed: {self.problem}"
+        lines = [f"{name} of {self._about}"]
+        width = max((len(_title(item)) for item in self._items), default=0)
+        for item in self._items:
+            lines.append(f"  {_WORDS[item.role]:5}  {_title(item):{width}}  {_described(item)}")
+        return "\n".join(lines)
+
+    def _find(self, name: str) -> Item:
+        self._check()
+        fitting = [item for item in self._items if name in (item.row.name, *item.names)]
+        if not fitting:
+            near = near_match(name, self.names) or f"; it has {', '.join(self.names) or 'none'}"
+            raise NoValueError(f"result {self.key} has no value '{name}'{near}")
+        return max(fitting, key=lambda item: (item.load is not None, *item.rank))
+
+    def _check(self) -> None:
+        if self.problem:
+            raise SampleError(self.problem)
+
+
+def in_python(item: Item, value: Any) -> Any:
+    """The value of a codec as a program gets it: a colour picture of PIL, a structured value by itself."""
+    if isinstance(value, Structured):
+        return value.value
+    return Image.fromarray(value) if item.row.is_rgb else value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _title(item: Item) -> str:
+    return item.names[0] if item.load is not None else item.row.name
+
+
+def _described(item: Item) -> str:
+    if item.load is None:
+        return f"{item.row.max_tokens} tokens"
+    try:
+        value = in_python(item, item.load())
+    except FourMError as error:
+        return f"cannot be read: {error}"
+    if isinstance(value, Image.Image):
+        return f"picture, {value.width} x {value.height}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return shown(panel_of(item.row, value).text.replace("\n", " "), _MAX_TEXT)

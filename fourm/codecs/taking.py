@@ -1,0 +1,131 @@
+"""From what a program has in memory to the value of a codec, as if it came from a file.
+
+| modality | what is taken |
+| --- | --- |
+| pictures, normals, edges | a PIL picture; an array (H, W, 3) or (H, W) of uint8 0..255 or fractions 0..1; a torch tensor (3, H, W) or (1, H, W) of the same |
+| depth | an array (H, W) of float32, or of uint16 levels; a PIL picture of 16 bits or of fractions |
+| classes (semseg) | an array (H, W) of whole numbers, 255 for none; a grey or palette PIL picture |
+| features | an array (C, h, w) of fractions |
+| captions | a text |
+| boxes | a list of `Box`, of (xmin, ymin, xmax, ymax, name), or of dicts as in files; corners in fractions |
+| other structured values | the value of a result, the data of a JSON file, or words as the model writes them |
+| T5 vectors | an array (n, E) of fractions |
+"""  # noqa: E501
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from fourm.codecs.files import check_ids
+from fourm.codecs.images import GridCodec
+from fourm.codecs.maps import Value
+from fourm.codecs.table import Codec
+from fourm.codecs.texts import CaptionCodec, EmbeddingCodec, StructuredCodec
+from fourm.data.layout import Crop
+from fourm.errors import SampleError
+from fourm.modalities.facts import Box
+from fourm.modalities.registry import Modality
+from fourm.modalities.text import Structured
+
+_NUM_CORNERS = 4
+
+
+def take_map(codec: GridCodec, given: Any, where: str) -> Value:
+    """The whole value of a picture or map; `where` names it in messages.
+
+    SampleError: another shape, dtype or range.
+    """
+    if isinstance(given, torch.Tensor) and codec.form.resample is not None and given.ndim == 3:
+        given = given.movedim(0, 2) if given.shape[0] != 1 else given[0]
+    if not isinstance(given, Image.Image):
+        return codec.form.take(_array(given, where), where)
+    _load(given, where)
+    return codec.form.take(given, where)
+
+
+def turn_upright(picture: Image.Image, where: str) -> Image.Image:
+    """A picture as its EXIF tag says that it is seen; the same one without such a tag."""
+    _load(picture, where)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture
+    return ImageOps.exif_transpose(picture)
+
+
+def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
+    """The value of a codec, or the part of it in a crop at the row's size, as `Codec.read` gives it."""
+    match codec:
+        case GridCodec():
+            value = take_map(codec, given, where)
+            return value if crop is None or codec.form.resample is None else codec.cut(value, crop, where)
+        case CaptionCodec() if isinstance(given, str):
+            return codec.fitting(given)
+        case StructuredCodec() if isinstance(given, str):
+            return codec.typed(given)
+        case StructuredCodec():
+            try:
+                return codec.fitting(codec.grammar.from_json(_data(codec, given), crop))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise SampleError(f"{where}: {error}") from error
+        case EmbeddingCodec():
+            return codec.check(_array(given, where), where)
+    raise SampleError(f"{where}: a {type(given).__name__}, where a text belongs")
+
+
+def take_ids(row: Modality, given: Any, where: str) -> NDArray[np.int64]:
+    """(L,) token ids of a list, an array (L,), (1, L) or of the shape of the row's grid, or such a tensor."""
+    ids = _array(given, where)
+    return check_ids(ids.reshape(-1) if ids.shape == row.grid else ids, row.max_tokens, row.vocab_size, where)
+
+
+def _load(picture: Image.Image, where: str) -> None:
+    """Decode a picture that was only opened."""
+    try:
+        picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SampleError(f"{where}: not a picture that can be read ({error})") from error
+
+
+def _array(given: Any, where: str) -> NDArray[Any]:
+    """An array or tensor, or a list of numbers, as an array of numbers; 16-bit fractions become float32."""
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # rows of different lengths
+        raise SampleError(f"{where}: not an array of numbers ({error})") from error
+    if array.dtype.kind not in "biuf" or array.ndim == 0:
+        kind = type(given).__name__
+        raise SampleError(f"{where}: a {kind}, where a picture, an array of numbers or a path belongs")
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _data(codec: StructuredCodec, given: Any) -> object:
+    """The data of a JSON file with a value: one of the grammar, a list of boxes or colours, or such data."""
+    if isinstance(given, Structured):
+        given = given.value
+    if isinstance(given, Mapping) or not isinstance(given, list | tuple | np.ndarray):
+        return given
+    match codec.row.codec:
+        case "det":
+            return {"instances": [_detection(one) for one in given]}
+        case "color_palette" if len(given) != 1 or not isinstance(given[0], Mapping):
+            colours = [[int(level) for level in colour] for colour in given]
+            return [{str(len(colours)): colours} if colours else {}]
+    return codec.grammar.to_json(given) if isinstance(given, tuple) else given
+
+
+def _detection(box: Any) -> object:
+    """One box as a file has it."""
+    if isinstance(box, Box):
+        return {"boxes": [*box.corners], "class_name": box.name, "score": box.score}
+    if isinstance(box, Mapping):
+        return box
+    corners = [float(corner) for corner in box[:_NUM_CORNERS]]
+    if len(box) != _NUM_CORNERS + 1 or not isinstance(box[-1], str):
+        raise ValueError(f"a box is (xmin, ymin, xmax, ymax, name), not {box!r}")
+    return {"boxes": corners, "class_name": box[-1]}

@@ -1,0 +1,332 @@
+"""What a caller gets: the three lines and the five lines, byte-equal to the command line; errors; threads."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fourm
+from fourm.api.model import Model, load
+from fourm.api.results import Result
+from fourm.api.schedule import Schedule
+from fourm.errors import FourMError, SampleError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "a small red circle above a blue square"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Model:
+    return load("demo", device="cpu")
+
+
+def one(result: object) -> Result:
+    assert isinstance(result, Result)
+    return result
+
+
+def several(results: object) -> list[Result]:
+    assert isinstance(results, list)
+    return results
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Files of two output folders that differ or are in one only, records of runs and processes aside."""
+    trees = [
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (a, b)
+    ]
+    names = {*trees[0], *trees[1]}
+    found = sorted(name for name in names if trees[0].get(name) != trees[1].get(name))
+    return [name for name in found if not name.startswith(("run.", "processes/"))]
+
+
+def test_the_three_lines(demo: Model) -> None:
+    assert fourm.load("demo") is demo
+    assert "torch" not in loaded_by("import fourm")
+    result = one(demo(PROMPT))
+    assert isinstance(result.rgb, Image.Image)
+    assert result.rgb.size == (64, 64)
+    assert result.caption == PROMPT
+    assert result.names == ("caption", "clip", "rgb")
+
+
+def loaded_by(code: str) -> str:
+    command = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+
+
+def test_the_five_lines(demo: Model, tmp_path: Path) -> None:
+    picture = one(demo(PROMPT)).rgb
+    seen = one(demo(rgb=picture, targets="caption depth normal semseg"))
+    assert isinstance(seen.caption, str)
+    assert "red circle" in seen.caption
+    assert (seen.depth.shape, seen.depth.dtype) == ((64, 64), np.float32)
+    assert seen.normal.shape == (64, 64, 3)
+    assert seen.semseg.shape == (64, 64)
+    assert (seen.tokens["tok_depth"].shape, seen.tokens["tok_depth"].dtype) == ((64,), np.int64)
+    assert Image.open(path_of_png(seen, tmp_path)).size[0] > 400
+    seen.save(tmp_path / "cat")
+    assert (tmp_path / "cat" / "run.json").is_file()
+    with pytest.raises(FourMError, match="not empty"):
+        seen.save(tmp_path / "cat")
+
+
+def path_of_png(result: Result, folder: Path) -> Path:
+    data = result._repr_png_()
+    assert data is not None
+    (folder / "sheet.png").write_bytes(data)
+    return folder / "sheet.png"
+
+
+def results_in(folder: Path) -> dict[str, bytes]:
+    """The files of results below a folder by name."""
+    files = [path for path in folder.rglob("*.*") if "00000" in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_saved_results_are_the_files_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    prompts = (PROMPT, "a large green triangle")
+    code, _, err = run(
+        "generate", *prompts, "--targets", "all", "--seed", 3, "--num-variations", 2, "--out", "cli"
+    )
+    assert code == 0, err
+    made = dict[str, bytes]()
+    for number, result in enumerate(several(demo(*prompts, targets="all", variations=2, seed=3))):
+        made |= results_in(result.save(tmp_path / f"api{number}"))
+    assert made == results_in(tmp_path / "cli")
+
+
+def test_super_resolution_is_that_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    code, _, err = run(
+        "generate", PROMPT, "--temps", "3.0-0.5", "--steps", 6, "--sr-steps", 4, "--out", "cli"
+    )
+    assert code == 0, err
+    result = one(demo(PROMPT, temps=[3.0, 0.5], steps=6, sr_steps=4))
+    assert (result.rgb.size, result["rgb@64"].size) == ((128, 128), (64, 64))
+    assert differences(result.save(tmp_path / "api"), tmp_path / "cli") == []
+
+
+@pytest.mark.more
+def test_fifty_samples_are_those_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    assert demo.files.prompts is not None
+    prompts = (demo.files.prompts.read_text(encoding="utf-8").splitlines() * 9)[:50]
+    results = several(demo(*prompts, targets="all", seed=11))
+    code, _, err = run("generate", *prompts, "--targets", "all", "--seed", "11", "--out", "cli")
+    assert code == 0, err
+    made = dict[str, bytes]()
+    for result in results:
+        made |= results_in(result.save(tmp_path / "api" / result.key.replace("/", "-")))
+    assert len(made) > 50 * 15
+    assert made == results_in(tmp_path / "cli")
+
+
+def test_pictures_and_arrays_in_memory_are_as_files(demo: Model, run: Run, tmp_path: Path) -> None:
+    made = one(demo(PROMPT, targets="depth rgb"))
+    wide = Image.new("RGB", (90, 64), "white")
+    wide.paste(made.rgb, (13, 0))
+    depth = np.pad(made.depth, ((0, 0), (13, 13)), mode="edge")
+    data = tmp_path / "data"
+    for folder in ("rgb/a", "depth/a"):
+        (data / folder).mkdir(parents=True)
+    wide.save(data / "rgb/a/x.png")
+    np.save(data / "depth/a/x.npy", depth)
+    code, _, err = run("generate", "--data", data, "--cond", "rgb-depth", "--targets", "caption-tok_normal",
+                       "--out", "cli")  # fmt: skip
+    assert code == 0, err
+    result = one(demo(rgb=wide, depth=depth, targets="caption, normal", keys=["a/x"]))
+    same = one(demo(rgb=np.asarray(wide), depth=depth, targets=["caption", "tok_normal"], keys="a/x"))
+    folder = result.save(tmp_path / "api")
+    told = [name for name in differences(folder, tmp_path / "cli") if not name.startswith("samples")]
+    assert told == []
+    assert np.array_equal(same.normal, result.normal)
+    import torch
+
+    tensor = torch.from_numpy(np.asarray(wide).copy()).permute(2, 0, 1)
+    paths = {"rgb": data / "rgb/a/x.png", "depth": str(data / "depth/a/x.npy")}
+    for values in ({"rgb": tensor, "depth": torch.from_numpy(depth)}, paths):
+        again = one(demo(**values, targets="caption normal", keys="a/x"))
+        assert np.array_equal(again.normal, result.normal)
+
+
+def test_a_stream_shows_each_step_and_can_be_closed(demo: Model) -> None:
+    events = [*demo.stream(PROMPT, steps=4)]
+    assert [event.target for event in events[:-1]] == ["tok_clip@64"] * 4 + ["tok_rgb@64"] * 4
+    last = one(events[-1].results)
+    whole = one(demo(PROMPT, steps=4))
+    assert np.array_equal(last.tokens["tok_rgb"], whole.tokens["tok_rgb"])
+    early, late = events[0].preview("tok_rgb"), events[-1].preview("rgb")
+    assert early.getcolors() == [(64 * 64, (128, 128, 128))]
+    assert np.array_equal(np.asarray(late), np.asarray(whole.rgb))
+    assert events[0].preview("caption").size[0] > 0
+    with pytest.raises(FourMError, match="no 'semseg' is given or made"):
+        events[0].preview("semseg")
+    begun = demo.stream(PROMPT, steps=4)
+    next(begun)  # type: ignore[call-overload]
+    other = list[object]()  # another thread is not held up by a stream that stands still
+    thread = Thread(target=lambda: other.append(demo(PROMPT, steps=4)))
+    thread.start()
+    thread.join(60)
+    assert np.array_equal(one(other[0]).tokens["tok_rgb"], whole.tokens["tok_rgb"])
+    begun.close()  # type: ignore[attr-defined]
+
+
+def test_threads_get_the_results_of_their_own_calls(demo: Model) -> None:
+    alone = [one(demo(PROMPT, seed=seed, steps=3)) for seed in range(4)]
+    found = dict[int, Result]()
+    threads = [
+        Thread(target=lambda n=n: found.update({n: one(demo(PROMPT, seed=n, steps=3))})) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for number, result in enumerate(alone):
+        assert np.array_equal(found[number].tokens["tok_rgb"], result.tokens["tok_rgb"])
+
+
+def test_an_interrupt_leaves_the_model_usable(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fourm.decoding.engine.draw", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            demo(PROMPT)
+    assert one(demo(PROMPT, steps=2)).rgb.size == (64, 64)
+
+
+WRONG = (
+    ({"depht": 3}, "'depht' is neither a modality nor a setting; did you mean 'depth'"),
+    ({"rgb": "no.png"}, "rgb: no.png is no file"),
+    ({"targets": "depht"}, "`targets`: unknown modality 'depht'"),
+    ({"rgb": 3}, "rgb: a int, where a picture, an array of numbers or a path belongs"),
+    ({"rgb": np.zeros((3, 8, 8), np.uint8)}, r"rgb: uint8 of shape \(3, 8, 8\).*a picture is rows x columns"),
+    ({"rgb": np.full((8, 8, 3), 7.0)}, "from 7 to 7"),
+    ({"depth": np.zeros((8, 8), np.int32)}, r"depth: int32 of shape \(8, 8\)"),
+    ({"semseg": np.full((8, 8), 300)}, "semseg: class 300 is outside"),
+    ({"tok_depth": [1, 2, 3]}, "tok_depth: 3 tokens, where the modality has 64"),
+    ({"det": [(1, 2)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
+    ({"metadata": {"brightnes": 3}}, "metadata: unknown name 'brightnes'; did you mean 'brightness'"),
+    ({"steps": [1, 2, 3]}, "`steps`: 3 values for 2 targets"),
+    ({"seed": -1}, "`seed=-1`: must be a whole number"),
+    ({"seed": 1.5}, "`seed`: 1.5 is no whole number"),
+    ({"variations": 0}, "`variations=0`: a number from 1 on"),
+    ({"weights": {"rgb": 2}}, "`weights`: the condition 'rgb' is not given; given are none"),
+    ({"caption": ["a", "b"], "det": ["", "", ""]}, "must be equally long: caption has 2, det has 3"),
+    ({"caption": [PROMPT] * 2, "keys": ["x", "x"]}, "`keys`: 'x' is given twice"),
+    ({"caption": [PROMPT] * 2, "keys": ["x"]}, "`keys`: 1 names for 2 samples"),
+    ({"caption": []}, "caption: the list is empty"),
+    ({"schedule": 3}, "`schedule`: a int, where a text, a path or a mapping belongs"),
+    ({"cond_domains": "rgb"}, "`cond_domains`: conditions are given by name"),
+    ({"caption": PROMPT, "rgb": None, "targets": ""}, "`targets`: names of modalities were expected"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG, ids=[str(n) for n in range(len(WRONG))])
+def test_mistakes_are_told_in_the_words_of_python(
+    demo: Model, arguments: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(FourMError, match=sentence) as caught:
+        demo(**arguments)  # type: ignore[arg-type]
+    assert "--" not in str(caught.value)
+
+
+def test_prompts_and_captions_exclude_each_other(demo: Model) -> None:
+    with pytest.raises(FourMError, match="both as prompts and as caption"):
+        demo(PROMPT, caption=PROMPT)
+    with pytest.raises(FourMError, match="a Image is given without a name"):
+        demo(Image.new("RGB", (8, 8)))  # type: ignore[arg-type]
+
+
+def test_one_sample_that_fails_leaves_the_others(demo: Model) -> None:
+    with pytest.warns(UserWarning, match="1 of 2 results failed; 00000/000001: rgb: uint8"):
+        good, bad = several(demo(rgb=[Image.new("RGB", (64, 64)), np.zeros(3, np.uint8)], targets="depth"))
+    assert good.depth.shape == (64, 64)
+    assert "failed" in repr(bad)
+    with pytest.raises(SampleError, match="rgb: uint8"):
+        _ = bad.depth
+
+
+def test_structured_values_come_in_many_forms(demo: Model) -> None:
+    boxes = [(0.1, 0.1, 0.5, 0.5, "circle"), (0.5, 0.5, 0.9, 0.9, "square")]
+    first = one(demo(det=boxes, targets="tok_semseg", steps=4))
+    data = {"instances": [{"boxes": list(box[:4]), "class_name": box[4]} for box in boxes]}
+    for form in (data, first.det, data["instances"]):
+        assert np.array_equal(one(demo(det=form, targets="tok_semseg", steps=4)).semseg, first.semseg)
+    colours = [(245, 245, 245), (225, 45, 45)]
+    palette = one(demo(color_palette=colours, targets="caption"))
+    assert [tuple(colour) for colour in palette.color_palette] == colours
+    facts = one(demo(metadata={"brightness": 200.0}, targets="caption"))
+    assert facts.metadata[0].value == 200.0
+    both = several(demo(det=[boxes, boxes[:1]], metadata={"brightness": 9.0}, targets="caption"))
+    assert [len(result.det) for result in both] == [2, 1]
+
+
+def test_weights_and_schedules_are_those_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    made = one(demo(PROMPT, targets="rgb"))
+    depth = one(demo(rgb=made.rgb, targets="depth")).tokens["tok_depth"]
+    np.save(tmp_path / "depth.npy", depth)
+    for schedule in (
+        Schedule("--temps 0.7 --top-p 0.9", steps=5),
+        {"temps": 0.7, "top_p": 0.9, "decoding_steps": 5},
+    ):
+        result = one(demo(PROMPT, tok_depth=depth, weights={"caption": 2, "depth": 1.5}, targets="rgb",
+                          schedule=schedule))  # fmt: skip
+        options = result._parts[0].request.chain.to_text()
+        assert "--cond caption:2.0,tok_depth@64:1.5" in options
+        assert "temp=0.7" in options
+        assert "steps=5" in options
+        assert "--top-p 0.9" in options
+
+
+def test_equal_arguments_give_the_loaded_model_until_it_is_closed() -> None:
+    first = load("demo", dtype="float32", sr=True)
+    assert load("demo", dtype="float32", sr=True) is first
+    assert load("demo", dtype="bfloat16") is not first
+    with first:
+        assert one(first(PROMPT, steps=2, sr_steps=2)).rgb.size == (128, 128)
+        assert one(first(PROMPT, steps=2, sr=False)).rgb.size == (64, 64)
+    with pytest.raises(FourMError, match="is closed"):
+        first(PROMPT)
+    assert load("demo", dtype="float32", sr=True) is not first
+
+
+def test_results_without_values_say_so(demo: Model) -> None:
+    result = one(demo(PROMPT, decode=False, steps=2))
+    with pytest.raises(FourMError, match="as tokens only"):
+        _ = result.rgb
+    with pytest.raises(FourMError, match="has no value 'depth'; it has caption"):
+        _ = result["depth"]
+    assert not hasattr(result, "depth")
+    assert "depth" not in result
+    assert "rgb" in result
+    assert "64 tokens" in repr(result)
+    assert result.tokens["tok_rgb@64"] is result["tok_rgb"]
+
+
+def test_torch_before_the_library_is_told_once() -> None:
+    code = (
+        "import os; os.environ.pop('MKL_CBWR', None); import torch, warnings, fourm\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    fourm.load('demo', device='cpu'); fourm.load('demo', device='cpu')\n"
+        "print(*[one.message for one in told], torch.backends.mkl.is_available(), sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    *told, has_mkl = done.stdout.strip().split("|")
+    assert len(told) == (has_mkl == "True")
+    assert all('import os; os.environ["MKL_CBWR"] = "AUTO,STRICT"' in one for one in told)
+
+
+def test_no_warning_is_left(demo: Model) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        demo(PROMPT, steps=2)
