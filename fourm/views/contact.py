@@ -11,7 +11,7 @@ from fourm.errors import UsageError, near_match
 from fourm.modalities.registry import TOKENS
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Entry
-from fourm.views.layout import COLUMNS, FAINT, PAPER, paste, stack, starts, text_block
+from fourm.views.layout import COLUMNS, FAINT, PAPER, paste, slack, stack, starts, text_block
 from fourm.views.panels import RGB, View, full_title
 
 SIDE, LEAST, GAP = 192, 96, 14  # pixels per side of a picture, at most and at least, and between two
@@ -126,13 +126,17 @@ def draw_cell(view: View, variation: int | None, layout: Layout) -> Image.Image:
     """The pictures of a sample in one variation, the caption and the name below them."""
     own = [p for p in view.panels if None in (variation, p.variation) or p.variation == variation]
     cell = Image.new("RGB", (layout.width, layout.side), PAPER)
-    for part, left in zip(layout.parts, layout.lefts, strict=True):
+    shown = list[Image.Image | str]()
+    for part in layout.parts:
         panels = [one for one in own if one.modality in part.modalities
                   and (one.role == "condition") is part.is_given]  # fmt: skip
         seen = [panel.picture for panel in panels if panel.picture is not None]
         note = next((panel.note for panel in panels if panel.note), "nothing made")
-        best = max(seen, key=lambda one: max(one.size), default=note)
-        paste(cell, best, (left, 0), layout.side, line=-1, fills=True)
+        shown.append(max(seen, key=lambda one: max(one.size), default=note))
+    cut = slack(shown, layout.side)
+    for picture, left in zip(shown, layout.lefts, strict=True):
+        paste(cell, picture, (left, 0), layout.side, line=-1, fills=True)
+    cell = cell.crop((0, cut, cell.width, layout.side - cut))
     text = view.prompt or next((p.text for p in own if p.codec == CAPTION and p.text), "")
     words = [text_block(text, layout.width, 13, most=3)] if text.strip() else []
     name = view.key.text if variation is None else f"{view.key.text}-v{variation}"

@@ -1,6 +1,6 @@
 """How sheets are put together: pictures in squares, blocks of text, legends, scales, one below the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -37,6 +37,12 @@ def fit(picture: Image.Image, side: int, fills: bool = False) -> Image.Image:
         return ImageOps.scale(picture, side // longest, Image.Resampling.NEAREST)
     size = (max(1, picture.width * side // longest), max(1, picture.height * side // longest))
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def slack(pictures: Iterable[Image.Image | str], side: int) -> int:
+    """Pixels above and below, in a row of squares, that none of these needs: all are wider than high."""
+    heights = (side if isinstance(one, str) else -(-side * one.height // one.width) for one in pictures)
+    return max(0, side - max(heights, default=side)) // 2
 
 
 def paste(

@@ -32,6 +32,7 @@ from fourm.views.layout import (
     colour_bar,
     legend,
     paste,
+    slack,
     stack,
     starts,
     text_block,
@@ -192,7 +193,11 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
     left = ROW_LABEL if len(rows) > 1 else 0
     # A pixel is for the line around the first.
     lefts = starts(len(columns), side + GAP, left + 1, dict.fromkeys(roles[1:], 2 * GAP))
-    bottom = top + len(rows) * (side + GAP) - GAP
+    shown = [
+        [_shown(column, row, number == 0, side) for column in columns] for number, row in enumerate(rows)
+    ]
+    cuts = [slack((one for one in row if one is not None), side) for row in shown]
+    bottom = top + sum(side - 2 * cut + GAP for cut in cuts) - GAP
     below = max((GAP // 2 + bar.height for bar in bars if bar), default=0)
     band = Image.new("RGB", (lefts[-1] + side + 1, bottom + 1 + below), PAPER)
     draw = ImageDraw.Draw(band)
@@ -203,20 +208,29 @@ def _band(columns: Sequence[Column], rows: Sequence[int | None], side: int) -> I
             draw.line((x, 0, x, band.height), fill=RULE)
     for title, place in zip(titles, lefts, strict=True):
         band.paste(title, (place, top - 4 - title.height))
-    for number, variation in enumerate(rows):
-        y = top + number * (side + GAP)
+    y = top
+    for variation, row, cut in zip(rows, shown, cuts, strict=True):
         if left:
-            band.paste(text_block(f"v{variation}", left, 14, FAINT, most=1), (0, y + side // 2 - 9))
-        for column, place in zip(columns, lefts, strict=True):
-            panel = column.get(variation, column.get(None) if number == 0 else None)
-            if panel is not None:
-                is_words = panel.picture is not None and panel.codec == CAPTION and panel.text.strip()
-                picture = text_card(panel.text, side) if is_words else panel.picture
-                paste(band, picture or panel.note, (place, y), side, line=0)
+            label = text_block(f"v{variation}", left, 14, FAINT, most=1)
+            band.paste(label, (0, y - cut + side // 2 - 9))
+        for picture, place in zip(row, lefts, strict=True):
+            if picture is not None:
+                paste(band, picture, (place, y - cut), side, line=0)
+        y += side - 2 * cut + GAP
     for bar, place in zip(bars, lefts, strict=True):
         if bar:
             band.paste(bar, (place, bottom + GAP // 2 + 1))
     return band
+
+
+def _shown(column: Column, variation: int | None, is_first: bool, side: int) -> Image.Image | str | None:
+    """A picture, the note in its place, or nothing; what all variations share stands in the first row."""
+    panel = column.get(variation, column.get(None) if is_first else None)
+    if panel is None:
+        return None
+    if panel.picture is not None and panel.codec == CAPTION and panel.text.strip():
+        return text_card(panel.text, side)
+    return panel.picture or panel.note
 
 
 def draw_films(view: View) -> Image.Image:

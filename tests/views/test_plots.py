@@ -24,7 +24,7 @@ from fourm.output.record import SR_RUN
 from fourm.runs.job import order_place
 from fourm.views.album import open_album
 from fourm.views.contact import Layout, Part, choose_parts
-from fourm.views.layout import colour_bar, fit, legend, number_text, text_block
+from fourm.views.layout import colour_bar, fit, legend, number_text, slack, text_block
 from fourm.views.panels import Film, Frame, View, picture_alone
 from fourm.views.plots import (
     MAX_FILMS,
@@ -472,3 +472,22 @@ def test_a_png_says_how_wide_it_is_on_paper(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "x.png").info["dpi"] == pytest.approx((100, 100), abs=0.1)
     save_drawing(Image.new("RGB", (600, 300)), tmp_path / "x.png")
     assert "dpi" not in Image.open(tmp_path / "x.png").info
+
+
+def test_rows_of_wide_pictures_are_as_high_as_these(tmp_path: Path) -> None:
+    assert slack([Image.new("L", (900, 300)), Image.new("L", (90, 60))], 256) == (256 - 171) // 2
+    assert slack([Image.new("L", (900, 300)), "missing"], 256) == slack([Image.new("L", (3, 9))], 256) == 0
+    heights = []
+    for number, height in enumerate((64, 32)):
+        write_record(tmp_path / str(number), [RGB, SEMSEG])
+        put(tmp_path / str(number), RGB, FIRST, noise(1, height, 64, 3))
+        put(tmp_path / str(number), SEMSEG, FIRST, noise(2, height, 64) % 3)
+        view = open_album(tmp_path / str(number)).view(FIRST)
+        sheet = np.asarray(draw_sample(view))
+        assert len(places_of(grown(noise(1, height, 64, 3), 4), sheet)) == 1, "all of it is there"
+        plot(tmp_path / str(number))
+        contact = read(tmp_path / str(number) / "plots" / "contact.png")
+        assert len(places_of(grown(noise(1, height, 64, 3), 3)[1:-1, 1:-1], contact)) == 1
+        heights.append((sheet.shape[0], contact.shape[0]))
+    assert heights[0][0] - heights[1][0] == 128
+    assert heights[0][1] - heights[1][1] == 96
