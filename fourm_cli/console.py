@@ -89,7 +89,8 @@ class Screen:
     """What a command says on stderr while it works: with bars on a terminal, else a line now and then."""
 
     def __init__(self, quiet: bool = False, clock: Clock = time.monotonic) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        # Lines of a terminal are broken between words; those of a file or pipe are not.
+        self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.has_bars = not quiet and sys.stderr.isatty() and not self.console.is_dumb_terminal
         self.is_quiet, self.clock, self.last_line = quiet, clock, clock()
 

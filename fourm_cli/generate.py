@@ -191,7 +191,9 @@ def tokenize(
         world=parse_world(machine.shard, os.environ),
     )  # fmt: skip
     counts = Counter(name for sample in dataset.samples for name in sample.files)
-    notes = [f"{name} -> {row.name}: {counted(counts[row.name], 'file')}" for row, name in found.items()]
+    made = ", ".join(row.name for row in found)
+    notes = [f"fourm: {files.name}, {counted(len(dataset.samples), 'sample')} -> {made}"]
+    notes += [f"{name} -> {row.name}: {counted(counts[row.name], 'file')}" for row, name in found.items()]
     missing = missing_tokenizers(folder, files) if names is None else ()
     notes += [f"note: {text}" for text in (*dataset.notes, *missing)]
 

@@ -147,6 +147,8 @@ class Tally:
     @property
     def saved(self) -> str:
         """How many results are there, of how many: `3 of 20 samples are saved`."""
+        if not self.start.total:
+            return "it had not begun to make anything"
         which = " of super-resolution" if self.start.stage == "sr" else ""
         there = self.start.skipped + self.counts[Saved]
         return f"{there} of {self.start.total} {self.unit}s{which} are saved"
