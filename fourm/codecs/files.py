@@ -165,7 +165,10 @@ def read_turn(path: Path) -> int:
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         return 1
     data, exif, turn = _read_bytes(path, MAX_BYTES), Image.Exif(), 1
-    with warnings.catch_warnings(action="ignore"), suppress(Exception):  # spoilt tags raise errors of many kinds
+    with (
+        warnings.catch_warnings(action="ignore"),
+        suppress(Exception),
+    ):  # spoilt tags raise errors of many kinds
         exif.load(data if data.startswith((b"II", b"MM")) else find_exif(data))
         turn = exif.get(ExifTags.Base.Orientation, 1)
     return turn if turn in _TURNS else 1

@@ -21,11 +21,9 @@ Mask = NDArray[np.bool_]
 WHITE_FROM = 128  # grey levels of a mask picture from here on stay
 
 
-def read_keep_mask(path: Path, whole: tuple[int, int] | None = None) -> Mask:
-    """(H, W) bool of a mask picture; whole: the size (height, width) that it must have."""
-    mask = maps.read_pixels(path, "L") >= WHITE_FROM
-    check_keep_mask(mask, whole, str(path))
-    return mask
+def read_keep_mask(path: Path) -> Mask:
+    """(H, W) bool of a mask picture."""
+    return maps.read_pixels(path, "L") >= WHITE_FROM
 
 
 def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str) -> None:

@@ -23,7 +23,7 @@ from fourm.networks.layers import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.runs.device import is_out_of_memory, release_memory
 from fourm.runs.inputs import CAPTION
-from fourm.runs.kept import Kept, keep_grid, keep_text, read_marked, share_uniforms
+from fourm.runs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms
 from fourm.runs.request import Request
 from fourm.schedule.keeps import Keep
 
@@ -151,8 +151,8 @@ class _Reading:
                 f"sample {self.sample.key.text} has no {keep.target} of which a part could stay"
             )
         uniforms = share_uniforms(keep, request.seed, work.result, codec.row.max_tokens)
-        turn = self.turn_of(self.files[keep.target])
-        return keep_grid(keep, codec, self.files, self.crop, uniforms, turn)
+        source = read_source(keep, codec, self.files, self.turn_of(self.files[keep.target]))
+        return keep_grid(keep, codec, source, self.crop, uniforms)
 
     def _value(self, name: str, is_marked: bool = False) -> Any:
         """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""

@@ -44,39 +44,53 @@ class Kept:
     mask: Mask | None = None  # True for what stays, at the size of the value or of the model's picture
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a sample brings for a target of which a part is kept; `where` and `mask_where` are for errors."""
+
+    value: Any  # the whole of a map, upright, or (L,) tokens
+    where: str
+    mask: Mask | None = None  # (H, W), True for what stays: of the upright picture, or of the frame of tokens
+    mask_where: str = ""
+
+
+def read_source(keep: Keep, codec: GridCodec, files: Mapping[str, Path], turn: int = 1) -> Source:
+    """What the files of a sample hold; turn: how pictures are turned first (see `read_turn`)."""
+    row, path, mask_path = codec.row, files[keep.target], files.get(keep.mask)
+    value = codec.read(path, turn=turn) if keep.raw else read_ids(path, row.max_tokens, row.vocab_size)
+    mask = read_keep_mask(mask_path) if mask_path is not None and keep.share is None else None
+    return Source(value, str(path), mask, keep.to_text() if mask_path is None else str(mask_path))
+
+
 def keep_grid(
-    keep: Keep, codec: GridCodec, files: Mapping[str, Path], crop: Crop | None,
-    uniforms: NDArray[np.float32], turn: int = 1,
-) -> Kept:  # fmt: skip
+    keep: Keep, codec: GridCodec, source: Source, crop: Crop | None, uniforms: NDArray[np.float32]
+) -> Kept:
     """The kept part of a grid. uniforms: (L,) in [0, 1), by which a share of the tokens is drawn.
 
-    turn: how the picture is turned first (see `read_turn`); crop, mask and box are of the turned picture.
-    SampleError: a file is missing or damaged, or the mask keeps everything or nothing.
+    crop, mask and box are of the upright picture. SampleError: the mask keeps everything or nothing, or has
+    another size than the picture.
     """
-    row, path, mask_path = codec.row, files[keep.target], files.get(keep.mask)
     tokens = None if keep.share is None else tokens_of_share(keep.share, uniforms)
-    if not keep.raw:
-        ids = read_ids(path, row.max_tokens, row.vocab_size)
-        part = _keep_in_frame(ids, keep, mask_path, tokens, row)
-        if tokens is None:
-            _check_part(part, row, str(mask_path or keep.to_text()))
-        ids = np.where(part.tokens, ids, 0)
-        return Kept(_given(torch.from_numpy(ids)[None], part.tokens), ids, part.mask)
-    value = codec.read(path, turn=turn)
-    if codec.form.resample is None or crop is None:
-        part = _keep_in_frame(value, keep, mask_path, tokens, row)
-        if row.grid == value.shape[1:]:
-            part = replace(part, value=hide_pixels(value, part.tokens.reshape(row.grid), codec.form))
+    value, row = source.value, codec.row
+    if keep.raw and codec.form.resample is not None and crop is not None:
+        mask = None if tokens is not None else _mask_of(keep, source, (value.shape[0], value.shape[1]))
+        part = keep_pixels(codec, value, crop, mask, tokens, Path(source.where))
     else:
-        whole = value.shape[0], value.shape[1]
-        mask = None if tokens is not None else _mask_of(keep, mask_path, whole)
-        part = keep_pixels(codec, value, crop, mask, tokens, path)
+        part = _keep_in_frame(keep, row, source, tokens)
     if tokens is None:
-        _check_part(part, row, str(mask_path or keep.to_text()))
+        check_keep_mask(part.mask, None, f"{source.mask_where}, in the square that the model sees")
+        if not part.tokens.any():
+            size = f"{row.patch_size} x {row.patch_size} pixels" if row.patch_size else "a token"
+            raise SampleError(f"{source.mask_where}: keeps no whole patch of {size} of {row.name}")
+    if not keep.raw:
+        ids = np.where(part.tokens, value, 0)
+        return Kept(_given(torch.from_numpy(ids)[None], part.tokens), ids, part.mask)
+    if codec.form.resample is None and row.grid == value.shape[1:]:
+        part = replace(part, value=hide_pixels(value, part.tokens.reshape(row.grid), codec.form))
     try:
         return Kept(_given(codec.encode([part.value]).values, part.tokens), part.value, part.mask)
     except SampleError as error:
-        raise SampleError(f"{path}: {error}") from error
+        raise SampleError(f"{source.where}: {error}") from error
 
 
 def keep_text(keep: Keep, codec: Codec, chain: Chain, value: Any) -> Kept:
@@ -109,7 +123,7 @@ def check_mask_files(chain: Chain) -> None:
     """UsageError for a mask of all samples that cannot be read, or keeps everything or nothing."""
     for file in dict.fromkeys(keep.file for keep in chain.keeps if keep.file):
         try:
-            read_keep_mask(Path(file))
+            check_keep_mask(read_keep_mask(Path(file)), None, file)
         except SampleError as error:
             raise UsageError(str(error)) from error
 
@@ -118,30 +132,22 @@ def _given(ids: torch.Tensor, tokens: Mask) -> Slot:
     return partly_given(ids, torch.from_numpy(tokens)[None])
 
 
-def _mask_of(keep: Keep, path: Path | None, whole: tuple[int, int] | None) -> Mask:
-    """The mask of a whole picture, (H, W)."""
-    if path is not None:
-        return read_keep_mask(path, whole)
-    assert keep.box is not None
-    assert whole is not None
-    mask = box_mask(keep.box, whole)
-    check_keep_mask(mask, whole, keep.to_text())
+def _mask_of(keep: Keep, source: Source, whole: tuple[int, int]) -> Mask:
+    """The mask of a whole picture, (H, W), that has pixels to keep and others."""
+    mask = source.mask
+    if mask is None:
+        assert keep.box is not None
+        mask = box_mask(keep.box, whole)
+    check_keep_mask(mask, whole, source.mask_where)
     return mask
 
 
-def _keep_in_frame(value: Any, keep: Keep, path: Path | None, tokens: Mask | None, row: Modality) -> Part:
+def _keep_in_frame(keep: Keep, row: Modality, source: Source, tokens: Mask | None) -> Part:
     """What stays of tokens or features: a mask refers to their frame, as there is no picture."""
     grid = row.grid or (1, row.max_tokens)
     if tokens is not None:
-        return Part(value, tokens.reshape(grid), tokens)
+        return Part(source.value, tokens.reshape(grid), tokens)
     side = row.image_size or max(grid)
-    mask = framed_mask(_mask_of(keep, path, (side, side) if path is None else None), side)
-    return Part(value, mask, tokens_of_mask(mask, grid))
-
-
-def _check_part(part: Part, row: Modality, where: str) -> None:
-    """SampleError for a mask that keeps everything or nothing of what the model sees."""
-    check_keep_mask(part.mask, None, f"{where}, in the square that the model sees")
-    if not part.tokens.any():
-        size = f"{row.patch_size} x {row.patch_size} pixels" if row.patch_size else "a token"
-        raise SampleError(f"{where}: keeps no whole patch of {size} of {row.name}, so no token of it")
+    whole = (side, side) if source.mask is None else (source.mask.shape[0], source.mask.shape[1])
+    mask = framed_mask(_mask_of(keep, source, whole), side)
+    return Part(source.value, mask, tokens_of_mask(mask, grid))

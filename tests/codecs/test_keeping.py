@@ -11,6 +11,7 @@ from PIL import Image
 
 from fourm.codecs.keeping import (
     box_mask,
+    check_keep_mask,
     cut_mask,
     hide_pixels,
     lay_over,
@@ -47,7 +48,7 @@ def test_masks_that_say_nothing_or_have_another_size_are_refused(tmp_path, level
     mask = np.full((4, 6), 255 if level is None else level, dtype=np.uint8)
     mask[0, 0] = 0 if level is None else level
     with pytest.raises(SampleError, match=said):
-        read_keep_mask(save(mask, tmp_path / "m.png"), size)
+        check_keep_mask(read_keep_mask(save(mask, tmp_path / "m.png")), size, "m.png")
 
 
 def test_a_box_is_cut_like_its_picture() -> None:
