@@ -224,13 +224,14 @@ def test_failures_are_told_once_and_explain_what_is_missing(tmp_path: Path) -> N
 def test_a_sample_that_left_nothing_but_a_failure_is_in_the_album(tmp_path: Path) -> None:
     write_record(tmp_path, [RGB])
     fail(tmp_path, "dogs/rex")
-    fail(tmp_path, "no folder, and so no sample")
+    fail(tmp_path, "by itself")
     fail(tmp_path, "../out")
     album = open_album(tmp_path)
-    assert album.keys == (Key("dogs", "rex"),)
-    view = album.view(album.keys[0])
-    assert view.problems == ("failed: a.png: is empty",)
-    assert [panel.picture for panel in view.panels] == [None]
+    assert album.keys == (Key("", "by itself"), Key("dogs", "rex"))
+    for key in album.keys:
+        view = album.view(key)
+        assert view.problems == ("failed: a.png: is empty",)
+        assert [panel.picture for panel in view.panels] == [None]
 
 
 def test_failures_of_super_resolution_leave_the_base_alone(tmp_path: Path) -> None:
