@@ -43,6 +43,13 @@ class _Step:  # the fields of a recorded step that are read
 
 
 @dataclass(frozen=True, slots=True)
+class _Kept:  # what a recorded schedule says of a target of which a part is given
+    target: str
+    where: str
+    tokenised: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """All that the files of a run depend on, and how to repeat it."""
 
@@ -111,6 +118,7 @@ def _run_of(said: Mapping[str, Any]) -> RunRecord:
         raise ValueError(f"there is no variation {run.variation}")
     fit(tuple[str, ...], run.schedule["conditions"], "schedule.conditions")
     fit(tuple[_Step, ...], run.schedule["steps"], "schedule.steps", strict=False)
+    fit(tuple[_Kept, ...], run.schedule.get("kept", []), "schedule.kept", strict=False)
     if run.origin:
         if missing := [name for name in _ORIGIN[:-1] if name not in run.origin]:
             raise ValueError(f"origin has no {missing[0]!r}")

@@ -25,6 +25,7 @@ ODD = [
     None, 5, -1, 2.5, True, "x", "a\0b", "\ud800", [], {}, [1], ["\0"], [[]], [None], {"a": 1}, {"a": None},
     float("nan"), 10**400, ["x"], {"x": "y"}, {"conditions": [1], "steps": []},
     {"conditions": [], "steps": 5}, {"conditions": [], "steps": [5]}, [{"folder": "caption"}],
+    {"conditions": [], "steps": [], "kept": [{"target": 5}]},
 ]  # fmt: skip
 
 

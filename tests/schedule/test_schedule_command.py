@@ -206,6 +206,25 @@ def test_the_schedule_commands_never_import_torch(model: str) -> None:
     )
 
 
+def test_what_is_kept_shortens_the_chain_as_far_as_it_is_known() -> None:
+    def counts(*words: str) -> list[int]:
+        data = json.loads(run("show", "--cond", "caption", "--steps", "4", *words, "--json"))
+        return [step["num_tokens"] for step in data["steps"]]
+
+    assert counts("--keep", "rgb:0.75") == [4, 4, 4, 4]
+    assert counts("--keep", "rgb:0.98") == [1]
+    assert counts("--keep", "rgb:mask") == [16, 16, 16, 16]
+    table = run(
+        "show", "--keep", "rgb:box:0,0,.5,1", "--keep", "caption", "--targets", "tok_rgb", "--steps", "4"
+    )
+    assert "up to 16" in table
+    assert "up to 32" in table
+    costs = run("validate", "--keep", "rgb:mask", "--cond", "none")
+    assert re.search(r"tokens per sample +up to 64", costs)
+    assert re.search(r"kept +rgb@64:mask", costs)
+    assert re.search(r"tokens per sample +32\b", run("validate", "--keep", "rgb:0.5", "--cond", "none"))
+
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
 
 
