@@ -23,11 +23,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def blocks(page: str) -> list[tuple[str, str]]:
     """Title and commands of each block; those that need the repository or weights are no `sh` blocks."""
     found, title = list[tuple[str, str]](), ""
-    pattern = r"^## ([^\n]+)$|^```sh\n(.*?)^```$"
+    pattern = r"^## ([^\n]+)$|^```(sh|python)\n(.*?)^```$"
     for match in re.finditer(pattern, (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL):
         title = match[1] or title
         if match[2]:
-            found.append((title, match[2]))
+            found.append((title, match[3] if match[2] == "sh" else f"python - <<'END'\n{match[3]}END\n"))
     return found
 
 
