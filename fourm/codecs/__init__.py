@@ -12,7 +12,7 @@ PUBLIC = {
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec rows_at_once",
-    "maps": "FORMS GREY LegendEntry read_pixels turbo",
+    "maps": "FORMS GREY LegendEntry UNKNOWN read_pixels turbo",
     "table": "Codec build_codec check_codec",
     "taking": "take take_ids take_map turn_upright",
     "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fourm.codecs.drawing import font_for, text_card, undrawable
-from fourm.codecs.maps import GREY, turbo
+from fourm.codecs.maps import GREY, UNKNOWN, turbo
 from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
@@ -258,11 +258,13 @@ def chosen(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def order_map(film: Film) -> Image.Image:
-    """A pixel for each token: the first decided dark blue, the last dark red, undecided ones grey."""
+    """A pixel for each token: the first decided dark blue, the last dark red; undecided ones grey.
+
+    Those that were given are light grey, as what is not known of a value.
+    """
     order = np.array(film.order, dtype=np.int64).reshape(film.grid)
-    decided = order >= 0
-    colours = turbo(np.where(decided, order, order.min(where=decided, initial=order.max())))
-    return Image.fromarray(np.where(decided[..., None], colours, np.uint8(GREY)))
+    colours = turbo(np.where(order > 0, order, np.nan))
+    return Image.fromarray(np.where((order >= 0)[..., None], colours, np.uint8(GREY)))
 
 
 def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int, view: View) -> Image.Image:
@@ -282,12 +284,22 @@ def _strip(film: Film, shown: Sequence[Frame], lefts: Sequence[int], width: int,
         paste(strip, picture_alone(panel) or panel.note, (lefts[-2], 0), SMALL, line=0)
     if film.order is not None:
         paste(strip, order_map(film), (lefts[-1], 0), SMALL, line=0)
-        steps = [step for step in film.order if step >= 0] or [0]
-        first, last = min(steps), max(steps)
-        bar = Image.fromarray(turbo(np.arange(SMALL if last > first else 1)[None]))
-        strip.paste(bar.resize((SMALL, 8), Image.Resampling.NEAREST), (lefts[-1], SMALL + 5))
-        draw, font = ImageDraw.Draw(strip), font_for("", 12)
-        draw.text((lefts[-1], SMALL + 24), f"step {first}", FAINT, font, anchor="lm")
-        if last > first:
-            draw.text((lefts[-1] + SMALL - 1, SMALL + 24), str(last), FAINT, font, anchor="rm")
+        strip.paste(_order_bar(film.order), (lefts[-1], SMALL + 5))
     return strip
+
+
+def _order_bar(order: Sequence[int]) -> Image.Image:
+    """The colours of an `order_map`, with the first and the last step, and what given tokens look like."""
+    steps = [step for step in order if step > 0] or [0]
+    first, last = min(steps), max(steps)
+    block = Image.new("RGB", (SMALL, FILM_TEXT - 5), PAPER)
+    draw, font, middle = ImageDraw.Draw(block), font_for("", 12), 19
+    bar = Image.fromarray(turbo(np.arange(SMALL if last > first else 1)[None]))
+    block.paste(bar.resize((SMALL, 8), Image.Resampling.NEAREST))
+    draw.text((0, middle), f"step {first}", FAINT, font, anchor="lm")
+    if last > first:
+        draw.text((SMALL - 1, middle), str(last), FAINT, font, anchor="rm")
+    if 0 in order:
+        draw.rectangle((52, middle - 4, 60, middle + 4), fill=(UNKNOWN,) * 3, outline=RULE)
+        draw.text((65, middle), "given", FAINT, font, anchor="lm")
+    return block

@@ -234,8 +234,15 @@ def test_keys_begin_in_the_window_and_after_a_button_too(crowd: Path, visit: Ope
     assert 19 <= top <= 21
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 390),
+        pytest.param("light", 390, marks=pytest.mark.more),
+        pytest.param("dark", 1280, marks=pytest.mark.more),
+    ],
+)
 def test_axe_finds_nothing(gallery: Path, visit: Open, scheme: str, width: int) -> None:
     if not os.environ.get("FOURM_NEEDS_BROWSER"):
         pytest.importorskip("axe_playwright_python")
@@ -396,6 +403,19 @@ def test_the_film_shows_which_step_decided_which_token(gallery: Path, visit: Ope
     assert page.inner_text(".token") == "Row 1, column 1: step 5"
     page.get_by_role("button", name="Play").click()
     until(page, "document.querySelector('.where strong').textContent === 'Step 8 of 5 to 8'")
+
+
+def test_a_film_tells_which_tokens_were_given(tmp_path: Path, visit: Open) -> None:
+    root = build_folder(tmp_path / "out", Made(PROMPTS[:1], preview=True))
+    path = root / "preview" / "tok_rgb@64" / "00000" / "000000-order.npy"
+    order = np.load(path)
+    order[:32] = 0
+    np.save(path, order)
+    page = visit(_page_of(root), FIRST.text)
+    assert page.inner_text(".where strong") == "Step 8 of 5 to 8"
+    assert page.is_visible(".map .swatch")
+    page.hover(".map canvas", position={"x": 4, "y": 4})
+    assert page.inner_text(".token") == "Row 1, column 1: given"
 
 
 def test_everything_can_be_done_by_keyboard(gallery: Path, visit: Open) -> None:

@@ -205,10 +205,10 @@ def test_films_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_the_map_of_an_order_is_the_order() -> None:
-    order = (3, 5, -1, 4, 3, 3)
+    order = (3, 5, -1, 4, 0, 3)
     pixels = np.asarray(order_map(Film("tok_rgb@64", "RGB", None, (2, 3), order, ())))
     scale = turbo(np.array([[3, 4, 5]]))[0].tolist()
-    assert pixels.reshape(6, 3).tolist() == [scale[0], scale[2], [128] * 3, scale[1], scale[0], scale[0]]
+    assert pixels.reshape(6, 3).tolist() == [scale[0], scale[2], [128] * 3, scale[1], [UNKNOWN] * 3, scale[0]]
 
 
 def test_a_long_film_keeps_its_last_frame() -> None:

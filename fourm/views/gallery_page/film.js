@@ -1,6 +1,7 @@
 // How a target came to be: its pictures after decoding steps, and the step that decided each token as a map of colours.
 
 const RAMP = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]]; // viridis
+const GIVEN = "#9a9a9a"; // tokens that were given
 const MAP = 320; // pixels of a map's side, before the screen's own scale
 
 function colourOf(share) {
@@ -20,9 +21,11 @@ function makeFilm(films) {
   const frame = el("div", { class: "screen" });
   const map = el("canvas", { role: "img" });
   const token = el("p", { class: "token" });
+  const given = el("p", { class: "label" }, el("span", { class: "swatch", "aria-hidden": "true" }), " given");
+  given.firstChild.style.background = GIVEN;
   const scaleNode = el("div", { class: "ramp" }, el("span", {}), el("i", { "aria-hidden": "true" }), el("span", {}));
   const strip = el("ul", { class: "strip", role: "list", "aria-label": "Pictures after decoding steps", tabIndex: -1 });
-  const mapNode = el("figure", { class: "map" }, map, el("figcaption", {}, el("span", { class: "label" }, "Step that decided each token"), scaleNode, token));
+  const mapNode = el("figure", { class: "map" }, map, el("figcaption", {}, el("span", { class: "label" }, "Step that decided each token"), scaleNode, given, token));
   const node = el("section", { class: "film", "aria-labelledby": "film-title" },
     el("div", { class: "heading" }, el("h3", { id: "film-title" }, "Decoding, step by step"), el("label", { class: "pick" }, "Film of ", select)),
     el("div", { class: "player" },
@@ -42,6 +45,7 @@ function makeFilm(films) {
     slider.min = steps.first;
     slider.max = steps.last;
     mapNode.hidden = !film.order;
+    given.hidden = !film.order?.includes(0);
     scaleNode.firstChild.textContent = String(steps.first);
     scaleNode.lastChild.textContent = String(steps.last);
     strip.replaceChildren(...film.frames.map((each) => el("li", {}, el("button", {
@@ -80,7 +84,7 @@ function makeFilm(films) {
     for (const [index, at] of film.order.entries()) {
       const [x, y] = [(index % columns) * cell + gap, Math.floor(index / columns) * cell + gap];
       if (at < 0 || at > step) continue;
-      paint.fillStyle = colourOf((at - steps.first) / Math.max(1, steps.last - steps.first));
+      paint.fillStyle = at === 0 ? GIVEN : colourOf((at - steps.first) / Math.max(1, steps.last - steps.first));
       paint.fillRect(x, y, cell - 2 * gap, cell - 2 * gap);
       if (at !== step) continue;
       paint.lineWidth = Math.max(1, cell / 14); // decided just now: a black line and a white one, seen on every colour
@@ -117,7 +121,8 @@ function makeFilm(films) {
     const row = Math.min(rows - 1, Math.floor((event.clientY - box.top) / box.height * rows));
     const column = Math.min(columns - 1, Math.floor((event.clientX - box.left) / box.width * columns));
     const at = film.order[row * columns + column];
-    token.textContent = `Row ${row + 1}, column ${column + 1}: ${at < 0 ? "not decided" : `step ${at}`}`;
+    const when = at < 0 ? "not decided" : at === 0 ? "given" : `step ${at}`;
+    token.textContent = `Row ${row + 1}, column ${column + 1}: ${when}`;
   });
   map.addEventListener("pointerleave", () => { token.textContent = ""; });
   slider.addEventListener("input", () => { stop(); goTo(Number(slider.value)); });
@@ -134,6 +139,6 @@ function makeFilm(films) {
 
 /** First and last step of the chain in which a film's target was decoded. */
 function rangeOf(film) {
-  const steps = [...(film.order ?? []).filter((each) => each >= 0), ...film.frames.map((each) => each.step)];
+  const steps = [...(film.order ?? []).filter((each) => each > 0), ...film.frames.map((each) => each.step)];
   return { first: steps.reduce((a, b) => Math.min(a, b), Infinity), last: steps.reduce((a, b) => Math.max(a, b), 0) };
 }
