@@ -5,20 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fourm.api.inputs import Gathered, gather, resolve_targets
+from fourm.api.keeping import parse_keep, with_kept
 from fourm.api.schedule import SETTINGS, Schedule
+from fourm.data.dataset import Dataset
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.modalities.registry import TOKENS
+from fourm.runs.inputs import marked_texts
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.request import DETOKENIZER_STEPS, Request
 from fourm.schedule.chain import Chain
-from fourm.schedule.plan import build_chain
+from fourm.schedule.plan import build_chain, fill_texts
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
-    "detokenizer_steps", "decode",
+    "detokenizer_steps", "decode", "blend",
 )  # fmt: skip
 _NAMED = (
     "cond_domains",
@@ -76,13 +79,22 @@ def plan_call(parts: Parts, prompts: Sequence[Any], arguments: Mapping[str, Any]
     if "targets" in own:
         names = resolve_targets(parts.base, own["targets"])
         layers.append(Layer({"target_domains": Setting(tuple(names), "`targets`")}))
-    chain = build_chain(merge(layers), parts.base.files)
+    kept = parse_keep(own.get("keep", {}))
+    if kept:
+        layers.append(Layer({"keep": Setting(tuple(one.text for one in kept), "`keep`")}))
+    chain, files = build_chain(merge(layers), parts.base.files), parts.base.files
+    dataset = Dataset(gathered.samples)
+    if marked := marked_texts(dataset, chain, files):
+        layers.append(fill_texts(merge(layers), marked))
+        chain = build_chain(merge(layers), files)
+    samples = with_kept(gathered, chain, kept, files.registry)
     variations = _count("variations", own.get("variations", 1))
     request = Request(
-        parts.base.files, chain, gathered.samples, num_variations=variations,
+        files, chain, samples, num_variations=variations,
         seed=_whole("seed", own.get("seed", 0)),
         device=str(parts.base.device), dtype=parts.base.dtype, attention=parts.base.attention,
         batch_size=own.get("batch_size"), decode=bool(own.get("decode", True)),
+        blend=bool(own.get("blend", True)),
         detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=gathered.input,
     )  # fmt: skip
     finer = _plan_finer(parts, merge(layers, SR_PREFIX), chain, own.get("sr", parts.sr))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,13 +12,14 @@ from PIL import Image
 from fourm.codecs.taking import turn_upright
 from fourm.codecs.texts import STRUCTURED
 from fourm.data.dataset import Input
-from fourm.data.layout import PICTURES, Key, Sample, number_keys
+from fourm.data.layout import Key, Sample, number_keys, parse_key
 from fourm.data.opening import local_path
+from fourm.data.pictures import keys_below
 from fourm.errors import UsageError, near_match, shown
 from fourm.modalities.facts import Colour
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.text import Structured, WordPiece, check_prompt
-from fourm.runs.inputs import CAPTION, digest_of, shows_part
+from fourm.runs.inputs import CAPTION, digest_of
 from fourm.runs.loaded import LoadedModel
 
 _TEXT_SUFFIXES = (".json", ".json.gz", ".txt")
@@ -65,12 +66,16 @@ def gather(
         raise UsageError(f"{next(iter(counts))}: the list is empty")
     rows = [{one.row.name: one.values[n if one.is_list else 0] for one in given} for n in range(count)]
     by_name = {one.row.name: one for one in given}
-    named = _keys_of(rows, keys)
+    named = number_keys(count) if keys is None else _given_keys(keys, count)
+    if keys is None and (paths := _paths(given, count)):
+        named = [*keys_below([path.parent for path in paths], paths)]
     samples = [_sample(loaded, by_name, key, row, is_upright) for key, row in zip(named, rows, strict=True)]
     names = {one.row.name: _schedule_name(one) for one in given}
     is_text = all(not sample.files and not sample.values for sample in samples)
-    texts = Input("texts", sha256=digest_of(samples)) if given and is_text else Input("" if given else "none")
-    return Gathered(tuple(samples), names, bool(counts), texts)
+    read = Input("none") if not given else Input("texts", sha256=digest_of(samples))
+    if not is_text:
+        read = Input("pictures", sha256=digest_of(samples), upright=is_upright)
+    return Gathered(tuple(samples), names, bool(counts), read)
 
 
 def find_condition(loaded: LoadedModel, name: str, value: Any) -> Given:
@@ -128,17 +133,24 @@ def _is_structured(value: Any) -> bool:
     return not is_part and not any(isinstance(one, int | float | np.number) for one in value)
 
 
-def _keys_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str] | None) -> list[Key]:
-    """The names of samples: their positions, or those that are given as `keys`."""
-    if keys is None:
-        return number_keys(len(rows))
+def _given_keys(keys: str | Sequence[str], count: int) -> list[Key]:
+    """The names of samples that are given as `keys`."""
     names = [keys] if isinstance(keys, str) else [*keys]
-    if len(names) != len(rows):
-        raise UsageError(f"`keys`: {len(names)} names for {len(rows)} samples")
+    if len(names) != count:
+        raise UsageError(f"`keys`: {len(names)} names for {count} samples")
     if len({*names}) < len(names):
         raise UsageError(f"`keys`: '{next(n for n in names if names.count(n) > 1)}' is given twice")
-    folders = [os.path.split(name) for name in names]
-    return [Key(folder or "00000", name) for folder, name in folders]
+    return [parse_key(name) for name in names]
+
+
+def _paths(given: Sequence[Given], count: int) -> list[Path]:
+    """The files that name the samples: those of RGB, else of the first condition with one for each."""
+    for one in sorted(given, key=lambda one: not one.row.is_rgb):
+        if len(one.values) == count:
+            paths = [_path_of(one.row, value, one.name) for value in one.values]
+            if found := [path for path in paths if path is not None]:
+                return found if len(found) == count else []
+    return []
 
 
 def _sample(
@@ -150,8 +162,6 @@ def _sample(
         path = _path_of(modality, value, argument)
         if path is not None:
             files[name] = path
-            if shows_part(modality, [name] if given[name].is_raw else []) and modality.is_rgb:
-                files[PICTURES] = path
         elif modality.codec == CAPTION:
             caption = _checked_prompt(loaded.wordpiece, modality, value)
         elif modality.codec in STRUCTURED and isinstance(value, str):
@@ -160,7 +170,8 @@ def _sample(
             values[name] = turn_upright(value, argument)
         else:
             values[name] = value
-    return Sample(key, caption, files, typed=typed, values=values)
+    upright: Literal["", "own"] = "own" if files and is_upright else ""
+    return Sample(key, caption, files, typed=typed, values=values, upright=upright)
 
 
 def _path_of(row: Modality, value: Any, argument: str) -> Path | None:

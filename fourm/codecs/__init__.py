@@ -14,7 +14,7 @@ PUBLIC = {
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry UNKNOWN read_pixels turbo",
     "table": "Codec build_codec check_codec",
-    "taking": "take take_ids take_map turn_upright",
+    "taking": "take take_ids take_map take_mask turn_upright",
     "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -22,7 +22,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from fourm.codecs.files import check_ids
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import Value
+from fourm.codecs.keeping import WHITE_FROM
+from fourm.codecs.maps import Value, pixels_of
 from fourm.codecs.table import Codec
 from fourm.codecs.texts import CaptionCodec, EmbeddingCodec, StructuredCodec
 from fourm.data.layout import Crop
@@ -45,6 +46,20 @@ def take_map(codec: GridCodec, given: Any, where: str) -> Value:
         return codec.form.take(_array(given, where), where)
     _load(given, where)
     return codec.form.take(given, where)
+
+
+def take_mask(given: Any, where: str) -> NDArray[np.bool_]:
+    """(H, W) bool of a mask: booleans, levels or a grey picture, of which 128 and above is True."""
+    if isinstance(given, Image.Image):
+        _load(given, where)
+        return pixels_of(given, "L", where) >= WHITE_FROM
+    mask = _array(given, where)
+    if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8):
+        found = f"{mask.dtype} of shape {mask.shape}"
+        raise SampleError(
+            f"{where}: {found}, where a mask is rows x columns of booleans, or of levels 0..255"
+        )
+    return mask if mask.dtype == np.bool_ else mask >= WHITE_FROM
 
 
 def turn_upright(picture: Image.Image, where: str) -> Image.Image:

@@ -7,7 +7,7 @@ PUBLIC = {
     "convert": "convert_dataset",
     "events": "Detokenized Event Failed Finished Halved Loading Malformed Noted Saved Started Stepped",
     "inputs": """CAPTION EMPTY Source choose_keys digest_of implied_conditions marked_texts note_unknown_words
-        read_samples shows_part sort_source""",
+        read_samples sort_source""",
     "listing": "find_raw_folders list_raw_samples missing_tokenizers",
     "origins": "find_finer names_made plan_finer read_finer read_origin read_replay sr_name",
     "conditions": "Work",

@@ -146,13 +146,14 @@ class _Reading:
         codec, request = self.codecs[keep.target], self.request
         if keep.is_text:
             return keep_text(keep, codec, request.chain, self._value(keep.target, is_marked=True))
-        if keep.target not in self.files or not isinstance(codec, GridCodec):
+        sources = {**self.sample.values, **self.files}
+        if keep.target not in sources or not isinstance(codec, GridCodec):
             raise SampleError(
                 f"sample {self.sample.key.text} has no {keep.target} of which a part could stay"
             )
         uniforms = share_uniforms(keep, request.seed, work.result, codec.row.max_tokens)
-        source = read_source(keep, codec, self.files, self.turn_of(self.files[keep.target]))
-        return keep_grid(keep, codec, source, self.crop, uniforms)
+        turn = self.turn_of(self.files[keep.target]) if keep.target in self.files else 1
+        return keep_grid(keep, codec, read_source(keep, codec, sources, turn), self.crop, uniforms)
 
     def _value(self, name: str, is_marked: bool = False) -> Any:
         """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""

@@ -24,11 +24,12 @@ from fourm.codecs.keeping import (
     tokens_of_share,
 )
 from fourm.codecs.table import Codec
+from fourm.codecs.taking import take_ids, take_map, take_mask
 from fourm.codecs.texts import CaptionCodec, StructuredCodec
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
-from fourm.modalities.registry import Modality
+from fourm.modalities.registry import TOKENS, Modality
 from fourm.modalities.text import Structured
 from fourm.networks.state import Slot, partly_given, typed_text
 from fourm.schedule.chain import Chain
@@ -54,12 +55,23 @@ class Source:
     mask_where: str = ""
 
 
-def read_source(keep: Keep, codec: GridCodec, files: Mapping[str, Path], turn: int = 1) -> Source:
-    """What the files of a sample hold; turn: how pictures are turned first (see `read_turn`)."""
-    row, path, mask_path = codec.row, files[keep.target], files.get(keep.mask)
-    value = codec.read(path, turn=turn) if keep.raw else read_ids(path, row.max_tokens, row.vocab_size)
-    mask = read_keep_mask(mask_path) if mask_path is not None and keep.share is None else None
-    return Source(value, str(path), mask, keep.to_text() if mask_path is None else str(mask_path))
+def read_source(keep: Keep, codec: GridCodec, sources: Mapping[str, Any], turn: int = 1) -> Source:
+    """What the files of a sample hold, or what it holds in memory, by target and by `Keep.mask`.
+
+    turn: how pictures of files are turned first (see `read_turn`).
+    """
+    row, given, mask_given = codec.row, sources[keep.target], sources.get(keep.mask)
+    where = str(given) if isinstance(given, Path) else row.key.removeprefix(TOKENS)
+    mask_where = str(mask_given) if isinstance(mask_given, Path) else f"`keep` {keep.to_text()}"
+    if isinstance(given, Path):
+        value = codec.read(given, turn=turn) if keep.raw else read_ids(given, row.max_tokens, row.vocab_size)
+    else:
+        value = take_map(codec, given, where) if keep.raw else take_ids(row, given, where)
+    if mask_given is None or keep.share is not None:
+        return Source(value, where, None, mask_where)
+    is_file = isinstance(mask_given, Path)
+    mask = read_keep_mask(mask_given) if is_file else take_mask(mask_given, mask_where)
+    return Source(value, where, mask, mask_where)
 
 
 def keep_grid(

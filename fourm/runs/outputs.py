@@ -123,7 +123,7 @@ class Saver:
                 self._write(place, work, partial(write_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
         new = {name: value for name, value in made.values.items() if name in targets}
-        yield from self._save_values(Given(work, values=given), new)
+        yield from self._save_values(Given(work, values=given, kept=made.kept), new)
         self._note_checksums(self.job.paths(work))
 
     def fail(self, work: Work, reason: str) -> Failed:

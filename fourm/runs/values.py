@@ -94,6 +94,7 @@ class Made:
     work: Work
     values: Mapping[str, Any]  # by modality: targets, and conditions as used
     tokens: Mapping[str, NDArray[np.int64]]  # (L,) by modality, of everything with ids
+    kept: Mapping[str, Kept] = field(default_factory=dict)  # by target: the part that was given
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ class Collector:
                 if isinstance(value, Structured) and value.problems:
                     yield Malformed(*row.work.result, name, value.problems)
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
-            self.made[row.work.result] = Made(row.work, {**row.values, **values}, tokens)
+            self.made[row.work.result] = Made(row.work, {**row.values, **values}, tokens, row.kept)
             yield Saved(*row.work.result, (), self.job.request.stage)
 
 

@@ -330,3 +330,43 @@ def test_no_warning_is_left(demo: Model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         demo(PROMPT, steps=2)
+
+
+def test_what_is_kept_is_that_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    one(demo(PROMPT)).rgb.save(tmp_path / "cat.png")
+    mask = np.zeros((64, 64), np.bool_)
+    mask[32:] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    said = "a small green triangle above a blue square"
+    code, _, err = run("generate", said, "cat.png", "--keep", "rgb:mask.png", "--out", "cli")
+    assert code == 0, err
+    result = one(demo(said, rgb="cat.png", keep={"rgb": "mask.png"}))
+    assert result.key == "cat"
+    folder = result.save(tmp_path / "api")
+    assert differences(folder, tmp_path / "cli") == []
+    with Image.open(tmp_path / "cat.png") as picture:
+        held = one(demo(said, rgb=picture, keep={"rgb": mask}, keys="cat"))
+        box = one(demo(said, rgb=picture, keep={"rgb": (0, 0.5, 1, 1)}, keys="cat"))
+        share = one(demo(said, rgb=picture, keep={"rgb": 0.5}))
+    assert np.array_equal(held.rgb, result.rgb)
+    assert np.array_equal(box.rgb, result.rgb)
+    assert not np.array_equal(share.rgb, result.rgb)
+    filled = one(demo("a small [S_1] above a large blue square on a white background", targets="caption"))
+    assert "[S_1]" not in filled.caption
+
+
+KEPT_WRONG = (
+    ({"rgb": np.ones((64, 64), np.bool_)}, "the mask keeps all of the picture"),
+    ({"rgb": np.zeros((5, 64), np.bool_)}, "the mask has 64 x 5 pixels, but its picture has 64 x 64"),
+    ({"rgb": np.zeros((64, 64, 3))}, "where a mask is rows x columns of booleans"),
+    ({"depth": 0.5}, "nothing is given of depth; give it too, as depth="),
+    ({"rgb": None}, "nothing is said of rgb"),
+    ({"rgb": [0.5, 0.5]}, "2 masks for 1 samples"),
+    (3, "names with what stays of each were expected"),
+)
+
+
+@pytest.mark.parametrize(("keep", "sentence"), KEPT_WRONG, ids=map(str, range(len(KEPT_WRONG))))
+def test_mistakes_in_what_is_kept(demo: Model, keep: object, sentence: str) -> None:
+    with pytest.raises(FourMError, match=sentence):
+        demo(rgb=Image.new("RGB", (64, 64)), keep=keep)  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""The part of a modality that a call keeps: masks, boxes and shares by name."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fourm.api.inputs import Gathered
+from fourm.data.layout import Sample
+from fourm.errors import UsageError
+from fourm.modalities.registry import Registry
+from fourm.schedule.chain import Chain
+from fourm.schedule.keeps import MASK, Keep
+
+_NUM_CORNERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """One entry of `keep`."""
+
+    text: str  # NAME:WHERE, as a schedule has it
+    masks: Any = None  # a mask for all samples, or a list with one for each; a path, a picture or an array
+
+
+def parse_keep(given: Any) -> list[KeptPart]:
+    """The entries of `keep={"rgb": mask}`; UsageError for something else.
+
+    A part is a share (0.5), a box of fractions (left, top, right, bottom), or a mask, white or True for what
+    stays: the path of a picture, a PIL picture, an array (H, W); or a list of masks, one for each sample.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError("`keep`: names with what stays of each were expected, as {'rgb': mask}")
+    parts = list[KeptPart]()
+    for name, where in given.items():
+        is_number = isinstance(where, int | float) and not isinstance(where, bool)
+        if is_number or (isinstance(where, str) and where.startswith("box:")):
+            parts.append(KeptPart(f"{name}:{where}"))
+        elif isinstance(where, list | tuple) and len(where) == _NUM_CORNERS and all(
+            isinstance(one, int | float) for one in where
+        ):  # fmt: skip
+            parts.append(KeptPart(f"{name}:box:{','.join(map(str, where))}"))
+        elif where is None:
+            raise UsageError(f"`keep`: nothing is said of {name}; give a mask, a box or a share")
+        else:
+            parts.append(KeptPart(f"{name}:{MASK}", where))
+    return parts
+
+
+def with_kept(
+    gathered: Gathered, chain: Chain, parts: Sequence[KeptPart], registry: Registry
+) -> tuple[Sample, ...]:  # fmt: skip
+    """The samples with what is kept of them: the value by target, and its mask by `Keep.mask`."""
+    samples = gathered.samples
+    for keep, part in zip([keep for keep in chain.keeps if not keep.is_text], parts, strict=True):
+        masks = part.masks if isinstance(part.masks, list | tuple) else [part.masks] * len(samples)
+        if len(masks) != len(samples):
+            raise UsageError(f"`keep`: {len(masks)} masks for {len(samples)} samples")
+        found = zip(samples, masks, strict=True)
+        samples = tuple(_with_part(sample, keep, mask, chain, registry) for sample, mask in found)
+    return samples
+
+
+def _with_part(sample: Sample, keep: Keep, mask: Any, chain: Chain, registry: Registry) -> Sample:
+    files, values = dict(sample.files), dict(sample.values)
+    row = registry.get(keep.target)
+    # A picture that is given as RGB is that of kept RGB, too.
+    names = [keep.target, *(name for name in (*files, *values) if name in registry.rows and row.is_rgb
+                            and registry.get(name).key == "rgb" and keep.raw)]  # fmt: skip
+    name = next((name for name in names if name in files or name in values), None)
+    if name is None:
+        said = keep.to_text().partition(":")[0].partition("@")[0]
+        raise UsageError(f"`keep`: nothing is given of {said}; give it too, as {said}=...")
+    if isinstance(mask, str | os.PathLike):
+        files[keep.mask] = Path(mask)
+    elif mask is not None:
+        values[keep.mask] = mask
+    for held in (files, values):
+        if name in held:
+            held[keep.target] = held[name] if name in chain.conditions else held.pop(name)
+    return replace(sample, files=files, values=values)
