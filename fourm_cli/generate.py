@@ -86,7 +86,7 @@ def generate(
     finer = plan_finer(settings, files, chain, sr_model)
     keeps = [*chain.keeps, *(finer[1].keeps if finer else ())]
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
-    if marked := marked_texts(dataset, chain, files):
+    if marked := marked_texts(dataset.samples, chain.conditions, files):
         chain = build_chain(fill_texts(settings.base, marked), files)
         finer = plan_finer(settings, files, chain, sr_model)
     requests = [run(

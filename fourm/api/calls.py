@@ -7,7 +7,6 @@ from typing import Any
 from fourm.api.inputs import Gathered, gather, resolve_targets
 from fourm.api.keeping import parse_keep, with_kept
 from fourm.api.schedule import SETTINGS, Schedule
-from fourm.data.dataset import Dataset
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.modalities.registry import TOKENS
@@ -82,11 +81,10 @@ def plan_call(parts: Parts, prompts: Sequence[Any], arguments: Mapping[str, Any]
     kept = parse_keep(own.get("keep", {}))
     if kept:
         layers.append(Layer({"keep": Setting(tuple(one.text for one in kept), "`keep`")}))
-    chain, files = build_chain(merge(layers), parts.base.files), parts.base.files
-    dataset = Dataset(gathered.samples)
-    if marked := marked_texts(dataset, chain, files):
+    files = parts.base.files
+    if marked := marked_texts(gathered.samples, gathered.names, files):
         layers.append(fill_texts(merge(layers), marked))
-        chain = build_chain(merge(layers), files)
+    chain = build_chain(merge(layers), files)
     samples = with_kept(gathered, chain, kept, files.registry)
     variations = _count("variations", own.get("variations", 1))
     request = Request(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,6 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
 from fourm.runs.listing import folders_of
-from fourm.schedule.chain import Chain
 from fourm.schedule.keeps import MASK, Keep
 
 CAPTION = "caption"  # codec of the modality that prompts are
@@ -335,15 +334,15 @@ def shows_part(row: Modality, raw: Container[str]) -> bool:
     return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
 
 
-def marked_texts(dataset: Dataset, chain: Chain, model: ModelFiles) -> list[str]:
-    """Conditions that were typed with marks, [S_1] and so on, and that the model can fill."""
-    if model.text_tokenizer is None or not any("[S_" in text for s in dataset.samples for text in _typed(s)):
+def marked_texts(samples: Sequence[Sample], names: Iterable[str], model: ModelFiles) -> list[str]:
+    """Of conditions of these names those that were typed with marks ([S_1]), and that the model can fill."""
+    if model.text_tokenizer is None or not any("[S_" in text for s in samples for text in _typed(s)):
         return []
     wordpiece, found = WordPiece.load(model.text_tokenizer), list[str]()
-    for name in chain.conditions:
+    for name in names:
         row = model.registry.get(name)
         if row.kind is Kind.SEQUENCE and name in model.writes:
-            texts = (s.caption if row.codec == CAPTION else s.typed.get(name) for s in dataset.samples)
+            texts = (s.caption if row.codec == CAPTION else s.typed.get(name) for s in samples)
             ids = (wordpiece.encode(text) for text in texts if text and "[S_" in text)
             if any(one in wordpiece.sentinels for tokens in ids for one in tokens):
                 found.append(name)
