@@ -12,7 +12,7 @@ from fourm.modalities.registry import TOKENS
 from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album, Entry
 from fourm.views.layout import COLUMNS, FAINT, PAPER, paste, slack, stack, starts, text_block
-from fourm.views.panels import RGB, View, full_title
+from fourm.views.panels import RGB, View
 
 SIDE, LEAST, GAP = 192, 96, 14  # pixels per side of a picture, at most and at least, and between two
 ROWS = 10  # of a sheet
@@ -76,10 +76,9 @@ def choose_parts(album: Album, names: Sequence[str] = ()) -> tuple[Part, ...]:
     groups = dict[tuple[bool, str], list[Entry]]()
     for entry in album.entries:
         groups.setdefault((entry.role == "condition", _kind_of(entry)), []).append(entry)
-    titles = [(group[0].title.partition(",")[0], *group[0].names[1:]) for group in groups.values()]
     parts = {
-        key: Part(full_title(*title, titles), key[0], tuple(entry.place.modality for entry in group))
-        for (key, group), title in zip(groups.items(), titles, strict=True)
+        key: Part(_title_of(group), key[0], tuple(entry.place.modality for entry in group))
+        for key, group in groups.items()
     }
     if not names:
         return tuple(parts[key] for key in _usual(groups))
@@ -97,7 +96,7 @@ def choose_parts(album: Album, names: Sequence[str] = ()) -> tuple[Part, ...]:
 
 def _usual(groups: dict[tuple[bool, str], list[Entry]]) -> list[tuple[bool, str]]:
     """RGB, given and made, then all maps; if nothing of it was made, also what was made last."""
-    chosen = [key for key, (entry, *_) in groups.items() if _is_map(entry) and entry.place.form == "value"]
+    chosen = [key for key, (entry, *_) in groups.items() if _is_map(entry) and entry.place.form != "ids"]
     chosen.sort(key=lambda key: key[1] != "rgb")
     made = [key for key in groups if not key[0]]
     if made and not any(key in chosen for key in made):
@@ -114,6 +113,11 @@ def _is_map(entry: Entry) -> bool:
 def _kind_of(entry: Entry) -> str:
     """What all resolutions have in common, as values and as tokens: `rgb` of `tok_rgb@128`."""
     return entry.place.modality.partition("@")[0].removeprefix(TOKENS)
+
+
+def _title_of(group: Sequence[Entry]) -> str:
+    """The title of what super-resolution started from."""
+    return min(group, key=lambda entry: entry.role == "sr").title
 
 
 def _names_of(group: Sequence[Entry]) -> Iterator[str]:

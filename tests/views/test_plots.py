@@ -362,6 +362,14 @@ def test_a_contact_sheet_has_rgb_and_all_maps_of_a_sample_side_by_side(folder: P
         assert (left + 192 + 6, top) in places_of(shown, sheet)
 
 
+def test_a_kept_part_stands_beside_what_became_of_it(tmp_path: Path) -> None:
+    kept = Place("rgb_kept", ".png", True, "tok_rgb@64", "kept", True)
+    ids = Place("tok_depth@64", ".npy", True, "tok_depth@64", "ids", True)
+    write_record(tmp_path, [kept, ids, RGB])
+    parts = choose_parts(open_album(tmp_path))
+    assert [(part.title, part.is_given) for part in parts] == [("RGB, kept", True), ("RGB", False)]
+
+
 def test_what_a_contact_sheet_shows_can_be_chosen(folder: Path) -> None:
     album = open_album(folder)
     assert [part.title for part in choose_parts(album, ("semseg", "rgb@128", "tok_rgb"))] == [
