@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from fourm.codecs import maps
 from fourm.codecs.keeping import (
     box_mask,
     check_keep_mask,
@@ -20,9 +21,10 @@ from fourm.codecs.keeping import (
     seam,
     tokens_of_mask,
     tokens_of_share,
+    whole_mask,
 )
 from fourm.codecs.maps import FORMS, NO_CLASS
-from fourm.data.layout import centre_crop
+from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
 
@@ -115,3 +117,18 @@ def test_the_seam_lies_inside_what_is_kept(mask: np.ndarray, width: int) -> None
     assert (joined[~mask] == 10).all()
     assert (joined[weights == 1] == 200).all()
     assert mask.all() <= bool((weights == 1).all())
+
+
+@given(
+    st.lists(st.booleans(), min_size=16, max_size=16), st.integers(-6, 20), st.integers(-6, 30), st.booleans()
+)
+def test_tokens_of_a_crop_are_found_in_the_whole_picture(bits, top, left, mirrored) -> None:
+    tokens, crop = np.array(bits), Crop((30, 40), top, left, 16, 16, mirrored)
+    whole = whole_mask(tokens, (4, 4), crop)
+    assert whole.shape == (30, 40)
+    inside = maps.cut(np.ones((30, 40), np.uint8), crop, 16) > 0  # not beyond the picture
+    shown = maps.cut(whole.astype(np.uint8), crop, 16) > 0
+    assert np.array_equal(shown[inside], mask_of_tokens(tokens, (4, 4), 16)[inside])
+    outside = np.ones((30, 40), bool)
+    outside[max(top, 0) : max(top + 16, 0), max(left, 0) : max(left + 16, 0)] = False
+    assert whole[outside].all()
