@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourm.data.opening import local_name, local_path
-from fourm.data.pictures import is_path
 from fourm.schedule.settings import Layer, RunSettings, Setting
 from fourm_cli.options import INPUT, argument, option
 
@@ -31,6 +30,7 @@ class Given:
 
     def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
         """The source of samples, with what configuration files say where options say nothing."""
+        from fourm.data.pictures import is_path
         from fourm.runs.inputs import Source, sort_source
 
         arguments, typed = self.arguments or [], tuple(self.prompt or ())

@@ -102,9 +102,9 @@ OPTIONS = (
            "passes don't see it"),
     Option("cfg_grow_conditioning", "grow_cond", Item.FLAG, "Finished targets join the guided conditions"),
     Option("top_p", "top_p", Item.NUMBER,
-           "Draw from the most probable tokens that make up this share; 0 is off"),
+           "Draw from the tokens that make up this probability; 0 is off"),
     Option("top_k", "top_k", Item.COUNT_OR_SHARE,
-           "Draw from this many tokens (50), or this share of the vocabulary (0.05); 0 is off"),
+           "Draw from this many tokens (50) or this share of all (0.05); 0 is off"),
 )  # fmt: skip
 TARGET_OPTIONS = tuple(option for option in OPTIONS if option.field)
 _WORDS = {option.word: option for option in TARGET_OPTIONS}
