@@ -86,6 +86,7 @@ class _RunState:
     run: Run
     is_closed: bool  # all its processes ended normally, so every file has a checksum
     failed: set[tuple[str, int]]  # that are listed in failures.jsonl and were not made since
+    is_chosen: bool = False  # no process was to make more than a few samples by their keys
     base_failed: set[tuple[str, int]] = field(default_factory=set)  # likewise, in its base run
 
 
@@ -191,7 +192,8 @@ class _Folder:
                 what = "an older version wrote it; only files with a checksum are checked"
                 self.add_note(OLDER, file, what)
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
-            self.runs.append(_RunState(run, processes.is_closed(launches), failed))
+            is_chosen = all(launch.only for launch in launches)
+            self.runs.append(_RunState(run, processes.is_closed(launches), failed, is_chosen))
             places = (*run.record.places, SAMPLES[file])
             self.known_folders |= {place.folder.partition("/")[0] for place in places}
             self.has_base |= file == RUN
@@ -338,6 +340,8 @@ class _Folder:
             if run.record.origin and run.file == RUN and state.is_closed:
                 why = "the run that this one continues lacks them, or"
                 self.add_note(MISSING, run.file, f"{what}{why} `resume=True` makes them")
+            elif state.is_chosen and state.is_closed and not counts[_PARTIAL]:
+                self.add_note(MISSING, run.file, f"{what}only others were chosen; `resume=True` makes them")
             else:
                 self.add(MISSING, run.file, f"{what}`resume=True` makes them")
 

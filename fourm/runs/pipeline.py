@@ -69,9 +69,8 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     listed = {} if request.overwrite else read_checksums(out, (world.rank, world.size))
     chosen = sorted(request.chosen, key=lambda sample: sample.key)
     works = [Work(sample, variation) for sample in chosen for variation in request.variations]
-    share = world.share(works)
-    made, todo = _split_work(job, share, listed)
-    check_disk(plan_results(job, share, todo))
+    made, todo = _split_work(job, world.share(works), listed)
+    check_disk(plan_results(job, made, todo))
     yield Started(
         total=len(made) + len(todo), skipped=len(made), batch_size=job.batch_size, model=request.model.name,
         device=str(job.device), steps=len(request.chain.steps),
@@ -118,7 +117,8 @@ def plan(request: Request) -> Plan:
     listed = {} if is_new else read_checksums(out, (world.rank, world.size))
     samples = sorted(request.chosen, key=lambda sample: sample.key)
     works = world.share([Work(sample, variation) for sample in samples for variation in request.variations])
-    planned = plan_results(job, works, _split_work(job, works, listed)[1])
+    # Of super-resolution, the run before it will have made what it reads.
+    planned = plan_results(job, *_split_work(job, works, listed, is_base_made=True))
     check_disk(planned)
     return planned
 
@@ -204,7 +204,7 @@ def follow_on(base: Request, finer: Request) -> Request:
 
 
 def _split_work(
-    job: Job, works: Sequence[Work], listed: Mapping[str, Listed]
+    job: Job, works: Sequence[Work], listed: Mapping[str, Listed], is_base_made: bool = False
 ) -> tuple[list[Work], list[Work]]:
     """The results that are complete, and those that are to be made.
 
@@ -214,7 +214,7 @@ def _split_work(
     for work in works:
         files = work.sample.files_of(work.variation)
         given = (name in files and files[name].is_file() for name in request.chain.conditions)
-        if request.origin and not all(given):
+        if request.origin and not (is_base_made or all(given)):
             continue
         complete = (job.is_complete(place, work, listed) for place in job.written)
         (made if not request.overwrite and all(complete) else todo).append(work)

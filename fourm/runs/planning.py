@@ -83,8 +83,8 @@ class Plan:
         }  # fmt: skip
 
 
-def plan_results(job: Job, works: Sequence[Work], todo: Sequence[Work]) -> Plan:
-    """The plan of a run that is to make `todo` out of `works`."""
+def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
+    """The plan of a run of which some results are complete, and others are to be made."""
     request, chosen = job.request, {work.sample.key for work in todo}
     counts = [(place, len(chosen) if place.shared else len(todo), 1) for place in job.written]
     counts += [(place, len(todo), number) for place, number in _previews(job)]
@@ -98,9 +98,9 @@ def plan_results(job: Job, works: Sequence[Work], todo: Sequence[Work]) -> Plan:
     if num_files:
         folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(3, 0, _in_blocks(noted))
     cost = estimate(request.chain, request.model, job.dtype)
-    samples = {work.sample.key for work in works}
+    samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
-        job, len(samples), len(works), len(works) - len(todo), folders, cost.passes,
+        job, len(samples), len(made) + len(todo), len(made), folders, cost.passes,
         count_evaluations(request, job.places),
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def check_disk(plan: Plan) -> None:
     out, least = plan.job.request.out, sum(folder.least for folder in plan.folders.values())
     where, free = f"`out={out}`: {plan.to_make:,} results", free_bytes(out)
     if least > free:
-        need, left = (f"{size / 1e9:.3g} GB" for size in (least, free))
+        need, left = (f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB" for n in (least, free))
         raise UsageError(f"{where} need {need} at least, but only {left} are free on its file system")
     status = os.statvfs(_existing(out)) if hasattr(os, "statvfs") else None
     if status is not None and status.f_files and plan.files > status.f_favail:
