@@ -41,8 +41,8 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
 def generate(
     *, inputs: given.Given, schedule: options.ScheduleWithSr, model: str | None = None,
     sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
-    num_variations: int | None = None, seed: int | None = None, out: Path | None = None,
-    writing: options.Writing, dry_run: bool = False, report: options.Report,
+    num_variations: int | None = None, seed: int | None = None, fit: str | None = None,
+    out: Path | None = None, writing: options.Writing, dry_run: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Generate pictures, depth, captions ... from captions, pictures or more, target after target.
 
@@ -72,7 +72,7 @@ def generate(
         _check_replay({
             **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
             "options of a schedule": schedule, "--dtype": machine.dtype,
-            "configuration files": configs.paths, "--sr-model": sr_model, **writing.named(),
+            "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
         run = _requester(machine, writing, told, out or told.folder)
         _make(*_repeat(again, files, run), report, dry_run)
@@ -92,6 +92,7 @@ def generate(
     requests = [run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         seed=seed if seed is not None else told.seed or 0, only=choose_keys(dataset.samples, inputs.only),
+        fit=options.parse_fit(fit),
     )]  # fmt: skip
     if finer:
         requests.append(replace(requests[0], model=finer[0], chain=finer[1], samples=()))
@@ -135,13 +136,21 @@ def sr(
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    run = _requester(machine, writing, settings.run, out or root)
+    run, is_beside = (
+        _requester(machine, writing, settings.run, out or root),
+        out is None or real(out) == real(root),
+    )
+    restore = writing.restore or (made is not None and made.restore)
+    if made is not None and restore != made.restore and is_beside:
+        what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
+        raise UsageError(f"--restore: {root} {what}")
     request = run(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
         dtype=machine.dtype or (made.dtype if made else "auto"),
-        stage="sr", origin=made, is_beside=out is None or real(out) == real(root),
+        stage="sr", origin=made, is_beside=is_beside,
+        fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
     _make([request], dataset, report)
 
@@ -161,8 +170,8 @@ def sr(
 )  # fmt: skip
 def tokenize(
     *, folder: Path, modalities: str | None = None, model: str | None = None, machine: options.Machine,
-    crops: int | None = None, min_scale: float = 0.8, seed: int | None = None, out: Path | None = None,
-    overwrite: bool = False, report: options.Report,
+    crops: int | None = None, min_scale: float = 0.8, fit: str | None = None, seed: int | None = None,
+    out: Path | None = None, overwrite: bool = False, report: options.Report,
 ) -> None:  # fmt: skip
     """Turn pictures, depth, normals ... of a dataset into token files, with the same crops for all of them.
 
@@ -188,7 +197,7 @@ def tokenize(
         files, tuple(found), dataset.samples, out, num_crops=crops, min_scale=min_scale, seed=seed or 0,
         batch_size=options.parse_batch_size(machine.batch_size), device=machine.device or "auto",
         dtype=machine.dtype or "auto", attention=machine.attention, overwrite=overwrite,
-        world=parse_world(machine.shard, os.environ),
+        world=parse_world(machine.shard, os.environ), fit=options.parse_fit(fit),
     )  # fmt: skip
     counts = Counter(name for sample in dataset.samples for name in sample.files)
     made = ", ".join(row.name for row in found)
@@ -237,6 +246,7 @@ def _requester(
         device=machine.device or options.parse_device(given.device or "auto"),
         dtype=machine.dtype or given.dtype or "auto",
         attention=machine.attention, decode=writing.decode, preview=writing.preview, blend=writing.blend,
+        restore=writing.restore,
         detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
     )  # fmt: skip
 
@@ -278,7 +288,7 @@ def _repeat(
             model=model, chain=chain, samples=samples, num_variations=base.num_variations,
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
-            blend=record.blend,
+            blend=record.blend, fit=record.fit, restore=record.restore,
         )
         for record, model, chain, samples in runs
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -21,6 +21,9 @@ from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
 from fourm.schedule.settings import OPTIONS, REPEATABLE, SR_PREFIX, Item
 from fourm_cli.help import SCHEDULE, SR_SCHEDULE, help_parameters
+
+if TYPE_CHECKING:
+    from fourm.data.layout import Fit
 
 INPUT, MODEL, CONFIG, RUN, OUTPUT = "Input", "Model", "Configuration files", "Run", "Output"  # panels of help
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -155,6 +158,9 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "sr_config": config_option("YAML with the sr_ schedule.", "-src", "--sr-config"),
     "num_variations": option("Results per sample.", "K", RUN, min=1, show_default="1"),
     "seed": option("Seed of all random draws.", "S", RUN, min=0, show_default="0"),
+    "fit": option(
+        "How a picture becomes the square that the model sees: crop (its centre) or pad (all of it, with a "
+        "border).", "crop|pad", RUN, show_default="crop", autocompletion=one_of("crop", "pad")),
     "batch_size": option("Results decoded together.", "auto|N", RUN),
     "shard": option("Make one n-th of the results, 0/4 to 3/4, of a shared --out.", "i/n", RUN),
     "out": option("Output folder. By default the first free of out/001, out/002, ...", "DIR", OUTPUT,
@@ -167,6 +173,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         show_default="50"),
     "blend": option("Lay what --keep keeps over the generated picture, with a soft seam, or leave what the "
                     "decoder makes of its tokens.", None, OUTPUT),
+    "restore": option(
+        "Write pictures, maps, boxes and poses in the size and frame of the whole picture.", None, OUTPUT),
     "preview": option("Keep the picture after every N-th step; 0 is never.", "N", OUTPUT, min=0),
     "quiet": option("No progress, no notes.", None, OUTPUT, "--quiet", "-q"),
     "as_json": option("On stdout, JSON in place of a table or of the folder's path.", None, OUTPUT, "--json"),
@@ -212,11 +220,12 @@ class Writing:
     detokenizer_steps: int | None = None
     preview: int = 0
     blend: bool = True
+    restore: bool = False
 
     def named(self) -> Mapping[str, object]:
         """What results depend on, where it is given, by the name that messages give it."""
         return {"--no-decode": not self.decode, "--no-blend": not self.blend, "--preview": self.preview,
-                "--detokenizer-steps": self.detokenizer_steps}  # fmt: skip
+                "--detokenizer-steps": self.detokenizer_steps, "--restore": self.restore}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +321,16 @@ def parse_folder(text: str, stdin: BinaryIO) -> Path:
     if not os.path.isdir(folder := output_path(lines[0])):
         raise UsageError(f"{where}{lines[0]}: no such folder")
     return folder
+
+
+def parse_fit(text: str | None) -> "Fit":
+    """How pictures become squares; by default their centres."""
+    from fourm.data.layout import FITS
+
+    for fit in FITS if text is not None else FITS[:1]:
+        if text in (None, fit):
+            return fit
+    raise UsageError(f"--fit: '{text}' is not one of {', '.join(FITS)}{near_match(str(text), FITS)}")
 
 
 def parse_batch_size(text: str) -> int | None:

@@ -6,9 +6,9 @@ from fourm import import_when_used
 PUBLIC = {
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
-    "files": """read_array read_crop read_crop_rows read_crops read_ids read_json read_picture read_size
-        read_text read_turn write_crops write_ids write_png""",
-    "frames": "restore_map restore_points",
+    "files": """format_frame read_array read_crop read_crop_rows read_crops read_frame read_ids read_json
+        read_picture read_size read_text read_turn write_crops write_ids write_png""",
+    "frames": "restore_map",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec rows_at_once",

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from fourm.data.dataset import PICTURE_SUFFIXES, read_member, split_path
-from fourm.data.layout import Crop, centre_crop
+from fourm.data.layout import Crop, Fit, Frame, fit_crop
 from fourm.data.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError, shown
+from fourm.modalities.typed import fit as fit_type
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
@@ -224,7 +226,10 @@ def _opened(path: Path, is_exact: bool = False) -> Iterator[Image.Image]:
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write (H, W) or (H, W, 3) as PNG with `text` as its text chunks; equal input gives equal bytes."""
+    """Write (H, W[, C]) as PNG with `text` as its text chunks; equal input gives equal bytes.
+
+    C: 2 for grey and alpha, 3 for colours, 4 for colours and alpha.
+    """
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode())
@@ -289,14 +294,39 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
     return data
 
 
-def read_crop(settings: Path | None, picture: Path | None, turn: int = 1) -> Crop | None:
-    """The crop of a sample: the first row of its settings, else the centre of its picture, else None.
+def read_frame(path: Path) -> Frame:
+    """Where the square of a sample lies in its picture, as `write_frame` wrote it."""
+    try:
+        frame: Frame = fit_type(Frame, read_json(path), "it", strict=False)
+        problem = _problem_of(frame.crop)
+        if min(frame.crop.whole) < 1 or math.prod(frame.crop.whole) > MAX_PIXELS:
+            problem = "is of a picture that no run reads"
+        if problem:
+            raise ValueError(f"its crop {problem}")
+    except ValueError as error:
+        raise SampleError(f"{path}: does not say where a square lies in its picture ({error})") from error
+    return frame
 
-    turn: how the picture is turned first (see `read_turn`).
+
+def format_frame(frame: Frame) -> str:
+    """The text of a file that `read_frame` reads; equal frames give equal texts."""
+    return json.dumps(asdict(frame)) + "\n"
+
+
+def read_crop(settings: Path | None, picture: Path | None, turn: int = 1, fit: Fit = "crop") -> Crop | None:
+    """The crop of a sample: the first row of its settings, else the square of its picture, else None.
+
+    turn: how the picture is turned first (see `read_turn`). SampleError: the settings are of another part
+    than `fit` asks for.
     """
     if picture is not None:
         whole = read_size(picture, turn)
-        return centre_crop(*whole) if settings is None else read_crops(settings, whole)[0]
+        if settings is None:
+            return fit_crop(fit, *whole)
+        crop = read_crops(settings, whole)[0]
+        if fit == "pad" and crop != fit_crop(fit, *whole):
+            raise SampleError(f"{settings}: says which part is read, but `fit=pad` reads the whole picture")
+        return crop
     if settings is not None:
         raise SampleError(f"{settings}: the sample has no picture, so the size of the whole is not known")
     return None
@@ -306,18 +336,25 @@ def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
     """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
     crops = list[Crop]()
     for number, (top, left, height, width, mirrored) in enumerate(read_crop_rows(path).tolist()):
-        is_outside = top >= whole[0] or left >= whole[1] or top + height <= 0 or left + width <= 0
-        for is_wrong, problem in (
-            (height < 1 or width < 1, "holds no pixel"),
-            (height * width > MAX_PIXELS, "is too large to be read"),
-            (mirrored not in (0, 1), f"says {mirrored} where mirrored is 0 or 1"),
-            (is_outside, f"lies wholly outside the picture of {whole[1]} x {whole[0]} pixels"),
-        ):
-            if is_wrong:
-                place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
-                raise SampleError(f"{path}: {place}, {problem}")
         crops.append(Crop(whole, top, left, height, width, bool(mirrored), number))
+        problem = "" if mirrored in (0, 1) else f"says {mirrored} where mirrored is 0 or 1"
+        if problem := _problem_of(crops[-1]) or problem:
+            place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
+            raise SampleError(f"{path}: {place}, {problem}")
     return tuple(crops)
+
+
+def _problem_of(crop: Crop) -> str:
+    """Why a crop cannot be read; "" if it can."""
+    (height, width), size = crop.whole, crop.height * crop.width
+    if crop.height < 1 or crop.width < 1:
+        return "holds no pixel"
+    if size > MAX_PIXELS and not crop.is_padded:
+        return "is too large to be read"
+    is_outside = crop.top >= height or crop.left >= width
+    if is_outside or crop.top + crop.height <= 0 or crop.left + crop.width <= 0:
+        return f"lies wholly outside the picture of {width} x {height} pixels"
+    return ""
 
 
 def read_crop_rows(path: Path) -> NDArray[np.int64]:

@@ -1,11 +1,10 @@
 """From the square that a model sees back to the picture that it was cut from, in that picture's own size."""
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from fourm.codecs.maps import NO_CLASS, Form, Value
+from fourm.codecs.maps import DEPTH_LEVELS, NO_CLASS, Form, Value
 from fourm.data.layout import Crop
 
 # How maps grow: class numbers keep their edges, fractions are not overshot.
@@ -15,59 +14,57 @@ _GROWS = {"labels": Resampling.NEAREST, "colours": Resampling.BICUBIC, "fraction
 def restore_map(value: Value, crop: Crop, form: Form) -> Value:
     """A map of the model's square as a map of the whole picture, (H, W) or (H, W, C) of its height and width.
 
-    What lies outside the crop is unknown: NaN in float32 maps, 255 in class numbers; 8-bit colours get a last
-    channel, 0 where nothing is known and 255 elsewhere. Features, which have no pixels, stay as they are.
+    What lies outside the crop is unknown: NaN in float32 maps (also of uint16 levels, as fractions 0 to 1),
+    255 in class numbers. If there is such a part, 8-bit colours get a last channel, 0 where nothing is known
+    and 255 elsewhere. Features, which have no pixels, stay as they are.
     """
     if form.resample is None:
         return value
+    value = (value / DEPTH_LEVELS).astype(np.float32) if value.dtype == np.uint16 else value
     square = value[:, ::-1] if crop.mirrored else value
     if crop.mirrored and form.is_normal:
         square = np.where((True, False, False), 255 - square, square).astype(np.uint8)
-    grown = _grow(square, crop, form)
+    shown = _grow(square, crop, form)
+    if shown.shape[:2] == crop.whole:
+        return shown
     if form.is_labels:
-        return _place(grown, crop, NO_CLASS)
+        return _place(shown, crop, NO_CLASS)
     if value.dtype.kind == "f":
-        return _place(grown, crop, np.nan)
-    known = np.full(grown.shape[:2], 255, dtype=np.uint8)
-    return np.dstack([_place(grown, crop, 0), _place(known, crop, 0)])
-
-
-def restore_points(points: NDArray[np.float64], crop: Crop, side: int) -> NDArray[np.float64]:
-    """Points (..., 2), x and y in pixels of the model's square, as pixels of the whole picture."""
-    x, y = points[..., 0] / side, points[..., 1] / side
-    x = 1 - x if crop.mirrored else x
-    return np.stack([crop.left + x * crop.width, crop.top + y * crop.height], axis=-1)
+        return _place(shown, crop, np.nan)
+    known = np.full(shown.shape[:2], 255, dtype=np.uint8)
+    return np.dstack([_place(shown, crop, 0), _place(known, crop, 0)])
 
 
 def _grow(square: Value, crop: Crop, form: Form) -> Value:
-    """The square at the size of the crop's rectangle."""
-    size = crop.width, crop.height
+    """What a square shows of the picture, at the picture's size; of a border nothing is computed."""
+    left, top, right, bottom = crop.shown
+    width, height = right - left, bottom - top
+    x, y = left - crop.left, top - crop.top
     if square.shape[:2] == (crop.height, crop.width):
-        return square
+        return np.ascontiguousarray(square[y : y + height, x : x + width])
+    across, down = square.shape[1] / crop.width, square.shape[0] / crop.height
+    box = x * across, y * down, (x + width) * across, (y + height) * down
+
+    def resize(plane: Value, kind: str) -> Value:
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(image.resize((width, height), _GROWS[kind], box))
+
     if form.is_labels:
-        return np.asarray(Image.fromarray(square).resize(size, _GROWS["labels"]))
+        return resize(square, "labels")
     if square.dtype.kind == "f":
-        return np.asarray(Image.fromarray(square.astype(np.float32)).resize(size, _GROWS["fractions"]))
-    if form.is_normal:
-        return _grow_normals(square, size)
-    return np.asarray(Image.fromarray(square).resize(size, _GROWS["colours"]))
-
-
-def _grow_normals(square: Value, size: tuple[int, int]) -> Value:
-    """Normals, 0..255 for -1..1, blended as vectors and made unit length again."""
+        return resize(square.astype(np.float32), "fractions")
+    if not form.is_normal:
+        return resize(square, "colours")
+    # Normals, 0..255 for -1..1, are blended as vectors and made unit length again.
     vectors = square.astype(np.float32) / 127.5 - 1
-    planes = [Image.fromarray(np.ascontiguousarray(vectors[..., i])) for i in range(3)]
-    grown = np.dstack([np.asarray(plane.resize(size, _GROWS["fractions"])) for plane in planes])
+    grown = np.dstack([resize(vectors[..., axis], "fractions") for axis in range(3)])
     length = np.linalg.norm(grown, axis=-1, keepdims=True)
     return np.rint((grown / np.maximum(length, 1e-6) + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
-def _place(grown: Value, crop: Crop, outside: float) -> Value:
-    """The crop's rectangle in the whole picture, and `outside` around it."""
-    height, width = crop.whole
-    whole = np.full((height, width, *grown.shape[2:]), outside, dtype=grown.dtype)
-    top, left = max(crop.top, 0), max(crop.left, 0)
-    bottom, right = min(crop.top + crop.height, height), min(crop.left + crop.width, width)
-    shown = grown[top - crop.top : bottom - crop.top, left - crop.left : right - crop.left]
+def _place(shown: Value, crop: Crop, outside: float) -> Value:
+    """What the crop shows in its place in the whole picture, and `outside` around it."""
+    whole = np.full((*crop.whole, *shown.shape[2:]), outside, dtype=shown.dtype)
+    left, top, right, bottom = crop.shown
     whole[top:bottom, left:right] = shown
     return whole

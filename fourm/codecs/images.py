@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fourm.codecs import maps
 from fourm.codecs.files import turned, write_array, write_png
+from fourm.codecs.frames import restore_map
 from fourm.codecs.maps import Form, LegendEntry, Value, unit
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
@@ -95,6 +96,10 @@ class GridCodec:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
         write_png(value, path, text) if value.dtype == np.uint8 else write_array(value, path)
 
+    def restore(self, value: Value, crop: Crop) -> Value:
+        """A value of the square as a map of the whole picture; see `restore_map`."""
+        return restore_map(value, crop, self.form)
+
     def encode(self, values: Sequence[Value]) -> Slot:
         """The centre square at the row's size, as tokens, or as pixels normalised like ImageNet's."""
         if self.row.kind is Kind.PIXELS:
@@ -117,6 +122,8 @@ class GridCodec:
         form, config, side = self.form, self._need_tokenizer().config, self.row.image_size
         if form.resample is not None:
             value = maps.fit_square(value, side, form.resample)
+            if value.dtype.kind == "f" and np.isnan(value).any():
+                raise SampleError(f"{self.row.name}: what is read of it holds NaN, which stands for unknown")
         x, is_map = form.prepare(value), form.resample is not None
         if form.is_labels:
             count = self._num_labels() - 1

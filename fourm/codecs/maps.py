@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
-from fourm.codecs.files import levels_of, read_array, read_levels, read_picture
+from fourm.codecs.files import MAX_PIXELS, levels_of, read_array, read_levels, read_picture
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 
@@ -143,7 +143,10 @@ def read_valid(path: Path) -> NDArray[np.uint8]:
 
 
 def read_depth(path: Path) -> Value:
-    """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions."""
+    """(H, W): uint16 levels of a 16-bit picture or .npy, or float32 of a .npy or a picture of fractions.
+
+    Fractions of an array may be NaN where depth is not known.
+    """
     is_array = path.suffix.lower() == ".npy"
     return depth_of(read_array(path) if is_array else read_picture(path), str(path))
 
@@ -153,7 +156,7 @@ def depth_of(given: Image.Image | Value, where: str) -> Value:
     if not isinstance(given, Image.Image):
         if given.dtype.newbyteorder("=") == np.uint16 and given.ndim == 2 and given.size > 0:
             return given.astype(np.uint16)
-        return _fractions(given, where, 2, "or 16-bit levels (uint16) ")
+        return _fractions(given, where, 2, "or 16-bit levels (uint16) ", may_be_unknown=True)
     if given.mode == "F":
         return _fractions(np.asarray(given), where, 2)
     if not given.mode.startswith("I"):
@@ -224,11 +227,19 @@ def _checked_levels(image: Image.Image, where: str) -> Value:
     return levels
 
 
-def _fractions(array: Value, where: str, rank: int, other: str = "") -> NDArray[np.float32]:
-    """An array of this rank as finite float32; `other` is what messages name as also allowed."""
+def _fractions(
+    array: Value, where: str, rank: int, other: str = "", may_be_unknown: bool = False
+) -> NDArray[np.float32]:
+    """An array of this rank as finite float32; `other` is what messages name as also allowed.
+
+    may_be_unknown: NaN is allowed, too.
+    """
     if array.ndim != rank or array.dtype.kind != "f" or array.size == 0:
         found = f"{array.dtype} of shape {array.shape}"
         raise SampleError(f"{where}: {found}, where {rank} axes of fractions {other}belong")
+    if may_be_unknown:
+        unknown = np.isnan(array)
+        return np.where(unknown, np.float32(np.nan), finite(np.where(unknown, 0, array), where))
     return finite(array, where)
 
 
@@ -247,20 +258,41 @@ def cut(
 ) -> Value:  # fmt: skip
     """(H, W[, C]) -> the rectangle of a crop at side x side pixels, mirrored if the crop is mirrored.
 
-    outside: the value of pixels beyond the whole picture. SampleError: the map is not as large as that.
+    outside: the value of pixels beyond the whole picture; where it is padded, they repeat its edge.
+    SampleError: the map is not as large as that.
     """
     if value.shape[:2] != crop.whole:
         found, whole = (f"{width} x {height}" for height, width in (value.shape[:2], crop.whole))
         both = f"{found} pixels, but the picture of this sample has {whole}"
         raise SampleError(f"{path}: {both}; one crop cannot mean the same in both")
-    top, left = max(crop.top, 0), max(crop.left, 0)
-    seen = value[top : max(crop.top + crop.height, top), left : max(crop.left + crop.width, left)]
+    if crop.is_padded:
+        return _pad(value, crop, side, resample, path)
+    left, top, right, bottom = crop.shown
+    seen = value[top:bottom, left:right]
     square = np.full((crop.height, crop.width, *value.shape[2:]), outside, dtype=value.dtype)
     above, before = top - crop.top, left - crop.left
     square[above : above + len(seen), before : before + seen.shape[1]] = seen
     if square.shape[:2] != (side, side):
         square = np.asarray(Image.fromarray(square).resize((side, side), resample))
     return np.ascontiguousarray(square[:, ::-1]) if crop.mirrored else square
+
+
+def _pad(value: Value, crop: Crop, side: int, resample: Resampling, path: Path | str | None) -> Value:
+    """All of a map in the middle of a square, between borders that repeat its edge."""
+    height, width = crop.whole
+    if max(crop.whole) * side > MAX_PIXELS:
+        raise SampleError(f"{path}: {width} x {height} pixels are too long for a square around them")
+
+    def resize(part: Value, size: tuple[int, int]) -> Value:
+        return part if part.shape[1::-1] == size else np.asarray(Image.fromarray(part).resize(size, resample))
+
+    # The longer axis is resized before the border is added, so that a long picture takes little memory.
+    strip = resize(value, (side, height) if width > height else (width, side))
+    before = (-crop.top, 0) if width > height else (0, -crop.left)
+    missing = (crop.height - height - before[0], crop.width - width - before[1])
+    after = (missing[0], 0) if width > height else (0, missing[1])
+    borders = [*zip(before, after, strict=True), *[(0, 0)] * (value.ndim - 2)]
+    return resize(np.pad(strip, borders, mode="edge"), (side, side))
 
 
 def fit_square(value: Value, side: int, resample: Resampling = Resampling.NEAREST) -> Value:

@@ -2,7 +2,8 @@
 
 All codecs have these methods: `read` a value from a file, of the whole picture or of the part in a crop, at
 the row's size; `write` a file at exactly this path, with `text` (prompt, seed, ...) if the format has room;
-`encode` values to the input of the model, one row each, all known; `decode` the values of rows; draw a
+`restore` a value of a crop to one of the whole picture; `encode` values to the input of the model, one row
+each, all known; `decode` the values of rows; draw a
 `picture` of a value. Errors of one value are SampleErrors.
 """
 

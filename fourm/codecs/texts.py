@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class CaptionCodec:
         mark = "\ufeff" if value.startswith("\ufeff") else ""
         path.write_text(mark + value, encoding="utf-8", errors="surrogateescape", newline="")
 
+    def restore(self, value: str, crop: Crop) -> str:
+        """The same text: it has no places in the picture."""
+        return value
+
     def encode(self, values: Sequence[str]) -> Slot:
         """Token ids (B, max_tokens); those of the text are known, the padding is not."""
         return encode_texts(self.row, self.wordpiece, values)
@@ -141,6 +145,10 @@ class StructuredCodec:
         data = json.dumps(self.grammar.to_json(value.value), ensure_ascii=False, allow_nan=False)
         path.write_bytes(data.encode() + b"\n")
 
+    def restore(self, value: Structured[Any], crop: Crop) -> Structured[Any]:
+        """The value with its places in the whole picture, where the grammar has places."""
+        return replace(value, value=self.grammar.restore(value.value, crop))
+
     def encode(self, values: Sequence[Structured[Any]]) -> Slot:
         """As `encode_texts`; of a value that is too long, the first pieces. SampleError: an unknown word."""
         texts = [value.text or " ".join(self._fitting(value.value)[0]) for value in values]
@@ -184,6 +192,7 @@ class StructuredForm:
     draw: Callable[..., Image.Image]  # takes the value, and `decode` if a tokenizer decodes its codes
     codes: tuple[int, ...] = ()  # shape of the codes of one part: (h, w), or (codebooks, h, w)
     channels: int = 0  # of a decoded part
+    is_of_square: bool = False  # it is drawn in the square that the model sees
     # Makes the grammar for the vocabulary of a model; None: `grammar` is used for all vocabularies.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
     has_places: bool = True  # coordinates in a picture
@@ -229,6 +238,10 @@ class EmbeddingCodec:
         """Write a .npz file of one caption; `text` is not stored."""
         with path.open("wb") as file:  # given a path, NumPy may append a suffix
             np.savez(file, emb=value[None], mask_valid=np.ones((1, len(value)), dtype=np.int64))
+
+    def restore(self, value: Vectors, crop: Crop) -> Vectors:
+        """The same vectors: they have no places in the picture."""
+        return value
 
     def encode(self, values: Sequence[Vectors]) -> Slot:
         """The first max_tokens vectors of each value, padded with zeros; the padding is not known."""
@@ -335,6 +348,6 @@ STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, suited=_boxes_suited),
     "metadata": StructuredForm(METADATA, draw_metadata, has_places=False),
     "color_palette": StructuredForm(palette_grammar(), draw_palette, has_places=False),
-    "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS),
+    "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS, is_of_square=True),
     "sam_instance": StructuredForm(SAM_INSTANCES, draw_instances, (4, 4), 1),
 }

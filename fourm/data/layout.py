@@ -21,8 +21,12 @@ PICTURES = "rgb"  # folder of a dataset: the whole pictures, whose size others r
 KEPT_PIXELS = "mask_keep"  # folder of a dataset: which part of a picture stays while the rest is generated
 VALID_PIXELS = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
+FRAME = "frame"  # folder of a run: where the square of a sample lies in its picture
+Fit = Literal["crop", "pad"]  # how a picture becomes a square: its centre, or all of it with a border
+FITS: tuple[Fit, ...] = ("crop", "pad")
 _ASPECTS = (0.75, 1.3333)  # width / height of random crops
 _TRIES = 10
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 NUM_UNIFORMS = 4 * _TRIES + 1  # that a random crop takes
 
 
@@ -106,6 +110,46 @@ class Crop:
     mirrored: bool = False
     number: int = 0  # row in token files, caption lists and SAM files of several crops
 
+    @property
+    def shown(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what it shows of the picture, in pixels of the whole picture."""
+        (height, width), top, left = self.whole, max(self.top, 0), max(self.left, 0)
+        right, bottom = min(self.left + self.width, width), min(self.top + self.height, height)
+        return left, top, max(right, left), max(bottom, top)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it shows all of the picture as it is, without a border."""
+        return (self.top, self.left, self.height, self.width, self.mirrored) == (0, 0, *self.whole, False)
+
+    @property
+    def is_padded(self) -> bool:
+        """True for the smallest square around a picture that is no square: `pad_crop`."""
+        padded, (height, width) = pad_crop(*self.whole), self.whole
+        place = self.top, self.left, self.height, self.width, self.mirrored
+        return height != width and place == (padded.top, padded.left, padded.height, padded.width, False)
+
+    def restore_box(self, box: Rectangle) -> Rectangle | None:
+        """A box in fractions of the crop as pixels of the whole picture, clipped to it; None outside."""
+        (height, width), (left, top, right, bottom) = self.whole, box
+        left, right = (1.0 - right, 1.0 - left) if self.mirrored else (left, right)
+        across = self.left + left * self.width, self.left + right * self.width
+        down = self.top + top * self.height, self.top + bottom * self.height
+        if max(across) < 0 or min(across) > width or max(down) < 0 or min(down) > height:
+            return None
+        left, right = (min(max(x, 0.0), float(width)) for x in across)
+        top, bottom = (min(max(y, 0.0), float(height)) for y in down)
+        return left, top, right, bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where the square of a sample lies in its picture, as runs record it."""
+
+    crop: Crop
+    fit: Fit = "crop"  # how the crop was chosen; one that the data set says counts as "crop"
+    restored: bool = False  # values of the run are of the whole picture, not of the square
+
 
 def number_keys(count: int) -> list[Key]:
     """Keys for samples without names: `00000/000000`, with a folder for each 1000."""
@@ -152,6 +196,11 @@ def pad_crop(height: int, width: int) -> Crop:
     """The smallest square around a picture, which lies in its middle; the border holds nothing."""
     side = max(height, width)
     return Crop((height, width), (height - side) // 2, (width - side) // 2, side, side)
+
+
+def fit_crop(fit: Fit, height: int, width: int) -> Crop:
+    """The square of a picture that the model sees."""
+    return (pad_crop if fit == "pad" else centre_crop)(height, width)
 
 
 def random_crop(height: int, width: int, min_scale: float, uniforms: Sequence[float], number: int) -> Crop:

@@ -185,13 +185,31 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
 
 def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
     """The data of a file with these boxes, each with ordered corners and an area, for the same bins again."""
-    instances, quarter = list[dict[str, object]](), 0.25 / (bins - 1)  # of a bin
+    instances = list[dict[str, object]]()
     for box in boxes:
-        (x0, x1), (y0, y1) = sorted((box.xmin, box.xmax)), sorted((box.ymin, box.ymax))
-        dx, dy = quarter * (x0 == x1), quarter * (y0 == y1)
-        corners = [max(x0 - dx, 0.0), max(y0 - dy, 0.0), min(x1 + dx, 1.0), min(y1 + dy, 1.0)]
-        instances.append({"boxes": corners, "class_name": box.name, "score": box.score})
+        instances.append({"boxes": [*_with_area(box, bins)], "class_name": box.name, "score": box.score})
     return {"instances": instances}
+
+
+def restore_boxes(boxes: Boxes, crop: Crop, bins: int = 1000) -> Boxes:
+    """Boxes of a crop as fractions of the whole picture, without those that lie in a border alone.
+
+    Each has ordered corners and an area; `boxes_from_json` with the same crop finds the same bins.
+    """
+    restored, (height, width) = list[Box](), crop.whole
+    for box in boxes:
+        x0, y0, x1, y1 = crop.restore_box(_with_area(box, bins)) or (0.0,) * 4
+        if x0 < x1 and y0 < y1:
+            restored.append(Box(x0 / width, y0 / height, x1 / width, y1 / height, box.name, box.score))
+    return tuple(restored)
+
+
+def _with_area(box: Box, bins: int) -> Corners:
+    """The corners of a box in order; where it has no area, it gets half a bin."""
+    (x0, x1), (y0, y1) = sorted((box.xmin, box.xmax)), sorted((box.ymin, box.ymax))
+    quarter = 0.25 / (bins - 1)
+    dx, dy = quarter * (x0 == x1), quarter * (y0 == y1)
+    return max(x0 - dx, 0.0), max(y0 - dy, 0.0), min(x1 + dx, 1.0), min(y1 + dy, 1.0)
 
 
 def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
@@ -202,6 +220,7 @@ def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
         from_json=partial(boxes_from_json, rules=rules),
         to_json=partial(boxes_to_json, bins=rules.bins),
         is_divisible=True,
+        restore=partial(restore_boxes, bins=rules.bins),
     )
 
 

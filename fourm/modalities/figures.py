@@ -161,7 +161,7 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
 
 
 def people_to_json(people: People) -> object:
-    """The data of a file of a 224 x 224 picture; `{}` for nobody."""
+    """The data of a file; `{}` for nobody."""
     body = {"global_orient": [[one.orientation] for one in people], "betas": [one.betas for one in people]}
     columns = {
         "bbox_xyxy": [one.box for one in people],
@@ -172,7 +172,24 @@ def people_to_json(people: People) -> object:
     return columns if people else {}
 
 
-HUMAN_POSES: Grammar[People] = Grammar(parse_people, people_words, people_from_json, people_to_json)
+def restore_people(people: People, crop: Crop) -> People:
+    """People of a crop with boxes in pixels of the whole picture, clipped to it; nobody of a border alone.
+
+    Cameras belong to boxes, so only a mirrored crop changes them; as in `people_from_json`, poses stay.
+    """
+    restored = list[Person]()
+    for person in people:
+        left, top, right, bottom = (corner / PICTURE_SIDE for corner in person.box)
+        if box := crop.restore_box((left, top, right, bottom)):
+            scale, x, y = person.camera
+            camera = (scale, -x, y) if crop.mirrored else person.camera
+            restored.append(replace(person, box=box, camera=camera))
+    return tuple(restored)
+
+
+HUMAN_POSES: Grammar[People] = Grammar(
+    parse_people, people_words, people_from_json, people_to_json, restore=restore_people
+)
 
 
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:

@@ -14,7 +14,8 @@ from fourm.modalities.typed import Limits, fit
 TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
 _RESERVED = re.compile(  # what else an output folder holds
-    r"(run|failures|checksums)\..*|processes|samples(\.sr)?|plots|preview|malformed|done", re.I | re.DOTALL
+    r"(run|failures|checksums)\..*|processes|samples(\.sr)?|frame|plots|preview|malformed|done",
+    re.I | re.DOTALL,
 )
 _FOLDER = re.compile(r"[^./\\-][^/\\]*")
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")

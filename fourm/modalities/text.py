@@ -145,6 +145,7 @@ class Grammar(Generic[T]):
     from_json: Callable[[object, Crop | None], T]  # data of a file -> value as the crop shows it
     to_json: Callable[[T], object]  # value -> data of a file, readable by from_json without a crop
     is_divisible: bool = False  # pieces mean something alone, so a long text can end between two of them
+    restore: Callable[[T, Crop], T] = lambda value, crop: value  # of a crop -> of the whole picture
 
     def to_text(self, value: T) -> str:
         """The value as the model reads it."""

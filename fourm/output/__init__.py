@@ -10,7 +10,7 @@ PUBLIC = {
         "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
         "read_checksums read_failures remove_empty sha256_of sha256_of_file write_failures"
     ),
-    "record": "BASE NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
+    "record": "BASE FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",
     "verify": "Finding Verdict verify_folder",
 }

@@ -30,7 +30,7 @@ from fourm.data.writing import (
 from fourm.errors import UsageError
 from fourm.output import processes
 from fourm.output.processes import FAILURES, LAUNCH, PROCESSES, Launch, Process, of_kind, remove_empty
-from fourm.output.record import NEXT, RUN, SAMPLES, SR_RUN, RunRecord, format_run
+from fourm.output.record import FRAMES, NEXT, RUN, SAMPLES, SR_RUN, RunRecord, format_run
 from fourm.output.samples import Run, load_run
 
 # Seconds that other processes wait until process 0 begins to overwrite a folder, and until it has done so.
@@ -96,7 +96,7 @@ class Joining:
         before = load_run(out, self.record)
         if not self.overwrite:
             self._check_same_run(before)
-        for place in (*self.settings.places, SAMPLES[self.record]):
+        for place in (*self.settings.places, SAMPLES[self.record], FRAMES):
             check_folder(out, out / place.folder)
 
     def enter(self) -> Process:
@@ -283,6 +283,7 @@ def _empty(out: Path, name: str, run: str, following: str = "") -> None:
     names = (SR_RUN, RUN) if name == RUN else (name,)
     runs = [load_run(out, each) for each in names if os.path.lexists(out / each)]
     places = [(each.file, place) for each in runs for place in (*each.record.places, SAMPLES[each.file])]
+    places += [(name, FRAMES)] if name == RUN else []
     for file, place in places:
         for path in accumulate(place.folder.split("/"), Path, initial=out):
             if path != out and path.is_symlink():

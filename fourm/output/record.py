@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from fourm.data.dataset import Input
-from fourm.data.layout import FORMS, MAX_SAMPLES, Place
+from fourm.data.layout import FORMS, FRAME, MAX_SAMPLES, Fit, Place
 from fourm.data.writing import PARTIAL
 from fourm.errors import shown
 from fourm.modalities.typed import Limits, fit
@@ -21,9 +21,13 @@ PLOTS = "plots"  # folder of the pictures that `fourm plot` draws
 NEXT = {RUN: "run.next.json", SR_RUN: "run.sr.next.json"}
 # Where the samples of a run are recorded, NNNNN.jsonl for each thousand of them.
 SAMPLES = {RUN: Place("samples", ".jsonl", form="extra"), SR_RUN: Place("samples.sr", ".jsonl", form="extra")}
+# Where the square of each sample lies in its picture. Not among the places of records, so that folders of
+# versions without it can be resumed.
+FRAMES = Place(FRAME, ".json", shared=True, form="extra")
 # No folder of results may have these names.
 RESERVED_NAMES = (
-    *NEXT, *NEXT.values(), *(place.folder for place in SAMPLES.values()), PROCESSES, FAILURES, PLOTS, PARTIAL,
+    *NEXT, *NEXT.values(), *(place.folder for place in SAMPLES.values()), FRAME, PROCESSES, FAILURES, PLOTS,
+    PARTIAL,
 )  # fmt: skip
 BASE: Literal["base"] = "base"  # stages of making a sample
 SR: Literal["sr"] = "sr"
@@ -77,6 +81,8 @@ class RunRecord:
     created: str = ""
     blend: bool = True  # what was kept in pixels was laid over the generated picture
     input: Input | None = None  # what the samples were read from; None: an older version made the folder
+    fit: Fit = "crop"  # how pictures became squares
+    restore: bool = False  # values are of whole pictures, not of squares
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""

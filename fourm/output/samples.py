@@ -16,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from fourm.data.dataset import list_folder, suffix_of
-from fourm.data.layout import CROP_SETTINGS, SAMPLES_PER_FOLDER, Key, Place, Sample, file_name
+from fourm.data.layout import (
+    CROP_SETTINGS,
+    FRAME,
+    SAMPLES_PER_FOLDER,
+    Key,
+    Place,
+    Sample,
+    file_name,
+    path_of,
+)
 from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import fit
-from fourm.output.record import RUN, SAMPLES, SR_RUN, RunRecord, parse_run
+from fourm.output.record import FRAMES, RUN, SAMPLES, SR_RUN, RunRecord, parse_run
 
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
@@ -37,7 +46,7 @@ class RecordedSample:
     prompt: str | None = None
     texts: Mapping[str, str] = field(default_factory=dict)  # other typed texts, by condition
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files of conditions, by condition
-    fit: str = ""  # "crop" if a square part of the pictures was read, the recorded crop or the centre
+    fit: str = ""  # one of FITS if pictures were read; "crop" is the recorded crop or the centre
 
     def file(self, place: Place, variation: int | None) -> str:
         """The file of a place and a variation; if all variations share one file, that file."""
@@ -119,7 +128,7 @@ class Run:
         found = read_samples_file(paths[after - 1], self) if after else ()
         return next((sample for sample in found if sample.key == key), None)
 
-    def describe(self, sample: Sample, is_cropped: bool = False) -> RecordedSample:
+    def describe(self, sample: Sample, fit: str = "") -> RecordedSample:
         """The record of a sample, with the files that it has or will have."""
         files = {
             place.folder: tuple(
@@ -133,9 +142,9 @@ class Run:
         sources = {
             name: tuple(dict.fromkeys("/".join(paths[name].parts[-num_parts:]) for paths in given))
             for name in given[0]
+            if name != FRAME  # what it says is recorded in the run's own file
         }
-        part = "crop" if is_cropped else ""
-        return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, part)
+        return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, fit)
 
     def _keys_of_files(self) -> set[Key]:
         """Keys of samples, from the names of files: an older version recorded nothing else."""
@@ -157,7 +166,7 @@ class SampleWriter:
 
     run: Run
     samples: Sequence[Sample]  # of all processes, in order
-    is_cropped: bool
+    fit: str  # of the pictures that are read; "" where none is
     recorded: set[Path] = field(default_factory=set)  # files that exist and agree with the samples
 
     def check(self) -> None:
@@ -183,7 +192,7 @@ class SampleWriter:
         """The samples that a file of a thousand has to record."""
         first = int(path.stem) * SAMPLES_PER_FOLDER
         thousand = self.samples[first : first + SAMPLES_PER_FOLDER]
-        return [self.run.describe(sample, self.is_cropped) for sample in thousand]
+        return [self.run.describe(sample, self.fit) for sample in thousand]
 
     def _is_recorded(self, path: Path) -> bool:
         """False if a file is missing or damaged; UsageError if it records other samples."""
@@ -256,6 +265,7 @@ def samples_for(
     found = list[Sample]()
     for sample in samples:
         files = {name: run.root / sample.file(place, None) for name, place in shared.items()}
+        files[FRAME] = path_of(run.root, FRAME, sample.key, FRAMES.suffix)  # if there is one
         by_variation = [
             {name: run.root / sample.file(p, v) for name, p in varied.items() if v in run.numbers}
             for v in range(run.record.num_variations if varied else 0)

@@ -14,7 +14,7 @@ from fourm.errors import UsageError, printable
 from fourm.output import processes
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
-from fourm.output.record import BASE, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN
+from fourm.output.record import BASE, FRAMES, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN
 from fourm.output.samples import RecordedSample, Run, load_run, read_samples_file
 
 # Kinds of findings, then kinds of notes, which report no damage.
@@ -194,7 +194,7 @@ class _Folder:
             failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
             is_chosen = all(launch.only for launch in launches)
             self.runs.append(_RunState(run, processes.is_closed(launches), failed, is_chosen))
-            places = (*run.record.places, SAMPLES[file])
+            places = (*run.record.places, SAMPLES[file], *([FRAMES] if file == RUN else []))
             self.known_folders |= {place.folder.partition("/")[0] for place in places}
             self.has_base |= file == RUN
         if len(self.runs) == 2:
@@ -366,13 +366,13 @@ class _Folder:
         if not self.unlisted:
             return outcomes
         for variation, outcome in zip(sample.variations, outcomes, strict=True):
-            for place in run.record.places:
+            for place in (*run.record.places, FRAMES):
                 if place.form == "extra":
-                    number = None if is_single else variation
+                    number = None if is_single or place.shared else variation
                     file = file_name(place.folder, sample.key, place.suffix, number)
                 else:
                     file = sample.file(place, variation)
-                is_made = _MADE in outcomes if file in shared else outcome == _MADE
+                is_made = _MADE in outcomes if place.shared else outcome == _MADE
                 self._take_unlisted(state, file, is_made, place)
         return outcomes
 

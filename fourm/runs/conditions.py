@@ -1,8 +1,9 @@
 """From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fourm.codecs.files import read_crop, read_ids, read_turn
+from fourm.codecs.files import read_crop, read_frame, read_ids, read_turn
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.codecs.taking import take, take_ids, take_map
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
-from fourm.data.layout import CROP_SETTINGS, PICTURES, Crop, Sample, centre_crop
+from fourm.data.dataset import split_path
+from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sample, fit_crop
 from fourm.errors import SampleError
 from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
@@ -52,6 +54,15 @@ class Given:
     kept: Mapping[str, Kept] = field(default_factory=dict)  # by target, what of it is given
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
     problem: str = ""  # why the conditions cannot be read; then there are none
+    frame: Frame | None = None  # where the square that the model sees lies in its picture, if that is known
+    # With `restore`, by name of a condition: reads its whole value, if its file has more than the square.
+    wholes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+
+    def restored(self, name: str, value: Any, codec: Codec) -> Any:
+        """A value of the square as one of the whole picture; a condition is what its file holds."""
+        if name in self.wholes:
+            return self.wholes[name]()
+        return value if self.frame is None else codec.restore(value, self.frame.crop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,10 @@ class Conditions:
         slots = {name: reading.slot(name) for name in chain.conditions}
         kept = {keep.target: reading.kept(keep, work) for keep in chain.keeps}
         slots |= {name: part.slot for name, part in kept.items()}
-        return Given(work, Batch((work.sample.key.text,), slots), reading.values, kept, reading.notes)
+        batch = Batch((work.sample.key.text,), slots)
+        return Given(
+            work, batch, reading.values, kept, reading.notes, frame=reading.frame, wholes=reading.wholes
+        )
 
 
 @dataclass(slots=True)
@@ -119,12 +133,36 @@ class _Reading:
     files: Mapping[str, Path]
     values: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    wholes: dict[str, Callable[[], Any]] = field(default_factory=dict)
     turn: int = field(init=False)  # how all maps are turned before they are cropped, see `read_turn`
-    crop: Crop | None = field(init=False)  # the part of pictures that the model sees
+    crop: Crop | None = None  # the part of its files that the model sees; None: they have no pixels
+    frame: Frame | None = None  # where the square lies in the picture, as the run records it
+    has_wholes: bool = True  # its files are of the whole picture; False: a run wrote squares of it
 
     def __post_init__(self) -> None:
+        """SampleError: a crop cannot be read, or with `restore`, nobody knows the picture's size."""
         self.turn = self._find_turn() if self.sample.upright == "all" else 1
-        self.crop = self._find_crop() if self.request.reads_pictures else None
+        request, before = self.request, self._recorded_frame()
+        if before is not None and before.restored:
+            self.crop = before.crop
+        elif request.reads_pictures:
+            self.crop = self._find_crop()
+        if before is not None and (before.restored or self.crop is None or self.crop.is_whole):
+            self.frame, self.has_wholes = replace(before, restored=request.restore), before.restored
+        elif self.crop is not None:
+            self.frame = Frame(self.crop, request.fit, request.restore)
+        elif request.restore:
+            raise SampleError("it has no picture or map, so the size that results should have is not known")
+
+    def _recorded_frame(self) -> Frame | None:
+        """What the run that made the files has recorded of their frame."""
+        path = self.files.get(FRAME)
+        if path is None or (split_path(path) is None and not path.is_file()):
+            return None
+        frame, fit = read_frame(path), self.request.fit
+        if frame.restored and fit == "pad" and frame.crop != fit_crop(fit, *frame.crop.whole):
+            raise SampleError(f"{path}: a part was read, but `fit=pad` reads the whole picture")
+        return frame
 
     def slot(self, name: str) -> Slot:
         """A condition as the model reads it; its value goes to `values`. SampleError if it is not there."""
@@ -161,9 +199,10 @@ class _Reading:
         if is_marked and path is not None and (marked := read_marked(codec, path)):
             return marked
         if path is not None:
-            if isinstance(codec, GridCodec):
-                return codec.read(path, self.crop, self.turn_of(path))
-            value: Any = codec.read(path, self.crop)
+            turn = (self.turn_of(path),) if isinstance(codec, GridCodec) else ()
+            value: Any = codec.read(path, self.crop, *turn)
+            if self.request.restore and self.has_wholes:
+                self.wholes[name] = partial(codec.read, path, None, *turn)
             if isinstance(codec, CaptionCodec):
                 if not self.request.origin and not codec.wordpiece.encode(value):
                     # A caption that a run has made may be so.
@@ -173,7 +212,10 @@ class _Reading:
                 self.notes[name] = value.problems
             return value
         if name in self.sample.values:
-            value = take(codec, self.sample.values[name], self.crop, _argument(codec))
+            held, where = self.sample.values[name], _argument(codec)
+            value = take(codec, held, self.crop, where)
+            if self.request.restore:
+                self.wholes[name] = partial(take, codec, held, None, where)
             self.notes[name] = value.problems if isinstance(value, Structured) else ()
             return value
         if codec.row.codec == CAPTION and self.sample.caption is not None:
@@ -191,8 +233,9 @@ class _Reading:
         """The part of the sample's picture that the model sees, once it is turned."""
         picture = self._picture()
         if (whole := self._size_in_memory()) and PICTURES not in self.files:
-            return centre_crop(*whole)
-        return read_crop(self.files.get(CROP_SETTINGS), picture, self.turn_of(picture) if picture else 1)
+            return fit_crop(self.request.fit, *whole)
+        turn = self.turn_of(picture) if picture else 1
+        return read_crop(self.files.get(CROP_SETTINGS), picture, turn, self.request.fit)
 
     def _find_turn(self) -> int:
         """How all maps of a sample are turned; SampleError if something else would not go with them."""

@@ -19,6 +19,7 @@ from fourm.data.dataset import (
 )
 from fourm.data.layout import (
     CROP_SETTINGS,
+    FRAME,
     KEPT_PIXELS,
     MAX_SAMPLES,
     PICTURES,
@@ -148,7 +149,7 @@ def _read_folder(
     rows = [model.registry.get(condition) for condition in conditions]
     folders = _folders(root, rows, raw)
     folders |= {keep.mask: KEPT_PIXELS for keep in keeps if keep.where == MASK and not keep.file}
-    beside = (PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()
+    beside = (FRAME, *((PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()))
     dataset = list_dataset(root, folders, beside)
     samples, upright = _chosen(source, dataset.samples), bool(source.upright)
     read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed, upright=upright)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fourm.data.dataset import Dataset, flat_advice, folders_in, list_folder, match_spellings
-from fourm.data.layout import CROP_SETTINGS, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample
+from fourm.data.layout import CROP_SETTINGS, FRAME, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
@@ -65,7 +65,7 @@ def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> 
     Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
     """
     listed = {row.name: list_folder(root, folder) for row, folder in folders.items()}
-    names = (PICTURES, VALID_PIXELS, CROP_SETTINGS)
+    names = (PICTURES, VALID_PIXELS, CROP_SETTINGS, FRAME)
     beside = {name: list_folder(root, name) for name in names if os.path.lexists(root / name)}
     own = {name: list_folder(out, name) for name in (CROP_SETTINGS,) if os.path.lexists(out / name)}
     match_spellings([*listed.values(), *beside.values(), *own.values()])

@@ -89,8 +89,8 @@ def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, 
         raise UsageError(f"{what}; `sr_keep` of `fourm generate` keeps a part of the picture that it reads")
     samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
-    results = [sample.files_of(v).values() for sample in samples for v in origin.numbers]
-    there = sum(all(path.is_file() for path in files) for files in results)
+    results = [sample.files_of(v) for sample in samples for v in origin.numbers]
+    there = sum(all(files[name].is_file() for name in chain.conditions) for files in results)
     if samples and not there:
         what = "none of the results that its run made are there; `resume=True` makes them again"
         raise UsageError(f"{root}: {what}")
@@ -272,6 +272,8 @@ class _PictureTexts:
             num_variations=count, variation=variation if count > 1 else None,
             seed=self.number(prefix + "seed", MAX_SEED), dtype=self.texts.get(prefix + "dtype", "float32"),
             device_type="", attention="sdpa", decode=True, preview=0, places=(),
+            fit="pad" if self.texts.get("fit") == "pad" else "crop",
+            restore=self.texts.get("restore") == "1",
             detokenizer_steps=self.number("detokenizer steps", MAX_DETOKENIZER_STEPS, 1),
             blend=self.texts.get("blend") != "no",
         )  # fmt: skip

@@ -13,24 +13,25 @@ import torch
 from torch import Tensor
 
 from fourm import __version__
-from fourm.codecs.files import write_ids, write_png
+from fourm.codecs.files import format_frame, write_ids, write_png
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
 from fourm.data.layout import Place
+from fourm.data.opening import read_bytes
 from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch
 from fourm.output.processes import Listed, Process, list_files
-from fourm.output.record import BASE, RUN, SR
+from fourm.output.record import BASE, FRAMES, RUN, SR
 from fourm.output.samples import SampleWriter
 from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.inputs import CAPTION
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
 from fourm.runs.request import MAX_DETOKENIZER_STEPS
-from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_values, diffusion_of
+from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_values, diffusion_of, restored_values
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class Saver:
         self.skipped = len(works)
         self._record_samples(works)
         out = self.job.request.out
-        paths = {path for work in works for path in self.job.paths(work)}
+        paths = {path for work in works for path in self._paths(work)}
         if self.job.request.resume:
             paths |= self.samples.recorded
         self._note_checksums(sorted(p for p in paths if p.relative_to(out).as_posix() not in self.listed))
@@ -109,10 +110,16 @@ class Saver:
             return
         try:
             for index, row in enumerate(rows):
-                yield from self._save_values(row, {name: values[index] for name, values in decoded.items()})
+                used = {**row.values, **{name: values[index] for name, values in decoded.items()}}
+                try:
+                    made = restored_values(self.job.request, self.codecs, row, used)
+                except SampleError as error:
+                    yield self.fail(row.work, str(error))
+                else:
+                    yield from self._save_values(row, made)
         finally:  # if memory runs out for one sample, those saved before it are not decoded again
             saved = [work for work in works if work.result in self.saved]
-            self._note_checksums([path for work in saved for path in self.job.paths(work)])
+            self._note_checksums([path for work in saved for path in self._paths(work)])
 
     def write(self, made: Made) -> Iterator[Event]:
         """Write a result that is in memory."""
@@ -122,9 +129,9 @@ class Saver:
             if place.form == "ids":
                 self._write(place, work, partial(write_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
-        new = {name: value for name, value in made.values.items() if name in targets}
-        yield from self._save_values(Given(work, values=given, kept=made.kept), new)
-        self._note_checksums(self.job.paths(work))
+        row = Given(work, values=given, kept=made.kept, frame=made.frame)
+        yield from self._save_values(row, made.values)
+        self._note_checksums(self._paths(work))
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""
@@ -185,9 +192,13 @@ class Saver:
         return written
 
     def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
-        """Write the values of one sample, and report texts that violate the grammar of their modality."""
+        """Write the values of one sample, and report texts that violate the grammar of their modality.
+
+        made: by modality, values of targets and of conditions as they are written.
+        """
         work = row.work
-        for name, value in made.items():
+        for name in self.job.request.chain.targets:
+            value = made.get(name)
             if isinstance(value, Structured) and value.problems:
                 path = self.job.path(malformed_place(name), work)
                 content = json.dumps({"text": value.text, "problems": value.problems}, ensure_ascii=False)
@@ -195,11 +206,11 @@ class Saver:
                 self._note_checksums([path])
                 yield Malformed(*work.result, name, value.problems)
         try:
+            self._write_frame(row)
             for place in self.job.written:
                 if place.form == "value":
-                    value = made.get(place.modality, row.values.get(place.modality))
-                    text = self._chunks(row, place.shared)
-                    self._write(place, work, partial(self.codecs[place.modality].write, value, text=text))
+                    write, text = self.codecs[place.modality].write, self._chunks(row, place.shared)
+                    self._write(place, work, partial(write, made[place.modality], text=text))
                 elif place.form in ("kept", "kept_ids", "mask"):
                     self._write(place, work, partial(self._write_kept, place, row))
         except SampleError as error:
@@ -221,10 +232,26 @@ class Saver:
         else:
             path.write_text(kept.value, encoding="utf-8", errors="surrogateescape", newline="")
 
+    def _write_frame(self, row: Given) -> None:
+        """Record where the square lies in its picture; super-resolution beside its run has that already."""
+        if row.frame is None or self.job.request.is_beside:
+            return
+        path, text = self.job.path(FRAMES, row.work), format_frame(row.frame)
+        if not path.is_file() or read_bytes(path, len(text)) != text.encode():
+            write_text(self.job.request.out, path, text)
+
     def _write(self, place: Place, work: Work, write: Callable[[Path], None]) -> None:
         # A file that variations share may have been written with another variation.
         if not (place.shared and self.job.is_complete(place, work, self.listed)):
             write_atomic(self.job.request.out, self.job.path(place, work), write)
+
+    def _paths(self, work: Work) -> list[Path]:
+        """All files of a complete result, the record of its frame among them."""
+        frame = self.job.path(FRAMES, work)
+        return [
+            *self.job.paths(work),
+            *([frame] if not self.job.request.is_beside and frame.is_file() else []),
+        ]
 
     def _note_checksums(self, paths: Sequence[Path]) -> None:
         new = [path for path in dict.fromkeys(paths) if path not in self._hashed]
@@ -232,7 +259,8 @@ class Saver:
             return
         self.process.add_checksums(list_files(self.job.request.out, new))
         # Only files that variations share are passed more than once, so only those are remembered.
-        shared = [self.job.request.out / place.folder for place in self.job.written if place.shared]
+        places = [*(place for place in self.job.written if place.shared), FRAMES]
+        shared = [self.job.request.out / place.folder for place in places]
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
     def _chunks(self, row: Given, is_shared: bool) -> dict[str, str]:
@@ -248,6 +276,8 @@ class Saver:
             "weights": record.files["weights"], "dtype": record.dtype,
             "detokenizer steps": record.detokenizer_steps, "blend": None if record.blend else "no",
         }  # fmt: skip
+        if self.job.request.restore or self.job.request.fit != "crop":
+            facts |= {"fit": record.fit, "restore": int(record.restore)}
         if base := self.job.request.origin:
             facts |= {"base model": base.model, "base seed": base.seed, "base schedule": base.options,
                       "base dtype": base.dtype, "base weights": base.files.get("weights", "")}  # fmt: skip

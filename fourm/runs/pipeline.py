@@ -62,7 +62,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
     joining = Joining(out, record, launch, request.resume, request.overwrite, request.record, world.began)
     joining.check()
     samples = sorted(request.samples, key=lambda sample: sample.key)
-    writer = SampleWriter(Run(out, request.record, record), samples, request.reads_pictures)
+    writer = SampleWriter(Run(out, request.record, record), samples, request.recorded_fit)
     if not request.overwrite:
         writer.check()
     # With --overwrite all files count as missing.

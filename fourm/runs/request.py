@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from fourm.data.dataset import Input
-from fourm.data.layout import MAX_SAMPLES, Sample, check_apart
+from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
@@ -86,6 +86,8 @@ class Request:
     origin: RunRecord | None = None  # of super-resolution: the run that made its conditions, if one did
     variation: int | None = None  # make only this one
     only: tuple[str, ...] = ()  # make only these samples now, by the texts of their keys; () is all
+    fit: Fit = "crop"  # how pictures become squares: the centre, or all of them with a border
+    restore: bool = False  # values are of the whole pictures, not of the squares that the model sees
 
     @property
     def chosen(self) -> Sequence[Sample]:
@@ -105,6 +107,11 @@ class Request:
         return any(shows_part(row, self.chain.values) for row in rows)
 
     @property
+    def recorded_fit(self) -> str:
+        """How pictures become squares, as records of samples say it; "" where no picture is read."""
+        return self.fit if self.reads_pictures else ""
+
+    @property
     def variations(self) -> Sequence[int]:
         """Numbers of the variations to make."""
         return range(self.num_variations) if self.variation is None else (self.variation,)
@@ -118,6 +125,8 @@ class Request:
             raise UsageError(f"`detokenizer_steps={self.detokenizer_steps}`: {limit}")
         if self.preview and not self.decode:
             raise UsageError("`preview` needs pictures; leave out `decode=False`")
+        check_fit(self.fit)
+        self._check_frames()
         is_shard = self.world.size > self.world.group_size  # others may start at another time
         if self.overwrite and (self.resume or is_shard):
             other = "`resume=True`" if self.resume else "`shard`"
@@ -133,6 +142,17 @@ class Request:
                 if real(folder).is_relative_to(real(self.out)):
                     what = f"`overwrite=True` would delete {folder}, which this run reads"
                     raise UsageError(f"`out={self.out}`: {what}")
+
+    def _check_frames(self) -> None:
+        """Refuse what concerns frames of pictures where there are none."""
+        if self.restore and not self.decode:
+            raise UsageError("`restore` needs pictures and maps; leave out `decode=False`")
+        is_asked = self.restore or self.fit == "pad"
+        if not is_asked or self.reads_pictures or not self.samples:  # super-resolution gets samples later
+            return
+        if not any(FRAME in sample.files for sample in self.samples):
+            name = "`restore=True`" if self.restore else "`fit=pad`"
+            raise UsageError(f"{name}: no condition is a picture or map; texts and tokens have no size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +175,11 @@ class TokenizeRequest:
     attention: str = "sdpa"
     overwrite: bool = False
     world: World = field(default_factory=World)
+    fit: Fit = "crop"  # what the first crop of a picture is: its centre, or all of it with a border
 
     def __post_init__(self) -> None:
         _check_seed_and_attention(self.seed, self.attention)
+        check_fit(self.fit)
         check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
             raise UsageError(f"`min_scale={self.min_scale:g}`: a share of the area lies above 0, up to 1")
@@ -171,6 +193,12 @@ def _check_seed_and_attention(seed: int, attention: str) -> None:
     if attention not in ATTENTIONS:
         near = near_match(attention, ATTENTIONS)
         raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
+
+
+def check_fit(fit: str) -> None:
+    """Refuse an unknown way to fit pictures."""
+    if fit not in FITS:
+        raise UsageError(f"`fit`: '{fit}' is not one of {', '.join(FITS)}{near_match(fit, FITS)}")
 
 
 def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:

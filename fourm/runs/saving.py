@@ -27,7 +27,7 @@ def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None
     launch, record = Launch(0, 1, now()), make_record(job)
     joining = Joining(request.out, record, launch, record=request.record)
     joining.check()
-    writer = SampleWriter(Run(request.out, request.record, record), request.samples, request.reads_pictures)
+    writer = SampleWriter(Run(request.out, request.record, record), request.samples, request.recorded_fit)
     saver = Saver(job, codecs, joining.enter(), {}, writer)
     with as_fourm_errors(job.device, job.dtype, request.out):
         events = [*saver.write(made)]

@@ -20,6 +20,7 @@ from fourm.codecs.files import (
     read_array,
     read_crop_rows,
     read_crops,
+    read_frame,
     read_json,
     read_size,
     write_crops,
@@ -30,13 +31,15 @@ from fourm.codecs.maps import FORMS
 from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import (
     CROP_SETTINGS,
+    FRAME,
     NUM_UNIFORMS,
     PICTURES,
     VALID_PIXELS,
     Crop,
+    Fit,
     Key,
     Sample,
-    centre_crop,
+    fit_crop,
     path_of,
     random_crop,
 )
@@ -126,12 +129,14 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     yield Finished(run.saved, run.skipped, run.failed, time.perf_counter() - started)
 
 
-def draw_crops(seed: int, key: Key, whole: tuple[int, int], count: int, min_scale: float) -> tuple[Crop, ...]:
-    """The centre of a picture, then count - 1 random crops that depend on nothing but what is given here."""
+def draw_crops(
+    seed: int, key: Key, whole: tuple[int, int], count: int, min_scale: float, fit: Fit = "crop"
+) -> tuple[Crop, ...]:
+    """The square of a picture, then count - 1 random crops that depend on nothing but what is given here."""
     noise = Noise.for_samples(seed, [(key.text, number) for number in range(1, count)], "crop")
     places = torch.arange(NUM_UNIFORMS).expand(count - 1, -1)
     uniforms = enumerate(noise.uniforms(0, 0, places).tolist(), start=1)
-    return (centre_crop(*whole), *(random_crop(*whole, min_scale, row, number) for number, row in uniforms))
+    return (fit_crop(fit, *whole), *(random_crop(*whole, min_scale, row, number) for number, row in uniforms))
 
 
 def _count_crops(request: TokenizeRequest) -> int:
@@ -168,7 +173,8 @@ def _check_output(request: TokenizeRequest) -> None:
 def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
     digest = sha256_of(weights_of(run.request.model.tokenizers[row.tokenizer]))
     return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.portions.dtype,
-            "attention": run.request.attention, "device": run.portions.device.type}  # fmt: skip
+            "attention": run.request.attention, "device": run.portions.device.type,
+            "fit": run.request.fit}  # fmt: skip
 
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:
@@ -182,6 +188,7 @@ def _check_origin(run: Tokenizing, row: Modality) -> None:
         raise UsageError(f"{error}; {advice}") from error
     if not isinstance(there, dict):
         raise UsageError(f"{path}: is not a record of this program; {advice}")
+    there = {"fit": "crop", **there}  # older versions knew no other
     for name, value in _origin(run, row).items():
         if there.get(name) != value:
             what = f"was begun with other settings: {name} is {there.get(name)} there and {value} here"
@@ -269,8 +276,14 @@ def _crops_of(run: Tokenizing, one: Untokenized) -> tuple[Crop, ...]:
     there = path if path.is_file() else sample.files.get(CROP_SETTINGS)
     if there is not None:
         crops = read_crops(there, whole)
+    elif (recorded := sample.files.get(FRAME)) is not None and (frame := read_frame(recorded)).restored:
+        there, crops = recorded, (frame.crop,)
+        if frame.crop.whole != whole:
+            raise SampleError(f"{recorded}: is of another picture than {sample.files[maps[0]]}")
     else:
-        crops = draw_crops(request.seed, sample.key, whole, run.num_crops, request.min_scale)
+        crops = draw_crops(request.seed, sample.key, whole, run.num_crops, request.min_scale, request.fit)
+    if there is not None and request.fit == "pad" and crops[0] != fit_crop("pad", *whole):
+        raise SampleError(f"{there}: says which part is read, but `fit=pad` reads the whole picture")
     if len(crops) != run.num_crops:
         raise SampleError(f"{there}: has {len(crops)} crops, where there are {run.num_crops} of others")
     if there is None and run.num_crops > 1 and not request.overwrite:

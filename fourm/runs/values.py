@@ -15,6 +15,7 @@ from torch import Tensor
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.keeping import lay_over
 from fourm.codecs.table import Codec
+from fourm.data.layout import Frame
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
@@ -59,6 +60,18 @@ def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
     return lay_over(kept.value, made, kept.mask, row.patch_size // 2)
 
 
+def restored_values(
+    request: Request, codecs: Mapping[str, Codec], row: Given, values: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Values of one sample, in the frame of its picture if the request restores them.
+
+    SampleError: the file of a condition cannot be read again.
+    """
+    if not request.restore:
+        return values
+    return {name: row.restored(name, value, codecs[name]) for name, value in values.items()}
+
+
 def diffusion_of(
     request: Request, name: str, works: Sequence[Work], most: int = MAX_DETOKENIZER_STEPS
 ) -> Diffusion:
@@ -95,6 +108,7 @@ class Made:
     values: Mapping[str, Any]  # by modality: targets, and conditions as used
     tokens: Mapping[str, NDArray[np.int64]]  # (L,) by modality, of everything with ids
     kept: Mapping[str, Kept] = field(default_factory=dict)  # by target: the part that was given
+    frame: Frame | None = None  # where the square lies in its picture, if that is known
 
 
 @dataclass(slots=True)
@@ -140,11 +154,16 @@ class Collector:
         ids = {name: slot.to("cpu") for name, slot in batch.slots.items() if slot.kind in kinds}
         for index, row in enumerate(rows):
             values = {name: made[index] for name, made in decoded.items()}
+            try:
+                shown = restored_values(self.job.request, self.codecs, row, {**row.values, **values})
+            except SampleError as error:
+                yield self.fail(row.work, str(error))
+                continue
             for name, value in values.items():
                 if isinstance(value, Structured) and value.problems:
                     yield Malformed(*row.work.result, name, value.problems)
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
-            self.made[row.work.result] = Made(row.work, {**row.values, **values}, tokens, row.kept)
+            self.made[row.work.result] = Made(row.work, shown, tokens, row.kept, row.frame)
             yield Saved(*row.work.result, (), self.job.request.stage)
 
 

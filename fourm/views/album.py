@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fourm.codecs.files import read_array, read_picture
+from fourm.codecs.files import read_array, read_frame, read_picture
 from fourm.codecs.maps import FORMS
-from fourm.data.layout import Key, Place, Sample, parse_key, path_of
+from fourm.codecs.texts import STRUCTURED, read_structured
+from fourm.data.layout import FRAME, Key, Place, Sample, parse_key, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.output.processes import Failure, read_failures
-from fourm.output.record import SR
+from fourm.output.record import FRAMES, SR
 from fourm.output.samples import RecordedSample, Run, chain_names, keys_of, open_runs
 from fourm.runs.job import order_place, preview_place
 from fourm.views.panels import (
@@ -111,6 +112,9 @@ class Album:
             elif entry.place.form in ("ids", "kept_ids"):
                 read_array(path)
                 panel.note = "tokens only"
+            elif codec in STRUCTURED and STRUCTURED[codec].is_of_square and entry.run.record.restore:
+                crop = read_frame(path_of(self.root, FRAME, sample.key, FRAMES.suffix)).crop
+                panel.set_value(read_structured(path, STRUCTURED[codec].grammar, crop), reader)
             else:
                 panel.set_value(reader.read(path), reader)
         except SampleError as error:

@@ -17,6 +17,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.modalities.registry import Kind, Modality, Registry
+from fourm.views.panels import reader_for
 from fourm.views.plots import draw_sheet
 
 METRICS = ("euclidean", "cosine")
@@ -114,7 +115,7 @@ def draw_neighbours(
     shown = _files(among, row.folder)
     keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
     codec = build_codec(row)
-    values: list[Any] = [codec.read(shown[key]) for key in keys]
+    values: list[Any] = [reader_for(row).read(shown[key]) for key in keys]
     made = codec.pictures(values) if isinstance(codec, GridCodec) else [codec.picture(x) for x in values]
     drawn = dict(zip(keys, made, strict=True))
     pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))

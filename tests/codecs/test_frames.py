@@ -1,13 +1,23 @@
 """Maps of the model's square, laid back into the picture that it was cut from."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.Image import Resampling
 
-from fourm.codecs.frames import restore_map, restore_points
-from fourm.codecs.maps import FORMS, NO_CLASS, cut
+from fourm.codecs.frames import restore_map
+from fourm.codecs.maps import FORMS, NO_CLASS, UNKNOWN, cut, turbo
+from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, centre_crop, pad_crop
+from fourm.errors import SampleError
+from fourm.modalities.facts import BoxRules, box_grammar
+from fourm.modalities.figures import Person, people_from_json, people_to_json, restore_people
+from fourm.modalities.registry import RELEASED
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -43,8 +53,8 @@ def test_what_was_cut_out_is_laid_back_where_it_was(whole, padded: bool, mirrore
     assert (back[seen] == depth[seen]).all()
     colours = rng.integers(0, 256, (*whole, 3)).astype(np.uint8)
     back = restore_map(cut(colours, crop, crop.height), crop, FORMS["tok_rgb"])
-    assert back.shape == (*whole, 4)
-    assert ((back[..., 3] == 255) == seen).all()
+    assert back.shape == (*whole, 3 if seen.all() else 4)
+    assert seen.all() or ((back[..., 3] == 255) == seen).all()
     assert (back[seen][:, :3] == colours[seen]).all()
 
 
@@ -67,9 +77,124 @@ def test_a_mirrored_crop_turns_normals_back() -> None:
     assert (restore_map(normals, crop, FORMS["tok_normal"])[..., 0] == 55).all()
 
 
-def test_points_are_laid_back_like_pixels() -> None:
+def test_boxes_are_laid_back_like_pixels() -> None:
     crop = Crop((100, 200), 10, 60, 80, 80)
-    corners = np.array([[0.0, 0.0], [224.0, 224.0], [112.0, 56.0]])
-    assert restore_points(corners, crop, 224).tolist() == [[60, 10], [140, 90], [100, 30]]
-    mirrored = Crop((100, 200), 10, 60, 80, 80, mirrored=True)
-    assert restore_points(corners, mirrored, 224).tolist() == [[140, 10], [60, 90], [100, 30]]
+    assert crop.restore_box((0.0, 0.25, 0.5, 1.0)) == (60, 30, 100, 90)
+    assert replace(crop, mirrored=True).restore_box((0.0, 0.25, 0.5, 1.0)) == (100, 30, 140, 90)
+    padded = pad_crop(100, 200)
+    assert padded.restore_box((0.0, 0.0, 1.0, 0.5)) == (0, 0, 200, 50)  # of a border nothing
+    assert padded.restore_box((0.0, 0.0, 1.0, 0.2)) is None
+
+
+@given(SIZES, st.integers(0, 2**32 - 1))
+def test_a_border_repeats_the_edge_of_the_picture(whole, seed: int) -> None:
+    crop, draw = pad_crop(*whole), np.random.default_rng(seed)
+    before = -crop.top, -crop.left
+    after = crop.height - whole[0] - before[0], crop.width - whole[1] - before[1]
+    for value in (draw.integers(0, 256, (*whole, 3), dtype=np.uint8), draw.random(whole, dtype=np.float32)):
+        borders = [*zip(before, after, strict=True), (0, 0)][: value.ndim]
+        assert (cut(value, crop, crop.height) == np.pad(value, borders, mode="edge")).all()
+    constant = np.full(whole, 77, dtype=np.uint8)
+    assert (cut(constant, crop, 16, Resampling.BICUBIC) == 77).all()
+
+
+def test_a_padded_square_is_that_of_the_whole_square_made_smaller() -> None:
+    """Though the border is added between the resizing of one axis and the other."""
+    picture = np.random.default_rng(0).integers(90, 166, (90, 140, 3), dtype=np.uint8)
+    for value in (picture, picture.transpose(1, 0, 2).copy()):
+        crop = pad_crop(*value.shape[:2])
+        borders = [(-crop.top,) * 2, (-crop.left,) * 2, (0, 0)]
+        square = Image.fromarray(np.pad(value, borders, mode="edge")).resize((64, 64), Resampling.BICUBIC)
+        found = cut(value, crop, 64, Resampling.BICUBIC).astype(np.int64)
+        assert np.abs(found - np.asarray(square)).max() <= 1  # rounded once more
+    labels = picture[..., 0]
+    crop = pad_crop(*labels.shape)
+    square = np.pad(labels, [(-crop.top,) * 2, (0, 0)], mode="edge")
+    assert (
+        cut(labels, crop, 64) == np.asarray(Image.fromarray(square).resize((64, 64), Resampling.NEAREST))
+    ).all()
+
+
+def test_a_long_picture_takes_no_square_of_its_length() -> None:
+    strip = np.zeros((3, 1 << 20), dtype=np.uint8)
+    assert cut(strip, pad_crop(*strip.shape), 8).shape == (8, 8)
+    back = restore_map(np.zeros((8, 8), dtype=np.float32), pad_crop(*strip.shape), FORMS["tok_depth"])
+    assert back.shape == strip.shape
+    assert not np.isnan(back).any()
+    with pytest.raises(SampleError, match="too long for a square"):
+        cut(strip, pad_crop(*strip.shape), 224)
+
+
+def test_only_the_smallest_square_around_a_picture_is_padded() -> None:
+    picture = np.full((4, 8), 9, dtype=np.uint8)
+    assert (cut(picture, pad_crop(4, 8), 8) == 9).all()
+    others = [
+        Crop((4, 8), -2, 0, 8, 8, mirrored=True),
+        Crop((4, 8), -1, 0, 8, 8),
+        Crop((4, 8), -3, -1, 10, 10),
+    ]
+    for crop in others:
+        assert (cut(picture, crop, 8) == 0).any()
+    assert not pad_crop(5, 5).is_padded
+
+
+def test_what_is_not_known_is_drawn_in_light_grey() -> None:
+    """And does not shift the colours of what is known."""
+    depth = np.array([[np.nan, 5.0], [6.0, 7.0]], dtype=np.float32)
+    painted = turbo(depth)
+    assert painted[0, 0].tolist() == [UNKNOWN] * 3
+    assert (painted.reshape(-1, 3)[1:] == turbo(depth.reshape(-1)[None, 1:])[0]).all()
+    assert (turbo(np.full((2, 2), np.nan)) == UNKNOWN).all()
+    for name, channels in (("tok_rgb@224", 4), ("tok_canny_edge@224", 2)):
+        codec = build_codec(RELEASED.get(name))
+        value = np.full((2, 2, channels), 10, dtype=np.uint8)
+        value[0, :, -1], value[1, :, -1] = 0, 255
+        shown = np.asarray(codec.picture(value))
+        assert shown.shape == (2, 2, 3)
+        assert (shown[0] == UNKNOWN).all()
+        assert (shown[1] == 10).all()
+
+
+BINS = 64
+NUMBERS = st.integers(0, BINS - 1)
+
+
+@given(
+    SIZES, st.booleans(), st.booleans(), st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=4)
+)
+def test_restored_boxes_are_read_as_the_boxes_that_the_model_wrote(
+    whole, padded: bool, mirrored: bool, numbers
+) -> None:
+    """Those that lie in the picture; in a border there is nothing to keep."""
+    square = pad_crop(*whole) if padded else centre_crop(*whole)
+    crop, grammar = replace(square, mirrored=mirrored and not padded), box_grammar(BoxRules(BINS))
+    words = [" ".join(f"v{axis}={number}" for axis, number in enumerate(box)) + " cat" for box in numbers]
+    boxes = grammar.understand(" ".join(words)).value
+    restored = grammar.restore(boxes, crop)
+    for box in restored:
+        assert 0 <= box.xmin < box.xmax <= 1
+        assert 0 <= box.ymin < box.ymax <= 1
+    again = grammar.from_json(json.loads(json.dumps(grammar.to_json(restored))), crop)
+    if not padded:
+        assert sorted(grammar.to_pieces(again)) == sorted(
+            grammar.to_pieces(grammar.from_json(grammar.to_json(boxes), None))
+        )
+    assert len(again) <= len(restored) <= len(boxes)
+
+
+def test_people_come_back_in_pixels_of_the_whole_picture() -> None:
+    turn = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    person = Person((28.0, 112.0, 84.0, 168.0), turn, (0,) * 8, (0.0,) * 10, (1.0, 0.5, 0.0))
+    for crop in (
+        Crop((300, 500), 20, 100, 224, 224),
+        pad_crop(300, 500),
+        Crop((300, 500), 0, 40, 100, 80, True),
+    ):
+        (restored,) = restore_people((person,), crop)
+        (again,) = people_from_json(json.loads(json.dumps(people_to_json((restored,)))), crop)
+        assert again.box == pytest.approx(person.box)
+        assert (again.camera, again.pose_codes) == (person.camera, person.pose_codes)
+    (restored,) = restore_people((person,), Crop((300, 500), 20, 100, 224, 224))
+    assert restored.box == (128, 132, 184, 188)
+    above = replace(person, box=(0.0, 0.0, 50.0, 20.0))
+    assert restore_people((above,), pad_crop(100, 500)) == ()  # in the border alone

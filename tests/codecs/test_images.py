@@ -300,7 +300,7 @@ def test_pictures_of_the_wrong_sort_are_refused(tmp_path: Path) -> None:
         FORMS["tok_depth"].read(tmp_path / "x.png")
     with pytest.raises(SampleError, match="8-bit grey or palette"):
         FORMS["tok_semseg"].read(tmp_path / "x.png")
-    write_array(np.array([[np.nan, 1.0]], dtype=np.float32), tmp_path / "x.npy")
+    write_array(np.array([[np.inf, 1.0]], dtype=np.float32), tmp_path / "x.npy")
     with pytest.raises(SampleError, match="finite"):
         FORMS["tok_depth"].read(tmp_path / "x.npy")
 

@@ -143,6 +143,8 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"stage": "sr"}, 'stage is "base" there and "sr" here'),
     ({"variation": 0}, "variation is null there and 0 here"),
     ({"origin": SETTINGS.as_origin()}, "origin.model is absent there"),
+    ({"fit": "pad"}, 'fit is "crop" there and "pad" here'),
+    ({"restore": True}, "restore is false there and true here"),
 ]
 
 

@@ -81,7 +81,7 @@ def test_a_sample_is_a_line_with_its_prompt_and_the_files_of_each_variation(out:
 
 def test_every_thousand_has_a_file_that_is_written_with_its_first_sample(tmp_path: Path) -> None:
     samples = [Sample(key, "a red circle") for key in number_keys(2500)]
-    writer = SampleWriter(Run(tmp_path, RUN, SETTINGS), samples, is_cropped=False)
+    writer = SampleWriter(Run(tmp_path, RUN, SETTINGS), samples, fit="")
     written = [writer.record(samples[number].key) for number in (1700, 3, 1000, 999, 2499)]
     folder = tmp_path / "samples"
     assert written == [folder / "00001.jsonl", folder / "00000.jsonl", None, None, folder / "00002.jsonl"]

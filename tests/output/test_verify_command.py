@@ -176,7 +176,7 @@ def test_ten_thousand_samples_are_checked(run: Run, tmp_path: Path) -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     process.add_checksums({f"{folder}/{n}": Listed(empty, 0) for folder in ("a", "b") for n in names})
     samples = [Sample(Key(*name.removesuffix(".txt").split("/"))) for name in names]
-    writer = SampleWriter(output.Run(out, RUN, record), samples, is_cropped=False)
+    writer = SampleWriter(output.Run(out, RUN, record), samples, fit="")
     recorded = [path for sample in samples if (path := writer.record(sample.key))]
     assert len(recorded) == 10
     process.add_checksums(list_files(out, recorded))

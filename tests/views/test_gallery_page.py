@@ -311,7 +311,10 @@ def test_a_sample_opens_on_its_finest_picture_with_all_that_is_known(gallery: Pa
     page.get_by_role("button", name="Semantic segmentation, variation 1").click()
     legend = page.locator(".legend li").all_inner_texts()
     assert len(legend) == 2
-    assert len(page.evaluate("[...document.querySelectorAll('.legend .swatch')].map(s => s.style.background)")) == 2
+    assert (
+        len(page.evaluate("[...document.querySelectorAll('.legend .swatch')].map(s => s.style.background)"))
+        == 2
+    )
 
 
 def test_zooming_keeps_the_point_and_pixels_sharp(gallery: Path, visit: Open) -> None:

@@ -1,0 +1,260 @@
+"""Whole pictures through the command line: `--fit`, `--restore`, and folders of such results as input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from fourm.codecs.files import read_frame, write_crops
+from fourm.codecs.frames import restore_map
+from fourm.codecs.maps import FORMS, read_distance
+from fourm.data.layout import Crop, Frame, centre_crop, pad_crop
+from fourm.output.verify import verify_folder
+from tests.folders import tree
+
+Run = Callable[..., tuple[int, str, str]]
+SIZES = {"wide": (60, 96), "tall": (90, 40), "square": (64, 64)}  # height, width
+MIRRORED = Crop(SIZES["wide"], 4, 30, 50, 40, mirrored=True)
+# Conditions and targets of all kinds; few steps, as what is decoded does not matter here.
+MAPS = (
+    "--cond",
+    "rgb,depth",
+    "--targets",
+    "det,tok_semseg,tok_normal,tok_canny_edge,tok_clip",
+    "--device",
+    "cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and depth of several shapes."""
+    root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, size in SIZES.items():
+        for folder, levels in (("rgb", (draw.integers(0, 256, (*size, 3), dtype=np.uint8))),
+                               ("depth", draw.integers(0, 65536, size, dtype=np.uint16))):  # fmt: skip
+            (root / folder / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels).save(root / folder / "a" / f"{name}.png")
+    return root
+
+
+def crop_of(fit: str, name: str) -> Crop:
+    return (pad_crop if fit == "pad" else centre_crop)(*SIZES[name])
+
+
+def pixels(path: Path) -> NDArray[Any]:
+    return np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+
+
+def ids(root: Path) -> dict[str, bytes]:
+    """All token files, by path."""
+    return {name: data for name, data in tree(root).items() if name.startswith("tok_")}
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_restored_results_are_those_of_the_square_in_the_frame_of_the_picture(
+    run: Run, photos: Path, fit: str
+) -> None:
+    for out, more in (("square", ()), ("whole", ("--restore",))):
+        code, _, err = run("generate", "--data", photos, *MAPS, "--fit", fit, *more, "--out", out)
+        assert code == 0, err
+    assert ids(Path("square")) == ids(Path("whole"))
+    for name, size in SIZES.items():
+        crop, file = crop_of(fit, name), f"a/{name}"
+        left, top, right, bottom = crop.shown
+        known = np.zeros(size, dtype=np.bool_)
+        known[top:bottom, left:right] = True
+        for folder in ("semseg", "normal", "canny_edge"):
+            found = pixels(Path("whole", folder, f"{file}.png"))
+            square = pixels(Path("square", folder, f"{file}.png"))
+            assert found.shape[:2] == size
+            assert square.shape[:2] == (64, 64)
+            assert np.array_equal(found, restore_map(square, crop, FORMS[f"tok_{folder}"]))
+            if folder != "semseg" and not known.all():
+                assert np.array_equal(found[..., -1] == 255, known)
+        assert (pixels(Path("whole/semseg", f"{file}.png"))[~known] == 255).all()
+        assert np.array_equal(
+            pixels(Path("whole/clip", f"{file}.npy")), pixels(Path("square/clip", f"{file}.npy"))
+        )
+        # Conditions are what they were read from, the parts that nobody looked at included.
+        assert np.array_equal(
+            pixels(Path("whole/rgb", f"{file}.png")), pixels(photos / "rgb" / f"{file}.png")
+        )
+        assert np.array_equal(
+            pixels(Path("whole/depth", f"{file}.npy")), read_distance(photos / "depth" / f"{file}.png")
+        )
+        for out, restored in (("square", False), ("whole", True)):
+            assert read_frame(Path(out, "frame", f"{file}.json")) == Frame(crop, fit, restored)
+            assert verify_folder(Path(out)).ok
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "recorded"])
+def test_a_restored_folder_is_read_as_its_pictures_were(
+    run: Run, photos: Path, tmp_path: Path, fit: str
+) -> None:
+    """By generate, tokenize and super-resolution, also where a crop was mirrored."""
+    data = tmp_path / "data"
+    for name in ("rgb", "depth"):
+        (data / name / "a").mkdir(parents=True)
+        for file in (photos / name / "a").iterdir():
+            (data / name / "a" / file.name).symlink_to(file)
+    if fit == "recorded":
+        (data / "crop_settings/a").mkdir(parents=True)
+        write_crops([MIRRORED], data / "crop_settings/a/wide.npy")
+    fits = ("--fit", fit) if fit != "recorded" else ()
+    code, _, err = run("generate", "--data", data, *MAPS, *fits, "--restore", "--out", "first")
+    assert code == 0, err
+    chain = ("--cond", "rgb,depth,det", "--targets", "tok_semseg", "--device", "cpu")
+    for folder, more in (("first", ("--restore",)), ("second", ())):
+        code, _, err = run(
+            "generate", "--data", folder, *chain, *more, "--out", {"first": "second"}.get(folder, "third")
+        )
+        assert code == 0, err
+    assert ids(Path("second")) == ids(Path("third"))  # once more from what was restored
+    assert Path("third/frame/a/wide.json").read_text() == Path("first/frame/a/wide.json").read_text().replace(
+        '"restored": true', '"restored": false'
+    )
+    code, _, err = run("tokenize", data, "--modalities", "rgb-depth", *fits, "--out", "tokens")
+    assert code == 0, err
+    code, _, err = run("tokenize", "first", "--modalities", "rgb-depth", "--out", "again")
+    assert code == 0, err
+    found, wanted = ids(Path("again")), ids(Path("tokens"))
+    assert {n: d for n, d in found.items() if "depth" in n and n.endswith("npy")} == {
+        name: data for name, data in wanted.items() if "depth" in name and name.endswith("npy")
+    }
+    assert found.keys() == wanted.keys()
+    for name in SIZES:
+        assert found[f"tok_rgb@64/a/{name}.npy"] == wanted[f"tok_rgb@64/a/{name}.npy"]
+    assert (
+        np.load("first/tok_depth@64/a/wide.npy").tolist() == np.load("again/tok_depth@64/a/wide.npy").tolist()
+    )
+
+
+def test_batches_shards_and_an_interruption_change_nothing_of_restored_results(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    words = ("generate", "--data", photos, *MAPS, "--fit", "pad", "--restore", "--num-variations", "2")
+    assert run(*words, "--batch-size", "1", "--out", "one")[0] == 0
+    for shard in ("1/2", "0/2"):
+        assert run(*words, "--shard", shard, "--batch-size", "3", "--out", "shards")[0] == 0
+    assert tree(tmp_path / "shards") == tree(tmp_path / "one")
+    (tmp_path / "one/semseg/a/tall-v1.png").unlink()
+    (tmp_path / "one/frame/a/tall.json").unlink()
+    assert not verify_folder(tmp_path / "one").ok
+    assert run(*words, "--out", "one", "--resume")[0] == 0
+    assert tree(tmp_path / "shards") == tree(tmp_path / "one")
+    assert verify_folder(tmp_path / "one").ok
+    for left_out, sentence in (
+        (["--fit", "pad"], 'fit is "pad" there and "crop" here'),
+        (["--restore"], "restore is true there and false here"),
+    ):
+        others = [word for word in words if word not in left_out]
+        code, _, err = run(*others, "--out", "one", "--resume")
+        assert code == 2
+        assert sentence in err
+    assert run(*words, "--out", "one", "--overwrite")[0] == 0
+    assert tree(tmp_path / "shards") == tree(tmp_path / "one")
+
+
+def test_super_resolution_and_a_replay_keep_the_frame(run: Run, photos: Path, tmp_path: Path) -> None:
+    words = ("generate", "--data", photos, "--cond", "rgb", "--targets", "caption,tok_clip,tok_rgb",
+             "--steps", "31,4,4", "--device", "cpu", "--fit", "pad", "--restore")  # fmt: skip
+    code, _, err = run(*words, "--out", "out", "--sr-targets", "tok_rgb", "--sr-steps", "2")
+    assert code == 0, err
+    (tmp_path / "square").mkdir()
+    assert run(*(word for word in words if word != "--restore"), "--out", "plain")[0] == 0
+    assert run("sr", "out", "--targets", "tok_rgb", "--steps", "2", "--out", "finer")[0] == 0
+    for name, size in SIZES.items():
+        fine = tmp_path / f"out/rgb@128/a/{name}.png"
+        assert pixels(fine).shape == (*size, 3)
+        assert pixels(tmp_path / f"out/rgb_decoded/a/{name}.png").shape == (*size, 3)
+        assert np.array_equal(pixels(tmp_path / f"finer/rgb@128/a/{name}.png"), pixels(fine))
+        assert (tmp_path / f"finer/frame/a/{name}.json").read_bytes() == (
+            tmp_path / f"out/frame/a/{name}.json"
+        ).read_bytes()
+    assert verify_folder(tmp_path / "out").ok
+    assert verify_folder(tmp_path / "finer").ok
+    code, _, err = run("generate", "--replay", "out/run.sr.json", "--out", "again")
+    assert code == 0, err
+    assert run("generate", "--replay", "out/rgb@128/a/tall.png", "--out", "one")[0] == 0
+    for folder in ("rgb@128", "frame", "caption"):
+        wanted = {name: data for name, data in tree(tmp_path / "out").items() if name.startswith(folder)}
+        found = {name: data for name, data in tree(tmp_path / "again").items() if name.startswith(folder)}
+        assert wanted.keys() == found.keys()
+        alike = {
+            n
+            for n in wanted
+            if wanted[n] == found[n] or np.array_equal(*map(pixels, (Path("out", n), Path("again", n))))
+        }
+        assert alike == wanted.keys()
+        assert [n for n in tree(tmp_path / "one") if n.startswith(folder)] == [
+            n for n in wanted if "tall" in n
+        ]
+    code, _, err = run("sr", "plain", "--targets", "tok_rgb", "--steps", "2", "--restore")
+    assert code == 2
+    assert "--out puts restored ones elsewhere" in err
+    assert run("sr", "plain", "--targets", "tok_rgb", "--steps", "2", "--restore", "--out", "late")[0] == 0
+    assert pixels(tmp_path / "late/rgb@128/a/wide.png").shape == (*SIZES["wide"], 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("a red circle", "--restore"), "--restore: no condition is a picture or map"),
+        (("a red circle", "--fit", "pad"), "--fit pad: no condition is a picture or map"),
+        (("--data", "PHOTOS", "--cond", "rgb", "--restore", "--no-decode"), "leave out --no-decode"),
+        (
+            ("--data", "PHOTOS", "--cond", "rgb", "--fit", "pat"),
+            "'pat' is not one of crop, pad; did you mean 'pad'",
+        ),
+    ],
+)
+def test_what_cannot_be_restored_is_refused_before_anything_is_made(
+    run: Run, photos: Path, tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    code, _, err = run(
+        "generate", *(str(photos) if word == "PHOTOS" else word for word in words), "--out", "out"
+    )
+    assert code == 2
+    assert sentence in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_of_a_frame_that_is_damaged_fails_its_sample(run: Run, photos: Path, tmp_path: Path) -> None:
+    words = ("--data", photos, "--cond", "rgb", "--targets", "tok_semseg", "--restore", "--device", "cpu")
+    assert run("generate", *words, "--out", "out")[0] == 0
+    good = json.loads((tmp_path / "out/frame/a/wide.json").read_text())
+    crop = {"whole": [10**6, 10**6], "top": 0, "left": 0, "height": 5, "width": 5}
+    bad = [
+        *({"crop": good["crop"] | wrong} for wrong in ({"height": 0}, {"left": 96}, {"top": "0"})),
+        {"crop": crop}, {"fit": "pat"}, {"restored": 1},
+    ]  # fmt: skip
+    words = ("generate", "--data", "out", "--cond", "tok_semseg", "--targets", "tok_depth", "--device", "cpu")
+    for number, text in enumerate(["[]", "{}", "?", *(json.dumps(good | wrong) for wrong in bad)]):
+        (tmp_path / "out/frame/a/wide.json").write_text(text)
+        code, _, err = run(*words, "--out", f"next{number}")
+        assert code == 3, text
+        assert "out/frame/a/wide.json" in err
+        assert (tmp_path / f"next{number}/frame/a/tall.json").is_file()
+
+
+def test_depth_that_is_not_known_where_it_is_read_fails_its_sample(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "data/depth/a").mkdir(parents=True)
+    depth = np.full((60, 80), np.nan, dtype=np.float32)
+    depth[:, 10:70] = 0.25
+    np.save(tmp_path / "data/depth/a/known.npy", depth)
+    depth[30, 40] = np.nan
+    np.save(tmp_path / "data/depth/a/hole.npy", depth)
+    words = ("--data", "data", "--cond", "depth", "--targets", "tok_semseg", "--device", "cpu")
+    code, _, err = run("generate", *words, "--out", "out")
+    assert code == 3
+    assert "depth/a/hole.npy: tok_depth@64: what is read of it holds NaN" in err
+    assert (tmp_path / "out/semseg/a/known.png").is_file()
+    code, _, err = run("generate", *words, "--fit", "pad", "--out", "padded")
+    assert code == 3
+    assert "known.npy" in err
