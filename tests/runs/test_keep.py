@@ -16,6 +16,7 @@ from fourm.codecs.keeping import tokens_of_share
 from fourm.codecs.maps import NO_CLASS
 from fourm.data.layout import Sample, number_keys
 from fourm.hub.files import find_model
+from fourm.runs.events import Failed
 from fourm.runs.kept import share_uniforms
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
@@ -52,12 +53,9 @@ def keep(demo: LoadedModel, options: str, *files: Mapping[str, Path], **changes:
     """The results of a sample for each set of files."""
     samples = [Sample(key, CAPTION, one) for key, one in zip(number_keys(len(files)), files, strict=True)]
     changes = {"samples": samples, "device": "cpu"} | changes
-    events = collect(Request(demo.files, parse_chain(options, demo.files), **changes), demo)
-    try:
-        while True:
-            next(events)
-    except StopIteration as end:
-        return end.value
+    collector, events = collect(Request(demo.files, parse_chain(options, demo.files), **changes), demo)
+    assert all(not isinstance(event, Failed) for event in events)
+    return collector
 
 
 def tokens(collector: Collector, name: str = RGB) -> list[np.ndarray]:
