@@ -18,7 +18,7 @@ from fourm.data.pictures import keys_below
 from fourm.errors import UsageError, near_match, shown
 from fourm.modalities.facts import Colour
 from fourm.modalities.registry import TOKENS, Kind, Modality
-from fourm.modalities.text import Structured, WordPiece, check_prompt
+from fourm.modalities.text import Structured, WordPiece, check_prompt, with_marks
 from fourm.runs.inputs import CAPTION, digest_of
 from fourm.runs.loaded import LoadedModel
 
@@ -165,7 +165,7 @@ def _sample(
         elif modality.codec == CAPTION:
             caption = _checked_prompt(loaded.wordpiece, modality, value)
         elif modality.codec in STRUCTURED and isinstance(value, str):
-            typed[name] = value
+            typed[name] = with_marks(value)
         elif isinstance(value, Image.Image) and is_upright:
             values[name] = turn_upright(value, argument)
         else:
@@ -192,7 +192,7 @@ def _checked_prompt(wordpiece: WordPiece | None, row: Modality, value: Any) -> s
     """A caption as the model reads it, on one line; UsageError for one that it cannot read."""
     if not isinstance(value, str):
         raise UsageError(f"caption: a {type(value).__name__}, where a text belongs")
-    text = " ".join(value.split())
+    text = with_marks(" ".join(value.split()))
     if wordpiece is not None:
         check_prompt(text, wordpiece, row.max_tokens)
     return text

@@ -13,7 +13,8 @@ PUBLIC = {
         "GENERATION_ORDER Kind MAX_SIZE Modality RELEASED Registry SEQUENCE_ROWS TOKENS "
         "UNORDERED load_registry shared_folder"
     ),
-    "text": "EOS_ID FIRST_SENTINEL Grammar PAD_ID Structured WordPiece check_prompt encode_full merge_spans",
+    "text": """EOS_ID FIRST_SENTINEL Grammar PAD_ID Structured WordPiece check_prompt encode_full merge_spans
+        with_marks""",
     "typed": "Limits fit",
     "yaml_files": "read_mapping",
 }

@@ -93,6 +93,13 @@ def encode_full(text: str, wordpiece: WordPiece) -> list[int]:
     return ids if any(token in wordpiece.sentinels for token in ids) else [*ids, EOS_ID]
 
 
+def with_marks(text: str) -> str:
+    """The text with a sentinel, [S_1], [S_2] and so on, in the place of each blank: three or more `_`."""
+    taken = (int(number) for number in re.findall(r"\[S_([0-9]{1,4})\]", text))
+    numbers = count(max(taken, default=0) + 1)
+    return re.sub(r"_{3,}", lambda _: f"[S_{next(numbers)}]", text)
+
+
 def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
     """Raise a UsageError for a prompt that is empty, too long, or holds a reserved token."""
     if len(text) > _MAX_PROMPT:  # a hundred times as many bytes are needed to make tokens of it

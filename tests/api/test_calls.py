@@ -353,6 +353,8 @@ def test_what_is_kept_is_that_of_the_command_line(demo: Model, run: Run, tmp_pat
     assert not np.array_equal(share.rgb, result.rgb)
     filled = one(demo("a small [S_1] above a large blue square on a white background", targets="caption"))
     assert "[S_1]" not in filled.caption
+    blank = one(demo("a small ___ above a large blue square on a white background", targets="caption"))
+    assert blank.caption == filled.caption
 
 
 KEPT_WRONG = (

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm.errors import CheckpointError, MissingError, UsageError
-from fourm.modalities.text import EOS_ID, PAD_ID, WordPiece, check_prompt, encode_full, merge_spans
+from fourm.modalities.text import (
+    EOS_ID,
+    PAD_ID,
+    WordPiece,
+    check_prompt,
+    encode_full,
+    merge_spans,
+    with_marks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +221,16 @@ def test_a_file_that_has_nothing_for_unknown_words_is_refused(tiny: Path, tmp_pa
 def test_a_prompt_of_many_megabytes_is_refused_before_it_is_cut_into_tokens(released: WordPiece) -> None:
     with pytest.raises(UsageError, match="1,048,577 characters, but the model reads at most 256 tokens"):
         check_prompt("a" * ((1 << 20) + 1), released, 256)
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("a red ___ on grass", "a red [S_1] on grass"),
+        ("a ___ and a _____", "a [S_1] and a [S_2]"),
+        ("a [S_3] and a ___", "a [S_3] and a [S_4]"),
+        ("snake_case __ stays", "snake_case __ stays"),
+    ],
+)
+def test_blanks_are_marks(text: str, marked: str) -> None:
+    assert with_marks(text) == marked
