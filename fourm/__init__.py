@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fourm.api.model import Model, load
+    from fourm.api.model import Model, load, run
+    from fourm.api.reading import read
     from fourm.api.results import Result
     from fourm.api.schedule import Schedule
     from fourm.errors import FourMError
@@ -32,14 +33,15 @@ def import_when_used(room: str, public: Mapping[str, str]) -> tuple[list[str], C
 
 
 _PUBLIC = {
-    "api.model": "Model load",
+    "api.model": "Model load run",
+    "api.reading": "read",
     "api.results": "Result",
     "api.schedule": "Schedule",
     "errors": "FourMError",
     "runs.request": "Request",
 }
 _names, _get = import_when_used(__name__, _PUBLIC)
-__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "load"]
+__all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "load", "read", "run"]
 
 
 def __getattr__(name: str) -> object:

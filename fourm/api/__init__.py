@@ -4,7 +4,9 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "model": "Model load",
+    "calls": "ARGUMENTS",
+    "model": "Model load run",
+    "reading": "read",
     "results": "Result",
     "schedule": "Schedule",
 }

@@ -91,7 +91,7 @@ def find_condition(loaded: LoadedModel, name: str, value: Any) -> Given:
             f"'{name}' is neither something that model '{files.name}' reads nor a setting{advice}"
         )
     row = registry.get(grid or registry.resolve(name, reads))
-    is_list = _is_list(row, grid is not None, value)
+    is_list = is_list_of(row, grid is not None, value)
     return Given(name, row, grid is not None, value if is_list else [value], is_list)
 
 
@@ -109,7 +109,7 @@ def _of_prompts(loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping
     return find_condition(loaded, CAPTION, value)
 
 
-def _is_list(row: Modality, is_raw: bool, value: Any) -> bool:
+def is_list_of(row: Modality, is_raw: bool, value: Any) -> bool:
     """Whether a value is a list of values for several samples: lists of boxes or of ids are single values."""
     if not isinstance(value, list | tuple):
         return False
@@ -147,7 +147,7 @@ def _paths(given: Sequence[Given], count: int) -> list[Path]:
     """The files that name the samples: those of RGB, else of the first condition with one for each."""
     for one in sorted(given, key=lambda one: not one.row.is_rgb):
         if len(one.values) == count:
-            paths = [_path_of(one.row, value, one.name) for value in one.values]
+            paths = [path_of(one.row, value, one.name) for value in one.values]
             if found := [path for path in paths if path is not None]:
                 return found if len(found) == count else []
     return []
@@ -159,7 +159,7 @@ def _sample(
     caption, files, typed, values = None, dict[str, Path](), dict[str, str](), dict[str, Any]()
     for name, value in row.items():
         modality, argument = given[name].row, given[name].name
-        path = _path_of(modality, value, argument)
+        path = path_of(modality, value, argument)
         if path is not None:
             files[name] = path
         elif modality.codec == CAPTION:
@@ -174,7 +174,7 @@ def _sample(
     return Sample(key, caption, files, typed=typed, values=values, upright=upright)
 
 
-def _path_of(row: Modality, value: Any, argument: str) -> Path | None:
+def path_of(row: Modality, value: Any, argument: str) -> Path | None:
     """The file that a value names; None for another value. Text of a sequence is a path only as a `Path`."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

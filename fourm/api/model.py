@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -15,13 +16,17 @@ from fourm.api.calls import Parts, plan_call
 from fourm.api.making import Results, StreamEvent, finish, make
 from fourm.api.progress import Bar
 from fourm.api.schedule import Schedule
+from fourm.api.tokens import Ids, decode, tokenize
+from fourm.data.opening import output_path
 from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.networks.layers import choose_dtype
 from fourm.runs.device import choose_device
+from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.request import World
+from fourm.runs.pipeline import run as run_request
+from fourm.runs.request import Request, World
 
 MKL = "MKL_CBWR"  # the variable that makes sums independent of the size of a batch on Intel's CPUs
 
@@ -127,6 +132,31 @@ class Model:
 
         return events()
 
+    def tokenize(self, **values: Any) -> dict[str, Ids | list[Ids]]:
+        """Tokens of values: `model.tokenize(rgb=picture, depth=array)["tok_rgb"]` is numpy (L,) int64.
+
+        Values are those that conditions take; of a picture that is no square, its centre. A list of values
+        gives a list of rows.
+        """
+        self._check_open()
+        return tokenize(self._parts.base, values)
+
+    def decode(self, *, seed: int = 0, **tokens: Any) -> dict[str, Any]:
+        """Values of tokens: `model.decode(tok_rgb=ids)["rgb"]` is a picture, others as in `Result`.
+
+        tokens: (L,) ids, or a list of such. seed: of the noise of tokenizers that decode by diffusion.
+        """
+        self._check_open()
+        return decode(self._parts.base, tokens, seed)
+
+    def request(self, *prompts: str, out: str | os.PathLike[str], **given: Any) -> Request:
+        """The request of a run that writes a folder, for `fourm.run`; arguments as of `generate`.
+
+        Super-resolution is a run of its own, which `fourm sr` does.
+        """
+        self._check_open()
+        return replace(plan_call(self._parts, prompts, given).request, out=output_path(out))
+
     def close(self) -> None:
         """Free the memory of the model; `fourm.load` loads it again."""
         self._is_closed = True
@@ -195,3 +225,21 @@ def _warn_of_order(device_type: str) -> None:
             f"torch was imported before fourm, so last bits may depend on the batch size; put first: {line}",
             stacklevel=3,
         )
+
+
+def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]:
+    """The run that writes a folder, as `fourm generate` does: yields its events, and can be closed anywhere.
+
+    request: from `Model.request`; with `replace(request, resume=True)` it goes on where it was stopped.
+    model: a loaded one, on whose device and in whose dtype it runs, or a name; None: the request's own.
+    What is saved stays saved. UsageError: the folder is not empty, or the request is for another model.
+    """
+    if isinstance(model, str):
+        model = load(model, device=request.device, dtype=request.dtype, attention=request.attention)
+    if model is None:
+        return run_request(request)
+    loaded = model._parts.base
+    if request.model != loaded.files:
+        raise UsageError(f"the request is for {request.model.name}, not for {model.name}, which is loaded")
+    request = replace(request, device=model.device, dtype=model.dtype, attention=loaded.attention)
+    return run_request(request, loaded)

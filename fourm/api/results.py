@@ -145,7 +145,7 @@ class Result:
         item = self._find(name)
         if item.load is None:
             raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
-        return in_python(item, item.load())
+        return in_python(item.row, item.load())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # of protocols: copying, pickling, notebooks
@@ -230,11 +230,11 @@ class Result:
             raise SampleError(self.problem)
 
 
-def in_python(item: Item, value: Any) -> Any:
+def in_python(row: Modality, value: Any) -> Any:
     """The value of a codec as a program gets it: a colour picture of PIL, a structured value by itself."""
     if isinstance(value, Structured):
         return value.value
-    return Image.fromarray(value) if item.row.is_rgb else value
+    return Image.fromarray(value) if row.is_rgb else value
 
 
 def _same(value: Any) -> Any:
@@ -249,7 +249,7 @@ def _described(item: Item) -> str:
     if item.load is None:
         return f"{item.row.max_tokens} tokens"
     try:
-        value = in_python(item, item.load())
+        value = in_python(item.row, item.load())
     except FourMError as error:
         return f"cannot be read: {error}"
     if isinstance(value, Image.Image):

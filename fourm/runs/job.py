@@ -1,6 +1,7 @@
 """A request that is ready to run: what is written, which tokenizers it needs, and its record."""
 
 import hashlib
+import os
 import platform
 import stat
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from fourm.runs.request import Request
 from fourm.schedule.chain import joining_problem
 from fourm.schedule.keeps import Keep
 
+MKL = "MKL_CBWR"  # the variable by which sums of Intel's kernels don't depend on the size of a batch
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 
 
@@ -201,7 +203,8 @@ def make_record(job: Job) -> RunRecord:
         fit=request.fit, restore=request.restore,
         places=(*job.written, *extras),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
-        versions={"fourm": __version__, "python": platform.python_version()} | versions,
+        versions={"fourm": __version__, "python": platform.python_version()} | versions
+        | {MKL: os.environ.get(MKL, "not set")},
         command=request.command, created=now(),
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "album": "open_album",
+    "album": "Album open_album",
     "chart": "WIDTH draw_chain",
     "gallery": "PAGE write_gallery",
     "panels": "View make_view panel_of",

@@ -372,3 +372,52 @@ KEPT_WRONG = (
 def test_mistakes_in_what_is_kept(demo: Model, keep: object, sentence: str) -> None:
     with pytest.raises(FourMError, match=sentence):
         demo(rgb=Image.new("RGB", (64, 64)), keep=keep)  # type: ignore[arg-type]
+
+
+def test_tokens_of_values_and_values_of_tokens(demo: Model, tmp_path: Path) -> None:
+    made = one(demo(PROMPT, targets="rgb depth"))
+    made.rgb.save(tmp_path / "a.png")
+    tokens = demo.tokenize(rgb=made.rgb, depth=made.depth, caption=PROMPT)
+    assert list(tokens) == ["tok_rgb", "tok_depth", "caption"]
+    assert np.array_equal(demo.tokenize(rgb=tmp_path / "a.png")["tok_rgb"], tokens["tok_rgb"])
+    values = demo.decode(**tokens)
+    assert values["caption"] == PROMPT
+    assert isinstance(values["rgb"], Image.Image)
+    again = demo.decode(tok_rgb=made.tokens["tok_rgb"], tok_depth=[made.tokens["tok_depth"]] * 2)
+    assert np.array_equal(again["rgb"], made.rgb)
+    assert [np.array_equal(one, made.depth) for one in again["depth"]] == [True, True]
+    with pytest.raises(
+        FourMError, match="'tok_rgbs' is nothing that model 'demo' has tokens for; did you mean"
+    ):
+        demo.decode(tok_rgbs=[1])
+
+
+def test_a_folder_is_a_sequence_of_results(demo: Model, tmp_path: Path) -> None:
+    request = demo.request(PROMPT, "a large green triangle", out=tmp_path / "out", variations=2, steps=3)
+    assert type([*fourm.run(request, demo)][-1]).__name__ == "Finished"
+    with pytest.raises(FourMError, match="not empty"):
+        [*fourm.run(request, demo)]
+    results, made = (
+        fourm.read(tmp_path / "out"),
+        several(demo(PROMPT, "a large green triangle", variations=2, steps=3)),
+    )
+    assert len(results) == len(made) == 4
+    for there, here in zip(results, made, strict=True):
+        assert (there.key, there.variation, there.names) == (here.key, here.variation, here.names)
+        assert np.array_equal(there.rgb, here.rgb)
+        assert np.array_equal(there.clip, here.clip)
+        assert np.array_equal(there.tokens["tok_clip"], here.tokens["tok_clip"])
+        assert there.caption == here.caption
+    assert [result.variation for result in several(results["00000/000001"])] == [0, 1]
+    assert [result.key for result in results[1:3]] == ["00000/000000", "00000/000001"]
+    assert results[-1].key == "00000/000001"
+    assert "4 of 2 samples" in repr(results)
+    assert results[0]._repr_png_() is not None
+    with pytest.raises(FourMError, match="read from files"):
+        results[0].save(tmp_path / "x")
+    with pytest.raises(IndexError):
+        results[4]
+    with pytest.raises(FourMError, match="no sample"):
+        results["x"]
+    with pytest.raises(FourMError, match="no run"):
+        fourm.read(tmp_path)

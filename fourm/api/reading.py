@@ -1,0 +1,87 @@
+"""An output folder as a sequence of results."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import overload
+
+from fourm.api.results import Item, Result
+from fourm.codecs.files import read_ids
+from fourm.data.layout import Key
+from fourm.data.opening import local_path
+from fourm.errors import UsageError, near_match
+from fourm.output.record import SR
+from fourm.views.album import Album, open_album
+
+
+class Results(Sequence[Result]):
+    """The results of a folder, by sample and then by variation; files are read when values are asked for.
+
+    `results[3]`, `results[2:5]`, `results["00000/000003"]` (of several variations a list), `len(results)`,
+    `for result in results`.
+    """
+
+    def __init__(self, album: Album) -> None:
+        self._album = album
+        self._variations = [0 if number is None else number for number in album.variations]
+
+    def __len__(self) -> int:
+        return len(self._album.keys) * len(self._variations)
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[Result]": ...
+    @overload
+    def __getitem__(self, index: str) -> "Result | list[Result]": ...
+    def __getitem__(self, index: int | slice | str) -> "Result | list[Result]":
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        if isinstance(index, str):
+            keys = {key.text: key for key in self._album.keys}
+            if index not in keys:
+                raise UsageError(f"{self._album.root}: no sample '{index}'{near_match(index, keys)}")
+            found = [self._result(keys[index], variation) for variation in self._variations]
+            return found if len(found) > 1 else found[0]
+        number = range(len(self))[index]
+        sample, place = divmod(number, len(self._variations))
+        return self._result(self._album.keys[sample], self._variations[place])
+
+    def __repr__(self) -> str:
+        return f"Results({str(self._album.root)!r}): {len(self)} of {len(self._album.keys)} samples"
+
+    def _result(self, key: Key, variation: int) -> Result:
+        album, about = self._album, dict[str, None]()
+        for run in album.runs:
+            about[f"{run.record.model}, seed {run.record.seed}"] = None
+        failures = album.failures.get(key.text, ())
+        problem = next((one.reason for one in failures if one.variation == variation and one.stage != SR), "")
+        return Result(key.text, variation, [*self._items(key, variation)], "; ".join(about), problem=problem)
+
+    def _items(self, key: Key, variation: int) -> Iterator[Item]:
+        """What there are files for."""
+        for entry in self._album.entries:
+            sample, reader = entry.run.find(key), entry.reader
+            if sample is None or reader is None:
+                continue
+            number = None if entry.place.shared else variation
+            places = [p for p in entry.run.places if p.modality == entry.place.modality and p.form == "ids"]
+            tokens = [self._album.root / sample.file(place, number) for place in places]
+            path, row = self._album.root / sample.file(entry.place, number), reader.row
+            has_value = entry.place.form != "ids" and path.is_file()
+            ids = next((path for path in tokens if path.is_file()), None)
+            if has_value or ids is not None:
+                yield Item(
+                    row, entry.role, partial(reader.read, path) if has_value else None,
+                    None if ids is None else partial(read_ids, ids, row.max_tokens, row.vocab_size),
+                    reader.picture,
+                )  # fmt: skip
+
+
+def read(folder: str | os.PathLike[str]) -> Results:
+    """The results of an output folder, lazily: what a run wrote, as `generate` gives it. Loads no model.
+
+    UsageError: no run wrote the folder, or its record is damaged.
+    """
+    return Results(open_album(Path(local_path(folder))))

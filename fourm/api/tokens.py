@@ -1,0 +1,98 @@
+"""Tokens of values, and values of tokens, without decoding anything by the model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourm.api.inputs import is_list_of, path_of
+from fourm.api.results import in_python
+from fourm.codecs.files import read_turn
+from fourm.codecs.images import Diffusion, GridCodec
+from fourm.codecs.taking import take, take_ids, take_map
+from fourm.data.layout import number_keys
+from fourm.decoding.sampling import Noise
+from fourm.errors import MissingError, UsageError, near_match
+from fourm.hub.header import TokenizerPart
+from fourm.modalities.registry import TOKENS, Kind, Modality
+from fourm.networks.layers import arithmetic
+from fourm.networks.state import full_grid, full_sequence
+from fourm.runs.loaded import LoadedModel
+from fourm.runs.request import DETOKENIZER_STEPS
+
+Ids = NDArray[np.int64]
+
+
+def tokenize(loaded: LoadedModel, values: Mapping[str, Any]) -> dict[str, Ids | list[Ids]]:
+    """Token ids (L,) of values by name, under the names of tokens; of a list of values a list."""
+    made = dict[str, Ids | list[Ids]]()
+    for name, given in values.items():
+        row = _find(loaded, name, TokenizerPart.ENCODER)
+        is_list = is_list_of(row, True, given)
+        with loaded.lock, arithmetic(loaded.dtype):
+            ids = [_tokens(loaded, row, name, one) for one in (given if is_list else [given])]
+        made[row.key] = ids if is_list else ids[0]
+    return made
+
+
+def decode(loaded: LoadedModel, tokens: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Values of token ids by name, under the names of values; of a list of rows a list."""
+    made = dict[str, Any]()
+    for name, given in tokens.items():
+        row = _find(loaded, name, TokenizerPart.DECODER)
+        is_list = is_list_of(row, False, given)
+        with loaded.lock, arithmetic(loaded.dtype):
+            values = [_value(loaded, row, name, one, seed) for one in (given if is_list else [given])]
+        made[row.key.removeprefix(TOKENS)] = values if is_list else values[0]
+    return made
+
+
+def _find(loaded: LoadedModel, name: str, part: TokenizerPart) -> Modality:
+    """The row whose values (to encode) or tokens (to decode) have a name."""
+    files = loaded.files
+    rows = {row.name: row for row in files.rows if row.kind in (Kind.GRID, Kind.SEQUENCE)}
+    as_values = files.registry.of_values(name, rows)
+    found = as_values if part is TokenizerPart.ENCODER else None
+    if found is None:
+        fitting = [row for row in rows.values() if name in (row.name, row.key)
+                   and (row.kind is Kind.SEQUENCE or part is TokenizerPart.DECODER)]  # fmt: skip
+        if not fitting:
+            names = [row.key for row in rows.values()]
+            if part is TokenizerPart.ENCODER:
+                names = [one.removeprefix(TOKENS) for one in names]
+            near = near_match(name, names) or f"; known are {', '.join(dict.fromkeys(names))}"
+            raise UsageError(f"'{name}' is nothing that model '{files.name}' has tokens for{near}")
+        found = min(fitting, key=lambda row: row.resolution).name
+    row = rows[found]
+    if row.kind is Kind.GRID and row.tokenizer not in files.tokenizers:
+        raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here")
+    return row
+
+
+def _tokens(loaded: LoadedModel, row: Modality, name: str, given: Any) -> Ids:
+    codec: Any = loaded.codec(row, TokenizerPart.ENCODER if row.kind is Kind.GRID else None)
+    path = path_of(row, given, name)
+    if isinstance(codec, GridCodec):
+        value = take_map(codec, given, name) if path is None else codec.read(path, turn=read_turn(path))
+        return codec.tokenize([codec.prepare(value)])[0].numpy()
+    value = codec.read(Path(path)) if path is not None else take(codec, given, None, name)
+    slot = codec.encode([value])
+    return slot.values[slot.known].numpy()
+
+
+def _value(loaded: LoadedModel, row: Modality, name: str, given: Any, seed: int) -> Any:
+    if row.kind is Kind.SEQUENCE:
+        ids = torch.as_tensor(np.asarray(given, dtype=np.int64))[None]
+        slot = full_sequence(ids, torch.ones_like(ids, dtype=torch.bool))
+        return in_python(row, loaded.codec(row).decode(slot)[0])
+    ids = torch.from_numpy(take_ids(row, given, name))[None]
+    codec = loaded.codec(row, TokenizerPart.DECODER)
+    if not isinstance(codec, GridCodec):
+        raise UsageError(f"{row.name} has no values")
+    # The noise of a diffusion is that of the first sample of a call with this seed.
+    result = number_keys(1)[0].text, 0
+    noise = Noise.for_samples(seed, [result], f"detokenizer {row.name}")
+    return in_python(row, codec.decode(full_grid(ids), Diffusion(DETOKENIZER_STEPS, noise))[0])
