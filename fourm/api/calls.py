@@ -20,7 +20,7 @@ from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
-    "detokenizer_steps", "decode", "blend",
+    "detokenizer_steps", "decode", "blend", "fit", "restore",
 )  # fmt: skip
 _NAMED = (
     "cond_domains",
@@ -92,7 +92,8 @@ def plan_call(parts: Parts, prompts: Sequence[Any], arguments: Mapping[str, Any]
         seed=_whole("seed", own.get("seed", 0)),
         device=str(parts.base.device), dtype=parts.base.dtype, attention=parts.base.attention,
         batch_size=own.get("batch_size"), decode=bool(own.get("decode", True)),
-        blend=bool(own.get("blend", True)),
+        blend=bool(own.get("blend", True)), fit=own.get("fit", "crop"),
+        restore=bool(own.get("restore", False)),
         detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=gathered.input,
     )  # fmt: skip
     finer = _plan_finer(parts, merge(layers, SR_PREFIX), chain, own.get("sr", parts.sr))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fourm.api.calls import Call
 from fourm.api.results import Part, Result
-from fourm.data.layout import Sample
+from fourm.data.layout import FRAME, Sample
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.modalities.registry import Kind
@@ -128,7 +128,9 @@ def _requests_finer(call: Call, base: Collector) -> Iterator[Request]:
         for sample in call.request.samples:
             if (made := base.made.get((sample.key.text, variation))) is not None:
                 of = {name: made.tokens if name in grids else made.values for name in chain.conditions}
-                samples.append(Sample(sample.key, values={name: there[name] for name, there in of.items()}))
+                values = {name: there[name] for name, there in of.items()}
+                values |= {FRAME: made.frame} if made.frame is not None else {}
+                samples.append(Sample(sample.key, values=values))
         several = call.request.num_variations > 1
         if samples:
             yield replace(

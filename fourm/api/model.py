@@ -84,8 +84,10 @@ class Model:
         prompts: captions. given: conditions by modality (`rgb=picture, depth=array, tok_clip=ids`), settings
         of the schedule (`steps=[49, 25], temps=[3.0, 0.5], cfg=3, top_p=0.8`), and `keys` (names of the
         samples; by default their positions), `upright=False` (pictures are not turned by their EXIF tag),
-        `batch_size`, `detokenizer_steps`, `decode=False` (tokens only). A condition that is a list, or
-        several prompts, give a list of results; one value serves all.
+        `batch_size`, `detokenizer_steps`, `decode=False` (tokens only), `fit="pad"` (the whole picture, with
+        a border, instead of its central square), `restore=True` (results in the size of the whole picture;
+        NaN, class 255 or alpha 0 where it was not seen). A condition that is a list, or several prompts,
+        give a list of results; one value serves all.
         targets: names, in one text or a list; None: the usual ones. weights: of conditions in guidance.
         sr: True: super-resolution afterwards, by the model that belongs to this one; or the name of another.
         Results are ordered by sample, then by variation. SampleError: all samples failed. One that fails

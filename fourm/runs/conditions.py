@@ -156,7 +156,9 @@ class _Reading:
 
     def _recorded_frame(self) -> Frame | None:
         """What the run that made the files has recorded of their frame."""
-        path = self.files.get(FRAME)
+        path, held = self.files.get(FRAME), self.sample.values.get(FRAME)
+        if isinstance(held, Frame):
+            return held
         if path is None or (split_path(path) is None and not path.is_file()):
             return None
         frame, fit = read_frame(path), self.request.fit

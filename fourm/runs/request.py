@@ -150,7 +150,7 @@ class Request:
         is_asked = self.restore or self.fit == "pad"
         if not is_asked or self.reads_pictures or not self.samples:  # super-resolution gets samples later
             return
-        if not any(FRAME in sample.files for sample in self.samples):
+        if not any(FRAME in sample.files or FRAME in sample.values for sample in self.samples):
             name = "`restore=True`" if self.restore else "`fit=pad`"
             raise UsageError(f"{name}: no condition is a picture or map; texts and tokens have no size")
 

@@ -10,12 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import fourm
 from fourm.codecs.files import read_frame, write_crops
 from fourm.codecs.frames import restore_map
 from fourm.codecs.maps import FORMS, read_distance
 from fourm.data.layout import Crop, Frame, centre_crop, pad_crop
 from fourm.output.verify import verify_folder
 from tests.folders import tree
+from tests.pictures import PHOTOS, make_photos
 
 Run = Callable[..., tuple[int, str, str]]
 SIZES = {"wide": (60, 96), "tall": (90, 40), "square": (64, 64)}  # height, width
@@ -258,3 +260,44 @@ def test_depth_that_is_not_known_where_it_is_read_fails_its_sample(run: Run, tmp
     code, _, err = run("generate", *words, "--fit", "pad", "--out", "padded")
     assert code == 3
     assert "known.npy" in err
+
+
+def test_photos_of_all_kinds_come_back_in_the_size_that_people_see(run: Run, tmp_path: Path) -> None:
+    """By EXIF tags, portrait, panorama, one pixel, CMYK, 16 bits, palettes, alpha, animated, progressive."""
+    made = make_photos(tmp_path / "photos")
+    words = ("--targets", "depth-semseg", "--fit", "pad", "--restore", "--device", "cpu", "--out", "labels")
+    assert run("generate", "photos/", *words)[0] == 3  # some cannot be read
+    readable = [photo for photo in PHOTOS if photo.size != (0, 0)]
+    assert len(readable) >= 40
+    for photo in readable:
+        name = made[photo.name].name.rpartition(".")[0]
+        (depth,) = (tmp_path / "labels/depth").rglob(f"{name}.npy")
+        (semseg,) = (tmp_path / "labels/semseg").rglob(f"{name}.png")
+        (rgb,) = (tmp_path / "labels/rgb").rglob(f"{name}.png")
+        assert pixels(depth).shape == pixels(semseg).shape == photo.size, photo.name
+        assert pixels(rgb).shape == (*photo.size, 3), photo.name
+        assert np.isfinite(pixels(depth)).all()
+    assert len(list((tmp_path / "labels/depth").rglob("*.npy"))) == len(readable)
+
+
+def test_in_memory_everything_is_as_on_the_command_line(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = fourm.load("demo", device="cpu")
+    for fit in ("crop", "pad"):
+        words = ["--cond", f"rgb={photos / 'rgb/a/wide.png'}", "--targets", "tok_rgb-det", "--fit", fit]
+        words += ["--sr-targets", "tok_rgb", "--sr-steps", "2", "--restore", "--device", "cpu", "--out", fit]
+        code, _, err = run("generate", *words)
+        assert code == 0, err
+        with Image.open(photos / "rgb/a/wide.png") as picture:
+            picture.load()
+        options = {"targets": "tok_rgb-det", "fit": fit, "restore": True, "sr": True, "sr_steps": 2}
+        for given in (picture, np.asarray(picture), str(photos / "rgb/a/wide.png")):
+            result = model(rgb=given, **options, keys=["wide"], progress=False)
+            (path,) = (tmp_path / fit / "rgb@128").rglob("*.png")
+            assert np.array_equal(np.asarray(result.rgb), pixels(path)), fit
+        result.save(f"{fit}-saved")
+        for folder in ("rgb@128", "frame", "det"):
+            (mine,) = (path for path in (tmp_path / f"{fit}-saved" / folder).rglob("*") if path.is_file())
+            (theirs,) = (path for path in (tmp_path / fit / folder).rglob("*") if path.is_file())
+            assert mine.read_bytes() == theirs.read_bytes()
+    with pytest.raises(fourm.FourMError, match="no condition is a picture"):
+        model("a red circle", restore=True)
