@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from fourm.codecs import maps
+from fourm.codecs.frames import restore_map
 from fourm.codecs.images import GridCodec
 from fourm.codecs.maps import NO_CLASS, Form, Value
 from fourm.data.layout import Crop
@@ -135,7 +136,21 @@ def seam(mask: Mask, width: int) -> NDArray[np.float32]:
 
 def lay_over(kept: Value, made: Value, mask: Mask, width: int) -> Value:
     """The made picture with the kept one laid over it, both (H, W[, C]) of one dtype, joined by a `seam`."""
-    weights = seam(mask, width)
+    return _mixed(kept, made, seam(mask, width))
+
+
+def lay_over_whole(kept: Value, made: Value, mask: Mask, square: Mask, width: int, crop: Crop) -> Value:
+    """As `lay_over` in a whole picture: kept (H, W, 3), made of it what `restore_map` gives, mask (H, W).
+
+    square: the mask of the model's square, whose seam of `width` is laid back like a map.
+    """
+    weights = restore_map(seam(square, width), crop, maps.FORMS["tok_depth"])
+    weights = np.where(mask, np.nan_to_num(weights), 0)  # outside of the crop nothing is known of the result
+    mixed = _mixed(kept, made[..., :3], weights)
+    return np.dstack([mixed, made[..., 3:]]) if made.shape[2] > mixed.shape[2] else mixed
+
+
+def _mixed(kept: Value, made: Value, weights: NDArray[np.float32]) -> Value:
     weights = weights[..., None] if made.ndim == 3 else weights
     mixed = made + (kept.astype(np.float64) - made) * weights
     return np.rint(mixed).astype(made.dtype) if made.dtype.kind in "iu" else mixed.astype(made.dtype)
@@ -148,6 +163,7 @@ class Part:
     value: Value  # as it was used: what is hidden tells nothing
     mask: Mask  # True for what stays: (H, W) pixels of a picture, (h, w) places of features
     tokens: Mask  # (L,) True for what stays
+    whole: tuple[Value, Mask] | None = None  # the same of the whole picture, where there is one
 
 
 def keep_pixels(
@@ -165,5 +181,6 @@ def keep_pixels(
     else:
         square = cut_mask(mask, crop, row.image_size)
         tokens = tokens_of_mask(square, grid)
-    value = codec.cut(hide_pixels(whole, mask, codec.form), crop, path)
-    return Part(hide_pixels(value, square, codec.form), square, tokens)
+    hidden = hide_pixels(whole, mask, codec.form)
+    value = codec.cut(hidden, crop, path)
+    return Part(hide_pixels(value, square, codec.form), square, tokens, (hidden, mask))

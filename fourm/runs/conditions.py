@@ -193,7 +193,8 @@ class _Reading:
             )
         uniforms = share_uniforms(keep, request.seed, work.result, codec.row.max_tokens)
         turn = self.turn_of(self.files[keep.target]) if keep.target in self.files else 1
-        return keep_grid(keep, codec, read_source(keep, codec, sources, turn), self.crop, uniforms)
+        kept = keep_grid(keep, codec, read_source(keep, codec, sources, turn), self.crop, uniforms)
+        return kept if request.restore else replace(kept, whole=None)
 
     def _value(self, name: str, is_marked: bool = False) -> Any:
         """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""

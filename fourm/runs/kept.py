@@ -43,6 +43,7 @@ class Kept:
     slot: Slot  # one row
     value: Any  # as it was used: a map whose hidden pixels tell nothing, (L,) tokens, or a text
     mask: Mask | None = None  # True for what stays, at the size of the value or of the model's picture
+    whole: tuple[Any, Mask] | None = None  # value and mask of the whole picture, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def keep_grid(
     if codec.form.resample is None and row.grid == value.shape[1:]:
         part = replace(part, value=hide_pixels(value, part.tokens.reshape(row.grid), codec.form))
     try:
-        return Kept(_given(codec.encode([part.value]).values, part.tokens), part.value, part.mask)
+        slot = _given(codec.encode([part.value]).values, part.tokens)
+        return Kept(slot, part.value, part.mask, part.whole)
     except SampleError as error:
         raise SampleError(f"{source.where}: {error}") from error
 

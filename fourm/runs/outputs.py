@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,8 @@ class Saver:
     def _write_kept(self, place: Place, row: Given, path: Path) -> None:
         """Write what was given of a target as it was used, or the mask of what stays, white."""
         kept, codec = row.kept[place.modality], self.codecs[place.modality]
+        if kept.whole is not None:
+            kept = replace(kept, value=kept.whole[0], mask=kept.whole[1])
         if place.form == "mask":
             assert kept.mask is not None
             write_png(np.where(kept.mask, np.uint8(255), np.uint8(0)), path)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourm.codecs.images import Diffusion, GridCodec
-from fourm.codecs.keeping import lay_over
+from fourm.codecs.keeping import lay_over, lay_over_whole
 from fourm.codecs.table import Codec
 from fourm.data.layout import Frame
 from fourm.decoding.engine import Progress
@@ -65,11 +65,22 @@ def restored_values(
 ) -> Mapping[str, Any]:
     """Values of one sample, in the frame of its picture if the request restores them.
 
-    SampleError: the file of a condition cannot be read again.
+    What is kept of a picture lies over the result in the picture's own pixels. SampleError: the file of a
+    condition cannot be read again.
     """
     if not request.restore:
         return values
-    return {name: row.restored(name, value, codecs[name]) for name, value in values.items()}
+    restored = {name: row.restored(name, value, codecs[name]) for name, value in values.items()}
+    for name, kept in row.kept.items():
+        one, frame, square = codecs[name].row, row.frame, kept.mask
+        if not (request.blend and one.is_rgb and name in restored):
+            continue
+        if kept.whole is not None and square is not None and frame is not None:
+            whole, mask = kept.whole
+            restored[name] = lay_over_whole(
+                whole, restored[name], mask, square, one.patch_size // 2, frame.crop
+            )
+    return restored
 
 
 def diffusion_of(

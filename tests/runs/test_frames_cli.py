@@ -301,3 +301,37 @@ def test_in_memory_everything_is_as_on_the_command_line(run: Run, photos: Path, 
             assert mine.read_bytes() == theirs.read_bytes()
     with pytest.raises(fourm.FourMError, match="no condition is a picture"):
         model("a red circle", restore=True)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_what_is_kept_comes_back_in_the_pixels_of_the_picture(
+    run: Run, photos: Path, tmp_path: Path, fit: str
+) -> None:
+    """Outside of a seam, and where the model saw the picture; a replay keeps the same."""
+    mask = np.zeros(SIZES["wide"], dtype=np.uint8)
+    mask[:, :60] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    words = ("generate", photos / "rgb/a/wide.png", "a red circle", "--keep", "rgb:mask.png", "--targets", "rgb",
+             "--steps", "4", "--device", "cpu", "--fit", fit, "--restore", "--out", "out")  # fmt: skip
+    code, _, err = run(*words)
+    assert code == 0, err
+    picture, found = pixels(photos / "rgb/a/wide.png"), pixels(tmp_path / "out/rgb/wide.png")
+    left = crop_of(fit, "wide").shown[0]
+    assert (found[:, left:50, :3] == picture[:, left:50]).all()
+    assert (found[:, 60:76, :3] != picture[:, 60:76]).any(axis=-1).mean() > 0.9
+    if fit == "crop":
+        assert (found[:, :left, 3] == 0).all()
+    assert np.array_equal(pixels(tmp_path / "out/rgb_kept_mask/wide.png"), mask)
+    assert (pixels(tmp_path / "out/rgb_kept/wide.png")[:, :60] == picture[:, :60]).all()
+    assert verify_folder(tmp_path / "out").ok
+    code, _, err = run("generate", "--replay", "out/run.json", "--out", "again")
+    assert code == 0, err
+    again = tree(tmp_path / "again")
+    assert {
+        n: d for n, d in tree(tmp_path / "out").items() if "samples" not in n and not n.endswith("b/wide.png")
+    } == {
+        name: data
+        for name, data in again.items()
+        if "samples" not in name and not name.endswith("b/wide.png")
+    }
+    assert np.array_equal(pixels(tmp_path / "again/rgb/wide.png"), found)
