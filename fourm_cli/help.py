@@ -66,7 +66,7 @@ def reword(error: Any) -> UsageError:
         return UsageError(text.replace("option '", "'", 1))
     named = context.command_path.partition(" ")[2] or context.command_path
     command, advice = context.command, f"; `{context.command_path} --help` shows what there is"
-    if hasattr(error, "possibilities"):
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
         known = [flag for one in command.params for flag in (*one.opts, *one.secondary_opts)]
         near = near_match(error.option_name, [flag for flag in known if flag.startswith("--")])
         return UsageError(f"{named}: there is no option {error.option_name}{near or advice}")
