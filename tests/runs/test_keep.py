@@ -446,3 +446,31 @@ def test_a_keep_without_anything_given_is_refused(run: Run) -> None:
     code, _, err = run("generate", "a dog", "--keep", "rgb:0.5")
     assert code == 2
     assert "--keep rgb@64:0.5: nothing is given of tok_rgb@64" in err
+
+
+@pytest.mark.parametrize("where", ["rgb:mask.png", "rgb:box:0,0,0.5,1", "rgb:0.5"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_restored_picture_has_what_is_kept_in_all_its_pixels(
+    run: Run, tmp_path: Path, where: str, fit: str
+) -> None:
+    pixels = noise(3, 120, 200, 3)
+    save(tmp_path / "cat.png", pixels)
+    save(tmp_path / "mask.png", half(120, 200))
+    words = ("--keep", where, "--targets", "rgb", "--steps", "2", "--restore", "--fit", fit, "-q")
+    code, _, err = run("generate", "cat.png", CAPTION, *words, "--out", "out")
+    assert (code, err) == (0, "")
+    made = np.asarray(Image.open(tmp_path / "out" / "rgb" / "cat.png"))
+    assert made.shape == (120, 200, 4 if fit == "crop" else 3)
+    if where != "rgb:0.5":
+        first = 40 if fit == "crop" else 0  # column of the square that the model sees
+        assert np.array_equal(made[:, first:80, :3], pixels[:, first:80])  # the seam is not that wide
+        assert (made[:, first : 200 - first, 3:] == 255).all()
+        assert (made[:, :first, 3:] == 0).all()
+        assert not np.array_equal(made[:, 100:160, :3], pixels[:, 100:160])
+        kept = np.asarray(Image.open(tmp_path / "out" / "rgb_kept" / "cat.png"))
+        assert np.array_equal(kept[:, :100], pixels[:, :100])
+        assert (kept[:, 100:] == kept[0, 100]).all()
+    assert run("verify", "out")[0] == 0
+    assert run("generate", "--replay", "out/run.json", "--out", "again", "-q")[0] == 0
+    for path in ("rgb/cat.png", "rgb_kept/cat.png", "rgb_kept_mask/cat.png"):
+        assert (tmp_path / "again" / path).read_bytes() == (tmp_path / "out" / path).read_bytes()
