@@ -135,7 +135,8 @@ class Request:
             )
         if self.is_beside:
             return
-        check_apart(self.out, self.samples)
+        if self.input.kind != "pictures":  # among which the results of a run are passed over
+            check_apart(self.out, self.samples)
         if self.overwrite:
             read = (path for s in self.samples for files in (s.files, *s.varied) for path in files.values())
             for folder in {path.parent for path in read}:

@@ -113,6 +113,15 @@ def test_a_folder_is_a_data_set_if_it_has_a_modality_or_a_record(pictures: Path)
     assert implied_conditions(both) == ("caption", "rgb")
 
 
+def test_results_may_lie_among_the_pictures(
+    run: Run, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    for more in ((), ("--resume",)):
+        assert run("generate", "./", "--model", tiny, *DEPTH, "--out", "labels", *more)[0] == 0
+    assert [s.key.text for s in open_runs(Path("labels"))[0].samples()] == ["a", "c", "summer/b"]
+
+
 def test_keys_are_chosen_by_name(pictures: Path) -> None:
     samples = read_samples(Source(paths=(str(pictures),)), ["rgb@64"], DEMO, None).samples  # type: ignore[arg-type]
     assert choose_keys(samples, None) == ()
