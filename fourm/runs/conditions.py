@@ -185,7 +185,9 @@ class _Reading:
         """What is given of a target. SampleError if it is not there, or is all or nothing of it."""
         codec, request = self.codecs[keep.target], self.request
         if keep.is_text:
-            return keep_text(keep, codec, request.chain, self._value(keep.target, is_marked=True))
+            kept = keep_text(keep, codec, request.chain, self._value(keep.target, is_marked=True))
+            self.wholes.pop(keep.target, None)  # its file has the text before it was filled
+            return kept
         sources = {**self.sample.values, **self.files}
         if keep.target not in sources or not isinstance(codec, GridCodec):
             raise SampleError(

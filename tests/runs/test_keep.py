@@ -378,6 +378,9 @@ def test_marks_in_files_are_filled_when_asked_for(run: Run, tmp_path: Path) -> N
     (data / "caption" / "00000" / "000000.txt").write_text("a small [S_1] circle above a [S_2] square")
     words = ("--data", data, "--keep", "caption", "--targets", "tok_rgb", "--steps", "2", "-q")
     assert run("generate", *words, "--out", "out")[0] == 0
+    shown = ("--data", data, "--cond", "rgb", *words[2:4], "--targets", "depth", "--steps", "1", "--restore")
+    assert run("generate", *shown, "--out", "restored")[0] == 0
+    assert "[" not in (tmp_path / "restored" / "caption" / "00000" / "000000.txt").read_text()
     texts = [(tmp_path / "out" / "caption" / "00000" / f"00000{n}.txt").read_text() for n in range(2)]
     assert "[" not in texts[0]
     assert texts[1] == CAPTION
