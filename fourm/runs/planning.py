@@ -4,12 +4,15 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fourm.codecs.files import read_size
 from fourm.codecs.maps import FORMS
-from fourm.data.layout import Place
-from fourm.errors import UsageError
+from fourm.data.dataset import PICTURE_SUFFIXES
+from fourm.data.layout import PICTURES, Place
+from fourm.errors import SampleError, UsageError
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
@@ -22,6 +25,7 @@ BLOCK = 4096  # bytes; file systems give files whole blocks of about this size
 _HEADER = 128  # bytes of a .npy file before its numbers
 # A PNG's share of the bytes of its pixels: at least, as of plain areas, and of photographs.
 _PNG_LEAST, _PNG_USUAL = 0.01, 0.6
+_LOOKED_AT = 16  # pictures whose sizes tell how large restored maps are
 _TEXT_BYTES = 8  # of a token of text
 _RECORD_BYTES, _SAMPLE_BYTES = 160, 300  # of what is recorded of a file, besides its name, and of a sample
 
@@ -88,9 +92,9 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     request, chosen = job.request, {work.sample.key for work in todo}
     counts = [(place, len(chosen) if place.shared else len(todo), 1) for place in job.written]
     counts += [(place, len(todo), number) for place, number in _previews(job)]
-    folders = dict[str, FolderPlan]()
+    folders, whole = dict[str, FolderPlan](), _whole_pixels(job) if request.restore else 0
     for place, results, number in counts:
-        least, usual = (results * number * _in_blocks(size) for size in _size_of(job, place))
+        least, usual = (results * number * _in_blocks(size) for size in _size_of(job, place, whole))
         folders[place.folder] = FolderPlan(results * number, least, usual)
     num_files = sum(folder.files for folder in folders.values())
     name = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
@@ -145,8 +149,20 @@ def _in_blocks(size: float) -> int:
     return math.ceil(size / BLOCK) * BLOCK
 
 
-def _size_of(job: Job, place: Place) -> tuple[float, float]:
-    """Bytes of one file: at least, and usually."""
+def _whole_pixels(job: Job) -> int:
+    """The pixels of a picture that results are restored to: the mean of the first samples, 0 if not known."""
+    areas = list[int]()
+    for sample in job.request.chosen[:_LOOKED_AT]:
+        files = sample.files_of(0)
+        known = (path for path in files.values() if path.suffix.lower() in PICTURE_SUFFIXES)
+        if path := files.get(PICTURES) or next(known, None):
+            with suppress(SampleError):  # the sample will fail
+                areas.append(math.prod(read_size(path)))
+    return sum(areas) // len(areas) if areas else 0
+
+
+def _size_of(job: Job, place: Place, whole: int) -> tuple[float, float]:
+    """Bytes of one file: at least, and usually. whole: pixels of restored maps, 0 for the model's square."""
     row = job.request.model.registry.get(place.modality)
     if place.form == "ids":
         size = _HEADER + row.max_tokens * (2 if row.vocab_size <= 1 << 15 else 4)
@@ -155,12 +171,12 @@ def _size_of(job: Job, place: Place) -> tuple[float, float]:
         return 1, _TEXT_BYTES * row.max_tokens
     if row.kind is Kind.EMBEDDING:
         return 1, 4 * row.max_tokens * row.embedding_width
-    pixels = row.image_size**2
+    usual = whole or row.image_size**2
+    least = min(usual, row.image_size**2) if whole else usual
     if place.suffix == ".npy":
-        size = _HEADER + 4 * (pixels if _is_map(row) else _num_features(job, row))
-        return size, size
-    raw = 3 * pixels
-    return _PNG_LEAST * raw, _PNG_USUAL * raw
+        counts = (least, usual) if _is_map(row) else (_num_features(job, row),) * 2
+        return _HEADER + 4 * counts[0], _HEADER + 4 * counts[1]
+    return _PNG_LEAST * 3 * least, _PNG_USUAL * 3 * usual
 
 
 def _is_map(row: Modality) -> bool:

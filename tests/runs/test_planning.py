@@ -10,6 +10,7 @@ import pytest
 
 from fourm.runs import planning
 from fourm.runs.planning import BLOCK
+from tests.pictures import save
 
 Run = Callable[..., tuple[int, str, str]]
 WORDS = ("generate", "a red circle", "a blue square", "--num-variations", "2")
@@ -72,3 +73,12 @@ def test_a_disk_that_cannot_hold_the_results_is_refused(
 
 def test_free_bytes_are_those_of_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
     assert planning.free_bytes(tmp_path / "not" / "there") > 0
+
+
+def test_restored_maps_have_the_size_of_their_picture(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "large.jpg", height=500, width=1000)
+    words = ("generate", "large.jpg", "--targets", "depth", "--dry-run", "--json", "-q")
+    sizes = [json.loads(run(*words, *more)[1])["folders"]["depth"] for more in ((), ("--restore",))]
+    assert [one["files"] for one in sizes] == [1, 1]
+    assert sizes[0]["bytes_estimate"] < 64 * 64 * 4 + 2 * BLOCK
+    assert 500 * 1000 * 4 < sizes[1]["bytes_estimate"] < 500 * 1000 * 4 + 2 * BLOCK
