@@ -67,6 +67,8 @@ from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
 from fourm.runs.request import TokenizeRequest
 
+_FIT = {"fit": "crop"}  # where a record of tokens says nothing of it
+
 
 @dataclass(slots=True)
 class Tokenizing:
@@ -174,7 +176,7 @@ def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
     digest = sha256_of(weights_of(run.request.model.tokenizers[row.tokenizer]))
     return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.portions.dtype,
             "attention": run.request.attention, "device": run.portions.device.type,
-            "fit": run.request.fit}  # fmt: skip
+            **({"fit": run.request.fit} if run.request.fit != _FIT["fit"] else {})}  # fmt: skip
 
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:
@@ -188,8 +190,8 @@ def _check_origin(run: Tokenizing, row: Modality) -> None:
         raise UsageError(f"{error}; {advice}") from error
     if not isinstance(there, dict):
         raise UsageError(f"{path}: is not a record of this program; {advice}")
-    there = {"fit": "crop", **there}  # older versions knew no other
-    for name, value in _origin(run, row).items():
+    there = _FIT | there
+    for name, value in (_FIT | _origin(run, row)).items():
         if there.get(name) != value:
             what = f"was begun with other settings: {name} is {there.get(name)} there and {value} here"
             raise UsageError(f"{path.parent}: {what}; {advice}")

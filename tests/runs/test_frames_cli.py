@@ -123,6 +123,10 @@ def test_a_restored_folder_is_read_as_its_pictures_were(
     )
     code, _, err = run("tokenize", data, "--modalities", "rgb-depth", *fits, "--out", "tokens")
     assert code == 0, err
+    if fit == "pad":
+        code, _, err = run("tokenize", data, "--modalities", "rgb-depth", "--out", "tokens")
+        assert code == 2
+        assert "fit is pad there and crop here" in err
     code, _, err = run("tokenize", "first", "--modalities", "rgb-depth", "--out", "again")
     assert code == 0, err
     found, wanted = ids(Path("again")), ids(Path("tokens"))
