@@ -10,7 +10,7 @@ PUBLIC = {
         read_picture read_size read_text read_turn write_crops write_ids write_png""",
     "frames": "restore_map",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
-        mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
+        lay_over_whole mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec rows_at_once",
     "maps": "FORMS GREY LegendEntry UNKNOWN read_pixels turbo",
     "table": "Codec build_codec check_codec",
