@@ -89,6 +89,10 @@ class Model:
         NaN, class 255 or alpha 0 where it was not seen). A condition that is a list, or several prompts,
         give a list of results; one value serves all.
         targets: names, in one text or a list; None: the usual ones. weights: of conditions in guidance.
+        keep: what stays of a modality that is given, by name, while the rest of it is made: a mask of the
+        upright picture's size (an array of booleans or levels, a picture, a path; True and white stay), a box
+        of fractions (left, top, right, bottom), or a share of the tokens (0.5). In a text, `[S_1]` marks
+        what is to be filled.
         sr: True: super-resolution afterwards, by the model that belongs to this one; or the name of another.
         Results are ordered by sample, then by variation. SampleError: all samples failed. One that fails
         among others is a result with a `problem`, and a warning says so.
