@@ -118,14 +118,13 @@ def test_the_examples_of_the_reference_run(tmp_path: Path, monkeypatch: pytest.M
     assert len([*tmp_path.rglob("out/many/rgb/00000/*.png")]) == 2
 
 
-@pytest.mark.more
-def test_the_notebook_runs(tmp_path: Path) -> None:
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cells run in a kernel of their own; what they show are pictures and texts."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOK, 4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    os.environ["PYTHONPATH"] = str(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     shown = [
         kind
