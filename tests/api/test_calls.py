@@ -13,6 +13,8 @@ from PIL import Image
 
 import fourm
 from fourm.api.model import Model, load
+from fourm.api.model import run as run_request
+from fourm.api.reading import read
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
 from fourm.errors import FourMError, SampleError
@@ -394,11 +396,11 @@ def test_tokens_of_values_and_values_of_tokens(demo: Model, tmp_path: Path) -> N
 
 def test_a_folder_is_a_sequence_of_results(demo: Model, tmp_path: Path) -> None:
     request = demo.request(PROMPT, "a large green triangle", out=tmp_path / "out", variations=2, steps=3)
-    assert type([*fourm.run(request, demo)][-1]).__name__ == "Finished"
+    assert type([*run_request(request, demo)][-1]).__name__ == "Finished"
     with pytest.raises(FourMError, match="not empty"):
-        [*fourm.run(request, demo)]
+        [*run_request(request, demo)]
     results, made = (
-        fourm.read(tmp_path / "out"),
+        read(tmp_path / "out"),
         several(demo(PROMPT, "a large green triangle", variations=2, steps=3)),
     )
     assert len(results) == len(made) == 4
@@ -420,4 +422,4 @@ def test_a_folder_is_a_sequence_of_results(demo: Model, tmp_path: Path) -> None:
     with pytest.raises(FourMError, match="no sample"):
         results["x"]
     with pytest.raises(FourMError, match="no run"):
-        fourm.read(tmp_path)
+        read(tmp_path)
