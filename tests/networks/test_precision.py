@@ -1,7 +1,9 @@
 """float32 is float32 on every device, whatever a program had told torch; TF32 only where it is asked for."""
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -151,21 +153,37 @@ def test_switches_come_back_when_a_run_fails_or_is_given_up() -> None:
     assert older_switches() == before
 
 
-def test_a_run_is_float32_from_its_first_step_to_its_last_file(tiny: Path, tmp_path: Path) -> None:
+def test_a_run_is_float32_from_its_first_step_to_its_last_file(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two events the settings are those of whoever reads them."""
     model = find_model(tiny)
     sample = Sample(Key("00000", "000000"), "a red circle")
     chain = parse_chain("--cond caption --targets tok_depth --steps 2", model)
     set_older()
-    before, seen = older_switches(), set[object]()
-    for event in run(Request(model, chain, (sample,), tmp_path / "out", device="cpu")):
-        if type(event).__name__ in ("Stepped", "Saved"):
-            seen.add(torch.get_float32_matmul_precision())
-    assert seen == {"highest"}
+    before, seen = older_switches(), dict[str, set[str]]()
+    for place in ("fourm.decoding.engine.draw", "fourm.runs.outputs.write_atomic"):
+        monkeypatch.setattr(place, spied(place, seen))
+    for _ in run(Request(model, chain, (sample,), tmp_path / "out", device="cpu")):
+        assert older_switches() == before
+    assert [*seen.values()] == [{"highest"}, {"highest"}]
     assert older_switches() == before
     given_up = run(Request(model, chain, (sample,), tmp_path / "other", device="cpu"))
     next(given_up)
     given_up.close()
     assert older_switches() == before
+
+
+def spied(place: str, seen: dict[str, set[str]]) -> Callable[..., Any]:
+    """The function at a place, which first notes how torch multiplies matrices."""
+    module, _, name = place.rpartition(".")
+    function = getattr(import_module(module), name)
+
+    def noting(*arguments: Any, **named: Any) -> Any:
+        seen.setdefault(place, set()).add(torch.get_float32_matmul_precision())
+        return function(*arguments, **named)
+
+    return noting
 
 
 @pytest.mark.gpu
@@ -190,3 +208,27 @@ def test_float32_is_exact_on_a_gpu_and_tf32_is_not() -> None:
         ]
     assert max(errors["float32"]) < 2e-5
     assert min(errors["tf32"]) > 2e-4
+
+
+def test_threads_share_equal_settings_and_wait_for_others() -> None:
+    entered, order, leave = Event(), list[str](), Event()
+
+    def work(dtype: str, name: str) -> None:
+        with arithmetic(dtype):
+            order.append(name)
+            entered.set()
+            leave.wait(60)
+
+    first = Thread(target=work, args=("float32", "first"))
+    first.start()
+    entered.wait(60)
+    with arithmetic("bfloat16"):  # equal settings: products are exact
+        order.append("same")
+    other = Thread(target=work, args=("tf32", "other"))
+    other.start()
+    other.join(0.2)
+    assert order == ["first", "same"]
+    leave.set()
+    first.join(60)
+    other.join(60)
+    assert order == ["first", "same", "other"]
