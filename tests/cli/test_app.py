@@ -122,7 +122,7 @@ OPTIONS = {
     ),
     "too many variations": ("a --num-variations 99999999999 --out o", "at most 10,000,000"),
     "a terminal's control characters": ("a --targets \x1b[31m", "unknown modality '\\x1b[31m'"),
-    "a log": ("a --log-json folder", "--log-json folder: cannot be written"),
+    "a log": ("a --quiet --log-json folder", "--log-json folder: cannot be written"),
     "a YAML key": ("a -gc bad.yaml", "bad.yaml, line 2: unknown key 'tempz'; did you mean 'temps'"),
     "no YAML": ("a -c none.yaml", "none.yaml: no such file"),
 }  # fmt: skip

@@ -261,7 +261,7 @@ def test_a_chart_replaces_no_pipe(run: Run, tiny: Path) -> None:
 
 def test_a_log_does_not_wait_for_a_reader_of_its_pipe(run: Run, tiny: Path) -> None:
     as_pipe(Path("log"))
-    code, _, err = run("generate", "red", "--model", tiny, "--out", "o", "--log-json", "log")
+    code, _, err = run("generate", "red", "--model", tiny, "--out", "o", "--log-json", "log", "--quiet")
     assert (code, err) == (2, "fourm: --log-json log: cannot be written (No such device or address)\n")
     assert not Path("o").exists()
 

@@ -254,7 +254,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert (running.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "fourm: interrupted; what was finished is kept, the same command goes on"
+    assert err.splitlines()[-1] == "fourm: interrupted; what was finished is kept; the same command goes on"
     assert FILE not in whole_files()
     hub.bytes_per_second, kept = 0.0, partial().stat().st_size
     done = fourm(hub, tmp_path / "home", "download", NAME)

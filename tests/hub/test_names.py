@@ -574,7 +574,7 @@ def test_a_run_names_each_part_that_is_not_here(
     assert "needs the text tokenizer, which is not here" in err
     assert "`fourm download text-tokenizer` fetches it" in err
     assert len(err.splitlines()) == 1
-    code, out, err = run("generate", "--data", "empty", "--num-samples", "1", *words[2:])
+    code, out, err = run("generate", "--data", "empty", "--num-samples", "1", "--quiet", *words[2:])
     assert (code, out) == (4, "")
     assert "`fourm download tok-rgb` fetches it, --no-decode keeps tokens only" in err
     assert len(err.splitlines()) == 1

@@ -63,7 +63,9 @@ def test_a_tokenizer_whose_codebook_is_none_is_a_sentence(
     path, name = own / "tokenizers/rgb/model.safetensors", "quantize._codebook.embed"
     state = {n: t for n, t in load_file(path).items() if n != name}
     save_file(state if shape is None else state | {name: torch.zeros(shape)}, path)
-    code, out, err = run("generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results")
+    code, out, err = run(
+        "generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results", "--quiet"
+    )
     assert (code, out, err.count("\n"), f"'{name}'" in err) == (2, "", 1, True), err
 
 
@@ -264,7 +266,7 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_loaded(
     spoil(state, name)
     save_file(state, own / file)
     monkeypatch.setattr("fourm.runs.pipeline.load_parts", lambda *_: pytest.fail("weights were loaded"))
-    code, out, err = run("generate", "red", "--model", own, "--out", "results", "--targets", "tok_rgb")
+    code, out, err = run("generate", "red", "--model", own, "--out", "results", "--targets", "tok_rgb", "-q")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{own / file}: tensor '" in err
     assert SPOILT[spoil] in err
@@ -300,7 +302,7 @@ def test_a_config_may_begin_with_a_byte_order_mark(own: Path, run: Run) -> None:
 @pytest.mark.parametrize("folder", [".", "tokenizers/rgb"])
 def test_a_folder_without_a_config_is_told(own: Path, run: Run, folder: str) -> None:
     (own / folder / "config.json").unlink()
-    code, out, err = run("generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results")
+    code, out, err = run("generate", "red", "--model", own, "--targets", "tok_rgb", "--out", "results", "-q")
     assert (code, out) == (2, "")
     where = own if folder == "." else own / folder
     said = "no config.json in this folder, and the header of model.safetensors holds no configuration"
