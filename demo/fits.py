@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo import render
 from demo.dataset import NO_CLASS
+from demo.render import Maps, render
 from demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing, describe, normalise, parse_caption
 from fourm.data.layout import Key, number_keys, path_of
 
 Array = NDArray[Any]
-Wide = tuple[Scene, render.Maps, slice]  # a scene, its maps on a square, and the rows of the picture
+Wide = tuple[Scene, Maps, slice]  # a scene, its maps on a square, and the rows of the picture
 
 FILLS: dict[str, Callable[[Array], Array | int]] = {  # what a border holds, but the picture's own edge
     "black": lambda rgb: 0,
@@ -40,17 +40,13 @@ FILLS: dict[str, Callable[[Array], Array | int]] = {  # what a border holds, but
 def large(rng: random.Random) -> Wide:
     """The middle of a scene, 192 x 120 pixels."""
     scene = _scene(rng, (16, 48), 32)
-    return scene, render.render(scene, 3), slice(36, 156)
+    return scene, render(scene, 3), slice(36, 156)
 
 
 def small(rng: random.Random) -> Wide:
     """96 x 64 pixels with things of the world's own sizes."""
     scene = _scene(rng, (16 + 8 * rng.choice((1, 2)), 80 - 8 * rng.choice((1, 2))), 48)
-    side, render.SIDE = render.SIDE, 96
-    try:
-        return scene, render.render(scene), slice(16, 80)
-    finally:
-        render.SIDE = side
+    return scene, render(scene, side=96), slice(16, 80)
 
 
 def measure(work: Path, make: Callable[[random.Random], Wide], how: str, count: int) -> list[float]:
@@ -62,20 +58,10 @@ def measure(work: Path, make: Callable[[random.Random], Wide], how: str, count: 
         path.parent.mkdir(parents=True, exist_ok=True)
         rgb = maps.rgb[rows] if how == fit else _bordered(maps.rgb, rows, FILLS[how])
         Image.fromarray(rgb).save(path)
-    command = [
-        sys.executable,
-        "-m",
-        "fourm_cli",
-        "generate",
-        "--data",
-        work / "in",
-        "--cond",
-        "rgb",
-        "--fit",
-        fit,
-    ]
-    targets = ["--targets", "caption,tok_depth,tok_semseg", "--restore", "--quiet", "--out", work / "out"]
-    subprocess.run([*command, *targets], check=True, stdout=subprocess.DEVNULL)
+    options = "--cond rgb --targets caption,tok_depth,tok_semseg --restore --quiet --fit".split()
+    command = [sys.executable, "-m", "fourm_cli", "generate", *options, fit]
+    folders = ["--data", str(work / "in"), "--out", str(work / "out")]
+    subprocess.run([*command, *folders], check=True, stdout=subprocess.DEVNULL)
     judged = [_judge(work / "out", key, wide, how == fit) for key, wide in zip(keys, scenes, strict=True)]
     return np.nanmean(judged, axis=0).tolist()
 

@@ -29,9 +29,9 @@ class Maps:
     clip: Array  # (H / 8, W / 8, 14) shares of shape | background, colour, background colour
 
 
-def render(scene: Scene, scale: int = 1) -> Maps:
-    """All maps of a scene; scale 1 gives 64 x 64 pixels, scale 2 128 x 128."""
-    side = SIDE * scale
+def render(scene: Scene, scale: int = 1, side: int = SIDE) -> Maps:
+    """All maps of a scene; scale 1 gives 64 x 64 pixels, scale 2 128 x 128. side: at scale 1, in pixels."""
+    side *= scale
     floor = render_floor(scene.background)
     maps: dict[str, Any] = {f.name: _tiled(getattr(floor, f.name), side) for f in fields(Maps)}
     for thing in scene.things:
