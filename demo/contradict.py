@@ -28,10 +28,10 @@ from fourm.codecs.files import read_picture as open_picture
 from fourm.data.layout import Key, number_keys, path_of
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
+from fourm.inputs.sources import Source, read_samples
 from fourm.runs.events import Failed
-from fourm.runs.inputs import Source, read_samples
 from fourm.runs.pipeline import run
-from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fourm.api.results import Result
     from fourm.api.schedule import Schedule
     from fourm.errors import FourMError
-    from fourm.runs.request import Request
+    from fourm.inputs.request import Request
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _PUBLIC = {
     "api.results": "Result",
     "api.schedule": "Schedule",
     "errors": "FourMError",
-    "runs.request": "Request",
+    "inputs.request": "Request",
 }
 _names, _get = import_when_used(__name__, _PUBLIC)
 __all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__", "load", "read", "run"]

@@ -245,7 +245,7 @@ def sam_instances(*, source: Path, out: Path, overwrite: bool = False, quiet: bo
     Examples:
         fourm convert sam-instances dataset --out converted
     """
-    from fourm.runs.convert import convert_dataset
+    from fourm.inputs.convert import convert_dataset
 
     counts = Counter[str]()
     for one in convert_dataset(source, out, overwrite):

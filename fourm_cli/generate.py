@@ -27,9 +27,9 @@ from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder
 if TYPE_CHECKING:
     from fourm.data.dataset import Dataset
     from fourm.hub.files import ModelFiles
+    from fourm.inputs.origins import Replay
+    from fourm.inputs.request import Request, TokenizeRequest
     from fourm.runs.events import Event
-    from fourm.runs.origins import Replay
-    from fourm.runs.request import Request, TokenizeRequest
 
 INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a line of their own
 
@@ -59,8 +59,8 @@ def generate(
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
     from fourm.hub.files import find_model
-    from fourm.runs.inputs import EMPTY, choose_keys, marked_texts, read_samples
-    from fourm.runs.origins import plan_finer, read_replay
+    from fourm.inputs.origins import plan_finer, read_replay
+    from fourm.inputs.sources import EMPTY, choose_keys, marked_texts, read_samples
     from fourm.schedule.plan import build_chain, condition_files, fill_texts
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
@@ -121,7 +121,7 @@ def sr(
         fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
-    from fourm.runs.origins import find_finer, names_made, read_finer, read_origin
+    from fourm.inputs.origins import find_finer, names_made, read_finer, read_origin
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
@@ -184,8 +184,8 @@ def tokenize(
         fourm generate --data DATASET --cond tok_rgb --targets tok_depth --out out
     """
     from fourm.hub.files import find_model
-    from fourm.runs.listing import find_raw_folders, list_raw_samples, missing_tokenizers
-    from fourm.runs.request import TokenizeRequest, parse_world
+    from fourm.inputs.listing import find_raw_folders, list_raw_samples, missing_tokenizers
+    from fourm.inputs.request import TokenizeRequest, parse_world
 
     files = find_model(DEMO if model is None else model, needs_weights=False)
     files = _with_parts(files, machine, RunSettings())
@@ -225,7 +225,7 @@ def _requester(
     data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
     """A function that makes requests from options and files; the caller adds the rest, or other values."""
-    from fourm.runs.request import DETOKENIZER_STEPS, Request, parse_world
+    from fourm.inputs.request import DETOKENIZER_STEPS, Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
     if out is None:
@@ -275,7 +275,7 @@ def _repeat(
     """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_sr
-    from fourm.runs.origins import sr_name
+    from fourm.inputs.origins import sr_name
     from fourm.schedule.plan import parse_chain
 
     base = replay.base
@@ -300,9 +300,9 @@ def _make(
     requests: "Sequence[Request]", dataset: "Dataset", report: options.Report, dry_run: bool = False
 ) -> None:  # fmt: skip
     """Check where results go, and make them; a second request is super-resolution of what the first makes."""
+    from fourm.inputs.sources import note_unknown_words
     from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
-    from fourm.runs.inputs import note_unknown_words
 
     request = requests[0]
 

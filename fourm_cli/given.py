@@ -11,7 +11,7 @@ from fourm_cli.options import INPUT, argument, option
 
 if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
-    from fourm.runs.inputs import Source
+    from fourm.inputs.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Given:
     def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
         """The source of samples, with what configuration files say where options say nothing."""
         from fourm.data.pictures import is_path
-        from fourm.runs.inputs import Source, sort_source
+        from fourm.inputs.sources import Source, sort_source
 
         arguments, typed = self.arguments or [], tuple(self.prompt or ())
         words = tuple(text for text in arguments if not is_path(text))
@@ -80,7 +80,7 @@ OPTIONS = {
 
 def with_conditions(layer: Layer, source: "Source") -> Layer:
     """The settings of a schedule with the conditions that a source means, if none are named or only files."""
-    from fourm.runs.inputs import EMPTY, implied_conditions
+    from fourm.inputs.sources import EMPTY, implied_conditions
 
     named = layer.settings.get("cond_domains", Setting((), "`cond`"))
     if not all("=" in str(value) for value in named.values):

@@ -130,7 +130,7 @@ def _plan(
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
     from fourm.hub.files import find_model, with_parts
-    from fourm.runs.origins import plan_finer
+    from fourm.inputs.origins import plan_finer
     from fourm.schedule.plan import build_chain
 
     settings = read_settings(configs.paths, schedule)

@@ -33,7 +33,7 @@ from tests.mutations import Mutation, Source
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "decoding/engine", "decoding/sampling", "schedule/chain", "networks/checkpoint", "runs/pipeline",
-    "runs/origins", "runs/job", "runs/outputs", "output/joining", "output/processes", "output/record",
+    "inputs/origins", "runs/job", "runs/outputs", "output/joining", "output/processes", "output/record",
     "output/samples", "data/layout", "data/writing", "hub/files",
 )  # fmt: skip
 FILES = (*(f"fourm/{name}.py" for name in MODULES), "fourm_cli/*.py")

@@ -9,10 +9,10 @@ from fourm.api.keeping import parse_keep, with_kept
 from fourm.api.schedule import SETTINGS, Schedule
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
+from fourm.inputs.request import DETOKENIZER_STEPS, Request
+from fourm.inputs.sources import marked_texts
 from fourm.modalities.registry import TOKENS
-from fourm.runs.inputs import marked_texts
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.request import DETOKENIZER_STEPS, Request
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import build_chain, fill_texts
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge

@@ -16,10 +16,10 @@ from fourm.data.layout import Key, Sample, number_keys, parse_key
 from fourm.data.opening import local_path
 from fourm.data.pictures import keys_below
 from fourm.errors import UsageError, near_match, shown
+from fourm.inputs.sources import CAPTION, digest_of
 from fourm.modalities.facts import Colour
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.text import Structured, WordPiece, check_prompt, with_marks
-from fourm.runs.inputs import CAPTION, digest_of
 from fourm.runs.loaded import LoadedModel
 
 _TEXT_SUFFIXES = (".json", ".json.gz", ".txt")

@@ -11,14 +11,14 @@ from fourm.api.results import Part, Result
 from fourm.data.layout import FRAME, Sample
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError, UsageError, near_match
+from fourm.inputs.conditions import Work
+from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind
 from fourm.networks.layers import arithmetic
 from fourm.output.record import BASE, SR
-from fourm.runs.conditions import Work
 from fourm.runs.events import Event, Stepped
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
-from fourm.runs.request import Request
 from fourm.runs.values import Collector, picture_of
 
 Results = Result | list[Result]

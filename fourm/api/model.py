@@ -21,12 +21,12 @@ from fourm.data.opening import output_path
 from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
+from fourm.inputs.request import Request, World
 from fourm.networks.layers import choose_dtype
 from fourm.runs.device import choose_device
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import run as run_request
-from fourm.runs.request import Request, World
 
 MKL = "MKL_CBWR"  # the variable that makes sums independent of the size of a batch on Intel's CPUs
 

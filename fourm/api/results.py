@@ -16,13 +16,12 @@ from fourm.codecs.table import Codec
 from fourm.data.layout import Key
 from fourm.data.opening import output_path
 from fourm.errors import FourMError, SampleError, UsageError, near_match, shown
+from fourm.inputs.request import Request
 from fourm.modalities.registry import TOKENS, Modality
 from fourm.modalities.text import Structured
 from fourm.output.joining import check_output
 from fourm.output.processes import Launch, now
-from fourm.runs.pipeline import follow_on
-from fourm.runs.request import Request
-from fourm.runs.saving import save_made
+from fourm.runs.pipeline import follow_on, save_made
 from fourm.runs.values import Made
 from fourm.views.panels import make_view, panel_of
 from fourm.views.plots import draw_sample

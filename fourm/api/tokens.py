@@ -17,11 +17,11 @@ from fourm.data.layout import number_keys
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
+from fourm.inputs.request import DETOKENIZER_STEPS
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.networks.layers import arithmetic
 from fourm.networks.state import full_grid, full_sequence
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.request import DETOKENIZER_STEPS
 
 Ids = NDArray[np.int64]
 

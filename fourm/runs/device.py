@@ -1,11 +1,7 @@
 """Chooses the device and the batch size of a run, and halves the batches when memory runs out."""
 
-import errno
-import gc
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,24 +9,17 @@ from typing import TypeVar
 import torch
 
 from fourm.codecs.images import rows_at_once
-from fourm.data.opening import read_bytes
 from fourm.errors import FourMError, UsageError
 from fourm.hub.header import DTYPES, TokenizerPart
+from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
+from fourm.networks.memory import free_memory, is_out_of_memory, memory_error, release_memory
 from fourm.runs.events import Event, Halved
-from fourm.runs.request import NOWHERE, Request, TokenizeRequest, World
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
 
 T = TypeVar("T")
-# Parts of messages of allocators (CPU, Apple GPU, CUDA libraries) that raise plain RuntimeErrors.
-_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
 # Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-# Files of a control group, version 1 and 2: limit and usage; and the field of memory.stat for the file cache.
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = ("memory.max", "memory.current", "inactive_file")
 _SURE = 0.85  # estimates may be 15 % too high, so a run is refused if 85 % of its estimate does not fit
-# Errors of reading these files, which are missing or different in other systems and kernels.
-_UNREADABLE = (OSError, StopIteration, ValueError, IndexError)
 
 
 @dataclass(slots=True)
@@ -131,46 +120,6 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 
-def free_memory(device: torch.device, root: Path = Path("/")) -> float:
-    """Free bytes of a device; infinity if unknown. root: the folder with `proc` and `sys`, for tests."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    limits, groups = list[int](), list[tuple[str, str]]()
-    with suppress(*_UNREADABLE):
-        limits.append(_number_after("MemAvailable:", root / "proc/meminfo") * 1024)  # file cache included
-    with suppress(*_UNREADABLE):
-        groups = re.findall(r"^[0-9]+:([^:\n]*):(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    for controllers, path in groups:  # of this process; the limits of parent groups count too
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        limit, usage, cache = _V1 if controllers else _V2
-        group = top / path.lstrip("/")
-        while group.is_relative_to(top):
-            with suppress(*_UNREADABLE):  # "max", for a group without a limit, is no number
-                free = int(_text(group / limit)) - int(_text(group / usage))
-                free += _number_after(cache, group / "memory.stat")  # file cache can be freed
-                limits.append(max(0, free))
-            group = group.parent
-    return min(limits, default=math.inf)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if the error means that the device or the machine ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in message for words in _OUT_OF_MEMORY)
-
-
-def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError:
-    """The error of a run that does not fit into memory; size: ", even for ..." for the message."""
-    helps = "a smaller model" if dtype.endswith("16") else "`dtype=bfloat16` or a smaller model"
-    return FourMError(f"memory ran out on {device}{size}; {helps} needs less")
-
-
 @contextmanager
 def as_fourm_errors(device: torch.device, dtype: str, out: Path = NOWHERE) -> Iterator[None]:
     """Turn errors of memory and of the file system into FourMErrors. out: named if an error names no file."""
@@ -182,12 +131,6 @@ def as_fourm_errors(device: torch.device, dtype: str, out: Path = NOWHERE) -> It
         if not isinstance(error, OSError):
             raise
         raise FourMError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
-
-
-def release_memory() -> None:
-    """Free unused memory: reference cycles, in which tracebacks keep arrays alive, and CUDA's cache."""
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing if CUDA was not used
 
 
 def _cost(request: Request, size: int, device: torch.device) -> Cost:
@@ -208,12 +151,3 @@ def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: s
         helps = ["`dtype=bfloat16`"] if DTYPES[dtype].num_bytes > 2 else []
         helps += [other] if other else []
         raise UsageError(f"{name} {needs}; {' or '.join(helps) or 'a smaller model'} needs less")
-
-
-def _number_after(name: str, path: Path) -> int:
-    """The number in the line of a file that begins with `name`; StopIteration if there is none."""
-    return next(int(line.split()[1]) for line in _text(path).splitlines() if line.startswith(f"{name} "))
-
-
-def _text(path: Path) -> str:
-    return read_bytes(path, 1 << 20).decode()

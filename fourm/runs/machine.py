@@ -45,7 +45,7 @@ def describe_machine() -> MachineFacts:
     try:
         import torch  # not at the top: this report is for machines too where it cannot be imported
 
-        from fourm.runs.device import free_memory
+        from fourm.networks.memory import free_memory
 
         versions["torch"] = str(torch.__version__)
         versions |= {"CUDA": str(torch.version.cuda)} if torch.version.cuda else {}

@@ -21,16 +21,16 @@ from fourm.data.opening import read_bytes
 from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError
+from fourm.inputs.conditions import Given, Work
+from fourm.inputs.request import MAX_DETOKENIZER_STEPS
+from fourm.inputs.sources import CAPTION
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch
 from fourm.output.processes import Listed, Process, list_files
 from fourm.output.record import BASE, FRAMES, RUN, SR
 from fourm.output.samples import SampleWriter
-from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Event, Failed, Malformed, Saved
-from fourm.runs.inputs import CAPTION
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
-from fourm.runs.request import MAX_DETOKENIZER_STEPS
 from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_values, diffusion_of, restored_values
 
 

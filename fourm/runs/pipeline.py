@@ -9,31 +9,61 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 import torch
 
+from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
 from fourm.data.layout import CROP_SETTINGS, PICTURES
-from fourm.decoding.engine import Engine
+from fourm.decoding.engine import Engine, Progress, equal_counts, with_targets
+from fourm.decoding.sampling import Noise
+from fourm.errors import SampleError
+from fourm.inputs.conditions import Conditions, Given, Work
+from fourm.inputs.kept import check_mask_files
+from fourm.inputs.origins import conditions_from, with_files
+from fourm.inputs.request import Request
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention
+from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
-from fourm.output.record import NEXT, RUN
+from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.conditions import Work
-from fourm.runs.device import as_fourm_errors, check_memory, choose_device, choose_rows
-from fourm.runs.events import Event, Finished, Halved, Loading, Started
-from fourm.runs.generating import generate
+from fourm.runs.device import Portions, as_fourm_errors, check_memory, choose_device, choose_rows
+from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
-from fourm.runs.kept import check_mask_files
 from fourm.runs.loaded import LoadedModel
-from fourm.runs.origins import conditions_from, with_files
 from fourm.runs.outputs import Saver
 from fourm.runs.planning import Plan, check_disk, plan_results
-from fourm.runs.request import Request
-from fourm.runs.values import Collector
+from fourm.runs.values import Collector, Made
+from fourm.schedule.chain import Chain
+
+NOT_FINITE = (
+    "the network's results are not finite numbers: its weights are damaged, a guidance scale is too large, "
+    "or float16 is too narrow for it (try `dtype=float32`)"
+)
+
+
+class Writer(Protocol):
+    """Takes decoded samples."""
+
+    job: Job
+    codecs: Mapping[str, Codec]
+
+    def begin(self, works: Sequence[Work]) -> None:
+        """Called with samples before they are decoded together."""
+
+    def watch(self, progress: Progress, works: Sequence[Work], is_last: bool) -> None:
+        """Called after each decoding step; is_last: True for the last step of a target."""
+
+    def fail(self, work: Work, reason: str) -> Failed:
+        """A sample that cannot be made."""
+
+    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+        """Save the chosen samples that are not reported yet; batch: a decoded row for each of `given`."""
 
 
 def check(request: Request) -> Job:
@@ -84,7 +114,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
             engine, codecs = load_parts(job, loaded)
     saver = Saver(job, codecs, joining.enter(), listed, writer)
-    events = generate(engine, saver, todo) if engine is not None else iter(())
+    events = _generate(engine, saver, todo) if engine is not None else iter(())
     has_ended, halved_to = False, None
     try:
         with as_fourm_errors(job.device, job.dtype, out):
@@ -136,9 +166,28 @@ def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[
 
     def events() -> Iterator[Event]:
         with as_fourm_errors(job.device, job.dtype):
-            yield from _stepwise(generate(engine, collector, works), loaded)
+            yield from _stepwise(_generate(engine, collector, works), loaded)
 
     return collector, events()
+
+
+def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None:
+    """Write one result: the same files that `run` writes for this request, the record included.
+
+    request: with the sample of the result alone, and `out`. UsageError if that folder is not empty.
+    """
+    started, job = time.perf_counter(), check(request)
+    launch, record = Launch(0, 1, now()), make_record(job)
+    joining = Joining(request.out, record, launch, record=request.record)
+    joining.check()
+    writer = SampleWriter(Run(request.out, request.record, record), request.samples, request.recorded_fit)
+    saver = Saver(job, codecs, joining.enter(), {}, writer)
+    with as_fourm_errors(job.device, job.dtype, request.out):
+        events = [*saver.write(made)]
+    seconds = round(time.perf_counter() - started, 3)
+    close_output(saver.process, replace(launch, finished=now(), saved=len(saver.saved), seconds=seconds))
+    if failed := [event for event in events if isinstance(event, Failed)]:
+        raise SampleError(failed[0].reason)
 
 
 def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Iterator[Event]:
@@ -219,3 +268,56 @@ def _split_work(
         complete = (job.is_complete(place, work, listed) for place in job.written)
         (made if not request.overwrite and all(complete) else todo).append(work)
     return made, todo
+
+
+def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[Event]:
+    """Decode samples in batches and hand them to the writer."""
+    job, size = writer.job, writer.job.batch_size
+    groups = [todo[first : first + size] for first in range(0, len(todo), size)]
+    decoding = Portions(size, job.device, job.dtype)
+    saving = Portions(rows_at_once(job.device), job.device, job.dtype)
+    for prepared in Conditions(job.request, writer.codecs, job.dtype).prepared(groups):
+        for row in prepared:
+            if row.problem:
+                yield writer.fail(row.work, row.problem)
+        for row in prepared:
+            yield from (Noted(*row.work.result, name, notes) for name, notes in row.notes.items() if notes)
+        readable = [row for row in prepared if not row.problem]
+        conditions = job.request.chain.conditions
+        given = stack_batches([row.batch.without(conditions) for row in readable])  # parts of targets
+        for indices, chain in equal_counts(given, job.request.chain):
+            make = partial(_make, engine, writer, chain, decoding, saving)
+            yield from decoding.each([readable[index] for index in indices], make)
+
+
+def _make(
+    engine: Engine, writer: Writer, chain: Chain, decoding: Portions, saving: Portions, rows: Sequence[Given]
+) -> Iterator[Event]:
+    """Decode and save some samples. One that fails does not affect the others."""
+    request, device, steps = writer.job.request, decoding.device, chain.steps
+    works = [row.work for row in rows]
+    writer.begin(works)
+    conditions = stack_batches([row.batch for row in rows])
+    batch = with_targets(conditions, chain, request.model.registry).to(device)
+    stage = "" if request.stage == BASE else request.stage  # so that super-resolution has its own noise
+    noise = Noise.for_samples(request.seed, [work.result for work in works], stage)
+    if decoding.rows < writer.job.batch_size:  # memory ran out before
+        engine = replace(engine, max_rows=decoding.rows)
+    faults = dict[int, str]()  # row -> why it cannot be decoded
+    sound = torch.ones(len(rows), dtype=torch.bool, device=device)  # (B,), True while all logits are finite
+    for progress in engine.run(batch, chain, noise.to(device)):
+        batch, step = progress.batch, progress.step
+        sound = sound & progress.sound
+        faults |= progress.faults
+        is_last = step is steps[-1] or steps[step.index + 1].target != step.target
+        writer.watch(progress, works, is_last)
+        yield Stepped(
+            keys=batch.keys, target=step.target, scheme=step.scheme, step=step.index, steps=len(steps),
+            done=progress.done, total=progress.total, fixed=progress.fixed * len(batch.keys),
+            temperature=step.temperature, guidance=step.guidance, seconds=progress.seconds,
+        )  # fmt: skip
+    faults |= {index: NOT_FINITE for index, is_sound in enumerate(sound.tolist()) if not is_sound}
+    for index in sorted(faults):
+        yield writer.fail(works[index], faults[index])
+    decoded = [index for index in range(len(rows)) if index not in faults]
+    yield from saving.each(decoded, partial(writer.save, rows, batch))

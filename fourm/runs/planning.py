@@ -13,11 +13,11 @@ from fourm.codecs.maps import FORMS
 from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.layout import PICTURES, Place
 from fourm.errors import SampleError, UsageError
+from fourm.inputs.conditions import Work
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
 from fourm.output.record import SAMPLES
-from fourm.runs.conditions import Work
 from fourm.runs.job import Job, count_evaluations, order_place, preview_place
 from fourm.schedule.cost import estimate
 

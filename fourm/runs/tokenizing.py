@@ -56,6 +56,7 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
 from fourm.hub.files import weights_of
 from fourm.hub.header import TokenizerPart
+from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import arithmetic, choose_dtype, set_attention, torch_dtype
@@ -65,7 +66,6 @@ from fourm.output.record import BASE, RUN, SR_RUN
 from fourm.output.samples import load_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device
 from fourm.runs.events import Event, Failed, Finished, Loading, Saved, Started
-from fourm.runs.request import TokenizeRequest
 
 _FIT = {"fit": "crop"}  # where a record of tokens says nothing of it
 

@@ -19,14 +19,14 @@ from fourm.data.layout import Frame
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
+from fourm.inputs.conditions import Given, Work
+from fourm.inputs.kept import Kept
+from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import EOS_ID, Structured
 from fourm.networks.state import Batch
-from fourm.runs.conditions import Given, Work
 from fourm.runs.events import Detokenized, Event, Failed, Malformed, Saved
 from fourm.runs.job import Job
-from fourm.runs.kept import Kept
-from fourm.runs.request import MAX_DETOKENIZER_STEPS, Request
 
 Values = dict[str, list[Any]]  # target -> one value for each sample
 GREY = (128, 128, 128)  # colour of tokens that are not decoded yet, in preview pictures

@@ -17,9 +17,9 @@ from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
 from fourm.data.layout import Key
 from fourm.errors import FourMError, printable
+from fourm.inputs.sources import CAPTION
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
-from fourm.runs.inputs import CAPTION
 
 MAX_SIDE = 2048  # pixels; larger pictures are reduced to this side
 ROLES = {"condition": "given", "target": "made", "sr": "super-resolution"}  # role -> words

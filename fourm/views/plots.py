@@ -16,8 +16,8 @@ from fourm.codecs.maps import GREY, UNKNOWN, turbo
 from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError
+from fourm.inputs.sources import CAPTION
 from fourm.output.record import PLOTS
-from fourm.runs.inputs import CAPTION
 from fourm.views.album import Album
 from fourm.views.contact import Layout, choose_parts, draw_cell, draw_contact, sheet_name
 from fourm.views.layout import (

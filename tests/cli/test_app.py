@@ -17,9 +17,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fourm import __version__
+from fourm.inputs.request import Request
 from fourm.output.processes import read_launches
 from fourm.output.samples import load_run
-from fourm.runs.request import Request
 from fourm_cli.generate import _advice
 
 ROOT = Path(__file__).resolve().parents[2]

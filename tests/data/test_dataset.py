@@ -25,9 +25,9 @@ from fourm.data.writing import write_text
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
+from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import WordPiece, encode_full
-from fourm.runs.inputs import Source, read_samples
 
 HOSTILE = [
     "a\nb",

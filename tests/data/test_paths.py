@@ -11,7 +11,7 @@ import typer
 
 from fourm.data.opening import local_path, output_path
 from fourm.errors import FourMError, UsageError
-from fourm.runs.inputs import Source, read_samples
+from fourm.inputs.sources import Source, read_samples
 from fourm.schedule.settings import OPTIONS, RunSettings, read_settings
 from fourm_cli.app import app
 from fourm_cli.options import parse_folder

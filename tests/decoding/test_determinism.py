@@ -16,11 +16,11 @@ from fourm.data.layout import Key, Sample
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
 from fourm.networks.checkpoint import load_model
 from fourm.networks.model import FourM
 from fourm.networks.state import Batch, Context, DecoderCache, full_sequence
 from fourm.runs.pipeline import run
-from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
 

@@ -112,7 +112,7 @@ def test_recorded_contours_become_the_recorded_text(golden: Path) -> None:
 
 
 def test_the_recorded_data_set_is_what_the_reference_makes_of_it(golden: Path, tmp_path: Path) -> None:
-    from fourm.runs.convert import read_instances
+    from fourm.inputs.convert import read_instances
 
     cases = json.loads((golden / "data" / "mini_dataset.json").read_text())["sam_strings"]
     grid = [{"point": [x, y]} for x, y in recorded(golden)["grid_query_points_xy"]]

@@ -16,6 +16,7 @@ from fourm.data.layout import samples_of_prompts
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import full_grid
 from fourm.networks.tokenizers import build_tokenizer
@@ -23,7 +24,6 @@ from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.runs.events import Detokenized, Event, Failed, Finished, Started
 from fourm.runs.pipeline import run as run_request
-from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
 
 PROMPTS = ["a red circle", "a blue square on a white background", "the green triangle"]

@@ -15,15 +15,15 @@ from fourm.data.dataset import Input
 from fourm.data.layout import CROP_SETTINGS, Key, Place, Sample, number_keys, samples_of_prompts
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
+from fourm.inputs.origins import read_replay
+from fourm.inputs.request import Request, World
 from fourm.output.joining import check_output
 from fourm.output.processes import CHECKSUMS, OLDER_CHECKSUMS, Launch, now, of_kind, read_checksums
 from fourm.output.record import RUN, SR_RUN
 from fourm.output.samples import Run, SampleWriter, load_run, open_runs, samples_for
 from fourm.output.verify import verify_folder
 from fourm.runs.events import Saved
-from fourm.runs.origins import read_replay
 from fourm.runs.pipeline import run
-from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.views.album import open_album
 from tests.output.test_joining import SETTINGS

@@ -9,8 +9,8 @@ import pytest
 
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
 from fourm.runs.job import plan_places
-from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain

@@ -12,8 +12,9 @@ from PIL import Image
 from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.runs.device import check_memory, choose_device, fit_batch_size, free_memory
-from fourm.runs.request import Request, World
+from fourm.inputs.request import Request, World
+from fourm.networks.memory import free_memory
+from fourm.runs.device import check_memory, choose_device, fit_batch_size
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated

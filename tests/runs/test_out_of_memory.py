@@ -17,11 +17,12 @@ from fourm.codecs.images import _SIZES, GridCodec
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import FourMError, SampleError
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
+from fourm.networks.memory import is_out_of_memory
 from fourm.output.verify import verify_folder
-from fourm.runs.device import Portions, is_out_of_memory
+from fourm.runs.device import Portions
 from fourm.runs.events import Event, Failed, Finished, Halved, Saved, Stepped
 from fourm.runs.pipeline import run as run_request
-from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import Gpu, emulated
 
@@ -266,7 +267,7 @@ from fourm.hub.files import find_model
 from fourm.data.layout import Key, Sample
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
-from fourm.runs.request import Request
+from fourm.inputs.request import Request
 
 out, room = Path(sys.argv[1]), int(sys.argv[2])
 model = find_model("demo")

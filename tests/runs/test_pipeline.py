@@ -15,11 +15,10 @@ from fourm.codecs.images import _SIZES
 from fourm.data.layout import Key, Sample, samples_of_prompts
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request, World
 from fourm.output.processes import read_checksums
 from fourm.runs.events import Event, Failed, Finished, Saved, Started, Stepped
-from fourm.runs.generating import NOT_FINITE
-from fourm.runs.pipeline import run
-from fourm.runs.request import Request, World
+from fourm.runs.pipeline import NOT_FINITE, run
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import tree
 

@@ -15,10 +15,10 @@ from fourm.data.layout import samples_of_prompts
 from fourm.errors import CheckpointError, UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
 from fourm.runs import pipeline
 from fourm.runs.events import Failed, Saved, Stepped
-from fourm.runs.generating import NOT_FINITE
-from fourm.runs.request import Request
+from fourm.runs.pipeline import NOT_FINITE
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot
 from tests.output.test_verify import super_resolution

@@ -12,13 +12,13 @@ import torch
 
 from fourm.data.layout import Key, Place, Sample, samples_of_prompts
 from fourm.hub.files import find_model
+from fourm.inputs.conditions import Work
+from fourm.inputs.request import Request, World
 from fourm.output.processes import CHECKSUMS, list_files, of_kind
 from fourm.output.verify import verify_folder
-from fourm.runs.conditions import Work
 from fourm.runs.events import Saved, Started
 from fourm.runs.job import READ_BYTES, Job
 from fourm.runs.pipeline import run
-from fourm.runs.request import Request, World
 from fourm.schedule.chain import TargetSpec, make_chain
 from tests.folders import snapshot
 

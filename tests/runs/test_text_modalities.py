@@ -15,11 +15,11 @@ import yaml
 from fourm.codecs.table import build_codec
 from fourm.data.layout import samples_of_prompts
 from fourm.hub.files import find_model
+from fourm.inputs.request import Request
 from fourm.modalities.registry import load_registry
 from fourm.modalities.text import Structured, WordPiece
 from fourm.networks.model import FourM, FourMConfig
 from fourm.runs.pipeline import run as generate
-from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from tests.tiny import CONFIG, save
 

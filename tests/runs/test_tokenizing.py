@@ -21,12 +21,12 @@ from fourm.data.dataset import TOKENIZER
 from fourm.data.layout import centre_crop
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import ModelFiles, find_model
+from fourm.inputs.listing import find_raw_folders, list_raw_samples
+from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.tokenizers.config import VQConfig, read_config
 from fourm.networks.tokenizers.vq import VQTokenizer
 from fourm.runs.events import Event, Failed, Finished, Saved, Started
-from fourm.runs.listing import find_raw_folders, list_raw_samples
-from fourm.runs.request import TokenizeRequest
 from fourm.runs.tokenizing import tokenize_dataset
 
 Array = NDArray[Any]
@@ -134,8 +134,8 @@ def test_recorded_bilinear_crops_are_met_by_naming_the_filter(vq: Path) -> None:
 def test_what_was_generated_becomes_the_same_tokens_again(tmp_path: Path) -> None:
     """Of the embedded model every token is exactly one patch, so decoding and encoding is a closed circle."""
     from fourm.data.layout import samples_of_prompts
+    from fourm.inputs.request import Request
     from fourm.runs.pipeline import run as generate
-    from fourm.runs.request import Request
     from fourm.schedule.plan import parse_chain
 
     model = find_model("demo")

@@ -30,7 +30,7 @@ from fourm.hub.files import find_model
 from fourm.data.layout import Key, Sample
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
-from fourm.runs.request import Request
+from fourm.inputs.request import Request
 
 def status(key):
     return int(next(x for x in open("/proc/self/status") if x.startswith(key)).split()[1]) * 1024

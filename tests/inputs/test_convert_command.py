@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fourm.errors import SampleError
+from fourm.inputs import convert
+from fourm.inputs.convert import read_instances
 from fourm.modalities.figures import SAM_INSTANCES, instances_from_json
-from fourm.runs import convert
-from fourm.runs.convert import read_instances
+from tests.inputs.test_convert_pickled import HEADER, Runs
 from tests.modalities.test_instances import crop
-from tests.runs.test_convert_pickled import HEADER, Runs
 
 Run = Callable[..., tuple[int, str, str]]
 CONTOUR = np.array([[[10, 10]], [[100, 10]], [[100, 90]]], dtype=np.int32)
@@ -141,7 +141,7 @@ def test_the_dataset_itself_is_no_place_for_results(dataset: Path, run: Run) -> 
 
 def test_torch_and_numpy_are_not_needed(dataset: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from fourm.runs.convert import convert_dataset; "
+        "import sys; from pathlib import Path; from fourm.inputs.convert import convert_dataset; "
         f"made = list(convert_dataset(Path({str(dataset)!r}), Path({str(tmp_path / 'made')!r}))); "
         "sys.exit(len(made) != 2 or bool({'torch', 'numpy'} & sys.modules.keys()))"
     )

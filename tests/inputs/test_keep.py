@@ -16,11 +16,11 @@ from fourm.codecs.keeping import tokens_of_share
 from fourm.codecs.maps import NO_CLASS
 from fourm.data.layout import Sample, number_keys
 from fourm.hub.files import find_model
+from fourm.inputs.kept import share_uniforms
+from fourm.inputs.request import Request
 from fourm.runs.events import Failed
-from fourm.runs.kept import share_uniforms
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
-from fourm.runs.request import Request
 from fourm.runs.values import Collector
 from fourm.schedule.keeps import MASK
 from fourm.schedule.plan import parse_chain

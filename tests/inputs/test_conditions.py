@@ -15,11 +15,11 @@ from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Key, Sample, centre_crop
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart
+from fourm.inputs.conditions import Conditions, Work
+from fourm.inputs.request import Request
 from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.runs.conditions import Conditions, Work
 from fourm.runs.events import Malformed, Saved
-from fourm.runs.request import Request
 from fourm.schedule.plan import parse_chain
 from fourm_cli.progress import Tally, lines
 

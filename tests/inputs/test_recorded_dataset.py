@@ -14,13 +14,13 @@ import pytest
 from fourm.codecs.table import build_codec
 from fourm.errors import SampleError
 from fourm.hub.files import find_model
+from fourm.inputs.conditions import Conditions, Work
+from fourm.inputs.convert import convert_dataset
+from fourm.inputs.request import Request
+from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED, Registry
 from fourm.modalities.text import EOS_ID, WordPiece, encode_full
 from fourm.networks.state import Batch, stack_batches
-from fourm.runs.conditions import Conditions, Work
-from fourm.runs.convert import convert_dataset
-from fourm.runs.inputs import Source, read_samples
-from fourm.runs.request import Request
 from fourm.schedule.chain import TargetSpec, make_chain
 
 TEXTS = ("caption", "det", "metadata", "color_palette", "human_poses")

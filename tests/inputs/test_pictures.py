@@ -13,9 +13,9 @@ from PIL import Image
 from fourm.data.layout import Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
+from fourm.inputs.sources import Source, choose_keys, implied_conditions, read_samples, sort_source
 from fourm.output.samples import open_runs
 from fourm.output.verify import verify_folder
-from fourm.runs.inputs import Source, choose_keys, implied_conditions, read_samples, sort_source
 from tests.folders import tree
 from tests.pictures import CORNERS, PHOTOS, UNREAD, corners_of, exif_of, make_photos, save, stored
 

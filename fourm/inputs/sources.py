@@ -34,10 +34,10 @@ from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
 from fourm.hub.catalogue import DEMO, PARTI
 from fourm.hub.files import ModelFiles, require_text_tokenizer
+from fourm.inputs.listing import folders_of
 from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
-from fourm.runs.listing import folders_of
 from fourm.schedule.keeps import MASK, Keep
 
 CAPTION = "caption"  # codec of the modality that prompts are

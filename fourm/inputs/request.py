@@ -13,9 +13,9 @@ from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
+from fourm.inputs.sources import shows_part
 from fourm.modalities.registry import Modality
 from fourm.output.record import BASE, RUN, SR_RUN, RunRecord
-from fourm.runs.inputs import shows_part
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fourm.runs.origins import read_replay
+from fourm.inputs.origins import read_replay
 from tests import folders
 
 ROOT = Path(__file__).resolve().parents[2]

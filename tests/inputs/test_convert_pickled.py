@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourm.runs import convert
-from fourm.runs.convert import PickledArray, parse_pickled
+from fourm.inputs import convert
+from fourm.inputs.convert import PickledArray, parse_pickled
 
 HEADER = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n"
 PROTOCOLS = range(3, pickle.HIGHEST_PROTOCOL + 1)

@@ -19,14 +19,14 @@ from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
 from fourm.data.dataset import split_path
 from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sample, fit_crop
 from fourm.errors import SampleError
+from fourm.inputs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms
+from fourm.inputs.request import Request
+from fourm.inputs.sources import CAPTION
 from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
 from fourm.networks.layers import arithmetic
+from fourm.networks.memory import is_out_of_memory, release_memory
 from fourm.networks.state import Batch, Slot, full_grid
-from fourm.runs.device import is_out_of_memory, release_memory
-from fourm.runs.inputs import CAPTION
-from fourm.runs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms
-from fourm.runs.request import Request
 from fourm.schedule.keeps import Keep
 
 
