@@ -21,7 +21,16 @@ from fourm.hub.catalogue import DEMO
 from fourm.hub.header import read_header
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
-from fourm_cli.console import counted, note, print_json, print_path, print_table, quiet_library, size_text
+from fourm_cli.console import (
+    counted,
+    duration,
+    note,
+    print_json,
+    print_path,
+    print_table,
+    quiet_library,
+    size_text,
+)
 from fourm_cli.options import INPUT, OUTPUT, RUN, argument, option, parse_folder, with_options
 
 if TYPE_CHECKING:
@@ -36,7 +45,7 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
 
 @with_options(
     **given.OPTIONS,
-    dry_run=option("Only say what would be made, and its size; nothing is loaded or written.", None, OUTPUT),
+    dry_run=option("Only say what would be made, its size and time; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
     *, inputs: given.Given, schedule: options.ScheduleWithSr, model: str | None = None,
@@ -381,14 +390,14 @@ def _with_finer(requests: "Sequence[Request]") -> "list[Request]":
 
 
 def _say_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
-    """Print what a run would make."""
-    from fourm.runs.pipeline import plan
+    """Print what a run would make, and then, since it is measured, how long that would take."""
+    from fourm.runs.pipeline import measure, plan
 
     for text in () if report.quiet else notes:
         note(text)
     plans = [plan(one) for one in _with_finer(requests)]
     if report.as_json:
-        said = [one.to_json() for one in plans]
+        said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})
         return
     for number, one in enumerate(plans):
@@ -408,6 +417,7 @@ def _say_plan(requests: "Sequence[Request]", notes: Iterable[str], report: optio
         print()
         rows = [(name, f"{f.files:,}", size_text(f.usual)) for name, f in one.folders.items()]
         print_table(("folder", "files", "bytes, about"), rows, numbers=("files", "bytes, about"))
+        print(f"\nabout {duration(measure(one))} on this machine as it is now, texts at full length")
 
 
 def _follow(

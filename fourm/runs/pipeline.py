@@ -38,6 +38,7 @@ from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tok
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.outputs import Saver
 from fourm.runs.planning import Plan, check_disk, plan_results
+from fourm.runs.timing import estimate_seconds
 from fourm.runs.values import Collector, Made
 from fourm.schedule.chain import Chain
 
@@ -151,6 +152,18 @@ def plan(request: Request) -> Plan:
     planned = plan_results(job, *_split_work(job, works, listed, is_base_made=True))
     check_disk(planned)
     return planned
+
+
+def measure(planned: Plan) -> float:
+    """Seconds that the results of a plan will take, without loading; see `estimate_seconds`.
+
+    Loads the model and does a small part of the work; nothing is written.
+    """
+    job = planned.job
+    if not planned.todo:
+        return 0.0
+    with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype), torch.inference_mode():
+        return estimate_seconds(job, planned.todo, *load_parts(job, _fitting(job, None)))
 
 
 def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[Event]]:

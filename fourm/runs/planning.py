@@ -44,9 +44,9 @@ class Plan:
     """What a run would do, counted before anything is loaded."""
 
     job: Job
+    todo: Sequence[Work]  # the results that are not complete
     samples: int  # that are chosen
     results: int  # samples times variations, of this process
-    complete: int  # of these, how many are there already
     folders: Mapping[str, FolderPlan]  # by name; records of the run are under `processes`
     passes: int  # forward passes of the network for one result, at most
     evaluations: int  # of decoders by diffusion, for one result
@@ -64,7 +64,12 @@ class Plan:
     @property
     def to_make(self) -> int:
         """Number of results that are not complete."""
-        return self.results - self.complete
+        return len(self.todo)
+
+    @property
+    def complete(self) -> int:
+        """Number of results that are there already."""
+        return self.results - self.to_make
 
     @property
     def free(self) -> int:
@@ -104,7 +109,7 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     cost = estimate(request.chain, request.model, job.dtype)
     samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
-        job, len(samples), len(made) + len(todo), len(made), folders, cost.passes,
+        job, todo, len(samples), len(made) + len(todo), folders, cost.passes,
         count_evaluations(request, job.places),
     )  # fmt: skip
 

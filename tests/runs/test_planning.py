@@ -82,3 +82,29 @@ def test_restored_maps_have_the_size_of_their_picture(run: Run, tmp_path: Path) 
     assert [one["files"] for one in sizes] == [1, 1]
     assert sizes[0]["bytes_estimate"] < 64 * 64 * 4 + 2 * BLOCK
     assert 500 * 1000 * 4 < sizes[1]["bytes_estimate"] < 500 * 1000 * 4 + 2 * BLOCK
+
+
+def test_the_time_grows_with_the_results_and_is_nothing_when_all_are_made(run: Run, tiny: Path) -> None:
+    more = ("--model", tiny, "--targets", "tok_rgb-caption", "--cond", "none", "--batch-size", "4", "--out", "out", "-q")
+
+    def seconds(count: int, *words: str) -> float:
+        words = ("generate", "--num-samples", str(count), *words)
+        code, text, _ = run(*words, *more, "--dry-run", "--json")
+        assert code == 0
+        return json.loads(text)["seconds_estimate"]
+
+    assert seconds(400) > 5 * seconds(4) > 0
+    assert run("generate", "--num-samples", "2", *more)[0] == 0
+    assert seconds(2, "--resume") == 0
+
+
+def test_the_time_of_each_part_is_counted(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "one.png", height=64, width=64)
+    words = ("generate", "one.png", "--tokenizer", "rgb=rgb_divae", "--targets", "tok_rgb", "--dry-run")
+    few, many = (
+        json.loads(run(*words, "--detokenizer-steps", steps, "--json", "-q")[1])["seconds_estimate"]
+        for steps in ("1", "1000")
+    )
+    assert many > 3 * few > 0
+    code, text, _ = run(*WORDS, "--dry-run", "--sr-targets", "tok_rgb", "-q")
+    assert (code, text.count(" on this machine as it is now")) == (0, 2)
