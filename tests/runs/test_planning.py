@@ -85,7 +85,8 @@ def test_restored_maps_have_the_size_of_their_picture(run: Run, tmp_path: Path) 
 
 
 def test_the_time_grows_with_the_results_and_is_nothing_when_all_are_made(run: Run, tiny: Path) -> None:
-    more = ("--model", tiny, "--targets", "tok_rgb-caption", "--cond", "none", "--batch-size", "4", "--out", "out", "-q")
+    more = ("--model", tiny, "--targets", "tok_rgb-caption", "--cond", "none", "--out", "out", "-q")
+    more += ("--batch-size", "4")
 
     def seconds(count: int, *words: str) -> float:
         words = ("generate", "--num-samples", str(count), *words)
