@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from demo import handmade
+from fourm.codecs.colours import LegendEntry
 from fourm.codecs.drawing import draw_boxes, font_for
 from fourm.codecs.files import read_array, read_crops, read_picture, read_size
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import LegendEntry
 from fourm.codecs.table import build_codec
 from fourm.data.layout import number_keys, path_of
 from fourm.hub.files import find_model

@@ -36,7 +36,7 @@ from demo.world import (
     sample_scene,
     straighten,
 )
-from fourm.codecs.maps import turbo
+from fourm.codecs.colours import turbo
 from fourm.data.layout import Key, number_keys, path_of
 
 LEAST_FIT = 0.75  # of an object that counts as seen, as `demo.readback` has it

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourm.codecs.maps import turbo
+from fourm.codecs.colours import turbo
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Place, path_of
 from fourm.output.processes import FAILURES

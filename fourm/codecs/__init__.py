@@ -4,15 +4,15 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "colours": "GREY LegendEntry UNKNOWN turbo",
     "drawing": "CANVAS Ink draw_boxes font_for lines_of text_card undrawable",
     "figures": "POSE_NUMBERS draw_figures draw_instances",
     "files": """format_frame read_array read_crop read_crop_rows read_crops read_frame read_ids read_json
         read_picture read_size read_text read_turn write_crops write_ids write_png""",
-    "frames": "restore_map",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         lay_over_whole mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
     "images": "Diffusion GridCodec rows_at_once",
-    "maps": "FORMS GREY LegendEntry UNKNOWN read_pixels turbo",
+    "maps": "FORMS read_pixels restore_map",
     "table": "Codec build_codec check_codec",
     "taking": "take take_ids take_map take_mask turn_upright",
     "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",

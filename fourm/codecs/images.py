@@ -16,10 +16,10 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
-from fourm.codecs import maps
+from fourm.codecs import colours, maps
+from fourm.codecs.colours import NO_CLASS, LegendEntry
 from fourm.codecs.files import turned, write_array, write_png
-from fourm.codecs.frames import restore_map
-from fourm.codecs.maps import Form, LegendEntry, Value, unit
+from fourm.codecs.maps import Form, Value, restore_map, to_unit_range
 from fourm.data.layout import Crop
 from fourm.decoding.sampling import Noise
 from fourm.errors import MissingError, SampleError
@@ -79,18 +79,18 @@ class GridCodec:
         value = turned(value, turn)
         return value if crop is None else self.cut(value, crop, path)
 
-    def cut(self, value: Value, crop: Crop, path: Path | str) -> Value:
-        """The part of a whole value in a crop, at the row's size; errors name its file or argument."""
+    def cut(self, value: Value, crop: Crop, where: Path | str) -> Value:
+        """The part of a whole value in a crop, at the row's size. SampleErrors begin with `where`."""
         form = self.form
         if form.resample is None:
-            raise SampleError(f"{path}: features cannot be cropped; compute them from the cropped picture")
-        shown = maps.cut(value, crop, self.row.image_size, form.resample, form.outside, path)
-        turned = crop.mirrored and form.is_normal
-        return np.where((True, False, False), 255 - shown, shown) if turned else shown
+            raise SampleError(f"{where}: features cannot be cropped; compute them from the cropped picture")
+        shown = maps.cut(value, crop, self.row.image_size, form.resample, form.outside, where)
+        is_inverted = crop.mirrored and form.is_normal
+        return np.where((True, False, False), 255 - shown, shown) if is_inverted else shown
 
     def read_mask(self, path: Path, crop: Crop) -> NDArray[np.uint8]:
         """The part of a mask in a crop: 255 where values are valid, 0 elsewhere and outside the picture."""
-        return maps.cut(maps.read_valid(path), crop, self.row.image_size, path=path)
+        return maps.cut(maps.read_valid(path), crop, self.row.image_size, where=path)
 
     def write(self, value: Value, path: Path, text: Mapping[str, str] | None = None) -> None:
         """PNG with `text` as its text chunks for 8-bit values, .npy for others."""
@@ -101,10 +101,13 @@ class GridCodec:
         return restore_map(value, crop, self.form)
 
     def encode(self, values: Sequence[Value]) -> Slot:
-        """The centre square at the row's size, as tokens, or as pixels normalised like ImageNet's."""
+        """A slot of the centre squares at the row's size: tokens (B, L), or pixels (B, 3, H, W).
+
+        Pixels are standardised by the mean and deviation of ImageNet. Errors as of `prepare` and `tokenize`.
+        """
         if self.row.kind is Kind.PIXELS:
             fitted = (maps.fit_square(value, self.row.image_size, Resampling.BICUBIC) for value in values)
-            images = torch.stack([(unit(value) - _MEAN) / _STD for value in fitted])
+            images = torch.stack([(to_unit_range(value) - _MEAN) / _STD for value in fitted])
             return full_pixels(images, self.row.patch_size)
         return full_grid(self.tokenize([self.prepare(value) for value in values]))
 
@@ -128,7 +131,7 @@ class GridCodec:
         if form.is_labels:
             count = self._num_labels() - 1
             if len(strange := x[x > count]):
-                allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {maps.NO_CLASS} for none"
+                allowed = f"the {count} classes of its tokenizer, 0..{count - 1} and {NO_CLASS} for none"
                 raise SampleError(f"{self.row.name}: class {strange.min() - 1} is not among {allowed}")
             return x
         if is_map and config.undo_std:
@@ -136,7 +139,7 @@ class GridCodec:
         if is_map and len(x) == 1:  # grey can be repeated
             x = x.expand(config.n_channels - self.takes_mask, -1, -1)
         if self.takes_mask:
-            mask = torch.ones(1, side, side) if valid is None else unit(maps.fit_square(valid, side))
+            mask = torch.ones(1, side, side) if valid is None else to_unit_range(maps.fit_square(valid, side))
             x = torch.cat([x * mask, 2 * mask - 1])
         if len(x) != (wanted := config.n_channels):
             found = f"{len(x)} channels" if is_map else f"features of width {len(x)}"
@@ -205,8 +208,8 @@ class GridCodec:
     def picture(self, value: Value) -> Image.Image:
         """The value in colours, at its own size; light grey where it is not known."""
         if self.form.is_labels:
-            return Image.fromarray(maps.label_colours(self._num_labels())[value])
-        return maps.picture_of(self.form.paint(value))
+            return Image.fromarray(colours.label_colours(self._num_labels())[value])
+        return colours.picture_of(self.form.paint(value))
 
     def pictures(self, values: Sequence[Value], like: Value | None = None) -> list[Image.Image]:
         """Pictures of several values; depth and features have one scale of colours in all of them.
@@ -214,26 +217,26 @@ class GridCodec:
         like: the value whose scale it is, by default that of all values together.
         """
         if self.form.is_measured:
-            limits = maps.limits_of(values if like is None else [like])
-            return [Image.fromarray(maps.turbo(value, limits)) for value in values]
+            limits = colours.limits_of(values if like is None else [like])
+            return [Image.fromarray(colours.turbo(value, limits)) for value in values]
         widths = {len(value) for value in (*values, *([] if like is None else [like]))}
         if self.form.resample is not None or len(widths) != 1:
             return [self.picture(value) for value in values]
-        return [Image.fromarray(picture) for picture in maps.paint_features(*values, like=like)]
+        return [Image.fromarray(picture) for picture in colours.paint_features(*values, like=like)]
 
     def limits(self, values: Sequence[Value]) -> tuple[float, float] | None:
         """The numbers at the ends of the scale of `pictures`; None if colours stand for something else."""
-        return maps.limits_of(values) if self.form.is_measured else None
+        return colours.limits_of(values) if self.form.is_measured else None
 
     def legend(self, value: Value) -> tuple[LegendEntry, ...]:
         """The classes in a map of class numbers, with their colours in its picture; () for other values."""
-        return maps.legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
+        return colours.legend(value, self._num_labels(), self.row.labels) if self.form.is_labels else ()
 
     def _num_labels(self) -> int:
         """The number of classes, "no class" included."""
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
-        return 1 + len(self.row.labels) if self.row.labels else maps.NUM_COCO_LABELS
+        return 1 + len(self.row.labels) if self.row.labels else colours.NUM_COCO_LABELS
 
     def _need_tokenizer(self) -> AnyTokenizer:
         if self.tokenizer is None:

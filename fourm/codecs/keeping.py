@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fourm.codecs import maps
-from fourm.codecs.frames import restore_map
+from fourm.codecs import colours, maps
+from fourm.codecs.colours import NO_CLASS
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import NO_CLASS, Form, Value
+from fourm.codecs.maps import Form, Value, restore_map
 from fourm.data.layout import Crop
 from fourm.errors import SampleError
 from fourm.schedule.keeps import kept_of_share
@@ -118,7 +118,7 @@ def hide_pixels(value: Value, mask: Mask, form: Form) -> Value:
         mean = value[mask].mean(axis=0, dtype=np.float64)
         hidden[~mask] = np.rint(mean) if value.dtype.kind in "iu" else mean
     else:
-        hidden[:] = maps.GREY if value.dtype == np.uint8 else 0
+        hidden[:] = colours.GREY if value.dtype == np.uint8 else 0
     return hidden
 
 

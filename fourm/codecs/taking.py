@@ -2,14 +2,14 @@
 
 | modality | what is taken |
 | --- | --- |
-| pictures, normals, edges | a PIL picture; an array (H, W, 3) or (H, W) of uint8 0..255 or fractions 0..1; a torch tensor (3, H, W) or (1, H, W) of the same |
-| depth | an array (H, W) of float32, or of uint16 levels; a PIL picture of 16 bits or of fractions |
+| pictures, normals, edges | a PIL picture; an array (H, W, 3) or (H, W) of uint8 0..255 or floats 0..1; a torch tensor (3, H, W) or (1, H, W) of the same |
+| depth | an array (H, W) of float32, or of uint16 levels; a PIL picture of 16 bits or of floats |
 | classes (semseg) | an array (H, W) of whole numbers, 255 for none; a grey or palette PIL picture |
-| features | an array (C, h, w) of fractions |
+| features | an array (C, h, w) of floats |
 | captions | a text |
 | boxes | a list of `Box`, of (xmin, ymin, xmax, ymax, name), or of dicts as in files; corners in fractions |
 | other structured values | the value of a result, the data of a JSON file, or words as the model writes them |
-| T5 vectors | an array (n, E) of fractions |
+| T5 vectors | an array (n, E) of floats |
 """  # noqa: E501
 
 from collections.abc import Mapping
@@ -105,7 +105,7 @@ def _load(picture: Image.Image, where: str) -> None:
 
 
 def _array(given: Any, where: str) -> NDArray[Any]:
-    """An array or tensor, or a list of numbers, as an array of numbers; 16-bit fractions become float32."""
+    """An array or tensor, or a list of numbers, as an array of numbers; float16 becomes float32."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
         given = given.float() if given.is_floating_point() else given

@@ -17,7 +17,7 @@ from fourm.codecs.drawing import draw_boxes, draw_metadata, draw_palette, text_c
 from fourm.codecs.figures import POSE_NUMBERS, Decode, draw_figures, draw_instances
 from fourm.codecs.files import read_json, read_members, read_text
 from fourm.codecs.images import check_finite
-from fourm.codecs.maps import finite
+from fourm.codecs.maps import finite_float32
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.facts import METADATA, Boxes, BoxRules, box_grammar, palette_grammar
@@ -227,12 +227,12 @@ class EmbeddingCodec:
         width = self.row.embedding_width
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.dtype.kind != "f":
             found = f"{vectors.dtype} of shape {vectors.shape}"
-            raise SampleError(f"{where}: {found}, where vectors of {width} fractions belong")
+            raise SampleError(f"{where}: {found}, where vectors of {width} floats belong")
         if vectors.shape[1] != width:
             raise SampleError(
                 f"{where}: vectors of {vectors.shape[1]} numbers, where the modality has {width}"
             )
-        return finite(vectors, where)
+        return finite_float32(vectors, where)
 
     def write(self, value: Vectors, path: Path, text: Mapping[str, str] | None = None) -> None:
         """Write a .npz file of one caption; `text` is not stored."""

@@ -6,8 +6,8 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from fourm.codecs.colours import turbo
 from fourm.codecs.drawing import Ink, font_for, lines_of
-from fourm.codecs.maps import turbo
 
 SMALL, GAP, LINE = 128, 10, 16  # pixels: side of a small picture, space around it, height of a line of text
 COLUMNS = 6  # side by side; more go below

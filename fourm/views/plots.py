@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fourm.codecs.colours import GREY, UNKNOWN, turbo
 from fourm.codecs.drawing import font_for, text_card, undrawable
-from fourm.codecs.maps import GREY, UNKNOWN, turbo
 from fourm.data.layout import Key, path_of
 from fourm.data.writing import remove_leftovers, write_atomic
 from fourm.errors import UsageError

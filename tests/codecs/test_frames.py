@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
 
-from fourm.codecs.frames import restore_map
-from fourm.codecs.maps import FORMS, NO_CLASS, UNKNOWN, cut, turbo
+from fourm.codecs.colours import NO_CLASS, UNKNOWN, turbo
+from fourm.codecs.maps import FORMS, cut, restore_map
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, centre_crop, pad_crop
 from fourm.errors import SampleError

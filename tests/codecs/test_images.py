@@ -13,21 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from fourm.codecs.colours import NUM_COCO_LABELS, label_colours, paint_features, turbo
 from fourm.codecs.files import (
     read_picture,
     write_array,
     write_png,
 )
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import (
-    FORMS,
-    NUM_COCO_LABELS,
-    fit_square,
-    label_colours,
-    paint_features,
-    standardise_depth,
-    turbo,
-)
+from fourm.codecs.maps import FORMS, fit_square, standardise_depth
 from fourm.codecs.table import build_codec
 from fourm.errors import MissingError, SampleError, UsageError
 from fourm.modalities.registry import RELEASED, Kind, Modality

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fourm.codecs import maps
+from fourm.codecs.colours import NO_CLASS
 from fourm.codecs.keeping import (
     box_mask,
     check_keep_mask,
@@ -23,7 +24,7 @@ from fourm.codecs.keeping import (
     tokens_of_share,
     whole_mask,
 )
-from fourm.codecs.maps import FORMS, NO_CLASS
+from fourm.codecs.maps import FORMS
 from fourm.data.layout import Crop, centre_crop
 from fourm.errors import SampleError
 

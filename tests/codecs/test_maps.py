@@ -17,23 +17,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourm.codecs.files import read_size, write_array
-from fourm.codecs.maps import (
+from fourm.codecs.colours import (
     COCO_NAMES,
-    FORMS,
     NO_CLASS,
     NUM_COCO_LABELS,
     label_colours,
     legend,
     paint_features,
+    to_bytes,
+    turbo,
+)
+from fourm.codecs.files import read_size, write_array
+from fourm.codecs.maps import (
+    FORMS,
     read_depth,
     read_distance,
     read_features,
     read_levels,
     read_pixels,
     read_valid,
-    to_bytes,
-    turbo,
 )
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop
@@ -292,7 +294,7 @@ def test_depth_is_a_picture_of_sixteen_bits_or_an_array(tmp_path: Path) -> None:
             read_depth(tmp_path / "bad.png")
     for array in (np.zeros((2, 2, 2)), np.zeros((2, 2), np.int64), np.zeros((0, 2)), np.array(1.0)):
         write_array(array, tmp_path / "bad.npy")
-        with pytest.raises(SampleError, match=r"bad\.npy: .*where 2 axes of fractions or 16-bit levels"):
+        with pytest.raises(SampleError, match=r"bad\.npy: .*where 2 axes of floats or 16-bit levels"):
             read_depth(tmp_path / "bad.npy")
     for value in (np.inf, -np.inf, 1e300):
         write_array(np.array([[0.0, value]]), tmp_path / "bad.npy")

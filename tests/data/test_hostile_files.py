@@ -367,7 +367,7 @@ def _write(path: Path, data: bytes) -> Path:
 
 def test_pictures_that_hold_other_numbers_than_grey_levels_are_refused(tmp_path: Path) -> None:
     deep = saved(Image.fromarray(np.array([[-5, 70_000]], dtype=np.int32)), "TIFF")
-    for data, said in ((REAL["float.tif"], "a picture of fractions"), (deep, "a picture of 16 bits")):
+    for data, said in ((REAL["float.tif"], "a picture of floats"), (deep, "a picture of 16 bits")):
         path = _write(tmp_path / "x.tif", data)
         assert f"{said} lies in 0 to" in refused(READERS["codec rgb"], path)
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 import fourm
 from fourm.codecs.files import read_frame, write_crops
-from fourm.codecs.frames import restore_map
-from fourm.codecs.maps import FORMS, read_distance
+from fourm.codecs.maps import FORMS, read_distance, restore_map
 from fourm.data.layout import Crop, Frame, centre_crop, pad_crop
 from fourm.output.verify import verify_folder
 from tests.folders import tree

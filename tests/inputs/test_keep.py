@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fourm.codecs.colours import NO_CLASS
 from fourm.codecs.keeping import tokens_of_share
-from fourm.codecs.maps import NO_CLASS
 from fourm.data.layout import Sample, number_keys
 from fourm.hub.files import find_model
 from fourm.inputs.kept import share_uniforms

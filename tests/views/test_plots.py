@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fourm.codecs.colours import UNKNOWN, turbo
 from fourm.codecs.drawing import lines_of, undrawable
-from fourm.codecs.maps import UNKNOWN, turbo
 from fourm.codecs.table import build_codec
 from fourm.data.layout import Key, Place, number_keys
 from fourm.errors import FourMError, UsageError
