@@ -1,4 +1,4 @@
-"""The wheel, built and used without the repository: what it holds, what it says of itself, and a picture."""
+"""The wheel, built and used without the repository: what it holds, what it says of itself, and pictures."""
 
 import json
 import os
@@ -70,6 +70,35 @@ def test_a_wheel_is_all_that_a_picture_takes(installed: Path, tmp_path: Path) ->
     assert (red - blue)[:32].max() > 100  # the circle
     assert (blue - red)[32:].max() > 100  # the square
     run(fourm, "verify", "out", cwd=tmp_path)
+
+
+LINES = """
+import fourm
+from PIL import Image
+
+model = fourm.load("demo")
+result = model("a small red circle above a blue square")
+assert isinstance(result.rgb, Image.Image) and result.rgb.size == (64, 64)
+result.rgb.save("cat.png")
+
+seen = model(rgb=Image.open("cat.png"), targets="caption depth normal semseg")
+assert "red circle" in seen.caption
+assert (seen.depth.shape, str(seen.depth.dtype)) == ((64, 64), "float32")
+assert (seen.normal.shape, str(seen.normal.dtype)) == ((64, 64, 3), "uint8")
+assert (seen.semseg.shape, str(seen.semseg.dtype)) == ((64, 64), "uint8")
+assert (seen.tokens["tok_depth"].shape, str(seen.tokens["tok_depth"].dtype)) == ((64,), "int64")
+assert seen._repr_png_().startswith(b"\\x89PNG")
+print(seen.save("out/cat"))
+"""
+
+
+def test_the_lines_of_python_run_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    saved = run(installed / "venv" / "bin" / "python", "-c", LINES, cwd=tmp_path).strip()
+    assert (tmp_path / saved).samefile(tmp_path / "out" / "cat")
+    assert {path.name for path in (tmp_path / saved).iterdir()} >= {
+        "run.json", "samples", "rgb", "caption", "depth", "normal", "semseg", "tok_depth@64"
+    }  # fmt: skip
+    run(installed / "venv" / "bin" / "fourm", "verify", saved, cwd=tmp_path)
 
 
 def test_the_wheel_says_what_it_is(installed: Path) -> None:
