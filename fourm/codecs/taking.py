@@ -7,12 +7,14 @@
 | classes (semseg) | an array (H, W) of whole numbers, 255 for none; a grey or palette PIL picture |
 | features | an array (C, h, w) of floats |
 | captions | a text |
-| boxes | a list of `Box`, of (xmin, ymin, xmax, ymax, name), or of dicts as in files; corners in fractions |
+| boxes | a list of `Box`, of (xmin, ymin, xmax, ymax, name), or of dicts as in files; corners in fractions, 0..1 |
+| palettes | a list of one to seven (red, green, blue), whole numbers 0..255 |
 | other structured values | the value of a result, the data of a JSON file, or words as the model writes them |
 | T5 vectors | an array (n, E) of floats |
 """  # noqa: E501
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,12 @@ from fourm.codecs.maps import Value, pixels_of
 from fourm.codecs.table import Codec
 from fourm.codecs.texts import CaptionCodec, EmbeddingCodec, StructuredCodec
 from fourm.data.layout import Crop
-from fourm.errors import SampleError
-from fourm.modalities.facts import Box
+from fourm.errors import SampleError, shown
+from fourm.modalities.facts import MAX_COLOURS, Box
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import Structured
 
-_NUM_CORNERS = 4
+_NUM_CORNERS, _NUM_LEVELS = 4, 3  # of a box, of a colour
 
 
 def take_map(codec: GridCodec, given: Any, where: str) -> Value:
@@ -123,24 +125,56 @@ def _data(codec: StructuredCodec, given: Any) -> object:
     """The data of a JSON file with a value: one of the grammar, a list of boxes or colours, or such data."""
     if isinstance(given, Structured):
         given = given.value
-    if isinstance(given, Mapping) or not isinstance(given, list | tuple | np.ndarray):
+    if isinstance(given, Mapping):
+        return {name: one.item() if isinstance(one, np.generic) else one for name, one in given.items()}
+    if not isinstance(given, list | tuple | np.ndarray):
         return given
     match codec.row.codec:
         case "det":
-            return {"instances": [_detection(one) for one in given]}
+            return {"instances": [_detection(codec, one) for one in given]}
         case "color_palette" if len(given) != 1 or not isinstance(given[0], Mapping):
-            colours = [[int(level) for level in colour] for colour in given]
+            if len(given) > MAX_COLOURS:
+                raise ValueError(f"a palette has at most {MAX_COLOURS} colours, not {len(given)}")
+            colours = [_colour(one) for one in given]
             return [{str(len(colours)): colours} if colours else {}]
     return codec.grammar.to_json(given) if isinstance(given, tuple) else given
 
 
-def _detection(box: Any) -> object:
-    """One box as a file has it."""
-    if isinstance(box, Box):
-        return {"boxes": [*box.corners], "class_name": box.name, "score": box.score}
+def _detection(codec: StructuredCodec, box: Any) -> object:
+    """One box as a file has it. Its corners lie in the picture; those in data of a file are clipped to it."""
     if isinstance(box, Mapping):
         return box
-    corners = [float(corner) for corner in box[:_NUM_CORNERS]]
-    if len(box) != _NUM_CORNERS + 1 or not isinstance(box[-1], str):
-        raise ValueError(f"a box is (xmin, ymin, xmax, ymax, name), not {box!r}")
-    return {"boxes": corners, "class_name": box[-1]}
+    given = [*box.corners, box.name] if isinstance(box, Box) else box
+    if (
+        not isinstance(given, list | tuple)
+        or len(given) != _NUM_CORNERS + 1
+        or not isinstance(given[-1], str)
+    ):
+        raise ValueError(f"a box is (xmin, ymin, xmax, ymax, name), not {shown(repr(box))}")
+    xmin, ymin, xmax, ymax = corners = _numbers(given[:-1])
+    if not all(0 <= corner <= 1 for corner in corners):
+        raise ValueError(f"corners of boxes are fractions of the picture, 0 to 1, not {shown(given[:-1])}")
+    if isinstance(box, Box):  # a model may write corners in any order; its file has them put in order
+        return codec.grammar.to_json([box])["instances"][0]  # type: ignore[index]
+    if xmin == xmax or ymin == ymax:
+        raise ValueError(f"the box {shown(given)} has no area")
+    return {"boxes": corners, "class_name": given[-1]}
+
+
+def _colour(given: Any) -> list[float]:
+    levels = _numbers(given) if isinstance(given, list | tuple | np.ndarray) else []
+    if len(levels) != _NUM_LEVELS or not all(level in range(256) for level in levels):
+        what = "(red, green, blue), whole numbers from 0 to 255"
+        raise ValueError(f"a colour is {what}, not {shown(given)}")
+    return levels
+
+
+def _numbers(given: Iterable[Any]) -> list[float]:
+    """Each as a number; NaN for what is none."""
+    found = list[float]()
+    for one in given:
+        try:
+            found.append(float(one))
+        except (TypeError, ValueError):
+            found.append(math.nan)
+    return found

@@ -18,6 +18,7 @@ from fourm.api.reading import read
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
 from fourm.errors import FourMError, SampleError
+from fourm.modalities.facts import Box
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a small red circle above a blue square"
@@ -216,6 +217,12 @@ WRONG = (
     ({"semseg": np.full((8, 8), 300)}, "semseg: class 300 is outside"),
     ({"tok_depth": [1, 2, 3]}, "tok_depth: 3 tokens, where the modality has 64"),
     ({"det": [(1, 2)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
+    ({"det": [(0.5, 0, 1.5, 1, "circle")]}, r"det: corners of boxes are .* 0 to 1, not \(0.5, 0, 1.5, 1\)"),
+    ({"det": [(3, 4, 9, 8, "circle")]}, "det: corners of boxes are fractions of the picture"),
+    ({"det": [(0.5, 0.5, 0.5, 0.6, "circle")]}, "det: the box .* has no area"),
+    ({"color_palette": [(0.9, 0.1, 0.2)]}, r"color_palette: a colour is \(red, green, blue\), whole numbers"),
+    ({"color_palette": [(256, 0, 0)]}, r"color_palette: a colour is .* 255, not \(256, 0, 0\)"),
+    ({"color_palette": [(1, 2, 3)] * 8}, "color_palette: a palette has at most 7 colours, not 8"),
     ({"metadata": {"brightnes": 3}}, "metadata: unknown name 'brightnes'; did you mean 'brightness'"),
     ({"steps": [1, 2, 3]}, "`steps`: 3 values for 2 targets"),
     ({"seed": -1}, "`seed=-1`: must be a whole number"),
@@ -263,10 +270,12 @@ def test_structured_values_come_in_many_forms(demo: Model) -> None:
     data = {"instances": [{"boxes": list(box[:4]), "class_name": box[4]} for box in boxes]}
     for form in (data, first.det, data["instances"]):
         assert np.array_equal(one(demo(det=form, targets="tok_semseg", steps=4)).semseg, first.semseg)
+    as_written = one(demo(det=[Box(0.6, 0.1, 0.2, 0.5, "circle")], targets="caption"))  # by a model
+    assert [box.corners for box in as_written.det] == [(0.2, 0.1, 0.6, 0.5)]
     colours = [(245, 245, 245), (225, 45, 45)]
     palette = one(demo(color_palette=colours, targets="caption"))
     assert [tuple(colour) for colour in palette.color_palette] == colours
-    facts = one(demo(metadata={"brightness": 200.0}, targets="caption"))
+    facts = one(demo(metadata={"brightness": np.float32(200)}, targets="caption"))
     assert facts.metadata[0].value == 200.0
     both = several(demo(det=[boxes, boxes[:1]], metadata={"brightness": 9.0}, targets="caption"))
     assert [len(result.det) for result in both] == [2, 1]
