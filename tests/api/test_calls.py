@@ -119,16 +119,42 @@ def test_super_resolution_is_that_of_the_command_line(demo: Model, run: Run, tmp
 
 @pytest.mark.more
 def test_fifty_samples_are_those_of_the_command_line(demo: Model, run: Run, tmp_path: Path) -> None:
+    """All targets of words, then all targets of which a part is kept: of each grid, and of a text."""
     assert demo.files.prompts is not None
-    prompts = (demo.files.prompts.read_text(encoding="utf-8").splitlines() * 9)[:50]
+    prompts = (demo.files.prompts.read_text(encoding="utf-8").splitlines() * 9)[:25]
     results = several(demo(*prompts, targets="all", seed=11))
-    code, _, err = run("generate", *prompts, "--targets", "all", "--seed", "11", "--out", "cli")
+    assert run("generate", *prompts, "--targets", "all", "--seed", 11, "--out", "data")[0] == 0
+    made = all_saved(results, tmp_path / "words")
+    assert len(made) > 25 * 15
+    assert made == results_in(tmp_path / "data")
+    marked = ["a [S_1] " + prompt.split(" ", 2)[2] for prompt in prompts]
+    masks = [np.tile(np.arange(64) >= 8 * (number % 7 + 1), (64, 1)) for number in range(25)]
+    for result, text, mask in zip(results, marked, masks, strict=True):
+        (tmp_path / f"data/caption/{result.key}.txt").write_text(text)
+        (tmp_path / f"data/mask_keep/{result.key}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"data/mask_keep/{result.key}.png")
+    Image.fromarray(masks[0].T).save(tmp_path / "mask.png")
+    said = ("rgb:mask", "depth:box:0,0.25,1,0.75", "normal:mask.png", "tok_semseg:0.5", "canny_edge:0.25",
+            "tok_clip:box:0.5,0,1,1", "caption")  # fmt: skip
+    words = [word for part in said for word in ("--keep", part)]
+    code, _, err = run("generate", "--data", "data", "--cond", "none", *words, "--targets", "all",
+                       "--seed", 11, "--out", "kept")  # fmt: skip
     assert code == 0, err
-    made = dict[str, bytes]()
-    for result in results:
-        made |= results_in(result.save(tmp_path / "api" / result.key.replace("/", "-")))
-    assert len(made) > 50 * 15
-    assert made == results_in(tmp_path / "cli")
+    names = ("rgb", "depth", "normal", "tok_semseg", "canny_edge", "tok_clip")
+    keep = {"rgb": masks, "depth": (0, 0.25, 1, 0.75), "normal": masks[0].T, "tok_semseg": 0.5,
+            "canny_edge": 0.25, "tok_clip": (0.5, 0, 1, 1)}  # fmt: skip
+    given = {name: [result[name] for result in results] for name in names}
+    made = all_saved(several(demo(*marked, **given, keep=keep, targets="all", seed=11)), tmp_path / "parts")
+    assert {f"{name.partition('_kept/')[0]}" for name in made if "_kept/" in name} == {
+        "rgb", "depth", "normal", "tok_semseg@64", "canny_edge", "tok_clip@64", "caption"
+    }  # fmt: skip
+    assert made == results_in(tmp_path / "kept")
+
+
+def all_saved(results: list[Result], folder: Path) -> dict[str, bytes]:
+    """The files of saved results."""
+    saved = [results_in(result.save(folder / result.key.replace("/", "-"))) for result in results]
+    return {name: data for files in saved for name, data in files.items()}
 
 
 def test_pictures_and_arrays_in_memory_are_as_files(demo: Model, run: Run, tmp_path: Path) -> None:
