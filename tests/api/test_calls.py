@@ -394,6 +394,20 @@ def test_what_is_kept_is_that_of_the_command_line(demo: Model, run: Run, tmp_pat
     assert blank.caption == filled.caption
 
 
+def test_without_blending_the_picture_is_that_of_the_decoder(demo: Model, run: Run, tmp_path: Path) -> None:
+    darker = np.asarray(one(demo(PROMPT)).rgb) // 2  # the decoder makes its usual colours of it
+    Image.fromarray(darker).save(tmp_path / "cat.png")
+    words = ("cat.png", "--keep", "rgb:box:0,0.5,1,1", "--steps", 3)
+    code, _, err = run("generate", PROMPT, *words, "--no-blend", "--out", "cli")
+    assert code == 0, err
+    keep = {"rgb": (0, 0.5, 1, 1)}
+    plain = one(demo(PROMPT, rgb="cat.png", keep=keep, steps=3, blend=False))
+    assert differences(plain.save(tmp_path / "api"), tmp_path / "cli") == []
+    blended = one(demo(PROMPT, rgb="cat.png", keep=keep, steps=3))
+    assert np.array_equal(plain.tokens["tok_rgb"], blended.tokens["tok_rgb"])
+    assert not np.array_equal(plain.rgb, blended.rgb)
+
+
 KEPT_WRONG = (
     ({"rgb": np.ones((64, 64), np.bool_)}, "the mask keeps all of the picture"),
     ({"rgb": np.zeros((5, 64), np.bool_)}, "the mask has 64 x 5 pixels, but its picture has 64 x 64"),
