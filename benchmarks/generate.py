@@ -24,8 +24,8 @@ from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind, Modality, Registry
 from fourm.modalities.text import EOS_ID, PAD_ID
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import torch_dtype
 from fourm.networks.model import FourM, FourMConfig
+from fourm.networks.precision import torch_dtype
 from fourm.networks.state import Batch, Slot, full_grid, full_pixels, full_sequence
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
 

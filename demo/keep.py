@@ -88,7 +88,7 @@ def edits_of(count: int, seed: int = 11) -> list[Edit]:
 
 
 def write_edits(root: Path, edits: Sequence[Edit]) -> list[Key]:
-    """A data set: the scenes as they are, captions of what they are to be, and a mask for each."""
+    """A dataset: the scenes as they are, captions of what they are to be, and a mask for each."""
     keys = write_dataset(root, [edit.before for edit in edits])
     for key, edit in zip(keys, edits, strict=True):
         path_of(root, "caption", key, ".txt").write_text(print_caption(describe(edit.after)))

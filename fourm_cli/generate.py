@@ -68,43 +68,44 @@ def generate(
         torchrun --nproc-per-node=8 -m fourm_cli generate --data prompts.txt --out out
     """
     from fourm.hub.files import find_model
-    from fourm.inputs.origins import plan_finer, read_replay
+    from fourm.inputs.origins import plan_sr, read_replay
     from fourm.inputs.sources import EMPTY, choose_keys, marked_texts, read_samples
     from fourm.schedule.plan import build_chain, condition_files, fill_texts
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
-    told, again = settings.run, None if inputs.replay is None else read_replay(inputs.replay)
-    name = again.base.model if again else told.model or DEMO
-    files = _with_parts(find_model(name if model is None else model), machine, told)
-    if again is not None:
+    run_settings = settings.run
+    replay = None if inputs.replay is None else read_replay(inputs.replay)
+    name = replay.base.model if replay else run_settings.model or DEMO
+    files = _with_parts(find_model(name if model is None else model), machine, run_settings)
+    if replay is not None:
         _check_replay({
             **inputs.named(), "--seed": seed is not None, "--num-variations": num_variations,
             "options of a schedule": schedule, "--dtype": machine.dtype,
             "configuration files": configs.paths, "--sr-model": sr_model, "--fit": fit, **writing.named(),
         })  # fmt: skip
-        run = _requester(machine, writing, told, out or told.folder)
-        _make(*_repeat(again, files, run), report, dry_run)
+        make_request = _requester(machine, writing, run_settings, out or run_settings.folder)
+        _make(*_repeat(replay, files, make_request), report, dry_run)
         return
-    variations = num_variations or told.num_variations or 1
-    source = inputs.source(told, variations, files)
+    variations = num_variations or run_settings.num_variations or 1
+    source = inputs.source(run_settings, variations, files)
     settings = replace(settings, base=given.with_conditions(settings.base, source))
     chain = build_chain(settings.base, files)
     source = replace(source, files=condition_files(settings.base, files))
-    run = _requester(machine, writing, told, out or told.folder, source.data)
-    finer = plan_finer(settings, files, chain, sr_model)
-    keeps = [*chain.keeps, *(finer[1].keeps if finer else ())]
+    make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
+    sr_run = plan_sr(settings, files, chain, sr_model)
+    keeps = [*chain.keeps, *(sr_run[1].keeps if sr_run else ())]
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
     if marked := marked_texts(dataset.samples, chain.conditions, files):
         chain = build_chain(fill_texts(settings.base, marked), files)
-        finer = plan_finer(settings, files, chain, sr_model)
-    requests = [run(
+        sr_run = plan_sr(settings, files, chain, sr_model)
+    requests = [make_request(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
-        seed=seed if seed is not None else told.seed or 0, only=choose_keys(dataset.samples, inputs.only),
-        fit=options.parse_fit(fit),
+        seed=seed if seed is not None else run_settings.seed or 0,
+        only=choose_keys(dataset.samples, inputs.only), fit=options.parse_fit(fit),
     )]  # fmt: skip
-    if finer:
-        requests.append(replace(requests[0], model=finer[0], chain=finer[1], samples=()))
+    if sr_run:
+        requests.append(replace(requests[0], model=sr_run[0], chain=sr_run[1], samples=()))
     _make(requests, dataset, report, dry_run)
 
 
@@ -130,30 +131,28 @@ def sr(
         fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
-    from fourm.inputs.origins import find_finer, names_made, read_finer, read_origin
+    from fourm.inputs.origins import find_sr_model, names_made, read_origin, read_sr_input
     from fourm.schedule.plan import build_chain
 
     root = parse_folder(folder, sys.stdin.buffer)
     settings = read_settings([path for path in (config, sr_config) if path is not None], {})
     own, origin = read_settings([], schedule), read_origin(root)
     made = origin.record if origin else None
-    files = find_finer(origin, settings.run.sr_model if model is None else model)
+    files = find_sr_model(origin, settings.run.sr_model if model is None else model)
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
-    dataset = read_finer(root, origin, chain, files, sys.stdin.buffer)
+    dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer)
     variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"
         raise UsageError(f"--num-variations {num_variations}: {why}; leave it out")
-    run, is_beside = (
-        _requester(machine, writing, settings.run, out or root),
-        out is None or real(out) == real(root),
-    )
+    make_request = _requester(machine, writing, settings.run, out or root)
+    is_beside = out is None or real(out) == real(root)
     restore = writing.restore or (made is not None and made.restore)
     if made is not None and restore != made.restore and is_beside:
         what = "holds results in the square that the model sees; --out puts restored ones elsewhere"
         raise UsageError(f"--restore: {root} {what}")
-    request = run(
+    request = make_request(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
@@ -223,45 +222,54 @@ def tokenize(
     _follow(begin, request, notes, report)
 
 
-def _check_replay(given: Mapping[str, object]) -> None:
-    """Refuse what a replay takes from the run that it repeats; given: by the name that the message uses."""
-    if refused := [name for name, value in given.items() if value]:
+def _check_replay(used: Mapping[str, object]) -> None:
+    """Refuse options that a replay takes from the run that it repeats; used: by name for the message."""
+    if refused := [name for name, value in used.items() if value]:
         raise UsageError(f"--replay repeats what was made as it was; leave out {', '.join(refused)}")
 
 
 def _requester(
-    machine: options.Machine, writing: options.Writing, given: RunSettings, out: Path | None,
+    machine: options.Machine, writing: options.Writing, settings: RunSettings, out: Path | None,
     data: str | None = None,
 ) -> "Callable[..., Request]":  # fmt: skip
-    """A function that makes requests from options and files; the caller adds the rest, or other values."""
+    """`Request` with the arguments that options and YAML files (`settings`) decide; callers add the others.
+
+    data: what the run reads.
+    """
     from fourm.inputs.request import DETOKENIZER_STEPS, Request, parse_world
 
     world = parse_world(machine.shard, os.environ)
+    folder = _choose_folder(writing, out, world.size, data)
+    return partial(
+        Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
+        overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
+        device=machine.device or options.parse_device(settings.device or "auto"),
+        dtype=machine.dtype or settings.dtype or "auto",
+        attention=machine.attention, decode=writing.decode, preview=writing.preview, blend=writing.blend,
+        restore=writing.restore,
+        detokenizer_steps=writing.detokenizer_steps or settings.detokenizer_steps or DETOKENIZER_STEPS,
+    )  # fmt: skip
+
+
+def _choose_folder(writing: options.Writing, out: Path | None, num_ranks: int, data: str | None) -> Path:
+    """The output folder: `out`, or the first of out/001, out/002, ... that does not exist."""
     if out is None:
-        if world.size > 1:
+        if num_ranks > 1:
             raise UsageError("--out is missing; several processes need to agree on it")
         if writing.resume or writing.overwrite:
             raise UsageError("--out is missing; it says which folder --resume or --overwrite means")
         numbers = (Path("out", f"{number:03d}") for number in itertools.count(1))
-        out = next(path for path in numbers if not path.exists())
-    elif writing.overwrite and data is not None:
-        path, root = real(Path(data)), real(out)  # of what the run reads, and where it writes
-        # A file that lies in the folder itself, beside those of results, stays.
+        return next(path for path in numbers if not path.exists())
+    if writing.overwrite and data is not None:
+        path, root = real(Path(data)), real(out)
+        # --overwrite deletes folders of results; a file directly in the output folder stays.
         if path.is_file() and path.is_relative_to(root) and path.parent != root:
             raise UsageError(f"--out {out}: --overwrite would delete {data}, which this run reads")
-    return partial(
-        Request, out=out, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
-        overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
-        device=machine.device or options.parse_device(given.device or "auto"),
-        dtype=machine.dtype or given.dtype or "auto",
-        attention=machine.attention, decode=writing.decode, preview=writing.preview, blend=writing.blend,
-        restore=writing.restore,
-        detokenizer_steps=writing.detokenizer_steps or given.detokenizer_steps or DETOKENIZER_STEPS,
-    )  # fmt: skip
+    return out
 
 
-def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSettings) -> "ModelFiles":
-    """A model with the parts that YAML files and options name."""
+def _with_parts(files: "ModelFiles", machine: options.Machine, settings: RunSettings) -> "ModelFiles":
+    """A model with the tokenizers and the text tokenizer that YAML files (`settings`) and options name."""
     from fourm.hub.files import resolve_tokenizer, with_parts
 
     own, keys = dict[str, Path](), {row.tokenizer for row in files.registry.rows.values() if row.tokenizer}
@@ -274,14 +282,14 @@ def _with_parts(files: "ModelFiles", machine: options.Machine, given: RunSetting
             raise UsageError(f"--tokenizer: '{key}' is given twice")
         # Another of the model's own (`--tokenizer rgb=rgb_divae`), or one by name, folder or file.
         own[key] = files.tokenizers.get(name) or resolve_tokenizer(local_name(name))
-    files = with_parts(files, dict(given.tokenizers), given.text_tok_path)
+    files = with_parts(files, dict(settings.tokenizers), settings.text_tok_path)
     return replace(files, tokenizers={**files.tokenizers, **own})
 
 
 def _repeat(
-    replay: "Replay", files: "ModelFiles", run: "Callable[..., Request]"
+    replay: "Replay", files: "ModelFiles", make_request: "Callable[..., Request]"
 ) -> "tuple[list[Request], Dataset]":
-    """The run that made a file once more, its super-resolution if there was one, and notes on its models."""
+    """Requests that repeat the run of a file, and its super-resolution; samples, and notes on models."""
     from fourm.data.dataset import Dataset
     from fourm.hub.files import find_sr
     from fourm.inputs.origins import sr_name
@@ -289,11 +297,11 @@ def _repeat(
 
     base = replay.base
     runs = [(base, files, *replay.plan(files))]
-    if (made := replay.finer) is not None:
-        fine = find_sr(files, sr_name(files, made))
-        runs.append((made, fine, parse_chain(made.options, fine), []))
+    if (made := replay.sr_run) is not None:
+        sr_files = find_sr(files, sr_name(files, made))
+        runs.append((made, sr_files, parse_chain(made.options, sr_files), []))
     requests = [
-        run(
+        make_request(
             model=model, chain=chain, samples=samples, num_variations=base.num_variations,
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
@@ -327,9 +335,9 @@ def _make(
     def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, run
 
-        runs = _with_finer(requests)
-        for finer in runs[1:]:
-            job = check(finer)  # what is wrong with it is said before the first begins
+        runs = _with_sr(requests)
+        for sr_run in runs[1:]:
+            job = check(sr_run)  # what is wrong with it is said before the first begins
             if job.request.overwrite or not (request.out / job.request.record).exists():
                 check_weights(job)
         return [run(one) for one in runs]
@@ -343,14 +351,14 @@ def _make(
     launch = Launch(world.rank, world.size, now())
     if dry_run:
         check_free(request.out, launch, request.resume, request.overwrite, request.record)
-        _say_plan(requests, notes(), report)
+        _print_plan(requests, notes(), report)
         return
     made = check_output(request.out, launch, request.resume, request.overwrite, request.record)
     try:
         _follow(begin, request, notes(), report, len(request.variations))
     except BaseException as stop:
         if not isinstance(stop, Exception):  # a signal
-            stop.add_note(_advice(request))
+            stop.add_note(_resume_advice(request))
         raise
     finally:
         remove_empty(made)  # where a mistake came to light later
@@ -362,12 +370,12 @@ def _announce(requests: "Sequence[Request]", dataset: "Dataset") -> str:
     what = counted(len(dataset.samples), "prompt" if dataset.input.kind == "texts" else "sample")
     what += f", {len(request.variations)} variations of each" if len(request.variations) > 1 else ""
     stages = [(one.model.name, ", ".join(one.chain.targets)) for one in requests]
-    finer = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
-    return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{finer}"
+    then = "".join(f"; then {model} -> {targets}" for model, targets in stages[1:])
+    return f"fourm: {stages[0][0]}, {what} -> {stages[0][1]}{then}"
 
 
-def _advice(request: "Request") -> str:
-    """How an interrupted run goes on: its command once more, with --resume and its output folder."""
+def _resume_advice(request: "Request") -> str:
+    """The advice for an interrupted run: its command, with --resume and its output folder."""
     if request.world.group_size > 1:
         return "the same command with --resume goes on"
     words = [word for word in request.command if word not in ("--resume", "--overwrite")]
@@ -381,7 +389,7 @@ def _advice(request: "Request") -> str:
     return f"to go on{with_input}: {shlex.join([*words[:at], *added, *words[at:]])}"
 
 
-def _with_finer(requests: "Sequence[Request]") -> "list[Request]":
+def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
     """A request, and that of super-resolution of what it makes, if there is one."""
     from fourm.runs.pipeline import follow_on
 
@@ -389,13 +397,13 @@ def _with_finer(requests: "Sequence[Request]") -> "list[Request]":
     return [base, *(follow_on(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
 
 
-def _say_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
+def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
     """Print what a run would make, and then, since it is measured, how long that would take."""
     from fourm.runs.pipeline import measure, plan
 
     for text in () if report.quiet else notes:
         note(text)
-    plans = [plan(one) for one in _with_finer(requests)]
+    plans = [plan(one) for one in _with_sr(requests)]
     if report.as_json:
         said = [{**one.to_json(), "seconds_estimate": round(measure(one), 3)} for one in plans]
         print_json({**said[0], **({"sr": said[1]} if said[1:] else {})})

@@ -31,7 +31,7 @@ class Given:
     def source(self, files: RunSettings, variations: int, model: "ModelFiles") -> "Source":
         """The source of samples, with what configuration files say where options say nothing."""
         from fourm.data.pictures import is_path
-        from fourm.inputs.sources import Source, sort_source
+        from fourm.inputs.sources import Source, classify_source
 
         arguments, typed = self.arguments or [], tuple(self.prompt or ())
         words = tuple(text for text in arguments if not is_path(text))
@@ -40,7 +40,7 @@ class Given:
         subset_seed = self.subset_seed
         if self.num_samples is None and subset_seed is None and files.num_samples is not None:
             subset_seed = 0  # as the reference chooses the samples of its files
-        return sort_source(
+        return classify_source(
             Source(
                 (*words, *typed), data, self.column, self.num_samples or files.num_samples, subset_seed,
                 variations, paths, upright=self.upright,
@@ -62,11 +62,11 @@ OPTIONS = {
     "prompt": option("A caption, whatever it looks like, repeatable.", "TEXT", INPUT),
     "data": option(
         "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
-        "arguments are. A data set: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
+        "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
         "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
     "column": option(
         "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
-    "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of data sets.",
+    "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of datasets.",
                       None, INPUT, "--upright/--no-upright", show_default=False),
     "num_samples": option("Only the first N samples.", "N", INPUT, min=1),
     "subset_seed": option(

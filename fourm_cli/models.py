@@ -1,4 +1,4 @@
-"""`fourm models`, what there is and what of it is here, and `fourm download`, which fetches it once."""
+"""`fourm models` lists known models and which of them are in the cache; `fourm download` fetches them."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from fourm_cli.options import (
     with_options,
 )
 
-CHOICE = "What to fetch"  # a panel of the help text
+CHOICE = "What to fetch"  # the title of a panel of the help text
 models_app = typer.Typer()
 
 
@@ -94,7 +94,7 @@ def show(*, name: str, as_json: bool = False) -> None:
         "memory for weights": ", ".join(f"{size_text(size)} in {key}" for key, size in info.memory.items()),
         "revision": info.revision,
         "file": str(info.path or "not here"),
-        **{f"tokenizer {key}": str(path or f"{name}: not here") for key, (name, path) in tokenizers},
+        **{f"tokenizer {key}": str(path or f"{part}: not here") for key, (part, path) in tokenizers},
         "text tokenizer": str(info.text_tokenizer or "text-tokenizer: not here") if one.reads else "",
         "to fetch": f"{size_text(sum(part.num_bytes for part in info.missing))}: {fetch}" if names else "",
     }  # fmt: skip

@@ -67,7 +67,7 @@ def modality_names(are_targets: bool, alone: str = "") -> Complete:
         words = [registry.get(one).key for one in (writes if are_targets else reads)]
         if not are_targets:
             values = [key.removeprefix(TOKENS) for key in words]
-            words += [value for value in values if registry.of_values(value, reads)]
+            words += [value for value in values if registry.grid_of_values(value, reads)]
         return _continued(incomplete, dict.fromkeys(words), alone) if alone else one_of(*words)(incomplete)
 
     return complete

@@ -130,7 +130,7 @@ def _plan(
 ) -> "tuple[Settings, list[tuple[ModelFiles, Chain]]]":
     """Settings, then model and chain of generation and of super-resolution, where it is asked for."""
     from fourm.hub.files import find_model, with_parts
-    from fourm.inputs.origins import plan_finer
+    from fourm.inputs.origins import plan_sr
     from fourm.schedule.plan import build_chain
 
     settings = read_settings(configs.paths, schedule)
@@ -138,8 +138,8 @@ def _plan(
     files = find_model((run.model or DEMO) if model is None else model, needs_weights=False)
     files = with_parts(files, run.tokenizers, run.text_tok_path)
     chain = build_chain(settings.base, files)
-    finer = plan_finer(settings, files, chain, sr_model, needs_weights=False)
-    return settings, [(files, chain), *([finer] if finer else [])]
+    sr_run = plan_sr(settings, files, chain, sr_model, needs_weights=False)
+    return settings, [(files, chain), *([sr_run] if sr_run else [])]
 
 
 def _costs(

@@ -45,9 +45,9 @@ def build_folder(root: Path, made: Made) -> Path:
         Place("rgb", ".png", False, "tok_rgb@64"),
     ]
     _record(root, RUN, BASE, ["caption"], places, made)
-    finer = Place("rgb@128", ".png", False, "tok_rgb@128")
+    sr_run = Place("rgb@128", ".png", False, "tok_rgb@128")
     if made.sr:
-        _record(root, SR_RUN, SR, ["caption", "tok_rgb@64"], [finer], made)
+        _record(root, SR_RUN, SR, ["caption", "tok_rgb@64"], [sr_run], made)
     failures = []
     for index, prompt in enumerate(made.prompts):
         key = key_of(made, index)
@@ -63,7 +63,7 @@ def build_folder(root: Path, made: Made) -> Path:
                 _save(labels, path_of(root, "semseg", key, ".png", v))
             if made.sr:
                 large = _scene(index, variation, 2 * made.side)[0]
-                _save(large, path_of(root, finer.folder, key, finer.suffix, v))
+                _save(large, path_of(root, sr_run.folder, key, sr_run.suffix, v))
             if made.preview:
                 _film(root, key, v, picture)
     record_samples(root, [key_of(made, index) for index in range(len(made.prompts))])

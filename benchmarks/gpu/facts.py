@@ -12,7 +12,7 @@ import torch
 from benchmarks.generate import matmul_peak, synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm import __version__
-from fourm.networks.layers import arithmetic, torch_dtype
+from fourm.networks.precision import arithmetic, torch_dtype
 
 _SMI = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
 

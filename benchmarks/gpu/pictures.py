@@ -10,8 +10,8 @@ from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.decoding.engine import Engine
 from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
-from fourm.networks.layers import arithmetic, torch_dtype
 from fourm.networks.model import FourM
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
 
 BATCHES = (1, 8, 64)

@@ -15,8 +15,8 @@ from benchmarks.gpu.pictures import FEWER, build, caption_chain, picture_chain
 from benchmarks.gpu.tokenizers import config
 from fourm.decoding.engine import Engine
 from fourm.modalities.registry import RELEASED
-from fourm.networks.layers import arithmetic
 from fourm.networks.model import FourM
+from fourm.networks.precision import arithmetic
 from fourm.schedule.chain import Chain
 
 _NAMED = 6  # kernels named in a row, those with the most time

@@ -11,7 +11,7 @@ from benchmarks.detokenize import evaluate_once, random_detokenizer, seconds_per
 from benchmarks.generate import synchronise
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.hub.header import TokenizerPart
-from fourm.networks.layers import arithmetic, torch_dtype
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer, build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 

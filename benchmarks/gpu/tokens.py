@@ -15,8 +15,8 @@ from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import Kind
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import arithmetic, torch_dtype
 from fourm.networks.model import FourM
+from fourm.networks.precision import arithmetic, torch_dtype
 from fourm.networks.state import Batch
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import parse_chain

@@ -36,14 +36,14 @@ class Parts:
 
     base: LoadedModel
     sr: str | bool | None = None  # super-resolution if a call says nothing
-    finer: dict[str | None, LoadedModel] = field(default_factory=dict)  # by name; None: its own
+    sr_models: dict[str | None, LoadedModel] = field(default_factory=dict)  # by name; None: its own
 
-    def find_finer(self, name: str | None) -> LoadedModel:
+    def find_sr_model(self, name: str | None) -> LoadedModel:
         """The super-resolution model of a name; None for the one that belongs to the base model."""
-        if name not in self.finer:
+        if name not in self.sr_models:
             files = find_sr(self.base.files, name)
-            self.finer[name] = replace_files(self.base, files)
-        return self.finer[name]
+            self.sr_models[name] = replace_files(self.base, files)
+        return self.sr_models[name]
 
 
 def replace_files(base: LoadedModel, files: Any) -> LoadedModel:
@@ -59,7 +59,7 @@ class Call:
 
     loaded: LoadedModel
     request: Request
-    finer: tuple[LoadedModel, Chain] | None
+    sr_run: tuple[LoadedModel, Chain] | None
     is_list: bool  # False: the caller gets one result
 
 
@@ -96,8 +96,8 @@ def plan_call(parts: Parts, prompts: Sequence[Any], arguments: Mapping[str, Any]
         restore=bool(own.get("restore", False)),
         detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=gathered.input,
     )  # fmt: skip
-    finer = _plan_finer(parts, merge(layers, SR_PREFIX), chain, own.get("sr", parts.sr))
-    return Call(parts.base, request, finer, gathered.is_list or variations > 1)
+    sr_run = _plan_sr(parts, merge(layers, SR_PREFIX), chain, own.get("sr", parts.sr))
+    return Call(parts.base, request, sr_run, gathered.is_list or variations > 1)
 
 
 def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any]) -> None:
@@ -130,14 +130,14 @@ def _conditions(gathered: Gathered, layer: Layer, weights: Mapping[str, float] |
     return Layer({"cond_domains": Setting(tuple(named) or (None,), "`weights`" if weights else "conditions")})
 
 
-def _plan_finer(
+def _plan_sr(
     parts: Parts, layer: Layer, chain: Chain, sr: str | bool | None
 ) -> tuple[LoadedModel, Chain] | None:
     """The model and the chain of super-resolution, if it is asked for by name or by any of its settings."""
     if sr is False or (sr is None and not layer.settings):
         return None
-    finer = parts.find_finer(None if sr in (None, True) else str(sr))
-    return finer, build_chain(layer, finer.files, chain.modalities)
+    loaded = parts.find_sr_model(None if sr in (None, True) else str(sr))
+    return loaded, build_chain(layer, loaded.files, chain.modalities)
 
 
 def _count(name: str, value: Any) -> int:

@@ -26,7 +26,7 @@ _TEXT_SUFFIXES = (".json", ".json.gz", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenCondition:
     """One condition of a call: a value for each sample, or one for all of them."""
 
     name: str  # as the caller says it
@@ -78,12 +78,12 @@ def gather(
     return Gathered(tuple(samples), names, bool(counts), read)
 
 
-def find_condition(loaded: LoadedModel, name: str, value: Any) -> Given:
+def find_condition(loaded: LoadedModel, name: str, value: Any) -> GivenCondition:
     """The condition that an argument names; UsageError if the model cannot read it."""
     files = loaded.files
     registry, reads = files.registry, files.reads
     as_tokens = {*reads, *(registry.get(one).key for one in reads)}
-    grid = None if name in as_tokens else registry.of_values(name, reads)
+    grid = None if name in as_tokens else registry.grid_of_values(name, reads)
     if grid is None and not any(name in (one, registry.get(one).key) for one in reads):
         known = dict.fromkeys(registry.get(one).key.removeprefix(TOKENS) for one in reads)
         advice = near_match(name, known) or f"; it reads {', '.join(known)}"
@@ -92,10 +92,10 @@ def find_condition(loaded: LoadedModel, name: str, value: Any) -> Given:
         )
     row = registry.get(grid or registry.resolve(name, reads))
     is_list = is_list_of(row, grid is not None, value)
-    return Given(name, row, grid is not None, value if is_list else [value], is_list)
+    return GivenCondition(name, row, grid is not None, value if is_list else [value], is_list)
 
 
-def _of_prompts(loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping[str, Any]) -> Given:
+def _of_prompts(loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping[str, Any]) -> GivenCondition:
     """Words beside the other arguments are captions."""
     if conditions.get(CAPTION) is not None:
         raise UsageError("captions are given both as prompts and as caption=...; give one of them")
@@ -143,7 +143,7 @@ def _given_keys(keys: str | Sequence[str], count: int) -> list[Key]:
     return [parse_key(name) for name in names]
 
 
-def _paths(given: Sequence[Given], count: int) -> list[Path]:
+def _paths(given: Sequence[GivenCondition], count: int) -> list[Path]:
     """The files that name the samples: those of RGB, else of the first condition with one for each."""
     for one in sorted(given, key=lambda one: not one.row.is_rgb):
         if len(one.values) == count:
@@ -154,7 +154,11 @@ def _paths(given: Sequence[Given], count: int) -> list[Path]:
 
 
 def _sample(
-    loaded: LoadedModel, given: Mapping[str, Given], key: Key, row: Mapping[str, Any], is_upright: bool
+    loaded: LoadedModel,
+    given: Mapping[str, GivenCondition],
+    key: Key,
+    row: Mapping[str, Any],
+    is_upright: bool,
 ) -> Sample:
     caption, files, typed, values = None, dict[str, Path](), dict[str, str](), dict[str, Any]()
     for name, value in row.items():
@@ -198,7 +202,7 @@ def _checked_prompt(wordpiece: WordPiece | None, row: Modality, value: Any) -> s
     return text
 
 
-def _schedule_name(one: Given) -> str:
+def _schedule_name(one: GivenCondition) -> str:
     """The name of a condition in a schedule: values by theirs, tokens by theirs."""
     return one.row.name.removeprefix(TOKENS) if one.is_raw else one.row.name
 
@@ -209,4 +213,4 @@ def resolve_targets(loaded: LoadedModel, targets: str | Iterable[str]) -> list[s
     words = targets.replace(",", " ").replace("-", " ").split() if isinstance(targets, str) else [*targets]
     if not words or not all(isinstance(word, str) for word in words):
         raise UsageError("`targets`: names of modalities were expected, such as 'depth normal'")
-    return [files.registry.of_values(word, files.writes) or word for word in words]
+    return [files.registry.grid_of_values(word, files.writes) or word for word in words]

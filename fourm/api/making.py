@@ -14,7 +14,7 @@ from fourm.errors import SampleError, UsageError, near_match
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind
-from fourm.networks.layers import arithmetic
+from fourm.networks.precision import arithmetic
 from fourm.output.record import BASE, SR
 from fourm.runs.events import Event, Stepped
 from fourm.runs.loaded import LoadedModel
@@ -79,9 +79,9 @@ def make(call: Call) -> Generator[tuple[Event, StreamEvent | None], None, list[R
     """Yields each event of a call, decoding steps with their state; returns the results in order."""
     base = yield from _collected(call.request, call.loaded)
     fine = dict[tuple[str, int], Collector]()
-    for request in _requests_finer(call, base):
-        assert call.finer is not None
-        collector = yield from _collected(request, call.finer[0])
+    for request in _sr_requests(call, base):
+        assert call.sr_run is not None
+        collector = yield from _collected(request, call.sr_run[0])
         fine |= dict.fromkeys((*collector.made, *collector.failures), collector)
     results = list[Result]()
     for sample in call.request.samples:
@@ -117,11 +117,11 @@ def _collected(
     return collector
 
 
-def _requests_finer(call: Call, base: Collector) -> Iterator[Request]:
+def _sr_requests(call: Call, base: Collector) -> Iterator[Request]:
     """Requests for super-resolution of all that the base made, one for each variation."""
-    if call.finer is None:
+    if call.sr_run is None:
         return
-    loaded, chain = call.finer
+    loaded, chain = call.sr_run
     grids = {name for name in chain.conditions if loaded.files.registry.get(name).kind is Kind.GRID}
     for variation in call.request.variations:
         samples = []

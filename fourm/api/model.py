@@ -22,7 +22,7 @@ from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.inputs.request import Request, World
-from fourm.networks.layers import choose_dtype
+from fourm.networks.precision import choose_dtype
 from fourm.runs.device import choose_device
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
@@ -101,7 +101,7 @@ class Model:
                   "weights": weights, "schedule": schedule}  # fmt: skip
         self._check_open()
         call = plan_call(self._parts, prompts, given)
-        stages = 1 if call.finer is None else 2
+        stages = 1 if call.sr_run is None else 2
         with Bar(progress, len(call.request.samples) * variations * stages) as bar:
             events = make(call)
             while True:
@@ -169,7 +169,7 @@ class Model:
         with _LOADING:
             if self in _LOADED:
                 _LOADED.remove(self)
-        for one in (self._parts.base, *self._parts.finer.values()):
+        for one in (self._parts.base, *self._parts.sr_models.values()):
             one.close()
 
     def __enter__(self) -> "Model":
@@ -216,7 +216,7 @@ def load(
                 return model
         parts = Parts(LoadedModel(files, where, kind, attention), sr)
         if sr:
-            parts.find_finer(None if sr is True else sr)
+            parts.find_sr_model(None if sr is True else sr)
         _LOADED.append(Model(parts, made_from))
         return _LOADED[-1]
 

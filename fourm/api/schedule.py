@@ -37,8 +37,8 @@ class Schedule:
             raise ScheduleError(*own.problems)
         before = _read(source)
         keys = [*dict.fromkeys((*before.settings, *own.settings))]
-        plain, finer = merge([before, own]), merge([before, own], SR_PREFIX)
-        merged = {**plain.settings, **{SR_PREFIX + key: one for key, one in finer.settings.items()}}
+        plain, sr = merge([before, own]), merge([before, own], SR_PREFIX)
+        merged = {**plain.settings, **{SR_PREFIX + key: one for key, one in sr.settings.items()}}
         self.layer = Layer({key: merged[key] for key in keys if key in merged})
 
     def __repr__(self) -> str:

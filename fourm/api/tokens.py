@@ -19,7 +19,7 @@ from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
 from fourm.inputs.request import DETOKENIZER_STEPS
 from fourm.modalities.registry import TOKENS, Kind, Modality
-from fourm.networks.layers import arithmetic
+from fourm.networks.precision import arithmetic
 from fourm.networks.state import full_grid, full_sequence
 from fourm.runs.loaded import LoadedModel
 
@@ -54,7 +54,7 @@ def _find(loaded: LoadedModel, name: str, part: TokenizerPart) -> Modality:
     """The row whose values (to encode) or tokens (to decode) have a name."""
     files = loaded.files
     rows = {row.name: row for row in files.rows if row.kind in (Kind.GRID, Kind.SEQUENCE)}
-    as_values = files.registry.of_values(name, rows)
+    as_values = files.registry.grid_of_values(name, rows)
     found = as_values if part is TokenizerPart.ENCODER else None
     if found is None:
         fitting = [row for row in rows.values() if name in (row.name, row.key)

@@ -37,18 +37,20 @@ MAX_TEXT_BYTES = 1 << 24  # of a text or JSON file, unpacked
 MAX_PIXELS = 1 << 26  # 8192 x 8192: beyond that a small file can fill the memory
 # Pillow's other formats run programs (EPS), or read what no dataset holds.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
-# Of WebP's lossless variant no picture is grey; in small letters, the compressions of a TIFF.
+# Formats, and (in small letters) compressions of TIFF, that change values. WebP has a lossless variant, but
+# only for colours, and what has to be exact is grey or has a palette.
 _LOSSY = {"JPEG", "JPEG2000", "WEBP", "jpeg", "tiff_jpeg", "webp"}
-# By EXIF orientation: whether rows become columns, and then the order of rows and of columns.
+# By EXIF orientation: whether rows become columns, and then the steps, 1 or -1, through rows and columns.
 _TURNS = {
     1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
 }  # fmt: skip
+# First bytes of files, to name the format of a damaged one.
 _STARTS = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """The array of a .npy file of numbers or booleans."""
+    """The array of a .npy file of numbers or booleans, of any shape."""
     return _parse_array(_read_bytes(path, MAX_BYTES), str(path))
 
 
@@ -115,7 +117,9 @@ def read_json(path: Path) -> object:
                 data = file.read(MAX_TEXT_BYTES + 1)
             if len(data) > MAX_TEXT_BYTES:
                 raise SampleError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB when unpacked")
-        return json.loads(data, parse_constant=_real, parse_float=_real, object_pairs_hook=with_single_keys)
+        return json.loads(
+            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=with_single_keys
+        )
 
 
 def read_picture(path: Path, is_exact: bool = False) -> Image.Image:
@@ -147,7 +151,7 @@ def levels_of(image: Image.Image, where: str) -> NDArray[np.uint8]:
 
 
 def _level_step(image: Image.Image) -> int:
-    """The difference of two neighbouring grey levels as Pillow decodes them; 0: not known, or inverted."""
+    """The difference of two neighbouring grey levels as Pillow decodes them; 0: unknown, or white is 0."""
     if isinstance(image, tiff.TiffImageFile):
         bits, white_is_0 = image.tag_v2.get(tiff.BITSPERSAMPLE), 0
         return int(bits == (8,) and image.tag_v2.get(tiff.PHOTOMETRIC_INTERPRETATION) != white_is_0)
@@ -160,7 +164,7 @@ def _level_step(image: Image.Image) -> int:
 
 
 def read_turn(path: Path) -> int:
-    """How a picture is to be turned to stand upright, 1..8 as EXIF counts; 1 means not at all.
+    """How a picture is rotated or mirrored to stand upright, 1..8 as EXIF counts; 1 means not at all.
 
     1 for arrays, and where the tag is missing, damaged or none of these numbers.
     """
@@ -170,14 +174,14 @@ def read_turn(path: Path) -> int:
     with (
         warnings.catch_warnings(action="ignore"),
         suppress(Exception),
-    ):  # spoilt tags raise errors of many kinds
+    ):  # damaged tags raise errors of many kinds
         exif.load(data if data.startswith((b"II", b"MM")) else find_exif(data))
         turn = exif.get(ExifTags.Base.Orientation, 1)
     return turn if turn in _TURNS else 1
 
 
 def turned(value: NDArray[Any], turn: int) -> NDArray[Any]:
-    """A picture or map (H, W[, C]) as it stands upright; turn: 1..8, as `read_turn` says."""
+    """A picture or map (H, W[, C]), rotated to stand upright; turn: 1..8, as `read_turn` returns it."""
     axes, rows, columns = _TURNS[turn]
     return value.swapaxes(0, 1)[::rows, ::columns] if axes else value[::rows, ::columns]
 
@@ -239,9 +243,9 @@ def write_png(pixels: NDArray[np.uint8], path: Path, text: Mapping[str, str] | N
 def _parse_array(data: bytes, where: str) -> NDArray[Any]:
     stream = io.BytesIO(data)
     with _parsing(f"{where}: not a .npy file"):
-        reads = np.lib.format
-        is_first = reads.read_magic(stream) == (1, 0)
-        read_header = reads.read_array_header_1_0 if is_first else reads.read_array_header_2_0
+        npy = np.lib.format
+        is_version_1 = npy.read_magic(stream) == (1, 0)
+        read_header = npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(stream)
         if dtype.kind not in "biuf":
             raise SampleError(f"{where}: holds {dtype}, not numbers; pickled arrays are never loaded")
@@ -255,23 +259,23 @@ def _parse_array(data: bytes, where: str) -> NDArray[Any]:
 
 @contextmanager
 def _parsing(problem: str) -> Iterator[None]:
-    """Turn what a parser raises into a SampleError: for malformed bytes it may be any exception.
+    """Turn what a parser raises into a SampleError that begins with `problem`: for malformed bytes, anything.
 
-    Its warnings are of spoilt metadata beside good pixels, and of headers that Python 2 wrote.
+    Warnings are ignored: they are of damaged metadata beside good pixels, and of headers that Python 2 wrote.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     except (SampleError, UnidentifiedImageError):
         raise
-    except Exception as error:  # parsers of pictures and arrays raise any kind for malformed bytes
-        # Libraries quote the whole file, or where in memory it was.
+    except Exception as error:
+        # Messages of libraries may hold an address in memory, or the whole file.
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
         raise SampleError(f"{problem} ({shown(text, 200)})") from error
 
 
-def _real(text: str) -> float:
-    """A number of a JSON file; NaN, Infinity and 1e999 are refused."""
+def _finite(text: str) -> float:
+    """A number of a JSON file. ValueError: NaN, Infinity, or one that is too large, such as 1e999."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is no number")
     return number
@@ -295,10 +299,10 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
 
 
 def read_frame(path: Path) -> Frame:
-    """Where the square of a sample lies in its picture, as `write_frame` wrote it."""
+    """Where the square of a sample lies in its picture, from a file of the text of `format_frame`."""
     try:
         frame: Frame = fit_type(Frame, read_json(path), "it", strict=False)
-        problem = _problem_of(frame.crop)
+        problem = _crop_problem(frame.crop)
         if min(frame.crop.whole) < 1 or math.prod(frame.crop.whole) > MAX_PIXELS:
             problem = "is of a picture that no run reads"
         if problem:
@@ -316,8 +320,9 @@ def format_frame(frame: Frame) -> str:
 def read_crop(settings: Path | None, picture: Path | None, turn: int = 1, fit: Fit = "crop") -> Crop | None:
     """The crop of a sample: the first row of its settings, else the square of its picture, else None.
 
-    turn: how the picture is turned first (see `read_turn`). SampleError: the settings are of another part
-    than `fit` asks for.
+    turn: how the picture is turned first (see `read_turn`). Either file may be missing. SampleError: one of
+    them cannot be read; the settings come without a picture, so the size of the whole is not known; their
+    crop lies outside the picture or is too large; or they say which part is read, but `fit` is "pad".
     """
     if picture is not None:
         whole = read_size(picture, turn)
@@ -333,19 +338,22 @@ def read_crop(settings: Path | None, picture: Path | None, turn: int = 1, fit: F
 
 
 def read_crops(path: Path, whole: tuple[int, int]) -> tuple[Crop, ...]:
-    """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width)."""
+    """All crops of a file of crops x (top, left, height, width, mirrored), for a picture (height, width).
+
+    SampleError: not such rows (see `read_crop_rows`), or a crop without a pixel of the picture, or too large.
+    """
     crops = list[Crop]()
     for number, (top, left, height, width, mirrored) in enumerate(read_crop_rows(path).tolist()):
         crops.append(Crop(whole, top, left, height, width, bool(mirrored), number))
         problem = "" if mirrored in (0, 1) else f"says {mirrored} where mirrored is 0 or 1"
-        if problem := _problem_of(crops[-1]) or problem:
+        if problem := _crop_problem(crops[-1]) or problem:
             place = f"crop {number}, {width} x {height} pixels at ({left}, {top})"
             raise SampleError(f"{path}: {place}, {problem}")
     return tuple(crops)
 
 
-def _problem_of(crop: Crop) -> str:
-    """Why a crop cannot be read; "" if it can."""
+def _crop_problem(crop: Crop) -> str:
+    """Why a crop cannot be read, to follow its name in a message; "" if it can."""
     (height, width), size = crop.whole, crop.height * crop.width
     if crop.height < 1 or crop.width < 1:
         return "holds no pixel"
@@ -358,7 +366,10 @@ def _problem_of(crop: Crop) -> str:
 
 
 def read_crop_rows(path: Path) -> NDArray[np.int64]:
-    """(crops, 5) of whole numbers: top, left, height, width, mirrored; for a picture of any size."""
+    """(crops, 5) int64: top, left, height, width, mirrored; for a picture of any size.
+
+    SampleError: another shape, fractions, or numbers too large for any picture.
+    """
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 5 or len(rows) == 0:
         found = f"{rows.dtype} of shape {rows.shape}"

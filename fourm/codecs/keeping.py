@@ -19,16 +19,19 @@ from fourm.errors import SampleError
 from fourm.schedule.keeps import kept_of_share
 
 Mask = NDArray[np.bool_]
-WHITE_FROM = 128  # grey levels of a mask picture from here on stay
+WHITE_FROM = 128  # pixels of a mask picture with this grey level or a lighter one stay
 
 
 def read_keep_mask(path: Path) -> Mask:
-    """(H, W) bool of a mask picture."""
+    """(H, W) bool of a mask picture, True for what stays. SampleError: it cannot be read."""
     return maps.read_pixels(path, "L") >= WHITE_FROM
 
 
 def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str) -> None:
-    """SampleError for a mask of another size than its picture, or that keeps everything or nothing."""
+    """SampleError for a mask (H, W) that keeps everything or nothing, or has another size than its picture.
+
+    whole: height and width of the picture; None: any. where: names the mask in messages.
+    """
     if whole is not None and mask.shape != whole:
         found, right = (f"{width} x {height}" for height, width in (mask.shape, whole))
         raise SampleError(f"{where}: the mask has {found} pixels, but its picture has {right}")
@@ -49,17 +52,19 @@ def box_mask(box: tuple[float, float, float, float], whole: tuple[int, int]) -> 
 
 
 def framed_mask(mask: Mask, side: int) -> Mask:
-    """A mask of a whole square frame, (H, W) of any size, at side x side pixels; as `cut_mask`."""
+    """A mask (H, W) of all that the model sees, resized to (side, side) like `cut_mask`."""
     return cut_mask(mask, Crop(mask.shape, 0, 0, *mask.shape), side)
 
 
 def cut_mask(mask: Mask, crop: Crop, side: int) -> Mask:
-    """The part of a mask in a crop, (side, side) bool; what lies outside the picture stays.
+    """The part of a mask (H, W) in a crop, resized to (side, side) bool; what lies outside the picture stays.
 
-    A pixel stays if all pixels that it was made of do.
+    A pixel of the result stays if all pixels that it covers do.
     """
     height, width = crop.height, crop.width
     shown = maps.cut(mask.astype(np.uint8) * 255, crop, max(height, width), outside=255)
+    # The share of hidden pixels below each result pixel, from 0 to 255. It is rounded: one hidden pixel among
+    # more than 510 counts as none.
     hidden = Image.fromarray(255 - shown).resize((side, side), Image.Resampling.BOX)
     return np.asarray(hidden) == 0
 
@@ -105,7 +110,7 @@ def tokens_of_share(share: float, uniforms: NDArray[np.float32]) -> Mask:
 
 
 def hide_pixels(value: Value, mask: Mask, form: Form) -> Value:
-    """A value whose hidden pixels tell nothing: the mean of the kept ones, of labels "no class".
+    """A copy of a value with its hidden pixels replaced by the mean of the kept ones; labels by "no class".
 
     value: (H, W) or (H, W, C); mask: (H, W). Features, (C, h, w), take a mask of their places (h, w).
     """
@@ -140,12 +145,13 @@ def lay_over(kept: Value, made: Value, mask: Mask, width: int) -> Value:
 
 
 def lay_over_whole(kept: Value, made: Value, mask: Mask, square: Mask, width: int, crop: Crop) -> Value:
-    """As `lay_over` in a whole picture: kept (H, W, 3), made of it what `restore_map` gives, mask (H, W).
+    """`lay_over` in a whole picture: kept (H, W, 3), made (H, W, 3 or 4) of `restore_map`, mask (H, W).
 
-    square: the mask of the model's square, whose seam of `width` is laid back like a map.
+    square: the mask of the model's square, (side, side). Its seam of `width` pixels is made there, and then
+    brought to the picture's size like any map.
     """
-    weights = restore_map(seam(square, width), crop, maps.FORMS["tok_depth"])
-    weights = np.where(mask, np.nan_to_num(weights), 0)  # outside of the crop nothing is known of the result
+    weights = restore_map(seam(square, width), crop, maps.FORMS["tok_depth"])  # depth: a map of floats
+    weights = np.where(mask, np.nan_to_num(weights), 0)  # NaN outside the crop, where nothing was made
     mixed = _mixed(kept, made[..., :3], weights)
     return np.dstack([mixed, made[..., 3:]]) if made.shape[2] > mixed.shape[2] else mixed
 
@@ -158,12 +164,12 @@ def _mixed(kept: Value, made: Value, weights: NDArray[np.float32]) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is kept of a value."""
+    """The kept part of a value."""
 
-    value: Value  # as it was used: what is hidden tells nothing
+    value: Value  # with the hidden pixels replaced (see `hide_pixels`)
     mask: Mask  # True for what stays: (H, W) pixels of a picture, (h, w) places of features
     tokens: Mask  # (L,) True for what stays
-    whole: tuple[Value, Mask] | None = None  # the same of the whole picture, where there is one
+    whole: tuple[Value, Mask] | None = None  # value and mask of the whole picture, where there is one
 
 
 def keep_pixels(
@@ -171,12 +177,13 @@ def keep_pixels(
 ) -> Part:
     """The part of a whole picture or map, (H, W[, C]), that stays in a crop, at the size of the codec's row.
 
-    mask: of the whole picture, or tokens: (L,), those that stay; path: for errors. Hidden pixels are replaced
-    before anything is computed of them: neighbours of a pixel depend on it when a picture changes its size.
+    What stays is given by `mask`, of the whole picture, or by `tokens`, (L,). Hidden pixels are replaced
+    before the picture is resized, which would mix them with kept ones. SampleError, which begins with
+    `path`: the value has another size than the crop's picture.
     """
     row, grid = codec.row, codec.row.grid or (1, 1)
     if mask is None:
-        assert tokens is not None
+        assert tokens is not None  # one of both is given
         mask, square = whole_mask(tokens, grid, crop), mask_of_tokens(tokens, grid, row.image_size)
     else:
         square = cut_mask(mask, crop, row.image_size)

@@ -208,7 +208,12 @@ class EmbeddingCodec:
     row: Modality
 
     def read(self, path: Path, crop: Crop | None = None) -> Vectors:
-        """The valid vectors, one or more, of this crop's caption, or of the first if the crop has none."""
+        """The valid vectors (n, E) float32, n >= 1, of the crop's caption, or of the first if it has none.
+
+        SampleError: the file cannot be read or lacks an array, shapes are not as above, `mask_valid` holds
+        other numbers than 0 and 1, no vector of the caption is valid, or vectors have another width or dtype
+        than the modality's, or numbers that are not finite.
+        """
         embeddings, valid = read_members(path, "emb", "mask_valid")
         shape = embeddings.shape
         if embeddings.ndim != 3 or shape[0] == 0 or shape[:2] != valid.shape:
@@ -223,7 +228,7 @@ class EmbeddingCodec:
         return self.check(vectors, str(path))
 
     def check(self, vectors: NDArray[Any], where: str) -> Vectors:
-        """Vectors (n, E) as a value; SampleError: another shape, or numbers that are not finite."""
+        """Vectors (n, E) of floats as a value. SampleError: another shape or dtype, or numbers not finite."""
         width = self.row.embedding_width
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.dtype.kind != "f":
             found = f"{vectors.dtype} of shape {vectors.shape}"
@@ -244,7 +249,7 @@ class EmbeddingCodec:
         return value
 
     def encode(self, values: Sequence[Vectors]) -> Slot:
-        """The first max_tokens vectors of each value, padded with zeros; the padding is not known."""
+        """The first L = max_tokens vectors of each value, (B, L, E), padded with zeros that are not known."""
         count = self.row.max_tokens
         vectors = torch.zeros(len(values), count, self.row.embedding_width)  # (B, L, E)
         valid = torch.zeros(len(values), count, dtype=torch.bool)  # (B, L)
@@ -254,7 +259,7 @@ class EmbeddingCodec:
         return full_embedding(vectors, valid)
 
     def decode(self, slot: Slot) -> list[Vectors]:
-        """The known vectors of each row."""
+        """The known vectors of each row, (n, E) float32 each."""
         return [vectors.float().numpy() for vectors in _known_values(slot)]
 
     def picture(self, value: Vectors) -> Image.Image:
@@ -290,7 +295,12 @@ def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None)
 
 
 def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], channels: int) -> Decode:
-    """What decodes codes of a shape (see `StructuredForm`). UsageError: the tokenizer does not fit."""
+    """A function that decodes n parts, given as codes of 0..1023, to (n, channels, H, W) float32.
+
+    shape: of the codes of one part, (h, w) or (codebooks, h, w); a part is given as a flat tuple of them.
+    The function raises a SampleError if what it decodes is not finite. UsageError: the tokenizer has another
+    number of codebooks, rank of tokens or number of output channels, or fewer codes.
+    """
     config = tokenizer.config
     books = shape[0] if len(shape) == 3 else 1
     found = (config.num_codebooks, config.token_rank, config.out_channels)
@@ -312,7 +322,7 @@ def decoder_of(row: Modality, tokenizer: AnyTokenizer, shape: tuple[int, ...], c
 
 
 def _known_values(slot: Slot) -> list[Tensor]:
-    """The known tokens or vectors of each row, on the CPU."""
+    """The known token ids (n,) or vectors (n, E) of each row, on the CPU."""
     return [values[known] for values, known in zip(slot.values.cpu(), slot.known.cpu(), strict=True)]
 
 

@@ -11,23 +11,23 @@ from typing import Any, Literal
 from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
 
-# Of a place: tokens, what they mean; of targets of which a part is given, the values or the tokens that were
-# given and the mask of what stays; files that only some samples have.
-FORMS = ("ids", "value", "kept", "kept_ids", "mask", "extra")
+# What the files of a place hold: token ids; values; of a target of which a part is kept, the value or the ids
+# that were given, and the mask of what is kept; anything that only some samples have.
+PLACE_FORMS = ("ids", "value", "kept", "kept_ids", "mask", "extra")
 SAMPLES_PER_FOLDER = 1000
 MAX_SAMPLES = 10_000_000  # results of one run: more do not fit into the memory of a small machine
 MAX_NAME_BYTES = 220  # of a sample; file systems allow 255, the variation and the suffix are added
-PICTURES = "rgb"  # folder of a dataset: the whole pictures, whose size others refer to
+PICTURES = "rgb"  # folder of a dataset: whole pictures; crops and other maps refer to their size
 KEPT_PIXELS = "mask_keep"  # folder of a dataset: which part of a picture stays while the rest is generated
 VALID_PIXELS = "mask_valid"  # folder of a dataset: which pixels of a sample mean something
 CROP_SETTINGS = "crop_settings"  # folder of a dataset: a row of crops x (top, left, height, width, mirrored)
 FRAME = "frame"  # folder of a run: where the square of a sample lies in its picture
 Fit = Literal["crop", "pad"]  # how a picture becomes a square: its centre, or all of it with a border
 FITS: tuple[Fit, ...] = ("crop", "pad")
-_ASPECTS = (0.75, 1.3333)  # width / height of random crops
-_TRIES = 10
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
-NUM_UNIFORMS = 4 * _TRIES + 1  # that a random crop takes
+_ASPECTS = (0.75, 1.3333)  # least and largest width / height of random crops
+_TRIES = 10  # draws of a random crop, of 4 numbers each; one number more decides whether it is mirrored
+NUM_UNIFORMS = 4 * _TRIES + 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,14 +58,14 @@ class Key:
 
 
 def parse_key(path: str) -> Key:
-    """The key of `folder/name`, or of a name alone; UsageError if it is none."""
+    """The key of `folder/name`, or of a name alone; UsageError if a part of it cannot be a file name."""
     folder, slash, name = path.rpartition("/")
     return Key(folder or slash, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of the input: a caption that the user typed, files or values by condition modality."""
+    """One sample of the input: texts that the user typed, and files or values by modality."""
 
     key: Key
     caption: str | None = None
@@ -91,7 +91,7 @@ class Place:
     suffix: str  # ".npy"
     shared: bool = False  # one file for all variations
     modality: str = ""  # full name: "tok_rgb@64"; "" for files that are not of one
-    form: str = "value"  # one of FORMS
+    form: str = "value"  # one of PLACE_FORMS
     is_condition: bool = False
 
 
@@ -112,7 +112,7 @@ class Crop:
 
     @property
     def shown(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what it shows of the picture, in pixels of the whole picture."""
+        """Left, top, right and bottom of the part inside the picture, in pixels of the whole picture."""
         (height, width), top, left = self.whole, max(self.top, 0), max(self.left, 0)
         right, bottom = min(self.left + self.width, width), min(self.top + self.height, height)
         return left, top, max(right, left), max(bottom, top)
@@ -130,7 +130,7 @@ class Crop:
         return height != width and place == (padded.top, padded.left, padded.height, padded.width, False)
 
     def restore_box(self, box: Rectangle) -> Rectangle | None:
-        """A box in fractions of the crop as pixels of the whole picture, clipped to it; None outside."""
+        """A box in fractions of the crop, as pixels of the whole picture, clipped; None if outside."""
         (height, width), (left, top, right, bottom) = self.whole, box
         left, right = (1.0 - right, 1.0 - left) if self.mirrored else (left, right)
         across = self.left + left * self.width, self.left + right * self.width
@@ -147,7 +147,7 @@ class Frame:
     """Where the square of a sample lies in its picture, as runs record it."""
 
     crop: Crop
-    fit: Fit = "crop"  # how the crop was chosen; one that the data set says counts as "crop"
+    fit: Fit = "crop"  # how the crop was chosen; one that the dataset says counts as "crop"
     restored: bool = False  # values of the run are of the whole picture, not of the square
 
 
@@ -167,7 +167,7 @@ def path_of(root: Path, folder: str, key: Key, suffix: str, variation: int | Non
 
 
 def file_name(folder: str, key: Key, suffix: str, variation: int | None = None) -> str:
-    """The path of a sample's file below its root, with "/"."""
+    """`folder/key.folder/key.name[-vK]suffix`: the path of a sample's file below its root."""
     end = "" if variation is None else f"-v{variation}"
     return f"{folder}/{key.path}{end}{suffix}"
 
@@ -199,7 +199,7 @@ def pad_crop(height: int, width: int) -> Crop:
 
 
 def fit_crop(fit: Fit, height: int, width: int) -> Crop:
-    """The square of a picture that the model sees."""
+    """The square of a picture that the model sees: its centre, or with "pad" all of it."""
     return (pad_crop if fit == "pad" else centre_crop)(height, width)
 
 

@@ -22,7 +22,7 @@ IsDataset = Callable[[str, Sequence[str]], bool]  # whether a folder is one: its
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures in the order in which they were named, those of a folder in the order of data sets."""
+    """Pictures in the order in which they were named, those of a folder in the order of datasets."""
 
     paths: tuple[Path, ...]
     keys: tuple[Key, ...]  # the path of each below the common root, without its ending
@@ -43,7 +43,7 @@ def has_wildcards(text: str) -> bool:
 def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
     """The pictures that paths name: files, folders, and patterns with `*`, `?`, `[...]` or `**`.
 
-    Below a folder, folders that are data sets are passed over, as the results of an earlier run are.
+    Below a folder, folders that are datasets are passed over, as the results of an earlier run are.
     UsageError: a path that is not there, a file that is no picture, a folder or pattern without one, or two
     pictures of one key.
     """
@@ -96,9 +96,9 @@ class _Passed:
         return seen
 
     def leaves_out(self, path: str, names: Sequence[str]) -> bool:
-        """Whether a folder is a data set, which is counted."""
+        """Whether a folder is a dataset, which is counted."""
         is_left_out = self.is_dataset(path, names)
-        self.others["folder of a data set"] += is_left_out
+        self.others["folder of a dataset"] += is_left_out
         return is_left_out
 
     def takes(self, name: str) -> bool:
@@ -134,7 +134,7 @@ def _checked(path: Path) -> Path:
 
 
 def _in_folder(folder: Path, passed: _Passed) -> list[Path]:
-    """The pictures below a folder, in the order of data sets; UsageError if there is none."""
+    """The pictures below a folder, in the order of datasets; UsageError if there is none."""
     found = list(_below(folder, passed))
     if not found:
         passed_over = "".join(f"; {note}" for note in passed.notes())

@@ -35,17 +35,20 @@ class Progress:
 
     step: Step
     batch: Batch  # after the step; while a sequence is decoded, without its new tokens
-    fixed: int  # tokens fixed since the last report, per sample, over all passes
-    done: int  # tokens of the target fixed so far, per sample
+    fixed: int  # tokens of each sample fixed since the last report, in all passes of a sequence together
+    done: int  # tokens of each sample's target fixed so far
     total: int  # tokens of the target; for a sequence the limit, times its passes
-    seconds: float  # host time since the last report
+    seconds: float  # time on the host since the last report
     sound: Tensor  # (B,) bool, False for rows of meaningless tokens: their logits were not finite
-    faults: Mapping[int, str] = field(default_factory=dict)  # by row: why a sample cannot be continued
+    faults: Mapping[int, str] = field(default_factory=dict)  # by row: why no later step can be run for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """Texts that are decoded together: P passes of each of B samples; those of a sample are adjacent rows."""
+    """Texts that are decoded together: P of each of B samples, in adjacent rows.
+
+    A pass is one prediction of a text; a dense target has several of each sample (`Step.passes`).
+    """
 
     batch: Batch
     step: Step
@@ -69,50 +72,52 @@ class Engine:
         """Decode the targets of a chain in order; each must be in the batch (see `with_targets`).
 
         ValueError: the rows of an image target have different numbers of tokens to decode (see
-        `equal_counts`).
+        `group_by_counts`).
         """
-        # The masks are kept on the host, so that no step waits for the device to count what each row of each
-        # branch may read (`known`) and how many tokens of each target are left (`left`).
-        masks = Batch(batch.keys, {name: _on_host(slot) for name, slot in batch.slots.items()})
-        known, left = list[int](), dict[str, int]()
+        # The masks are kept on the host, so that no step waits for the device to count how many tokens each
+        # row of each branch may read (`num_known`), and how many of each target are left (`num_left`).
+        masks = Batch(batch.keys, {name: _masks_on_host(slot) for name, slot in batch.slots.items()})
+        num_known, num_left = list[int](), dict[str, int]()
         for step in chain.steps:
             started = time.perf_counter()
             target, slot = step.target, batch.slots[step.target]
             if slot.kind is Kind.SEQUENCE:
-                counts = _num_known(_passes(masks, step))
+                counts = _count_known(_branch_inputs(masks, step))
                 batch = yield from self._decode_sequence(batch, step, chain, noise, counts)
-                masks = masks.with_slot(target, _on_host(batch.slots[target]))
+                masks = masks.with_slot(target, _masks_on_host(batch.slots[target]))
                 continue
             mask = masks.slots[target]
-            if target not in left:
+            if target not in num_left:
                 fewest, most = (int(count) for count in mask.wanted.sum(dim=1).aminmax())
                 if fewest != most:
                     raise ValueError(
                         f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones"
                     )
-                left[target] = most
-                known = _num_known(_passes(masks, step))
-            if not (fixed := min(step.num_tokens, left[target])):
+                num_left[target] = most
+                num_known = _count_known(_branch_inputs(masks, step))
+            fixed = min(step.num_tokens, num_left[target])
+            if fixed == 0:
                 continue
             with torch.inference_mode():
-                batch, sound = self._decode_together(batch, step, chain, noise, known, left[target])
-            known = [count + fixed for count in known]
-            left[target] -= fixed
+                batch, sound = self._decode_grid(batch, step, chain, noise, num_known, num_left[target])
+            num_known = [count + fixed for count in num_known]
+            num_left[target] -= fixed
             # The host does not know which tokens were fixed; for counting, it marks the first ones.
             first = mask.wanted & (mask.wanted.cumsum(dim=1) <= fixed)
             mask = replace(mask, known=mask.known | first, wanted=mask.wanted & ~first)
             masks = masks.with_slot(target, mask)
             total, seconds = slot.known.shape[1], time.perf_counter() - started
-            yield Progress(step, batch, fixed, total - left[target], total, seconds, sound)
+            yield Progress(step, batch, fixed, total - num_left[target], total, seconds, sound)
 
-    def _decode_together(
-        self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int], left: int
+    def _decode_grid(
+        self, batch: Batch, step: Step, chain: Chain, noise: Noise, num_known: list[int], num_left: int
     ) -> tuple[Batch, Tensor]:
-        """One step of an image target: ask for positions, draw tokens, keep some. Also gives `sound`."""
+        """One step of an image target: ask for positions, draw tokens, keep some. Returns `sound`, too."""
         scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
         places = torch.arange(slot.known.shape[1], device=slot.known.device).expand_as(slot.known)
-        positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
-        logits = self._ask(_passes(batch, step), step, positions, known)
+        order = noise.uniforms(step.index, ORDER, places)
+        positions = scheme.ask(slot.wanted, num_left, step.num_tokens, order)
+        logits = self._ask(_branch_inputs(batch, step), step, positions, num_known)
         uniforms = noise.uniforms(step.index, DRAW, positions)
         drawn = draw(logits, uniforms, step.temperature, chain.top_k, chain.top_p)
         ids = drawn.ids
@@ -121,37 +126,40 @@ class Engine:
             positions, ids = positions.gather(1, picks), ids.gather(1, picks)
         return batch.with_slot(step.target, slot.fill(positions, ids)), drawn.raw_prob.isfinite().all(dim=1)
 
-    def _ask(self, passes: list[Batch], step: Step, positions: Tensor, known: list[int]) -> Tensor:
-        """Guided logits (B, K, V) of the target at positions (B, K)."""
+    def _ask(self, inputs: list[Batch], step: Step, positions: Tensor, num_known: list[int]) -> Tensor:
+        """Guided logits (B, K, V) of the target at positions (B, K); inputs: of the base and each branch."""
         if self.plain:
-            return self._decode(step, positions, None, [self.network.encode(one) for one in passes])
-        return self._decode(step, positions, None, [self._encode(passes, known)])
+            return self._decode(step, positions, None, [self.network.encode(one) for one in inputs])
+        return self._decode(step, positions, None, [self._encode(inputs, num_known)])
 
-    def _encode(self, passes: list[Batch], known: list[int]) -> Context:
-        """Encode all branches as one padded batch (see PAD_MULTIPLE); known: tokens of each row."""
-        batch = stack_batches(passes)
+    def _encode(self, inputs: list[Batch], num_known: list[int]) -> Context:
+        """Encode the base and all branches as one padded batch; num_known: of each row of the stacked batch.
+
+        Rows are padded to a multiple of PAD_MULTIPLE tokens.
+        """
+        batch = stack_batches(inputs)
         multiple = PAD_MULTIPLE.get(batch.device.type, PAD_MULTIPLE_ELSEWHERE)
-        budget = math.ceil(max(known) / multiple) * multiple
-        return self.network.encode(batch, budget, sum(known))
+        budget = math.ceil(max(num_known) / multiple) * multiple
+        return self.network.encode(batch, budget, sum(num_known))
 
     def _decode_sequence(
-        self, batch: Batch, step: Step, chain: Chain, noise: Noise, known: list[int]
+        self, batch: Batch, step: Step, chain: Chain, noise: Noise, num_known: list[int]
     ) -> Generator[Progress, None, Batch]:
         """Decode one or more texts of each sample; yields and returns the batch with the joined texts."""
-        slot, states, count = batch.slots[step.target], _passes(batch, step), len(batch.keys)
+        slot, inputs, count = batch.slots[step.target], _branch_inputs(batch, step), len(batch.keys)
         sound = torch.ones(count, dtype=torch.bool, device=batch.device)
         decoded: list[list[list[int]]] = [[] for _ in batch.keys]  # of each sample, the texts of its passes
         num_decoded = 0  # tokens per sample
         limit = int(_bounds(slot, step.num_tokens)[2].max())
         with torch.inference_mode():
-            stacked = None if self.plain else self._encode(states, known)
+            stacked = None if self.plain else self._encode(inputs, num_known)
         size = max(1, self.max_rows // max(count, 1))
         for first in range(0, step.passes, size):
             numbers = range(first, min(first + size, step.passes))
             rows = torch.arange(count, device=batch.device).repeat_interleave(len(numbers))
             with torch.inference_mode():
                 if stacked is None:
-                    contexts, cache = [self.network.encode(one.select(rows)) for one in states], None
+                    contexts, cache = [self.network.encode(one.select(rows)) for one in inputs], None
                 else:  # the passes of a sample share one computation of keys and values
                     cache = self.network.start_cache(stacked, limit, len(numbers))
                     visible = stacked.visible.repeat_interleave(len(numbers), dim=0)
@@ -227,7 +235,7 @@ class Engine:
     ) -> Tensor:  # fmt: skip
         """Guided logits (B, K, V) float32 of the target at positions (B, K); ids as in `FourM.decode`."""
         count = 1 + len(step.branches)
-        copies = count // len(contexts)  # one context may be that of all branches
+        copies = count // len(contexts)  # all branches are stacked in one context, or each has its own
         positions, ids = positions.repeat(copies, 1), None if ids is None else ids.repeat(copies, 1)
         parts = [self.network.decode(step.target, positions, ids, context, cache) for context in contexts]
         logits = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -235,25 +243,25 @@ class Engine:
         return guide(logits.float().view(count, -1, *logits.shape[1:]), weights)
 
 
-def equal_counts(batch: Batch, chain: Chain) -> list[tuple[list[int], Chain]]:
-    """Groups of rows of which equally many tokens are wanted in each target, and the chain for each.
+def group_by_counts(batch: Batch, chain: Chain) -> list[tuple[list[int], Chain]]:
+    """Groups of rows that want equally many tokens in each target, and the chain for each group.
 
-    Steps decide about equally many tokens in each row, so the rows of a group can be decoded together. The
-    number of tokens of a step follows from the number that is wanted, as if the row were alone. Texts with
-    something to fill and texts without are in different groups.
+    A step fixes equally many tokens in each row, so only the rows of a group can be decoded together. How
+    many it fixes follows from the number that is wanted, as if the row were alone. Texts with something to
+    fill and texts without are in different groups.
     """
-    parts = [target for target in chain.targets if target in batch.slots]
-    if not parts:
+    present = [target for target in chain.targets if target in batch.slots]
+    if not present:
         return [([*range(len(batch.keys))], chain)]
     limits, columns = {spec.target: spec.num_tokens for spec in chain.specs}, list[Tensor]()
-    for target in parts:
+    for target in present:
         wanted = batch.slots[target].wanted.sum(dim=1)
         is_grid = batch.slots[target].kind is Kind.GRID
         columns.append(wanted if is_grid else (wanted > 0) * limits[target])
     groups = dict[tuple[int, ...], list[int]]()
     for row, counts in enumerate(torch.stack(columns, dim=1).tolist()):
         groups.setdefault(tuple(counts), []).append(row)
-    return [(rows, chain.for_counts(dict(zip(parts, n, strict=True)))) for n, rows in groups.items()]
+    return [(rows, chain.for_counts(dict(zip(present, n, strict=True)))) for n, rows in groups.items()]
 
 
 def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
@@ -265,27 +273,30 @@ def with_targets(batch: Batch, chain: Chain, registry: Registry) -> Batch:
     return batch
 
 
-def _on_host(slot: Slot) -> Slot:
-    """The masks of a slot on the CPU; its values are left out, so that none are copied."""
+def _masks_on_host(slot: Slot) -> Slot:
+    """The masks of a slot, on the CPU. Its values are not copied: a mask stands in their place."""
     known, given = slot.known.cpu(), None if slot.given is None else slot.given.cpu()
     return Slot(slot.kind, known, known, slot.wanted.cpu(), given=given)
 
 
-def _passes(batch: Batch, step: Step) -> list[Batch]:
-    """What the encoder reads in a step: the base, then one batch for each branch."""
+def _branch_inputs(batch: Batch, step: Step) -> list[Batch]:
+    """What the encoder reads in a step: one batch for the base, then one for each branch."""
     if not step.guided:
         return [batch]
     hide = batch.without if step.removes_hidden else batch.hide
     return [hide(step.guided), *(hide(step.guided - branch.visible) for branch in step.branches)]
 
 
-def _num_known(passes: list[Batch]) -> list[int]:
+def _count_known(inputs: list[Batch]) -> list[int]:
     """How many tokens the encoder may read in each row of the stacked batches."""
-    return torch.cat([one.num_known() for one in passes]).tolist()
+    return torch.cat([one.num_known() for one in inputs]).tolist()
 
 
 def _bounds(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """First id, stop id and number of tokens to decode, each (B,) int64, of a pending text."""
+    """First id, stop id and number of tokens to decode, each (B,) int64, of a pending text.
+
+    A pending text has both ids at its first and last wanted position (see `typed_text`).
+    """
     order = slot.wanted.long().argsort(dim=1, descending=True, stable=True)
     counts = slot.wanted.sum(dim=1)
     first, last = order[:, :1], order.gather(1, (counts - 1).clamp_min(0).unsqueeze(1))
@@ -294,7 +305,7 @@ def _bounds(slot: Slot, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _merge(slot: Slot, ids: Tensor, sentinels: range) -> list[list[int]]:
-    """Each text of a slot, in which the decoded ids (B, 1 + n) replace the sentinels."""
+    """The ids of each text of a slot of R rows, in which the decoded ids (R, 1 + n) replace the sentinels."""
     slot = slot.to("cpu")  # one copy for all texts
     rows, stops = [], _bounds(slot, ids.shape[1])[1]
     for values, known, new, stop in zip(slot.values, slot.known, ids.tolist(), stops.tolist(), strict=True):
@@ -310,6 +321,6 @@ def _joined(decoded: list[list[list[int]]]) -> Slot:
     length = max((1, *map(len, rows)))
     padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], dtype=torch.int64)
     lengths = torch.tensor([[*map(len, texts)] for texts in decoded], dtype=torch.int64)
-    real = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
+    known = torch.arange(length) < lengths.sum(dim=1, keepdim=True)
     several = lengths if lengths.shape[1] > 1 else None
-    return Slot(Kind.SEQUENCE, padded, real, torch.zeros_like(real), several)
+    return Slot(Kind.SEQUENCE, padded, known, torch.zeros_like(known), several)

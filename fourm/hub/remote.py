@@ -155,7 +155,7 @@ def ask_commit(hub_id: str, repo_type: str, revision: str, client: Client) -> Co
                 raise MissingError(f"{message}; if it is private, {LOG_IN}") from error
             raise
 
-    text = persist(client, Address(hub_id, constants.ENDPOINT), ask)
+    text = retry(client, Address(hub_id, constants.ENDPOINT), ask)
     try:
         if len(text) > MAX_ANSWER:
             raise ValueError(f"more than {MAX_ANSWER:,} bytes")
@@ -200,7 +200,7 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
             continue
         with growing, suppress(FileNotFoundError):  # where there are no locks, another process has renamed it
             for _ in range(2 if growing.tell() else 1):  # the bytes of an earlier process may be damaged
-                persist(client, address, partial(receive, client, file, address, growing), growing)
+                retry(client, address, partial(receive, client, file, address, growing), growing)
                 growing.flush()
                 if sha256 := check_file(part, file, client):
                     os.replace(part, blob)
@@ -215,24 +215,26 @@ def ensure_file(path: Path, blob: Path, file: HubFile, address: Address, client:
 
 
 def check_file(path: Path, file: HubFile, client: Client) -> str:
-    """The sha256 of a file whose size and checksum are those of `file`; an empty string for any other."""
+    """The sha256 of the file at `path` if its size and checksum are those of `file`, else an empty string."""
     size = path.stat().st_size
     if size != file.size:
         return ""
+    # The Hub has the sha256 of large files, and of others the sha1 that git gives to their blobs.
     sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     expected = sha256 if len(file.checksum) == 64 else sha1
     with open_file(path) as content:
         while data := content.read(1 << 22):
-            for digest in {sha256, expected}:
+            for digest in {sha256, expected}:  # a set: of large files both are the same object
                 digest.update(data)
             client.report(Advanced(file.name, min(content.tell(), size), size, "checking"))
     return sha256.hexdigest() if file.checksum == expected.hexdigest() else ""
 
 
-def persist(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
+def retry(client: Client, address: Address, action: Callable[[], T], file: BinaryIO | None = None) -> T:
     """The result of `action`, repeated after failures that may be temporary, `client.tries` times at most.
 
-    Errors as of `explain_failure`. file: where `action` writes; when it has grown, failures count anew.
+    Raises what `explain_failure` returns for the last failure. file: where `action` writes; failures are
+    counted anew each time it has grown.
     """
     failures = 0
     before = file.tell() if file else 0
@@ -297,9 +299,9 @@ def receive(client: Client, wanted: HubFile, address: Address, file: BinaryIO) -
 
 
 def explain_failure(error: Exception, address: Address, has_begun: bool) -> tuple[FourMError, str, bool]:
-    """What to raise for a failed request, why it failed in a few words, and whether to try it again.
+    """What to raise for a failed request, the reason in a few words, and whether another try may succeed.
 
-    has_begun: a part of the file was received. An error that is no failed request is raised unchanged.
+    has_begun: a part of the file was received. An error that is not of a request is raised unchanged.
     """
     from huggingface_hub import constants, get_token
 
@@ -420,7 +422,10 @@ def _restart(file: BinaryIO) -> None:
 
 
 def _claim(blob: Path, name: str, client: Client) -> BinaryIO | None:
-    """Wait for the lock of a download's file, opened at its end; None if another process has renamed it."""
+    """The unfinished file of a download, locked by this process and positioned at its end.
+
+    Waits while another process holds the lock. None if that process has renamed or deleted the file.
+    """
     part = unfinished(blob)
     for existing in (blob, part):
         is_link = existing == part and part.is_symlink()  # a blob may be a link; a file we write may not

@@ -4,15 +4,15 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "conditions": "Conditions Given Work",
+    "conditions": "ConditionReader PreparedSample Work",
     "convert": "convert_dataset",
     "kept": "Kept check_mask_files",
     "listing": "find_raw_folders list_raw_samples missing_tokenizers",
-    "origins": """conditions_from find_finer names_made plan_finer read_finer read_origin read_replay sr_name
-        with_files""",
+    "origins": """conditions_from find_sr_model names_made plan_sr read_origin read_replay read_sr_input
+        sr_name with_files""",
     "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
         parse_world""",
     "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions marked_texts
-        note_unknown_words read_samples sort_source""",
+        note_unknown_words read_samples classify_source""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -1,6 +1,6 @@
-"""From files of samples to the batch that a model reads; the next one is prepared while one is decoded."""
+"""Reads the conditions of samples, from files or memory, as the rows of a batch that a model reads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,15 +24,15 @@ from fourm.inputs.request import Request
 from fourm.inputs.sources import CAPTION
 from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
-from fourm.networks.layers import arithmetic
 from fourm.networks.memory import is_out_of_memory, release_memory
+from fourm.networks.precision import arithmetic
 from fourm.networks.state import Batch, Slot, full_grid
 from fourm.schedule.keeps import Keep
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sample and variation that is still to be made."""
+    """A result that is still to be made: one variation of one sample."""
 
     sample: Sample
     variation: int
@@ -44,72 +44,74 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What one sample brings."""
+class PreparedSample:
+    """A sample that was read: what the model is given for one result."""
 
     work: Work
-    # One row: all conditions, everything known, and what is given of targets; on the CPU.
+    # One row, on the CPU: a slot for each condition, all known, and for each target of which a part is given.
     batch: Batch = field(default_factory=lambda: Batch((), {}))
-    values: Mapping[str, Any] = field(default_factory=dict)  # by condition; none of grids read as tokens
+    values: Mapping[str, Any] = field(default_factory=dict)  # by condition, but for those read as tokens
     kept: Mapping[str, Kept] = field(default_factory=dict)  # by target, what of it is given
-    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what the model does not read of it
-    problem: str = ""  # why the conditions cannot be read; then there are none
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by condition: what is not read of it
+    problem: str = ""  # why the conditions cannot be read; then `batch` is empty
     frame: Frame | None = None  # where the square that the model sees lies in its picture, if that is known
-    # With `restore`, by name of a condition: reads its whole value, if its file has more than the square.
+    # With `restore`, by condition: a function that reads its value for the whole picture, not for the square.
     wholes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
     def restored(self, name: str, value: Any, codec: Codec) -> Any:
-        """A value of the square as one of the whole picture; a condition is what its file holds."""
+        """A value of the square as one of the whole picture; a condition is read anew from its file."""
         if name in self.wholes:
             return self.wholes[name]()
         return value if self.frame is None else codec.restore(value, self.frame.crop)
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
-    """Reads the conditions of a run."""
+class ConditionReader:
+    """Reads the conditions of a run, and what is given of its targets."""
 
     request: Request
     codecs: Mapping[str, Codec]  # by modality
     dtype: str = "float32"  # that tokenizers compute in, a key of `DTYPES`
 
-    def prepared(self, groups: Sequence[Sequence[Work]]) -> Iterator[list[Given]]:
-        """Each group in turn; while it is used, the next one is read and tokenised in a thread."""
+    def read_groups(self, groups: Sequence[Sequence[Work]]) -> Iterator[list[PreparedSample]]:
+        """Read each group in turn; while the caller uses one, the next one is read in another thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="conditions") as thread:
-            started = [thread.submit(self._prepare_apart, group) for group in groups[:1]]
+            started = [thread.submit(self._read_in_thread, group) for group in groups[:1]]
             for number, group in enumerate(groups, start=1):
-                future, prepared = started.pop(), None
-                started += [thread.submit(self._prepare_apart, g) for g in groups[number : number + 1]]
+                future, rows = started.pop(), None
+                started += [thread.submit(self._read_in_thread, g) for g in groups[number : number + 1]]
                 try:
-                    prepared = future.result()
+                    rows = future.result()
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_out_of_memory(error):
                         raise
-                if prepared is None:  # there was no room beside what was decoded: once more, alone
+                if rows is None:  # memory ran out while another group was decoded; now there is more
                     release_memory()
-                yield prepared or self.prepare(group)
+                    rows = self.read_group(group)
+                yield rows
 
-    def prepare(self, works: Sequence[Work]) -> list[Given]:
-        """Read a group of samples; each that cannot be read has a problem of its own."""
-        rows = list[Given]()
-        is_drawn = any(keep.share is not None for keep in self.request.chain.keeps)  # by each variation
+    def read_group(self, works: Sequence[Work]) -> list[PreparedSample]:
+        """Read a group of samples. One that cannot be read has a `problem`, and the others are read."""
+        rows = list[PreparedSample]()
+        # A share of the tokens is drawn anew for each variation; all else is the same in all of them.
+        is_drawn = any(keep.share is not None for keep in self.request.chain.keeps)
         for work in works:
-            same = rows and rows[-1].work.sample is work.sample and not work.sample.varied
-            if same and not is_drawn:
-                rows.append(replace(rows[-1], work=work, notes={}))  # another variation of the same
+            is_same = rows and rows[-1].work.sample is work.sample and not work.sample.varied
+            if is_same and not is_drawn:
+                rows.append(replace(rows[-1], work=work, notes={}))
                 continue
             try:
                 rows.append(self._read(work))
             except SampleError as error:
-                rows.append(Given(work, problem=str(error)))
+                rows.append(PreparedSample(work, problem=str(error)))
         return rows
 
-    def _prepare_apart(self, works: Sequence[Work]) -> list[Given]:
-        """As `prepare`, beside the thread of the run, which may be between two steps and their settings."""
+    def _read_in_thread(self, works: Sequence[Work]) -> list[PreparedSample]:
+        """As `read_group`; the thread of the run may be between two steps, where torch has other settings."""
         with arithmetic(self.dtype):
-            return self.prepare(works)
+            return self.read_group(works)
 
-    def _read(self, work: Work) -> Given:
+    def _read(self, work: Work) -> PreparedSample:
         if work.sample.problem:
             raise SampleError(work.sample.problem)
         files, chain = work.sample.files_of(work.variation), self.request.chain
@@ -118,14 +120,14 @@ class Conditions:
         kept = {keep.target: reading.kept(keep, work) for keep in chain.keeps}
         slots |= {name: part.slot for name, part in kept.items()}
         batch = Batch((work.sample.key.text,), slots)
-        return Given(
+        return PreparedSample(
             work, batch, reading.values, kept, reading.notes, frame=reading.frame, wholes=reading.wholes
         )
 
 
 @dataclass(slots=True)
 class _Reading:
-    """One sample that is being read."""
+    """One sample while it is read: its files, the crop of them that the model sees, and what was read."""
 
     request: Request
     codecs: Mapping[str, Codec]
@@ -134,31 +136,31 @@ class _Reading:
     values: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     wholes: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    turn: int = field(init=False)  # how all maps are turned before they are cropped, see `read_turn`
+    turn: int = field(init=False)  # how all maps are rotated before they are cropped, see `read_turn`
     crop: Crop | None = None  # the part of its files that the model sees; None: they have no pixels
-    frame: Frame | None = None  # where the square lies in the picture, as the run records it
-    has_wholes: bool = True  # its files are of the whole picture; False: a run wrote squares of it
+    frame: Frame | None = None  # where that part lies in the whole picture, as the run records it
+    has_wholes: bool = True  # files are of the whole picture; False: a run wrote them, of its square only
 
     def __post_init__(self) -> None:
-        """SampleError: a crop cannot be read, or with `restore`, nobody knows the picture's size."""
+        """SampleError: a crop cannot be read, or `restore` needs the size of a picture that is not there."""
         self.turn = self._find_turn() if self.sample.upright == "all" else 1
-        request, before = self.request, self._recorded_frame()
-        if before is not None and before.restored:
-            self.crop = before.crop
+        request, recorded = self.request, self._recorded_frame()
+        if recorded is not None and recorded.restored:
+            self.crop = recorded.crop
         elif request.reads_pictures:
             self.crop = self._find_crop()
-        if before is not None and (before.restored or self.crop is None or self.crop.is_whole):
-            self.frame, self.has_wholes = replace(before, restored=request.restore), before.restored
+        if recorded is not None and (recorded.restored or self.crop is None or self.crop.is_whole):
+            self.frame, self.has_wholes = replace(recorded, restored=request.restore), recorded.restored
         elif self.crop is not None:
             self.frame = Frame(self.crop, request.fit, request.restore)
         elif request.restore:
             raise SampleError("it has no picture or map, so the size that results should have is not known")
 
     def _recorded_frame(self) -> Frame | None:
-        """What the run that made the files has recorded of their frame."""
-        path, held = self.files.get(FRAME), self.sample.values.get(FRAME)
-        if isinstance(held, Frame):
-            return held
+        """The frame that the run recorded which made the files; None if none did."""
+        path, in_memory = self.files.get(FRAME), self.sample.values.get(FRAME)
+        if isinstance(in_memory, Frame):
+            return in_memory
         if path is None or (split_path(path) is None and not path.is_file()):
             return None
         frame, fit = read_frame(path), self.request.fit
@@ -167,14 +169,14 @@ class _Reading:
         return frame
 
     def slot(self, name: str) -> Slot:
-        """A condition as the model reads it; its value goes to `values`. SampleError if it is not there."""
+        """The slot, one row, of a condition; its value goes to `values`. SampleError if it cannot be read."""
         row, path = self.request.model.registry.get(name), self.files.get(name)
-        held = self.sample.values.get(name)
+        in_memory = self.sample.values.get(name)
         if row.kind is Kind.GRID and name not in self.request.chain.raw:
             if path is not None:
                 return _grid_of(read_ids(path, row.max_tokens, row.vocab_size))
-            if held is not None:
-                return _grid_of(take_ids(row, held, row.key))
+            if in_memory is not None:
+                return _grid_of(take_ids(row, in_memory, row.key))
         value = self.values[name] = self._value(name)
         try:
             return self.codecs[name].encode([value])
@@ -182,7 +184,7 @@ class _Reading:
             raise SampleError(f"{path}: {error}" if path is not None else str(error)) from error
 
     def kept(self, keep: Keep, work: Work) -> Kept:
-        """What is given of a target. SampleError if it is not there, or is all or nothing of it."""
+        """The given part of a target. SampleError if it is not there, or is all or nothing of the target."""
         codec, request = self.codecs[keep.target], self.request
         if keep.is_text:
             kept = keep_text(keep, codec, request.chain, self._value(keep.target, is_marked=True))
@@ -199,7 +201,10 @@ class _Reading:
         return kept if request.restore else replace(kept, whole=None)
 
     def _value(self, name: str, is_marked: bool = False) -> Any:
-        """The value of a condition, from its file or as it was typed; is_marked: with parts to be filled."""
+        """The value of a condition, from its file, from memory or as it was typed.
+
+        is_marked: sentinels in its text mark parts to be filled.
+        """
         codec, path = self.codecs[name], self.files.get(name)
         if is_marked and path is not None and (marked := read_marked(codec, path)):
             return marked
@@ -210,17 +215,17 @@ class _Reading:
                 self.wholes[name] = partial(codec.read, path, None, *turn)
             if isinstance(codec, CaptionCodec):
                 if not self.request.origin and not codec.wordpiece.encode(value):
-                    # A caption that a run has made may be so.
+                    # A caption that a model generated may be empty; one that is given may not.
                     raise SampleError(f"{path}: holds no word, so it is no caption")
                 self.notes[name] = codec.notes(path, self.crop)
             elif isinstance(value, Structured):
                 self.notes[name] = value.problems
             return value
         if name in self.sample.values:
-            held, where = self.sample.values[name], _argument(codec)
-            value = take(codec, held, self.crop, where)
+            in_memory, where = self.sample.values[name], _argument(codec)
+            value = take(codec, in_memory, self.crop, where)
             if self.request.restore:
-                self.wholes[name] = partial(take, codec, held, None, where)
+                self.wholes[name] = partial(take, codec, in_memory, None, where)
             self.notes[name] = value.problems if isinstance(value, Structured) else ()
             return value
         if codec.row.codec == CAPTION and self.sample.caption is not None:
@@ -231,11 +236,11 @@ class _Reading:
         raise SampleError(f"sample {self.sample.key.text} has no {name}")
 
     def turn_of(self, path: Path) -> int:
-        """How a picture or map is turned before it is cropped."""
+        """How a picture or map is rotated before it is cropped, as `read_turn` counts."""
         return read_turn(path) if self.sample.upright == "own" else self.turn
 
     def _find_crop(self) -> Crop | None:
-        """The part of the sample's picture that the model sees, once it is turned."""
+        """The part of the sample's picture that the model sees, once it is rotated."""
         picture = self._picture()
         if (whole := self._size_in_memory()) and PICTURES not in self.files:
             return fit_crop(self.request.fit, *whole)
@@ -243,7 +248,7 @@ class _Reading:
         return read_crop(self.files.get(CROP_SETTINGS), picture, turn, self.request.fit)
 
     def _find_turn(self) -> int:
-        """How all maps of a sample are turned; SampleError if something else would not go with them."""
+        """How all maps of a sample are rotated; SampleError if another condition would have to be, too."""
         picture = self._picture()
         if picture is None or (turn := read_turn(picture)) == 1:
             return 1
@@ -257,42 +262,41 @@ class _Reading:
         return turn
 
     def _is_placed(self, name: str) -> bool:
-        """Whether a condition has places in a picture without being a map: tokens, boxes, people."""
+        """True if a condition has places in a picture without being a map: tokens, boxes, people."""
         row = self.request.model.registry.get(name)
         if row.kind is Kind.GRID:
             return name not in self.request.chain.values
         return row.codec in STRUCTURED and STRUCTURED[row.codec].has_places
 
     def _picture(self) -> Path | None:
-        """The picture or map whose size crops refer to; features have none."""
-        raw = sorted(name for name in self.files if name in self.codecs and self._is_raw(name))
-        codecs = [(self.codecs[name], self.files[name]) for name in raw]
-        maps = (path for one, path in codecs if isinstance(one, GridCodec) and one.form.resample is not None)
-        return self.files.get(PICTURES) or next(maps, None)
-
-    def _is_raw(self, name: str) -> bool:
-        """Whether a condition is given as pixels or other values, not as tokens."""
-        return name in self.request.chain.values or self.request.model.registry.get(name).kind is Kind.PIXELS
+        """The file of the picture or map whose size crops refer to; None without either."""
+        maps = sorted(codec.row.name for codec in self._map_codecs(self.files))
+        return self.files.get(PICTURES) or next((self.files[name] for name in maps), None)
 
     def _size_in_memory(self) -> tuple[int, int] | None:
         """Height and width of the picture that is held in memory, else of a map; None without either."""
-        held = [self.codecs[name] for name in self.sample.values if name in self.codecs]
-        maps = [
-            codec for codec in held
+        maps = self._map_codecs(self.sample.values)
+        if not maps:
+            return None
+        first = min(maps, key=lambda codec: (not codec.row.is_rgb, codec.row.name))
+        height, width = take_map(first, self.sample.values[first.row.name], _argument(first)).shape[:2]
+        return height, width
+
+    def _map_codecs(self, names: Iterable[str]) -> list[GridCodec]:
+        """The codecs of the conditions that are given as pictures or maps, not as tokens or features."""
+        codecs = [self.codecs[name] for name in names if name in self.codecs]
+        return [
+            codec for codec in codecs
             if isinstance(codec, GridCodec) and codec.form.resample is not None
             and (codec.row.kind is Kind.PIXELS or codec.row.name in self.request.chain.values)
         ]  # fmt: skip
-        if not maps:
-            return None
-        largest = min(maps, key=lambda codec: (not codec.row.is_rgb, codec.row.name))
-        height, width = take_map(largest, self.sample.values[largest.row.name], _argument(largest)).shape[:2]
-        return height, width
 
 
 def _grid_of(ids: NDArray[np.int64]) -> Slot:
+    """The slot, of one row, of token ids (L,)."""
     return full_grid(torch.from_numpy(ids).unsqueeze(0))
 
 
 def _argument(codec: Codec) -> str:
-    """How a program calls a condition that it gives as a value."""
+    """The name of the argument by which a program gives a condition as a value."""
     return codec.row.key.removeprefix(TOKENS)

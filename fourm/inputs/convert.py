@@ -1,8 +1,8 @@
-"""Pickled SAM instances of the reference (.npy) become JSON; no other file touches pickles.
+"""Converts the pickled SAM instances of the reference (.npy) to JSON. No other module parses pickles.
 
 A pickle is a program. Here it is never run: its steps are read one by one, and those that make lists,
-numbers, texts and NumPy arrays are followed with stand-ins of our own. Whatever else it names is refused, so
-that a file can neither call anything nor fill the memory.
+numbers, texts and NumPy arrays are simulated with classes of this file. All else is refused, so that a file
+can neither call a function nor fill the memory.
 """
 
 import json
@@ -26,17 +26,19 @@ from fourm.output.formats import find_flaw
 
 FOLDER = "sam_instance"
 MAX_BYTES = 1 << 24  # of a file, and of the JSON that it becomes
-MAX_ENTRIES = 1 << 24  # of all lists in a file: one array can stand in many places
+MAX_ENTRIES = 1 << 24  # of all lists of a file together: a small file can refer to one array many times
 MAX_STEPS = 1 << 21  # of a pickle
-_SHOWN = 60  # characters that a message shows of a file's
+_SHOWN = 60  # characters of a file that a message shows
+# The header of a .npy file of Python objects: magic bytes, length, and a dict with the dtype '|O'.
 _HEADER = re.compile(rb"\x93NUMPY[\x01-\x03]\x00(?s:.{2,4})\{[^}]{0,99}'descr': '\|O'[^}]{0,99}\} {0,99}\n")
-# What np.save and NumPy's own pickling name, in versions before and from 2.0 on.
+# Functions and classes that pickles of NumPy arrays name, in versions before 2.0 and since then.
 _ALLOWED = {
     "numpy ndarray", "numpy dtype",
     "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct",
     "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
     "numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer",
 }  # fmt: skip
+# Steps that push their argument on the stack.
 _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
@@ -44,21 +46,25 @@ _CONSTANTS = {
 # How many items a step takes off the stack; None: those since the last mark.
 _TAKEN = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
           "SETITEMS": None, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}  # fmt: skip
+# By the code of a NumPy dtype: its letter for `struct`.
 _FORMATS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
             "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of one file."""
+    """The result for one file."""
 
     target: Path
-    was_there: bool = False
-    problem: str = ""  # "": all is well
+    was_there: bool = False  # it was left as it is
+    problem: str = ""  # why it was not converted; "" if it was
 
 
 def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[Converted]:
-    """`root/sam_instance/<folder>/<name>.npy` -> `out/sam_instance/<folder>/<name>.json`, one by one."""
+    """`root/sam_instance/<folder>/<name>.npy` -> `out/sam_instance/<folder>/<name>.json`, one by one.
+
+    A file that cannot be converted has a `problem`. UsageError: root is no dataset, or out lies inside it.
+    """
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder")
     if real(out) == real(root):
@@ -71,7 +77,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
             try:
                 if sample.problem:
                     raise SampleError(sample.problem)
-                was_there = os.path.lexists(target) and not overwrite and _has_end(target)
+                was_there = os.path.lexists(target) and not overwrite and _is_complete(target)
                 if not was_there:
                     source = sample.files[FOLDER]
                     text = json.dumps(read_instances(source), allow_nan=False, separators=(",", ":")) + "\n"
@@ -88,11 +94,11 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
 
 
 def read_instances(path: Path) -> list[object]:
-    """The crops of a pickled file as the data of a JSON file."""
+    """The crops of a pickled file as the data of a JSON file. SampleError: it holds anything else."""
     try:
-        crops = _PlainLists(MAX_ENTRIES).crops(parse_pickled(read_bytes(path, MAX_BYTES)))
+        crops = _ListMaker(MAX_ENTRIES).crops(parse_pickled(read_bytes(path, MAX_BYTES)))
         whole = Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
-        for number in range(max(len(crops), 1)):
+        for number in range(max(len(crops), 1)):  # at least once: a file without crops is refused, too
             instances_from_json(crops, replace(whole, number=number))
     except OSError as error:
         raise SampleError(f"{path}: cannot be read ({error.strerror})") from error
@@ -101,8 +107,8 @@ def read_instances(path: Path) -> list[object]:
     return crops
 
 
-def _has_end(path: Path) -> bool:
-    """False for a file without an end, as a power cut leaves it; what somebody has changed stays."""
+def _is_complete(path: Path) -> bool:
+    """False for a truncated file. A complete one is kept, also if somebody has edited it."""
     try:
         flaw = find_flaw(path)
     except OSError:
@@ -112,7 +118,7 @@ def _has_end(path: Path) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Dtype:
-    """What stands for a NumPy dtype."""
+    """Simulates a NumPy dtype."""
 
     code: str  # "i4"
     order: str = "<"
@@ -120,15 +126,15 @@ class _Dtype:
 
 @dataclass(slots=True, eq=False)
 class PickledArray:
-    """What stands for a NumPy array. Numbers stay bytes until they are needed: they may never be."""
+    """Simulates a NumPy array. Its numbers stay bytes until they are needed, because most never are."""
 
     shape: tuple[int, ...] = (0,)
     format: str = ""  # of its numbers, for `struct`; "" = the items are there
-    by_columns: bool = False
+    by_columns: bool = False  # Fortran order
     items: Sequence[Any] = ()  # or bytes
 
     def fill(self, shape: object, dtype: object, by_columns: object, data: object) -> None:
-        """Take the state that a pickle gives it."""
+        """Set shape and entries to what a pickle holds. ValueError: they contradict each other."""
         is_shape = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
         if not isinstance(shape, tuple) or not is_shape or len(shape) > 4 or not isinstance(dtype, _Dtype):
             raise ValueError("an array has a shape or dtype that means nothing")
@@ -184,14 +190,14 @@ def _steps(pickle: bytes) -> Iterator[tuple[str, object]]:
 
 @dataclass(slots=True)
 class _Stack:
-    """The machine that a pickle is written for, without its calls. The names of functions are only texts."""
+    """The stack machine that runs pickles, but without calls: functions are pushed as their names."""
 
     items: list[object] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[object, object] = field(default_factory=dict)
 
     def take(self, count: int | None) -> list[object]:
-        """The last items, or those since the last mark, off the stack."""
+        """Remove and return the last `count` items, or (None) those since the last mark."""
         start = self.marks.pop() if count is None else len(self.items) - count
         if not 0 <= start <= len(self.items):
             raise IndexError(start)
@@ -200,7 +206,7 @@ class _Stack:
         return taken
 
     def step(self, name: str, argument: object) -> None:
-        """One step of the pickle; what has no meaning here is refused."""
+        """Carry out one step of the pickle. ValueError: plain data has no such step."""
         items = self.items
         taken = self.take(_TAKEN[name]) if name in _TAKEN else []
         match name:
@@ -227,7 +233,7 @@ class _Stack:
                     raise ValueError(f"{what}, which plain data has no use for; it was not run")
                 items.append(named.replace("._core.", ".core."))
             case "REDUCE":
-                items.append(_make(*taken))
+                items.append(_call(*taken))
             case "BUILD":
                 _set_state(items[-1], *taken)
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
@@ -244,8 +250,8 @@ class _Stack:
                 raise ValueError(f"its pickle takes a step '{name}', which plain data has no use for")
 
 
-def _make(name: object, arguments: object) -> object:
-    """What stands for the result of a call; only those calls are known that make an array or a number."""
+def _call(name: object, arguments: object) -> object:
+    """The simulated result of a call. ValueError: it makes no array, dtype or number."""
     array = PickledArray()
     match name, arguments:
         case "numpy.core.multiarray _reconstruct", ("numpy ndarray", *_):
@@ -262,6 +268,7 @@ def _make(name: object, arguments: object) -> object:
 
 
 def _set_state(made: object, state: object) -> None:
+    """What `__setstate__` does to a dtype or an array."""
     match made, state:
         case _Dtype(), (_, str(order), *_):
             made.order = ">" if order == ">" else "<"
@@ -272,10 +279,10 @@ def _set_state(made: object, state: object) -> None:
 
 
 @dataclass(slots=True)
-class _PlainLists:
-    """Makes lists of arrays and tuples, until they have too many entries: one counts each time it is met."""
+class _ListMaker:
+    """Turns arrays and tuples into lists. ValueError: too many entries, counted as often as they are used."""
 
-    left: int  # entries that may still come
+    left: int  # entries that are still allowed
 
     def crops(self, value: object) -> list[object]:
         """The crops of a file. Of each instance only its first contour, P x 1 x 2 or P x 2, as P x 2."""
@@ -294,7 +301,7 @@ class _PlainLists:
         return crops
 
     def nested(self, value: object, depth: int) -> object:
-        """Nested lists of numbers, not deeper than that."""
+        """A number, or lists of numbers that are nested at most `depth` deep."""
         if isinstance(value, int | float):
             return value
         if depth == 0:
@@ -302,7 +309,7 @@ class _PlainLists:
         return [self.nested(one, depth - 1) for one in self.entries(value)]
 
     def entries(self, value: object) -> list[object]:
-        """What a list, a tuple or the first axis of an array holds."""
+        """The entries of a list, a tuple or the first axis of an array."""
         if not isinstance(value, PickledArray | list | tuple):
             raise ValueError("something else stands where a list or an array belongs")
         self.left -= math.prod(value.shape) if isinstance(value, PickledArray) else len(value)

@@ -47,7 +47,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class KeptSource:
     """What a sample brings for a target of which a part is kept; `where` and `mask_where` are for errors."""
 
     value: Any  # the whole of a map, upright, or (L,) tokens
@@ -56,7 +56,7 @@ class Source:
     mask_where: str = ""
 
 
-def read_source(keep: Keep, codec: GridCodec, sources: Mapping[str, Any], turn: int = 1) -> Source:
+def read_source(keep: Keep, codec: GridCodec, sources: Mapping[str, Any], turn: int = 1) -> KeptSource:
     """What the files of a sample hold, or what it holds in memory, by target and by `Keep.mask`.
 
     turn: how pictures of files are turned first (see `read_turn`).
@@ -69,14 +69,14 @@ def read_source(keep: Keep, codec: GridCodec, sources: Mapping[str, Any], turn: 
     else:
         value = take_map(codec, given, where) if keep.raw else take_ids(row, given, where)
     if mask_given is None or keep.share is not None:
-        return Source(value, where, None, mask_where)
+        return KeptSource(value, where, None, mask_where)
     is_file = isinstance(mask_given, Path)
     mask = read_keep_mask(mask_given) if is_file else take_mask(mask_given, mask_where)
-    return Source(value, where, mask, mask_where)
+    return KeptSource(value, where, mask, mask_where)
 
 
 def keep_grid(
-    keep: Keep, codec: GridCodec, source: Source, crop: Crop | None, uniforms: NDArray[np.float32]
+    keep: Keep, codec: GridCodec, source: KeptSource, crop: Crop | None, uniforms: NDArray[np.float32]
 ) -> Kept:
     """The kept part of a grid. uniforms: (L,) in [0, 1), by which a share of the tokens is drawn.
 
@@ -146,7 +146,7 @@ def _given(ids: torch.Tensor, tokens: Mask) -> Slot:
     return partly_given(ids, torch.from_numpy(tokens)[None])
 
 
-def _mask_of(keep: Keep, source: Source, whole: tuple[int, int]) -> Mask:
+def _mask_of(keep: Keep, source: KeptSource, whole: tuple[int, int]) -> Mask:
     """The mask of a whole picture, (H, W), that has pixels to keep and others."""
     mask = source.mask
     if mask is None:
@@ -156,7 +156,7 @@ def _mask_of(keep: Keep, source: Source, whole: tuple[int, int]) -> Mask:
     return mask
 
 
-def _keep_in_frame(keep: Keep, row: Modality, source: Source, tokens: Mask | None) -> Part:
+def _keep_in_frame(keep: Keep, row: Modality, source: KeptSource, tokens: Mask | None) -> Part:
     """What stays of tokens or features: a mask refers to their frame, as there is no picture."""
     grid = row.grid or (1, row.max_tokens)
     if tokens is not None:

@@ -1,4 +1,4 @@
-"""Which folders of a data set become tokens of what, and the samples in them."""
+"""Which folders of a dataset become tokens of what, and the samples in them."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

@@ -29,7 +29,7 @@ from fourm.schedule.settings import MAX_SEED, Settings
 MAX_BYTES = 1 << 30  # of a picture
 
 
-def plan_finer(
+def plan_sr(
     settings: Settings, model: ModelFiles, chain: Chain, name: str | None = None, needs_weights: bool = True
 ) -> tuple[ModelFiles, Chain] | None:
     """Model and chain of the super-resolution that settings ask for, of what a chain makes; None if none.
@@ -54,7 +54,7 @@ def read_origin(root: Path) -> Run | None:
     return run
 
 
-def find_finer(origin: Run | None, name: str | None) -> ModelFiles:
+def find_sr_model(origin: Run | None, name: str | None) -> ModelFiles:
     """The super-resolution model of that name, else the one that belongs to the model of a run."""
     base_name = DEMO if origin is None else origin.record.model
     try:
@@ -80,7 +80,9 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
     return found
 
 
-def read_finer(root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO) -> Dataset:
+def read_sr_input(
+    root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
+) -> Dataset:
     """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin, keeps=chain.keeps)
@@ -141,7 +143,7 @@ class Replay:
 
     source: Path
     base: RunRecord  # of a picture: as much of it as the picture tells
-    finer: RunRecord | None  # likewise, of super-resolution
+    sr_run: RunRecord | None  # likewise, of super-resolution
     run: Run | None = None  # whose conditions are read
     key: Key | None = None  # None: all samples of the run
     prompt: str | None = None  # where there is no run
@@ -152,14 +154,14 @@ class Replay:
         if self.run is not None:
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
             samples = conditions_from(self.run, found, chain, model, chain.keeps)
-            return chain, self._with_finer(samples) if self.finer is not None else samples
+            return chain, self._with_sr(samples) if self.sr_run is not None else samples
         others = [name for name in chain.given if model.registry.get(name).codec != CAPTION]
         if others:
             why = f"was made from {', '.join(others)}, which a picture alone does not hold"
             raise _refusal(self.source, f"{why}; it can be repeated from the folder that it was made in")
         return chain, [Sample(self.key, self.prompt)] if self.key is not None else []
 
-    def _with_finer(self, samples: list[Sample]) -> list[Sample]:
+    def _with_sr(self, samples: list[Sample]) -> list[Sample]:
         """The samples with what super-resolution has kept of its targets."""
         assert self.run is not None
         fine = next((run for run in open_runs(self.run.root) if run.record.stage == SR), None)
@@ -181,9 +183,9 @@ class Replay:
         ]
 
 
-def sr_name(base: ModelFiles, finer: RunRecord) -> str | None:
+def sr_name(base: ModelFiles, sr_run: RunRecord) -> str | None:
     """The name of a super-resolution model for `find_sr`: None for the one that belongs to the base."""
-    return None if finer.model in (DEMO_SR, f"{base.name}/sr") else finer.model
+    return None if sr_run.model in (DEMO_SR, f"{base.name}/sr") else sr_run.model
 
 
 def read_replay(path: Path) -> Replay:
@@ -196,12 +198,12 @@ def read_replay(path: Path) -> Replay:
         raise _refusal(path, f"is neither a PNG nor {RUN} or {SR_RUN}")
     runs = open_runs(path.parent)
     run = next((r for r in runs if r.record.stage == BASE), None)
-    finer = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
-    if run is None or (path.name == SR_RUN and finer is None):
+    sr_run = next((r.record for r in runs if r.file == path.name and r.record.stage == SR), None)
+    if run is None or (path.name == SR_RUN and sr_run is None):
         raise _refusal(path, "the run that super-resolution went on from is not recorded here")
     if run.is_older:
         raise _refusal(path, "an older version of this program wrote it; its runs cannot be repeated")
-    return Replay(path, run.record, finer, run)
+    return Replay(path, run.record, sr_run, run)
 
 
 def _refusal(path: Path, why: str) -> UsageError:
@@ -210,9 +212,9 @@ def _refusal(path: Path, why: str) -> UsageError:
 
 def _one_picture(path: Path) -> Replay:
     said = _PictureTexts(path, _read_texts(path))
-    key, record, finer = parse_key(said.text("sample")), said.record(""), None
+    key, record, sr_run = parse_key(said.text("sample")), said.record(""), None
     if "base schedule" in said.texts:
-        record, finer = said.record("base "), record
+        record, sr_run = said.record("base "), record
     # The run whose folder the picture lies in, if it is the one that made it.
     root = next((folder for folder in real(path).parents if (folder / RUN).is_file()), None)
     if root is not None:
@@ -222,8 +224,8 @@ def _one_picture(path: Path) -> Replay:
         there = run.record
         same = (there.stage, there.options, there.seed) == (BASE, record.options, record.seed)
         if same and is_its_own and not run.is_older and run.find(key):
-            return Replay(path, replace(record, num_variations=there.num_variations), finer, run, key)
-    return Replay(path, record, finer, key=key, prompt=said.texts.get("prompt"))
+            return Replay(path, replace(record, num_variations=there.num_variations), sr_run, run, key)
+    return Replay(path, record, sr_run, key=key, prompt=said.texts.get("prompt"))
 
 
 def _read_texts(path: Path) -> dict[str, str]:

@@ -40,41 +40,46 @@ from fourm.modalities.text import WordPiece, check_prompt
 from fourm.output.record import RUN, SR_RUN
 from fourm.schedule.keeps import MASK, Keep
 
-CAPTION = "caption"  # codec of the modality that prompts are
-EMPTY, STREAM = "empty", "-"
+CAPTION = "caption"  # codec of the modality that prompts belong to
+EMPTY, STREAM = "empty", "-"  # values of `data`: no input; standard input
 SHOWN = 5  # unknown words that a note names
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where samples come from, as a user says it."""
+    """Where samples come from, as a user names it."""
 
-    prompts: tuple[str, ...] = ()  # words
+    prompts: tuple[str, ...] = ()  # captions, one per sample
     data: str | None = None  # a file, a folder, a pattern, STREAM, PARTI or EMPTY
-    column: str | None = None  # of a table
+    column: str | None = None  # of a table: where its prompts are
     num_samples: int | None = None
     subset_seed: int | None = None  # None: the first num_samples
-    num_variations: int = 1  # of each sample; they count where samples are limited
+    num_variations: int = 1  # of each sample; for the limit of results of a run
     paths: tuple[str, ...] = ()  # pictures, folders of pictures, patterns with wildcards
-    files: Mapping[str, str] = field(default_factory=dict)  # single files by condition (full name)
-    upright: bool | None = None  # pictures are turned by their EXIF tag; None: all but those of data sets
+    files: Mapping[str, str] = field(default_factory=dict)  # one for all samples, by condition (full name)
+    upright: bool | None = None  # rotate pictures by their EXIF tag; None: all but those of datasets
 
     @property
     def reads_texts(self) -> bool:
-        """Whether there are words, typed or in a file."""
+        """True if there are texts, typed or in a file."""
         is_file = self.data is not None and self.data != EMPTY and not os.path.isdir(self.data)
         return bool(self.prompts) or is_file
 
 
-def sort_source(source: Source, model: ModelFiles) -> Source:
-    """The same source, with all pictures among `paths`, and data sets and files of texts as `data`."""
+def classify_source(source: Source, model: ModelFiles) -> Source:
+    """The source with all pictures in `paths`, and with a dataset or a file of texts in `data`.
+
+    A user may name pictures by `data` and a dataset as an argument. UsageError: both are given.
+    """
     data, paths = source.data, source.paths
     if data is not None:
         local_name(data)
         is_folder = os.path.isdir(data)
         is_pictures = data.lower().endswith((*PICTURE_SUFFIXES, *UNREAD_PICTURES)) or has_wildcards(data)
         if is_folder and is_dataset(data, folders_in(Path(data)), model):
-            return source if not paths else _refuse_beside(data, paths)
+            if paths:
+                raise _mixed_error(data, paths[0])
+            return source
         if is_folder or is_pictures:
             if paths:
                 raise UsageError(
@@ -84,20 +89,21 @@ def sort_source(source: Source, model: ModelFiles) -> Source:
     sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, os.listdir(path), model)]
     if not sets:
         return source
-    if len(paths) > 1 or data is not None:
-        _refuse_beside(sets[0], [*(path for path in paths if path != sets[0]), *filter(None, [data])])
+    others = [*(path for path in paths if path != sets[0]), *([data] if data else [])]
+    if others or len(paths) > 1:
+        raise _mixed_error(sets[0], (others or paths)[0])
     return replace(source, data=paths[0], paths=())
 
 
 def is_dataset(path: str, names: Sequence[str], model: ModelFiles) -> bool:
-    """Whether a folder, with these names in it, has one named as a modality, or the record of a run."""
+    """True if a folder, with these names in it, has a folder named as a modality, or the record of a run."""
     known = {name for row in model.registry.rows.values() for name in (row.key, *folders_of(row), row.name)}
-    there = (name for name in known.intersection(names) if os.path.isdir(os.path.join(path, name)))
-    return any(name in names for name in (RUN, SR_RUN)) or next(there, None) is not None
+    has_folder = any(os.path.isdir(os.path.join(path, name)) for name in known.intersection(names))
+    return has_folder or RUN in names or SR_RUN in names
 
 
 def implied_conditions(source: Source) -> tuple[str, ...]:
-    """The conditions that a sorted source means where none are named: words are captions, pictures RGB."""
+    """The conditions of a classified source for which none are named: captions of texts, RGB of pictures."""
     return (*(["caption"] if source.reads_texts else []), *(["rgb"] if source.paths else []))
 
 
@@ -108,7 +114,8 @@ def read_samples(
     """The samples that a run with these conditions (full names) works on, all of them checked.
 
     raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`). keeps: targets of
-    which a part is given; what is given of them is read like a condition.
+    which a part is given; what is given of them is read like a condition. UsageError: the source contradicts
+    itself or the conditions, or cannot be read.
     """
     conditions = tuple(dict.fromkeys((*conditions, *(keep.target for keep in keeps))))
     raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
@@ -116,7 +123,7 @@ def read_samples(
         raise UsageError("prompts are given both as arguments and with `data`; give one of them")
     if source.data == "":
         raise UsageError("`data`: is empty; name a prompt file, a folder, a picture or - for standard input")
-    source = sort_source(source, model)
+    source = classify_source(source, model)
     # `isdir` is False, not an error, for a name that no file can have.
     root = Path(source.data) if source.data is not None and os.path.isdir(source.data) else None
     if source.data is not None and root is None:
@@ -143,7 +150,7 @@ def _read_folder(
     source: Source, root: Path, conditions: Sequence[str], model: ModelFiles, raw: Container[str],
     keeps: Sequence[Keep],
 ) -> Dataset:  # fmt: skip
-    """The samples of a data set."""
+    """The samples of a dataset."""
     if not conditions:
         raise UsageError(f"`data={source.data}`: without conditions nothing is read; use `data={EMPTY}`")
     rows = [model.registry.get(condition) for condition in conditions]
@@ -161,7 +168,7 @@ def _read_folder(
 
 
 def find_mask(file: str) -> Path:
-    """The file of a mask that serves all samples; UsageError if it is not there."""
+    """The path of a mask that serves all samples; UsageError if it is no readable file."""
     try:
         if os.path.isdir(local_name(file)):
             raise UsageError(f"`keep`: {file} is a folder, not a mask picture")
@@ -188,7 +195,7 @@ def _read_pictures(
         select = partial(is_dataset, model=model)
         found = find_pictures(source.paths, select)
     if lacking := [keep for keep in keeps if keep.where == MASK and not keep.file]:
-        advice = "name the file of a mask; only a data set holds one for each sample"
+        advice = "name the file of a mask; only a dataset holds one for each sample"
         raise UsageError(f"`keep={lacking[0].to_text()}`: {advice}")
     given = _with_kept_rgb(source.files, keeps, model)
     rows = [model.registry.get(name) for name in conditions if name not in given]
@@ -214,14 +221,16 @@ def _read_pictures(
 
 
 def _with_kept_rgb(files: Mapping[str, str], keeps: Sequence[Keep], model: ModelFiles) -> dict[str, str]:
-    """Single files by condition and kept target: a file that is given as RGB is that of kept RGB, too."""
+    """`files` by condition and kept target: the file of the condition RGB is also that of kept RGB."""
     rgb = next((path for name, path in files.items() if model.registry.get(name).key == "rgb"), None)
+    if rgb is None:
+        return dict(files)
     targets = [keep.target for keep in keeps if keep.raw and model.registry.get(keep.target).is_rgb]
-    return {**files, **({target: rgb for target in targets if target not in files} if rgb else {})}
+    return {**files, **{target: rgb for target in targets if target not in files}}
 
 
 def _check_single(condition: str, path: str) -> None:
-    """Refuse a file of `NAME=FILE` that is not there, or is none."""
+    """Refuse a file of `NAME=FILE` that does not exist, is a folder, or has a format that is not read."""
     if os.path.isdir(path):
         what = "is a folder; a condition takes one file, and folders of pictures are given without a name"
         raise UsageError(f"`cond={condition}={path}`: {what}")
@@ -234,7 +243,7 @@ def _check_single(condition: str, path: str) -> None:
 def _check_read(
     source: Source, rows: Sequence[Modality], shown: Sequence[str], captions: Sequence[str]
 ) -> None:
-    """Refuse pictures or words that no condition reads, and conditions that are not given."""
+    """Refuse pictures or texts that no condition reads, and conditions of which nothing is given."""
     if source.paths and not shown:
         taken = next((name for name in source.files if name.partition("@")[0] in ("rgb", "tok_rgb")), "")
         why = f"{taken}={source.files[taken]} takes their place" if taken else "no condition reads them"
@@ -256,7 +265,10 @@ def _captions(source: Source, names: Sequence[str], model: ModelFiles, stdin: Bi
 
 
 def _keys_of(source: Source, found: Pictures, num_texts: int) -> Sequence[Key]:
-    """Keys of samples: of their pictures, else of the first single file; of many prompts, their numbers."""
+    """Keys of samples: of their pictures; else numbers, for several prompts; else of the first single file.
+
+    UsageError: several pictures and several prompts, but not equally many.
+    """
     if found.keys:
         if num_texts > 1 and num_texts != len(found.keys):
             pictures = f"{len(found.keys)} picture{'s' * (len(found.keys) > 1)}"
@@ -272,16 +284,18 @@ def _keys_of(source: Source, found: Pictures, num_texts: int) -> Sequence[Key]:
 
 
 def choose_keys(samples: Sequence[Sample], text: str | None) -> tuple[str, ...]:
-    """The keys in a text, with commas between them; () without a text. UsageError for an unknown one."""
-    known = {sample.key.text for sample in samples} if text is not None else set[str]()
-    keys = [text] if text in known else [part.strip() for part in (text or "").split(",") if part.strip()]
+    """The keys in a comma-separated text, or () if it is None. UsageError: an unknown key, or none."""
+    if text is None:
+        return ()
+    known = {sample.key.text for sample in samples}
+    keys = [text] if text in known else [part.strip() for part in text.split(",") if part.strip()]
     for key in keys:
         if key not in known:
             near = near_match(key, known) or f"; the first one is '{samples[0].key.text}'"
             raise UsageError(f"`only`: there is no sample '{key}'{near}")
-    if text is not None and not keys:
+    if not keys:
         raise UsageError("`only`: names no sample")
-    return tuple(dict.fromkeys(filter(None, keys)))
+    return tuple(dict.fromkeys(keys))
 
 
 def _chosen(source: Source, samples: Sequence[Sample]) -> list[Sample]:
@@ -294,14 +308,12 @@ def digest_of(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def _refuse_beside(dataset: str, others: Sequence[str]) -> Source:
-    raise UsageError(
-        f"{dataset}: is a data set, which is not read together with {others[0]}; give one of them"
-    )
+def _mixed_error(dataset: str, other: str) -> UsageError:
+    return UsageError(f"{dataset}: is a dataset, which is not read together with {other}; give one of them")
 
 
 def _check_file(data: str) -> None:
-    """Refuse a `--data` that is not there."""
+    """Refuse a file of `data` that does not exist or cannot be read."""
     try:
         if data not in (STREAM, PARTI, EMPTY):
             os.stat(data)
@@ -312,7 +324,7 @@ def _check_file(data: str) -> None:
 
 
 def _note_of_world(model: ModelFiles, given: Sequence[str]) -> tuple[str, ...]:
-    """What the built-in model knows, where it is given a picture."""
+    """A note on what the built-in model knows, if it is given a picture; else nothing."""
     if model.name != DEMO or not any(model.registry.get(name).is_rgb for name in given):
         return ()
     knows = "one or two circles, squares and triangles in six colours, on a plain background"
@@ -320,7 +332,7 @@ def _note_of_world(model: ModelFiles, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Notes where quotation marks may have been forgotten, or a file was perhaps meant, not its name."""
+    """Notes on prompts that may be mistakes: single words without quotation marks, and names of files."""
     notes = list[str]()
     if len(prompts) > 1 and all(len(prompt.split()) == 1 for prompt in prompts):
         joined = " ".join(prompts)
@@ -331,12 +343,15 @@ def _note_likely_slips(prompts: Sequence[str]) -> tuple[str, ...]:
 
 
 def shows_part(row: Modality, raw: Container[str]) -> bool:
-    """Whether a condition's values show a part of a picture: tokens and captions are of a crop already."""
+    """True if a condition is read from files of the whole picture, of which a crop has to be taken.
+
+    Files of tokens and captions are of a crop already.
+    """
     return row.codec != CAPTION and (row.kind is not Kind.GRID or row.name in raw)
 
 
 def marked_texts(samples: Sequence[Sample], names: Iterable[str], model: ModelFiles) -> list[str]:
-    """Of conditions of these names those that were typed with marks ([S_1]), and that the model can fill."""
+    """The conditions among `names` of which a typed text has sentinels ([S_1]) that the model can fill."""
     if model.text_tokenizer is None or not any("[S_" in text for s in samples for text in _typed(s)):
         return []
     wordpiece, found = WordPiece.load(model.text_tokenizer), list[str]()
@@ -344,8 +359,8 @@ def marked_texts(samples: Sequence[Sample], names: Iterable[str], model: ModelFi
         row = model.registry.get(name)
         if row.kind is Kind.SEQUENCE and name in model.writes:
             texts = (s.caption if row.codec == CAPTION else s.typed.get(name) for s in samples)
-            ids = (wordpiece.encode(text) for text in texts if text and "[S_" in text)
-            if any(one in wordpiece.sentinels for tokens in ids for one in tokens):
+            tokens = (wordpiece.encode(text) for text in texts if text and "[S_" in text)
+            if any(token in wordpiece.sentinels for ids in tokens for token in ids):
                 found.append(name)
     return found
 
@@ -370,6 +385,7 @@ def note_unknown_words(samples: Sequence[Sample], model: ModelFiles) -> str | No
 
 
 def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
+    """Samples without any input; UsageError if something is to be read, or their number is not given."""
     if conditions:
         raise UsageError(f"`data={EMPTY}`: leaves nothing for the condition {conditions[0]}; use `cond=none`")
     if source.num_samples is None:
@@ -381,7 +397,10 @@ def _unconditional(source: Source, conditions: Sequence[str]) -> list[Sample]:
 
 
 def _folders(root: Path, rows: Sequence[Modality], raw: Container[str]) -> dict[str, str]:
-    """Folder of a dataset for each condition: token ids lie under the modality's own name."""
+    """The folder of each condition in a dataset. Tokens are in a folder with the full name of the modality.
+
+    UsageError: tokens are to be read of a modality of which the dataset holds only values.
+    """
     folders = dict[str, str]()
     for row in rows:
         values = [name for name in row.value_names if (root / name).is_dir()]
@@ -429,15 +448,8 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
 
 def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[bytes, str, str]:
     """The texts, where they come from, and the suffix of their file; "" for prompts and streams."""
-    for number, prompt in enumerate(source.prompts, start=1):
-        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
-            raise UsageError(f"prompt {number} of {len(source.prompts)} is not UTF-8 text")
-        # As of an unset variable; the prompts after it would have other names.
-        if not prompt.strip() and len(source.prompts) > 1:
-            raise UsageError(f"prompt {number} of {len(source.prompts)} is empty")
-        if prompt.strip() == STREAM:
-            raise UsageError(f"the prompt '{STREAM}' says nothing; `data={STREAM}` reads standard input")
     if source.prompts:
+        _check_prompts(source.prompts)
         lines = [" ".join(prompt.split()) for prompt in source.prompts]
         return "\n".join(lines).encode(), "the prompts given", ""
     if source.data == STREAM:
@@ -450,3 +462,16 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
         why = "has no prompts of its own; give some, or a file with `data=FILE`"
         raise UsageError(f"model '{model.name}' {why}")
     return read_file(path), str(path), path.suffix.lower()
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse prompts that are not UTF-8, that are empty beside others, or that are `-`."""
+    for number, prompt in enumerate(prompts, start=1):
+        # Python decodes bytes of arguments that are not UTF-8 to these characters.
+        if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
+            raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
+        # Perhaps an unset variable of a shell. If it were left out, later samples would get other names.
+        if not prompt.strip() and len(prompts) > 1:
+            raise UsageError(f"prompt {number} of {len(prompts)} is empty")
+        if prompt.strip() == STREAM:
+            raise UsageError(f"the prompt '{STREAM}' says nothing; `data={STREAM}` reads standard input")

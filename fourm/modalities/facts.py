@@ -1,8 +1,11 @@
 """Facts about a picture in words: boxes around things (`det`), metadata, and the palette of its main colours.
 
-docs/values.md describes their files. In texts, boxes are `v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> <name>`,
-numbers being bins of the picture's sides; metadata are `v1=<field> v0=<index>`; a palette is `v1=<count>`,
-then `v0=<red> v0=<green> v0=<blue>` for each of its one to seven colours.
+docs/values.md describes their files. Their texts:
+boxes    := box*            box    := v0=<xmin> v1=<ymin> v2=<xmax> v3=<ymax> name      (bins of a side)
+metadata := fact*           fact   := v1=<number of a field> v0=<index>
+palette  := v1=<count> colour{1,7}    colour := v0=<red> v0=<green> v0=<blue>                 (0..255)
+An index of metadata stands for a bin of values. It is read as the value that `Field.value_of` gives, which
+becomes the same index again.
 """
 
 import math
@@ -139,7 +142,12 @@ class _Detections:
 
 
 def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
-    """The boxes of a text, in its order, and a sentence for each part that is ignored."""
+    """The boxes of a text, in its order, and a sentence for each part that is ignored.
+
+    A box begins at each word `v0=` and has four numbers, in the order xmin, ymin, xmax, ymax whatever axis
+    their words name; numbers beyond the bins are limited to them. Its name is the words up to the next
+    number.
+    """
     parse, begins = partial(_parse_box, bins=bins), lambda word: word.startswith("v0=")
     before, boxes, problems = parse_groups(words_of(text), begins, "", parse)
     ignored = [f"{quoted(before)} stands before the first box"] if before else []
@@ -147,13 +155,18 @@ def parse_boxes(text: str, bins: int = 1000) -> tuple[Boxes, tuple[str, ...]]:
 
 
 def box_words(box: Box, bins: int = 1000) -> str:
-    """One box as the model reads it, rounded to the nearest bin (half to even)."""
+    """One box as the model reads it: corners rounded to the nearest of the bins 0..bins - 1."""
     numbers = [f"v{axis}={round(value * (bins - 1))}" for axis, value in enumerate(box.corners)]
     return " ".join([*numbers, box.name])
 
 
 def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _RULES) -> Boxes:
-    """The boxes of a file that the crop shows, as fractions of the crop; not those without an area there."""
+    """The boxes of a file that the crop shows, as fractions of the crop, in the order of the rules.
+
+    Left out are boxes with a low score (1 if there is none), and those of which the crop shows no area, or
+    less than `min_visibility`. ValueError: other data, corners in pixels or in the wrong order, or a name
+    that cannot stand in the model's text.
+    """
     boxes = list[Box]()
     for index, found in enumerate(fit(_Detections, data, "the file", strict=False).instances):
         where, (x0, y0, x1, y1) = f"instance {index}", found.boxes
@@ -184,7 +197,10 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
 
 
 def boxes_to_json(boxes: Sequence[Box], bins: int = 1000) -> object:
-    """The data of a file with these boxes, each with ordered corners and an area, for the same bins again."""
+    """The data of a file with these boxes, in their order; read again, they have the same bins.
+
+    Corners are put in order, and a box without an area, as a model may write it, gets one.
+    """
     instances = list[dict[str, object]]()
     for box in boxes:
         instances.append({"boxes": [*_with_area(box, bins)], "class_name": box.name, "score": box.score})
@@ -225,7 +241,10 @@ def box_grammar(rules: BoxRules = _RULES) -> Grammar[Boxes]:
 
 
 def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
-    """The facts of a text, in the order of FIELDS, and a sentence for each part that is ignored."""
+    """The facts of a text, in the order of FIELDS, and a sentence for each part that is ignored.
+
+    A fact begins at each word with `v1`; of two facts of one field, the later one counts.
+    """
     before, pairs = grouped(words_of(text), lambda word: "v1" in word)
     problems, facts = [f"{quoted(before)} stands before the first field"] if before else [], dict[int, Fact]()
     for words in pairs:
@@ -235,14 +254,17 @@ def parse_metadata(text: str) -> tuple[Metadata, tuple[str, ...]]:
         if field is None or index is None or not 0 <= index <= field.top:
             problems.append(f"{quoted(words)} states nothing that is known")
             continue
-        if field.number in facts:  # the later one counts
+        if field.number in facts:
             problems.append(f"{field.name} is stated twice")
         facts[field.number] = Fact(field, field.value_of(index))
     return tuple(facts[number] for number in sorted(facts)), tuple(dict.fromkeys(problems))
 
 
 def metadata_from_json(data: object, crop: Crop | None = None) -> Metadata:
-    """The facts of a file, in its order. They are of the whole picture, not of the crop."""
+    """The facts of a file, in its order; they are of the whole picture, not of the crop.
+
+    ValueError: other data, an unknown name, or a value that is no number.
+    """
     if not isinstance(data, dict):
         raise ValueError(f"an object of names and numbers was expected, not {shown(ascii(data), 40)}")
     facts = list[Fact]()
@@ -265,7 +287,11 @@ METADATA: Grammar[Metadata] = Grammar(
 
 
 def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
-    """The complete colours behind a text's first `v1=`, at most seven, and sentences on ignored parts."""
+    """The complete colours of a text, at most seven, and a sentence for each part that is ignored.
+
+    Only `v0=` words behind the first `v1=` are read, however many colours that word announces; numbers beyond
+    0..255 are limited to them.
+    """
     words = words_of(text)
     start = next((i for i, word in enumerate(words) if word.startswith("v1=")), len(words))
     levels, ignored = list[int](), words[:start]
@@ -285,7 +311,11 @@ def parse_palette(text: str) -> tuple[Palette, tuple[str, ...]]:
 
 
 def palette_from_json(data: object, crop: Crop | None = None, size: int | None = None) -> Palette:
-    """The palette of `size` colours of a file, else its largest, of the whole picture; () if it has none."""
+    """The palette of `size` colours of a file, by default its largest; () if the file has no palette.
+
+    Colours are of the whole picture, not of the crop. ValueError: other data, no palette of this size, or
+    levels that are no whole numbers in 0..255.
+    """
     data = data[0] if isinstance(data, list) and len(data) == 1 else data
     if not isinstance(data, dict):
         raise ValueError(f"a list with one object of palettes was expected, not {shown(ascii(data), 40)}")
@@ -313,7 +343,7 @@ def palette_grammar(size: int | None = None) -> Grammar[Palette]:
 
 
 def _parse_box(words: list[str], bins: int) -> tuple[Box | None, str]:
-    """The box of words that begin with `v0=`; numbers are read in their order, whatever axis they name."""
+    """The box of words that begin with `v0=`, and what is wrong with them (see `parse_boxes`)."""
     head = list(takewhile(lambda word: "=" in word, words))
     names = list(takewhile(lambda word: "=" not in word, words[len(head) :]))
     numbers = [number for word in head if (number := number_of(word)) is not None]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 from fourm.errors import UsageError, near_match, shown
 from fourm.modalities.typed import Limits, fit
 
-TOKENS = "tok_"  # beginning of the name of a grid; what follows is the name of its values
+TOKENS = "tok_"  # how the names of grids begin; the name of their values follows
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
-_RESERVED = re.compile(  # what else an output folder holds
+_RESERVED = re.compile(  # names of other things in an output folder
     r"(run|failures|checksums)\..*|processes|samples(\.sr)?|frame|plots|preview|malformed|done",
     re.I | re.DOTALL,
 )
 _FOLDER = re.compile(r"[^./\\-][^/\\]*")
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9_]{1,16}){1,2}")
-_MAX_NAME = 200  # bytes; more is added to some
+_MAX_NAME = 200  # bytes; file systems allow 255, and suffixes are added
 MAX_SIZE = 1 << 24  # tokens of a modality, ids of a vocabulary: far beyond any model
 Count = Annotated[int, Limits(0, MAX_SIZE)]
 Side = Annotated[int, Limits(1, 1 << 12)]  # two of them give at most MAX_SIZE tokens
@@ -27,7 +27,7 @@ Name = Annotated[str, Limits(1)]
 
 
 class Kind(Enum):
-    """The kind of a modality's values: decides how they are encoded, decoded and stored."""
+    """The kind of a modality, which decides how its values are encoded, decoded and stored."""
 
     PIXELS = "pixels"  # a picture cut into patches, input only
     GRID = "grid"  # a square of tokens, row by row
@@ -50,7 +50,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Modality:
-    """A row of the registry."""
+    """A row of the registry: sizes, files and decoding defaults of one modality at one resolution."""
 
     name: Name  # "tok_rgb@224"; unique, no "-" and no ","
     kind: Kind
@@ -59,17 +59,18 @@ class Modality:
     grid: tuple[Side, Side] | None = None  # tokens per side, for PIXELS and GRID
     patch_size: Count = 0  # pixels per token side; 0 = none
     image_size: Count = 0  # pixels per picture side; 0 = none
-    max_positions: Count = 0  # SEQUENCE: the decoder reads position 0 from here on; 0 for others
+    max_positions: Count = 0  # SEQUENCE: the decoder reads 0 for positions from here on; 0 for others
     embedding_width: Count = 0  # EMBEDDING: numbers per vector
     positions: Literal["sincos2d", "sincos1d", "learned"] = "sincos2d"  # as in the checkpoints
     codec: str = ""  # key in the codec table
     tokenizer: str = ""  # key among the tokenizers of a model; "" = no tokenizer
     folder: Name = ""  # where decoded values live in a dataset (token ids live under `name`)
-    suffix: Name = ""  # of a decoded value's file
-    title: str = ""  # what plots print
+    suffix: Name = ""  # of the files of values, ".png"
+    title: str = ""  # in plots
     labels: tuple[str, ...] = ()  # names of the classes from 0 on; () where they are COCO's, or none
-    rgb_defaults: Defaults | None = None  # with RGB among the conditions; None = cannot be a target
-    defaults: Defaults | None = None  # otherwise
+    # Decoding defaults with and without RGB among the conditions; None: the modality cannot be a target.
+    rgb_defaults: Defaults | None = None
+    defaults: Defaults | None = None
 
     def __post_init__(self) -> None:
         folder, area = self.folder, None if self.grid is None else math.prod(self.grid)
@@ -97,13 +98,13 @@ class Modality:
 
     @property
     def resolution(self) -> int:
-        """The number behind '@', pixels per side; 0 where the name has none."""
+        """Pixels per side: the number behind '@'; 0 if the name has none."""
         tail = self.name.partition("@")[2]
         return int(tail) if tail.isdecimal() else 0
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """The names of the values behind a grid's tokens: `depth` and `depth@448` for `tok_depth@448`."""
+        """Names for the values of a grid's tokens: `depth@448` and `depth` for `tok_depth@448`."""
         names = self.name.removeprefix(TOKENS), self.key.removeprefix(TOKENS), self.folder
         has_values = self.kind is Kind.GRID and self.name.startswith(TOKENS)
         return tuple(dict.fromkeys(names)) if has_values else ()
@@ -132,7 +133,7 @@ class Registry:
     rows: Mapping[str, Modality]  # by name, in the order of the table
 
     def get(self, name: str) -> Modality:
-        """The row of a full name."""
+        """The row of a full name. UsageError: there is none."""
         if name not in self.rows:
             raise UsageError(f"unknown modality '{name}'{near_match(name, self.rows)}")
         return self.rows[name]
@@ -144,7 +145,8 @@ class Registry:
     def resolve(self, name: str, available: Iterable[str]) -> str:
         """The full name for a short one: `tok_rgb` is its lowest resolution among the available modalities.
 
-        Where none of them has the name, the whole table is searched: the caller says that the model lacks it.
+        If no available modality has the name, the whole table is searched, so that the caller can say that
+        the model lacks it. UsageError: no row has the name.
         """
         if name in self.rows:
             return name
@@ -155,7 +157,7 @@ class Registry:
         close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
         raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
 
-    def of_values(self, name: str, available: Iterable[str]) -> str | None:
+    def grid_of_values(self, name: str, available: Iterable[str]) -> str | None:
         """The available grid whose values have this name, at its lowest resolution; None if there is none."""
         grids = [n for n in available if n in self.rows and name in self.rows[n].value_names]
         exact = [n for n in grids if n.removeprefix(TOKENS) == name]
@@ -163,9 +165,9 @@ class Registry:
 
 
 def shared_folder(rows: Iterable[Modality]) -> tuple[str, str] | None:
-    """The name of a row whose files would overwrite another row's, and a sentence; None if there is none."""
+    """The name of a row whose files would overwrite another row's, and a message; None if there is none."""
     rows = tuple(row for row in rows if row.takes_ids)
-    # Some file systems do not know upper and lower case apart.
+    # Some file systems do not distinguish upper and lower case.
     taken = {row.name.casefold(): f"the tokens of {row.name}" for row in rows if row.kind is Kind.GRID}
     for row in rows:
         folder = row.folder.casefold()
@@ -184,6 +186,7 @@ def _is_free(name: str) -> bool:
     return _RESERVED.fullmatch(name) is None and len(name.encode(errors="replace")) <= _MAX_NAME
 
 
+# Settings of the reference's demo.
 _DENSE_RGB = Defaults("roar", 1, "linear", 0.01, "constant", 2.0)
 _DENSE = Defaults("roar", 8, "linear", 3.0, "onex:0.5:0.5", 2.0)
 _CLIP = Defaults("roar", 50, "linear", 5.0, "onex:0.5:0.5", 3.0)
@@ -196,6 +199,7 @@ _SUPER_RESOLUTION = Defaults("maskgit", 8, "cosine", 1.0, "constant", 2.0)
 def _tokens(
     stem: str, vocab_size: int, tokenizer: str, suffix: str, title: str, patch: int = 16, size: int = 224
 ) -> Modality:
+    """A row of a grid of tokens; patch, size: pixels per side of a token and of the picture."""
     side = size // patch
     plain = {"rgb": _RGB, "clip": _CLIP}.get(stem, _DENSE)
     rgb_defaults, defaults = _RGB if stem == "rgb" else _DENSE_RGB, _PATCH_14 if patch == 14 else plain
@@ -219,6 +223,7 @@ def _sequence(
     name: str, max_tokens: int, temperature: float, title: str, suffix: str = ".json",
     max_positions: int = 0, tokenizer: str = "", num_tokens: int | None = None,
 ) -> Modality:  # fmt: skip
+    """A row of texts; max_positions is max_tokens where it is 0."""
     defaults = Defaults("autoregressive", temperature=temperature, num_tokens=num_tokens)
     return Modality(name, Kind.SEQUENCE, max_tokens, 30000, max_positions=max_positions or max_tokens,
                     positions="sincos1d", codec=name, tokenizer=tokenizer, folder=name, suffix=suffix,
@@ -272,7 +277,7 @@ def load_registry(path: Path) -> Registry:
     from fourm.modalities.yaml_files import read_rows  # imports yaml
 
     rows, where = dict[str, Modality](), dict[str, str]()
-    unnamed, taken = list[Modality](), set[tuple[str, str]]()
+    with_folder = set[str]()  # names of rows whose entry has a folder
     for entries in read_rows(path):
         places = {key: place for key, (_, place) in entries.items()}
         if "name" not in places:
@@ -284,23 +289,32 @@ def load_registry(path: Path) -> Registry:
                 raise UsageError(f"modality '{row.name}' has a row already ({where[row.name]})")
         except UsageError as error:
             raise UsageError(f"{places['name']}: {error}") from None
-        if row.takes_ids and "folder" not in places:
-            unnamed.append(row)
-        if "folder" in places or row.name in RELEASED.rows:
-            taken.add((row.key, row.folder))
+        with_folder |= {row.name} if "folder" in places else set()
         rows[row.name], where[row.name] = row, places.get("folder", places["name"])
-    # The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
-    for row in sorted(unnamed, key=lambda one: one.resolution):
+    rows = _assign_folders(rows, with_folder)
+    if shared := shared_folder(rows.values()):
+        raise UsageError(f"{where[shared[0]]}: {shared[1]}")
+    return RELEASED.extended(rows.values())
+
+
+def _assign_folders(rows: Mapping[str, Modality], with_folder: Collection[str]) -> dict[str, Modality]:
+    """The rows, by name, with a folder for each target that is not among `with_folder`.
+
+    The lowest resolution of a key gets its plain folder, `rgb`, if that is free; others get `rgb@128`.
+    """
+    assigned = dict(rows)
+    has_own = {*with_folder, *RELEASED.rows}
+    taken = {(row.key, row.folder) for row in rows.values() if row.name in has_own}
+    targets = [row for row in rows.values() if row.takes_ids and row.name not in with_folder]
+    for row in sorted(targets, key=lambda one: one.resolution):
         stem = row.key.removeprefix(TOKENS)
         # The tokens of a grid lie in a folder with the name of the modality.
         is_taken = (row.key, stem) in taken or (row.kind is Kind.GRID and stem == row.name)
         if row.name not in RELEASED.rows:
             own = f"{stem}@{row.name.partition('@')[2] or 'values'}" if is_taken else stem
-            rows[row.name] = replace(row, folder=own)
+            assigned[row.name] = replace(row, folder=own)
         taken.add((row.key, stem))
-    if shared := shared_folder(rows.values()):
-        raise UsageError(f"{where[shared[0]]}: {shared[1]}")
-    return RELEASED.extended(rows.values())
+    return assigned
 
 
 def _typed_fields(entries: Mapping[str, tuple[object, str]]) -> dict[str, Any]:
@@ -322,6 +336,10 @@ def _typed_fields(entries: Mapping[str, tuple[object, str]]) -> dict[str, Any]:
 
 
 def _complete_row(given: dict[str, Any]) -> Modality:
+    """A row from its fields; others are those of the row that it is like, or follow from its kind.
+
+    UsageError: a field is missing, or the row's codec has another kind or suffix.
+    """
     name, like = given["name"], given.pop("like", "")
     key = name.partition("@")[0]
     same_key = (row for row in RELEASED.rows.values() if row.key == key)
@@ -340,14 +358,14 @@ def _complete_row(given: dict[str, Any]) -> Modality:
     elif missing := [required for required in ("kind", "max_tokens") if required not in given]:
         raise UsageError(f"'{missing[0]}' is missing")
     else:
-        plain = {Kind.GRID: Defaults("roar", 8), Kind.SEQUENCE: Defaults("autoregressive")}.get(kind)
+        defaults = {Kind.GRID: Defaults("roar", 8), Kind.SEQUENCE: Defaults("autoregressive")}.get(kind)
         positions = "sincos1d" if kind in (Kind.SEQUENCE, Kind.EMBEDDING) else "sincos2d"
         others = {"codec": key, "folder": key.removeprefix(TOKENS), "suffix": ".npy", "title": key}
-        others |= {"positions": positions, "defaults": plain, "rgb_defaults": plain}
+        others |= {"positions": positions, "defaults": defaults, "rgb_defaults": defaults}
         row = Modality(**{**others, **given})
     # The codec of the row must be able to read and write its values.
     known = next((one for one in RELEASED.rows.values() if one.codec == row.codec), row)
-    for what, own, good in (("kind", row.kind.value, known.kind.value), ("suffix", row.suffix, known.suffix)):
-        if own != good:
-            raise UsageError(f"the {what} of codec '{row.codec}' is {good}, not {own}")
+    for what, own, due in (("kind", row.kind.value, known.kind.value), ("suffix", row.suffix, known.suffix)):
+        if own != due:
+            raise UsageError(f"the {what} of codec '{row.codec}' is {due}, not {own}")
     return row

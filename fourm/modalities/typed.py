@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from fourm.errors import near_match, shown
 
+# How messages name a type.
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 _MAX_PROBLEMS = 3  # that one message names
 _hints = cache(partial(get_type_hints, include_extras=True))
@@ -45,14 +46,14 @@ def fit(kind: Any, value: object, name: str, strict: bool = True, error: type[Ex
 
 
 def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str]) -> Any:
-    """The fitted value; adds what does not fit to the problems, in which case the result means nothing."""
+    """The converted value. Adds what does not fit to `problems`; the result is then not used."""
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if _is_plain(kind, value):
         return value
     outer, inner, count = get_origin(kind), get_args(kind), len(problems)
     if outer in (UnionType, Union):
-        return None if value is None else _fit(inner[0], value, path, strict, problems)
+        return None if value is None else _fit(inner[0], value, path, strict, problems)  # X | None
     if outer is Annotated:
         fitted = _fit(inner[0], value, path, strict, problems)
         if len(problems) > count:
@@ -83,10 +84,10 @@ def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str])
 
 
 def _is_plain(kind: Any, value: object) -> bool:
-    """True for a value of exactly this type, one of the choices of a Literal, and for Any."""
+    """True for a value of exactly this simple type, a choice of a Literal, and anything for Any."""
     if isinstance(value, str) and kind is not Any:
         try:
-            is_safe = b"\0" not in os.fsencode(value)
+            is_safe = b"\0" not in os.fsencode(value)  # it can be part of a path
         except UnicodeEncodeError:
             return False
         return is_safe and (kind is str or (get_origin(kind) is Literal and value in get_args(kind)))
@@ -96,6 +97,7 @@ def _is_plain(kind: Any, value: object) -> bool:
 
 
 def _expected(kind: Any) -> str:
+    """The name of a type in a message."""
     outer, inner = get_origin(kind), get_args(kind)
     if outer is Annotated:
         is_length = inner[0] is str or get_origin(inner[0]) is tuple

@@ -24,7 +24,10 @@ from fourm.networks.tokenizers import DECIDED_BY_CONFIG, AnyTokenizer, build_tok
 from fourm.networks.tokenizers.config import VQConfig, read_config
 
 _Network = TypeVar("_Network", bound=nn.Module)
-_OPEN_BYTES = 32 << 20  # of a file that are mapped together while they are converted; or one larger tensor
+# Bytes of tensors, counted as float32, that are mapped together while they are converted. Tensors that end
+# in the same stretch of so many bytes are one group, so a group may have as many bytes and those of its
+# first tensor.
+_OPEN_BYTES = 32 << 20
 
 
 def load_model(
@@ -122,7 +125,7 @@ def _compare(found: Mapping[str, Tensor], network: nn.Module, what: str) -> None
             cause = f" (decided by {keys})" if what == "tokenizer" else ""
             problems.append(f"'{name}' is {shapes}{cause}")
         elif wanted[name].is_floating_point() and not found[name].is_floating_point():
-            problems.append(f"'{name}' holds whole numbers, the {what} needs fractions")
+            problems.append(f"'{name}' holds whole numbers, the {what} needs floats")
     if problems:
         raise CheckpointError(f"tensor {_listed(problems, '; tensor ')}")
 

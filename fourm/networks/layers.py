@@ -1,20 +1,15 @@
-"""What networks are made of, and how they compute: attention kernels, exact arithmetic, layers, blocks."""
+"""What networks are made of: attention and its kernels, positions, layers, transformer blocks."""
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from operator import attrgetter
-from threading import Condition
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourm.errors import UsageError
-from fourm.hub.header import DTYPES
 from fourm.networks.state import KVCache, Packing
 
 _ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
@@ -28,7 +23,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> 
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs; a causal query reads from key 0 on."""
+    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs.
+
+    causal: query i reads the keys 0 to i, as in `sdpa`, also where there are more keys than queries.
+    """
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
@@ -42,9 +40,9 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
 
 
 def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """A mask as what is added to the scores, (B, H, M, N) in the dtype of q: 0 or minus infinity.
+    """A mask as numbers that are added to the scores, (B, H, M, N) in the dtype of q: 0 or minus infinity.
 
-    Rows begin at multiples of 8 numbers. What the mask says once for all heads or queries is stored once.
+    Rows begin at multiples of 8 numbers. Axes of length 1 in the mask are expanded without a copy.
     """
     length = k.shape[2]
     mask = mask.expand(*mask.shape[:-1], length)
@@ -56,7 +54,10 @@ _KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
 
 
 def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
-    """Let all attention of a network use "sdpa" or "xformers"; UsageError where device or dtype forbid it."""
+    """Let all attention of a network use "sdpa" or "xformers".
+
+    UsageError: xFormers is not installed, or does not support the device or the network's dtype.
+    """
     if name == "xformers":
         if device.type != "cuda":
             raise UsageError(f"`attention=xformers`: runs on NVIDIA GPUs only, not on '{device.type}'")
@@ -76,108 +77,6 @@ def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
     for module in network.modules():
         if hasattr(module, "kernel"):
             setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of tensors for a key of `DTYPES`."""
-    return cast("torch.dtype", getattr(torch, DTYPES[name].torch_name))
-
-
-def choose_dtype(name: str, device: torch.device) -> str:
-    """The full name of a dtype, "auto" resolved; UsageError where the device does not have it."""
-    if name not in DTYPES:
-        raise UsageError(f"`dtype`: '{name}' is not one of {', '.join(DTYPES)}")
-    if DTYPES[name].name == "tf32" and device.type != "cuda":
-        where = f"only NVIDIA GPUs support it, not '{device.type}'"
-        raise UsageError(f"`dtype=tf32`: {where}; use `dtype=float32`")
-    return DTYPES[name].name
-
-
-@contextmanager
-def arithmetic(dtype: str) -> Iterator[None]:
-    """Within this context, torch computes in a dtype (a key of `DTYPES`), with deterministic algorithms.
-
-    float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
-    float32. torch's settings are global to the process: several threads can be inside with the same settings,
-    with others a thread waits until they have left. The earlier values are restored by the last one.
-    """
-    is_coarse = dtype == "tf32"
-    with _TURN.changed:
-        _TURN.changed.wait_for(lambda: not _TURN.users or _TURN.is_coarse == is_coarse)
-        if not _TURN.users:
-            _TURN.is_coarse = is_coarse
-            _TURN.restored.enter_context(_settings(is_coarse))
-        _TURN.users += 1
-    try:
-        yield
-    finally:
-        with _TURN.changed:
-            _TURN.users -= 1
-            if not _TURN.users:
-                _TURN.restored.close()
-                _TURN.changed.notify_all()
-
-
-@dataclass(slots=True)
-class _Turn:
-    """Who uses torch's settings now."""
-
-    changed: Condition = field(default_factory=Condition)
-    users: int = 0
-    is_coarse: bool = False
-    restored: ExitStack = field(default_factory=ExitStack)  # closed: earlier values are restored
-
-
-_TURN = _Turn()
-
-
-@contextmanager
-def _settings(is_coarse: bool) -> Iterator[None]:
-    """torch's settings for exact arithmetic, or with TF32; the earlier values are restored at the end."""
-    newer, wanted = list[_Switch](), list(_EXACT)
-    for parent, names in _NEWER.items() if hasattr(torch.backends.cudnn, "fp32_precision") else ():
-        above = getattr(torch.backends, parent).fp32_precision
-        for owner in (attrgetter(name)(torch.backends) for name in names):
-            unset = owner.fp32_precision == above
-            newer.append((owner, "fp32_precision", "none" if unset else owner.fp32_precision))
-            wanted.append((owner, "fp32_precision", "tf32" if is_coarse and parent == "cudnn" else "ieee"))
-    _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
-    others = list[_Switch]()
-    for owner, name, _ in _EXACT:
-        split = f"{name}_split_k"  # reduced-precision settings are set as a pair with that of split-K
-        if hasattr(owner, name):
-            value = getattr(owner, name)
-            others.append((owner, name, (value, getattr(owner, split)) if hasattr(owner, split) else value))
-    products, convolutions = torch.get_float32_matmul_precision(), True
-    with suppress(RuntimeError):  # it is on while the newer ones are off
-        convolutions = torch.backends.cudnn.allow_tf32
-    try:
-        # The settings that every torch has change the newer ones too, so these are set afterwards.
-        torch.set_float32_matmul_precision("high" if is_coarse else "highest")
-        torch.backends.cudnn.allow_tf32 = is_coarse
-        _set(switch for switch in wanted if hasattr(*switch[:2]))
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
-        _set((*newer, *others))
-
-
-_Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
-_EXACT: tuple[_Switch, ...] = (
-    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-    (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
-    (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm in each run
-    (torch.backends.cudnn, "deterministic", True),
-)
-# The settings since torch 2.9, by the one whose value they have if they are unset.
-_NEWER = {"cudnn": ("cuda.matmul", "cudnn.conv", "cudnn.rnn"), "mkldnn": ("mkldnn.matmul", "mkldnn.conv")}
-
-
-def _set(switches: Iterable[_Switch]) -> None:
-    for owner, name, value in switches:
-        setattr(owner, name, value)
 
 
 def attention(
@@ -230,12 +129,12 @@ def is_meta_default() -> bool:
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers with this standard deviation; without values on the meta device."""
+    """Normal random numbers of this shape, with standard deviation `scale`; on meta, without values."""
     return torch.empty(shape) if is_meta_default() else torch.randn(shape) * scale
 
 
 def token_table(count: int, width: int) -> nn.Embedding:
-    """A vector for each id, normal numbers."""
+    """(count, width): a vector for each id, initialised with normal random numbers."""
     return nn.Embedding(count, width, _weight=normal(count, width))
 
 
@@ -249,7 +148,7 @@ def sincos_1d(length: int, width: int) -> Tensor:
 
 
 def sincos_2d(height: int, width: int, dim: int) -> Tensor:
-    """(1, height * width, dim) float32: sin, cos of row * w, then of column * w; w_j = 10000^(-4j / dim)."""
+    """(1, height * width, dim) float32: `sincos_1d` of the row, then of the column, dim / 2 each."""
     if is_meta_default():
         return torch.empty(1, height * width, dim)
     rows, columns = sincos_1d(height, dim // 2), sincos_1d(width, dim // 2)
@@ -260,20 +159,20 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 class BlockConfig:
     """Sizes and kinds of the layers of transformer blocks."""
 
-    dim: int
-    num_heads: int
+    dim: int  # D
+    num_heads: int  # H
     hidden: int  # width of the MLPs
     qkv_bias: bool = True
     proj_bias: bool = True
     mlp_bias: bool = True
     norm_bias: bool = True
-    qk_norm: bool = False
-    gated_mlp: bool = False
-    act: type[nn.Module] = nn.GELU
+    qk_norm: bool = False  # queries and keys are normalised, per head
+    gated_mlp: bool = False  # see `Mlp`
+    act: type[nn.Module] = nn.GELU  # of the MLPs
     norm_eps: float = 1e-6
 
     def norm(self, width: int | None = None) -> LayerNorm:
-        """A norm of these blocks."""
+        """A LayerNorm over `width` numbers, by default `dim`."""
         return LayerNorm(width or self.dim, self.norm_bias, self.norm_eps)
 
 
@@ -288,7 +187,7 @@ class Mlp(nn.Module):
         self.fc3 = nn.Linear(config.dim, config.hidden, config.mlp_bias) if config.gated_mlp else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> the same shape."""
+        """(..., D) -> (..., D)."""
         hidden = self.act(self.fc1(x))
         return self.fc2(hidden if self.fc3 is None else hidden * self.fc3(x))
 
@@ -309,7 +208,11 @@ class SelfAttention(nn.Module):
         self, x: Tensor, visible: Tensor | None, causal: bool = False, past: KVCache | None = None,
         packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
-        """x: (B, N, D), or (T, D) when packed; visible: bool, broadcastable to (B, H, N, N). As x."""
+        """Attend to x and, with `past`, to the tokens before it, whose keys and values it holds.
+
+        x: (B, N, D), or (T, D) when packed (see `Packing`). visible: bool, broadcastable to (B, H, N, keys),
+        True where a key may be read; None: all. Returns the shape of x.
+        """
         qkv = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -333,13 +236,16 @@ class CrossAttention(nn.Module):
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
     def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
-        """(B, N, D), or (T, D) when packed -> keys and values (B, H, N, d)."""
+        """context (B, N, D), or (T, D) when packed -> keys and values, (B, H, N, d) each."""
         kv = self.kv(context) if packing is None else packing.unpack(self.kv(context))
         k, v = (split_heads(part, self.num_heads) for part in kv.chunk(2, dim=-1))
         return self.k_norm(k), v
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-        """x: (B, K, D); visible: (B, 1, 1, N) bool, None = all. Returns (B, K, D)."""
+        """x: (B, K, D); keys and values: (B, H, N, d); visible: (B, 1, 1, N) bool, None = all.
+
+        Returns (B, K, D).
+        """
         q = self.q_norm(split_heads(self.q(x), self.num_heads))
         return self.proj(merge_heads(attention(q, keys, values, visible, kernel=self.kernel)))
 
@@ -353,7 +259,10 @@ class EncoderBlock(nn.Module):
         self.norm2, self.mlp = config.norm(), Mlp(config)
 
     def forward(self, x: Tensor, visible: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all. As x."""
+        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all.
+
+        Returns the shape of x.
+        """
         x = x + self.attn(self.norm1(x), visible, packing=packing)
         return x + self.mlp(self.norm2(x))
 
@@ -376,7 +285,11 @@ class DecoderBlock(nn.Module):
         self, y: Tensor, cross: tuple[Tensor, Tensor], visible: Tensor, self_visible: Tensor | None = None,
         causal: bool = False, past: KVCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """y: (B, K, D); cross: keys and values of the context; visible: (B, 1, 1, N); returns (B, K, D)."""
+        """y: (B, K, D). Returns (B, K, D).
+
+        cross: keys and values of the context (see `read_context`). visible: (B, 1, 1, N) bool, of the
+        context. self_visible, causal, past: of the self-attention.
+        """
         y = y + self.self_attn(self.norm1(y), self_visible, causal, past)
         y = y + self.cross_attn(self.query_norm(y), *cross, visible)
         return y + self.mlp(self.norm2(y))

@@ -22,7 +22,10 @@ _UNREADABLE = (OSError, StopIteration, ValueError, IndexError)
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> float:
-    """Free bytes of a device; infinity if unknown. root: the folder with `proc` and `sys`, for tests."""
+    """Free bytes of a CUDA device, or of the host for any other; infinity if that is unknown.
+
+    On the host, the limits of control groups count, too. root: the folder with `proc` and `sys`, for tests.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits, groups = list[int](), list[tuple[str, str]]()
@@ -56,9 +59,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_error(device: torch.device, dtype: str, size: str = "") -> FourMError:
-    """The error of a run that does not fit into memory; size: ", even for ..." for the message."""
-    helps = "a smaller model" if dtype.endswith("16") else "`dtype=bfloat16` or a smaller model"
-    return FourMError(f"memory ran out on {device}{size}; {helps} needs less")
+    """The error of a run that does not fit into memory; size: for the message, such as ", even for ..."."""
+    advice = "a smaller model" if dtype.endswith("16") else "`dtype=bfloat16` or a smaller model"
+    return FourMError(f"memory ran out on {device}{size}; {advice} needs less")
 
 
 def release_memory() -> None:
@@ -68,7 +71,7 @@ def release_memory() -> None:
 
 
 def _number_after(name: str, path: Path) -> int:
-    """The number in the line of a file that begins with `name`; StopIteration if there is none."""
+    """The number in the first line that begins with `name` and a blank; StopIteration if there is none."""
     return next(int(line.split()[1]) for line in _text(path).splitlines() if line.startswith(f"{name} "))
 
 

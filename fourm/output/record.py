@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from fourm.data.dataset import Input
-from fourm.data.layout import FORMS, FRAME, MAX_SAMPLES, Fit, Place
+from fourm.data.layout import FRAME, MAX_SAMPLES, PLACE_FORMS, Fit, Place
 from fourm.data.writing import PARTIAL
 from fourm.errors import shown
 from fourm.modalities.typed import Limits, fit
@@ -135,7 +135,7 @@ def _run_of(said: Mapping[str, Any]) -> RunRecord:
         if not is_below or parts[0] in RESERVED_NAMES or len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
             raise ValueError(f"no run has results in the folder {shown(repr(folder))}")
         is_suffix = suffix.isprintable() and suffix.strip(".") and "/" not in suffix
-        if not is_suffix or len(os.fsencode(suffix)) > MAX_SUFFIX_BYTES or form not in FORMS:
+        if not is_suffix or len(os.fsencode(suffix)) > MAX_SUFFIX_BYTES or form not in PLACE_FORMS:
             raise ValueError(f"no run writes files {shown(repr(suffix))} of the form {shown(repr(form))}")
     return run
 

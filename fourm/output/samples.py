@@ -107,7 +107,7 @@ class Run:
         counts = [step["num_tokens"] for step in steps if step["target"] == place.modality]
         return sum(counts) if counts and not place.is_condition else None
 
-    def thousands(self) -> list[Path]:
+    def sample_files(self) -> list[Path]:
         """The files in which samples are recorded, a thousand in each, in order."""
         folder = self.root / SAMPLES[self.file].folder
         return sorted(path for path in folder.glob("*.jsonl") if re.fullmatch("[0-9]{5,}", path.stem))
@@ -116,14 +116,14 @@ class Run:
         """All samples in order, at most a thousand in memory at a time; UsageError: a file is damaged."""
         if self.is_older:
             yield from (self.describe(Sample(key)) for key in sorted(self._keys_of_files()))
-        for path in self.thousands():
+        for path in self.sample_files():
             yield from read_samples_file(path, self)
 
     def find(self, key: Key) -> RecordedSample | None:
         """The sample with this key; None if it is not recorded."""
         if self.is_older:
             return self.describe(Sample(key))
-        paths = self.thousands()
+        paths = self.sample_files()
         after = bisect_right(paths, key, key=lambda path: _first_key(path, self))
         found = read_samples_file(paths[after - 1], self) if after else ()
         return next((sample for sample in found if sample.key == key), None)
@@ -171,7 +171,7 @@ class SampleWriter:
 
     def check(self) -> None:
         """Compare the recorded samples with the input; UsageError if they differ."""
-        for path in self.run.thousands():
+        for path in self.run.sample_files():
             self._is_recorded(path)
 
     def record(self, key: Key) -> Path | None:

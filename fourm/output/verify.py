@@ -86,8 +86,8 @@ class _RunState:
     run: Run
     is_closed: bool  # all its processes ended normally, so every file has a checksum
     failed: set[tuple[str, int]]  # that are listed in failures.jsonl and were not made since
-    is_chosen: bool = False  # no process was to make more than a few samples by their keys
-    base_failed: set[tuple[str, int]] = field(default_factory=set)  # likewise, in its base run
+    was_limited: bool = False  # each process was to make only the samples that `only` names
+    base_failed: set[tuple[str, int]] = field(default_factory=set)  # `failed` of the base run
 
 
 @dataclass(slots=True)
@@ -98,8 +98,8 @@ class _Folder:
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     runs: list[_RunState] = field(default_factory=list)
-    has_base: bool = False  # run.json can be read, so files that belong to no run can be told apart
-    known_folders: set[str] = field(default_factory=set)  # directly below root, with files of runs
+    has_base: bool = False  # run.json can be read; without it, nobody knows which files belong to no run
+    known_folders: set[str] = field(default_factory=set)  # names directly below root, with files of runs
     checksums: dict[str, Listed] = field(default_factory=dict)  # by path
     failures: list[Failure] = field(default_factory=list)  # of samples that no later process made
     unlisted: set[str] = field(default_factory=set)  # files without a checksum that are not judged yet
@@ -165,44 +165,16 @@ class _Folder:
                 self.add(ALTERED, name + kind, "was changed after its process had ended")
 
     def read_records(self) -> None:
-        """Read the records of runs. UsageError if no run wrote the folder."""
+        """Read the records of runs, and compare them. UsageError if no run wrote the folder."""
         for file, stage in ((RUN, BASE), (SR_RUN, SR)):
-            path = self.root / file
-            if not os.path.lexists(path):
-                continue
-            if not path.exists():
-                self.add(UNREADABLE, file, "a link to a file that is gone")
-                continue
-            try:
-                run = load_run(self.root, file)
-                launches = processes.read_launches(self.root, run.identity)
-            except UsageError as error:
-                self.add(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
-                continue
-            if path.is_symlink():
-                self.add(FOREIGN, file, "is a link; other commands refuse a record that is a link")
-            if not run.is_as_written:
-                what = "was changed after its run wrote it; checks that rely on it may be wrong"
-                self.add(ALTERED, file, what)
-            if not launches and run.identity:
-                self.add(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
-            if run.is_older:
-                if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
-                    self.checksums |= processes.scan_checksums(older)[0]
-                what = "an older version wrote it; only files with a checksum are checked"
-                self.add_note(OLDER, file, what)
-            failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
-            is_chosen = all(launch.only for launch in launches)
-            self.runs.append(_RunState(run, processes.is_closed(launches), failed, is_chosen))
-            places = (*run.record.places, SAMPLES[file], *([FRAMES] if file == RUN else []))
-            self.known_folders |= {place.folder.partition("/")[0] for place in places}
-            self.has_base |= file == RUN
+            if os.path.lexists(self.root / file):
+                self._read_record(file, stage)
         if len(self.runs) == 2:
-            base, finer = self.runs
-            if not base.run.record.as_origin().items() <= finer.run.record.origin.items():
+            base, sr = self.runs
+            if not base.run.record.as_origin().items() <= sr.run.record.origin.items():
                 self.add(ALTERED, SR_RUN, f"continues another run than the one in {RUN}")
-            if base.run.variations == finer.run.variations:
-                finer.base_failed = set(base.failed)
+            if base.run.variations == sr.run.variations:
+                sr.base_failed = set(base.failed)
         if all(state.is_closed for state in self.runs):
             self._check_failures()
         # Super-resolution that writes into the folder of its input leaves no run.json. If that folder is a
@@ -214,6 +186,36 @@ class _Folder:
             what = f"holds no {RUN}, so no run of this program wrote it"
             raise UsageError(f"{printable(str(self.root))}: {what}")
         self.add(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
+
+    def _read_record(self, file: str, stage: str) -> None:
+        """Read the record of a run; report what is wrong with it. stage: of its failures."""
+        path = self.root / file
+        if not path.exists():
+            self.add(UNREADABLE, file, "a link to a file that is gone")
+            return
+        try:
+            run = load_run(self.root, file)
+            launches = processes.read_launches(self.root, run.identity)
+        except UsageError as error:
+            self.add(ALTERED, file, str(error).removeprefix(f"{printable(str(path))}: "))
+            return
+        if path.is_symlink():
+            self.add(FOREIGN, file, "is a link; other commands refuse a record that is a link")
+        if not run.is_as_written:
+            what = "was changed after its run wrote it; checks that rely on it may be wrong"
+            self.add(ALTERED, file, what)
+        if not launches and run.identity:
+            self.add(MISSING, PROCESSES, f"it holds no record of the processes that made {file}")
+        if run.is_older:
+            if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
+                self.checksums |= processes.scan_checksums(older)[0]
+            self.add_note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
+        failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
+        was_limited = all(launch.only for launch in launches)
+        self.runs.append(_RunState(run, processes.is_closed(launches), failed, was_limited))
+        places = (*run.record.places, SAMPLES[file], *([FRAMES] if file == RUN else []))
+        self.known_folders |= {place.folder.partition("/")[0] for place in places}
+        self.has_base |= file == RUN
 
     def _check_failures(self) -> None:
         """Compare `failures.jsonl` with the lists of failures of the processes, all of which have ended."""
@@ -306,7 +308,7 @@ class _Folder:
                 self.samples += sum(1 for _ in run.samples())
             return
         counts = Counter[str]()  # of results, by outcome
-        lists = {path.relative_to(self.root).as_posix(): path for path in run.thousands()}
+        lists = {path.relative_to(self.root).as_posix(): path for path in run.sample_files()}
         folder = f"{SAMPLES[run.file].folder}/"
         is_known = all(path in lists for path in self.checksums if path.startswith(folder))
         for name, path in lists.items():
@@ -340,7 +342,7 @@ class _Folder:
             if run.record.origin and run.file == RUN and state.is_closed:
                 why = "the run that this one continues lacks them, or"
                 self.add_note(MISSING, run.file, f"{what}{why} `resume=True` makes them")
-            elif state.is_chosen and state.is_closed and not counts[_PARTIAL]:
+            elif state.was_limited and state.is_closed and not counts[_PARTIAL]:
                 self.add_note(MISSING, run.file, f"{what}only others were chosen; `resume=True` makes them")
             else:
                 self.add(MISSING, run.file, f"{what}`resume=True` makes them")
@@ -392,7 +394,8 @@ class _Folder:
         if file not in self.unlisted:
             return
         self.unlisted.remove(file)
-        if state.is_closed and any(f.files.get(file, 0) is None for f in self.failures):
+        # A failure lists the files that did not exist then, with None.
+        if state.is_closed and any(file in f.files and f.files[file] is None for f in self.failures):
             self.add(FOREIGN, file, "its sample failed, and this file was not there then")
             return
         if is_made:

@@ -13,8 +13,9 @@ from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.networks.layers import set_attention, torch_dtype
+from fourm.networks.layers import set_attention
 from fourm.networks.model import FourM
+from fourm.networks.precision import torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer
 
 

@@ -21,7 +21,7 @@ from fourm.data.opening import read_bytes
 from fourm.data.writing import write_atomic, write_text
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError
-from fourm.inputs.conditions import Given, Work
+from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION
 from fourm.modalities.text import Structured
@@ -81,7 +81,7 @@ class Saver:
             if path := self.samples.record(work.sample.key):
                 self._note_checksums([path])
 
-    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
         """Write all files of the chosen samples, each atomically, and report each as saved or failed.
 
         batch: one decoded row for each of `given`, in the same order. Samples that are reported already are
@@ -129,7 +129,7 @@ class Saver:
             if place.form == "ids":
                 self._write(place, work, partial(write_ids, made.tokens[place.modality]))
         given = {name: value for name, value in made.values.items() if name not in targets}
-        row = Given(work, values=given, kept=made.kept, frame=made.frame)
+        row = PreparedSample(work, values=given, kept=made.kept, frame=made.frame)
         yield from self._save_values(row, made.values)
         self._note_checksums(self._paths(work))
 
@@ -191,7 +191,7 @@ class Saver:
         self._film.frames = []
         return written
 
-    def _save_values(self, row: Given, made: Mapping[str, Any]) -> Iterator[Event]:
+    def _save_values(self, row: PreparedSample, made: Mapping[str, Any]) -> Iterator[Event]:
         """Write the values of one sample, and report texts that violate the grammar of their modality.
 
         made: by modality, values of targets and of conditions as they are written.
@@ -219,7 +219,7 @@ class Saver:
             self.saved.add(work.result)
             yield Saved(*work.result, self.job.paths(work), self.job.request.stage)
 
-    def _write_kept(self, place: Place, row: Given, path: Path) -> None:
+    def _write_kept(self, place: Place, row: PreparedSample, path: Path) -> None:
         """Write what was given of a target as it was used, or the mask of what stays, white."""
         kept, codec = row.kept[place.modality], self.codecs[place.modality]
         if kept.whole is not None:
@@ -234,7 +234,7 @@ class Saver:
         else:
             path.write_text(kept.value, encoding="utf-8", errors="surrogateescape", newline="")
 
-    def _write_frame(self, row: Given) -> None:
+    def _write_frame(self, row: PreparedSample) -> None:
         """Record where the square lies in its picture; super-resolution beside its run has that already."""
         if row.frame is None or self.job.request.is_beside:
             return
@@ -265,7 +265,7 @@ class Saver:
         shared = [self.job.request.out / place.folder for place in places]
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
-    def _chunks(self, row: Given, is_shared: bool) -> dict[str, str]:
+    def _chunks(self, row: PreparedSample, is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""
         record, registry, work = self.samples.run.record, self.job.request.model.registry, row.work
         texts = {**row.values, **{name: part.value for name, part in row.kept.items()}}

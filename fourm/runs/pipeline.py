@@ -18,15 +18,16 @@ from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
 from fourm.data.layout import CROP_SETTINGS, PICTURES
-from fourm.decoding.engine import Engine, Progress, equal_counts, with_targets
+from fourm.decoding.engine import Engine, Progress, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
-from fourm.inputs.conditions import Conditions, Given, Work
+from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.layers import arithmetic, choose_dtype, set_attention
+from fourm.networks.layers import set_attention
+from fourm.networks.precision import arithmetic, choose_dtype
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
@@ -63,7 +64,7 @@ class Writer(Protocol):
     def fail(self, work: Work, reason: str) -> Failed:
         """A sample that cannot be made."""
 
-    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
         """Save the chosen samples that are not reported yet; batch: a decoded row for each of `given`."""
 
 
@@ -246,21 +247,21 @@ def check_weights(job: Job) -> None:
         load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
-def follow_on(base: Request, finer: Request) -> Request:
+def follow_on(base: Request, sr_request: Request) -> Request:
     """The request for super-resolution of all results of the run `base`, in the same folder.
 
     finer: the model, chain and settings of super-resolution. Both runs can be resumed.
     """
     record = make_record(check(base))
     run = Run(base.out, RUN, record)
-    made = conditions_from(run, map(run.describe, base.samples), finer.chain, finer.model)
-    names = {name for keep in finer.chain.keeps for name in (keep.target, keep.mask)} | {
+    made = conditions_from(run, map(run.describe, base.samples), sr_request.chain, sr_request.model)
+    names = {name for keep in sr_request.chain.keeps for name in (keep.target, keep.mask)} | {
         PICTURES,
         CROP_SETTINGS,
     }
     samples = with_files(made, base.samples, names)
     return replace(
-        finer, samples=samples, input=Input("run"), out=base.out, origin=record,
+        sr_request, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,
     )  # fmt: skip
 
@@ -289,7 +290,7 @@ def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     decoding = Portions(size, job.device, job.dtype)
     saving = Portions(rows_at_once(job.device), job.device, job.dtype)
-    for prepared in Conditions(job.request, writer.codecs, job.dtype).prepared(groups):
+    for prepared in ConditionReader(job.request, writer.codecs, job.dtype).read_groups(groups):
         for row in prepared:
             if row.problem:
                 yield writer.fail(row.work, row.problem)
@@ -298,13 +299,18 @@ def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[
         readable = [row for row in prepared if not row.problem]
         conditions = job.request.chain.conditions
         given = stack_batches([row.batch.without(conditions) for row in readable])  # parts of targets
-        for indices, chain in equal_counts(given, job.request.chain):
+        for indices, chain in group_by_counts(given, job.request.chain):
             make = partial(_make, engine, writer, chain, decoding, saving)
             yield from decoding.each([readable[index] for index in indices], make)
 
 
 def _make(
-    engine: Engine, writer: Writer, chain: Chain, decoding: Portions, saving: Portions, rows: Sequence[Given]
+    engine: Engine,
+    writer: Writer,
+    chain: Chain,
+    decoding: Portions,
+    saving: Portions,
+    rows: Sequence[PreparedSample],
 ) -> Iterator[Event]:
     """Decode and save some samples. One that fails does not affect the others."""
     request, device, steps = writer.job.request, decoding.device, chain.steps

@@ -13,7 +13,7 @@ from fourm.codecs.images import Diffusion, GridCodec, rows_at_once
 from fourm.codecs.table import Codec
 from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise
-from fourm.inputs.conditions import Conditions, Work
+from fourm.inputs.conditions import ConditionReader, Work
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.state import (
     S1_ID,
@@ -60,8 +60,8 @@ class _Trial:
     def read(self, work: Work) -> tuple[float, Batch]:
         """Seconds of reading a sample, and its conditions, (1, ...); blank ones if they are not there yet."""
         chain, registry = self.job.request.chain, self.job.request.model.registry
-        conditions = Conditions(self.job.request, self.codecs, self.job.dtype)
-        seconds, (row,) = self._timed(lambda: conditions.prepare([work]))
+        reader = ConditionReader(self.job.request, self.codecs, self.job.dtype)
+        seconds, (row,) = self._timed(lambda: reader.read_group([work]))
         if not row.problem:
             return seconds, row.batch.without(chain.targets)
         slots = {name: _blank(registry.get(name)) for name in chain.conditions}

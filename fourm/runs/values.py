@@ -19,7 +19,7 @@ from fourm.data.layout import Frame
 from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
-from fourm.inputs.conditions import Given, Work
+from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.kept import Kept
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS, Request
 from fourm.modalities.registry import Kind, Modality
@@ -34,7 +34,7 @@ PREVIEW_STEPS = 25  # most diffusion steps for a preview picture
 
 
 def decode_values(
-    job: Job, codecs: Mapping[str, Codec], rows: Sequence[Given], batch: Batch
+    job: Job, codecs: Mapping[str, Codec], rows: Sequence[PreparedSample], batch: Batch
 ) -> Generator[Event, None, Values]:
     """The values of all targets that a job decodes; yields the steps of diffusion decoders.
 
@@ -61,7 +61,7 @@ def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
 
 
 def restored_values(
-    request: Request, codecs: Mapping[str, Codec], row: Given, values: Mapping[str, Any]
+    request: Request, codecs: Mapping[str, Codec], row: PreparedSample, values: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Values of one sample, in the frame of its picture if the request restores them.
 
@@ -144,7 +144,7 @@ class Collector:
         self.failures[work.result] = reason
         return Failed(*work.result, reason)
 
-    def save(self, given: Sequence[Given], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
+    def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
         """Decode and keep the values of the chosen samples that are not reported yet; see `Saver.save`."""
         done = {*self.made, *self.failures}
         left = [index for index in chosen if given[index].work.result not in done]

@@ -75,7 +75,7 @@ def grid_of_values(name: str, model: ModelFiles, able: Sequence[str]) -> str | N
     """The grid, among some modalities, whose values have this name; None for a name of tokens or texts."""
     registry = model.registry
     as_tokens = {*able, *(registry.get(one).key for one in able)}
-    return None if name in as_tokens else registry.of_values(name, able)
+    return None if name in as_tokens else registry.grid_of_values(name, able)
 
 
 def parse_chain(text: str, model: ModelFiles) -> Chain:
@@ -260,8 +260,8 @@ class _Planner:
             return [name for name in names if name in writes and name not in conditions]
         keys = {rows[name].key for name in conditions}
         rank = {key: index for index, key in enumerate(GENERATION_ORDER)}
-        finer = [name for name in writes if rows[name].key in keys and name not in conditions]
-        return sorted(finer, key=lambda name: rank.get(rows[name].key, len(rank)))  # stable
+        targets = [name for name in writes if rows[name].key in keys and name not in conditions]
+        return sorted(targets, key=lambda name: rank.get(rows[name].key, len(rank)))  # stable
 
     def _is_quick(self, row: Modality) -> bool:
         """True for maps and short texts. Pictures, what is decoded by diffusion, and texts that hold codes of

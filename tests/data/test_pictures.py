@@ -76,7 +76,7 @@ def test_what_is_passed_over_is_counted(photos: Path) -> None:
     pictures = found("photos")
     assert keys(pictures) == ["a", "b", "summer/sea/c"]
     assert pictures.notes == (
-        "passed over: 2 .heic, 1 .tar, 1 .txt, 1 without an ending, 2 hidden, 1 folder of a data set; "
+        "passed over: 2 .heic, 1 .tar, 1 .txt, 1 without an ending, 2 hidden, 1 folder of a dataset; "
         "of .heic no format is read, convert such pictures to PNG",
     )
     put(photos, *(f"photos/x.{n}" for n in range(9)))

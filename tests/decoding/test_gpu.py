@@ -10,7 +10,7 @@ import torch
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.layers import arithmetic
+from fourm.networks.precision import arithmetic
 from fourm.networks.tokenizers.diffusion import DiVAE
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fourm.decoding.engine import Engine, equal_counts, with_targets
+from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise, guide
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.networks.model import FourM
@@ -100,7 +100,7 @@ def plan(case: Case, schedule: list[Case], steps: int | None = None, hides_given
 
 def row_chain(chain: Chain, batch: Batch) -> Chain:
     """The chain for a batch whose rows want equally many tokens."""
-    (rows, own), *others = equal_counts(batch, chain)
+    (rows, own), *others = group_by_counts(batch, chain)
     assert rows == list(range(len(batch.keys)))
     assert not others
     return own
@@ -184,7 +184,7 @@ def test_rows_with_unequal_parts_equal_the_recorded_rows_alone(
         arrays, batch = read(golden, case)
         longest = max(map(len, case["schedules"]))
         chain = plan(case, max(case["schedules"], key=len), steps=8 if "roar" in case["name"] else longest)
-        groups = equal_counts(batch, chain)
+        groups = group_by_counts(batch, chain)
         assert sorted(row for rows, _ in groups for row in rows) == list(range(len(batch.keys)))
         for rows, own in groups:
             assert len(rows) == 1
@@ -256,7 +256,7 @@ def generate(batch: Batch, chain: Chain) -> dict[str, Tensor]:
     """Tokens of every row, decoded in groups of equal counts."""
     batch = with_targets(batch, chain, SMALL)
     made = {target: torch.full((len(batch.keys), 16), -1) for target in chain.targets}
-    for rows, own in equal_counts(batch, chain):
+    for rows, own in group_by_counts(batch, chain):
         part = batch.select(torch.tensor(rows))
         noise = Noise.for_samples(4, [(key, 0) for key in part.keys])
         for progress in Engine(NETWORK).run(part, own, noise):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import MissingError, VerificationError
 from fourm.hub.cache import cache_folder, find_pin, pins_path
-from fourm.hub.remote import Address, UnreachableError, explain_failure, persist
+from fourm.hub.remote import Address, UnreachableError, explain_failure, retry
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, SLACK, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import Hub
 
@@ -129,7 +129,7 @@ def test_waits_grow_and_end() -> None:
         raise ConnectionResetError("gone")
 
     with pytest.raises(UnreachableError, match=r"^a/b/x cannot be fetched from h: no connection \(gone\)$"):
-        persist(watch.client, Address("a/b", "http://h/x", "x"), action)
+        retry(watch.client, Address("a/b", "http://h/x", "x"), action)
     assert len(tried) == watch.client.tries
     assert watch.slept == [1.0, 2.0, 4.0, 8.0]
 

@@ -15,7 +15,7 @@ from fourm.codecs.table import build_codec
 from fourm.data.layout import Crop, Key, Sample, centre_crop
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart
-from fourm.inputs.conditions import Conditions, Work
+from fourm.inputs.conditions import ConditionReader, Work
 from fourm.inputs.request import Request
 from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
@@ -91,7 +91,7 @@ def test_without_its_tokenizer_a_map_is_no_condition(run: Run, tiny: Path, tmp_p
     assert "--cond tok_depth reads tokens" in err
 
 
-def conditions(tiny: Path, tmp_path: Path) -> tuple[Conditions, list[Work]]:
+def conditions(tiny: Path, tmp_path: Path) -> tuple[ConditionReader, list[Work]]:
     model = find_model(tiny)
     chain = parse_chain("--cond rgb --targets tok_clip", model)
     pictures(tmp_path / "data", 4)
@@ -101,7 +101,7 @@ def conditions(tiny: Path, tmp_path: Path) -> tuple[Conditions, list[Work]]:
     ]
     request = Request(model, chain, samples, tmp_path / "out", num_variations=2)
     codecs = {"rgb@64": build_codec(model.registry.get("rgb@64"))}
-    return Conditions(request, codecs), [Work(sample, v) for sample in samples for v in range(2)]
+    return ConditionReader(request, codecs), [Work(sample, v) for sample in samples for v in range(2)]
 
 
 def test_the_next_group_is_read_while_one_is_used(tiny: Path, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_the_next_group_is_read_while_one_is_used(tiny: Path, tmp_path: Path) ->
             assert threading.current_thread() is not threading.main_thread()
             return self.codec.read(path)
 
-    watched = Conditions(reader.request, {"rgb@64": Watched()})  # type: ignore[dict-item]
-    groups = watched.prepared([works[:2], works[2:4], works[4:]])
+    watched = ConditionReader(reader.request, {"rgb@64": Watched()})  # type: ignore[dict-item]
+    groups = watched.read_groups([works[:2], works[2:4], works[4:]])
     first = next(groups)
     deadline = time.monotonic() + 10
     while read[:2] != ["0.png", "1.png"] and time.monotonic() < deadline:
@@ -136,8 +136,8 @@ def test_groups_read_ahead_equal_groups_read_alone(tiny: Path, tmp_path: Path) -
     reader, works = conditions(tiny, tmp_path)
     (tmp_path / "data" / "rgb" / "a" / "2.png").write_bytes(b"no picture")
     groups = [works[:3], works[3:6], works[6:]]
-    for got, group in zip(reader.prepared(groups), groups, strict=True):
-        wanted = reader.prepare(group)
+    for got, group in zip(reader.read_groups(groups), groups, strict=True):
+        wanted = reader.read_group(group)
         assert [row.work for row in got] == group
         assert [row.problem for row in got] == [row.problem for row in wanted]
         for row, other in zip(got, wanted, strict=True):
@@ -161,7 +161,7 @@ def test_malformed_texts_are_told_and_counted() -> None:
 @pytest.mark.parametrize("groups", [[], [[]]])
 def test_groups_without_samples_have_no_rows(tiny: Path, tmp_path: Path, groups: list[list[Work]]) -> None:
     reader, _ = conditions(tiny, tmp_path)
-    assert list(reader.prepared(groups)) == groups
+    assert list(reader.read_groups(groups)) == groups
 
 
 def test_every_condition_of_a_sample_shows_the_same_part_of_its_picture(

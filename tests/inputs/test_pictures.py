@@ -13,7 +13,7 @@ from PIL import Image
 from fourm.data.layout import Key
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
-from fourm.inputs.sources import Source, choose_keys, implied_conditions, read_samples, sort_source
+from fourm.inputs.sources import Source, choose_keys, classify_source, implied_conditions, read_samples
 from fourm.output.samples import open_runs
 from fourm.output.verify import verify_folder
 from tests.folders import tree
@@ -83,8 +83,8 @@ def test_a_single_file_serves_all_and_alone_gives_its_name(pictures: Path) -> No
         (["rgb@64"], {"files": {"rgb@64": "."}}, "is a folder; a condition takes one file"),
         (["rgb@64"], {"paths": ["a.jpg"], "data": "summer"}, "given both as a.jpg and as `data=summer`"),
         (["rgb@64"], {"paths": ["a.jpg"], "data": "empty"}, "is not read together with a.jpg"),
-        (["rgb@64"], {"paths": ["set", "a.jpg"]}, "set: is a data set, which is not read together with a"),
-        (["rgb@64"], {"paths": ["a.jpg"], "data": "set"}, "set: is a data set, which is not read together"),
+        (["rgb@64"], {"paths": ["set", "a.jpg"]}, "set: is a dataset, which is not read together with a"),
+        (["rgb@64"], {"paths": ["a.jpg"], "data": "set"}, "set: is a dataset, which is not read together"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(
@@ -99,17 +99,17 @@ def test_what_does_not_go_together_is_refused(
 
 def test_a_folder_is_a_data_set_if_it_has_a_modality_or_a_record(pictures: Path) -> None:
     for source in (Source(paths=(str(pictures),)), Source(data=str(pictures))):
-        assert sort_source(source, DEMO).paths == (str(pictures),)
-        assert implied_conditions(sort_source(source, DEMO)) == ("rgb",)
+        assert classify_source(source, DEMO).paths == (str(pictures),)
+        assert implied_conditions(classify_source(source, DEMO)) == ("rgb",)
     for name in ("depth/x", "semseg_coco/x", "tok_rgb@64/x"):
         (pictures / name).mkdir(parents=True)
         for source in (Source(paths=(str(pictures),)), Source(data=str(pictures))):
-            found = sort_source(source, DEMO)
+            found = classify_source(source, DEMO)
             assert (found.paths, found.data, implied_conditions(found)) == ((), str(pictures), ())
         shutil.rmtree(pictures / name.partition("/")[0])
     (pictures / "run.json").touch()
-    assert sort_source(Source(paths=(str(pictures),)), DEMO).data == str(pictures)
-    both = sort_source(Source(("a circle",), paths=(str(pictures / "a.jpg"),)), DEMO)
+    assert classify_source(Source(paths=(str(pictures),)), DEMO).data == str(pictures)
+    both = classify_source(Source(("a circle",), paths=(str(pictures / "a.jpg"),)), DEMO)
     assert implied_conditions(both) == ("caption", "rgb")
 
 

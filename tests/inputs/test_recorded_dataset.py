@@ -1,4 +1,4 @@
-"""The recorded data set from its folders to what the model reads, by the way that `generate --data` takes.
+"""The recorded dataset from its folders to what the model reads, by the way that `generate --data` takes.
 
 Only crop 0 is ever read in generation; the values of the other crops are compared codec by codec.
 """
@@ -14,7 +14,7 @@ import pytest
 from fourm.codecs.table import build_codec
 from fourm.errors import SampleError
 from fourm.hub.files import find_model
-from fourm.inputs.conditions import Conditions, Work
+from fourm.inputs.conditions import ConditionReader, Work
 from fourm.inputs.convert import convert_dataset
 from fourm.inputs.request import Request
 from fourm.inputs.sources import Source, read_samples
@@ -50,7 +50,7 @@ def prepared(golden: Path, root: Path, released: WordPiece, names: tuple[str, ..
     assert [sample.key.text for sample in dataset.samples] == ["x/s1", "x/s2"]
     codecs = {name: build_codec(rows[name], wordpiece=released) for name in names}
     works = [Work(sample, 0) for sample in dataset.samples]
-    made = Conditions(Request(model, chain, dataset.samples, root / "out"), codecs).prepare(works)
+    made = ConditionReader(Request(model, chain, dataset.samples, root / "out"), codecs).read_group(works)
     assert [given.problem for given in made] == ["", ""]
     return stack_batches([given.batch for given in made])
 

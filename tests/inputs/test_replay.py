@@ -48,11 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "finer"), [("rgb/00000/000001-v1.png", False), ("rgb@128/00000/000000-v0.png", True)]
+    ("name", "sr_run"), [("rgb/00000/000001-v1.png", False), ("rgb@128/00000/000000-v0.png", True)]
 )
 @pytest.mark.parametrize("at_home", [True, False])
 def test_a_picture_is_made_again_to_the_byte(
-    run: Run, made: Path, tmp_path: Path, name: str, finer: bool, at_home: bool
+    run: Run, made: Path, tmp_path: Path, name: str, sr_run: bool, at_home: bool
 ) -> None:
     picture = made / name if at_home else Path(shutil.copy(made / name, tmp_path / "found.png"))
     code, _, err = run("generate", "--replay", picture, "--out", "again", "-q")
@@ -60,7 +60,7 @@ def test_a_picture_is_made_again_to_the_byte(
     again, whole = tree(tmp_path / "again"), tree(made)
     assert again.items() <= whole.items()
     assert name in again
-    assert any("@128" in path for path in again) is finer
+    assert any("@128" in path for path in again) is sr_run
     assert all(Path(name).stem in path for path in again if not path.startswith("caption/"))
 
 

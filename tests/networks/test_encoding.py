@@ -17,7 +17,7 @@ from fourm.errors import SampleError
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import RELEASED, Kind, Modality
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.layers import arithmetic
+from fourm.networks.precision import arithmetic
 from fourm.networks.tokenizers.config import VQConfig
 from fourm.networks.tokenizers.vq import IMAGENET, VQTokenizer
 

@@ -13,7 +13,7 @@ from fourm.data.layout import Key, Sample
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
-from fourm.networks.layers import arithmetic, choose_dtype, torch_dtype
+from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
 

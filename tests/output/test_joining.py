@@ -555,12 +555,12 @@ def test_a_process_of_no_run_writes_nothing_through_a_link_either(tmp_path: Path
 
 def test_failures_of_an_overwritten_run_beside_another_are_forgotten(tmp_path: Path) -> None:
     close_output(begin(tmp_path), ALONE)
-    finer = replace(SETTINGS, stage="sr", places=(Place("rgb@128", ".png"),))
-    process = Joining(tmp_path, finer, ALONE, record=SR_RUN).enter()
+    sr_run = replace(SETTINGS, stage="sr", places=(Place("rgb@128", ".png"),))
+    process = Joining(tmp_path, sr_run, ALONE, record=SR_RUN).enter()
     process.add_failure("a/b", 0, "broken", "sr", [tmp_path / "rgb@128/a/b.png"])
     close_output(process, ALONE)
     assert (tmp_path / FAILURES).exists()
-    other = replace(finer, places=(Place("depth@128", ".npy"),))
+    other = replace(sr_run, places=(Place("depth@128", ".npy"),))
     close_output(Joining(tmp_path, other, ALONE, overwrite=True, record=SR_RUN).enter(), ALONE)
     assert not (tmp_path / FAILURES).exists()
 

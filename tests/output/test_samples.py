@@ -253,8 +253,8 @@ def test_an_older_folder_is_still_a_data_set(
     base = open_runs(out)[0]
     samples = samples_for(base, base.samples(), {"tok_rgb@64": ("tok_rgb@64", "ids")})
     chain = make_chain([TargetSpec("tok_depth@64", 64, "roar", 2)], ["tok_rgb@64"])
-    finer = {"stage": "sr", "is_beside": True, "origin": base.record, "num_variations": 2}
-    list(run(request(tiny, out, samples=samples, chain=chain, **finer)))
+    sr_run = {"stage": "sr", "is_beside": True, "origin": base.record, "num_variations": 2}
+    list(run(request(tiny, out, samples=samples, chain=chain, **sr_run)))
     assert len(list((out / "tok_depth@64/00000").iterdir())) == 6
     assert len(lines(out / "samples.sr/00000.jsonl")) == 3
     assert not (out / "samples").exists()

@@ -553,8 +553,8 @@ def test_super_resolution_finds_samples_with_long_names(tiny: Path, tmp_path: Pa
     samples = [Sample(Key("f", "n" * size), PROMPTS[0]) for size in LENGTHS]
     list(run(request(tiny, out, samples=samples, num_variations=count)))
     assert len(keys_of(open_runs(out))) == len(LENGTHS)
-    finer = super_resolution(tiny, out)
-    assert sum(isinstance(event, Saved) for event in run(finer)) == count * len(LENGTHS)
+    sr_run = super_resolution(tiny, out)
+    assert sum(isinstance(event, Saved) for event in run(sr_run)) == count * len(LENGTHS)
     assert (verify_folder(out).findings, verify_folder(out).samples) == ((), len(LENGTHS))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourm.codecs.table import build_codec
-from fourm.decoding.engine import DRAW, ORDER, Engine, _num_known, _passes, with_targets
+from fourm.decoding.engine import DRAW, ORDER, Engine, _branch_inputs, _count_known, with_targets
 from fourm.decoding.sampling import Noise, draw
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.modalities.text import EOS_ID, WordPiece
@@ -140,8 +140,8 @@ def test_one_stacked_query_gives_the_recorded_weighted_logits(
     step = Step(0, case["target"], case["scheme"], 1, 0.0, frozenset(names), branches, removes_hidden=True)
     positions = torch.from_numpy(arrays["uncond.dec.pos"]).long()
     engine = Engine(load_fixture(unpacked, "swiglu_nobias"), plain=plain)
-    states = _passes(batch, step)
-    logits = engine._ask(states, step, positions, _num_known(states))
+    states = _branch_inputs(batch, step)
+    logits = engine._ask(states, step, positions, _count_known(states))
     check_digest(logits, arrays, "guided.")
 
 
@@ -194,9 +194,9 @@ def test_a_stacked_query_is_the_weighted_sum_of_separate_passes(
     decoded = torch.arange(done).expand(count, -1)
     batch = batch.with_slot("tok_b@32", batch.slots["tok_b@32"].fill(decoded, decoded))
     positions = torch.arange(done, 16 if scheme == "maskgit" else done + 3).expand(count, -1)
-    states = _passes(batch, step)
+    states = _branch_inputs(batch, step)
     assert len(states) == 1 + sum(w != 0 for w in weights)
-    logits = Engine(small)._ask(states, step, positions, _num_known(states))
+    logits = Engine(small)._ask(states, step, positions, _count_known(states))
     assert alike(logits, weighted(small, batch, "tok_b@32", positions, by_name))
 
 

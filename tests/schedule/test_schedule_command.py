@@ -115,8 +115,8 @@ def test_what_is_to_be_fetched_is_what_the_chain_needs_and_is_not_here(
     assert fetched(*maps, "rgb") == ["4m-7-b", "tok-depth"]
     assert fetched(*maps, "tok_rgb,det") == ["4m-7-b", "tok-depth", "text-tokenizer"]
     assert fetched(*maps, "normal") == ["4m-7-b", "tok-depth", "tok-normal"]
-    finer = ("--model", "4m-7-b", "--sr-model", "4m-7-sr-l", "--targets", "tok_rgb", "--sr-targets")
-    assert fetched(*finer, "tok_rgb@448") == ["4m-7-b", "tok-rgb", "text-tokenizer", "4m-7-sr-l"]
+    sr_run = ("--model", "4m-7-b", "--sr-model", "4m-7-sr-l", "--targets", "tok_rgb", "--sr-targets")
+    assert fetched(*sr_run, "tok_rgb@448") == ["4m-7-b", "tok-rgb", "text-tokenizer", "4m-7-sr-l"]
     put_folder(empty_cache, CATALOGUE["tok-depth"].hub_id, write_tokenizer(tmp_path / "depth", 8192))
     assert fetched(*maps, "rgb") == ["4m-7-b"]
     put_folder(empty_cache, CATALOGUE["4m-7-b"].hub_id, seven(tmp_path / "seven"))

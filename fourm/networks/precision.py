@@ -1,0 +1,114 @@
+"""How networks compute: dtypes, and torch's global settings for exact, deterministic arithmetic."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from operator import attrgetter
+from threading import Condition
+from typing import Any, cast
+
+import torch
+
+from fourm.errors import UsageError
+from fourm.hub.header import DTYPES
+
+_Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
+_EXACT: tuple[_Switch, ...] = (
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
+    (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm in each run
+    (torch.backends.cudnn, "deterministic", True),
+)
+# The settings since torch 2.9, by the one whose value they have if they are unset.
+_NEWER = {"cudnn": ("cuda.matmul", "cudnn.conv", "cudnn.rnn"), "mkldnn": ("mkldnn.matmul", "mkldnn.conv")}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of tensors for a key of `DTYPES`."""
+    return cast("torch.dtype", getattr(torch, DTYPES[name].torch_name))
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The full name of a dtype; UsageError if it is unknown, or not supported by the device."""
+    if name not in DTYPES:
+        raise UsageError(f"`dtype`: '{name}' is not one of {', '.join(DTYPES)}")
+    if DTYPES[name].name == "tf32" and device.type != "cuda":
+        where = f"only NVIDIA GPUs support it, not '{device.type}'"
+        raise UsageError(f"`dtype=tf32`: {where}; use `dtype=float32`")
+    return DTYPES[name].name
+
+
+@contextmanager
+def arithmetic(dtype: str) -> Iterator[None]:
+    """Within this context, torch computes in a dtype (a key of `DTYPES`), with deterministic algorithms.
+
+    float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
+    float32. torch's settings are global to the process: several threads can be inside with the same settings,
+    with others a thread waits until they have left. The earlier values are restored by the last one.
+    """
+    is_tf32 = dtype == "tf32"
+    with _TURN.changed:
+        _TURN.changed.wait_for(lambda: not _TURN.users or _TURN.is_tf32 == is_tf32)
+        if not _TURN.users:
+            _TURN.is_tf32 = is_tf32
+            _TURN.restored.enter_context(_settings(is_tf32))
+        _TURN.users += 1
+    try:
+        yield
+    finally:
+        with _TURN.changed:
+            _TURN.users -= 1
+            if not _TURN.users:
+                _TURN.restored.close()
+                _TURN.changed.notify_all()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Which threads use torch's settings now; all of them use the same ones."""
+
+    changed: Condition = field(default_factory=Condition)
+    users: int = 0  # threads inside `arithmetic`
+    is_tf32: bool = False  # of the settings in use
+    restored: ExitStack = field(default_factory=ExitStack)  # restores the earlier values when it is closed
+
+
+_TURN = _Turn()
+
+
+@contextmanager
+def _settings(is_tf32: bool) -> Iterator[None]:
+    """Set torch's settings for exact arithmetic, or for TF32; the earlier values are restored at the end."""
+    newer, wanted = list[_Switch](), list(_EXACT)
+    for parent, names in _NEWER.items() if hasattr(torch.backends.cudnn, "fp32_precision") else ():
+        above = getattr(torch.backends, parent).fp32_precision
+        for owner in (attrgetter(name)(torch.backends) for name in names):
+            unset = owner.fp32_precision == above
+            newer.append((owner, "fp32_precision", "none" if unset else owner.fp32_precision))
+            wanted.append((owner, "fp32_precision", "tf32" if is_tf32 and parent == "cudnn" else "ieee"))
+    _set((owner, name, "ieee") for owner, name, _ in newer)  # or the older ones could not be read
+    others = list[_Switch]()
+    for owner, name, _ in _EXACT:
+        split = f"{name}_split_k"  # reduced-precision settings are set as a pair with that of split-K
+        if hasattr(owner, name):
+            value = getattr(owner, name)
+            others.append((owner, name, (value, getattr(owner, split)) if hasattr(owner, split) else value))
+    products, convolutions = torch.get_float32_matmul_precision(), True
+    with suppress(RuntimeError):  # it is on while the newer ones are off
+        convolutions = torch.backends.cudnn.allow_tf32
+    try:
+        # The settings that every torch has change the newer ones too, so these are set afterwards.
+        torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = is_tf32
+        _set(switch for switch in wanted if hasattr(*switch[:2]))
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+        _set((*newer, *others))
+
+
+def _set(switches: Iterable[_Switch]) -> None:
+    for owner, name, value in switches:
+        setattr(owner, name, value)
