@@ -46,6 +46,8 @@ def show_help(context: typer.Context, is_whole: bool = False) -> None:
     for one in context.command.params:
         if getattr(one, "is_flag", False):
             one.metavar = ""  # in place of its type
+        if one.param_type_name == "argument":
+            one.display_type_rich = lambda ctx: None  # type: ignore[attr-defined]  # its name says what it is
         if not is_whole:
             _shorten(one)
     typer.echo(context.get_help())
