@@ -151,4 +151,5 @@ def _result(call: Call, work: Work, collectors: Sequence[Collector]) -> Result:
         request = replace(request, samples=(made.work.sample,), variation=number)
         parts.append(Part(request, collector.codecs, made))
     items = [item for part in parts for item in part.items(only_targets=part.request.stage == SR)]
+    items += [item for part in parts for item in part.kept()]
     return Result(key, variation, items, about, parts, problem)

@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import overload
 
-from fourm.api.results import Item, Result
+from fourm.api.results import KEPT, Item, Result
 from fourm.codecs.files import read_ids
+from fourm.codecs.keeping import read_keep_mask
 from fourm.data.layout import Key
 from fourm.data.opening import local_path
 from fourm.errors import UsageError, near_match
 from fourm.output.record import SR
-from fourm.views.album import Album, open_album
+from fourm.output.samples import RecordedSample
+from fourm.views.album import Album, Entry, open_album
 
 
 class Results(Sequence[Result]):
@@ -66,6 +68,9 @@ class Results(Sequence[Result]):
             if sample is None or reader is None:
                 continue
             number = None if entry.place.shared else variation
+            if entry.place.form in (KEPT, "kept_ids"):
+                yield self._kept(entry, sample, number)
+                continue
             places = [p for p in entry.run.places if p.modality == entry.place.modality and p.form == "ids"]
             tokens = [self._album.root / sample.file(place, number) for place in places]
             path, row = self._album.root / sample.file(entry.place, number), reader.row
@@ -77,6 +82,14 @@ class Results(Sequence[Result]):
                     None if ids is None else partial(read_ids, ids, row.max_tokens, row.vocab_size),
                     reader.picture,
                 )  # fmt: skip
+
+    def _kept(self, entry: Entry, sample: RecordedSample, number: int | None) -> Item:
+        """What was given of a target."""
+        root, reader, mask = self._album.root, entry.reader, entry.mask
+        assert reader is not None
+        load = partial(reader.read, root / sample.file(entry.place, number))
+        read = None if mask is None else partial(read_keep_mask, root / sample.file(mask, number))
+        return Item(reader.row, KEPT, load if entry.place.form == KEPT else None, None, reader.picture, read)
 
 
 def read(folder: str | os.PathLike[str]) -> Results:

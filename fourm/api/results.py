@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fourm.codecs.keeping import Mask
 from fourm.codecs.table import Codec
 from fourm.data.layout import Key
 from fourm.data.opening import output_path
@@ -23,11 +24,12 @@ from fourm.output.joining import check_output
 from fourm.output.processes import Launch, now
 from fourm.runs.pipeline import follow_on, save_made
 from fourm.runs.values import Made
-from fourm.views.panels import make_view, panel_of
+from fourm.views.panels import Panel, make_view, panel_of, panel_of_part
 from fourm.views.plots import draw_sample
 
+KEPT = "kept"  # the role of what was given of a target
 ROLES = ("condition", "target", "sr")  # given, made, made finer; later ones come first
-_WORDS = {"condition": "given", "target": "made", "sr": "finer"}
+_WORDS = {KEPT: "kept", "condition": "given", "target": "made", "sr": "finer"}
 _MAX_TEXT = 70  # characters of a value in the text form
 
 
@@ -40,10 +42,11 @@ class Item:
     """One modality of a result. Functions read or compute what is asked for."""
 
     row: Modality
-    role: str  # one of ROLES
+    role: str  # one of ROLES, or KEPT
     load: Callable[[], Any] | None  # the value; None: it was given as tokens, or never decoded
     ids: Callable[[], NDArray[np.int64]] | None  # (L,); None: it has no tokens
     draw: Callable[[Any], Image.Image]  # value -> picture
+    mask: Callable[[], Mask] | None = None  # of what is kept of a grid: (h, w), True for what stays
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +80,15 @@ class Part:
             value, ids, codec = made.values.get(name), made.tokens.get(name), self.codecs[name]
             held = [None if one is None else partial(_same, one) for one in (value, ids)]
             yield Item(codec.row, role, held[0], held[1], codec.picture)
+
+    def kept(self) -> Iterator[Item]:
+        """What was given of targets, as it was used."""
+        for keep in self.request.chain.keeps:
+            part, codec = self.made.kept[keep.target], self.codecs[keep.target]
+            value, mask = part.whole or (part.value, part.mask)
+            load = partial(_same, value) if keep.raw or keep.is_text else None
+            hold = None if mask is None else partial(_same, mask)
+            yield Item(codec.row, KEPT, load, None, codec.picture, hold)
 
 
 class Tokens(Mapping[str, NDArray[np.int64]]):
@@ -133,7 +145,9 @@ class Result:
         problem: str = "",
     ) -> None:  # fmt: skip
         self.key, self.variation, self.problem = key, variation, problem
-        self._items, self._about, self._parts = tuple(items), about, tuple(parts)
+        self._items = tuple(item for item in items if item.role != KEPT)
+        self._kept = tuple(item for item in items if item.role == KEPT)
+        self._about, self._parts = about, tuple(parts)
         self.tokens = Tokens(self._items)
 
     def __getitem__(self, name: str) -> Any:
@@ -194,7 +208,9 @@ class Result:
     def sheet(self) -> Image.Image:
         """A picture of everything that was given and made, as `fourm plot` draws it."""
         self._check()
-        panels = [panel_of(item.row, item.load(), item.role) for item in self._items if item.load is not None]
+        panels = [_panel_of_part(item) for item in self._kept]
+        valued = [(item, item.load) for item in self._items if item.load is not None]
+        panels += [panel_of(item.row, load(), item.role) for item, load in valued]
         folder, _, name = self.key.rpartition("/")
         return draw_sample(make_view(Key(folder, name), panels, self._about))
 
@@ -211,8 +227,9 @@ class Result:
         if self.problem:
             return f"{name}: failed: {self.problem}"
         lines = [f"{name} of {self._about}"]
-        width = max((len(_title(item)) for item in self._items), default=0)
-        for item in self._items:
+        items = (*self._kept, *self._items)
+        width = max((len(_title(item)) for item in items), default=0)
+        for item in items:
             lines.append(f"  {_WORDS[item.role]:5}  {_title(item):{width}}  {_described(item)}")
         return "\n".join(lines)
 
@@ -236,6 +253,11 @@ def in_python(row: Modality, value: Any) -> Any:
     return Image.fromarray(value) if row.is_rgb else value
 
 
+def _panel_of_part(item: Item) -> Panel:
+    value = None if item.load is None else item.load()
+    return panel_of_part(item.row, value, None if item.mask is None else item.mask())
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -246,7 +268,7 @@ def _title(item: Item) -> str:
 
 def _described(item: Item) -> str:
     if item.load is None:
-        return f"{item.row.max_tokens} tokens"
+        return f"{'some of ' if item.role == KEPT else ''}{item.row.max_tokens} tokens"
     try:
         value = in_python(item.row, item.load())
     except FourMError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm.codecs.files import read_array, read_frame, read_picture
+from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.maps import FORMS
 from fourm.codecs.texts import STRUCTURED, read_structured
 from fourm.data.layout import FRAME, Key, Place, Sample, parse_key, path_of
@@ -28,6 +29,7 @@ from fourm.views.panels import (
     draw_panels,
     full_title,
     limited,
+    part_title,
     prompt_of,
     reader_for,
     text_reader,
@@ -45,6 +47,7 @@ class Entry:
     role: str
     title: str
     reader: Reader | None  # None: the modality is unknown on this machine
+    mask: Place | None = None  # of what was given of a target: which part of it that is
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -111,12 +114,14 @@ class Album:
                 panel.note = "unknown modality"
             elif entry.place.form in ("ids", "kept_ids"):
                 read_array(path)
-                panel.note = "tokens only"
+                panel.note = "tokens only" if entry.mask is None else ""
             elif codec in STRUCTURED and STRUCTURED[codec].is_of_square and entry.run.record.restore:
                 crop = read_frame(path_of(self.root, FRAME, sample.key, FRAMES.suffix)).crop
                 panel.set_value(read_structured(path, STRUCTURED[codec].grammar, crop), reader)
             else:
                 panel.set_value(reader.read(path), reader)
+            if entry.mask is not None and not panel.note:
+                panel.mask = read_keep_mask(self.root / sample.file(entry.mask, variation))
         except SampleError as error:
             panel.note, panel.problem = "cannot be read", self._short(error)
         return panel
@@ -208,7 +213,9 @@ def _kept_entries(run: Run, targets: Sequence[Entry]) -> list[Entry]:
         reader = target.reader
         if reader is not None and reader.grid is None:
             reader = text_reader(reader.row)
-        found.append(Entry(run, place, "condition", f"{target.title}, kept", reader))
+        masks = (one for one in run.places if (one.modality, one.form) == (place.modality, "mask"))
+        title = part_title(target.title, place.form == "kept_ids")
+        found.append(Entry(run, place, "condition", title, reader, next(masks, None)))
     return found
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from fourm.codecs.colours import UNKNOWN
 from fourm.codecs.drawing import CANVAS, Ink, draw_boxes
 from fourm.codecs.files import read_picture, read_text
 from fourm.codecs.images import GridCodec
+from fourm.codecs.keeping import Mask
 from fourm.codecs.table import build_codec
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, read_structured
 from fourm.data.layout import Key
@@ -62,6 +64,8 @@ class Panel:
     problem: str = ""  # why the file is missing or cannot be read
     reader: Reader | None = None  # None: the file was not read
     value: Any = None  # what the reader returned
+    # (h, w) over the whole picture, of a part that was given of a target: True for what stays.
+    mask: Mask | None = None
 
     def set_value(self, value: Any, reader: Reader) -> None:
         """Take a value, and its text and classes."""
@@ -135,6 +139,22 @@ def panel_of(row: Modality, value: Any, role: str = "target", variation: int | N
     return panel
 
 
+def panel_of_part(row: Modality, value: Any, mask: Mask | None) -> Panel:
+    """What was given of a target: a part of its value by a mask, a text with marks, or, None, tokens."""
+    reader = reader_for(row)
+    if reader.grid is None:
+        reader = text_reader(row)
+    panel = Panel(row.name, part_title(row.title, value is None), "condition", None, "", row.codec, mask=mask)
+    if value is not None:
+        panel.set_value(value, reader)
+    return panel
+
+
+def part_title(title: str, is_ids: bool) -> str:
+    """The title of what was given of a target with this title: values, or token ids."""
+    return f"{title}, kept{' tokens' if is_ids else ''}"
+
+
 def make_view(key: Key, panels: Sequence[Panel], made_by: str = "") -> View:
     """A sample whose values are in memory, with their pictures; panels in the order of `View.panels`."""
     names = [(panel.title, panel.modality, panel.role) for panel in panels]
@@ -185,6 +205,20 @@ def draw_panels(panels: Sequence[Panel], problems: list[str]) -> None:
         except (FourMError, ValueError, OSError) as error:  # the reader did not check everything
             panel.note = "cannot be drawn"
             problems.append(printable(f"{panel.file}: cannot be drawn ({error})"))
+    for panel in panels:
+        if panel.mask is not None and not panel.note:
+            panel.picture = _part_of(panel.picture, panel.mask)
+
+
+def _part_of(picture: Image.Image | None, mask: Mask) -> Image.Image:
+    """What stays of a picture, the rest light grey; without a picture the mask, white for what stays."""
+    stays = Image.fromarray(mask.astype(np.uint8) * 255)
+    if picture is None:
+        return stays.convert("RGB")
+    hidden = Image.new("RGB", picture.size, (UNKNOWN, UNKNOWN, UNKNOWN))
+    return Image.composite(
+        picture.convert("RGB"), hidden, stays.resize(picture.size, Image.Resampling.NEAREST)
+    )
 
 
 def picture_alone(panel: Panel) -> Image.Image | None:

@@ -17,8 +17,11 @@ from fourm.api.model import run as run_request
 from fourm.api.reading import read
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
+from fourm.codecs.colours import UNKNOWN
+from fourm.data.layout import number_keys
 from fourm.errors import FourMError, SampleError
 from fourm.modalities.facts import Box
+from fourm.views.album import open_album
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a small red circle above a blue square"
@@ -406,6 +409,28 @@ def test_without_blending_the_picture_is_that_of_the_decoder(demo: Model, run: R
     blended = one(demo(PROMPT, rgb="cat.png", keep=keep, steps=3))
     assert np.array_equal(plain.tokens["tok_rgb"], blended.tokens["tok_rgb"])
     assert not np.array_equal(plain.rgb, blended.rgb)
+
+
+def test_sheets_show_what_is_kept(demo: Model, run: Run, tmp_path: Path) -> None:
+    made = one(demo(PROMPT, targets="rgb semseg", steps=3))
+    result = one(demo("a small [S_1] above a blue square", rgb=made.rgb, tok_semseg=made.tokens["tok_semseg"],
+                      keep={"rgb": (0, 0, 0.5, 1), "tok_semseg": 0.5}, targets="caption rgb semseg",
+                      steps=3))  # fmt: skip
+    there = read(result.save(tmp_path / "out"))[0]
+    assert repr(there) == repr(result)
+    assert "kept   tok_semseg@64  some of 64 tokens" in repr(result)
+    assert there.names == result.names == ("caption", "rgb", "semseg")
+    assert there.sheet().tobytes() == result.sheet().tobytes()
+    assert run("plot", "out", "--no-contact")[0] == 0
+    with Image.open(tmp_path / "out/plots/000000.png") as sheet:
+        assert sheet.tobytes() == result.sheet().tobytes()
+    rgb, ids, text, *_ = open_album(tmp_path / "out").view(number_keys(1)[0]).panels
+    assert [one.title for one in (rgb, ids, text)] == [
+        "RGB, kept", "Semantic segmentation, kept tokens", "Caption, kept"
+    ]  # fmt: skip
+    assert (np.asarray(rgb.picture)[:, 32:] == UNKNOWN).all()
+    assert np.array_equal(np.asarray(rgb.picture)[:, :32], np.asarray(made.rgb)[:, :32])
+    assert np.asarray(ids.picture).mean() == 127.5  # half of the mask is white
 
 
 KEPT_WRONG = (
