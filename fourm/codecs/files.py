@@ -29,7 +29,7 @@ from fourm.data.dataset import PICTURE_SUFFIXES, read_member, split_path
 from fourm.data.layout import Crop, Fit, Frame, fit_crop
 from fourm.data.opening import SIGNATURE, find_exif, read_bytes, strip_metadata, with_single_keys
 from fourm.errors import SampleError, shown
-from fourm.modalities.typed import fit as fit_type
+from fourm.modalities.typed import to_type
 
 MAX_BYTES = 1 << 30  # of an array or picture file
 MAX_MEMBER_BYTES = 1 << 28  # of an array within a .npz file, unpacked
@@ -301,7 +301,7 @@ def _read_bytes(path: Path, limit: int, may_be_empty: bool = False) -> bytes:
 def read_frame(path: Path) -> Frame:
     """Where the square of a sample lies in its picture, from a file of the text of `format_frame`."""
     try:
-        frame: Frame = fit_type(Frame, read_json(path), "it", strict=False)
+        frame: Frame = to_type(Frame, read_json(path), "it", strict=False)
         problem = _crop_problem(frame.crop)
         if min(frame.crop.whole) < 1 or math.prod(frame.crop.whole) > MAX_PIXELS:
             problem = "is of a picture that no run reads"

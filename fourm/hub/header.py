@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from fourm.data.opening import open_file, read_bytes, with_single_keys
 from fourm.errors import CheckpointError, MissingError, shown
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
@@ -173,9 +173,9 @@ def _parse_header(raw: bytes, num_bytes: int, path: Path) -> Header:
     """The header's JSON, checked against the number of bytes that follow it."""
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=with_single_keys)
-        table = fit(Mapping[str, Any], found, "it")
-        metadata = fit(Mapping[str, str], table.pop("__metadata__", {}), "metadata")
-        tensors = fit(Mapping[str, TensorInfo], table, "tensors", strict=False)
+        table = to_type(Mapping[str, Any], found, "it")
+        metadata = to_type(Mapping[str, str], table.pop("__metadata__", {}), "metadata")
+        tensors = to_type(Mapping[str, TensorInfo], table, "tensors", strict=False)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file (its header is not valid: {error})") from None
     in_order = sorted(tensors.items(), key=lambda one: (one[1].data_offsets, one[0]))

@@ -15,7 +15,7 @@ PUBLIC = {
     ),
     "text": """EOS_ID FIRST_SENTINEL Grammar PAD_ID Structured WordPiece check_prompt encode_full merge_spans
         with_marks""",
-    "typed": "Limits fit",
+    "typed": "Limits to_type",
     "yaml_files": "read_mapping",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple
 from fourm.data.layout import Crop
 from fourm.errors import near_match, shown
 from fourm.modalities.text import MAX_NUMBER, Grammar, grouped, number_of, parse_groups, quoted, words_of
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 _MARK = re.compile(r"\[\w+\]")  # [EOS], [S_1]: no part of a name
 _FARTHEST = 10.0  # pictures away: no detector finds a box there, so such numbers are pixels
@@ -168,7 +168,7 @@ def boxes_from_json(data: object, crop: Crop | None = None, rules: BoxRules = _R
     that cannot stand in the model's text.
     """
     boxes = list[Box]()
-    for index, found in enumerate(fit(_Detections, data, "the file", strict=False).instances):
+    for index, found in enumerate(to_type(_Detections, data, "the file", strict=False).instances):
         where, (x0, y0, x1, y1) = f"instance {index}", found.boxes
         if max(map(abs, found.boxes)) > _FARTHEST:
             raise ValueError(f"{where}: 'boxes' must be fractions of the picture's sides, not pixels")
@@ -272,7 +272,7 @@ def metadata_from_json(data: object, crop: Crop | None = None) -> Metadata:
         field = _BY_NAME.get(name)
         if field is None:
             raise ValueError(f"unknown name {shown(ascii(name), 40)}{near_match(name, _BY_NAME)}")
-        number = fit(float, value, name)
+        number = to_type(float, value, name)
         facts.append(Fact(field, int(number) if field.is_whole or isinstance(value, int) else number))
     return tuple(facts)
 
@@ -326,7 +326,7 @@ def palette_from_json(data: object, crop: Crop | None = None, size: int | None =
         raise ValueError(f"holds no palette of {size} colours")
     count = max(map(int, data), default=0) if size is None else size
     of_count = Annotated[tuple[tuple[_Level, _Level, _Level], ...], Limits(count, count)]
-    levels = fit(of_count, data.get(str(count), []), f'palette "{count}"')
+    levels = to_type(of_count, data.get(str(count), []), f'palette "{count}"')
     if any(level != round(level) for colour in levels for level in colour):
         raise ValueError(f"colours have whole parts in 0..255, not {shown(levels)}")
     return tuple(Colour(*map(round, colour)) for colour in levels)

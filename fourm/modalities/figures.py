@@ -16,7 +16,7 @@ from typing import Annotated
 from fourm.data.layout import Crop
 from fourm.errors import shown
 from fourm.modalities.text import MAX_NUMBER, Grammar, Structured, grouped, number_of, parse_groups, words_of
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 PICTURE_SIDE = 224  # pixels per side of the picture that coordinates are for
 NUM_CODES = 1024
@@ -138,7 +138,7 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
     """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224."""
     if data in ({}, []):
         return ()
-    file: _PeopleOfFile = fit(_PeopleOfFile, data, "the file", strict=False)
+    file: _PeopleOfFile = to_type(_PeopleOfFile, data, "the file", strict=False)
     turns = [turn for (turn,) in file.pred_smpl_params.global_orient]
     columns = (file.bbox_xyxy, turns, file.pose_tokenized, file.pred_smpl_params.betas, file.pred_cam)
     if len(set(counts := [len(column) for column in columns])) > 1:
@@ -224,7 +224,7 @@ def instances_from_json(data: object, crop: Crop | None = None) -> Groups:
     number = crop.number if crop else 0
     if number >= len(data):
         raise ValueError(f"holds {len(data)} crops; there is no crop {number}, counted from 0")
-    entry: _CropOfFile = fit(_CropOfFile, data[number], f"crop {number}", strict=False)
+    entry: _CropOfFile = to_type(_CropOfFile, data[number], f"crop {number}", strict=False)
     try:
         return _groups_of_crop(entry)
     except ValueError as error:

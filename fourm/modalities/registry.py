@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from fourm.errors import UsageError, near_match, shown
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 TOKENS = "tok_"  # how the names of grids begin; the name of their values follows
 SEQUENCE_ROWS = 512  # rows of every 1-D position table in the released checkpoints, whatever max_length says
@@ -327,7 +327,7 @@ def _typed_fields(entries: Mapping[str, tuple[object, str]]) -> dict[str, Any]:
                 raise ValueError(f"unknown key '{key}'{near_match(key, hints)}")
             if value is None:
                 raise ValueError(f"'{key}' has no value")
-            given[key] = fit(hints[key], value, key)
+            given[key] = to_type(hints[key], value, key)
         except ValueError as error:
             problems.append(f"{place}: {error}")
     if problems:

@@ -30,22 +30,24 @@ class Limits:
         return f"{self.least} {most}" if self.least < self.most else f"{self.least}"
 
 
-def fit(kind: Any, value: object, name: str, strict: bool = True, error: type[Exception] = ValueError) -> Any:
-    """Convert parsed JSON or YAML to a type; an error names everything that does not fit, by its path.
+def to_type(
+    kind: Any, value: object, name: str, strict: bool = True, error: type[Exception] = ValueError
+) -> Any:
+    """Convert parsed JSON or YAML to a type; `error` names what does not fit (at most three), by its path.
 
     kind: str, int, float, bool, Any, an Enum, Literal, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, a
     dataclass (keys with a default may be missing), `X | None`, or any of them Annotated with Limits. Numbers
     are finite, texts can be part of a path. name: of the value in messages. strict: refuse unknown keys.
     """
     problems = list[str]()
-    fitted = _fit(kind, value, name, strict, problems)
+    converted = _to_type(kind, value, name, strict, problems)
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         raise error("; ".join([*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]))
-    return fitted
+    return converted
 
 
-def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str]) -> Any:
+def _to_type(kind: Any, value: object, path: str, strict: bool, problems: list[str]) -> Any:
     """The converted value. Adds what does not fit to `problems`; the result is then not used."""
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
@@ -53,29 +55,32 @@ def _fit(kind: Any, value: object, path: str, strict: bool, problems: list[str])
         return value
     outer, inner, count = get_origin(kind), get_args(kind), len(problems)
     if outer in (UnionType, Union):
-        return None if value is None else _fit(inner[0], value, path, strict, problems)  # X | None
+        return None if value is None else _to_type(inner[0], value, path, strict, problems)  # X | None
     if outer is Annotated:
-        fitted = _fit(inner[0], value, path, strict, problems)
+        converted = _to_type(inner[0], value, path, strict, problems)
         if len(problems) > count:
             return None
-        if inner[1].least <= (len(fitted) if isinstance(fitted, str | tuple) else fitted) <= inner[1].most:
-            return fitted
+        size = len(converted) if isinstance(converted, str | tuple) else converted
+        if inner[1].least <= size <= inner[1].most:
+            return converted
     elif outer is tuple and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(kinds) == len(value):
-            items = enumerate(zip(kinds, value, strict=True))
-            return tuple(_fit(one, item, f"{path}[{i}]", strict, problems) for i, (one, item) in items)
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_to_type(one, item, f"{path}[{i}]", strict, problems) for i, (one, item) in pairs)
     elif outer is Mapping and isinstance(value, dict):
         for key in value:
-            _fit(str, key, f"{path}: a key", strict, problems)
-        return {k: _fit(inner[1], one, f"{path}.{shown(k)}", strict, problems) for k, one in value.items()}
+            _to_type(str, key, f"{path}: a key", strict, problems)
+        items = ((key, f"{path}.{shown(key)}", one) for key, one in value.items())
+        return {key: _to_type(inner[1], one, place, strict, problems) for key, place, one in items}
     elif is_dataclass(kind) and isinstance(value, dict):
         hints = _hints(kind)  # type: ignore[arg-type]
         required = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
         problems += [f"{path} has no {key!r}" for key in required if key not in value]
         unknown = [shown(ascii(k)) + near_match(str(k), hints) for k in value if strict and k not in hints]
         problems += [f"{path} has an unknown key {key}" for key in unknown]
-        found = {k: _fit(hints[k], value[k], f"{path}.{k}", strict, problems) for k in hints if k in value}
+        given = [key for key in hints if key in value]
+        found = {key: _to_type(hints[key], value[key], f"{path}.{key}", strict, problems) for key in given}
         return None if problems else kind(**found)  # type: ignore[operator]
     elif isinstance(kind, type) and issubclass(kind, Enum) and value in [one.value for one in kind]:
         return kind(value)

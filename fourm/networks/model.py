@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 from fourm.networks.layers import BlockConfig, DecoderBlock, EncoderBlock, sincos_1d, sincos_2d, token_table
 from fourm.networks.state import Batch, Context, DecoderCache, KVCache, Packing, Slot
 
@@ -55,9 +55,9 @@ class FourMConfig:
     def from_dict(config: Mapping[str, object], registry: Registry) -> "FourMConfig":
         """Read a config.json; other keys are ignored. CheckpointError: a key is missing or a value wrong."""
         own = {key: value for key, value in config.items() if not key.startswith("modalities_")}
-        fitted: FourMConfig = fit(FourMConfig, own, "config", strict=False, error=CheckpointError)
+        fitted: FourMConfig = to_type(FourMConfig, own, "config", strict=False, error=CheckpointError)
         reads, writes = (
-            fit(tuple[str, ...], config.get(key), f"config.{key}", error=CheckpointError)
+            to_type(tuple[str, ...], config.get(key), f"config.{key}", error=CheckpointError)
             for key in ("domains_in", "domains_out")
         )
         targets = tuple(row for row in map(registry.get, writes) if row.takes_ids)

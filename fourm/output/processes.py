@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from fourm.data.opening import open_file, open_own, parse_json_lines
 from fourm.data.writing import make_below, process_name, remove_leftovers, vanished, write_text
 from fourm.errors import UsageError, printable
-from fourm.modalities.typed import fit
+from fourm.modalities.typed import to_type
 
 PROCESSES, FAILURES = "processes", "failures.jsonl"
 LAUNCH, CHECKSUMS, FAILED = ".json", ".sha256", ".jsonl"  # suffixes of a process's files
@@ -218,7 +218,7 @@ def read_launch(file: ProcessFile) -> tuple[Launch, bool]:
     try:
         with open_own(file.path, "r", MAX_LAUNCH_BYTES) as stream:
             text = stream.read().decode()
-        launch: Launch = fit(Launch, json.loads(text), "launch", strict=False)
+        launch: Launch = to_type(Launch, json.loads(text), "launch", strict=False)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{printable(str(file.path))}: is not a record of this program ({error})") from error
     facts, named = asdict(launch), (_stamp(launch.started), launch.rank, launch.size)
@@ -313,7 +313,7 @@ def noted_failures(out: Path, *others: str) -> list[Failure]:
             text = file.read().decode("utf-8", errors="replace")
             for _, row in parse_json_lines(text, str(path), skip_damaged=True):
                 with suppress(ValueError):
-                    failure: Failure = fit(Failure, row, "failure", strict=False)
+                    failure: Failure = to_type(Failure, row, "failure", strict=False)
                     last[failure.key, failure.variation, failure.stage] = failure
     return [last[where] for where in sorted(last)]
 

@@ -10,7 +10,7 @@ from fourm.data.dataset import Input
 from fourm.data.layout import FRAME, MAX_SAMPLES, PLACE_FORMS, Fit, Place
 from fourm.data.writing import PARTIAL
 from fourm.errors import shown
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 from fourm.output.processes import FAILURES, PROCESSES, RUN_IDENTITY, seal
 from fourm.schedule.settings import MAX_SEED
 
@@ -109,7 +109,7 @@ def parse_run(text: str) -> tuple[RunRecord, str, bool]:
         return _run_of(_upgraded(said)), "", True
     if said["format"] != FORMAT:
         raise ValueError(f"another version of this program wrote format {said['format']!r}")
-    identity = fit(str, said["identity"], "identity")
+    identity = to_type(str, said["identity"], "identity")
     if not RUN_IDENTITY.fullmatch(identity):
         raise ValueError(f"its identity is {identity!r}")
     return _run_of(said), identity, text == seal(said)
@@ -117,18 +117,18 @@ def parse_run(text: str) -> tuple[RunRecord, str, bool]:
 
 def _run_of(said: Mapping[str, Any]) -> RunRecord:
     """The record that parsed JSON of format 3 holds."""
-    run: RunRecord = fit(RunRecord, said, "run", strict=False)
+    run: RunRecord = to_type(RunRecord, said, "run", strict=False)
     if run.samples * run.num_variations > MAX_SAMPLES:
         raise ValueError(f"its counts are {run.samples} samples and {run.num_variations} variations")
     if run.variation is not None and run.variation >= run.num_variations:
         raise ValueError(f"there is no variation {run.variation}")
-    fit(tuple[str, ...], run.schedule["conditions"], "schedule.conditions")
-    fit(tuple[_Step, ...], run.schedule["steps"], "schedule.steps", strict=False)
-    fit(tuple[_Kept, ...], run.schedule.get("kept", []), "schedule.kept", strict=False)
+    to_type(tuple[str, ...], run.schedule["conditions"], "schedule.conditions")
+    to_type(tuple[_Step, ...], run.schedule["steps"], "schedule.steps", strict=False)
+    to_type(tuple[_Kept, ...], run.schedule.get("kept", []), "schedule.kept", strict=False)
     if run.origin:
         if missing := [name for name in _ORIGIN[:-1] if name not in run.origin]:
             raise ValueError(f"origin has no {missing[0]!r}")
-        fit(RunRecord, {**said, **run.origin}, "origin", strict=False)
+        to_type(RunRecord, {**said, **run.origin}, "origin", strict=False)
     for folder, suffix, form in ((place.folder, place.suffix, place.form) for place in run.places):
         parts = folder.split("/")
         is_below = not {"", ".", ".."} & set(parts) and not os.path.isabs(folder)

@@ -29,7 +29,7 @@ from fourm.data.layout import (
 from fourm.data.opening import open_file, read_bytes
 from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import UsageError, printable
-from fourm.modalities.typed import fit
+from fourm.modalities.typed import to_type
 from fourm.output.record import FRAMES, RUN, SAMPLES, SR_RUN, RunRecord, parse_run
 
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
@@ -310,7 +310,7 @@ def _parse(line: bytes, places: Sequence[Place], where: str) -> RecordedSample:
         row = json.loads(line)
         folder, slash, name = row["key"].rpartition("/")
         key = {"folder": folder or slash, "name": name}
-        sample: RecordedSample = fit(RecordedSample, {**row, "key": key}, "it", strict=False)
+        sample: RecordedSample = to_type(RecordedSample, {**row, "key": key}, "it", strict=False)
         for path in chain(*sample.files.values(), *sample.sources.values()):
             if not {"", ".", ".."}.isdisjoint(path.split("/")):
                 raise ValueError(f"it has a file {path!r}")

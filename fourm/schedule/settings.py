@@ -12,7 +12,7 @@ from fourm.data.opening import local_name, output_path, scheme_problem
 from fourm.errors import ScheduleError, UsageError, near_match, shown
 from fourm.hub.header import DTYPES
 from fourm.modalities.registry import RELEASED
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 MAX_SEED = (1 << 64) - 1
 SR_PREFIX = "sr_"  # of the keys of super-resolution's schedule; its flags begin with --sr-
@@ -340,7 +340,7 @@ def _run_value(key: str, value: object, path: Path) -> object:
     if key == "dtype" and value not in list(DTYPES):
         near = near_match(str(value), DTYPES)
         raise UsageError(f"'{key}' must be one of {', '.join(DTYPES)}{near}, not '{shown(value)}'")
-    fit(_RUN_KEYS[key], value, f"'{key}'")
+    to_type(_RUN_KEYS[key], value, f"'{key}'")
     if not isinstance(value, str):
         return value
     if scheme_problem(value):

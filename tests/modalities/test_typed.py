@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourm.errors import FourMError, UsageError
 from fourm.modalities.registry import Kind, load_registry
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 from fourm.modalities.yaml_files import read_mapping, read_rows
 from fourm.schedule.settings import read_settings
 
@@ -185,9 +185,9 @@ def test_data_becomes_a_typed_record_with_its_defaults() -> None:
     rows = [{"name": "a", "weights": [1, 2.5]}, {"name": "b", "weights": None}]
     data = {"count": 9, "kind": "grid", "rows": rows, "files": {"x": True}, "rest": [1]}
     wanted = Record(9, Kind.GRID, "base", (Inner("a", (1.0, 2.5)), Inner("b")), {"x": True}, [1])
-    assert fit(Record, data, "run") == wanted
-    assert fit(Record, {"count": 1, "kind": "grid"}, "run") == Record(1, Kind.GRID)
-    assert fit(Record, data | {"more": 1}, "run", strict=False) == wanted
+    assert to_type(Record, data, "run") == wanted
+    assert to_type(Record, {"count": 1, "kind": "grid"}, "run") == Record(1, Kind.GRID)
+    assert to_type(Record, data | {"more": 1}, "run", strict=False) == wanted
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_data_becomes_a_typed_record_with_its_defaults() -> None:
 )
 def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"{message}"):
-        fit(Record, {"count": 1, "kind": "grid"} | change, "run")
+        to_type(Record, {"count": 1, "kind": "grid"} | change, "run")
 
 
 def test_all_problems_are_named_together_and_many_are_counted() -> None:
     with pytest.raises(ValueError, match=r"run.count is 'x', .*; run.kind is 3, .*; run.stage is None"):
-        fit(Record, {"count": "x", "kind": 3, "stage": None}, "run")
+        to_type(Record, {"count": "x", "kind": 3, "stage": None}, "run")
     with pytest.raises(ValueError, match=r"^n\[0\] is 1, .*; n\[2\] is 1, expected text; and 97 more$"):
-        fit(tuple[str, ...], [1] * 100, "n")
+        to_type(tuple[str, ...], [1] * 100, "n")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fourm.errors import CheckpointError
 from fourm.hub.header import diffuses
-from fourm.modalities.typed import Limits, fit
+from fourm.modalities.typed import Limits, to_type
 
 # Up to far beyond any tokenizer, and any decoder.
 _Count = Annotated[int, Limits(1, 1 << 20)]
@@ -99,7 +99,7 @@ def read_config(config: Mapping[str, object]) -> VQConfig:
     for field in fields(kind):
         if field.type in (Size, Size | None) and type(values.get(field.name)) is int:
             values[field.name] = [values[field.name]] * 2
-    return fit(kind, values, "config", strict=False, error=CheckpointError)
+    return to_type(kind, values, "config", strict=False, error=CheckpointError)
 
 
 def _grid(image: Size, patch: Size, key: str) -> Size:

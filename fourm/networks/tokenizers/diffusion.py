@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourm.errors import CheckpointError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
-from fourm.modalities.typed import fit
+from fourm.modalities.typed import to_type
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
@@ -262,4 +262,4 @@ def _shape(named: Mapping[str, Shape], kind: type[Shape], config: DiVAEConfig) -
     if kind is UViTShape and type(count := sizes.get("layers_per_block", 2)) is int:  # for all levels
         levels = sizes.get("block_out_channels", UViTShape().block_out_channels)
         sizes["layers_per_block"] = [count] * (len(levels) if isinstance(levels, list | tuple) else 1)
-    return fit(kind, sizes, "dec_structure", error=CheckpointError)
+    return to_type(kind, sizes, "dec_structure", error=CheckpointError)
