@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fourm.inputs.request import Request
 
 __version__ = "0.1.0"
+# Intel's matrix kernels read this variable when torch is imported: with this value they choose the same order
+# of sums for every batch shape.
+MKL_VARIABLE, MKL_VALUE = "MKL_CBWR", "AUTO,STRICT"
 
 
 def import_when_used(room: str, public: Mapping[str, str]) -> tuple[list[str], Callable[[str], object]]:
@@ -46,9 +49,7 @@ __all__ = ["FourMError", "Model", "Request", "Result", "Schedule", "__version__"
 
 def __getattr__(name: str) -> object:
     if name in _names and "torch" not in sys.modules:
-        # Intel's matrix kernels read it when torch is imported, which most of these names do: with it they
-        # choose the same order of sums for every batch shape.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # most of these names import torch
     return _get(name)
 
 

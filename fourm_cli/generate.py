@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fourm import MKL_VALUE, MKL_VARIABLE
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.catalogue import DEMO
@@ -48,7 +49,7 @@ INCOMPLETE_SHOWN = 5  # samples without a file for each condition that get a lin
     dry_run=option("Only say what would be made, its size and time; nothing is written.", None, OUTPUT),
 )  # fmt: skip
 def generate(
-    *, inputs: given.Given, schedule: options.ScheduleWithSr, model: str | None = None,
+    *, inputs: given.SampleOptions, schedule: options.ScheduleWithSr, model: str | None = None,
     sr_model: str | None = None, machine: options.Machine, configs: options.ConfigFiles,
     num_variations: int | None = None, seed: int | None = None, fit: str | None = None,
     out: Path | None = None, writing: options.Writing, dry_run: bool = False, report: options.Report,
@@ -296,7 +297,7 @@ def _repeat(
     from fourm.schedule.plan import parse_chain
 
     base = replay.base
-    runs = [(base, files, *replay.plan(files))]
+    runs = [(base, files, *replay.chain_and_samples(files))]
     if (made := replay.sr_run) is not None:
         sr_files = find_sr(files, sr_name(files, made))
         runs.append((made, sr_files, parse_chain(made.options, sr_files), []))
@@ -391,10 +392,10 @@ def _resume_advice(request: "Request") -> str:
 
 def _with_sr(requests: "Sequence[Request]") -> "list[Request]":
     """A request, and that of super-resolution of what it makes, if there is one."""
-    from fourm.runs.pipeline import follow_on
+    from fourm.runs.pipeline import sr_request
 
     base = requests[0]
-    return [base, *(follow_on(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
+    return [base, *(sr_request(base, replace(one, stage="sr", is_beside=True)) for one in requests[1:])]
 
 
 def _print_plan(requests: "Sequence[Request]", notes: Iterable[str], report: options.Report) -> None:
@@ -445,8 +446,7 @@ def _follow(
     from fourm_cli.progress import open_log, show
 
     with open_log(log_json) if log_json else nullcontext() as log:
-        # The same sums for every batch shape; it is read when torch loads its kernels.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        os.environ.setdefault(MKL_VARIABLE, MKL_VALUE)  # before torch is imported
         ends = [show(events, report.quiet or rank > 0, log) for events in begin()]
     if rank == 0 and report.as_json:
         said = [{"saved": end.saved, "skipped": end.skipped, "failed": end.failed,

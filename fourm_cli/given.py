@@ -1,4 +1,4 @@
-"""What `generate` is given: arguments, data and files become the source of its samples and its conditions."""
+"""The options of `generate` that say what its samples and conditions are made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +13,32 @@ if TYPE_CHECKING:
     from fourm.hub.files import ModelFiles
     from fourm.inputs.sources import Source
 
+OPTIONS = {
+    "arguments": argument(
+        "Captions, or pictures: files, folders, patterns. What ends like a picture or holds a / is a path.",
+        "PROMPT|PICTURE"),
+    "prompt": option("A caption, whatever it looks like, repeatable.", "TEXT", INPUT),
+    "data": option(
+        "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
+        "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
+        "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
+    "column": option(
+        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
+    "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of datasets.",
+                      None, INPUT, "--upright/--no-upright", show_default=False),
+    "num_samples": option("Only the first N samples.", "N", INPUT, min=1),
+    "subset_seed": option(
+        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
+    "only": option("Make these samples now, and others with --resume.", "KEY,...", INPUT),
+    "replay": option(
+        "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
+        INPUT, parser=local_path),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What the samples of a run are made from, as options say it."""
+class SampleOptions:
+    """What the samples of a run are made from. Fields are the options of `OPTIONS`; None: not given."""
 
     arguments: list[str] | None = None
     prompt: list[str] | None = None
@@ -49,37 +71,17 @@ class Given:
         )  # fmt: skip
 
     def named(self) -> Mapping[str, object]:
-        """What says which samples are made, by the name that messages give it."""
+        """The options that choose samples, by their names in messages; false values were not given."""
         return {"prompts": self.arguments or self.prompt, "--data": self.data,
                 "--upright": self.upright is not None, "--num-samples": self.num_samples,
                 "--only": self.only}  # fmt: skip
 
 
-OPTIONS = {
-    "arguments": argument(
-        "Captions, or pictures: files, folders, patterns. What ends like a picture or holds a / is a path.",
-        "PROMPT|PICTURE"),
-    "prompt": option("A caption, whatever it looks like, repeatable.", "TEXT", INPUT),
-    "data": option(
-        "Captions: a .txt, .tsv, .csv or .jsonl file, - for standard input, or parti_prompts. Pictures, as "
-        "arguments are. A dataset: a folder that holds MODALITY/NAME.EXT or MODALITY/FOLDER/NAME.EXT. Or "
-        "empty: no condition at all, with --num-samples.", "SOURCE", INPUT, parser=local_name),
-    "column": option(
-        "Column of a table that holds the prompts. By default caption, prompt or text.", "NAME", INPUT),
-    "upright": option("Turn pictures as their EXIF tag says. By default so, but not those of datasets.",
-                      None, INPUT, "--upright/--no-upright", show_default=False),
-    "num_samples": option("Only the first N samples.", "N", INPUT, min=1),
-    "subset_seed": option(
-        "With --num-samples: N drawn at random by this seed, not the first.", "S", INPUT, min=0),
-    "only": option("Make these samples now, and others with --resume.", "KEY,...", INPUT),
-    "replay": option(
-        "Repeat what made this PNG, or everything of a run.json: same samples, schedule and seed.", "FILE",
-        INPUT, parser=local_path),
-}  # fmt: skip
-
-
 def with_conditions(layer: Layer, source: "Source") -> Layer:
-    """The settings of a schedule with the conditions that a source means, if none are named or only files."""
+    """The settings of a schedule, with the conditions that a source implies (words: caption; pictures: rgb).
+
+    They are not added if the schedule names conditions of its own, other than single files (rgb=cat.jpg).
+    """
     from fourm.inputs.sources import EMPTY, implied_conditions
 
     named = layer.settings.get("cond_domains", Setting((), "`cond`"))

@@ -61,7 +61,10 @@ def show_group(context: typer.Context) -> None:
 
 
 def reword(error: Any) -> UsageError:
-    """An error that Typer raised (it has `format_message`), as a sentence like all others."""
+    """An error that Typer raised, as a sentence like all others.
+
+    error: of Click, which Typer keeps private; so its kind is known by its attributes, not by its class.
+    """
     text = error.format_message().strip().rstrip(".")
     text, context = f"{text[:1].lower()}{text[1:]}", getattr(error, "ctx", None)
     if context is None:
@@ -90,7 +93,7 @@ def _print_help(context: typer.Context, param: typer.CallbackParam, value: bool)
 
 
 def _shorten(one: Any) -> None:
-    """Change a parameter for `--help`, after which the program ends."""
+    """Hide or shorten a parameter for `--help`. It is changed in place, as the program ends after that."""
     one.hidden = one.name in RARE or one.name in SR_OPTIONS[1:]
     if one.name == SR_OPTIONS[0]:
         one.opts, one.metavar, one.rich_help_panel = ["--sr-OPTION"], "VALUE", SCHEDULE

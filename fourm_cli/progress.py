@@ -65,17 +65,18 @@ def show(events: Iterable[Event], quiet: bool, log: TextIO | None) -> Finished:
     """Show a run's events on stderr (live on a terminal, else as plain lines) and write them to the log."""
     screen, tally, last = Screen(quiet), Tally(), None
     bars = Live(
-        get_renderable=lambda: picture(tally), console=screen.console, refresh_per_second=REFRESH,
+        get_renderable=lambda: live_display(tally), console=screen.console, refresh_per_second=REFRESH,
         transient=True,
     )  # fmt: skip
     try:
         with bars if screen.has_bars else nullcontext():
-            for last in lines(events, tally, screen.say, None if screen.has_bars else PLAIN_LINE_SECONDS):
+            interval = None if screen.has_bars else PLAIN_LINE_SECONDS
+            for last in print_lines(events, tally, screen.say, interval):
                 if log is not None:
                     _write(log, last)
     except BaseException as stop:
-        if not isinstance(stop, Exception):  # a signal: what is told of it ends with this
-            stop.add_note(tally.saved)
+        if not isinstance(stop, Exception):  # a signal; its message ends with this note
+            stop.add_note(tally.saved_text)
         raise
     if not isinstance(last, Finished):
         raise FourMError("the run ended without saying so; --resume goes on with it")
@@ -101,10 +102,10 @@ class Tally:
     loading: str = "starting"
     counts: Counter[type[Event]] = field(default_factory=Counter)
     tokens: int = 0
-    decoded: float = 0.0  # results, and of those that are being decoded the share that is done
-    decoding: float = 0.0  # seconds inside decoding steps
+    decoded: float = 0.0  # results; one that is being decoded counts as the fraction that is done
+    decoding_seconds: float = 0.0  # inside decoding steps
     evaluations: int = 0  # diffusion steps times the samples of each
-    detokenizing: float = 0.0  # seconds inside diffusion steps
+    detokenizing_seconds: float = 0.0  # inside diffusion steps
 
     def take(self, event: Event) -> None:
         """Add one event."""
@@ -119,13 +120,13 @@ class Tally:
                 if self.counts[Stepped] == 1:
                     self.begun = self.clock() - event.seconds
                 self.tokens += event.fixed
-                self.decoding += event.seconds
+                self.decoding_seconds += event.seconds
                 # An autoregressive target has an event for each token.
                 self.decoded = self.done + len(event.keys) * event.share
             case Detokenized():
                 self.step = event
                 self.evaluations += len(event.keys)
-                self.detokenizing += event.seconds
+                self.detokenizing_seconds += event.seconds
             case Saved():
                 self.loading = ""
 
@@ -145,7 +146,7 @@ class Tally:
         return "sample" if self.start.variations == 1 else "result"
 
     @property
-    def saved(self) -> str:
+    def saved_text(self) -> str:
         """How many results are there, of how many: `3 of 20 samples are saved`."""
         if not self.start.total:
             return "it had not begun to make anything"
@@ -154,9 +155,9 @@ class Tally:
         return f"{there} of {self.start.total} {self.unit}s{which} are saved"
 
     @property
-    def rate(self) -> str:
-        """Tokens fixed per second of decoding."""
-        return f"{self.tokens / self.decoding if self.decoding else 0.0:.0f} tokens/s"
+    def rate_text(self) -> str:
+        """`1200 tokens/s`: tokens fixed per second of decoding."""
+        return f"{self.tokens / self.decoding_seconds if self.decoding_seconds else 0.0:.0f} tokens/s"
 
     @property
     def seconds_left(self) -> float | None:
@@ -165,14 +166,14 @@ class Tally:
             return (self.clock() - self.begun) * (self.todo - self.done) / self.done
         if not self.counts[Stepped] or (self.start.evaluations and not self.evaluations):
             return None
-        whole = self.todo * self.decoding / self.decoded if self.decoded else 0.0
+        whole = self.todo * self.decoding_seconds / self.decoded if self.decoded else 0.0
         if self.evaluations:
-            whole += self.todo * self.start.evaluations * self.detokenizing / self.evaluations
-        share = min((self.decoding + self.detokenizing) / whole, 1.0) if whole else 1.0
+            whole += self.todo * self.start.evaluations * self.detokenizing_seconds / self.evaluations
+        share = min((self.decoding_seconds + self.detokenizing_seconds) / whole, 1.0) if whole else 1.0
         return (self.clock() - self.begun) * (1 - share) / share
 
 
-def lines(
+def print_lines(
     events: Iterable[Event], tally: Tally, say: Callable[[str], None], interval: float | None
 ) -> Iterator[Event]:
     """Pass events on; print failures at once and, unless None, progress every `interval` seconds."""
@@ -213,7 +214,7 @@ def progress_line(tally: Tally, event: Stepped | Detokenized | Saved) -> str:
     """A line of progress after an event."""
     what, left = "", tally.seconds_left
     if isinstance(event, Stepped):
-        tokens = f"{event.done}/{event.total} tokens, {tally.rate}"
+        tokens = f"{event.done}/{event.total} tokens, {tally.rate_text}"
         what = f"; {event.target} step {event.step + 1}/{event.steps}, {tokens}"
     elif isinstance(event, Detokenized):
         what = f"; {event.target} to values, step {event.done}/{event.total}"
@@ -231,11 +232,11 @@ def summary(end: Finished, tally: Tally) -> str:
         f"{counted(malformed, 'malformed text')} kept (see malformed/)" if malformed else "",
         f"{counted(noted, 'condition')} read in part" if noted else "",
     )
-    rate = f", {tally.rate}" if tally.tokens else ""
+    rate = f", {tally.rate_text}" if tally.tokens else ""
     return f"{', '.join(filter(None, parts))} in {duration(end.seconds)}{rate}"
 
 
-def picture(tally: Tally) -> RenderableType:
+def live_display(tally: Tally) -> RenderableType:
     """The live display: bars for the samples and the steps of the current batch, and a line of details."""
     right = [Column(no_wrap=True, justify="right", min_width=width) for width in (13, 14)]
     columns = (Column(no_wrap=True, min_width=12), Column(ratio=1), *right)
@@ -245,7 +246,7 @@ def picture(tally: Tally) -> RenderableType:
     if isinstance(step, Stepped):
         rows.append((step.target, step.step + 1, step.steps, "step ", f"{step.done}/{step.total} tokens"))
         guidance = [f"guidance {step.guidance:g}"] if step.guidance != 1 else []
-        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate]
+        facts = [step.scheme, f"temperature {step.temperature:.2f}", *guidance, tally.rate_text]
     elif step is not None:
         rows.append((step.target, step.done, step.total, "step ", "tokens to values"))
         facts = ["diffusion", f"{step.seconds:.2f} s per step"]

@@ -1,10 +1,13 @@
-"""Random text as a model may write it, and random data as a file may hold it."""
+"""Random text as a model may write it, random data as a file may hold it; prompts that are read from one."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+
+from fourm.data.prompts import parse_prompts, read_file
 
 numbers = st.integers(-3, 1003) | st.integers() | st.sampled_from(["", "x", "9" * 5000, "1.5", "٣", "-", "²"])
 coordinates = st.builds("v{}={}".format, st.integers(0, 4), numbers)
@@ -53,3 +56,8 @@ def value_or_refusal(read: Callable[[], Any]) -> Any:
     if not 0 < len(message) < 350 or "\n" in message:
         pytest.fail(f"no short sentence: {message}")
     return None
+
+
+def prompts_in(path: Path, column: str | None = None) -> list[str]:
+    """The prompts of a file, which its ending says the form of."""
+    return parse_prompts(read_file(path), str(path), path.suffix.lower(), column)

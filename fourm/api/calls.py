@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fourm.api.inputs import Gathered, gather, resolve_targets
-from fourm.api.keeping import parse_keep, with_kept
+from fourm.api.keeping import KeptPart, parse_keep, with_kept
+from fourm.api.samples import CallSamples, gather_samples, resolve_targets
 from fourm.api.schedule import SETTINGS, Schedule
+from fourm.data.layout import Sample
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.inputs.request import DETOKENIZER_STEPS, Request
@@ -22,82 +23,60 @@ ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
     "detokenizer_steps", "decode", "blend", "fit", "restore",
 )  # fmt: skip
-_NAMED = (
-    "cond_domains",
-    "target_domains",
-    "target",
-    "keep",
-)  # of a schedule, that a call says in other words
+# Settings of a schedule that are no arguments: conditions are given by name, targets as `targets`.
+_REFUSED_SETTINGS = ("cond_domains", "target_domains", "target")
 
 
 @dataclass(slots=True)
-class Parts:
-    """What is loaded: a model, and those for super-resolution of what it makes, with the same tokenizers."""
+class LoadedModels:
+    """A loaded model and the super-resolution models that its calls have used, with the same tokenizers."""
 
     base: LoadedModel
-    sr: str | bool | None = None  # super-resolution if a call says nothing
-    sr_models: dict[str | None, LoadedModel] = field(default_factory=dict)  # by name; None: its own
+    sr: str | bool | None = None  # the super-resolution of calls that do not say `sr=`
+    sr_models: dict[str | None, LoadedModel] = field(default_factory=dict)  # by name, see `sr_model`
 
-    def find_sr_model(self, name: str | None) -> LoadedModel:
+    def sr_model(self, name: str | None) -> LoadedModel:
         """The super-resolution model of a name; None for the one that belongs to the base model."""
         if name not in self.sr_models:
-            files = find_sr(self.base.files, name)
-            self.sr_models[name] = replace_files(self.base, files)
+            base = self.base
+            self.sr_models[name] = LoadedModel(
+                find_sr(base.files, name), base.device, base.dtype, base.attention,
+                tokenizers=base.tokenizers, lock=base.lock,
+            )  # fmt: skip
         return self.sr_models[name]
-
-
-def replace_files(base: LoadedModel, files: Any) -> LoadedModel:
-    """Another model on the device of a loaded one, with the same tokenizers in memory."""
-    return LoadedModel(
-        files, base.device, base.dtype, base.attention, tokenizers=base.tokenizers, lock=base.lock
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that is checked: what is generated, and what super-resolution makes of it."""
+    """A call that is checked: what is generated, and by which super-resolution it is followed."""
 
     loaded: LoadedModel
     request: Request
-    sr_run: tuple[LoadedModel, Chain] | None
-    is_list: bool  # False: the caller gets one result
+    sr: tuple[LoadedModel, Chain] | None
+    is_list: bool  # True: the caller gets a list of results; False: the only one
 
 
-def plan_call(parts: Parts, prompts: Sequence[Any], arguments: Mapping[str, Any]) -> Call:
-    """The call of prompts and arguments; UsageError names all that is wrong with them."""
+def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[str, Any]) -> Call:
+    """Check the arguments of a call. UsageError, or ScheduleError for settings of a schedule.
+
+    arguments: by name, as `Model.generate` takes them: `ARGUMENTS`, conditions by modality, and settings of a
+    schedule. None counts as not given.
+    """
     own = {name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None}
-    rest = {name: value for name, value in arguments.items() if name not in ARGUMENTS}
-    settings = {name: value for name, value in rest.items() if name in SETTINGS}
-    if refused := [name for name in settings if SETTINGS[name] in _NAMED]:
+    others = {name: value for name, value in arguments.items() if name not in ARGUMENTS}
+    settings = {name: value for name, value in others.items() if name in SETTINGS}
+    conditions = {name: value for name, value in others.items() if name not in SETTINGS}
+    if refused := [name for name in settings if SETTINGS[name] in _REFUSED_SETTINGS]:
         raise UsageError(f"`{refused[0]}`: conditions are given by name (rgb=...), targets as `targets`")
-    conditions = {name: value for name, value in rest.items() if name not in settings}
-    _check_names(parts.base, conditions)
-    layer = Schedule(own.get("schedule"), **settings).layer
-    gathered = gather(parts.base, prompts, conditions, own.get("keys"), own.get("upright", True))
-    layers = [layer, _conditions(gathered, layer, own.get("weights"))]
-    if "targets" in own:
-        names = resolve_targets(parts.base, own["targets"])
-        layers.append(Layer({"target_domains": Setting(tuple(names), "`targets`")}))
+    _check_names(models.base, conditions)
+    schedule, files = Schedule(own.get("schedule"), **settings).layer, models.base.files
+    given = gather_samples(models.base, prompts, conditions, own.get("keys"), own.get("upright", True))
     kept = parse_keep(own.get("keep", {}))
-    if kept:
-        layers.append(Layer({"keep": Setting(tuple(one.text for one in kept), "`keep`")}))
-    files = parts.base.files
-    if marked := marked_texts(gathered.samples, gathered.names, files):
-        layers.append(fill_texts(merge(layers), marked))
+    layers = _layers(models.base, given, schedule, kept, own)
     chain = build_chain(merge(layers), files)
-    samples = with_kept(gathered, chain, kept, files.registry)
-    variations = _count("variations", own.get("variations", 1))
-    request = Request(
-        files, chain, samples, num_variations=variations,
-        seed=_whole("seed", own.get("seed", 0)),
-        device=str(parts.base.device), dtype=parts.base.dtype, attention=parts.base.attention,
-        batch_size=own.get("batch_size"), decode=bool(own.get("decode", True)),
-        blend=bool(own.get("blend", True)), fit=own.get("fit", "crop"),
-        restore=bool(own.get("restore", False)),
-        detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=gathered.input,
-    )  # fmt: skip
-    sr_run = _plan_sr(parts, merge(layers, SR_PREFIX), chain, own.get("sr", parts.sr))
-    return Call(parts.base, request, sr_run, gathered.is_list or variations > 1)
+    request = _request(models.base, chain, with_kept(given.samples, chain, kept, files.registry), given, own)
+    sr = _plan_sr(models, merge(layers, SR_PREFIX), chain, own.get("sr", models.sr))
+    return Call(models.base, request, sr, given.is_list or request.num_variations > 1)
 
 
 def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any]) -> None:
@@ -111,42 +90,77 @@ def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any]) -> None:
             raise UsageError(f"'{name}' is neither a modality nor a setting{near}")
 
 
-def _conditions(gathered: Gathered, layer: Layer, weights: Mapping[str, float] | None) -> Layer:
-    """The setting that names the given conditions, with the weights of a schedule or of `weights`."""
-    setting = layer.settings.get("cond_domains", Setting((), "`schedule`"))
-    said = {} if setting.values == (None,) else dict(str(n).partition(":")[::2] for n in setting.values)
-    given = {**said, **{name: str(weight) for name, weight in (weights or {}).items()}}
-    found = dict[str, str]()
-    for name, weight in given.items():
+def _layers(
+    base: LoadedModel, given: CallSamples, schedule: Layer, kept: Sequence[KeptPart], own: Mapping[str, Any]
+) -> list[Layer]:
+    """The settings of the chain: those of the schedule, and over them what the arguments say."""
+    layers = [schedule, _condition_layer(given, schedule, own.get("weights"))]
+    if "targets" in own:
+        names = resolve_targets(base, own["targets"])
+        layers.append(Layer({"target_domains": Setting(tuple(names), "`targets`")}))
+    if kept:
+        layers.append(Layer({"keep": Setting(tuple(part.text for part in kept), "`keep`")}))
+    if marked := marked_texts(given.samples, given.names, base.files):
+        layers.append(fill_texts(merge(layers), marked))
+    return layers
+
+
+def _condition_layer(given: CallSamples, schedule: Layer, weights: Mapping[str, float] | None) -> Layer:
+    """The setting that names the given conditions, with the weights of the schedule, or of `weights`."""
+    setting = schedule.settings.get("cond_domains", Setting((), "`schedule`"))
+    wanted = dict[str, str]()  # weights, by the names that the caller uses
+    for text in filter(None, setting.values):
+        name, _, weight = str(text).partition(":")
+        wanted[name] = weight
+    wanted |= {name: str(weight) for name, weight in (weights or {}).items()}
+    found = dict[str, str]()  # the same, by full name
+    for name, weight in wanted.items():
         plain = name.removeprefix(TOKENS)
-        names = {one: one.removeprefix(TOKENS) for one in gathered.names}
-        full = [one for one, own in names.items() if plain in (own, own.partition("@")[0])]
-        if not full:
+        values = {full: full.removeprefix(TOKENS) for full in given.names}
+        meant = [full for full, value in values.items() if plain in (value, value.partition("@")[0])]
+        if not meant:
             where = "`weights`" if name in (weights or {}) else setting.where
-            there = ", ".join(gathered.names.values()) or "none"
+            there = ", ".join(given.names.values()) or "none"
             raise UsageError(f"{where}: the condition '{name}' is not given; given are {there}")
-        found[full[0]] = weight
-    named = [f"{plain}:{found[name]}" if found.get(name) else plain for name, plain in gathered.names.items()]
+        found[meant[0]] = weight
+    named = [f"{name}:{found[full]}" if found.get(full) else name for full, name in given.names.items()]
     return Layer({"cond_domains": Setting(tuple(named) or (None,), "`weights`" if weights else "conditions")})
 
 
+def _request(
+    base: LoadedModel, chain: Chain, samples: Sequence[Sample], given: CallSamples, own: Mapping[str, Any]
+) -> Request:
+    return Request(
+        base.files, chain, samples, num_variations=_count("variations", own.get("variations", 1)),
+        seed=_whole_number("seed", own.get("seed", 0)),
+        device=str(base.device), dtype=base.dtype, attention=base.attention,
+        batch_size=own.get("batch_size"), decode=bool(own.get("decode", True)),
+        blend=bool(own.get("blend", True)), fit=own.get("fit", "crop"),
+        restore=bool(own.get("restore", False)),
+        detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=given.input,
+    )  # fmt: skip
+
+
 def _plan_sr(
-    parts: Parts, layer: Layer, chain: Chain, sr: str | bool | None
+    models: LoadedModels, layer: Layer, chain: Chain, name: str | bool | None
 ) -> tuple[LoadedModel, Chain] | None:
-    """The model and the chain of super-resolution, if it is asked for by name or by any of its settings."""
-    if sr is False or (sr is None and not layer.settings):
+    """Model and chain of super-resolution; None if neither its model nor any of its settings is given.
+
+    name: of the model; True: the one that belongs to the base model; False: no super-resolution.
+    """
+    if name is False or (name is None and not layer.settings):
         return None
-    loaded = parts.find_sr_model(None if sr in (None, True) else str(sr))
+    loaded = models.sr_model(None if name in (None, True) else str(name))
     return loaded, build_chain(layer, loaded.files, chain.modalities)
 
 
 def _count(name: str, value: Any) -> int:
-    if (count := _whole(name, value)) < 1:
+    if (count := _whole_number(name, value)) < 1:
         raise UsageError(f"`{name}={count}`: a number from 1 on belongs here")
     return count
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole_number(name: str, value: Any) -> int:
     try:
         number = int(value)
         if number == value and not isinstance(value, bool):

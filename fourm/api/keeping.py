@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fourm.api.inputs import Gathered
 from fourm.data.layout import Sample
 from fourm.errors import UsageError
 from fourm.modalities.registry import Registry
@@ -21,7 +20,7 @@ class KeptPart:
     """One entry of `keep`."""
 
     text: str  # NAME:WHERE, as a schedule has it
-    masks: Any = None  # a mask for all samples, or a list with one for each; a path, a picture or an array
+    masks: Any = None  # one mask (a path, a picture or an array) for all samples, or a list with one for each
 
 
 def parse_keep(given: Any) -> list[KeptPart]:
@@ -49,34 +48,39 @@ def parse_keep(given: Any) -> list[KeptPart]:
 
 
 def with_kept(
-    gathered: Gathered, chain: Chain, parts: Sequence[KeptPart], registry: Registry
-) -> tuple[Sample, ...]:  # fmt: skip
-    """The samples with what is kept of them: the value by target, and its mask by `Keep.mask`."""
-    samples = gathered.samples
+    samples: tuple[Sample, ...], chain: Chain, parts: Sequence[KeptPart], registry: Registry
+) -> tuple[Sample, ...]:
+    """The samples with what is kept of them: the value under the name of the target, its mask as `Keep.mask`.
+
+    parts: what the chain's settings were made from, in the same order; marked texts are not among them.
+    UsageError: nothing is given of a target, or the number of masks is another than that of samples.
+    """
     for keep, part in zip([keep for keep in chain.keeps if not keep.is_text], parts, strict=True):
         masks = part.masks if isinstance(part.masks, list | tuple) else [part.masks] * len(samples)
         if len(masks) != len(samples):
             raise UsageError(f"`keep`: {len(masks)} masks for {len(samples)} samples")
-        found = zip(samples, masks, strict=True)
-        samples = tuple(_with_part(sample, keep, mask, chain, registry) for sample, mask in found)
+        masked = zip(samples, masks, strict=True)
+        samples = tuple(_with_part(sample, keep, mask, chain, registry) for sample, mask in masked)
     return samples
 
 
 def _with_part(sample: Sample, keep: Keep, mask: Any, chain: Chain, registry: Registry) -> Sample:
     files, values = dict(sample.files), dict(sample.values)
-    row = registry.get(keep.target)
-    # A picture that is given as RGB is that of kept RGB, too.
-    names = [keep.target, *(name for name in (*files, *values) if name in registry.rows and row.is_rgb
-                            and registry.get(name).key == "rgb" and keep.raw)]  # fmt: skip
-    name = next((name for name in names if name in files or name in values), None)
-    if name is None:
-        said = keep.to_text().partition(":")[0].partition("@")[0]
-        raise UsageError(f"`keep`: nothing is given of {said}; give it too, as {said}=...")
+    given = [name for name in (*files, *values) if name == keep.target]
+    if not given and keep.raw and registry.get(keep.target).is_rgb:
+        # What is given as `rgb=` is the pixels of a condition, but also the picture of which a part is kept.
+        rows = [registry.get(name) for name in (*files, *values) if name in registry.rows]
+        given = [row.name for row in rows if row.key == "rgb"]
+    if not given:
+        short = keep.to_text().partition(":")[0].partition("@")[0]
+        raise UsageError(f"`keep`: nothing is given of {short}; give it too, as {short}=...")
     if isinstance(mask, str | os.PathLike):
         files[keep.mask] = Path(mask)
     elif mask is not None:
         values[keep.mask] = mask
+    name = given[0]
     for held in (files, values):
         if name in held:
+            # What is no condition is only kept.
             held[keep.target] = held[name] if name in chain.conditions else held.pop(name)
     return replace(sample, files=files, values=values)

@@ -1,8 +1,9 @@
-"""Makes what a call asks for: events of its steps, then its results."""
+"""Makes what a call asks for: an event for each of its decoding steps, and one with its results."""
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from PIL import Image
 
@@ -11,6 +12,7 @@ from fourm.api.results import Part, Result
 from fourm.data.layout import FRAME, Sample
 from fourm.decoding.engine import Progress
 from fourm.errors import SampleError, UsageError, near_match
+from fourm.hub.files import ModelFiles
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind
@@ -20,33 +22,30 @@ from fourm.runs.events import Event, Stepped
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import collect
 from fourm.runs.values import Collector, picture_of
+from fourm.schedule.chain import Chain
 
-Results = Result | list[Result]
+Watch = Callable[[Event], None]  # called with each event of the runs of a call
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """The state of a call after a decoding step."""
+    """The state of a call after a decoding step; of the last one, with the results of the call."""
 
-    target: str  # full name of what is being decoded: "tok_rgb@64"
+    target: str  # full name of what is being decoded: "tok_rgb@64"; "" if nothing was decoded at all
     step: int  # of the chain, from 1
-    steps: int
+    steps: int  # of the chain
     done: int  # tokens of the target so far, of each sample
     total: int  # tokens of the target; of a text the limit
     keys: tuple[str, ...]  # of the samples that are decoded together
     stage: str = BASE  # or "sr"
-    results: Results | None = None  # of the last event: what the call returns
+    results: Result | list[Result] | None = None  # of the last event: what the call returns; else None
     _state: "_State | None" = field(default=None, repr=False, compare=False)
-
-    def with_results(self, results: Results) -> "StreamEvent":
-        """The last event of a call."""
-        return replace(self, results=results)
 
     def preview(self, name: str | None = None, sample: int = 0) -> Image.Image:
         """A modality as it is after this step, drawn; tokens that are not decided yet are grey.
 
         name: of a condition or target, short or full; None: what is being decoded. sample: its place in
-        `keys`.
+        `keys`, from 0. UsageError: there is no such modality or sample.
         """
         if self._state is None:
             raise UsageError("nothing was decoded, so there is nothing to show")
@@ -55,7 +54,7 @@ class StreamEvent:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A decoding step, and what its tokens are drawn with."""
+    """The batch after a decoding step, and what it is drawn with."""
 
     loaded: LoadedModel
     collector: Collector
@@ -72,84 +71,89 @@ class _State:
         if not 0 <= sample < len(self.works):
             raise UsageError(f"sample {sample}: {len(self.works)} are decoded together, counted from 0")
         with self.loaded.lock, arithmetic(self.loaded.dtype):
+            # Of several with this name the last: conditions come before targets.
             return picture_of(job, self.collector.codecs, self.progress, self.works, found[-1], sample)
 
 
-def make(call: Call) -> Generator[tuple[Event, StreamEvent | None], None, list[Result]]:
-    """Yields each event of a call, decoding steps with their state; returns the results in order."""
-    base = yield from _collected(call.request, call.loaded)
-    fine = dict[tuple[str, int], Collector]()
-    for request in _sr_requests(call, base):
-        assert call.sr_run is not None
-        collector = yield from _collected(request, call.sr_run[0])
-        fine |= dict.fromkeys((*collector.made, *collector.failures), collector)
-    results = list[Result]()
-    for sample in call.request.samples:
-        for variation in call.request.variations:
-            work = Work(sample, variation)
-            results.append(_result(call, work, [base, *filter(None, [fine.get(work.result)])]))
-    return results
+def make(call: Call, watch: Watch = lambda event: None) -> Iterator[StreamEvent]:
+    """Yields the state after each decoding step of a call, and a last event with its results, in order.
+
+    SampleError: all samples failed. Where some did, a warning says so.
+    """
+    last = StreamEvent("", 0, 0, 0, 0, ())
+    base, last = yield from _collected(call.request, call.loaded, watch, last)
+    collectors = {result: [base] for result in (*base.made, *base.failures)}  # by key and variation
+    if call.sr is not None:
+        loaded, chain = call.sr
+        for request in _sr_requests(call.request, loaded.files, chain, base):
+            collector, last = yield from _collected(request, loaded, watch, last)
+            for result in (*collector.made, *collector.failures):
+                collectors[result].append(collector)
+    works = [Work(sample, number) for sample in call.request.samples for number in call.request.variations]
+    results = [_result(call, work, collectors[work.result]) for work in works]
+    _report_failures(results)
+    yield replace(last, results=results if call.is_list else results[0])
 
 
-def finish(call: Call, results: list[Result]) -> Results:
-    """What a caller gets. SampleError: all samples failed; where some did, a warning says so."""
+def _report_failures(results: Sequence[Result]) -> None:
+    """SampleError: all results failed. Warns if some did."""
     failed = [one for one in results if one.problem]
     if len(failed) == len(results):
         raise SampleError(failed[0].problem)
     if failed:
         what = f"{len(failed)} of {len(results)} results failed; {failed[0].key}: {failed[0].problem}"
-        warnings.warn(what, stacklevel=4)
-    return results if call.is_list else results[0]
+        warnings.warn(what, stacklevel=4)  # names the line that calls `Model.generate`
 
 
 def _collected(
-    request: Request, loaded: LoadedModel
-) -> Generator[tuple[Event, StreamEvent | None], None, Collector]:
+    request: Request, loaded: LoadedModel, watch: Watch, last: StreamEvent
+) -> Generator[StreamEvent, None, tuple[Collector, StreamEvent]]:
+    """Yields the states of one run; returns what it made, and the last state (`last` if it had none)."""
     collector, events = collect(request, loaded)
     for event in events:
-        seen = None
+        watch(event)
         if isinstance(event, Stepped) and collector.latest is not None:
-            seen = StreamEvent(
+            last = StreamEvent(
                 event.target, event.step + 1, event.steps, event.done, event.total, event.keys, request.stage,
                 _state=_State(loaded, collector, *collector.latest),
             )  # fmt: skip
-        yield event, seen
-    return collector
+            yield last
+    return collector, last
 
 
-def _sr_requests(call: Call, base: Collector) -> Iterator[Request]:
-    """Requests for super-resolution of all that the base made, one for each variation."""
-    if call.sr_run is None:
-        return
-    loaded, chain = call.sr_run
-    grids = {name for name in chain.conditions if loaded.files.registry.get(name).kind is Kind.GRID}
-    for variation in call.request.variations:
-        samples = []
-        for sample in call.request.samples:
+def _sr_requests(request: Request, model: ModelFiles, chain: Chain, base: Collector) -> Iterator[Request]:
+    """Requests for super-resolution of all that the base made, one for each variation.
+
+    request: that of the base.
+    """
+    for variation in request.variations:
+        samples = list[Sample]()
+        for sample in request.samples:
             if (made := base.made.get((sample.key.text, variation))) is not None:
-                of = {name: made.tokens if name in grids else made.values for name in chain.conditions}
-                values = {name: there[name] for name, there in of.items()}
-                values |= {FRAME: made.frame} if made.frame is not None else {}
+                values = dict[str, Any]()
+                for name in chain.conditions:
+                    is_grid = model.registry.get(name).kind is Kind.GRID  # read as tokens
+                    values[name] = (made.tokens if is_grid else made.values)[name]
+                if made.frame is not None:
+                    values[FRAME] = made.frame
                 samples.append(Sample(sample.key, values=values))
-        several = call.request.num_variations > 1
         if samples:
-            yield replace(
-                call.request, model=loaded.files, chain=chain, samples=samples, stage=SR,
-                variation=variation if several else None,
-            )  # fmt: skip
+            number = variation if request.num_variations > 1 else None
+            yield replace(request, model=model, chain=chain, samples=samples, stage=SR, variation=number)
 
 
 def _result(call: Call, work: Work, collectors: Sequence[Collector]) -> Result:
     """The result of a sample and variation from what the base and super-resolution made."""
     key, variation = work.result
     about = f"{call.request.model.name}, seed {call.request.seed}"
-    problem = next((one.failures[work.result] for one in collectors if work.result in one.failures), "")
+    if problem := next((one.failures[work.result] for one in collectors if work.result in one.failures), ""):
+        return Result(key, variation, [], about, problem=problem)
     parts = list[Part]()
-    for collector in [] if problem else collectors:
+    for collector in collectors:
         request, made = collector.job.request, collector.made[work.result]
         number = variation if request.num_variations > 1 else None
         request = replace(request, samples=(made.work.sample,), variation=number)
         parts.append(Part(request, collector.codecs, made))
-    items = [item for part in parts for item in part.items(only_targets=part.request.stage == SR)]
+    items = [item for part in parts for item in part.items()]
     items += [item for part in parts for item in part.kept()]
-    return Result(key, variation, items, about, parts, problem)
+    return Result(key, variation, items, about, parts)

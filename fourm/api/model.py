@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from fourm.api.calls import Parts, plan_call
-from fourm.api.making import Results, StreamEvent, finish, make
+from fourm import MKL_VALUE, MKL_VARIABLE
+from fourm.api.calls import LoadedModels, plan_call
+from fourm.api.making import StreamEvent, make
 from fourm.api.progress import Bar
+from fourm.api.results import Result
 from fourm.api.schedule import Schedule
 from fourm.api.tokens import Ids, decode, tokenize
 from fourm.data.opening import output_path
@@ -28,39 +30,37 @@ from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import run as run_request
 
-MKL = "MKL_CBWR"  # the variable that makes sums independent of the size of a batch on Intel's CPUs
-
 
 class Model:
-    """A model on a device, made by `fourm.load`. Its parts are loaded when they are first used, and kept.
+    """A model on a device, made by `fourm.load`: loads each of its networks at the first use, and keeps it.
 
     Calls may come from several threads: each decoding step holds the model, so a stream that was not finished
     blocks nobody. An interrupt leaves it usable. As a context (`with fourm.load(...) as model`) it is closed
     at the end.
     """
 
-    def __init__(self, parts: Parts, made_from: tuple[object, ...] = ()) -> None:
-        self._parts, self._made_from, self._is_closed = parts, made_from, False
+    def __init__(self, models: LoadedModels, made_from: tuple[object, ...] = ()) -> None:
+        self._models, self._made_from, self._is_closed = models, made_from, False
 
     @property
     def files(self) -> ModelFiles:
-        """Where its files are, and what they say of it."""
-        return self._parts.base.files
+        """Where the model's files are, and what they say of it."""
+        return self._models.base.files
 
     @property
     def name(self) -> str:
-        """Its short name, the id of its repository, or its path."""
+        """The model's short name, the id of its repository, or its path."""
         return self.files.name
 
     @property
     def device(self) -> str:
-        """Where it computes: "cpu", "cuda:0", "mps"."""
-        return str(self._parts.base.device)
+        """The device: "cpu", "cuda:0", "mps"."""
+        return str(self._models.base.device)
 
     @property
     def dtype(self) -> str:
-        """In what it computes: "float32", "tf32", "bfloat16" or "float16"."""
-        return self._parts.base.dtype
+        """The dtype of weights and results: "float32", "tf32", "bfloat16" or "float16"."""
+        return self._models.base.dtype
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -78,90 +78,79 @@ class Model:
         weights: Mapping[str, float] | None = None,
         schedule: Schedule | str | Path | Mapping[str, Any] | None = None, progress: bool = True,
         **given: Any,
-    ) -> Results:  # fmt: skip
+    ) -> Result | list[Result]:  # fmt: skip
         """Generate targets from prompts and conditions: one `Result`, or a list of them.
 
         prompts: captions. given: conditions by modality (`rgb=picture, depth=array, tok_clip=ids`), settings
-        of the schedule (`steps=[49, 25], temps=[3.0, 0.5], cfg=3, top_p=0.8`), and `keys` (names of the
-        samples; by default their positions), `upright=False` (pictures are not turned by their EXIF tag),
-        `batch_size`, `detokenizer_steps`, `decode=False` (tokens only), `fit="pad"` (the whole picture, with
-        a border, instead of its central square), `restore=True` (results in the size of the whole picture;
-        NaN, class 255 or alpha 0 where it was not seen). A condition that is a list, or several prompts,
-        give a list of results; one value serves all.
-        targets: names, in one text or a list; None: the usual ones. weights: of conditions in guidance.
-        keep: what stays of a modality that is given, by name, while the rest of it is made: a mask of the
-        upright picture's size (an array of booleans or levels, a picture, a path; True and white stay), a box
-        of fractions (left, top, right, bottom), or a share of the tokens (0.5). In a text, `[S_1]` marks
-        what is to be filled.
+        of the schedule (`steps=[49, 25], temps=[3.0, 0.5], cfg=3, top_p=0.8`), and these: `keys` (names of
+        the samples; by default the paths of their files below the common folder, else their positions),
+        `upright=False` (pictures are not turned by their EXIF tag), `batch_size` (samples that are decoded
+        together), `detokenizer_steps` (of tokenizers that decode by diffusion), `decode=False` (tokens only),
+        `blend=False` (what is kept is not laid over the generated picture), `fit="pad"` (the whole picture,
+        with a border, instead of its central square), `restore=True` (results in the size of the whole
+        picture; NaN, class 255 or alpha 0 where the model did not see it). A condition that is a list, or
+        several prompts, give a list of results; a single value serves all samples.
+        targets: names, in one text or a list; None: the usual ones. seed: 0 to 2**64 - 1. variations: results
+        for each sample, from 1 on. weights: of conditions in guidance, by name; 1 is usual, negative repels.
+        keep: what stays of a modality that is given, by name, while the rest of it is made: a mask (H, W) of
+        the upright picture's size (an array of bool, or of uint8 0..255, a picture, or a path; True and 128
+        or more stay), a box (left, top, right, bottom) in fractions of the picture, or a share of the tokens,
+        0 to 1. In a text, `[S_1]` marks what is to be filled.
         sr: True: super-resolution afterwards, by the model that belongs to this one; or the name of another.
-        Results are ordered by sample, then by variation. SampleError: all samples failed. One that fails
-        among others is a result with a `problem`, and a warning says so.
+        Results are ordered by sample, then by variation. UsageError, ScheduleError: the arguments are wrong
+        or do not fit the model; MissingError: a tokenizer is not on this machine; SampleError: all samples
+        failed. One that fails among others is a result with a `problem`, and a warning says so.
         """
         given |= {"targets": targets, "seed": seed, "variations": variations, "keep": keep, "sr": sr,
                   "weights": weights, "schedule": schedule}  # fmt: skip
         self._check_open()
-        call = plan_call(self._parts, prompts, given)
-        stages = 1 if call.sr_run is None else 2
+        call = plan_call(self._models, prompts, given)
+        stages = 1 if call.sr is None else 2
         with Bar(progress, len(call.request.samples) * variations * stages) as bar:
-            events = make(call)
-            while True:
-                try:
-                    bar.show(next(events)[0])
-                except StopIteration as end:
-                    return finish(call, end.value)
+            results = None
+            for event in make(call, bar.show):
+                results = event.results
+        assert results is not None  # the last event has them
+        return results
 
     __call__ = generate
 
     def stream(self, *prompts: str, **given: Any) -> Iterator[StreamEvent]:
         """As `generate`, step by step: an event after each decoding step, and a last one with the `results`.
 
-        The arguments are those of `generate`, and are checked at once; steps are computed when they are read.
-        It can be closed at any moment.
+        The arguments and errors are those of `generate`. Arguments are checked at once; a step is computed
+        when its event is asked for. It can be closed at any moment.
         """
         self._check_open()
-        call = plan_call(self._parts, prompts, {n: value for n, value in given.items() if n != "progress"})
-
-        def events() -> Iterator[StreamEvent]:
-            made, last = make(call), StreamEvent("", 0, 0, 0, 0, ())
-            try:
-                while True:
-                    try:
-                        _, seen = next(made)
-                    except StopIteration as end:
-                        results = finish(call, end.value)
-                        break
-                    if seen is not None:
-                        yield (last := seen)
-            finally:
-                made.close()
-            yield last.with_results(results)
-
-        return events()
+        given.pop("progress", None)  # an argument of `generate` alone
+        return make(plan_call(self._models, prompts, given))
 
     def tokenize(self, **values: Any) -> dict[str, Ids | list[Ids]]:
         """Tokens of values: `model.tokenize(rgb=picture, depth=array)["tok_rgb"]` is numpy (L,) int64.
 
         Values are those that conditions take; of a picture that is no square, its centre. A list of values
-        gives a list of rows.
+        gives a list of arrays. UsageError: the model has no tokens for a name; MissingError: the tokenizer is
+        not on this machine; SampleError: a value has another shape, dtype or range.
         """
         self._check_open()
-        return tokenize(self._parts.base, values)
+        return tokenize(self._models.base, values)
 
     def decode(self, *, seed: int = 0, **tokens: Any) -> dict[str, Any]:
         """Values of tokens: `model.decode(tok_rgb=ids)["rgb"]` is a picture, others as in `Result`.
 
-        tokens: (L,) ids, or a list of such. seed: of the noise of tokenizers that decode by diffusion.
+        tokens: (L,) ids, or a list of such, which gives a list of values. seed: of the noise of tokenizers
+        that decode by diffusion. Errors are those of `tokenize`.
         """
         self._check_open()
-        return decode(self._parts.base, tokens, seed)
+        return decode(self._models.base, tokens, seed)
 
     def request(self, *prompts: str, out: str | os.PathLike[str], **given: Any) -> Request:
-        """The request of a run that writes a folder, for `fourm.run`; arguments as of `generate`.
+        """The request of a run that writes a folder, for `fourm.run`; arguments and errors as of `generate`.
 
-        Super-resolution is a run of its own, which `fourm sr` does.
+        out: the folder. `sr` has no effect: super-resolution is a run of its own, which `fourm sr` does.
         """
         self._check_open()
-        return replace(plan_call(self._parts, prompts, given).request, out=output_path(out))
+        return replace(plan_call(self._models, prompts, given).request, out=output_path(out))
 
     def close(self) -> None:
         """Free the memory of the model; `fourm.load` loads it again."""
@@ -169,8 +158,8 @@ class Model:
         with _LOADING:
             if self in _LOADED:
                 _LOADED.remove(self)
-        for one in (self._parts.base, *self._parts.sr_models.values()):
-            one.close()
+        for loaded in (self._models.base, *self._models.sr_models.values()):
+            loaded.close()
 
     def __enter__(self) -> "Model":
         return self
@@ -205,36 +194,37 @@ def load(
     UsageError: an unknown name or setting; MissingError: what is not on this machine, and how to get it.
     """
     files = with_parts(find_model(os.fspath(name)), dict(tokenizers or {}))
-    where = choose_device(device, World())
-    kind = choose_dtype(dtype, where)
-    _warn_of_order(where.type)
+    place = choose_device(device, World())
+    dtype = choose_dtype(dtype, place)
+    _warn_of_late_import(place.type)
     status = files.weights.stat()
-    made_from = (files, where, kind, sr, attention, status.st_mtime_ns, status.st_size, status.st_ino)
+    identity = status.st_mtime_ns, status.st_size, status.st_ino
+    made_from = (files, place, dtype, sr, attention, *identity)
     with _LOADING:
         for model in _LOADED:
             if model._made_from == made_from:
                 return model
-        parts = Parts(LoadedModel(files, where, kind, attention), sr)
+        models = LoadedModels(LoadedModel(files, place, dtype, attention), sr)
         if sr:
-            parts.find_sr_model(None if sr is True else sr)
-        _LOADED.append(Model(parts, made_from))
+            models.sr_model(None if sr is True else sr)  # a mistake in its name is told now
+        _LOADED.append(Model(models, made_from))
         return _LOADED[-1]
 
 
 @cache
-def _warn_of_order(device_type: str) -> None:
-    """Warn once where torch was imported before this library could set the variable."""
+def _warn_of_late_import(device_type: str) -> None:
+    """Warn once where torch was imported before this library could set `MKL_VARIABLE`."""
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if device_type == "cpu" and has_mkl and MKL not in os.environ:
-        line = f'import os; os.environ["{MKL}"] = "AUTO,STRICT"'
+    if device_type == "cpu" and has_mkl and MKL_VARIABLE not in os.environ:
+        line = f'import os; os.environ["{MKL_VARIABLE}"] = "{MKL_VALUE}"'
         warnings.warn(
             f"torch was imported before fourm, so last bits may depend on the batch size; put first: {line}",
-            stacklevel=3,
+            stacklevel=3,  # names the line that calls `fourm.load`
         )
 
 
 def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]:
-    """The run that writes a folder, as `fourm generate` does: yields its events, and can be closed anywhere.
+    """The run that writes a folder, as `fourm generate` does: yields its events. Can be closed at any moment.
 
     request: from `Model.request`; with `replace(request, resume=True)` it goes on where it was stopped.
     model: a loaded one, on whose device and in whose dtype it runs, or a name; None: the request's own.
@@ -244,7 +234,7 @@ def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]
         model = load(model, device=request.device, dtype=request.dtype, attention=request.attention)
     if model is None:
         return run_request(request)
-    loaded = model._parts.base
+    loaded = model._models.base
     if request.model != loaded.files:
         raise UsageError(f"the request is for {request.model.name}, not for {model.name}, which is loaded")
     request = replace(request, device=model.device, dtype=model.dtype, attention=loaded.attention)

@@ -21,7 +21,7 @@ class Bar:
 
     def __init__(self, is_wanted: bool, results: int) -> None:
         self._screen = _screen_for(results) if is_wanted else None
-        self._began, self._results, self._done = time.monotonic(), results, 0.0
+        self._began, self._done = time.monotonic(), 0.0  # results of the batches that are decoded
 
     def __enter__(self) -> "Bar":
         return self
@@ -40,7 +40,7 @@ class Bar:
         if isinstance(event, Stepped):
             done += len(event.keys) * event.share
             what = f"{event.target}: {event.done} of {event.total} tokens"
-            if event.step == event.steps - 1 and event.share >= 1:
+            if event.share >= 1:  # the last step of these samples
                 self._done = done
         elif isinstance(event, Detokenized):
             what = f"{event.target}: step {event.done} of {event.total}"

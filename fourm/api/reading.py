@@ -21,7 +21,7 @@ class Results(Sequence[Result]):
     """The results of a folder, by sample and then by variation; files are read when values are asked for.
 
     `results[3]`, `results[2:5]`, `results["00000/000003"]` (of several variations a list), `len(results)`,
-    `for result in results`.
+    `for result in results`. IndexError: a position that there is not; UsageError: a key that there is not.
     """
 
     def __init__(self, album: Album) -> None:

@@ -22,14 +22,15 @@ from fourm.modalities.registry import TOKENS, Modality
 from fourm.modalities.text import Structured
 from fourm.output.joining import check_output
 from fourm.output.processes import Launch, now
-from fourm.runs.pipeline import follow_on, save_made
+from fourm.output.record import SR
+from fourm.runs.pipeline import save_made, sr_request
 from fourm.runs.values import Made
 from fourm.views.panels import Panel, make_view, panel_of, panel_of_part
 from fourm.views.plots import draw_sample
 
 KEPT = "kept"  # the role of what was given of a target
-ROLES = ("condition", "target", "sr")  # given, made, made finer; later ones come first
-_WORDS = {KEPT: "kept", "condition": "given", "target": "made", "sr": "finer"}
+ROLES = ("condition", "target", SR)  # of several values with one name, the last role is meant
+_WORDS = {KEPT: "kept", "condition": "given", "target": "made", SR: "finer"}
 _MAX_TEXT = 70  # characters of a value in the text form
 
 
@@ -39,7 +40,7 @@ class NoValueError(UsageError, AttributeError):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One modality of a result. Functions read or compute what is asked for."""
+    """One modality of a result. Its value and ids are read from files only when they are asked for."""
 
     row: Modality
     role: str  # one of ROLES, or KEPT
@@ -55,7 +56,7 @@ class Item:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """The item with the highest is meant by a short name."""
+        """Of several items with one name, the one of the highest rank is meant."""
         return ROLES.index(self.role), self.row.resolution
 
 
@@ -67,19 +68,14 @@ class Part:
     codecs: Mapping[str, Codec]  # by modality
     made: Made
 
-    def items(self, only_targets: bool = False) -> Iterator[Item]:
-        """Conditions as used, then targets."""
-        made, chain = self.made, self.request.chain
-        for name in dict.fromkeys((*chain.conditions, *chain.targets)):
-            is_target = name in chain.targets
-            if only_targets and not is_target:
-                continue
-            role = (
-                self.request.stage if self.request.stage == "sr" else "target" if is_target else "condition"
-            )
+    def items(self) -> Iterator[Item]:
+        """Conditions as used, then targets; of super-resolution only targets, as the base made the others."""
+        made, chain, is_sr = self.made, self.request.chain, self.request.stage == SR
+        for name in dict.fromkeys((*(() if is_sr else chain.conditions), *chain.targets)):
+            role = SR if is_sr else "target" if name in chain.targets else "condition"
             value, ids, codec = made.values.get(name), made.tokens.get(name), self.codecs[name]
-            held = [None if one is None else partial(_same, one) for one in (value, ids)]
-            yield Item(codec.row, role, held[0], held[1], codec.picture)
+            load, load_ids = (None if one is None else partial(_same, one) for one in (value, ids))
+            yield Item(codec.row, role, load, load_ids, codec.picture)
 
     def kept(self) -> Iterator[Item]:
         """What was given of targets, as it was used."""
@@ -119,6 +115,7 @@ class Tokens(Mapping[str, NDArray[np.int64]]):
 class Result:
     """One sample in one variation: what was given and what was made of it.
 
+    `key` names the sample ("00000/000000"), `variation` is its number, from 0; `tokens` has all token ids.
     A value is an attribute or an item by the name of its modality: `result.rgb`, `result["rgb@64"]`. Of
     several resolutions a short name means the finest, and what was made comes before what was given.
 
@@ -131,13 +128,14 @@ class Result:
     | `canny_edge`, `sam_edge` | numpy (H, W) uint8: 0 no edge, 255 edge |
     | `clip`, `dinov2`, `imagebind` and other features | numpy (C, h, w) float32 |
     | `caption` | str |
-    | `det` | a tuple of `Box`: xmin, ymin, xmax, ymax in fractions of the picture, name, score |
+    | `det` | a tuple of `Box`: xmin, ymin, xmax, ymax in fractions of the picture, name, score 0..1 |
     | `metadata` | a tuple of facts, each with a field and a value |
     | `color_palette` | a tuple of colours, red, green and blue in 0..255 |
     | `human_poses`, `sam_instance` | tuples of people, of groups of instances |
     | `tok_depth` and other names of tokens | numpy (L,) int64, as in `tokens` |
 
-    A result whose sample failed has a `problem`, one sentence; it is raised where a value is asked for.
+    A result whose sample failed has a `problem`, one sentence; it is raised as SampleError where a value is
+    asked for. UsageError: there is no such value.
     """
 
     def __init__(
@@ -155,10 +153,8 @@ class Result:
         if name.startswith(TOKENS):
             self._check()
             return self.tokens[name]
-        item = self._find(name)
-        if item.load is None:
-            raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
-        return in_python(item.row, item.load())
+        item, value = self._value(name)
+        return in_python(item.row, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # of protocols: copying, pickling, notebooks
@@ -176,16 +172,17 @@ class Result:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Short names of the values that there are, what was given first."""
+        """Short names of all values: first those that were given, then those that were made."""
         values = [item for item in self._items if item.load is not None]
         return tuple(dict.fromkeys(item.row.key.removeprefix(TOKENS) for item in values))
 
     def picture(self, name: str) -> Image.Image:
-        """A value drawn: maps in colours, texts on a card, boxes and palettes as pictures."""
-        item = self._find(name)
-        if item.load is None:
-            raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
-        return item.draw(item.load())
+        """A value drawn: maps in colours, texts on a card, boxes and palettes as pictures.
+
+        name: short or full. FourMError: there is no such value.
+        """
+        item, value = self._value(name)
+        return item.draw(value)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the files that `fourm generate` would write for this result, and return the folder.
@@ -200,8 +197,8 @@ class Result:
         base = replace(self._parts[0].request, out=out)
         for part in self._parts:
             request = base
-            if part.request.stage == "sr":
-                request = follow_on(base, replace(part.request, out=out, is_beside=True))
+            if part.request.stage == SR:
+                request = sr_request(base, replace(part.request, out=out, is_beside=True))
             save_made(request, part.codecs, part.made)
         return out
 
@@ -240,6 +237,13 @@ class Result:
             near = near_match(name, self.names) or f"; it has {', '.join(self.names) or 'none'}"
             raise NoValueError(f"result {self.key} has no value '{name}'{near}")
         return max(fitting, key=lambda item: (item.load is not None, *item.rank))
+
+    def _value(self, name: str) -> tuple[Item, Any]:
+        """The item that a name means, and its value as its codec has it."""
+        item = self._find(name)
+        if item.load is None:
+            raise NoValueError(f"{name} is there as tokens only; model.decode makes values of them")
+        return item, item.load()
 
     def _check(self) -> None:
         if self.problem:

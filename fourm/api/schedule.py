@@ -6,7 +6,7 @@ from typing import Any
 
 from fourm.errors import ScheduleError, UsageError, near_match
 from fourm.schedule.plan import parse_words
-from fourm.schedule.settings import OPTIONS, SR_PREFIX, Layer, Setting, merge, parse_value, read_settings
+from fourm.schedule.settings import OPTIONS, SR_PREFIX, Layer, Setting, load_layer, merge, parse_value
 
 _YAML = (".yaml", ".yml")
 _BY_KEY = {option.key: option for option in OPTIONS}
@@ -22,8 +22,10 @@ class Schedule:
 
     source: options as on the command line (`"--targets tok_clip-tok_rgb --temps 3.0-0.5"`), the path of a
     YAML file, a mapping, or another schedule. settings: by YAML key (`decoding_steps=[49, 25]`) or by the
-    name of the option (`steps=[49, 25]`); they come before those of the source. A list has a value for each
-    target, one value serves all. Names that begin with `sr_` are those of super-resolution.
+    name of the option (`steps=[49, 25]`); they replace those of the source. A list has a value for each
+    target, a single value serves all. Names that begin with `sr_` are those of super-resolution.
+    ScheduleError: an unknown setting, or a value that it cannot have; whether the settings fit a model is
+    checked by the call.
 
     >>> Schedule("--temps 3.0-0.5", steps=12)
     Schedule(temps=[3.0, 0.5], decoding_steps=12)
@@ -50,18 +52,16 @@ class Schedule:
 
 
 def _read(source: object) -> Layer:
-    """The settings of a source, by key."""
+    """The settings of a source, by key. ScheduleError: all that is wrong with them."""
     match source:
         case None:
-            return Layer({})
+            layer = Layer({})
         case Schedule():
-            return source.layer
+            layer = source.layer
         case Mapping():
             layer = _layer_of(source)
         case Path() | str() if str(source).lower().endswith(_YAML):
-            read = read_settings([Path(source)], {})
-            return Layer({**read.base.settings, **{SR_PREFIX + k: s for k, s in read.sr.settings.items()}},
-                         read.base.problems)  # fmt: skip
+            layer = load_layer(Path(source))[0]
         case str():
             layer = parse_words(source)
         case _:

@@ -1,4 +1,4 @@
-"""Tokens of values, and values of tokens, without decoding anything by the model."""
+"""Tokens of values, and values of tokens, by the tokenizers alone; the transformer is not used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fourm.api.inputs import is_list_of, path_of
 from fourm.api.results import in_python
+from fourm.api.samples import is_list_of, named_file
 from fourm.codecs.files import read_turn
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.taking import take, take_ids, take_map
@@ -39,7 +39,7 @@ def tokenize(loaded: LoadedModel, values: Mapping[str, Any]) -> dict[str, Ids | 
 
 
 def decode(loaded: LoadedModel, tokens: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Values of token ids by name, under the names of values; of a list of rows a list."""
+    """Values of token ids (L,) by name, under the names of values; of a list of such ids a list."""
     made = dict[str, Any]()
     for name, given in tokens.items():
         row = _find(loaded, name, TokenizerPart.DECODER)
@@ -51,22 +51,20 @@ def decode(loaded: LoadedModel, tokens: Mapping[str, Any], seed: int) -> dict[st
 
 
 def _find(loaded: LoadedModel, name: str, part: TokenizerPart) -> Modality:
-    """The row whose values (to encode) or tokens (to decode) have a name."""
-    files = loaded.files
+    """The modality whose values (to encode) or tokens (to decode) a name means; of several the smallest."""
+    files, is_encoding = loaded.files, part is TokenizerPart.ENCODER
     rows = {row.name: row for row in files.rows if row.kind in (Kind.GRID, Kind.SEQUENCE)}
-    as_values = files.registry.grid_of_values(name, rows)
-    found = as_values if part is TokenizerPart.ENCODER else None
-    if found is None:
-        fitting = [row for row in rows.values() if name in (row.name, row.key)
-                   and (row.kind is Kind.SEQUENCE or part is TokenizerPart.DECODER)]  # fmt: skip
+    if is_encoding and (of_values := files.registry.grid_of_values(name, rows)) is not None:
+        row = rows[of_values]
+    else:
+        # The tokens of a grid are nothing to encode; those of a sequence have the name of its values.
+        named = [row for row in rows.values() if row.kind is Kind.SEQUENCE or not is_encoding]
+        fitting = [row for row in named if name in (row.name, row.key)]
         if not fitting:
-            names = [row.key for row in rows.values()]
-            if part is TokenizerPart.ENCODER:
-                names = [one.removeprefix(TOKENS) for one in names]
+            names = [row.key.removeprefix(TOKENS) if is_encoding else row.key for row in rows.values()]
             near = near_match(name, names) or f"; known are {', '.join(dict.fromkeys(names))}"
             raise UsageError(f"'{name}' is nothing that model '{files.name}' has tokens for{near}")
-        found = min(fitting, key=lambda row: row.resolution).name
-    row = rows[found]
+        row = min(fitting, key=lambda row: row.resolution)
     if row.kind is Kind.GRID and row.tokenizer not in files.tokenizers:
         raise MissingError(f"{row.name}: its tokenizer '{row.tokenizer}' is not here")
     return row
@@ -74,7 +72,7 @@ def _find(loaded: LoadedModel, name: str, part: TokenizerPart) -> Modality:
 
 def _tokens(loaded: LoadedModel, row: Modality, name: str, given: Any) -> Ids:
     codec: Any = loaded.codec(row, TokenizerPart.ENCODER if row.kind is Kind.GRID else None)
-    path = path_of(row, given, name)
+    path = named_file(row, given, name)
     if isinstance(codec, GridCodec):
         value = take_map(codec, given, name) if path is None else codec.read(path, turn=read_turn(path))
         return codec.tokenize([codec.prepare(value)])[0].numpy()

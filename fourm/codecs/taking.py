@@ -1,14 +1,14 @@
-"""From what a program has in memory to the value of a codec, as if it came from a file.
+"""Converts what a program has in memory to the value of a codec, as if it had been read from a file.
 
 | modality | what is taken |
 | --- | --- |
 | pictures, normals, edges | a PIL picture; an array (H, W, 3) or (H, W) of uint8 0..255 or floats 0..1; a torch tensor (3, H, W) or (1, H, W) of the same |
 | depth | an array (H, W) of float32, or of uint16 levels; a PIL picture of 16 bits or of floats |
-| classes (semseg) | an array (H, W) of whole numbers, 255 for none; a grey or palette PIL picture |
+| classes (semseg) | an array (H, W) of integers, 255 for none; a grey or palette PIL picture |
 | features | an array (C, h, w) of floats |
-| captions | a text |
+| captions | a str |
 | boxes | a list of `Box`, of (xmin, ymin, xmax, ymax, name), or of dicts as in files; corners in fractions, 0..1 |
-| palettes | a list of one to seven (red, green, blue), whole numbers 0..255 |
+| palettes | a list of one to seven (red, green, blue), integers 0..255 |
 | other structured values | the value of a result, the data of a JSON file, or words as the model writes them |
 | T5 vectors | an array (n, E) of floats |
 """  # noqa: E501
@@ -38,9 +38,9 @@ _NUM_CORNERS, _NUM_LEVELS = 4, 3  # of a box, of a colour
 
 
 def take_map(codec: GridCodec, given: Any, where: str) -> Value:
-    """The whole value of a picture or map; `where` names it in messages.
+    """The whole value of a picture or map, (H, W[, C]), or of features, (C, h, w); dtypes as in files.
 
-    SampleError: another shape, dtype or range.
+    `where` names it in messages. SampleError: another shape, dtype or range than in the table above.
     """
     if isinstance(given, torch.Tensor) and codec.form.resample is not None and given.ndim == 3:
         given = given.movedim(0, 2) if given.shape[0] != 1 else given[0]
@@ -51,7 +51,10 @@ def take_map(codec: GridCodec, given: Any, where: str) -> Value:
 
 
 def take_mask(given: Any, where: str) -> NDArray[np.bool_]:
-    """(H, W) bool of a mask: booleans, levels or a grey picture, of which 128 and above is True."""
+    """A mask as (H, W) bool: of bool, of uint8, or of a picture, where levels from 128 on are True.
+
+    SampleError: another shape or dtype.
+    """
     if isinstance(given, Image.Image):
         _load(given, where)
         return pixels_of(given, "L", where) >= WHITE_FROM
@@ -73,7 +76,10 @@ def turn_upright(picture: Image.Image, where: str) -> Image.Image:
 
 
 def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
-    """The value of a codec, or the part of it in a crop at the row's size, as `Codec.read` gives it."""
+    """The value of any codec, as `Codec.read` gives it; crop: the part that the model sees, None: all.
+
+    SampleError: the codec cannot use what is given.
+    """
     match codec:
         case GridCodec():
             value = take_map(codec, given, where)
@@ -93,7 +99,10 @@ def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
 
 
 def take_ids(row: Modality, given: Any, where: str) -> NDArray[np.int64]:
-    """(L,) token ids of a list, an array (L,), (1, L) or of the shape of the row's grid, or such a tensor."""
+    """(L,) token ids of a list, array or tensor of shape (L,), (1, L) or that of the row's grid.
+
+    SampleError: another number of ids than the row has, or ids outside of its vocabulary.
+    """
     ids = _array(given, where)
     return check_ids(ids.reshape(-1) if ids.shape == row.grid else ids, row.max_tokens, row.vocab_size, where)
 
@@ -122,7 +131,10 @@ def _array(given: Any, where: str) -> NDArray[Any]:
 
 
 def _data(codec: StructuredCodec, given: Any) -> object:
-    """The data of a JSON file with a value: one of the grammar, a list of boxes or colours, or such data."""
+    """What a JSON file with this value would hold.
+
+    given: a value of the grammar, a list of boxes or colours, or the data of such a file.
+    """
     if isinstance(given, Structured):
         given = given.value
     if isinstance(given, Mapping):

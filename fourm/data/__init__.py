@@ -12,7 +12,7 @@ PUBLIC = {
     "opening": """SIGNATURE find_exif local_name local_path open_file open_own open_text output_path
         parse_json_lines read_bytes real scheme_problem strip_metadata with_single_keys""",
     "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below",
-    "prompts": "missing_file parse_columns parse_prompts read_file read_prompts read_stream",
+    "prompts": "missing_file parse_columns parse_prompts read_file read_stream",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable
         create_atomic create_text foreign_leftovers free_beside is_alive lock_file make_all make_below mode_of
         process_name refuse_inside remove_leftovers server_clock vanished write_alone write_atomic

@@ -14,7 +14,7 @@ from fourm.data.prompts import missing_file
 from fourm.errors import UsageError, printable
 
 UNREAD_PICTURES = (".heic", ".heif", ".avif", ".exr", ".svg", ".jxl", ".psd", ".dng")
-_WORDS = "; if these are words, `prompt` takes them as such"
+_PROMPT_ADVICE = "; if these are words, `prompt` takes them as such"
 _SHOWN = 6  # endings that a note names
 
 IsDataset = Callable[[str, Sequence[str]], bool]  # whether a folder is one: its path, the names in it
@@ -47,7 +47,7 @@ def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
     UsageError: a path that is not there, a file that is no picture, a folder or pattern without one, or two
     pictures of one key.
     """
-    found, passed = list[tuple[Path, list[Path]]](), _Passed(is_dataset)
+    found, passed = list[tuple[Path, list[Path]]](), _PassedOver(is_dataset)
     for text in texts:
         path = local_path(text)
         if os.path.isdir(path):
@@ -57,7 +57,7 @@ def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
         elif glob.has_magic(text):
             found.append(_matching(text, passed))
         else:
-            raise UsageError(f"{missing_file(path)}{_WORDS if ' ' in text else ''}")
+            raise UsageError(f"{missing_file(path)}{_PROMPT_ADVICE if ' ' in text else ''}")
     paths = [path for _, listed in found for path in listed]
     return Pictures(tuple(paths), keys_below([root for root, _ in found], paths), passed.notes())
 
@@ -79,8 +79,8 @@ def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:
 
 
 @dataclass(slots=True)
-class _Passed:
-    """What a search for pictures passes over."""
+class _PassedOver:
+    """Decides what a search for pictures passes over, and counts it for `notes`."""
 
     is_dataset: IsDataset
     endings: Counter[str] = field(default_factory=Counter)
@@ -96,13 +96,13 @@ class _Passed:
         return seen
 
     def leaves_out(self, path: str, names: Sequence[str]) -> bool:
-        """Whether a folder is a dataset, which is counted."""
+        """Whether a folder is passed over because it is a dataset; counts it."""
         is_left_out = self.is_dataset(path, names)
         self.others["folder of a dataset"] += is_left_out
         return is_left_out
 
     def takes(self, name: str) -> bool:
-        """Whether a file is a picture that is read; others are counted."""
+        """Whether a file is a picture that is read; counts the others."""
         ending = os.path.splitext(name)[1].lower()
         if ending in PICTURE_SUFFIXES:
             return True
@@ -133,7 +133,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _in_folder(folder: Path, passed: _Passed) -> list[Path]:
+def _in_folder(folder: Path, passed: _PassedOver) -> list[Path]:
     """The pictures below a folder, in the order of datasets; UsageError if there is none."""
     found = list(_below(folder, passed))
     if not found:
@@ -142,7 +142,7 @@ def _in_folder(folder: Path, passed: _Passed) -> list[Path]:
     return found
 
 
-def _below(folder: Path, passed: _Passed) -> Iterator[Path]:
+def _below(folder: Path, passed: _PassedOver) -> Iterator[Path]:
     entries = entries_below(folder, passed.problems, passed.select)
     files = [(within, entry) for within, entry, is_folder in entries if not is_folder]
     for _, entry in sorted(files, key=lambda one: (one[0].partition("/")[0], one[0], one[1].name)):
@@ -150,7 +150,7 @@ def _below(folder: Path, passed: _Passed) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _matching(pattern: str, passed: _Passed) -> tuple[Path, list[Path]]:
+def _matching(pattern: str, passed: _PassedOver) -> tuple[Path, list[Path]]:
     """The folder before the first wildcard, and the pictures that match, or lie in folders that do."""
     parts = Path(pattern).parts
     root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])

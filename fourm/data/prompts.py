@@ -19,11 +19,6 @@ MAX_BYTES = 1 << 30  # a prompt file of more than 1 GiB is a mistake
 Row = tuple[int, Any]  # number of the line; a dict by column, or any other value of a JSON line
 
 
-def read_prompts(path: Path, column: str | None = None) -> list[str]:
-    """Prompts of a .txt (one per line), .tsv, .csv or .jsonl (.ndjson) file; other names are read as .txt."""
-    return parse_prompts(read_file(path), str(path), path.suffix.lower(), column)
-
-
 def read_file(path: Path) -> bytes:
     """All bytes of a prompt file."""
     try:

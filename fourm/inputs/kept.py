@@ -40,8 +40,9 @@ from fourm.schedule.keeps import Keep
 class Kept:
     """The given part of one target of a sample."""
 
-    slot: Slot  # one row
-    value: Any  # as it was used: a map whose hidden pixels tell nothing, (L,) tokens, or a text
+    slot: Slot  # (1, L), True in `known` for what stays
+    # As it was used: ids (L,), a text, or a map (H, W[, C]) in which the pixels to be made are hidden.
+    value: Any
     mask: Mask | None = None  # True for what stays, at the size of the value or of the model's picture
     whole: tuple[Any, Mask] | None = None  # value and mask of the whole picture, where there is one
 
@@ -57,9 +58,10 @@ class KeptSource:
 
 
 def read_source(keep: Keep, codec: GridCodec, sources: Mapping[str, Any], turn: int = 1) -> KeptSource:
-    """What the files of a sample hold, or what it holds in memory, by target and by `Keep.mask`.
+    """Read what is given of a target, and its mask. SampleError: one of them cannot be read.
 
-    turn: how pictures of files are turned first (see `read_turn`).
+    sources: files, or values in memory, by name; those of the target and of `Keep.mask` are read. turn: how
+    pictures of files are turned first (see `read_turn`).
     """
     row, given, mask_given = codec.row, sources[keep.target], sources.get(keep.mask)
     where = str(given) if isinstance(given, Path) else row.key.removeprefix(TOKENS)
@@ -80,7 +82,7 @@ def keep_grid(
 ) -> Kept:
     """The kept part of a grid. uniforms: (L,) in [0, 1), by which a share of the tokens is drawn.
 
-    crop, mask and box are of the upright picture. SampleError: the mask keeps everything or nothing, or has
+    Crop, mask and box refer to the upright picture. SampleError: the mask keeps everything or nothing, or has
     another size than the picture.
     """
     tokens = None if keep.share is None else tokens_of_share(keep.share, uniforms)
@@ -108,7 +110,7 @@ def keep_grid(
 
 
 def keep_text(keep: Keep, codec: Codec, chain: Chain, value: Any) -> Kept:
-    """A text in which sentinels mark what is to be filled; without any, nothing is."""
+    """A text whose sentinels mark what is to be filled; of a text without any, all is kept."""
     assert isinstance(codec, CaptionCodec | StructuredCodec)
     full = codec.encode([value])
     slot = typed_text(full.values, chain.num_tokens[keep.target], known=full.known)

@@ -1,4 +1,4 @@
-"""Which folders of a dataset become tokens of what, and the samples in them."""
+"""The folders of a dataset that `fourm tokenize` reads, and the samples in them."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -9,15 +9,16 @@ from fourm.data.layout import CROP_SETTINGS, FRAME, MAX_SAMPLES, PICTURES, VALID
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
-from fourm.modalities.registry import Kind, Modality
+from fourm.modalities.registry import TOKENS, Kind, Modality
 
-_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # as the reference's data has them
+_OTHER_FOLDERS = {"tok_semseg": "semseg_coco"}  # names in datasets of the reference, by key of a modality
 
 
 def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None) -> dict[Modality, str]:
-    """The folders that are to become tokens: those that are named, or all that the model's tokenizers read.
+    """The folders to tokenise, by modality: those that are named, or all that the model's tokenizers read.
 
     A name is that of a folder (`depth`), of a modality (`tok_depth@224`), or of all its sizes (`tok_depth`).
+    UsageError: an unknown name, or no folder; MissingError: a named tokenizer is not on this machine.
     """
     if not root.is_dir():
         raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
@@ -51,7 +52,7 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
 
 
 def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
-    """Half a sentence for each folder that the model could read if its tokenizer were here."""
+    """A note for each folder that is left out because its tokenizer is not on this machine."""
     return tuple(
         f"{folder} is left out: its tokenizer is not here; {tokenizer_advice(model, row.tokenizer)}"
         for row, folder in _value_folders(root, model).items()
@@ -62,7 +63,7 @@ def missing_tokenizers(root: Path, model: ModelFiles) -> tuple[str, ...]:
 def list_raw_samples(root: Path, out: Path, folders: Mapping[Modality, str]) -> Dataset:
     """All samples that have a file in one of the folders at least, sorted by key.
 
-    Crop settings in `out`, which belong to tokens that are there, come before those of the dataset.
+    Crop settings in `out` belong to tokens that are there already, so they replace those of the dataset.
     """
     listed = {row.name: list_folder(root, folder) for row, folder in folders.items()}
     names = (PICTURES, VALID_PIXELS, CROP_SETTINGS, FRAME)
@@ -98,7 +99,7 @@ def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modali
     for name in names:
         found = [row for row in rows if name in (row.name, row.key, *folders_of(row))]
         if not found:
-            keys = dict.fromkeys(row.key.removeprefix("tok_") for row in rows)
+            keys = dict.fromkeys(row.key.removeprefix(TOKENS) for row in rows)
             near = near_match(name, [*keys, *(row.name for row in rows)]) or f"; it has {', '.join(keys)}"
             what = f"is nothing that model '{model.name}' has a tokenizer for"
             raise UsageError(f"`modalities`: '{name}' {what}{near}")
@@ -107,6 +108,6 @@ def _named_rows(names: Sequence[str], model: ModelFiles, rows: Collection[Modali
 
 
 def folders_of(row: Modality) -> tuple[str, ...]:
-    """Where the values of a modality may lie: its decoded values, or pictures of any size."""
-    names = (row.folder, row.key.removeprefix("tok_"), _OTHER_FOLDERS.get(row.key, ""))
+    """The folders of a dataset that may hold values of a modality, the likeliest first."""
+    names = (row.folder, row.key.removeprefix(TOKENS), _OTHER_FOLDERS.get(row.key, ""))
     return tuple(dict.fromkeys(name for name in names if name))

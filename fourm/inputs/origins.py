@@ -1,4 +1,4 @@
-"""What a run goes on from: results that super-resolution makes finer, or a file whose making is repeated."""
+"""What a run goes on from: results of which super-resolution is made, or a file that is made once more."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from fourm.schedule.keeps import Keep
 from fourm.schedule.plan import build_chain, parse_chain
 from fourm.schedule.settings import MAX_SEED, Settings
 
-MAX_BYTES = 1 << 30  # of a picture
+MAX_BYTES = 1 << 30  # of a picture that is made once more
 
 
 def plan_sr(
@@ -67,7 +67,10 @@ def find_sr_model(origin: Run | None, name: str | None) -> ModelFiles:
 
 
 def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
-    """Modalities (full names) that there are to go on from."""
+    """Full names of the modalities in a folder that super-resolution can read. UsageError if there are none.
+
+    origin: the run that made the folder; None: a dataset, in whose folders the conditions lie.
+    """
     if origin is not None:
         conditions, targets = chain_names(origin.record.schedule)
         return [*conditions, *targets]
@@ -83,7 +86,11 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
 def read_sr_input(
     root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
 ) -> Dataset:
-    """The samples of a folder as conditions; of a run's, what is not there was not made, or has failed."""
+    """The samples of a folder as conditions of super-resolution.
+
+    origin: the run that made the folder, or None. Results of a run whose files are missing are counted in a
+    note, as they were not made or have failed. UsageError if all are missing.
+    """
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin, keeps=chain.keeps)
     if chain.keeps:
@@ -115,7 +122,7 @@ def conditions_from(
 
 
 def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Container[str]) -> list[Sample]:
-    """Samples with the files of these names that others, in the same order, have."""
+    """Each sample with those files of the other one at its place that have one of the names."""
     found = list[Sample]()
     for sample, other in zip(samples, others, strict=True):
         files = {name: path for name, path in other.files.items() if name in names}
@@ -125,14 +132,14 @@ def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Conta
             varied = [{**one, **more} for one, more in zip(own, varied, strict=True)]
         else:
             varied = [dict(one) for one in sample.varied]
-        # Tokens beside them are of a picture that was turned already, so each file goes by its own tag.
+        # The tokens beside them are of a turned picture, so each file is turned by its own tag.
         upright = "own" if files and other.upright else sample.upright
         found.append(replace(sample, files={**sample.files, **files}, varied=varied, upright=upright))
     return found
 
 
 def _forms_kept(keep: Keep) -> dict[str, tuple[str, str]]:
-    """What a run has written of a part that it kept, as `samples_for` takes it."""
+    """What `samples_for` reads of a part that a run has kept: modality and form of each file, by name."""
     values = {keep.target: (keep.target, "kept" if keep.raw or keep.is_text else "kept_ids")}
     return values if keep.is_text else values | {keep.mask: (keep.target, "mask")}
 
@@ -148,8 +155,8 @@ class Replay:
     key: Key | None = None  # None: all samples of the run
     prompt: str | None = None  # where there is no run
 
-    def plan(self, model: ModelFiles) -> tuple[Chain, list[Sample]]:
-        """The schedule of the base, all its grids read as tokens, and the samples that are made again."""
+    def chain_and_samples(self, model: ModelFiles) -> tuple[Chain, list[Sample]]:
+        """The chain of the base, all its grids read as tokens, and the samples that are made again."""
         chain = replace(parse_chain(self.base.options, model), raw=frozenset())
         if self.run is not None:
             found = self.run.samples() if self.key is None else filter(None, [self.run.find(self.key)])
@@ -162,7 +169,7 @@ class Replay:
         return chain, [Sample(self.key, self.prompt)] if self.key is not None else []
 
     def _with_sr(self, samples: list[Sample]) -> list[Sample]:
-        """The samples with what super-resolution has kept of its targets."""
+        """The samples with the files of what super-resolution has kept of its targets."""
         assert self.run is not None
         fine = next((run for run in open_runs(self.run.root) if run.record.stage == SR), None)
         kept = fine.record.schedule.get("kept", ()) if fine is not None else ()
@@ -184,7 +191,7 @@ class Replay:
 
 
 def sr_name(base: ModelFiles, sr_run: RunRecord) -> str | None:
-    """The name of a super-resolution model for `find_sr`: None for the one that belongs to the base."""
+    """The model of a recorded super-resolution, as `find_sr` takes it: None if it belongs to the base."""
     return None if sr_run.model in (DEMO_SR, f"{base.name}/sr") else sr_run.model
 
 

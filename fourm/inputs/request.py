@@ -21,16 +21,16 @@ from fourm.schedule.settings import MAX_SEED
 
 T = TypeVar("T")
 DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
-MAX_DETOKENIZER_STEPS = 10_000_000  # what a picture says of them can be read back
+MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim more
 ATTENTIONS = ("sdpa", "xformers")
 MAX_CROPS = 10_000
 NOWHERE = Path(os.devnull)  # `out` of results that are kept in memory
-_LOADED = time.time()
+_LOADED = time.time()  # in place of the start of a process, where the system does not tell it
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One process among those that share a job; they share nothing but the output folder."""
+    """One process among those that share a job. They exchange nothing but files in the output folder."""
 
     rank: int = 0  # 0 <= rank < size
     size: int = 1
@@ -60,7 +60,10 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything about one run of `generate` or `sr`."""
+    """Everything about one run of `generate` or `sr`; from `Model.request`, changed by `dataclasses.replace`.
+
+    UsageError: a setting is out of its range, or two exclude each other.
+    """
 
     model: ModelFiles
     chain: Chain
@@ -102,7 +105,7 @@ class Request:
 
     @property
     def reads_pictures(self) -> bool:
-        """Whether values are read of which a crop shows a part."""
+        """Whether conditions or kept parts are read of which the model sees a crop: pictures, maps, boxes."""
         rows = [self.model.registry.get(name) for name in self.chain.given]
         return any(shows_part(row, self.chain.values) for row in rows)
 
@@ -228,7 +231,7 @@ def parse_world(shard: str | None, environment: Mapping[str, str]) -> World:
 
 
 def start_of(process: int) -> float:
-    """When a process was started, in seconds since 1970; if that is not told, when this module was loaded."""
+    """When a process was started, in seconds since 1970; without /proc, when this module was loaded."""
     try:
         ticks = int(read_bytes(Path(f"/proc/{process}/stat"), 1 << 12).rpartition(b")")[2].split()[19])
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")

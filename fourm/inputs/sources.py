@@ -26,6 +26,7 @@ from fourm.data.layout import (
     Key,
     Sample,
     number_keys,
+    samples_of_prompts,
 )
 from fourm.data.opening import local_name
 from fourm.data.pictures import UNREAD_PICTURES, Pictures, find_pictures, has_wildcards, keys_below
@@ -436,8 +437,7 @@ def _read_texts(source: Source, names: Sequence[str], model: ModelFiles, stdin: 
             caption = next((text for name, text in cells.items() if name not in typed), None)
             samples.append(Sample(key, caption, typed={name: cells[name] for name in typed}))
     else:
-        texts = parse_prompts(data, where, suffix or ".txt", source.column)
-        samples = [Sample(key, text) for key, text in zip(number_keys(len(texts)), texts, strict=True)]
+        samples = samples_of_prompts(parse_prompts(data, where, suffix or ".txt", source.column))
     wordpiece = WordPiece.load(require_text_tokenizer(model, "reading prompts"))
     max_tokens = max((row.max_tokens for row in rows if row.codec == CAPTION), default=0)
     for sample in samples:

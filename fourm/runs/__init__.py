@@ -9,7 +9,7 @@ PUBLIC = {
     "job": "order_place preview_place",
     "loaded": "LoadedModel",
     "machine": "describe_machine",
-    "pipeline": "check check_weights collect follow_on measure plan run save_made",
+    "pipeline": "check check_weights collect measure plan run save_made sr_request",
     "tokenizing": "tokenize_dataset",
     "values": "Collector Made picture_of",
 }

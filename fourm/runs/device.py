@@ -19,7 +19,7 @@ from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_
 T = TypeVar("T")
 # Tokens of a batch, over all modalities and by device type: many enough for speed, few enough for memory.
 TOKENS_PER_BATCH = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-_SURE = 0.85  # estimates may be 15 % too high, so a run is refused if 85 % of its estimate does not fit
+_SURE = 0.85  # estimates may be 15 % too high, so a run is refused only if 85 % of its estimate does not fit
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class Portions:
 
         `work` must be safe to repeat after an error at any point. FourMError if one row alone does not fit.
         """
-        at, is_halved = 0, False
-        while portion := rows[at : at + self.rows]:
+        num_done, is_halved = 0, False
+        while portion := rows[num_done : num_done + self.rows]:
             try:
                 yield from work(portion)
-                at += len(portion)
+                num_done += len(portion)
                 if is_halved:
                     yield Halved(self.rows, str(self.device))
                 is_halved = False
@@ -102,13 +102,13 @@ def choose_rows(request: Request, device: torch.device) -> int:
     return max(1, min(MOST_ROWS, TOKENS_PER_BATCH.get(device.type, 2048) // max(tokens, 1)))
 
 
-def check_memory(request: Request, device: torch.device) -> int:
+def checked_batch_size(request: Request, device: torch.device) -> int:
     """The batch size of a run; UsageError if the estimated memory is more than the device has free."""
     batch_size = fit_batch_size(request, device)
     size = min(batch_size, max(1, len(request.samples) * request.num_variations))
     cost = _cost(request, size, device)
     other = f"`batch_size={size // 2}`" if size > 1 else ""
-    _refuse(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
+    _check_free(cost.memory, cost.weights, device, request.dtype, request.model.name, other)
     return batch_size
 
 
@@ -117,7 +117,7 @@ def check_tokenizing_memory(request: TokenizeRequest, device: torch.device) -> N
     keys, width = {row.tokenizer for row in request.rows}, DTYPES[request.dtype].num_bytes
     weights = sum(tokenizer_bytes(request.model, key, width, TokenizerPart.ENCODER) for key in keys)
     other = "one of `modalities` after the other" if len(keys) > 1 else ""
-    _refuse(weights + LIBRARIES, weights, device, request.dtype, "this", other)
+    _check_free(weights + LIBRARIES, weights, device, request.dtype, "this", other)
 
 
 @contextmanager
@@ -142,8 +142,8 @@ def _cost(request: Request, size: int, device: torch.device) -> Cost:
     )  # fmt: skip
 
 
-def _refuse(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:
-    """UsageError if `memory` bytes are more than are free; other: what helps besides another dtype."""
+def _check_free(memory: int, weights: int, device: torch.device, dtype: str, name: str, other: str) -> None:
+    """UsageError if `memory` bytes are more than are free. other: what helps besides another dtype, or ""."""
     free = free_memory(device)
     if memory * _SURE > free:
         total, of_weights, left = (f"{count / 1e9:.3g} GB" for count in (memory, weights, free))

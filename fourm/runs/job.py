@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fourm import __version__
+from fourm import MKL_VARIABLE, __version__
 from fourm.codecs.table import check_codec
 from fourm.data.layout import Place, path_of
 from fourm.data.opening import read_bytes
@@ -29,7 +29,6 @@ from fourm.output.record import RunRecord
 from fourm.schedule.chain import joining_problem
 from fourm.schedule.keeps import Keep
 
-MKL = "MKL_CBWR"  # the variable by which sums of Intel's kernels don't depend on the size of a batch
 READ_BYTES = 1 << 16  # files up to this size are compared by checksum, larger ones by size only
 
 
@@ -38,7 +37,7 @@ class Job:
     """A request that passed all checks, with the device, dtype, batch size and files chosen for it."""
 
     request: Request
-    places: list[Place]  # kinds of files that every sample has, including conditions
+    places: list[Place]  # one for each kind of file that every sample has, conditions included
     device: torch.device
     dtype: str  # a key of DTYPES
     batch_size: int
@@ -90,7 +89,10 @@ def _is_there(place: Place) -> bool:
 
 
 def kept_places(keep: Keep, row: Modality, shared: bool) -> list[Place]:
-    """Where the given part of a target is written, as it was used, and the mask of what stays."""
+    """Where the given part of a target is written, as it was used, and the mask of what stays.
+
+    shared: whether all variations of a sample are given the same.
+    """
     folder = f"{row.folder if keep.raw or keep.is_text else row.name}_kept"
     if keep.is_text:
         return [Place(folder, ".txt", shared, row.name, "kept", is_condition=True)]
@@ -204,7 +206,7 @@ def make_record(job: Job) -> RunRecord:
         places=(*job.written, *extras),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
         versions={"fourm": __version__, "python": platform.python_version()} | versions
-        | {MKL: os.environ.get(MKL, "not set")},
+        | {MKL_VARIABLE: os.environ.get(MKL_VARIABLE, "not set")},
         command=request.command, created=now(),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The files of a run: plans which are written, checks which are complete already, and writes the others."""
+"""Writes the files of a run: tokens, values, what was kept, previews; and records checksums and failures."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,24 +25,34 @@ from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION
 from fourm.modalities.text import Structured
-from fourm.networks.state import Batch
+from fourm.networks.state import Batch, Slot
 from fourm.output.processes import Listed, Process, list_files
 from fourm.output.record import BASE, FRAMES, RUN, SR
 from fourm.output.samples import SampleWriter
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
-from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_values, diffusion_of, restored_values
+from fourm.runs.values import PREVIEW_STEPS, Made, covered, decode_rows, diffusion_of, unreported
+from fourm.schedule.chain import Step
 
 
 @dataclass(slots=True)
-class Film:
-    """The decoding history of the current target of a batch, for preview pictures."""
+class Previews:
+    """What previews show of the target that a batch is decoding."""
 
     target: str = ""
-    # The number of the step that decoded each token, from 1; -1 if it is not decoded.
+    # The number of the step that decoded each token, from 1; 0 if it was given, -1 if it is not decoded.
     order: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, L) int16
-    # Pictures to be written after the last step: place, known tokens (B, L) bool, one value per sample.
-    frames: list[tuple[Place, Tensor, list[Any]]] = field(default_factory=list)
+    # Pictures that are not written yet: place, known tokens (B, L) bool, one value per sample.
+    waiting: list[tuple[Place, Tensor, list[Any]]] = field(default_factory=list)
+
+    def note(self, step: Step, slot: Slot) -> None:
+        """Note which tokens of the slot a step has decoded. A new target begins anew."""
+        if self.target != step.target:
+            self.target, self.waiting = step.target, []
+            self.order = torch.full_like(slot.known, -1, dtype=torch.int16)
+            if slot.given is not None:
+                self.order[slot.given] = 0
+        self.order[slot.known & (self.order < 0)] = step.number
 
 
 @dataclass(slots=True)
@@ -58,7 +68,7 @@ class Saver:
     failed: set[tuple[str, int]] = field(default_factory=set)
     skipped: int = 0  # results that were complete already
     _hashed: set[Path] = field(default_factory=set)  # shared files whose checksum is listed
-    _film: Film = field(default_factory=Film)  # of the samples that are being decoded
+    _previews: Previews = field(default_factory=Previews)  # of the samples that are being decoded
 
     def add_missing_checksums(self, works: Sequence[Work]) -> None:
         """List the checksums of complete samples that are not listed yet; these samples are skipped."""
@@ -72,7 +82,7 @@ class Saver:
 
     def begin(self, works: Sequence[Work]) -> None:
         """Called with samples before they are decoded together."""
-        self._film = Film()
+        self._previews = Previews()
         self._record_samples(works)
 
     def _record_samples(self, works: Sequence[Work]) -> None:
@@ -85,44 +95,24 @@ class Saver:
         """Write all files of the chosen samples, each atomically, and report each as saved or failed.
 
         batch: one decoded row for each of `given`, in the same order. Samples that are reported already are
-        left out, so a call can be repeated. Tokens are written first. Values are decoded together; if that
-        fails, each sample is decoded alone, so that only the bad ones fail.
+        left out, so a call can be repeated. Tokens are written first.
         """
-        results = {index: given[index].work.result for index in chosen}
-        left = [i for i, result in results.items() if result not in self.saved and result not in self.failed]
-        if not left:
+        rows, batch = unreported(given, batch, chosen, self.saved | self.failed)
+        if not rows:
             return
-        rows, batch = [given[index] for index in left], batch.select(torch.tensor(left, device=batch.device))
-        works = [row.work for row in rows]
         self.process.check()
         for place in self.job.written:
             if place.form == "ids":
-                for work, ids in zip(works, batch.slots[place.modality].values.cpu().numpy(), strict=True):
-                    self._write(place, work, partial(write_ids, ids))
+                for row, ids in zip(rows, batch.slots[place.modality].values.cpu().numpy(), strict=True):
+                    self._write(place, row.work, partial(write_ids, ids))
         try:
-            decoded = yield from decode_values(self.job, self.codecs, rows, batch)
-        except SampleError as error:
-            if len(rows) == 1:
-                yield self.fail(works[0], str(error))
-                return
-            for index in range(len(rows)):
-                yield from self.save(rows, batch, [index])
-            return
-        try:
-            for index, row in enumerate(rows):
-                used = {**row.values, **{name: values[index] for name, values in decoded.items()}}
-                try:
-                    made = restored_values(self.job.request, self.codecs, row, used)
-                except SampleError as error:
-                    yield self.fail(row.work, str(error))
-                else:
-                    yield from self._save_values(row, made)
+            yield from decode_rows(self.job, self.codecs, rows, batch, self._save_values, self.fail)
         finally:  # if memory runs out for one sample, those saved before it are not decoded again
-            saved = [work for work in works if work.result in self.saved]
+            saved = [row.work for row in rows if row.work.result in self.saved]
             self._note_checksums([path for work in saved for path in self._paths(work)])
 
-    def write(self, made: Made) -> Iterator[Event]:
-        """Write a result that is in memory."""
+    def save_made(self, made: Made) -> Iterator[Event]:
+        """Write a result that is in memory: the same files as `save`."""
         work, targets = made.work, self.job.request.chain.targets
         self._record_samples([work])
         for place in self.job.written:
@@ -147,48 +137,46 @@ class Saver:
         is_last: True for the last step of a target, after which the decoding step of each token is written,
         too.
         """
-        if not self.job.request.preview:
-            return
-        film, step, out = self._film, progress.step, self.job.request.out
+        step, request, previews = progress.step, self.job.request, self._previews
         slot, codec = progress.batch.slots[step.target], self.codecs[step.target]
-        if not isinstance(codec, GridCodec):
+        if not request.preview or not isinstance(codec, GridCodec):
             return
-        written = list[Path]()
-        if film.target != step.target:
-            film.target, film.frames = step.target, []
-            film.order = torch.full_like(slot.known, -1, dtype=torch.int16)
-            if slot.given is not None:
-                film.order[slot.given] = 0
-        film.order[slot.known & (film.order < 0)] = step.number
+        previews.note(step, slot)
         # Depth and features have the colours of the result in all pictures, which therefore wait for it.
         is_scaled = codec.form.is_measured or codec.form.resample is None
-        is_kept, is_scale = step.number % self.job.request.preview == 0, is_last and is_scaled
+        is_shown, is_result = step.number % request.preview == 0, is_last and is_scaled
         values = list[Any]()
-        if is_kept or (is_scale and film.frames):
-            most = MAX_DETOKENIZER_STEPS if is_scale else PREVIEW_STEPS
+        if is_shown or (is_result and previews.waiting):
+            most = MAX_DETOKENIZER_STEPS if is_result else PREVIEW_STEPS
             with suppress(SampleError):  # the same error is reported when the result is decoded
-                values = codec.decode(slot, diffusion_of(self.job.request, step.target, works, most))
-        if is_kept and values:
-            film.frames.append((preview_place(step.target, step.number), slot.known, values))
+                values = codec.decode(slot, diffusion_of(request, step.target, works, most))
+        if is_shown and values:
+            previews.waiting.append((preview_place(step.target, step.number), slot.known, values))
+        written = list[Path]()
         if is_last or not is_scaled:
-            written += self._write_frames(works, codec, values if is_scale else [])
+            written += self._write_previews(works, codec, values if is_result else [])
         if is_last:
-            for work, order in zip(works, film.order.cpu().numpy(), strict=True):
-                path = self.job.path(order_place(step.target), work)
-                write_atomic(out, path, partial(write_ids, order))
-                written.append(path)
+            written += self._write_orders(works)
         self._note_checksums(written)
 
-    def _write_frames(self, works: Sequence[Work], codec: GridCodec, results: Sequence[Any]) -> list[Path]:
+    def _write_previews(self, works: Sequence[Work], codec: GridCodec, results: Sequence[Any]) -> list[Path]:
         """Write the pictures that wait; results: of each sample the value whose colours they have, if any."""
-        written, frames = list[Path](), self._film.frames
-        for index, work in enumerate(works) if frames else ():
-            pictures = codec.pictures([v[index] for _, _, v in frames], results[index] if results else None)
-            for (place, known, _), picture in zip(frames, pictures, strict=True):
+        written, waiting = list[Path](), self._previews.waiting
+        for index, work in enumerate(works) if waiting else ():
+            pictures = codec.pictures([v[index] for _, _, v in waiting], results[index] if results else None)
+            for (place, known, _), picture in zip(waiting, pictures, strict=True):
                 written.append(self.job.path(place, work))
                 shown = covered(picture, known[index], codec.row)
                 write_atomic(self.job.request.out, written[-1], partial(shown.save, format="PNG"))
-        self._film.frames = []
+        self._previews.waiting = []
+        return written
+
+    def _write_orders(self, works: Sequence[Work]) -> list[Path]:
+        """Write the number of the decoding step of each token of the target."""
+        written, previews = list[Path](), self._previews
+        for work, order in zip(works, previews.order.cpu().numpy(), strict=True):
+            written.append(self.job.path(order_place(previews.target), work))
+            write_atomic(self.job.request.out, written[-1], partial(write_ids, order))
         return written
 
     def _save_values(self, row: PreparedSample, made: Mapping[str, Any]) -> Iterator[Event]:
@@ -206,11 +194,11 @@ class Saver:
                 self._note_checksums([path])
                 yield Malformed(*work.result, name, value.problems)
         try:
-            self._write_frame(row)
+            self._record_frame(row)
             for place in self.job.written:
                 if place.form == "value":
-                    write, text = self.codecs[place.modality].write, self._chunks(row, place.shared)
-                    self._write(place, work, partial(write, made[place.modality], text=text))
+                    write, texts = self.codecs[place.modality].write, self._png_texts(row, place.shared)
+                    self._write(place, work, partial(write, made[place.modality], text=texts))
                 elif place.form in ("kept", "kept_ids", "mask"):
                     self._write(place, work, partial(self._write_kept, place, row))
         except SampleError as error:
@@ -234,7 +222,7 @@ class Saver:
         else:
             path.write_text(kept.value, encoding="utf-8", errors="surrogateescape", newline="")
 
-    def _write_frame(self, row: PreparedSample) -> None:
+    def _record_frame(self, row: PreparedSample) -> None:
         """Record where the square lies in its picture; super-resolution beside its run has that already."""
         if row.frame is None or self.job.request.is_beside:
             return
@@ -265,7 +253,7 @@ class Saver:
         shared = [self.job.request.out / place.folder for place in places]
         self._hashed |= {path for path in new if any(map(path.is_relative_to, shared))}
 
-    def _chunks(self, row: PreparedSample, is_shared: bool) -> dict[str, str]:
+    def _png_texts(self, row: PreparedSample, is_shared: bool) -> dict[str, str]:
         """The text chunks of a PNG: what is needed to generate the picture again."""
         record, registry, work = self.samples.run.record, self.job.request.model.registry, row.work
         texts = {**row.values, **{name: part.value for name, part in row.kept.items()}}

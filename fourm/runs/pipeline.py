@@ -33,7 +33,7 @@ from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.device import Portions, as_fourm_errors, check_memory, choose_device, choose_rows
+from fourm.runs.device import Portions, as_fourm_errors, checked_batch_size, choose_device, choose_rows
 from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
 from fourm.runs.loaded import LoadedModel
@@ -50,7 +50,7 @@ NOT_FINITE = (
 
 
 class Writer(Protocol):
-    """Takes decoded samples."""
+    """Takes decoded samples: `Saver` writes files, `Collector` keeps results in memory."""
 
     job: Job
     codecs: Mapping[str, Codec]
@@ -76,7 +76,7 @@ def check(request: Request) -> Job:
     places = plan_places(request)
     check_mask_files(request.chain)
     check_files(request.model, tokenizers_of(request.model, places))
-    return Job(request, places, device, dtype, check_memory(request, device))
+    return Job(request, places, device, dtype, checked_batch_size(request, device))
 
 
 def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
@@ -110,7 +110,7 @@ def run(request: Request, loaded: LoadedModel | None = None) -> Iterator[Event]:
         variations=len(request.variations), dtype=job.dtype,
     )  # fmt: skip
     engine, codecs = None, dict[str, Codec]()
-    loaded = _fitting(job, loaded)
+    loaded = _loaded_for(job, loaded)
     if todo:
         yield Loading(f"model {request.model.name}")
         with as_fourm_errors(job.device, job.dtype, out), arithmetic(job.dtype):
@@ -164,7 +164,7 @@ def measure(planned: Plan) -> float:
     if not planned.todo:
         return 0.0
     with as_fourm_errors(job.device, job.dtype), arithmetic(job.dtype), torch.inference_mode():
-        return estimate_seconds(job, planned.todo, *load_parts(job, _fitting(job, None)))
+        return estimate_seconds(job, planned.todo, *load_parts(job, _loaded_for(job, None)))
 
 
 def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[Event]]:
@@ -174,7 +174,7 @@ def collect(request: Request, loaded: LoadedModel) -> tuple[Collector, Iterator[
     """
     job = check(request)
     with as_fourm_errors(job.device, job.dtype), loaded.lock, arithmetic(job.dtype):
-        engine, codecs = load_parts(job, _fitting(job, loaded))
+        engine, codecs = load_parts(job, _loaded_for(job, loaded))
     collector = Collector(job, codecs)
     works = [Work(sample, v) for sample in request.chosen for v in request.variations]
 
@@ -197,7 +197,7 @@ def save_made(request: Request, codecs: Mapping[str, Codec], made: Made) -> None
     writer = SampleWriter(Run(request.out, request.record, record), request.samples, request.recorded_fit)
     saver = Saver(job, codecs, joining.enter(), {}, writer)
     with as_fourm_errors(job.device, job.dtype, request.out):
-        events = [*saver.write(made)]
+        events = [*saver.save_made(made)]
     seconds = round(time.perf_counter() - started, 3)
     close_output(saver.process, replace(launch, finished=now(), saved=len(saver.saved), seconds=seconds))
     if failed := [event for event in events if isinstance(event, Failed)]:
@@ -221,7 +221,7 @@ def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Iterator[Event]:
             events.close()
 
 
-def _fitting(job: Job, loaded: LoadedModel | None) -> LoadedModel:
+def _loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
     """The loaded model of a job; without one, one that loads its parts when they are used."""
     own = job.request.model, job.device, job.dtype, job.request.attention
     if loaded is None:
@@ -247,21 +247,18 @@ def check_weights(job: Job) -> None:
         load_tokenizer(job.request.model.tokenizers[name], "meta", part=part)
 
 
-def follow_on(base: Request, sr_request: Request) -> Request:
+def sr_request(base: Request, following: Request) -> Request:
     """The request for super-resolution of all results of the run `base`, in the same folder.
 
-    finer: the model, chain and settings of super-resolution. Both runs can be resumed.
+    following: with the model, chain and settings of super-resolution. Both runs can be resumed.
     """
     record = make_record(check(base))
     run = Run(base.out, RUN, record)
-    made = conditions_from(run, map(run.describe, base.samples), sr_request.chain, sr_request.model)
-    names = {name for keep in sr_request.chain.keeps for name in (keep.target, keep.mask)} | {
-        PICTURES,
-        CROP_SETTINGS,
-    }
-    samples = with_files(made, base.samples, names)
+    made = conditions_from(run, map(run.describe, base.samples), following.chain, following.model)
+    names = {name for keep in following.chain.keeps for name in (keep.target, keep.mask)}
+    samples = with_files(made, base.samples, {*names, PICTURES, CROP_SETTINGS})
     return replace(
-        sr_request, samples=samples, input=Input("run"), out=base.out, origin=record,
+        following, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,
     )  # fmt: skip
 
@@ -300,18 +297,14 @@ def _generate(engine: Engine, writer: Writer, todo: Sequence[Work]) -> Iterator[
         conditions = job.request.chain.conditions
         given = stack_batches([row.batch.without(conditions) for row in readable])  # parts of targets
         for indices, chain in group_by_counts(given, job.request.chain):
-            make = partial(_make, engine, writer, chain, decoding, saving)
-            yield from decoding.each([readable[index] for index in indices], make)
+            decode = partial(_decode, engine, writer, chain, decoding, saving)
+            yield from decoding.each([readable[index] for index in indices], decode)
 
 
-def _make(
-    engine: Engine,
-    writer: Writer,
-    chain: Chain,
-    decoding: Portions,
-    saving: Portions,
+def _decode(
+    engine: Engine, writer: Writer, chain: Chain, decoding: Portions, saving: Portions,
     rows: Sequence[PreparedSample],
-) -> Iterator[Event]:
+) -> Iterator[Event]:  # fmt: skip
     """Decode and save some samples. One that fails does not affect the others."""
     request, device, steps = writer.job.request, decoding.device, chain.steps
     works = [row.work for row in rows]

@@ -47,7 +47,7 @@ class Plan:
     todo: Sequence[Work]  # the results that are not complete
     samples: int  # that are chosen
     results: int  # samples times variations, of this process
-    folders: Mapping[str, FolderPlan]  # by name; records of the run are under `processes`
+    folders: Mapping[str, FolderPlan]  # by name; the records of the run are one entry, with both its folders
     passes: int  # forward passes of the network for one result, at most
     evaluations: int  # of decoders by diffusion, for one result
 
@@ -102,9 +102,9 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
         least, usual = (results * number * _in_blocks(size) for size in _size_of(job, place, whole))
         folders[place.folder] = FolderPlan(results * number, least, usual)
     num_files = sum(folder.files for folder in folders.values())
-    name = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
-    noted = math.ceil(num_files * (_RECORD_BYTES + 2 * name) + len(chosen) * _SAMPLE_BYTES)
-    if num_files:
+    key_length = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
+    noted = math.ceil(num_files * (_RECORD_BYTES + 2 * key_length) + len(chosen) * _SAMPLE_BYTES)
+    if num_files:  # three records: the launch, the checksums, and what the samples are made of
         folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(3, 0, _in_blocks(noted))
     cost = estimate(request.chain, request.model, job.dtype)
     samples = {work.sample.key for work in (*made, *todo)}

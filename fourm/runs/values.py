@@ -1,7 +1,7 @@
 """From decoded tokens to values, and results that are kept in memory instead of files."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,42 @@ def decode_values(
     return decoded
 
 
+def decode_rows(
+    job: Job, codecs: Mapping[str, Codec], rows: Sequence[PreparedSample], batch: Batch,
+    save: Callable[[PreparedSample, Mapping[str, Any]], Iterator[Event]], fail: Callable[[Work, str], Event],
+) -> Iterator[Event]:  # fmt: skip
+    """Decode a batch, and pass each of its rows to `save` with its values, or to `fail` with the reason.
+
+    Values are decoded together; if that fails, each row is decoded alone, so that only the bad ones fail.
+    """
+    try:
+        decoded = yield from decode_values(job, codecs, rows, batch)
+    except SampleError as error:
+        if len(rows) == 1:
+            yield fail(rows[0].work, str(error))
+            return
+        for index, row in enumerate(rows):
+            alone = batch.select(torch.tensor([index], device=batch.device))
+            yield from decode_rows(job, codecs, [row], alone, save, fail)
+        return
+    for index, row in enumerate(rows):
+        used = {**row.values, **{name: values[index] for name, values in decoded.items()}}
+        try:
+            values = restored_values(job.request, codecs, row, used)
+        except SampleError as error:
+            yield fail(row.work, str(error))
+        else:
+            yield from save(row, values)
+
+
+def unreported(
+    given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int], reported: Container[tuple[str, int]]
+) -> tuple[list[PreparedSample], Batch]:
+    """The chosen rows of a batch whose results (key and variation) are not reported yet."""
+    left = [index for index in chosen if given[index].work.result not in reported]
+    return [given[i] for i in left], batch.select(torch.tensor(left, dtype=torch.long, device=batch.device))
+
+
 def _with_kept(made: Any, kept: Kept | None, row: Modality) -> Any:
     """A picture with what was kept in pixels laid over it, joined by a seam of half a patch."""
     if kept is None or kept.mask is None or kept.value.shape != made.shape:  # tokens were given, not pixels
@@ -71,15 +107,14 @@ def restored_values(
     if not request.restore:
         return values
     restored = {name: row.restored(name, value, codecs[name]) for name, value in values.items()}
-    for name, kept in row.kept.items():
-        one, frame, square = codecs[name].row, row.frame, kept.mask
-        if not (request.blend and one.is_rgb and name in restored):
+    for name, kept in row.kept.items() if request.blend else ():
+        modality, frame, mask = codecs[name].row, row.frame, kept.mask
+        if not modality.is_rgb or name not in restored:
             continue
-        if kept.whole is not None and square is not None and frame is not None:
-            whole, mask = kept.whole
-            restored[name] = lay_over_whole(
-                whole, restored[name], mask, square, one.patch_size // 2, frame.crop
-            )
+        if kept.whole is not None and mask is not None and frame is not None:
+            picture, whole_mask = kept.whole
+            seam = modality.patch_size // 2
+            restored[name] = lay_over_whole(picture, restored[name], whole_mask, mask, seam, frame.crop)
     return restored
 
 
@@ -124,7 +159,7 @@ class Made:
 
 @dataclass(slots=True)
 class Collector:
-    """Keeps the results of a run in memory."""
+    """Keeps the results of a run in memory, where `Saver` writes files."""
 
     job: Job
     codecs: Mapping[str, Codec]  # by modality
@@ -146,36 +181,23 @@ class Collector:
 
     def save(self, given: Sequence[PreparedSample], batch: Batch, chosen: Sequence[int]) -> Iterator[Event]:
         """Decode and keep the values of the chosen samples that are not reported yet; see `Saver.save`."""
-        done = {*self.made, *self.failures}
-        left = [index for index in chosen if given[index].work.result not in done]
-        if not left:
-            return
-        rows, batch = [given[index] for index in left], batch.select(torch.tensor(left, device=batch.device))
-        works = [row.work for row in rows]
-        try:
-            decoded = yield from decode_values(self.job, self.codecs, rows, batch)
-        except SampleError as error:
-            if len(rows) == 1:
-                yield self.fail(works[0], str(error))
-                return
-            for index in range(len(rows)):
-                yield from self.save(rows, batch, [index])
+        rows, batch = unreported(given, batch, chosen, {*self.made, *self.failures})
+        if not rows:
             return
         kinds = (Kind.GRID, Kind.SEQUENCE)
         ids = {name: slot.to("cpu") for name, slot in batch.slots.items() if slot.kind in kinds}
-        for index, row in enumerate(rows):
-            values = {name: made[index] for name, made in decoded.items()}
-            try:
-                shown = restored_values(self.job.request, self.codecs, row, {**row.values, **values})
-            except SampleError as error:
-                yield self.fail(row.work, str(error))
-                continue
-            for name, value in values.items():
-                if isinstance(value, Structured) and value.problems:
-                    yield Malformed(*row.work.result, name, value.problems)
+        places = {row.work.result: index for index, row in enumerate(rows)}
+
+        def keep(row: PreparedSample, values: Mapping[str, Any]) -> Iterator[Event]:
+            result, index = row.work.result, places[row.work.result]
+            for name in self.job.request.chain.targets:
+                if isinstance(value := values.get(name), Structured) and value.problems:
+                    yield Malformed(*result, name, value.problems)
             tokens = {n: slot.values[index][slot.known[index]].numpy() for n, slot in ids.items()}
-            self.made[row.work.result] = Made(row.work, shown, tokens, row.kept, row.frame)
-            yield Saved(*row.work.result, (), self.job.request.stage)
+            self.made[result] = Made(row.work, values, tokens, row.kept, row.frame)
+            yield Saved(*result, (), self.job.request.stage)
+
+        yield from decode_rows(self.job, self.codecs, rows, batch, keep, self.fail)
 
 
 def picture_of(

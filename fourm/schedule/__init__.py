@@ -10,7 +10,7 @@ PUBLIC = {
     "keeps": "Keep MASK kept_of_share",
     "plan": "build_chain condition_files fill_texts parse_chain parse_words",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
-    "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings merge
-        parse_value read_names read_settings""",
+    "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings load_layer
+        merge parse_value read_names read_settings""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from fourm.errors import UsageError
 from fourm.modalities.registry import TOKENS, Kind, Modality
 
-MASK = "mask"  # a mask for each sample: a picture of its own, or one for all
-MARKS = ""  # of a text: its sentinels [S_1], [S_2], ... mark what is to be filled
-BOX = "box:"
-INFILL_TOKENS = 50  # new tokens of a text with marks at most, as in the notebooks of the reference
+MASK = "mask"  # a mask picture for each sample, or one for all
+MARKS = ""  # of a text, which needs no WHERE: its sentinels [S_1], [S_2], ... mark what is to be filled
+BOX = "box:"  # prefix of left,top,right,bottom in fractions of the picture
+INFILL_TOKENS = 50  # most tokens that fill the marks of a text, as in the notebooks of the reference
 _FORMS = f"a mask picture, {BOX}x0,y0,x1,y1 in fractions, a share such as 0.5, or {MASK}"
 
 
@@ -56,7 +56,7 @@ class Keep:
 
 
 def kept_of_share(share: float, num_tokens: int) -> int:
-    """The number of tokens that a share keeps, rounded half up."""
+    """The number of tokens that a share, 0 to 1, keeps; halves are rounded up."""
     return math.floor(share * num_tokens + 0.5)
 
 
@@ -69,7 +69,7 @@ def split_keep(text: str) -> tuple[str, str]:
 
 
 def parse_where(where: str, row: Modality) -> tuple[str, str]:
-    """The canonical form of WHERE for a target, and the file of a mask; UsageError if it does not fit it."""
+    """WHERE as `Keep.where`, and the file of a mask or "". UsageError if it does not fit the target."""
     if row.kind is Kind.SEQUENCE:
         if where != MARKS:
             raise UsageError(
@@ -111,6 +111,7 @@ def _parse_box(where: str) -> tuple[float, float, float, float]:
 
 
 def _on_grid(where: str, row: Modality) -> str:
+    """The same WHERE; UsageError if the tokens of the target have no places in a picture."""
     if row.grid is None or row.positions == "learned":  # tokens of a picture as a whole, such as a descriptor
         raise UsageError(f"{row.name} has no places in a picture; only a share of its tokens can be kept")
     return where

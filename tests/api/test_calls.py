@@ -327,6 +327,17 @@ def test_weights_and_schedules_are_those_of_the_command_line(demo: Model, run: R
         assert "--top-p 0.9" in options
 
 
+@pytest.mark.parametrize("key", ["decoding_stepss", "sr_tempss"])
+def test_every_form_of_a_schedule_refuses_unknown_settings(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "schedule.yaml"
+    file.write_text(f"{key}: 4\ntemps: 1.0\n", encoding="utf-8")
+    for source in (file, str(file), {key: 4, "temps": 1.0}):
+        with pytest.raises(FourMError, match=key):
+            Schedule(source)
+    with pytest.raises(FourMError, match=key):
+        Schedule(**{key: 4})
+
+
 def test_equal_arguments_give_the_loaded_model_until_it_is_closed() -> None:
     first = load("demo", dtype="float32", sr=True)
     assert load("demo", dtype="float32", sr=True) is first

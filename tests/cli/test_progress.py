@@ -53,7 +53,7 @@ class Clock:
 def said(interval: float | None, tick: float, failures: int = 1) -> list[str]:
     out: list[str] = []
     tally = progress.Tally(clock=Clock(tick))
-    assert list(progress.lines(events(failures), tally, out.append, interval)) == list(events(failures))
+    assert list(progress.print_lines(events(failures), tally, out.append, interval)) == list(events(failures))
     return out
 
 
@@ -78,7 +78,8 @@ def test_what_is_counted_is_named_samples_or_results() -> None:
         start = Started(24, 0, 8, "demo", "cpu", 4, variations=variations)
         step = Stepped(("a",), "tok_rgb@64", "roar", 0, 4, 32, 64, 256, 3.0, 1.0, 0.1)
         out: list[str] = []
-        assert len(list(progress.lines([start, step], progress.Tally(clock=Clock(1)), out.append, 0))) == 2
+        tally = progress.Tally(clock=Clock(1))
+        assert len(list(progress.print_lines([start, step], tally, out.append, 0))) == 2
         return out
 
     one, four = begun(1), begun(4)
@@ -100,7 +101,7 @@ def test_a_run_without_decoding_steps_counts_its_samples() -> None:
     for interval, lines in ((1000, 1), (0, 9), (None, 0)):  # None: a terminal, with bars
         out: list[str] = []
         tally = progress.Tally(clock=Clock(0.5))
-        list(progress.lines(samples(), tally, out.append, interval))
+        list(progress.print_lines(samples(), tally, out.append, interval))
         assert sum("/10 samples" in line for line in out) == lines
         assert out[0].startswith("12 samples, 2 already complete; ")
         assert "decoding" not in out[0]
@@ -121,7 +122,7 @@ def test_the_live_picture_fits_its_width_and_says_it_all(width: int) -> None:
     for event in list(events())[:4]:
         tally.take(event)
     screen = Console(width=width, record=True, file=io.StringIO())
-    screen.print(progress.picture(tally))
+    screen.print(progress.live_display(tally))
     text = screen.export_text()
     assert len(text.splitlines()) == 3
     assert all(len(line) <= width for line in text.splitlines())
@@ -193,13 +194,13 @@ def test_a_diffusion_is_shown_and_counted_at_its_own_pace() -> None:
         Detokenized(("a",), "tok_rgb@64", 1, 50, 0.5),
         Detokenized(("a",), "tok_rgb@64", 2, 50, 0.5),
     ]
-    for event in progress.lines(stream, tally, out.append, interval=0):
+    for event in progress.print_lines(stream, tally, out.append, interval=0):
         now.now += event.seconds if isinstance(event, Detokenized) else 0.0
     # 1 s of decoding and 2 of 100 evaluations of 0.5 s are done: 2 of 51 s.
     assert tally.seconds_left == pytest.approx((now.now + 1.0) * 49 / 2)
     assert out[-1].startswith("0/2 samples; tok_rgb@64 to values, step 2/50, ")
     screen = Console(width=80, record=True, file=io.StringIO())
-    screen.print(progress.picture(tally))
+    screen.print(progress.live_display(tally))
     text = screen.export_text()
     assert "step 2/50" in text
     assert "0.50 s per step" in text

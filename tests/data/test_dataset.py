@@ -20,7 +20,6 @@ from fourm.codecs.files import read_ids
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import EXTENSIONS, choose_samples, list_dataset, permutation, suffix_of
 from fourm.data.layout import Key, path_of, samples_of_prompts
-from fourm.data.prompts import read_prompts
 from fourm.data.writing import write_text
 from fourm.decoding.sampling import Noise
 from fourm.errors import UsageError
@@ -28,6 +27,7 @@ from fourm.hub.files import find_model
 from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import WordPiece, encode_full
+from tests.texts import prompts_in
 
 HOSTILE = [
     "a\nb",
@@ -163,7 +163,7 @@ def test_seeds_that_numpy_refuses_are_seeds_too() -> None:
 def test_the_recorded_prompts_are_samples_under_their_own_numbers(golden: Path) -> None:
     facts = json.loads((golden / "data" / "dataset_kinds.json").read_text(encoding="utf-8"))["parti"]
     table = golden / "parti" / "PartiPrompts.tsv"
-    samples = samples_of_prompts(read_prompts(table))
+    samples = samples_of_prompts(prompts_in(table))
     captions = [sample.caption or "" for sample in samples]
     assert len(set(captions)) == len(samples) == facts["rows"]
     wordpiece = WordPiece.load(golden / "text_tokenizer" / "text_tokenizer_4m_wordpiece_30k.json")
@@ -173,7 +173,7 @@ def test_the_recorded_prompts_are_samples_under_their_own_numbers(golden: Path) 
         assert samples[item["index"]].key.name == f"{item['index']:06d}"
     longest = max(len(encode_full(caption, wordpiece)) for caption in captions)
     assert longest == facts["longest_prompt_tokens_with_eos"]
-    categories, challenges = read_prompts(table, "Category"), read_prompts(table, "Challenge")
+    categories, challenges = prompts_in(table, "Category"), prompts_in(table, "Challenge")
     assert {name: categories.count(name) for name in set(categories)} == facts["categories"]
     assert {name: challenges.count(name) for name in set(challenges)} == facts["challenges"]
     chosen = choose_samples(samples, 20, 0)

@@ -200,12 +200,12 @@ def test_prompts_and_settings_come_from_what_a_shell_makes_of_a_command(run: Run
 
 
 def test_the_path_of_standard_input_is_standard_input(tmp_path: Path) -> None:
-    code = "import pathlib, fourm.data.prompts as p; print(p.read_prompts(pathlib.Path('/dev/stdin')))"
+    code = "import pathlib, fourm.data.prompts as p; print(p.read_file(pathlib.Path('/dev/stdin')))"
     (tmp_path / "p.txt").write_text("red\nblue\n")
     python = f'{sys.executable} -c "{code}"'
     for line in (f"cat {tmp_path}/p.txt | {python}", f"{python} < {tmp_path}/p.txt"):
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
-        assert done.stdout == "['red', 'blue']\n", done.stderr
+        assert done.stdout == "b'red\\nblue\\n'\n", done.stderr
 
 
 def test_a_file_that_has_nothing_to_read_yet_is_not_waited_for() -> None:

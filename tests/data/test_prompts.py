@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fourm.data.prompts import parse_columns, parse_prompts, read_prompts, read_stream
+from fourm.data.prompts import parse_columns, parse_prompts, read_stream
 from fourm.errors import UsageError
+from tests.texts import prompts_in
 
 
 def test_lines_are_prompts_and_blank_ones_are_skipped() -> None:
@@ -101,20 +102,20 @@ def test_every_malformed_prompt_file_is_refused_with_its_name_and_line(
 ) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UsageError, match=sentence) as caught:
-        read_prompts(tmp_path / name, column)
+        prompts_in(tmp_path / name, column)
     assert str(caught.value).startswith(str(tmp_path / name))
 
 
 def test_a_missing_prompt_file_is_refused_with_a_near_name(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a")
     with pytest.raises(UsageError, match=r"did you mean 'prompts\.txt'"):
-        read_prompts(tmp_path / "promts.txt")
+        prompts_in(tmp_path / "promts.txt")
 
 
 def test_the_recorded_parti_table_is_read_whole(golden: Path) -> None:
     tables = list((golden / "parti").glob("*.tsv"))
     assert len(tables) == 1
-    prompts = read_prompts(tables[0])
+    prompts = prompts_in(tables[0])
     assert len(prompts) == len(tables[0].read_text(encoding="utf-8").strip().split("\n")) - 1
     assert prompts[0] == "bond"
 

@@ -15,7 +15,6 @@ import huggingface_hub
 import pytest
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
-from fourm.data.prompts import read_prompts
 from fourm.errors import FourMError, MissingError, VerificationError
 from fourm.hub import download as download_module
 from fourm.hub import remote
@@ -36,6 +35,7 @@ from fourm.hub.download import check_room, fetch, verify_cached
 from fourm.hub.remote import Address, Advanced, Client
 from tests.fetching import FETCHED, FILE, FILES, ID, NAME, OTHER, WEIGHTS, Watch, partial, whole_files
 from tests.hub_server import HEAD_OF_MAIN, Hub, environment
+from tests.texts import prompts_in
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "text_tokenizer_4m_wordpiece_30k.json"
@@ -314,7 +314,7 @@ def test_the_prompts_of_the_fetched_table_are_all_read(hub: Hub, watch: Watch, g
     hub.put("datasets/nateraw/parti-prompts", {"PartiPrompts.tsv": table, "README.md": b"about", "x.py": b""})
     (path,) = watch.get("parti-prompts")
     assert path == find_parti()
-    prompts = read_prompts(find_parti())
+    prompts = prompts_in(find_parti())
     lines = [line.rstrip("\r") for line in table.decode().split("\n")[1:] if line.strip()]
     assert len(prompts) == len(lines) == 1632
     assert prompts == [line.split("\t")[0].strip() for line in lines]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourm.data.prompts import read_prompts
 from fourm.errors import CheckpointError, MissingError, UsageError
 from fourm.hub.cache import Commit, find_parti, text_tokenizer_path, write_pin
 from fourm.hub.catalogue import CATALOGUE
@@ -28,6 +27,7 @@ from fourm.hub.header import read_header
 from fourm.modalities.registry import RELEASED
 from tests.headers import fine, seven, twenty_one
 from tests.hubcache import COMMIT, put, put_folder, put_whole, write_tokenizer
+from tests.texts import prompts_in
 
 OTHER = "f" * 40
 SEVEN_ID, RGB_ID = CATALOGUE["4m-7-b"].hub_id, CATALOGUE["tok-rgb"].hub_id
@@ -526,7 +526,7 @@ def test_the_prompts_are_those_that_were_fetched(cache: Path, golden: Path) -> N
     table = golden / "parti" / "PartiPrompts.tsv"
     put(cache, "nateraw/parti-prompts", {"PartiPrompts.tsv": table}, ref=None, repo_type="dataset")
     write_pin(Commit("nateraw/parti-prompts", COMMIT, (), "dataset"))
-    assert len(read_prompts(find_parti())) == 1632
+    assert len(prompts_in(find_parti())) == 1632
 
 
 def test_the_variables_of_the_hub_move_the_cache(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fourm.modalities.text import Structured
 from fourm.networks.checkpoint import load_tokenizer
 from fourm.runs.events import Malformed, Saved
 from fourm.schedule.plan import parse_chain
-from fourm_cli.progress import Tally, lines
+from fourm_cli.progress import Tally, print_lines
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -151,7 +151,7 @@ def test_groups_read_ahead_equal_groups_read_alone(tiny: Path, tmp_path: Path) -
 def test_malformed_texts_are_told_and_counted() -> None:
     said, tally = list[str](), Tally()
     events = [Malformed("00000/000000", 1, "det", ("'v0=1 cat' is no box",)), Saved("00000/000000", 1)]
-    assert list(lines(iter(events), tally, said.append, interval=None)) == events
+    assert list(print_lines(iter(events), tally, said.append, interval=None)) == events
     assert said == ["malformed: 00000/000000 variation 1: det: 'v0=1 cat' is no box"]
     assert tally.counts[Malformed] == 1
     assert events[0].to_json()["problems"] == ["'v0=1 cat' is no box"]

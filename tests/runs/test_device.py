@@ -14,7 +14,7 @@ from fourm.errors import UsageError
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request, World
 from fourm.networks.memory import free_memory
-from fourm.runs.device import check_memory, choose_device, fit_batch_size
+from fourm.runs.device import checked_batch_size, choose_device, fit_batch_size
 from fourm.schedule.cost import estimate
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
@@ -131,10 +131,10 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help(
         (alone, "; a smaller model needs less"),
     ):
         with pytest.raises(UsageError, match=said):
-            check_memory(request, cpu)
+            checked_batch_size(request, cpu)
     for free in (1 << 40, math.inf):
         monkeypatch.setattr("fourm.runs.device.free_memory", lambda _, free=free: free)
-        check_memory(full, cpu)
+        checked_batch_size(full, cpu)
 
 
 def test_a_batch_that_nobody_asked_for_is_as_large_as_memory_allows(

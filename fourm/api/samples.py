@@ -22,41 +22,67 @@ from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.text import Structured, WordPiece, check_prompt, with_marks
 from fourm.runs.loaded import LoadedModel
 
-_TEXT_SUFFIXES = (".json", ".json.gz", ".txt")
-
 
 @dataclass(frozen=True, slots=True)
 class GivenCondition:
-    """One condition of a call: a value for each sample, or one for all of them."""
+    """The values of one condition of a call: one for each sample, or one for all of them."""
 
-    name: str  # as the caller says it
+    name: str  # the argument, as the caller writes it
     row: Modality
-    is_raw: bool  # a map that is tokenised: `depth`, not `tok_depth`
-    values: Sequence[Any]
-    is_list: bool  # False: one value for all samples
+    is_raw: bool  # True: values that are tokenised (`depth`); False: tokens (`tok_depth`), or no grid at all
+    values: Sequence[Any]  # a single one if not `is_list`
+    is_list: bool
+
+    @property
+    def schedule_name(self) -> str:
+        """As a schedule calls it: `depth@64` for values that are tokenised, `tok_depth@64` for tokens."""
+        return self.row.name.removeprefix(TOKENS) if self.is_raw else self.row.name
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class CallSamples:
     """The samples of a call."""
 
     samples: tuple[Sample, ...]
-    names: Mapping[str, str]  # full name of each condition -> as a schedule says it
-    is_list: bool  # False: one sample, which was given as itself and not in a list
-    input: Input = field(default_factory=Input)
+    names: Mapping[str, str]  # full name of each condition -> the name that a schedule uses
+    is_list: bool  # False: one sample, which was not given as a list
+    input: Input = field(default_factory=Input)  # what the record of a run says of the samples
 
 
-def gather(
+def gather_samples(
     loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping[str, Any], keys: Sequence[str] | None,
     is_upright: bool,
-) -> Gathered:  # fmt: skip
-    """The samples of prompts and conditions; UsageError if they don't fit together or to the model."""
+) -> CallSamples:  # fmt: skip
+    """The samples of prompts and conditions; UsageError if they don't fit together or to the model.
+
+    keys: their names; None: from the files that are given as paths, else their positions. is_upright: whether
+    pictures are turned as their EXIF tag says.
+    """
     given = [find_condition(loaded, name, value) for name, value in conditions.items() if value is not None]
     if prompts:
-        given.insert(0, _of_prompts(loaded, prompts, conditions))
+        given.insert(0, _prompt_values(loaded, prompts, conditions))
     full = [one.row.name for one in given]
     if twice := [one.name for one in given if full.count(one.row.name) > 1]:
         raise UsageError(f"{' and '.join(twice)} mean the same modality; give one of them")
+    count, is_list = _num_samples(given)
+    if keys is not None:
+        names = _given_keys(keys, count)
+    elif paths := _naming_files(given, count):
+        names = [*keys_below([path.parent for path in paths], paths)]
+    else:
+        names = number_keys(count)
+    samples = [_sample(loaded, given, key, index, is_upright) for index, key in enumerate(names)]
+    if not given:
+        read = Input("none")
+    elif any(sample.files or sample.values for sample in samples):
+        read = Input("pictures", sha256=digest_of(samples), upright=is_upright)
+    else:
+        read = Input("texts", sha256=digest_of(samples))
+    return CallSamples(tuple(samples), {one.row.name: one.schedule_name for one in given}, is_list, read)
+
+
+def _num_samples(given: Sequence[GivenCondition]) -> tuple[int, bool]:
+    """How many samples conditions have, and whether one is a list; UsageError if lists differ in length."""
     counts = {one.name: len(one.values) for one in given if one.is_list}
     if len({*counts.values()}) > 1:
         said = ", ".join(f"{name} has {count}" for name, count in counts.items())
@@ -64,39 +90,30 @@ def gather(
     count = max(counts.values(), default=1)
     if not count:
         raise UsageError(f"{next(iter(counts))}: the list is empty")
-    rows = [{one.row.name: one.values[n if one.is_list else 0] for one in given} for n in range(count)]
-    by_name = {one.row.name: one for one in given}
-    named = number_keys(count) if keys is None else _given_keys(keys, count)
-    if keys is None and (paths := _paths(given, count)):
-        named = [*keys_below([path.parent for path in paths], paths)]
-    samples = [_sample(loaded, by_name, key, row, is_upright) for key, row in zip(named, rows, strict=True)]
-    names = {one.row.name: _schedule_name(one) for one in given}
-    is_text = all(not sample.files and not sample.values for sample in samples)
-    read = Input("none") if not given else Input("texts", sha256=digest_of(samples))
-    if not is_text:
-        read = Input("pictures", sha256=digest_of(samples), upright=is_upright)
-    return Gathered(tuple(samples), names, bool(counts), read)
+    return count, bool(counts)
 
 
 def find_condition(loaded: LoadedModel, name: str, value: Any) -> GivenCondition:
     """The condition that an argument names; UsageError if the model cannot read it."""
     files = loaded.files
     registry, reads = files.registry, files.reads
-    as_tokens = {*reads, *(registry.get(one).key for one in reads)}
-    grid = None if name in as_tokens else registry.grid_of_values(name, reads)
-    if grid is None and not any(name in (one, registry.get(one).key) for one in reads):
+    names = {*reads, *(registry.get(one).key for one in reads)}  # of tokens, and of what is no grid
+    tokens = None if name in names else registry.grid_of_values(name, reads)  # that the given values become
+    if tokens is None and name not in names:
         known = dict.fromkeys(registry.get(one).key.removeprefix(TOKENS) for one in reads)
         advice = near_match(name, known) or f"; it reads {', '.join(known)}"
         raise UsageError(
             f"'{name}' is neither something that model '{files.name}' reads nor a setting{advice}"
         )
-    row = registry.get(grid or registry.resolve(name, reads))
-    is_list = is_list_of(row, grid is not None, value)
-    return GivenCondition(name, row, grid is not None, value if is_list else [value], is_list)
+    row, is_raw = registry.get(tokens or registry.resolve(name, reads)), tokens is not None
+    is_list = is_list_of(row, is_raw, value)
+    return GivenCondition(name, row, is_raw, value if is_list else [value], is_list)
 
 
-def _of_prompts(loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping[str, Any]) -> GivenCondition:
-    """Words beside the other arguments are captions."""
+def _prompt_values(
+    loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping[str, Any]
+) -> GivenCondition:
+    """Arguments without a name, which are captions."""
     if conditions.get(CAPTION) is not None:
         raise UsageError("captions are given both as prompts and as caption=...; give one of them")
     for prompt in prompts:
@@ -110,27 +127,33 @@ def _of_prompts(loaded: LoadedModel, prompts: Sequence[Any], conditions: Mapping
 
 
 def is_list_of(row: Modality, is_raw: bool, value: Any) -> bool:
-    """Whether a value is a list of values for several samples: lists of boxes or of ids are single values."""
+    """Whether a value is a list with a value for each sample.
+
+    Some single values are lists themselves: token ids, boxes, colours, facts. So of these a list of lists is
+    meant. is_raw: as of `GivenCondition`.
+    """
     if not isinstance(value, list | tuple):
         return False
     if row.kind is Kind.GRID and not is_raw:  # ids, or rows of them
         return not all(isinstance(one, int | np.integer) for one in value)
     if row.codec not in STRUCTURED:
         return True
-    whole = isinstance(value, list) and bool(value)
-    if row.codec == "metadata":  # a tuple of facts is a value
-        return whole and all(isinstance(one, Mapping | str | Path | tuple | Structured) for one in value)
-    if row.codec == "color_palette" and whole and isinstance(value[0], Mapping):  # the data of a file
+    if isinstance(value, tuple) or not value:  # the form of such values in results
+        return False
+    if row.codec == "metadata":
+        return all(isinstance(one, Mapping | str | Path | tuple | Structured) for one in value)
+    if row.codec == "color_palette" and isinstance(value[0], Mapping):  # as a file has it, `[{"2": ...}]`
         return len(value) > 1
-    return whole and all(_is_structured(one) for one in value)
+    return all(_is_whole_value(one) for one in value)
 
 
-def _is_structured(value: Any) -> bool:
-    """Whether this is a whole value: several boxes or colours, not one of them."""
+def _is_whole_value(value: Any) -> bool:
+    """Whether this is the value of a sample, such as several boxes or colours; False for a single one."""
     if isinstance(value, str | Path | Structured) or (isinstance(value, Mapping) and "instances" in value):
         return True
-    is_part = isinstance(value, Colour) or not isinstance(value, list | tuple)
-    return not is_part and not any(isinstance(one, int | float | np.number) for one in value)
+    if isinstance(value, Colour) or not isinstance(value, list | tuple):
+        return False
+    return not any(isinstance(one, int | float | np.number) for one in value)  # as in a box or a colour
 
 
 def _given_keys(keys: str | Sequence[str], count: int) -> list[Key]:
@@ -143,43 +166,43 @@ def _given_keys(keys: str | Sequence[str], count: int) -> list[Key]:
     return [parse_key(name) for name in names]
 
 
-def _paths(given: Sequence[GivenCondition], count: int) -> list[Path]:
-    """The files that name the samples: those of RGB, else of the first condition with one for each."""
+def _naming_files(given: Sequence[GivenCondition], count: int) -> list[Path]:
+    """The files that samples are named after: those of RGB, else of the first condition with one for each."""
     for one in sorted(given, key=lambda one: not one.row.is_rgb):
         if len(one.values) == count:
-            paths = [path_of(one.row, value, one.name) for value in one.values]
+            paths = [named_file(one.row, value, one.name) for value in one.values]
             if found := [path for path in paths if path is not None]:
                 return found if len(found) == count else []
     return []
 
 
 def _sample(
-    loaded: LoadedModel,
-    given: Mapping[str, GivenCondition],
-    key: Key,
-    row: Mapping[str, Any],
-    is_upright: bool,
+    loaded: LoadedModel, given: Sequence[GivenCondition], key: Key, index: int, is_upright: bool
 ) -> Sample:
+    """The sample at a position of the call, whose texts and paths are checked."""
     caption, files, typed, values = None, dict[str, Path](), dict[str, str](), dict[str, Any]()
-    for name, value in row.items():
-        modality, argument = given[name].row, given[name].name
-        path = path_of(modality, value, argument)
+    for one in given:
+        name, value = one.row.name, one.values[index if one.is_list else 0]
+        path = named_file(one.row, value, one.name)
         if path is not None:
             files[name] = path
-        elif modality.codec == CAPTION:
-            caption = _checked_prompt(loaded.wordpiece, modality, value)
-        elif modality.codec in STRUCTURED and isinstance(value, str):
+        elif one.row.codec == CAPTION:
+            caption = _checked_prompt(loaded.wordpiece, one.row, value)
+        elif one.row.codec in STRUCTURED and isinstance(value, str):
             typed[name] = with_marks(value)
         elif isinstance(value, Image.Image) and is_upright:
-            values[name] = turn_upright(value, argument)
+            values[name] = turn_upright(value, one.name)
         else:
             values[name] = value
     upright: Literal["", "own"] = "own" if files and is_upright else ""
     return Sample(key, caption, files, typed=typed, values=values, upright=upright)
 
 
-def path_of(row: Modality, value: Any, argument: str) -> Path | None:
-    """The file that a value names; None for another value. Text of a sequence is a path only as a `Path`."""
+def named_file(row: Modality, value: Any, argument: str) -> Path | None:
+    """The file that a value names; None for another value. UsageError if there is no such file.
+
+    For sequences (captions, boxes) only a `Path` names a file, as their values may be text.
+    """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif not isinstance(value, str) or row.kind is Kind.SEQUENCE:
@@ -202,13 +225,8 @@ def _checked_prompt(wordpiece: WordPiece | None, row: Modality, value: Any) -> s
     return text
 
 
-def _schedule_name(one: GivenCondition) -> str:
-    """The name of a condition in a schedule: values by theirs, tokens by theirs."""
-    return one.row.name.removeprefix(TOKENS) if one.is_raw else one.row.name
-
-
 def resolve_targets(loaded: LoadedModel, targets: str | Iterable[str]) -> list[str]:
-    """Names of targets as a schedule has them: `depth` is `tok_depth`; from one text or a list."""
+    """Names of targets as a schedule has them (`depth` becomes `tok_depth@64`), from one text or a list."""
     files = loaded.files
     words = targets.replace(",", " ").replace("-", " ").split() if isinstance(targets, str) else [*targets]
     if not words or not all(isinstance(word, str) for word in words):
