@@ -6,6 +6,35 @@ from difflib import get_close_matches
 
 # A word of 600 characters or more is shortened in its middle, so that the sentence around it can be read.
 _LONG_WORD = re.compile(r"(\S{200})\S{300,}(\S{100})")
+# What other programs and plain English call modalities, settings and options; `near_match` names ours.
+_OTHER_WORDS = {
+    "rgb": "image images img picture pictures photo photos",
+    "caption": "text words prompt prompts",
+    "normal": "normals surface_normals",
+    "semseg": "segmentation semantic_segmentation seg labels",
+    "canny_edge": "edge edges canny",
+    "det": "box boxes bbox bboxes bounding_boxes detection detections objects",
+    "color_palette": "palette colors colours colour_palette",
+    "human_poses": "pose poses",
+    "sam_instance": "instances",
+    "num_variations": "n num num_images num_images_per_prompt num_return_sequences num_outputs",
+    "variations": "n num num_images num_images_per_prompt num_return_sequences num_outputs",
+    "cfg": "guidance guidance_scale cfg_scale",
+    "steps": "num_inference_steps inference_steps num_steps",
+    "temps": "temperature temperatures",
+    "weights": "negative negative_prompt weight",
+    "weight": "negative negative_prompt weights",
+    "keep": "mask mask_image inpaint outpaint",
+    "out": "o output output_dir outdir",
+    "shard": "jobs workers processes num_processes num_workers",
+    "preview": "watch callback",
+    "sr_targets": "sr upscale superres super_resolution",
+    "resume": "continue",
+    "generate": "make create draw sample predict infer run describe inpaint outpaint replay txt2img img2img",
+    "sr": "upscale superres super_resolution",
+    "retrieve": "search find nearest",
+    "overwrite": "f force",
+}
 MAX_SENTENCE = 2000  # characters of a message: enough for a long path and what is wrong with it
 
 
@@ -82,10 +111,16 @@ def shown(value: object, most: int = 60) -> str:
 def near_match(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string.
 
-    Of the known names that contain the given name, the shortest is closest: `decoding_steps` for `steps`.
-    Upper and lower case are alike.
+    What other programs call a known name comes first (`segmentation`). Of the known names that contain the
+    given name, the shortest is closest: `decoding_steps` for `steps`. Upper and lower case are alike, hyphen
+    and underscore, and dashes before a name do not count.
     """
-    word, spelt = name.lower(), {one.lower(): one for one in known}
+    word, spelt = _plain(name), {_plain(one): one for one in known}
+    meant = [one for one, others in _OTHER_WORDS.items() if word in others.split() and one in spelt]
     containing = sorted((one for one in spelt if word in one), key=len) if len(word) >= 4 else []
-    close = containing or get_close_matches(word, spelt, n=1, cutoff=0.6)
+    close = meant or containing or get_close_matches(word, spelt, n=1, cutoff=0.6)
     return f"; did you mean '{spelt[close[0]]}'?" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("-").replace("-", "_")

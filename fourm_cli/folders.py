@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from fourm.data.opening import local_path, output_path
+from fourm.data.opening import local_path, no_folder, output_path
 from fourm.errors import SampleError, UsageError, VerificationError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
@@ -162,9 +163,10 @@ def retrieve(
     from fourm.hub.files import find_model
 
     registry = find_model(DEMO if model is None else model).registry
-    folder = parse_folder(queries, sys.stdin.buffer)
+    ask = f"fourm generate {shlex.quote(queries)} --targets clip | fourm retrieve - --among {among}"
+    folder = parse_folder(queries, sys.stdin.buffer, f"; for words or a picture: `{ask}`")
     if not among.is_dir():
-        raise UsageError(f"{among}: no such folder")
+        raise no_folder(among)
     if sheet is not None:
         check_drawing("sheet", sheet)
 

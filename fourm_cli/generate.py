@@ -71,7 +71,7 @@ def generate(
     from fourm.hub.files import find_model
     from fourm.inputs.origins import plan_sr, read_replay
     from fourm.inputs.sources import EMPTY, choose_keys, marked_texts, read_samples
-    from fourm.schedule.plan import build_chain, condition_files, fill_texts
+    from fourm.schedule.plan import build_chain, condition_files, fill_texts, texts_to_fill
 
     schedule = {"cond_domains": "none", **schedule} if inputs.data == EMPTY else schedule
     settings = read_settings(configs.paths, schedule)
@@ -91,13 +91,14 @@ def generate(
     variations = num_variations or run_settings.num_variations or 1
     source = inputs.source(run_settings, variations, files)
     settings = replace(settings, base=given.with_conditions(settings.base, source))
-    chain = build_chain(settings.base, files)
+    chain = build_chain(fill_texts(settings.base, asked := texts_to_fill(settings.base, files)), files)
     source = replace(source, files=condition_files(settings.base, files))
     make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
     keeps = [*chain.keeps, *(sr_run[1].keeps if sr_run else ())]
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
-    if marked := marked_texts(dataset.samples, chain.conditions, files):
+    marked = marked_texts(dataset.samples, [*chain.conditions, *asked], files)
+    if marked or asked:  # without marks, a condition is no target
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
     requests = [make_request(
@@ -135,7 +136,8 @@ def sr(
     from fourm.inputs.origins import find_sr_model, names_made, read_origin, read_sr_input
     from fourm.schedule.plan import build_chain
 
-    root = parse_folder(folder, sys.stdin.buffer)
+    one = f"; for a picture: `fourm generate {shlex.quote(folder)} --keep rgb:1 --sr-targets rgb`"
+    root = parse_folder(folder, sys.stdin.buffer, one)
     settings = read_settings([path for path in (config, sr_config) if path is not None], {})
     own, origin = read_settings([], schedule), read_origin(root)
     made = origin.record if origin else None
@@ -321,6 +323,7 @@ def _make(
     from fourm.inputs.sources import note_unknown_words
     from fourm.output.joining import check_free, check_output
     from fourm.output.processes import Launch, now, remove_empty
+    from fourm.schedule.plan import unseen_picture
 
     request = requests[0]
 
@@ -332,6 +335,8 @@ def _make(
         yield from (f"note: {text}" for text in dataset.notes)
         if unknown := note_unknown_words(dataset.samples, request.model):
             yield unknown
+        for unseen in filter(None, (unseen_picture(request.chain, one.chain) for one in requests[1:])):
+            yield f"note: {unseen}; --keep rgb:1 makes tokens of it"
 
     def begin() -> "list[Iterator[Event]]":
         from fourm.runs.pipeline import check, check_weights, run

@@ -1,13 +1,14 @@
 """What `--help` and `--help-all` print, and Typer's own errors as sentences of this program."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import Parameter, getdoc
 from typing import Annotated, Any
 
 import typer
 
 from fourm.errors import UsageError, near_match
+from fourm.modalities.registry import RELEASED
 from fourm.schedule.settings import OPTIONS, SR_PREFIX
 
 # Parameters of commands that `--help` leaves out, where there is `--help-all`.
@@ -69,21 +70,31 @@ def reword(error: Any) -> UsageError:
     text, context = f"{text[:1].lower()}{text[1:]}", getattr(error, "ctx", None)
     if context is None:
         return UsageError(text.replace("option '", "'", 1))
-    named = context.command_path.partition(" ")[2] or context.command_path
+    named = f"{name}: " if (name := context.command_path.partition(" ")[2]) else ""
     command, advice = context.command, f"; `{context.command_path} --help` shows what there is"
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
         known = [flag for one in command.params for flag in (*one.opts, *one.secondary_opts)]
         near = near_match(error.option_name, [flag for flag in known if flag.startswith("--")])
-        return UsageError(f"{named}: there is no option {error.option_name}{near or advice}")
+        near = _as_modality(error.option_name.lstrip("-"), known) or near
+        return UsageError(f"{named}there is no option {error.option_name}{near or advice}")
     if found := re.match("no such command '(.*?)'", text):
         near = near_match(found[1], command.commands)
-        return UsageError(f"{named}: there is no command '{found[1]}'{near or advice}")
+        made = "" if named else "; `fourm generate` makes pictures, depth, captions ..."
+        return UsageError(f"{named}there is no command '{found[1]}'{near or made + advice}")
     if (param := getattr(error, "param", None)) is None:
-        return UsageError(f"{named}: {text}{advice}")
+        return UsageError(f"{named}{text}{advice}")
     name = param.opts[0] if param.param_type_name == "option" else param.metavar or param.name.upper()
     if what := error.message.rstrip("."):
         return UsageError(f"{name}: {what[0].lower()}{what[1:]}")
-    return UsageError(f"{named}: {name} is missing{advice}")
+    return UsageError(f"{named}{name} is missing{advice}")
+
+
+def _as_modality(name: str, known: Sequence[str]) -> str:
+    """How a modality is given and made, where its name was taken for an option; else an empty string."""
+    names = {one for row in RELEASED.rows.values() for one in (row.key, *row.value_names)}
+    if "--cond" not in known or name not in names:
+        return ""
+    return f"; --cond {name}=FILE gives it, --targets {name} makes it"
 
 
 def _print_help(context: typer.Context, param: typer.CallbackParam, value: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from fourm.data.opening import local_name, local_path, output_path
+from fourm.data.opening import local_name, local_path, no_folder, output_path
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
 from fourm.hub.header import DTYPES
@@ -310,8 +310,11 @@ def _of_schedule(key: str, flag: str, panel: str) -> list[Parameter]:
     return found
 
 
-def parse_folder(text: str, stdin: BinaryIO) -> Path:
-    """A folder that is there: a path, or `-` for the line that the command before a pipe has printed."""
+def parse_folder(text: str, stdin: BinaryIO, advice: str = "") -> Path:
+    """A folder that is there: a path, or `-` for the line that the command before a pipe has printed.
+
+    advice: the end of the sentence that refuses what is no folder.
+    """
     lines, where = [text], ""
     if text == "-":
         lines, where = os.fsdecode(stdin.read(1 << 16)).splitlines(), "standard input: "
@@ -319,7 +322,7 @@ def parse_folder(text: str, stdin: BinaryIO) -> Path:
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"{where}the path of a folder was expected, in one line, not {found}")
     if not os.path.isdir(folder := output_path(lines[0])):
-        raise UsageError(f"{where}{lines[0]}: no such folder")
+        raise UsageError(f"{where}{no_folder(folder, '' if where else advice)}")
     return folder
 
 

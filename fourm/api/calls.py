@@ -1,5 +1,6 @@
 """From the arguments of a call to a request that is checked."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from fourm.inputs.sources import marked_texts
 from fourm.modalities.registry import TOKENS
 from fourm.runs.loaded import LoadedModel
 from fourm.schedule.chain import Chain
-from fourm.schedule.plan import build_chain, fill_texts
+from fourm.schedule.plan import build_chain, fill_texts, unseen_picture
 from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 
 # Arguments that are neither conditions nor settings of a schedule.
@@ -151,7 +152,10 @@ def _plan_sr(
     if name is False or (name is None and not layer.settings):
         return None
     loaded = models.sr_model(None if name in (None, True) else str(name))
-    return loaded, build_chain(layer, loaded.files, chain.modalities)
+    finer = build_chain(layer, loaded.files, chain.modalities)
+    if unseen := unseen_picture(chain, finer):
+        warnings.warn(f"{unseen}; keep={{'rgb': 1}} makes tokens of it", stacklevel=4)
+    return loaded, finer
 
 
 def _count(name: str, value: Any) -> int:

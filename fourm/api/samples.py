@@ -14,7 +14,7 @@ from fourm.codecs.texts import STRUCTURED
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Sample, number_keys, parse_key
 from fourm.data.opening import local_path
-from fourm.data.pictures import keys_below
+from fourm.data.pictures import is_path, keys_below
 from fourm.errors import UsageError, near_match, shown
 from fourm.inputs.sources import CAPTION, digest_of
 from fourm.modalities.facts import Colour
@@ -117,11 +117,14 @@ def _prompt_values(
     if conditions.get(CAPTION) is not None:
         raise UsageError("captions are given both as prompts and as caption=...; give one of them")
     for prompt in prompts:
-        if not isinstance(prompt, str):
-            what = f"a {type(prompt).__name__}"
-            raise UsageError(
-                f"{what} is given without a name; say what it is: model(rgb=...), words need no name"
-            )
+        if isinstance(prompt, str) and not (is_path(prompt) and os.path.exists(prompt)):
+            continue
+        what, name = f"a {type(prompt).__name__} is given without a name", "rgb=..."
+        if isinstance(prompt, str):
+            what, name = "a path is given without a name", f"rgb={prompt!r}"
+        elif isinstance(prompt, list | tuple) and all(isinstance(one, str) for one in prompt):
+            raise UsageError("a list of texts is given as one prompt; model(*prompts) takes each of them")
+        raise UsageError(f"{what}; say what it is: model({name}), words need no name")
     value = prompts[0] if len(prompts) == 1 else [*prompts]
     return find_condition(loaded, CAPTION, value)
 

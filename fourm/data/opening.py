@@ -18,7 +18,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from fourm.errors import UsageError, shown
+from fourm.errors import UsageError, printable, shown
 
 T = TypeVar("T")
 _SPECIAL = "not a file, but a pipe, a device or a socket"
@@ -64,6 +64,12 @@ def open_file(path: Path) -> BufferedReader:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "not a file, but a folder", str(path))
     raise OSError(errno.EINVAL, _SPECIAL, str(path))
+
+
+def no_folder(path: Path, advice: str = "") -> UsageError:
+    """The error for a path that is no folder, with the end of its sentence."""
+    what = "is a file, not a folder" if path.exists() else "no such folder"
+    return UsageError(f"{printable(str(path))}: {what}{advice}")
 
 
 def open_own(path: Path, mode: str, limit: int = sys.maxsize) -> BinaryIO:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fourm.data.dataset import list_dataset
 from fourm.data.layout import Crop, path_of
-from fourm.data.opening import read_bytes, real
+from fourm.data.opening import no_folder, read_bytes, real
 from fourm.data.writing import check_root, make_all, refuse_inside, remove_leftovers, write_text
 from fourm.errors import SampleError, UsageError
 from fourm.modalities.figures import PICTURE_SIDE, instances_from_json
@@ -66,7 +66,7 @@ def convert_dataset(root: Path, out: Path, overwrite: bool = False) -> Iterator[
     A file that cannot be converted has a `problem`. UsageError: root is no dataset, or out lies inside it.
     """
     if not root.is_dir():
-        raise UsageError(f"{root}: there is no such folder")
+        raise no_folder(root)
     if real(out) == real(root):
         raise UsageError(f"`out={out}`: is the dataset itself, where every sample has one file; name another")
     refuse_inside(out, root / FOLDER)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fourm.data.dataset import Dataset, flat_advice, folders_in, list_folder, match_spellings
 from fourm.data.layout import CROP_SETTINGS, FRAME, MAX_SAMPLES, PICTURES, VALID_PIXELS, Sample
+from fourm.data.opening import no_folder
 from fourm.errors import MissingError, UsageError, near_match
 from fourm.hub.files import ModelFiles, check_tokenizers, tokenizer_advice, weights_of
 from fourm.hub.header import read_header
@@ -21,13 +22,14 @@ def find_raw_folders(root: Path, model: ModelFiles, names: Sequence[str] | None)
     UsageError: an unknown name, or no folder; MissingError: a named tokenizer is not on this machine.
     """
     if not root.is_dir():
-        raise UsageError(f"{root}: {'is a file, not a' if root.exists() else 'no such'} folder")
+        raise no_folder(root)
     found, folders = dict[Modality, str](), _value_folders(root, model)
     for row in folders if names is None else _named_rows(names, model, folders):
         folder = folders[row]
         if names is not None and not folder:
             there = ", ".join(folders_in(root)) or "no folder at all"
             wanted = " or ".join(folders_of(row))
+            there += flat_advice(root, PICTURES) if PICTURES in folders_of(row) else ""
             raise UsageError(f"{root}: no folder {wanted} for {row.name}; there is {there}")
         if folder and row.tokenizer in model.tokenizers:
             found[row] = folder

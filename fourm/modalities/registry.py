@@ -154,8 +154,11 @@ class Registry:
         for names in (available, self.rows):
             if same_key := [n for n in names if self.rows[n].key == name]:
                 return min(same_key, key=lambda n: self.rows[n].resolution)
-        close = near_match(name, available) or near_match(name, {self.rows[n].key for n in available})
-        raise UsageError(f"unknown modality '{name}'{close or near_match(name, self.rows)}")
+        rows, is_full = [self.rows[n] for n in available], "@" in name or name.startswith(TOKENS)
+        short = dict.fromkeys(one for row in rows for one in (*row.value_names[1:], row.key))
+        tables = (available, short, self.rows) if is_full else (short, available, self.rows)
+        close = next(filter(None, (near_match(name, names) for names in tables)), "")
+        raise UsageError(f"unknown modality '{name}'{close}")
 
     def grid_of_values(self, name: str, available: Iterable[str]) -> str | None:
         """The available grid whose values have this name, at its lowest resolution; None if there is none."""

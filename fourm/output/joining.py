@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from fourm.data.dataset import PICTURE_SUFFIXES
 from fourm.data.writing import (
     PARTIAL,
     check_folder,
@@ -61,6 +62,10 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, recor
 def check_free(out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN) -> None:
     """Refuse an output folder that is not empty, unless its run is resumed or overwritten. Writes nothing."""
     check_root(out)
+    if not os.path.lexists(out) and out.name.lower().endswith(PICTURE_SUFFIXES):
+        folder = out.with_suffix("")
+        what = f"ends like a picture, but is the folder of all results; `out={folder}` puts pictures into"
+        raise UsageError(f"`out={out}`: {what} {folder / 'rgb'}")
     if not _is_free(out, record):
         before = load_run(out, record)
         if not overwrite:

@@ -26,7 +26,7 @@ from fourm.data.layout import (
     file_name,
     path_of,
 )
-from fourm.data.opening import open_file, read_bytes
+from fourm.data.opening import no_folder, open_file, read_bytes
 from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import to_type
@@ -230,7 +230,7 @@ def load_run(out: Path, file: str = RUN) -> Run:
 def open_runs(root: Path) -> tuple[Run, ...]:
     """The runs of a folder, super-resolution last; UsageError if no run wrote it or a record is damaged."""
     if not root.is_dir():
-        raise UsageError(f"{printable(str(root))}: no such folder")
+        raise no_folder(root)
     there = [file for file in (RUN, SR_RUN) if os.path.lexists(root / file)]
     if not there:
         raise UsageError(f"{root}: holds no {RUN}, so no run of this program wrote it")

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from fourm.data.layout import Place, file_name
-from fourm.data.opening import read_bytes, real
+from fourm.data.opening import no_folder, read_bytes, real
 from fourm.data.writing import PARTIAL, foreign_leftovers
 from fourm.errors import UsageError, printable
 from fourm.output import processes
@@ -66,7 +66,7 @@ def verify_folder(root: Path, report: Report = lambda done, total: None) -> Verd
     a truncated file, but not a replaced one; a token file must also have the length that the record gives.
     """
     if not root.is_dir():
-        raise UsageError(f"{printable(str(root))}: no such folder")
+        raise no_folder(root)
     folder = _Folder(root)
     folder.read_processes()
     folder.read_records()

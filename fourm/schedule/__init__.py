@@ -8,7 +8,7 @@ PUBLIC = {
     "configs": "find_config list_configs option_of title_of",
     "cost": "Cost LIBRARIES MOST_ROWS estimate tokenizer_bytes",
     "keeps": "Keep MASK kept_of_share",
-    "plan": "build_chain condition_files fill_texts parse_chain parse_words",
+    "plan": "build_chain condition_files fill_texts parse_chain parse_words texts_to_fill unseen_picture",
     "schemes": "GREEDY_BELOW SCHEMES TOKEN_CURVES",
     "settings": """Item Layer MAX_SEED OPTIONS REPEATABLE RunSettings SR_PREFIX Setting Settings load_layer
         merge parse_value read_names read_settings""",

@@ -1,8 +1,10 @@
 """The part of a modality that is given and stays (`--keep NAME:WHERE`), while the rest of it is generated."""
 
 import math
+import os
 from dataclasses import dataclass, field
 
+from fourm.data.pictures import is_path
 from fourm.errors import UsageError
 from fourm.modalities.registry import TOKENS, Kind, Modality
 
@@ -87,6 +89,8 @@ def parse_where(where: str, row: Modality) -> tuple[str, str]:
     try:
         share = float(where)
     except ValueError:
+        if not (is_path(where) or os.path.exists(where)):
+            raise UsageError(f"'{where}' says nothing that stays; give {_FORMS}") from None
         return _on_grid(MASK, row), where
     if not 0 <= share <= 1:
         raise UsageError(f"'{where}': a share of tokens lies between 0 and 1")

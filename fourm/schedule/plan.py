@@ -60,6 +60,26 @@ def fill_texts(layer: Layer, names: Sequence[str]) -> Layer:
     return replace(layer, settings={**layer.settings, "keep": replace(keep, values=(*keep.values, *names))})
 
 
+def unseen_picture(chain: Chain, finer: Chain) -> str:
+    """A sentence where super-resolution does not see the picture that a run was given; else an empty one."""
+    if not any(name.startswith("rgb@") for name in chain.conditions):
+        return ""
+    seen = finer.conditions
+    if any(name.startswith(("rgb@", "tok_rgb@")) for name in seen):
+        return ""
+    return f"super-resolution sees {', '.join(seen) or 'nothing'}, and not the picture that is given"
+
+
+def texts_to_fill(layer: Layer, model: ModelFiles) -> list[str]:
+    """Texts that are a condition and a target at once, which means that marks in them are to be filled."""
+    given = layer.settings.get("cond_domains", Setting(("caption",), "")).values
+    targets = [*layer.settings.get("target_domains", Setting((), "")).values]
+    targets += [str(text).partition(":")[0] for text in layer.settings.get("target", Setting((), "")).values]
+    names = {split_condition(str(text))[0] for text in given}
+    both = [name for name in map(str, targets) if name in names and name in model.writes]
+    return [name for name in both if model.registry.get(name).kind is Kind.SEQUENCE]
+
+
 def condition_files(layer: Layer, model: ModelFiles) -> dict[str, str]:
     """Files that are given by condition, `NAME=FILE`: full name -> path. The layer made a chain before."""
     texts = layer.settings.get("cond_domains", Setting((), "")).values
@@ -223,7 +243,8 @@ class _Planner:
         if setting.values == ("all",):
             return self._all_targets(conditions)
         if setting.values == (None,):
-            where, found = "`targets`", self._default_targets(conditions)
+            where = "`targets`" if self.made is None else "super-resolution"
+            found = self._default_targets(conditions)
         else:
             where = setting.where
             names, writes = [str(name) for name in setting.values], self.model.writes
@@ -232,8 +253,10 @@ class _Planner:
         if not found:
             model = f"model '{self.model.name}' produces {', '.join(self.model.writes)}"
             self.problems.append(f"{where}: no target is named; {model}")
-        both = (name for name in found if name in conditions)
-        self.problems.extend(f"{where}: '{name}' is both a condition and a target" for name in both)
+        for name in (name for name in found if name in conditions):
+            is_text = self.model.registry.get(name).kind is Kind.SEQUENCE
+            marks = "; [S_1] in the text marks what is to be filled" if is_text else ""
+            self.problems.append(f"{where}: '{name}' is both a condition and a target{marks}")
         return found
 
     def _all_targets(self, conditions: Sequence[str]) -> list[str]:

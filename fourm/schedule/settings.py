@@ -291,7 +291,8 @@ def _parse_given(value: object, item: Item) -> tuple[SettingValue, ...]:
         return _parse_list(value, item) if isinstance(value, str) else (_parse_item(value, item),)
     name, _, file = split_condition(value)
     if not re.fullmatch(r"[^\s,:=-]+", name):
-        raise UsageError(f"'{shown(value)}': a file belongs to one name, as in rgb=cat.jpg")
+        advice = "a file belongs to one name, as in rgb=cat.jpg; `weight=rgb:2` weighs it"
+        raise UsageError(f"'{shown(value)}': {advice}")
     if not file.strip():
         raise UsageError(f"'{shown(value)}' names no file")
     local_name(file)

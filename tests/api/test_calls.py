@@ -252,6 +252,12 @@ WRONG = (
     ({"color_palette": [(0.9, 0.1, 0.2)]}, r"color_palette: a colour is \(red, green, blue\), whole numbers"),
     ({"color_palette": [(256, 0, 0)]}, r"color_palette: a colour is .* 255, not \(256, 0, 0\)"),
     ({"color_palette": [(1, 2, 3)] * 8}, "color_palette: a palette has at most 7 colours, not 8"),
+    ({"det": [("a", 0, 0, 1, 1)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
+    ({"prompt": PROMPT}, "'prompt' is neither .* did you mean 'caption'"),
+    ({"n": 4}, "'n' is neither .* did you mean 'variations'"),
+    ({"mask": 1}, "'mask' is neither .* did you mean 'keep'"),
+    ({"negative_prompt": PROMPT}, "'negative_prompt' is neither .* did you mean 'weights'"),
+    ({"targets": "segmentation"}, "unknown modality 'segmentation'; did you mean 'semseg'"),
     ({"metadata": {"brightnes": 3}}, "metadata: unknown name 'brightnes'; did you mean 'brightness'"),
     ({"steps": [1, 2, 3]}, "`steps`: 3 values for 2 targets"),
     ({"seed": -1}, "`seed=-1`: must be a whole number"),
@@ -280,8 +286,39 @@ def test_mistakes_are_told_in_the_words_of_python(
 def test_prompts_and_captions_exclude_each_other(demo: Model) -> None:
     with pytest.raises(FourMError, match="both as prompts and as caption"):
         demo(PROMPT, caption=PROMPT)
-    with pytest.raises(FourMError, match="a Image is given without a name"):
-        demo(Image.new("RGB", (8, 8)))  # type: ignore[arg-type]
+
+
+def test_what_is_no_caption_is_given_by_name(demo: Model, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    for wrong, said in (
+        (Image.new("RGB", (8, 8)), r"a Image is given without a name; .* model\(rgb=\.\.\.\)"),
+        (str(picture), rf"a path is given without a name; .* model\(rgb='{picture}'\)"),
+        (f"{tmp_path}/", "a path is given without a name"),
+        ([PROMPT, PROMPT], r"model\(\*prompts\) takes each"),
+    ):
+        with pytest.raises(FourMError, match=said):
+            demo(wrong)  # type: ignore[arg-type]
+    assert one(demo(f"{tmp_path}/none.png", steps=2)).caption == f"{tmp_path}/none.png"
+
+
+def test_a_result_is_not_saved_under_the_name_of_a_picture(demo: Model, tmp_path: Path) -> None:
+    result = one(demo(PROMPT, steps=2))
+    with pytest.raises(
+        FourMError, match=r"circle\.png`: ends like a picture, but is the folder of all results"
+    ):
+        result.save(tmp_path / "circle.png")
+    (tmp_path / "circle.png").mkdir()
+    assert (result.save(tmp_path / "circle.png") / "run.json").exists()
+
+
+def test_a_picture_that_super_resolution_does_not_see_is_a_warning(demo: Model) -> None:
+    picture = one(demo(PROMPT, steps=2)).rgb
+    with pytest.warns(UserWarning, match="sees caption, tok_clip@64, and not the picture .* keep={'rgb': 1}"):
+        assert "rgb@128" not in one(demo(rgb=picture, sr=True, sr_steps=1)).names
+    whole = one(demo(rgb=picture, keep={"rgb": 1}, sr=True, sr_steps=1))
+    assert whole.rgb.size == (128, 128)
+    assert (whole.tokens["tok_rgb@64"] == demo.tokenize(rgb=picture)["tok_rgb"]).all()
 
 
 def test_one_sample_that_fails_leaves_the_others(demo: Model) -> None:

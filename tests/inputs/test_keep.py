@@ -373,6 +373,20 @@ def test_marks_in_prompts_are_filled(run: Run, tmp_path: Path) -> None:
     assert run("plot", "both")[0] == 0
 
 
+def test_a_text_with_marks_may_be_named_as_target(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a small [S_1] circle\na large green triangle\n")
+    for named in (("--targets", "caption"), ("--target", "caption:temp=1")):
+        code, out, err = run("generate", "--data", "p.txt", *named, "-q", "--out", named[0].strip("-"))
+        assert (code, err) == (0, "")
+        assert not (tmp_path / out.strip() / "rgb").exists()
+        assert "[" not in (tmp_path / out.strip() / "caption" / "00000" / "000000.txt").read_text()
+    code, _, err = run("generate", "a small red circle", "--targets", "caption")
+    assert (code, "both a condition and a target; [S_1] in the text marks what is to be filled" in err) == (
+        2,
+        True,
+    )
+
+
 def test_marks_in_files_are_filled_when_asked_for(run: Run, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", 2)
     (data / "caption" / "00000" / "000000.txt").write_text("a small [S_1] circle above a [S_2] square")

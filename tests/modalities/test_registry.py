@@ -89,11 +89,15 @@ def test_a_short_name_is_the_lowest_resolution_that_the_model_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "close"), [("tok_rbg", "tok_rgb@224"), ("captoin", "caption"), ("tok_rgb@223", "tok_rgb@224")]
-)
+    ("name", "close"),
+    [
+        ("tok_rbg", "tok_rgb@224"), ("captoin", "caption"), ("tok_rgb@223", "tok_rgb@224"), ("rbg", "rgb"),
+        ("image", "rgb"), ("normals", "normal"), ("segmentation", "semseg"), ("boxes", "det"),
+    ],
+)  # fmt: skip
 def test_an_unknown_name_brings_a_near_match(name: str, close: str) -> None:
     with pytest.raises(UsageError, match=f"unknown modality '{name}'; did you mean '{close}'"):
-        RELEASED.resolve(name, ["caption", "tok_rgb@224"])
+        RELEASED.resolve(name, ["caption", "tok_rgb@224", "tok_normal@224", "tok_semseg@224", "det"])
 
 
 def test_rows_of_a_model_say_only_what_differs(tmp_path: Path) -> None:

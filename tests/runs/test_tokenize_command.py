@@ -190,6 +190,9 @@ def test_a_folder_that_is_no_dataset_is_one_sentence(run: Run, tiny: Path, tmp_p
     code, _, err = run("tokenize", "empty", "--model", tiny)
     assert code == 2
     assert "empty: no folder that a tokenizer" in err
+    (tmp_path / "empty" / "a.jpg").touch()
+    _, _, err = run("tokenize", "empty", "--model", tiny, "--modalities", "rgb")
+    assert "; pictures that lie in it belong in empty/rgb/a.jpg and so on" in err
 
 
 def start(*words: object) -> subprocess.Popen[str]:

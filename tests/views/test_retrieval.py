@@ -139,6 +139,7 @@ def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> N
         (("--sheet", "lib.png"), "something that is no file is there"),
         (("--sheet", "x" * 300 + ".png"), "(File name too long)"),
         (("--among", "nowhere"), "nowhere: no such folder"),
+        (("--among", "lib.txt"), "lib.txt: is a file, not a folder"),
         (("--among", "other"), "come from different models"),
         (("--sheet", "x.png", "--show", "depht"), "did you mean 'depth'"),
     ],
@@ -149,6 +150,7 @@ def test_wrong_options_and_folders_are_one_sentence(
     write(tmp_path / "lib", features(3, 4))
     write(tmp_path / "other", features(3, 5))
     (tmp_path / "lib.png").mkdir()
+    (tmp_path / "lib.txt").touch()
     among = () if "--among" in words else ("--among", "lib")
     code, out, err = run("retrieve", "lib", *among, "--model", tiny, *words)
     assert (code, out) == (2, "")
