@@ -97,8 +97,7 @@ def generate(
     sr_run = plan_sr(settings, files, chain, sr_model)
     keeps = [*chain.keeps, *(sr_run[1].keeps if sr_run else ())]
     dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
-    marked = marked_texts(dataset.samples, [*chain.conditions, *asked], files)
-    if marked or asked:  # without marks, a condition is no target
+    if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
     requests = [make_request(

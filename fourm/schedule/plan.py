@@ -71,7 +71,10 @@ def unseen_picture(chain: Chain, finer: Chain) -> str:
 
 
 def texts_to_fill(layer: Layer, model: ModelFiles) -> list[str]:
-    """Texts that are a condition and a target at once, which means that marks in them are to be filled."""
+    """Texts that are a condition and a target at once, which means that marks in them are to be filled.
+
+    Whether there are marks is known when samples are read; without them a condition cannot be a target.
+    """
     given = layer.settings.get("cond_domains", Setting(("caption",), "")).values
     targets = [*layer.settings.get("target_domains", Setting((), "")).values]
     targets += [str(text).partition(":")[0] for text in layer.settings.get("target", Setting((), "")).values]
