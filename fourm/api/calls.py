@@ -3,17 +3,18 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from fourm.api.keeping import KeptPart, parse_keep, with_kept
 from fourm.api.samples import CallSamples, gather_samples, resolve_targets
-from fourm.api.schedule import SETTINGS, Schedule
+from fourm.api.schedule import SETTINGS, Schedule, plain
 from fourm.data.layout import Sample
 from fourm.errors import UsageError, near_match
 from fourm.hub.files import find_sr
 from fourm.inputs.request import DETOKENIZER_STEPS, Request
 from fourm.inputs.sources import marked_texts
 from fourm.modalities.registry import TOKENS
+from fourm.modalities.typed import Limits, to_type
 from fourm.runs.loaded import LoadedModel
 from fourm.schedule.chain import Chain
 from fourm.schedule.plan import build_chain, fill_texts, unseen_picture
@@ -22,8 +23,13 @@ from fourm.schedule.settings import SR_PREFIX, Layer, Setting, merge
 # Arguments that are neither conditions nor settings of a schedule.
 ARGUMENTS = (
     "targets", "seed", "variations", "keep", "sr", "weights", "schedule", "keys", "upright", "batch_size",
-    "detokenizer_steps", "decode", "blend", "fit", "restore",
+    "detokenizer_steps", "decode", "blend", "fit", "restore", "progress",
 )  # fmt: skip
+_FREE = ("targets", "keep", "sr", "schedule", "keys")  # of several types, checked where they are used
+# What some of the others must be; a request checks those that are its fields.
+_KINDS: Mapping[str, Any] = {
+    "variations": Annotated[int, Limits(1)], "upright": bool, "fit": str, "weights": Mapping[str, float],
+}  # fmt: skip
 # Settings of a schedule that are no arguments: conditions are given by name, targets as `targets`.
 _REFUSED_SETTINGS = ("cond_domains", "target_domains", "target")
 
@@ -63,7 +69,7 @@ def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[s
     arguments: by name, as `Model.generate` takes them: `ARGUMENTS`, conditions by modality, and settings of a
     schedule. None counts as not given.
     """
-    own = {name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None}
+    own = _checked({name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None})
     others = {name: value for name, value in arguments.items() if name not in ARGUMENTS}
     settings = {name: value for name, value in others.items() if name in SETTINGS}
     conditions = {name: value for name, value in others.items() if name not in SETTINGS}
@@ -78,6 +84,15 @@ def plan_call(models: LoadedModels, prompts: Sequence[Any], arguments: Mapping[s
     request = _request(models.base, chain, with_kept(given.samples, chain, kept, files.registry), given, own)
     sr = _plan_sr(models, merge(layers, SR_PREFIX), chain, own.get("sr", models.sr))
     return Call(models.base, request, sr, given.is_list or request.num_variations > 1)
+
+
+def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the right types, numbers of NumPy as those of Python. UsageError: one has another type."""
+    found = {name: value if name in _FREE else plain(value) for name, value in own.items()}
+    for name, kind in _KINDS.items():
+        if name in found:
+            found[name] = to_type(kind, found[name], f"`{name}`", error=UsageError)
+    return found
 
 
 def _check_names(loaded: LoadedModel, conditions: Mapping[str, Any]) -> None:
@@ -132,12 +147,12 @@ def _request(
     base: LoadedModel, chain: Chain, samples: Sequence[Sample], given: CallSamples, own: Mapping[str, Any]
 ) -> Request:
     return Request(
-        base.files, chain, samples, num_variations=_count("variations", own.get("variations", 1)),
-        seed=_whole_number("seed", own.get("seed", 0)),
+        base.files, chain, samples, num_variations=own.get("variations", 1),
+        seed=own.get("seed", 0),
         device=str(base.device), dtype=base.dtype, attention=base.attention,
-        batch_size=own.get("batch_size"), decode=bool(own.get("decode", True)),
-        blend=bool(own.get("blend", True)), fit=own.get("fit", "crop"),
-        restore=bool(own.get("restore", False)),
+        batch_size=own.get("batch_size"), decode=own.get("decode", True),
+        blend=own.get("blend", True), fit=own.get("fit", "crop"),
+        restore=own.get("restore", False),
         detokenizer_steps=own.get("detokenizer_steps", DETOKENIZER_STEPS), input=given.input,
     )  # fmt: skip
 
@@ -156,19 +171,3 @@ def _plan_sr(
     if unseen := unseen_picture(chain, finer):
         warnings.warn(f"{unseen}; keep={{'rgb': 1}} makes tokens of it", stacklevel=4)
     return loaded, finer
-
-
-def _count(name: str, value: Any) -> int:
-    if (count := _whole_number(name, value)) < 1:
-        raise UsageError(f"`{name}={count}`: a number from 1 on belongs here")
-    return count
-
-
-def _whole_number(name: str, value: Any) -> int:
-    try:
-        number = int(value)
-        if number == value and not isinstance(value, bool):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UsageError(f"`{name}`: {value!r} is no whole number")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fourm.data.layout import Sample
 from fourm.errors import UsageError
 from fourm.modalities.registry import Registry
@@ -32,7 +34,8 @@ def parse_keep(given: Any) -> list[KeptPart]:
     if not isinstance(given, Mapping):
         raise UsageError("`keep`: names with what stays of each were expected, as {'rgb': mask}")
     parts = list[KeptPart]()
-    for name, where in given.items():
+    for name, said in given.items():
+        where = _in_python(said)
         is_number = isinstance(where, int | float) and not isinstance(where, bool)
         if is_number or (isinstance(where, str) and where.startswith("box:")):
             parts.append(KeptPart(f"{name}:{where}"))
@@ -45,6 +48,15 @@ def parse_keep(given: Any) -> list[KeptPart]:
         else:
             parts.append(KeptPart(f"{name}:{MASK}", where))
     return parts
+
+
+def _in_python(where: Any) -> Any:
+    """A share or a box of numbers of NumPy or torch as numbers of Python; other things unchanged."""
+    if getattr(where, "shape", None) in ((), (_NUM_CORNERS,)):
+        return where.tolist()
+    if isinstance(where, list | tuple):
+        return [one.item() if isinstance(one, np.generic) else one for one in where]
+    return where
 
 
 def with_kept(

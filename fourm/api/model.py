@@ -19,11 +19,11 @@ from fourm.api.progress import Bar
 from fourm.api.results import Result
 from fourm.api.schedule import Schedule
 from fourm.api.tokens import Ids, decode, tokenize
-from fourm.data.opening import output_path
+from fourm.data.opening import output_path, path_text
 from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
-from fourm.inputs.request import Request, World
+from fourm.inputs.request import Request, World, check_attention, check_seed
 from fourm.networks.precision import choose_dtype
 from fourm.runs.device import choose_device
 from fourm.runs.events import Event
@@ -106,7 +106,7 @@ class Model:
         self._check_open()
         call = plan_call(self._models, prompts, given)
         stages = 1 if call.sr is None else 2
-        with Bar(progress, len(call.request.samples) * variations * stages) as bar:
+        with Bar(progress, len(call.request.samples) * call.request.num_variations * stages) as bar:
             results = None
             for event in make(call, bar.show):
                 results = event.results
@@ -122,7 +122,6 @@ class Model:
         when its event is asked for. It can be closed at any moment.
         """
         self._check_open()
-        given.pop("progress", None)  # an argument of `generate` alone
         return make(plan_call(self._models, prompts, given))
 
     def tokenize(self, **values: Any) -> dict[str, Ids | list[Ids]]:
@@ -142,6 +141,7 @@ class Model:
         that decode by diffusion. Errors are those of `tokenize`.
         """
         self._check_open()
+        check_seed(seed)
         return decode(self._models.base, tokens, seed)
 
     def request(self, *prompts: str, out: str | os.PathLike[str], **given: Any) -> Request:
@@ -193,7 +193,10 @@ def load(
     Equal arguments give the model that is loaded already, unless it was closed or its files have changed.
     UsageError: an unknown name or setting; MissingError: what is not on this machine, and how to get it.
     """
-    files = with_parts(find_model(os.fspath(name)), dict(tokenizers or {}))
+    check_attention(attention)
+    if not isinstance(tokenizers or {}, Mapping):
+        raise UsageError(f"tokenizers: a {type(tokenizers).__name__}, where names by their keys belong")
+    files = with_parts(find_model(path_text(name)), dict(tokenizers or {}))
     place = choose_device(device, World())
     dtype = choose_dtype(dtype, place)
     _warn_of_late_import(place.type)
@@ -206,7 +209,7 @@ def load(
                 return model
         models = LoadedModels(LoadedModel(files, place, dtype, attention), sr)
         if sr:
-            models.sr_model(None if sr is True else sr)  # a mistake in its name is told now
+            models.sr_model(None if sr is True else path_text(sr))  # a mistake in its name is told now
         _LOADED.append(Model(models, made_from))
         return _LOADED[-1]
 

@@ -161,7 +161,9 @@ def _is_whole_value(value: Any) -> bool:
 
 def _given_keys(keys: str | Sequence[str], count: int) -> list[Key]:
     """The names of samples that are given as `keys`."""
-    names = [keys] if isinstance(keys, str) else [*keys]
+    names = [keys] if isinstance(keys, str) else [*keys] if isinstance(keys, Iterable) else [keys]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError("`keys`: names of samples were expected, as texts")
     if len(names) != count:
         raise UsageError(f"`keys`: {len(names)} names for {count} samples")
     if len({*names}) < len(names):
@@ -231,7 +233,8 @@ def _checked_prompt(wordpiece: WordPiece | None, row: Modality, value: Any) -> s
 def resolve_targets(loaded: LoadedModel, targets: str | Iterable[str]) -> list[str]:
     """Names of targets as a schedule has them (`depth` becomes `tok_depth@64`), from one text or a list."""
     files = loaded.files
-    words = targets.replace(",", " ").replace("-", " ").split() if isinstance(targets, str) else [*targets]
+    words = targets.replace(",", " ").replace("-", " ").split() if isinstance(targets, str) else targets
+    words = [*words] if isinstance(words, Iterable) else []
     if not words or not all(isinstance(word, str) for word in words):
         raise UsageError("`targets`: names of modalities were expected, such as 'depth normal'")
     return [files.registry.grid_of_values(word, files.writes) or word for word in words]

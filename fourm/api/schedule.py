@@ -85,14 +85,16 @@ def _layer_of(settings: Mapping[str, Any]) -> Layer:
         elif value is not None:
             try:
                 item = _BY_KEY[key.removeprefix(SR_PREFIX)].item
-                found[key] = Setting(parse_value(_plain(value), item), f"`{name}`")
+                found[key] = Setting(parse_value(plain(value), item), f"`{name}`")
             except UsageError as error:
                 problems.append(f"`{name}`: {error}")
     return Layer(found, tuple(problems))
 
 
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy or torch as numbers and lists."""
+def plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy or torch as numbers and lists, also in lists and mappings."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
     if hasattr(value, "tolist"):
         return value.tolist()
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -43,7 +43,7 @@ def decode(loaded: LoadedModel, tokens: Mapping[str, Any], seed: int) -> dict[st
     made = dict[str, Any]()
     for name, given in tokens.items():
         row = _find(loaded, name, TokenizerPart.DECODER)
-        is_list = is_list_of(row, False, given)
+        is_list = isinstance(given, list | tuple) and not all(isinstance(n, int | np.integer) for n in given)
         with loaded.lock, arithmetic(loaded.dtype):
             values = [_value(loaded, row, name, one, seed) for one in (given if is_list else [given])]
         made[row.key.removeprefix(TOKENS)] = values if is_list else values[0]
@@ -83,7 +83,7 @@ def _tokens(loaded: LoadedModel, row: Modality, name: str, given: Any) -> Ids:
 
 def _value(loaded: LoadedModel, row: Modality, name: str, given: Any, seed: int) -> Any:
     if row.kind is Kind.SEQUENCE:
-        ids = torch.as_tensor(np.asarray(given, dtype=np.int64))[None]
+        ids = torch.from_numpy(take_ids(row, given, name))[None]
         slot = full_sequence(ids, torch.ones_like(ids, dtype=torch.bool))
         return in_python(row, loaded.codec(row).decode(slot)[0])
     ids = torch.from_numpy(take_ids(row, given, name))[None]

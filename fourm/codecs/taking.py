@@ -31,7 +31,7 @@ from fourm.codecs.texts import CaptionCodec, EmbeddingCodec, StructuredCodec
 from fourm.data.layout import Crop
 from fourm.errors import SampleError, shown
 from fourm.modalities.facts import MAX_COLOURS, Box
-from fourm.modalities.registry import Modality
+from fourm.modalities.registry import Kind, Modality
 from fourm.modalities.text import Structured
 
 _NUM_CORNERS, _NUM_LEVELS = 4, 3  # of a box, of a colour
@@ -101,10 +101,12 @@ def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
 def take_ids(row: Modality, given: Any, where: str) -> NDArray[np.int64]:
     """(L,) token ids of a list, array or tensor of shape (L,), (1, L) or that of the row's grid.
 
-    SampleError: another number of ids than the row has, or ids outside of its vocabulary.
+    A text has any number up to L. SampleError: another number of ids, or ids outside of the vocabulary.
     """
     ids = _array(given, where)
-    return check_ids(ids.reshape(-1) if ids.shape == row.grid else ids, row.max_tokens, row.vocab_size, where)
+    ids = ids.reshape(-1) if ids.shape == row.grid else ids
+    count = row.max_tokens if row.kind is Kind.GRID else min(ids.shape[-1], row.max_tokens)
+    return check_ids(ids, count, row.vocab_size, where)
 
 
 def _load(picture: Image.Image, where: str) -> None:

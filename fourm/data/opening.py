@@ -143,9 +143,17 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
     An empty text is often an unset variable of a script, and must not stand for the working folder.
     """
-    if not os.fspath(text):
+    if not (name := path_text(text)):
         raise UsageError("the name of a file or folder is empty")
-    return Path(local_name(os.fspath(text)))
+    return Path(local_name(name))
+
+
+def path_text(given: object) -> str:
+    """The text of a path. UsageError for what is neither text nor a path."""
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(text, str):
+        raise UsageError(f"{shown(repr(given))} is given where the name of a file or folder belongs")
+    return text
 
 
 def output_path(text: str | os.PathLike[str]) -> Path:

@@ -5,8 +5,9 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 from fourm.data.dataset import Input
 from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
@@ -15,6 +16,7 @@ from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.inputs.sources import shows_part
 from fourm.modalities.registry import Modality
+from fourm.modalities.typed import Limits, to_type
 from fourm.output.record import BASE, RUN, SR_RUN, RunRecord
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
@@ -24,6 +26,10 @@ DETOKENIZER_STEPS = 50  # of tokenizers that decode by diffusion
 MAX_DETOKENIZER_STEPS = 10_000_000  # `--replay` refuses pictures that claim more
 ATTENTIONS = ("sdpa", "xformers")
 MAX_CROPS = 10_000
+# Fields of a request whose types are checked.
+_PLAIN = ("num_variations", "batch_size", "decode", "detokenizer_steps", "preview", "blend", "resume",
+          "overwrite", "restore")  # fmt: skip
+_kinds = cache(partial(get_type_hints, include_extras=True))
 NOWHERE = Path(os.devnull)  # `out` of results that are kept in memory
 _LOADED = time.time()  # in place of the start of a process, where the system does not tell it
 
@@ -69,15 +75,15 @@ class Request:
     chain: Chain
     samples: Sequence[Sample]
     out: Path = NOWHERE
-    num_variations: int = 1
+    num_variations: Annotated[int, Limits(1)] = 1
     seed: int = 0
-    batch_size: int | None = None  # None: chosen from the size of the chain
+    batch_size: Annotated[int, Limits(1)] | None = None  # None: chosen from the size of the chain
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"  # "auto" is float32: the same result everywhere
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
     decode: bool = True  # also write pictures and other values, not only tokens
     detokenizer_steps: int = DETOKENIZER_STEPS
-    preview: int = 0  # keep the picture after every n-th step; 0 is never
+    preview: Annotated[int, Limits(0)] = 0  # keep the picture after every n-th step; 0 is never
     blend: bool = True  # lay what is kept in pixels over the generated picture
     world: World = field(default_factory=World)
     resume: bool = False
@@ -120,7 +126,10 @@ class Request:
         return range(self.num_variations) if self.variation is None else (self.variation,)
 
     def __post_init__(self) -> None:
-        _check_seed_and_attention(self.seed, self.attention)
+        for name in _PLAIN:
+            to_type(_kinds(Request)[name], getattr(self, name), f"`{name}`", error=UsageError)
+        check_seed(self.seed)
+        check_attention(self.attention)
         if (count := len(self.samples) * self.num_variations) > MAX_SAMPLES:
             raise UsageError(f"{count:,} results are asked for; one run makes at most {MAX_SAMPLES:,}")
         if not 0 < self.detokenizer_steps <= MAX_DETOKENIZER_STEPS:
@@ -182,7 +191,8 @@ class TokenizeRequest:
     fit: Fit = "crop"  # what the first crop of a picture is: its centre, or all of it with a border
 
     def __post_init__(self) -> None:
-        _check_seed_and_attention(self.seed, self.attention)
+        check_seed(self.seed)
+        check_attention(self.attention)
         check_fit(self.fit)
         check_apart(self.out, self.samples)
         if not 0 < self.min_scale <= 1:
@@ -191,11 +201,17 @@ class TokenizeRequest:
             raise UsageError(f"`crops={self.num_crops}`: a sample has 1 to {MAX_CROPS:,} crops")
 
 
-def _check_seed_and_attention(seed: int, attention: str) -> None:
-    if not 0 <= seed <= MAX_SEED:  # records and YAML files hold no others
+def check_seed(seed: object) -> None:
+    """Refuse what is no seed."""
+    number = to_type(int, seed, "`seed`", error=UsageError)
+    if not 0 <= number <= MAX_SEED:  # records and YAML files hold no others
         raise UsageError(f"`seed={seed}`: must be a whole number, 0 to 2**64 - 1")
+
+
+def check_attention(attention: str) -> None:
+    """Refuse an unknown kernel of attention."""
     if attention not in ATTENTIONS:
-        near = near_match(attention, ATTENTIONS)
+        near = near_match(str(attention), ATTENTIONS)
         raise UsageError(f"`attention`: '{attention}' is not one of {', '.join(ATTENTIONS)}{near}")
 
 

@@ -66,7 +66,7 @@ def choose_device(name: str, world: World) -> torch.device:
         name = next(kind for kind, count in counts.items() if count)
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         known = "auto, cpu, cuda, cuda:N and mps"
         raise UsageError(f"`device`: '{name}' is not a device; known are {known}") from None
     count = counts.get(device.type, 0)

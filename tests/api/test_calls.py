@@ -235,59 +235,6 @@ def test_an_interrupt_leaves_the_model_usable(demo: Model, monkeypatch: pytest.M
     assert one(demo(PROMPT, steps=2)).rgb.size == (64, 64)
 
 
-WRONG = (
-    ({"depht": 3}, "'depht' is neither a modality nor a setting; did you mean 'depth'"),
-    ({"rgb": "no.png"}, "rgb: no.png is no file"),
-    ({"targets": "depht"}, "`targets`: unknown modality 'depht'"),
-    ({"rgb": 3}, "rgb: a int, where a picture, an array of numbers or a path belongs"),
-    ({"rgb": np.zeros((3, 8, 8), np.uint8)}, r"rgb: uint8 of shape \(3, 8, 8\).*a picture is rows x columns"),
-    ({"rgb": np.full((8, 8, 3), 7.0)}, "from 7 to 7"),
-    ({"depth": np.zeros((8, 8), np.int32)}, r"depth: int32 of shape \(8, 8\)"),
-    ({"semseg": np.full((8, 8), 300)}, "semseg: class 300 is outside"),
-    ({"tok_depth": [1, 2, 3]}, "tok_depth: 3 tokens, where the modality has 64"),
-    ({"det": [(1, 2)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
-    ({"det": [(0.5, 0, 1.5, 1, "circle")]}, r"det: corners of boxes are .* 0 to 1, not \(0.5, 0, 1.5, 1\)"),
-    ({"det": [(3, 4, 9, 8, "circle")]}, "det: corners of boxes are fractions of the picture"),
-    ({"det": [(0.5, 0.5, 0.5, 0.6, "circle")]}, "det: the box .* has no area"),
-    ({"color_palette": [(0.9, 0.1, 0.2)]}, r"color_palette: a colour is \(red, green, blue\), whole numbers"),
-    ({"color_palette": [(256, 0, 0)]}, r"color_palette: a colour is .* 255, not \(256, 0, 0\)"),
-    ({"color_palette": [(1, 2, 3)] * 8}, "color_palette: a palette has at most 7 colours, not 8"),
-    ({"det": [("a", 0, 0, 1, 1)]}, r"det: a box is \(xmin, ymin, xmax, ymax, name\)"),
-    ({"prompt": PROMPT}, "'prompt' is neither .* did you mean 'caption'"),
-    ({"n": 4}, "'n' is neither .* did you mean 'variations'"),
-    ({"mask": 1}, "'mask' is neither .* did you mean 'keep'"),
-    ({"negative_prompt": PROMPT}, "'negative_prompt' is neither .* did you mean 'weights'"),
-    ({"targets": "segmentation"}, "unknown modality 'segmentation'; did you mean 'semseg'"),
-    ({"metadata": {"brightnes": 3}}, "metadata: unknown name 'brightnes'; did you mean 'brightness'"),
-    ({"steps": [1, 2, 3]}, "`steps`: 3 values for 2 targets"),
-    ({"seed": -1}, "`seed=-1`: must be a whole number"),
-    ({"seed": 1.5}, "`seed`: 1.5 is no whole number"),
-    ({"variations": 0}, "`variations=0`: a number from 1 on"),
-    ({"weights": {"rgb": 2}}, "`weights`: the condition 'rgb' is not given; given are none"),
-    ({"caption": ["a", "b"], "det": ["", "", ""]}, "must be equally long: caption has 2, det has 3"),
-    ({"caption": [PROMPT] * 2, "keys": ["x", "x"]}, "`keys`: 'x' is given twice"),
-    ({"caption": [PROMPT] * 2, "keys": ["x"]}, "`keys`: 1 names for 2 samples"),
-    ({"caption": []}, "caption: the list is empty"),
-    ({"schedule": 3}, "`schedule`: a int, where a text, a path or a mapping belongs"),
-    ({"cond_domains": "rgb"}, "`cond_domains`: conditions are given by name"),
-    ({"caption": PROMPT, "rgb": None, "targets": ""}, "`targets`: names of modalities were expected"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(("arguments", "sentence"), WRONG, ids=[str(n) for n in range(len(WRONG))])
-def test_mistakes_are_told_in_the_words_of_python(
-    demo: Model, arguments: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(FourMError, match=sentence) as caught:
-        demo(**arguments)  # type: ignore[arg-type]
-    assert "--" not in str(caught.value)
-
-
-def test_prompts_and_captions_exclude_each_other(demo: Model) -> None:
-    with pytest.raises(FourMError, match="both as prompts and as caption"):
-        demo(PROMPT, caption=PROMPT)
-
-
 def test_what_is_no_caption_is_given_by_name(demo: Model, tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(picture)
@@ -481,21 +428,14 @@ def test_sheets_show_what_is_kept(demo: Model, run: Run, tmp_path: Path) -> None
     assert np.asarray(ids.picture).mean() == 127.5  # half of the mask is white
 
 
-KEPT_WRONG = (
-    ({"rgb": np.ones((64, 64), np.bool_)}, "the mask keeps all of the picture"),
-    ({"rgb": np.zeros((5, 64), np.bool_)}, "the mask has 64 x 5 pixels, but its picture has 64 x 64"),
-    ({"rgb": np.zeros((64, 64, 3))}, "where a mask is rows x columns of booleans"),
-    ({"depth": 0.5}, "nothing is given of depth; give it too, as depth="),
-    ({"rgb": None}, "nothing is said of rgb"),
-    ({"rgb": [0.5, 0.5]}, "2 masks for 1 samples"),
-    (3, "names with what stays of each were expected"),
-)
-
-
-@pytest.mark.parametrize(("keep", "sentence"), KEPT_WRONG, ids=map(str, range(len(KEPT_WRONG))))
-def test_mistakes_in_what_is_kept(demo: Model, keep: object, sentence: str) -> None:
-    with pytest.raises(FourMError, match=sentence):
-        demo(rgb=Image.new("RGB", (64, 64)), keep=keep)  # type: ignore[arg-type]
+def test_numbers_of_numpy_are_numbers(demo: Model) -> None:
+    picture = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    plain = one(demo(rgb=picture, keep={"rgb": (0, 0, 0.5, 1)}, seed=3, steps=2, batch_size=2))
+    box, seed, size = np.array([0, 0, 0.5, 1]), np.int64(3), np.int32(2)
+    same = one(demo(rgb=picture, keep={"rgb": box}, seed=seed, steps=np.int16(2), batch_size=size))  # type: ignore[arg-type]
+    assert np.array_equal(same.rgb, plain.rgb)
+    share = one(demo(rgb=picture, keep={"rgb": np.float32(0.5)}, variations=np.int8(1), steps=2))  # type: ignore[arg-type]
+    assert np.array_equal(share.rgb, one(demo(rgb=picture, keep={"rgb": 0.5}, steps=2)).rgb)
 
 
 def test_tokens_of_values_and_values_of_tokens(demo: Model, tmp_path: Path) -> None:
@@ -510,6 +450,15 @@ def test_tokens_of_values_and_values_of_tokens(demo: Model, tmp_path: Path) -> N
     again = demo.decode(tok_rgb=made.tokens["tok_rgb"], tok_depth=[made.tokens["tok_depth"]] * 2)
     assert np.array_equal(again["rgb"], made.rgb)
     assert [np.array_equal(one, made.depth) for one in again["depth"]] == [True, True]
+    assert demo.decode(caption=tokens["caption"].tolist()) == {"caption": PROMPT}
+    for ids, sentence in (
+        ([99999], "token 99999 is outside the vocabulary"),
+        ([1.5], "no.* row of token ids"),
+    ):
+        with pytest.raises(FourMError, match=f"caption: .*{sentence}"):
+            demo.decode(caption=[ids])
+    with pytest.raises(FourMError, match="`seed` is 'x', expected a whole number"):
+        demo.decode(**tokens, seed="x")  # type: ignore[arg-type]
     with pytest.raises(
         FourMError, match="'tok_rgbs' is nothing that model 'demo' has tokens for; did you mean"
     ):
