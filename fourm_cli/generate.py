@@ -95,8 +95,8 @@ def generate(
     source = replace(source, files=condition_files(settings.base, files))
     make_request = _requester(machine, writing, run_settings, out or run_settings.folder, source.data)
     sr_run = plan_sr(settings, files, chain, sr_model)
-    keeps = [*chain.keeps, *(sr_run[1].keeps if sr_run else ())]
-    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, keeps)
+    later = sr_run[1].keeps if sr_run else ()
+    dataset = read_samples(source, chain.conditions, files, sys.stdin.buffer, chain.raw, chain.keeps, later)
     if (marked := marked_texts(dataset.samples, [*chain.conditions, *asked], files)) or asked:
         chain = build_chain(fill_texts(settings.base, marked), files)
         sr_run = plan_sr(settings, files, chain, sr_model)
@@ -113,14 +113,18 @@ def generate(
 @with_options(
     model="Name, Hub id, folder or .safetensors file of a model for super-resolution. Without it, the one "
     "that belongs to the model of the run, or to demo.",
+    data=option(
+        "Pictures of which --keep keeps a part: the dataset, folder or file that the run has read, "
+        "repeatable. One file serves all samples.", "SOURCE", INPUT, parser=local_name),
     num_variations="Results per sample. By default as many as the run has.",
     seed="Seed of all random draws. By default that of the run.",
     out="Output folder. By default DIR, beside the files that are read.",
-)
+)  # fmt: skip
 def sr(
-    *, folder: str, schedule: options.Schedule, model: str | None = None, machine: options.Machine,
-    config: Path | None = None, sr_config: Path | None = None, num_variations: int | None = None,
-    seed: int | None = None, out: Path | None = None, writing: options.Writing, report: options.Report,
+    *, folder: str, data: list[str] | None = None, schedule: options.Schedule, model: str | None = None,
+    machine: options.Machine, config: Path | None = None, sr_config: Path | None = None,
+    num_variations: int | None = None, seed: int | None = None, out: Path | None = None,
+    writing: options.Writing, report: options.Report,
 ) -> None:  # fmt: skip
     """Make pictures of a folder finer: super-resolution of what a run has made, or of a dataset of tokens.
 
@@ -130,6 +134,7 @@ def sr(
         fourm sr out
         fourm generate "a small red circle above a blue square" --out out | fourm sr -
         fourm sr out --targets tok_clip-tok_rgb --steps 8 --cfg 3.0
+        fourm sr out --keep rgb:mask.png --data cat.jpg
         fourm sr DATASET --model 4m-7-sr-l --out finer
     """
     from fourm.inputs.origins import find_sr_model, names_made, read_origin, read_sr_input
@@ -143,7 +148,7 @@ def sr(
     files = find_sr_model(origin, settings.run.sr_model if model is None else model)
     files, layer = _with_parts(files, machine, settings.run), merge([settings.base, settings.sr, own.base])
     chain = build_chain(layer, files, names_made(root, origin, files))
-    dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer)
+    dataset = read_sr_input(root, origin, chain, files, sys.stdin.buffer, data or ())
     variations = made.num_variations if made and made.num_variations > 1 else num_variations or 1
     if num_variations not in (None, variations):
         why = f"the run made {variations} variations, each of which gets one result"

@@ -20,6 +20,7 @@ from fourm.schedule.keeps import kept_of_share
 
 Mask = NDArray[np.bool_]
 WHITE_FROM = 128  # pixels of a mask picture with this grey level or a lighter one stay
+_ROWS = 256  # of a picture that are joined at once, so that a large one takes little memory
 
 
 def read_keep_mask(path: Path) -> Mask:
@@ -59,14 +60,28 @@ def framed_mask(mask: Mask, side: int) -> Mask:
 def cut_mask(mask: Mask, crop: Crop, side: int) -> Mask:
     """The part of a mask (H, W) in a crop, resized to (side, side) bool; what lies outside the picture stays.
 
-    A pixel of the result stays if all pixels that it covers do.
+    A pixel stays if all pixels that it covers do. Those of a padded border are the picture's edge.
     """
-    height, width = crop.height, crop.width
-    shown = maps.cut(mask.astype(np.uint8) * 255, crop, max(height, width), outside=255)
-    # The share of hidden pixels below each result pixel, from 0 to 255. It is rounded: one hidden pixel among
-    # more than 510 counts as none.
-    hidden = Image.fromarray(255 - shown).resize((side, side), Image.Resampling.BOX)
-    return np.asarray(hidden) == 0
+    hidden, spans = ~mask, ((crop.top, crop.height), (crop.left, crop.width))
+    for axis, (start, extent) in enumerate(spans):
+        first, last = (start + places for places in _spans_of_pixels(extent, side))
+        length = mask.shape[axis]
+        is_inside = (last >= 0) & (first < length) | crop.is_padded
+        bounds = np.stack([np.clip(first, 0, length - 1), np.clip(last, 0, length - 1) + 1], axis=1)
+        ended = np.pad(hidden, [(0, int(axis == which)) for which in range(2)])  # a bound may be the end
+        hidden = np.logical_or.reduceat(ended, bounds.reshape(-1), axis=axis)
+        hidden = hidden[::2] & is_inside[:, None] if axis == 0 else hidden[:, ::2] & is_inside
+    return ~hidden[:, ::-1] if crop.mirrored else ~hidden
+
+
+def _spans_of_pixels(extent: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last of `extent` pixels whose centres lie in each of `side` pixels, or the nearest one."""
+    numbers = np.arange(side)
+    if extent < side:
+        nearest = (2 * numbers + 1) * extent // (2 * side)
+        return nearest, nearest
+    ends = (2 * np.arange(side + 1) * extent + side) // (2 * side)
+    return ends[:-1], ends[1:] - 1
 
 
 def tokens_of_mask(mask: Mask, grid: tuple[int, int]) -> Mask:
@@ -157,9 +172,12 @@ def lay_over_whole(kept: Value, made: Value, mask: Mask, square: Mask, width: in
 
 
 def _mixed(kept: Value, made: Value, weights: NDArray[np.float32]) -> Value:
-    weights = weights[..., None] if made.ndim == 3 else weights
-    mixed = made + (kept.astype(np.float64) - made) * weights
-    return np.rint(mixed).astype(made.dtype) if made.dtype.kind in "iu" else mixed.astype(made.dtype)
+    weights, joined = weights[..., None] if made.ndim == 3 else weights, np.empty_like(made)
+    for top in range(0, len(made), _ROWS):
+        rows = slice(top, top + _ROWS)
+        mixed = made[rows] + (kept[rows].astype(np.float64) - made[rows]) * weights[rows]
+        joined[rows] = np.rint(mixed) if made.dtype.kind in "iu" else mixed
+    return joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ PUBLIC = {
         sr_name with_files""",
     "request": """DETOKENIZER_STEPS MAX_DETOKENIZER_STEPS NOWHERE Request TokenizeRequest World
         check_attention check_seed parse_world""",
-    "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions marked_texts
-        note_unknown_words read_samples classify_source""",
+    "sources": """CAPTION EMPTY Source choose_keys digest_of implied_conditions kept_names
+        marked_texts note_unknown_words read_samples classify_source""",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

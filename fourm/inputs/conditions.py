@@ -21,7 +21,7 @@ from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sampl
 from fourm.errors import SampleError
 from fourm.inputs.kept import Kept, keep_grid, keep_text, read_marked, read_source, share_uniforms
 from fourm.inputs.request import Request
-from fourm.inputs.sources import CAPTION
+from fourm.inputs.sources import CAPTION, kept_names
 from fourm.modalities.registry import TOKENS, Kind
 from fourm.modalities.text import Structured
 from fourm.networks.memory import is_out_of_memory, release_memory
@@ -114,15 +114,35 @@ class ConditionReader:
     def _read(self, work: Work) -> PreparedSample:
         if work.sample.problem:
             raise SampleError(work.sample.problem)
-        files, chain = work.sample.files_of(work.variation), self.request.chain
-        reading = _Reading(self.request, self.codecs, work.sample, files)
+        chain = self.request.chain
+        reading, whole = self._readings(work)
         slots = {name: reading.slot(name) for name in chain.conditions}
-        kept = {keep.target: reading.kept(keep, work) for keep in chain.keeps}
+        kept = {keep.target: whole.kept(keep, work) for keep in chain.keeps}
         slots |= {name: part.slot for name, part in kept.items()}
-        batch = Batch((work.sample.key.text,), slots)
+        batch, notes = Batch((work.sample.key.text,), slots), {**reading.notes, **whole.notes}
         return PreparedSample(
-            work, batch, reading.values, kept, reading.notes, frame=reading.frame, wholes=reading.wholes
+            work, batch, reading.values, kept, notes, frame=whole.frame, wholes=reading.wholes
         )
+
+    def _readings(self, work: Work) -> tuple["_Reading", "_Reading"]:
+        """What reads conditions, and what reads the parts of targets that are kept.
+
+        Super-resolution of a run has conditions that the run wrote, which are squares unless it restored
+        them, and keeps parts of the pictures that the run has read.
+        """
+        request, sample, files = self.request, work.sample, work.sample.files_of(work.variation)
+        names = kept_names(request.chain.keeps) if request.origin and request.chain.keeps else set[str]()
+        own = {name: path for name, path in files.items() if name not in names}
+        reading = whole = _Reading(request, self.codecs, sample, own)
+        if names:
+            given = {name: path for name, path in files.items() if name in (*names, FRAME)}
+            whole = _Reading(request, self.codecs, sample, given)
+            if reading.frame not in (None, whole.frame):
+                where = given.get(PICTURES) or given.get(request.chain.keeps[0].target)
+                raise SampleError(f"{where}: is not the picture that the run has read, or another part of it")
+        if request.restore and whole.frame is None:
+            raise SampleError("it has no picture or map, so the size that results should have is not known")
+        return reading, whole
 
 
 @dataclass(slots=True)
@@ -142,7 +162,7 @@ class _Reading:
     has_wholes: bool = True  # files are of the whole picture; False: a run wrote them, of its square only
 
     def __post_init__(self) -> None:
-        """SampleError: a crop cannot be read, or `restore` needs the size of a picture that is not there."""
+        """SampleError: a crop cannot be read."""
         self.turn = self._find_turn() if self.sample.upright == "all" else 1
         request, recorded = self.request, self._recorded_frame()
         if recorded is not None and recorded.restored:
@@ -153,8 +173,6 @@ class _Reading:
             self.frame, self.has_wholes = replace(recorded, restored=request.restore), recorded.restored
         elif self.crop is not None:
             self.frame = Frame(self.crop, request.fit, request.restore)
-        elif request.restore:
-            raise SampleError("it has no picture or map, so the size that results should have is not known")
 
     def _recorded_frame(self) -> Frame | None:
         """The frame that the run recorded which made the files; None if none did."""

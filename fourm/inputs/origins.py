@@ -16,7 +16,7 @@ from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
-from fourm.inputs.sources import CAPTION, Source, read_samples
+from fourm.inputs.sources import CAPTION, Source, kept_names, read_samples
 from fourm.modalities.registry import Kind
 from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
@@ -84,18 +84,24 @@ def names_made(root: Path, origin: Run | None, model: ModelFiles) -> list[str]:
 
 
 def read_sr_input(
-    root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO
-) -> Dataset:
+    root: Path, origin: Run | None, chain: Chain, model: ModelFiles, stdin: BinaryIO,
+    data: Sequence[str] = (),
+) -> Dataset:  # fmt: skip
     """The samples of a folder as conditions of super-resolution.
 
     origin: the run that made the folder, or None. Results of a run whose files are missing are counted in a
-    note, as they were not made or have failed. UsageError if all are missing.
+    note, as they were not made or have failed. data: where the pictures are of which the chain keeps a part;
+    a folder that no run made holds its own. UsageError if all results or all such pictures are missing.
     """
+    if data and (origin is None or not chain.keeps):
+        why = f"{root} holds the pictures, as no run made it" if origin is None else "no part of them is kept"
+        raise UsageError(f"`data={data[0]}`: is not read: {why}; leave it out")
     if origin is None:
         return read_samples(Source(data=str(root)), chain.conditions, model, stdin, keeps=chain.keeps)
-    if chain.keeps:
-        what = f"{root}: its run has left no picture of the size of {chain.keeps[0].target} to keep a part of"
-        raise UsageError(f"{what}; `sr_keep` of `fourm generate` keeps a part of the picture that it reads")
+    if chain.keeps and not data:
+        what = f"{root} does not hold the picture of which a part is to stay"
+        ways = "`data=SOURCE` names it: the dataset, folder or file that the run has read"
+        raise UsageError(f"`keep={chain.keeps[0].to_text()}`: {what}; {ways}")
     samples = conditions_from(origin, origin.samples(), chain, model)
     wanted = origin.record.samples * len(origin.variations)
     results = [sample.files_of(v) for sample in samples for v in origin.numbers]
@@ -103,8 +109,31 @@ def read_sr_input(
     if samples and not there:
         what = "none of the results that its run made are there; `resume=True` makes them again"
         raise UsageError(f"{root}: {what}")
-    incomplete = (f"{wanted - there} of {wanted} results are not there",) if there < wanted else ()
-    return Dataset(tuple(samples), incomplete, input=Input("run"))
+    incomplete = [f"{wanted - there} of {wanted} results are not there"] if there < wanted else []
+    if chain.keeps:
+        given = _read_kept(origin, chain, model, stdin, data)
+        incomplete += [f"{one.key.text} has no picture there" for one in samples if one.key not in given]
+        samples = [one for one in samples if one.key in given]
+        if not samples:
+            raise UsageError(f"`data={data[0]}`: {incomplete[-1]}, nor any other sample of {root}")
+        samples = with_files(samples, [given[one.key] for one in samples], kept_names(chain.keeps))
+    return Dataset(tuple(samples), tuple(incomplete), input=Input("run"))
+
+
+def _read_kept(
+    origin: Run, chain: Chain, model: ModelFiles, stdin: BinaryIO, data: Sequence[str]
+) -> Mapping[Key, Sample]:
+    """By the names of samples, the pictures of which a part is kept, turned as the run has turned its own.
+
+    A single file serves all samples.
+    """
+    read = origin.record.input
+    upright = read.upright if read is not None and read.kind in ("folder", "pictures") else None
+    source = Source(paths=tuple(data), upright=upright)
+    samples = read_samples(source, (), model, stdin, keeps=chain.keeps).samples
+    if len(data) == 1 and os.path.isfile(data[0]):
+        return dict.fromkeys((one.key for one in origin.samples()), samples[0])
+    return {one.key: one for one in samples}
 
 
 def conditions_from(
@@ -132,9 +161,9 @@ def with_files(samples: Iterable[Sample], others: Iterable[Sample], names: Conta
             varied = [{**one, **more} for one, more in zip(own, varied, strict=True)]
         else:
             varied = [dict(one) for one in sample.varied]
-        # The tokens beside them are of a turned picture, so each file is turned by its own tag.
-        upright = "own" if files and other.upright else sample.upright
-        found.append(replace(sample, files={**sample.files, **files}, varied=varied, upright=upright))
+        upright = other.upright if files else sample.upright
+        all_files, problem = {**sample.files, **files}, sample.problem or other.problem
+        found.append(replace(sample, files=all_files, varied=varied, upright=upright, problem=problem))
     return found
 
 

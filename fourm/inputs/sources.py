@@ -110,14 +110,16 @@ def implied_conditions(source: Source) -> tuple[str, ...]:
 
 def read_samples(
     source: Source, conditions: Sequence[str], model: ModelFiles, stdin: BinaryIO,
-    raw: Collection[str] = (), keeps: Sequence[Keep] = (),
+    raw: Collection[str] = (), keeps: Sequence[Keep] = (), later: Sequence[Keep] = (),
 ) -> Dataset:  # fmt: skip
     """The samples that a run with these conditions (full names) works on, all of them checked.
 
     raw: grids of which a dataset holds values (`depth`), not tokens (`tok_depth@224`). keeps: targets of
-    which a part is given; what is given of them is read like a condition. UsageError: the source contradicts
+    which a part is given; what is given of them is read like a condition. later: those of super-resolution
+    afterwards, which the run itself does not read. UsageError: the source contradicts
     itself or the conditions, or cannot be read.
     """
+    keeps = (*keeps, *later)
     conditions = tuple(dict.fromkeys((*conditions, *(keep.target for keep in keeps))))
     raw = {*raw, *(keep.target for keep in keeps if keep.raw)}
     if source.prompts and source.data is not None:
@@ -138,7 +140,7 @@ def read_samples(
     if source.data == EMPTY or (not conditions and source.data is None and not source.prompts):
         return Dataset(tuple(_unconditional(source, conditions)), input=Input("none"))
     if root is not None:
-        return _read_folder(source, root, conditions, model, raw, keeps)
+        return _read_folder(source, root, conditions, model, raw, keeps, later)
     if lacking := [keep for keep in keeps if not keep.is_text]:
         advice = "give a picture, or a dataset that holds it or its values with `data=DIR`"
         raise UsageError(f"`keep={lacking[0].to_text()}`: nothing is given of {lacking[0].target}; {advice}")
@@ -149,7 +151,7 @@ def read_samples(
 
 def _read_folder(
     source: Source, root: Path, conditions: Sequence[str], model: ModelFiles, raw: Container[str],
-    keeps: Sequence[Keep],
+    keeps: Sequence[Keep], later: Sequence[Keep],
 ) -> Dataset:  # fmt: skip
     """The samples of a dataset."""
     if not conditions:
@@ -160,12 +162,19 @@ def _read_folder(
     beside = (FRAME, *((PICTURES, CROP_SETTINGS) if any(shows_part(row, raw) for row in rows) else ()))
     dataset = list_dataset(root, folders, beside)
     samples, upright = _chosen(source, dataset.samples), bool(source.upright)
-    read = Input("folder", tuple(folders.values()), source.num_samples, source.subset_seed, upright=upright)
+    unread = {name for keep in later for name in keep.names}
+    own = tuple(folder for name, folder in folders.items() if name not in unread)
+    read = Input("folder", own, source.num_samples, source.subset_seed, upright=upright)
     masks = {keep.mask: find_mask(keep.file) for keep in keeps if keep.file}
     samples = [
         replace(one, files={**one.files, **masks}, upright="all" if upright else "") for one in samples
     ]
     return replace(dataset, samples=tuple(samples), input=read)
+
+
+def kept_names(keeps: Sequence[Keep]) -> set[str]:
+    """The names of a sample's files from which parts of targets are read, and that say where in a picture."""
+    return {name for keep in keeps for name in keep.names} | {PICTURES, CROP_SETTINGS}
 
 
 def find_mask(file: str) -> Path:

@@ -19,6 +19,7 @@ from fourm.data.dataset import list_folder, suffix_of
 from fourm.data.layout import (
     CROP_SETTINGS,
     FRAME,
+    PICTURES,
     SAMPLES_PER_FOLDER,
     Key,
     Place,
@@ -30,7 +31,8 @@ from fourm.data.opening import no_folder, open_file, read_bytes
 from fourm.data.writing import create_text, free_beside, write_text
 from fourm.errors import UsageError, printable
 from fourm.modalities.typed import to_type
-from fourm.output.record import FRAMES, RUN, SAMPLES, SR_RUN, RunRecord, parse_run
+from fourm.output.record import BASE, FRAMES, RUN, SAMPLES, SR, SR_RUN, RunRecord, parse_run
+from fourm.schedule.keeps import Keep
 
 MAX_BYTES = 1 << 28  # of a record, and of a file of a thousand samples
 _SHOWN = 200  # characters of a sample in the message that refuses to resume
@@ -81,6 +83,11 @@ class Run:
     is_as_written: bool = True  # False: the record is valid, but was changed after it was written
 
     @property
+    def stage(self) -> str:
+        """The stage that its failures name: that of super-resolution only beside the run that it reads."""
+        return SR if self.file == SR_RUN else BASE
+
+    @property
     def is_older(self) -> bool:
         """True if the folder was made by an older version, which recorded no samples."""
         return self.record.input is None
@@ -129,7 +136,7 @@ class Run:
         return next((sample for sample in found if sample.key == key), None)
 
     def describe(self, sample: Sample, fit: str = "") -> RecordedSample:
-        """The record of a sample, with the files that it has or will have."""
+        """The record of a sample, with the files that it has or will have, and those that the run reads."""
         files = {
             place.folder: tuple(
                 file_name(place.folder, sample.key, place.suffix, variation)
@@ -139,10 +146,13 @@ class Run:
         }
         num_parts = sample.key.path.count("/") + 2  # of the path modality/folder/name.ext
         given = [sample.files_of(variation) for variation in (self.numbers if sample.varied else (0,))]
+        kept = [Keep(one["target"], one["where"]) for one in self.record.schedule.get("kept", ())]
+        read = {*self.record.schedule["conditions"], *([PICTURES, CROP_SETTINGS] if fit else [])}
+        read |= {name for keep in kept for name in keep.names}
         sources = {
             name: tuple(dict.fromkeys("/".join(paths[name].parts[-num_parts:]) for paths in given))
-            for name in given[0]
-            if name != FRAME  # what it says is recorded in the run's own file
+            for name in sorted(given[0])
+            if name in read  # of the frame, the run has a file of its own
         }
         return RecordedSample(sample.key, self.numbers, files, sample.caption, sample.typed, sources, fit)
 

@@ -14,7 +14,7 @@ from fourm.errors import UsageError, printable
 from fourm.output import processes
 from fourm.output.formats import Flaw, Tokens, find_flaw
 from fourm.output.processes import CHECKSUMS, FAILURES, LAUNCH, PROCESSES, Failure, Listed, ProcessFile
-from fourm.output.record import BASE, FRAMES, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR, SR_RUN
+from fourm.output.record import FRAMES, NEXT, PLOTS, RESERVED_NAMES, RUN, SAMPLES, SR_RUN
 from fourm.output.samples import RecordedSample, Run, load_run, read_samples_file
 
 # Kinds of findings, then kinds of notes, which report no damage.
@@ -166,9 +166,9 @@ class _Folder:
 
     def read_records(self) -> None:
         """Read the records of runs, and compare them. UsageError if no run wrote the folder."""
-        for file, stage in ((RUN, BASE), (SR_RUN, SR)):
+        for file in (RUN, SR_RUN):
             if os.path.lexists(self.root / file):
-                self._read_record(file, stage)
+                self._read_record(file)
         if len(self.runs) == 2:
             base, sr = self.runs
             if not base.run.record.as_origin().items() <= sr.run.record.origin.items():
@@ -187,8 +187,8 @@ class _Folder:
             raise UsageError(f"{printable(str(self.root))}: {what}")
         self.add(MISSING, RUN, f"without it, only the files that {PROCESSES} lists can be checked")
 
-    def _read_record(self, file: str, stage: str) -> None:
-        """Read the record of a run; report what is wrong with it. stage: of its failures."""
+    def _read_record(self, file: str) -> None:
+        """Read the record of a run; report what is wrong with it."""
         path = self.root / file
         if not path.exists():
             self.add(UNREADABLE, file, "a link to a file that is gone")
@@ -210,7 +210,7 @@ class _Folder:
             if (older := self.root / processes.OLDER_CHECKSUMS).is_file():
                 self.checksums |= processes.scan_checksums(older)[0]
             self.add_note(OLDER, file, "an older version wrote it; only files with a checksum are checked")
-        failed = {(f.key, f.variation) for f in self.failures if f.stage == stage}
+        failed = {(f.key, f.variation) for f in self.failures if f.stage == run.stage}
         was_limited = all(launch.only for launch in launches)
         self.runs.append(_RunState(run, processes.is_closed(launches), failed, was_limited))
         places = (*run.record.places, SAMPLES[file], *([FRAMES] if file == RUN else []))

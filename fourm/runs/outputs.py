@@ -27,7 +27,7 @@ from fourm.inputs.sources import CAPTION
 from fourm.modalities.text import Structured
 from fourm.networks.state import Batch, Slot
 from fourm.output.processes import Listed, Process, list_files
-from fourm.output.record import BASE, FRAMES, RUN, SR
+from fourm.output.record import FRAMES
 from fourm.output.samples import SampleWriter
 from fourm.runs.events import Event, Failed, Malformed, Saved
 from fourm.runs.job import Job, malformed_place, order_place, preview_place
@@ -125,10 +125,9 @@ class Saver:
 
     def fail(self, work: Work, reason: str) -> Failed:
         """Record a failed sample; the event to report is returned."""
-        stage = BASE if self.job.request.record == RUN else SR
         self._record_samples([work])
         self.failed.add(work.result)
-        self.process.add_failure(*work.result, reason, stage, self.job.paths(work))
+        self.process.add_failure(*work.result, reason, self.samples.run.stage, self.job.paths(work))
         return Failed(*work.result, reason)
 
     def watch(self, progress: Progress, works: Sequence[Work], is_last: bool) -> None:

@@ -17,7 +17,6 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
-from fourm.data.layout import CROP_SETTINGS, PICTURES
 from fourm.decoding.engine import Engine, Progress, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError
@@ -25,6 +24,7 @@ from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
+from fourm.inputs.sources import kept_names
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
 from fourm.networks.layers import set_attention
 from fourm.networks.precision import arithmetic, choose_dtype
@@ -255,8 +255,7 @@ def sr_request(base: Request, following: Request) -> Request:
     record = make_record(check(base))
     run = Run(base.out, RUN, record)
     made = conditions_from(run, map(run.describe, base.samples), following.chain, following.model)
-    names = {name for keep in following.chain.keeps for name in (keep.target, keep.mask)}
-    samples = with_files(made, base.samples, {*names, PICTURES, CROP_SETTINGS})
+    samples = with_files(made, base.samples, kept_names(following.chain.keeps))
     return replace(
         following, samples=samples, input=Input("run"), out=base.out, origin=record,
         num_variations=base.num_variations, variation=base.variation,

@@ -34,6 +34,11 @@ class Keep:
         """The name under which a sample has its mask among its files."""
         return f"{self.target}:{MASK}"
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names under which a sample has what is given, and its mask."""
+        return self.target, self.mask
+
     def to_text(self) -> str:
         """As an option says it, without the file of a mask: `rgb@224:0.5`."""
         name = self.target.removeprefix(TOKENS) if self.raw else self.target

@@ -87,7 +87,7 @@ class Album:
                 if entry.run is run
                 for variation in ((None,) if entry.place.shared else run.variations)
             ]
-            failed = {f.variation for f in failures if f.stage == run.record.stage}
+            failed = {f.variation for f in failures if f.stage == run.stage}
             if not failed and all(panel.note == MISSING for panel in found):
                 continue  # this sample is not of this run
             panels += found

@@ -25,7 +25,7 @@ from fourm.codecs.keeping import (
     whole_mask,
 )
 from fourm.codecs.maps import FORMS
-from fourm.data.layout import Crop, centre_crop
+from fourm.data.layout import Crop, centre_crop, pad_crop
 from fourm.errors import SampleError
 
 
@@ -69,6 +69,19 @@ def test_a_pixel_that_was_partly_hidden_is_hidden() -> None:
     assert cut_mask(mask, centre_crop(8, 8), 4).tolist() == [
         [(r, c) != (1, 2) for c in range(4)] for r in range(4)
     ]
+
+
+@given(arrays(np.bool_, (5, 16)), st.booleans())
+def test_a_padded_mask_repeats_its_edge(mask: np.ndarray, is_tall: bool) -> None:
+    square = np.pad(mask, ((6, 5), (0, 0)), mode="edge").reshape(8, 2, 8, 2).all(axis=(1, 3))
+    mask, square = (mask.T, square.T) if is_tall else (mask, square)
+    assert np.array_equal(cut_mask(mask, pad_crop(*mask.shape), 8), square)
+
+
+def test_one_hidden_pixel_of_a_long_picture_is_hidden_in_its_square() -> None:
+    mask = np.ones((20, 9000), dtype=np.bool_)
+    mask[3, 4400] = False
+    assert np.argwhere(~cut_mask(mask, pad_crop(20, 9000), 64)).tolist() == [[31, 31]]
 
 
 @given(arrays(np.bool_, (16, 16)))

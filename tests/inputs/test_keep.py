@@ -323,9 +323,6 @@ def test_super_resolution_keeps_a_part_of_the_picture_at_its_size(run: Run, tmp_
     for folder in ("rgb", "rgb@128", "rgb@128_kept", "tok_rgb@128"):
         one, other = (next((tmp_path / root / folder).rglob("000000.*")) for root in ("out", "again"))
         assert one.read_bytes() == other.read_bytes()
-    code, _, err = run("sr", "out", "--keep", "rgb:0.5", "--overwrite")
-    assert code == 2
-    assert "--sr-keep" in err
 
 
 def test_pictures_given_as_arguments_are_kept_upright(run: Run, tmp_path: Path) -> None:

@@ -193,6 +193,11 @@ def test_a_sample_with_broken_tokens_fails_alone(run: Run, out: Path) -> None:
     assert (failure["key"], failure["variation"], failure["stage"]) == ("00000/000000", 1, "sr")
     assert "000000-v1.npy" in err
     assert len(list((out / "rgb@128/00000").iterdir())) == 3
+    assert run("sr", out, *SR_QUICK, "--out", "fine")[0] == 3
+    (elsewhere,) = [json.loads(line) for line in Path("fine/failures.jsonl").read_text().splitlines()]
+    assert (elsewhere["variation"], "stage" in elsewhere) == (1, False)
+    assert elsewhere["reason"] == failure["reason"]
+    assert run("verify", "fine")[0] == 0
 
 
 def test_a_dataset_that_no_run_made_can_be_made_finer(run: Run, out: Path, tmp_path: Path) -> None:

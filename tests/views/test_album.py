@@ -244,6 +244,15 @@ def test_failures_of_super_resolution_leave_the_base_alone(tmp_path: Path) -> No
     assert [(panel.role, panel.note) for panel in view.panels] == [("target", ""), ("sr", "missing")]
 
 
+def test_super_resolution_in_a_folder_of_its_own_explains_what_failed(tmp_path: Path) -> None:
+    """Its failures name no stage, as those of the only run in any folder."""
+    write_record(tmp_path, [FINE], stage="sr", model="demo-sr")
+    fail(tmp_path)
+    view = view_of(tmp_path)
+    assert view.problems == ("failed: a.png: is empty",)
+    assert [panel.note for panel in view.panels] == ["missing"]
+
+
 def test_an_empty_run_is_an_empty_album(tmp_path: Path) -> None:
     write_record(tmp_path, [RGB])
     assert open_album(tmp_path).keys == ()
