@@ -9,6 +9,7 @@ from typing import overload
 from fourm.api.results import KEPT, Item, Result
 from fourm.codecs.files import read_ids
 from fourm.codecs.keeping import read_keep_mask
+from fourm.codecs.texts import STRUCTURED, read_whole
 from fourm.data.layout import Key
 from fourm.data.opening import local_path
 from fourm.errors import UsageError, near_match
@@ -77,10 +78,13 @@ class Results(Sequence[Result]):
             has_value = entry.place.form != "ids" and path.is_file()
             ids = next((path for path in tokens if path.is_file()), None)
             if has_value or ids is not None:
+                load = partial(reader.read, path)
+                if entry.is_cut:
+                    load = partial(read_whole, path, STRUCTURED[row.codec].grammar)
                 yield Item(
-                    row, entry.role, partial(reader.read, path) if has_value else None,
+                    row, entry.role, load if has_value else None,
                     None if ids is None else partial(read_ids, ids, row.max_tokens, row.vocab_size),
-                    reader.picture,
+                    reader.picture, show=partial(self._album.in_square, row, key) if entry.is_cut else None,
                 )  # fmt: skip
 
     def _kept(self, entry: Entry, sample: RecordedSample, number: int | None) -> Item:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fourm.codecs.keeping import Mask
 from fourm.codecs.table import Codec
+from fourm.codecs.texts import in_square
 from fourm.data.layout import Key
 from fourm.data.opening import output_path
 from fourm.errors import FourMError, SampleError, UsageError, near_match, shown
@@ -48,11 +49,16 @@ class Item:
     ids: Callable[[], NDArray[np.int64]] | None  # (L,); None: it has no tokens
     draw: Callable[[Any], Image.Image]  # value -> picture
     mask: Callable[[], Mask] | None = None  # of what is kept of a grid: (h, w), True for what stays
+    show: Callable[[Any], Any] | None = None  # value -> what of it is drawn; None: all of it
 
     @property
     def names(self) -> tuple[str, ...]:
         """How its value can be called: `depth`, `depth@64`."""
         return self.row.value_names or (self.row.name, self.row.key)
+
+    def shown(self, value: Any) -> Any:
+        """The value as it is drawn."""
+        return value if self.show is None else self.show(value)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -75,7 +81,9 @@ class Part:
             role = SR if is_sr else "target" if name in chain.targets else "condition"
             value, ids, codec = made.values.get(name), made.tokens.get(name), self.codecs[name]
             load, load_ids = (None if one is None else partial(_same, one) for one in (value, ids))
-            yield Item(codec.row, role, load, load_ids, codec.picture)
+            crop = made.frame.crop if made.frame is not None and self.request.restore else None
+            show = None if crop is None else partial(in_square, codec.row, crop)
+            yield Item(codec.row, role, load, load_ids, codec.picture, show=show)
 
     def kept(self) -> Iterator[Item]:
         """What was given of targets, as it was used."""
@@ -182,7 +190,7 @@ class Result:
         name: short or full. FourMError: there is no such value.
         """
         item, value = self._value(name)
-        return item.draw(value)
+        return item.draw(item.shown(value))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the files that `fourm generate` would write for this result, and return the folder.
@@ -207,7 +215,7 @@ class Result:
         self._check()
         panels = [_panel_of_part(item) for item in self._kept]
         valued = [(item, item.load) for item in self._items if item.load is not None]
-        panels += [panel_of(item.row, load(), item.role) for item, load in valued]
+        panels += [panel_of(item.row, item.shown(load()), item.role) for item, load in valued]
         folder, _, name = self.key.rpartition("/")
         return draw_sample(make_view(Key(folder, name), panels, self._about))
 

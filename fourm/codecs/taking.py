@@ -14,7 +14,7 @@
 """  # noqa: E501
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,17 @@ def take(codec: Codec, given: Any, crop: Crop | None, where: str) -> Any:
         case StructuredCodec() if isinstance(given, str):
             return codec.typed(given)
         case StructuredCodec():
-            try:
-                return codec.fitting(codec.grammar.from_json(_data(codec, given), crop))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise SampleError(f"{where}: {error}") from error
+            return _checked(codec, given, lambda data: codec.grammar.from_json(data, crop), where)
         case EmbeddingCodec():
             return codec.check(_array(given, where), where)
     raise SampleError(f"{where}: a {type(given).__name__}, where a text belongs")
+
+
+def take_whole(codec: Codec, given: Any, where: str) -> Any:
+    """The value of a codec for the whole picture, as `take`."""
+    if not isinstance(codec, StructuredCodec) or isinstance(given, str):
+        return take(codec, given, None, where)
+    return _checked(codec, given, codec.grammar.whole_from_json, where)
 
 
 def take_ids(row: Modality, given: Any, where: str) -> NDArray[np.int64]:
@@ -130,6 +134,15 @@ def _array(given: Any, where: str) -> NDArray[Any]:
         kind = type(given).__name__
         raise SampleError(f"{where}: a {kind}, where a picture, an array of numbers or a path belongs")
     return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _checked(
+    codec: StructuredCodec, given: Any, parse: Callable[[object], Any], where: str
+) -> Structured[Any]:
+    try:
+        return codec.fitting(parse(_data(codec, given)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SampleError(f"{where}: {error}") from error
 
 
 def _data(codec: StructuredCodec, given: Any) -> object:

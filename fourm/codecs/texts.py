@@ -109,6 +109,10 @@ class StructuredCodec:
             raise SampleError(f"{path}: not JSON; `fourm convert sam-instances` converts pickled instances")
         return self.fitting(read_structured(path, self.grammar, crop))
 
+    def read_whole(self, path: Path) -> Structured[Any]:
+        """All that a file holds of its whole picture."""
+        return self.fitting(read_whole(path, self.grammar))
+
     def fitting(self, value: Any) -> Structured[Any]:
         """A value of the grammar, whose problems say how much of it is too long for the model."""
         kept, total = self._fitting(value)
@@ -192,7 +196,6 @@ class StructuredForm:
     draw: Callable[..., Image.Image]  # takes the value, and `decode` if a tokenizer decodes its codes
     codes: tuple[int, ...] = ()  # shape of the codes of one part: (h, w), or (codebooks, h, w)
     channels: int = 0  # of a decoded part
-    is_of_square: bool = False  # it is drawn in the square that the model sees
     # Makes the grammar for the vocabulary of a model; None: `grammar` is used for all vocabularies.
     suited: Callable[[WordPiece], Grammar[Any]] | None = None
     has_places: bool = True  # coordinates in a picture
@@ -288,8 +291,27 @@ def encode_texts(row: Modality, wordpiece: WordPiece, texts: Sequence[str]) -> S
 
 def read_structured(path: Path, grammar: Grammar[Any], crop: Crop | None = None) -> Any:
     """The value of a JSON file in a crop, of any length; SampleError if it is not a value of the grammar."""
+    return _parsed(path, lambda data: grammar.from_json(data, crop))
+
+
+def read_whole(path: Path, grammar: Grammar[Any]) -> Any:
+    """The value of a JSON file for its whole picture, as `read_structured`."""
+    return _parsed(path, grammar.whole_from_json)
+
+
+def in_square(row: Modality, crop: Crop, value: Any) -> Any:
+    """A value of a whole picture as it is drawn: that of people is cut to the square that the model sees."""
+    cut = STRUCTURED[row.codec].grammar.cut if row.codec in STRUCTURED else None
+    if cut is None:
+        return value
+    if isinstance(value, Structured):
+        return replace(value, value=cut(value.value, crop))
+    return cut(value, crop)
+
+
+def _parsed(path: Path, parse: Callable[[object], Any]) -> Any:
     try:
-        return grammar.from_json(read_json(path), crop)
+        return parse(read_json(path))
     except ValueError as error:
         raise SampleError(f"{path}: {error}") from error
 
@@ -358,6 +380,6 @@ STRUCTURED: dict[str, StructuredForm] = {
     "det": StructuredForm(box_grammar(), draw_boxes, suited=_boxes_suited),
     "metadata": StructuredForm(METADATA, draw_metadata, has_places=False),
     "color_palette": StructuredForm(palette_grammar(), draw_palette, has_places=False),
-    "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS, is_of_square=True),
+    "human_poses": StructuredForm(HUMAN_POSES, draw_figures, (8, 1, 1), POSE_NUMBERS),
     "sam_instance": StructuredForm(SAM_INSTANCES, draw_instances, (4, 4), 1),
 }

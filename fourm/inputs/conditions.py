@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fourm.codecs.files import read_crop, read_frame, read_ids, read_turn
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import Codec
-from fourm.codecs.taking import take, take_ids, take_map
+from fourm.codecs.taking import take, take_ids, take_map, take_whole
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
 from fourm.data.dataset import split_path
 from fourm.data.layout import CROP_SETTINGS, FRAME, PICTURES, Crop, Frame, Sample, fit_crop
@@ -230,7 +230,10 @@ class _Reading:
             turn = (self.turn_of(path),) if isinstance(codec, GridCodec) else ()
             value: Any = codec.read(path, self.crop, *turn)
             if self.request.restore and self.has_wholes:
-                self.wholes[name] = partial(codec.read, path, None, *turn)
+                self.wholes[name] = (
+                    partial(codec.read_whole, path) if isinstance(codec, StructuredCodec)
+                    else partial(codec.read, path, None, *turn)
+                )  # fmt: skip
             if isinstance(codec, CaptionCodec):
                 if not self.request.origin and not codec.wordpiece.encode(value):
                     # A caption that a model generated may be empty; one that is given may not.
@@ -243,7 +246,7 @@ class _Reading:
             in_memory, where = self.sample.values[name], _argument(codec)
             value = take(codec, in_memory, self.crop, where)
             if self.request.restore:
-                self.wholes[name] = partial(take, codec, in_memory, None, where)
+                self.wholes[name] = partial(take_whole, codec, in_memory, where)
             self.notes[name] = value.problems if isinstance(value, Structured) else ()
             return value
         if codec.row.codec == CAPTION and self.sample.caption is not None:

@@ -136,6 +136,12 @@ def people_words(people: People) -> list[str]:
 
 def people_from_json(data: object, crop: Crop | None = None) -> People:
     """The people in a crop; boxes of a file are in pixels of the whole picture, by default of 224 x 224."""
+    crop = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE)
+    return cut_people(all_people_from_json(data), crop)
+
+
+def all_people_from_json(data: object) -> People:
+    """All people of a file, with boxes in pixels of the whole picture, of whatever size."""
     if data in ({}, []):
         return ()
     file: _PeopleOfFile = to_type(_PeopleOfFile, data, "the file", strict=False)
@@ -143,9 +149,13 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
     columns = (file.bbox_xyxy, turns, file.pose_tokenized, file.pred_smpl_params.betas, file.pred_cam)
     if len(set(counts := [len(column) for column in columns])) > 1:
         raise ValueError(f"its lists are for different numbers of people: {', '.join(map(str, counts))}")
-    crop, side = crop or Crop((PICTURE_SIDE, PICTURE_SIDE), 0, 0, PICTURE_SIDE, PICTURE_SIDE), PICTURE_SIDE
-    people = list[Person]()
-    for person in map(Person, *columns):
+    return tuple(map(Person, *columns))
+
+
+def cut_people(people: People, crop: Crop) -> People:
+    """People of a whole picture as a crop shows them: boxes in pixels of its square, clipped to it."""
+    shown, side = list[Person](), PICTURE_SIDE
+    for person in people:
         left, top, right, bottom = person.box
         left, right = ((x - crop.left) * (side / crop.width) for x in (left, right))
         top, bottom = ((y - crop.top) * (side / crop.height) for y in (top, bottom))
@@ -156,8 +166,8 @@ def people_from_json(data: object, crop: Crop | None = None) -> People:
             scale, x, y = person.camera
             person = replace(person, camera=(scale, -x, y))
         left, top, right, bottom = (min(max(c, 0.0), float(side)) for c in (left, top, right, bottom))
-        people.append(replace(person, box=(left, top, right, bottom)))
-    return tuple(people)
+        shown.append(replace(person, box=(left, top, right, bottom)))
+    return tuple(shown)
 
 
 def people_to_json(people: People) -> object:
@@ -188,8 +198,9 @@ def restore_people(people: People, crop: Crop) -> People:
 
 
 HUMAN_POSES: Grammar[People] = Grammar(
-    parse_people, people_words, people_from_json, people_to_json, restore=restore_people
-)
+    parse_people, people_words, people_from_json, people_to_json, restore=restore_people,
+    whole=all_people_from_json, cut=cut_people,
+)  # fmt: skip
 
 
 def parse_instances(text: str) -> tuple[Groups, tuple[str, ...]]:

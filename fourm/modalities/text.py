@@ -153,6 +153,12 @@ class Grammar(Generic[T]):
     to_json: Callable[[T], object]  # value -> data of a file, readable by from_json without a crop
     is_divisible: bool = False  # pieces mean something alone, so a long text can end between two of them
     restore: Callable[[T, Crop], T] = lambda value, crop: value  # of a crop -> of the whole picture
+    whole: Callable[[object], T] | None = None  # data of a file -> all of it; None: from_json without a crop
+    cut: Callable[[T, Crop], T] | None = None  # of the whole picture -> as a crop shows it, where it is drawn
+
+    def whole_from_json(self, data: object) -> T:
+        """The value of a file's whole picture, of whatever size."""
+        return self.from_json(data, None) if self.whole is None else self.whole(data)
 
     def to_text(self, value: T) -> str:
         """The value as the model reads it."""

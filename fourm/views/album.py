@@ -11,7 +11,7 @@ from typing import Any
 from fourm.codecs.files import read_array, read_frame, read_picture
 from fourm.codecs.keeping import read_keep_mask
 from fourm.codecs.maps import FORMS
-from fourm.codecs.texts import STRUCTURED, read_structured
+from fourm.codecs.texts import STRUCTURED, in_square, read_whole
 from fourm.data.layout import FRAME, Key, Place, Sample, parse_key, path_of
 from fourm.errors import FourMError, SampleError, UsageError, printable
 from fourm.hub.files import find_model, find_sr
@@ -48,6 +48,12 @@ class Entry:
     title: str
     reader: Reader | None  # None: the modality is unknown on this machine
     mask: Place | None = None  # of what was given of a target: which part of it that is
+
+    @property
+    def is_cut(self) -> bool:
+        """True for values of whole pictures that are drawn in the square that the model saw."""
+        codec = self.reader.row.codec if self.reader is not None else ""
+        return self.run.record.restore and codec in STRUCTURED and STRUCTURED[codec].grammar.cut is not None
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -115,9 +121,9 @@ class Album:
             elif entry.place.form in ("ids", "kept_ids"):
                 read_array(path)
                 panel.note = "tokens only" if entry.mask is None else ""
-            elif codec in STRUCTURED and STRUCTURED[codec].is_of_square and entry.run.record.restore:
-                crop = read_frame(path_of(self.root, FRAME, sample.key, FRAMES.suffix)).crop
-                panel.set_value(read_structured(path, STRUCTURED[codec].grammar, crop), reader)
+            elif entry.is_cut:
+                value = read_whole(path, STRUCTURED[codec].grammar)
+                panel.set_value(self.in_square(reader.row, sample.key, value), reader)
             else:
                 panel.set_value(reader.read(path), reader)
             if entry.mask is not None and not panel.note:
@@ -125,6 +131,10 @@ class Album:
         except SampleError as error:
             panel.note, panel.problem = "cannot be read", self._short(error)
         return panel
+
+    def in_square(self, row: Modality, key: Key, value: Any) -> Any:
+        """A value of the whole picture of a sample as it is drawn."""
+        return in_square(row, read_frame(path_of(self.root, FRAME, key, FRAMES.suffix)).crop, value)
 
     def _films(self, key: Key, problems: list[str]) -> Iterator[Film]:
         """The films of a sample. Their files are optional; broken ones are added to `problems`."""

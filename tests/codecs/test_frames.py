@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from fourm.codecs.colours import NO_CLASS, UNKNOWN, turbo
+from fourm.codecs.figures import draw_figures
 from fourm.codecs.maps import FORMS, cut, restore_map
 from fourm.codecs.table import build_codec
+from fourm.codecs.taking import take_whole
+from fourm.codecs.texts import StructuredCodec, in_square
 from fourm.data.layout import Crop, centre_crop, pad_crop
 from fourm.errors import SampleError
+from fourm.hub.files import find_model
 from fourm.modalities.facts import BoxRules, box_grammar
-from fourm.modalities.figures import Person, people_from_json, people_to_json, restore_people
+from fourm.modalities.figures import HUMAN_POSES, Person, people_from_json, people_to_json, restore_people
 from fourm.modalities.registry import RELEASED
+from fourm.modalities.text import Structured, WordPiece
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -198,3 +204,26 @@ def test_people_come_back_in_pixels_of_the_whole_picture() -> None:
     assert restored.box == (128, 132, 184, 188)
     above = replace(person, box=(0.0, 0.0, 50.0, 20.0))
     assert restore_people((above,), pad_crop(100, 500)) == ()  # in the border alone
+
+
+def test_people_of_a_large_picture_are_read_whole_from_files_and_memory_and_drawn_in_the_square(
+    tmp_path: Path,
+) -> None:
+    """Equal from both; in the model's square only where they are drawn. Other values have no such square."""
+    row, crop = RELEASED.get("human_poses"), Crop((600, 900), 0, 300, 600, 600)
+    codec = StructuredCodec(
+        row, HUMAN_POSES, WordPiece.load(find_model("demo").text_tokenizer or Path()), draw_figures
+    )
+    turn = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    seen = Person((28.0, 112.0, 84.0, 168.0), turn, (0,) * 8, (0.0,) * 10, (1.0, 0.5, 0.0))
+    whole = codec.restore(Structured((seen,)), crop)
+    assert whole.value[0].box == (375.0, 300.0, 525.0, 450.0)
+    codec.write(whole, tmp_path / "a.json")
+    assert codec.read_whole(tmp_path / "a.json").value == whole.value
+    for held in (whole, whole.value, json.loads((tmp_path / "a.json").read_text())):
+        assert take_whole(codec, held, "human_poses").value == whole.value
+    (drawn,) = in_square(row, crop, whole).value
+    assert drawn.box == pytest.approx(seen.box)
+    assert np.array_equal(codec.picture(in_square(row, crop, whole)), codec.picture(Structured((drawn,))))
+    for name in ("det", "metadata", "color_palette", "sam_instance", "tok_rgb@224"):
+        assert in_square(RELEASED.get(name), crop, whole) is whole

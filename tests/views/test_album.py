@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fourm
+from fourm.codecs.figures import draw_figures
+from fourm.codecs.files import format_frame
 from fourm.codecs.images import GridCodec
 from fourm.codecs.table import build_codec
-from fourm.data.layout import Key, Place
+from fourm.data.layout import Crop, Frame, Key, Place
 from fourm.errors import FourMError, UsageError
 from fourm.hub.files import find_model
+from fourm.modalities.figures import Person, cut_people, people_to_json
 from fourm.modalities.registry import RELEASED
 from fourm.output.processes import FAILURES
 from fourm.output.record import SR_RUN
@@ -251,6 +255,24 @@ def test_super_resolution_in_a_folder_of_its_own_explains_what_failed(tmp_path: 
     view = view_of(tmp_path)
     assert view.problems == ("failed: a.png: is empty",)
     assert [panel.note for panel in view.panels] == ["missing"]
+
+
+def test_people_of_whole_pictures_are_read_whole_and_drawn_in_the_square(tmp_path: Path) -> None:
+    """By sheets and in memory alike; an older reading clipped them to the square."""
+    poses = Place("human_poses", ".json", modality="human_poses")
+    write_record(tmp_path, [poses], restore=True)
+    turn, crop = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), Crop((600, 900), 0, 300, 600, 600)
+    person = Person((600.0, 300.0, 850.0, 450.0), turn, (0,) * 8, (0.0,) * 10, (1.0, 0.5, 0.0))
+    put(tmp_path, poses, FIRST, json.dumps(people_to_json((person,))))
+    path = tmp_path / "frame" / f"{FIRST.path}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(format_frame(Frame(crop, restored=True)))
+    (result,) = fourm.read(tmp_path)
+    assert result["human_poses"] == (person,)
+    (panel,) = view_of(tmp_path).panels
+    assert panel.picture is not None
+    assert np.array_equal(panel.picture, result.picture("human_poses"))
+    assert np.array_equal(panel.picture, draw_figures(cut_people((person,), crop)))
 
 
 def test_an_empty_run_is_an_empty_album(tmp_path: Path) -> None:
