@@ -11,10 +11,10 @@ PUBLIC = {
         read_picture read_size read_text read_turn write_crops write_ids write_png""",
     "keeping": """Mask Part box_mask check_keep_mask framed_mask hide_pixels keep_pixels lay_over
         lay_over_whole mask_of_tokens read_keep_mask tokens_of_mask tokens_of_share""",
-    "images": "Diffusion GridCodec rows_at_once",
+    "images": "Diffusion GridCodec TURN_ADVICE rows_at_once",
     "maps": "FORMS read_pixels restore_map",
     "table": "Codec build_codec check_codec",
-    "taking": "take take_ids take_map take_mask turn_upright",
-    "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts read_structured",
+    "taking": "take take_ids take_map take_mask take_whole turn_upright",
+    "texts": "CaptionCodec STRUCTURED StructuredCodec encode_texts in_square read_structured read_whole",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

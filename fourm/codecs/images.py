@@ -35,6 +35,9 @@ _MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
 _SIZES = {"cpu": (1,)}
 _SIZES_ON_GPU = (1, 2, 4, 8)
 
+# What to do where something cannot be turned with its picture.
+TURN_ADVICE = "store the sample upright, without an EXIF tag, or read all as it is stored (`upright=False`)"
+
 
 @dataclass(frozen=True, slots=True)
 class Diffusion:
@@ -73,9 +76,7 @@ class GridCodec:
         if self.form.resample is None:
             return value
         if self.form.is_normal and turn != 1:
-            raise SampleError(
-                f"{path}: its normals point another way in the turned picture; leave it unturned"
-            )
+            raise SampleError(f"{path}: its normals point another way in the turned picture; {TURN_ADVICE}")
         value = turned(value, turn)
         return value if crop is None else self.cut(value, crop, path)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fourm.codecs.files import read_crop, read_frame, read_ids, read_turn
-from fourm.codecs.images import GridCodec
+from fourm.codecs.images import TURN_ADVICE, GridCodec
 from fourm.codecs.table import Codec
 from fourm.codecs.taking import take, take_ids, take_map, take_whole
 from fourm.codecs.texts import STRUCTURED, CaptionCodec, StructuredCodec
@@ -279,7 +279,7 @@ class _Reading:
             fixed.append(CROP_SETTINGS)
         if fixed:
             what = f"is to be turned by its EXIF tag ({turn}), and {fixed[0]} cannot be turned with it"
-            raise SampleError(f"{picture}: {what}")
+            raise SampleError(f"{picture}: {what}; {TURN_ADVICE}")
         return turn
 
     def _is_placed(self, name: str) -> bool:

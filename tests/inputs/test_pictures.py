@@ -16,7 +16,7 @@ from fourm.hub.files import find_model
 from fourm.inputs.sources import Source, choose_keys, classify_source, implied_conditions, read_samples
 from fourm.output.samples import open_runs
 from fourm.output.verify import verify_folder
-from tests.folders import tree
+from tests.folders import noise, tree
 from tests.pictures import CORNERS, PHOTOS, UNREAD, corners_of, exif_of, make_photos, save, stored
 
 Run = Callable[..., tuple[int, str, str]]
@@ -224,6 +224,42 @@ def test_maps_of_a_data_set_are_turned_together_if_asked(run: Run, tiny: Path, t
     code, _, err = run(*words[:-1], "--upright", "--out", "unequal")
     assert code == 3
     assert "60 x 64 pixels" in err or "64 x 60 pixels" in err
+
+
+@pytest.mark.parametrize(
+    ("condition", "folder", "said"),
+    [
+        ("normal", "normal", "normal/x.png: its normals point another way in the turned picture"),
+        (
+            "tok_depth",
+            "tok_depth@64",
+            "rgb/x.png: is to be turned by its EXIF tag (6), and tok_depth@64 cannot",
+        ),
+        ("det", "det", "rgb/x.png: is to be turned by its EXIF tag (6), and det cannot be turned with it"),
+    ],
+)
+def test_what_cannot_be_turned_with_its_picture_fails_alone_and_says_what_to_do(
+    run: Run, tmp_path: Path, condition: str, folder: str, said: str
+) -> None:
+    scene = Image.fromarray(noise(0, 64, 64, 3))
+    for name, turn in (("x", 6), ("y", 1)):
+        for each in ("rgb", folder):
+            (tmp_path / "data" / each).mkdir(parents=True, exist_ok=True)
+        scene.save(tmp_path / "data/rgb" / f"{name}.png", exif=exif_of(turn))
+        path = tmp_path / "data" / folder / name
+        if condition == "normal":
+            scene.save(f"{path}.png")
+        elif condition == "det":
+            Path(f"{path}.json").write_text('{"instances": []}')
+        else:
+            np.save(f"{path}.npy", np.zeros((1, 64), dtype=np.int16))
+    words = ("--data", "data", "--cond", f"rgb-{condition}", "--targets", "tok_semseg", "--steps", "1")
+    code, _, err = run("generate", *words, "--upright", "--out", "out")
+    assert code == 3
+    assert said in err
+    assert "store the sample upright, without an EXIF tag, or read all as it is stored (--no-upright)" in err
+    assert [path.name for path in (tmp_path / "out/semseg").iterdir()] == ["y.png"]
+    assert run("generate", *words, "--no-upright", "-q", "--out", "stored")[0] == 0
 
 
 def test_only_a_few_samples_are_made_and_resume_makes_the_others(
