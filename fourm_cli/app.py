@@ -112,7 +112,7 @@ def explain(error: FourMError | OSError) -> int:
         # A failed write without a file name was to standard output; a name too long for any file was typed.
         is_print = error.errno in FAILED_WRITES
         unnamed = "standard output cannot be written" if is_print else "the system refuses a call"
-        what = unnamed if error.filename is None else error.filename
+        what = unnamed if error.filename is None else f"{error.filename}: cannot be read or written"
         kind = UsageError if error.errno == errno.ENAMETOOLONG else FourMError
         error = kind(f"{what} ({error.strerror or error})")
     for problem in error.problems if isinstance(error, ScheduleError) else (str(error),):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import typer
 
-from fourm.data.opening import local_path, no_folder, output_path
+from fourm.data.opening import local_path, output_path
 from fourm.errors import SampleError, UsageError, VerificationError, near_match
 from fourm.hub.catalogue import DEMO
 from fourm_cli.console import Screen, as_typed, counted, note, print_json, print_path, print_table
 from fourm_cli.help import help_of, show_group
-from fourm_cli.options import argument, one_of, option, parse_folder, with_options
+from fourm_cli.options import argument, check_folder, one_of, option, parse_folder, with_options
 
 KINDS = ("png", "pdf", "svg")  # of sheets
 SHOWN = 20  # problems that get a line of their own; all are in the data of --json
@@ -142,12 +142,12 @@ def _note_problems(problems: Sequence[tuple[str | None, str]], undrawn: set[str]
         "Also draw queries and neighbours side by side: a .png, .pdf or .svg.", "FILE", parser=local_path
     ),
     size=_SIZE,
-    show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME"),
+    show=option("What the sheet shows of neighbours: rgb, depth, semseg, ...", "NAME", show_default="rgb"),
 )
 def retrieve(
     *, queries: str, among: Path, by: str | None = None, count: int = 5, metric: str = "euclidean",
-    model: str | None = None, sheet: Path | None = None, size: float | None = None, show: str = "rgb",
-    as_json: bool = False,
+    model: str | None = None, sheet: Path | None = None, size: float | None = None,
+    show: str | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Find the samples of a folder whose features are nearest to those of other samples.
 
@@ -165,10 +165,11 @@ def retrieve(
     registry = find_model(DEMO if model is None else model).registry
     ask = f"fourm generate {shlex.quote(queries)} --targets clip | fourm retrieve - --among {among}"
     folder = parse_folder(queries, sys.stdin.buffer, f"; for words or a picture: `{ask}`")
-    if not among.is_dir():
-        raise no_folder(among)
+    check_folder(among)
     if sheet is not None:
         check_drawing("sheet", sheet)
+    elif unused := next((name for name, value in (("show", show), ("size", size)) if value is not None), ""):
+        raise UsageError(f"--{unused}: says how --sheet is drawn, and none is asked for")
 
     from fourm.views.retrieval import as_rows, draw_neighbours, feature_row, load_features, nearest
     from fourm.views.saving import save_drawing

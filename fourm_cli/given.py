@@ -1,5 +1,6 @@
 """The options of `generate` that say what its samples and conditions are made from."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,10 @@ def with_conditions(layer: Layer, source: "Source") -> Layer:
     named = layer.settings.get("cond_domains", Setting((), "`cond`"))
     if not all("=" in str(value) for value in named.values):
         return layer
-    implied = (None,) if source.data == EMPTY and not named.values else implied_conditions(source)
-    values = (*named.values, *implied)
+    implied: tuple[str | None, ...] = implied_conditions(source)
+    if source.data == EMPTY and not named.values:
+        implied = (None,)
+    files = {re.split("[@=]", str(value))[0] for value in named.values}  # a file takes the place of others
+    values = (*named.values, *(name for name in implied if name not in files))
     settings = {"cond_domains": Setting(values, named.where)} if values else {}
     return replace(layer, settings={**layer.settings, **settings})

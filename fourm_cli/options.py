@@ -321,9 +321,18 @@ def parse_folder(text: str, stdin: BinaryIO, advice: str = "") -> Path:
         if len(lines) != 1 or not lines[0].strip():
             found = f"{len(lines)} lines" if lines else "nothing"
             raise UsageError(f"{where}the path of a folder was expected, in one line, not {found}")
-    if not os.path.isdir(folder := output_path(lines[0])):
-        raise UsageError(f"{where}{no_folder(folder, '' if where else advice)}")
+    check_folder(folder := output_path(lines[0]), where, "" if where else advice)
     return folder
+
+
+def check_folder(folder: Path, where: str = "", advice: str = "") -> None:
+    """UsageError for a folder that is not there, or that cannot be read."""
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{where}{no_folder(folder, advice)}") from error
+    except OSError as error:
+        raise UsageError(f"{where}{folder}: cannot be read ({error.strerror})") from error
 
 
 def parse_fit(text: str | None) -> "Fit":

@@ -28,10 +28,11 @@ def read_keep_mask(path: Path) -> Mask:
     return maps.read_pixels(path, "L") >= WHITE_FROM
 
 
-def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str) -> None:
+def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str, is_box: bool = False) -> None:
     """SampleError for a mask (H, W) that keeps everything or nothing, or has another size than its picture.
 
-    whole: height and width of the picture; None: any. where: names the mask in messages.
+    whole: height and width of the picture; None: any. where: names the mask in messages. is_box: it is that
+    of a box.
     """
     if whole is not None and mask.shape != whole:
         found, right = (f"{width} x {height}" for height, width in (mask.shape, whole))
@@ -40,7 +41,8 @@ def check_keep_mask(mask: Mask, whole: tuple[int, int] | None, where: str) -> No
         what = (
             "all of the picture, so nothing is left to generate" if mask.all() else "nothing of the picture"
         )
-        raise SampleError(f"{where}: the mask keeps {what}; white (128 and above) stays, black is generated")
+        told = "" if is_box else "; white (128 and above) stays, black is generated"
+        raise SampleError(f"{where}: the {'box' if is_box else 'mask'} keeps {what}{told}")
 
 
 def box_mask(box: tuple[float, float, float, float], whole: tuple[int, int]) -> Mask:

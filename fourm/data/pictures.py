@@ -40,6 +40,14 @@ def has_wildcards(text: str) -> bool:
     return glob.has_magic(text) and not os.path.lexists(text)
 
 
+def names_in(folder: Path | str) -> list[str]:
+    """The names in a folder; none of one that cannot be read, of which whoever reads it tells."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def find_pictures(texts: Sequence[str], is_dataset: IsDataset) -> Pictures:
     """The pictures that paths name: files, folders, and patterns with `*`, `?`, `[...]` or `**`.
 
@@ -73,6 +81,8 @@ def keys_below(roots: Sequence[Path], paths: Sequence[Path]) -> tuple[Key, ...]:
         folder = below.parent.as_posix()
         key = Key("" if folder == "." else folder, below.stem)
         if (other := keys.setdefault(key, path)) is not path:
+            if other == path:
+                raise UsageError(f"{printable(str(path))}: is given twice")
             both = f"{printable(str(other))} and {printable(str(path))}"
             raise UsageError(f"{both}: both would be sample '{key.text}'; give one, or rename one")
     return tuple(keys)
@@ -84,7 +94,8 @@ class _PassedOver:
 
     is_dataset: IsDataset
     endings: Counter[str] = field(default_factory=Counter)
-    others: Counter[str] = field(default_factory=Counter)  # by a noun
+    num_hidden: int = 0
+    num_sets: int = 0  # folders of datasets
     problems: dict[Key, str] = field(default_factory=dict)  # folders that cannot be read
 
     def select(self, path: str, listed: list[os.DirEntry[str]], is_top: bool) -> list[os.DirEntry[str]]:
@@ -92,13 +103,13 @@ class _PassedOver:
         if not is_top and self.leaves_out(path, [entry.name for entry in listed]):
             return []
         seen = [entry for entry in listed if not entry.name.startswith(".")]
-        self.others["hidden"] += len(listed) - len(seen)
+        self.num_hidden += len(listed) - len(seen)
         return seen
 
     def leaves_out(self, path: str, names: Sequence[str]) -> bool:
         """Whether a folder is passed over because it is a dataset; counts it."""
         is_left_out = self.is_dataset(path, names)
-        self.others["folder of a dataset"] += is_left_out
+        self.num_sets += is_left_out
         return is_left_out
 
     def takes(self, name: str) -> bool:
@@ -115,7 +126,9 @@ class _PassedOver:
         if len(named) > _SHOWN:
             rest = sum(count for _, count in sorted(self.endings.items())[_SHOWN:])
             named[_SHOWN:] = [f"{rest:,} with other endings"]
-        named += [f"{n:,} {what}" for what, n in self.others.items() if n]
+        named += [f"{self.num_hidden:,} hidden"] if self.num_hidden else []
+        named += ["1 folder of a dataset"] if self.num_sets == 1 else []
+        named += [f"{self.num_sets:,} folders of datasets"] if self.num_sets > 1 else []
         if unread := sorted(end for end in self.endings if end in UNREAD_PICTURES):
             named[-1] += f"; of {', '.join(unread)} no format is read, convert such pictures to PNG"
         told = (f"passed over: {', '.join(named)}",) if named else ()
@@ -160,7 +173,7 @@ def _matching(pattern: str, passed: _PassedOver) -> tuple[Path, list[Path]]:
     found = dict[Path, None]()
     for match in map(Path, matches):
         if match.is_dir():
-            is_left_out = "**" in parts or passed.leaves_out(str(match), os.listdir(match))
+            is_left_out = "**" in parts or passed.leaves_out(str(match), names_in(match))
             found |= {} if is_left_out else dict.fromkeys(_below(match, passed))
         elif passed.takes(match.name):
             found[match] = None

@@ -87,10 +87,21 @@ def parse_columns(
 
 
 def missing_file(path: Path) -> UsageError:
-    """The error for a path that is not there, with a near name for the first part of it that is missing."""
-    first = next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), path)
-    near = near_match(first.name, os.listdir(first.parent)) if os.path.isdir(first.parent) else ""
-    return UsageError(f"{path}: there is no such file or folder{near}")
+    """The error for a path that is not there, with a near name for the first part of it that is missing.
+
+    `os.path.lexists` is False, too, for what lies in a folder without permission.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        first = next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), path)
+        near = ""
+        with suppress(OSError):  # the folder may be searched, but not listed; or it is none
+            near = near_match(first.name, os.listdir(first.parent))
+        return UsageError(f"{path}: there is no such file or folder{near}")
+    except OSError as error:
+        return UsageError(f"{path}: cannot be read ({error.strerror})")
+    return UsageError(f"{path}: there is no such file or folder")  # a link to nowhere
 
 
 def _text(data: bytes, where: str) -> str:

@@ -93,7 +93,8 @@ def keep_grid(
     else:
         part = _keep_in_frame(keep, row, source, tokens)
     if tokens is None:
-        check_keep_mask(part.mask, None, f"{source.mask_where}, in the square that the model sees")
+        where = f"{source.mask_where}, in the square that the model sees"
+        check_keep_mask(part.mask, None, where, keep.box is not None)
         if not part.tokens.any():
             size = f"{row.patch_size} x {row.patch_size} pixels" if row.patch_size else "a token"
             raise SampleError(f"{source.mask_where}: keeps no whole patch of {size} of {row.name}")
@@ -154,7 +155,7 @@ def _mask_of(keep: Keep, source: KeptSource, whole: tuple[int, int]) -> Mask:
     if mask is None:
         assert keep.box is not None
         mask = box_mask(keep.box, whole)
-    check_keep_mask(mask, whole, source.mask_where)
+    check_keep_mask(mask, whole, source.mask_where, source.mask is None)
     return mask
 
 

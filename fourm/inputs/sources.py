@@ -29,7 +29,14 @@ from fourm.data.layout import (
     samples_of_prompts,
 )
 from fourm.data.opening import local_name
-from fourm.data.pictures import UNREAD_PICTURES, Pictures, find_pictures, has_wildcards, keys_below
+from fourm.data.pictures import (
+    UNREAD_PICTURES,
+    Pictures,
+    find_pictures,
+    has_wildcards,
+    keys_below,
+    names_in,
+)
 from fourm.data.prompts import missing_file, parse_columns, parse_prompts, read_file, read_stream
 from fourm.errors import UsageError, near_match
 from fourm.hub.cache import find_parti
@@ -87,7 +94,7 @@ def classify_source(source: Source, model: ModelFiles) -> Source:
                     f"pictures are given both as {paths[0]} and as `data={data}`; give them one way"
                 )
             return replace(source, data=None, paths=(data,))
-    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, os.listdir(path), model)]
+    sets = [path for path in paths if os.path.isdir(path) and is_dataset(path, names_in(path), model)]
     if not sets:
         return source
     others = [*(path for path in paths if path != sets[0]), *([data] if data else [])]
@@ -211,7 +218,7 @@ def _read_pictures(
     rows = [model.registry.get(name) for name in conditions if name not in given]
     shown = [row.name for row in rows if row.is_rgb and (row.kind is Kind.PIXELS or row.name in raw)]
     captions = [row.name for row in rows if row.codec == CAPTION]
-    _check_read(source, rows, shown, captions)
+    _check_read(source, rows, shown, captions, keeps)
     texts = _captions(source, captions, model, stdin) if captions else []
     keys, count = _keys_of(source, found, len(texts)), max(len(found.paths), len(texts), 1)
     files = {name: Path(path) for name, path in given.items()}
@@ -251,8 +258,9 @@ def _check_single(condition: str, path: str) -> None:
 
 
 def _check_read(
-    source: Source, rows: Sequence[Modality], shown: Sequence[str], captions: Sequence[str]
-) -> None:
+    source: Source, rows: Sequence[Modality], shown: Sequence[str], captions: Sequence[str],
+    keeps: Sequence[Keep],
+) -> None:  # fmt: skip
     """Refuse pictures or texts that no condition reads, and conditions of which nothing is given."""
     if source.paths and not shown:
         taken = next((name for name in source.files if name.partition("@")[0] in ("rgb", "tok_rgb")), "")
@@ -267,7 +275,9 @@ def _check_read(
     for row in rows:
         if row.name not in (*captions, *(shown if source.paths else ())):
             name = row.key.removeprefix("tok_") if row.kind is Kind.GRID else row.key
-            raise UsageError(f"`cond={row.name}`: no file is given for it; `cond={name}=FILE` gives one")
+            kept = next((keep.to_text() for keep in keeps if keep.target == row.name), "")
+            asked = f"`keep={kept}`" if kept else f"`cond={row.name}`"
+            raise UsageError(f"{asked}: no file is given for it; `cond={name}=FILE` gives one")
 
 
 def _captions(source: Source, names: Sequence[str], model: ModelFiles, stdin: BinaryIO) -> list[str]:
@@ -474,13 +484,13 @@ def _find_texts(source: Source, model: ModelFiles, stdin: BinaryIO) -> tuple[byt
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that are not UTF-8, that are empty beside others, or that are `-`."""
+    """Refuse prompts that are not UTF-8, that are empty, or that are `-`."""
     for number, prompt in enumerate(prompts, start=1):
         # Python decodes bytes of arguments that are not UTF-8 to these characters.
         if not prompt.isascii() and any("\udc80" <= character <= "\udcff" for character in prompt):
             raise UsageError(f"prompt {number} of {len(prompts)} is not UTF-8 text")
         # Perhaps an unset variable of a shell. If it were left out, later samples would get other names.
-        if not prompt.strip() and len(prompts) > 1:
+        if not prompt.strip():
             raise UsageError(f"prompt {number} of {len(prompts)} is empty")
         if prompt.strip() == STREAM:
             raise UsageError(f"the prompt '{STREAM}' says nothing; `data={STREAM}` reads standard input")

@@ -61,7 +61,8 @@ def check_output(out: Path, launch: Launch, resume: bool, overwrite: bool, recor
 
 def check_free(out: Path, launch: Launch, resume: bool, overwrite: bool, record: str = RUN) -> None:
     """Refuse an output folder that is not empty, unless its run is resumed or overwritten. Writes nothing."""
-    check_root(out)
+    with _as_usage_error(out):
+        check_root(out)
     if not os.path.lexists(out) and out.name.lower().endswith(PICTURE_SUFFIXES):
         folder = out.with_suffix("")
         what = f"ends like a picture, but is the folder of all results; `out={folder}` puts pictures into"

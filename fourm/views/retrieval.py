@@ -12,7 +12,7 @@ from PIL import Image
 from fourm.codecs.drawing import text_card
 from fourm.codecs.files import read_text
 from fourm.codecs.images import GridCodec
-from fourm.codecs.maps import read_pixels
+from fourm.codecs.maps import FORMS, read_pixels
 from fourm.codecs.table import build_codec
 from fourm.data.dataset import list_dataset
 from fourm.errors import SampleError, UsageError, near_match
@@ -43,7 +43,8 @@ class Neighbour:
 
 def feature_row(registry: Registry, name: str) -> Modality:
     """The row of features that a user names: `dinov2_global`, `tok_dinov2_global` or `tok_clip@224`."""
-    rows = [row for row in registry.rows.values() if row.kind is Kind.GRID and row.suffix == ".npy"]
+    forms = ((row, FORMS.get(row.codec)) for row in registry.rows.values() if row.kind is Kind.GRID)
+    rows = [row for row, form in forms if form is not None and form.resample is None]
     return _named_row("by", name, rows, "are no features")
 
 
@@ -107,16 +108,23 @@ def as_rows(found: Mapping[str, Sequence[Neighbour]]) -> list[dict[str, object]]
 
 
 def draw_neighbours(
-    queries: Path, among: Path, registry: Registry, name: str, found: Mapping[str, Sequence[Neighbour]]
+    queries: Path, among: Path, registry: Registry, name: str | None, found: Mapping[str, Sequence[Neighbour]]
 ) -> Image.Image:
-    """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name."""
+    """A sheet with a row for each query: its picture or caption, then its neighbours' values of this name.
+
+    name: None for pictures, where there are some. UsageError: there are no values of this name.
+    """
     seen = [row for row in registry.rows.values() if row.kind in (Kind.GRID, Kind.PIXELS)]
-    row = _named_row("show", name, seen, "is no folder of pictures or maps")
+    row = _named_row("show", name or "rgb", seen, "is no folder of pictures or maps")
     shown = _files(among, row.folder)
+    if not shown and name is not None:
+        raise UsageError(f"`show={name}`: {among} holds no {row.folder}")
     keys = [key for key in dict.fromkeys(one.key for near in found.values() for one in near) if key in shown]
     codec = build_codec(row)
     values: list[Any] = [reader_for(row).read(shown[key]) for key in keys]
-    made = codec.pictures(values) if isinstance(codec, GridCodec) else [codec.picture(x) for x in values]
+    made = [codec.picture(x) for x in values]
+    if values and isinstance(codec, GridCodec):
+        made = codec.pictures(values)  # with the same colours for all
     drawn = dict(zip(keys, made, strict=True))
     pictures, captions = (_files(queries, folder) for folder in ("rgb", "caption"))
     rows = []

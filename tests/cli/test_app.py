@@ -83,7 +83,7 @@ OPTIONS = {
     "an empty folder": ("--data folder", "folder: holds no picture, and no folder named as a modality"),
     "a long prompt": ("--data long.txt", "but the model reads at most 16"),
     "an end mark": ("--data eos.txt", "[EOS] is reserved"),
-    "a prompt of blanks": ("''", "the prompts given: holds no prompt"),
+    "a prompt of blanks": ("''", "prompt 1 of 1 is empty"),
     "bytes": ("a\udcff", "prompt 1 of 1 is not UTF-8"),
     "an empty prompt among others": ("a ''", "prompt 2 of 2 is empty"),
     "a stream as a prompt": ("-", "--data - reads standard input"),

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from fourm.hub.files import find_model
 from fourm.inputs.sources import Source, read_samples
 from fourm.modalities.registry import RELEASED
 from fourm.modalities.text import WordPiece, encode_full
+from tests.folders import as_somebody
 from tests.texts import prompts_in
 
 HOSTILE = [
@@ -61,19 +60,6 @@ def sound(root: Path, *folders: str) -> list[str]:
     """Samples without a problem, in their order."""
     dataset = list_dataset(root, {folder: folder for folder in folders})
     return [sample.key.text for sample in dataset.samples if not sample.problem]
-
-
-@contextmanager
-def as_somebody() -> Iterator[None]:
-    """Permissions count, even for tests that run as root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 # As recorded.

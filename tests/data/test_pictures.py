@@ -13,6 +13,7 @@ from fourm.data.layout import Key
 from fourm.data.opening import find_exif
 from fourm.data.pictures import Pictures, find_pictures, is_path, keys_below
 from fourm.errors import UsageError
+from tests.folders import as_somebody
 
 
 def put(root: Path, *names: str) -> None:
@@ -96,7 +97,7 @@ def test_what_is_passed_over_is_counted(photos: Path) -> None:
         (["photos/*.bmp"], "matches nothing"),
         (["*.txt"], "matches no picture; passed over: 1 .txt"),
         (["photos/a.PNG", "photos/a.jpg"], "both would be sample 'a'; give one, or rename one"),
-        (["alone.jpg", "alone.jpg"], "both would be sample 'alone'"),
+        (["alone.jpg", "alone.jpg"], "alone.jpg: is given twice"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_a_sentence(photos: Path, texts: list[str], problem: str) -> None:
@@ -110,6 +111,19 @@ def test_what_is_no_picture_is_refused_in_a_sentence(photos: Path, texts: list[s
 def test_a_circle_of_links_ends_and_folders_that_cannot_be_read_are_told(photos: Path) -> None:
     os.symlink("..", photos / "photos/summer/up")
     assert keys(found("photos")) == ["a", "b", "summer/sea/c"]
+
+
+@pytest.mark.parametrize("text", ["shut/", "shut/a.jpg", "*"])
+def test_what_lies_in_a_folder_without_permission_is_told(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    put(photos, "shut/a.jpg")
+    monkeypatch.chdir(photos)
+    photos.chmod(0o755)
+    Path("shut").chmod(0)
+    with as_somebody(), pytest.raises(UsageError, match=r"^shut.*: cannot be read \(Permission denied\)$"):
+        found(text)
+    Path("shut").chmod(0o755)
 
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8)

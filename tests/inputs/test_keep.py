@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fourm.codecs.colours import NO_CLASS
-from fourm.codecs.keeping import tokens_of_share
+from fourm.codecs.keeping import box_mask, check_keep_mask, tokens_of_share
 from fourm.data.layout import Sample, number_keys
+from fourm.errors import SampleError
 from fourm.hub.files import find_model
 from fourm.inputs.kept import share_uniforms
 from fourm.inputs.request import Request
@@ -443,6 +444,7 @@ def test_a_mask_that_cannot_be_used_is_one_sentence(
         (("--keep", "tok_normal:0.5"), "no folder 'tok_normal@64'"),
         (("--keep", "rgb:box:0,0,1,1"), "keeps all of the picture"),
         (("--keep", "rgb:box:0,0,2,1"), "must be left, top, right, bottom in 0..1"),
+        (("--keep", "rbg:0.5"), "--keep: unknown modality 'rbg'; did you mean 'rgb'?"),
     ],
 )
 def test_mistakes_end_before_anything_is_loaded(
@@ -456,10 +458,20 @@ def test_mistakes_end_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_keep_without_anything_given_is_refused(run: Run) -> None:
+def test_a_keep_without_anything_given_is_refused(run: Run, tmp_path: Path) -> None:
     code, _, err = run("generate", "a dog", "--keep", "rgb:0.5")
     assert code == 2
     assert "--keep rgb@64:0.5: nothing is given of tok_rgb@64" in err
+    save(tmp_path / "a.png", np.zeros((8, 8)))
+    code, _, err = run("generate", "a.png", "--keep", "depth:0.5")
+    assert code == 2
+    assert "--keep depth@64:0.5: no file is given for it; --cond depth=FILE gives one" in err
+
+
+def test_a_box_without_a_pixel_is_told_as_a_box() -> None:
+    mask = box_mask((0.0, 0.0, 0.001, 0.001), (64, 64))
+    with pytest.raises(SampleError, match=r"^x: the box keeps nothing of the picture$"):
+        check_keep_mask(mask, (64, 64), "x", is_box=True)
 
 
 @pytest.mark.parametrize("where", ["rgb:mask.png", "rgb:box:0,0,0.5,1", "rgb:0.5"])

@@ -97,6 +97,13 @@ def test_what_does_not_go_together_is_refused(
         read_samples(Source(**lists), conditions, DEMO, None, ["tok_depth@64"])  # type: ignore[arg-type]
 
 
+def test_a_picture_beside_a_file_that_takes_its_place_is_refused(run: Run, pictures: Path) -> None:
+    code, _, err = run("generate", "--cond", f"rgb={pictures / 'a.jpg'}", pictures / "c.png")
+    assert code == 2
+    assert "c.png: pictures are given, but rgb@64=" in err
+    assert "twice" not in err
+
+
 def test_a_folder_is_a_data_set_if_it_has_a_modality_or_a_record(pictures: Path) -> None:
     for source in (Source(paths=(str(pictures),)), Source(data=str(pictures))):
         assert classify_source(source, DEMO).paths == (str(pictures),)

@@ -90,8 +90,9 @@ def test_features_are_found_by_modality_tokens_and_values() -> None:
     assert feature_row(RELEASED, "clip").name == "tok_clip@224"
     with pytest.raises(UsageError, match="did you mean 'dinov2'"):
         feature_row(RELEASED, "dinov")
-    with pytest.raises(UsageError, match="'rgb' are no features"):
-        feature_row(RELEASED, "rgb")
+    for name in ("rgb", "depth"):
+        with pytest.raises(UsageError, match=f"'{name}' are no features"):
+            feature_row(RELEASED, name)
 
 
 def test_retrieve_prints_neighbours_and_draws_them(run: Run, tiny: Path, tmp_path: Path) -> None:
@@ -142,6 +143,9 @@ def test_a_sheet_replaces_sheets_only(run: Run, tiny: Path, tmp_path: Path) -> N
         (("--among", "lib.txt"), "lib.txt: is a file, not a folder"),
         (("--among", "other"), "come from different models"),
         (("--sheet", "x.png", "--show", "depht"), "did you mean 'depth'"),
+        (("--sheet", "x.png", "--show", "depth"), "--show depth: lib holds no depth"),
+        (("--show", "depth"), "--show: says how --sheet is drawn, and none is asked for"),
+        (("--size", "5"), "--size: says how --sheet is drawn, and none is asked for"),
     ],
 )
 def test_wrong_options_and_folders_are_one_sentence(
