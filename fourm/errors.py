@@ -122,5 +122,5 @@ def near_match(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{spelt[close[0]]}'?" if close else ""
 
 
-def _plain(name: str) -> str:
-    return name.lower().lstrip("-").replace("-", "_")
+def _plain(name: object) -> str:
+    return str(name).lower().lstrip("-").replace("-", "_")

@@ -158,7 +158,7 @@ class Result:
 
     def __getitem__(self, name: str) -> Any:
         """The value of a modality, by its short or full name; FourMError if there is none."""
-        if name.startswith(TOKENS):
+        if str(name).startswith(TOKENS):
             self._check()
             return self.tokens[name]
         item, value = self._value(name)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fourm.api.model import Model, load
 from fourm.api.reading import read
+from fourm.api.results import Result
 from fourm.errors import FourMError
 
 PROMPT = "a small red circle above a blue square"
@@ -84,9 +85,14 @@ def test_mistakes_of_type_are_told_by_every_door(demo: Model, tmp_path: Path) ->
     for change in ({"batch_size": 0}, {"preview": -1}, {"num_variations": "x"}, {"resume": "yes"}):
         with pytest.raises(FourMError, match=f"`{next(iter(change))}` is .*, expected"):
             replace(request, **change)  # type: ignore[arg-type]
-    for door in (load, read, demo.generate(PROMPT, steps=1, variations=2)[0].save):  # type: ignore[index]
+    result = demo.generate(PROMPT, steps=1)
+    assert isinstance(result, Result)
+    for door in (load, read, result.save):
         with pytest.raises(FourMError, match="3 is given where the name of a file or folder belongs"):
             door(3)
+    for find in (result.__getitem__, result.picture, result.tokens.__getitem__):
+        with pytest.raises(FourMError, match=r"no .*'3'"):
+            find(3)  # type: ignore[operator]
     with pytest.raises(FourMError, match="3 is given where"):
         load("demo", sr=3)  # type: ignore[arg-type]
     for wrong in ({"attention": "x"}, {"device": None}, {"dtype": 3}, {"tokenizers": 3}):
