@@ -108,7 +108,7 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def near_match(name: str, known: Iterable[str]) -> str:
+def near_match(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string.
 
     What other programs call a known name comes first (`segmentation`). Of the known names that contain the

@@ -43,7 +43,7 @@ def parse_keep(given: Any) -> list[KeptPart]:
             isinstance(one, int | float) for one in where
         ):  # fmt: skip
             parts.append(KeptPart(f"{name}:box:{','.join(map(str, where))}"))
-        elif where is None:
+        elif where is None or (isinstance(where, list | tuple) and any(one is None for one in where)):
             raise UsageError(f"`keep`: nothing is said of {name}; give a mask, a box or a share")
         else:
             parts.append(KeptPart(f"{name}:{MASK}", where))

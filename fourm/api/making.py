@@ -5,13 +5,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fourm.api.calls import Call
 from fourm.api.results import Part, Result
+from fourm.codecs.images import GridCodec
 from fourm.data.layout import FRAME, Sample
 from fourm.decoding.engine import Progress
-from fourm.errors import SampleError, UsageError, near_match
+from fourm.errors import SampleError, UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.inputs.conditions import Work
 from fourm.inputs.request import Request
@@ -68,6 +70,8 @@ class _State:
         if not found:
             near = near_match(name, slots) or f"; there are {', '.join(slots)}"
             raise UsageError(f"no '{name}' is given or made{near}")
+        if isinstance(sample, bool) or not isinstance(sample, int | np.integer):
+            raise UsageError(f"sample {shown(repr(sample))}: a whole number belongs here")
         if not 0 <= sample < len(self.works):
             raise UsageError(f"sample {sample}: {len(self.works)} are decoded together, counted from 0")
         with self.loaded.lock, arithmetic(self.loaded.dtype):
@@ -153,7 +157,9 @@ def _result(call: Call, work: Work, collectors: Sequence[Collector]) -> Result:
         request, made = collector.job.request, collector.made[work.result]
         number = variation if request.num_variations > 1 else None
         request = replace(request, samples=(made.work.sample,), variation=number)
-        parts.append(Part(request, collector.codecs, made))
+        # A result that is kept must not keep the memory of a model that is closed.
+        codecs = {n: c.detached() if isinstance(c, GridCodec) else c for n, c in collector.codecs.items()}
+        parts.append(Part(request, codecs, made))
     items = [item for part in parts for item in part.items()]
     items += [item for part in parts for item in part.kept()]
     return Result(key, variation, items, about, parts)

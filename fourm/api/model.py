@@ -208,7 +208,7 @@ def load(
             if model._made_from == made_from:
                 return model
         models = LoadedModels(LoadedModel(files, place, dtype, attention), sr)
-        if sr:
+        if sr is not None and sr is not False:
             models.sr_model(None if sr is True else path_text(sr))  # a mistake in its name is told now
         _LOADED.append(Model(models, made_from))
         return _LOADED[-1]
@@ -221,7 +221,8 @@ def _warn_of_late_import(device_type: str) -> None:
     if device_type == "cpu" and has_mkl and MKL_VARIABLE not in os.environ:
         line = f'import os; os.environ["{MKL_VARIABLE}"] = "{MKL_VALUE}"'
         warnings.warn(
-            f"torch was imported before fourm, so last bits may depend on the batch size; put first: {line}",
+            "torch was imported before fourm.load, so last bits may depend on the batch size; "
+            f"put first: {line}",
             stacklevel=3,  # names the line that calls `fourm.load`
         )
 

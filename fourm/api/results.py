@@ -35,8 +35,10 @@ _WORDS = {KEPT: "kept", "condition": "given", "target": "made", SR: "finer"}
 _MAX_TEXT = 70  # characters of a value in the text form
 
 
-class NoValueError(UsageError, AttributeError):
+class NoValueError(UsageError, AttributeError, KeyError):
     """A result has no such value."""
+
+    __str__ = Exception.__str__  # that of KeyError quotes the sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Part:
         for name in dict.fromkeys((*(() if is_sr else chain.conditions), *chain.targets)):
             role = SR if is_sr else "target" if name in chain.targets else "condition"
             value, ids, codec = made.values.get(name), made.tokens.get(name), self.codecs[name]
-            load, load_ids = (None if one is None else partial(_same, one) for one in (value, ids))
+            load, load_ids = (None if one is None else partial(_copied, one) for one in (value, ids))
             crop = made.frame.crop if made.frame is not None and self.request.restore else None
             show = None if crop is None else partial(in_square, codec.row, crop)
             yield Item(codec.row, role, load, load_ids, codec.picture, show=show)
@@ -90,8 +92,8 @@ class Part:
         for keep in self.request.chain.keeps:
             part, codec = self.made.kept[keep.target], self.codecs[keep.target]
             value, mask = part.whole or (part.value, part.mask)
-            load = partial(_same, value) if keep.raw or keep.is_text else None
-            hold = None if mask is None else partial(_same, mask)
+            load = partial(_copied, value) if keep.raw or keep.is_text else None
+            hold = None if mask is None else partial(_copied, mask)
             yield Item(codec.row, KEPT, load, None, codec.picture, hold)
 
 
@@ -270,8 +272,9 @@ def _panel_of_part(item: Item) -> Panel:
     return panel_of_part(item.row, value, None if item.mask is None else item.mask())
 
 
-def _same(value: Any) -> Any:
-    return value
+def _copied(value: Any) -> Any:
+    """A value that its caller may change."""
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _title(item: Item) -> str:

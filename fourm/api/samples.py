@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from fourm.codecs.maps import FORMS
 from fourm.codecs.taking import turn_upright
 from fourm.codecs.texts import STRUCTURED
 from fourm.data.dataset import Input
 from fourm.data.layout import Key, Sample, number_keys, parse_key
 from fourm.data.opening import local_path
 from fourm.data.pictures import is_path, keys_below
-from fourm.errors import UsageError, near_match, shown
+from fourm.errors import SampleError, UsageError, near_match, printable, shown
 from fourm.inputs.sources import CAPTION, digest_of
 from fourm.modalities.facts import Colour
 from fourm.modalities.registry import TOKENS, Kind, Modality
@@ -186,6 +187,7 @@ def _sample(
 ) -> Sample:
     """The sample at a position of the call, whose texts and paths are checked."""
     caption, files, typed, values = None, dict[str, Path](), dict[str, str](), dict[str, Any]()
+    problem = ""
     for one in given:
         name, value = one.row.name, one.values[index if one.is_list else 0]
         path = named_file(one.row, value, one.name)
@@ -196,11 +198,23 @@ def _sample(
         elif one.row.codec in STRUCTURED and isinstance(value, str):
             typed[name] = with_marks(value)
         elif isinstance(value, Image.Image) and is_upright:
-            values[name] = turn_upright(value, one.name)
+            try:
+                values[name] = upright_of(one.row, value, one.name)
+            except SampleError as error:
+                problem = str(error)
         else:
             values[name] = value
     upright: Literal["", "own"] = "own" if files and is_upright else ""
-    return Sample(key, caption, files, typed=typed, values=values, upright=upright)
+    return Sample(key, caption, files, typed=typed, values=values, upright=upright, problem=problem)
+
+
+def upright_of(row: Modality, picture: Image.Image, argument: str) -> Image.Image:
+    """A picture turned by its EXIF tag. SampleError: it cannot be read, or holds directions."""
+    turned = turn_upright(picture, argument)
+    if turned is not picture and row.codec in FORMS and FORMS[row.codec].is_normal:
+        what = "its normals point another way in the turned picture; `upright=False` leaves it unturned"
+        raise SampleError(f"{argument}: {what}")
+    return turned
 
 
 def named_file(row: Modality, value: Any, argument: str) -> Path | None:
@@ -216,7 +230,7 @@ def named_file(row: Modality, value: Any, argument: str) -> Path | None:
         raise UsageError(f"{argument}: a path of bytes, where a text belongs")
     path = local_path(value)
     if not path.is_file():
-        raise UsageError(f"{argument}: {shown(value, 200)} is no file")
+        raise UsageError(f"{argument}: {shown(printable(value), 200)} is no file")
     return path
 
 

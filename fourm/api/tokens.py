@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fourm.api.results import in_python
-from fourm.api.samples import is_list_of, named_file
+from fourm.api.samples import is_list_of, named_file, upright_of
 from fourm.codecs.files import read_turn
 from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.taking import take, take_ids, take_map
@@ -74,6 +75,8 @@ def _tokens(loaded: LoadedModel, row: Modality, name: str, given: Any) -> Ids:
     codec: Any = loaded.codec(row, TokenizerPart.ENCODER if row.kind is Kind.GRID else None)
     path = named_file(row, given, name)
     if isinstance(codec, GridCodec):
+        if isinstance(given, Image.Image):
+            given = upright_of(row, given, name)
         value = take_map(codec, given, name) if path is None else codec.read(path, turn=read_turn(path))
         return codec.tokenize([codec.prepare(value)])[0].numpy()
     value = codec.read(Path(path)) if path is not None else take(codec, given, None, name)

@@ -5,7 +5,7 @@ uint16 (H, W) depth, float32 (C, h, w) features. 8-bit values are written as PNG
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from fourm.networks.tokenizers import AnyTokenizer
 from fourm.networks.tokenizers.diffusion import DiVAE
 from fourm.networks.tokenizers.vq import IMAGENET
 
-_MEAN, _STD = torch.tensor(IMAGENET).T.contiguous().view(2, 3, 1, 1)
+_MEAN, _STD = torch.tensor(IMAGENET, dtype=torch.float32, device="cpu").T.contiguous().view(2, 3, 1, 1)
 # Convolutions choose their order of sums by the shape of the batch. On a CPU a network always sees one row;
 # elsewhere, where no such promise is made, it sees one of few shapes, so that kernels are chosen only once.
 _SIZES = {"cpu": (1,)}
@@ -66,6 +66,11 @@ class GridCodec:
     row: Modality
     form: Form
     tokenizer: AnyTokenizer | None
+    num_labels: int = 0  # of a codec whose tokenizer was let go: its number of classes
+
+    def detached(self) -> "GridCodec":
+        """The same without the tokenizer, which it would keep in memory; it can draw and write."""
+        return replace(self, tokenizer=None, num_labels=self._num_labels())
 
     def read(self, path: Path, crop: Crop | None = None, turn: int = 1) -> Value:
         """A whole value, or the part in a crop at the row's size; features stay as they are.
@@ -237,6 +242,8 @@ class GridCodec:
         """The number of classes, "no class" included."""
         if self.tokenizer is not None and self.tokenizer.config.n_labels is not None:
             return self.tokenizer.config.n_labels
+        if self.num_labels:
+            return self.num_labels
         return 1 + len(self.row.labels) if self.row.labels else colours.NUM_COCO_LABELS
 
     def _need_tokenizer(self) -> AnyTokenizer:

@@ -43,6 +43,9 @@ def take_map(codec: GridCodec, given: Any, where: str) -> Value:
     `where` names it in messages. SampleError: another shape, dtype or range than in the table above.
     """
     if isinstance(given, torch.Tensor) and codec.form.resample is not None and given.ndim == 3:
+        if given.shape[0] not in (1, 3, 4):
+            found = f"a tensor of shape {tuple(given.shape)}"
+            raise SampleError(f"{where}: {found}, where (3, H, W) or (1, H, W) belongs")
         given = given.movedim(0, 2) if given.shape[0] != 1 else given[0]
     if not isinstance(given, Image.Image):
         return codec.form.take(_array(given, where), where)
@@ -107,7 +110,7 @@ def take_ids(row: Modality, given: Any, where: str) -> NDArray[np.int64]:
 
     A text has any number up to L. SampleError: another number of ids, or ids outside of the vocabulary.
     """
-    ids = _array(given, where)
+    ids = _array(given, where, "token ids belong")
     ids = ids.reshape(-1) if ids.shape == row.grid else ids
     count = row.max_tokens if row.kind is Kind.GRID else min(ids.shape[-1], row.max_tokens)
     return check_ids(ids, count, row.vocab_size, where)
@@ -119,20 +122,26 @@ def _load(picture: Image.Image, where: str) -> None:
         picture.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise SampleError(f"{where}: not a picture that can be read ({error})") from error
+    if 0 in picture.size:
+        raise SampleError(f"{where}: a picture of {picture.width} x {picture.height} pixels shows nothing")
 
 
-def _array(given: Any, where: str) -> NDArray[Any]:
+def _array(
+    given: Any, where: str, wanted: str = "a picture, an array of numbers or a path belongs"
+) -> NDArray[Any]:
     """An array or tensor, or a list of numbers, as an array of numbers; float16 becomes float32."""
-    if isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        given = given.float() if given.is_floating_point() else given
     try:
+        if isinstance(given, torch.Tensor):  # numpy has no bfloat16
+            given = (given.float() if given.is_floating_point() else given).numpy(force=True)
         array = np.asarray(given)
-    except ValueError as error:  # rows of different lengths
-        raise SampleError(f"{where}: not an array of numbers ({error})") from error
+    # Rows of different lengths; tensors that are sparse or hold no data; what an object's __array__ raises.
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SampleError(f"{where}: not an array of numbers ({reason})") from error
     if array.dtype.kind not in "biuf" or array.ndim == 0:
-        kind = type(given).__name__
-        raise SampleError(f"{where}: a {kind}, where a picture, an array of numbers or a path belongs")
+        kind = f"a {type(given).__name__}"
+        found = f"{array.dtype} of shape {array.shape}" if isinstance(given, np.ndarray) else kind
+        raise SampleError(f"{where}: {found}, where {wanted}")
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 

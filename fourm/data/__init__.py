@@ -9,8 +9,9 @@ PUBLIC = {
     "layout": """CROP_SETTINGS Crop FITS FRAME Fit Frame KEPT_PIXELS Key MAX_SAMPLES NUM_UNIFORMS PLACE_FORMS
         PICTURES Place SAMPLES_PER_FOLDER Sample VALID_PIXELS centre_crop check_apart file_name fit_crop
         number_keys pad_crop parse_key path_of random_crop samples_of_prompts""",
-    "opening": """SIGNATURE find_exif local_name local_path no_folder open_file open_own open_text output_path
-        parse_json_lines path_text read_bytes real scheme_problem strip_metadata with_single_keys""",
+    "opening": """SIGNATURE find_exif is_encodable local_name local_path no_folder open_file open_own
+        open_text output_path parse_json_lines path_text read_bytes real scheme_problem strip_metadata
+        with_single_keys""",
     "pictures": "Pictures UNREAD_PICTURES find_pictures has_wildcards is_path keys_below names_in",
     "prompts": "missing_file parse_columns parse_prompts read_file read_stream",
     "writing": """DRAWING DRAWN_BY PARTIAL check_drawing check_folder check_partial check_root check_writable

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fourm.data.opening import is_encodable
 from fourm.data.writing import PARTIAL, refuse_inside
 from fourm.errors import UsageError
 
@@ -39,7 +40,8 @@ class Key:
 
     def __post_init__(self) -> None:
         for part in (*(self.folder.split("/") if self.folder else ()), self.name):
-            if part in ("", ".", "..", PARTIAL) or "/" in part or "\0" in part:
+            is_name = part not in ("", ".", "..", PARTIAL) and "/" not in part and "\0" not in part
+            if not is_name or not is_encodable(part):
                 raise UsageError(f"sample {self.path!r}: {part!r} cannot be a file or folder name")
         if len(name := os.fsencode(self.name)) > MAX_NAME_BYTES:
             digest = "~" + hashlib.sha256(name).hexdigest()[:16]

@@ -145,7 +145,15 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     """
     if not (name := path_text(text)):
         raise UsageError("the name of a file or folder is empty")
-    return Path(local_name(name))
+    path = Path(local_name(name))
+    try:
+        os.lstat(path)
+    except ValueError:  # a character that no name has: nothing is there
+        pass
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # which pathlib would raise wherever the path is looked at
+            raise UsageError(f"{shown(path, 200)}: cannot be read ({error.strerror})") from error
+    return path
 
 
 def path_text(given: object) -> str:
@@ -162,7 +170,10 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     if str(path).isspace():
         raise UsageError("the name of an output folder is blank")
     if any(unicodedata.category(character) in _ENDS_LINES for character in str(path)):
-        raise UsageError(f"{path}: the name of an output folder holds no line ends or control characters")
+        what = "holds no line ends or control characters"
+        raise UsageError(f"{printable(str(path))}: the name of an output folder {what}")
+    if not is_encodable(str(path)):
+        raise UsageError(f"{printable(str(path))}: no folder can have this name")
     return path
 
 
@@ -171,6 +182,15 @@ def local_name(text: str) -> str:
     if problem := scheme_problem(text):
         raise UsageError(f"{text.strip()}: {problem}")
     return text
+
+
+def is_encodable(name: str) -> bool:
+    """Whether a text can be the name of a file: some that programs make cannot, as half of a character."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def scheme_problem(text: str) -> str:

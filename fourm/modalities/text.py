@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar
 from tokenizers import Encoding, Tokenizer
 
 from fourm.data.layout import Crop
-from fourm.data.opening import read_bytes
+from fourm.data.opening import is_encodable, read_bytes
 from fourm.errors import CheckpointError, MissingError, UsageError, shown
 
 T = TypeVar("T")
@@ -106,6 +106,8 @@ def check_prompt(text: str, wordpiece: WordPiece, max_tokens: int) -> None:
         problem = f"{len(text):,} characters, but the model reads at most {max_tokens} tokens"
     elif mark := next((token for token in RESERVED if token in text), ""):
         problem = f"{mark} is reserved for the model; leave it out"
+    elif "\0" in text or not is_encodable(text):
+        problem = "holds a character that files of text cannot hold"
     elif not wordpiece.encode(text):
         problem = "holds no word that a model could read"
     elif (count := len(encode_full(text, wordpiece))) > max_tokens:

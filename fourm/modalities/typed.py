@@ -1,7 +1,6 @@
 """Converts YAML and JSON data to typed values; errors name the path in the data."""
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -10,6 +9,7 @@ from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fourm.data.opening import is_encodable
 from fourm.errors import near_match, shown
 
 # How messages name a type.
@@ -91,10 +91,7 @@ def _to_type(kind: Any, value: object, path: str, strict: bool, problems: list[s
 def _is_plain(kind: Any, value: object) -> bool:
     """True for a value of exactly this simple type, a choice of a Literal, and anything for Any."""
     if isinstance(value, str) and kind is not Any:
-        try:
-            is_safe = b"\0" not in os.fsencode(value)  # it can be part of a path
-        except UnicodeEncodeError:
-            return False
+        is_safe = "\0" not in value and is_encodable(value)  # it can be part of a path
         return is_safe and (kind is str or (get_origin(kind) is Literal and value in get_args(kind)))
     if kind is float:
         return type(value) is float and math.isfinite(value)

@@ -1,7 +1,7 @@
 """How networks compute: dtypes, and torch's global settings for exact, deterministic arithmetic."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from threading import Condition
@@ -45,7 +45,8 @@ def arithmetic(dtype: str) -> Iterator[None]:
 
     float32 uses no TF32, neither in matrix products nor in convolutions, and 16-bit products are summed in
     float32. torch's settings are global to the process: several threads can be inside with the same settings,
-    with others a thread waits until they have left. The earlier values are restored by the last one.
+    with others a thread waits until they have left. The earlier values are restored by the last one. Whatever
+    the caller's default device is, new tensors are made on the CPU.
     """
     is_tf32 = dtype == "tf32"
     with _TURN.changed:
@@ -55,7 +56,8 @@ def arithmetic(dtype: str) -> Iterator[None]:
             _TURN.restored.enter_context(_settings(is_tf32))
         _TURN.users += 1
     try:
-        yield
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
     finally:
         with _TURN.changed:
             _TURN.users -= 1

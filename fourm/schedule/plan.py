@@ -114,11 +114,13 @@ def parse_words(text: str) -> Layer:
         words = iter(shlex.split(text))
     except ValueError as error:
         raise ScheduleError(f"'{text}' cannot be read as options ({error})") from None
-    for word in words:
+    for given in words:
+        word, has_value, own = given.partition("=")
         option, is_on = by_flag.get(word.replace("--no-", "--")), not word.startswith("--no-")
-        value = is_on if option and option.item is Item.FLAG else next(words, None)
-        if option is None or value is None:
-            raise ScheduleError(f"'{word}' is not an option of a schedule with its value")
+        is_flag = option is not None and option.item is Item.FLAG
+        value = is_on if is_flag else own if has_value else next(words, None)
+        if option is None or value is None or (is_flag and has_value):
+            raise ScheduleError(f"'{given}' is not an option of a schedule with its value")
         if option.item in REPEATABLE:
             values.setdefault(option.key, []).append(value)
         else:
