@@ -11,13 +11,14 @@ from pathlib import Path
 from fourm.codecs.files import read_size
 from fourm.codecs.maps import FORMS
 from fourm.data.dataset import PICTURE_SUFFIXES
-from fourm.data.layout import PICTURES, Place
+from fourm.data.layout import PICTURES, SAMPLES_PER_FOLDER, Place
 from fourm.errors import SampleError, UsageError
 from fourm.inputs.conditions import Work
+from fourm.inputs.request import Request
 from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.output.processes import PROCESSES
-from fourm.output.record import SAMPLES
+from fourm.output.record import FRAMES, SAMPLES
 from fourm.runs.job import Job, count_evaluations, order_place, preview_place
 from fourm.schedule.cost import estimate
 
@@ -95,7 +96,8 @@ class Plan:
 def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     """The plan of a run of which some results are complete, and others are to be made."""
     request, chosen = job.request, {work.sample.key for work in todo}
-    counts = [(place, len(chosen) if place.shared else len(todo), 1) for place in job.written]
+    unshared = len(chosen - {work.sample.key for work in made})  # samples of which no variation is there
+    counts = [(place, unshared if place.shared else len(todo), 1) for place in job.written]
     counts += [(place, len(todo), number) for place, number in _previews(job)]
     folders, whole = dict[str, FolderPlan](), _whole_pixels(job) if request.restore else 0
     for place, results, number in counts:
@@ -104,14 +106,29 @@ def plan_results(job: Job, made: Sequence[Work], todo: Sequence[Work]) -> Plan:
     num_files = sum(folder.files for folder in folders.values())
     key_length = sum(len(work.sample.key.path) for work in todo) / max(len(todo), 1)
     noted = math.ceil(num_files * (_RECORD_BYTES + 2 * key_length) + len(chosen) * _SAMPLE_BYTES)
-    if num_files:  # three records: the launch, the checksums, and what the samples are made of
-        folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(3, 0, _in_blocks(noted))
+    if num_files and request.recorded_fit and not request.is_beside:
+        folders[FRAMES.folder] = FolderPlan(unshared, 0, unshared * BLOCK)
+    if num_files:
+        count = _num_records(request, len(chosen))
+        usual = (count - 1) * BLOCK + _in_blocks(noted)
+        folders[f"{PROCESSES}, {SAMPLES[request.record].folder}"] = FolderPlan(count, 0, usual)
     cost = estimate(request.chain, request.model, job.dtype)
     samples = {work.sample.key for work in (*made, *todo)}
     return Plan(
         job, todo, len(samples), len(made) + len(todo), folders, cost.passes,
         count_evaluations(request, job.places),
     )  # fmt: skip
+
+
+def _num_records(request: Request, chosen: int) -> int:
+    """How many files record a run of so many samples: launch, checksums, and what is not there already.
+
+    That is the record of the run, and what each thousand of its samples is made of.
+    """
+    is_new, folder = request.overwrite or not (request.out / request.record).exists(), SAMPLES[request.record]
+    there = 0 if is_new else len([*(request.out / folder.folder).glob(f"*{folder.suffix}")])
+    thousands = min(chosen, math.ceil(len(request.samples) / SAMPLES_PER_FOLDER))
+    return 2 + int(is_new) + max(thousands - there, 0)
 
 
 def check_disk(plan: Plan) -> None:

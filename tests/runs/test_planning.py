@@ -41,6 +41,27 @@ def test_what_is_announced_is_what_is_made(run: Run, tiny: Path, tmp_path: Path,
     assert (code, "is not empty" in err) == (2, True)
 
 
+def test_kept_parts_frames_and_records_are_announced_also_of_the_rest_of_a_run(
+    run: Run, tmp_path: Path
+) -> None:
+    """A dry run of a few samples, and of the others with --resume: all files, super-resolution included."""
+    (tmp_path / "data").mkdir()
+    for name in ("x", "y", "z"):
+        save(tmp_path / f"data/{name}.png", height=80, width=100)
+    words = ("generate", "data/", "--prompt", "a red circle", "--keep", "rgb:0.5", "--targets", "rgb")
+    words = (*words, "--steps", "1", "--num-variations", "2", "--fit", "pad", "--out", "out", "-q")
+    words = (*words, "--sr-targets", "rgb", "--sr-steps", "1", "--sr-keep", "rgb:box:0,0,0.5,1")
+    before = 0
+    for more in (("--only", "x"), ("--resume",)):
+        code, text, _ = run(*words, *more, "--dry-run", "--json")
+        assert code == 0
+        plan = json.loads(text)
+        assert run(*words, *more)[0] == 0
+        after = sum(path.is_file() for path in (tmp_path / "out").rglob("*"))
+        assert plan["files"] + plan["sr"]["files"] == after - before
+        before = after
+
+
 def test_the_table_says_what_the_data_say(run: Run, tmp_path: Path) -> None:
     code, text, _ = run(*WORDS, "--dry-run", "--sr-targets", "tok_rgb", "-q")
     assert code == 0
