@@ -21,8 +21,8 @@ from benchmarks.generate import synchronise
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
 from fourm.hub.header import TokenizerPart
+from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_tokenizer
-from fourm.networks.layers import set_attention
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.diffusion import DiVAE

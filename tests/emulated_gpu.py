@@ -2,7 +2,8 @@
 
 Calls that a GPU refuses fail here too: tensors of two devices, `.numpy()`, attention between dtypes, float64
 on `mps`. So do sums that are not deterministic on CUDA. Every synchronization of the host with the device is
-counted, with the line of the library that causes it: reading a value, a boolean mask, copies.
+counted, with the line of the library that causes it: reading a value, a boolean mask, copies. A CUDA graph
+is the list of calls that were made while it was captured; a replay makes them again, in the same memory.
 """
 
 import sys
@@ -64,6 +65,43 @@ def _is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.startswith("_")
 
 
+class Graph:
+    """A CUDA graph."""
+
+    captures = 0  # of all graphs
+    replays = 0
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def pool(self) -> str:
+        """All have one."""
+        return "pool"
+
+    def replay(self) -> None:
+        """Make all calls again."""
+        Graph.replays += 1
+        with torch._C.DisableTorchFunction():
+            for func, args, kwargs, out in self.calls:
+                new = func(*tree_map(real, args), **tree_map(real, kwargs))
+                new = list(new) if not isinstance(new, Tensor) else [new]
+                for old, now in zip(tree_flatten(out)[0], tree_flatten(new)[0], strict=True):
+                    if isinstance(old, GpuTensor) and old.held.data_ptr() != now.data_ptr():
+                        old.held.copy_(now)
+
+
+@contextmanager
+def capture(graph: Graph, pool: str | None = None) -> Iterator[None]:
+    """Capture what is called within this context."""
+    assert pool in (None, "pool")
+    Graph.captures += 1
+    Gpu.active().graph = graph
+    try:
+        yield
+    finally:
+        Gpu.active().graph = None
+
+
 class Gpu(TorchFunctionMode):
     """The emulated device: intercepts every call of torch, counts synchronizations, can run out of memory."""
 
@@ -75,6 +113,7 @@ class Gpu(TorchFunctionMode):
         self.waits = Counter[str]()
         self.most_bytes: int | None = None  # a larger tensor raises an out-of-memory error
         self.largest = 0  # bytes of the largest tensor so far
+        self.graph: Graph | None = None  # that is being captured
 
     @staticmethod
     def active() -> "Gpu":
@@ -86,6 +125,13 @@ class Gpu(TorchFunctionMode):
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Carry out a call of torch on the CPU tensors, unless a GPU would refuse it."""
+        out = self._call(func, args, kwargs)
+        if self.graph is not None and any(isinstance(x, GpuTensor) for x in tree_flatten(out)[0]):
+            kwargs = {**kwargs, "device": "cpu"} if kwargs.get("device") is not None else kwargs
+            self.graph.calls.append((func, args, kwargs, out))
+        return out
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         with torch._C.DisableTorchFunction():
             name = getattr(func, "__name__", "")
             tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
@@ -180,6 +226,8 @@ class Gpu(TorchFunctionMode):
                 self._wait("boolean mask")
 
     def _wait(self, what: str) -> None:
+        if self.graph is not None:
+            raise GpuError(f"{what}: not permitted while a graph is captured")
         frame: Any = sys._getframe(1)
         while frame and "/fourm/" not in frame.f_code.co_filename:
             frame = frame.f_back
@@ -203,6 +251,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[
         patch.setattr(ThreadPoolExecutor, "submit", submit_with_gpu)
         patch.setattr(torch.cuda, "is_available", lambda: gpu.device.type == "cuda")
         patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "graph", capture)
         patch.setattr(torch.cuda, "get_device_name", lambda _=None: "emulated")
         patch.setattr(torch.cuda, "mem_get_info", lambda _=None: (80 << 30, 80 << 30))
         patch.setattr(torch.backends.mps, "is_available", lambda: gpu.device.type == "mps")

@@ -12,7 +12,7 @@ from fourm.api.calls import Call
 from fourm.api.results import Part, Result
 from fourm.codecs.images import GridCodec
 from fourm.data.layout import FRAME, Sample
-from fourm.decoding.engine import Progress
+from fourm.decoding.steps import Progress
 from fourm.errors import SampleError, UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
 from fourm.inputs.conditions import Work

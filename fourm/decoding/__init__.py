@@ -4,7 +4,9 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
-    "engine": "Engine Progress RELEASED_SENTINELS group_by_counts with_targets",
+    "engine": "Engine RELEASED_SENTINELS group_by_counts with_targets",
+    "graphs": "Graphs",
     "sampling": "Noise",
+    "steps": "Progress",
 }
 __all__, __getattr__ = import_when_used(__name__, PUBLIC)

@@ -56,7 +56,9 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside, float("-inf"))
 
 
-def probabilities(logits: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0) -> Tensor:
+def probabilities(
+    logits: Tensor, temperature: float | Tensor, top_k: int | float = 0, top_p: float = 1.0
+) -> Tensor:
     """The distribution that a token is drawn from, (..., V): filters first, then temperature (above 0)."""
     return (keep_top_p(keep_top_k(logits, top_k), top_p) / temperature).softmax(dim=-1)
 
@@ -70,16 +72,17 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | float = 0, top_p: float = 1.0
+    logits: Tensor, uniforms: Tensor, temperature: float | Tensor, top_k: int | float = 0, top_p: float = 1.0
 ) -> Drawn:
     """One token for every row of logits (..., V), any float dtype; uniforms (...) in [0, 1).
 
     The token is the first whose cumulative probability exceeds the uniform. At temperature 0 it is the most
-    probable token (the first one if several are equal), with confidence 1.
+    probable token (the first one if several are equal), with confidence 1. A temperature that is a tensor,
+    of one number, is above 0.
     """
     logits = logits.float()
     raw_prob = logits.softmax(dim=-1)
-    if temperature <= GREEDY_BELOW:
+    if not isinstance(temperature, Tensor) and temperature <= GREEDY_BELOW:
         ids = logits.argmax(dim=-1)
         return Drawn(ids, torch.ones_like(logits[..., 0]), _at(raw_prob, ids))
     confidence = probabilities(logits, temperature, top_k, top_p)
@@ -126,14 +129,21 @@ class Noise:
         """The same streams on another device."""
         return replace(self, streams=self.streams.to(device))
 
+    def filled(self, count: int) -> "Noise":
+        """As many streams, the last one repeated."""
+        return Noise(torch.cat([self.streams, self.streams[-1:].expand(count - len(self.streams))]))
+
     def select(self, rows: Tensor) -> "Noise":
         """The streams of these rows, (B',) int64."""
         return Noise(self.streams[rows])
 
-    def uniforms(self, step: int, purpose: int, positions: Tensor) -> Tensor:
-        """(B, K) float32 in [0, 1) for positions (B, K) int64 of one step; `purpose` separates uses."""
-        state = _mix(self.streams + _signed((2 * step + purpose + 1) * 0x9E3779B97F4A7C15))
-        bits = _mix(state.unsqueeze(1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
+    def uniforms(self, step: int | Tensor, purpose: int, positions: Tensor) -> Tensor:
+        """(B, K) float32 in [0, 1) for positions (B, K) int64 of one step; `purpose` separates uses.
+
+        step: its index. Of several steps, (S, 1) int64, the result is (S, B, K).
+        """
+        state = _mix(self.streams + _scaled(2 * step + purpose + 1, 0x9E3779B97F4A7C15))
+        bits = _mix(state.unsqueeze(-1) + (positions + 1) * _signed(0xD1B54A32D192ED03))
         return _shift(bits, 64 - _BITS).to(torch.float32) * 2.0**-_BITS
 
     def normals(self, step: int, shape: tuple[int, ...]) -> Tensor:
@@ -147,6 +157,11 @@ class Noise:
         radius, angle = (noise.uniforms(step, purpose, places).double() for purpose in (0, 1))
         flat = (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
         return flat.float().view(-1, *shape)
+
+
+def _scaled(number: int | Tensor, factor: int) -> int | Tensor:
+    """The product as an int64 that wraps around."""
+    return number * _signed(factor) if isinstance(number, Tensor) else _signed(number * factor)
 
 
 def _signed(value: int) -> int:

@@ -4,12 +4,12 @@ from fourm import import_when_used
 
 # What other rooms and programs use, by file. The rest of this folder is private to it.
 PUBLIC = {
+    "attention": "set_attention",
     "checkpoint": "check_files load_model load_tokenizer tokenizer_config unused_names",
-    "layers": "set_attention",
     "memory": "free_memory is_out_of_memory memory_error release_memory",
-    "model": "FourM FourMConfig",
+    "model": "Context DecoderCache Embedded FourM FourMConfig",
     "precision": "arithmetic choose_dtype torch_dtype",
-    "state": """Batch Context DecoderCache S1_ID S2_ID Slot full_embedding full_grid full_pixels
+    "state": """Batch S1_ID S2_ID Slot full_embedding full_grid full_pixels
         full_sequence partly_given pending stack_batches typed_text""",
     "tokenizers": "AnyTokenizer build_tokenizer",
     "tokenizers.config": "DiVAEConfig VQConfig read_config",

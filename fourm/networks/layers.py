@@ -1,116 +1,15 @@
-"""What networks are made of: attention and its kernels, positions, layers, transformer blocks."""
+"""What networks are made of: positions, layers, transformer blocks."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourm.errors import UsageError
-from fourm.networks.state import KVCache, Packing
+from fourm.networks.attention import Kernel, Mask, Packing, attention, merge_heads, sdpa, split_heads
 
-_ALIGNED = 8  # xFormers wants rows of heads and of masks to begin at multiples of so many numbers
-# q (B, H, M, d), k and v (B, H, N, d), mask (broadcastable to (B, H, M, N), True = may be read), causal.
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """PyTorch's own kernel."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-
-
-def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The kernel of xFormers (Lefaudeux et al. 2022), for NVIDIA GPUs.
-
-    causal: query i reads the keys 0 to i, as in `sdpa`, also where there are more keys than queries.
-    """
-    from xformers.ops import LowerTriangularMask, memory_efficient_attention
-
-    bias = LowerTriangularMask() if causal else None if mask is None else as_bias(mask, q, k)
-    rows, width = [], q.shape[-1]
-    for part in (q, k, v):
-        x = part.transpose(1, 2)  # (B, N, H, d), with zeros up to the next multiple of 8
-        x = F.pad(x, (0, -width % _ALIGNED)) if width % _ALIGNED else x
-        rows.append(x if x.stride(-1) == 1 and x.stride(-2) % _ALIGNED == 0 else x.contiguous())
-    out = memory_efficient_attention(*rows, attn_bias=bias, scale=width**-0.5)
-    return out[..., :width].transpose(1, 2)
-
-
-def as_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """A mask as numbers that are added to the scores, (B, H, M, N) in the dtype of q: 0 or minus infinity.
-
-    Rows begin at multiples of 8 numbers. Axes of length 1 in the mask are expanded without a copy.
-    """
-    length = k.shape[2]
-    mask = mask.expand(*mask.shape[:-1], length)
-    room = q.new_zeros(*mask.shape[:-1], length + -length % _ALIGNED)
-    return room[..., :length].masked_fill_(~mask, float("-inf")).expand(*q.shape[:3], length)
-
-
-_KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
-
-
-def set_attention(network: nn.Module, name: str, device: torch.device) -> None:
-    """Let all attention of a network use "sdpa" or "xformers".
-
-    UsageError: xFormers is not installed, or does not support the device or the network's dtype.
-    """
-    if name == "xformers":
-        if device.type != "cuda":
-            raise UsageError(f"`attention=xformers`: runs on NVIDIA GPUs only, not on '{device.type}'")
-        if importlib.util.find_spec("xformers") is None:
-            raise UsageError("`attention=xformers`: not installed; pip install 'fourm[fast]' does it")
-        like = next(network.parameters(), torch.empty(0))
-        try:  # which GPUs and dtypes it serves depends on its build
-            x = like.new_zeros(1, 1, 8, 64)
-            for mask in (None, x.new_ones(1, 1, 1, 8, dtype=torch.bool)):
-                xformers(x, x, x, mask, False)
-        except (ImportError, OSError) as error:
-            what = "cannot be loaded; it was built for another torch"
-            raise UsageError(f"`attention=xformers`: {what}") from error
-        except NotImplementedError as error:
-            what = f"has no kernel for {str(like.dtype).removeprefix('torch.')} on this GPU"
-            raise UsageError(f"`attention=xformers`: {what}; leave it out, or try another `dtype`") from error
-    for module in network.modules():
-        if hasattr(module, "kernel"):
-            setattr(module, "kernel", _KERNELS[name])  # noqa: B010 - for the type checker it is a tensor
-
-
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False,
-    kernel: Kernel = sdpa,
-) -> Tensor:  # fmt: skip
-    """Softmax attention over the visible keys.
-
-    q: (B, H, M, d); k, v: (B, H, N, d); visible: bool, broadcastable to (B, H, M, N), True = may be read.
-    causal: query i sees the keys 0 to i, of the visible ones. A query that sees no key gets zeros, whatever
-    the batch around it. Returns (B, H, M, d). All kernels give the same but for rounding.
-    """
-    if not (q.shape[2] and k.shape[2]):
-        return torch.zeros_like(q)
-    if visible is None:
-        return kernel(q, k, v, None, causal)
-    if causal:
-        visible = visible & visible.new_ones(q.shape[2], k.shape[2]).tril()
-    # A fully hidden row would be 0/0 in the softmax: let it read key 0, then put zeros in its place.
-    seen = visible.any(dim=-1, keepdim=True)
-    first = torch.zeros_like(visible)
-    first[..., 0] = True
-    out = kernel(q, k, v, visible | (first & ~seen), False)
-    return torch.where(seen, out, torch.zeros_like(out))
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, N, H * d) -> (B, H, N, d)."""
-    return x.view(*x.shape[:2], num_heads, x.shape[2] // num_heads).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, N, d) -> (B, N, H * d)."""
-    return x.transpose(1, 2).flatten(2)
+Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.put`
 
 
 class LayerNorm(nn.LayerNorm):
@@ -205,20 +104,20 @@ class SelfAttention(nn.Module):
         self.k_norm = config.norm(config.dim // config.num_heads) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, visible: Tensor | None, causal: bool = False, past: KVCache | None = None,
+        self, x: Tensor, mask: Mask | None = None, causal: bool = False, past: Past | None = None,
         packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
-        """Attend to x and, with `past`, to the tokens before it, whose keys and values it holds.
+        """Attend to x and, with `past`, to the tokens before it, whose keys and values it adds.
 
-        x: (B, N, D), or (T, D) when packed (see `Packing`). visible: bool, broadcastable to (B, H, N, keys),
-        True where a key may be read; None: all. Returns the shape of x.
+        x: (B, N, D), or (T, D) when packed (see `Packing`). mask: which keys are read; None: all. Returns the
+        shape of x.
         """
         qkv = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
         q, k = self.q_norm(q), self.k_norm(k)
         if past is not None:
-            k, v = past.append(k, v)
-        out = merge_heads(attention(q, k, v, visible, causal, self.kernel))
+            k, v = past(k, v)
+        out = merge_heads(attention(q, k, v, mask, causal, self.kernel))
         return self.proj(out if packing is None else packing.pack(out))
 
 
@@ -241,13 +140,13 @@ class CrossAttention(nn.Module):
         k, v = (split_heads(part, self.num_heads) for part in kv.chunk(2, dim=-1))
         return self.k_norm(k), v
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-        """x: (B, K, D); keys and values: (B, H, N, d); visible: (B, 1, 1, N) bool, None = all.
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
+        """x: (B, K, D); keys and values: (B, H, N, d); mask: which of them are read, None = all.
 
         Returns (B, K, D).
         """
         q = self.q_norm(split_heads(self.q(x), self.num_heads))
-        return self.proj(merge_heads(attention(q, keys, values, visible, kernel=self.kernel)))
+        return self.proj(merge_heads(attention(q, keys, values, mask, kernel=self.kernel)))
 
 
 class EncoderBlock(nn.Module):
@@ -258,12 +157,12 @@ class EncoderBlock(nn.Module):
         self.norm1, self.attn = config.norm(), SelfAttention(config)
         self.norm2, self.mlp = config.norm(), Mlp(config)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """x: (B, N, D), or (T, D) when packed; visible: (B, 1, 1, N) bool, None = all.
+    def forward(self, x: Tensor, mask: Mask | None = None, packing: Packing | None = None) -> Tensor:
+        """x: (B, N, D), or (T, D) when packed; mask: which tokens are read, None = all.
 
         Returns the shape of x.
         """
-        x = x + self.attn(self.norm1(x), visible, packing=packing)
+        x = x + self.attn(self.norm1(x), mask, packing=packing)
         return x + self.mlp(self.norm2(x))
 
 
@@ -282,14 +181,14 @@ class DecoderBlock(nn.Module):
         return self.cross_attn.keys_values(self.context_norm(context), packing)
 
     def forward(
-        self, y: Tensor, cross: tuple[Tensor, Tensor], visible: Tensor, self_visible: Tensor | None = None,
-        causal: bool = False, past: KVCache | None = None,
+        self, y: Tensor, cross: tuple[Tensor, Tensor], mask: Mask | None, own_mask: Mask | None = None,
+        causal: bool = False, past: Past | None = None,
     ) -> Tensor:  # fmt: skip
         """y: (B, K, D). Returns (B, K, D).
 
-        cross: keys and values of the context (see `read_context`). visible: (B, 1, 1, N) bool, of the
-        context. self_visible, causal, past: of the self-attention.
+        cross: keys and values of the context (see `read_context`), of which `mask` tells. own_mask, causal,
+        past: of the self-attention.
         """
-        y = y + self.self_attn(self.norm1(y), self_visible, causal, past)
-        y = y + self.cross_attn(self.query_norm(y), *cross, visible)
+        y = y + self.self_attn(self.norm1(y), own_mask, causal, past)
+        y = y + self.cross_attn(self.query_norm(y), *cross, mask)
         return y + self.mlp(self.norm2(y))

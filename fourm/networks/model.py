@@ -4,8 +4,9 @@ Mizrahi et al. 2023 (arXiv:2312.06647), Bachmann et al. 2024 (arXiv:2406.09406).
 the released checkpoints. It maps tensors to logits and knows nothing of schedules, files or sampling.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal, cast
 
 import torch
@@ -16,10 +17,37 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
 from fourm.modalities.typed import Limits, to_type
-from fourm.networks.layers import BlockConfig, DecoderBlock, EncoderBlock, sincos_1d, sincos_2d, token_table
-from fourm.networks.state import Batch, Context, DecoderCache, KVCache, Packing, Slot
+from fourm.networks.attention import KVCache, Mask, Packing
+from fourm.networks.layers import (
+    BlockConfig,
+    DecoderBlock,
+    EncoderBlock,
+    Past,
+    sincos_1d,
+    sincos_2d,
+    token_table,
+)
+from fourm.networks.state import Batch, Slot
 
+DecoderCache = tuple[KVCache, ...]  # one for each block
+# By modality: content (B, L, D), address (B or 1, L, D), known (B, L) bool.
+Embedded = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave the padding out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What the decoder attends to."""
+
+    tokens: Tensor  # (B, N, D)
+    visible: Tensor  # (B, N) bool, False for padding
+    mask: Mask | None  # of the same; None: there is no padding
+    packing: Packing | None = None  # None: padding is computed too
+
+    def repeated(self, copies: int) -> "Context":
+        """A context for rows whose keys and values are repeated, which do not read its tokens again."""
+        mask = None if self.mask is None else self.mask.repeated(copies)
+        return Context(self.tokens, self.visible.repeat_interleave(copies, 0), mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,49 +188,72 @@ class FourM(nn.Module):
             return []
         return [name for name in self.decoder_embeddings if name in self.encoder_embeddings]
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Content and address (B, N, D), known (B, N) bool: registers, then all modalities it reads."""
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the modalities that the encoder reads."""
+        return frozenset(self.encoder_embeddings)
+
+    def embed(self, batch: Batch) -> Embedded:
+        """The embeddings of all modalities that it reads, of known and unknown places."""
+        slots = {name: slot for name, slot in batch.slots.items() if name in self.encoder_embeddings}
+        return {name: (*self.encoder_embeddings[name](slot), slot.known) for name, slot in slots.items()}
+
+    def _joined(self, embedded: Embedded, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Content and address (B, N, D), known (B, N) bool: registers, then all modalities."""
         count = self.config.num_register_tokens
-        no_address = self.mask_token.new_zeros(len(batch.keys), count, self.config.dim)
-        contents = [self.register_tokens.expand_as(no_address) if count else no_address]
-        addresses, known = [no_address], [torch.ones_like(no_address[..., 0], dtype=torch.bool)]
-        for name, slot in batch.slots.items():
-            if name in self.encoder_embeddings:
-                content, address = self.encoder_embeddings[name](slot)
-                contents.append(content)
-                addresses.append(address.expand_as(content))
-                known.append(slot.known)
-        return torch.cat(contents, dim=1), torch.cat(addresses, dim=1), torch.cat(known, dim=1)
+        no_address = self.mask_token.new_zeros(rows, count, self.config.dim)
+        contents = [self.register_tokens.expand_as(no_address)] if count else []
+        addresses = [no_address] if count or not embedded else []
+        contents += [content for content, _, _ in embedded.values()]
+        addresses += [address.expand_as(content) for content, address, _ in embedded.values()]
+        known = [torch.ones_like(no_address[..., 0], dtype=torch.bool)] if count or not embedded else []
+        known += [one for _, _, one in embedded.values()]
+        return torch.cat(contents or [no_address], 1), torch.cat(addresses, 1), torch.cat(known, 1)
 
-    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
-        """Run the encoder over all known tokens of the batch.
+    def encode(
+        self, batch: Batch, counts: Sequence[int] | None = None, budget: int | None = None, packs: bool = True
+    ) -> Context:
+        """Run the encoder over all known tokens of the batch; see `encode_embedded`.
 
-        Known tokens are moved to the front, in order. `budget` is the number of tokens kept for each row, by
-        default the largest count of a row: shorter rows are padded, longer ones are cut. `total` is the
-        number of tokens kept in all rows. Neither counts registers. A default waits for the device.
+        By default the device is asked for the counts, which makes the host wait.
         """
-        content, address, known = self.embed(batch)
+        counts = batch.num_known(self.reads).tolist() if counts is None else counts
+        budget = max(counts, default=0) if budget is None else budget
+        return self.encode_embedded(self.embed(batch), counts, budget, packs)
+
+    def encode_embedded(
+        self, embedded: Embedded, counts: Sequence[int], budget: int, packs: bool = True
+    ) -> Context:
+        """Run the encoder over the known tokens of all modalities.
+
+        Known tokens are moved to the front, in order. `counts` are the numbers of known tokens of each row,
+        without registers. `budget` is the number of tokens kept for each row: shorter rows are padded, longer
+        ones are cut. packs: much padding is left out of everything but attention; the sizes of tensors then
+        depend on `counts`, else on `budget` alone.
+        """
+        content, address, known = self._joined(embedded, len(counts))
         registers = self.config.num_register_tokens
-        if budget is None:
-            budget = int(known.sum(dim=1).max()) - registers if known.shape[1] else 0
-        length = registers + budget
+        length, kept = registers + budget, [min(count, budget) for count in counts]
         order = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # known first, in order
         padding = length - order.shape[1]
         visible = F.pad(known.gather(1, order), (0, padding))
-        total = int(visible.sum()) if total is None else total + registers * len(batch.keys)
         places, hidden = order.unsqueeze(-1), ~visible.unsqueeze(-1)
         content, address = (
             F.pad(part.take_along_dim(places, 1), (0, 0, 0, padding)).masked_fill(hidden, 0)
             for part in (content, address)
         )
-        packing = Packing.of(visible, total) if 0 < total < PACKED_BELOW * visible.numel() else None
-        mask = visible[:, None, None, :]
+        mask, packing = None, None
+        if any(count < budget for count in kept):
+            mask = Mask.of(visible, content.dtype, all_see=registers + min(kept) > 0)
+            total = sum(kept) + registers * len(kept)
+            if packs and 0 < total < PACKED_BELOW * visible.numel():
+                packing = Packing.of(visible, total)
         x = packing.pack(content + address) if packing else content + address
         for block in self.encoder:
             x = block(x, mask, packing)
         x = self.decoder_proj_context(self.encoder_norm(x))
         x = packing.unpack(x) if packing else x
-        return Context(x + address, visible, packing)
+        return Context(x + address, visible, mask, packing)
 
     def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> DecoderCache:
         """The keys and values of a context, each row `copies` times, and room for max_tokens of each copy."""
@@ -219,22 +270,33 @@ class FourM(nn.Module):
 
     def decode(
         self, target: str, positions: Tensor, ids: Tensor | None, context: Context,
-        cache: DecoderCache | None = None,
+        cache: DecoderCache | None = None, length: int | None = None, asked: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, K, V) of one target at positions (B, K).
 
         Image tokens are decoded together and attend to each other; `ids` is None. A sequence is decoded
         causally: `ids` (B, K) int64 are its tokens at `positions`, counted from 0, and the logits are those
-        of the tokens that follow them. With a cache, only tokens that are not in it yet are passed.
+        of the tokens that follow them. With a cache, only the next token is passed, at the same position in
+        all rows; `length` tokens of the cache's room are read, this one included, or by default all of it.
+
+        asked: (B, K) bool, True for one position of each row at least; the others only fill up the shape, and
+        their logits mean nothing.
         """
         head = cast("Head", self.decoder_embeddings[target])
         content = self.mask_token if ids is None else head.token_emb(ids)
         y = content + head.address(positions)
-        visible = context.visible[:, None, None, :]
+        own_mask = None if asked is None else Mask.of(asked, y.dtype, all_see=True)
         causal = ids is not None and cache is None
-        crosses = [past.cross for past in cache] if cache else self._read_context(context)
-        for i, (block, cross) in enumerate(zip(self.decoder, crosses, strict=True)):
-            y = block(y, cross, visible, None, causal, cache[i] if cache else None)
+        crosses = [one.cross for one in cache] if cache else self._read_context(context)
+        pasts: list[Past | None] = [None] * len(self.decoder)
+        if cache:
+            at, room = positions[0], cache[0].room
+            if length is None and room > 1:
+                places = torch.arange(room, device=at.device)
+                own_mask = Mask.of((places <= at).unsqueeze(0), y.dtype, all_see=True)
+            pasts = [partial(one.put, at=at, length=length or room) for one in cache]
+        for block, cross, past in zip(self.decoder, crosses, pasts, strict=True):
+            y = block(y, cross, context.mask, own_mask, causal, past)
         return head.to_logits(self.decoder_norm(y))
 
     def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
-"""The state of a generation: an immutable slot per modality, the batch of them, what the decoder reads."""
+"""The state of a generation: an immutable slot per modality, and the batch of them."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,11 +27,29 @@ class Slot:
     # (B, L) bool, True where a token of a target was given beforehand; None = nothing was
     given: Tensor | None = None
 
-    def fill(self, positions: Tensor, ids: Tensor) -> "Slot":
-        """Fix ids at positions, both (B, K) int64. Returns a new slot; self is untouched."""
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors."""
+        return [
+            one for one in (self.values, self.known, self.wanted, self.lengths, self.given) if one is not None
+        ]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> "Slot":
+        """The same with other tensors, in the order of `tensors`."""
+        left = iter(tensors)
+        return self._mapped(lambda _: next(left))
+
+    def fill(self, positions: Tensor, ids: Tensor, chosen: Tensor | None = None) -> "Slot":
+        """Fix ids at positions, both (B, K) int64; chosen: (B, K) bool, which of them, by default all.
+
+        Returns a new slot; self is untouched.
+        """
         yes = torch.ones_like(positions, dtype=torch.bool)
-        known, wanted = self.known.scatter(1, positions, yes), self.wanted.scatter(1, positions, ~yes)
-        return replace(self, values=self.values.scatter(1, positions, ids), known=known, wanted=wanted)
+        if chosen is None:
+            known, wanted = self.known.scatter(1, positions, yes), self.wanted.scatter(1, positions, ~yes)
+            return replace(self, values=self.values.scatter(1, positions, ids), known=known, wanted=wanted)
+        new = torch.zeros_like(self.known).scatter(1, positions, chosen)
+        values = torch.where(new, self.values.scatter(1, positions, ids), self.values)
+        return replace(self, values=values, known=self.known | new, wanted=self.wanted & ~new)
 
     def hide(self) -> "Slot":
         """What an unconditional pass sees: nothing of an image, one empty marker of a sequence.
@@ -60,13 +78,22 @@ class Slot:
         """The rows with these indices, (B',) int64, as a slot of B' rows."""
         return self._mapped(lambda tensor: tensor[rows])
 
+    def filled(self, more: int) -> "Slot":
+        """The rows, and the last one `more` times."""
+        return self._mapped(lambda x: torch.cat([x, x[-1:].expand(more, *x.shape[1:])]))
+
+    def first(self, count: int) -> "Slot":
+        """The first rows, as views."""
+        return self._mapped(lambda tensor: tensor[:count])
+
     def to(self, device: torch.device | str) -> "Slot":
         """The same slot on another device."""
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Slot":
+        values, known, wanted = change(self.values), change(self.known), change(self.wanted)
         lengths, given = (None if x is None else change(x) for x in (self.lengths, self.given))
-        return Slot(self.kind, change(self.values), change(self.known), change(self.wanted), lengths, given)
+        return Slot(self.kind, values, known, wanted, lengths, given)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +129,18 @@ class Batch:
         targets = {name.removesuffix(KEPT) for name in names if name.endswith(KEPT)} & self.slots.keys()
         return Batch(self.keys, {**self.slots, **{name: self.slots[name].hide_given() for name in targets}})
 
+    def first(self, count: int) -> "Batch":
+        """The first rows, as views."""
+        if count == len(self.keys):
+            return self
+        return Batch(self.keys[:count], {name: slot.first(count) for name, slot in self.slots.items()})
+
+    def filled(self, count: int) -> "Batch":
+        """As many rows, the last one repeated."""
+        more = count - len(self.keys)
+        slots = {name: slot.filled(more) for name, slot in self.slots.items()}
+        return Batch((*self.keys, *[self.keys[-1]] * more), slots)
+
     def select(self, rows: Tensor) -> "Batch":
         """The rows with these indices, (B',) int64."""
         keys = tuple(self.keys[i] for i in rows.tolist())
@@ -116,64 +155,11 @@ class Batch:
         """The same batch on another device."""
         return Batch(self.keys, {name: slot.to(device) for name, slot in self.slots.items()})
 
-    def num_known(self) -> Tensor:
-        """(B,) int64: how many tokens the encoder may read in each row."""
-        counts = [slot.known.sum(dim=1) for slot in self.slots.values()]
+    def num_known(self, names: Container[str] | None = None) -> Tensor:
+        """(B,) int64: how many tokens the encoder may read in each row; names: of these modalities only."""
+        slots = [slot for name, slot in self.slots.items() if names is None or name in names]
+        counts = [slot.known.sum(dim=1) for slot in slots]
         return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(self.keys), dtype=torch.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packing:
-    """Where the visible tokens of a batch stand: guided passes differ in length, and layers skip padding."""
-
-    taken: Tensor  # (T,) int64, places of the visible tokens in the flattened (B * N)
-    source: Tensor  # (B * N) int64, where each place finds its token; a hidden one finds any
-    length: int  # N
-
-    @staticmethod
-    def of(visible: Tensor, total: int) -> "Packing":
-        """The packing of visible (B, N) bool, of which `total` are True (known to the host beforehand)."""
-        flat = visible.flatten()
-        taken = (~flat).to(torch.uint8).argsort(stable=True)[:total]
-        return Packing(taken, (flat.cumsum(dim=0) - 1).clamp_min(0), visible.shape[1])
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, N, W) -> (T, W)."""
-        return x.flatten(0, 1).index_select(0, self.taken)
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """(T, W) -> (B, N, W); what stands at a hidden place is finite and of no meaning."""
-        return x.index_select(0, self.source).view(-1, self.length, x.shape[-1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Context:
-    """What the decoder attends to."""
-
-    tokens: Tensor  # (B, N, D)
-    visible: Tensor  # (B, N) bool
-    packing: Packing | None = None  # None: hardly any padding
-
-
-class KVCache:
-    """Keys and values, (B, H, ..., d) each, that decoding token by token computes once for one block."""
-
-    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int) -> None:
-        self.cross = cross  # of the context
-        self.max_tokens, self.length = max_tokens, 0  # room that is reserved, and how much of it is in use
-        self.held: Tensor | None = None  # (2, B, H, max_tokens, d): those of the tokens so far
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of tokens, (B, H, K, d), and return all so far, (B, H, length, d)."""
-        if self.held is None:
-            batch, heads, _, width = keys.shape
-            self.held = keys.new_empty(2, batch, heads, self.max_tokens, width)
-        start, self.length = self.length, self.length + keys.shape[2]
-        self.held[0, :, :, start : self.length], self.held[1, :, :, start : self.length] = keys, values
-        return self.held[0, :, :, : self.length], self.held[1, :, :, : self.length]
-
-
-DecoderCache = tuple[KVCache, ...]  # one for each block
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:

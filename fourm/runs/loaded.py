@@ -8,12 +8,13 @@ import torch
 
 from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine
+from fourm.decoding.graphs import Graphs
 from fourm.hub.files import ModelFiles
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
+from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_model, load_tokenizer
-from fourm.networks.layers import set_attention
 from fourm.networks.model import FourM
 from fourm.networks.precision import torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer
@@ -31,6 +32,7 @@ class LoadedModel:
     _wordpiece: WordPiece | None = None
     # By path. A model for super-resolution shares them with its base.
     tokenizers: dict[Path, tuple[TokenizerPart, AnyTokenizer]] = field(default_factory=dict)
+    graphs: Graphs = field(default_factory=Graphs)
     lock: RLock = field(default_factory=RLock)  # held by a thread that loads something or makes a step
 
     @property
@@ -71,10 +73,11 @@ class LoadedModel:
     def engine(self, max_rows: int) -> Engine:
         """The network as an engine; max_rows: see `Engine`."""
         sentinels = RELEASED_SENTINELS if self.wordpiece is None else self.wordpiece.sentinels
-        return Engine(self.network, sentinels, max_rows=max_rows)
+        return Engine(self.network, sentinels, graphs=self.graphs, max_rows=max_rows)
 
     def close(self) -> None:
         """Release the memory of everything that is loaded; the next use loads it again."""
         with self.lock:
             self._network, self._wordpiece = None, None
             self.tokenizers.clear()
+            self.graphs = Graphs()  # they hold memory of the device, and read the network's weights

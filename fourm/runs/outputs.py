@@ -19,7 +19,7 @@ from fourm.codecs.table import Codec
 from fourm.data.layout import Place
 from fourm.data.opening import read_bytes
 from fourm.data.writing import write_atomic, write_text
-from fourm.decoding.engine import Progress
+from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.request import MAX_DETOKENIZER_STEPS

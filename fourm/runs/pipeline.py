@@ -17,16 +17,17 @@ import torch
 from fourm.codecs.images import rows_at_once
 from fourm.codecs.table import Codec
 from fourm.data.dataset import Input
-from fourm.decoding.engine import Engine, Progress, group_by_counts, with_targets
+from fourm.decoding.engine import Engine, group_by_counts, with_targets
 from fourm.decoding.sampling import Noise
+from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.inputs.conditions import ConditionReader, PreparedSample, Work
 from fourm.inputs.kept import check_mask_files
 from fourm.inputs.origins import conditions_from, with_files
 from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
+from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.layers import set_attention
 from fourm.networks.precision import arithmetic, choose_dtype
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output

@@ -58,8 +58,8 @@ from fourm.hub.files import weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
+from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
-from fourm.networks.layers import set_attention
 from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures

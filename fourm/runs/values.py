@@ -16,8 +16,8 @@ from fourm.codecs.images import Diffusion, GridCodec
 from fourm.codecs.keeping import lay_over, lay_over_whole
 from fourm.codecs.table import Codec
 from fourm.data.layout import Frame
-from fourm.decoding.engine import Progress
 from fourm.decoding.sampling import Noise
+from fourm.decoding.steps import Progress
 from fourm.errors import SampleError
 from fourm.inputs.conditions import PreparedSample, Work
 from fourm.inputs.kept import Kept

@@ -9,7 +9,7 @@ from fourm.modalities.figures import JOINED
 from fourm.modalities.registry import TOKENS, Kind, Modality
 from fourm.modalities.typed import Limits
 from fourm.schedule.keeps import Keep
-from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES, parse_temperature_curve
+from fourm.schedule.schemes import GREEDY_BELOW, SCHEMES, TOKEN_CURVES, parse_temperature_curve
 
 _RANGES: Mapping[str, tuple[str, Limits]] = {  # settings that are numbers: how messages call one
     "num_tokens": ("{} tokens", Limits(1)),
@@ -108,6 +108,16 @@ class Step:
     def guidance(self) -> float:
         """The guidance scale; 1 without guidance, the sum of the weights with several branches."""
         return sum((branch.weight for branch in self.branches), 0.0) if self.guided else 1.0
+
+    @property
+    def visibility(self) -> tuple[object, ...]:
+        """What its passes see; steps in which it is equal see the same but for the target."""
+        return self.target, self.guided, tuple(one.visible for one in self.branches), self.removes_hidden
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken, instead of a draw."""
+        return self.temperature <= GREEDY_BELOW
 
     def sees(self, modality: str) -> bool:
         """Whether any of the step's passes sees this modality, once it is known."""

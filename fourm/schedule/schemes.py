@@ -27,39 +27,40 @@ class Scheme:
     """A row of the table of schemes."""
 
     name: str
-    # unknown (B, L) bool with `left` True in each row, n, noise (B, L) -> positions (B, K) int64
-    ask: Callable[[Tensor, int, int, Tensor], Tensor]
-    # confidence and raw_prob (B, K) as in `sampling.Drawn`, n -> picks (B, K') int64, indices into K
-    keep: Callable[[Tensor, Tensor, int], Tensor] | None = None  # None: every answer is kept
-    causal: bool = False  # True: texts, decoded token after token without `ask` and `keep`
+    # unknown (B, L) bool, noise (B, L) -> all positions (B, L) int64; a step asks for those in front
+    order: Callable[[Tensor, Tensor], Tensor]
+    # confidence and raw_prob (B, K) as in `sampling.Drawn` -> indices (B, K) int64 of the answers, those
+    # that a step keeps in front. None: a step asks for as many positions as it fixes, and keeps them all;
+    # otherwise it asks for all unknown positions.
+    rank: Callable[[Tensor, Tensor], Tensor] | None = None
+    causal: bool = False  # True: texts, decoded token after token without `order` and `rank`
     equal_steps: bool = False  # True: all steps fix equally many tokens, whatever token curve is named
 
 
-def _ask_all(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
-    """Every unknown position, ascending."""
-    return unknown.long().argsort(dim=1, descending=True, stable=True)[:, :left]
+def _unknown_first(unknown: Tensor, noise: Tensor) -> Tensor:
+    """Unknown positions, ascending, then known ones."""
+    return unknown.long().argsort(dim=1, descending=True, stable=True)
 
 
-def _ask_lowest_noise(unknown: Tensor, left: int, n: int, noise: Tensor) -> Tensor:
-    """The n unknown positions with the lowest noise, ascending; fewer where fewer are left."""
-    order = noise.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True)
-    return order[:, : min(n, left)].sort(dim=1).values
+def _lowest_noise_first(unknown: Tensor, noise: Tensor) -> Tensor:
+    """Unknown positions by their noise, then known ones."""
+    return noise.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True)
 
 
-def _keep_most_confident(confidence: Tensor, raw_prob: Tensor, n: int) -> Tensor:
-    """The n most confident answers, ascending; of equal ones those of higher raw probability, lower index."""
+def _most_confident_first(confidence: Tensor, raw_prob: Tensor) -> Tensor:
+    """Answers by confidence; of equal ones those of higher raw probability, then of lower index, first."""
     # Low temperatures and small nuclei give many answers a confidence of exactly 1.
     order = raw_prob.argsort(dim=1, descending=True, stable=True)
     by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
-    return order.gather(1, by_confidence)[:, :n].sort(dim=1).values
+    return order.gather(1, by_confidence)
 
 
 SCHEMES: dict[str, Scheme] = {
     # MaskGIT (Chang et al. 2022, arXiv:2202.04200): ask for everything, keep what the model is surest of.
-    "maskgit": Scheme("maskgit", _ask_all, _keep_most_confident),
+    "maskgit": Scheme("maskgit", _unknown_first, _most_confident_first),
     # Random order: ask for a few positions drawn at random, keep them all.
-    "roar": Scheme("roar", _ask_lowest_noise, equal_steps=True),
-    "autoregressive": Scheme("autoregressive", _ask_all, causal=True),
+    "roar": Scheme("roar", _lowest_noise_first, equal_steps=True),
+    "autoregressive": Scheme("autoregressive", _unknown_first, causal=True),
 }
 
 

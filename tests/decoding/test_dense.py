@@ -218,11 +218,18 @@ class Narrow:
     network: FourM
     limit: int | None
 
+    @property
+    def reads(self) -> Any:
+        return self.network.reads
+
     def room_for(self, sequence: str) -> int | None:
         return self.limit
 
-    def encode(self, *args: Any) -> Any:
-        return self.network.encode(*args)
+    def embed(self, *args: Any) -> Any:
+        return self.network.embed(*args)
+
+    def encode_embedded(self, *args: Any) -> Any:
+        return self.network.encode_embedded(*args)
 
     def decode(self, *args: Any) -> Any:
         return self.network.decode(*args)

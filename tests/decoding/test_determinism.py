@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from fourm.decoding.sampling import Noise
 from fourm.hub.files import find_model
 from fourm.inputs.request import Request
 from fourm.networks.checkpoint import load_model
-from fourm.networks.model import FourM
-from fourm.networks.state import Batch, Context, DecoderCache, full_sequence
+from fourm.networks.model import Context, DecoderCache, Embedded, FourM
+from fourm.networks.state import Batch, full_sequence
 from fourm.runs.pipeline import run
 from fourm.schedule.plan import parse_chain
 from tests.emulated_gpu import emulated
@@ -73,17 +74,21 @@ class Watched:
     network: FourM
     budgets: list[int] = field(default_factory=list)
 
-    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
-        assert budget is not None
-        assert budget >= int(batch.num_known().max())
-        self.budgets.append(budget)
-        return self.network.encode(batch, budget, total)
+    @property
+    def reads(self) -> Container[str]:
+        return self.network.reads
 
-    def decode(
-        self, target: str, positions: torch.Tensor, ids: torch.Tensor | None, context: Context,
-        cache: DecoderCache | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        return self.network.decode(target, positions, ids, context, cache)
+    def embed(self, batch: Batch) -> Embedded:
+        return self.network.embed(batch)
+
+    def encode_embedded(self, embedded: Embedded, counts: list[int], budget: int, packs: bool) -> Context:
+        assert counts == sum(known.sum(dim=1) for _, _, known in embedded.values()).tolist()
+        assert budget >= max(counts)
+        self.budgets.append(budget)
+        return self.network.encode_embedded(embedded, counts, budget, packs)
+
+    def decode(self, *args: Any) -> torch.Tensor:
+        return self.network.decode(*args)
 
     def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> DecoderCache:
         return self.network.start_cache(context, max_tokens, copies)

@@ -1,20 +1,23 @@
 """The engine: greedy results of the reference, fast = plain, and samples that know nothing of their batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fourm.decoding.engine import Engine, Progress, with_targets
+from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise, guide
+from fourm.decoding.steps import Progress
 from fourm.hub.files import find_model
 from fourm.modalities.registry import Kind, Modality, Registry
 from fourm.networks.checkpoint import load_model
-from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.state import Batch, Context, full_grid, full_sequence
+from fourm.networks.model import Context, FourM, FourMConfig
+from fourm.networks.state import Batch, full_grid, full_sequence
 from fourm.schedule.chain import Branch, Chain, Step
 from tests.networks.test_model import cases, check_digest, read_batch
 
@@ -277,11 +280,14 @@ class Fixed:
     logits: Tensor
     reads: str = "tok_a@32"
 
-    def encode(self, batch: Batch, budget: int | None = None, total: int | None = None) -> Context:
-        rows = len(batch.keys)
-        return Context(torch.zeros(rows, 0, 1), torch.zeros(rows, 0, dtype=torch.bool))
+    def embed(self, batch: Batch) -> dict[str, Any]:
+        return {}
 
-    def decode(self, target, positions, ids, context, cache=None) -> Tensor:
+    def encode_embedded(self, embedded: Any, counts: Sequence[int], budget: int, packs: bool) -> Context:
+        rows = len(counts)
+        return Context(torch.zeros(rows, 0, 1), torch.zeros(rows, 0, dtype=torch.bool), None)
+
+    def decode(self, target, positions, ids, context, *rest) -> Tensor:
         return self.logits.expand(*positions.shape, -1)
 
     def start_cache(self, context: Context, max_tokens: int, copies: int = 1) -> None:

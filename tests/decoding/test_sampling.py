@@ -11,9 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fourm.decoding.sampling import Noise, draw, guide, keep_top_k, keep_top_p, probabilities
 from fourm.schedule.schemes import SCHEMES
+
+
+def rank(confidence: Tensor, raw_prob: Tensor) -> Tensor:
+    """The answers of MaskGIT, (B, K), from the surest on."""
+    found = SCHEMES["maskgit"].rank
+    assert found is not None
+    return found(confidence, raw_prob)
 
 
 def recorded_top_k(case: dict) -> int | float:
@@ -45,7 +53,7 @@ def test_probabilities_confidence_and_maskgit_choice_equal_the_recorded_ones(gol
         samples = arrays[f"{i}.samples"].long()
         confidence = found.gather(-1, samples[..., None])[..., 0]
         torch.testing.assert_close(confidence, arrays[f"{i}.sampled_probs"], rtol=1e-5, atol=1e-7)
-        picks = SCHEMES["maskgit"].keep(confidence, confidence, case["num_select"])
+        picks = rank(confidence, confidence)[:, : case["num_select"]].sort(dim=1).values
         assert torch.equal(picks, arrays[f"{i}.selected"].long())
 
 
@@ -84,14 +92,14 @@ def test_temperature_zero_takes_the_best_token_and_ranks_by_its_true_probability
     assert ids.tolist() == [1, 1]
     assert confidence.tolist() == [1, 1]
     torch.testing.assert_close(raw_prob, logits.softmax(-1)[:, 1])
-    assert SCHEMES["maskgit"].keep(confidence[None], raw_prob[None], 1).tolist() == [[0]]
+    assert rank(confidence[None], raw_prob[None]).tolist() == [[0, 1]]
 
 
 def test_a_small_nucleus_still_leaves_an_order_of_certainty() -> None:
     logits = torch.tensor([[3.0, 0.0], [9.0, 0.0], [5.0, 0.0]])
     drawn = draw(logits, torch.tensor([0.5, 0.5, 0.5]), 1.0, top_p=0.5)
     assert drawn.confidence.tolist() == [1, 1, 1]
-    assert SCHEMES["maskgit"].keep(drawn.confidence[None], drawn.raw_prob[None], 2).tolist() == [[1, 2]]
+    assert rank(drawn.confidence[None], drawn.raw_prob[None]).tolist() == [[1, 2, 0]]
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(1, 40), st.integers(0, 2**31))

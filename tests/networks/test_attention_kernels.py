@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fourm.errors import UsageError
 from fourm.hub.files import find_model
+from fourm.networks.attention import Mask, attention, sdpa, set_attention
 from fourm.networks.checkpoint import load_model
-from fourm.networks.layers import CrossAttention, SelfAttention, as_bias, attention, sdpa, set_attention
+from fourm.networks.layers import CrossAttention, SelfAttention
 from fourm.networks.tokenizers import build_tokenizer
 from fourm.networks.tokenizers.config import read_config
 from fourm.networks.tokenizers.unet import AttentionBlock
@@ -21,13 +22,13 @@ UNET = {"dec_type": "unet_patched", "has_encoder": False,
                           "attention_resolutions": [1]}}  # fmt: skip
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
     """Attention as it is written down."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if mask is not None:
-        scores = scores + as_bias(mask, q, k)
+        bias = Mask.of(torch.ones(1, *scores.shape[-2:], dtype=torch.bool).tril(), q.dtype).bias
+    if bias is not None:
+        scores = scores + bias
     return scores.softmax(dim=-1) @ v
 
 
@@ -38,12 +39,11 @@ def tensors(queries: int, keys: int, width: int = 16) -> tuple[Tensor, Tensor, T
 
 
 @pytest.mark.parametrize("keys", [1, 7, 8, 13])
-def test_a_mask_is_the_same_as_a_bias(keys: int) -> None:
+def test_a_mask_is_a_bias_that_kernels_can_read(keys: int) -> None:
     q, k, v = tensors(5, keys)
-    mask = torch.rand(2, 1, 1, keys, generator=torch.Generator().manual_seed(1)) < 0.6
-    bias = as_bias(mask, q, k)
-    assert bias.shape == (2, 3, 5, keys)
-    assert bias.stride(-2) % 8 == 0
+    mask = Mask.of(torch.rand(2, keys, generator=torch.Generator().manual_seed(1)) < 0.6, q.dtype)
+    assert mask.bias.shape == (2, 1, 1, keys)
+    assert mask.bias.stride(0) % 8 == 0
     for kernel in (sdpa, plain):
         for visible in (None, mask):
             wanted = attention(q, k, v, visible)
@@ -57,7 +57,7 @@ def test_a_mask_is_the_same_as_a_bias(keys: int) -> None:
 
 
 def test_every_attention_of_a_network_takes_the_kernel(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules["fourm.networks.layers"]._KERNELS, "sdpa", plain)
+    monkeypatch.setitem(sys.modules["fourm.networks.attention"]._KERNELS, "sdpa", plain)
     model = load_model(find_model(tiny))
     unet = build_tokenizer(read_config(UNET))
     for network, kinds in ((model, (SelfAttention, CrossAttention)), (unet, (AttentionBlock,))):

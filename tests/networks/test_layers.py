@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourm.networks.layers import LayerNorm, attention, merge_heads, sincos_1d, sincos_2d, split_heads
+from fourm.networks.attention import Mask, attention, merge_heads, split_heads
+from fourm.networks.layers import LayerNorm, sincos_1d, sincos_2d
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +23,7 @@ def test_attention_reads_the_visible_keys_and_no_others() -> None:
     q, k, v = (random_heads(2, 3, length, 4, seed=length) for length in (5, 6, 7))
     k, v = k[:, :, :6], v[:, :, :6]
     visible = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
-    out = attention(q, k, v, visible[:, None, None, :])
+    out = attention(q, k, v, Mask.of(visible, q.dtype))
     for row in range(2):
         kept = visible[row]
         weights = (q[row] @ k[row][:, kept].transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
@@ -32,9 +33,9 @@ def test_attention_reads_the_visible_keys_and_no_others() -> None:
 def test_a_query_that_sees_nothing_gets_zeros_and_its_neighbours_are_as_before() -> None:
     q, k, v = (random_heads(2, 1, 3, 4, seed=seed) for seed in (1, 2, 3))
     visible = torch.tensor([[True, True, False], [False, False, False]])
-    out = attention(q, k, v, visible[:, None, None, :])
+    out = attention(q, k, v, Mask.of(visible, q.dtype))
     assert torch.equal(out[1], torch.zeros_like(out[1]))
-    assert torch.equal(out[0], attention(q[:1], k[:1], v[:1], visible[:1, None, None, :])[0])
+    assert torch.equal(out[0], attention(q[:1], k[:1], v[:1], Mask.of(visible[:1], q.dtype))[0])
     assert torch.equal(attention(q, k[:, :, :0], v[:, :, :0]), torch.zeros_like(q))
 
 

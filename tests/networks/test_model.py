@@ -11,9 +11,10 @@ from torch import Tensor
 from fourm.decoding.sampling import guide
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED, Kind
+from fourm.networks.attention import Mask
 from fourm.networks.checkpoint import load_model, unused_names
-from fourm.networks.model import FourM, FourMConfig
-from fourm.networks.state import Batch, Context, Slot
+from fourm.networks.model import Context, FourM, FourMConfig
+from fourm.networks.state import Batch, Slot
 
 FIXTURES = ("swiglu_nobias", "gelu_bias", "swiglu_qknorm", "superres", "registers_geglu")
 # Relative to the largest expected value; the recorded float32 numbers are 1e-6 from a float64 run.
@@ -154,12 +155,12 @@ def test_masked_modelling_forward(golden: Path, models: dict[str, FourM], fixtur
         context = model.encode(batch, budget=case["num_encoder_tokens"])
         assert torch.equal(~context.visible, torch.from_numpy(arrays["enc.mask"]))
         y = decoder_inputs(model, case, batch, context)
-        mask = ~torch.from_numpy(arrays["dec.self_attention_mask"])[:, None]
+        mask = Mask.of(~torch.from_numpy(arrays["dec.self_attention_mask"]), torch.float32)
         real = ~torch.from_numpy(arrays["dec.mask"])
         # Rows of padding see no key at all there and are of no meaning.
         for block in model.decoder:
             cross = block.read_context(context.tokens)
-            y = block(y, cross, context.visible[:, None, None], self_visible=mask)
+            y = block(y, cross, context.mask, mask)
         out = model.decoder_norm(y)
         assert_visible_close(out, real, arrays["dec.out"])
         for name in case["decoder_modality_order"]:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourm.codecs.table import build_codec
-from fourm.decoding.engine import DRAW, ORDER, Engine, _branch_inputs, _count_known, with_targets
+from fourm.decoding.branches import Branches, branch_inputs, count_known
+from fourm.decoding.engine import Engine, with_targets
 from fourm.decoding.sampling import Noise, draw
+from fourm.decoding.steps import DRAW, ORDER
 from fourm.modalities.registry import RELEASED, Kind
 from fourm.modalities.text import EOS_ID, WordPiece
 from fourm.networks.model import FourM
@@ -139,9 +141,10 @@ def test_one_stacked_query_gives_the_recorded_weighted_logits(
     branches = tuple(Branch(frozenset([n]), w) for n, w in zip(names, case["weights"], strict=True))
     step = Step(0, case["target"], case["scheme"], 1, 0.0, frozenset(names), branches, removes_hidden=True)
     positions = torch.from_numpy(arrays["uncond.dec.pos"]).long()
-    engine = Engine(load_fixture(unpacked, "swiglu_nobias"), plain=plain)
-    states = _branch_inputs(batch, step)
-    logits = engine._ask(states, step, positions, _count_known(states))
+    branches = Branches(load_fixture(unpacked, "swiglu_nobias"), plain)
+    states = branch_inputs(batch, step)
+    contexts = branches.encode(states, count_known(states, branches.network.reads))
+    logits = branches.logits(step, positions, None, contexts)
     check_digest(logits, arrays, "guided.")
 
 
@@ -184,7 +187,7 @@ def alike(got: Tensor, want: Tensor) -> bool:
     weights=st.tuples(WEIGHT, WEIGHT), scheme=st.sampled_from(["maskgit", "roar"]), count=st.integers(1, 3),
     done=st.integers(0, 12),
 )  # fmt: skip
-def test_a_stacked_query_is_the_weighted_sum_of_separate_passes(
+def test_a_stacked_query_is_the_weighted_sum_of_separatebranch_inputs(
     small: FourM, weights: tuple[float, float], scheme: str, count: int, done: int
 ) -> None:
     by_name = dict(zip(GIVEN, weights, strict=True))
@@ -194,9 +197,10 @@ def test_a_stacked_query_is_the_weighted_sum_of_separate_passes(
     decoded = torch.arange(done).expand(count, -1)
     batch = batch.with_slot("tok_b@32", batch.slots["tok_b@32"].fill(decoded, decoded))
     positions = torch.arange(done, 16 if scheme == "maskgit" else done + 3).expand(count, -1)
-    states = _branch_inputs(batch, step)
+    states = branch_inputs(batch, step)
     assert len(states) == 1 + sum(w != 0 for w in weights)
-    logits = Engine(small)._ask(states, step, positions, _count_known(states))
+    contexts = Branches(small).encode(states, count_known(states, small.reads))
+    logits = Branches(small).logits(step, positions, None, contexts)
     assert alike(logits, weighted(small, batch, "tok_b@32", positions, by_name))
 
 
@@ -230,11 +234,12 @@ def test_finished_targets_join_with_the_weight_of_the_target_being_decoded(
 def step_by_hand(model: FourM, batch: Batch, step: Step, weights: dict[str, float], noise: Noise) -> Batch:
     scheme, slot = SCHEMES[step.scheme], batch.slots[step.target]
     places, left = torch.arange(16).expand(2, -1), int(slot.wanted[0].sum())
-    positions = scheme.ask(slot.wanted, left, step.num_tokens, noise.uniforms(step.index, ORDER, places))
+    order = scheme.order(slot.wanted, noise.uniforms(step.index, ORDER, places))
+    positions = order[:, : left if scheme.rank else min(left, step.num_tokens)].sort(dim=1).values
     logits = weighted(model, batch, step.target, positions, weights)
     drawn = draw(logits, noise.uniforms(step.index, DRAW, positions), step.temperature)
     picks = torch.arange(positions.shape[1]).expand_as(positions)
-    if scheme.keep is not None:
-        picks = scheme.keep(drawn.confidence, drawn.raw_prob, step.num_tokens)
+    if scheme.rank is not None:
+        picks = scheme.rank(drawn.confidence, drawn.raw_prob)[:, : step.num_tokens]
     filled = batch.slots[step.target].fill(positions.gather(1, picks), drawn.ids.gather(1, picks))
     return batch.with_slot(step.target, filled)

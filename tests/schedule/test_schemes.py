@@ -86,26 +86,28 @@ def test_the_table_says_what_stands_behind_a_name() -> None:
 
 
 def test_maskgit_asks_for_every_unknown_position_in_ascending_order() -> None:
-    assert SCHEMES["maskgit"].ask(UNKNOWN, 3, 1, NOISE).tolist() == [[0, 2, 3], [1, 2, 3], [0, 1, 3]]
+    assert SCHEMES["maskgit"].order(UNKNOWN, NOISE)[:, :3].tolist() == [[0, 2, 3], [1, 2, 3], [0, 1, 3]]
 
 
 def test_roar_asks_for_the_unknown_positions_with_the_lowest_noise() -> None:
-    assert SCHEMES["roar"].ask(UNKNOWN, 3, 2, NOISE).tolist() == [[2, 3], [2, 3], [0, 1]]
+    first = SCHEMES["roar"].order(UNKNOWN, NOISE)[:, :2]
+    assert first.sort(dim=1).values.tolist() == [[2, 3], [2, 3], [0, 1]]
 
 
-def test_roar_asks_for_no_more_than_is_left() -> None:
-    assert SCHEMES["roar"].ask(UNKNOWN, 3, 9, NOISE).shape == (3, 3)
+@pytest.mark.parametrize("scheme", ["maskgit", "roar"])
+def test_known_positions_come_last(scheme: str) -> None:
+    assert not UNKNOWN.gather(1, SCHEMES[scheme].order(UNKNOWN, NOISE))[:, 3:].any()
 
 
 def test_maskgit_keeps_the_surest_answers_and_breaks_ties_to_the_lower_index() -> None:
     confidence = torch.tensor([[0.1, 0.9, 0.5], [0.5, 0.5, 0.5], [0.2, 0.3, 0.3]])
-    keep = SCHEMES["maskgit"].keep
-    assert keep is not None
-    assert keep(confidence, confidence, 2).tolist() == [[1, 2], [0, 1], [1, 2]]
+    rank = SCHEMES["maskgit"].rank
+    assert rank is not None
+    assert rank(confidence, confidence).tolist() == [[1, 2, 0], [0, 1, 2], [1, 2, 0]]
 
 
 def test_only_maskgit_drops_answers() -> None:
-    assert {name for name, scheme in SCHEMES.items() if scheme.keep} == {"maskgit"}
+    assert {name for name, scheme in SCHEMES.items() if scheme.rank} == {"maskgit"}
 
 
 def test_only_autoregression_is_causal() -> None:

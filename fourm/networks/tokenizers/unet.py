@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
-from fourm.networks.layers import Kernel, attention, sdpa
+from fourm.networks.attention import Kernel, attention, sdpa
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 
 _GROUPS = 32

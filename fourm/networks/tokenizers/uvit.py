@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
+from fourm.networks.attention import Mask
 from fourm.networks.layers import BlockConfig, CrossAttention, Mlp, SelfAttention
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 from fourm.networks.tokenizers.unet import GroupNorm, downsample, timestep_embedding, upsample
@@ -73,7 +74,7 @@ UVITS = {
 UViTCondition = tuple[
     Tensor,  # (1 or B, N, D): positions, and the projected latents where these are added
     tuple[tuple[Tensor, Tensor] | None, ...],  # for each block, with xattn: keys and values (B, H, M, d)
-    Tensor | None,  # with xattn: (B, 1, 1, M), False = no query reads it
+    Mask | None,  # with xattn: which of them queries read
 ]
 
 
@@ -179,28 +180,29 @@ class Transformer(nn.Module):
             latents = F.interpolate(quant.float(), size=grid, mode="nearest").to(quant.dtype)
             added = self.mid_cond_proj(rearrange(latents, "b d h w -> b (h w) d"))
             if cond_mask is not None:
-                mask = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
-                added = torch.where(rearrange(mask, "b 1 h w -> b (h w) 1"), self.mask_token, added)
+                is_hidden = F.interpolate(cond_mask.float().unsqueeze(1), size=grid, mode="nearest") > 0.5
+                added = torch.where(rearrange(is_hidden, "b 1 h w -> b (h w) 1"), self.mask_token, added)
             added = (added + positions_at(self.mid_pos_emb.float(), *grid)).to(quant.dtype)
             return added, (None,) * len(self.mid_block), None
         table = F.interpolate(self.mid_pos_emb.float(), size=grid, mode="nearest").to(quant.dtype)
-        context, visible = rearrange(quant, "b d h w -> b (h w) d"), None
+        context = rearrange(quant, "b d h w -> b (h w) d")
         contexts = tuple(block.read_context(context) for block in self.mid_block)  # type: ignore[operator]
+        mask: Mask | None = None
         if cond_mask is not None:
             hidden = rearrange(cond_mask, "b h w -> b 1 1 (h w)")
             nothing = hidden.all(dim=-1, keepdim=True)
             # A row that sees nothing reads the mean of all values: equal scores for all keys.
             contexts = tuple((keys.masked_fill(nothing, 0), values) for keys, values in contexts)
-            visible = ~hidden | nothing
-        return rearrange(table, "b d h w -> b (h w) d"), contexts, visible
+            mask = Mask.of((~hidden | nothing)[:, 0, 0], quant.dtype, all_see=True)
+        return rearrange(table, "b d h w -> b (h w) d"), contexts, mask
 
     def forward(self, x: Tensor, time: Tensor, condition: UViTCondition) -> Tensor:
         """x (B, C, h, w), time (1 or B, E) after its activation -> (B, C, h, w)."""
-        added, contexts, visible = condition
+        added, contexts, mask = condition
         y = self.mid_proj_in(rearrange(x, "b c h w -> b (h w) c")) + added
         skips, half = list[Tensor](), len(self.mid_block) // 2
         for index, (block, context) in enumerate(zip(self.mid_block, contexts, strict=True)):
-            y = block(y, time, context, visible, skips.pop() if block.skip_linear is not None else None)
+            y = block(y, time, context, mask, skips.pop() if block.skip_linear is not None else None)
             if index < half:
                 skips.append(y)
         return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])
@@ -230,7 +232,7 @@ class TransformerBlock(nn.Module):
         return self.cross_attn.keys_values(self.context_norm(context))
 
     def forward(
-        self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, visible: Tensor | None,
+        self, x: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None, mask: Mask | None,
         skip: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """x (B, N, D), time (1 or B, E), keys and values of the latents, an earlier block's result."""
@@ -241,7 +243,7 @@ class TransformerBlock(nn.Module):
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + gates[0] * look(_changed(self.norm1(x), *changes[:2]), None)
         if context is not None:
-            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), *changes[2:4]), *context, visible)
+            x = x + gates[1] * self.cross_attn(_changed(self.query_norm(x), *changes[2:4]), *context, mask)
         return x + gates[-1] * self.mlp(_changed(self.norm2(x), *changes[-2:]))
 
 

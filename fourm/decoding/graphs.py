@@ -1,0 +1,63 @@
+"""CUDA graphs: a function of tensors that is met again is captured, and its kernels are started at once."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Work = Callable[..., Sequence[Tensor]]
+MOST_GRAPHS = 256  # each holds its inputs and results; what is between them lies in one pool for all
+LEAST_FREE = 0.1  # share of the device's memory that must be free for one more
+
+
+@dataclass(slots=True)
+class _Captured:
+    graph: Any  # torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Sequence[Tensor]
+
+
+@dataclass(slots=True)
+class Graphs:
+    """Graphs by key. Results are the same with and without them."""
+
+    _met: Counter[Hashable] = field(default_factory=Counter)
+    _captured: dict[Hashable, _Captured] = field(default_factory=dict)
+    _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
+    _pool: Any = None
+
+    def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
+        """`work(*inputs)`, which must depend on nothing but its inputs, the key and memory that stays.
+
+        The first call of a key runs as it is, which also chooses kernels; the second one is captured. Work
+        that asks the device for a value cannot be captured and always runs as it is.
+        """
+        if inputs[0].device.type != "cuda":
+            return work(*inputs)
+        self._met[key] += 1
+        if key not in self._captured and not (self._met[key] > 1 and self._capture(key, work, inputs)):
+            return work(*inputs)
+        captured = self._captured[key]
+        for held, new in zip(captured.inputs, inputs, strict=True):
+            held.copy_(new)
+        captured.graph.replay()
+        return [one.clone() for one in captured.outputs]
+
+    def _capture(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
+        """Capture some work; False if it cannot be done, or there is no room."""
+        free, total = torch.cuda.mem_get_info(inputs[0].device)
+        if key in self._refused or len(self._captured) >= MOST_GRAPHS or free < LEAST_FREE * total:
+            return False
+        graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = work(*held)
+        except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
+            self._refused.add(key)
+            return False
+        self._pool = graph.pool() if self._pool is None else self._pool
+        self._captured[key] = _Captured(graph, held, outputs)
+        return True

@@ -1,0 +1,121 @@
+"""What is known of steps before the first of them, their sizes and numbers, and what each of them did.
+
+A CPU takes the sizes that are needed; other devices get few fixed ones, and numbers as tensors, so that a
+step is one function of tensors whose shapes are known.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fourm.modalities.registry import Kind
+from fourm.networks.state import Batch
+from fourm.schedule.chain import Chain, Step
+from fourm.schedule.schemes import SCHEMES
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """How a device wants the sizes of a step. Padding changes results in their last bits only."""
+
+    # Encoder rows are padded to a multiple of this many tokens, so that the rounding of a sample's sums does
+    # not depend on the length of other rows of its batch.
+    multiple: int
+    is_fixed: bool  # True: each new shape costs, since kernels are chosen and graphs captured for each
+    tokens_per_wait: int  # of a text: so many are decoded before the host asks whether all texts have ended
+
+    def num_rows(self, count: int) -> int:
+        """Rows of a batch of `count` samples."""
+        return 1 << max(count - 1, 0).bit_length() if self.is_fixed else count
+
+    def num_tokens(self, known: int, room: int) -> int:
+        """Encoder tokens of a row, of which `known` are known in the longest row and `room` at most."""
+        multiple = self.multiple
+        if self.is_fixed:
+            multiple *= math.ceil(room / (multiple * MOST_LENGTHS)) or 1
+        return math.ceil(known / multiple) * multiple
+
+    def num_asked(self, count: int, length: int, asks_all: bool) -> int:
+        """Positions that a step asks for, of which it needs `count`; length: those of the target.
+
+        asks_all: steps ask for all that is left, and not for a few.
+        """
+        if not self.is_fixed:
+            return count
+        shares = ASKED_OF_ALL if asks_all else ASKED_OF_FEW
+        return next(size for share in shares if (size := math.ceil(length * share)) >= count)
+
+
+ORDER, DRAW = 0, 1  # independent streams of noise: for the order of positions, for drawing tokens
+MOST_LENGTHS = 12  # fixed shapes: different lengths of encoder rows
+ASKED_OF_ALL, ASKED_OF_FEW = (1 / 4, 1 / 2, 3 / 4, 1), (1 / 16, 1 / 8, 1 / 4, 1)  # shares of a target
+# A vector register on CPUs (16 floats); elsewhere whole tiles of a matrix unit.
+SHAPES = {"cpu": Shapes(16, is_fixed=False, tokens_per_wait=1)}
+SHAPES_ELSEWHERE = Shapes(64, is_fixed=True, tokens_per_wait=8)
+
+
+def shapes_of(device: str) -> Shapes:
+    """The shapes for a type of device."""
+    return SHAPES.get(device, SHAPES_ELSEWHERE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dial:
+    """The numbers of one step of an image target, on the host and on the device."""
+
+    asked: int  # positions that the step asks for
+    fixed: int  # tokens that it fixes
+    whole: Tensor  # (2,) int64: `asked` and `fixed`
+    parts: Tensor  # (1 + n,) float32: the temperature, and the weights of the branches
+
+
+def dials_of(chain: Chain, masks: Batch, device: torch.device) -> dict[int, Dial]:
+    """The dials of all steps of image targets by index; tensors go to the device in two copies.
+
+    masks: a batch on the host. ValueError: rows have different numbers of tokens to decode.
+    """
+    left, counts = dict[str, int](), dict[int, tuple[int, int]]()
+    steps = [step for step in chain.steps if masks.slots[step.target].kind is Kind.GRID]
+    for step in steps:
+        target = step.target
+        if target not in left:
+            left[target] = _num_wanted(target, masks)
+        fixed = min(step.num_tokens, left[target])
+        asked = left[target] if SCHEMES[step.scheme].rank else fixed
+        counts[step.index] = asked, fixed
+        left[target] -= fixed
+    wide = max((len(step.branches) for step in steps), default=0)
+    whole = torch.tensor([counts[step.index] for step in steps], dtype=torch.int64).view(-1, 2)
+    parts = torch.zeros(len(steps), 1 + wide)
+    for row, step in enumerate(steps):
+        numbers = [step.temperature, *(branch.weight for branch in step.branches)]
+        parts[row, : len(numbers)] = torch.tensor(numbers)
+    whole, parts = whole.to(device), parts.to(device)
+    return {
+        step.index: Dial(*counts[step.index], whole[row], parts[row, : 1 + len(step.branches)])
+        for row, step in enumerate(steps)
+    }
+
+
+def _num_wanted(target: str, masks: Batch) -> int:
+    fewest, most = (int(count) for count in masks.slots[target].wanted.sum(dim=1).aminmax())
+    if fewest != most:
+        raise ValueError(f"{target}: rows have {fewest} to {most} tokens to decode; group equal ones")
+    return most
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What one decoding step did; for a sequence, one is yielded after every token."""
+
+    step: Step
+    batch: Batch  # after the step; while a sequence is decoded, without its new tokens
+    fixed: int  # tokens of each sample fixed since the last report, in all passes of a sequence together
+    done: int  # tokens of each sample's target fixed so far
+    total: int  # tokens of the target; for a sequence the limit, times its passes
+    seconds: float  # time on the host since the last report
+    sound: Tensor  # (B,) bool, False for rows of meaningless tokens: their logits were not finite
+    faults: Mapping[int, str] = field(default_factory=dict)  # by row: why no later step can be run for it
