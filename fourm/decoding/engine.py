@@ -56,7 +56,7 @@ class Engine:
         masks = Batch(batch.keys, {name: _masks_on_host(slot) for name, slot in batch.slots.items()})
         dials, branches = dials_of(chain, masks, batch.device), Branches(self.network, self.plain)
         grids = GridDecoder(branches, chain, self.graphs)
-        texts = TextDecoder(branches, chain, self.sentinels, self.max_rows)
+        texts = TextDecoder(branches, chain, self.sentinels, self.max_rows, self.graphs)
         for target, group in groupby(chain.steps, key=attrgetter("target")):
             steps = [*group]
             if batch.slots[target].kind is Kind.GRID:

@@ -27,6 +27,7 @@ class Graphs:
     _met: Counter[Hashable] = field(default_factory=Counter)
     _captured: dict[Hashable, _Captured] = field(default_factory=dict)
     _refused: set[Hashable] = field(default_factory=set)  # keys of what cannot be captured
+    _held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     _pool: Any = None
 
     def run(self, key: Hashable, work: Work, *inputs: Tensor) -> Sequence[Tensor]:
@@ -45,6 +46,16 @@ class Graphs:
             held.copy_(new)
         captured.graph.replay()
         return [one.clone() for one in captured.outputs]
+
+    def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same values in memory that stays for this key, for captured work that reads or changes them."""
+        held = self._held.get(key)
+        if held is None:
+            held = self._held[key] = [one.clone() for one in tensors]
+        else:
+            for old, new in zip(held, tensors, strict=True):
+                old.copy_(new)
+        return held
 
     def _capture(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
         """Capture some work; False if it cannot be done, or there is no room."""

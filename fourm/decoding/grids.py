@@ -106,12 +106,11 @@ class GridDecoder:
 
     def _key(self, step: Step, known: list[int], size: int, others: Embedded, slot: Slot) -> Hashable:
         """All that a step's work depends on besides tensors: their shapes, and what the host decides."""
-        step = replace(step, index=0, num_tokens=0, passed_over=0, temperature=float(step.is_greedy))
         shapes = tuple((name, *(tuple(one.shape) for one in part)) for name, part in others.items())
         own = tuple(tuple(one.shape) for one in slot.tensors())
         budget = self.branches.budget(others, known)
         chain = self.chain.top_k, self.chain.top_p
-        return step, chain, size, budget, min(known) == budget, min(known) == 0, shapes, own
+        return step.kind, chain, size, budget, min(known) == budget, min(known) == 0, shapes, own
 
     def _fix(
         self, slot: Slot, step: Step, size: int, ask: Callable[[Tensor, Tensor | None, Tensor], Tensor],

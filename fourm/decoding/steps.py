@@ -38,6 +38,10 @@ class Shapes:
             multiple *= math.ceil(room / (multiple * MOST_LENGTHS)) or 1
         return math.ceil(known / multiple) * multiple
 
+    def num_places(self, limit: int) -> int:
+        """Room for the tokens of a text, of which there are `limit` at most."""
+        return math.ceil(limit / self.multiple) * self.multiple if self.is_fixed else limit
+
     def num_asked(self, count: int, length: int, asks_all: bool) -> int:
         """Positions that a step asks for, of which it needs `count`; length: those of the target.
 

@@ -128,11 +128,10 @@ class Packing:
 class KVCache:
     """Keys and values, (B, H, ..., d) each, that decoding token by token computes once for one block."""
 
-    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int) -> None:
-        self.cross = cross  # of the context
-        keys = cross[0]
+    def __init__(self, cross: tuple[Tensor, Tensor], max_tokens: int = 0, held: Tensor | None = None) -> None:
+        self.cross, keys = cross, cross[0]  # of the context
         # (2, B, H, max_tokens, d): those of the tokens so far, then zeros
-        self.held = keys.new_zeros(2, *keys.shape[:2], max_tokens, keys.shape[3])
+        self.held = keys.new_zeros(2, *keys.shape[:2], max_tokens, keys.shape[3]) if held is None else held
 
     @property
     def room(self) -> int:

@@ -115,6 +115,13 @@ class Step:
         return self.target, self.guided, tuple(one.visible for one in self.branches), self.removes_hidden
 
     @property
+    def kind(self) -> "Step":
+        """The step without its numbers, which may differ where everything else is equal."""
+        branches = tuple(replace(one, weight=1.0) for one in self.branches)
+        heat = float(self.is_greedy)
+        return replace(self, index=0, num_tokens=0, passed_over=0, temperature=heat, branches=branches)
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken, instead of a draw."""
         return self.temperature <= GREEDY_BELOW

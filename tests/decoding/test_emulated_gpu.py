@@ -174,12 +174,13 @@ def test_a_text_waits_once_for_eight_tokens_and_a_few_times_in_all(
 def test_the_fast_texts_on_a_gpu_are_the_plain_ones(gpu: Gpu, network: FourM, tiny: Path) -> None:
     text = TargetSpec("caption", 6, "autoregressive", guidance=2.0, passes=3)
     chain = make_chain([TargetSpec("tok_clip@64", 64, "roar", 2), text], [])
-    fast, plain, split = (
+    graphs, before = Graphs(), Graph.replays
+    fast, plain, split, captured, again = (
         steps_of(network, tiny, chain, gpu, **how)[-1][0].batch.slots["caption"].values.cpu()
-        for how in ({}, {"plain": True}, {"max_rows": 3})
+        for how in ({}, {"plain": True}, {"max_rows": 3}, {"graphs": graphs}, {"graphs": graphs})
     )
-    assert torch.equal(fast, plain)
-    assert torch.equal(fast, split)
+    assert all(torch.equal(one, plain) for one in (fast, split, captured, again))
+    assert Graph.replays - before > 9  # tokens of texts, most of them of the second run
 
 
 # Fixed shapes and graphs
