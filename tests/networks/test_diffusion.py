@@ -109,7 +109,7 @@ def test_the_forward_process_is_the_recorded_one(schedulers: Path) -> None:
         noisy, v = add_noise(get["clean"], get["noise"], a), velocity(get["clean"], get["noise"], a)
         assert_met(noisy, tensors[f"{schedule}/noisy"], CALL)
         assert_met(v, tensors[f"{schedule}/velocity"], CALL)
-        _, back = predict(v, a, noisy, "v_prediction")
+        _, back = predict(v, a.sqrt(), (1 - a).sqrt(), noisy, "v_prediction")
         torch.testing.assert_close(back, tensors[f"{schedule}/recovered_noise"], rtol=1e-6, atol=1e-7)
 
 
@@ -146,7 +146,7 @@ def test_a_network_that_is_always_right_leads_straight_to_the_value(
     right = {"sample": x0, "epsilon": eps, "v_prediction": velocity(x0, eps, a)}[prediction]
     noisy = add_noise(x0, eps, a)
     slack = 1e-5 / float(min(a, 1 - a).sqrt())  # rounding, divided by how much there is of each
-    predicted_clean, predicted_noise = predict(right, a, noisy, prediction)
+    predicted_clean, predicted_noise = predict(right, a.sqrt(), (1 - a).sqrt(), noisy, prediction)
     torch.testing.assert_close(predicted_clean, x0, rtol=0, atol=slack)
     torch.testing.assert_close(predicted_noise, eps, rtol=0, atol=slack)
     after, _ = Sampler("ddim", alphas, prediction).step(right, t, t - 20, noisy)

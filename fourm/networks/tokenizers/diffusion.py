@@ -1,14 +1,15 @@
-"""Tokenizers that decode by diffusion: noise schedules, timesteps, DDPM and DDIM steps, the loop over them.
+"""Tokenizers that decode by diffusion: noise schedules, timesteps, DDPM and DDIM steps, the loop over steps.
 
 Steps are pure float32 arithmetic on tensors. `a` is always the cumulative product of (1 - beta), the share of
 the clean signal in a noisy one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fourm.errors import CheckpointError, UsageError, near_match
 from fourm.hub.header import TokenizerPart
 from fourm.modalities.typed import to_type
 from fourm.networks.tokenizers.config import DiVAEConfig, Size
+from fourm.networks.tokenizers.solvers import Solver, SolverStep, State, advance, plan_steps
 from fourm.networks.tokenizers.unet import UNETS, PatchedUNet, UNetShape
 from fourm.networks.tokenizers.uvit import UVITS, UViT, UViTShape
 from fourm.networks.tokenizers.vq import Tokenizer
@@ -96,6 +98,13 @@ class Clipping:
         return (flat.clamp(-bound, bound) / bound).view_as(x)
 
 
+class Timestep(NamedTuple):
+    """One step of DDPM or DDIM."""
+
+    timestep: int
+    previous: int  # the one that it leads to; negative: the clean value
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
     """One way from noise to a value: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021, arXiv:2010.02502)."""
@@ -106,8 +115,8 @@ class Sampler:
     clipping: Clipping = Clipping()
     mode: str = "trailing"  # of MODES: how DDIM spaces its timesteps; DDPM knows one way
 
-    def timesteps(self, num_steps: int) -> list[tuple[int, int]]:
-        """Each timestep and the one that its step leads to (negative: the value), as the reference has them.
+    def timesteps(self, num_steps: int) -> list[Timestep]:
+        """The timesteps as the reference has them.
 
         `trailing` takes more than `num_steps` where this does not divide the steps of training. A timestep at
         which the network's prediction does not determine the clean value is a CheckpointError.
@@ -125,11 +134,34 @@ class Sampler:
             times = list(range(count - 1, -1, -ratio))
         else:
             times = [int(t) - 1 for t in torch.linspace(count, 1, num_steps, dtype=torch.float64).round()]
+        self._check_signal(times)
+        return [Timestep(t, t - ratio) for t in times]
+
+    def plan(self, solver: Solver, num_steps: int) -> list[SolverStep]:
+        """The steps of a solver that takes the place of this sampler's own; errors as of `timesteps`."""
+        steps = plan_steps(solver, self.alphas, num_steps)
+        self._check_signal([step.timestep for step in steps])
+        return steps
+
+    def advance(
+        self, output: Tensor, step: Timestep | SolverStep, state: State, draw: Callable[[], Tensor]
+    ) -> State:
+        """The state after a step of `timesteps` or `plan`; output: the network's for `state.x`, (B, C, H, W).
+
+        draw: gives fresh noise to the steps that take some.
+        """
+        if isinstance(step, SolverStep):
+            signal, noise = step.level.alpha, step.level.sigma
+            clean, _ = predict(output.float(), signal, noise, state.x, self.prediction)
+            return advance(step, state, self.clipping(clean))
+        fresh = draw() if self.draws_at(step.timestep) else None
+        return State(self.step(output, step.timestep, step.previous, state.x, fresh)[0])
+
+    def _check_signal(self, times: Sequence[int]) -> None:
         for t in times if self.prediction == "epsilon" else ():
             if self.alphas[t] == 0:
                 why = f"says nothing at timestep {t}, where no signal is left (zero_terminal_snr)"
                 raise CheckpointError(f"prediction_type: 'epsilon' {why}")
-        return [(t, t - ratio) for t in times]
 
     def draws_at(self, t: int) -> bool:
         """True where a step takes fresh noise."""
@@ -145,7 +177,7 @@ class Sampler:
         """
         output, x, a = output.float(), x.float(), self.alphas[t]
         b = self.alphas[previous] if previous >= 0 else torch.tensor(1.0)
-        clean, predicted = predict(output, a, x, self.prediction)
+        clean, predicted = predict(output, a.sqrt(), (1 - a).sqrt(), x, self.prediction)
         clean = self.clipping(clean)
         if self.kind == "ddim":
             return b.sqrt() * clean + (1 - b).sqrt() * predicted, clean
@@ -159,12 +191,13 @@ class Sampler:
         return after + ((1 - b) / (1 - a) * beta).clamp(min=1e-20).sqrt() * noise.float(), clean
 
 
-def predict(output: Tensor, a: Tensor, x: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-    """The clean value, and the noise in x, that a network's output stands for; a broadcasts over x.
+def predict(
+    output: Tensor, signal: Tensor | float, noise: Tensor | float, x: Tensor, prediction: str
+) -> tuple[Tensor, Tensor]:
+    """The clean value, and the noise in x = signal * clean + noise * noise, that a network's output means.
 
     prediction: "sample", "epsilon" or "v_prediction" (Salimans and Ho 2022, arXiv:2202.00512).
     """
-    signal, noise = a.sqrt(), (1 - a).sqrt()
     if prediction == "sample":
         return output, (x - signal * output) / noise
     if prediction == "epsilon":
@@ -196,17 +229,21 @@ class DiVAE(Tokenizer):
         return self.config.n_channels, height, width
 
     def sample(
-        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None
-    ) -> Iterator[Tensor]:
+        self, tokens: Tensor, draws: Callable[[int], Tensor], steps: int, size: Size | None = None,
+        solver: Solver | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """The running value (B, C, H, W) float32 after every step; the last one is the result.
 
         tokens (B, h, w) int64, or latents (B, L, h, w) as `lookup` gives them. draws(0) is the noise to begin
         with, (B, C, H, W) standard normal; draws(1), draws(2), ... are those of the DDPM steps that take
-        some. size is (H, W) in pixels, by default the grid's. Wrong arguments are refused before any draw.
+        some. size is (H, W) in pixels, by default the grid's. solver replaces the steps of `sampler`. Wrong
+        arguments are refused before any draw.
         """
         if (decoder := self.decoder) is None:
             raise ValueError("this tokenizer was built without a decoder")
-        times = self.sampler.timesteps(steps)
+        planned: Sequence[Timestep | SolverStep] = (
+            self.sampler.plan(solver, steps) if solver else self.sampler.timesteps(steps)
+        )
         quant = tokens if tokens.ndim == 4 and tokens.is_floating_point() else self.lookup(tokens)
         if (found := quant.shape[1]) != (wanted := self.config.latent_dim):
             raise ValueError(f"latents have {found} channels; this tokenizer has {wanted}")
@@ -223,15 +260,15 @@ class DiVAE(Tokenizer):
             return noise
 
         def run() -> Iterator[Tensor]:
-            x, on_device = draw(0), torch.tensor(times, device=quant.device)[:, 0]
+            state = State(draw(0))
+            times = torch.tensor([step.timestep for step in planned], device=quant.device)
             with torch.no_grad():
                 condition = decoder.condition(quant, (height, width))
-            for index, (t, previous) in enumerate(times):
+            for index, step in enumerate(planned):
                 with torch.no_grad():
-                    output = decoder(x, on_device[index], condition)
-                    fresh = draw(index + 1) if self.sampler.draws_at(t) else None
-                    x, _ = self.sampler.step(output, t, previous, x, fresh)
-                yield x
+                    output = decoder(state.x, times[index], condition)
+                    state = self.sampler.advance(output, step, state, partial(draw, index + 1))
+                yield state.x
 
         return run()  # a generator of its own, so that the checks do not wait for the first step
 
