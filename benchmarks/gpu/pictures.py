@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from benchmarks.generate import Subject, conditions, decode, random_model
 from benchmarks.gpu.bench import Bench, Cases, Values, count_operations
 from fourm.decoding.engine import Engine
+from fourm.decoding.graphs import Graphs
 from fourm.hub.catalogue import CATALOGUE
 from fourm.modalities.registry import RELEASED
 from fourm.networks.model import FourM
@@ -42,12 +43,13 @@ def precision(bench: Bench) -> Cases:
 
 def _cases(bench: Bench, model: str, dtype: str, batches: Iterable[int], few: bool = False) -> Cases:
     batches = (1,) if bench.quick else batches
-    clock = _Clock(bench, dtype, cache(partial(build, bench, model, dtype)), few or bench.quick, {})
+    clock = _Clock(bench, dtype, cache(partial(build, bench, model, dtype)), few or bench.quick, {}, Graphs())
     named = {f"{model} {dtype}, pictures, batch {size}": partial(clock.pictures, size) for size in batches}
     if few:
         return named
     texts = {f"{model} {dtype}, captions, batch {size}": partial(clock.captions, size) for size in batches}
-    return {**named, **texts}
+    eager = partial(replace(clock, graphs=None).pictures, 1)
+    return {**named, **texts, f"{model} {dtype}, pictures, batch 1, without graphs": eager}
 
 
 def build(bench: Bench, name: str, dtype: str) -> FourM:
@@ -81,6 +83,7 @@ class _Clock:
     build: Callable[[], FourM]
     few: bool
     counted: dict[str, int]  # operations per sample, by the text of the chain
+    graphs: Graphs | None  # None: steps are not captured
 
     def pictures(self, size: int) -> Values:
         """Measure tokens of pictures, with all steps or fewer."""
@@ -105,7 +108,8 @@ class _Clock:
             chain = picture_chain(FEWER)
         key = chain.to_text()
         if key not in self.counted:
-            self.counted[key] = count_operations(lambda: self._run(model, chain, 1))
+            eager = replace(self, graphs=None)  # operations in graphs are not seen
+            self.counted[key] = count_operations(lambda: eager._run(model, chain, 1))
         runs = [self._run(model, chain, size)]
         while len(runs) < (1 if bench.quick else 3) and sum(s for s, _ in runs) < min(3.0, bench.left / 4):
             runs.append(self._run(model, chain, size))
@@ -114,6 +118,7 @@ class _Clock:
         return {
             "s / batch": whole, "samples/s": size / whole, "ms / step": seconds / steps * 1e3,
             "steps": total, "steps timed": steps, "runs": len(runs),
+            "graphs": 0 if self.graphs is None else self.graphs.count,
             **bench.rates(self.counted[key] * size, seconds, self.dtype), **bench.peak_memory(),
         }  # fmt: skip
 
@@ -123,7 +128,7 @@ class _Clock:
         batch = conditions(subject, size)
         with arithmetic(self.dtype):
             started = time.perf_counter()
-            steps = decode(subject, Engine(model), batch, self.bench.device)
+            steps = decode(subject, Engine(model, graphs=self.graphs), batch, self.bench.device)
             return time.perf_counter() - started, steps
 
 

@@ -14,6 +14,7 @@ from benchmarks.gpu.bench import Bench, Cases, Values
 from benchmarks.gpu.pictures import FEWER, build, caption_chain, picture_chain
 from benchmarks.gpu.tokenizers import config
 from fourm.decoding.engine import Engine
+from fourm.decoding.graphs import Graphs
 from fourm.modalities.registry import RELEASED
 from fourm.networks.model import FourM
 from fourm.networks.precision import arithmetic
@@ -44,8 +45,9 @@ def _decoding(bench: Bench, network: Callable[[], FourM], chain: Chain, size: in
     model = network()
     subject = Subject("", model, RELEASED, chain)
     batch = conditions(subject, size).to(bench.device)
+    engine = Engine(model, graphs=Graphs())
     with arithmetic("bfloat16"):
-        return _profiled(bench, lambda: decode(subject, Engine(model), batch, bench.device))
+        return _profiled(bench, lambda: decode(subject, engine, batch, bench.device))
 
 
 def _diffusion(bench: Bench, size: int) -> Values:

@@ -10,6 +10,7 @@ from benchmarks.generate import made_up
 from benchmarks.gpu.bench import Bench, Cases, Values
 from fourm.codecs.texts import encode_texts
 from fourm.decoding.engine import Engine, with_targets
+from fourm.decoding.graphs import Graphs
 from fourm.decoding.sampling import Noise
 from fourm.hub.files import ModelFiles, find_model
 from fourm.modalities.registry import Kind
@@ -41,6 +42,7 @@ class _Compared:
     files: ModelFiles
     networks: dict[tuple[str, torch.dtype], FourM] = field(default_factory=dict)
     kept: dict[str, list[Steps]] = field(default_factory=dict)
+    graphs: dict[str, Graphs] = field(default_factory=dict)  # by dtype
 
     def network(self, device: str, dtype: torch.dtype) -> FourM:
         """The model on a device, loaded once."""
@@ -51,12 +53,13 @@ class _Compared:
     def decode(self, text: str, device: str, dtype: str, size: int) -> list[Steps]:
         """Decode all samples in batches of `size`."""
         network, chain = self.network(device, torch_dtype(dtype)), parse_chain(text, self.files)
+        engine = Engine(network, graphs=self.graphs.setdefault(dtype, Graphs()))
         whole = _conditions(self.files, chain, 4 if self.bench.quick else len(PROMPTS))
         found: list[Steps] = []
         for first in range(0, len(whole.keys), size):
             rows = torch.arange(first, min(first + size, len(whole.keys)))
             with arithmetic(dtype):
-                found += _decoded(network, self.files, chain, whole.select(rows), device)
+                found += _decoded(engine, self.files, chain, whole.select(rows), device)
         return found
 
     def reference(self, text: str) -> list[Steps]:
@@ -114,11 +117,11 @@ def _conditions(files: ModelFiles, chain: Chain, count: int) -> Batch:
     return batch.select(torch.arange(count))
 
 
-def _decoded(network: FourM, files: ModelFiles, chain: Chain, batch: Batch, device: str) -> list[Steps]:
+def _decoded(engine: Engine, files: ModelFiles, chain: Chain, batch: Batch, device: str) -> list[Steps]:
     noise = Noise.for_samples(0, [(key, 0) for key in batch.keys]).to(device)
     started = with_targets(batch, chain, files.registry).to(device)
     found: list[Steps] = [[] for _ in batch.keys]
-    for progress in Engine(network).run(started, chain, noise):
+    for progress in engine.run(started, chain, noise):
         slot = progress.batch.slots[progress.step.target].to("cpu")
         for steps, values, known in zip(found, slot.values, slot.known, strict=True):
             steps.append((progress.step.target, values[known].tolist()))

@@ -47,6 +47,11 @@ class Graphs:
         captured.graph.replay()
         return [one.clone() for one in captured.outputs]
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._captured)
+
     def hold(self, key: Hashable, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same values in memory that stays for this key, for captured work that reads or changes them."""
         held = self._held.get(key)
