@@ -211,7 +211,8 @@ def tokenize(
     request = TokenizeRequest(
         files, tuple(found), dataset.samples, out, num_crops=crops, min_scale=min_scale, seed=seed or 0,
         batch_size=options.parse_batch_size(machine.batch_size), device=machine.device or "auto",
-        dtype=machine.dtype or "auto", attention=machine.attention, overwrite=overwrite,
+        dtype=machine.dtype or "auto", attention=machine.attention, compile=machine.compile_blocks,
+        overwrite=overwrite,
         world=parse_world(machine.shard, os.environ), fit=options.parse_fit(fit),
     )  # fmt: skip
     counts = Counter(name for sample in dataset.samples for name in sample.files)
@@ -252,7 +253,8 @@ def _requester(
         overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(settings.device or "auto"),
         dtype=machine.dtype or settings.dtype or "auto",
-        attention=machine.attention, decode=writing.decode, preview=writing.preview, blend=writing.blend,
+        attention=machine.attention, compile=machine.compile_blocks, decode=writing.decode,
+        preview=writing.preview, blend=writing.blend,
         restore=writing.restore,
         detokenizer_steps=writing.detokenizer_steps or settings.detokenizer_steps or DETOKENIZER_STEPS,
     )  # fmt: skip
@@ -311,6 +313,7 @@ def _repeat(
         make_request(
             model=model, chain=chain, samples=samples, num_variations=base.num_variations,
             variation=base.variation, seed=record.seed, dtype=record.dtype, attention=record.attention,
+            compile=record.compile,
             decode=record.decode, detokenizer_steps=record.detokenizer_steps, preview=record.preview,
             blend=record.blend, fit=record.fit, restore=record.restore,
         )

@@ -151,6 +151,8 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
         autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
     "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
                         autocompletion=one_of("sdpa", "xformers")),
+    "compile_blocks": option(
+        "Let torch's compiler make the blocks of networks; pays in long runs.", None, MODEL, "--compile"),
     "config": config_option(
         "YAML with a model, or its name in `fourm models --configs`.", "-c", "--config"),
     "data_config": config_option("YAML with data, likewise.", "-dc", "--data-config"),
@@ -206,6 +208,7 @@ class Machine:
     device: str | None = None
     dtype: str | None = None
     attention: str = "sdpa"
+    compile_blocks: bool = False
     batch_size: str = "auto"
     shard: str | None = None
 

@@ -24,7 +24,7 @@ from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
 from fourm.inputs.request import Request, World, check_attention, check_seed
-from fourm.networks.precision import choose_dtype
+from fourm.networks.precision import check_compiler, choose_dtype
 from fourm.runs.device import choose_device
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
@@ -184,12 +184,14 @@ _LOADED, _LOADING = list[Model](), Lock()  # models that are not closed
 def load(
     name: str | os.PathLike[str] = DEMO, *, device: str = "auto", dtype: str = "auto",
     sr: str | bool | None = None, tokenizers: Mapping[str, str] | None = None, attention: str = "sdpa",
+    compile: bool = False,
 ) -> Model:  # fmt: skip
     """A model by its short name, Hub id, folder or .safetensors file, on a device.
 
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". dtype: "auto", "float32",
     "tf32", "bfloat16" or "float16". sr: True, or the name of a model: all calls do super-resolution too.
     tokenizers: others than the model's own, by key (`{"rgb": "tok-rgb"}`). attention: "sdpa" or "xformers".
+    compile: torch's compiler makes the blocks of the networks, which takes a minute and changes last bits.
     Equal arguments give the model that is loaded already, unless it was closed or its files have changed.
     UsageError: an unknown name or setting; MissingError: what is not on this machine, and how to get it.
     """
@@ -202,12 +204,14 @@ def load(
     _warn_of_late_import(place.type)
     status = files.weights.stat()
     identity = status.st_mtime_ns, status.st_size, status.st_ino
-    made_from = (files, place, dtype, sr, attention, *identity)
+    if compile:
+        check_compiler(place)
+    made_from = (files, place, dtype, sr, attention, compile, *identity)
     with _LOADING:
         for model in _LOADED:
             if model._made_from == made_from:
                 return model
-        models = LoadedModels(LoadedModel(files, place, dtype, attention), sr)
+        models = LoadedModels(LoadedModel(files, place, dtype, attention, compile), sr)
         if sr is not None and sr is not False:
             models.sr_model(None if sr is True else path_text(sr))  # a mistake in its name is told now
         _LOADED.append(Model(models, made_from))
@@ -235,11 +239,14 @@ def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]
     What is saved stays saved. UsageError: the folder is not empty, or the request is for another model.
     """
     if isinstance(model, str):
-        model = load(model, device=request.device, dtype=request.dtype, attention=request.attention)
+        how = {name: getattr(request, name) for name in ("device", "dtype", "attention", "compile")}
+        model = load(model, **how)
     if model is None:
         return run_request(request)
     loaded = model._models.base
     if request.model != loaded.files:
         raise UsageError(f"the request is for {request.model.name}, not for {model.name}, which is loaded")
-    request = replace(request, device=model.device, dtype=model.dtype, attention=loaded.attention)
+    request = replace(
+        request, device=model.device, dtype=model.dtype, attention=loaded.attention, compile=loaded.compile
+    )
     return run_request(request, loaded)

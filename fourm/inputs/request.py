@@ -81,6 +81,7 @@ class Request:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"  # "auto" is float32: the same result everywhere
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
+    compile: bool = False  # blocks run as torch's compiler makes them; last bits differ
     decode: bool = True  # also write pictures and other values, not only tokens
     detokenizer_steps: int = DETOKENIZER_STEPS
     preview: Annotated[int, Limits(0)] = 0  # keep the picture after every n-th step; 0 is never
@@ -186,6 +187,7 @@ class TokenizeRequest:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
+    compile: bool = False  # see `Request`
     overwrite: bool = False
     world: World = field(default_factory=World)
     fit: Fit = "crop"  # what the first crop of a picture is: its centre, or all of it with a border

@@ -75,6 +75,20 @@ class BlockConfig:
         return LayerNorm(width or self.dim, self.norm_bias, self.norm_eps)
 
 
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the transformer blocks of a network with torch's compiler, when they are first used.
+
+    Blocks of a kind share one compilation, for all sizes of their tensors. Last bits of results change.
+    """
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
+class Block(nn.Module):
+    """What is repeated in a network."""
+
+
 class Mlp(nn.Module):
     """fc2(act(fc1(x))), or fc2(act(fc1(x)) * fc3(x)) when gated (Shazeer 2020, arXiv:2002.05202)."""
 
@@ -149,7 +163,7 @@ class CrossAttention(nn.Module):
         return self.proj(merge_heads(attention(q, keys, values, mask, kernel=self.kernel)))
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Block):
     """Pre-norm self-attention and MLP."""
 
     def __init__(self, config: BlockConfig) -> None:
@@ -166,7 +180,7 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     """Pre-norm self-attention, cross-attention to the context, MLP."""
 
     def __init__(self, config: BlockConfig) -> None:

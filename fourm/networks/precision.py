@@ -1,9 +1,12 @@
 """How networks compute: dtypes, and torch's global settings for exact, deterministic arithmetic."""
 
+import importlib.util
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
+from shutil import which
 from threading import Condition
 from typing import Any, cast
 
@@ -37,6 +40,14 @@ def choose_dtype(name: str, device: torch.device) -> str:
         where = f"only NVIDIA GPUs support it, not '{device.type}'"
         raise UsageError(f"`dtype=tf32`: {where}; use `dtype=float32`")
     return DTYPES[name].name
+
+
+def check_compiler(device: torch.device) -> None:
+    """UsageError where torch's compiler lacks what it needs: a C++ compiler on CPUs, Triton on GPUs."""
+    if device.type == "cpu" and not any(map(which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
+        raise UsageError("`compile`: needs a C++ compiler on a CPU, and there is none on PATH, such as g++")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UsageError("`compile`: needs Triton on a GPU; pip install triton does it")
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class RunRecord:
     input: Input | None = None  # what the samples were read from; None: an older version made the folder
     fit: Fit = "crop"  # how pictures became squares
     restore: bool = False  # values are of whole pictures, not of squares
+    compile: bool = False  # torch's compiler made the networks' blocks; they round differently
 
     def to_json(self) -> dict[str, Any]:
         """The fields as `run.json` contains them."""

@@ -202,7 +202,7 @@ def make_record(job: Job) -> RunRecord:
         decode=request.decode, detokenizer_steps=request.detokenizer_steps, preview=request.preview,
         blend=request.blend,
         stage=request.stage, origin=request.origin.as_origin() if request.origin else {},
-        fit=request.fit, restore=request.restore,
+        fit=request.fit, restore=request.restore, compile=request.compile,
         places=(*job.written, *extras),
         device_type=device.type, device=f"{device if is_gpu else device.type} {processor}",
         versions={"fourm": __version__, "python": platform.python_version()} | versions

@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import RLock
 
 import torch
+from torch import nn
 
 from fourm.codecs.table import Codec, build_codec
 from fourm.decoding.engine import RELEASED_SENTINELS, Engine
@@ -15,6 +16,7 @@ from fourm.modalities.registry import Modality
 from fourm.modalities.text import WordPiece
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_model, load_tokenizer
+from fourm.networks.layers import compile_blocks
 from fourm.networks.model import FourM
 from fourm.networks.precision import torch_dtype
 from fourm.networks.tokenizers import AnyTokenizer
@@ -28,6 +30,7 @@ class LoadedModel:
     device: torch.device
     dtype: str  # a key of `DTYPES`
     attention: str = "sdpa"
+    compile: bool = False
     _network: FourM | None = None
     _wordpiece: WordPiece | None = None
     # By path. A model for super-resolution shares them with its base.
@@ -41,7 +44,7 @@ class LoadedModel:
         with self.lock:
             if self._network is None:
                 self._network = load_model(self.files, self.device, torch_dtype(self.dtype))
-                set_attention(self._network, self.attention, self.device)
+                self._prepare(self._network)
             return self._network
 
     @property
@@ -61,9 +64,14 @@ class LoadedModel:
                 part = part if there is None else TokenizerPart.WHOLE
                 dtype = torch_dtype(self.dtype)
                 loaded = load_tokenizer(path, self.device, dtype, part)
-                set_attention(loaded, self.attention, self.device)
+                self._prepare(loaded)
                 there = self.tokenizers[path] = part, loaded
             return there[1]
+
+    def _prepare(self, network: nn.Module) -> None:
+        set_attention(network, self.attention, self.device)
+        if self.compile:
+            compile_blocks(network)
 
     def codec(self, row: Modality, part: TokenizerPart | None = None) -> Codec:
         """The codec of a modality, with the part of its tokenizer; None: without a tokenizer."""

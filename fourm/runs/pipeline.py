@@ -28,7 +28,7 @@ from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.precision import arithmetic, choose_dtype
+from fourm.networks.precision import arithmetic, check_compiler, choose_dtype
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
@@ -74,6 +74,8 @@ def check(request: Request) -> Job:
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
+    if request.compile:
+        check_compiler(device)
     places = plan_places(request)
     check_mask_files(request.chain)
     check_files(request.model, tokenizers_of(request.model, places))
@@ -224,11 +226,13 @@ def _stepwise(events: Iterator[Event], loaded: LoadedModel) -> Iterator[Event]:
 
 def _loaded_for(job: Job, loaded: LoadedModel | None) -> LoadedModel:
     """The loaded model of a job; without one, one that loads its parts when they are used."""
-    own = job.request.model, job.device, job.dtype, job.request.attention
+    request = job.request
+    own = request.model, job.device, job.dtype, request.attention, request.compile
     if loaded is None:
         return LoadedModel(*own)
-    if (loaded.files, loaded.device, loaded.dtype, loaded.attention) != own:
-        raise ValueError("the model is loaded from other files, or for another device, dtype or attention")
+    if (loaded.files, loaded.device, loaded.dtype, loaded.attention, loaded.compile) != own:
+        settings = "device, dtype, attention or compile"
+        raise ValueError(f"the model is loaded from other files, or with another {settings}")
     return loaded
 
 

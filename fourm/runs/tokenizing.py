@@ -60,7 +60,8 @@ from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
-from fourm.networks.precision import arithmetic, choose_dtype, torch_dtype
+from fourm.networks.layers import compile_blocks
+from fourm.networks.precision import arithmetic, check_compiler, choose_dtype, torch_dtype
 from fourm.output.joining import check_names
 from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
@@ -108,6 +109,8 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     device = choose_device(request.device, request.world)
     dtype = choose_dtype(request.dtype, device)
     set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
+    if request.compile:
+        check_compiler(device)
     for row in request.rows:
         path = request.model.tokenizers[row.tokenizer]
         if row.codec not in FORMS:
@@ -177,7 +180,8 @@ def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
     digest = sha256_of(weights_of(run.request.model.tokenizers[row.tokenizer]))
     return {"tokenizer": digest, "crops": run.num_crops, "dtype": run.portions.dtype,
             "attention": run.request.attention, "device": run.portions.device.type,
-            **({"fit": run.request.fit} if run.request.fit != _FIT["fit"] else {})}  # fmt: skip
+            **({"fit": run.request.fit} if run.request.fit != _FIT["fit"] else {}),
+            **({"compile": True} if run.request.compile else {})}  # fmt: skip
 
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:
@@ -222,6 +226,8 @@ def _tokenize(run: Tokenizing) -> Iterator[Event]:
         encoders = {name: load_tokenizer(paths[name], device, dtype, TokenizerPart.ENCODER) for name in names}
         for row in needed.values():
             set_attention(encoders[row.tokenizer], request.attention, device)
+            if request.compile:
+                compile_blocks(encoders[row.tokenizer])
             run.codecs[row.name] = GridCodec(row, FORMS[row.codec], encoders[row.tokenizer])
     make_all(request.out)
     remove_leftovers(request.out)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fourm.errors import CheckpointError
 from fourm.modalities.typed import Limits
 from fourm.networks.attention import Mask
-from fourm.networks.layers import BlockConfig, CrossAttention, Mlp, SelfAttention
+from fourm.networks.layers import Block, BlockConfig, CrossAttention, Mlp, SelfAttention
 from fourm.networks.tokenizers.config import PositiveInt, PositiveInts, Size
 from fourm.networks.tokenizers.unet import GroupNorm, downsample, timestep_embedding, upsample
 from fourm.networks.tokenizers.vq import position_map, positions_at
@@ -208,7 +208,7 @@ class Transformer(nn.Module):
         return rearrange(self.mid_proj_out(y), "b (h w) c -> b c h w", h=x.shape[2])
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """Attention to the map, perhaps to the latents, and an MLP, led by the time (Peebles and Xie 2022)."""
 
     def __init__(self, shape: UViTShape, wide: int, context_width: int, has_skip: bool) -> None:
