@@ -14,11 +14,12 @@ from fourm.data.layout import MAX_SAMPLES, Key, Sample, parse_key
 from fourm.data.opening import read_bytes, real, strip_metadata
 from fourm.errors import FourMError, UsageError, printable
 from fourm.hub.catalogue import DEMO, DEMO_SR
+from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, find_model, find_sr
 from fourm.inputs.request import DETOKENIZER_STEPS, MAX_DETOKENIZER_STEPS
 from fourm.inputs.sources import CAPTION, Source, kept_names, read_samples
 from fourm.modalities.registry import Kind
-from fourm.output.processes import read_checksums, sha256_of, sha256_of_file
+from fourm.output.processes import read_checksums, sha256_of_file
 from fourm.output.record import BASE, RUN, SR, SR_RUN, RunRecord
 from fourm.output.samples import RecordedSample, Run, chain_names, open_runs, samples_for
 from fourm.schedule.chain import Chain

@@ -8,7 +8,7 @@ PUBLIC = {
     "joining": "Joining check_free check_names check_output withdraw_output",
     "processes": (
         "ANY_RUN Failure Launch Listed PROCESSES Process close_output list_files now "
-        "read_checksums read_failures remove_empty sha256_of sha256_of_file write_failures"
+        "read_checksums read_failures remove_empty sha256_of_file write_failures"
     ),
     "record": "BASE FRAMES NEXT PLOTS RUN RunRecord SAMPLES SR SR_RUN",
     "samples": "RecordedSample Run SampleWriter chain_names keys_of load_run open_runs samples_for",

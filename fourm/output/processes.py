@@ -15,7 +15,6 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,9 +250,6 @@ def sha256_of_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-sha256_of = cache(sha256_of_file)  # of a file that does not change; computed once per process
 
 
 def list_files(out: Path, paths: Iterable[Path]) -> dict[str, Listed]:

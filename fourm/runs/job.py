@@ -16,6 +16,7 @@ from fourm.codecs.table import check_codec
 from fourm.data.layout import Place, path_of
 from fourm.data.opening import read_bytes
 from fourm.errors import MissingError, UsageError
+from fourm.hub.digests import sha256_of
 from fourm.hub.files import ModelFiles, check_tokenizers, require_text_tokenizer, tokenizer_advice, weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.inputs.conditions import Work
@@ -24,7 +25,7 @@ from fourm.modalities.registry import Kind, Modality
 from fourm.networks.checkpoint import tokenizer_config
 from fourm.networks.tokenizers.config import DiVAEConfig
 from fourm.output.formats import Tokens, find_flaw
-from fourm.output.processes import Listed, now, sha256_of
+from fourm.output.processes import Listed, now
 from fourm.output.record import RunRecord
 from fourm.schedule.chain import joining_problem
 from fourm.schedule.keeps import Keep

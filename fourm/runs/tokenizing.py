@@ -54,6 +54,7 @@ from fourm.data.writing import (
 )
 from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
+from fourm.hub.digests import sha256_of
 from fourm.hub.files import weights_of
 from fourm.hub.header import TokenizerPart
 from fourm.inputs.request import TokenizeRequest
@@ -63,7 +64,7 @@ from fourm.networks.checkpoint import load_tokenizer, tokenizer_config
 from fourm.networks.layers import compile_blocks
 from fourm.networks.precision import arithmetic, check_compiler, choose_dtype, torch_dtype
 from fourm.output.joining import check_names
-from fourm.output.processes import ANY_RUN, Launch, Process, now, sha256_of, write_failures
+from fourm.output.processes import ANY_RUN, Launch, Process, now, write_failures
 from fourm.output.record import BASE, RUN, SR_RUN
 from fourm.output.samples import load_run
 from fourm.runs.device import Portions, as_fourm_errors, check_tokenizing_memory, choose_device

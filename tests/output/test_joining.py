@@ -38,7 +38,7 @@ from fourm.output.processes import (
     now,
     read_failures,
     read_launches,
-    sha256_of,
+    sha256_of_file,
 )
 from fourm.output.record import RUN, SR_RUN, RunRecord
 from fourm.output.samples import load_run
@@ -135,6 +135,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "bfloat16"}, 'dtype is "float32" there and "bfloat16" here'),
     ({"device_type": "cuda"}, 'device_type is "cpu" there and "cuda" here'),
     ({"attention": "xformers"}, 'attention is "sdpa" there and "xformers" here'),
+    ({"compile": True}, "compile is false there and true here"),
     ({"decode": False}, "decode is true there and false here"),
     ({"detokenizer_steps": 50}, "detokenizer_steps is 25 there and 50 here"),
     ({"blend": False}, "blend is true there and false here"),
@@ -465,7 +466,7 @@ def test_a_run_killed_before_its_record_leaves_an_empty_folder(tmp_path: Path) -
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
-    assert sha256_of(tmp_path / "f").startswith("e3b0c44298fc1c14")
+    assert sha256_of_file(tmp_path / "f").startswith("e3b0c44298fc1c14")
 
 
 def test_overwriting_deletes_nothing_when_one_of_the_folders_leads_out(tmp_path: Path) -> None:
