@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import compare
 from benchmarks.gpu.bench import Bench, Cases
 from benchmarks.gpu.commands import count_results
 from benchmarks.gpu.driver import PARTS, Run
@@ -103,3 +104,32 @@ tests/test_b.py::test_four """
         "passed": 1, "failed": 1, "skipped": 1, "errors": 0, "names": "stopped; test_three",
     }  # fmt: skip
     assert count_results("ERROR tests/test_c.py - ModuleNotFoundError: x\n1 error")["errors"] == 1
+
+
+def result(folder: Path, card: str, shares: dict[str, float], wrong: int) -> Path:
+    rows = [{"part": "facts", "name": "machine", "status": "ok", "values": {"card": card}}]
+    rows += [
+        {"part": "4m-b", "name": name, "status": "ok", "values": {"of peak": share}}
+        for name, share in shares.items()
+    ]
+    rows.append({"part": "4m-b", "name": "late", "status": "left out", "values": {}})
+    rows.append({"part": "tokens", "name": "f", "status": "ok", "values": {"differing tokens": wrong}})
+    folder.mkdir(parents=True)
+    (folder / "gpu.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    return folder
+
+
+def test_a_result_is_compared_with_the_newest_of_its_card(tmp_path: Path) -> None:
+    result(tmp_path / "results/2026-01-01-b", "B", {"one": 0.9}, 0)
+    result(tmp_path / "results/2026-01-01-a", "A", {"one": 0.1}, 0)
+    latest = result(tmp_path / "results/2026-01-02-a", "A", {"one": 0.2, "two": 0.1, "old": 0.5}, 0)
+    new = compare.read(result(tmp_path / "new", "A", {"one": 0.19, "two": 0.05, "new": 0.5}, 2))
+    assert compare.newest(compare.card_of(new), tmp_path / "results") == latest
+    found = {name: (what, is_well) for name, what, is_well in compare.compared(new, compare.read(latest))}
+    assert found == {
+        "4m-b one": ("20.00% -> 19.00% of peak, 0.95 times", True),
+        "4m-b two": ("10.00% -> 5.00% of peak, 0.50 times", False),
+        "tokens f": ("0 -> 2 tokens differ", False),
+    }
+    with pytest.raises(SystemExit, match="no committed result of the card 'C'"):
+        compare.newest("C", tmp_path / "results")
