@@ -91,9 +91,10 @@ class Graph:
 
 
 @contextmanager
-def capture(graph: Graph, pool: str | None = None) -> Iterator[None]:
+def capture(graph: Graph, pool: str | None, capture_error_mode: str) -> Iterator[None]:
     """Capture what is called within this context."""
     assert pool in (None, "pool")
+    assert capture_error_mode == "thread_local"  # other threads may use the device
     Graph.captures += 1
     Gpu.active().graph = graph
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 Work = Callable[..., Sequence[Tensor]]
 MOST_GRAPHS = 256  # each holds its inputs and results; what is between them lies in one pool for all
+MOST_HELD = 8  # sets of tensors that captured work keeps
 LEAST_FREE = 0.1  # share of the device's memory that must be free for one more
 
 
@@ -56,6 +57,10 @@ class Graphs:
         """The same values in memory that stays for this key, for captured work that reads or changes them."""
         held = self._held.get(key)
         if held is None:
+            while len(self._held) >= MOST_HELD:
+                oldest = next(iter(self._held))
+                self._held.pop(oldest)
+                self._captured.pop(oldest, None)  # which reads that memory
             held = self._held[key] = [one.clone() for one in tensors]
         else:
             for old, new in zip(held, tensors, strict=True):
@@ -69,7 +74,8 @@ class Graphs:
             return False
         graph, held = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Meanwhile, another thread may tokenize the next conditions on the same device.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = work(*held)
         except (RuntimeError, MemoryError):  # it asks for a value, or memory ran out
             self._refused.add(key)

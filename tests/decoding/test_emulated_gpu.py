@@ -219,6 +219,17 @@ def test_a_graph_reads_its_new_inputs_and_leaves_earlier_results_alone(gpu: Gpu)
     assert [one.tolist() for one in made] == [[n + 1, 2 * n + 2, 3 * n + 3] for n in range(5)]
 
 
+def test_memory_that_work_reads_stays_and_is_not_kept_for_ever(gpu: Gpu) -> None:
+    graphs, before = Graphs(), Graph.captures
+    for number in (*range(9), 0):
+        for value in (number, number + 1):
+            (held,) = graphs.hold(number, [torch.full((2,), value, device="cuda")])
+            (made,) = graphs.run(number, lambda x, held=held: [x + held], torch.ones(2, device="cuda"))
+            assert made.tolist() == [value + 1] * 2
+    assert graphs.count == 8
+    assert Graph.captures - before == 10
+
+
 @pytest.mark.parametrize("scheme", ["roar", "maskgit"])
 def test_few_shapes_are_met_whatever_is_known(
     gpu: Gpu, network: FourM, tiny: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
