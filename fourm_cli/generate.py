@@ -19,7 +19,7 @@ from fourm import MKL_VALUE, MKL_VARIABLE
 from fourm.data.opening import local_name, local_path, output_path, real
 from fourm.errors import SampleError, UsageError, near_match
 from fourm.hub.catalogue import DEMO
-from fourm.hub.header import read_header
+from fourm.hub.header import AUTO, read_header
 from fourm.schedule.settings import RunSettings, merge, read_settings
 from fourm_cli import given, options
 from fourm_cli.console import (
@@ -163,7 +163,7 @@ def sr(
         model=files, chain=chain, samples=dataset.samples, input=dataset.input, num_variations=variations,
         variation=made.variation if made else None,
         seed=seed if seed is not None else made.seed if made else 0,
-        dtype=machine.dtype or (made.dtype if made else "auto"),
+        dtype=machine.dtype or AUTO,
         stage="sr", origin=made, is_beside=is_beside,
         fit=made.fit if made else "crop", restore=restore,
     )  # fmt: skip
@@ -211,7 +211,7 @@ def tokenize(
     request = TokenizeRequest(
         files, tuple(found), dataset.samples, out, num_crops=crops, min_scale=min_scale, seed=seed or 0,
         batch_size=options.parse_batch_size(machine.batch_size), device=machine.device or "auto",
-        dtype=machine.dtype or "auto", attention=machine.attention, compile=machine.compile_blocks,
+        dtype=machine.dtype or AUTO, attention=machine.attention, compile=machine.compile_blocks,
         overwrite=overwrite,
         world=parse_world(machine.shard, os.environ), fit=options.parse_fit(fit),
     )  # fmt: skip
@@ -252,7 +252,7 @@ def _requester(
         Request, out=folder, world=world, command=("fourm", *sys.argv[1:]), resume=writing.resume,
         overwrite=writing.overwrite, batch_size=options.parse_batch_size(machine.batch_size),
         device=machine.device or options.parse_device(settings.device or "auto"),
-        dtype=machine.dtype or settings.dtype or "auto",
+        dtype=machine.dtype or settings.dtype or AUTO,
         attention=machine.attention, compile=machine.compile_blocks, decode=writing.decode,
         preview=writing.preview, blend=writing.blend,
         restore=writing.restore,

@@ -15,7 +15,7 @@ import typer
 from fourm.data.opening import local_name, local_path, no_folder, output_path
 from fourm.errors import FourMError, UsageError, near_match
 from fourm.hub.catalogue import CATALOGUE, DEMO, DEMO_SR, GROUPS, find_entry
-from fourm.hub.header import DTYPES
+from fourm.hub.header import AUTO, DTYPES
 from fourm.modalities.registry import RELEASED, TOKENS
 from fourm.schedule.configs import find_config, list_configs, option_of
 from fourm.schedule.schemes import SCHEMES, TOKEN_CURVES
@@ -146,9 +146,9 @@ TABLE: Mapping[str, Any] = {  # by the name of the parameter
     "device": option("cpu, cuda, cuda:N or mps.", "NAME", MODEL, parser=parse_device, show_default="auto",
                      autocompletion=one_of(*DEVICES)),
     "dtype": option(
-        "float32, tf32 (NVIDIA: coarser, faster), bfloat16 or float16.", "NAME", MODEL,
-        show_default="auto", parser=parse_dtype,
-        autocompletion=one_of("auto", *(dtype.name for dtype in DTYPES.values()))),
+        "float32, tf32 (NVIDIA: coarser, faster), bfloat16 or float16; auto: bfloat16 on GPUs that have it, "
+        "else float32.", "NAME", MODEL, show_default=AUTO, parser=parse_dtype,
+        autocompletion=one_of(*(dtype.name for dtype in DTYPES.values()))),
     "attention": option("sdpa or, on NVIDIA GPUs with the extra 'fast', xformers.", "KERNEL", MODEL,
                         autocompletion=one_of("sdpa", "xformers")),
     "compile_blocks": option(

@@ -9,6 +9,7 @@ import typer
 
 from fourm.data.opening import local_path
 from fourm.hub.catalogue import CATALOGUE, DEMO, PARTI, Entry
+from fourm.hub.header import AUTO
 from fourm.schedule.settings import Settings, read_settings
 from fourm_cli.console import note, print_json, print_table, size_text
 from fourm_cli.help import help_of, show_group
@@ -45,7 +46,7 @@ def validate(
         fourm schedule validate --target tok_clip:steps=49,temp=6 --target tok_rgb:steps=25,temp=0.5
     """
     settings, stages = _plan(schedule, configs, model, sr_model)
-    width = dtype or settings.run.dtype or "auto"
+    width = dtype or settings.run.dtype or AUTO
     stages = [(files, chain.expected()) for files, chain in stages]
     costs = _costs(settings, stages, width)
     if as_json:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -59,6 +59,11 @@ class GpuTensor(Tensor):
 def real(x: Any) -> Any:
     """The CPU tensor of an emulated tensor; other values unchanged."""
     return x.held if isinstance(x, GpuTensor) else x
+
+
+def _mm(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.mm`, whose `out_dtype` CPUs do not have."""
+    return torch.mm(a.to(out_dtype or a.dtype), b.to(out_dtype or b.dtype))
 
 
 def _is_in_place(name: str) -> bool:
@@ -126,6 +131,7 @@ class Gpu(TorchFunctionMode):
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Carry out a call of torch on the CPU tensors, unless a GPU would refuse it."""
+        func = _mm if func is torch.mm else func
         out = self._call(func, args, kwargs)
         if self.graph is not None and any(isinstance(x, GpuTensor) for x in tree_flatten(out)[0]):
             kwargs = {**kwargs, "device": "cpu"} if kwargs.get("device") is not None else kwargs
@@ -252,6 +258,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch, name: str = "cuda:0") -> Iterator[
         patch.setattr(ThreadPoolExecutor, "submit", submit_with_gpu)
         patch.setattr(torch.cuda, "is_available", lambda: gpu.device.type == "cuda")
         patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "device", nullcontext)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "graph", capture)
         patch.setattr(torch.cuda, "get_device_name", lambda _=None: "emulated")

@@ -23,9 +23,10 @@ from fourm.data.opening import output_path, path_text
 from fourm.errors import UsageError
 from fourm.hub.catalogue import DEMO
 from fourm.hub.files import ModelFiles, find_model, with_parts
+from fourm.hub.header import AUTO
 from fourm.inputs.request import Request, World, check_attention, check_seed
 from fourm.networks.precision import check_compiler, choose_dtype
-from fourm.runs.device import choose_device
+from fourm.runs.device import choose_device, resolve_dtype
 from fourm.runs.events import Event
 from fourm.runs.loaded import LoadedModel
 from fourm.runs.pipeline import run as run_request
@@ -182,14 +183,14 @@ _LOADED, _LOADING = list[Model](), Lock()  # models that are not closed
 
 
 def load(
-    name: str | os.PathLike[str] = DEMO, *, device: str = "auto", dtype: str = "auto",
+    name: str | os.PathLike[str] = DEMO, *, device: str = "auto", dtype: str = AUTO,
     sr: str | bool | None = None, tokenizers: Mapping[str, str] | None = None, attention: str = "sdpa",
     compile: bool = False,
 ) -> Model:  # fmt: skip
     """A model by its short name, Hub id, folder or .safetensors file, on a device.
 
-    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". dtype: "auto", "float32",
-    "tf32", "bfloat16" or "float16". sr: True, or the name of a model: all calls do super-resolution too.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". dtype: "auto" (bfloat16 on
+    NVIDIA GPUs that have it, else float32), "float32", "tf32", "bfloat16" or "float16". sr: True, or the name of a model: all calls do super-resolution too.
     tokenizers: others than the model's own, by key (`{"rgb": "tok-rgb"}`). attention: "sdpa" or "xformers".
     compile: torch's compiler makes the blocks of the networks, which takes a minute and changes last bits.
     Equal arguments give the model that is loaded already, unless it was closed or its files have changed.
@@ -239,8 +240,8 @@ def run(request: Request, model: "Model | str | None" = None) -> Iterator[Event]
     What is saved stays saved. UsageError: the folder is not empty, or the request is for another model.
     """
     if isinstance(model, str):
-        how = {name: getattr(request, name) for name in ("device", "dtype", "attention", "compile")}
-        model = load(model, **how)
+        how = {name: getattr(request, name) for name in ("device", "attention", "compile")}
+        model = load(model, dtype=resolve_dtype(request, choose_device(request.device, World())), **how)
     if model is None:
         return run_request(request)
     loaded = model._models.base

@@ -83,7 +83,7 @@ _TOKENIZERS = (
     ("edges", "tok-edge", "edge_8k_224-512", "Canny and SAM edges",
      TokenizerSizes(86_038_272, 4_748_576, 262_144, 196_202_768, 8_193, _UNET)),
     ("semseg", "tok-semseg", "semseg_4k_224-448", "Semantic segmentation",
-     TokenizerSizes(98_248_832, 4_748_576, 131_072, 116_785_664, 4_097, output=(34_304, 768))),
+     TokenizerSizes(0, 102_997_408, 131_072, 116_785_664, 4_097, output=(34_304, 768))),
     ("clip", "tok-clip", "CLIP-B16_8k_224-448", "CLIP-B/16 features",
      TokenizerSizes(86_050_560, 4_748_576, 262_144, 90_799_616, 8_193, output=(512, 768))),
     ("dinov2", "tok-dinov2", "DINOv2-B14_8k_224-448", "DINOv2-B/14 features",

@@ -32,10 +32,13 @@ class Dtype:
     num_bytes: int  # of a number
 
 
-# By every name that users may type; "auto" is float32 on every device, so that all compute the same. TF32 is
-# no dtype of tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
+AUTO = "auto"  # bfloat16 or float32, as the device has it (`networks.precision.choose_dtype`)
+
+# By every name that users may type. Where no device is known, "auto" counts as float32. TF32 is no dtype of
+# tensors: NVIDIA GPUs round the factors of float32 products to 10 bits of mantissa.
 DTYPES: Mapping[str, Dtype] = {
-    **dict.fromkeys(("float32", "auto", "fp32"), Dtype("float32", "float32", 4)),
+    AUTO: Dtype(AUTO, "float32", 4),
+    **dict.fromkeys(("float32", "fp32"), Dtype("float32", "float32", 4)),
     "tf32": Dtype("tf32", "float32", 4),
     **dict.fromkeys(("bfloat16", "bf16"), Dtype("bfloat16", "bfloat16", 2)),
     **dict.fromkeys(("float16", "fp16"), Dtype("float16", "float16", 2)),
@@ -50,9 +53,11 @@ class TokenizerPart(Enum):
     DECODER = ("encoder.", "quant_proj.", "cls_emb.")  # with the codebook
 
 
-# Tensors of a tokenizer: statistics that only training reads, and beginnings of what is float32 in every run.
+# Tensors of a tokenizer: statistics that only training reads, and beginnings of what is float32 in every run:
+# the search and what leads to it; all of the encoder where labels are embedded (which a tensor LABELS tells).
 TRAINING_BUFFERS = tuple(f"quantize._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg"))
 IN_FLOAT32 = ("quant", "encoder.norm_mlp", "encoder.post_mlp")
+LABELS, LABELS_IN_FLOAT32 = "cls_emb.weight", ("quant", "encoder.", "cls_emb.")
 
 # What other files begin with, read where the length of the header makes no sense.
 _FOREIGN = {

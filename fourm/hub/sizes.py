@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Self, cast
 
-from fourm.hub.header import IN_FLOAT32, TRAINING_BUFFERS, TensorInfo, TokenizerPart
+from fourm.hub.header import (
+    IN_FLOAT32,
+    LABELS,
+    LABELS_IN_FLOAT32,
+    TRAINING_BUFFERS,
+    TensorInfo,
+    TokenizerPart,
+)
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality, Registry
 
 _NORM = ("weight", "bias")
@@ -42,7 +49,8 @@ class TokenizerSizes:
         counts = {name: info.num_elements for name, info in tensors.items()}
         loaded = {name: n for name, n in counts.items() if not name.startswith(TRAINING_BUFFERS)}
         halves = {name: n for name, n in loaded.items() if name.startswith(TokenizerPart.DECODER.value)}
-        exact = sum(n for name, n in halves.items() if name.startswith(IN_FLOAT32))
+        names = LABELS_IN_FLOAT32 if LABELS in tensors else IN_FLOAT32
+        exact = sum(n for name, n in halves.items() if name.startswith(names))
         decoder = sum(n for name, n in loaded.items() if name.startswith(TokenizerPart.ENCODER.value))
         encoder, total = sum(halves.values()), sum(loaded.values())
         first, last = (tensors[name].shape if name in tensors else () for name in (_FINEST, _LAST))

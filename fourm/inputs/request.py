@@ -14,10 +14,12 @@ from fourm.data.layout import FITS, FRAME, MAX_SAMPLES, Fit, Sample, check_apart
 from fourm.data.opening import read_bytes, real
 from fourm.errors import UsageError, near_match, shown
 from fourm.hub.files import ModelFiles
+from fourm.hub.header import AUTO
 from fourm.inputs.sources import shows_part
 from fourm.modalities.registry import Modality
 from fourm.modalities.typed import Limits, to_type
-from fourm.output.record import BASE, RUN, SR_RUN, RunRecord
+from fourm.output.record import BASE, NEXT, RUN, SR_RUN, RunRecord
+from fourm.output.samples import load_run
 from fourm.schedule.chain import Chain
 from fourm.schedule.settings import MAX_SEED
 
@@ -79,7 +81,7 @@ class Request:
     seed: int = 0
     batch_size: Annotated[int, Limits(1)] | None = None  # None: chosen from the size of the chain
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
-    dtype: str = "auto"  # "auto" is float32: the same result everywhere
+    dtype: str = AUTO  # that of the run that is continued, else of the one before, else what suits the device
     attention: str = "sdpa"  # one of ATTENTIONS; they differ in last bits
     compile: bool = False  # blocks run as torch's compiler makes them; last bits differ
     decode: bool = True  # also write pictures and other values, not only tokens
@@ -125,6 +127,13 @@ class Request:
     def variations(self) -> Sequence[int]:
         """Numbers of the variations to make."""
         return range(self.num_variations) if self.variation is None else (self.variation,)
+
+    def joined_record(self) -> RunRecord | None:
+        """The record in `out` of the run that is joined or continued; None if a new one begins."""
+        # One that was killed while it overwrote the folder is completed first.
+        files = () if self.overwrite else (NEXT[self.record], self.record)[not self.resume :]
+        there = [file for file in files if os.path.lexists(self.out / file)]
+        return load_run(self.out, there[0]).record if there else None
 
     def __post_init__(self) -> None:
         for name in _PLAIN:
@@ -185,7 +194,7 @@ class TokenizeRequest:
     seed: int = 0
     batch_size: int | None = None  # samples that are read together; None: chosen by the device
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: str = AUTO
     attention: str = "sdpa"
     compile: bool = False  # see `Request`
     overwrite: bool = False

@@ -32,6 +32,8 @@ from fourm.networks.state import Batch, Slot
 DecoderCache = tuple[KVCache, ...]  # one for each block
 # By modality: content (B, L, D), address (B or 1, L, D), known (B, L) bool.
 Embedded = Mapping[str, tuple[Tensor, Tensor, Tensor]]
+# Whether `torch.mm` takes the dtype of its result: from torch 2.8 on, for CUDA.
+_HAS_WIDE_SUMS = torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
 PACKED_BELOW = 0.9  # share of visible tokens below which it is faster to leave the padding out
 
 
@@ -160,6 +162,17 @@ class Head(nn.Module):
         if self.modality.kind is Kind.SEQUENCE:
             positions = positions.masked_fill(positions >= self.modality.max_positions, 0)  # as in training
         return F.embedding(positions, self.pos_emb[0]) + self.mod_emb
+
+    def logits(self, y: Tensor) -> Tensor:
+        """Logits (B, K, V) of the decoder's output (B, K, D).
+
+        NVIDIA GPUs give the sums of 16-bit products in float32, and guidance multiplies what rounding would
+        add. CPUs have no such kernel: there logits of 16-bit networks are rounded once.
+        """
+        if y.device.type != "cuda" or y.dtype == torch.float32 or not _HAS_WIDE_SUMS:
+            return self.to_logits(y)
+        weight = self.to_logits.weight.t()
+        return torch.mm(y.flatten(0, 1), weight, out_dtype=torch.float32).view(*y.shape[:2], -1)
 
 
 class FourM(nn.Module):
@@ -297,7 +310,7 @@ class FourM(nn.Module):
             pasts = [partial(one.put, at=at, length=length or room) for one in cache]
         for block, cross, past in zip(self.decoder, crosses, pasts, strict=True):
             y = block(y, cross, context.mask, own_mask, causal, past)
-        return head.to_logits(self.decoder_norm(y))
+        return head.logits(self.decoder_norm(y))
 
     def _read_context(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of the context, one decoder block after the other."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from fourm.errors import UsageError
-from fourm.hub.header import DTYPES
+from fourm.hub.header import AUTO, DTYPES
 
 _Switch = tuple[Any, str, Any]  # a global setting of torch: its owner, its name, a value
 _EXACT: tuple[_Switch, ...] = (
@@ -33,13 +33,23 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The full name of a dtype; UsageError if it is unknown, or not supported by the device."""
+    """The full name of a dtype; UsageError if it is unknown, or not supported by the device.
+
+    `auto` is bfloat16 on NVIDIA GPUs that compute in it (from Ampere on), float32 on all other devices.
+    """
     if name not in DTYPES:
         raise UsageError(f"`dtype`: '{name}' is not one of {', '.join(DTYPES)}")
+    if name == AUTO:
+        return "bfloat16" if device.type == "cuda" and _has_bfloat16(device) else "float32"
     if DTYPES[name].name == "tf32" and device.type != "cuda":
         where = f"only NVIDIA GPUs support it, not '{device.type}'"
         raise UsageError(f"`dtype=tf32`: {where}; use `dtype=float32`")
     return DTYPES[name].name
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -10,9 +10,10 @@ import torch
 
 from fourm.codecs.images import rows_at_once
 from fourm.errors import FourMError, UsageError
-from fourm.hub.header import DTYPES, TokenizerPart
+from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.inputs.request import NOWHERE, Request, TokenizeRequest, World
 from fourm.networks.memory import free_memory, is_out_of_memory, memory_error, release_memory
+from fourm.networks.precision import choose_dtype
 from fourm.runs.events import Event, Halved
 from fourm.schedule.cost import LIBRARIES, MOST_ROWS, Cost, estimate, tokenizer_bytes
 
@@ -77,6 +78,20 @@ def choose_device(name: str, world: World) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", world.local_rank % count)
     return device
+
+
+def resolve_dtype(request: Request, device: torch.device) -> str:
+    """The full name of the dtype of a run; UsageError if the device does not support it.
+
+    `auto` is that of the run that is joined or continued; that of the run before super-resolution; or what
+    suits the device.
+    """
+    name = request.dtype
+    if name == AUTO and (before := request.joined_record()) is not None:
+        name = before.dtype
+    elif name == AUTO and request.origin is not None:
+        name = request.origin.dtype
+    return choose_dtype(name, device)
 
 
 def fit_batch_size(request: Request, device: torch.device) -> int:

@@ -28,13 +28,20 @@ from fourm.inputs.request import Request
 from fourm.inputs.sources import kept_names
 from fourm.networks.attention import set_attention
 from fourm.networks.checkpoint import check_files, load_model, load_tokenizer
-from fourm.networks.precision import arithmetic, check_compiler, choose_dtype
+from fourm.networks.precision import arithmetic, check_compiler
 from fourm.networks.state import Batch, stack_batches
 from fourm.output.joining import Joining, withdraw_output
 from fourm.output.processes import Launch, Listed, close_output, now, read_checksums
 from fourm.output.record import BASE, NEXT, RUN
 from fourm.output.samples import Run, SampleWriter
-from fourm.runs.device import Portions, as_fourm_errors, checked_batch_size, choose_device, choose_rows
+from fourm.runs.device import (
+    Portions,
+    as_fourm_errors,
+    checked_batch_size,
+    choose_device,
+    choose_rows,
+    resolve_dtype,
+)
 from fourm.runs.events import Event, Failed, Finished, Halved, Loading, Noted, Started, Stepped
 from fourm.runs.job import Job, count_evaluations, make_record, plan_places, tokenizers_of
 from fourm.runs.loaded import LoadedModel
@@ -72,7 +79,8 @@ class Writer(Protocol):
 def check(request: Request) -> Job:
     """Check a request before anything is loaded. UsageError for settings, MissingError for missing files."""
     device = choose_device(request.device, request.world)
-    dtype = choose_dtype(request.dtype, device)
+    dtype = resolve_dtype(request, device)
+    request = replace(request, dtype=dtype)
     set_attention(torch.nn.Identity(), request.attention, device)  # only checks the setting
     if request.compile:
         check_compiler(device)

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +56,7 @@ from fourm.decoding.sampling import Noise
 from fourm.errors import SampleError, UsageError
 from fourm.hub.digests import sha256_of
 from fourm.hub.files import weights_of
-from fourm.hub.header import TokenizerPart
+from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.inputs.request import TokenizeRequest
 from fourm.modalities.registry import Modality
 from fourm.networks.attention import set_attention
@@ -108,7 +108,8 @@ def tokenize_dataset(request: TokenizeRequest) -> Iterator[Event]:
     """
     started = time.perf_counter()
     device = choose_device(request.device, request.world)
-    dtype = choose_dtype(request.dtype, device)
+    dtype = choose_dtype(_begun_dtype(request), device)
+    request = replace(request, dtype=dtype)
     set_attention(torch.nn.Identity(), request.attention, device)  # an error before anything is loaded
     if request.compile:
         check_compiler(device)
@@ -183,6 +184,16 @@ def _origin(run: Tokenizing, row: Modality) -> dict[str, object]:
             "attention": run.request.attention, "device": run.portions.device.type,
             **({"fit": run.request.fit} if run.request.fit != _FIT["fit"] else {}),
             **({"compile": True} if run.request.compile else {})}  # fmt: skip
+
+
+def _begun_dtype(request: TokenizeRequest) -> str:
+    """The dtype that is asked for; of `auto`, that in which tokens are there already, if some are."""
+    for row in request.rows if request.dtype == AUTO and not request.overwrite else ():
+        with suppress(SampleError, OSError):  # `_check_origin` says what is wrong with it
+            there = read_json(request.out / row.name / TOKENIZER)
+            if isinstance(there, dict) and there.get("dtype") in list(DTYPES):
+                return str(there["dtype"])
+    return request.dtype
 
 
 def _check_origin(run: Tokenizing, row: Modality) -> None:

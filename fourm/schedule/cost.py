@@ -12,7 +12,7 @@ from typing import Self
 
 from fourm.hub.catalogue import Entry
 from fourm.hub.files import ModelFiles, is_unused, missing_parts, tokenizer_sizes
-from fourm.hub.header import DTYPES, TokenizerPart
+from fourm.hub.header import AUTO, DTYPES, TokenizerPart
 from fourm.hub.sizes import TokenizerSizes
 from fourm.modalities.registry import SEQUENCE_ROWS, Kind, Modality
 from fourm.schedule.chain import Chain, Step
@@ -53,7 +53,7 @@ class Cost:
 
 
 def estimate(
-    chain: Chain, model: ModelFiles, dtype: str = "auto", batch_size: int = 1,
+    chain: Chain, model: ModelFiles, dtype: str = AUTO, batch_size: int = 1,
     decode: bool = True, rows_at_once: int = 1, max_rows: int = MOST_ROWS,
 ) -> Cost:  # fmt: skip
     """The cost of a chain; dtype (a key of `DTYPES`) is that of weights and activations.

@@ -6,7 +6,7 @@ The emulated values are real, so what is made is what a CPU makes.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from fourm.decoding.steps import Progress
 from fourm.hub.files import find_model
 from fourm.modalities.registry import RELEASED
 from fourm.networks.checkpoint import load_model
-from fourm.networks.model import Context, FourM, FourMConfig
+from fourm.networks.model import Context, FourM, FourMConfig, Head
 from fourm.networks.state import Batch, full_sequence, partly_given
 from fourm.schedule.chain import Chain, TargetSpec, make_chain
 from tests.emulated_gpu import Gpu, GpuError, GpuTensor, Graph, emulated
@@ -71,6 +71,55 @@ def test_every_target_of_the_demo_is_made_in_every_dtype(gpu: Gpu, run: Command,
     assert f'dtype is "{dtype}" there and "float32" here' in err
 
 
+def dtype_of(record: str) -> str:
+    return str(json.loads(Path(record).read_text())["dtype"])
+
+
+def test_a_gpu_with_bfloat16_computes_in_it_unless_told_otherwise(
+    gpu: Gpu, run: Command, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", "a red circle", "--steps", 2, "--targets", "tok_rgb", "--sr-targets", "tok_rgb",
+             "--sr-steps", 1, "--device", "cuda", "--no-decode")  # fmt: skip
+    code, _, err = run(*words, "--out", "o")
+    assert (code, err.count("on cuda:0 in bfloat16")) == (0, 2), err
+    assert {dtype_of("o/run.json"), dtype_of("o/run.sr.json")} == {"bfloat16"}
+    tokenize = ("tokenize", data, "--modalities", "rgb", "-q", "--device", "cuda")
+    assert run(*tokenize, "--out", "t")[0] == 0
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert run(*words, "--quiet", "--out", "older")[0] == 0
+    assert run(*tokenize, "--out", "older-t")[0] == 0
+    assert {dtype_of("older/run.json"), dtype_of("older/run.sr.json")} == {"float32"}
+    made = [dtype_of(f"{out}/tok_rgb@64/tokenizer.json") for out in ("t", "older-t")]
+    assert made == ["bfloat16", "float32"]
+
+
+def test_what_goes_on_computes_in_the_dtype_that_it_was_begun_in(gpu: Gpu, run: Command, data: Path) -> None:
+    words = (*PROMPTS, "--targets", "tok_rgb", "--no-decode")
+    assert run(*words, "--dtype", "float32", "--shard", "0/2")[0] == 0
+    assert run(*words, "--shard", "1/2")[0] == 0  # a later rank joins
+    assert dtype_of("o/run.json") == "float32"
+    made = tokens("o")
+    assert len(made) == 2
+    (Path("o") / min(made)).unlink()
+    code, _, err = run(*words, "--resume", "--dtype", "bfloat16")
+    assert (code, 'dtype is "float32" there and "bfloat16" here' in err) == (2, True), err
+    assert run(*words, "--resume")[0] == 0
+    assert tokens("o") == made
+    finer = ("sr", "o", "--targets", "tok_rgb", "--steps", 1, "--no-decode", "--device", "cuda", "-q")
+    assert run(*finer)[0] == 0
+    assert dtype_of("o/run.sr.json") == "float32"
+    assert run(*finer, "--dtype", "bfloat16", "--out", "other")[0] == 0
+    assert run(*finer, "--out", "other", "--resume")[0] == 0  # the record of its own comes first
+    assert run(*words, "--overwrite")[0] == 0  # a new run
+    assert dtype_of("o/run.json") == "bfloat16"
+    tokenize = ("tokenize", data, "--modalities", "rgb", "-q", "--device", "cuda", "--out", "t")
+    assert run(*tokenize, "--dtype", "float32")[0] == 0
+    (path,) = Path("t/tok_rgb@64").rglob("x.npy")
+    path.unlink()
+    assert run(*tokenize)[0] == 0
+    assert (path.is_file(), dtype_of("t/tok_rgb@64/tokenizer.json")) == (True, "float32")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -83,7 +132,7 @@ def test_every_target_of_the_demo_is_made_in_every_dtype(gpu: Gpu, run: Command,
     ids=["maskgit with previews", "greedy", "weighted, by diffusion", "super-resolution"],
 )  # fmt: skip
 def test_pictures_are_those_of_a_cpu(gpu: Gpu, run: Command, words: tuple[object, ...]) -> None:
-    assert run(*PROMPTS, *words)[0] == 0
+    assert run(*PROMPTS, *words, "--dtype", "float32")[0] == 0
     assert run(*TYPED_PROMPTS, *words, "--device", "cpu", "--out", "cpu")[0] == 0
     made, expected = tokens("o"), tokens("cpu")
     assert made.keys() == expected.keys()
@@ -100,7 +149,7 @@ def test_pictures_and_maps_are_conditions(gpu: Gpu, run: Command, data: Path) ->
 
 def test_pictures_and_maps_become_the_tokens_of_a_cpu(gpu: Gpu, run: Command, data: Path) -> None:
     for device in ("cuda", "cpu"):
-        words = ("tokenize", data, "--modalities", "rgb-depth", "--crops", 3, "--quiet")
+        words = ("tokenize", data, "--modalities", "rgb-depth", "--crops", 3, "--quiet", "--dtype", "float32")
         assert run(*words, "--device", device, "--out", device)[0] == 0
     assert tokens("cuda") == tokens("cpu")
     assert len(tokens("cpu")) == 4
@@ -123,6 +172,15 @@ def test_a_mac_is_asked_for_nothing_that_it_lacks(
 
 
 # Waits
+
+
+def test_logits_of_16_bits_are_summed_up_in_float32(gpu: Gpu, tiny: Path) -> None:
+    networks = [load_model(find_model(tiny), device, torch.bfloat16) for device in ("cpu", "cuda")]
+    on_cpu, on_gpu = (cast("Head", network.decoder_embeddings["tok_rgb@64"]) for network in networks)
+    y = torch.randn(2, 3, on_cpu.to_logits.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = y.float() @ on_cpu.to_logits.weight.float().T
+    assert torch.equal(on_gpu.logits(y.to("cuda")).view(6, -1).cpu(), exact.view(6, -1))
+    assert not torch.equal(on_cpu.logits(y).float(), exact)
 
 
 @pytest.fixture

@@ -85,12 +85,12 @@ def _as_torch_starts() -> Iterator[None]:
             owner.fp32_precision = "none"
 
 
-def test_a_dtype_is_float32_unless_another_is_named() -> None:
-    assert choose_dtype("auto", CPU) == "float32"
+def test_a_dtype_is_float32_on_a_cpu_unless_another_is_named() -> None:
+    assert choose_dtype("auto", CPU) == choose_dtype("auto", torch.device("mps")) == "float32"
     assert choose_dtype("bfloat16", CPU) == "bfloat16"
     assert choose_dtype("tf32", GPU) == "tf32"
     assert torch_dtype("tf32") is torch.float32
-    with pytest.raises(UsageError, match="'float8' is not one of float32, auto, "):
+    with pytest.raises(UsageError, match="'float8' is not one of auto, float32, "):
         choose_dtype("float8", CPU)
 
 
@@ -162,7 +162,7 @@ def test_a_run_is_float32_from_its_first_step_to_its_last_file(
     chain = parse_chain("--cond caption --targets tok_depth --steps 2", model)
     set_older()
     before, seen = older_switches(), dict[str, set[str]]()
-    for place in ("fourm.decoding.engine.draw", "fourm.runs.outputs.write_atomic"):
+    for place in ("fourm.decoding.grids.draw", "fourm.runs.outputs.write_atomic"):
         monkeypatch.setattr(place, spied(place, seen))
     for _ in run(Request(model, chain, (sample,), tmp_path / "out", device="cpu")):
         assert older_switches() == before

@@ -155,6 +155,14 @@ def test_a_network_in_half_precision_keeps_its_search_in_full(vq: Path) -> None:
     assert (decoded - case["decoded"]).abs().max() < 0.1 * case["decoded"].abs().max()
 
 
+def test_label_maps_have_the_same_tokens_in_half_precision(vq: Path) -> None:
+    tokenizer = load_tokenizer(vq / "vit_semseg", dtype=torch.bfloat16)
+    assert tokenizer.decoder.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    for case in recorded_cases(vq / "vit_semseg").values():
+        if "input" in case:
+            assert torch.equal(tokenizer.tokenize(case["input"]), case["tokens"])
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 32, 32), (3, 32, 32), (1, 3, 32, 36), (1, 3, 4, 4)])
 def test_inputs_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="input"):

@@ -164,7 +164,7 @@ def test_commands_refuse_what_does_not_fit_before_anything_is_loaded_or_written(
             ("sr", "made", *quick),
             ("tokenize", "data", "--quiet"),
         ):
-            code, out, err = run(*words, "--device", "cuda", "--out", "new")
+            code, out, err = run(*words, "--device", "cuda", "--dtype", "float32", "--out", "new")
             assert (code, out) == (2, ""), err
             assert "but only 0.00105 GB are free on cuda:0; --dtype bfloat16" in err
             assert not Path("new").exists()

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fourm.errors import CheckpointError, near_match
-from fourm.hub.header import IN_FLOAT32, TokenizerPart
+from fourm.hub.header import IN_FLOAT32, LABELS_IN_FLOAT32, TokenizerPart
 from fourm.networks.layers import BlockConfig, EncoderBlock, LayerNorm, Mlp, sincos_2d, token_table
 from fourm.networks.tokenizers.config import Size, VQConfig
 from fourm.networks.tokenizers.quantizers import QUANTIZERS
@@ -86,8 +86,12 @@ class Tokenizer(nn.Module):
         return self.quantize.lookup(tokens.long())
 
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of a tensor in a network of this one: the search and what leads to it are float32."""
-        return torch.float32 if name.startswith(IN_FLOAT32) else dtype
+        """The dtype of a tensor in a network of this one: the search and what leads to it are float32.
+
+        So is all of the encoder of label maps: maps of few classes have embeddings of small differences.
+        """
+        exact = IN_FLOAT32 if self.config.n_labels is None else LABELS_IN_FLOAT32
+        return torch.float32 if name.startswith(exact) else dtype
 
     def set_network_dtype(self, dtype: torch.dtype) -> Self:
         """Encoder and decoder in dtype, as `dtype_of` says."""
