@@ -1,6 +1,6 @@
 """Round trips by the command line alone: picture -> everything -> picture, against the truth.
 
-    python -m demo.roundtrip [--count 200] [--dtype bfloat16] [--work FOLDER] [--json]
+    python -m demo.roundtrip [--count 200] [--dtype bfloat16] [--back caption det ...] [--work FOLDER] [--json]
 
 Each arrow is a `fourm` command of its own that reads the folder which the one before it wrote; nothing is
 handed over in memory. The truth comes from `demo.dataset`. Pictures are judged by `demo.readback`.
